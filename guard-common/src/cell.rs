@@ -1,0 +1,127 @@
+//! Where a source's bucket lives: one cell in each of two rows, found by a keyed hash.
+//!
+//! Nothing is inserted and nothing is evicted, so a flood of spoofed sources costs what one source
+//! costs. Two sources that share a cell in one row rarely share one in the other, and a packet
+//! passes if either cell has room.
+
+use crate::address::{Address, Family};
+
+/// How many rows the array of cells has.
+pub const ROWS: u32 = 2;
+
+/// The key of the hash, random for each set of cells: without it nobody can choose addresses that
+/// share the cell of somebody else.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HashKey(pub [u64; 2]);
+
+/// Odd constants with well spread bits: the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast
+/// splittable pseudorandom number generators", 2014).
+const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
+
+/// The hash of a service and a source prefix. Each word is mixed with secret bits before it is
+/// multiplied, so which inputs collide depends on the key. Not a cryptographic hash: an attacker
+/// never sees its output.
+#[inline(always)]
+pub const fn hash(key: HashKey, service: u16, family: Family, prefix: Address) -> u64 {
+    let HashKey([first, second]) = key;
+    let head = (service as u64) << 8 | family as u64;
+    let mut h = prefix.low ^ first;
+    if matches!(family, Family::Ipv6) {
+        h = mix(h) ^ prefix.high;
+    }
+    mix(mix(h ^ head << 40) ^ second)
+}
+
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(MIX[0]);
+    let word = (word ^ (word >> 27)).wrapping_mul(MIX[1]);
+    word ^ (word >> 31)
+}
+
+/// The cell of each row, as indices into one array of `ROWS * (mask + 1)` cells.
+///
+/// `mask` is the number of cells in a row, a power of two, less one.
+#[inline(always)]
+pub const fn indices(hash: u64, mask: u32) -> [u32; ROWS as usize] {
+    [
+        hash as u32 & mask,
+        ((hash >> 32) as u32 & mask) + mask + 1,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+    const MASK: u32 = (1 << 16) - 1;
+
+    fn cells(service: u16, family: Family, prefix: Address) -> [u32; 2] {
+        indices(hash(KEY, service, family, prefix), MASK)
+    }
+
+    /// The fullest cell of each row must be near what throwing balls at random gives: with as many
+    /// balls as cells, the fullest holds 8 or 9 (Raab, Steger: "Balls into bins", 1998).
+    fn assert_spread(sources: impl Iterator<Item = [u32; 2]>) {
+        let mut load = vec![0u32; 2 * (MASK as usize + 1)];
+        for [a, b] in sources {
+            load[a as usize] += 1;
+            load[b as usize] += 1;
+        }
+        let fullest = load.iter().max().unwrap();
+        assert!(*fullest <= 13, "the fullest cell holds {fullest}");
+    }
+
+    #[test]
+    fn neighbouring_addresses_spread_like_random_ones() {
+        assert_spread(
+            (0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(0x0a00_0000 + n))),
+        );
+        assert_spread(
+            (0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(n << 16))),
+        );
+        assert_spread((0..=u64::from(MASK)).map(|n| {
+            let prefix = Address {
+                high: 0x2001_0db8_0000_0000 + n,
+                low: 0,
+            };
+            cells(1, Family::Ipv6, prefix)
+        }));
+        assert_spread((0..=MASK).map(|n| {
+            cells(n as u16, Family::Ipv4, Address::from_ipv4(0x0a00_0001))
+        }));
+    }
+
+    #[test]
+    fn rows_do_not_overlap() {
+        for n in 0..1000 {
+            let [first, second] = cells(0, Family::Ipv4, Address::from_ipv4(n));
+            assert!(first <= MASK);
+            assert!((MASK + 1..2 * (MASK + 1)).contains(&second));
+        }
+    }
+
+    #[test]
+    fn the_same_number_as_ipv4_and_ipv6_is_not_the_same_source() {
+        let address = Address::from_ipv4(7);
+        assert_ne!(
+            hash(KEY, 1, Family::Ipv4, address),
+            hash(KEY, 1, Family::Ipv6, address)
+        );
+    }
+
+    #[test]
+    fn another_key_is_another_placement() {
+        let other = HashKey([1, 2]);
+        let same = (0..1000)
+            .filter(|n| {
+                let address = Address::from_ipv4(*n);
+                indices(hash(KEY, 1, Family::Ipv4, address), MASK)
+                    == indices(hash(other, 1, Family::Ipv4, address), MASK)
+            })
+            .count();
+        assert_eq!(same, 0);
+    }
+}

@@ -1,0 +1,181 @@
+//! Whether a source may reach what it asks for: the rules of exposure as one pure function.
+
+use crate::{
+    packet::Transport,
+    reason::Reason,
+};
+
+/// What the guard closes.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Only ports that containers publish.
+    #[default]
+    Containers = 0,
+    /// Every port that no service lists.
+    Host = 1,
+}
+
+impl Scope {
+    /// The scope with this number; what is none is the narrower.
+    #[inline(always)]
+    pub const fn from_raw(raw: u8) -> Self {
+        match raw {
+            1 => Self::Host,
+            _ => Self::Containers,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Containers => "containers",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// What the tables know of the place a packet is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// A service lists it.
+    pub listed: bool,
+    /// That service allows this source.
+    pub admitted: bool,
+    /// A container publishes it.
+    pub published: bool,
+    /// It lies in `net.ipv4.ip_local_port_range`, so it may be the local end of a connection that
+    /// this host opened.
+    pub ephemeral: bool,
+}
+
+/// What exposure says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// A service is open to this source; its budgets come next.
+    Open,
+    /// No service is concerned.
+    Pass(Reason),
+    Closed(Reason),
+}
+
+/// Decides on a packet that has a transport header.
+///
+/// A closed published port outside the local port range gets nothing at all, so that a session that
+/// an intruder already holds dies too. Elsewhere a TCP segment that opens nothing may belong to a
+/// connection of this host, and passes.
+#[inline(always)]
+pub const fn judge(target: Target, transport: Transport, scope: Scope) -> Exposure {
+    let Target {
+        listed,
+        admitted,
+        published,
+        ephemeral,
+    } = target;
+    if listed && admitted {
+        return Exposure::Open;
+    }
+    if !listed && !published && matches!(scope, Scope::Containers) {
+        return Exposure::Pass(Reason::NotGuarded);
+    }
+    if let Transport::Tcp { attempt: false, .. } = transport
+        && (!published || ephemeral)
+    {
+        return Exposure::Pass(Reason::Established);
+    }
+    Exposure::Closed(if listed {
+        Reason::SourceNotAllowed
+    } else {
+        Reason::ClosedPort
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ATTEMPT: Transport = Transport::Tcp {
+        destination_port: 8000,
+        attempt: true,
+    };
+    const SEGMENT: Transport = Transport::Tcp {
+        destination_port: 8000,
+        attempt: false,
+    };
+    const UDP: Transport = Transport::Udp {
+        source_port: 1,
+        destination_port: 8000,
+    };
+    const UNKNOWN: Target = Target {
+        listed: false,
+        admitted: false,
+        published: false,
+        ephemeral: false,
+    };
+    const PUBLISHED: Target = Target {
+        published: true,
+        ..UNKNOWN
+    };
+    const EPHEMERAL: Target = Target {
+        ephemeral: true,
+        ..PUBLISHED
+    };
+
+    #[test]
+    fn a_closed_published_port_gets_nothing_at_all() {
+        for scope in [Scope::Containers, Scope::Host] {
+            for transport in [ATTEMPT, SEGMENT, UDP] {
+                let closed = Exposure::Closed(Reason::ClosedPort);
+                assert_eq!(judge(PUBLISHED, transport, scope), closed);
+            }
+        }
+    }
+
+    #[test]
+    fn inside_the_local_port_range_only_attempts_and_udp_are_dropped() {
+        for scope in [Scope::Containers, Scope::Host] {
+            let closed = Exposure::Closed(Reason::ClosedPort);
+            assert_eq!(judge(EPHEMERAL, ATTEMPT, scope), closed);
+            assert_eq!(judge(EPHEMERAL, UDP, scope), closed);
+            let established = Exposure::Pass(Reason::Established);
+            assert_eq!(judge(EPHEMERAL, SEGMENT, scope), established);
+        }
+    }
+
+    #[test]
+    fn the_scope_decides_on_ports_nobody_speaks_of() {
+        let outside = Exposure::Pass(Reason::NotGuarded);
+        for transport in [ATTEMPT, SEGMENT, UDP] {
+            assert_eq!(judge(UNKNOWN, transport, Scope::Containers), outside);
+        }
+        let closed = Exposure::Closed(Reason::ClosedPort);
+        assert_eq!(judge(UNKNOWN, ATTEMPT, Scope::Host), closed);
+        assert_eq!(judge(UNKNOWN, UDP, Scope::Host), closed);
+        let established = Exposure::Pass(Reason::Established);
+        assert_eq!(judge(UNKNOWN, SEGMENT, Scope::Host), established);
+    }
+
+    #[test]
+    fn a_listed_port_is_open_to_its_sources_and_closed_to_others() {
+        let listed = Target {
+            listed: true,
+            ..PUBLISHED
+        };
+        let admitted = Target {
+            admitted: true,
+            ..listed
+        };
+        for scope in [Scope::Containers, Scope::Host] {
+            for transport in [ATTEMPT, SEGMENT, UDP] {
+                assert_eq!(judge(admitted, transport, scope), Exposure::Open);
+                let closed = Exposure::Closed(Reason::SourceNotAllowed);
+                assert_eq!(judge(listed, transport, scope), closed);
+            }
+            let host_port = Target {
+                published: false,
+                ..listed
+            };
+            let established = Exposure::Pass(Reason::Established);
+            assert_eq!(judge(host_port, SEGMENT, scope), established);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What the kernel side and the user side share: the layouts of the maps, the reasons, and the pure
+//! arithmetic behind every decision. Nothing here touches a map, a packet or a clock, so all of it
+//! is tested on the host with plain values and runs unchanged in the kernel.
+#![cfg_attr(not(test), no_std)]
+
+pub mod address;
+pub mod cell;
+pub mod exposure;
+pub mod gcra;
+pub mod layout;
+pub mod packet;
+pub mod reason;

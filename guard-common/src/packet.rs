@@ -1,0 +1,146 @@
+//! What parsing yields. Everything behind the parser works on these values and never on the bytes.
+
+use crate::address::{Address, Family};
+
+/// An IP packet, read up to its transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub family: Family,
+    pub source: Address,
+    pub destination: Address,
+    pub transport: Transport,
+}
+
+/// What the transport header says, as far as a verdict depends on it. Ports are in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp {
+        destination_port: u16,
+        /// SYN without ACK, whatever the other flags: this segment asks for a connection.
+        attempt: bool,
+    },
+    Udp {
+        source_port: u16,
+        destination_port: u16,
+    },
+    Icmpv6 {
+        kind: u8,
+        /// The hop limit is 255: no router has passed this packet on (RFC 4861, section 6.1).
+        on_link: bool,
+    },
+    /// Any other protocol, by its IANA number.
+    Other { protocol: u8 },
+    /// A fragment that is not the first.
+    LaterFragment,
+}
+
+/// ICMPv6 types of multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery
+/// (RFC 4861).
+const MULTICAST_LISTENER_QUERY: u8 = 130;
+const MULTICAST_LISTENER_DONE: u8 = 132;
+const ROUTER_SOLICITATION: u8 = 133;
+const REDIRECT: u8 = 137;
+const MULTICAST_LISTENER_REPORT_V2: u8 = 143;
+
+/// The server's and the client's port of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
+const DHCP: (u16, u16) = (67, 68);
+const DHCPV6: (u16, u16) = (547, 546);
+
+/// fe80::/10 (RFC 4291, section 2.5.6).
+const LINK_LOCAL: u64 = 0xfe80 << 48;
+const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
+
+impl Packet {
+    /// Whether the host would lose its network without this packet: it is never dropped.
+    ///
+    /// Only what the host itself would take for such: neighbour discovery that crossed no router,
+    /// and MLD from a link-local or no address (RFC 3810, section 5). So nobody further away can
+    /// dress a flood in these clothes.
+    #[inline(always)]
+    pub const fn is_control(&self) -> bool {
+        match self.transport {
+            Transport::Icmpv6 { kind, on_link } => match kind {
+                ROUTER_SOLICITATION..=REDIRECT => on_link,
+                MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
+                | MULTICAST_LISTENER_REPORT_V2 => self.has_local_source(),
+                _ => false,
+            },
+            Transport::Udp {
+                source_port,
+                destination_port,
+            } => match self.family {
+                Family::Ipv4 => source_port == DHCP.0 && destination_port == DHCP.1,
+                Family::Ipv6 => source_port == DHCPV6.0 && destination_port == DHCPV6.1,
+            },
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    const fn has_local_source(&self) -> bool {
+        let Address { high, low } = self.source;
+        high & LINK_LOCAL_MASK == LINK_LOCAL || (high == 0 && low == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANYWHERE: Address = Address {
+        high: 0x2001_0db8_0000_0000,
+        low: 1,
+    };
+    const NEIGHBOUR: Address = Address {
+        high: LINK_LOCAL,
+        low: 1,
+    };
+
+    fn icmpv6(kind: u8, on_link: bool, source: Address) -> Packet {
+        Packet {
+            family: Family::Ipv6,
+            source,
+            destination: ANYWHERE,
+            transport: Transport::Icmpv6 { kind, on_link },
+        }
+    }
+
+    fn udp(family: Family, source_port: u16, destination_port: u16) -> Packet {
+        Packet {
+            family,
+            source: ANYWHERE,
+            destination: ANYWHERE,
+            transport: Transport::Udp {
+                source_port,
+                destination_port,
+            },
+        }
+    }
+
+    #[test]
+    fn neighbour_discovery_is_control_unless_a_router_passed_it_on() {
+        for kind in ROUTER_SOLICITATION..=REDIRECT {
+            assert!(icmpv6(kind, true, ANYWHERE).is_control());
+            assert!(!icmpv6(kind, false, ANYWHERE).is_control());
+        }
+        assert!(!icmpv6(128, true, NEIGHBOUR).is_control(), "echo request");
+    }
+
+    #[test]
+    fn listener_discovery_is_control_from_a_neighbour_only() {
+        for kind in [130, 131, 132, 143] {
+            assert!(icmpv6(kind, false, NEIGHBOUR).is_control());
+            assert!(icmpv6(kind, false, Address::default()).is_control());
+            assert!(!icmpv6(kind, false, ANYWHERE).is_control());
+        }
+    }
+
+    #[test]
+    fn dhcp_replies_are_control_in_their_own_family() {
+        assert!(udp(Family::Ipv4, 67, 68).is_control());
+        assert!(udp(Family::Ipv6, 547, 546).is_control());
+        assert!(!udp(Family::Ipv4, 547, 546).is_control());
+        assert!(!udp(Family::Ipv6, 67, 68).is_control());
+        assert!(!udp(Family::Ipv4, 68, 67).is_control(), "a request");
+    }
+}

@@ -1,0 +1,233 @@
+//! Why a packet passed or was dropped. Names and numbers are a contract: none is ever changed.
+
+/// The one reason that every packet has.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Reaches a listed service, from a source that may, within its budgets.
+    Allowed = 0,
+    /// A TCP segment that opens no connection, to a port that no service lists.
+    Established = 1,
+    /// Answers a UDP flow that this host opened.
+    Reply = 2,
+    /// Over a budget, but its source is exempt.
+    Exempt = 3,
+    /// Keeps the host on its network: neighbour discovery, MLD, DHCP replies.
+    Control = 4,
+    /// A fragment other than the first: it has no port.
+    Fragment = 5,
+    /// Nothing to judge: not IP, outside the scope, or the mode is off.
+    NotGuarded = 6,
+    /// No service lists the port.
+    ClosedPort = 16,
+    /// A service lists the port, but not for this source.
+    SourceNotAllowed = 17,
+    /// Sent from outside straight to an address inside a container network.
+    ContainerAddress = 18,
+    /// The policy denies the source.
+    DeniedSource = 19,
+    /// Over the packets of its source.
+    PacketLimit = 20,
+    /// Over the bytes of its source.
+    ByteLimit = 21,
+    /// Over the connections of its source.
+    ConnectionLimit = 22,
+    /// Over a budget that all sources share.
+    TotalLimit = 23,
+    /// IP that cannot be read up to its transport header.
+    Malformed = 24,
+}
+
+impl Reason {
+    pub const ALL: [Self; 16] = [
+        Self::Allowed,
+        Self::Established,
+        Self::Reply,
+        Self::Exempt,
+        Self::Control,
+        Self::Fragment,
+        Self::NotGuarded,
+        Self::ClosedPort,
+        Self::SourceNotAllowed,
+        Self::ContainerAddress,
+        Self::DeniedSource,
+        Self::PacketLimit,
+        Self::ByteLimit,
+        Self::ConnectionLimit,
+        Self::TotalLimit,
+        Self::Malformed,
+    ];
+
+    /// The first number of a reason to drop; what lies below is a reason to pass.
+    const FIRST_DROP: u8 = 16;
+
+    /// What the policy asks for, before the mode is applied.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        if (self as u8) < Self::FIRST_DROP {
+            Verdict::Pass
+        } else {
+            Verdict::Drop
+        }
+    }
+
+    /// The name in JSON, metrics and text.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Established => "established",
+            Self::Reply => "reply",
+            Self::Exempt => "exempt",
+            Self::Control => "control",
+            Self::Fragment => "fragment",
+            Self::NotGuarded => "not_guarded",
+            Self::ClosedPort => "closed_port",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::ContainerAddress => "container_address",
+            Self::DeniedSource => "denied_source",
+            Self::PacketLimit => "packet_limit",
+            Self::ByteLimit => "byte_limit",
+            Self::ConnectionLimit => "connection_limit",
+            Self::TotalLimit => "total_limit",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    Pass,
+    Drop,
+}
+
+impl Verdict {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+/// How much of the policy is applied. The order is from mild to strict.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Everything passes and nothing is judged.
+    Off = 0,
+    /// Everything passes; what would have been dropped is counted as such.
+    #[default]
+    Observe = 1,
+    Enforce = 2,
+}
+
+impl Mode {
+    /// The mode with this number; what is none is [`Mode::Off`], which blocks nobody.
+    #[inline(always)]
+    pub const fn from_raw(raw: u8) -> Self {
+        match raw {
+            2 => Self::Enforce,
+            1 => Self::Observe,
+            _ => Self::Off,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+/// What a packet is counted as: its reason, and whether a drop was only observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Outcome {
+    pub reason: Reason,
+    /// The reason asks for a drop, but the mode let the packet through.
+    pub would_drop: bool,
+}
+
+impl Outcome {
+    /// How many counters a service has. Reasons fill the lower half; the upper half counts the
+    /// drops that were only observed.
+    pub const SLOTS: u32 = 64;
+    const WOULD_DROP: u32 = Self::SLOTS / 2;
+
+    /// Every outcome that a counter can stand for.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Reason::ALL.into_iter().flat_map(|reason| {
+            let observed = (reason.verdict() == Verdict::Drop).then_some(true);
+            [Some(false), observed]
+                .into_iter()
+                .flatten()
+                .map(move |would_drop| Self { reason, would_drop })
+        })
+    }
+
+    #[inline(always)]
+    pub const fn new(reason: Reason, mode: Mode) -> Self {
+        let would_drop =
+            matches!(reason.verdict(), Verdict::Drop) && !matches!(mode, Mode::Enforce);
+        Self { reason, would_drop }
+    }
+
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        if self.would_drop {
+            Verdict::Pass
+        } else {
+            self.reason.verdict()
+        }
+    }
+
+    /// The counter's place among those of its service, below [`Outcome::SLOTS`].
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        let reason = self.reason as u32;
+        if self.would_drop {
+            reason + Self::WOULD_DROP
+        } else {
+            reason
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_a_counter_of_its_own() {
+        let slots: BTreeSet<u32> = Outcome::all().map(Outcome::slot).collect();
+        assert_eq!(slots.len(), Outcome::all().count());
+        assert!(slots.iter().all(|slot| *slot < Outcome::SLOTS));
+    }
+
+    #[test]
+    fn every_reason_has_a_name_of_its_own() {
+        let names: BTreeSet<&str> = Reason::ALL.into_iter().map(Reason::name).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn only_enforce_drops() {
+        for mode in [Mode::Off, Mode::Observe] {
+            let outcome = Outcome::new(Reason::ClosedPort, mode);
+            assert_eq!(outcome.verdict(), Verdict::Pass);
+            assert!(outcome.would_drop);
+        }
+        let outcome = Outcome::new(Reason::ClosedPort, Mode::Enforce);
+        assert_eq!(outcome.verdict(), Verdict::Drop);
+        assert!(!outcome.would_drop);
+        for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
+            let outcome = Outcome::new(Reason::Allowed, mode);
+            assert_eq!(outcome.verdict(), Verdict::Pass);
+            assert!(!outcome.would_drop);
+        }
+    }
+}

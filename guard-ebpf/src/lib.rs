@@ -1,0 +1,2 @@
+//! Empty: the program is the binary of this crate.
+#![no_std]

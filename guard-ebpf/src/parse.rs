@@ -1,0 +1,352 @@
+//! From bytes to a [`Packet`]. What the kernel behind us would accept is understood here or called
+//! malformed: a packet must not hide its port from the guard and show it to the host.
+
+use core::{mem::offset_of, ptr::read_volatile};
+
+use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use guard_common::{
+    address::{Address, Family},
+    packet::{Packet, Transport},
+};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+    vlan::VlanHdr,
+};
+
+/// Tags that are read through: 802.1ad around 802.1Q. The kernel reads any number of priority tags,
+/// so more than these is malformed.
+const MAX_VLAN_TAGS: u32 = 2;
+
+/// IPv6 extension headers that are read through (RFC 8200, section 4.1, lists seven at most).
+const MAX_EXTENSION_HEADERS: u32 = 8;
+
+/// EtherTypes (IEEE 802), in host byte order.
+mod ether_type {
+    pub const IPV4: u16 = 0x0800;
+    pub const IPV6: u16 = 0x86dd;
+    pub const VLAN: u16 = 0x8100;
+    pub const SERVICE_VLAN: u16 = 0x88a8;
+}
+
+/// Protocol numbers (IANA), shared by IPv4's protocol and IPv6's next header.
+mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const ICMPV6: u8 = 58;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+/// The header that ICMP and ICMPv6 share: the host reads no message that is shorter.
+const ICMP_HEADER_LENGTH: usize = 8;
+
+/// The fragment field of IPv4: "more fragments" and the offset (RFC 791).
+const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
+const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// The fragment field of IPv6: "more fragments" and the offset (RFC 8200, section 4.5).
+const IPV6_MORE_FRAGMENTS: u16 = 0x0001;
+const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
+
+/// Where TCP's data offset and flags are, as one 16-bit word.
+const TCP_FLAGS: usize = 12;
+const TCP_SYN: u16 = 0x0002;
+const TCP_ACK: u16 = 0x0010;
+
+pub enum Parsed {
+    Ip(Packet),
+    NotIp,
+    Malformed,
+}
+
+/// IP that cannot be read up to its transport header.
+struct Malformed;
+
+/// The bytes of a frame. Headers are read from its linear part; a jumbo frame has more behind it.
+pub struct Frame {
+    start: usize,
+    end: usize,
+    /// The length in bytes, with all fragments of the buffer.
+    pub length: u64,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self {
+            start: ctx.data(),
+            end: ctx.data_end(),
+            // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
+            length: unsafe { bpf_xdp_get_buff_len(ctx.ctx) },
+        }
+    }
+
+    /// The header at `offset`, if all of it is there.
+    #[inline(always)]
+    fn header<T>(&self, offset: usize) -> Option<Header> {
+        let start = self.start + offset;
+        (start + size_of::<T>() <= self.end).then_some(Header(start))
+    }
+}
+
+/// The place of a header whose bounds have been checked.
+#[derive(Clone, Copy)]
+struct Header(usize);
+
+impl Header {
+    /// Reads a field. The offset must lie in the type that [`Frame::header`] checked.
+    #[inline(always)]
+    fn read<T>(self, offset: usize) -> T {
+        // SAFETY: the bounds were checked, and the verifier checks that they were. A load of this
+        // machine needs no alignment, and a volatile one is not split into bytes.
+        unsafe { read_volatile((self.0 + offset) as *const T) }
+    }
+
+    #[inline(always)]
+    fn byte(self, offset: usize) -> u8 {
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    fn half(self, offset: usize) -> u16 {
+        u16::from_be(self.read(offset))
+    }
+
+    #[inline(always)]
+    fn word(self, offset: usize) -> u32 {
+        u32::from_be(self.read(offset))
+    }
+
+    #[inline(always)]
+    fn ipv6_address(self, offset: usize) -> Address {
+        Address {
+            high: u64::from_be(self.read(offset)),
+            low: u64::from_be(self.read(offset + 8)),
+        }
+    }
+}
+
+#[inline(always)]
+pub fn parse(frame: &Frame) -> Parsed {
+    let Some(ethernet) = frame.header::<EthHdr>(0) else {
+        return Parsed::NotIp;
+    };
+    let mut ether_type = ethernet.half(offset_of!(EthHdr, ether_type));
+    let mut offset = EthHdr::LEN;
+    for _ in 0..MAX_VLAN_TAGS {
+        if !is_vlan(ether_type) {
+            break;
+        }
+        let Some(tag) = frame.header::<VlanHdr>(offset) else {
+            return Parsed::Malformed;
+        };
+        ether_type = tag.half(offset_of!(VlanHdr, ether_type));
+        offset += VlanHdr::LEN;
+    }
+    let packet = match ether_type {
+        ether_type::IPV4 => parse_ipv4(frame, offset),
+        ether_type::IPV6 => parse_ipv6(frame, offset),
+        tag if is_vlan(tag) => Err(Malformed),
+        _ => return Parsed::NotIp,
+    };
+    match packet {
+        Ok(packet) => Parsed::Ip(packet),
+        Err(Malformed) => Parsed::Malformed,
+    }
+}
+
+#[inline(always)]
+fn is_vlan(ether_type: u16) -> bool {
+    matches!(ether_type, ether_type::VLAN | ether_type::SERVICE_VLAN)
+}
+
+#[inline(always)]
+fn parse_ipv4(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
+    let header = frame.header::<Ipv4Hdr>(offset).ok_or(Malformed)?;
+    let version_and_length = header.byte(offset_of!(Ipv4Hdr, vihl));
+    let header_length = usize::from(version_and_length & 0x0f) * 4;
+    let total_length = usize::from(header.half(offset_of!(Ipv4Hdr, tot_len)));
+    if version_and_length >> 4 != 4
+        || header_length < Ipv4Hdr::LEN
+        || total_length < header_length
+        || frame.length < (offset + total_length) as u64
+    {
+        return Err(Malformed);
+    }
+    let fragment = header.half(offset_of!(Ipv4Hdr, frags));
+    let transport = if fragment & IPV4_FRAGMENT_OFFSET == 0 {
+        Payload {
+            protocol: header.byte(offset_of!(Ipv4Hdr, proto)),
+            offset: offset + header_length,
+            length: total_length - header_length,
+            is_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
+            family: Family::Ipv4,
+            on_link: false,
+        }
+        .parse(frame)?
+    } else {
+        Transport::LaterFragment
+    };
+    Ok(Packet {
+        family: Family::Ipv4,
+        source: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, src_addr))),
+        destination: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, dst_addr))),
+        transport,
+    })
+}
+
+#[inline(always)]
+fn parse_ipv6(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
+    let header = frame.header::<Ipv6Hdr>(offset).ok_or(Malformed)?;
+    if header.byte(0) >> 4 != 6 {
+        return Err(Malformed);
+    }
+    let length = usize::from(header.half(offset_of!(Ipv6Hdr, payload_len)));
+    let payload = Payload {
+        protocol: header.byte(offset_of!(Ipv6Hdr, next_hdr)),
+        offset: offset + Ipv6Hdr::LEN,
+        length,
+        is_fragment: false,
+        family: Family::Ipv6,
+        on_link: header.byte(offset_of!(Ipv6Hdr, hop_limit)) == 255,
+    };
+    // A length of 0 stands for a jumbogram (RFC 2675), which no frame that XDP sees can hold; the
+    // kernel reads such a packet up to the frame's end.
+    let is_jumbogram = length == 0 && payload.protocol == protocol::HOP_BY_HOP;
+    if is_jumbogram || frame.length < (payload.offset + length) as u64 {
+        return Err(Malformed);
+    }
+    Ok(Packet {
+        family: Family::Ipv6,
+        source: header.ipv6_address(offset_of!(Ipv6Hdr, src_addr)),
+        destination: header.ipv6_address(offset_of!(Ipv6Hdr, dst_addr)),
+        transport: parse_ipv6_payload(frame, payload)?,
+    })
+}
+
+/// Follows the chain of extension headers (RFC 8200, section 4) to the transport header.
+#[inline(always)]
+fn parse_ipv6_payload(frame: &Frame, mut payload: Payload) -> Result<Transport, Malformed> {
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !is_extension(payload.protocol) {
+            break;
+        }
+        // The shortest extension header has 8 bytes.
+        let header = frame.header::<[u8; 8]>(payload.offset).ok_or(Malformed)?;
+        let units = usize::from(header.byte(1));
+        let length = match payload.protocol {
+            protocol::FRAGMENT => {
+                let fragment = header.half(2);
+                if fragment & IPV6_FRAGMENT_OFFSET != 0 {
+                    return Ok(Transport::LaterFragment);
+                }
+                payload.is_fragment |= fragment & IPV6_MORE_FRAGMENTS != 0;
+                8
+            }
+            protocol::AUTHENTICATION => (units + 2) * 4,
+            _ => (units + 1) * 8,
+        };
+        payload.protocol = header.byte(0);
+        payload.offset += length;
+        payload.length = payload.length.checked_sub(length).ok_or(Malformed)?;
+    }
+    if is_extension(payload.protocol) {
+        return Err(Malformed);
+    }
+    payload.parse(frame)
+}
+
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION_OPTIONS
+    )
+}
+
+/// What IP carries: a transport header at `offset`, in `length` bytes.
+struct Payload {
+    protocol: u8,
+    offset: usize,
+    length: usize,
+    /// It is the first fragment of more.
+    is_fragment: bool,
+    family: Family,
+    on_link: bool,
+}
+
+impl Payload {
+    #[inline(always)]
+    fn parse(&self, frame: &Frame) -> Result<Transport, Malformed> {
+        match self.protocol {
+            protocol::TCP => self.parse_tcp(frame),
+            protocol::UDP => self.parse_udp(frame),
+            protocol::ICMP if self.family == Family::Ipv4 => {
+                self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
+                Ok(Transport::Other {
+                    protocol: self.protocol,
+                })
+            }
+            protocol::ICMPV6 if self.family == Family::Ipv6 => {
+                let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
+                Ok(Transport::Icmpv6 {
+                    kind: header.byte(0),
+                    on_link: self.on_link,
+                })
+            }
+            protocol => Ok(Transport::Other { protocol }),
+        }
+    }
+
+    /// The transport header, if it lies in the packet and not only in the frame.
+    #[inline(always)]
+    fn header<T>(&self, frame: &Frame) -> Result<Header, Malformed> {
+        if self.length < size_of::<T>() {
+            return Err(Malformed);
+        }
+        frame.header::<T>(self.offset).ok_or(Malformed)
+    }
+
+    #[inline(always)]
+    fn parse_tcp(&self, frame: &Frame) -> Result<Transport, Malformed> {
+        let header = self.header::<TcpHdr>(frame)?;
+        let flags = header.half(TCP_FLAGS);
+        let header_length = usize::from(flags >> 12) * 4;
+        // The options may lie in a later fragment; ports and flags never do.
+        let fits = self.is_fragment || header_length <= self.length;
+        if header_length < TcpHdr::LEN || !fits {
+            return Err(Malformed);
+        }
+        Ok(Transport::Tcp {
+            destination_port: header.half(offset_of!(TcpHdr, dest)),
+            attempt: flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        })
+    }
+
+    #[inline(always)]
+    fn parse_udp(&self, frame: &Frame) -> Result<Transport, Malformed> {
+        let header = self.header::<UdpHdr>(frame)?;
+        let length = usize::from(header.half(offset_of!(UdpHdr, len)));
+        // Over IPv6 the kernel takes 0 for "to the end of the packet".
+        let to_the_end = length == 0 && self.family == Family::Ipv6;
+        let fits = self.is_fragment || length <= self.length;
+        if (length < UdpHdr::LEN && !to_the_end) || !fits {
+            return Err(Malformed);
+        }
+        Ok(Transport::Udp {
+            source_port: header.half(offset_of!(UdpHdr, src)),
+            destination_port: header.half(offset_of!(UdpHdr, dst)),
+        })
+    }
+}

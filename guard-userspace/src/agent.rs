@@ -1,0 +1,260 @@
+//! The agent: brings policy, Docker and the dataplane together, and holds the attachments while it
+//! runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use guard_common::{
+    exposure::Scope,
+    reason::{Mode, Verdict},
+};
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use crate::{
+    api::{self, DockerStatus, InterfaceStatus, PolicyStatus, Status},
+    dataplane::{AttachError, Attachment, CounterRow, Generation, LoadError},
+    docker,
+    host::{self, Netlink},
+    policy::{Policy, PublishedPort, Tables},
+};
+
+/// A guard at work. Dropping it detaches its programs.
+pub struct Agent {
+    policy: Policy,
+    path: PathBuf,
+    loaded_at: Timestamp,
+    interfaces: Vec<Guarded>,
+    docker: Docker,
+    netlink: Netlink,
+}
+
+/// An interface with a program on it.
+struct Guarded {
+    name: String,
+    attachment: Attachment,
+}
+
+/// What is known of Docker.
+enum Docker {
+    /// The policy turns it off.
+    Off,
+    Connected(Vec<PublishedPort>),
+    Lost(String),
+}
+
+impl Agent {
+    /// Puts a policy in force. If anything fails on the way, nothing stays attached.
+    pub async fn start(policy: Policy, path: &Path) -> Result<Self> {
+        let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+        let names = interface_names(&policy, path, &netlink).await?;
+        let docker = ask_docker(&policy).await;
+        let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+        let local_ports =
+            host::local_port_range().context("the local port range cannot be read")?;
+        let mut interfaces = Vec::with_capacity(names.len());
+        for name in names {
+            let tables = Tables::compile(&policy, docker.published(), &local_ports);
+            let generation = Generation::load(tables, tick_ns)?;
+            let (attachment, refusal) =
+                Attachment::new(generation, &name).map_err(|error| match error {
+                    AttachError::NoInterface(name) => no_interface(&policy, path, &name),
+                    error => error.into(),
+                })?;
+            let xdp_mode = attachment.mode().name();
+            if let Some(refusal) = refusal {
+                warn!(
+                    interface = name,
+                    "the driver does not take the program ({refusal}): it runs in generic mode, \
+                     which costs several times as much per packet"
+                );
+            }
+            info!(
+                interface = name,
+                xdp_mode,
+                mode = policy.mode.name(),
+                scope = policy.scope.name(),
+                services = policy.services.len(),
+                published = docker.published().len(),
+                "attached"
+            );
+            interfaces.push(Guarded { name, attachment });
+        }
+        Ok(Self {
+            policy,
+            path: path.to_owned(),
+            loaded_at: Timestamp::now(),
+            interfaces,
+            docker,
+            netlink,
+        })
+    }
+
+    /// Whether and where the guard is at work, asked from the kernel at this moment.
+    pub async fn status(&self) -> Result<Status> {
+        let mut interfaces = Vec::with_capacity(self.interfaces.len());
+        for guarded in &self.interfaces {
+            interfaces.push(self.interface_status(guarded).await?);
+        }
+        let not_enforcing_because = self.obstacles(&interfaces);
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: self.policy.mode.name().to_owned(),
+            scope: self.policy.scope.name().to_owned(),
+            enforcing: self.policy.mode == Mode::Enforce && not_enforcing_because.is_empty(),
+            not_enforcing_because,
+            interfaces,
+            policy: PolicyStatus {
+                path: self.path.display().to_string(),
+                sha256: self.policy.sha256.clone(),
+                loaded_at: self.loaded_at,
+                services: self.policy.services.len(),
+            },
+            docker: self.docker.status(&self.policy),
+        })
+    }
+
+    /// What the kernel counted, on every interface.
+    pub fn counters(&self) -> Result<Vec<api::Counter>, LoadError> {
+        let mut counters = Vec::new();
+        for Guarded { name, attachment } in &self.interfaces {
+            let rows = attachment.generation().counters()?;
+            counters.extend(rows.into_iter().map(|row| to_counter(name, row)));
+        }
+        Ok(counters)
+    }
+
+    async fn interface_status(&self, guarded: &Guarded) -> Result<InterfaceStatus> {
+        let Guarded { name, attachment } = guarded;
+        // An interface that is gone has no program either.
+        let state = self.netlink.xdp(name).await.unwrap_or_default();
+        Ok(InterfaceStatus {
+            name: name.clone(),
+            attached: state.is_some_and(|state| state.program_id == attachment.program_id()),
+            xdp_mode: attachment.mode().name().to_owned(),
+            program_id: attachment.program_id(),
+            generation: 1,
+        })
+    }
+
+    /// Why closed ports may be open although the mode is `enforce`.
+    fn obstacles(&self, interfaces: &[InterfaceStatus]) -> Vec<String> {
+        if self.policy.mode != Mode::Enforce {
+            return Vec::new();
+        }
+        let mut obstacles: Vec<String> = interfaces
+            .iter()
+            .filter(|interface| !interface.attached)
+            .map(|interface| format!("the program is not attached to {}", interface.name))
+            .collect();
+        if let Docker::Lost(error) = &self.docker
+            && self.policy.scope == Scope::Containers
+        {
+            obstacles.push(format!("published ports are not known: {error}"));
+        }
+        obstacles
+    }
+}
+
+impl Docker {
+    fn published(&self) -> &[PublishedPort] {
+        match self {
+            Self::Connected(published) => published,
+            Self::Off | Self::Lost(_) => &[],
+        }
+    }
+
+    fn status(&self, policy: &Policy) -> DockerStatus {
+        let mut published: Vec<String> = self
+            .published()
+            .iter()
+            .map(PublishedPort::to_string)
+            .collect();
+        // Published on both families, a port is named once.
+        published.dedup();
+        DockerStatus {
+            socket: policy.docker_socket.clone().unwrap_or_default(),
+            connected: matches!(self, Self::Connected(_)),
+            error: match self {
+                Self::Lost(error) => Some(error.clone()),
+                Self::Off | Self::Connected(_) => None,
+            },
+            published,
+        }
+    }
+}
+
+/// The interfaces to guard: the policy's, or those of the default routes.
+async fn interface_names(policy: &Policy, path: &Path, netlink: &Netlink) -> Result<Vec<String>> {
+    if let Some(interfaces) = &policy.interfaces {
+        for interface in interfaces {
+            if netlink.xdp(&interface.name).await.is_err() {
+                return Err(no_interface(policy, path, &interface.name));
+            }
+        }
+        return Ok(interfaces.iter().map(|interface| interface.name.clone()).collect());
+    }
+    let names = netlink
+        .default_route_interfaces()
+        .await
+        .context("the default routes cannot be read")?;
+    anyhow::ensure!(
+        !names.is_empty(),
+        "{}: there is no default route to take the interfaces from: name them, as in `interfaces = \
+         [\"eth0\"]`",
+        path.display()
+    );
+    Ok(names)
+}
+
+fn no_interface(policy: &Policy, path: &Path, name: &str) -> anyhow::Error {
+    let named = policy.interfaces.iter().flatten();
+    let line = named
+        .filter(|interface| interface.name == name)
+        .map(|interface| format!(":{}", interface.line))
+        .next()
+        .unwrap_or_default();
+    anyhow::anyhow!(
+        "{}{line}: interface {name} does not exist: `ip -brief link` lists those that do",
+        path.display()
+    )
+}
+
+/// Docker that does not answer opens nothing that was closed before, but ports that it published are
+/// not known: the guard starts all the same, so that listed services keep their budgets, and says so.
+async fn ask_docker(policy: &Policy) -> Docker {
+    let Some(socket) = &policy.docker_socket else {
+        return Docker::Off;
+    };
+    match docker::published_ports(socket).await {
+        Ok(published) => Docker::Connected(published),
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            warn!(
+                "{error}: ports that containers publish are not known and stay open; \
+                 `[docker] socket = \"\"` in the policy if there is no Docker"
+            );
+            Docker::Lost(error)
+        }
+    }
+}
+
+fn to_counter(interface: &str, row: CounterRow) -> api::Counter {
+    let CounterRow {
+        service,
+        outcome,
+        packets,
+        bytes,
+    } = row;
+    api::Counter {
+        interface: interface.to_owned(),
+        service,
+        verdict: outcome.verdict().name().to_owned(),
+        would: outcome
+            .would_drop
+            .then(|| Verdict::Drop.name().to_owned()),
+        reason: outcome.reason.name().to_owned(),
+        packets,
+        bytes,
+    }
+}

@@ -1,0 +1,143 @@
+//! The agent's end of the control API. It answers from what the agent and the kernel know; nothing
+//! here can reach the packet path.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use nix::unistd::{Group, chown};
+use tokio::net::UnixListener;
+
+use super::{Counter, ErrorBody, Status};
+use crate::agent::Agent;
+
+/// Only root and this group may ask.
+const GROUP: &str = "guard";
+const SOCKET_MODE: u32 = 0o660;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error("an agent is already running: it answers at {0}; stop it, or use another --socket")]
+    AgentRunning(String),
+    #[error("the control socket {socket} cannot be made: {error}")]
+    Io { socket: String, error: io::Error },
+}
+
+/// The socket, which is removed when this is dropped.
+pub struct ControlSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Binds the socket. One that a dead agent left is replaced; one that answers is not.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        if UnixStream::connect(path).is_ok() {
+            return Err(SocketError::AgentRunning(path.display().to_string()));
+        }
+        Self::replace(path).map_err(|error| SocketError::Io {
+            socket: path.display().to_string(),
+            error,
+        })
+    }
+
+    fn replace(path: &Path) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if is_socket(&metadata) => fs::remove_file(path)?,
+            Ok(_) => return Err(io::Error::other("a file that is no socket is in its place")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(path)?;
+        if let Some(group) = Group::from_name(GROUP)? {
+            chown(path, None, Some(group.gid))?;
+        }
+        fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+        })
+    }
+
+    /// Answers until `shutdown` is ready.
+    pub async fn serve(
+        self,
+        agent: Arc<Agent>,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        let Self { path, listener } = self;
+        let _removed = RemovedOnDrop(path);
+        let router = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/counters", get(counters))
+            .fallback(unknown)
+            .with_state(agent);
+        tokio::select! {
+            result = axum::serve(listener, router).into_future() => result,
+            () = shutdown => Ok(()),
+        }
+    }
+}
+
+fn is_socket(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    metadata.file_type().is_socket()
+}
+
+struct RemovedOnDrop(PathBuf);
+
+impl Drop for RemovedOnDrop {
+    fn drop(&mut self) {
+        let Self(path) = self;
+        // Nothing is lost if it stays: the next agent replaces it.
+        let _result = fs::remove_file(path);
+    }
+}
+
+async fn status(State(agent): State<Arc<Agent>>) -> Result<Json<Status>, ApiError> {
+    Ok(Json(agent.status().await?))
+}
+
+async fn counters(State(agent): State<Arc<Agent>>) -> Result<Json<Vec<Counter>>, ApiError> {
+    Ok(Json(agent.counters()?))
+}
+
+async fn unknown() -> Response {
+    let body = ErrorBody {
+        error: "there is no such resource: /v1/status and /v1/counters are".to_owned(),
+    };
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
+
+/// What went wrong inside the agent, as an answer.
+struct ApiError(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for ApiError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        let body = ErrorBody {
+            error: format!("{error:#}"),
+        };
+        (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+    }
+}

@@ -1,0 +1,116 @@
+//! The command line: one file per command, each from its arguments to its output.
+
+mod check;
+mod counters;
+mod run;
+mod status;
+
+use std::{fmt, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    api::{self, client::Client},
+    host,
+    policy::{Clock, Policy, PolicyError},
+};
+
+const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
+
+/// Decides in the network driver what this host shows to the network: published container ports
+/// stay closed unless the policy lists them, and every source has its budget.
+#[derive(Debug, Parser)]
+#[command(name = "guard", version, propagate_version = true)]
+pub struct Arguments {
+    /// The agent's control socket
+    #[arg(long, global = true, value_name = "FILE", env = "GUARD_SOCKET", default_value = api::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent in the foreground, until SIGINT or SIGTERM
+    Run(run::Run),
+    /// Check a policy without applying it
+    Check(check::Check),
+    /// Say whether the guard is at work, and where
+    Status(Output),
+    /// Show what became of the packets, by service and reason
+    Counters(Output),
+}
+
+/// How a command that reads prints.
+#[derive(Debug, Args)]
+struct Output {
+    /// Print JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub async fn run(self) -> Result<(), Failure> {
+        let Self { socket, command } = self;
+        match command {
+            Command::Run(run) => run.run(&socket).await,
+            Command::Check(check) => check.run(),
+            Command::Status(output) => Ok(status::run(&Client::new(&socket)?, &output).await?),
+            Command::Counters(output) => Ok(counters::run(&Client::new(&socket)?, &output).await?),
+        }
+    }
+}
+
+/// Why a command failed. Displays as one line.
+#[derive(Debug)]
+pub enum Failure {
+    /// The policy is refused.
+    Policy(PolicyError),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl Failure {
+    /// 1: failed; 2: wrong usage or policy.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Policy(_) => ExitCode::from(2),
+            Self::Other(_) => ExitCode::from(1),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Policy(error) => error.to_string(),
+            Self::Other(error) => format!("{error:#}"),
+        };
+        // One line, whatever a library wrote.
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        formatter.write_str(&lines.join(" "))
+    }
+}
+
+impl From<PolicyError> for Failure {
+    fn from(error: PolicyError) -> Self {
+        Self::Policy(error)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Reads a policy and checks it against this host's clock.
+fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
+    let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
+    Ok(Policy::read(path, Clock { tick_ns })?)
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

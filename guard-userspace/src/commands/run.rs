@@ -1,0 +1,59 @@
+//! `guard run`: the agent in the foreground.
+
+use std::{
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use super::{DEFAULT_POLICY, Failure, read_policy};
+use crate::{agent::Agent, api::server::ControlSocket};
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The policy file
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
+    policy: PathBuf,
+}
+
+impl Run {
+    pub async fn run(self, socket: &Path) -> Result<(), Failure> {
+        let Self { policy: path } = self;
+        log_to_stderr();
+        let policy = read_policy(&path)?;
+        // Asked for before anything is attached, so that no signal finds the guard half done.
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let socket = ControlSocket::bind(socket).map_err(anyhow::Error::from)?;
+        let agent = Arc::new(Agent::start(policy, &path).await?);
+        let shutdown = async move {
+            let signal = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            };
+            info!("{signal}: detaching");
+        };
+        socket
+            .serve(agent, shutdown)
+            .await
+            .context("the control socket fails")?;
+        Ok(())
+    }
+}
+
+/// Events go to standard error; the level is that of `RUST_LOG`, `info` if unset.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

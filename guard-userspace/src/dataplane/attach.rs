@@ -1,0 +1,159 @@
+//! Puts a generation on an interface: in the driver if it can, in the generic path if it must.
+
+use std::io;
+
+use aya::programs::{
+    ProgramError,
+    links::{FdLink, LinkError},
+    xdp::XdpMode as AyaMode,
+};
+
+use super::{Generation, LoadError};
+
+/// Where the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, before the kernel allocates anything for the packet.
+    Native,
+    /// In the kernel's generic path: every packet costs an allocation first, and skips GRO.
+    Generic,
+}
+
+impl XdpMode {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("interface {0} does not exist")]
+    NoInterface(String),
+    #[error(
+        "interface {0} already has an XDP program; `bpftool net` shows it and `ip link set dev {0} \
+         xdp off` removes it"
+    )]
+    Occupied(String),
+    #[error("interface {interface} takes the program neither in its driver ({native}) nor in the generic path ({generic})")]
+    Refused {
+        interface: String,
+        native: String,
+        generic: String,
+    },
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// A generation at work on an interface. Dropping it detaches the program.
+pub struct Attachment {
+    generation: Generation,
+    /// Held for its drop: the kernel detaches the program when the last reference to the link goes.
+    _link: FdLink,
+    mode: XdpMode,
+    program_id: u32,
+}
+
+impl Attachment {
+    /// Attaches natively, or else generically.
+    ///
+    /// The second value says why the driver did not take the program, if it did not: the caller
+    /// must tell, since the generic path is slow.
+    pub fn new(
+        mut generation: Generation,
+        interface: &str,
+    ) -> Result<(Self, Option<String>), AttachError> {
+        let (link, mode, refusal) = match attach(&mut generation, interface, AyaMode::Driver) {
+            Ok(link) => (link, XdpMode::Native, None),
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Refused(native)) => {
+                match attach(&mut generation, interface, AyaMode::Skb) {
+                    Ok(link) => (link, XdpMode::Generic, Some(native)),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::Refused(generic)) => {
+                        return Err(AttachError::Refused {
+                            interface: interface.to_owned(),
+                            native,
+                            generic,
+                        });
+                    }
+                }
+            }
+        };
+        let info = generation.program()?.info().map_err(LoadError::from)?;
+        let attachment = Self {
+            program_id: info.id(),
+            generation,
+            _link: link,
+            mode,
+        };
+        Ok((attachment, refusal))
+    }
+
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    pub fn mode(&self) -> XdpMode {
+        self.mode
+    }
+
+    /// The kernel's number for the program.
+    pub fn program_id(&self) -> u32 {
+        self.program_id
+    }
+}
+
+enum Failure {
+    /// Another mode would not help.
+    Final(AttachError),
+    /// The reason, in the kernel's words.
+    Refused(String),
+}
+
+fn attach(
+    generation: &mut Generation,
+    interface: &str,
+    mode: AyaMode,
+) -> Result<FdLink, Failure> {
+    let program = generation
+        .program_mut()
+        .map_err(|error| Failure::Final(error.into()))?;
+    let classify = |error: ProgramError| match error {
+        ProgramError::UnknownInterface { name } => Failure::Final(AttachError::NoInterface(name)),
+        error => match io_error(&error).and_then(io::Error::raw_os_error) {
+            // EBUSY: a link holds the interface. EEXIST: a program without a link does, or one in
+            // the other mode (dev_xdp_attach in net/core/dev.c).
+            Some(16 | 17) => Failure::Final(AttachError::Occupied(interface.to_owned())),
+            Some(1 | 13) => Failure::Final(AttachError::Load(LoadError::NotPermitted)),
+            _ => Failure::Refused(innermost(&error)),
+        },
+    };
+    let id = program.attach(interface, mode).map_err(classify)?;
+    let link = program.take_link(id).map_err(classify)?;
+    // aya falls back to netlink when the kernel refuses a link, and such an attachment would neither
+    // end with this process nor be swapped atomically. Dropping it detaches it.
+    FdLink::try_from(link).map_err(|error: LinkError| Failure::Refused(innermost(&error)))
+}
+
+fn io_error(error: &ProgramError) -> Option<&io::Error> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error);
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// What the kernel said, without the layers around it.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

@@ -1,0 +1,12 @@
+//! guard: what a Linux host with containers shows to the network, decided in XDP.
+//!
+//! The command line (`commands`) knows the control API (`api`); the agent (`agent`) knows policy,
+//! dataplane and docker; `policy` knows nothing of BPF.
+
+pub mod agent;
+pub mod api;
+pub mod commands;
+pub mod dataplane;
+pub mod docker;
+pub mod host;
+pub mod policy;

@@ -1,0 +1,160 @@
+//! The policy file as it is written: names and shapes, with the place of every value that a check
+//! may complain about. An unknown key is an error.
+
+use std::fmt;
+
+use guard_common::{exposure::Scope, reason::Mode};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use toml::Spanned;
+
+use super::check::Problem;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    #[serde(default)]
+    pub mode: RawMode,
+    pub interfaces: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    pub scope: RawScope,
+    #[serde(default)]
+    pub docker: Docker,
+    #[serde(default)]
+    pub service: Vec<Service>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Docker {
+    pub socket: String,
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self {
+            socket: "/var/run/docker.sock".to_owned(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    pub name: Spanned<String>,
+    pub ports: Spanned<Vec<Spanned<String>>>,
+    pub from: Option<Spanned<Vec<Spanned<String>>>>,
+    pub mode: Option<RawMode>,
+    #[serde(default)]
+    pub limit: Limit,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    pub packets: Option<Spanned<Budget>>,
+    #[serde(default)]
+    pub per: Per,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Per {
+    pub ipv4: Option<Spanned<i64>>,
+    pub ipv6: Option<Spanned<i64>>,
+}
+
+/// `"50/s"` or `{ rate = "50/s", burst = 200 }`.
+pub struct Budget {
+    pub rate: String,
+    pub burst: Option<Count>,
+}
+
+/// `200` or `"4k"`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a count such as 200 or \"4k\"")]
+pub enum Count {
+    Number(i64),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Budget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(BudgetVisitor)
+    }
+}
+
+struct BudgetVisitor;
+
+impl<'de> Visitor<'de> for BudgetVisitor {
+    type Value = Budget;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(r#"a rate such as "2k/s", or { rate = "50/s", burst = 200 }"#)
+    }
+
+    fn visit_str<E>(self, rate: &str) -> Result<Budget, E> {
+        Ok(Budget {
+            rate: rate.to_owned(),
+            burst: None,
+        })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Budget, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            rate: String,
+            burst: Option<Count>,
+        }
+        let Table { rate, burst } = Table::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(Budget { rate, burst })
+    }
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawMode {
+    Off,
+    #[default]
+    Observe,
+    Enforce,
+}
+
+impl From<RawMode> for Mode {
+    fn from(raw: RawMode) -> Self {
+        match raw {
+            RawMode::Off => Self::Off,
+            RawMode::Observe => Self::Observe,
+            RawMode::Enforce => Self::Enforce,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawScope {
+    #[default]
+    Containers,
+    Host,
+}
+
+impl From<RawScope> for Scope {
+    fn from(raw: RawScope) -> Self {
+        match raw {
+            RawScope::Containers => Self::Containers,
+            RawScope::Host => Self::Host,
+        }
+    }
+}
+
+/// Reads the shapes; what the values mean is checked by [`super::check`].
+pub fn parse(text: &str) -> Result<File, Problem> {
+    toml::from_str(text).map_err(|error| Problem {
+        // One line: the file and the line come first, so the parser's own excerpt is left out.
+        text: error.message().replace('\n', "; "),
+        offset: error.span().map_or(0, |span| span.start),
+    })
+}

@@ -1,0 +1,131 @@
+//! The policy: a file is read, checked as a whole, and becomes the tables of the packet path.
+//! Nothing here knows how the tables reach the kernel.
+
+mod check;
+mod file;
+mod port;
+mod rate;
+mod tables;
+
+use std::{fs, net::IpAddr, path::Path};
+
+use guard_common::{exposure::Scope, reason::Mode};
+use ipnet::IpNet;
+use sha2::{Digest as _, Sha256};
+
+pub use self::{
+    port::Ports,
+    rate::{Budget, Period, Rate},
+    tables::{PublishedFamily, PublishedPort, ServiceTable, Tables},
+};
+
+/// A policy that has been checked: whoever holds one need not validate it again.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub mode: Mode,
+    /// `None`: those of the default routes.
+    pub interfaces: Option<Vec<Interface>>,
+    pub scope: Scope,
+    /// The path of Docker's socket; `None`: no Docker.
+    pub docker_socket: Option<String>,
+    pub services: Vec<Service>,
+    /// Of the file as it was read, in hexadecimal.
+    pub sha256: String,
+}
+
+/// An interface that the policy names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    pub line: usize,
+}
+
+/// Named ports that some sources may reach.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: String,
+    pub ports: Vec<Ports>,
+    pub from: From,
+    /// As the file asks; the host's may be milder.
+    pub mode: Mode,
+    pub per: Per,
+    /// Packets per source.
+    pub packets: Option<Budget>,
+}
+
+/// Who may reach a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum From {
+    Any,
+    Prefixes(Vec<IpNet>),
+}
+
+impl From {
+    pub fn admits(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
+        }
+    }
+}
+
+/// The prefix that counts as one source, in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Per {
+    pub ipv4: u8,
+    pub ipv6: u8,
+}
+
+impl Default for Per {
+    /// A host has one IPv4 address, and a whole /64 of IPv6 (RFC 6177).
+    fn default() -> Self {
+        Self { ipv4: 32, ipv6: 64 }
+    }
+}
+
+/// What a policy is checked against besides itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// The kernel's tick in nanoseconds: budgets see time in steps of it.
+    pub tick_ns: u64,
+}
+
+/// A policy that is refused. Displays as one line: the file, the line, what is wrong and what would
+/// be right.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error("{file}: cannot be read: {error}; write a policy there or name one with --policy")]
+    Unreadable {
+        file: String,
+        error: std::io::Error,
+    },
+    #[error("{file}:{line}: {problem}")]
+    Refused {
+        file: String,
+        line: usize,
+        problem: String,
+    },
+}
+
+impl Policy {
+    /// Reads and checks a policy file.
+    pub fn read(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
+        let file = path.display().to_string();
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &file, clock),
+            Err(error) => Err(PolicyError::Unreadable { file, error }),
+        }
+    }
+
+    /// Checks a policy's text; `file` is its name in errors.
+    pub fn parse(text: &str, file: &str, clock: Clock) -> Result<Self, PolicyError> {
+        let refuse = |problem: check::Problem| PolicyError::Refused {
+            file: file.to_owned(),
+            line: problem.line(text),
+            problem: problem.text,
+        };
+        let raw = file::parse(text).map_err(refuse)?;
+        let sha256 = base16ct::lower::encode_string(&Sha256::digest(text));
+        check::check(raw, text, sha256, clock).map_err(refuse)
+    }
+}
