@@ -55,11 +55,9 @@ impl Address {
     pub const fn to_ip(self, family: Family) -> IpAddr {
         match family {
             Family::Ipv4 => IpAddr::V4(Ipv4Addr::from_bits(self.low as u32)),
-            Family::Ipv6 => {
-                IpAddr::V6(Ipv6Addr::from_bits(
-                    (self.high as u128) << 64 | self.low as u128,
-                ))
-            }
+            Family::Ipv6 => IpAddr::V6(Ipv6Addr::from_bits(
+                (self.high as u128) << 64 | self.low as u128,
+            )),
         }
     }
 }

@@ -45,10 +45,7 @@ const fn mix(word: u64) -> u64 {
 /// `mask` is the number of cells in a row, a power of two, less one.
 #[inline(always)]
 pub const fn indices(hash: u64, mask: u32) -> [u32; ROWS as usize] {
-    [
-        hash as u32 & mask,
-        ((hash >> 32) as u32 & mask) + mask + 1,
-    ]
+    [hash as u32 & mask, ((hash >> 32) as u32 & mask) + mask + 1]
 }
 
 #[cfg(test)]
@@ -79,9 +76,7 @@ mod tests {
         assert_spread(
             (0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(0x0a00_0000 + n))),
         );
-        assert_spread(
-            (0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(n << 16))),
-        );
+        assert_spread((0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(n << 16))));
         assert_spread((0..=u64::from(MASK)).map(|n| {
             let prefix = Address {
                 high: 0x2001_0db8_0000_0000 + n,
@@ -89,9 +84,9 @@ mod tests {
             };
             cells(1, Family::Ipv6, prefix)
         }));
-        assert_spread((0..=MASK).map(|n| {
-            cells(n as u16, Family::Ipv4, Address::from_ipv4(0x0a00_0001))
-        }));
+        assert_spread(
+            (0..=MASK).map(|n| cells(n as u16, Family::Ipv4, Address::from_ipv4(0x0a00_0001))),
+        );
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! Whether a source may reach what it asks for: the rules of exposure as one pure function.
 
-use crate::{
-    packet::Transport,
-    reason::Reason,
-};
+use crate::{packet::Transport, reason::Reason};
 
 /// What the guard closes.
 #[repr(u8)]

@@ -192,7 +192,10 @@ async fn interface_names(policy: &Policy, path: &Path, netlink: &Netlink) -> Res
                 return Err(no_interface(policy, path, &interface.name));
             }
         }
-        return Ok(interfaces.iter().map(|interface| interface.name.clone()).collect());
+        return Ok(interfaces
+            .iter()
+            .map(|interface| interface.name.clone())
+            .collect());
     }
     let names = netlink
         .default_route_interfaces()
@@ -250,9 +253,7 @@ fn to_counter(interface: &str, row: CounterRow) -> api::Counter {
         interface: interface.to_owned(),
         service,
         verdict: outcome.verdict().name().to_owned(),
-        would: outcome
-            .would_drop
-            .then(|| Verdict::Drop.name().to_owned()),
+        would: outcome.would_drop.then(|| Verdict::Drop.name().to_owned()),
         reason: outcome.reason.name().to_owned(),
         packets,
         bytes,

@@ -51,9 +51,7 @@ async fn list_containers(socket: &str) -> Result<Vec<ContainerSummary>, bollard:
     let docker = Docker::connect_with_unix(socket, PATIENCE.as_secs(), API_DEFAULT_VERSION)?
         .negotiate_version()
         .await?;
-    docker
-        .list_containers(None::<ListContainersOptions>)
-        .await
+    docker.list_containers(None::<ListContainersOptions>).await
 }
 
 /// Nothing for a port that is not published, or only on a loopback address.

@@ -120,9 +120,7 @@ fn default_route_links(route: &RouteMessage) -> Vec<u32> {
         .iter()
         .flat_map(|attribute| match attribute {
             RouteAttribute::Oif(index) => vec![*index],
-            RouteAttribute::MultiPath(hops) => {
-                hops.iter().map(|hop| hop.interface_index).collect()
-            }
+            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
             _ => Vec::new(),
         })
         .collect()

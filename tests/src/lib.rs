@@ -1,1 +1,14 @@
+//! The lab: a guarded host and the internet in front of it, as network namespaces of this machine.
+//!
+//! Everything in it is real (veth, Docker, nginx, curl) and none of it leaves the machine: no
+//! namespace has a default route, and every one is removed when its owner is dropped. What a killed
+//! owner leaves behind, [`sweep::dead_labs`] removes.
 
+pub mod docker;
+pub mod guard;
+pub mod http;
+pub mod namespace;
+pub mod process;
+pub mod proxy;
+pub mod sweep;
+pub mod topology;

@@ -22,7 +22,14 @@ pub async fn run(client: &Client, output: &Output) -> Result<()> {
 fn table(counters: &[Counter]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header(["INTERFACE", "SERVICE", "VERDICT", "REASON", "PACKETS", "BYTES"]);
+    table.set_header([
+        "INTERFACE",
+        "SERVICE",
+        "VERDICT",
+        "REASON",
+        "PACKETS",
+        "BYTES",
+    ]);
     for numbers in [4, 5] {
         if let Some(column) = table.column_mut(numbers) {
             column.set_cell_alignment(CellAlignment::Right);

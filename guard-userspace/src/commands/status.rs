@@ -3,10 +3,7 @@
 use anyhow::Result;
 
 use super::{Output, print_json};
-use crate::api::{
-    DockerStatus, InterfaceStatus, PolicyStatus, Status,
-    client::Client,
-};
+use crate::api::{DockerStatus, InterfaceStatus, PolicyStatus, Status, client::Client};
 
 pub async fn run(client: &Client, output: &Output) -> Result<()> {
     let status = client.status().await?;
@@ -57,7 +54,11 @@ fn print(status: &Status) {
         generation,
     } in interfaces
     {
-        let state = if *attached { "attached" } else { "NOT ATTACHED" };
+        let state = if *attached {
+            "attached"
+        } else {
+            "NOT ATTACHED"
+        };
         println!(
             "interface  {name}: {state}, {xdp_mode} XDP, program {program_id}, generation \
              {generation}"

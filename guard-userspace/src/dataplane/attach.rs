@@ -37,7 +37,9 @@ pub enum AttachError {
          xdp off` removes it"
     )]
     Occupied(String),
-    #[error("interface {interface} takes the program neither in its driver ({native}) nor in the generic path ({generic})")]
+    #[error(
+        "interface {interface} takes the program neither in its driver ({native}) nor in the generic path ({generic})"
+    )]
     Refused {
         interface: String,
         native: String,
@@ -113,11 +115,7 @@ enum Failure {
     Refused(String),
 }
 
-fn attach(
-    generation: &mut Generation,
-    interface: &str,
-    mode: AyaMode,
-) -> Result<FdLink, Failure> {
+fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result<FdLink, Failure> {
     let program = generation
         .program_mut()
         .map_err(|error| Failure::Final(error.into()))?;

@@ -35,7 +35,9 @@ pub struct Generation {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("guard needs root, or the capabilities BPF, NET_ADMIN and PERFMON, to load its program")]
+    #[error(
+        "guard needs root, or the capabilities BPF, NET_ADMIN and PERFMON, to load its program"
+    )]
     NotPermitted,
     #[error("the kernel refuses the program or its tables")]
     Ebpf(#[from] EbpfError),
@@ -71,7 +73,9 @@ impl Generation {
             mode: tables.mode as u8,
             scope: tables.scope as u8,
             has_restricted: settings().any(|settings| settings.restricted != 0).into(),
-            has_budgets: settings().any(|settings| settings.packets.is_limited()).into(),
+            has_budgets: settings()
+                .any(|settings| settings.packets.is_limited())
+                .into(),
         };
         let mut ebpf = EbpfLoader::new()
             .override_global(layout::CONFIG, &config, true)
@@ -119,11 +123,23 @@ fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
             match prefix {
                 IpNet::V4(prefix) => {
                     let address = prefix.network().octets();
-                    admit(ebpf, layout::ADMITTED_V4, number, address, prefix.prefix_len())?;
+                    admit(
+                        ebpf,
+                        layout::ADMITTED_V4,
+                        number,
+                        address,
+                        prefix.prefix_len(),
+                    )?;
                 }
                 IpNet::V6(prefix) => {
                     let address = prefix.network().octets();
-                    admit(ebpf, layout::ADMITTED_V6, number, address, prefix.prefix_len())?;
+                    admit(
+                        ebpf,
+                        layout::ADMITTED_V6,
+                        number,
+                        address,
+                        prefix.prefix_len(),
+                    )?;
                 }
             }
         }

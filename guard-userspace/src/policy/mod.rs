@@ -95,10 +95,7 @@ pub struct Clock {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     #[error("{file}: cannot be read: {error}; write a policy there or name one with --policy")]
-    Unreadable {
-        file: String,
-        error: std::io::Error,
-    },
+    Unreadable { file: String, error: std::io::Error },
     #[error("{file}:{line}: {problem}")]
     Refused {
         file: String,

@@ -109,7 +109,16 @@ mod tests {
 
     #[test]
     fn ports_read_as_they_are_written() {
-        for text in ["tcp/80", "udp/443", "tcp/8000-8010", "tcp/1-65535", "icmp", "icmpv6", "esp", "gre"] {
+        for text in [
+            "tcp/80",
+            "udp/443",
+            "tcp/8000-8010",
+            "tcp/1-65535",
+            "icmp",
+            "icmpv6",
+            "esp",
+            "gre",
+        ] {
             assert_eq!(text.parse::<Ports>().unwrap().to_string(), text);
         }
         assert_eq!("tcp/80-80".parse::<Ports>().unwrap().to_string(), "tcp/80");

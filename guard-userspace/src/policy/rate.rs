@@ -133,7 +133,9 @@ impl Rate {
     /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("\"{text}\" is no rate: write a number, k, M or G if you like, and /s, /min or /h, such as \"2k/s\"")
+            format!(
+                "\"{text}\" is no rate: write a number, k, M or G if you like, and /s, /min or /h, such as \"2k/s\""
+            )
         };
         let (count, period) = text.rsplit_once('/').ok_or_else(wrong)?;
         let period = match period {
@@ -205,8 +207,25 @@ mod tests {
     #[test]
     fn what_is_no_rate_is_refused() {
         for text in [
-            "", "/", "/s", "2k", "2k/", "2k/d", "2 k/s", "-2/s", "k/s", "2kk/s", "1.0005k/s",
-            "2m/s", "99999999999G/s", "0x10/s", "1e3/s", "1./s", ".5k/s", "2k/s/s", "٢/s",
+            "",
+            "/",
+            "/s",
+            "2k",
+            "2k/",
+            "2k/d",
+            "2 k/s",
+            "-2/s",
+            "k/s",
+            "2kk/s",
+            "1.0005k/s",
+            "2m/s",
+            "99999999999G/s",
+            "0x10/s",
+            "1e3/s",
+            "1./s",
+            ".5k/s",
+            "2k/s/s",
+            "٢/s",
         ] {
             assert!(Rate::parse(text).is_err(), "{text}");
         }

@@ -97,7 +97,9 @@ impl Tables {
     /// The name of the service with this number; `None` for "no service".
     pub fn service_name(&self, number: u16) -> Option<&str> {
         let index = usize::from(number).checked_sub(1)?;
-        self.services.get(index).map(|service| service.name.as_str())
+        self.services
+            .get(index)
+            .map(|service| service.name.as_str())
     }
 }
 
@@ -129,4 +131,3 @@ impl ServiceTable {
         }
     }
 }
-

@@ -1,0 +1,201 @@
+//! A Docker of the lab's own: its daemons run in the guarded host's namespace, so that its bridge,
+//! its addresses and its NAT rules are real and end with the lab. The machine's own Docker, if there
+//! is one, is not touched.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    process::{Daemon, run, wait_for},
+    sweep,
+    topology::Lab,
+};
+
+/// The invoices that the container serves.
+pub const INVOICES: &str = r#"[{"invoice": 4711, "customer": "ACME", "total": "1290.00"}]"#;
+
+/// The port that the container listens on inside.
+pub const CONTAINER_PORT: u16 = 8000;
+
+const IMAGE: &str = "guard-lab/invoices";
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where dockerd keeps sockets of plugins, with no option to keep them elsewhere.
+const PLUGINS: [&str; 2] = ["/run/docker/plugins", "/run/docker"];
+
+/// Fields are dropped in order: dockerd stops its containers while containerd still runs.
+pub struct Docker {
+    dockerd: Daemon,
+    containerd: Daemon,
+    socket: PathBuf,
+    lab: String,
+    /// Folders of dockerd's that were not there before.
+    strays: Vec<&'static Path>,
+}
+
+impl Docker {
+    /// Starts Docker in the guarded host, with the image of the invoices.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let folder = lab.folder().join("docker");
+        fs::create_dir(&folder)?;
+        let strays = PLUGINS.iter().map(Path::new).filter(|path| !path.exists());
+        let strays = strays.collect();
+        let containerd_socket = folder.join("containerd.sock");
+        let mut containerd = Daemon::start(
+            lab.host
+                .command("containerd")
+                .arg("--root")
+                .arg(folder.join("containerd"))
+                .arg("--state")
+                .arg(folder.join("containerd-state"))
+                .arg("--address")
+                .arg(&containerd_socket),
+            &lab.folder().join("containerd.log"),
+        )?;
+        wait_for(PATIENCE, || {
+            containerd.check_alive()?;
+            anyhow::ensure!(containerd_socket.exists(), "containerd has no socket yet");
+            Ok(())
+        })?;
+        let socket = folder.join("docker.sock");
+        let dockerd = Daemon::start(
+            lab.host
+                .command("dockerd")
+                .arg("--containerd")
+                .arg(&containerd_socket)
+                .arg("--data-root")
+                .arg(folder.join("data"))
+                .arg("--exec-root")
+                .arg(folder.join("run"))
+                .arg("--pidfile")
+                .arg(folder.join("docker.pid"))
+                .arg("--host")
+                .arg(format!("unix://{}", socket.display()))
+                .arg("--cgroup-parent")
+                .arg(format!("/{}", lab.name()))
+                .args(["--ipv6", "--fixed-cidr-v6", "2001:db8:d0c::/64"])
+                // Before version 27 ip6tables counts as experimental.
+                .args(["--experimental", "--ip6tables"]),
+            &lab.folder().join("dockerd.log"),
+        )?;
+        let mut docker = Self {
+            dockerd,
+            containerd,
+            socket,
+            lab: lab.name().to_owned(),
+            strays,
+        };
+        wait_for(PATIENCE, || {
+            docker.dockerd.check_alive()?;
+            docker.containerd.check_alive()?;
+            docker.run(&["version"])
+        })?;
+        docker.import_image(lab)?;
+        Ok(docker)
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Runs `docker` with these arguments.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        run(Command::new("docker")
+            .arg("--host")
+            .arg(format!("unix://{}", self.socket.display()))
+            .args(arguments))
+    }
+
+    /// Runs a container that serves the invoices, with `-p` as given.
+    pub fn run_invoices(&self, name: &str, publish: &[&str]) -> Result<()> {
+        let publish = publish.iter().flat_map(|port| ["--publish", port]);
+        let arguments: Vec<&str> = ["run", "--detach", "--name", name]
+            .into_iter()
+            .chain(publish)
+            .chain([IMAGE])
+            .collect();
+        self.run(&arguments)?;
+        Ok(())
+    }
+
+    pub fn remove(&self, name: &str) -> Result<()> {
+        self.run(&["rm", "--force", name])?;
+        Ok(())
+    }
+
+    /// An image of nothing but a static busybox and the invoices.
+    fn import_image(&self, lab: &Lab) -> Result<()> {
+        let root = lab.folder().join("image");
+        make_invoices_root(&root)?;
+        let archive = lab.folder().join("image.tar");
+        run(Command::new("tar")
+            .arg("--create")
+            .arg("--file")
+            .arg(&archive)
+            .arg("--directory")
+            .arg(&root)
+            .arg("."))?;
+        let command = invoices_command("").join("\",\"");
+        let change = format!("CMD [\"{command}\"]");
+        let archive = archive.to_str().context("the archive's path is no UTF-8")?;
+        self.run(&["import", "--change", &change, archive, IMAGE])?;
+        Ok(())
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let containers = self.run(&["ps", "--all", "--quiet"]).unwrap_or_default();
+        for container in containers.lines() {
+            if let Err(error) = self.remove(container) {
+                eprintln!("a container is left: {error:#}");
+            }
+        }
+        for daemon in [&mut self.dockerd, &mut self.containerd] {
+            if let Err(error) = daemon.stop() {
+                eprintln!("a daemon of Docker is left: {error:#}");
+            }
+        }
+        if let Err(error) = sweep::remove_cgroups(&self.lab) {
+            eprintln!("Docker's cgroups are left: {error:#}");
+        }
+        for stray in &self.strays {
+            // It stays if somebody else uses it by now.
+            let _result = fs::remove_dir(stray);
+        }
+    }
+}
+
+/// Lays out the files that the invoices are served from.
+pub fn make_invoices_root(root: &Path) -> Result<()> {
+    for folder in ["bin", "etc", "www"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let busybox = run(Command::new("which").arg("busybox"))?;
+    fs::copy(busybox.trim(), root.join("bin/busybox"))?;
+    fs::write(root.join("etc/httpd.conf"), ".json:application/json\n")?;
+    fs::write(root.join("www/invoices.json"), INVOICES)?;
+    Ok(())
+}
+
+/// The web server and its arguments, below `root`.
+pub fn invoices_command(root: &str) -> [String; 9] {
+    [
+        format!("{root}/bin/busybox"),
+        "httpd".to_owned(),
+        "-f".to_owned(),
+        "-p".to_owned(),
+        CONTAINER_PORT.to_string(),
+        "-c".to_owned(),
+        format!("{root}/etc/httpd.conf"),
+        "-h".to_owned(),
+        format!("{root}/www"),
+    ]
+}

@@ -1,0 +1,66 @@
+//! What a client on the internet gets from the guarded host.
+
+use std::{fmt, net::IpAddr, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::topology::Lab;
+
+/// curl's exit codes (curl(1)): the connection was refused, or the time was over.
+const REFUSED: i32 = 7;
+const TIMED_OUT: i32 = 28;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Status(u16),
+    TimedOut,
+    Refused,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(formatter, "{status}"),
+            Self::TimedOut => formatter.write_str("times out"),
+            Self::Refused => formatter.write_str("refused"),
+        }
+    }
+}
+
+/// Asks for the invoices with curl, from one of the internet's addresses.
+pub fn get(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Result<Answer> {
+    let mut command = curl(lab, from, host, port);
+    let output = command.output()?;
+    match output.status.code() {
+        Some(0) => {
+            let status = String::from_utf8_lossy(&output.stdout);
+            let status = status.trim().parse().context("curl printed no status")?;
+            Ok(Answer::Status(status))
+        }
+        Some(TIMED_OUT) => Ok(Answer::TimedOut),
+        Some(REFUSED) => Ok(Answer::Refused),
+        _ => bail!("{command:?}: {}", output.status),
+    }
+}
+
+fn curl(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Command {
+    let host = match host {
+        IpAddr::V4(host) => host.to_string(),
+        IpAddr::V6(host) => format!("[{host}]"),
+    };
+    let mut command = lab.internet.command("curl");
+    command
+        .args([
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--max-time",
+            "2",
+            "--noproxy",
+            "*",
+        ])
+        .args(["--write-out", "%{http_code}", "--interface"])
+        .arg(from.to_string())
+        .arg(format!("http://{host}:{port}/invoices.json"));
+    command
+}

@@ -1,0 +1,62 @@
+//! A real reverse proxy in front of the container: Debian's nginx.
+
+use std::{fs, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    process::{Daemon, wait_for},
+    topology::Lab,
+};
+
+/// nginx on ports 80 of the guarded host, in front of `upstream`. It ends when this is dropped.
+pub struct Proxy {
+    _nginx: Daemon,
+}
+
+impl Proxy {
+    pub fn start(lab: &Lab, upstream: &str) -> Result<Self> {
+        let folder = lab.folder().join("nginx");
+        fs::create_dir(&folder)?;
+        let place = folder.display();
+        let config = format!(
+            "daemon off;
+             user root;
+             worker_processes 1;
+             pid {place}/pid;
+             error_log stderr warn;
+             events {{ worker_connections 512; }}
+             http {{
+                 access_log off;
+                 client_body_temp_path {place}/body;
+                 proxy_temp_path {place}/proxy;
+                 fastcgi_temp_path {place}/fastcgi;
+                 uwsgi_temp_path {place}/uwsgi;
+                 scgi_temp_path {place}/scgi;
+                 server {{
+                     listen 0.0.0.0:80;
+                     listen [::]:80;
+                     location / {{ proxy_pass http://{upstream}; }}
+                 }}
+             }}\n"
+        );
+        let path = folder.join("nginx.conf");
+        fs::write(&path, config)?;
+        let mut nginx = Daemon::start(
+            lab.host
+                .command("nginx")
+                .arg("-p")
+                .arg(&folder)
+                .arg("-c")
+                .arg(&path)
+                .args(["-e", "stderr"]),
+            &lab.folder().join("nginx.log"),
+        )?;
+        wait_for(Duration::from_secs(10), || {
+            nginx.check_alive()?;
+            anyhow::ensure!(folder.join("pid").exists(), "nginx has not started yet");
+            Ok(())
+        })?;
+        Ok(Self { _nginx: nginx })
+    }
+}

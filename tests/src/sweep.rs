@@ -1,0 +1,169 @@
+//! Removes what a lab leaves behind when its owner was killed: processes, namespaces, mounts, files.
+//! Everything is found by the lab's name, so nothing else on the machine is touched.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{process::run, topology::NAME};
+
+/// Where the controllers of cgroups are mounted, in either version.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// The folder of the lab with this name.
+pub fn folder(lab: &str) -> PathBuf {
+    env::temp_dir().join(lab)
+}
+
+/// Removes the labs whose owner no longer runs.
+pub fn dead_labs() -> Result<()> {
+    labs_of(|owner| !Path::new("/proc").join(owner).exists())
+}
+
+/// Removes the labs of this process, which is about to end without dropping them.
+pub fn own_labs() -> Result<()> {
+    let own = std::process::id().to_string();
+    labs_of(|owner| owner == own)
+}
+
+fn labs_of(chosen: impl Fn(&str) -> bool) -> Result<()> {
+    let is_chosen = |name: &str| {
+        let owner = name
+            .strip_prefix(NAME)?
+            .strip_prefix('-')?
+            .split('-')
+            .next()?;
+        Some(chosen(owner))
+    };
+    let chosen_names = |folder: &Path| -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        match fs::read_dir(folder) {
+            Ok(entries) => {
+                for entry in entries {
+                    let name = entry?.file_name().to_string_lossy().into_owned();
+                    if is_chosen(&name) == Some(true) {
+                        names.push(name);
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(folder.display().to_string()),
+        }
+        Ok(names)
+    };
+    let namespaces = chosen_names(Path::new("/run/netns"))?;
+    // Docker stops its containers when it is asked to end; only what then still runs is killed.
+    for (signal, patience) in [(Signal::SIGTERM, 10_000), (Signal::SIGKILL, 2_000)] {
+        for namespace in &namespaces {
+            end_processes(namespace, signal, Duration::from_millis(patience))?;
+        }
+    }
+    for namespace in &namespaces {
+        run(Command::new("ip").args(["netns", "del", namespace]))?;
+    }
+    for lab in chosen_names(&env::temp_dir())? {
+        remove_folder(&folder(&lab))?;
+    }
+    for lab in chosen_cgroups(&is_chosen)? {
+        remove_cgroups(&lab)?;
+    }
+    Ok(())
+}
+
+/// Signals every process in a namespace and waits for their end.
+fn end_processes(namespace: &str, signal: Signal, patience: Duration) -> Result<()> {
+    let processes = || -> Result<Vec<i32>> {
+        let list = run(Command::new("ip").args(["netns", "pids", namespace]))?;
+        Ok(list
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect())
+    };
+    for process in processes()? {
+        // It may have ended meanwhile.
+        let _result = kill(Pid::from_raw(process), signal);
+    }
+    let step = Duration::from_millis(50);
+    let mut waited = Duration::ZERO;
+    while waited < patience && !processes()?.is_empty() {
+        thread::sleep(step);
+        waited += step;
+    }
+    Ok(())
+}
+
+/// Unmounts what is mounted below a folder, and removes it.
+pub fn remove_folder(folder: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let inside = mounts
+        .lines()
+        .filter_map(|mount| mount.split_whitespace().nth(1))
+        .filter(|place| Path::new(place).starts_with(folder));
+    // The last mounted first: it may lie in another.
+    let mut inside: Vec<&str> = inside.collect();
+    inside.reverse();
+    for place in inside {
+        run(Command::new("umount").args(["--lazy", place]))?;
+    }
+    fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
+}
+
+/// Removes the cgroups that Docker made for a lab, which are named like it.
+pub fn remove_cgroups(lab: &str) -> Result<()> {
+    for place in cgroup_roots()? {
+        let place = place.join(lab);
+        if place.is_dir() {
+            remove_cgroup(&place).with_context(|| place.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_cgroup(place: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(place)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(place)
+}
+
+fn chosen_cgroups(is_chosen: &impl Fn(&str) -> Option<bool>) -> Result<Vec<String>> {
+    let mut labs = Vec::new();
+    for root in cgroup_roots()? {
+        for entry in fs::read_dir(&root)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if is_chosen(&name) == Some(true) && !labs.contains(&name) {
+                labs.push(name);
+            }
+        }
+    }
+    Ok(labs)
+}
+
+/// The root of the one hierarchy of version 2, and of each controller of version 1.
+fn cgroup_roots() -> Result<Vec<PathBuf>> {
+    let root = PathBuf::from(CGROUPS);
+    let mut roots = Vec::new();
+    if root.is_dir() {
+        for entry in fs::read_dir(&root)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() && entry.path().join("cgroup.procs").exists() {
+                roots.push(entry.path());
+            }
+        }
+        roots.push(root);
+    }
+    Ok(roots)
+}

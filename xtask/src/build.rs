@@ -1,0 +1,82 @@
+//! `cargo xtask build`, and Cargo's output as a person wants it.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup::{self, Toolchain};
+
+pub fn run(release: bool) -> Result<()> {
+    let binary = guard(&setup::toolchain()?, release)?;
+    println!("{}", binary.display());
+    Ok(())
+}
+
+/// Builds the binary and says where it is.
+pub fn guard(toolchain: &Toolchain, release: bool) -> Result<PathBuf> {
+    let profile = if release { "release" } else { "debug" };
+    let mut command = toolchain.cargo();
+    command.args(["build", "--locked", "--package", "guard-userspace"]);
+    if release {
+        command.arg("--release");
+    }
+    cargo(&mut command)?;
+    Ok(target_folder().join(profile).join("guard"))
+}
+
+/// Runs Cargo. What its inner Cargo, which builds the kernel program, says of its progress comes as
+/// warnings of the build script; those lines are left out.
+pub fn cargo(command: &mut Command) -> Result<()> {
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{command:?} cannot be started"))?;
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).lines() {
+            let line = line?;
+            if !is_progress(&line) {
+                eprintln!("{line}");
+            }
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("cargo failed ({status})");
+    }
+    Ok(())
+}
+
+fn is_progress(line: &str) -> bool {
+    const PROGRESS: [&str; 9] = [
+        "Adding",
+        "Blocking",
+        "Compiling",
+        "Downloaded",
+        "Downloading",
+        "Finished",
+        "Fresh",
+        "Locking",
+        "Updating",
+    ];
+    let Some(said) = line.strip_prefix("warning: guard-userspace@") else {
+        return false;
+    };
+    let said = said.split_once(": ").map_or(said, |(_version, said)| said);
+    PROGRESS
+        .iter()
+        .any(|word| said.trim_start().starts_with(word))
+}
+
+pub fn target_folder() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+pub fn workspace() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map_or(own.clone(), PathBuf::from)
+}

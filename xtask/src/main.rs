@@ -1,0 +1,61 @@
+//! Builds, tests and shows guard: `cargo xtask --help`.
+
+mod build;
+mod demo;
+mod lint;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows guard. Every command first finds or installs what it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install the toolchain, bpf-linker and what the lab needs
+    Setup,
+    /// Print what a shell must export to build with plain `cargo`
+    Env,
+    /// Build the guard binary
+    Build {
+        /// Build target/release/guard
+        #[arg(long)]
+        release: bool,
+    },
+    /// Check format and lints, of the kernel program too
+    Lint,
+    /// Run every test
+    Test {
+        /// Run only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Show the main job end to end, in a lab of its own
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let result = match command {
+        Command::Setup => setup::everything().map(|_toolchain| ()),
+        Command::Env => setup::toolchain().map(|toolchain| toolchain.print_exports()),
+        Command::Build { release } => build::run(release),
+        Command::Lint => lint::run(),
+        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Demo => demo::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

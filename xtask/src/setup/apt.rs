@@ -1,0 +1,96 @@
+//! Debian's package manager.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use anyhow::{Context as _, Result, bail};
+use which::which;
+
+use super::announce_and_run;
+
+/// Installs packages, without starting what they bring.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    if which("apt-get").is_err() {
+        bail!(
+            "this machine has no apt-get: install with its own package manager what Debian calls \
+             {list}"
+        );
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("installing needs root: `apt-get install {list}`");
+    }
+    update()?;
+    let _quiet = NoServices::new().context("services cannot be kept from starting")?;
+    announce_and_run(
+        Command::new("apt-get")
+            .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null()),
+    )
+}
+
+/// Whether the package could be installed.
+pub fn has(package: &str) -> bool {
+    if which("apt-get").is_err() || update().is_err() {
+        return false;
+    }
+    let policy = Command::new("apt-cache").args(["policy", package]).output();
+    policy.is_ok_and(|policy| {
+        let text = String::from_utf8_lossy(&policy.stdout);
+        text.lines()
+            .any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)"))
+    })
+}
+
+/// Reads the package lists, once in this process.
+fn update() -> Result<()> {
+    static UPDATED: OnceLock<bool> = OnceLock::new();
+    let updated = *UPDATED.get_or_init(|| {
+        let mut update = Command::new("apt-get");
+        update.args(["update", "--quiet"]).stdout(Stdio::null());
+        announce_and_run(&mut update).is_ok()
+    });
+    if !updated {
+        bail!("`apt-get update` failed");
+    }
+    Ok(())
+}
+
+/// Debian asks this program before a package starts its service (policy-rc.d); 101 forbids it.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// While it lives, no package starts a service: a machine that runs the demo wants no web server of
+/// its own. One that systemd manages is also kept from starting at the next boot.
+struct NoServices {
+    placed: bool,
+}
+
+impl NoServices {
+    fn new() -> io::Result<Self> {
+        let placed = !Path::new(POLICY).exists();
+        if placed {
+            fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+            fs::set_permissions(POLICY, Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { placed })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.placed
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("setup: {POLICY} is left, and keeps services from starting: {error}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! bpf-linker, built for the same LLVM as the compiler: it reads the compiler's bitcode.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use which::which;
+
+use super::{announce_and_run, apt};
+
+const VERSION: &str = "0.13.0";
+
+/// The versions of LLVM that this bpf-linker can be built with.
+const SUPPORTED: [u32; 3] = [21, 22, 23];
+
+/// A bpf-linker for this version of LLVM, if there is one.
+pub fn find(llvm: u32) -> Option<PathBuf> {
+    [
+        which("bpf-linker").ok(),
+        Some(own_root(llvm).join("bin/bpf-linker")),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|linker| fits(linker, llvm))
+}
+
+/// Whether a bpf-linker for this version of LLVM is there or can be made.
+pub fn is_possible(llvm: u32) -> bool {
+    find(llvm).is_some()
+        || SUPPORTED.contains(&llvm) && (llvm_prefix(llvm).is_some() || apt::has(&package(llvm)))
+}
+
+/// Builds bpf-linker for this version of LLVM.
+pub fn install(llvm: u32) -> Result<PathBuf> {
+    if !SUPPORTED.contains(&llvm) {
+        bail!("bpf-linker {VERSION} does not support LLVM {llvm}");
+    }
+    if llvm_prefix(llvm).is_none() {
+        apt::install(&[&package(llvm)])?;
+    }
+    let prefix = llvm_prefix(llvm).with_context(|| format!("LLVM {llvm} is not found"))?;
+    let root = own_root(llvm);
+    announce_and_run(
+        Command::new("cargo")
+            .args(["install", "--quiet", "--locked", "--force", "--root"])
+            .arg(&root)
+            .args(["--no-default-features", "--features"])
+            .arg(format!("llvm-{llvm}"))
+            .arg(format!("bpf-linker@{VERSION}"))
+            .env("LLVM_PREFIX", prefix),
+    )?;
+    find(llvm).context("the bpf-linker that was just built does not run")
+}
+
+/// `bpf-linker --version` names no LLVM, but the library it is linked with does: the one that this
+/// setup builds lies in a folder named after it, and any other must say so when it is run.
+fn fits(linker: &Path, llvm: u32) -> bool {
+    let Ok(output) = Command::new(linker).arg("--version").output() else {
+        return false;
+    };
+    output.status.success() && (linker.starts_with(own_root(llvm)) || links_llvm(linker, llvm))
+}
+
+fn links_llvm(linker: &Path, llvm: u32) -> bool {
+    let Ok(output) = Command::new("ldd").arg(linker).output() else {
+        return false;
+    };
+    let libraries = String::from_utf8_lossy(&output.stdout);
+    libraries.contains(&format!("libLLVM.so.{llvm}."))
+        || libraries.contains(&format!("libLLVM-{llvm}."))
+}
+
+fn package(llvm: u32) -> String {
+    format!("llvm-{llvm}-dev")
+}
+
+/// Where Debian's packages put a version of LLVM.
+fn llvm_prefix(llvm: u32) -> Option<PathBuf> {
+    let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
+    prefix.join("include/llvm-c").is_dir().then_some(prefix)
+}
+
+/// Beside the user's other tools, so that a clean clone need not build it again, and apart from a
+/// bpf-linker that the user has for something else.
+fn own_root(llvm: u32) -> PathBuf {
+    let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
+    let cache =
+        env::var_os("XDG_CACHE_HOME").map_or(Path::new(&home).join(".cache"), PathBuf::from);
+    cache.join(format!("guard/bpf-linker-{VERSION}-llvm-{llvm}"))
+}

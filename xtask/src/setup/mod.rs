@@ -1,0 +1,129 @@
+//! Finds what a build and the lab need, and installs what is missing.
+
+mod apt;
+mod linker;
+mod rust;
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
+use which::which;
+
+pub use self::rust::Toolchain;
+
+/// What a build needs: a compiler with the standard library's source, and the linker for it.
+pub fn toolchain() -> Result<Toolchain> {
+    rust::find_or_install()
+}
+
+/// What everything needs: a toolchain, and the programs that the lab consists of.
+pub fn everything() -> Result<Toolchain> {
+    let toolchain = toolchain()?;
+    lab()?;
+    println!(
+        "setup: ready, with the toolchain {} and {}",
+        toolchain.name,
+        toolchain.linker.display()
+    );
+    Ok(toolchain)
+}
+
+/// A program of the lab, and the Debian package that has it.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+}
+
+const fn tool(program: &'static str, package: &'static str) -> Tool {
+    Tool { program, package }
+}
+
+/// The lab cannot do without these.
+const LAB: [Tool; 12] = [
+    tool("ip", "iproute2"),
+    tool("nsenter", "util-linux"),
+    tool("sysctl", "procps"),
+    tool("tar", "tar"),
+    tool("curl", "curl"),
+    tool("busybox", "busybox-static"),
+    tool("nginx", "nginx-light"),
+    tool("nft", "nftables"),
+    tool("iptables", "iptables"),
+    tool("hping3", "hping3"),
+    tool("nmap", "nmap"),
+    tool("bpftool", "bpftool"),
+];
+
+/// A real Docker.
+const DOCKER: [Tool; 3] = [
+    tool("docker", "docker.io"),
+    tool("dockerd", "docker.io"),
+    tool("containerd", "containerd"),
+];
+
+fn lab() -> Result<()> {
+    require_root()?;
+    let missing: Vec<&Tool> = LAB
+        .iter()
+        .chain(&DOCKER)
+        .filter(|tool| !tool.is_there())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    packages.dedup();
+    if let Err(error) = apt::install(&packages) {
+        let programs: Vec<&str> = missing.iter().map(|tool| tool.program).collect();
+        bail!("the lab needs {}: {error:#}", programs.join(", "));
+    }
+    for tool in missing {
+        if !tool.is_there() {
+            bail!(
+                "{} is still missing although {} is installed",
+                tool.program,
+                tool.package
+            );
+        }
+    }
+    Ok(())
+}
+
+impl Tool {
+    fn is_there(&self) -> bool {
+        which(self.program).is_ok()
+    }
+}
+
+/// Whether a real Docker can be started.
+pub fn has_docker() -> bool {
+    DOCKER.iter().all(Tool::is_there)
+}
+
+pub fn require_root() -> Result<()> {
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    bail!("the lab makes network namespaces and loads kernel programs: run this as root")
+}
+
+/// Runs a step of the setup, with its output on the terminal.
+fn announce_and_run(command: &mut Command) -> Result<()> {
+    println!("setup: {}", describe(command));
+    let status = command
+        .status()
+        .with_context(|| format!("{command:?} cannot be started"))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", describe(command));
+    }
+    Ok(())
+}
+
+fn describe(command: &Command) -> String {
+    let words = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
