@@ -5,6 +5,7 @@ use std::{
     env, fs, io,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -26,7 +27,11 @@ pub fn folder(lab: &str) -> PathBuf {
 }
 
 /// Removes the labs whose owner no longer runs.
+///
+/// One thread at a time, or each would find what another is removing.
 pub fn dead_labs() -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     labs_of(|owner| !Path::new("/proc").join(owner).exists())
 }
 

@@ -36,8 +36,8 @@ pub enum SocketError {
 
 /// The socket, which is removed when this is dropped.
 pub struct ControlSocket {
-    path: PathBuf,
     listener: UnixListener,
+    _file: RemovedOnDrop,
 }
 
 impl ControlSocket {
@@ -63,13 +63,14 @@ impl ControlSocket {
             Err(error) => return Err(error),
         }
         let listener = UnixListener::bind(path)?;
+        let file = RemovedOnDrop(path.to_owned());
         if let Some(group) = Group::from_name(GROUP)? {
             chown(path, None, Some(group.gid))?;
         }
         fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
         Ok(Self {
-            path: path.to_owned(),
             listener,
+            _file: file,
         })
     }
 
@@ -79,8 +80,7 @@ impl ControlSocket {
         agent: Arc<Agent>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        let Self { path, listener } = self;
-        let _removed = RemovedOnDrop(path);
+        let Self { listener, _file } = self;
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/counters", get(counters))

@@ -1,11 +1,14 @@
 //! `guard check`: reads a policy and says what it means, without applying it.
 
-use std::path::PathBuf;
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{DEFAULT_POLICY, Failure, Output, print_json, read_policy};
+use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
 use crate::policy::{From, Policy, Ports, Service};
 
 #[derive(Debug, Args)]
@@ -50,7 +53,7 @@ impl Check {
         if json {
             print_json(&checked)?;
         } else {
-            checked.print();
+            print(&checked.describe().map_err(anyhow::Error::from)?)?;
         }
         Ok(())
     }
@@ -74,7 +77,8 @@ impl Checked {
         }
     }
 
-    fn print(&self) {
+    fn describe(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
         let Self {
             file,
             sha256: _,
@@ -87,7 +91,10 @@ impl Checked {
             Some(names) => names.join(", "),
             None => "those of the default routes".to_owned(),
         };
-        println!("{file} is a policy: mode {mode}, scope {scope}, interfaces {interfaces}");
+        writeln!(
+            text,
+            "{file} is a policy: mode {mode}, scope {scope}, interfaces {interfaces}"
+        )?;
         for CheckedService {
             name,
             ports,
@@ -100,15 +107,20 @@ impl Checked {
                 Some(packets) => format!("{packets} packets per source"),
                 None => "no limit".to_owned(),
             };
-            println!(
+            writeln!(
+                text,
                 "  {name}: {} from {}, {packets}, {mode}",
                 ports.join(", "),
                 from.join(", ")
-            );
+            )?;
         }
         if services.is_empty() {
-            println!("  no service is listed: every port in the scope is closed");
+            writeln!(
+                text,
+                "  no service is listed: every port in the scope is closed"
+            )?;
         }
+        Ok(text)
     }
 }
 

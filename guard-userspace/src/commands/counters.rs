@@ -3,7 +3,7 @@
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{Output, print_json};
+use super::{Output, print, print_json};
 use crate::api::{Counter, client::Client};
 
 pub async fn run(client: &Client, output: &Output) -> Result<()> {
@@ -12,11 +12,9 @@ pub async fn run(client: &Client, output: &Output) -> Result<()> {
         return print_json(&counters);
     }
     if counters.is_empty() {
-        println!("no packet has come yet");
-        return Ok(());
+        return print("no packet has come yet");
     }
-    println!("{}", table(&counters));
-    Ok(())
+    print(&table(&counters).to_string())
 }
 
 fn table(counters: &[Counter]) -> Table {

@@ -5,7 +5,12 @@ mod counters;
 mod run;
 mod status;
 
-use std::{fmt, path::PathBuf, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -110,7 +115,14 @@ fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
     Ok(Policy::read(path, Clock { tick_ns })?)
 }
 
+/// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    print(&serde_json::to_string_pretty(value)?)
 }

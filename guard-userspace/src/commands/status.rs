@@ -1,8 +1,10 @@
 //! `guard status`: whether the guard is at work, and where.
 
+use std::fmt::{self, Write as _};
+
 use anyhow::Result;
 
-use super::{Output, print_json};
+use super::{Output, print, print_json};
 use crate::api::{DockerStatus, InterfaceStatus, PolicyStatus, Status, client::Client};
 
 pub async fn run(client: &Client, output: &Output) -> Result<()> {
@@ -10,11 +12,11 @@ pub async fn run(client: &Client, output: &Output) -> Result<()> {
     if output.json {
         return print_json(&status);
     }
-    print(&status);
-    Ok(())
+    print(&describe(&status)?)
 }
 
-fn print(status: &Status) {
+fn describe(status: &Status) -> Result<String, fmt::Error> {
+    let mut text = String::new();
     let Status {
         version,
         mode,
@@ -37,15 +39,16 @@ fn print(status: &Status) {
         ("observe", _) => "observing: everything passes, would-be drops are counted",
         _ => "off: everything passes",
     };
-    println!("guard {version} is {headline}");
+    writeln!(text, "guard {version} is {headline}")?;
     for obstacle in not_enforcing_because {
-        println!("  because {obstacle}");
+        writeln!(text, "  because {obstacle}")?;
     }
-    println!("scope      {scope}");
-    println!(
+    writeln!(text, "scope      {scope}")?;
+    writeln!(
+        text,
         "policy     {path}, {services} services, loaded {loaded_at}, sha256 {}",
         sha256.get(..12).unwrap_or(sha256)
-    );
+    )?;
     for InterfaceStatus {
         name,
         attached,
@@ -59,15 +62,17 @@ fn print(status: &Status) {
         } else {
             "NOT ATTACHED"
         };
-        println!(
+        writeln!(
+            text,
             "interface  {name}: {state}, {xdp_mode} XDP, program {program_id}, generation \
              {generation}"
-        );
+        )?;
     }
-    println!("docker     {}", describe(docker));
+    writeln!(text, "docker     {}", describe_docker(docker))?;
+    Ok(text)
 }
 
-fn describe(docker: &DockerStatus) -> String {
+fn describe_docker(docker: &DockerStatus) -> String {
     let DockerStatus {
         socket,
         connected,

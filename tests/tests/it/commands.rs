@@ -1,0 +1,339 @@
+//! The command line as scripts and people meet it: output, exit codes, one line for every error.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use lab::{
+    guard::{Guard, binary, output, write_policy},
+    process::run,
+    topology::{INTERFACE, Lab},
+};
+use serde_json::Value;
+
+const POLICY: &str = "
+mode = \"enforce\"
+interfaces = [\"wan\"]
+docker.socket = \"\"
+[[service]]
+name = \"web\"
+ports = [\"tcp/80\"]
+";
+
+/// One line on standard error that contains these words, nothing on standard output, this code.
+#[track_caller]
+fn assert_fails(output: &Output, code: i32, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // Events of the agent come before the error.
+    let errors: Vec<&str> = stderr
+        .lines()
+        .filter(|line| line.starts_with("guard: "))
+        .collect();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert!(output.stdout.is_empty());
+    for word in words {
+        assert!(errors[0].contains(word), "{word:?} is not in {stderr}");
+    }
+    assert!(
+        !stderr.contains("backtrace") && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+}
+
+fn assert_nothing_attached(lab: &Lab) {
+    let net = run(lab.host.command("bpftool").args(["net", "show"])).unwrap();
+    assert!(!net.contains(" id "), "{net}");
+}
+
+#[test]
+fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
+    let lab = Lab::new().unwrap();
+    let service = |line: &str| format!("[[service]]\nname = \"web\"\n{line}\n");
+    let cases: Vec<(String, usize, &[&str])> = vec![
+        (
+            POLICY.replace("ports =", "prots ="),
+            7,
+            &["unknown field `prots`", "`ports`"],
+        ),
+        (
+            POLICY.replace("enforce", "enforced"),
+            2,
+            &["unknown variant `enforced`", "`enforce`"],
+        ),
+        (
+            POLICY.replace("tcp/80", "tcp/70000"),
+            7,
+            &["70000", "1 to 65535"],
+        ),
+        (
+            format!("{POLICY}from = [\"198.51.100.0/33\"]\n"),
+            8,
+            &["198.51.100.0/33", "CIDR"],
+        ),
+        (
+            format!("{POLICY}from = [\"198.51.100.7/24\"]\n"),
+            8,
+            &["198.51.100.0/24"],
+        ),
+        (
+            format!("{POLICY}from = [\"office\"]\n"),
+            8,
+            &["office", "\"any\"", "CIDR"],
+        ),
+        (format!("{POLICY}from = []\n"), 8, &["nobody"]),
+        (
+            format!("{POLICY}[service.limit]\npackets = \"2k\"\n"),
+            9,
+            &["\"2k\" is no rate", "2k/s"],
+        ),
+        (
+            format!("{POLICY}[service.limit]\npackets = \"0/s\"\n"),
+            9,
+            &["nobody"],
+        ),
+        (
+            format!("{POLICY}[service.limit]\npackets = {{ rate = \"10k/s\", burst = 1 }}\n"),
+            9,
+            &["tick", "the least is"],
+        ),
+        (
+            format!("{POLICY}[service.limit]\nbytes = \"2MB/s\"\n"),
+            9,
+            &["unknown field `bytes`"],
+        ),
+        (
+            format!("{POLICY}[service.limit]\nper = {{ ipv4 = 33 }}\n"),
+            9,
+            &["33", "1 to 32"],
+        ),
+        (
+            format!("{POLICY}{}", service("ports = [\"tcp/81\"]")),
+            9,
+            &["\"web\"", "line 6", "once"],
+        ),
+        (
+            format!(
+                "{POLICY}{}",
+                service("ports = [\"tcp/79-81\"]").replace("web", "other")
+            ),
+            10,
+            &["tcp/79-81", "\"web\"", "line 7"],
+        ),
+        (
+            format!("{POLICY}{}", service("ports = []").replace("web", "other")),
+            10,
+            &["tcp/80"],
+        ),
+        (POLICY.replace("\"wan\"", ""), 3, &["no interface"]),
+        (
+            POLICY.replace("\"wan\"", "\"wan\", \"wan\""),
+            3,
+            &["line 3", "once"],
+        ),
+        (
+            format!("{POLICY}[[source]]\nname = \"office\"\n"),
+            8,
+            &["unknown field `source`"],
+        ),
+        (POLICY.replace("[[service]]", "[[service]"), 5, &[]),
+        ("mode = \"enforce".to_owned(), 1, &[]),
+    ];
+    for (policy, line, words) in cases {
+        let path = write_policy(&lab, &policy).unwrap();
+        let path = path.to_str().unwrap();
+        let place = format!("{path}:{line}: ");
+        let words: Vec<&str> = words.iter().copied().chain([place.as_str()]).collect();
+        assert_fails(&output(&lab, &["check", path]).unwrap(), 2, &words);
+        assert_fails(
+            &output(&lab, &["run", "--policy", path]).unwrap(),
+            2,
+            &words,
+        );
+    }
+    assert_nothing_attached(&lab);
+}
+
+#[test]
+fn what_the_environment_lacks_is_said_in_one_line_and_nothing_is_attached() {
+    let lab = Lab::new().unwrap();
+    let path = write_policy(&lab, POLICY).unwrap();
+    let path = path.to_str().unwrap();
+    let run_guard = |policy: &str| {
+        write_policy(&lab, policy).unwrap();
+        output(&lab, &["run", "--policy", path]).unwrap()
+    };
+    let words = ["interface nowhere does not exist", "guard.toml:3"];
+    assert_fails(&run_guard(&POLICY.replace("wan", "nowhere")), 1, &words);
+    // The first of two interfaces is attached to only if the second exists.
+    let two = POLICY.replace("\"wan\"", "\"wan\", \"nowhere\"");
+    assert_fails(&run_guard(&two), 1, &words[..1]);
+    let unnamed = POLICY.replace("interfaces = [\"wan\"]", "");
+    assert_fails(&run_guard(&unnamed), 1, &["default route", "interfaces = "]);
+    assert_nothing_attached(&lab);
+}
+
+#[test]
+fn without_root_it_says_what_it_needs() {
+    let lab = Lab::new().unwrap();
+    write_policy(&lab, POLICY).unwrap();
+    // Where anybody may read and run it.
+    let copy = lab.folder().join("guard");
+    fs::copy(binary().unwrap(), &copy).unwrap();
+    let socket = format!("/tmp/{}.sock", lab.name());
+    let output = lab
+        .host
+        .command("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--bounding-set=-all",
+        ])
+        .arg(&copy)
+        .arg("--socket")
+        .arg(&socket)
+        .args(["run", "--policy"])
+        .arg(lab.folder().join("guard.toml"))
+        .output()
+        .unwrap();
+    assert_fails(&output, 1, &["needs root"]);
+    assert!(!Path::new(&socket).exists(), "the socket is left");
+    assert_nothing_attached(&lab);
+}
+
+#[test]
+fn commands_without_an_agent_say_so() {
+    let lab = Lab::new().unwrap();
+    for command in ["status", "counters"] {
+        assert_fails(
+            &output(&lab, &[command]).unwrap(),
+            1,
+            &["no agent answers", "guard run"],
+        );
+    }
+    // A policy that is not there is a policy that is wrong.
+    let missing = ["run", "--policy", "/nowhere/guard.toml"];
+    assert_fails(
+        &output(&lab, &missing).unwrap(),
+        2,
+        &["/nowhere/guard.toml", "--policy"],
+    );
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let lab = Lab::new().unwrap();
+    for arguments in [&["rnu"][..], &["status", "--yaml"], &[]] {
+        let output = output(&lab, arguments).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn check_says_what_a_policy_means() {
+    let lab = Lab::new().unwrap();
+    let path = write_policy(&lab, POLICY).unwrap();
+    let path = path.to_str().unwrap();
+    let text = output(&lab, &["check", path]).unwrap();
+    assert!(text.status.success());
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(
+        text.contains("web: tcp/80 from any, no limit, enforce"),
+        "{text}"
+    );
+    let json = output(&lab, &["check", path, "--json"]).unwrap();
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["services"][0]["ports"][0], "tcp/80");
+    assert_eq!(json["mode"], "enforce");
+}
+
+#[test]
+fn a_second_agent_on_the_same_socket_or_interface_is_refused() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    let path = write_policy(&lab, POLICY).unwrap();
+    let path = path.to_str().unwrap();
+    let again = output(&lab, &["run", "--policy", path]).unwrap();
+    assert_fails(&again, 1, &["already running"]);
+    let other = lab.folder().join("other.sock");
+    let elsewhere = ["--socket", other.to_str().unwrap(), "run", "--policy", path];
+    let binary = binary().unwrap();
+    let elsewhere = lab
+        .host
+        .command(binary.to_str().unwrap())
+        .args(elsewhere)
+        .output()
+        .unwrap();
+    assert_fails(&elsewhere, 1, &[INTERFACE, "already has an XDP program"]);
+    assert_eq!(
+        guard.json("status").unwrap()["interfaces"][0]["attached"],
+        true
+    );
+}
+
+#[test]
+fn a_socket_that_a_dead_agent_left_is_replaced_but_a_file_is_not() {
+    let lab = Lab::new().unwrap();
+    let socket = lab.folder().join("guard.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(socket.exists());
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    guard.stop().unwrap();
+    assert!(!socket.exists(), "it is removed at the end");
+    fs::write(&socket, "precious").unwrap();
+    let path = write_policy(&lab, POLICY).unwrap();
+    let refused = output(&lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
+    assert_fails(&refused, 1, &["no socket is in its place"]);
+    assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
+    assert_nothing_attached(&lab);
+}
+
+#[test]
+fn the_control_socket_speaks_http_and_is_for_root_and_its_group() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lab = Lab::new().unwrap();
+    let _guard = Guard::start(&lab, POLICY).unwrap();
+    let socket = lab.folder().join("guard.sock");
+    assert_eq!(
+        fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o660
+    );
+    let curl = |resource: &str| {
+        run(Command::new("curl")
+            .args(["--silent", "--write-out", "%{http_code}", "--unix-socket"])
+            .arg(&socket)
+            .arg(format!("http://guard{resource}")))
+        .unwrap()
+    };
+    assert!(curl("/v1/status").ends_with("}200"));
+    assert!(curl("/v1/nothing").ends_with("404"));
+    // What is no HTTP is answered as such, and the agent goes on.
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(&[0xff; 4096]).unwrap();
+    let _result = stream.read_to_end(&mut Vec::new());
+    assert!(curl("/v1/counters").ends_with("]200"));
+}
+
+#[test]
+fn a_reader_that_stops_reading_is_no_error_of_ours() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    let mut child = Command::new(binary().unwrap())
+        .arg("--socket")
+        .arg(lab.folder().join("guard.sock"))
+        .args(["status", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    guard.stop().unwrap();
+}

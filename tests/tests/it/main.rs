@@ -1,0 +1,10 @@
+//! Every test that needs root: the kernel program over single packets, and the whole guard in the
+//! lab. `cargo xtask test` runs them; without root they fail rather than pass unseen.
+
+mod commands;
+mod docker;
+mod frames;
+mod judge;
+mod namespaces;
+mod packets;
+mod rates;

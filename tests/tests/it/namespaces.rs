@@ -1,0 +1,221 @@
+//! The guard on a wire between two namespaces, with packets that a real stack sends and receives.
+
+use std::{thread, time::Duration};
+
+use lab::{
+    guard::Guard,
+    http::{Answer, get},
+    process::{run, wait_for},
+    proxy::Proxy,
+    topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
+};
+use serde_json::{Value, json};
+
+/// Opens port 80 alone. Without Docker, scope `host` is what closes the rest.
+fn policy(mode: &str, extra: &str) -> String {
+    format!(
+        "mode = \"{mode}\"
+         interfaces = [\"{INTERFACE}\"]
+         scope = \"host\"
+         docker.socket = \"\"
+         {extra}"
+    )
+}
+
+const OPEN_80: &str = "
+    [[service]]
+    name = \"web\"
+    ports = [\"tcp/80\"]";
+
+#[test]
+fn a_port_is_reachable_then_closed_then_reachable_again() {
+    let lab = Lab::new().unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    // nginx answers that nothing is behind it: the port is open.
+    let open = Answer::Status(502);
+    let answers = || {
+        [(USER_V4, HOST_V4), (USER_V6, HOST_V6)]
+            .map(|(user, host)| get(&lab, user, host, 80).unwrap())
+    };
+    assert_eq!(answers(), [open; 2], "before");
+    for (mode, services, expected) in [
+        ("enforce", "", Answer::TimedOut),
+        ("observe", "", open),
+        ("off", "", open),
+        ("enforce", OPEN_80, open),
+    ] {
+        let guard = Guard::start(&lab, &policy(mode, services)).unwrap();
+        assert_eq!(answers(), [expected; 2], "{mode} with {services:?}");
+        assert!(guard.stop().unwrap().success());
+        assert_eq!(answers(), [open; 2], "after {mode} with {services:?}");
+    }
+}
+
+#[test]
+fn a_thousand_packets_are_counted_as_a_thousand() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, &policy("enforce", OPEN_80)).unwrap();
+    let send = |port: &str| {
+        run(lab
+            .internet
+            .command("hping3")
+            .args([
+                "--quiet",
+                "--syn",
+                "--interval",
+                "u200",
+                "--count",
+                "1000",
+                "--destport",
+                port,
+                "--spoof",
+            ])
+            .args([USER_V4.to_string(), HOST_V4.to_string()]))
+        // hping3 fails if nobody answers, as nobody does on the closed port.
+        .map_or_else(|error| error.to_string(), |output| output)
+    };
+    for port in ["80", "8000"] {
+        send(port);
+    }
+    let closed = [
+        ("reason", json!("closed_port")),
+        ("verdict", json!("drop")),
+        ("service", Value::Null),
+    ];
+    let open = [
+        ("reason", json!("allowed")),
+        ("verdict", json!("pass")),
+        ("service", json!("web")),
+    ];
+    wait_for(Duration::from_secs(2), || {
+        anyhow::ensure!(guard.packets(&closed)? >= 1000 && guard.packets(&open)? >= 1000);
+        Ok(())
+    })
+    .unwrap();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(guard.packets(&closed).unwrap(), 1000);
+    assert_eq!(guard.packets(&open).unwrap(), 1000);
+    // A SYN without options: 14 bytes of Ethernet, 20 of IPv4, 20 of TCP.
+    let rows = guard.json("counters").unwrap();
+    let row = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["reason"] == "closed_port")
+        .unwrap();
+    assert_eq!(row["bytes"], 54_000);
+    assert_eq!(row["interface"], INTERFACE);
+}
+
+#[test]
+fn the_program_runs_in_the_driver_and_status_says_so() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, &policy("enforce", OPEN_80)).unwrap();
+    let net = run(lab.host.command("bpftool").args(["net", "show"])).unwrap();
+    let status = guard.json("status").unwrap();
+    let interface = &status["interfaces"][0];
+    let program = interface["program_id"].as_u64().unwrap();
+    assert!(
+        net.contains(&format!("{INTERFACE}(2) driver id {program}"))
+            || net.lines().any(|line| line.starts_with(INTERFACE)
+                && line.ends_with(&format!("driver id {program}"))),
+        "{net}"
+    );
+    assert_eq!(interface["name"], INTERFACE);
+    assert_eq!(interface["attached"], true);
+    assert_eq!(interface["xdp_mode"], "native");
+    assert_eq!(interface["generation"], 1);
+    assert_eq!(status["mode"], "enforce");
+    assert_eq!(status["enforcing"], true);
+    assert_eq!(status["docker"]["connected"], false);
+    assert_eq!(status["docker"]["published"], json!([]));
+    assert_eq!(status["policy"]["sha256"].as_str().unwrap().len(), 64);
+    assert!(status["policy"]["loaded_at"].is_string());
+    assert!(
+        status["policy"]["path"]
+            .as_str()
+            .unwrap()
+            .ends_with("guard.toml")
+    );
+    assert!(guard.stop().unwrap().success());
+    let net = run(lab.host.command("bpftool").args(["net", "show"])).unwrap();
+    assert!(!net.contains("driver id"), "{net}");
+}
+
+#[test]
+fn a_driver_without_xdp_gets_the_generic_mode_and_the_guard_says_so() {
+    let lab = Lab::new().unwrap();
+    // A bridge has no XDP of its own.
+    lab.host.ip("link add bridge type bridge").unwrap();
+    lab.host.ip("link set bridge up").unwrap();
+    let policy = policy("enforce", OPEN_80).replace(INTERFACE, "bridge");
+    let guard = Guard::start(&lab, &policy).unwrap();
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["interfaces"][0]["xdp_mode"], "generic");
+    assert_eq!(status["interfaces"][0]["attached"], true);
+    assert!(guard.log().contains("generic mode"), "{}", guard.log());
+}
+
+#[test]
+fn a_program_that_somebody_took_off_is_not_enforcing() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, &policy("enforce", OPEN_80)).unwrap();
+    // The interface goes, and the link with it.
+    lab.host.ip(&format!("link del {INTERFACE}")).unwrap();
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["interfaces"][0]["attached"], false);
+    assert_eq!(status["enforcing"], false);
+    assert!(guard.run(&["status"]).unwrap().contains("NOT ENFORCING"));
+}
+
+#[test]
+fn a_flood_is_cut_to_its_budget_while_another_source_gets_every_answer() {
+    let lab = Lab::new().unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    let limited = format!("{OPEN_80}\n[service.limit]\npackets = \"500/s\"");
+    let guard = Guard::start(&lab, &policy("enforce", &limited)).unwrap();
+    let mut flood = lab.internet.command("hping3");
+    flood
+        .args([
+            "--quiet",
+            "--syn",
+            "--interval",
+            "u100",
+            "--count",
+            "20000",
+            "--destport",
+            "80",
+        ])
+        .args(["--spoof", &FLOODER_V4.to_string(), &HOST_V4.to_string()]);
+    let flood = thread::spawn(move || {
+        run(&mut flood).map_or_else(|error| error.to_string(), |output| output)
+    });
+    let mut answered = 0;
+    while !flood.is_finished() {
+        assert_eq!(
+            get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+            Answer::Status(502)
+        );
+        answered += 1;
+    }
+    flood.join().unwrap();
+    assert!(answered > 10, "{answered} answers");
+    let dropped = guard
+        .packets(&[("service", json!("web")), ("reason", json!("packet_limit"))])
+        .unwrap();
+    assert!(dropped > 15_000, "{dropped} of 20,000 dropped");
+}
+
+#[test]
+fn the_interfaces_of_the_default_routes_are_taken_when_none_is_named() {
+    let lab = Lab::new().unwrap();
+    // Within the lab even a default route leads no further than the other namespace.
+    lab.host.ip("route add default via 203.0.113.1").unwrap();
+    let unnamed =
+        policy("observe", OPEN_80).replace(&format!("interfaces = [\"{INTERFACE}\"]"), "");
+    let guard = Guard::start(&lab, &unnamed).unwrap();
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["interfaces"].as_array().unwrap().len(), 1);
+    assert_eq!(status["interfaces"][0]["name"], INTERFACE);
+    assert_eq!(status["enforcing"], false, "it observes");
+}

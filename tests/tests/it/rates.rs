@@ -1,0 +1,102 @@
+//! The budget of a source, in the real program with the kernel's clock.
+
+use guard_common::reason::Reason::{Allowed, PacketLimit};
+
+use crate::{
+    frames::{CLIENT_V4, OTHER_V4, flags::SYN, ipv4, ipv6, protocol::TCP, tcp},
+    judge::{Judge, because, observed},
+};
+
+/// Refills so slowly that nothing comes back during a test.
+fn policy(mode: &str, per: &str) -> String {
+    format!(
+        "mode = \"{mode}\"
+         docker.socket = \"\"
+         [[service]]
+         name = \"web\"
+         ports = [\"tcp/80\"]
+         [service.limit]
+         packets = {{ rate = \"1/h\", burst = 3 }}
+         per = {{ {per} }}
+         [[service]]
+         name = \"mail\"
+         ports = [\"tcp/25\"]
+         [service.limit]
+         packets = {{ rate = \"1/h\", burst = 1 }}"
+    )
+}
+
+const WEB: Option<&str> = Some("web");
+
+fn from_v4(address: &str, port: u16) -> Vec<u8> {
+    ipv4(address.parse().unwrap(), TCP, &tcp(port, SYN, &[]))
+}
+
+fn from_v6(address: &str) -> Vec<u8> {
+    ipv6(address.parse().unwrap(), TCP, &tcp(80, SYN, &[]))
+}
+
+/// Sends three packets that pass, and two that do not.
+fn exhaust(judge: &Judge, frame: &[u8]) {
+    for _ in 0..3 {
+        judge.assert("within the burst", frame, &because(WEB, Allowed));
+    }
+    for _ in 0..2 {
+        judge.assert("over the burst", frame, &because(WEB, PacketLimit));
+    }
+}
+
+#[test]
+fn a_source_gets_its_burst_and_no_more_and_no_other_pays_for_it() {
+    let judge = Judge::new(&policy("enforce", ""), &[]);
+    exhaust(&judge, &ipv4(CLIENT_V4, TCP, &tcp(80, SYN, &[])));
+    exhaust(&judge, &ipv4(OTHER_V4, TCP, &tcp(80, SYN, &[])));
+    exhaust(&judge, &from_v6("2001:db8::1"));
+}
+
+#[test]
+fn every_service_has_budgets_of_its_own() {
+    let judge = Judge::new(&policy("enforce", ""), &[]);
+    exhaust(&judge, &from_v4("198.51.100.7", 80));
+    let mail = from_v4("198.51.100.7", 25);
+    judge.assert("another service", &mail, &because(Some("mail"), Allowed));
+    judge.assert(
+        "another service",
+        &mail,
+        &because(Some("mail"), PacketLimit),
+    );
+}
+
+#[test]
+fn a_prefix_counts_as_one_source() {
+    let judge = Judge::new(&policy("enforce", "ipv4 = 24, ipv6 = 56"), &[]);
+    exhaust(&judge, &from_v4("198.51.100.7", 80));
+    let expected = because(WEB, PacketLimit);
+    judge.assert("same /24", &from_v4("198.51.100.200", 80), &expected);
+    exhaust(&judge, &from_v4("198.51.101.7", 80));
+    exhaust(&judge, &from_v6("2001:db8::1"));
+    judge.assert("same /56", &from_v6("2001:db8:0:ff::9"), &expected);
+    exhaust(&judge, &from_v6("2001:db8:0:100::1"));
+}
+
+#[test]
+fn a_client_that_walks_through_its_64_stays_one_source() {
+    let judge = Judge::new(&policy("enforce", ""), &[]);
+    exhaust(&judge, &from_v6("2001:db8::1"));
+    for n in 2..1000 {
+        let frame = from_v6(&format!("2001:db8::{n:x}"));
+        judge.assert("same /64", &frame, &because(WEB, PacketLimit));
+    }
+}
+
+#[test]
+fn observed_a_budget_drops_nothing() {
+    let judge = Judge::new(&policy("observe", ""), &[]);
+    let frame = from_v4("198.51.100.7", 80);
+    for _ in 0..3 {
+        judge.assert("within the burst", &frame, &because(WEB, Allowed));
+    }
+    for _ in 0..3 {
+        judge.assert("over the burst", &frame, &observed(WEB, PacketLimit));
+    }
+}
