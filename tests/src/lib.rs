@@ -5,6 +5,7 @@
 //! owner leaves behind, [`sweep::dead_labs`] removes.
 
 pub mod docker;
+pub mod flood;
 pub mod guard;
 pub mod http;
 pub mod namespace;

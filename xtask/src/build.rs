@@ -4,7 +4,8 @@ use std::{
     env,
     io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -29,13 +30,41 @@ pub fn guard(toolchain: &Toolchain, release: bool) -> Result<PathBuf> {
     Ok(target_folder().join(profile).join("guard"))
 }
 
-/// Runs Cargo. What its inner Cargo, which builds the kernel program, says of its progress comes as
-/// warnings of the build script; those lines are left out.
+/// Runs Cargo, with its standard output as it is.
 pub fn cargo(command: &mut Command) -> Result<()> {
-    let mut child = command
+    let child = spawn(command)?;
+    finish(child)
+}
+
+/// Runs Cargo and hands over its standard output line by line.
+pub fn cargo_lines(command: &mut Command, mut on_line: impl FnMut(&str)) -> Result<()> {
+    let mut child = spawn(command.stdout(Stdio::piped()))?;
+    let stdout = child.stdout.take();
+    thread::scope(|scope| {
+        let finished = scope.spawn(|| finish(child));
+        for line in stdout
+            .into_iter()
+            .flat_map(|stdout| BufReader::new(stdout).lines())
+        {
+            on_line(&line?);
+        }
+        match finished.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn spawn(command: &mut Command) -> Result<Child> {
+    command
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("{command:?} cannot be started"))?;
+        .with_context(|| format!("{command:?} cannot be started"))
+}
+
+/// Passes on standard error to the end. What the inner Cargo, which builds the kernel program, says
+/// of its progress comes as warnings of the build script; those lines are left out.
+fn finish(mut child: Child) -> Result<()> {
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).lines() {
             let line = line?;

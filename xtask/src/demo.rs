@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use lab::{
     docker::{CONTAINER_PORT, Docker},
+    flood,
     guard::Guard,
     http::{Answer, get},
     namespace::Namespace,
@@ -26,8 +27,8 @@ use crate::{build, setup};
 /// What one source may send to the proxy, in packets a second.
 const BUDGET: u64 = 500;
 
-/// How the flood is sent: one packet every so many microseconds, for so long.
-const FLOOD_INTERVAL_US: u64 = 50;
+/// How the flood is sent: one packet every so often, for so long.
+const FLOOD_INTERVAL: Duration = Duration::from_micros(50);
 const FLOOD: Duration = Duration::from_secs(5);
 
 /// How many answers the second source asks for meanwhile.
@@ -193,17 +194,8 @@ fn flood(lab: &Lab, guard: &Guard) -> Result<Flood> {
         ("reason", json!("packet_limit")),
     ];
     let before = guard.packets(&over_budget)?;
-    let count = FLOOD.as_micros() as u64 / FLOOD_INTERVAL_US;
-    let mut hping = Daemon::start(
-        lab.internet
-            .command("hping3")
-            .args(["--quiet", "--syn", "--destport", "80"])
-            .args(["--interval", &format!("u{FLOOD_INTERVAL_US}")])
-            .args(["--count", &count.to_string()])
-            .args(["--spoof", &FLOODER_V4.to_string()])
-            .arg(HOST_V4.to_string()),
-        &lab.folder().join("hping3.log"),
-    )?;
+    let count = u64::try_from(FLOOD.as_micros() / FLOOD_INTERVAL.as_micros())?;
+    let flood = flood::Flood::start(lab, FLOODER_V4, 80, FLOOD_INTERVAL, count)?;
     let start = Instant::now();
     let mut answered = 0;
     for n in 0..REQUESTS {
@@ -214,22 +206,11 @@ fn flood(lab: &Lab, guard: &Guard) -> Result<Flood> {
         }
     }
     thread::sleep(FLOOD.saturating_sub(start.elapsed()));
-    hping.interrupt()?;
-    hping.wait(Duration::from_secs(10))?;
     Ok(Flood {
-        sent: packets_transmitted(&hping.log())?,
+        sent: flood.stop()?,
         dropped: guard.packets(&over_budget)? - before,
         answered,
     })
-}
-
-/// hping3's closing line: `9876 packets transmitted, …`.
-fn packets_transmitted(log: &str) -> Result<u64> {
-    let line = log
-        .lines()
-        .find(|line| line.contains("packets transmitted"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.with_context(|| format!("hping3 printed no sum: {log}"))
 }
 
 /// What serves the invoices on port 8000 behind a destination NAT.

@@ -2,7 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-use crate::{build, setup};
+use crate::{
+    build::{self, cargo_lines},
+    setup,
+};
 
 pub fn run(filter: Option<&str>) -> Result<()> {
     let toolchain = setup::everything()?;
@@ -11,14 +14,46 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         "the tests need Docker, which setup did not find"
     );
     let binary = build::guard(&toolchain, false)?;
-    // What is interrupted or killed leaves its lab behind; tests that end remove their own.
+    // Tests remove their own labs. An interrupt ends them, and what they leave is removed below.
     ctrlc::set_handler(|| {})?;
     let mut command = toolchain.cargo();
     command
         .args(["test", "--locked", "--no-fail-fast"])
         .args(filter)
         .env("GUARD_BINARY", binary);
-    let result = build::cargo(&mut command);
+    let mut sum = Sum::default();
+    let result = cargo_lines(&mut command, |line| {
+        println!("{line}");
+        sum.add(line);
+    });
     lab::sweep::dead_labs()?;
-    result
+    let Sum { passed, failed } = sum;
+    println!("{passed} passed, {failed} failed");
+    result?;
+    ensure!(passed > 0, "no test was run");
+    Ok(())
+}
+
+/// The tests of all binaries together.
+#[derive(Default)]
+struct Sum {
+    passed: u64,
+    failed: u64,
+}
+
+impl Sum {
+    /// Reads `test result: ok. 30 passed; 0 failed; …`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let words: Vec<&str> = result.split([' ', ';', '.']).collect();
+        for pair in words.windows(2) {
+            match (pair[0].parse::<u64>(), pair[1]) {
+                (Ok(number), "passed") => self.passed += number,
+                (Ok(number), "failed") => self.failed += number,
+                _ => {}
+            }
+        }
+    }
 }

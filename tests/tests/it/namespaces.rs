@@ -3,6 +3,7 @@
 use std::{thread, time::Duration};
 
 use lab::{
+    flood::Flood,
     guard::Guard,
     http::{Answer, get},
     process::{run, wait_for},
@@ -55,27 +56,9 @@ fn a_port_is_reachable_then_closed_then_reachable_again() {
 fn a_thousand_packets_are_counted_as_a_thousand() {
     let lab = Lab::new().unwrap();
     let guard = Guard::start(&lab, &policy("enforce", OPEN_80)).unwrap();
-    let send = |port: &str| {
-        run(lab
-            .internet
-            .command("hping3")
-            .args([
-                "--quiet",
-                "--syn",
-                "--interval",
-                "u200",
-                "--count",
-                "1000",
-                "--destport",
-                port,
-                "--spoof",
-            ])
-            .args([USER_V4.to_string(), HOST_V4.to_string()]))
-        // hping3 fails if nobody answers, as nobody does on the closed port.
-        .map_or_else(|error| error.to_string(), |output| output)
-    };
-    for port in ["80", "8000"] {
-        send(port);
+    for port in [80, 8000] {
+        let flood = Flood::start(&lab, USER_V4, port, Duration::from_micros(200), 1000).unwrap();
+        assert_eq!(flood.wait(Duration::from_secs(20)).unwrap(), 1000);
     }
     let closed = [
         ("reason", json!("closed_port")),
@@ -174,31 +157,17 @@ fn a_flood_is_cut_to_its_budget_while_another_source_gets_every_answer() {
     let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
     let limited = format!("{OPEN_80}\n[service.limit]\npackets = \"500/s\"");
     let guard = Guard::start(&lab, &policy("enforce", &limited)).unwrap();
-    let mut flood = lab.internet.command("hping3");
-    flood
-        .args([
-            "--quiet",
-            "--syn",
-            "--interval",
-            "u100",
-            "--count",
-            "20000",
-            "--destport",
-            "80",
-        ])
-        .args(["--spoof", &FLOODER_V4.to_string(), &HOST_V4.to_string()]);
-    let flood = thread::spawn(move || {
-        run(&mut flood).map_or_else(|error| error.to_string(), |output| output)
-    });
+    let interval = Duration::from_micros(100);
+    let mut flood = Flood::start(&lab, FLOODER_V4, 80, interval, 20_000).unwrap();
     let mut answered = 0;
-    while !flood.is_finished() {
+    while !flood.is_over() {
         assert_eq!(
             get(&lab, USER_V4, HOST_V4, 80).unwrap(),
             Answer::Status(502)
         );
         answered += 1;
     }
-    flood.join().unwrap();
+    assert_eq!(flood.wait(Duration::from_secs(5)).unwrap(), 20_000);
     assert!(answered > 10, "{answered} answers");
     let dropped = guard
         .packets(&[("service", json!("web")), ("reason", json!("packet_limit"))])
