@@ -9,6 +9,23 @@ use crate::address::{Address, Family};
 /// How many rows the array of cells has.
 pub const ROWS: u32 = 2;
 
+/// The buckets of a source at a service. They share a cache line, so that a source that has several
+/// budgets costs one line a row.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    pub packets: u64,
+    pub bytes: u64,
+    pub connections: u64,
+    pub reserved: u64,
+}
+
+const _: () = assert!(size_of::<Cell>() == 32);
+
+/// Added to the number of a service for the further buckets of its crowds. Numbers of services lie
+/// below it.
+pub const CROWD: u16 = 1 << 15;
+
 /// The key of the hash, random for each set of cells: without it nobody can choose addresses that
 /// share the cell of somebody else.
 #[repr(C)]

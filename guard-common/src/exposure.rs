@@ -1,6 +1,9 @@
 //! Whether a source may reach what it asks for: the rules of exposure as one pure function.
 
-use crate::{packet::Transport, reason::Reason};
+use crate::{
+    packet::{Packet, Transport},
+    reason::Reason,
+};
 
 /// What the guard closes.
 #[repr(u8)]
@@ -53,15 +56,66 @@ pub enum Exposure {
     /// No service is concerned.
     Pass(Reason),
     Closed(Reason),
+    /// Closed, except to what answers a UDP flow that this host opened.
+    ClosedUnlessReply(Reason),
+}
+
+/// How a container network is closed to packets sent straight to its addresses.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkKind {
+    /// What its containers send is masqueraded, so no answer comes to their own addresses: nothing
+    /// gets in.
+    Masqueraded = 1,
+    /// Its addresses are routed: answers to its containers' connections get in, attempts do not.
+    Routed = 2,
+}
+
+impl NetworkKind {
+    /// The kind with this number; what is none is the milder.
+    #[inline(always)]
+    pub const fn from_raw(raw: u8) -> Self {
+        match raw {
+            1 => Self::Masqueraded,
+            _ => Self::Routed,
+        }
+    }
+}
+
+/// ICMPv6's and ICMP's answer to a ping.
+const ECHO_REPLY_V6: u8 = 129;
+const ECHO_REPLY_V4: u8 = 0;
+
+/// Decides on a packet sent straight to an address inside a container network.
+#[inline(always)]
+pub const fn judge_container_address(packet: &Packet, kind: NetworkKind) -> Exposure {
+    let closed = Reason::ContainerAddress;
+    match (kind, packet.transport) {
+        (NetworkKind::Masqueraded, _) => Exposure::Closed(closed),
+        (NetworkKind::Routed, Transport::Tcp { attempt: false, .. }) => {
+            Exposure::Pass(Reason::Established)
+        }
+        (NetworkKind::Routed, Transport::Udp { .. }) => Exposure::ClosedUnlessReply(closed),
+        (
+            NetworkKind::Routed,
+            Transport::Icmp {
+                kind: ECHO_REPLY_V4 | ECHO_REPLY_V6,
+                ..
+            },
+        ) => Exposure::Pass(Reason::Reply),
+        (NetworkKind::Routed, _) if packet.is_icmp_error() => Exposure::Pass(Reason::Reply),
+        (NetworkKind::Routed, _) => Exposure::Closed(closed),
+    }
 }
 
 /// Decides on a packet that has a transport header.
 ///
 /// A closed published port outside the local port range gets nothing at all, so that a session that
 /// an intruder already holds dies too. Elsewhere a TCP segment that opens nothing may belong to a
-/// connection of this host, and passes.
+/// connection of this host, and passes; so does an ICMP error, and a UDP packet that answers a flow of
+/// this host.
 #[inline(always)]
-pub const fn judge(target: Target, transport: Transport, scope: Scope) -> Exposure {
+pub const fn judge(target: Target, packet: &Packet, scope: Scope) -> Exposure {
     let Target {
         listed,
         admitted,
@@ -74,34 +128,52 @@ pub const fn judge(target: Target, transport: Transport, scope: Scope) -> Exposu
     if !listed && !published && matches!(scope, Scope::Containers) {
         return Exposure::Pass(Reason::NotGuarded);
     }
-    if let Transport::Tcp { attempt: false, .. } = transport
-        && (!published || ephemeral)
-    {
-        return Exposure::Pass(Reason::Established);
-    }
-    Exposure::Closed(if listed {
+    let reason = if listed {
         Reason::SourceNotAllowed
     } else {
         Reason::ClosedPort
-    })
+    };
+    match packet.transport {
+        Transport::Tcp { attempt: false, .. } if !published || ephemeral => {
+            Exposure::Pass(Reason::Established)
+        }
+        Transport::Udp { .. } if !published => Exposure::ClosedUnlessReply(reason),
+        Transport::Icmp { .. } if packet.is_icmp_error() => Exposure::Pass(Reason::Reply),
+        _ => Exposure::Closed(reason),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::{Address, Family};
 
-    const ATTEMPT: Transport = Transport::Tcp {
+    const fn packet(transport: Transport) -> Packet {
+        let nowhere = Address { high: 0, low: 0 };
+        Packet {
+            family: Family::Ipv4,
+            source: nowhere,
+            destination: nowhere,
+            transport,
+        }
+    }
+
+    const ATTEMPT: Packet = packet(Transport::Tcp {
         destination_port: 8000,
         attempt: true,
-    };
-    const SEGMENT: Transport = Transport::Tcp {
+    });
+    const SEGMENT: Packet = packet(Transport::Tcp {
         destination_port: 8000,
         attempt: false,
-    };
-    const UDP: Transport = Transport::Udp {
+    });
+    const UDP: Packet = packet(Transport::Udp {
         source_port: 1,
         destination_port: 8000,
-    };
+    });
+    const UNREACHABLE: Packet = packet(Transport::Icmp {
+        kind: 3,
+        on_link: false,
+    });
     const UNKNOWN: Target = Target {
         listed: false,
         admitted: false,
@@ -122,7 +194,7 @@ mod tests {
         for scope in [Scope::Containers, Scope::Host] {
             for transport in [ATTEMPT, SEGMENT, UDP] {
                 let closed = Exposure::Closed(Reason::ClosedPort);
-                assert_eq!(judge(PUBLISHED, transport, scope), closed);
+                assert_eq!(judge(PUBLISHED, &transport, scope), closed);
             }
         }
     }
@@ -131,10 +203,10 @@ mod tests {
     fn inside_the_local_port_range_only_attempts_and_udp_are_dropped() {
         for scope in [Scope::Containers, Scope::Host] {
             let closed = Exposure::Closed(Reason::ClosedPort);
-            assert_eq!(judge(EPHEMERAL, ATTEMPT, scope), closed);
-            assert_eq!(judge(EPHEMERAL, UDP, scope), closed);
+            assert_eq!(judge(EPHEMERAL, &ATTEMPT, scope), closed);
+            assert_eq!(judge(EPHEMERAL, &UDP, scope), closed);
             let established = Exposure::Pass(Reason::Established);
-            assert_eq!(judge(EPHEMERAL, SEGMENT, scope), established);
+            assert_eq!(judge(EPHEMERAL, &SEGMENT, scope), established);
         }
     }
 
@@ -142,13 +214,16 @@ mod tests {
     fn the_scope_decides_on_ports_nobody_speaks_of() {
         let outside = Exposure::Pass(Reason::NotGuarded);
         for transport in [ATTEMPT, SEGMENT, UDP] {
-            assert_eq!(judge(UNKNOWN, transport, Scope::Containers), outside);
+            assert_eq!(judge(UNKNOWN, &transport, Scope::Containers), outside);
         }
         let closed = Exposure::Closed(Reason::ClosedPort);
-        assert_eq!(judge(UNKNOWN, ATTEMPT, Scope::Host), closed);
-        assert_eq!(judge(UNKNOWN, UDP, Scope::Host), closed);
+        assert_eq!(judge(UNKNOWN, &ATTEMPT, Scope::Host), closed);
+        let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
+        assert_eq!(judge(UNKNOWN, &UDP, Scope::Host), unless_reply);
+        let reply = Exposure::Pass(Reason::Reply);
+        assert_eq!(judge(UNKNOWN, &UNREACHABLE, Scope::Host), reply);
         let established = Exposure::Pass(Reason::Established);
-        assert_eq!(judge(UNKNOWN, SEGMENT, Scope::Host), established);
+        assert_eq!(judge(UNKNOWN, &SEGMENT, Scope::Host), established);
     }
 
     #[test]
@@ -163,16 +238,31 @@ mod tests {
         };
         for scope in [Scope::Containers, Scope::Host] {
             for transport in [ATTEMPT, SEGMENT, UDP] {
-                assert_eq!(judge(admitted, transport, scope), Exposure::Open);
+                assert_eq!(judge(admitted, &transport, scope), Exposure::Open);
                 let closed = Exposure::Closed(Reason::SourceNotAllowed);
-                assert_eq!(judge(listed, transport, scope), closed);
+                assert_eq!(judge(listed, &transport, scope), closed);
             }
             let host_port = Target {
                 published: false,
                 ..listed
             };
             let established = Exposure::Pass(Reason::Established);
-            assert_eq!(judge(host_port, SEGMENT, scope), established);
+            assert_eq!(judge(host_port, &SEGMENT, scope), established);
         }
+    }
+
+    #[test]
+    fn a_masqueraded_network_gets_nothing_and_a_routed_one_only_answers() {
+        let closed = Exposure::Closed(Reason::ContainerAddress);
+        for packet in [&ATTEMPT, &SEGMENT, &UDP, &UNREACHABLE] {
+            let exposure = judge_container_address(packet, NetworkKind::Masqueraded);
+            assert_eq!(exposure, closed);
+        }
+        let routed = |packet| judge_container_address(packet, NetworkKind::Routed);
+        assert_eq!(routed(&ATTEMPT), closed);
+        assert_eq!(routed(&SEGMENT), Exposure::Pass(Reason::Established));
+        assert_eq!(routed(&UNREACHABLE), Exposure::Pass(Reason::Reply));
+        let unless_reply = Exposure::ClosedUnlessReply(Reason::ContainerAddress);
+        assert_eq!(routed(&UDP), unless_reply);
     }
 }

@@ -10,12 +10,19 @@ pub const UNITS_PER_NANOSECOND: u64 = 64;
 /// The longest burst a budget may have, in units (about 208 days): far from where sums overflow.
 pub const MAX_BURST: u64 = 1 << 60;
 
+/// Bits behind the point in the cost of a byte: at 100 GB/s one costs less than a unit.
+pub const BYTE_COST_SHIFT: u32 = 10;
+
+/// The dearest byte, in 1/1024 unit: less than a byte a second. It keeps the cost of any frame
+/// (under 128 KiB) within 64 bits.
+pub const MAX_BYTE_COST: u64 = 1 << 46;
+
 /// A rate and a burst, in units of time. A packet moves its bucket `cost` into the future, and a
 /// bucket may run ahead of the clock by `burst`: that many units hold `burst / cost` packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// 0: no limit.
+    /// What one packet, connection or byte costs; a byte's is in 1/1024 unit. 0: no limit.
     pub cost: u64,
     pub burst: u64,
 }
@@ -27,6 +34,29 @@ impl Budget {
     pub const fn is_limited(self) -> bool {
         self.cost != 0
     }
+
+    /// The price of one packet or connection.
+    #[inline(always)]
+    pub const fn price(self) -> Price {
+        let Self { cost, burst } = self;
+        Price { cost, burst }
+    }
+
+    /// The price of a frame of this many bytes, if this is a budget of bytes.
+    #[inline(always)]
+    pub const fn price_of_bytes(self, length: u64) -> Price {
+        Price {
+            cost: self.cost.wrapping_mul(length) >> BYTE_COST_SHIFT,
+            burst: self.burst,
+        }
+    }
+}
+
+/// What a packet costs at a budget, in units, and how far ahead the bucket may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    pub cost: u64,
+    pub burst: u64,
 }
 
 /// What charging a packet to a bucket comes to.
@@ -43,8 +73,8 @@ pub struct Charge {
 /// A bucket in the past is empty. One further ahead than its burst can only come from a clock that
 /// went back or a budget that shrank: it counts as full, and refills from now.
 #[inline(always)]
-pub const fn charge(arrival: u64, now: u64, budget: Budget) -> Charge {
-    let full = now + budget.burst;
+pub const fn charge(arrival: u64, now: u64, price: Price) -> Charge {
+    let full = now + price.burst;
     let start = if arrival < now {
         now
     } else if arrival > full {
@@ -52,7 +82,7 @@ pub const fn charge(arrival: u64, now: u64, budget: Budget) -> Charge {
     } else {
         arrival
     };
-    let charged = start + budget.cost;
+    let charged = start + price.cost;
     let fits = charged <= full;
     Charge {
         fits,
@@ -69,7 +99,7 @@ mod tests {
     /// How many of `offered` packets, evenly spread over `seconds`, pass a budget of `rate` a second.
     fn passed(rate: u64, burst: u64, offered: u64, seconds: u64, tick: u64) -> u64 {
         let cost = SECOND / rate;
-        let budget = Budget {
+        let budget = Price {
             cost,
             burst: cost * burst,
         };
@@ -108,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_burst_of_three_is_three_packets() {
-        let budget = Budget {
+        let budget = Price {
             cost: 100,
             burst: 300,
         };
@@ -125,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_stands_still_or_goes_back_frees_no_second_burst() {
-        let budget = Budget {
+        let budget = Price {
             cost: 100,
             burst: 300,
         };
@@ -144,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_longest_burst_does_not_overflow() {
-        let budget = Budget {
+        let budget = Price {
             cost: MAX_BURST,
             burst: MAX_BURST,
         };

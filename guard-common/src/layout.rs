@@ -8,8 +8,13 @@ use crate::{
     reason::{Mode, Outcome},
 };
 
-/// The XDP program.
+/// The XDP program, and the copy of it whose clock comes from [`CLOCK`].
 pub const PROGRAM: &str = "guard";
+pub const REPLAY_PROGRAM: &str = "guard_replay";
+
+/// The tc program that records the UDP flows that this host opens, and its copy with that clock.
+pub const EGRESS_PROGRAM: &str = "guard_egress";
+pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 
 /// The read-only global with a [`Config`].
 pub const CONFIG: &str = "CONFIG";
@@ -17,18 +22,52 @@ pub const CONFIG: &str = "CONFIG";
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
 pub const PORTS: &str = "PORTS";
 
-/// An array of [`Service`], indexed by the service's number.
+/// A hash from [`AddressedKey`] to the number of the service that lists the port on that address.
+pub const ADDRESSED: &str = "ADDRESSED";
+
+/// An array of [`Service`], indexed by the service's number. That of [`NO_SERVICE`] holds the
+/// budgets of packets that reach no service.
 pub const SERVICES: &str = "SERVICES";
 
-/// Tries of the sources that restricted services allow.
+/// Tries of the sources that restricted services allow, with their [`Expiry`].
 pub const ADMITTED_V4: &str = "ADMITTED_V4";
 pub const ADMITTED_V6: &str = "ADMITTED_V6";
 
-/// An array of buckets, two rows of a power of two, indexed by [`crate::cell::indices`].
+/// Denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
+pub const DENIED_V4: &str = "DENIED_V4";
+pub const DENIED_V6: &str = "DENIED_V6";
+pub const DENIED_PREFIXES_V4: &str = "DENIED_PREFIXES_V4";
+pub const DENIED_PREFIXES_V6: &str = "DENIED_PREFIXES_V6";
+
+/// Tries of the sources that are exempt or crowds, as [`Relief`].
+pub const RELIEFS_V4: &str = "RELIEFS_V4";
+pub const RELIEFS_V6: &str = "RELIEFS_V6";
+
+/// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. In front of them,
+/// bitmaps that say whether a destination can be in one.
+pub const NETWORKS_V4: &str = "NETWORKS_V4";
+pub const NETWORKS_V6: &str = "NETWORKS_V6";
+pub const NETWORK_BITS_V4: &str = "NETWORK_BITS_V4";
+pub const NETWORK_BITS_V6: &str = "NETWORK_BITS_V6";
+
+/// An array of [`crate::cell::Cell`], two rows of a power of two, indexed by
+/// [`crate::cell::indices`].
 pub const CELLS: &str = "CELLS";
+
+/// An array of [`crate::cell::Cell`], one for each service: the buckets that all sources share.
+pub const TOTALS: &str = "TOTALS";
+
+/// A hash from [`FlowKey`] to the time of the flow's last packet.
+pub const FLOWS: &str = "FLOWS";
 
 /// A per-CPU array of [`Counter`], indexed by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
+
+/// A per-CPU array of [`Talker`], indexed by a hash of the source.
+pub const TALKERS: &str = "TALKERS";
+
+/// An array of one [`Clock`].
+pub const CLOCK: &str = "CLOCK";
 
 /// The number that stands for "no service".
 pub const NO_SERVICE: u16 = 0;
@@ -36,11 +75,24 @@ pub const NO_SERVICE: u16 = 0;
 /// Room for this many services less one, [`NO_SERVICE`] being taken.
 pub const MAX_SERVICES: u32 = 1024;
 
-/// How many buckets a row has. 2 rows of 2^18 are 4 MiB.
-pub const DEFAULT_CELLS_PER_ROW: u32 = 1 << 18;
+/// How many cells a row has unless the policy says otherwise. 2 rows of 2^17 are 8 MiB.
+pub const DEFAULT_CELLS_PER_ROW: u32 = 1 << 17;
 
-/// How many prefixes all `from` lists may hold together.
+/// How many entries these tables may hold.
 pub const MAX_ADMITTED: u32 = 1 << 16;
+pub const MAX_RELIEFS: u32 = 1 << 16;
+pub const MAX_ADDRESSED: u32 = 1 << 16;
+pub const MAX_NETWORKS: u32 = 1 << 12;
+pub const MAX_DENIED: u32 = 1 << 21;
+
+/// How many UDP flows are remembered.
+pub const MAX_FLOWS: u32 = 1 << 16;
+
+/// How many sources a CPU keeps an eye on. A power of two.
+pub const TALKER_ENTRIES: u32 = 1 << 11;
+
+/// One packet of so many is looked at for the talkers. A power of two.
+pub const TALKER_SAMPLE: u64 = 16;
 
 /// What is fixed for one generation of the program: the verifier sees these values as constants and
 /// removes what they switch off.
@@ -56,10 +108,38 @@ pub struct Config {
     pub mode: u8,
     /// A [`Scope`].
     pub scope: u8,
-    /// Whether any service allows only some sources.
-    pub has_restricted: u8,
-    /// Whether any service has a budget.
-    pub has_budgets: u8,
+    /// Of [`feature`].
+    pub features: u16,
+}
+
+/// What a policy uses. What it does not use costs nothing.
+pub mod feature {
+    /// Some service allows only some sources.
+    pub const RESTRICTED: u16 = 1 << 0;
+    /// Some budget per source counts packets, bytes, connections.
+    pub const PACKETS: u16 = 1 << 1;
+    pub const BYTES: u16 = 1 << 2;
+    pub const CONNECTIONS: u16 = 1 << 3;
+    /// Some service has a budget that all sources share.
+    pub const TOTALS: u16 = 1 << 4;
+    /// Packets that reach no service have budgets.
+    pub const LIMITS: u16 = 1 << 5;
+    /// Some addresses, some prefixes are denied.
+    pub const DENIED: u16 = 1 << 6;
+    pub const DENIED_PREFIXES: u16 = 1 << 7;
+    /// Some sources are exempt or crowds.
+    pub const RELIEFS: u16 = 1 << 8;
+    /// Some services are listed on one address alone.
+    pub const ADDRESSED: u16 = 1 << 9;
+    /// There are container networks.
+    pub const NETWORKS: u16 = 1 << 10;
+    /// Some container network is wider than the bitmap of IPv6 tells apart.
+    pub const WIDE_NETWORKS: u16 = 1 << 11;
+    /// UDP flows that this host opens are recorded.
+    pub const FLOWS: u16 = 1 << 12;
+
+    /// Any budget at all.
+    pub const BUDGETS: u16 = PACKETS | BYTES | CONNECTIONS | TOTALS;
 }
 
 impl Config {
@@ -69,8 +149,7 @@ impl Config {
         cell_mask: 0,
         mode: Mode::Off as u8,
         scope: Scope::Containers as u8,
-        has_restricted: 0,
-        has_budgets: 0,
+        features: 0,
     };
 }
 
@@ -83,6 +162,7 @@ impl PortEntry {
     const PUBLISHED_IPV4: u32 = 1 << 16;
     const PUBLISHED_IPV6: u32 = 1 << 17;
     const EPHEMERAL: u32 = 1 << 18;
+    const ADDRESSED: u32 = 1 << 19;
 
     #[must_use]
     pub const fn with_service(self, service: u16) -> Self {
@@ -102,6 +182,17 @@ impl PortEntry {
     #[must_use]
     pub const fn ephemeral(self) -> Self {
         Self(self.0 | Self::EPHEMERAL)
+    }
+
+    /// Some services list it on one address alone; [`ADDRESSED`] knows which.
+    #[must_use]
+    pub const fn addressed(self) -> Self {
+        Self(self.0 | Self::ADDRESSED)
+    }
+
+    #[inline(always)]
+    pub const fn is_addressed(self) -> bool {
+        self.0 & Self::ADDRESSED != 0
     }
 
     #[inline(always)]
@@ -161,9 +252,18 @@ pub const fn protocol_index(protocol: u8) -> u32 {
     PORT_ROWS * PORTS_PER_ROW + protocol as u32
 }
 
+/// Budgets of packets, bytes and connections.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budgets {
+    pub packets: Budget,
+    pub bytes: Budget,
+    pub connections: Budget,
+}
+
 /// A service as the packet path needs it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// A [`Mode`], already no stricter than the host's.
     pub mode: u8,
@@ -174,8 +274,122 @@ pub struct Service {
     pub source_mask_v4: u32,
     /// The mask that cuts an IPv6 source to its prefix.
     pub source_mask_v6: Address,
-    /// Packets per source.
-    pub packets: Budget,
+    /// For each source.
+    pub source: Budgets,
+    /// For all sources together.
+    pub total: Budgets,
+}
+
+/// A port on one address. The port is its index in [`PORTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressedKey {
+    pub port: u32,
+    /// A [`crate::address::Family`].
+    pub family: u32,
+    pub address: Address,
+}
+
+/// When an entry ends, in nanoseconds of CLOCK_BOOTTIME; 0: never. The kernel compares it on every
+/// hit, so an entry ends on time without any agent.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expiry(pub u64);
+
+impl Expiry {
+    pub const NEVER: Self = Self(0);
+
+    #[inline(always)]
+    pub const fn is_over(self, boot_ns: u64) -> bool {
+        let Self(end) = self;
+        end != 0 && end <= boot_ns
+    }
+
+    /// Whether this ends no earlier than the other.
+    pub const fn outlasts(self, other: Self) -> bool {
+        self.0 == 0 || other.0 != 0 && self.0 >= other.0
+    }
+}
+
+/// What a source is granted when a budget would drop it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relief {
+    pub expiry: Expiry,
+    /// Its budgets are this many times those of others; 1: they are not.
+    pub factor: u32,
+    /// 1: it is never limited.
+    pub exempt: u32,
+}
+
+/// A UDP flow, seen from this host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    pub local: Address,
+    pub peer: Address,
+    pub local_port: u16,
+    pub peer_port: u16,
+    /// A [`crate::address::Family`].
+    pub family: u32,
+}
+
+/// A flow without packets for so long is over. Netfilter gives a UDP stream as long
+/// (nf_conntrack_udp_timeout_stream).
+pub const FLOW_IDLE_NS: u64 = 120 * 1_000_000_000;
+
+/// A source that sends much, by the sampled packets of one CPU: the majority vote of Boyer and Moore
+/// ("MJRTY", 1981) over the sources that share its place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Talker {
+    pub source: Address,
+    /// A [`crate::address::Family`]; 0: nobody.
+    pub family: u32,
+    /// How far it is ahead of the others: at 0 another takes its place.
+    pub lead: u32,
+    /// Sampled packets since it took the place, and those of them that were or would be dropped.
+    pub packets: u64,
+    pub dropped: u64,
+    pub bytes: u64,
+}
+
+/// The time that a replayed packet came.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// In the units of [`crate::gcra`].
+    pub now: u64,
+    /// In nanoseconds of CLOCK_BOOTTIME.
+    pub boot_ns: u64,
+}
+
+/// Words of 64 bits in the bitmap of IPv4: one bit for each /24.
+pub const NETWORK_WORDS_V4: u32 = 1 << 18;
+
+/// Words in the bitmap of IPv6: one bit for every /64 with the same [`network_bit_v6`].
+pub const NETWORK_WORDS_V6: u32 = 1 << 10;
+
+/// The bit of an IPv4 address: its /24.
+#[inline(always)]
+pub const fn network_bit_v4(address: Address) -> u32 {
+    address.low as u32 >> 8
+}
+
+/// The bit of an IPv6 address: a hash of its /64.
+#[inline(always)]
+pub const fn network_bit_v6(address: Address) -> u32 {
+    // Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
+    (address.high.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32
+}
+
+/// The widest IPv6 network whose every /64 has its bit set.
+pub const WIDEST_NETWORK_V6: u8 = 56;
+
+/// What [`REPLAY_PROGRAM`] returns: the slot of the outcome, and the service above it.
+#[inline(always)]
+pub const fn replay_result(service: u16, outcome: Outcome) -> u32 {
+    (service as u32) << 16 | outcome.slot()
 }
 
 /// A key of the tries: the number of the service in front of the address, so that one trie holds the
@@ -211,24 +425,50 @@ pub const fn counter_index(service: u16, outcome: Outcome) -> u32 {
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
 const _: () = assert!(size_of::<Config>() == 32);
 const _: () = assert!(size_of::<PortEntry>() == 4);
-const _: () = assert!(size_of::<Service>() == 40);
+const _: () = assert!(size_of::<Budgets>() == 48);
+const _: () = assert!(size_of::<Service>() == 120);
+const _: () = assert!(size_of::<AddressedKey>() == 24);
+const _: () = assert!(size_of::<Expiry>() == 8);
+const _: () = assert!(size_of::<Relief>() == 16);
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<Talker>() == 48);
+const _: () = assert!(size_of::<Clock>() == 16);
 const _: () = assert!(size_of::<AdmittedKey<4>>() == 8);
 const _: () = assert!(size_of::<AdmittedKey<16>>() == 20);
 const _: () = assert!(size_of::<Counter>() == 16);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{AdmittedKey, Config, Counter, PortEntry, Service};
+    use super::{
+        AddressedKey, AdmittedKey, Clock, Config, Counter, Expiry, FlowKey, PortEntry, Relief,
+        Service, Talker,
+    };
+    use crate::cell::Cell;
 
-    // SAFETY: `repr(C)` or `repr(transparent)` of integers, without padding (see the assertions
-    // above), so every bit pattern is a value and every byte is initialised.
-    unsafe impl aya::Pod for Config {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PortEntry {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Service {}
+    macro_rules! pod {
+        ($($layout:ty),* $(,)?) => {
+            $(
+                // SAFETY: `repr(C)` or `repr(transparent)` of integers without padding (the
+                // assertions above count every byte), so every bit pattern is a value.
+                unsafe impl aya::Pod for $layout {}
+            )*
+        };
+    }
+
+    pod!(
+        AddressedKey,
+        Cell,
+        Clock,
+        Config,
+        Counter,
+        Expiry,
+        FlowKey,
+        PortEntry,
+        Relief,
+        Service,
+        Talker,
+    );
+
     // SAFETY: as above.
     unsafe impl<const BYTES: usize> aya::Pod for AdmittedKey<BYTES> {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Counter {}
 }

@@ -23,7 +23,8 @@ pub enum Transport {
         source_port: u16,
         destination_port: u16,
     },
-    Icmpv6 {
+    /// ICMP over IPv4, ICMPv6 over IPv6.
+    Icmp {
         kind: u8,
         /// The hop limit is 255: no router has passed this packet on (RFC 4861, section 6.1).
         on_link: bool,
@@ -59,10 +60,13 @@ impl Packet {
     #[inline(always)]
     pub const fn is_control(&self) -> bool {
         match self.transport {
-            Transport::Icmpv6 { kind, on_link } => match kind {
-                ROUTER_SOLICITATION..=REDIRECT => on_link,
-                MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
-                | MULTICAST_LISTENER_REPORT_V2 => self.has_local_source(),
+            Transport::Icmp { kind, on_link } => match (self.family, kind) {
+                (Family::Ipv6, ROUTER_SOLICITATION..=REDIRECT) => on_link,
+                (
+                    Family::Ipv6,
+                    MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
+                    | MULTICAST_LISTENER_REPORT_V2,
+                ) => self.has_local_source(),
                 _ => false,
             },
             Transport::Udp {
@@ -71,6 +75,19 @@ impl Packet {
             } => match self.family {
                 Family::Ipv4 => source_port == DHCP.0 && destination_port == DHCP.1,
                 Family::Ipv6 => source_port == DHCPV6.0 && destination_port == DHCPV6.1,
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether this is an ICMP error: it answers a packet that this host sent, and without it a
+    /// connection over a narrower path hangs (RFC 1122, section 3.2.2; RFC 4890, section 4.3.1).
+    #[inline(always)]
+    pub const fn is_icmp_error(&self) -> bool {
+        match self.transport {
+            Transport::Icmp { kind, .. } => match self.family {
+                Family::Ipv4 => matches!(kind, 3 | 11 | 12),
+                Family::Ipv6 => matches!(kind, 1..=4),
             },
             _ => false,
         }
@@ -101,7 +118,7 @@ mod tests {
             family: Family::Ipv6,
             source,
             destination: ANYWHERE,
-            transport: Transport::Icmpv6 { kind, on_link },
+            transport: Transport::Icmp { kind, on_link },
         }
     }
 
@@ -124,6 +141,20 @@ mod tests {
             assert!(!icmpv6(kind, false, ANYWHERE).is_control());
         }
         assert!(!icmpv6(128, true, NEIGHBOUR).is_control(), "echo request");
+    }
+
+    #[test]
+    fn icmp_errors_are_known_by_their_family() {
+        let mut packet = icmpv6(2, false, ANYWHERE);
+        assert!(packet.is_icmp_error(), "packet too big");
+        packet.family = Family::Ipv4;
+        assert!(!packet.is_icmp_error());
+        packet.transport = Transport::Icmp {
+            kind: 3,
+            on_link: false,
+        };
+        assert!(packet.is_icmp_error(), "destination unreachable");
+        assert!(!icmpv6(128, false, ANYWHERE).is_icmp_error(), "echo");
     }
 
     #[test]

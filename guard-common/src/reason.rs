@@ -183,6 +183,11 @@ impl Outcome {
         }
     }
 
+    /// The outcome with this slot.
+    pub fn from_slot(slot: u32) -> Option<Self> {
+        Self::all().find(|outcome| outcome.slot() == slot)
+    }
+
     /// The counter's place among those of its service, below [`Outcome::SLOTS`].
     #[inline(always)]
     pub const fn slot(self) -> u32 {

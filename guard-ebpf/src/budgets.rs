@@ -1,45 +1,72 @@
-//! The budget of a source at a service, kept in one cell of each of two rows.
+//! The budgets of a source at a service, kept in one cell of each of two rows, and those that all
+//! sources share.
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_cxchg},
     ptr::read_volatile,
 };
 
-use aya_ebpf::helpers::bpf_jiffies64;
 use guard_common::{
     address::{Address, Family},
-    cell,
-    gcra::{Budget, Charge, charge},
-    layout::Service,
-    packet::Packet,
+    cell::{self, CROWD, Cell},
+    gcra::{Charge, Price, charge as charge_bucket},
+    layout::{Budgets, Relief, Service, feature},
+    packet::{Packet, Transport},
+    reason::Reason,
 };
 
-use crate::{config, maps::CELLS};
+use crate::{
+    clock::Clock,
+    config,
+    maps::{CELLS, TOTALS},
+    sources::find_relief,
+};
 
-/// How often a charge is tried again when another CPU changed the cell meanwhile.
+/// How often a charge is tried again when another CPU changed the bucket meanwhile.
 ///
 /// A CPU that loses all of them lets its packet through and charges nothing: each loss means that
-/// another packet of the same cell was charged in those few nanoseconds, so what slips through is a
-/// small share of what is counted, whereas a drop could hit a source within its budget.
-const CHARGE_ATTEMPTS: u32 = 8;
+/// another packet of the same bucket was charged in those few nanoseconds, so what slips through is
+/// a small share of what is counted, whereas a drop could hit a source within its budget.
+const CHARGE_ATTEMPTS: u32 = 4;
 
-/// Whether the packet is within the budget of its source, which is charged if so.
+/// Passes a packet for `reason` if it is within every budget, which is then charged for it; says
+/// which budget it is over if not.
 ///
-/// A packet passes if either cell has room: only a source that shares both of its cells with heavy
-/// ones is limited for them. A packet that passes charges both; one that does not, none.
+/// Exemptions are looked up last, only for a packet that is about to be dropped.
 #[inline(always)]
-pub fn within(packet: &Packet, service: u16, settings: &Service) -> bool {
-    if !config::has_budgets() || !settings.packets.is_limited() {
-        return true;
+pub fn charge<C: Clock>(
+    packet: &Packet,
+    length: u64,
+    service: u16,
+    settings: &Service,
+    reason: Reason,
+) -> Reason {
+    if !config::uses(feature::BUDGETS) {
+        return reason;
     }
-    let prefix = packet.source.masked(source_mask(packet.family, settings));
-    let hash = cell::hash(config::hash_key(), service, packet.family, prefix);
-    let [first, second] = cell::indices(hash, config::cell_mask());
-    let (Some(first), Some(second)) = (CELLS.get_ptr_mut(first), CELLS.get_ptr_mut(second)) else {
-        // Unreachable while the mask fits the array; a guard that is unsure lets through.
-        return true;
+    let bill = Bill {
+        service,
+        length,
+        attempt: matches!(packet.transport, Transport::Tcp { attempt: true, .. }),
+        now: C::now(),
+        family: packet.family,
+        prefix: packet.source.masked(source_mask(packet.family, settings)),
     };
-    charge_either(first, second, now(), settings.packets)
+    let Err(over) = bill.pay(settings, 0, 1) else {
+        return reason;
+    };
+    match find_relief::<C>(packet.family, packet.source) {
+        Some(Relief { exempt: 1, .. }) => Reason::Exempt,
+        // What a crowd sends beyond one source's budget has further buckets, which are so much
+        // larger that both together are `factor` times that budget.
+        Some(Relief { factor, .. }) if factor > 1 => {
+            match bill.pay(settings, CROWD, u64::from(factor - 1)) {
+                Ok(()) => reason,
+                Err(over) => over,
+            }
+        }
+        _ => over,
+    }
 }
 
 #[inline(always)]
@@ -50,60 +77,238 @@ fn source_mask(family: Family, settings: &Service) -> Address {
     }
 }
 
-/// The time since boot in the units of [`guard_common::gcra`], in steps of one kernel tick.
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper has no preconditions (Linux 5.5 and later).
-    unsafe { bpf_jiffies64() }.wrapping_mul(config::jiffy())
+/// One packet, as its budgets see it.
+struct Bill {
+    service: u16,
+    length: u64,
+    attempt: bool,
+    now: u64,
+    family: Family,
+    prefix: Address,
 }
 
-#[inline(always)]
-fn charge_either(first: *mut u64, second: *mut u64, now: u64, budget: Budget) -> bool {
-    for _ in 0..CHARGE_ATTEMPTS {
-        let (seen, charged) = look(first, now, budget);
-        // The cell that has room is charged before the other: it decides.
-        let (deciding, other, seen, arrival) = if charged.fits {
-            (first, second, seen, charged.arrival)
-        } else {
-            let (seen, charged) = look(second, now, budget);
-            if !charged.fits {
-                return false;
-            }
-            (second, first, seen, charged.arrival)
+/// What the packet costs at each budget; `None`: not limited, or not concerned.
+struct Prices {
+    packets: Option<Price>,
+    bytes: Option<Price>,
+    connections: Option<Price>,
+}
+
+impl Bill {
+    /// Charges the packet to the buckets of its source, of which `share` times as many fit, and to
+    /// those of all sources; to none of them if it is over any.
+    #[inline(always)]
+    fn pay(&self, settings: &Service, crowd: u16, share: u64) -> Result<(), Reason> {
+        let prices = self.prices(&settings.source, share);
+        let hash = cell::hash(
+            config::hash_key(),
+            self.service | crowd,
+            self.family,
+            self.prefix,
+        );
+        let [first, second] = cell::indices(hash, config::cell_mask());
+        let (Some(first), Some(second)) = (CELLS.get_ptr_mut(first), CELLS.get_ptr_mut(second))
+        else {
+            // Unreachable while the mask fits the array; a guard that is unsure lets through.
+            return Ok(());
         };
-        if exchange(deciding, seen, arrival) {
-            charge_also(other, now, budget);
-            return true;
+        let buckets = [
+            (
+                prices.packets,
+                Pair::packets(first, second),
+                Reason::PacketLimit,
+            ),
+            (prices.bytes, Pair::bytes(first, second), Reason::ByteLimit),
+            (
+                prices.connections,
+                Pair::connections(first, second),
+                Reason::ConnectionLimit,
+            ),
+        ];
+        for (price, pair, over) in &buckets {
+            if let Some(price) = price
+                && !pair.has_room(self.now, *price)
+            {
+                return Err(*over);
+            }
+        }
+        if config::uses(feature::TOTALS) {
+            self.pay_totals(settings)?;
+        }
+        for (price, pair, over) in &buckets {
+            if let Some(price) = price
+                && !pair.charge(self.now, *price)
+            {
+                return Err(*over);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn pay_totals(&self, settings: &Service) -> Result<(), Reason> {
+        let prices = self.prices(&settings.total, 1);
+        let Some(total) = TOTALS.get_ptr_mut(u32::from(self.service)) else {
+            return Ok(());
+        };
+        let buckets = [
+            (prices.packets, packets_of(total)),
+            (prices.bytes, bytes_of(total)),
+            (prices.connections, connections_of(total)),
+        ];
+        for (price, bucket) in &buckets {
+            if let Some(price) = price
+                && !look(*bucket, self.now, *price).1.fits
+            {
+                return Err(Reason::TotalLimit);
+            }
+        }
+        for (price, bucket) in &buckets {
+            if let Some(price) = price
+                && !charge_one(*bucket, self.now, *price)
+            {
+                return Err(Reason::TotalLimit);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn prices(&self, budgets: &Budgets, share: u64) -> Prices {
+        let Budgets {
+            packets,
+            bytes,
+            connections,
+        } = budgets;
+        let shared = |price: Price| Price {
+            cost: price.cost.checked_div(share).unwrap_or(price.cost),
+            burst: price.burst,
+        };
+        Prices {
+            packets: (config::uses(feature::PACKETS) && packets.is_limited())
+                .then(|| shared(packets.price())),
+            bytes: (config::uses(feature::BYTES) && bytes.is_limited())
+                .then(|| shared(bytes.price_of_bytes(self.length))),
+            connections: (config::uses(feature::CONNECTIONS)
+                && self.attempt
+                && connections.is_limited())
+            .then(|| shared(connections.price())),
+        }
+    }
+}
+
+fn packets_of(cell: *mut Cell) -> *mut u64 {
+    // SAFETY: the pointer is to a value of an array map.
+    unsafe { &raw mut (*cell).packets }
+}
+
+fn bytes_of(cell: *mut Cell) -> *mut u64 {
+    // SAFETY: as above.
+    unsafe { &raw mut (*cell).bytes }
+}
+
+fn connections_of(cell: *mut Cell) -> *mut u64 {
+    // SAFETY: as above.
+    unsafe { &raw mut (*cell).connections }
+}
+
+/// The two buckets of one budget of one source.
+struct Pair {
+    first: *mut u64,
+    second: *mut u64,
+}
+
+impl Pair {
+    #[inline(always)]
+    fn packets(first: *mut Cell, second: *mut Cell) -> Self {
+        Self {
+            first: packets_of(first),
+            second: packets_of(second),
+        }
+    }
+
+    #[inline(always)]
+    fn bytes(first: *mut Cell, second: *mut Cell) -> Self {
+        Self {
+            first: bytes_of(first),
+            second: bytes_of(second),
+        }
+    }
+
+    #[inline(always)]
+    fn connections(first: *mut Cell, second: *mut Cell) -> Self {
+        Self {
+            first: connections_of(first),
+            second: connections_of(second),
+        }
+    }
+
+    /// A packet passes if either bucket has room: only a source that shares both of its cells with
+    /// heavy ones is limited for them.
+    #[inline(always)]
+    fn has_room(&self, now: u64, price: Price) -> bool {
+        look(self.first, now, price).1.fits || look(self.second, now, price).1.fits
+    }
+
+    /// Charges both buckets; false if another CPU took what room there was.
+    #[inline(always)]
+    fn charge(&self, now: u64, price: Price) -> bool {
+        let mut other = None;
+        for _ in 0..CHARGE_ATTEMPTS {
+            let (mut seen, mut charged) = look(self.first, now, price);
+            // The bucket that has room is charged before the other: it decides.
+            let in_first = charged.fits;
+            if !in_first {
+                (seen, charged) = look(self.second, now, price);
+                if !charged.fits {
+                    return false;
+                }
+            }
+            let (deciding, beside) = if in_first {
+                (self.first, self.second)
+            } else {
+                (self.second, self.first)
+            };
+            if exchange(deciding, seen, charged.arrival) {
+                other = Some(beside);
+                break;
+            }
+        }
+        if let Some(other) = other {
+            charge_one(other, now, price);
+        }
+        true
+    }
+}
+
+/// Charges a bucket, room or not, and says whether it had room.
+#[inline(always)]
+fn charge_one(bucket: *mut u64, now: u64, price: Price) -> bool {
+    for _ in 0..CHARGE_ATTEMPTS {
+        let (seen, charged) = look(bucket, now, price);
+        if seen == charged.arrival || exchange(bucket, seen, charged.arrival) {
+            return charged.fits;
         }
     }
     true
 }
 
-/// Charges the cell that did not decide, room or not.
 #[inline(always)]
-fn charge_also(cell: *mut u64, now: u64, budget: Budget) {
-    for _ in 0..CHARGE_ATTEMPTS {
-        let (seen, charged) = look(cell, now, budget);
-        if seen == charged.arrival || exchange(cell, seen, charged.arrival) {
-            return;
-        }
-    }
-}
-
-#[inline(always)]
-fn look(cell: *mut u64, now: u64, budget: Budget) -> (u64, Charge) {
-    // SAFETY: the pointer is to a value of an array map, which lives as long as the program. An
+fn look(bucket: *mut u64, now: u64, price: Price) -> (u64, Charge) {
+    // SAFETY: the pointer is into a value of an array map, which lives as long as the program. An
     // aligned 64-bit load is whole; `AtomicU64::load` does not link for this target.
-    let seen = unsafe { read_volatile(cell) };
-    (seen, charge(seen, now, budget))
+    let seen = unsafe { read_volatile(bucket) };
+    (seen, charge_bucket(seen, now, price))
 }
 
-/// Whether the cell still held `seen` and now holds `new`.
+/// Whether the bucket still held `seen` and now holds `new`.
 #[inline(always)]
-fn exchange(cell: *mut u64, seen: u64, new: u64) -> bool {
+fn exchange(bucket: *mut u64, seen: u64, new: u64) -> bool {
     // SAFETY: as in `look`. SeqCst, because LLVM 22 miscompiles weaker orderings for this target.
     let (_, exchanged) = unsafe {
-        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(cell, seen, new)
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            bucket, seen, new,
+        )
     };
     exchanged
 }

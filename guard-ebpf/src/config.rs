@@ -26,14 +26,10 @@ pub fn scope() -> Scope {
     Scope::from_raw(field!(scope))
 }
 
+/// Whether the policy uses any of these, which are of [`guard_common::layout::feature`].
 #[inline(always)]
-pub fn has_restricted() -> bool {
-    field!(has_restricted) != 0
-}
-
-#[inline(always)]
-pub fn has_budgets() -> bool {
-    field!(has_budgets) != 0
+pub fn uses(features: u16) -> bool {
+    field!(features) & features != 0
 }
 
 #[inline(always)]

@@ -3,22 +3,23 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{
-    address::{Address, Family},
-    exposure::{Exposure, Target, judge},
+    address::Family,
+    exposure::{Exposure, Target, judge, judge_container_address},
     layout::{
-        AdmittedKey, NO_SERVICE, PortEntry, PortProtocol, SERVICE_BITS, Service, port_index,
-        protocol_index,
+        AddressedKey, AdmittedKey, NO_SERVICE, PortEntry, PortProtocol, SERVICE_BITS, Service,
+        feature, port_index, protocol_index,
     },
     packet::{Packet, Transport},
 };
 
 use crate::{
+    clock::Clock,
     config,
-    maps::{ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
+    maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
+    networks::find_network,
+    parse::protocol,
+    sources::{holds, ipv4_key, ipv6_key},
 };
-
-/// IANA protocol number of ICMPv6.
-const ICMPV6: u8 = 58;
 
 /// Where a packet wants to go.
 pub struct Destination {
@@ -29,9 +30,21 @@ pub struct Destination {
 }
 
 #[inline(always)]
-pub fn find_destination(packet: &Packet) -> Destination {
-    let entry = lookup_port(packet.transport);
-    let service = entry.service();
+pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
+    let index = place(packet);
+    let entry = PORTS.get(index).copied().unwrap_or_default();
+    let on_this_address = find_addressed(packet, index, entry);
+    // A service that names this very address is asked before the container networks.
+    if on_this_address.is_none()
+        && let Some(network) = find_network(packet)
+    {
+        return Destination {
+            service: NO_SERVICE,
+            settings: None,
+            exposure: judge_container_address(packet, network),
+        };
+    }
+    let service = on_this_address.unwrap_or(entry.service());
     let settings = if service == NO_SERVICE {
         None
     } else {
@@ -40,7 +53,7 @@ pub fn find_destination(packet: &Packet) -> Destination {
     let target = Target {
         listed: settings.is_some(),
         admitted: settings
-            .is_some_and(|settings| settings.restricted == 0 || is_admitted(packet, service)),
+            .is_some_and(|settings| settings.restricted == 0 || is_admitted::<C>(packet, service)),
         published: match packet.family {
             Family::Ipv4 => entry.is_published_ipv4(),
             Family::Ipv6 => entry.is_published_ipv6(),
@@ -50,45 +63,63 @@ pub fn find_destination(packet: &Packet) -> Destination {
     Destination {
         service,
         settings,
-        exposure: judge(target, packet.transport, config::scope()),
+        exposure: judge(target, packet, config::scope()),
     }
 }
 
+/// The packet's place in the table of ports.
 #[inline(always)]
-fn lookup_port(transport: Transport) -> PortEntry {
-    let index = match transport {
+fn place(packet: &Packet) -> u32 {
+    match packet.transport {
         Transport::Tcp {
             destination_port, ..
         } => port_index(PortProtocol::Tcp, destination_port),
         Transport::Udp {
             destination_port, ..
         } => port_index(PortProtocol::Udp, destination_port),
-        Transport::Icmpv6 { .. } => protocol_index(ICMPV6),
+        Transport::Icmp { .. } => protocol_index(match packet.family {
+            Family::Ipv4 => protocol::ICMP,
+            Family::Ipv6 => protocol::ICMPV6,
+        }),
+        // A later fragment has been judged before anybody asks for its port.
+        Transport::LaterFragment => protocol_index(protocol::FRAGMENT),
         Transport::Other { protocol } => protocol_index(protocol),
-        Transport::LaterFragment => return PortEntry::default(),
+    }
+}
+
+/// The service that lists the port on the packet's very destination.
+#[inline(always)]
+fn find_addressed(packet: &Packet, port: u32, entry: PortEntry) -> Option<u16> {
+    if !config::uses(feature::ADDRESSED) || !entry.is_addressed() {
+        return None;
+    }
+    let key = AddressedKey {
+        port,
+        family: packet.family as u32,
+        address: packet.destination,
     };
-    PORTS.get(index).copied().unwrap_or_default()
+    // SAFETY: the value is one word, read at once.
+    let service = unsafe { ADDRESSED.get(key) }?;
+    Some(*service as u16)
 }
 
 #[inline(always)]
-fn is_admitted(packet: &Packet, service: u16) -> bool {
-    if !config::has_restricted() {
+fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
+    if !config::uses(feature::RESTRICTED) {
         return true;
     }
     let service = u32::from(service);
-    let Address { high, low } = packet.source;
-    match packet.family {
+    let entry = match packet.family {
         Family::Ipv4 => {
-            let address = (low as u32).to_be_bytes();
+            let address = ipv4_key(packet.source);
             let key = AdmittedKey { service, address };
-            ADMITTED_V4.get(Key::new(SERVICE_BITS + 32, key)).is_some()
+            ADMITTED_V4.get(Key::new(SERVICE_BITS + 32, key))
         }
         Family::Ipv6 => {
-            let mut address = [0; 16];
-            address[..8].copy_from_slice(&high.to_be_bytes());
-            address[8..].copy_from_slice(&low.to_be_bytes());
+            let address = ipv6_key(packet.source);
             let key = AdmittedKey { service, address };
-            ADMITTED_V6.get(Key::new(SERVICE_BITS + 128, key)).is_some()
+            ADMITTED_V6.get(Key::new(SERVICE_BITS + 128, key))
         }
-    }
+    };
+    entry.is_some_and(|expiry| holds::<C>(*expiry))
 }

@@ -1,11 +1,12 @@
 //! The kernel side. One XDP program judges every packet that comes in on an interface:
 //!
 //! ```text
-//! parse -> which service? -> may this source reach it? -> within its budget? -> count -> verdict
+//! parse -> denied? -> which service? -> may this source reach it? -> within its budgets? -> count
 //! ```
 //!
 //! The steps work on plain values and the rules are pure functions of `guard-common`; only the
-//! modules beside this one touch the packet and the maps.
+//! modules beside this one touch the packet and the maps. A tc program on the way out records the
+//! UDP flows that this host opens. Each has a copy that takes its time from a map, for replay.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -15,39 +16,85 @@
 )]
 
 mod budgets;
+mod clock;
 mod config;
 mod counters;
 mod exposure;
+mod flows;
 mod maps;
+mod networks;
 mod parse;
+mod sources;
+mod talkers;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_UNSPEC, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use guard_common::{
+    address::{Address, Family},
     exposure::Exposure,
-    layout::NO_SERVICE,
-    packet::Transport,
+    layout::{NO_SERVICE, feature, replay_result},
+    packet::{Packet, Transport},
     reason::{Mode, Outcome, Reason, Verdict},
 };
 
 use crate::{
+    clock::{Clock, KernelClock, ReplayClock},
     exposure::{Destination, find_destination},
     parse::{Frame, Parsed, parse},
 };
 
 #[xdp(frags)]
 pub fn guard(ctx: XdpContext) -> u32 {
-    let frame = Frame::new(&ctx);
-    let Judgement {
-        service,
-        reason,
-        mode,
-    } = judge(&frame);
-    let outcome = Outcome::new(reason, mode);
-    counters::count(service, outcome, frame.length);
+    let Conclusion { outcome, .. } = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
     match outcome.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
+}
+
+/// The same with a clock from a map. It says the outcome, and is never attached.
+#[xdp(frags)]
+pub fn guard_replay(ctx: XdpContext) -> u32 {
+    let Conclusion { service, outcome } = conclude::<ReplayClock>(&Frame::of_xdp(&ctx));
+    replay_result(service, outcome)
+}
+
+#[classifier]
+pub fn guard_egress(ctx: TcContext) -> i32 {
+    flows::record::<KernelClock>(&Frame::of_skb(&ctx));
+    // The next program and the qdisc decide.
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub fn guard_egress_replay(ctx: TcContext) -> i32 {
+    flows::record::<ReplayClock>(&Frame::of_skb(&ctx));
+    TC_ACT_UNSPEC
+}
+
+struct Conclusion {
+    service: u16,
+    outcome: Outcome,
+}
+
+/// The one exit: every packet is counted once, and the mode is applied to what the policy says.
+#[inline(always)]
+fn conclude<C: Clock>(frame: &Frame) -> Conclusion {
+    let Judgement {
+        service,
+        reason,
+        mode,
+        source,
+    } = judge::<C>(frame);
+    let outcome = Outcome::new(reason, mode);
+    let counted = counters::count(service, outcome, frame.length);
+    if let Some((family, address)) = source {
+        talkers::watch(counted, family, address, outcome, frame.length);
+    }
+    Conclusion { service, outcome }
 }
 
 /// What the policy says of a packet, and the mode that applies to it.
@@ -55,54 +102,85 @@ struct Judgement {
     service: u16,
     reason: Reason,
     mode: Mode,
+    /// `None` if the packet names no source that could be read.
+    source: Option<(Family, Address)>,
 }
 
 impl Judgement {
     /// For a packet that concerns no service.
     #[inline(always)]
-    fn of_host(reason: Reason) -> Self {
+    fn of_host(reason: Reason, source: Option<(Family, Address)>) -> Self {
         Self {
             service: NO_SERVICE,
             reason,
             mode: config::mode(),
+            source,
         }
     }
 }
 
 #[inline(always)]
-fn judge(frame: &Frame) -> Judgement {
+fn judge<C: Clock>(frame: &Frame) -> Judgement {
     if config::mode() == Mode::Off {
-        return Judgement::of_host(Reason::NotGuarded);
+        return Judgement::of_host(Reason::NotGuarded, None);
     }
     let packet = match parse(frame) {
         Parsed::Ip(packet) => packet,
-        Parsed::NotIp => return Judgement::of_host(Reason::NotGuarded),
-        Parsed::Malformed => return Judgement::of_host(Reason::Malformed),
+        Parsed::NotIp => return Judgement::of_host(Reason::NotGuarded, None),
+        Parsed::Malformed => return Judgement::of_host(Reason::Malformed, None),
     };
+    let source = Some((packet.family, packet.source));
     if packet.is_control() {
-        return Judgement::of_host(Reason::Control);
+        return Judgement::of_host(Reason::Control, source);
+    }
+    if sources::is_denied::<C>(packet.family, packet.source) {
+        return Judgement::of_host(Reason::DeniedSource, source);
     }
     if packet.transport == Transport::LaterFragment {
-        return Judgement::of_host(Reason::Fragment);
+        let reason = within_limits::<C>(&packet, frame.length, Reason::Fragment);
+        return Judgement::of_host(reason, source);
     }
     let Destination {
         service,
         settings,
         exposure,
-    } = find_destination(&packet);
+    } = find_destination::<C>(&packet);
     let mode = settings.map_or(config::mode(), |settings| Mode::from_raw(settings.mode));
     let reason = match (mode, exposure) {
         (Mode::Off, _) => Reason::NotGuarded,
-        (_, Exposure::Pass(reason) | Exposure::Closed(reason)) => reason,
         (_, Exposure::Open) => match settings {
-            Some(settings) if !budgets::within(&packet, service, settings) => Reason::PacketLimit,
-            _ => Reason::Allowed,
+            Some(settings) => {
+                budgets::charge::<C>(&packet, frame.length, service, settings, Reason::Allowed)
+            }
+            None => Reason::Allowed,
         },
+        (_, Exposure::Pass(reason)) => within_limits::<C>(&packet, frame.length, reason),
+        (_, Exposure::ClosedUnlessReply(reason)) => {
+            if flows::is_reply::<C>(&packet) {
+                within_limits::<C>(&packet, frame.length, Reason::Reply)
+            } else {
+                reason
+            }
+        }
+        (_, Exposure::Closed(reason)) => reason,
     };
     Judgement {
         service,
         reason,
         mode,
+        source,
+    }
+}
+
+/// A packet that reaches no service passes for this reason, within the policy's `limits`.
+#[inline(always)]
+fn within_limits<C: Clock>(packet: &Packet, length: u64, reason: Reason) -> Reason {
+    if !config::uses(feature::LIMITS) {
+        return reason;
+    }
+    match maps::SERVICES.get(u32::from(NO_SERVICE)) {
+        Some(limits) => budgets::charge::<C>(packet, length, NO_SERVICE, limits, reason),
+        None => reason,
     }
 }
 

@@ -1,31 +1,88 @@
-//! The tables. Their layouts and indices are those of `guard_common::layout`.
+//! The tables. Their layouts, indices and uses are those of `guard_common::layout`.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, LpmTrie, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use guard_common::{
-    cell::ROWS,
+    cell::{Cell, ROWS},
     layout::{
-        AdmittedKey, COUNTER_ENTRIES, Counter, DEFAULT_CELLS_PER_ROW, MAX_ADMITTED, MAX_SERVICES,
-        PORT_ENTRIES, PortEntry, Service,
+        AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS_PER_ROW, Expiry,
+        FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
+        MAX_SERVICES, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
+        TALKER_ENTRIES, Talker,
     },
 };
+
+/// Addresses in network byte order, as keys.
+pub type Ipv4Key = [u8; 4];
+pub type Ipv6Key = [u8; 16];
 
 #[map]
 pub static PORTS: Array<PortEntry> = Array::with_max_entries(PORT_ENTRIES, 0);
 
 #[map]
+pub static ADDRESSED: HashMap<AddressedKey, u32> =
+    HashMap::with_max_entries(MAX_ADDRESSED, BPF_F_NO_PREALLOC);
+
+#[map]
 pub static SERVICES: Array<Service> = Array::with_max_entries(MAX_SERVICES, 0);
 
 #[map]
-pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, u8> = LpmTrie::with_max_entries(MAX_ADMITTED, 0);
+pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
+    LpmTrie::with_max_entries(MAX_ADMITTED, 0);
 
 #[map]
-pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, u8> = LpmTrie::with_max_entries(MAX_ADMITTED, 0);
+pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, Expiry> =
+    LpmTrie::with_max_entries(MAX_ADMITTED, 0);
 
 #[map]
-pub static CELLS: Array<u64> = Array::with_max_entries(ROWS * DEFAULT_CELLS_PER_ROW, 0);
+pub static DENIED_V4: HashMap<Ipv4Key, Expiry> =
+    HashMap::with_max_entries(MAX_DENIED, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static DENIED_V6: HashMap<Ipv6Key, Expiry> =
+    HashMap::with_max_entries(MAX_DENIED, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static DENIED_PREFIXES_V4: LpmTrie<Ipv4Key, Expiry> = LpmTrie::with_max_entries(MAX_DENIED, 0);
+
+#[map]
+pub static DENIED_PREFIXES_V6: LpmTrie<Ipv6Key, Expiry> = LpmTrie::with_max_entries(MAX_DENIED, 0);
+
+#[map]
+pub static RELIEFS_V4: LpmTrie<Ipv4Key, Relief> = LpmTrie::with_max_entries(MAX_RELIEFS, 0);
+
+#[map]
+pub static RELIEFS_V6: LpmTrie<Ipv6Key, Relief> = LpmTrie::with_max_entries(MAX_RELIEFS, 0);
+
+#[map]
+pub static NETWORKS_V4: LpmTrie<Ipv4Key, u8> = LpmTrie::with_max_entries(MAX_NETWORKS, 0);
+
+#[map]
+pub static NETWORKS_V6: LpmTrie<Ipv6Key, u8> = LpmTrie::with_max_entries(MAX_NETWORKS, 0);
+
+#[map]
+pub static NETWORK_BITS_V4: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V4, 0);
+
+#[map]
+pub static NETWORK_BITS_V6: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V6, 0);
+
+#[map]
+pub static CELLS: Array<Cell> = Array::with_max_entries(ROWS * DEFAULT_CELLS_PER_ROW, 0);
+
+#[map]
+pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICES, 0);
+
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
+
+#[map]
+pub static TALKERS: PerCpuArray<Talker> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
+
+#[map]
+pub static CLOCK: Array<Clock> = Array::with_max_entries(1, 0);

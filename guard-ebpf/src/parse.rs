@@ -3,7 +3,10 @@
 
 use core::{mem::offset_of, ptr::read_volatile};
 
-use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::{
+    helpers::bpf_xdp_get_buff_len,
+    programs::{TcContext, XdpContext},
+};
 use guard_common::{
     address::{Address, Family},
     packet::{Packet, Transport},
@@ -32,7 +35,7 @@ mod ether_type {
 }
 
 /// Protocol numbers (IANA), shared by IPv4's protocol and IPv6's next header.
-mod protocol {
+pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
@@ -79,7 +82,16 @@ pub struct Frame {
 
 impl Frame {
     #[inline(always)]
-    pub fn new(ctx: &XdpContext) -> Self {
+    pub fn of_skb(ctx: &TcContext) -> Self {
+        Self {
+            start: ctx.data(),
+            end: ctx.data_end(),
+            length: u64::from(ctx.len()),
+        }
+    }
+
+    #[inline(always)]
+    pub fn of_xdp(ctx: &XdpContext) -> Self {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
@@ -292,20 +304,23 @@ impl Payload {
         match self.protocol {
             protocol::TCP => self.parse_tcp(frame),
             protocol::UDP => self.parse_udp(frame),
-            protocol::ICMP if self.family == Family::Ipv4 => {
-                self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
-                Ok(Transport::Other {
-                    protocol: self.protocol,
-                })
-            }
-            protocol::ICMPV6 if self.family == Family::Ipv6 => {
+            protocol if protocol == self.own_icmp() => {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
-                Ok(Transport::Icmpv6 {
+                Ok(Transport::Icmp {
                     kind: header.byte(0),
                     on_link: self.on_link,
                 })
             }
             protocol => Ok(Transport::Other { protocol }),
+        }
+    }
+
+    /// The other family's ICMP is a protocol like any other.
+    #[inline(always)]
+    fn own_icmp(&self) -> u8 {
+        match self.family {
+            Family::Ipv4 => protocol::ICMP,
+            Family::Ipv6 => protocol::ICMPV6,
         }
     }
 

@@ -1,7 +1,10 @@
 //! The agent: brings policy, Docker and the dataplane together, and holds the attachments while it
 //! runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use guard_common::{
@@ -16,7 +19,7 @@ use crate::{
     dataplane::{AttachError, Attachment, CounterRow, Generation, LoadError},
     docker,
     host::{self, Netlink},
-    policy::{Policy, PublishedPort, Tables},
+    policy::{ContainerNetwork, Containers, Policy, PublishedPort, Tables},
 };
 
 /// A guard at work. Dropping it detaches its programs.
@@ -39,7 +42,7 @@ struct Guarded {
 enum Docker {
     /// The policy turns it off.
     Off,
-    Connected(Vec<PublishedPort>),
+    Connected(Containers),
     Lost(String),
 }
 
@@ -48,16 +51,17 @@ impl Agent {
     pub async fn start(policy: Policy, path: &Path) -> Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let names = interface_names(&policy, path, &netlink).await?;
-        let docker = ask_docker(&policy).await;
+        let docker = ask_docker(&policy, &netlink).await;
         let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
         let local_ports =
             host::local_port_range().context("the local port range cannot be read")?;
+        let now = host::timebase().context("the clocks cannot be read")?;
         let mut interfaces = Vec::with_capacity(names.len());
         for name in names {
-            let tables = Tables::compile(&policy, docker.published(), &local_ports);
+            let tables = Tables::compile(&policy, docker.containers(), &local_ports, now);
             let generation = Generation::load(tables, tick_ns)?;
-            let (attachment, refusal) =
-                Attachment::new(generation, &name).map_err(|error| match error {
+            let (attachment, refusal) = Attachment::new(generation, &name, &host::open_udp_flows())
+                .map_err(|error| match error {
                     AttachError::NoInterface(name) => no_interface(&policy, path, &name),
                     error => error.into(),
                 })?;
@@ -75,7 +79,7 @@ impl Agent {
                 mode = policy.mode.name(),
                 scope = policy.scope.name(),
                 services = policy.services.len(),
-                published = docker.published().len(),
+                published = docker.containers().published.len(),
                 "attached"
             );
             interfaces.push(Guarded { name, attachment });
@@ -157,16 +161,21 @@ impl Agent {
 }
 
 impl Docker {
-    fn published(&self) -> &[PublishedPort] {
+    fn containers(&self) -> &Containers {
+        static NONE: Containers = Containers {
+            published: Vec::new(),
+            networks: Vec::new(),
+        };
         match self {
-            Self::Connected(published) => published,
-            Self::Off | Self::Lost(_) => &[],
+            Self::Connected(containers) => containers,
+            Self::Off | Self::Lost(_) => &NONE,
         }
     }
 
     fn status(&self, policy: &Policy) -> DockerStatus {
         let mut published: Vec<String> = self
-            .published()
+            .containers()
+            .published
             .iter()
             .map(PublishedPort::to_string)
             .collect();
@@ -225,12 +234,18 @@ fn no_interface(policy: &Policy, path: &Path, name: &str) -> anyhow::Error {
 
 /// Docker that does not answer opens nothing that was closed before, but ports that it published are
 /// not known: the guard starts all the same, so that listed services keep their budgets, and says so.
-async fn ask_docker(policy: &Policy) -> Docker {
+async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
     let Some(socket) = &policy.docker_socket else {
         return Docker::Off;
     };
-    match docker::published_ports(socket).await {
-        Ok(published) => Docker::Connected(published),
+    match docker::containers(socket).await {
+        Ok(mut containers) => {
+            let own = netlink.addresses().await.unwrap_or_default();
+            containers
+                .networks
+                .retain(|network| is_apart(network, &own));
+            Docker::Connected(containers)
+        }
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
             warn!(
@@ -240,6 +255,23 @@ async fn ask_docker(policy: &Policy) -> Docker {
             Docker::Lost(error)
         }
     }
+}
+
+/// Whether only containers have addresses in this network, besides its bridge. One that the host has
+/// another address in is not closed: the guard never takes a host off its network.
+fn is_apart(network: &ContainerNetwork, own: &[IpAddr]) -> bool {
+    // The bridge's own address is one; a second is another interface's.
+    let inside = own
+        .iter()
+        .filter(|address| network.prefix.contains(*address));
+    let apart = inside.count() <= 1;
+    if !apart {
+        warn!(
+            network = %network.prefix,
+            "the container network overlaps one of this host's own: its addresses are not closed"
+        );
+    }
+    apart
 }
 
 fn to_counter(interface: &str, row: CounterRow) -> api::Counter {

@@ -4,13 +4,14 @@ use std::{net::IpAddr, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
-    models::{ContainerSummary, PortSummary, PortSummaryTypeEnum},
-    query_parameters::ListContainersOptions,
+    models::{Network, PortSummary, PortSummaryTypeEnum},
+    query_parameters::{ListContainersOptions, ListNetworksOptions},
 };
-use guard_common::layout::PortProtocol;
+use guard_common::{exposure::NetworkKind, layout::PortProtocol};
+use ipnet::IpNet;
 use tokio::time::timeout;
 
-use crate::policy::{PublishedFamily, PublishedPort};
+use crate::policy::{ContainerNetwork, Containers, PublishedFamily, PublishedPort};
 
 /// How long Docker may take to answer; one that hangs must not hold up the guard.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,9 +27,10 @@ pub enum DockerError {
     Hung { socket: String },
 }
 
-/// The host ports that running containers publish on addresses that others can reach, sorted.
-pub async fn published_ports(socket: &str) -> Result<Vec<PublishedPort>, DockerError> {
-    let containers = timeout(PATIENCE, list_containers(socket))
+/// What is known of this host's containers: the ports that running ones publish on addresses that
+/// others can reach, sorted, and the networks that they are in.
+pub async fn containers(socket: &str) -> Result<Containers, DockerError> {
+    timeout(PATIENCE, ask(socket))
         .await
         .map_err(|_| DockerError::Hung {
             socket: socket.to_owned(),
@@ -36,7 +38,17 @@ pub async fn published_ports(socket: &str) -> Result<Vec<PublishedPort>, DockerE
         .map_err(|error| DockerError::Api {
             socket: socket.to_owned(),
             error,
-        })?;
+        })
+}
+
+async fn ask(socket: &str) -> Result<Containers, bollard::errors::Error> {
+    let docker = Docker::connect_with_unix(socket, PATIENCE.as_secs(), API_DEFAULT_VERSION)?
+        .negotiate_version()
+        .await?;
+    let containers = docker
+        .list_containers(None::<ListContainersOptions>)
+        .await?;
+    let networks = docker.list_networks(None::<ListNetworksOptions>).await?;
     let mut published: Vec<PublishedPort> = containers
         .into_iter()
         .flat_map(|container| container.ports.unwrap_or_default())
@@ -44,14 +56,39 @@ pub async fn published_ports(socket: &str) -> Result<Vec<PublishedPort>, DockerE
         .collect();
     published.sort_unstable();
     published.dedup();
-    Ok(published)
+    Ok(Containers {
+        published,
+        networks: networks.iter().flat_map(container_networks).collect(),
+    })
 }
 
-async fn list_containers(socket: &str) -> Result<Vec<ContainerSummary>, bollard::errors::Error> {
-    let docker = Docker::connect_with_unix(socket, PATIENCE.as_secs(), API_DEFAULT_VERSION)?
-        .negotiate_version()
-        .await?;
-    docker.list_containers(None::<ListContainersOptions>).await
+/// Only bridges: the addresses of a macvlan or ipvlan network are the uplink's own.
+const BRIDGE: &str = "bridge";
+
+/// Docker's switch for masquerading what a bridge's containers send over IPv4; on if not set.
+const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+
+fn container_networks(network: &Network) -> Vec<ContainerNetwork> {
+    if network.driver.as_deref() != Some(BRIDGE) {
+        return Vec::new();
+    }
+    let options = network.options.as_ref();
+    let masquerades = options
+        .and_then(|options| options.get(MASQUERADE))
+        .is_none_or(|value| value != "false");
+    let configs = network.ipam.as_ref().and_then(|ipam| ipam.config.as_ref());
+    let subnets = configs.into_iter().flatten();
+    subnets
+        .filter_map(|config| config.subnet.as_deref()?.parse::<IpNet>().ok())
+        .map(|prefix| ContainerNetwork {
+            prefix: prefix.trunc(),
+            // Whether IPv6 is masqueraded is an option of the daemon, which the API does not tell.
+            kind: match prefix {
+                IpNet::V4(_) if masquerades => NetworkKind::Masqueraded,
+                IpNet::V4(_) | IpNet::V6(_) => NetworkKind::Routed,
+            },
+        })
+        .collect()
 }
 
 /// Nothing for a port that is not published, or only on a loopback address.

@@ -1,16 +1,25 @@
 //! Facts about this host that the guard goes by: its clock, its local ports, its interfaces.
 
-use std::{fs, io, net, ops::RangeInclusive};
+use std::{
+    fs, io,
+    net::{self, IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
 
 use futures_util::TryStreamExt as _;
-use nix::time::{ClockId, clock_getres};
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_getres, clock_gettime};
+use procfs::net::UdpState;
 use rtnetlink::{
     Handle, RouteMessageBuilder, new_connection,
     packet_route::{
+        address::AddressAttribute,
         link::{LinkAttribute, LinkXdp, XdpAttached},
         route::{RouteAttribute, RouteMessage, RouteType},
     },
 };
+
+use crate::policy::Timebase;
 
 /// The kernel's tick in nanoseconds: what the coarse clocks step by (clock_getres(2)).
 pub fn tick_ns() -> io::Result<u64> {
@@ -32,6 +41,62 @@ pub fn local_port_range() -> io::Result<RangeInclusive<u16>> {
             "{LOCAL_PORT_RANGE} holds {text:?}, not two ports"
         ))),
     }
+}
+
+/// This moment on the world's clock and on the kernel's.
+pub fn timebase() -> io::Result<Timebase> {
+    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+    let seconds = u64::try_from(boot.tv_sec()).map_err(io::Error::other)?;
+    let nanoseconds = u64::try_from(boot.tv_nsec()).map_err(io::Error::other)?;
+    Ok(Timebase {
+        world: Timestamp::now(),
+        boot_ns: seconds * 1_000_000_000 + nanoseconds,
+    })
+}
+
+/// A UDP flow that this host opened. Its answers come from `peer` to `local`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpFlow {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+const CONNTRACK: &str = "/proc/net/nf_conntrack";
+
+/// The UDP flows that are open at this moment: those of connected sockets, and of what conntrack
+/// knows (which has masqueraded containers too) where the kernel shows it.
+pub fn open_udp_flows() -> Vec<UdpFlow> {
+    let sockets = [procfs::net::udp(), procfs::net::udp6()];
+    // A kernel without IPv6 has no second table.
+    let sockets = sockets.into_iter().flatten().flatten();
+    let connected = sockets.filter(|socket| socket.state == UdpState::Established);
+    let mut flows: Vec<UdpFlow> = connected
+        .map(|socket| UdpFlow {
+            local: socket.local_address,
+            peer: socket.remote_address,
+        })
+        .collect();
+    let conntrack = fs::read_to_string(CONNTRACK).unwrap_or_default();
+    flows.extend(conntrack.lines().filter_map(tracked_flow));
+    flows
+}
+
+/// Reads a line such as `ipv4 2 udp 17 29 src=… dst=… sport=… dport=… src=… dst=… sport=… dport=…`.
+/// The second half is how the answers come: their destination is this host as the network sees it.
+fn tracked_flow(line: &str) -> Option<UdpFlow> {
+    if !line.contains(" udp ") {
+        return None;
+    }
+    let fact = |key: &str| {
+        let facts = line.split_whitespace();
+        facts.filter_map(|fact| fact.strip_prefix(key)).nth(1)
+    };
+    let address = |key: &str| fact(key)?.parse::<IpAddr>().ok();
+    let port = |key: &str| fact(key)?.parse::<u16>().ok();
+    Some(UdpFlow {
+        local: SocketAddr::new(address("dst=")?, port("dport=")?),
+        peer: SocketAddr::new(address("src=")?, port("sport=")?),
+    })
 }
 
 /// An XDP program on an interface, as the kernel reports it.
@@ -79,6 +144,20 @@ impl Netlink {
         Ok(program_id.map(|program_id| XdpState { program_id, native }))
     }
 
+    /// The addresses of every interface of this host.
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, rtnetlink::Error> {
+        let mut messages = self.handle.address().get().execute();
+        let mut addresses = Vec::new();
+        while let Some(message) = messages.try_next().await? {
+            let attributes = message.attributes.into_iter();
+            addresses.extend(attributes.filter_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(address),
+                _ => None,
+            }));
+        }
+        Ok(addresses)
+    }
+
     /// The interfaces of the default routes, IPv4 and IPv6, each once.
     pub async fn default_route_interfaces(&self) -> Result<Vec<String>, rtnetlink::Error> {
         let mut indices = Vec::new();
@@ -124,4 +203,23 @@ fn default_route_links(route: &RouteMessage) -> Vec<u32> {
             _ => Vec::new(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masqueraded_flow_is_known_as_its_answers_come() {
+        let line = "ipv4     2 udp      17 29 src=172.17.0.2 dst=192.0.2.53 sport=40000 dport=53 \
+                    src=192.0.2.53 dst=203.0.113.10 sport=53 dport=40000 mark=0 zone=0 use=2";
+        let flow = UdpFlow {
+            local: "203.0.113.10:40000".parse().unwrap(),
+            peer: "192.0.2.53:53".parse().unwrap(),
+        };
+        assert_eq!(tracked_flow(line), Some(flow));
+        assert_eq!(tracked_flow(&line.replace(" udp ", " tcp ")), None);
+        assert_eq!(tracked_flow("ipv4 2 udp 17 29 src=1.2.3.4"), None);
+        assert_eq!(tracked_flow(""), None);
+    }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
-use crate::policy::{From, Policy, Ports, Service};
+use crate::policy::{Budget, Budgets, From, Policy, Ports, Service};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -39,7 +39,16 @@ struct CheckedService {
     from: Vec<String>,
     /// As it applies, which is never stricter than the host's.
     mode: &'static str,
+    limits: Limits,
+    totals: Limits,
+}
+
+/// Budgets as a policy writes them.
+#[derive(Serialize)]
+struct Limits {
     packets: Option<String>,
+    bytes: Option<String>,
+    connections: Option<String>,
 }
 
 impl Check {
@@ -100,16 +109,21 @@ impl Checked {
             ports,
             from,
             mode,
-            packets,
+            limits,
+            totals,
         } in services
         {
-            let packets = match packets {
-                Some(packets) => format!("{packets} packets per source"),
-                None => "no limit".to_owned(),
+            let limits = limits.describe("per source");
+            let totals = totals.describe("in all");
+            let budgets = match (limits.as_str(), totals.as_str()) {
+                ("", "") => "no limit".to_owned(),
+                (limits, "") => limits.to_owned(),
+                ("", totals) => totals.to_owned(),
+                (limits, totals) => format!("{limits}, {totals}"),
             };
             writeln!(
                 text,
-                "  {name}: {} from {}, {packets}, {mode}",
+                "  {name}: {} from {}, {budgets}, {mode}",
                 ports.join(", "),
                 from.join(", ")
             )?;
@@ -131,10 +145,48 @@ impl CheckedService {
             ports: service.ports.iter().map(Ports::to_string).collect(),
             from: match &service.from {
                 From::Any => vec!["any".to_owned()],
-                From::Prefixes(prefixes) => prefixes.iter().map(ToString::to_string).collect(),
+                From::Admitted(admitted) => {
+                    let prefixes = admitted.iter().map(|entry| entry.prefix.to_string());
+                    prefixes.collect()
+                }
             },
             mode: service.mode.min(policy.mode).name(),
-            packets: service.packets.map(|packets| packets.to_string()),
+            limits: Limits::new(&service.limit.budgets),
+            totals: Limits::new(&service.total),
         }
+    }
+}
+
+impl Limits {
+    fn new(budgets: &Budgets) -> Self {
+        let Budgets {
+            packets,
+            bytes,
+            connections,
+        } = budgets;
+        let describe = |budget: &Option<Budget>| budget.map(|budget| budget.to_string());
+        Self {
+            packets: describe(packets),
+            bytes: describe(bytes),
+            connections: describe(connections),
+        }
+    }
+
+    fn describe(&self, whose: &str) -> String {
+        let Self {
+            packets,
+            bytes,
+            connections,
+        } = self;
+        let budgets = [
+            (packets, "packets"),
+            (bytes, "bytes"),
+            (connections, "connections"),
+        ];
+        let limited: Vec<String> = budgets
+            .into_iter()
+            .filter_map(|(budget, what)| Some(format!("{what} {} {whose}", budget.as_ref()?)))
+            .collect();
+        limited.join(", ")
     }
 }

@@ -2,13 +2,19 @@
 
 use std::io;
 
-use aya::programs::{
-    ProgramError,
-    links::{FdLink, LinkError},
-    xdp::XdpMode as AyaMode,
+use aya::{
+    programs::{
+        ProgramError,
+        links::{FdLink, LinkError},
+        tc::{self, SchedClassifierLink, TcAttachType},
+        xdp::XdpMode as AyaMode,
+    },
+    util::KernelVersion,
 };
+use guard_common::layout::{self, feature};
 
 use super::{Generation, LoadError};
+use crate::host::UdpFlow;
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +51,10 @@ pub enum AttachError {
         native: String,
         generic: String,
     },
+    #[error(
+        "interface {interface} takes no program on its way out, which scope `host` needs to know answers by: {reason}"
+    )]
+    NoEgress { interface: String, reason: String },
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -54,6 +64,8 @@ pub struct Attachment {
     generation: Generation,
     /// Held for its drop: the kernel detaches the program when the last reference to the link goes.
     _link: FdLink,
+    /// The tc program on the way out, if flows are recorded. Held for its drop.
+    _egress: Option<SchedClassifierLink>,
     mode: XdpMode,
     program_id: u32,
 }
@@ -63,10 +75,15 @@ impl Attachment {
     ///
     /// The second value says why the driver did not take the program, if it did not: the caller
     /// must tell, since the generic path is slow.
+    ///
+    /// Flows are recorded before anything is judged, and those that are open already are known.
     pub fn new(
         mut generation: Generation,
         interface: &str,
+        flows: &[UdpFlow],
     ) -> Result<(Self, Option<String>), AttachError> {
+        let egress = attach_egress(&mut generation, interface)?;
+        generation.seed_flows(flows)?;
         let (link, mode, refusal) = match attach(&mut generation, interface, AyaMode::Driver) {
             Ok(link) => (link, XdpMode::Native, None),
             Err(Failure::Final(error)) => return Err(error),
@@ -89,6 +106,7 @@ impl Attachment {
             program_id: info.id(),
             generation,
             _link: link,
+            _egress: egress,
             mode,
         };
         Ok((attachment, refusal))
@@ -108,6 +126,35 @@ impl Attachment {
     }
 }
 
+/// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
+/// qdisc.
+fn attach_egress(
+    generation: &mut Generation,
+    interface: &str,
+) -> Result<Option<SchedClassifierLink>, AttachError> {
+    if !generation.tables().uses(feature::FLOWS) {
+        return Ok(None);
+    }
+    let refused = |error: &(dyn std::error::Error + 'static)| AttachError::NoEgress {
+        interface: interface.to_owned(),
+        reason: innermost(error),
+    };
+    if !has_tcx() {
+        // It may be there already, for somebody's programs; if there is none, attaching says so.
+        let _result = tc::qdisc_add_clsact(interface);
+    }
+    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
+    let link = program
+        .attach(interface, TcAttachType::Egress)
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| refused(&error))?;
+    Ok(Some(link))
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(6, 6, 0))
+}
+
 enum Failure {
     /// Another mode would not help.
     Final(AttachError),
@@ -117,7 +164,7 @@ enum Failure {
 
 fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result<FdLink, Failure> {
     let program = generation
-        .program_mut()
+        .xdp_mut(layout::PROGRAM)
         .map_err(|error| Failure::Final(error.into()))?;
     let classify = |error: ProgramError| match error {
         ProgramError::UnknownInterface { name } => Failure::Final(AttachError::NoInterface(name)),

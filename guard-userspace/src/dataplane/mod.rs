@@ -1,33 +1,38 @@
 //! The kernel side as the agent handles it: load a generation with its tables filled, attach it,
-//! read what it counted.
+//! read what it counted, or replay packets through it.
 
 mod attach;
 mod counters;
+mod fill;
+mod flows;
+mod replay;
+mod talkers;
 
 use std::io;
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, Pod,
-    maps::{Array, LpmTrie, Map, MapError, lpm_trie::Key},
-    programs::{ProgramError, Xdp},
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapError},
+    programs::{ProgramError, SchedClassifier, Xdp},
 };
 use guard_common::{
-    cell::HashKey,
+    cell::{HashKey, ROWS},
     gcra::UNITS_PER_NANOSECOND,
-    layout::{self, AdmittedKey, Config, DEFAULT_CELLS_PER_ROW, SERVICE_BITS},
+    layout::{self, Config, feature},
 };
-use ipnet::IpNet;
 
 pub use self::{
     attach::{AttachError, Attachment, XdpMode},
     counters::CounterRow,
+    replay::{Direction, Judged, Replay},
+    talkers::TalkerRow,
 };
-use crate::policy::{ServiceTable, Tables};
+use crate::policy::Tables;
 
 /// The kernel program, compiled for the BPF virtual machine by this crate's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard-ebpf"));
 
-/// One loaded copy of the kernel program: its switches are constants, its tables are full.
+/// One loaded copy of the kernel programs: their switches are constants, their tables are full.
 pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
@@ -51,11 +56,38 @@ pub enum LoadError {
     Incomplete(&'static str),
 }
 
+/// What a generation is loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To be attached.
+    Service,
+    /// To be run over recorded packets, with their own clock.
+    Replay,
+}
+
+impl Purpose {
+    const fn programs(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Service => (layout::PROGRAM, layout::EGRESS_PROGRAM),
+            Self::Replay => (layout::REPLAY_PROGRAM, layout::REPLAY_EGRESS_PROGRAM),
+        }
+    }
+}
+
 impl Generation {
-    /// Loads a fresh copy of the program and fills its tables. Nothing is attached yet, so no packet
+    /// Loads a fresh copy of the programs and fills its tables. Nothing is attached yet, so no packet
     /// is judged by half a policy.
     pub fn load(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
-        Self::try_load(tables, tick_ns).map_err(|error| {
+        Self::load_for(Purpose::Service, tables, tick_ns, random_hash_key()?)
+    }
+
+    fn load_for(
+        purpose: Purpose,
+        tables: Tables,
+        tick_ns: u64,
+        hash_key: HashKey,
+    ) -> Result<Self, LoadError> {
+        Self::try_load(purpose, tables, tick_ns, hash_key).map_err(|error| {
             if is_not_permitted(&error) {
                 LoadError::NotPermitted
             } else {
@@ -64,25 +96,37 @@ impl Generation {
         })
     }
 
-    fn try_load(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
-        let settings = || tables.services.iter().map(|service| service.settings);
+    fn try_load(
+        purpose: Purpose,
+        tables: Tables,
+        tick_ns: u64,
+        hash_key: HashKey,
+    ) -> Result<Self, LoadError> {
+        let has_budgets = tables.uses(feature::BUDGETS);
+        let cells_per_row = if has_budgets { tables.cells_per_row } else { 1 };
         let config = Config {
             jiffy: tick_ns * UNITS_PER_NANOSECOND,
-            hash_key: random_hash_key()?,
-            cell_mask: DEFAULT_CELLS_PER_ROW - 1,
+            hash_key,
+            cell_mask: cells_per_row - 1,
             mode: tables.mode as u8,
             scope: tables.scope as u8,
-            has_restricted: settings().any(|settings| settings.restricted != 0).into(),
-            has_budgets: settings()
-                .any(|settings| settings.packets.is_limited())
-                .into(),
+            features: tables.features,
         };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .override_global(layout::CONFIG, &config, true)
-            .load(OBJECT)?;
-        fill(&mut ebpf, &tables)?;
+            .map_max_entries(layout::CELLS, ROWS * cells_per_row);
+        for (map, entries) in fill::sizes(&tables) {
+            loader.map_max_entries(map, entries);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        fill::fill(&mut ebpf, &tables)?;
         let mut generation = Self { ebpf, tables };
-        generation.program_mut()?.load()?;
+        let (ingress, egress) = purpose.programs();
+        generation.xdp_mut(ingress)?.load()?;
+        if generation.tables.uses(feature::FLOWS) {
+            generation.classifier_mut(egress)?.load()?;
+        }
         Ok(generation)
     }
 
@@ -93,82 +137,38 @@ impl Generation {
 
     /// The XDP program, to run it over a packet of one's own.
     pub fn program(&self) -> Result<&Xdp, LoadError> {
-        let program = self.ebpf.program(layout::PROGRAM);
-        let program = program.ok_or(LoadError::Incomplete(layout::PROGRAM))?;
+        self.xdp(layout::PROGRAM)
+    }
+
+    fn xdp(&self, name: &'static str) -> Result<&Xdp, LoadError> {
+        let program = self.ebpf.program(name).ok_or(LoadError::Incomplete(name))?;
         Ok(program.try_into()?)
     }
 
-    fn program_mut(&mut self) -> Result<&mut Xdp, LoadError> {
-        let program = self.ebpf.program_mut(layout::PROGRAM);
-        let program = program.ok_or(LoadError::Incomplete(layout::PROGRAM))?;
+    fn xdp_mut(&mut self, name: &'static str) -> Result<&mut Xdp, LoadError> {
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or(LoadError::Incomplete(name))?;
+        Ok(program.try_into()?)
+    }
+
+    fn classifier(&self, name: &'static str) -> Result<&SchedClassifier, LoadError> {
+        let program = self.ebpf.program(name).ok_or(LoadError::Incomplete(name))?;
+        Ok(program.try_into()?)
+    }
+
+    fn classifier_mut(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or(LoadError::Incomplete(name))?;
         Ok(program.try_into()?)
     }
 
     fn map(&self, name: &'static str) -> Result<&Map, LoadError> {
         self.ebpf.map(name).ok_or(LoadError::Incomplete(name))
     }
-}
 
-fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
-    let mut services = array(ebpf, layout::SERVICES)?;
-    for (number, service) in (1..).zip(&tables.services) {
-        services.set(number, service.settings, 0)?;
+    fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, LoadError> {
+        self.ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
     }
-    let mut ports = array(ebpf, layout::PORTS)?;
-    for (index, entry) in &tables.ports {
-        ports.set(*index, *entry, 0)?;
-    }
-    for (number, ServiceTable { admitted, .. }) in (1..).zip(&tables.services) {
-        for prefix in admitted {
-            match prefix {
-                IpNet::V4(prefix) => {
-                    let address = prefix.network().octets();
-                    admit(
-                        ebpf,
-                        layout::ADMITTED_V4,
-                        number,
-                        address,
-                        prefix.prefix_len(),
-                    )?;
-                }
-                IpNet::V6(prefix) => {
-                    let address = prefix.network().octets();
-                    admit(
-                        ebpf,
-                        layout::ADMITTED_V6,
-                        number,
-                        address,
-                        prefix.prefix_len(),
-                    )?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn admit<const BYTES: usize>(
-    ebpf: &mut Ebpf,
-    trie: &'static str,
-    service: u32,
-    address: [u8; BYTES],
-    prefix_length: u8,
-) -> Result<(), LoadError> {
-    let mut trie = LpmTrie::<_, AdmittedKey<BYTES>, u8>::try_from(map_mut(ebpf, trie)?)?;
-    let length = SERVICE_BITS + u32::from(prefix_length);
-    trie.insert(&Key::new(length, AdmittedKey { service, address }), 1, 0)?;
-    Ok(())
-}
-
-fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, LoadError> {
-    ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
-}
-
-fn array<'a, V: Pod>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<Array<&'a mut aya::maps::MapData, V>, LoadError> {
-    Ok(Array::try_from(map_mut(ebpf, name)?)?)
 }
 
 fn random_hash_key() -> Result<HashKey, LoadError> {

@@ -2,13 +2,15 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use guard_common::layout::{MAX_ADMITTED, MAX_SERVICES};
+use guard_common::layout::{DEFAULT_CELLS_PER_ROW, MAX_ADMITTED, MAX_SERVICES};
 use ipnet::IpNet;
-use toml::Spanned;
+use jiff::Timestamp;
+use toml::{Spanned, value::Datetime};
 
 use super::{
-    Clock, From, Interface, Per, Policy, Ports, Service, file,
-    rate::{Budget, Rate, parse_count},
+    Admitted, Budgets, Clock, From, Interface, Limit, Per, Policy, Ports, Service, Source,
+    Treatment, file,
+    rate::{Budget, Rate, Unit, parse_burst},
 };
 
 /// What is wrong, and where in the text.
@@ -40,7 +42,15 @@ fn line(text: &str, offset: usize) -> usize {
 /// Interface names are shorter than the kernel's IFNAMSIZ.
 const MAX_INTERFACE_NAME: usize = 15;
 
-const MAX_SERVICE_NAME: usize = 64;
+/// Of services and sources.
+const MAX_NAME: usize = 64;
+
+/// From 64 KiB to 4 GiB of memory for each interface.
+const MIN_CELLS: i64 = 1 << 10;
+const MAX_CELLS: i64 = 1 << 26;
+
+/// A crowd of more than that is no crowd but everybody.
+const MAX_FACTOR: i64 = 1_000_000;
 
 pub fn check(
     file: file::File,
@@ -53,17 +63,58 @@ pub fn check(
         interfaces,
         scope,
         docker: file::Docker { socket },
+        cells,
+        limits,
         service,
+        source,
     } = file;
     let interfaces = interfaces
         .map(|interfaces| check_interfaces(interfaces, text))
         .transpose()?;
+    let sources = check_sources(source, text)?;
+    let services = check_services(service, &sources, text, clock)?;
+    Ok(Policy {
+        mode: mode.into(),
+        interfaces,
+        scope: scope.into(),
+        docker_socket: (!socket.is_empty()).then_some(socket),
+        cells: cells.map_or(Ok(DEFAULT_CELLS_PER_ROW), check_cells)?,
+        limits: check_limit(&limits, clock)?,
+        services,
+        sources,
+        sha256,
+    })
+}
+
+fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
+    let number = *cells.get_ref();
+    if let Ok(valid) = u32::try_from(number)
+        && (MIN_CELLS..=MAX_CELLS).contains(&number)
+        && valid.is_power_of_two()
+    {
+        return Ok(valid);
+    }
+    let nearest = u64::try_from(number.clamp(MIN_CELLS, MAX_CELLS)).unwrap_or_default();
+    let problem = format!(
+        "{number} is no number of cells: write a power of two from {MIN_CELLS} to {MAX_CELLS}, such \
+         as {}",
+        nearest.next_power_of_two()
+    );
+    Err(Problem::at(&cells, problem))
+}
+
+fn check_services(
+    raw: Vec<file::Service>,
+    sources: &[Source],
+    text: &str,
+    clock: Clock,
+) -> Result<Vec<Service>, Problem> {
     let mut names = Unique::new("a service", text);
     let mut listed = Listed::new(text);
-    let mut services = Vec::with_capacity(service.len());
+    let mut services = Vec::with_capacity(raw.len());
     let mut admitted = 0;
-    for raw in service {
-        check_service_name(&raw.name)?;
+    for raw in raw {
+        check_name(&raw.name)?;
         names.insert(&raw.name)?;
         if services.len() + 1 >= MAX_SERVICES as usize {
             let most = MAX_SERVICES - 1;
@@ -71,8 +122,8 @@ pub fn check(
             return Err(Problem::at(&raw.name, problem));
         }
         let place = Spanned::new(raw.name.span(), ());
-        let service = check_service(raw, &mut listed, clock)?;
-        if let From::Prefixes(prefixes) = &service.from {
+        let service = check_service(raw, &mut listed, sources, text, clock)?;
+        if let From::Admitted(prefixes) = &service.from {
             admitted += prefixes.len();
         }
         if admitted > MAX_ADMITTED as usize {
@@ -83,13 +134,110 @@ pub fn check(
         }
         services.push(service);
     }
-    Ok(Policy {
-        mode: mode.into(),
-        interfaces,
-        scope: scope.into(),
-        docker_socket: (!socket.is_empty()).then_some(socket),
-        services,
-        sha256,
+    Ok(services)
+}
+
+fn check_sources(raw: Vec<file::Source>, text: &str) -> Result<Vec<Source>, Problem> {
+    let mut names = Unique::new("a source", text);
+    let mut treated = HashMap::new();
+    let mut sources = Vec::with_capacity(raw.len());
+    for raw in raw {
+        check_name(&raw.name)?;
+        if parse_prefix(raw.name.get_ref()).is_ok() || raw.name.get_ref() == "any" {
+            let problem = format!(
+                "a source cannot be named \"{}\", which means something else in `from`",
+                raw.name.get_ref()
+            );
+            return Err(Problem::at(&raw.name, problem));
+        }
+        names.insert(&raw.name)?;
+        sources.push(check_source(raw, &mut treated, text)?);
+    }
+    Ok(sources)
+}
+
+/// `treated` holds, for each prefix that is not like any other, the name and place of its source.
+fn check_source(
+    source: file::Source,
+    treated: &mut HashMap<IpNet, (String, usize)>,
+    text: &str,
+) -> Result<Source, Problem> {
+    let file::Source {
+        name,
+        cidrs,
+        factor,
+        exempt,
+        deny,
+        owner,
+        reason,
+        expires,
+    } = source;
+    let treatment = match (&factor, exempt, deny) {
+        (None, false, false) => Treatment::Named,
+        (Some(factor), false, false) => Treatment::Factor(check_factor(factor)?),
+        (None, true, false) => Treatment::Exempt,
+        (None, false, true) => Treatment::Denied,
+        _ => {
+            let problem = format!(
+                "\"{}\" can have one of `factor`, `exempt` and `deny`: they exclude each other",
+                name.get_ref()
+            );
+            return Err(Problem::at(&name, problem));
+        }
+    };
+    if cidrs.get_ref().is_empty() {
+        let problem = "a source without CIDRs is nobody: write some, such as [\"198.51.100.0/24\"]";
+        return Err(Problem::at(&cidrs, problem));
+    }
+    let expires = expires.map(|expires| check_expiry(&expires)).transpose()?;
+    let mut prefixes = Vec::with_capacity(cidrs.get_ref().len());
+    for cidr in cidrs.into_inner() {
+        let prefix = parse_prefix(cidr.get_ref()).map_err(|problem| Problem::at(&cidr, problem))?;
+        if matches!(treatment, Treatment::Factor(_) | Treatment::Exempt) {
+            let owner = (name.get_ref().clone(), cidr.span().start);
+            if let Some((other, first)) = treated.insert(prefix, owner) {
+                let problem = format!(
+                    "{prefix} already belongs to \"{other}\" in line {}: a prefix can have one \
+                     factor or exemption",
+                    line(text, first)
+                );
+                return Err(Problem::at(&cidr, problem));
+            }
+        }
+        prefixes.push(prefix);
+    }
+    Ok(Source {
+        line: line(text, name.span().start),
+        name: name.into_inner(),
+        cidrs: prefixes,
+        treatment,
+        owner,
+        reason,
+        expires,
+    })
+}
+
+fn check_factor(factor: &Spanned<i64>) -> Result<u32, Problem> {
+    let number = *factor.get_ref();
+    match u32::try_from(number) {
+        Ok(valid) if (1..=MAX_FACTOR).contains(&number) => Ok(valid),
+        _ => {
+            let problem = format!(
+                "{number} is no factor: write how many times the usual budgets the source gets, from \
+                 1 to {MAX_FACTOR}"
+            );
+            Err(Problem::at(factor, problem))
+        }
+    }
+}
+
+fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
+    let written = expires.get_ref().to_string();
+    written.parse().map_err(|_| {
+        let problem = format!(
+            "\"{written}\" is no moment: write date, time and offset, such as 2027-01-31T00:00:00Z"
+        );
+        Problem::at(expires, problem)
     })
 }
 
@@ -126,8 +274,8 @@ fn check_interfaces(
     Ok(checked)
 }
 
-fn check_service_name(name: &Spanned<String>) -> Result<(), Problem> {
-    let valid = matches!(name.get_ref().len(), 1..=MAX_SERVICE_NAME)
+fn check_name(name: &Spanned<String>) -> Result<(), Problem> {
+    let valid = matches!(name.get_ref().len(), 1..=MAX_NAME)
         && name
             .get_ref()
             .chars()
@@ -136,8 +284,7 @@ fn check_service_name(name: &Spanned<String>) -> Result<(), Problem> {
         return Ok(());
     }
     let problem = format!(
-        "{:?} cannot be the name of a service: use 1 to {MAX_SERVICE_NAME} letters, digits, '-', '_' \
-         and '.'",
+        "{:?} cannot be a name: use 1 to {MAX_NAME} letters, digits, '-', '_' and '.'",
         name.get_ref()
     );
     Err(Problem::at(name, problem))
@@ -146,19 +293,30 @@ fn check_service_name(name: &Spanned<String>) -> Result<(), Problem> {
 fn check_service(
     service: file::Service,
     listed: &mut Listed<'_>,
+    sources: &[Source],
+    text: &str,
     clock: Clock,
 ) -> Result<Service, Problem> {
     let file::Service {
         name,
         ports,
+        address,
         from,
         mode,
-        limit: file::Limit { packets, per },
+        limit,
+        total:
+            file::Total {
+                packets,
+                bytes,
+                connections,
+            },
     } = service;
     if ports.get_ref().is_empty() {
         let problem = "a service without ports opens nothing: name some, such as [\"tcp/80\"]";
         return Err(Problem::at(&ports, problem));
     }
+    let address = address.map(|address| check_address(&address)).transpose()?;
+    let owner = listed.add_owner(&name);
     let ports = ports
         .into_inner()
         .into_iter()
@@ -167,42 +325,107 @@ fn check_service(
                 .get_ref()
                 .parse()
                 .map_err(|problem: String| Problem::at(&port, problem))?;
-            listed.insert(&ports, &name, &port)?;
+            listed.insert(&ports, address, owner, &port)?;
             Ok(ports)
         })
         .collect::<Result<Vec<Ports>, Problem>>()?;
     Ok(Service {
+        line: line(text, name.span().start),
         ports,
-        from: from.map_or(Ok(From::Any), check_from)?,
+        address,
+        from: from.map_or(Ok(From::Any), |from| check_from(from, sources))?,
         mode: mode.unwrap_or(file::RawMode::Enforce).into(),
-        per: check_per(per)?,
-        packets: packets
-            .map(|packets| check_budget(&packets, clock))
-            .transpose()?,
+        limit: check_limit(&limit, clock)?,
+        total: check_budgets(&packets, &bytes, &connections, clock)?,
         name: name.into_inner(),
     })
 }
 
-fn check_from(from: Spanned<Vec<Spanned<String>>>) -> Result<From, Problem> {
+fn check_address(address: &Spanned<String>) -> Result<IpAddr, Problem> {
+    let parsed = address.get_ref().parse::<IpAddr>();
+    match parsed {
+        Ok(parsed) if !parsed.is_unspecified() && parsed == parsed.to_canonical() => Ok(parsed),
+        _ => {
+            let problem = format!(
+                "\"{}\" is no address of this host: write one such as \"203.0.113.5\", or leave \
+                 `address` out for all of them",
+                address.get_ref()
+            );
+            Err(Problem::at(address, problem))
+        }
+    }
+}
+
+fn check_limit(limit: &file::Limit, clock: Clock) -> Result<Limit, Problem> {
+    let file::Limit {
+        packets,
+        bytes,
+        connections,
+        per,
+    } = limit;
+    Ok(Limit {
+        budgets: check_budgets(packets, bytes, connections, clock)?,
+        per: check_per(per)?,
+    })
+}
+
+fn check_budgets(
+    packets: &Option<Spanned<file::Budget>>,
+    bytes: &Option<Spanned<file::Budget>>,
+    connections: &Option<Spanned<file::Budget>>,
+    clock: Clock,
+) -> Result<Budgets, Problem> {
+    let check = |budget: &Option<Spanned<file::Budget>>, unit| {
+        let budget = budget.as_ref();
+        budget
+            .map(|budget| check_budget(budget, unit, clock))
+            .transpose()
+    };
+    Ok(Budgets {
+        packets: check(packets, Unit::Packets)?,
+        bytes: check(bytes, Unit::Bytes)?,
+        connections: check(connections, Unit::Connections)?,
+    })
+}
+
+fn check_from(from: Spanned<Vec<Spanned<String>>>, sources: &[Source]) -> Result<From, Problem> {
     if from.get_ref().is_empty() {
         let problem = "nobody could reach this service: write [\"any\"] or CIDRs, or leave the \
                        service out to close its ports";
         return Err(Problem::at(&from, problem));
     }
     let mut any = false;
-    let mut prefixes = Vec::new();
+    let mut admitted = Vec::new();
     for entry in from.into_inner() {
-        if entry.get_ref() == "any" {
+        let text = entry.get_ref();
+        if text == "any" {
             any = true;
+        } else if let Some(source) = sources.iter().find(|source| source.name == *text) {
+            if source.treatment == Treatment::Denied {
+                let problem = format!(
+                    "\"{text}\" is denied in line {}: it reaches nothing",
+                    source.line
+                );
+                return Err(Problem::at(&entry, problem));
+            }
+            let expires = source.expires;
+            let cidrs = source.cidrs.iter();
+            admitted.extend(cidrs.map(|prefix| Admitted {
+                prefix: *prefix,
+                expires,
+            }));
         } else {
-            let prefix = parse_prefix(entry.get_ref());
-            prefixes.push(prefix.map_err(|problem| Problem::at(&entry, problem))?);
+            let prefix = parse_prefix(text).map_err(|problem| Problem::at(&entry, problem))?;
+            admitted.push(Admitted {
+                prefix,
+                expires: None,
+            });
         }
     }
     Ok(if any {
         From::Any
     } else {
-        From::Prefixes(prefixes)
+        From::Admitted(admitted)
     })
 }
 
@@ -213,8 +436,8 @@ fn parse_prefix(text: &str) -> Result<IpNet, String> {
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
         .map_err(|_| {
             format!(
-                "\"{text}\" is neither \"any\" nor a CIDR: write one such as \"198.51.100.0/24\" or \
-                 \"2001:db8::/32\""
+                "\"{text}\" is neither \"any\", nor the name of a source, nor a CIDR such as \
+                 \"198.51.100.0/24\" or \"2001:db8::/32\""
             )
         })?;
     if prefix.trunc() != prefix {
@@ -237,8 +460,8 @@ fn parse_prefix(text: &str) -> Result<IpNet, String> {
     Ok(prefix)
 }
 
-fn check_per(per: file::Per) -> Result<Per, Problem> {
-    let length = |length: Option<Spanned<i64>>, longest: u8, default: u8| match length {
+fn check_per(per: &file::Per) -> Result<Per, Problem> {
+    let length = |length: &Option<Spanned<i64>>, longest: u8, default: u8| match length {
         None => Ok(default),
         Some(length) => match u8::try_from(*length.get_ref()) {
             Ok(bits) if (1..=longest).contains(&bits) => Ok(bits),
@@ -247,30 +470,38 @@ fn check_per(per: file::Per) -> Result<Per, Problem> {
                     "{} is no prefix length: write a number of bits from 1 to {longest}",
                     length.get_ref()
                 );
-                Err(Problem::at(&length, problem))
+                Err(Problem::at(length, problem))
             }
         },
     };
     let default = Per::default();
     Ok(Per {
-        ipv4: length(per.ipv4, 32, default.ipv4)?,
-        ipv6: length(per.ipv6, 128, default.ipv6)?,
+        ipv4: length(&per.ipv4, 32, default.ipv4)?,
+        ipv6: length(&per.ipv6, 128, default.ipv6)?,
     })
 }
 
-fn check_budget(budget: &Spanned<file::Budget>, clock: Clock) -> Result<Budget, Problem> {
+fn check_budget(
+    budget: &Spanned<file::Budget>,
+    unit: Unit,
+    clock: Clock,
+) -> Result<Budget, Problem> {
     let file::Budget { rate, burst } = budget.get_ref();
+    let example = match unit {
+        Unit::Packets | Unit::Connections => "200 or \"4k\"",
+        Unit::Bytes => "\"40MB\"",
+    };
     let burst = match burst {
         None => Ok(None),
         Some(file::Count::Number(number)) => u64::try_from(*number)
             .map(Some)
-            .map_err(|_| format!("{number} is no burst: write a count such as 200 or \"4k\"")),
-        Some(file::Count::Text(text)) => parse_count(text)
+            .map_err(|_| format!("{number} is no burst: write a count such as {example}")),
+        Some(file::Count::Text(text)) => parse_burst(text, unit)
             .map(Some)
-            .ok_or_else(|| format!("\"{text}\" is no burst: write a count such as 200 or \"4k\"")),
+            .ok_or_else(|| format!("\"{text}\" is no burst: write a count such as {example}")),
     };
-    Rate::parse(rate)
-        .and_then(|rate| Budget::new(rate, burst?, clock.tick_ns))
+    Rate::parse(rate, unit)
+        .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
         .map_err(|problem| Problem::at(budget, problem))
 }
 
@@ -307,37 +538,60 @@ impl<'a> Unique<'a> {
     }
 }
 
-/// Which service lists which place of the port table.
+/// Which service lists which place of the port table, on which address.
 struct Listed<'a> {
     text: &'a str,
-    services: HashMap<u32, (String, usize)>,
+    owners: Vec<String>,
+    places: HashMap<u32, Vec<Place>>,
+}
+
+struct Place {
+    address: Option<IpAddr>,
+    /// An index into the owners.
+    owner: usize,
+    offset: usize,
 }
 
 impl<'a> Listed<'a> {
     fn new(text: &'a str) -> Self {
         Self {
             text,
-            services: HashMap::new(),
+            owners: Vec::new(),
+            places: HashMap::new(),
         }
+    }
+
+    fn add_owner(&mut self, service: &Spanned<String>) -> usize {
+        self.owners.push(service.get_ref().clone());
+        self.owners.len() - 1
     }
 
     fn insert(
         &mut self,
         ports: &Ports,
-        service: &Spanned<String>,
+        address: Option<IpAddr>,
+        owner: usize,
         place: &Spanned<String>,
     ) -> Result<(), Problem> {
-        let offset = place.span().start;
         for index in ports.indices() {
-            let owner = (service.get_ref().clone(), offset);
-            if let Some((other, first)) = self.services.insert(index, owner) {
+            let others = self.places.entry(index).or_default();
+            let overlaps = |other: &&Place| {
+                other.address.is_none() || address.is_none() || other.address == address
+            };
+            if let Some(other) = others.iter().find(overlaps) {
                 let problem = format!(
-                    "{ports} is already listed by service \"{other}\" in line {}: a port belongs to \
-                     one service",
-                    line(self.text, first)
+                    "{ports} is already listed by service \"{}\" in line {}: on one address a port \
+                     belongs to one service",
+                    self.owners[other.owner],
+                    line(self.text, other.offset)
                 );
                 return Err(Problem::at(place, problem));
             }
+            others.push(Place {
+                address,
+                owner,
+                offset: place.span().start,
+            });
         }
         Ok(())
     }

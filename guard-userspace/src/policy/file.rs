@@ -22,8 +22,13 @@ pub struct File {
     pub scope: RawScope,
     #[serde(default)]
     pub docker: Docker,
+    pub cells: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub limits: Limit,
     #[serde(default)]
     pub service: Vec<Service>,
+    #[serde(default)]
+    pub source: Vec<Source>,
 }
 
 #[derive(Deserialize)]
@@ -45,18 +50,48 @@ impl Default for Docker {
 pub struct Service {
     pub name: Spanned<String>,
     pub ports: Spanned<Vec<Spanned<String>>>,
+    pub address: Option<Spanned<String>>,
     pub from: Option<Spanned<Vec<Spanned<String>>>>,
     pub mode: Option<RawMode>,
     #[serde(default)]
     pub limit: Limit,
+    #[serde(default)]
+    pub total: Total,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    pub name: Spanned<String>,
+    pub cidrs: Spanned<Vec<Spanned<String>>>,
+    pub factor: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub exempt: bool,
+    #[serde(default)]
+    pub deny: bool,
+    pub owner: Option<String>,
+    pub reason: Option<String>,
+    pub expires: Option<Spanned<toml::value::Datetime>>,
+}
+
+/// Budgets of each source.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
     pub packets: Option<Spanned<Budget>>,
+    pub bytes: Option<Spanned<Budget>>,
+    pub connections: Option<Spanned<Budget>>,
     #[serde(default)]
     pub per: Per,
+}
+
+/// Budgets of all sources together.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Total {
+    pub packets: Option<Spanned<Budget>>,
+    pub bytes: Option<Spanned<Budget>>,
+    pub connections: Option<Spanned<Budget>>,
 }
 
 #[derive(Default, Deserialize)]

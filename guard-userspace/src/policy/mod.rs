@@ -11,12 +11,16 @@ use std::{fs, net::IpAddr, path::Path};
 
 use guard_common::{exposure::Scope, reason::Mode};
 use ipnet::IpNet;
+use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 pub use self::{
     port::Ports,
-    rate::{Budget, Period, Rate},
-    tables::{PublishedFamily, PublishedPort, ServiceTable, Tables},
+    rate::{Budget, Period, Rate, Unit},
+    tables::{
+        ContainerNetwork, Containers, PublishedFamily, PublishedPort, ServiceTable, Tables,
+        Timebase, split,
+    },
 };
 
 /// A policy that has been checked: whoever holds one need not validate it again.
@@ -28,7 +32,12 @@ pub struct Policy {
     pub scope: Scope,
     /// The path of Docker's socket; `None`: no Docker.
     pub docker_socket: Option<String>,
+    /// How many cells a row of budgets has: a power of two.
+    pub cells: u32,
+    /// For each source, for packets that reach no service.
+    pub limits: Limit,
     pub services: Vec<Service>,
+    pub sources: Vec<Source>,
     /// Of the file as it was read, in hexadecimal.
     pub sha256: String,
 }
@@ -44,29 +53,70 @@ pub struct Interface {
 #[derive(Clone, Debug)]
 pub struct Service {
     pub name: String,
+    pub line: usize,
     pub ports: Vec<Ports>,
+    /// `None`: on every address of this host.
+    pub address: Option<IpAddr>,
     pub from: From,
     /// As the file asks; the host's may be milder.
     pub mode: Mode,
-    pub per: Per,
-    /// Packets per source.
-    pub packets: Option<Budget>,
+    /// For each source.
+    pub limit: Limit,
+    /// For all sources together.
+    pub total: Budgets,
 }
 
 /// Who may reach a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum From {
     Any,
-    Prefixes(Vec<IpNet>),
+    Admitted(Vec<Admitted>),
 }
 
-impl From {
-    pub fn admits(&self, address: IpAddr) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&address)),
-        }
-    }
+/// A prefix that may reach a service, for as long as the source lasts that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    pub prefix: IpNet,
+    pub expires: Option<Timestamp>,
+}
+
+/// Prefixes with a name, and what is special about them.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub name: String,
+    pub line: usize,
+    pub cidrs: Vec<IpNet>,
+    pub treatment: Treatment,
+    pub owner: Option<String>,
+    pub reason: Option<String>,
+    pub expires: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treatment {
+    /// Like anybody; the name stands for the prefixes.
+    Named,
+    /// A crowd behind few addresses: its budgets are this many times those of others.
+    Factor(u32),
+    /// Never limited.
+    Exempt,
+    /// Dropped first of all.
+    Denied,
+}
+
+/// Budgets of packets, bytes and connections. `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budgets {
+    pub packets: Option<Budget>,
+    pub bytes: Option<Budget>,
+    pub connections: Option<Budget>,
+}
+
+/// Budgets of each source, and what counts as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    pub budgets: Budgets,
+    pub per: Per,
 }
 
 /// The prefix that counts as one source, in bits.

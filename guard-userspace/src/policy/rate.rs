@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use guard_common::gcra::{self, MAX_BURST, UNITS_PER_NANOSECOND};
+use guard_common::gcra::{self, BYTE_COST_SHIFT, MAX_BURST, MAX_BYTE_COST, UNITS_PER_NANOSECOND};
 
 /// How many in which time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,64 +37,119 @@ impl Period {
     }
 }
 
+/// What a budget counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Packets,
+    Connections,
+    Bytes,
+}
+
+impl Unit {
+    /// What stands behind a number of it.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Packets | Self::Connections => "",
+            Self::Bytes => "B",
+        }
+    }
+
+    /// The most in a second: the cost of one is then still exact within 1.6 per cent.
+    const fn max_per_second(self) -> u64 {
+        match self {
+            Self::Packets | Self::Connections => 1_000_000_000,
+            Self::Bytes => 100_000_000_000,
+        }
+    }
+
+    /// The smallest burst that lets anything through: of bytes, a full-sized frame.
+    const fn least_burst(self) -> u64 {
+        match self {
+            Self::Packets | Self::Connections => 1,
+            Self::Bytes => 1_514,
+        }
+    }
+}
+
 /// A rate and how many may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     pub rate: Rate,
     pub burst: u64,
+    pub unit: Unit,
 }
-
-/// A packet costs at least a nanosecond, so that its cost is exact within 1.6 per cent.
-const MAX_PER_SECOND: u64 = 1_000_000_000;
 
 impl Budget {
     /// Checks a rate and its burst against the clock that the packet path has.
-    pub fn new(rate: Rate, burst: Option<u64>, tick_ns: u64) -> Result<Self, String> {
+    pub fn new(rate: Rate, burst: Option<u64>, unit: Unit, tick_ns: u64) -> Result<Self, String> {
         let Rate { count, period } = rate;
+        let display = rate.display(unit);
         if count == 0 {
-            return Err(format!(
-                "a rate of 0 would let nobody through: to close the port, leave the service out; \
-                 the least is 1{}",
-                Period::Hour.suffix()
-            ));
+            return Err(
+                "a rate of 0 would let nobody through: to close the port, leave the \
+                        service out"
+                    .to_owned(),
+            );
         }
-        if count > MAX_PER_SECOND.saturating_mul(period.nanoseconds() / 1_000_000_000) {
+        let seconds = period.nanoseconds() / 1_000_000_000;
+        let most = unit.max_per_second();
+        if count > most.saturating_mul(seconds) {
             return Err(format!(
-                "{rate} is more than can be counted: the most is 1G/s; leave the budget out for no \
-                 limit"
+                "{display} is more than can be counted: the most is {}; leave the budget out for no \
+                 limit",
+                Rate {
+                    count: most,
+                    period: Period::Second
+                }
+                .display(unit)
             ));
         }
         let burst = burst.unwrap_or_else(|| rate.default_burst());
-        if burst == 0 {
-            return Err("a burst of 0 would let nobody through: the least is 1".to_owned());
-        }
-        let budget = Self { rate, burst };
-        let burst_units = budget.units().map(|units| units.burst);
-        let Some(burst_ns) = burst_units.map(|units| units / UNITS_PER_NANOSECOND) else {
+        let suffix = unit.suffix();
+        let least = unit.least_burst();
+        if burst < least {
             return Err(format!(
-                "a burst of {burst} at {rate} lasts longer than 208 days: the most is {}",
-                MAX_BURST / rate.cost()
+                "a burst of {burst}{suffix} at {display} would let no full packet through: the \
+                 least is {least}{suffix}, as in {{ rate = \"{display}\", burst = \"{least}{suffix}\" }}"
+            ));
+        }
+        let budget = Self { rate, burst, unit };
+        let Some(gcra::Budget { burst: units, .. }) = budget.units() else {
+            return Err(format!(
+                "a burst of {burst}{suffix} at {display} lasts too long to be counted: take a \
+                 smaller burst or a higher rate"
             ));
         };
         // Within a tick the clock stands still and nothing refills: a shorter burst would keep the
         // source below its rate.
-        if burst_ns < tick_ns {
-            let least = (u128::from(tick_ns) * u128::from(count))
-                .div_ceil(u128::from(period.nanoseconds()));
+        let burst_ns = units / UNITS_PER_NANOSECOND;
+        let least =
+            (u128::from(tick_ns) * u128::from(count)).div_ceil(u128::from(period.nanoseconds()));
+        if u128::from(burst) < least {
             return Err(format!(
-                "a burst of {burst} at {rate} lasts {burst_ns} ns, shorter than this kernel's tick \
-                 of {tick_ns} ns: the least is {least}"
+                "a burst of {burst}{suffix} at {display} lasts {burst_ns} ns, shorter than this \
+                 kernel's tick of {tick_ns} ns: the least is {least}{suffix}"
             ));
         }
         Ok(budget)
     }
 
     /// The budget as the packet path keeps it. A cost is rounded down, in the source's favour.
-    /// `None` if the burst is too long for it.
+    /// `None` if it cannot be kept.
     fn units(self) -> Option<gcra::Budget> {
-        let cost = self.rate.cost();
-        let burst = cost.checked_mul(self.burst)?;
-        (burst <= MAX_BURST).then_some(gcra::Budget { cost, burst })
+        let Self { rate, burst, unit } = self;
+        let (shift, dearest) = match unit {
+            Unit::Packets | Unit::Connections => (0, u64::MAX),
+            Unit::Bytes => (BYTE_COST_SHIFT, MAX_BYTE_COST),
+        };
+        let period = u128::from(rate.period.nanoseconds() * UNITS_PER_NANOSECOND);
+        let cost = (period << shift) / u128::from(rate.count);
+        let burst = (cost * u128::from(burst)) >> shift;
+        let fits = cost <= u128::from(dearest) && burst <= u128::from(MAX_BURST);
+        fits.then_some(gcra::Budget {
+            cost: u64::try_from(cost).ok()?,
+            burst: u64::try_from(burst).ok()?,
+        })
     }
 
     /// The budget as the packet path keeps it.
@@ -106,7 +161,9 @@ impl Budget {
 
 impl fmt::Display for Budget {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} with a burst of {}", self.rate, self.burst)
+        let Self { rate, burst, unit } = self;
+        let (display, suffix) = (rate.display(*unit), unit.suffix());
+        write!(formatter, "{display} with a burst of {burst}{suffix}")
     }
 }
 
@@ -125,16 +182,20 @@ impl Rate {
         }
     }
 
-    /// Units of time that one packet takes.
-    const fn cost(self) -> u64 {
-        self.period.nanoseconds() * UNITS_PER_NANOSECOND / self.count
-    }
-
-    /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`; of bytes `20MB/s`.
+    pub fn parse(text: &str, unit: Unit) -> Result<Self, String> {
+        let example = match unit {
+            Unit::Packets | Unit::Connections => "2k/s",
+            Unit::Bytes => "20MB/s",
+        };
         let wrong = || {
+            let letter = match unit {
+                Unit::Packets | Unit::Connections => "",
+                Unit::Bytes => " B for bytes,",
+            };
             format!(
-                "\"{text}\" is no rate: write a number, k, M or G if you like, and /s, /min or /h, such as \"2k/s\""
+                "\"{text}\" is no rate: write a number, k, M or G if you like,{letter} and /s, \
+                 /min or /h, such as \"{example}\""
             )
         };
         let (count, period) = text.rsplit_once('/').ok_or_else(wrong)?;
@@ -144,14 +205,14 @@ impl Rate {
             "h" => Period::Hour,
             _ => return Err(wrong()),
         };
+        let count = count.strip_suffix(unit.suffix()).ok_or_else(wrong)?;
         let count = parse_count(count).ok_or_else(wrong)?;
         Ok(Self { count, period })
     }
-}
 
-impl fmt::Display for Rate {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { count, period } = *self;
+    /// The rate as a policy writes it.
+    pub fn display(self, unit: Unit) -> String {
+        let Self { count, period } = self;
         let (count, multiple) = match count {
             count if count >= 1_000_000_000 && count % 1_000_000_000 == 0 => {
                 (count / 1_000_000_000, "G")
@@ -160,12 +221,17 @@ impl fmt::Display for Rate {
             count if count >= 1_000 && count % 1_000 == 0 => (count / 1_000, "k"),
             count => (count, ""),
         };
-        write!(formatter, "{count}{multiple}{}", period.suffix())
+        format!("{count}{multiple}{}{}", unit.suffix(), period.suffix())
     }
 }
 
+/// Parses a burst: `200`, `4k`; of bytes `40MB`.
+pub fn parse_burst(text: &str, unit: Unit) -> Option<u64> {
+    parse_count(text.strip_suffix(unit.suffix())?)
+}
+
 /// Parses `200`, `4k`, `1.5M`: decimal multiples, and nothing that is not a whole number in the end.
-pub fn parse_count(text: &str) -> Option<u64> {
+fn parse_count(text: &str) -> Option<u64> {
     let (number, multiple) = match text.as_bytes().last()? {
         b'k' => (&text[..text.len() - 1], 1_000),
         b'M' => (&text[..text.len() - 1], 1_000_000),
@@ -193,15 +259,28 @@ mod tests {
     const TICK: u64 = 4_000_000;
 
     fn budget(rate: &str, burst: Option<u64>) -> Result<Budget, String> {
-        Budget::new(Rate::parse(rate)?, burst, TICK)
+        Budget::new(
+            Rate::parse(rate, Unit::Packets)?,
+            burst,
+            Unit::Packets,
+            TICK,
+        )
+    }
+
+    fn bytes(rate: &str, burst: Option<u64>) -> Result<Budget, String> {
+        Budget::new(Rate::parse(rate, Unit::Bytes)?, burst, Unit::Bytes, TICK)
     }
 
     #[test]
     fn rates_read_as_they_are_written() {
+        let read = |text, unit| Rate::parse(text, unit).unwrap().display(unit);
         for text in ["2k/s", "50/s", "1500/min", "20/h", "1M/s", "1G/s"] {
-            assert_eq!(Rate::parse(text).unwrap().to_string(), text);
+            assert_eq!(read(text, Unit::Packets), text);
         }
-        assert_eq!(Rate::parse("1.5k/s").unwrap().count, 1_500);
+        for text in ["20MB/s", "1500B/min", "100GB/s"] {
+            assert_eq!(read(text, Unit::Bytes), text);
+        }
+        assert_eq!(read("1.5k/s", Unit::Packets), "1500/s");
     }
 
     #[test]
@@ -226,8 +305,13 @@ mod tests {
             ".5k/s",
             "2k/s/s",
             "٢/s",
+            "2kB/s",
+            "2é/s",
         ] {
-            assert!(Rate::parse(text).is_err(), "{text}");
+            assert!(Rate::parse(text, Unit::Packets).is_err(), "{text}");
+        }
+        for text in ["20M/s", "20MB", "B/s", "20BM/s", "20mb/s"] {
+            assert!(Rate::parse(text, Unit::Bytes).is_err(), "{text}");
         }
     }
 
@@ -262,6 +346,26 @@ mod tests {
             ("1/h", Some(10_000)),
         ] {
             assert!(budget(rate, burst).is_err(), "{rate} {burst:?}");
+        }
+    }
+
+    #[test]
+    fn a_burst_of_bytes_holds_a_full_frame() {
+        assert!(bytes("1kB/s", None).unwrap_err().contains("1514B"));
+        assert!(bytes("1kB/s", Some(1_514)).is_ok());
+        assert!(
+            bytes("1B/h", Some(1_514)).is_err(),
+            "less than a byte a second"
+        );
+    }
+
+    #[test]
+    fn bytes_cost_what_their_rate_says_up_to_100_gb_a_second() {
+        for (rate, per_second) in [("20MB/s", 20e6), ("1GB/s", 1e9), ("100GB/s", 100e9)] {
+            let price = bytes(rate, None).unwrap().to_units().price_of_bytes(1_500);
+            let exact = 1_500.0 / per_second * 1e9 * UNITS_PER_NANOSECOND as f64;
+            let error = (price.cost as f64 - exact).abs() / exact;
+            assert!(error < 0.01, "{rate}: {error}");
         }
     }
 

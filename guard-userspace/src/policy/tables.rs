@@ -1,17 +1,21 @@
-//! A policy and what containers publish, as the tables of the packet path.
+//! A policy and what is known of containers, as the tables of the packet path.
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
+use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive};
 
 use guard_common::{
-    address::Address,
-    exposure::Scope,
+    address::{Address, Family},
+    exposure::{NetworkKind, Scope},
     gcra,
-    layout::{self, PortEntry, PortProtocol, port_index},
+    layout::{
+        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, WIDEST_NETWORK_V6,
+        feature, port_index,
+    },
     reason::Mode,
 };
 use ipnet::IpNet;
+use jiff::Timestamp;
 
-use super::{From, Per, Policy, Service};
+use super::{Budgets, From, Limit, Per, Policy, Ports, Service, Source, Treatment};
 
 /// A host port that a container publishes, on an address that others can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,15 +38,59 @@ pub enum PublishedFamily {
     Ipv6,
 }
 
+/// A network of containers on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContainerNetwork {
+    pub prefix: IpNet,
+    pub kind: NetworkKind,
+}
+
+/// What is known of this host's containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Containers {
+    pub published: Vec<PublishedPort>,
+    pub networks: Vec<ContainerNetwork>,
+}
+
+/// A moment on both clocks: expiries are written in the world's time and kept in the kernel's.
+#[derive(Clone, Copy, Debug)]
+pub struct Timebase {
+    pub world: Timestamp,
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub boot_ns: u64,
+}
+
+impl Timebase {
+    /// `None` if it is over.
+    fn expiry(self, expires: Option<Timestamp>) -> Option<Expiry> {
+        let Some(expires) = expires else {
+            return Some(Expiry::NEVER);
+        };
+        let left = expires.duration_since(self.world).as_nanos();
+        let left = u64::try_from(left).ok().filter(|left| *left != 0)?;
+        Some(Expiry(self.boot_ns.saturating_add(left)))
+    }
+}
+
 /// Everything that one generation of the kernel program is filled with.
 #[derive(Clone, Debug)]
 pub struct Tables {
     pub mode: Mode,
     pub scope: Scope,
+    /// Of [`feature`].
+    pub features: u16,
+    pub cells_per_row: u32,
+    /// The budgets of packets that reach no service.
+    pub limits: layout::Service,
     /// In the order of their numbers, which count from 1.
     pub services: Vec<ServiceTable>,
     /// The entries of the port table that say anything.
     pub ports: BTreeMap<u32, PortEntry>,
+    /// Ports that services list on one address alone, and the numbers of those services.
+    pub addressed: Vec<(AddressedKey, u32)>,
+    pub denied: BTreeMap<IpNet, Expiry>,
+    pub reliefs: BTreeMap<IpNet, Relief>,
+    pub networks: Vec<ContainerNetwork>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,48 +98,167 @@ pub struct ServiceTable {
     pub name: String,
     pub settings: layout::Service,
     /// The sources it allows, if it is restricted.
-    pub admitted: Vec<IpNet>,
+    pub admitted: BTreeMap<IpNet, Expiry>,
 }
 
 impl Tables {
     /// `local_ports` is the host's `net.ipv4.ip_local_port_range`.
     pub fn compile(
         policy: &Policy,
-        published: &[PublishedPort],
+        containers: &Containers,
         local_ports: &RangeInclusive<u16>,
+        now: Timebase,
     ) -> Self {
-        let mut ports = BTreeMap::<u32, PortEntry>::new();
-        for (number, service) in (1..).zip(&policy.services) {
-            for index in service.ports.iter().flat_map(super::Ports::indices) {
-                let entry = ports.entry(index).or_default();
-                *entry = entry.with_service(number);
+        let Policy {
+            mode,
+            interfaces: _,
+            scope,
+            docker_socket: _,
+            cells,
+            limits,
+            services,
+            sources,
+            sha256: _,
+        } = policy;
+        let mut tables = Self {
+            mode: *mode,
+            scope: *scope,
+            features: 0,
+            cells_per_row: *cells,
+            limits: settings_of_limit(limits),
+            services: services
+                .iter()
+                .map(|service| ServiceTable::compile(service, *mode, now))
+                .collect(),
+            ports: BTreeMap::new(),
+            addressed: Vec::new(),
+            denied: BTreeMap::new(),
+            reliefs: BTreeMap::new(),
+            networks: containers.networks.clone(),
+        };
+        for (number, service) in (NO_SERVICE + 1..).zip(services) {
+            tables.list(number, service);
+        }
+        for port in &containers.published {
+            tables.publish(*port, local_ports);
+        }
+        for source in sources {
+            tables.treat(source, now);
+        }
+        tables.denied = without_covered(&tables.denied);
+        tables.features = tables.used_features(services.iter().any(may_share_with_client));
+        tables
+    }
+
+    fn list(&mut self, number: u16, service: &Service) {
+        for index in service.ports.iter().flat_map(Ports::indices) {
+            let entry = self.ports.entry(index).or_default();
+            match service.address {
+                None => *entry = entry.with_service(number),
+                Some(address) => {
+                    *entry = entry.addressed();
+                    let (family, address) = split(address);
+                    let key = AddressedKey {
+                        port: index,
+                        family: family as u32,
+                        address,
+                    };
+                    self.addressed.push((key, number.into()));
+                }
             }
         }
-        for PublishedPort {
+    }
+
+    fn publish(&mut self, published: PublishedPort, local_ports: &RangeInclusive<u16>) {
+        let PublishedPort {
             protocol,
             port,
             family,
-        } in published
-        {
-            let entry = ports.entry(port_index(*protocol, *port)).or_default();
-            *entry = match family {
-                PublishedFamily::Ipv4 => entry.published_ipv4(),
-                PublishedFamily::Ipv6 => entry.published_ipv6(),
+        } = published;
+        let entry = self.ports.entry(port_index(protocol, port)).or_default();
+        *entry = match family {
+            PublishedFamily::Ipv4 => entry.published_ipv4(),
+            PublishedFamily::Ipv6 => entry.published_ipv6(),
+        };
+        if local_ports.contains(&port) {
+            *entry = entry.ephemeral();
+        }
+    }
+
+    fn treat(&mut self, source: &Source, now: Timebase) {
+        let Some(expiry) = now.expiry(source.expires) else {
+            return;
+        };
+        for prefix in &source.cidrs {
+            let relief = |factor, exempt| Relief {
+                expiry,
+                factor,
+                exempt,
             };
-            if local_ports.contains(port) {
-                *entry = entry.ephemeral();
+            match source.treatment {
+                Treatment::Named => {}
+                Treatment::Factor(factor) => {
+                    self.reliefs.insert(*prefix, relief(factor, 0));
+                }
+                Treatment::Exempt => {
+                    self.reliefs.insert(*prefix, relief(1, 1));
+                }
+                Treatment::Denied => lengthen(&mut self.denied, *prefix, expiry),
             }
         }
-        Self {
-            mode: policy.mode,
-            scope: policy.scope,
-            services: policy
-                .services
-                .iter()
-                .map(|service| ServiceTable::compile(service, policy.mode))
-                .collect(),
-            ports,
-        }
+    }
+
+    fn used_features(&self, shares_with_client: bool) -> u16 {
+        let settings = || {
+            let services = self.services.iter().map(|service| &service.settings);
+            services.chain([&self.limits])
+        };
+        let limited = |budget: fn(&layout::Budgets) -> gcra::Budget| {
+            settings().any(|settings| {
+                budget(&settings.source).is_limited() || budget(&settings.total).is_limited()
+            })
+        };
+        let is_single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+        let is_wide = |network: &ContainerNetwork| matches!(network.prefix, IpNet::V6(prefix) if prefix.prefix_len() < WIDEST_NETWORK_V6);
+        let has_routed = self
+            .networks
+            .iter()
+            .any(|network| network.kind == NetworkKind::Routed);
+        let total = |settings: &layout::Service| settings.total != layout::Budgets::default();
+        let uses = [
+            (
+                feature::RESTRICTED,
+                settings().any(|settings| settings.restricted != 0),
+            ),
+            (feature::PACKETS, limited(|budgets| budgets.packets)),
+            (feature::BYTES, limited(|budgets| budgets.bytes)),
+            (feature::CONNECTIONS, limited(|budgets| budgets.connections)),
+            (feature::TOTALS, settings().any(total)),
+            (
+                feature::LIMITS,
+                self.limits.source != layout::Budgets::default(),
+            ),
+            (feature::DENIED, self.denied.keys().any(|p| is_single(&p))),
+            (
+                feature::DENIED_PREFIXES,
+                !self.denied.keys().all(|p| is_single(&p)),
+            ),
+            (feature::RELIEFS, !self.reliefs.is_empty()),
+            (feature::ADDRESSED, !self.addressed.is_empty()),
+            (feature::NETWORKS, !self.networks.is_empty()),
+            (feature::WIDE_NETWORKS, self.networks.iter().any(is_wide)),
+            (
+                feature::FLOWS,
+                self.scope == Scope::Host || has_routed || shares_with_client,
+            ),
+        ];
+        uses.into_iter()
+            .filter(|(_, used)| *used)
+            .fold(0, |features, (feature, _)| features | feature)
+    }
+
+    pub fn uses(&self, feature: u16) -> bool {
+        self.features & feature != 0
     }
 
     /// The name of the service with this number; `None` for "no service".
@@ -104,30 +271,158 @@ impl Tables {
 }
 
 impl ServiceTable {
-    fn compile(service: &Service, host_mode: Mode) -> Self {
-        let Service {
-            name,
-            ports: _,
-            from,
-            mode,
-            per: Per { ipv4, ipv6 },
-            packets,
-        } = service;
-        let (restricted, admitted) = match from {
-            From::Any => (0, Vec::new()),
-            From::Prefixes(prefixes) => (1, IpNet::aggregate(prefixes)),
-        };
-        Self {
-            name: name.clone(),
-            settings: layout::Service {
-                mode: (*mode).min(host_mode) as u8,
-                restricted,
-                reserved: [0; 2],
-                source_mask_v4: Address::ipv4_mask(*ipv4).low as u32,
-                source_mask_v6: Address::ipv6_mask(*ipv6),
-                packets: packets.map_or(gcra::Budget::UNLIMITED, super::Budget::to_units),
-            },
-            admitted,
+    fn compile(service: &Service, host_mode: Mode, now: Timebase) -> Self {
+        let mut admitted = BTreeMap::new();
+        if let From::Admitted(prefixes) = &service.from {
+            for entry in prefixes {
+                if let Some(expiry) = now.expiry(entry.expires) {
+                    lengthen(&mut admitted, entry.prefix, expiry);
+                }
+            }
         }
+        Self {
+            name: service.name.clone(),
+            settings: layout::Service {
+                mode: service.mode.min(host_mode) as u8,
+                restricted: (service.from != From::Any).into(),
+                total: to_units(&service.total),
+                ..settings_of_limit(&service.limit)
+            },
+            admitted: without_covered(&admitted),
+        }
+    }
+}
+
+/// A restricted UDP port may also be a client's of this host, such as NTP's, which is answered by
+/// sources that the service does not allow.
+fn may_share_with_client(service: &Service) -> bool {
+    let is_udp = |ports: &Ports| {
+        matches!(
+            ports,
+            Ports::Range {
+                protocol: PortProtocol::Udp,
+                ..
+            }
+        )
+    };
+    service.from != From::Any && service.ports.iter().any(is_udp)
+}
+
+/// A service with nothing but its budgets per source.
+fn settings_of_limit(limit: &Limit) -> layout::Service {
+    let Limit {
+        budgets,
+        per: Per { ipv4, ipv6 },
+    } = limit;
+    layout::Service {
+        source_mask_v4: Address::ipv4_mask(*ipv4).low as u32,
+        source_mask_v6: Address::ipv6_mask(*ipv6),
+        source: to_units(budgets),
+        ..layout::Service::default()
+    }
+}
+
+fn to_units(budgets: &Budgets) -> layout::Budgets {
+    let Budgets {
+        packets,
+        bytes,
+        connections,
+    } = budgets;
+    let units = |budget: &Option<super::Budget>| {
+        budget.map_or(gcra::Budget::UNLIMITED, super::Budget::to_units)
+    };
+    layout::Budgets {
+        packets: units(packets),
+        bytes: units(bytes),
+        connections: units(connections),
+    }
+}
+
+/// Enters a prefix; one that is there already ends with the later of both.
+fn lengthen(entries: &mut BTreeMap<IpNet, Expiry>, prefix: IpNet, expiry: Expiry) {
+    let entry = entries.entry(prefix).or_insert(expiry);
+    if expiry.outlasts(*entry) {
+        *entry = expiry;
+    }
+}
+
+/// Leaves out what lies in a wider prefix that lasts as long. A trie finds the longest match alone:
+/// so that it never finds one that is over while a wider one still holds.
+fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry> {
+    let is_covered = |prefix: &IpNet, expiry: Expiry| {
+        let mut wider = prefix.supernet();
+        while let Some(prefix) = wider {
+            if entries
+                .get(&prefix)
+                .is_some_and(|wide| wide.outlasts(expiry))
+            {
+                return true;
+            }
+            wider = prefix.supernet();
+        }
+        false
+    };
+    entries
+        .iter()
+        .filter(|(prefix, expiry)| !is_covered(prefix, **expiry))
+        .map(|(prefix, expiry)| (*prefix, *expiry))
+        .collect()
+}
+
+/// An address in the packet path's own shape.
+pub fn split(address: IpAddr) -> (Family, Address) {
+    match address {
+        IpAddr::V4(address) => (Family::Ipv4, Address::from_ipv4(address.to_bits())),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            let address = Address {
+                high: (bits >> 64) as u64,
+                low: bits as u64,
+            };
+            (Family::Ipv6, address)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_ends_never_hides_a_wider_one_that_lasts() {
+        let entries = |list: &[(&str, u64)]| -> BTreeMap<IpNet, Expiry> {
+            list.iter()
+                .map(|(prefix, end)| (prefix.parse().unwrap(), Expiry(*end)))
+                .collect()
+        };
+        let all = entries(&[
+            ("198.51.0.0/16", 0),
+            ("198.51.100.0/24", 5),
+            ("198.51.101.0/24", 0),
+            ("192.0.2.0/24", 5),
+            ("192.0.2.7/32", 9),
+            ("192.0.2.8/32", 0),
+            ("192.0.2.9/32", 5),
+        ]);
+        let kept = entries(&[
+            ("198.51.0.0/16", 0),
+            ("192.0.2.0/24", 5),
+            ("192.0.2.7/32", 9),
+            ("192.0.2.8/32", 0),
+        ]);
+        assert_eq!(without_covered(&all), kept);
+    }
+
+    #[test]
+    fn an_expiry_is_as_far_off_on_both_clocks() {
+        let now = Timebase {
+            world: "2026-01-01T00:00:00Z".parse().unwrap(),
+            boot_ns: 1_000,
+        };
+        let at = |text: &str| now.expiry(Some(text.parse().unwrap()));
+        assert_eq!(at("2026-01-01T00:00:02Z"), Some(Expiry(2_000_001_000)));
+        assert_eq!(at("2026-01-01T00:00:00Z"), None);
+        assert_eq!(at("2025-01-01T00:00:00Z"), None);
+        assert_eq!(now.expiry(None), Some(Expiry::NEVER));
     }
 }

@@ -102,9 +102,9 @@ fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
             &["tick", "the least is"],
         ),
         (
-            format!("{POLICY}[service.limit]\nbytes = \"2MB/s\"\n"),
+            format!("{POLICY}[service.limit]\nbytes = \"2M/s\"\n"),
             9,
-            &["unknown field `bytes`"],
+            &["\"2M/s\" is no rate", "20MB/s"],
         ),
         (
             format!("{POLICY}[service.limit]\nper = {{ ipv4 = 33 }}\n"),
@@ -136,9 +136,9 @@ fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
             &["line 3", "once"],
         ),
         (
-            format!("{POLICY}[[source]]\nname = \"office\"\n"),
-            8,
-            &["unknown field `source`"],
+            format!("on_exit = \"keep\"\n{POLICY}"),
+            1,
+            &["unknown field `on_exit`"],
         ),
         (POLICY.replace("[[service]]", "[[service]"), 5, &[]),
         ("mode = \"enforce".to_owned(), 1, &[]),

@@ -6,7 +6,7 @@ use aya::{TestRun as _, programs::TestRunOptions};
 use guard::{
     dataplane::Generation,
     host,
-    policy::{Clock, Policy, PublishedPort, Tables},
+    policy::{Clock, Containers, Policy, PublishedPort, Tables},
 };
 use guard_common::reason::{Outcome, Reason, Verdict};
 
@@ -26,7 +26,12 @@ impl Judge {
     pub fn new(policy: &str, published: &[PublishedPort]) -> Self {
         let tick_ns = host::tick_ns().unwrap();
         let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
-        let tables = Tables::compile(&policy, published, &LOCAL_PORTS);
+        let containers = Containers {
+            published: published.to_vec(),
+            networks: Vec::new(),
+        };
+        let now = host::timebase().unwrap();
+        let tables = Tables::compile(&policy, &containers, &LOCAL_PORTS, now);
         Self {
             generation: Generation::load(tables, tick_ns).unwrap(),
         }

@@ -1,0 +1,53 @@
+//! Where the time comes from: the kernel, or for replay a map.
+
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
+use guard_common::layout;
+
+use crate::{config, maps::CLOCK};
+
+pub trait Clock {
+    /// The time in the units of [`guard_common::gcra`].
+    fn now() -> u64;
+
+    /// Nanoseconds of CLOCK_BOOTTIME, which goes on while the host sleeps.
+    fn boot_ns() -> u64;
+}
+
+/// Jiffies are as good as free and move in ticks.
+pub struct KernelClock;
+
+impl Clock for KernelClock {
+    #[inline(always)]
+    fn now() -> u64 {
+        // SAFETY: the helper has no preconditions (Linux 5.5 and later).
+        unsafe { bpf_jiffies64() }.wrapping_mul(config::jiffy())
+    }
+
+    #[inline(always)]
+    fn boot_ns() -> u64 {
+        // SAFETY: the helper has no preconditions (Linux 5.8 and later).
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+}
+
+/// The time that a recorded packet came.
+pub struct ReplayClock;
+
+impl ReplayClock {
+    #[inline(always)]
+    fn read() -> layout::Clock {
+        CLOCK.get(0).copied().unwrap_or_default()
+    }
+}
+
+impl Clock for ReplayClock {
+    #[inline(always)]
+    fn now() -> u64 {
+        Self::read().now
+    }
+
+    #[inline(always)]
+    fn boot_ns() -> u64 {
+        Self::read().boot_ns
+    }
+}

@@ -1,0 +1,47 @@
+//! Whether a destination lies inside a container network.
+//!
+//! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: a hash of
+//! every /64) that holds part of a container network tells those apart for the price of one load;
+//! only what is left asks the trie.
+
+use aya_ebpf::maps::{Array, lpm_trie::Key};
+use guard_common::{
+    address::Family,
+    exposure::NetworkKind,
+    layout::{feature, network_bit_v4, network_bit_v6},
+    packet::Packet,
+};
+
+use crate::{
+    config,
+    maps::{NETWORK_BITS_V4, NETWORK_BITS_V6, NETWORKS_V4, NETWORKS_V6},
+    sources::{ipv4_key, ipv6_key},
+};
+
+#[inline(always)]
+pub fn find_network(packet: &Packet) -> Option<NetworkKind> {
+    if !config::uses(feature::NETWORKS) {
+        return None;
+    }
+    let address = packet.destination;
+    let kind = match packet.family {
+        Family::Ipv4 if has_bit(&NETWORK_BITS_V4, network_bit_v4(address)) => {
+            NETWORKS_V4.get(Key::new(32, ipv4_key(address)))
+        }
+        Family::Ipv6
+            if config::uses(feature::WIDE_NETWORKS)
+                || has_bit(&NETWORK_BITS_V6, network_bit_v6(address)) =>
+        {
+            NETWORKS_V6.get(Key::new(128, ipv6_key(address)))
+        }
+        _ => None,
+    };
+    kind.copied().map(NetworkKind::from_raw)
+}
+
+#[inline(always)]
+fn has_bit(words: &Array<u64>, bit: u32) -> bool {
+    words
+        .get(bit / u64::BITS)
+        .is_some_and(|word| word >> (bit % u64::BITS) & 1 != 0)
+}

@@ -1,0 +1,209 @@
+//! Fills the tables of a fresh generation.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+};
+use guard_common::layout::{
+    self, AddressedKey, AdmittedKey, Expiry, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6,
+    NO_SERVICE, SERVICE_BITS, WIDEST_NETWORK_V6, feature, network_bit_v4, network_bit_v6,
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::LoadError;
+use crate::policy::{ContainerNetwork, ServiceTable, Tables, split};
+
+/// Room for entries that come while the generation runs.
+const HEADROOM: u32 = 1 << 10;
+
+/// The smallest table that the kernel makes of any kind, for what a policy does not use.
+const UNUSED: u32 = 1;
+const UNUSED_LRU: u32 = 1 << 10;
+
+/// How large the tables are whose size a policy decides.
+pub fn sizes(tables: &Tables) -> [(&'static str, u32); 6] {
+    let singles = |is_v4: bool| {
+        let prefixes = tables.denied.keys().filter(|prefix| is_single(prefix));
+        let count = prefixes
+            .filter(|prefix| prefix.addr().is_ipv4() == is_v4)
+            .count();
+        u32::try_from(count)
+            .unwrap_or(u32::MAX)
+            .saturating_add(HEADROOM)
+    };
+    let if_used = |feature, size, unused| if tables.uses(feature) { size } else { unused };
+    let addressed = u32::try_from(tables.addressed.len()).unwrap_or(u32::MAX);
+    [
+        (layout::DENIED_V4, singles(true)),
+        (layout::DENIED_V6, singles(false)),
+        (layout::ADDRESSED, addressed.max(UNUSED)),
+        (
+            layout::FLOWS,
+            if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
+        ),
+        (
+            layout::NETWORK_BITS_V4,
+            if_used(feature::NETWORKS, NETWORK_WORDS_V4, UNUSED),
+        ),
+        (
+            layout::NETWORK_BITS_V6,
+            if_used(feature::NETWORKS, NETWORK_WORDS_V6, UNUSED),
+        ),
+    ]
+}
+
+pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
+    let mut services = array(ebpf, layout::SERVICES)?;
+    services.set(NO_SERVICE.into(), tables.limits, 0)?;
+    for (number, service) in (1..).zip(&tables.services) {
+        services.set(number, service.settings, 0)?;
+    }
+    let mut ports = array(ebpf, layout::PORTS)?;
+    for (index, entry) in &tables.ports {
+        ports.set(*index, *entry, 0)?;
+    }
+    let mut addressed =
+        HashMap::<_, AddressedKey, u32>::try_from(map_mut(ebpf, layout::ADDRESSED)?)?;
+    for (key, service) in &tables.addressed {
+        addressed.insert(key, service, 0)?;
+    }
+    for (number, service) in (1..).zip(&tables.services) {
+        admit(ebpf, number, service)?;
+    }
+    deny(ebpf, &tables.denied)?;
+    for (prefix, relief) in &tables.reliefs {
+        match prefix {
+            IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
+            IpNet::V6(prefix) => insert_v6(ebpf, layout::RELIEFS_V6, prefix, *relief)?,
+        }
+    }
+    fill_networks(ebpf, &tables.networks)
+}
+
+fn admit(ebpf: &mut Ebpf, service: u32, table: &ServiceTable) -> Result<(), LoadError> {
+    for (prefix, expiry) in &table.admitted {
+        let length = SERVICE_BITS + u32::from(prefix.prefix_len());
+        match prefix {
+            IpNet::V4(prefix) => {
+                let address = prefix.network().octets();
+                let key = Key::new(length, AdmittedKey { service, address });
+                trie(ebpf, layout::ADMITTED_V4)?.insert(&key, *expiry, 0)?;
+            }
+            IpNet::V6(prefix) => {
+                let address = prefix.network().octets();
+                let key = Key::new(length, AdmittedKey { service, address });
+                trie(ebpf, layout::ADMITTED_V6)?.insert(&key, *expiry, 0)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
+/// slower to free.
+fn deny(ebpf: &mut Ebpf, denied: &BTreeMap<IpNet, Expiry>) -> Result<(), LoadError> {
+    let singles = |prefix: &&IpNet| is_single(prefix);
+    let mut hash_v4 = HashMap::<_, [u8; 4], Expiry>::try_from(map_mut(ebpf, layout::DENIED_V4)?)?;
+    for prefix in denied.keys().filter(singles) {
+        if let IpNet::V4(prefix) = prefix {
+            hash_v4.insert(prefix.addr().octets(), denied[&IpNet::V4(*prefix)], 0)?;
+        }
+    }
+    let mut hash_v6 = HashMap::<_, [u8; 16], Expiry>::try_from(map_mut(ebpf, layout::DENIED_V6)?)?;
+    for prefix in denied.keys().filter(singles) {
+        if let IpNet::V6(prefix) = prefix {
+            hash_v6.insert(prefix.addr().octets(), denied[&IpNet::V6(*prefix)], 0)?;
+        }
+    }
+    for (prefix, expiry) in denied.iter().filter(|(prefix, _)| !is_single(prefix)) {
+        match prefix {
+            IpNet::V4(prefix) => insert_v4(ebpf, layout::DENIED_PREFIXES_V4, prefix, *expiry)?,
+            IpNet::V6(prefix) => insert_v6(ebpf, layout::DENIED_PREFIXES_V6, prefix, *expiry)?,
+        }
+    }
+    Ok(())
+}
+
+fn is_single(prefix: &IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}
+
+fn fill_networks(ebpf: &mut Ebpf, networks: &[ContainerNetwork]) -> Result<(), LoadError> {
+    for ContainerNetwork { prefix, kind } in networks {
+        match prefix {
+            IpNet::V4(prefix) => {
+                insert_v4(ebpf, layout::NETWORKS_V4, prefix, *kind as u8)?;
+                let first = network_bit_v4(split(prefix.network().into()).1);
+                let last = network_bit_v4(split(prefix.broadcast().into()).1);
+                set_bits(ebpf, layout::NETWORK_BITS_V4, first..=last)?;
+            }
+            IpNet::V6(prefix) => {
+                insert_v6(ebpf, layout::NETWORKS_V6, prefix, *kind as u8)?;
+                // Of a wider one every packet asks the trie.
+                if prefix.prefix_len() >= WIDEST_NETWORK_V6 {
+                    let subnets = prefix.subnets(prefix.prefix_len().max(64));
+                    let bits = subnets
+                        .into_iter()
+                        .flatten()
+                        .map(|subnet| network_bit_v6(split(subnet.network().into()).1));
+                    set_bits(ebpf, layout::NETWORK_BITS_V6, bits)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_bits(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+    bits: impl Iterator<Item = u32>,
+) -> Result<(), LoadError> {
+    let mut words = array::<u64>(ebpf, map)?;
+    for bit in bits {
+        let index = bit / u64::BITS;
+        let word = words.get(&index, 0)?;
+        words.set(index, word | 1 << (bit % u64::BITS), 0)?;
+    }
+    Ok(())
+}
+
+fn insert_v4<V: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    prefix: &Ipv4Net,
+    value: V,
+) -> Result<(), LoadError> {
+    let key = Key::new(prefix.prefix_len().into(), prefix.network().octets());
+    Ok(trie(ebpf, name)?.insert(&key, value, 0)?)
+}
+
+fn insert_v6<V: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    prefix: &Ipv6Net,
+    value: V,
+) -> Result<(), LoadError> {
+    let key = Key::new(prefix.prefix_len().into(), prefix.network().octets());
+    Ok(trie(ebpf, name)?.insert(&key, value, 0)?)
+}
+
+fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, LoadError> {
+    ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
+}
+
+fn array<'a, V: Pod>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<Array<&'a mut MapData, V>, LoadError> {
+    Ok(Array::try_from(map_mut(ebpf, name)?)?)
+}
+
+fn trie<'a, K: Pod, V: Pod>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<LpmTrie<&'a mut MapData, K, V>, LoadError> {
+    Ok(LpmTrie::try_from(map_mut(ebpf, name)?)?)
+}
