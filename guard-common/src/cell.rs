@@ -3,6 +3,9 @@
 //! Nothing is inserted and nothing is evicted, so a flood of spoofed sources costs what one source
 //! costs. Two sources that share a cell in one row rarely share one in the other, and a packet
 //! passes if either cell has room.
+//!
+//! Each service has cells of its own: what floods one cannot fill or empty the buckets of another,
+//! whose packets may cost a thousand times more or less.
 
 use crate::address::{Address, Family};
 
@@ -22,9 +25,15 @@ pub struct Cell {
 
 const _: () = assert!(size_of::<Cell>() == 32);
 
-/// Added to the number of a service for the further buckets of its crowds. Numbers of services lie
-/// below it.
-pub const CROWD: u16 = 1 << 15;
+/// Which of a source's buckets.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Those that every source has.
+    Base = 0,
+    /// The further ones of a crowd.
+    Crowd = 1,
+}
 
 /// The key of the hash, random for each set of cells: without it nobody can choose addresses that
 /// share the cell of somebody else.
@@ -36,13 +45,13 @@ pub struct HashKey(pub [u64; 2]);
 /// splittable pseudorandom number generators", 2014).
 const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
-/// The hash of a service and a source prefix. Each word is mixed with secret bits before it is
+/// The hash of a source prefix. Each word is mixed with secret bits before it is
 /// multiplied, so which inputs collide depends on the key. Not a cryptographic hash: an attacker
 /// never sees its output.
 #[inline(always)]
-pub const fn hash(key: HashKey, service: u16, family: Family, prefix: Address) -> u64 {
+pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -> u64 {
     let HashKey([first, second]) = key;
-    let head = (service as u64) << 8 | family as u64;
+    let head = (share as u64) << 8 | family as u64;
     let mut h = prefix.low ^ first;
     if matches!(family, Family::Ipv6) {
         h = mix(h) ^ prefix.high;
@@ -57,12 +66,16 @@ const fn mix(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// The cell of each row, as indices into one array of `ROWS * (mask + 1)` cells.
+/// The cell of each row, as indices into the slice of `ROWS * (mask + 1)` cells that starts at
+/// `first`.
 ///
-/// `mask` is the number of cells in a row, a power of two, less one.
+/// `mask` is the number of cells in a row of the slice, a power of two, less one.
 #[inline(always)]
-pub const fn indices(hash: u64, mask: u32) -> [u32; ROWS as usize] {
-    [hash as u32 & mask, ((hash >> 32) as u32 & mask) + mask + 1]
+pub const fn indices(hash: u64, first: u32, mask: u32) -> [u32; ROWS as usize] {
+    [
+        first + (hash as u32 & mask),
+        first + mask + 1 + ((hash >> 32) as u32 & mask),
+    ]
 }
 
 #[cfg(test)]
@@ -72,8 +85,8 @@ mod tests {
     const KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
     const MASK: u32 = (1 << 16) - 1;
 
-    fn cells(service: u16, family: Family, prefix: Address) -> [u32; 2] {
-        indices(hash(KEY, service, family, prefix), MASK)
+    fn cells(family: Family, prefix: Address) -> [u32; 2] {
+        indices(hash(KEY, Share::Base, family, prefix), 0, MASK)
     }
 
     /// The fullest cell of each row must be near what throwing balls at random gives: with as many
@@ -90,37 +103,51 @@ mod tests {
 
     #[test]
     fn neighbouring_addresses_spread_like_random_ones() {
-        assert_spread(
-            (0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(0x0a00_0000 + n))),
-        );
-        assert_spread((0..=MASK).map(|n| cells(1, Family::Ipv4, Address::from_ipv4(n << 16))));
+        assert_spread((0..=MASK).map(|n| cells(Family::Ipv4, Address::from_ipv4(0x0a00_0000 + n))));
+        assert_spread((0..=MASK).map(|n| cells(Family::Ipv4, Address::from_ipv4(n << 16))));
         assert_spread((0..=u64::from(MASK)).map(|n| {
             let prefix = Address {
                 high: 0x2001_0db8_0000_0000 + n,
                 low: 0,
             };
-            cells(1, Family::Ipv6, prefix)
+            cells(Family::Ipv6, prefix)
         }));
-        assert_spread(
-            (0..=MASK).map(|n| cells(n as u16, Family::Ipv4, Address::from_ipv4(0x0a00_0001))),
-        );
     }
 
     #[test]
     fn rows_do_not_overlap() {
         for n in 0..1000 {
-            let [first, second] = cells(0, Family::Ipv4, Address::from_ipv4(n));
+            let [first, second] = cells(Family::Ipv4, Address::from_ipv4(n));
             assert!(first <= MASK);
             assert!((MASK + 1..2 * (MASK + 1)).contains(&second));
         }
     }
 
     #[test]
+    fn slices_do_not_overlap() {
+        for n in 0..1000 {
+            let hash = hash(KEY, Share::Base, Family::Ipv4, Address::from_ipv4(n));
+            for index in indices(hash, 4_096, 1_023) {
+                assert!((4_096..4_096 + 2 * 1_024).contains(&index));
+            }
+        }
+    }
+
+    #[test]
+    fn a_crowd_has_further_buckets() {
+        let address = Address::from_ipv4(7);
+        assert_ne!(
+            hash(KEY, Share::Base, Family::Ipv4, address),
+            hash(KEY, Share::Crowd, Family::Ipv4, address)
+        );
+    }
+
+    #[test]
     fn the_same_number_as_ipv4_and_ipv6_is_not_the_same_source() {
         let address = Address::from_ipv4(7);
         assert_ne!(
-            hash(KEY, 1, Family::Ipv4, address),
-            hash(KEY, 1, Family::Ipv6, address)
+            hash(KEY, Share::Base, Family::Ipv4, address),
+            hash(KEY, Share::Base, Family::Ipv6, address)
         );
     }
 
@@ -130,8 +157,8 @@ mod tests {
         let same = (0..1000)
             .filter(|n| {
                 let address = Address::from_ipv4(*n);
-                indices(hash(KEY, 1, Family::Ipv4, address), MASK)
-                    == indices(hash(other, 1, Family::Ipv4, address), MASK)
+                indices(hash(KEY, Share::Base, Family::Ipv4, address), 0, MASK)
+                    == indices(hash(other, Share::Base, Family::Ipv4, address), 0, MASK)
             })
             .count();
         assert_eq!(same, 0);

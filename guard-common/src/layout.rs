@@ -50,7 +50,7 @@ pub const NETWORKS_V6: &str = "NETWORKS_V6";
 pub const NETWORK_BITS_V4: &str = "NETWORK_BITS_V4";
 pub const NETWORK_BITS_V6: &str = "NETWORK_BITS_V6";
 
-/// An array of [`crate::cell::Cell`], two rows of a power of two, indexed by
+/// An array of [`crate::cell::Cell`]: for each service two rows of a power of two, indexed by
 /// [`crate::cell::indices`].
 pub const CELLS: &str = "CELLS";
 
@@ -75,8 +75,11 @@ pub const NO_SERVICE: u16 = 0;
 /// Room for this many services less one, [`NO_SERVICE`] being taken.
 pub const MAX_SERVICES: u32 = 1024;
 
-/// How many cells a row has unless the policy says otherwise. 2 rows of 2^17 are 8 MiB.
-pub const DEFAULT_CELLS_PER_ROW: u32 = 1 << 17;
+/// How many cells all services have together unless the policy says otherwise: 16 MiB.
+pub const DEFAULT_CELLS: u32 = 1 << 19;
+
+/// The fewest cells in a row of a service.
+pub const MIN_CELLS_PER_ROW: u32 = 1 << 6;
 
 /// How many entries these tables may hold.
 pub const MAX_ADMITTED: u32 = 1 << 16;
@@ -102,8 +105,7 @@ pub struct Config {
     /// Units of time in one jiffy (see [`crate::gcra`]).
     pub jiffy: u64,
     pub hash_key: HashKey,
-    /// The number of cells in a row less one; the row's length is a power of two.
-    pub cell_mask: u32,
+    pub reserved: u32,
     /// A [`Mode`]: that of the host.
     pub mode: u8,
     /// A [`Scope`].
@@ -146,7 +148,7 @@ impl Config {
     pub const EMPTY: Self = Self {
         jiffy: 1,
         hash_key: HashKey([0; 2]),
-        cell_mask: 0,
+        reserved: 0,
         mode: Mode::Off as u8,
         scope: Scope::Containers as u8,
         features: 0,
@@ -222,6 +224,7 @@ impl PortEntry {
 pub enum PortProtocol {
     Tcp = 0,
     Udp = 1,
+    Sctp = 2,
 }
 
 impl PortProtocol {
@@ -230,11 +233,12 @@ impl PortProtocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }
 
-const PORT_ROWS: u32 = 2;
+const PORT_ROWS: u32 = 3;
 const PORTS_PER_ROW: u32 = 1 << 16;
 
 /// How long [`PORTS`] is: a row for each [`PortProtocol`], then one entry for every IP protocol.
@@ -270,6 +274,9 @@ pub struct Service {
     /// Only sources in the tries may reach it.
     pub restricted: u8,
     pub reserved: [u8; 2],
+    /// The first of its cells in [`CELLS`], and the number of them in a row less one.
+    pub first_cell: u32,
+    pub cell_mask: u32,
     /// The mask that cuts an IPv4 source to its prefix.
     pub source_mask_v4: u32,
     /// The mask that cuts an IPv6 source to its prefix.
@@ -426,7 +433,7 @@ pub const fn counter_index(service: u16, outcome: Outcome) -> u32 {
 const _: () = assert!(size_of::<Config>() == 32);
 const _: () = assert!(size_of::<PortEntry>() == 4);
 const _: () = assert!(size_of::<Budgets>() == 48);
-const _: () = assert!(size_of::<Service>() == 120);
+const _: () = assert!(size_of::<Service>() == 128);
 const _: () = assert!(size_of::<AddressedKey>() == 24);
 const _: () = assert!(size_of::<Expiry>() == 8);
 const _: () = assert!(size_of::<Relief>() == 16);

@@ -23,6 +23,9 @@ pub enum Transport {
         source_port: u16,
         destination_port: u16,
     },
+    Sctp {
+        destination_port: u16,
+    },
     /// ICMP over IPv4, ICMPv6 over IPv6.
     Icmp {
         kind: u8,
@@ -30,7 +33,9 @@ pub enum Transport {
         on_link: bool,
     },
     /// Any other protocol, by its IANA number.
-    Other { protocol: u8 },
+    Other {
+        protocol: u8,
+    },
     /// A fragment that is not the first.
     LaterFragment,
 }

@@ -8,7 +8,7 @@ use core::{
 
 use guard_common::{
     address::{Address, Family},
-    cell::{self, CROWD, Cell},
+    cell::{self, Cell, Share},
     gcra::{Charge, Price, charge as charge_bucket},
     layout::{Budgets, Relief, Service, feature},
     packet::{Packet, Transport},
@@ -52,7 +52,7 @@ pub fn charge<C: Clock>(
         family: packet.family,
         prefix: packet.source.masked(source_mask(packet.family, settings)),
     };
-    let Err(over) = bill.pay(settings, 0, 1) else {
+    let Err(over) = bill.pay(settings, Share::Base, 1) else {
         return reason;
     };
     match find_relief::<C>(packet.family, packet.source) {
@@ -60,7 +60,7 @@ pub fn charge<C: Clock>(
         // What a crowd sends beyond one source's budget has further buckets, which are so much
         // larger that both together are `factor` times that budget.
         Some(Relief { factor, .. }) if factor > 1 => {
-            match bill.pay(settings, CROWD, u64::from(factor - 1)) {
+            match bill.pay(settings, Share::Crowd, u64::from(factor - 1)) {
                 Ok(()) => reason,
                 Err(over) => over,
             }
@@ -95,21 +95,16 @@ struct Prices {
 }
 
 impl Bill {
-    /// Charges the packet to the buckets of its source, of which `share` times as many fit, and to
-    /// those of all sources; to none of them if it is over any.
+    /// Charges the packet to buckets of its source, into which `times` its budgets fit, and to those
+    /// of all sources; to none of them if it is over any.
     #[inline(always)]
-    fn pay(&self, settings: &Service, crowd: u16, share: u64) -> Result<(), Reason> {
-        let prices = self.prices(&settings.source, share);
-        let hash = cell::hash(
-            config::hash_key(),
-            self.service | crowd,
-            self.family,
-            self.prefix,
-        );
-        let [first, second] = cell::indices(hash, config::cell_mask());
+    fn pay(&self, settings: &Service, share: Share, times: u64) -> Result<(), Reason> {
+        let prices = self.prices(&settings.source, times);
+        let hash = cell::hash(config::hash_key(), share, self.family, self.prefix);
+        let [first, second] = cell::indices(hash, settings.first_cell, settings.cell_mask);
         let (Some(first), Some(second)) = (CELLS.get_ptr_mut(first), CELLS.get_ptr_mut(second))
         else {
-            // Unreachable while the mask fits the array; a guard that is unsure lets through.
+            // Unreachable while the slices fit the array; a guard that is unsure lets through.
             return Ok(());
         };
         let buckets = [
@@ -174,14 +169,14 @@ impl Bill {
     }
 
     #[inline(always)]
-    fn prices(&self, budgets: &Budgets, share: u64) -> Prices {
+    fn prices(&self, budgets: &Budgets, times: u64) -> Prices {
         let Budgets {
             packets,
             bytes,
             connections,
         } = budgets;
         let shared = |price: Price| Price {
-            cost: price.cost.checked_div(share).unwrap_or(price.cost),
+            cost: price.cost.checked_div(times).unwrap_or(price.cost),
             burst: price.burst,
         };
         Prices {

@@ -33,11 +33,6 @@ pub fn uses(features: u16) -> bool {
 }
 
 #[inline(always)]
-pub fn cell_mask() -> u32 {
-    field!(cell_mask)
-}
-
-#[inline(always)]
 pub fn hash_key() -> HashKey {
     HashKey([field!(hash_key.0[0]), field!(hash_key.0[1])])
 }

@@ -77,6 +77,7 @@ fn place(packet: &Packet) -> u32 {
         Transport::Udp {
             destination_port, ..
         } => port_index(PortProtocol::Udp, destination_port),
+        Transport::Sctp { destination_port } => port_index(PortProtocol::Sctp, destination_port),
         Transport::Icmp { .. } => protocol_index(match packet.family {
             Family::Ipv4 => protocol::ICMP,
             Family::Ipv6 => protocol::ICMPV6,

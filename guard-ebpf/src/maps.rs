@@ -6,10 +6,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use guard_common::{
-    cell::{Cell, ROWS},
+    cell::Cell,
     layout::{
-        AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS_PER_ROW, Expiry,
-        FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
+        AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS, Expiry, FlowKey,
+        MAX_ADDRESSED, MAX_ADMITTED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
         MAX_SERVICES, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
         TALKER_ENTRIES, Talker,
     },
@@ -70,7 +70,7 @@ pub static NETWORK_BITS_V4: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V
 pub static NETWORK_BITS_V6: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V6, 0);
 
 #[map]
-pub static CELLS: Array<Cell> = Array::with_max_entries(ROWS * DEFAULT_CELLS_PER_ROW, 0);
+pub static CELLS: Array<Cell> = Array::with_max_entries(DEFAULT_CELLS, 0);
 
 #[map]
 pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICES, 0);

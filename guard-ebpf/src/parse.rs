@@ -14,6 +14,7 @@ use guard_common::{
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
+    sctp::SctpHdr,
     tcp::TcpHdr,
     udp::UdpHdr,
     vlan::VlanHdr,
@@ -45,6 +46,7 @@ pub mod protocol {
     pub const AUTHENTICATION: u8 = 51;
     pub const ICMPV6: u8 = 58;
     pub const DESTINATION_OPTIONS: u8 = 60;
+    pub const SCTP: u8 = 132;
 }
 
 /// The header that ICMP and ICMPv6 share: the host reads no message that is shorter.
@@ -304,6 +306,12 @@ impl Payload {
         match self.protocol {
             protocol::TCP => self.parse_tcp(frame),
             protocol::UDP => self.parse_udp(frame),
+            protocol::SCTP => {
+                let header = self.header::<SctpHdr>(frame)?;
+                Ok(Transport::Sctp {
+                    destination_port: header.half(offset_of!(SctpHdr, dst)),
+                })
+            }
             protocol if protocol == self.own_icmp() => {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
                 Ok(Transport::Icmp {

@@ -6,8 +6,8 @@
 
 use guard_common::{
     address::{Address, Family},
-    cell,
-    layout::{NO_SERVICE, TALKER_ENTRIES, TALKER_SAMPLE, Talker},
+    cell::{self, Share},
+    layout::{TALKER_ENTRIES, TALKER_SAMPLE, Talker},
     reason::{Outcome, Verdict},
 };
 
@@ -19,7 +19,7 @@ pub fn watch(counted: u64, family: Family, source: Address, outcome: Outcome, le
     if counted & (TALKER_SAMPLE - 1) != 1 {
         return;
     }
-    let hash = cell::hash(config::hash_key(), NO_SERVICE, family, source);
+    let hash = cell::hash(config::hash_key(), Share::Base, family, source);
     let Some(talker) = TALKERS.get_ptr_mut(hash as u32 & (TALKER_ENTRIES - 1)) else {
         return;
     };

@@ -195,40 +195,51 @@ impl Docker {
 
 /// The interfaces to guard: the policy's, or those of the default routes.
 async fn interface_names(policy: &Policy, path: &Path, netlink: &Netlink) -> Result<Vec<String>> {
-    if let Some(interfaces) = &policy.interfaces {
-        for interface in interfaces {
-            if netlink.xdp(&interface.name).await.is_err() {
-                return Err(no_interface(policy, path, &interface.name));
-            }
+    let names: Vec<String> = match &policy.interfaces {
+        Some(interfaces) => {
+            let names = interfaces.iter().map(|interface| interface.name.clone());
+            names.collect()
         }
-        return Ok(interfaces
-            .iter()
-            .map(|interface| interface.name.clone())
-            .collect());
-    }
-    let names = netlink
-        .default_route_interfaces()
-        .await
-        .context("the default routes cannot be read")?;
+        None => netlink
+            .default_route_interfaces()
+            .await
+            .context("the default routes cannot be read")?,
+    };
     anyhow::ensure!(
         !names.is_empty(),
         "{}: there is no default route to take the interfaces from: name them, as in `interfaces = \
          [\"eth0\"]`",
         path.display()
     );
+    for name in &names {
+        match netlink.is_ethernet(name).await {
+            Ok(true) => {}
+            Ok(false) => anyhow::bail!(
+                "{}{}: {name} is no Ethernet interface, and the program would not understand its \
+                 frames: name the interface below it",
+                path.display(),
+                line_of(policy, name)
+            ),
+            Err(_) => return Err(no_interface(policy, path, name)),
+        }
+    }
     Ok(names)
 }
 
-fn no_interface(policy: &Policy, path: &Path, name: &str) -> anyhow::Error {
-    let named = policy.interfaces.iter().flatten();
-    let line = named
-        .filter(|interface| interface.name == name)
+/// `:3`, where the policy names the interface; nothing if it does not.
+fn line_of(policy: &Policy, name: &str) -> String {
+    let mut named = policy.interfaces.iter().flatten();
+    named
+        .find(|interface| interface.name == name)
         .map(|interface| format!(":{}", interface.line))
-        .next()
-        .unwrap_or_default();
+        .unwrap_or_default()
+}
+
+fn no_interface(policy: &Policy, path: &Path, name: &str) -> anyhow::Error {
     anyhow::anyhow!(
-        "{}{line}: interface {name} does not exist: `ip -brief link` lists those that do",
-        path.display()
+        "{}{}: interface {name} does not exist: `ip -brief link` lists those that do",
+        path.display(),
+        line_of(policy, name)
     )
 }
 

@@ -96,7 +96,8 @@ fn reachable(port: &PortSummary) -> Vec<PublishedPort> {
     let protocol = match port.typ {
         Some(PortSummaryTypeEnum::TCP) => PortProtocol::Tcp,
         Some(PortSummaryTypeEnum::UDP) => PortProtocol::Udp,
-        Some(PortSummaryTypeEnum::SCTP | PortSummaryTypeEnum::EMPTY) | None => return Vec::new(),
+        Some(PortSummaryTypeEnum::SCTP) => PortProtocol::Sctp,
+        Some(PortSummaryTypeEnum::EMPTY) | None => return Vec::new(),
     };
     let families: &[PublishedFamily] = match port.ip.as_deref().map(str::parse::<IpAddr>) {
         Some(Ok(address)) if address.is_loopback() => &[],

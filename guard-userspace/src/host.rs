@@ -14,12 +14,12 @@ use rtnetlink::{
     Handle, RouteMessageBuilder, new_connection,
     packet_route::{
         address::AddressAttribute,
-        link::{LinkAttribute, LinkXdp, XdpAttached},
+        link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
         route::{RouteAttribute, RouteMessage, RouteType},
     },
 };
 
-use crate::policy::Timebase;
+use crate::{dataplane::LoadError, policy::Timebase};
 
 /// The kernel's tick in nanoseconds: what the coarse clocks step by (clock_getres(2)).
 pub fn tick_ns() -> io::Result<u64> {
@@ -40,6 +40,29 @@ pub fn local_port_range() -> io::Result<RangeInclusive<u16>> {
         _ => Err(io::Error::other(format!(
             "{LOCAL_PORT_RANGE} holds {text:?}, not two ports"
         ))),
+    }
+}
+
+/// Bits of the effective capabilities (linux/capability.h).
+const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_PERFMON: u64 = 1 << 38;
+const CAP_BPF: u64 = 1 << 39;
+
+/// Fails unless this process may load and attach programs. CAP_SYS_ADMIN includes the newer two
+/// (Linux 5.8).
+pub fn require_capabilities() -> Result<(), LoadError> {
+    let status = procfs::process::Process::myself().and_then(|process| process.status());
+    let Ok(status) = status else {
+        // Without /proc the kernel itself says what is missing.
+        return Ok(());
+    };
+    let has = |capability| status.capeff & (capability | CAP_SYS_ADMIN) != 0;
+    let admin = status.capeff & CAP_NET_ADMIN != 0;
+    if admin && has(CAP_BPF) && has(CAP_PERFMON) {
+        Ok(())
+    } else {
+        Err(LoadError::NotPermitted)
     }
 }
 
@@ -119,14 +142,32 @@ impl Netlink {
         Ok(Self { handle })
     }
 
+    /// Whether the interface's frames start with an Ethernet header, as the program reads them.
+    ///
+    /// # Errors
+    /// The kernel's, which for an interface that does not exist is ENODEV.
+    pub async fn is_ethernet(&self, interface: &str) -> Result<bool, rtnetlink::Error> {
+        let link = self.link(interface).await?;
+        Ok(link.is_some_and(|link| {
+            matches!(
+                link.header.link_layer_type,
+                LinkLayerType::Ether | LinkLayerType::Loopback
+            )
+        }))
+    }
+
+    async fn link(&self, interface: &str) -> Result<Option<LinkMessage>, rtnetlink::Error> {
+        let request = self.handle.link().get().match_name(interface.to_owned());
+        request.execute().try_next().await
+    }
+
     /// The XDP program of an interface. `Ok(None)`: the interface has none.
     ///
     /// # Errors
     /// The kernel's, which for an interface that does not exist is ENODEV.
     pub async fn xdp(&self, interface: &str) -> Result<Option<XdpState>, rtnetlink::Error> {
-        let request = self.handle.link().get().match_name(interface.to_owned());
-        let message = request.execute().try_next().await?;
-        let attributes = message.into_iter().flat_map(|link| link.attributes);
+        let link = self.link(interface).await?;
+        let attributes = link.into_iter().flat_map(|link| link.attributes);
         let mut program_id = None;
         let mut native = false;
         for attribute in attributes {

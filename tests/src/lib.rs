@@ -8,6 +8,7 @@ pub mod docker;
 pub mod flood;
 pub mod guard;
 pub mod http;
+pub mod interrupt;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::interrupt;
 use anyhow::{Context as _, Result, bail};
 use nix::{
     sys::{
@@ -33,8 +34,17 @@ pub fn run(command: &mut Command) -> Result<String> {
     bail!("{command:?} failed ({}): {stdout}{stderr}", output.status)
 }
 
-/// Tries until it works or the time is over; the last failure is the reason.
+/// Tries until it works, the time is over or the user interrupts; the last failure is the reason.
 pub fn wait_for<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    retry(patience, || match interrupt::check() {
+        Ok(()) => attempt().map(Ok),
+        // No reason to try again.
+        Err(interrupted) => Ok(Err(interrupted)),
+    })?
+}
+
+/// The same for what must be done after an interrupt, too.
+pub(crate) fn retry<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
         match attempt() {
@@ -65,6 +75,8 @@ impl Daemon {
             command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from));
         }
         let child = command
+            // Ctrl-C is for its owner, which ends it when it is time.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -96,7 +108,7 @@ impl Daemon {
 
     /// Waits for its end.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
-        wait_for(patience, || {
+        retry(patience, || {
             let status = self.child.try_wait()?;
             status.with_context(|| format!("{} does not end: {}", self.name, self.log()))
         })

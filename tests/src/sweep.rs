@@ -16,7 +16,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{process::run, topology::NAME};
+use crate::{
+    process::{retry, run},
+    topology::NAME,
+};
 
 /// Where the controllers of cgroups are mounted, in either version.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -35,54 +38,64 @@ pub fn dead_labs() -> Result<()> {
     labs_of(|owner| !Path::new("/proc").join(owner).exists())
 }
 
-/// Removes the labs of this process, which is about to end without dropping them.
-pub fn own_labs() -> Result<()> {
-    let own = std::process::id().to_string();
-    labs_of(|owner| owner == own)
-}
-
 fn labs_of(chosen: impl Fn(&str) -> bool) -> Result<()> {
-    let is_chosen = |name: &str| {
-        let owner = name
-            .strip_prefix(NAME)?
-            .strip_prefix('-')?
-            .split('-')
-            .next()?;
-        Some(chosen(owner))
-    };
-    let chosen_names = |folder: &Path| -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        match fs::read_dir(folder) {
-            Ok(entries) => {
-                for entry in entries {
-                    let name = entry?.file_name().to_string_lossy().into_owned();
-                    if is_chosen(&name) == Some(true) {
-                        names.push(name);
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context(folder.display().to_string()),
-        }
+    let is_chosen = |name: &str| owner(name).is_some_and(&chosen);
+    let names = |folder: &Path| -> Result<Vec<String>> {
+        let mut names = names_in(folder)?;
+        names.retain(|name| is_chosen(name));
         Ok(names)
     };
-    let namespaces = chosen_names(Path::new("/run/netns"))?;
+    let namespaces = names(Path::new("/run/netns"))?;
     // Docker stops its containers when it is asked to end; only what then still runs is killed.
     for (signal, patience) in [(Signal::SIGTERM, 10_000), (Signal::SIGKILL, 2_000)] {
         for namespace in &namespaces {
             end_processes(namespace, signal, Duration::from_millis(patience))?;
         }
     }
+    let mut labs = names(&env::temp_dir())?;
+    for root in cgroup_roots()? {
+        labs.extend(names(&root)?);
+    }
+    labs.sort_unstable();
+    labs.dedup();
+    // One that cannot be removed is no reason not to make another.
     for namespace in &namespaces {
-        run(Command::new("ip").args(["netns", "del", namespace]))?;
+        warn(run(Command::new("ip").args(["netns", "del", namespace])));
     }
-    for lab in chosen_names(&env::temp_dir())? {
-        remove_folder(&folder(&lab))?;
-    }
-    for lab in chosen_cgroups(&is_chosen)? {
-        remove_cgroups(&lab)?;
+    for lab in labs {
+        warn(remove_cgroups(&lab));
+        let folder = folder(&lab);
+        if folder.is_dir() {
+            warn(remove_folder(&folder));
+        }
     }
     Ok(())
+}
+
+/// The process id in a lab's name; `None` for any other name.
+fn owner(name: &str) -> Option<&str> {
+    let owner = name
+        .strip_prefix(NAME)?
+        .strip_prefix('-')?
+        .split('-')
+        .next()?;
+    owner.parse::<u32>().is_ok().then_some(owner)
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).context(folder.display().to_string()),
+    }
+}
+
+fn warn<T>(result: Result<T>) {
+    if let Err(error) = result {
+        eprintln!("a dead lab left something that cannot be removed: {error:#}");
+    }
 }
 
 /// Signals every process in a namespace and waits for their end.
@@ -123,12 +136,31 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
 }
 
-/// Removes the cgroups that Docker made for a lab, which are named like it.
+/// Removes the cgroups that Docker made for a lab, which are named like it, and ends what still runs
+/// in them: a container whose Docker was killed.
 pub fn remove_cgroups(lab: &str) -> Result<()> {
     for place in cgroup_roots()? {
         let place = place.join(lab);
         if place.is_dir() {
-            remove_cgroup(&place).with_context(|| place.display().to_string())?;
+            kill_members(&place)?;
+            retry(Duration::from_secs(5), || {
+                remove_cgroup(&place).with_context(|| place.display().to_string())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn kill_members(place: &Path) -> Result<()> {
+    let members = fs::read_to_string(place.join("cgroup.procs"))?;
+    for member in members.lines().filter_map(|line| line.parse().ok()) {
+        // It may have ended meanwhile.
+        let _result = kill(Pid::from_raw(member), Signal::SIGKILL);
+    }
+    for entry in fs::read_dir(place)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            kill_members(&entry.path())?;
         }
     }
     Ok(())
@@ -142,19 +174,6 @@ fn remove_cgroup(place: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(place)
-}
-
-fn chosen_cgroups(is_chosen: &impl Fn(&str) -> Option<bool>) -> Result<Vec<String>> {
-    let mut labs = Vec::new();
-    for root in cgroup_roots()? {
-        for entry in fs::read_dir(&root)? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if is_chosen(&name) == Some(true) && !labs.contains(&name) {
-                labs.push(name);
-            }
-        }
-    }
-    Ok(labs)
 }
 
 /// The root of the one hierarchy of version 2, and of each controller of version 1.

@@ -2,7 +2,6 @@
 //! makes of both, on real packets.
 
 use std::{
-    process::exit,
     thread,
     time::{Duration, Instant},
 };
@@ -14,10 +13,10 @@ use lab::{
     flood,
     guard::Guard,
     http::{Answer, get},
+    interrupt,
     namespace::Namespace,
     process::{Daemon, run as run_command, wait_for},
     proxy::Proxy,
-    sweep,
     topology::{FLOODER_V4, HOST_V4, INTERFACE, Lab, USER_V4},
 };
 use serde_json::json;
@@ -35,17 +34,10 @@ const FLOOD: Duration = Duration::from_secs(5);
 const REQUESTS: u32 = 50;
 
 pub fn run() -> Result<()> {
-    let toolchain = setup::everything()?;
+    let toolchain = setup::for_demo()?;
     let binary = build::guard(&toolchain, false)?;
     // SAFETY: no other thread runs yet. The lab reads it to find the guard.
     unsafe { std::env::set_var("GUARD_BINARY", binary) };
-    ctrlc::set_handler(|| {
-        eprintln!("interrupted: cleaning up");
-        if let Err(error) = sweep::own_labs() {
-            eprintln!("{error:#}");
-        }
-        exit(130);
-    })?;
     show()
 }
 
@@ -156,6 +148,7 @@ impl Steps {
         expected: Answer,
         counted: impl FnOnce(&Lab) -> Result<String>,
     ) -> Result<()> {
+        interrupt::check()?;
         let direct = get(lab, USER_V4, HOST_V4, CONTAINER_PORT)?;
         let proxied = get(lab, USER_V4, HOST_V4, 80)?;
         let counted = counted(lab)?;
@@ -201,6 +194,7 @@ fn flood(lab: &Lab, guard: &Guard) -> Result<Flood> {
     for n in 0..REQUESTS {
         let due = FLOOD * n / REQUESTS;
         thread::sleep(due.saturating_sub(start.elapsed()));
+        interrupt::check()?;
         if get(lab, USER_V4, HOST_V4, 80)? == Answer::Status(200) {
             answered += 1;
         }

@@ -9,6 +9,10 @@ mod test;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lab::interrupt;
+
+/// What a shell reports of a process that SIGINT ended.
+const INTERRUPTED: u8 = 130;
 
 /// Builds, tests and shows guard. Every command first finds or installs what it needs.
 #[derive(Parser)]
@@ -43,8 +47,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
+    // Whatever runs gives up in the ordinary way and removes what it made.
+    if let Err(error) = ctrlc::set_handler(interrupt::raise) {
+        eprintln!("xtask: an interrupt will not clean up: {error}");
+    }
     let result = match command {
-        Command::Setup => setup::everything().map(|_toolchain| ()),
+        Command::Setup => setup::for_tests().map(|_toolchain| ()),
         Command::Env => setup::toolchain().map(|toolchain| toolchain.print_exports()),
         Command::Build { release } => build::run(release),
         Command::Lint => lint::run(),
@@ -52,6 +60,10 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
     };
     match result {
+        _ if interrupt::is_raised() => {
+            eprintln!("xtask: interrupted; what was made is removed");
+            ExitCode::from(INTERRUPTED)
+        }
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");

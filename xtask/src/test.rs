@@ -8,14 +8,8 @@ use crate::{
 };
 
 pub fn run(filter: Option<&str>) -> Result<()> {
-    let toolchain = setup::everything()?;
-    ensure!(
-        setup::has_docker(),
-        "the tests need Docker, which setup did not find"
-    );
+    let toolchain = setup::for_tests()?;
     let binary = build::guard(&toolchain, false)?;
-    // Tests remove their own labs. An interrupt ends them, and what they leave is removed below.
-    ctrlc::set_handler(|| {})?;
     let mut command = toolchain.cargo();
     command
         .args(["test", "--locked", "--no-fail-fast"])
@@ -26,6 +20,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         println!("{line}");
         sum.add(line);
     });
+    // An interrupt ends the tests, too; what they leave is removed here.
     lab::sweep::dead_labs()?;
     let Sum { passed, failed } = sum;
     println!("{passed} passed, {failed} failed");

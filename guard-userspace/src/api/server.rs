@@ -3,10 +3,11 @@
 
 use std::{
     fs::{self, Permissions},
-    io,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    io::{self, ErrorKind},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -17,7 +18,10 @@ use axum::{
     routing::get,
 };
 use nix::unistd::{Group, chown};
-use tokio::net::UnixListener;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
 
 use super::{Counter, ErrorBody, Status};
 use crate::agent::Agent;
@@ -26,9 +30,12 @@ use crate::agent::Agent;
 const GROUP: &str = "guard";
 const SOCKET_MODE: u32 = 0o660;
 
+/// How long an agent that may be there already has to take a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    #[error("an agent is already running: it answers at {0}; stop it, or use another --socket")]
+    #[error("an agent is already running: it listens at {0}; stop it, or use another --socket")]
     AgentRunning(String),
     #[error("the control socket {socket} cannot be made: {error}")]
     Io { socket: String, error: io::Error },
@@ -41,13 +48,25 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds the socket. One that a dead agent left is replaced; one that answers is not.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        if UnixStream::connect(path).is_ok() {
-            return Err(SocketError::AgentRunning(path.display().to_string()));
+    /// Binds the socket. One that a dead agent left is replaced; one that somebody listens on is not.
+    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+        let socket = || path.display().to_string();
+        match timeout(PATIENCE, UnixStream::connect(path)).await {
+            // One whose queue is full is alive, too.
+            Ok(Ok(_)) | Err(_) => return Err(SocketError::AgentRunning(socket())),
+            Ok(Err(error)) => match error.kind() {
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound => {}
+                ErrorKind::WouldBlock => return Err(SocketError::AgentRunning(socket())),
+                _ => {
+                    return Err(SocketError::Io {
+                        socket: socket(),
+                        error,
+                    });
+                }
+            },
         }
         Self::replace(path).map_err(|error| SocketError::Io {
-            socket: path.display().to_string(),
+            socket: socket(),
             error,
         })
     }
@@ -59,7 +78,7 @@ impl ControlSocket {
         match fs::symlink_metadata(path) {
             Ok(metadata) if is_socket(&metadata) => fs::remove_file(path)?,
             Ok(_) => return Err(io::Error::other("a file that is no socket is in its place")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         let listener = UnixListener::bind(path)?;
@@ -74,22 +93,15 @@ impl ControlSocket {
         })
     }
 
-    /// Answers until `shutdown` is ready.
-    pub async fn serve(
-        self,
-        agent: Arc<Agent>,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
+    /// Answers until it fails, or this is dropped.
+    pub async fn serve(self, agent: Arc<Agent>) -> io::Result<()> {
         let Self { listener, _file } = self;
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/counters", get(counters))
             .fallback(unknown)
             .with_state(agent);
-        tokio::select! {
-            result = axum::serve(listener, router).into_future() => result,
-            () = shutdown => Ok(()),
-        }
+        axum::serve(listener, router).await
     }
 }
 

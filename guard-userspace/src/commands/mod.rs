@@ -6,13 +6,13 @@ mod run;
 mod status;
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     api::{self, client::Client},
@@ -55,6 +55,22 @@ struct Output {
 }
 
 impl Arguments {
+    /// Reads the command line. Help and the version are printed, and end the process.
+    pub fn parse() -> Result<Self, Failure> {
+        Self::try_parse().map_err(|error| {
+            if !error.use_stderr() || error.kind() == MISSING_COMMAND {
+                error.exit();
+            }
+            // clap says what is wrong in its first paragraph.
+            let text = error.to_string();
+            let lines = text.lines().take_while(|line| !line.is_empty());
+            let what: Vec<&str> = lines.map(str::trim).collect();
+            let what = what.join(" ");
+            let what = what.strip_prefix("error: ").unwrap_or(&what);
+            Failure::Usage(format!("{what}: `guard --help` shows what there is"))
+        })
+    }
+
     pub async fn run(self) -> Result<(), Failure> {
         let Self { socket, command } = self;
         match command {
@@ -66,9 +82,14 @@ impl Arguments {
     }
 }
 
+/// `guard` alone, which prints its help.
+const MISSING_COMMAND: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
 /// Why a command failed. Displays as one line.
 #[derive(Debug)]
 pub enum Failure {
+    /// The command line is wrong.
+    Usage(String),
     /// The policy is refused.
     Policy(PolicyError),
     /// Anything else.
@@ -79,7 +100,7 @@ impl Failure {
     /// 1: failed; 2: wrong usage or policy.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Policy(_) => ExitCode::from(2),
+            Self::Usage(_) | Self::Policy(_) => ExitCode::from(2),
             Self::Other(_) => ExitCode::from(1),
         }
     }
@@ -88,12 +109,22 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
+            Self::Usage(error) => error.clone(),
             Self::Policy(error) => error.to_string(),
             Self::Other(error) => format!("{error:#}"),
         };
         // One line, whatever a library wrote.
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        formatter.write_str(&lines.join(" "))
+        for c in lines.join(" ").chars() {
+            // Nor does what a policy says move the terminal's cursor.
+            let c = if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            };
+            formatter.write_char(c)?;
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, Failure, read_policy};
-use crate::{agent::Agent, api::server::ControlSocket};
+use crate::{agent::Agent, api::server::ControlSocket, host, policy::Policy};
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -30,21 +30,32 @@ impl Run {
         // Asked for before anything is attached, so that no signal finds the guard half done.
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        let socket = ControlSocket::bind(socket).map_err(anyhow::Error::from)?;
-        let agent = Arc::new(Agent::start(policy, &path).await?);
         let shutdown = async move {
-            let signal = tokio::select! {
+            tokio::select! {
                 _ = interrupt.recv() => "SIGINT",
                 _ = terminate.recv() => "SIGTERM",
-            };
-            info!("{signal}: detaching");
+            }
         };
-        socket
-            .serve(agent, shutdown)
-            .await
-            .context("the control socket fails")?;
-        Ok(())
+        tokio::select! {
+            ended = guard(policy, &path, socket) => Ok(ended?),
+            signal = shutdown => {
+                // Dropping the agent takes its programs off.
+                info!("{signal}: detaching");
+                Ok(())
+            }
+        }
     }
+}
+
+/// Guards until something fails.
+async fn guard(policy: Policy, path: &Path, socket: &Path) -> anyhow::Result<()> {
+    host::require_capabilities()?;
+    let socket = ControlSocket::bind(socket).await?;
+    let agent = Arc::new(Agent::start(policy, path).await?);
+    socket
+        .serve(agent)
+        .await
+        .context("the control socket fails")
 }
 
 /// Events go to standard error; the level is that of `RUST_LOG`, `info` if unset.

@@ -39,7 +39,12 @@ pub enum AttachError {
     #[error("interface {0} does not exist")]
     NoInterface(String),
     #[error(
-        "interface {0} already has an XDP program; `bpftool net` shows it and `ip link set dev {0} \
+        "interface {0} already has an XDP program, which another process holds: `bpftool link` shows \
+         it, and it goes when that process ends"
+    )]
+    Held(String),
+    #[error(
+        "interface {0} already has an XDP program: `bpftool net` shows it and `ip link set dev {0} \
          xdp off` removes it"
     )]
     Occupied(String),
@@ -171,7 +176,8 @@ fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result
         error => match io_error(&error).and_then(io::Error::raw_os_error) {
             // EBUSY: a link holds the interface. EEXIST: a program without a link does, or one in
             // the other mode (dev_xdp_attach in net/core/dev.c).
-            Some(16 | 17) => Failure::Final(AttachError::Occupied(interface.to_owned())),
+            Some(16) => Failure::Final(AttachError::Held(interface.to_owned())),
+            Some(17) => Failure::Final(AttachError::Occupied(interface.to_owned())),
             Some(1 | 13) => Failure::Final(AttachError::Load(LoadError::NotPermitted)),
             _ => Failure::Refused(innermost(&error)),
         },

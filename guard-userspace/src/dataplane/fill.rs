@@ -6,9 +6,12 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
 };
-use guard_common::layout::{
-    self, AddressedKey, AdmittedKey, Expiry, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6,
-    NO_SERVICE, SERVICE_BITS, WIDEST_NETWORK_V6, feature, network_bit_v4, network_bit_v6,
+use guard_common::{
+    cell::ROWS,
+    layout::{
+        self, AddressedKey, AdmittedKey, Expiry, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6,
+        NO_SERVICE, SERVICE_BITS, WIDEST_NETWORK_V6, feature, network_bit_v4, network_bit_v6,
+    },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -23,7 +26,7 @@ const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
 /// How large the tables are whose size a policy decides.
-pub fn sizes(tables: &Tables) -> [(&'static str, u32); 6] {
+pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
     let singles = |is_v4: bool| {
         let prefixes = tables.denied.keys().filter(|prefix| is_single(prefix));
         let count = prefixes
@@ -36,6 +39,7 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 6] {
     let if_used = |feature, size, unused| if tables.uses(feature) { size } else { unused };
     let addressed = u32::try_from(tables.addressed.len()).unwrap_or(u32::MAX);
     [
+        (layout::CELLS, if_used(feature::BUDGETS, tables.cells, ROWS)),
         (layout::DENIED_V4, singles(true)),
         (layout::DENIED_V6, singles(false)),
         (layout::ADDRESSED, addressed.max(UNUSED)),

@@ -16,7 +16,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use guard_common::{
-    cell::{HashKey, ROWS},
+    cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
     layout::{self, Config, feature},
 };
@@ -102,20 +102,16 @@ impl Generation {
         tick_ns: u64,
         hash_key: HashKey,
     ) -> Result<Self, LoadError> {
-        let has_budgets = tables.uses(feature::BUDGETS);
-        let cells_per_row = if has_budgets { tables.cells_per_row } else { 1 };
         let config = Config {
             jiffy: tick_ns * UNITS_PER_NANOSECOND,
             hash_key,
-            cell_mask: cells_per_row - 1,
+            reserved: 0,
             mode: tables.mode as u8,
             scope: tables.scope as u8,
             features: tables.features,
         };
         let mut loader = EbpfLoader::new();
-        loader
-            .override_global(layout::CONFIG, &config, true)
-            .map_max_entries(layout::CELLS, ROWS * cells_per_row);
+        loader.override_global(layout::CONFIG, &config, true);
         for (map, entries) in fill::sizes(&tables) {
             loader.map_max_entries(map, entries);
         }

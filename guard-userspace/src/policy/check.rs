@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use guard_common::layout::{DEFAULT_CELLS_PER_ROW, MAX_ADMITTED, MAX_SERVICES};
+use guard_common::layout::{DEFAULT_CELLS, MAX_ADMITTED, MAX_SERVICES};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use toml::{Spanned, value::Datetime};
@@ -42,11 +42,13 @@ fn line(text: &str, offset: usize) -> usize {
 /// Interface names are shorter than the kernel's IFNAMSIZ.
 const MAX_INTERFACE_NAME: usize = 15;
 
+const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
 /// Of services and sources.
 const MAX_NAME: usize = 64;
 
-/// From 64 KiB to 4 GiB of memory for each interface.
-const MIN_CELLS: i64 = 1 << 10;
+/// From 4 MiB to 2 GiB of memory for each interface.
+const MIN_CELLS: i64 = 1 << 17;
 const MAX_CELLS: i64 = 1 << 26;
 
 /// A crowd of more than that is no crowd but everybody.
@@ -62,7 +64,7 @@ pub fn check(
         mode,
         interfaces,
         scope,
-        docker: file::Docker { socket },
+        docker,
         cells,
         limits,
         service,
@@ -77,13 +79,32 @@ pub fn check(
         mode: mode.into(),
         interfaces,
         scope: scope.into(),
-        docker_socket: (!socket.is_empty()).then_some(socket),
-        cells: cells.map_or(Ok(DEFAULT_CELLS_PER_ROW), check_cells)?,
+        docker_socket: check_docker(docker)?,
+        cells: cells.map_or(Ok(DEFAULT_CELLS), check_cells)?,
         limits: check_limit(&limits, clock)?,
         services,
         sources,
         sha256,
     })
+}
+
+/// `None`: no Docker.
+fn check_docker(docker: file::Docker) -> Result<Option<String>, Problem> {
+    let Some(socket) = docker.socket else {
+        return Ok(Some(DEFAULT_DOCKER_SOCKET.to_owned()));
+    };
+    let path = socket.get_ref();
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if !path.starts_with('/') {
+        let problem = format!(
+            "{path:?} is no path of a socket: write one from the root, such as \
+             \"{DEFAULT_DOCKER_SOCKET}\", or \"\" for no Docker"
+        );
+        return Err(Problem::at(&socket, problem));
+    }
+    Ok(Some(socket.into_inner()))
 }
 
 fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
@@ -436,13 +457,13 @@ fn parse_prefix(text: &str) -> Result<IpNet, String> {
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
         .map_err(|_| {
             format!(
-                "\"{text}\" is neither \"any\", nor the name of a source, nor a CIDR such as \
+                "{text:?} is neither \"any\", nor the name of a source, nor a CIDR such as \
                  \"198.51.100.0/24\" or \"2001:db8::/32\""
             )
         })?;
     if prefix.trunc() != prefix {
         return Err(format!(
-            "\"{text}\" has bits set behind its prefix: write \"{}\" for the network, or \"{}\" for \
+            "{text:?} has bits set behind its prefix: write \"{}\" for the network, or \"{}\" for \
              the one address",
             prefix.trunc(),
             prefix.addr()
@@ -498,7 +519,7 @@ fn check_budget(
             .map_err(|_| format!("{number} is no burst: write a count such as {example}")),
         Some(file::Count::Text(text)) => parse_burst(text, unit)
             .map(Some)
-            .ok_or_else(|| format!("\"{text}\" is no burst: write a count such as {example}")),
+            .ok_or_else(|| format!("{text:?} is no burst: write a count such as {example}")),
     };
     Rate::parse(rate, unit)
         .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
@@ -578,6 +599,9 @@ impl<'a> Listed<'a> {
             let overlaps = |other: &&Place| {
                 other.address.is_none() || address.is_none() || other.address == address
             };
+            if others.iter().any(|other| other.owner == owner) {
+                continue;
+            }
             if let Some(other) = others.iter().find(overlaps) {
                 let problem = format!(
                     "{ports} is already listed by service \"{}\" in line {}: on one address a port \

@@ -31,18 +31,10 @@ pub struct File {
     pub source: Vec<Source>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Docker {
-    pub socket: String,
-}
-
-impl Default for Docker {
-    fn default() -> Self {
-        Self {
-            socket: "/var/run/docker.sock".to_owned(),
-        }
-    }
+    pub socket: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -187,9 +179,49 @@ impl From<RawScope> for Scope {
 
 /// Reads the shapes; what the values mean is checked by [`super::check`].
 pub fn parse(text: &str) -> Result<File, Problem> {
-    toml::from_str(text).map_err(|error| Problem {
+    toml::from_str(text).map_err(|error| {
         // One line: the file and the line come first, so the parser's own excerpt is left out.
-        text: error.message().replace('\n', "; "),
-        offset: error.span().map_or(0, |span| span.start),
+        let message = error.message().replace('\n', "; ");
+        let hint = hint(&message).map(|hint| format!(": {hint}"));
+        Problem {
+            text: message + &hint.unwrap_or_default(),
+            offset: error.span().map_or(0, |span| span.start),
+        }
     })
+}
+
+/// What would be right, where the parser says only what is wrong.
+fn hint(message: &str) -> Option<&'static str> {
+    const HINTS: [(&str, &str); 10] = [
+        (
+            "invalid type: map, expected a sequence",
+            "write two brackets, [[service]] or [[source]], for each one",
+        ),
+        (
+            "expected a sequence",
+            "write a list, such as [\"tcp/80\"] or [\"any\"]",
+        ),
+        ("expected a boolean", "write true or false"),
+        ("expected i64", "write a whole number"),
+        ("expected a string", "write text in quotes"),
+        (
+            "wanted string or table",
+            "write one of its names in quotes, such as \"enforce\"",
+        ),
+        (
+            "missing field `name`",
+            "every [[service]] and [[source]] has a name",
+        ),
+        (
+            "missing field `ports`",
+            "every [[service]] has ports, such as ports = [\"tcp/80\"]",
+        ),
+        (
+            "missing field `cidrs`",
+            "every [[source]] has cidrs, such as cidrs = [\"198.51.100.0/24\"]",
+        ),
+        ("duplicate key", "a key stands once"),
+    ];
+    let known = HINTS.iter().find(|(words, _)| message.contains(words));
+    known.map(|(_, hint)| *hint)
 }

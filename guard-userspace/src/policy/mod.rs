@@ -32,7 +32,7 @@ pub struct Policy {
     pub scope: Scope,
     /// The path of Docker's socket; `None`: no Docker.
     pub docker_socket: Option<String>,
-    /// How many cells a row of budgets has: a power of two.
+    /// How many cells all services have together for their budgets: a power of two.
     pub cells: u32,
     /// For each source, for packets that reach no service.
     pub limits: Limit,
@@ -144,7 +144,7 @@ pub struct Clock {
 /// be right.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    #[error("{file}: cannot be read: {error}; write a policy there or name one with --policy")]
+    #[error("{file}: cannot be read: {error}; write a policy there, or name another file")]
     Unreadable { file: String, error: std::io::Error },
     #[error("{file}:{line}: {problem}")]
     Refused {
@@ -158,9 +158,20 @@ impl Policy {
     /// Reads and checks a policy file.
     pub fn read(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
         let file = path.display().to_string();
-        match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &file, clock),
-            Err(error) => Err(PolicyError::Unreadable { file, error }),
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(PolicyError::Unreadable { file, error }),
+        };
+        match str::from_utf8(&bytes) {
+            Ok(text) => Self::parse(text, &file, clock),
+            Err(error) => {
+                let sound = bytes.iter().take(error.valid_up_to());
+                Err(PolicyError::Refused {
+                    file,
+                    line: sound.filter(|byte| **byte == b'\n').count() + 1,
+                    problem: "this is no text: a policy is written in UTF-8".to_owned(),
+                })
+            }
         }
     }
 

@@ -64,6 +64,7 @@ impl FromStr for Ports {
         let protocol = match protocol {
             "tcp" => PortProtocol::Tcp,
             "udp" => PortProtocol::Udp,
+            "sctp" => PortProtocol::Sctp,
             _ => return Err(unknown(text)),
         };
         let ports = match ports.split_once('-') {
@@ -85,7 +86,7 @@ impl FromStr for Ports {
 
 fn unknown(text: &str) -> String {
     format!(
-        "\"{text}\" names no port: write \"tcp/80\", \"udp/443\", \"tcp/8000-8010\", \"icmp\", \
+        "{text:?} names no port: write \"tcp/80\", \"udp/443\", \"tcp/8000-8010\", \"icmp\", \
          \"icmpv6\", \"esp\" or \"gre\""
     )
 }
@@ -98,7 +99,7 @@ fn parse_port(text: &str) -> Result<u16, String> {
             "there is no port {text}: ports are numbers from 1 to 65535"
         )),
         _ => Err(format!(
-            "\"{text}\" is no port: ports are numbers from 1 to 65535"
+            "{text:?} is no port: ports are numbers from 1 to 65535"
         )),
     }
 }
@@ -112,6 +113,7 @@ mod tests {
         for text in [
             "tcp/80",
             "udp/443",
+            "sctp/3868",
             "tcp/8000-8010",
             "tcp/1-65535",
             "icmp",
@@ -137,7 +139,7 @@ mod tests {
             ("tcp/90-80", "80-90"),
             ("80", "\"tcp/80\""),
             ("", "\"tcp/80\""),
-            ("sctp/80", "\"tcp/80\""),
+            ("dccp/80", "\"tcp/80\""),
             ("TCP/80", "\"tcp/80\""),
         ] {
             let error = text.parse::<Ports>().unwrap_err();

@@ -194,7 +194,7 @@ impl Rate {
                 Unit::Bytes => " B for bytes,",
             };
             format!(
-                "\"{text}\" is no rate: write a number, k, M or G if you like,{letter} and /s, \
+                "{text:?} is no rate: write a number, k, M or G if you like,{letter} and /s, \
                  /min or /h, such as \"{example}\""
             )
         };

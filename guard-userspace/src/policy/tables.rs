@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive};
 
 use guard_common::{
     address::{Address, Family},
+    cell::ROWS,
     exposure::{NetworkKind, Scope},
     gcra,
     layout::{
-        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, WIDEST_NETWORK_V6,
-        feature, port_index,
+        self, AddressedKey, Expiry, MIN_CELLS_PER_ROW, NO_SERVICE, PortEntry, PortProtocol, Relief,
+        WIDEST_NETWORK_V6, feature, port_index,
     },
     reason::Mode,
 };
@@ -79,7 +80,8 @@ pub struct Tables {
     pub scope: Scope,
     /// Of [`feature`].
     pub features: u16,
-    pub cells_per_row: u32,
+    /// How many cells all services have together.
+    pub cells: u32,
     /// The budgets of packets that reach no service.
     pub limits: layout::Service,
     /// In the order of their numbers, which count from 1.
@@ -124,7 +126,7 @@ impl Tables {
             mode: *mode,
             scope: *scope,
             features: 0,
-            cells_per_row: *cells,
+            cells: *cells,
             limits: settings_of_limit(limits),
             services: services
                 .iter()
@@ -145,6 +147,7 @@ impl Tables {
         for source in sources {
             tables.treat(source, now);
         }
+        tables.assign_cells();
         tables.denied = without_covered(&tables.denied);
         tables.features = tables.used_features(services.iter().any(may_share_with_client));
         tables
@@ -182,6 +185,26 @@ impl Tables {
         };
         if local_ports.contains(&port) {
             *entry = entry.ephemeral();
+        }
+    }
+
+    /// Gives each service that limits its sources an equal share of the cells.
+    fn assign_cells(&mut self) {
+        let services = self
+            .services
+            .iter_mut()
+            .map(|service| &mut service.settings);
+        let mut limited: Vec<&mut layout::Service> = services
+            .chain([&mut self.limits])
+            .filter(|settings| settings.source != layout::Budgets::default())
+            .collect();
+        let count = u32::try_from(limited.len()).unwrap_or(u32::MAX).max(1);
+        let per_row = (self.cells / ROWS / count).max(MIN_CELLS_PER_ROW);
+        let per_row = 1 << per_row.ilog2();
+        self.cells = per_row * ROWS * count;
+        for (number, settings) in (0..).zip(&mut limited) {
+            settings.first_cell = number * per_row * ROWS;
+            settings.cell_mask = per_row - 1;
         }
     }
 
@@ -411,6 +434,40 @@ mod tests {
             ("192.0.2.8/32", 0),
         ]);
         assert_eq!(without_covered(&all), kept);
+    }
+
+    #[test]
+    fn no_two_services_share_a_cell() {
+        let service = |n| {
+            format!(
+                "[[service]]\nname = \"s{n}\"\nports = [\"tcp/{n}\"]\n\
+                 limit.packets = \"{n}/min\"\n"
+            )
+        };
+        for count in [1, 2, 3, 100, 1_023] {
+            let text: String = (1..=count).map(service).collect();
+            let clock = crate::policy::Clock { tick_ns: 4_000_000 };
+            let policy = Policy::parse(&text, "test.toml", clock).unwrap();
+            let now = Timebase {
+                world: Timestamp::UNIX_EPOCH,
+                boot_ns: 0,
+            };
+            let local_ports = 32_768..=60_999;
+            let tables = Tables::compile(&policy, &Containers::default(), &local_ports, now);
+            let mut end = 0;
+            for service in &tables.services {
+                let layout::Service {
+                    first_cell,
+                    cell_mask,
+                    ..
+                } = service.settings;
+                assert_eq!(first_cell, end);
+                assert!((cell_mask + 1).is_power_of_two());
+                end = first_cell + ROWS * (cell_mask + 1);
+            }
+            assert!(end <= tables.cells);
+            assert!(tables.cells <= layout::DEFAULT_CELLS);
+        }
     }
 
     #[test]

@@ -159,6 +159,32 @@ fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
 }
 
 #[test]
+fn what_a_policy_says_cannot_move_the_cursor_and_what_is_no_text_is_said_so() {
+    let lab = Lab::new().unwrap();
+    let path = write_policy(&lab, &format!("{POLICY}from = [\"\\u001b[2Jx\\r\"]\n")).unwrap();
+    let output_of = |path: &Path| output(&lab, &["check", path.to_str().unwrap()]).unwrap();
+    let refused = output_of(&path);
+    assert_fails(&refused, 2, &["guard.toml:8"]);
+    assert!(!refused.stderr.contains(&0x1b) && !refused.stderr.contains(&b'\r'));
+    fs::write(&path, [POLICY.as_bytes(), &[0xff]].concat()).unwrap();
+    assert_fails(&output_of(&path), 2, &["guard.toml:8", "UTF-8"]);
+}
+
+#[test]
+fn an_interface_whose_frames_have_no_ethernet_is_refused() {
+    let lab = Lab::new().unwrap();
+    lab.host.ip("tuntap add dev tun0 mode tun").unwrap();
+    let path = write_policy(&lab, &POLICY.replace("wan", "tun0")).unwrap();
+    let refused = output(&lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
+    assert_fails(
+        &refused,
+        1,
+        &["guard.toml:3", "tun0 is no Ethernet interface"],
+    );
+    assert_nothing_attached(&lab);
+}
+
+#[test]
 fn what_the_environment_lacks_is_said_in_one_line_and_nothing_is_attached() {
     let lab = Lab::new().unwrap();
     let path = write_policy(&lab, POLICY).unwrap();
@@ -221,17 +247,22 @@ fn commands_without_an_agent_say_so() {
     assert_fails(
         &output(&lab, &missing).unwrap(),
         2,
-        &["/nowhere/guard.toml", "--policy"],
+        &["/nowhere/guard.toml", "name another file"],
     );
 }
 
 #[test]
 fn wrong_usage_exits_with_2() {
     let lab = Lab::new().unwrap();
-    for arguments in [&["rnu"][..], &["status", "--yaml"], &[]] {
-        let output = output(&lab, arguments).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    for arguments in [&["rnu"][..], &["status", "--yaml"]] {
+        assert_fails(
+            &output(&lab, arguments).unwrap(),
+            2,
+            &[arguments.last().unwrap(), "--help"],
+        );
     }
+    // Alone it prints its help.
+    assert_eq!(output(&lab, &[]).unwrap().status.code(), Some(2));
 }
 
 #[test]
@@ -280,6 +311,14 @@ fn a_second_agent_on_the_same_socket_or_interface_is_refused() {
 fn a_socket_that_a_dead_agent_left_is_replaced_but_a_file_is_not() {
     let lab = Lab::new().unwrap();
     let socket = lab.folder().join("guard.sock");
+    // A socket that is somebody else's is not touched.
+    let foreign = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let path = write_policy(&lab, POLICY).unwrap();
+    let refused = output(&lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
+    assert_fails(&refused, 1, &["guard.sock"]);
+    assert!(socket.exists());
+    drop(foreign);
+    fs::remove_file(&socket).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
     let guard = Guard::start(&lab, POLICY).unwrap();

@@ -44,6 +44,7 @@ pub mod protocol {
     pub const AUTHENTICATION: u8 = 51;
     pub const ICMPV6: u8 = 58;
     pub const DESTINATION_OPTIONS: u8 = 60;
+    pub const SCTP: u8 = 132;
 }
 
 fn ethernet(ether_type: u16, payload: &[u8]) -> Vec<u8> {
@@ -101,6 +102,13 @@ pub fn udp(source_port: u16, port: u16, data: &[u8]) -> Vec<u8> {
     let words = [source_port, port, length, 0];
     let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
     bytes.extend(data);
+    bytes
+}
+
+/// An SCTP common header (RFC 9260, section 3.1).
+pub fn sctp(port: u16) -> Vec<u8> {
+    let mut bytes = vec![0; 12];
+    bytes[2..4].copy_from_slice(&port.to_be_bytes());
     bytes
 }
 

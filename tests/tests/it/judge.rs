@@ -56,6 +56,20 @@ impl Judge {
         }
     }
 
+    /// Runs the program over the same frame many times, as fast as it goes.
+    pub fn repeat(&self, frame: &[u8], repeat: u32) {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            repeat,
+            ..TestRunOptions::new()
+        };
+        self.generation
+            .program()
+            .unwrap()
+            .test_run(options)
+            .unwrap();
+    }
+
     pub fn counters(&self) -> BTreeMap<String, (u64, u64)> {
         let rows = self.generation.counters().unwrap();
         rows.into_iter()

@@ -24,6 +24,10 @@ const SERVICES: &str = r#"
     ports = ["tcp/5432", "udp/5432", "tcp/22"]
     from = ["198.51.100.0/24", "2001:db8:51::/48"]
     [[service]]
+    name = "narrow"
+    ports = ["tcp/7777"]
+    from = ["2001:db8:99::/112", "192.0.2.9"]
+    [[service]]
     name = "ping"
     ports = ["icmp"]
     from = ["198.51.100.0/24"]
@@ -41,6 +45,7 @@ fn published() -> Vec<PublishedPort> {
     for port in [8000, 5432, 40_000, 7005] {
         published.extend(both(PortProtocol::Tcp, port));
     }
+    published.extend(both(PortProtocol::Sctp, 9899));
     published.extend(both(PortProtocol::Udp, 9000));
     published.extend(both(PortProtocol::Udp, 40_001));
     published.push(PublishedPort {
@@ -226,6 +231,58 @@ fn exposure() -> Vec<Row> {
             NotGuarded,
             ClosedPort,
         ),
+        same(
+            "beyond a long IPv6 prefix",
+            ipv6(
+                "2001:db8:99::1:9".parse().unwrap(),
+                protocol::TCP,
+                &tcp(7777, SYN, &[]),
+            ),
+            Some("narrow"),
+            SourceNotAllowed,
+        ),
+        same(
+            "within a long IPv6 prefix",
+            v6(protocol::TCP, &tcp(7777, SYN, &[])),
+            Some("narrow"),
+            Allowed,
+        ),
+        same(
+            "one IPv4 address",
+            v4(protocol::TCP, &tcp(7777, SYN, &[])),
+            Some("narrow"),
+            Allowed,
+        ),
+        same(
+            "published SCTP port",
+            v4(protocol::SCTP, &sctp(9899)),
+            None,
+            ClosedPort,
+        ),
+        same(
+            "published SCTP port, IPv6",
+            v6(protocol::SCTP, &sctp(9899)),
+            None,
+            ClosedPort,
+        ),
+        by_scope(
+            "another SCTP port",
+            v4(protocol::SCTP, &sctp(9898)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "destination unreachable, though ping is restricted",
+            v4(protocol::ICMP, &icmp(3)),
+            Some("ping"),
+            Reply,
+        ),
+        by_scope(
+            "packet too big",
+            v6(protocol::ICMPV6, &icmp(2)),
+            NotGuarded,
+            Reply,
+        ),
         by_scope("GRE", v4(47, &[0; 8]), NotGuarded, ClosedPort),
         by_scope(
             "a protocol that nobody has heard of",
@@ -295,6 +352,9 @@ fn bypasses() -> Vec<Row> {
             ),
         ),
         closed("first fragment", as_fragment(&syn, 0, true)),
+        closed("first fragment whose TCP options come in the next", {
+            as_fragment(&patched(&syn, IPV4_PAYLOAD_AT + 12, &[0xf0]), 0, true)
+        }),
         closed("SYN+ECE", tcp_v4(8000, SYN | ECE)),
         closed("SYN+CWR", tcp_v4(8000, SYN | CWR)),
         closed("SYN+ECE+CWR", tcp_v4(8000, SYN | ECE | CWR)),
@@ -384,6 +444,16 @@ fn malformed() -> Vec<Row> {
         malformed("a first fragment without its ports", {
             as_fragment(&ipv4(CLIENT_V4, TCP, &[]), 0, true)
         }),
+        malformed("a tiny first fragment whose flags would be padding", {
+            let tiny = ipv4(CLIENT_V4, TCP, &tcp(8000, SYN, &[])[..8]);
+            [as_fragment(&tiny, 0, true), vec![0x50; 26]].concat()
+        }),
+        malformed("an atomic fragment whose UDP length lies", {
+            let mut payload = fragment(UDP, 0, false);
+            payload.extend(patched(&udp(1, 9000, b"hello"), 4, &[0, 200]));
+            ipv6(CLIENT_V6, FRAGMENT, &payload)
+        }),
+        malformed("SCTP cut off", ipv4(CLIENT_V4, SCTP, &sctp(9899)[..11])),
         malformed(
             "a TCP header of 16 bytes",
             patched(&syn, IPV4_PAYLOAD_AT + 12, &[0x40]),

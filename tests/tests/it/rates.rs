@@ -1,6 +1,15 @@
 //! The budget of a source, in the real program with the kernel's clock.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use guard_common::reason::Reason::{Allowed, PacketLimit};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::{
     frames::{CLIENT_V4, OTHER_V4, flags::SYN, ipv4, ipv6, protocol::TCP, tcp},
@@ -99,4 +108,45 @@ fn observed_a_budget_drops_nothing() {
     for _ in 0..3 {
         judge.assert("over the burst", &frame, &observed(WEB, PacketLimit));
     }
+}
+
+#[test]
+fn two_cpus_on_one_source_pass_no_more_than_its_rate() {
+    const RATE: u64 = 10_000;
+    const BURST: u64 = 1_000;
+    let policy = format!(
+        "mode = \"enforce\"
+         docker.socket = \"\"
+         [[service]]
+         name = \"web\"
+         ports = [\"tcp/80\"]
+         limit.packets = {{ rate = \"{RATE}/s\", burst = {BURST} }}"
+    );
+    let judge = Judge::new(&policy, &[]);
+    let frame = from_v4("198.51.100.7", 80);
+    let start = Instant::now();
+    let duration = Duration::from_secs(3);
+    thread::scope(|scope| {
+        for cpu in 0..2 {
+            let (judge, frame) = (&judge, &frame);
+            scope.spawn(move || {
+                let mut cpus = CpuSet::new();
+                cpus.set(cpu).unwrap();
+                sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+                while start.elapsed() < duration {
+                    judge.repeat(frame, 10_000);
+                }
+            });
+        }
+    });
+    let elapsed = start.elapsed();
+    let (passed, _) = judge.counters()["web: pass allowed"];
+    let (dropped, _) = judge.counters()["web: drop packet_limit"];
+    let expected = elapsed.as_secs_f64() * RATE as f64 + BURST as f64;
+    let error = (passed as f64 - expected).abs() / expected;
+    assert!(
+        dropped > 10 * passed,
+        "{dropped} dropped: that was no flood"
+    );
+    assert!(error < 0.02, "{passed} passed instead of {expected}");
 }

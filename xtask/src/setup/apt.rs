@@ -4,7 +4,6 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
     process::{Command, Stdio},
     sync::OnceLock,
 };
@@ -68,6 +67,8 @@ fn update() -> Result<()> {
 /// Debian asks this program before a package starts its service (policy-rc.d); 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
+const FORBID: &str = "#!/bin/sh\n# Placed by guard's xtask while it installs packages.\nexit 101\n";
+
 /// While it lives, no package starts a service: a machine that runs the demo wants no web server of
 /// its own. One that systemd manages is also kept from starting at the next boot.
 struct NoServices {
@@ -76,9 +77,11 @@ struct NoServices {
 
 impl NoServices {
     fn new() -> io::Result<Self> {
-        let placed = !Path::new(POLICY).exists();
+        // One of ours is left if an earlier run was killed.
+        let is_foreign = fs::read_to_string(POLICY).is_ok_and(|text| text != FORBID);
+        let placed = !is_foreign;
         if placed {
-            fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+            fs::write(POLICY, FORBID)?;
             fs::set_permissions(POLICY, Permissions::from_mode(0o755))?;
         }
         Ok(Self { placed })

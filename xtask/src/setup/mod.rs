@@ -7,6 +7,7 @@ mod rust;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use lab::interrupt;
 use nix::unistd::geteuid;
 use which::which;
 
@@ -17,10 +18,24 @@ pub fn toolchain() -> Result<Toolchain> {
     rust::find_or_install()
 }
 
-/// What everything needs: a toolchain, and the programs that the lab consists of.
-pub fn everything() -> Result<Toolchain> {
+/// What the demo needs: a toolchain and the programs of the lab, with Docker if it can be had.
+pub fn for_demo() -> Result<Toolchain> {
     let toolchain = toolchain()?;
-    lab()?;
+    find_tools(&LAB)?;
+    if let Err(error) = find_tools(&DOCKER) {
+        println!("setup: going on without Docker: {error:#}");
+    }
+    ready(toolchain)
+}
+
+/// What the tests need: a toolchain and the programs of the lab, with Docker.
+pub fn for_tests() -> Result<Toolchain> {
+    let toolchain = toolchain()?;
+    find_tools(&[LAB.as_slice(), &DOCKER].concat())?;
+    ready(toolchain)
+}
+
+fn ready(toolchain: Toolchain) -> Result<Toolchain> {
     println!(
         "setup: ready, with the toolchain {} and {}",
         toolchain.name,
@@ -30,6 +45,7 @@ pub fn everything() -> Result<Toolchain> {
 }
 
 /// A program of the lab, and the Debian package that has it.
+#[derive(Clone, Copy)]
 struct Tool {
     program: &'static str,
     package: &'static str,
@@ -62,13 +78,9 @@ const DOCKER: [Tool; 3] = [
     tool("containerd", "containerd"),
 ];
 
-fn lab() -> Result<()> {
+fn find_tools(tools: &[Tool]) -> Result<()> {
     require_root()?;
-    let missing: Vec<&Tool> = LAB
-        .iter()
-        .chain(&DOCKER)
-        .filter(|tool| !tool.is_there())
-        .collect();
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| !tool.is_there()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -110,6 +122,7 @@ pub fn require_root() -> Result<()> {
 
 /// Runs a step of the setup, with its output on the terminal.
 fn announce_and_run(command: &mut Command) -> Result<()> {
+    interrupt::check()?;
     println!("setup: {}", describe(command));
     let status = command
         .status()

@@ -1,0 +1,142 @@
+//! Services on one address, and addresses inside container networks.
+
+use guard::policy::{ContainerNetwork, Containers, PublishedFamily, PublishedPort};
+use guard_common::{
+    exposure::NetworkKind,
+    layout::PortProtocol,
+    reason::Reason::{self, *},
+};
+
+use crate::{
+    clocked::Simulation,
+    frames::{flags::*, protocol::*, *},
+};
+
+/// The frame sent to another address than the host's.
+fn to_v4(frame: &[u8], address: &str) -> Vec<u8> {
+    let address: std::net::Ipv4Addr = address.parse().unwrap();
+    patched(frame, IPV4_AT + 16, &address.octets())
+}
+
+fn to_v6(frame: &[u8], address: &str) -> Vec<u8> {
+    let address: std::net::Ipv6Addr = address.parse().unwrap();
+    patched(frame, IPV6_AT + 24, &address.octets())
+}
+
+#[test]
+fn a_service_on_one_address_is_closed_on_the_others() {
+    let policy = "scope = \"host\"
+        [[service]]
+        name = \"one\"
+        ports = [\"tcp/80\", \"tcp/90\"]
+        address = \"203.0.113.5\"
+        [[service]]
+        name = \"other\"
+        ports = [\"tcp/80\"]
+        address = \"2001:db8:113::5\"
+        from = [\"2001:db8:51::/48\"]";
+    let simulation = Simulation::new(policy);
+    let syn = tcp_v4(80, SYN);
+    assert_eq!(simulation.reason(&to_v4(&syn, "203.0.113.5")), Allowed);
+    assert_eq!(simulation.reason(&to_v4(&syn, "203.0.113.6")), ClosedPort);
+    let syn = tcp_v6(80, SYN);
+    assert_eq!(simulation.reason(&to_v6(&syn, "2001:db8:113::5")), Allowed);
+    assert_eq!(
+        simulation.reason(&to_v6(&syn, "2001:db8:113::6")),
+        ClosedPort
+    );
+    let elsewhere = ipv6(OTHER_V6, TCP, &tcp(80, SYN, &[]));
+    let elsewhere = to_v6(&elsewhere, "2001:db8:113::5");
+    assert_eq!(simulation.reason(&elsewhere), SourceNotAllowed);
+}
+
+fn networks() -> Containers {
+    let network = |prefix: &str, kind| ContainerNetwork {
+        prefix: prefix.parse().unwrap(),
+        kind,
+    };
+    Containers {
+        published: vec![PublishedPort {
+            protocol: PortProtocol::Tcp,
+            port: 8000,
+            family: PublishedFamily::Ipv4,
+        }],
+        networks: vec![
+            network("172.17.0.0/16", NetworkKind::Masqueraded),
+            network("10.9.8.128/25", NetworkKind::Masqueraded),
+            network("10.50.0.0/16", NetworkKind::Routed),
+            network("2001:db8:d0c::/64", NetworkKind::Routed),
+            network("fd00:d0c::/48", NetworkKind::Routed),
+        ],
+    }
+}
+
+#[test]
+fn an_address_inside_a_container_network_gets_nothing_from_outside() {
+    let policy = "[[service]]
+        name = \"web\"
+        ports = [\"tcp/80\"]
+        [[service]]
+        name = \"direct\"
+        ports = [\"tcp/81\"]
+        address = \"172.17.0.9\"";
+    for scope in ["containers", "host"] {
+        let policy = format!("scope = \"{scope}\"\n{policy}");
+        let simulation = Simulation::with_containers(&policy, &networks());
+        let reason =
+            |frame: &[u8], address| -> Reason { simulation.reason(&to_v4(frame, address)) };
+        for frame in [
+            tcp_v4(80, SYN),
+            tcp_v4(80, ACK),
+            tcp_v4(9999, SYN),
+            udp_v4(9999),
+            ipv4(CLIENT_V4, ICMP, &icmp(8)),
+            ipv4(CLIENT_V4, 47, &[0; 8]),
+        ] {
+            for address in ["172.17.0.0", "172.17.0.2", "172.17.255.255", "10.9.8.128"] {
+                assert_eq!(reason(&frame, address), ContainerAddress, "{address}");
+            }
+        }
+        for address in ["172.16.255.255", "172.18.0.0", "10.9.8.127", "10.9.9.128"] {
+            assert_eq!(reason(&tcp_v4(80, SYN), address), Allowed, "{address}");
+        }
+        // Who owns the policy may list a container's own address.
+        assert_eq!(reason(&tcp_v4(81, SYN), "172.17.0.9"), Allowed);
+        assert_eq!(reason(&tcp_v4(81, SYN), "172.17.0.8"), ContainerAddress);
+    }
+}
+
+#[test]
+fn a_routed_container_network_gets_answers_and_no_attempts() {
+    let simulation = Simulation::with_containers("", &networks());
+    for address in ["2001:db8:d0c::2", "fd00:d0c:0:7::2"] {
+        let reason = |frame: &[u8]| simulation.reason(&to_v6(frame, address));
+        assert_eq!(reason(&tcp_v6(80, SYN)), ContainerAddress);
+        assert_eq!(reason(&tcp_v6(80, ACK)), Established);
+        assert_eq!(reason(&udp_v6(9999)), ContainerAddress);
+        assert_eq!(
+            reason(&ipv6(CLIENT_V6, ICMPV6, &icmp(128))),
+            ContainerAddress
+        );
+        assert_eq!(reason(&ipv6(CLIENT_V6, ICMPV6, &icmp(2))), Reply);
+        assert_eq!(reason(&ipv6(CLIENT_V6, ICMPV6, &icmp(129))), Reply);
+    }
+    assert_eq!(
+        simulation.reason(&tcp_v6(80, SYN)),
+        NotGuarded,
+        "the host itself"
+    );
+    // A query of a container, and its answer.
+    let query = ipv6(
+        "2001:db8:d0c::2".parse().unwrap(),
+        UDP,
+        &udp(5000, 53, b"query"),
+    );
+    simulation.sent(&to_v6(&query, "2001:db8:99::9"));
+    let answer = ipv6(OTHER_V6, UDP, &udp(53, 5000, b"answer"));
+    assert_eq!(simulation.reason(&to_v6(&answer, "2001:db8:d0c::2")), Reply);
+    assert_eq!(
+        simulation.reason(&to_v6(&answer, "2001:db8:d0c::3")),
+        ContainerAddress
+    );
+}
