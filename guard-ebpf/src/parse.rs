@@ -253,7 +253,7 @@ fn parse_ipv6_payload(frame: &Frame, mut payload: Payload) -> Result<Transport, 
             break;
         }
         // The shortest extension header has 8 bytes.
-        let header = frame.header::<[u8; 8]>(payload.offset).ok_or(Malformed)?;
+        let header = payload.header::<[u8; 8]>(frame)?;
         let units = usize::from(header.byte(1));
         let length = match payload.protocol {
             protocol::FRAGMENT => {

@@ -23,9 +23,16 @@ impl Simulation {
     }
 
     pub fn with_containers(policy: &str, containers: &Containers) -> Self {
+        Self::with_text(
+            &format!("mode = \"enforce\"\ndocker.socket = \"\"\n{policy}"),
+            containers,
+        )
+    }
+
+    /// A whole policy.
+    pub fn with_text(policy: &str, containers: &Containers) -> Self {
         let tick_ns = host::tick_ns().unwrap();
-        let policy = format!("mode = \"enforce\"\ndocker.socket = \"\"\n{policy}");
-        let policy = Policy::parse(&policy, "test.toml", Clock { tick_ns }).unwrap();
+        let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
         let start = Timebase {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),
             boot_ns: Replay::BOOT_NS,
@@ -43,12 +50,19 @@ impl Simulation {
         self.replay.set_clock(ns).unwrap();
     }
 
-    pub fn outcome(&self, frame: &[u8]) -> Outcome {
-        self.replay.judge(frame).unwrap().outcome
+    /// The service that a frame is counted under, and its outcome.
+    pub fn judged(&self, frame: &[u8]) -> (Option<String>, Outcome) {
+        let judged = self.replay.judge(frame).unwrap();
+        let name = self
+            .replay
+            .generation()
+            .tables()
+            .service_name(judged.service);
+        (name.map(str::to_owned), judged.outcome)
     }
 
     pub fn reason(&self, frame: &[u8]) -> Reason {
-        self.outcome(frame).reason
+        self.replay.judge(frame).unwrap().outcome.reason
     }
 
     pub fn sent(&self, frame: &[u8]) {

@@ -6,6 +6,7 @@ mod commands;
 mod docker;
 mod frames;
 mod judge;
+mod model;
 mod namespaces;
 mod packets;
 mod rates;

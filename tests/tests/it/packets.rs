@@ -496,6 +496,11 @@ fn malformed() -> Vec<Row> {
             payload.extend(tcp(8000, SYN, &[]));
             ipv6(CLIENT_V6, DESTINATION_OPTIONS, &payload)
         }),
+        // Found by the model: it was read from the padding, and passed as a later fragment.
+        malformed("a fragment header behind the end of the packet", {
+            let frame = ipv6(CLIENT_V6, ROUTING, &extension(FRAGMENT, 1));
+            [frame, fragment(TCP, 185, false)].concat()
+        }),
         malformed(
             "an extension header cut off",
             ipv6(CLIENT_V6, ROUTING, &[TCP, 0, 0]),

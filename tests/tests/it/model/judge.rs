@@ -1,0 +1,383 @@
+//! The verdict, as the design says it: denied? which service? may this source reach it? within its
+//! budgets? The clock of the whole run stands still, so a budget is its burst.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use super::{
+    generate::{ModelPolicy, ModelService, Special},
+    parse::{Content, Datagram, Seen, look},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    pub reason: &'static str,
+    pub dropped: bool,
+}
+
+pub struct Model<'a> {
+    policy: &'a ModelPolicy,
+    /// UDP flows: (local, port, peer, port).
+    flows: HashSet<(IpAddr, u16, IpAddr, u16)>,
+    /// What has been spent, by budget.
+    spent: HashMap<Account, u64>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Account {
+    Source {
+        service: usize,
+        prefix: IpAddr,
+        what: &'static str,
+    },
+    Total {
+        service: usize,
+        what: &'static str,
+    },
+}
+
+/// The number of the place that the budgets of no service have.
+const NOBODY: usize = usize::MAX;
+
+enum Way<'a> {
+    Service(usize, &'a ModelService),
+    /// Passes within the limits, under this service's name if it lists the port.
+    Pass(Option<usize>, &'static str),
+    Drop(Option<usize>, &'static str),
+}
+
+impl<'a> Model<'a> {
+    pub fn new(policy: &'a ModelPolicy) -> Self {
+        Self {
+            policy,
+            flows: HashSet::new(),
+            spent: HashMap::new(),
+        }
+    }
+
+    /// Takes note of a packet that this host sends.
+    pub fn sent(&mut self, frame: &[u8]) {
+        if let Seen::Ip(datagram) = look(frame)
+            && let Content::Udp { from_port, port } = datagram.content
+        {
+            let key = (datagram.source, from_port, datagram.destination, port);
+            // Answers of a service that is open to all need no flow.
+            let open = self.policy.services.iter().any(|service| {
+                service.lists("udp", from_port)
+                    && service.address.is_none()
+                    && service.from.is_empty()
+            });
+            if !open && self.policy.tracks_flows() {
+                self.flows.insert(key);
+            }
+        }
+    }
+
+    pub fn judge(&mut self, frame: &[u8]) -> (Option<String>, Expected) {
+        let host_mode = self.policy.mode;
+        if host_mode == "off" {
+            return (None, passed("not_guarded"));
+        }
+        let datagram = match look(frame) {
+            Seen::NotIp => return (None, passed("not_guarded")),
+            Seen::Malformed => return (None, dropped("malformed", host_mode)),
+            Seen::Ip(datagram) => datagram,
+        };
+        if is_control(&datagram) {
+            return (None, passed("control"));
+        }
+        let special = self.policy.special(datagram.source);
+        if self.policy.is_denied(datagram.source) {
+            return (None, dropped("denied_source", host_mode));
+        }
+        let way = self.way(&datagram);
+        let named = match &way {
+            Way::Service(number, _) => Some(*number),
+            Way::Pass(number, _) | Way::Drop(number, _) => *number,
+        };
+        let service = named.map(|number| &self.policy.services[number]);
+        let mode = service.map_or(host_mode, |service| milder(service.mode, host_mode));
+        let name = service.map(|service| service.name.clone());
+        if mode == "off" {
+            return (name, passed("not_guarded"));
+        }
+        let reason = match way {
+            Way::Drop(_, reason) => return (name, dropped(reason, mode)),
+            Way::Service(number, service) => {
+                self.pay(number, service, &datagram, special, "allowed")
+            }
+            Way::Pass(_, reason) => match &self.policy.limits {
+                Some(limits) => self.pay(NOBODY, limits, &datagram, special, reason),
+                None => reason,
+            },
+        };
+        let outcome = if reason.ends_with("_limit") {
+            dropped(reason, mode)
+        } else {
+            passed(reason)
+        };
+        (name, outcome)
+    }
+
+    fn way(&self, datagram: &Datagram) -> Way<'a> {
+        let Datagram {
+            source,
+            destination,
+            content,
+            ..
+        } = datagram;
+        if *content == Content::LaterFragment {
+            return Way::Pass(None, "fragment");
+        }
+        let (protocol, port) = match content {
+            Content::Tcp { port, .. } => ("tcp", *port),
+            Content::Udp { port, .. } => ("udp", *port),
+            Content::Sctp { port } => ("sctp", *port),
+            Content::Icmp { .. } if source.is_ipv4() => ("icmp", 0),
+            Content::Icmp { .. } => ("icmpv6", 0),
+            Content::Other { protocol: 47 } => ("gre", 0),
+            Content::Other { protocol: 50 } => ("esp", 0),
+            // The other family's ICMP is listed by its number as well.
+            Content::Other { protocol: 1 } => ("icmp", 0),
+            Content::Other { protocol: 58 } => ("icmpv6", 0),
+            _ => ("none", 0),
+        };
+        let services = || self.policy.services.iter().enumerate();
+        let on_address = services().find(|(_, service)| {
+            service.address == Some(*destination) && service.lists(protocol, port)
+        });
+        let reply = || match content {
+            Content::Udp { from_port, port } => {
+                self.flows
+                    .contains(&(*destination, *port, *source, *from_port))
+            }
+            _ => false,
+        };
+        let is_error = match content {
+            Content::Icmp { kind } if source.is_ipv4() => [3, 11, 12].contains(kind),
+            Content::Icmp { kind } => (1..5).contains(kind),
+            _ => false,
+        };
+        let attempt = matches!(
+            content,
+            Content::Tcp {
+                syn: true,
+                ack: false,
+                ..
+            }
+        );
+        let is_tcp = matches!(content, Content::Tcp { .. });
+        let is_udp = matches!(content, Content::Udp { .. });
+        let network = self
+            .policy
+            .networks
+            .iter()
+            .filter(|(network, _)| network.contains(destination))
+            .max_by_key(|(network, _)| network.prefix_len());
+        if on_address.is_none()
+            && let Some((_, routed)) = network
+        {
+            let closed = Way::Drop(None, "container_address");
+            return match content {
+                _ if !routed => closed,
+                Content::Tcp { .. } if !attempt => Way::Pass(None, "established"),
+                Content::Udp { .. } if reply() => Way::Pass(None, "reply"),
+                Content::Icmp { kind: 0 | 129 } => Way::Pass(None, "reply"),
+                _ if is_error => Way::Pass(None, "reply"),
+                _ => closed,
+            };
+        }
+        let listed = on_address.or_else(|| {
+            services()
+                .find(|(_, service)| service.address.is_none() && service.lists(protocol, port))
+        });
+        if let Some((number, service)) = listed
+            && (service.from.is_empty() || service.from.iter().any(|from| from.contains(source)))
+        {
+            return Way::Service(number, service);
+        }
+        let published = self.policy.published.iter().any(|published| {
+            (published.0, published.1, published.2) == (protocol, port, source.is_ipv4())
+        });
+        let number = listed.map(|(number, _)| number);
+        if number.is_none() && !published && self.policy.scope == "containers" {
+            return Way::Pass(None, "not_guarded");
+        }
+        let local = (32_768..=60_999).contains(&port);
+        if is_tcp && !attempt && (!published || local) {
+            return Way::Pass(number, "established");
+        }
+        if is_error || is_udp && !published && reply() {
+            return Way::Pass(number, "reply");
+        }
+        Way::Drop(
+            number,
+            if number.is_some() {
+                "source_not_allowed"
+            } else {
+                "closed_port"
+            },
+        )
+    }
+
+    /// Charges every budget if all have room; names the one that has none.
+    fn pay(
+        &mut self,
+        number: usize,
+        service: &ModelService,
+        datagram: &Datagram,
+        special: Option<Special>,
+        reason: &'static str,
+    ) -> &'static str {
+        let attempt = matches!(
+            datagram.content,
+            Content::Tcp {
+                syn: true,
+                ack: false,
+                ..
+            }
+        );
+        let amount = |what| match what {
+            "packet" => 1,
+            "byte" => datagram.frame_length,
+            _ => u64::from(attempt),
+        };
+        let factor = match special {
+            Some(Special::Factor(factor)) => u64::from(factor),
+            _ => 1,
+        };
+        let prefix = cut(datagram.source, service.per);
+        let mut bills = Vec::new();
+        let mut over = None;
+        // A crowd's further buckets are its second try, with all budgets together.
+        for (share, times) in [("", 1), ("crowd ", factor - 1)] {
+            if times == 0 {
+                continue;
+            }
+            bills.clear();
+            over = None;
+            for (what, burst) in &service.limit {
+                let account = Account::Source {
+                    service: number,
+                    prefix,
+                    what: match (*what, share) {
+                        ("packet", "") => "packet",
+                        ("byte", "") => "byte",
+                        ("connection", "") => "connection",
+                        ("packet", _) => "crowd packet",
+                        ("byte", _) => "crowd byte",
+                        (_, _) => "crowd connection",
+                    },
+                };
+                self.bill(
+                    &mut bills,
+                    &mut over,
+                    account,
+                    amount(what),
+                    burst * times,
+                    what,
+                );
+            }
+            for (what, burst) in &service.total {
+                let account = Account::Total {
+                    service: number,
+                    what,
+                };
+                self.bill(
+                    &mut bills,
+                    &mut over,
+                    account,
+                    amount(what),
+                    *burst,
+                    "total",
+                );
+            }
+            if over.is_none() {
+                break;
+            }
+        }
+        let Some(over) = over else {
+            for (account, amount) in bills {
+                *self.spent.entry(account).or_default() += amount;
+            }
+            return reason;
+        };
+        if special == Some(Special::Exempt) {
+            return "exempt";
+        }
+        match over {
+            "packet" => "packet_limit",
+            "byte" => "byte_limit",
+            "connection" => "connection_limit",
+            _ => "total_limit",
+        }
+    }
+
+    fn bill(
+        &self,
+        bills: &mut Vec<(Account, u64)>,
+        over: &mut Option<&'static str>,
+        account: Account,
+        amount: u64,
+        burst: u64,
+        what: &'static str,
+    ) {
+        if amount == 0 {
+            return;
+        }
+        let spent = self.spent.get(&account).copied().unwrap_or_default();
+        if spent + amount > burst && over.is_none() {
+            *over = Some(what);
+        }
+        bills.push((account, amount));
+    }
+}
+
+fn is_control(datagram: &Datagram) -> bool {
+    let local = match datagram.source {
+        IpAddr::V6(source) => source.is_unicast_link_local() || source == Ipv6Addr::UNSPECIFIED,
+        IpAddr::V4(_) => false,
+    };
+    match datagram.content {
+        Content::Icmp { kind } if datagram.source.is_ipv6() => match kind {
+            133..=137 => datagram.hop_limit == 255,
+            130..=132 | 143 => local,
+            _ => false,
+        },
+        Content::Udp { from_port, port } => match datagram.source {
+            IpAddr::V4(_) => (from_port, port) == (67, 68),
+            IpAddr::V6(_) => (from_port, port) == (547, 546),
+        },
+        _ => false,
+    }
+}
+
+fn cut(address: IpAddr, (v4, v6): (u8, u8)) -> IpAddr {
+    let length = if address.is_ipv4() { v4 } else { v6 };
+    ipnet::IpNet::new(address, length).unwrap().trunc().addr()
+}
+
+fn milder(one: &'static str, other: &'static str) -> &'static str {
+    let rank = |mode| {
+        ["off", "observe", "enforce"]
+            .iter()
+            .position(|m| *m == mode)
+    };
+    if rank(one) < rank(other) { one } else { other }
+}
+
+fn passed(reason: &'static str) -> Expected {
+    Expected {
+        reason,
+        dropped: false,
+    }
+}
+
+fn dropped(reason: &'static str, mode: &str) -> Expected {
+    Expected {
+        reason,
+        dropped: mode == "enforce",
+    }
+}

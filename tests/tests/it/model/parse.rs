@@ -1,0 +1,186 @@
+//! What a packet is, as the design says it, read with etherparse's header slices.
+
+use std::net::IpAddr;
+
+use etherparse::{
+    Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice,
+    Ipv6RawExtHeaderSlice, SingleVlanHeaderSlice,
+};
+
+#[derive(Debug)]
+pub enum Seen {
+    NotIp,
+    Malformed,
+    Ip(Datagram),
+}
+
+#[derive(Debug)]
+pub struct Datagram {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub hop_limit: u8,
+    pub content: Content,
+    pub frame_length: u64,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Content {
+    Tcp { port: u16, syn: bool, ack: bool },
+    Udp { from_port: u16, port: u16 },
+    Sctp { port: u16 },
+    Icmp { kind: u8 },
+    Other { protocol: u8 },
+    LaterFragment,
+}
+
+pub fn look(frame: &[u8]) -> Seen {
+    let Ok(ethernet) = Ethernet2HeaderSlice::from_slice(frame) else {
+        return Seen::NotIp;
+    };
+    let mut kind = ethernet.ether_type().0;
+    let mut rest = &frame[14..];
+    let is_tag = |kind| kind == 0x8100 || kind == 0x88a8;
+    for _ in 0..2 {
+        if is_tag(kind) {
+            let Ok(tag) = SingleVlanHeaderSlice::from_slice(rest) else {
+                return Seen::Malformed;
+            };
+            kind = tag.ether_type().0;
+            rest = &rest[4..];
+        }
+    }
+    let datagram = match kind {
+        0x0800 => look_v4(rest),
+        0x86dd => look_v6(rest),
+        _ if is_tag(kind) => None,
+        _ => return Seen::NotIp,
+    };
+    match datagram {
+        Some(mut datagram) => {
+            datagram.frame_length = frame.len() as u64;
+            Seen::Ip(datagram)
+        }
+        None => Seen::Malformed,
+    }
+}
+
+/// `None`: it cannot be read up to its transport header.
+fn look_v4(bytes: &[u8]) -> Option<Datagram> {
+    let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
+    let packet = bytes.get(..usize::from(header.total_len()))?;
+    let payload = packet.get(header.slice().len()..)?;
+    let content = if header.fragments_offset().value() > 0 {
+        Content::LaterFragment
+    } else {
+        content(header.protocol().0, 1, payload, header.more_fragments())?
+    };
+    Some(Datagram {
+        source: IpAddr::V4(header.source_addr()),
+        destination: IpAddr::V4(header.destination_addr()),
+        hop_limit: header.ttl(),
+        content,
+        frame_length: 0,
+    })
+}
+
+fn look_v6(bytes: &[u8]) -> Option<Datagram> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+    let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
+    let length = usize::from(header.payload_length());
+    let mut next = header.next_header().0;
+    if length == 0 && next == HOP_BY_HOP {
+        return None;
+    }
+    let mut payload = bytes.get(40..40 + length)?;
+    let mut more = false;
+    let mut read = 0;
+    let mut later = false;
+    while matches!(
+        next,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
+    ) {
+        read += 1;
+        if read > 8 {
+            return None;
+        }
+        match next {
+            FRAGMENT => {
+                let fragment = Ipv6FragmentHeaderSlice::from_slice(payload).ok()?;
+                if fragment.fragment_offset().value() > 0 {
+                    later = true;
+                    break;
+                }
+                more |= fragment.more_fragments();
+                next = fragment.next_header().0;
+                payload = &payload[8..];
+            }
+            AUTHENTICATION => {
+                // etherparse refuses a length field of 0, which stands for 8 bytes.
+                let words = usize::from(*payload.get(1)?) + 2;
+                next = *payload.first()?;
+                payload = payload.get(words * 4..)?;
+            }
+            _ => {
+                let options = Ipv6RawExtHeaderSlice::from_slice(payload).ok()?;
+                next = options.next_header().0;
+                payload = &payload[options.slice().len()..];
+            }
+        }
+    }
+    let content = if later {
+        Content::LaterFragment
+    } else {
+        content(next, 58, payload, more)?
+    };
+    Some(Datagram {
+        source: IpAddr::V6(header.source_addr()),
+        destination: IpAddr::V6(header.destination_addr()),
+        hop_limit: header.hop_limit(),
+        content,
+        frame_length: 0,
+    })
+}
+
+fn content(protocol: u8, icmp: u8, payload: &[u8], is_first_of_more: bool) -> Option<Content> {
+    let half = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
+    let need = |length: usize| (payload.len() >= length).then_some(());
+    Some(match protocol {
+        6 => {
+            need(20)?;
+            let header_length = usize::from(payload[12] >> 4) * 4;
+            if header_length < 20 || (header_length > payload.len() && !is_first_of_more) {
+                return None;
+            }
+            Content::Tcp {
+                port: half(2),
+                syn: payload[13] & 2 != 0,
+                ack: payload[13] & 16 != 0,
+            }
+        }
+        17 => {
+            need(8)?;
+            let length = usize::from(half(4));
+            let to_the_end = length == 0 && icmp == 58;
+            if length < 8 && !to_the_end || length > payload.len() && !is_first_of_more {
+                return None;
+            }
+            Content::Udp {
+                from_port: half(0),
+                port: half(2),
+            }
+        }
+        132 => {
+            need(12)?;
+            Content::Sctp { port: half(2) }
+        }
+        _ if protocol == icmp => {
+            need(8)?;
+            Content::Icmp { kind: payload[0] }
+        }
+        _ => Content::Other { protocol },
+    })
+}
