@@ -16,8 +16,9 @@ use tracing::{info, warn};
 
 use crate::{
     api::{self, DockerStatus, InterfaceStatus, PolicyStatus, Status},
-    dataplane::{AttachError, Attachment, CounterRow, Generation, LoadError},
+    dataplane::{AttachError, Attachment, CounterRow, Generation, LoadError, TalkerRow},
     docker,
+    explain::{Destination, Explanation, Seen, Situation, explain},
     host::{self, Netlink},
     policy::{ContainerNetwork, Containers, Policy, PublishedPort, Tables},
 };
@@ -39,7 +40,7 @@ struct Guarded {
 }
 
 /// What is known of Docker.
-enum Docker {
+pub enum Docker {
     /// The policy turns it off.
     Off,
     Connected(Containers),
@@ -128,6 +129,56 @@ impl Agent {
         Ok(counters)
     }
 
+    /// The sources that sent most, of every interface, the heaviest first.
+    pub fn talkers(&self) -> Result<Vec<api::Talker>, LoadError> {
+        let mut talkers = Vec::new();
+        for Guarded { name, attachment } in &self.interfaces {
+            let rows = attachment.generation().talkers()?;
+            talkers.extend(rows.into_iter().map(|row| {
+                let TalkerRow {
+                    source,
+                    packets,
+                    dropped,
+                    bytes,
+                } = row;
+                api::Talker {
+                    interface: name.clone(),
+                    source,
+                    packets,
+                    dropped,
+                    bytes,
+                }
+            }));
+        }
+        talkers.sort_unstable_by_key(|talker| (std::cmp::Reverse(talker.packets), talker.source));
+        Ok(talkers)
+    }
+
+    /// Why a packet from there to here gets its verdict, under the policy in force.
+    pub async fn explain(&self, from: IpAddr, to: &Destination) -> Result<Explanation> {
+        let situation = Situation {
+            policy: &self.policy,
+            containers: self.docker.containers(),
+            local_ports: host::local_port_range()?,
+            now: host::timebase()?,
+            tick_ns: host::tick_ns()?,
+            own: &self.netlink.addresses().await?,
+        };
+        let mut explanation = explain(&situation, from, to)?;
+        let of_source = self
+            .talkers()?
+            .into_iter()
+            .filter(|talker| talker.source == from);
+        let seen = of_source.fold((0, 0), |(packets, dropped), talker| {
+            (packets + talker.packets, dropped + talker.dropped)
+        });
+        explanation.seen = Some(Seen {
+            packets: seen.0,
+            dropped: seen.1,
+        });
+        Ok(explanation)
+    }
+
     async fn interface_status(&self, guarded: &Guarded) -> Result<InterfaceStatus> {
         let Guarded { name, attachment } = guarded;
         // An interface that is gone has no program either.
@@ -161,7 +212,7 @@ impl Agent {
 }
 
 impl Docker {
-    fn containers(&self) -> &Containers {
+    pub fn containers(&self) -> &Containers {
         static NONE: Containers = Containers {
             published: Vec::new(),
             networks: Vec::new(),
@@ -245,7 +296,7 @@ fn no_interface(policy: &Policy, path: &Path, name: &str) -> anyhow::Error {
 
 /// Docker that does not answer opens nothing that was closed before, but ports that it published are
 /// not known: the guard starts all the same, so that listed services keep their budgets, and says so.
-async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
+pub async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
     let Some(socket) = &policy.docker_socket else {
         return Docker::Off;
     };

@@ -5,8 +5,10 @@
 
 pub mod agent;
 pub mod api;
+pub mod capture;
 pub mod commands;
 pub mod dataplane;
 pub mod docker;
+pub mod explain;
 pub mod host;
 pub mod policy;

@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod fuzz;
 mod lint;
 mod setup;
 mod test;
@@ -41,6 +42,15 @@ enum Command {
         /// Run only tests whose name contains this
         filter: Option<String>,
     },
+    /// Hold the program against the model with ever new packets
+    Fuzz {
+        /// How long to go on
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Where to start, to repeat a run
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Show the main job end to end, in a lab of its own
     Demo,
 }
@@ -57,6 +67,7 @@ fn main() -> ExitCode {
         Command::Build { release } => build::run(release),
         Command::Lint => lint::run(),
         Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
         Command::Demo => demo::run(),
     };
     match result {

@@ -1,11 +1,13 @@
 //! The command line's end of the control API.
 
-use std::{path::Path, time::Duration};
+use std::{os::unix::net::UnixStream, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use reqwest::RequestBuilder;
 use serde::de::DeserializeOwned;
 
-use super::{Counter, ErrorBody, Status};
+use super::{Counter, ErrorBody, Question, Status, Talker};
+use crate::explain::Explanation;
 
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,9 +36,26 @@ impl Client {
         self.get("counters").await
     }
 
+    pub async fn talkers(&self) -> Result<Vec<Talker>> {
+        self.get("talkers").await
+    }
+
+    pub async fn explain(&self, question: &Question) -> Result<Explanation> {
+        let request = self.http.get(address("explain")).query(question);
+        self.answer(request).await
+    }
+
+    /// Whether somebody listens on the socket.
+    pub fn has_agent(&self) -> bool {
+        UnixStream::connect(&self.socket).is_ok()
+    }
+
     async fn get<T: DeserializeOwned>(&self, resource: &str) -> Result<T> {
-        let Self { http, socket } = self;
-        let request = http.get(format!("http://guard/v1/{resource}"));
+        self.answer(self.http.get(address(resource))).await
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+        let Self { http: _, socket } = self;
         let response = request.send().await.map_err(|error| {
             if error.is_timeout() {
                 let seconds = PATIENCE.as_secs();
@@ -61,6 +80,11 @@ impl Client {
             .await
             .with_context(|| format!("the agent at {socket} speaks another language"))
     }
+}
+
+/// The host's name is of no account on a socket.
+fn address(resource: &str) -> String {
+    format!("http://guard/v1/{resource}")
 }
 
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {

@@ -4,6 +4,8 @@
 pub mod client;
 pub mod server;
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +74,25 @@ pub struct Counter {
     pub reason: String,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// One element of the list that `guard talkers --json` prints: estimated from a sample.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Talker {
+    pub interface: String,
+    pub source: IpAddr,
+    pub packets: u64,
+    /// Those that were dropped, or would have been.
+    pub dropped: u64,
+    pub bytes: u64,
+}
+
+/// What `explain` is asked, as the query of its address.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Question {
+    pub from: IpAddr,
+    /// As [`crate::explain::Destination`] reads it.
+    pub to: String,
 }
 
 /// The body of every answer that is not a success.

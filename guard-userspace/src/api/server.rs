@@ -12,7 +12,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
@@ -23,8 +23,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Counter, ErrorBody, Status};
-use crate::agent::Agent;
+use super::{Counter, ErrorBody, Question, Status, Talker};
+use crate::{
+    agent::Agent,
+    explain::{Destination, Explanation},
+};
 
 /// Only root and this group may ask.
 const GROUP: &str = "guard";
@@ -99,6 +102,8 @@ impl ControlSocket {
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/counters", get(counters))
+            .route("/v1/talkers", get(talkers))
+            .route("/v1/explain", get(explain))
             .fallback(unknown)
             .with_state(agent);
         axum::serve(listener, router).await
@@ -128,9 +133,28 @@ async fn counters(State(agent): State<Arc<Agent>>) -> Result<Json<Vec<Counter>>,
     Ok(Json(agent.counters()?))
 }
 
+async fn talkers(State(agent): State<Arc<Agent>>) -> Result<Json<Vec<Talker>>, ApiError> {
+    Ok(Json(agent.talkers()?))
+}
+
+async fn explain(
+    State(agent): State<Arc<Agent>>,
+    Query(Question { from, to }): Query<Question>,
+) -> Result<Json<Explanation>, Response> {
+    let to = to
+        .parse::<Destination>()
+        .map_err(|error| (StatusCode::BAD_REQUEST, Json(ErrorBody { error })).into_response())?;
+    let explanation = agent.explain(from, &to).await;
+    explanation
+        .map(Json)
+        .map_err(|error| ApiError(error).into_response())
+}
+
 async fn unknown() -> Response {
     let body = ErrorBody {
-        error: "there is no such resource: /v1/status and /v1/counters are".to_owned(),
+        error:
+            "there is no such resource: /v1/status, /v1/counters, /v1/talkers and /v1/explain are"
+                .to_owned(),
     };
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }

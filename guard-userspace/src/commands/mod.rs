@@ -2,8 +2,11 @@
 
 mod check;
 mod counters;
+mod explain;
+mod replay;
 mod run;
 mod status;
+mod talkers;
 
 use std::{
     fmt::{self, Write as _},
@@ -44,6 +47,12 @@ enum Command {
     Status(Output),
     /// Show what became of the packets, by service and reason
     Counters(Output),
+    /// Show the sources that send most, and those that are dropped most
+    Talkers(talkers::Talkers),
+    /// Say whether a source reaches a port, and why
+    Explain(explain::Explain),
+    /// Run a capture through a policy, in the real kernel program
+    Replay(replay::Replay),
 }
 
 /// How a command that reads prints.
@@ -77,6 +86,9 @@ impl Arguments {
             Command::Run(run) => run.run(&socket).await,
             Command::Check(check) => check.run(),
             Command::Status(output) => Ok(status::run(&Client::new(&socket)?, &output).await?),
+            Command::Talkers(talkers) => Ok(talkers.run(&Client::new(&socket)?).await?),
+            Command::Explain(explain) => explain.run(&Client::new(&socket)?).await,
+            Command::Replay(replay) => replay.run(),
             Command::Counters(output) => Ok(counters::run(&Client::new(&socket)?, &output).await?),
         }
     }

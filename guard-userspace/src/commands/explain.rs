@@ -1,0 +1,133 @@
+//! `guard explain`: whether a source reaches a port, and why.
+
+use std::{
+    fmt::{self, Write as _},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
+use crate::{
+    agent::ask_docker,
+    api::{Question, client::Client},
+    explain::{Destination, Explanation, Seen, Situation, Step, explain},
+    host::{self, Netlink},
+};
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The source's address
+    #[arg(long, value_name = "ADDR")]
+    from: IpAddr,
+    /// What it wants to reach: 8000/tcp, 203.0.113.5:8000/tcp, [2001:db8::5]:53/udp, icmp
+    #[arg(long, value_name = "[ADDR:]PORT/PROTO")]
+    to: String,
+    /// Explain this policy instead of the one in force
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Explain {
+    pub async fn run(self, client: &Client) -> Result<(), Failure> {
+        let Self {
+            from,
+            to,
+            policy,
+            output: Output { json },
+        } = self;
+        let destination = to.parse::<Destination>().map_err(Failure::Usage)?;
+        let explanation = match policy {
+            None if client.has_agent() => client.explain(&Question { from, to }).await?,
+            policy => explain_file(policy, from, &destination).await?,
+        };
+        if json {
+            print_json(&explanation)?;
+        } else {
+            print(&describe(&explanation).map_err(anyhow::Error::from)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Explains a policy file, with what Docker says at this moment.
+async fn explain_file(
+    policy: Option<PathBuf>,
+    from: IpAddr,
+    to: &Destination,
+) -> Result<Explanation, Failure> {
+    let path = policy.unwrap_or_else(|| DEFAULT_POLICY.into());
+    let policy = read_policy(&path)?;
+    let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+    let docker = ask_docker(&policy, &netlink).await;
+    let own = netlink
+        .addresses()
+        .await
+        .context("this host's addresses cannot be read")?;
+    let situation = Situation {
+        policy: &policy,
+        containers: docker.containers(),
+        local_ports: host::local_port_range().map_err(anyhow::Error::from)?,
+        now: host::timebase().map_err(anyhow::Error::from)?,
+        tick_ns: host::tick_ns().map_err(anyhow::Error::from)?,
+        own: &own,
+    };
+    Ok(explain(&situation, from, to)?)
+}
+
+fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
+    let Explanation {
+        verdict,
+        would,
+        reason,
+        service: _,
+        packet,
+        steps,
+        line,
+        seen,
+    } = explanation;
+    let mut text = String::new();
+    let headline = match (verdict.as_str(), would) {
+        ("drop", _) => format!("DROPPED: {reason}"),
+        (_, Some(_)) => format!("PASSES, but would be dropped if enforced: {reason}"),
+        _ => format!("PASSES: {reason}"),
+    };
+    writeln!(text, "{headline}")?;
+    writeln!(text, "{packet}")?;
+    for Step {
+        step,
+        finding,
+        line,
+    } in steps
+    {
+        let place = line
+            .map(|line| format!(" (line {line})"))
+            .unwrap_or_default();
+        writeln!(text, "  {step:<20} {finding}{place}")?;
+    }
+    match line {
+        Some(line) => writeln!(text, "Line {line} of the policy decided.")?,
+        None => writeln!(
+            text,
+            "No line of the policy speaks of it: the scope decided."
+        )?,
+    }
+    if let Some(Seen { packets, dropped }) = seen {
+        match packets {
+            0 => writeln!(
+                text,
+                "This source is not among the heaviest that the guard watches."
+            )?,
+            _ => writeln!(
+                text,
+                "Of this source it has seen about {packets} packets, and dropped (or would have) about \
+                 {dropped}."
+            )?,
+        }
+    }
+    Ok(text)
+}

@@ -1,0 +1,279 @@
+//! `guard replay`: what a policy makes of a capture, in the real kernel program.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::{self, BufWriter, Write as _},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use anyhow::Result;
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use guard_common::{
+    exposure::NetworkKind,
+    reason::{Mode, Outcome, Reason, Verdict},
+};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{DEFAULT_POLICY, Failure, print, print_json, read_policy};
+use crate::{
+    capture::{self, Recorded},
+    dataplane::{Direction, Judged, Replay as Program},
+    host,
+    policy::{
+        ContainerNetwork, Containers, Policy, Ports, PublishedFamily, PublishedPort, Tables,
+        Timebase,
+    },
+};
+
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// The policy file
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
+    policy: PathBuf,
+    /// Judge as if every mode were `enforce`
+    #[arg(long)]
+    enforce: bool,
+    /// Ports that containers publish, in Docker's place: tcp/8000,udp/9000-9010
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    publish: Vec<Ports>,
+    /// Container networks, in Docker's place: 172.17.0.0/16
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    network: Vec<IpNet>,
+    /// Addresses of the recording host: what they send is not judged, but opens flows
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
+    local: Vec<IpAddr>,
+    /// Print one JSON object per packet, in order
+    #[arg(long)]
+    each: bool,
+    /// Print the sums as JSON
+    #[arg(long)]
+    json: bool,
+    /// The capture, pcap or pcapng
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// What `--each` prints of a packet.
+#[derive(Serialize)]
+struct Line<'a> {
+    n: u64,
+    /// Seconds since 1970.
+    time: f64,
+    verdict: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would: Option<&'static str>,
+    reason: &'static str,
+    service: Option<&'a str>,
+    /// `out`, if this host sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direction: Option<&'static str>,
+}
+
+/// What `--json` prints.
+#[derive(Default, Serialize)]
+struct Sums {
+    packets: u64,
+    passed: u64,
+    dropped: u64,
+    would_drop: u64,
+    by_reason: BTreeMap<&'static str, u64>,
+    /// The empty name counts what concerned no service.
+    by_service: BTreeMap<String, u64>,
+}
+
+impl Replay {
+    pub fn run(self) -> Result<(), Failure> {
+        let mut policy = read_policy(&self.policy)?;
+        if self.enforce {
+            policy.mode = Mode::Enforce;
+            for service in &mut policy.services {
+                service.mode = Mode::Enforce;
+            }
+        }
+        let mut sums = Sums::default();
+        let result = self.replay(&policy, &mut sums);
+        if self.json {
+            print_json(&sums)?;
+        } else if !self.each {
+            print(&sums.describe().map_err(anyhow::Error::from)?)?;
+        }
+        Ok(result?)
+    }
+
+    fn replay(&self, policy: &Policy, sums: &mut Sums) -> Result<()> {
+        let mut stdout = BufWriter::new(io::stdout().lock());
+        let mut program: Option<(Program, i64)> = None;
+        let result = capture::read(&self.file, |recorded| {
+            let (program, start) = match &mut program {
+                Some(running) => running,
+                None => program.insert(self.load(policy, recorded.time_ns)?),
+            };
+            program.set_clock(recorded.time_ns.saturating_sub(*start))?;
+            let line = self.judge(program, &recorded, sums)?;
+            if self.each {
+                writeln!(stdout, "{}", serde_json::to_string(&line)?)?;
+            }
+            Ok(())
+        });
+        match result.and_then(|()| Ok(stdout.flush()?)) {
+            // A reader that stops reading, such as `head`, is no failure.
+            Err(error) if is_broken_pipe(&error) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Loads the program as it would have been when the first packet came.
+    fn load(&self, policy: &Policy, first_ns: i64) -> Result<(Program, i64)> {
+        let now = Timebase {
+            world: Timestamp::from_nanosecond(first_ns.into())?,
+            boot_ns: Program::BOOT_NS,
+        };
+        let tick_ns = host::tick_ns()?;
+        let local_ports = host::local_port_range()?;
+        let tables = Tables::compile(policy, &self.containers(), &local_ports, now);
+        Ok((Program::new(tables, tick_ns)?, first_ns))
+    }
+
+    fn containers(&self) -> Containers {
+        let mut published = Vec::new();
+        for ports in &self.publish {
+            let Ports::Range { protocol, ports } = ports else {
+                continue;
+            };
+            for port in ports.clone() {
+                for family in [PublishedFamily::Ipv4, PublishedFamily::Ipv6] {
+                    published.push(PublishedPort {
+                        protocol: *protocol,
+                        port,
+                        family,
+                    });
+                }
+            }
+        }
+        let networks = self.network.iter().map(|prefix| ContainerNetwork {
+            prefix: prefix.trunc(),
+            kind: match prefix {
+                IpNet::V4(_) => NetworkKind::Masqueraded,
+                IpNet::V6(_) => NetworkKind::Routed,
+            },
+        });
+        Containers {
+            published,
+            networks: networks.collect(),
+        }
+    }
+
+    fn judge<'a>(
+        &self,
+        program: &'a Program,
+        recorded: &Recorded<'_>,
+        sums: &mut Sums,
+    ) -> Result<Line<'a>> {
+        let Recorded {
+            time_ns,
+            frame,
+            direction,
+        } = recorded;
+        let is_ours = *direction == Direction::Out
+            || source(frame).is_some_and(|source| self.local.contains(&source));
+        let judged = if is_ours {
+            program.sent(frame)?;
+            Judged {
+                service: 0,
+                outcome: Outcome {
+                    reason: Reason::NotGuarded,
+                    would_drop: false,
+                },
+            }
+        } else {
+            program.judge(frame)?
+        };
+        let Judged { service, outcome } = judged;
+        let line = Line {
+            n: sums.packets,
+            time: *time_ns as f64 / 1e9,
+            verdict: outcome.verdict().name(),
+            would: outcome.would_drop.then(|| Verdict::Drop.name()),
+            reason: outcome.reason.name(),
+            service: program.generation().tables().service_name(service),
+            direction: is_ours.then_some("out"),
+        };
+        sums.add(&line);
+        Ok(line)
+    }
+}
+
+/// The address that a frame comes from.
+fn source(frame: &[u8]) -> Option<IpAddr> {
+    let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
+    match packet.net? {
+        LaxNetSlice::Ipv4(ipv4) => Some(ipv4.header().source_addr().into()),
+        LaxNetSlice::Ipv6(ipv6) => Some(ipv6.header().source_addr().into()),
+        LaxNetSlice::Arp(_) => None,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        let io = cause.downcast_ref::<io::Error>();
+        io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+impl Sums {
+    fn add(&mut self, line: &Line<'_>) {
+        self.packets += 1;
+        if line.verdict == Verdict::Drop.name() {
+            self.dropped += 1;
+        } else {
+            self.passed += 1;
+        }
+        self.would_drop += u64::from(line.would.is_some());
+        *self.by_reason.entry(line.reason).or_default() += 1;
+        let service = line.service.unwrap_or_default();
+        if !self.by_service.contains_key(service) {
+            self.by_service.insert(service.to_owned(), 0);
+        }
+        if let Some(count) = self.by_service.get_mut(service) {
+            *count += 1;
+        }
+    }
+
+    fn describe(&self) -> Result<String, std::fmt::Error> {
+        let Self {
+            packets,
+            passed,
+            dropped,
+            would_drop,
+            by_reason,
+            by_service,
+        } = self;
+        let mut text = String::new();
+        writeln!(
+            text,
+            "{packets} packets: {passed} passed ({would_drop} of them would be dropped), {dropped} \
+             dropped"
+        )?;
+        let mut table = Table::new();
+        table.load_style(NOTHING);
+        for (reason, count) in by_reason {
+            table.add_row(["reason", reason, &count.to_string()]);
+        }
+        for (service, count) in by_service {
+            let service = if service.is_empty() { "-" } else { service };
+            table.add_row(["service", service, &count.to_string()]);
+        }
+        if let Some(column) = table.column_mut(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        writeln!(text, "{table}")?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,468 @@
+//! Why a packet from one place to another gets its verdict: the verdict from the real kernel program
+//! on a copy that is attached nowhere, the way to it step by step from the policy.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    str::FromStr,
+};
+
+use anyhow::{Context as _, Result, bail};
+use etherparse::{IpNumber, PacketBuilder};
+use guard_common::{
+    exposure::Scope,
+    layout::{PortProtocol, protocol_index},
+    reason::{Reason, Verdict},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    dataplane::{Judged, Replay},
+    policy::{
+        Budgets, Containers, From, Policy, Ports, PublishedFamily, Service, Source, Tables,
+        Timebase, Treatment,
+    },
+};
+
+/// A port, or a protocol without ports, on an address of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// `None`: an address of the host, whichever fits the source.
+    pub address: Option<IpAddr>,
+    pub ports: Ports,
+}
+
+impl FromStr for Destination {
+    type Err = String;
+
+    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "{text:?} is no place to reach: write \"8000/tcp\", \"203.0.113.5:8000/tcp\", \
+                 \"[2001:db8::5]:53/udp\" or \"icmp\""
+            )
+        };
+        let Some((place, protocol)) = text.rsplit_once('/') else {
+            return Ok(Self {
+                address: None,
+                ports: text.parse().map_err(|_| wrong())?,
+            });
+        };
+        let (address, port) = match place.parse::<SocketAddr>() {
+            Ok(socket) => (Some(socket.ip().to_canonical()), socket.port().to_string()),
+            Err(_) => (None, place.to_owned()),
+        };
+        let ports = format!("{protocol}/{port}").parse().map_err(|_| wrong())?;
+        match &ports {
+            Ports::Range { ports, .. } if ports.start() == ports.end() => {}
+            _ => return Err(wrong()),
+        }
+        Ok(Self { address, ports })
+    }
+}
+
+/// What `guard explain --json` prints.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Explanation {
+    pub verdict: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would: Option<String>,
+    pub reason: String,
+    pub service: Option<String>,
+    /// The packet that was judged.
+    pub packet: String,
+    pub steps: Vec<Step>,
+    /// The line of the policy that decided, if one did.
+    pub line: Option<usize>,
+    /// What the attached program has seen of the source; absent without an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Step {
+    pub step: String,
+    pub finding: String,
+    /// Of the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+}
+
+/// Estimated from a sample of the source's packets.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Seen {
+    pub packets: u64,
+    pub dropped: u64,
+}
+
+/// What the question is asked about.
+pub struct Situation<'a> {
+    pub policy: &'a Policy,
+    pub containers: &'a Containers,
+    pub local_ports: RangeInclusive<u16>,
+    pub now: Timebase,
+    pub tick_ns: u64,
+    /// Addresses of this host.
+    pub own: &'a [IpAddr],
+}
+
+/// Explains the first packet of a connection or exchange between two places.
+pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Result<Explanation> {
+    let from = from.to_canonical();
+    let address = match to.address {
+        Some(address) if address.is_ipv4() != from.is_ipv4() => {
+            bail!("{from} and {address} speak different versions of IP")
+        }
+        Some(address) => address,
+        None => own_address(situation, from)?,
+    };
+    let frame = first_packet(from, address, &to.ports)?;
+    let tables = Tables::compile(
+        situation.policy,
+        situation.containers,
+        &situation.local_ports,
+        Timebase {
+            boot_ns: Replay::BOOT_NS,
+            ..situation.now
+        },
+    );
+    let mut replay = Replay::new(tables, situation.tick_ns)?;
+    replay.set_clock(0)?;
+    let Judged { service, outcome } = replay.judge(&frame)?;
+    let tables = replay.generation().tables();
+    let mut way = Way {
+        situation,
+        from,
+        address,
+        ports: &to.ports,
+        steps: Vec::new(),
+    };
+    let line = way.describe(outcome.reason);
+    let Way { mut steps, .. } = way;
+    let verdict = outcome.verdict().name();
+    steps.push(Step {
+        step: "mode".to_owned(),
+        finding: match (outcome.reason.verdict(), outcome.would_drop) {
+            (Verdict::Pass, _) => format!("it passes: {}", outcome.reason.name()),
+            (Verdict::Drop, false) => format!("enforced: it is dropped: {}", outcome.reason.name()),
+            (Verdict::Drop, true) => format!(
+                "only observed: it passes, and is counted as one that would be dropped: {}",
+                outcome.reason.name()
+            ),
+        },
+        line: None,
+    });
+    Ok(Explanation {
+        verdict: verdict.to_owned(),
+        would: outcome.would_drop.then(|| Verdict::Drop.name().to_owned()),
+        reason: outcome.reason.name().to_owned(),
+        service: tables.service_name(service).map(str::to_owned),
+        packet: format!("{} from {from} to {address}", describe_packet(&to.ports)),
+        steps,
+        line,
+        seen: None,
+    })
+}
+
+/// An address of this host that a source of this family would use.
+fn own_address(situation: &Situation<'_>, from: IpAddr) -> Result<IpAddr> {
+    let in_network = |address: &IpAddr| {
+        let mut networks = situation.containers.networks.iter();
+        networks.any(|network| network.prefix.contains(address))
+    };
+    let is_link_local = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let mut own = situation.own.iter().copied();
+    own.find(|address| {
+        address.is_ipv4() == from.is_ipv4()
+            && !address.is_loopback()
+            && !in_network(address)
+            && !is_link_local(address)
+    })
+    .with_context(|| {
+        format!(
+            "this host has no address that {from} could reach: name one, as in --to ADDR:PORT/PROTO"
+        )
+    })
+}
+
+fn describe_packet(ports: &Ports) -> String {
+    match ports {
+        Ports::Range {
+            protocol: PortProtocol::Tcp,
+            ports,
+        } => format!("a connection attempt (TCP SYN) to port {}", ports.start()),
+        Ports::Range { protocol, ports } => {
+            format!("a {} packet to port {}", protocol.name(), ports.start())
+        }
+        Ports::Protocol { name, .. } => format!("a packet of {name}"),
+    }
+}
+
+/// Clients send from such a port.
+const CLIENT_PORT: u16 = 50_000;
+
+fn first_packet(from: IpAddr, to: IpAddr, ports: &Ports) -> Result<Vec<u8>> {
+    const TTL: u8 = 64;
+    const ECHO_REQUEST: [u8; 2] = [8, 128];
+    let ethernet = PacketBuilder::ethernet2([0; 6], [0; 6]);
+    let ip = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), TTL),
+        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), TTL),
+        _ => bail!("the addresses speak different versions of IP"),
+    };
+    let mut frame = Vec::new();
+    match ports {
+        Ports::Range {
+            protocol: PortProtocol::Tcp,
+            ports,
+        } => {
+            let segment = ip.tcp(CLIENT_PORT, *ports.start(), 0, 64_240).syn();
+            segment.write(&mut frame, &[])?;
+        }
+        Ports::Range {
+            protocol: PortProtocol::Udp,
+            ports,
+        } => ip.udp(CLIENT_PORT, *ports.start()).write(&mut frame, &[])?,
+        Ports::Range {
+            protocol: PortProtocol::Sctp,
+            ports,
+        } => {
+            // The common header (RFC 9260): ports, tag, checksum.
+            let mut header = [0; 12];
+            header[..2].copy_from_slice(&CLIENT_PORT.to_be_bytes());
+            header[2..4].copy_from_slice(&ports.start().to_be_bytes());
+            ip.write(&mut frame, IpNumber::SCTP, &header)?;
+        }
+        Ports::Protocol { number, .. } => {
+            let mut message = [0; 8];
+            message[0] = ECHO_REQUEST[usize::from(from.is_ipv6())];
+            ip.write(&mut frame, IpNumber(*number), &message)?;
+        }
+    }
+    Ok(frame)
+}
+
+/// The steps of the packet's way, as the policy tells them.
+struct Way<'a> {
+    situation: &'a Situation<'a>,
+    from: IpAddr,
+    address: IpAddr,
+    ports: &'a Ports,
+    steps: Vec<Step>,
+}
+
+impl<'a> Way<'a> {
+    /// Describes every step, and returns the line that decided on this reason.
+    fn describe(&mut self, reason: Reason) -> Option<usize> {
+        let denied = self.describe_denial();
+        if reason == Reason::DeniedSource {
+            return denied;
+        }
+        self.describe_network();
+        if reason == Reason::ContainerAddress {
+            return None;
+        }
+        let service = self.find_service();
+        self.describe_service(service);
+        let line = service.map(|service| service.line);
+        let Some(service) = service else {
+            return line;
+        };
+        self.describe_sources(service);
+        if reason == Reason::SourceNotAllowed {
+            return line;
+        }
+        self.describe_budgets(service);
+        line
+    }
+
+    fn add(&mut self, step: &str, finding: impl Into<String>, line: Option<usize>) {
+        self.steps.push(Step {
+            step: step.to_owned(),
+            finding: finding.into(),
+            line,
+        });
+    }
+
+    fn holds(&self, source: &Source) -> bool {
+        let ended = source
+            .expires
+            .is_some_and(|expires| expires <= self.situation.now.world);
+        !ended && source.cidrs.iter().any(|cidr| cidr.contains(&self.from))
+    }
+
+    fn describe_denial(&mut self) -> Option<usize> {
+        let mut sources = self.situation.policy.sources.iter();
+        let denied =
+            sources.find(|source| source.treatment == Treatment::Denied && self.holds(source));
+        match denied {
+            Some(source) => {
+                let finding = format!("{} is denied as {}", self.from, Named(source));
+                let line = source.line;
+                self.add("denied?", finding, Some(line));
+                Some(line)
+            }
+            None => {
+                self.add("denied?", format!("{} is not denied", self.from), None);
+                None
+            }
+        }
+    }
+
+    fn describe_network(&mut self) {
+        let mut networks = self.situation.containers.networks.iter();
+        let network = networks.find(|network| network.prefix.contains(&self.address));
+        if let Some(network) = network {
+            let finding = format!(
+                "{} lies in the container network {}, which is closed to packets sent straight to it",
+                self.address, network.prefix
+            );
+            self.add("whose address?", finding, None);
+        }
+    }
+
+    fn lists(&self, service: &Service) -> bool {
+        let index = match self.ports {
+            Ports::Range { .. } => *self.ports.indices().start(),
+            Ports::Protocol { number, .. } => protocol_index(*number),
+        };
+        service
+            .ports
+            .iter()
+            .any(|ports| ports.indices().contains(&index))
+            && service
+                .address
+                .is_none_or(|address| address == self.address)
+    }
+
+    /// A service on this very address comes before one on all of them.
+    fn find_service(&self) -> Option<&'a Service> {
+        let services = self.situation.policy.services.iter();
+        let listing = services.filter(|service| self.lists(service));
+        listing.max_by_key(|service| service.address.is_some())
+    }
+
+    fn describe_service(&mut self, service: Option<&Service>) {
+        let ports = self.ports;
+        if let Some(service) = service {
+            let finding = format!("service \"{}\" lists {ports}", service.name);
+            self.add("which service?", finding, Some(service.line));
+            return;
+        }
+        let family = if self.from.is_ipv4() {
+            PublishedFamily::Ipv4
+        } else {
+            PublishedFamily::Ipv6
+        };
+        let is_published = self.situation.containers.published.iter().any(|published| {
+            published.family == family && published.to_string() == ports.to_string()
+        });
+        let finding = match (is_published, self.situation.policy.scope) {
+            (true, _) => format!("no service lists {ports}, and a container publishes it: closed"),
+            (false, Scope::Host) => {
+                format!("no service lists {ports}: closed, as every such port in scope `host`")
+            }
+            (false, Scope::Containers) => format!(
+                "no service lists {ports} and no container publishes it: it is not guarded in scope \
+                 `containers`"
+            ),
+        };
+        self.add("which service?", finding, None);
+    }
+
+    fn describe_sources(&mut self, service: &Service) {
+        let finding = match &service.from {
+            From::Any => "the service is open to any source".to_owned(),
+            From::Admitted(admitted) => {
+                let now = self.situation.now.world;
+                let mut valid = admitted.iter().filter(|entry| {
+                    entry.prefix.contains(&self.from)
+                        && entry.expires.is_none_or(|expires| expires > now)
+                });
+                match valid.next() {
+                    Some(entry) => format!("the service is open to {}", entry.prefix),
+                    None => format!("{} is not among those it is open to", self.from),
+                }
+            }
+        };
+        self.add("may this source?", finding, Some(service.line));
+    }
+
+    fn describe_budgets(&mut self, service: &Service) {
+        let budgets = [
+            (&service.limit.budgets, "for each source"),
+            (&service.total, "for all sources together"),
+        ];
+        let limited: Vec<String> = budgets
+            .into_iter()
+            .flat_map(|(budgets, whose)| describe_budgets(budgets, whose))
+            .collect();
+        let finding = if limited.is_empty() {
+            "the service has no budgets".to_owned()
+        } else {
+            format!("{}; a first packet is within them", limited.join(", "))
+        };
+        self.add("within its budgets?", finding, Some(service.line));
+        let sources = self.situation.policy.sources.iter();
+        let special = sources
+            .filter(|source| self.holds(source))
+            .filter_map(|source| match source.treatment {
+                Treatment::Factor(factor) => {
+                    Some((source, format!("has {factor} times every budget")))
+                }
+                Treatment::Exempt => Some((source, "is never limited".to_owned())),
+                Treatment::Named | Treatment::Denied => None,
+            })
+            .max_by_key(|(source, _)| {
+                let matching = source.cidrs.iter().filter(|cidr| cidr.contains(&self.from));
+                matching.map(|cidr| cidr.prefix_len()).max()
+            });
+        if let Some((source, what)) = special {
+            let finding = format!("{} {what}, as {}", self.from, Named(source));
+            let line = source.line;
+            self.add("exempt or a crowd?", finding, Some(line));
+        }
+    }
+}
+
+fn describe_budgets(budgets: &Budgets, whose: &str) -> Vec<String> {
+    let Budgets {
+        packets,
+        bytes,
+        connections,
+    } = budgets;
+    let named = [
+        (packets, "packets"),
+        (bytes, "bytes"),
+        (connections, "connections"),
+    ];
+    named
+        .into_iter()
+        .filter_map(|(budget, what)| Some(format!("{what} {} {whose}", budget.as_ref()?)))
+        .collect()
+}
+
+/// A source with who owns it, why, and until when.
+struct Named<'a>(&'a Source);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(source) = self;
+        write!(formatter, "\"{}\"", source.name)?;
+        if let Some(owner) = &source.owner {
+            write!(formatter, ", owned by {owner}")?;
+        }
+        if let Some(reason) = &source.reason {
+            write!(formatter, ", because: {reason}")?;
+        }
+        if let Some(expires) = source.expires {
+            write!(formatter, ", until {expires}")?;
+        }
+        Ok(())
+    }
+}
