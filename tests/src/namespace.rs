@@ -1,8 +1,9 @@
 //! A network namespace that ends with its owner.
 
-use std::{path::PathBuf, process::Command};
+use std::{fs::File, path::PathBuf, process::Command, thread};
 
 use anyhow::Result;
+use nix::sched::{CloneFlags, setns};
 
 use crate::process::run;
 
@@ -53,6 +54,24 @@ impl Namespace {
     /// Runs `ip` with these arguments, which are split at spaces.
     pub fn ip(&self, arguments: &str) -> Result<String> {
         run(self.command("ip").args(arguments.split_whitespace()))
+    }
+}
+
+impl Namespace {
+    /// Runs a function on a thread that is in this namespace. Sockets that it makes stay there.
+    pub fn enter<T: Send>(&self, function: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace = File::open(self.path())?;
+        let entered = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+                Ok(function())
+            });
+            thread.join()
+        });
+        match entered {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 }
 

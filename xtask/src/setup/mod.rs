@@ -31,7 +31,7 @@ pub fn for_demo() -> Result<Toolchain> {
 /// What the tests need: a toolchain and the programs of the lab, with Docker.
 pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
-    find_tools(&[LAB.as_slice(), &DOCKER].concat())?;
+    find_tools(&[LAB.as_slice(), &DOCKER, &TESTS].concat())?;
     ready(toolchain)
 }
 
@@ -69,6 +69,15 @@ const LAB: [Tool; 12] = [
     tool("hping3", "hping3"),
     tool("nmap", "nmap"),
     tool("bpftool", "bpftool"),
+];
+
+/// What only the tests need: real clients and servers of UDP.
+const TESTS: [Tool; 5] = [
+    tool("dnsmasq", "dnsmasq-base"),
+    tool("gtlsclient", "ngtcp2-client"),
+    tool("gtlsserver", "ngtcp2-server"),
+    tool("openssl", "openssl"),
+    tool("tcpdump", "tcpdump"),
 ];
 
 /// A real Docker.

@@ -1,0 +1,399 @@
+//! `guard replay`, `guard explain` and `guard talkers`, as scripts and people use them.
+
+use std::{fs, path::Path, thread, time::Duration};
+
+use lab::{
+    flood::Flood,
+    guard::{Guard, output, write_policy},
+    http::{Answer, get},
+    process::{Daemon, run},
+    proxy::Proxy,
+    topology::{FLOODER_V4, HOST_V4, INTERFACE, Lab, USER_V4},
+};
+use serde_json::Value;
+
+use crate::frames::{flags::*, *};
+
+const POLICY: &str = "
+mode = \"enforce\"
+interfaces = [\"wan\"]
+scope = \"host\"
+docker.socket = \"\"
+
+[[service]]
+name = \"web\"
+ports = [\"tcp/80\"]
+limit.packets = \"200/s\"
+
+[[service]]
+name = \"database\"
+ports = [\"tcp/5432\"]
+from = [\"office\"]
+
+[[source]]
+name = \"office\"
+cidrs = [\"198.51.100.0/28\"]
+factor = 20
+owner = \"ana\"
+reason = \"head office NAT\"
+
+[[source]]
+name = \"scanner\"
+cidrs = [\"192.0.2.0/24\"]
+deny = true
+";
+
+/// The format of tcpdump (pcap-savefile(5)), in microseconds.
+fn pcap(linktype: u32, packets: &[(u32, u32, &[u8], usize)]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, linktype] {
+        file.extend(word.to_le_bytes());
+    }
+    for (seconds, microseconds, data, length) in packets {
+        let captured = data.len() as u32;
+        for word in [*seconds, *microseconds, captured, *length as u32] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(*data);
+    }
+    file
+}
+
+fn replay(lab: &Lab, capture: &Path, extra: &[&str]) -> (String, Option<i32>) {
+    let policy = lab.folder().join("guard.toml");
+    let mut arguments = vec!["replay", "--policy", policy.to_str().unwrap()];
+    arguments.extend(extra);
+    arguments.push(capture.to_str().unwrap());
+    let output = output(lab, &arguments).unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    (stdout, output.status.code())
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_capture_gets_a_verdict_for_every_packet_and_sums_that_add_up() {
+    let lab = Lab::new().unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    let capture = lab.folder().join("real.pcap");
+    let mut tcpdump = Daemon::start(
+        lab.host
+            .command("tcpdump")
+            .args(["-U", "-n", "-i", INTERFACE, "-Z", "root", "-w"])
+            .arg(&capture),
+        &lab.folder().join("tcpdump.log"),
+    )
+    .unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(
+        get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+        Answer::Status(502)
+    );
+    run(lab.internet.command("nmap").args([
+        "-n",
+        "-Pn",
+        "-sS",
+        "-p",
+        "22,80,8000",
+        "-e",
+        "internet",
+        &HOST_V4.to_string(),
+    ]))
+    .unwrap();
+    let ping = ["ping", "-c", "3", "-W", "1", &HOST_V4.to_string()];
+    run(lab.internet.command("busybox").args(ping)).unwrap();
+    Flood::start(&lab, FLOODER_V4, 80, Duration::from_micros(200), 2_000)
+        .unwrap()
+        .wait(Duration::from_secs(20))
+        .unwrap();
+    thread::sleep(Duration::from_millis(500));
+    tcpdump.stop().unwrap();
+    write_policy(&lab, POLICY).unwrap();
+    let local = HOST_V4.to_string();
+    let (text, code) = replay(&lab, &capture, &["--local", &local, "--each"]);
+    assert_eq!(code, Some(0));
+    let packets = lines(&text);
+    let (sums, _) = replay(&lab, &capture, &["--local", &local, "--json"]);
+    let sums: Value = serde_json::from_str(&sums).unwrap();
+    assert_eq!(sums["packets"], packets.len());
+    let count = |key: &str, value: &str| packets.iter().filter(|p| p[key] == value).count();
+    assert_eq!(sums["passed"], count("verdict", "pass"));
+    assert_eq!(sums["dropped"], count("verdict", "drop"));
+    for part in ["by_reason", "by_service"] {
+        let sum: u64 = sums[part]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|n| n.as_u64().unwrap())
+            .sum();
+        assert_eq!(sum, packets.len() as u64, "{part}");
+    }
+    for (n, packet) in packets.iter().enumerate() {
+        assert_eq!(packet["n"], n);
+    }
+    // nmap knocks at 22 and 8000, and the three pings find no service.
+    assert!(count("reason", "closed_port") >= 5, "{sums}");
+    // Of 2,000 SYNs and their resets in some half a second 200 a second fit, and the burst.
+    assert!(count("reason", "packet_limit") > 1_000, "{sums}");
+    // What this host sends is not judged, and the resets of its closed ports are.
+    assert!(count("direction", "out") > 100, "{sums}");
+    assert!(
+        packets
+            .iter()
+            .all(|p| p["direction"] != "out" || p["verdict"] == "pass")
+    );
+    // The same capture gives the same verdicts.
+    assert_eq!(
+        replay(&lab, &capture, &["--local", &local, "--each"]).0,
+        text
+    );
+}
+
+#[test]
+fn a_capture_is_judged_by_its_own_clock_and_link_type() {
+    let lab = Lab::new().unwrap();
+    let policy = POLICY
+        .replace("200/s", "1/s")
+        .replace("factor = 20", "")
+        .replace("\"host\"", "\"containers\"");
+    write_policy(&lab, &policy).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let syn = tcp_v4(80, SYN);
+    let replay_of = |linktype, packets: &[(u32, u32, &[u8], usize)], extra: &[&str]| {
+        fs::write(&capture, pcap(linktype, packets)).unwrap();
+        let (text, code) = replay(&lab, &capture, &[extra, &["--each"]].concat());
+        assert_eq!(code, Some(0));
+        let reasons = lines(&text).into_iter();
+        let reasons: Vec<String> = reasons
+            .map(|line| line["reason"].as_str().unwrap().to_owned())
+            .collect();
+        reasons
+    };
+    // One packet a second fits, the second within half a second does not.
+    let at = |ms: u32| {
+        (
+            1_700_000_000 + ms / 1_000,
+            ms % 1_000 * 1_000,
+            syn.as_slice(),
+            syn.len(),
+        )
+    };
+    let reasons = replay_of(1, &[at(0), at(500), at(1_100), at(900), at(2_200)], &[]);
+    assert_eq!(
+        reasons,
+        [
+            "allowed",
+            "packet_limit",
+            "allowed",
+            "packet_limit",
+            "allowed"
+        ]
+    );
+    // Raw IP, both cooked formats, and one that was cut to its headers.
+    let raw = &syn[14..];
+    assert_eq!(replay_of(101, &[(1, 0, raw, raw.len())], &[]), ["allowed"]);
+    let cooked = [&[0u8; 14][..], &[8, 0], raw].concat();
+    assert_eq!(
+        replay_of(113, &[(1, 0, &cooked, cooked.len())], &[]),
+        ["allowed"]
+    );
+    let sent = patched(&cooked, 1, &[4]);
+    assert_eq!(
+        replay_of(113, &[(1, 0, &sent, sent.len())], &[]),
+        ["not_guarded"]
+    );
+    let cooked = [&[8u8, 0][..], &[0; 18], raw].concat();
+    assert_eq!(
+        replay_of(276, &[(1, 0, &cooked, cooked.len())], &[]),
+        ["allowed"]
+    );
+    let long = ipv4(CLIENT_V4, protocol::TCP, &tcp(80, ACK, &[0; 1_000]));
+    assert_eq!(
+        replay_of(1, &[(1, 0, &long[..60], long.len())], &[]),
+        ["allowed"]
+    );
+    // Docker's place can be taken.
+    let direct = tcp_v4(8000, SYN);
+    let direct = [(1, 0, direct.as_slice(), direct.len())];
+    assert_eq!(replay_of(1, &direct, &[]), ["not_guarded"]);
+    assert_eq!(
+        replay_of(1, &direct, &["--publish", "tcp/8000,udp/9000-9010"]),
+        ["closed_port"]
+    );
+    let network = ["--network", "203.0.113.0/24"];
+    assert_eq!(replay_of(1, &direct, &network), ["container_address"]);
+}
+
+#[test]
+fn observed_a_replay_says_what_would_be_dropped_unless_told_to_enforce() {
+    let lab = Lab::new().unwrap();
+    write_policy(&lab, &POLICY.replace("\"enforce\"", "\"observe\"")).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let syn = tcp_v4(8000, SYN);
+    fs::write(&capture, pcap(1, &[(1, 500_000, &syn, syn.len())])).unwrap();
+    let (text, _) = replay(&lab, &capture, &["--each"]);
+    assert_eq!(
+        text.trim(),
+        r#"{"n":0,"time":1.5,"verdict":"pass","would":"drop","reason":"closed_port","service":null}"#
+    );
+    let (text, _) = replay(&lab, &capture, &["--each", "--enforce"]);
+    assert_eq!(
+        text.trim(),
+        r#"{"n":0,"time":1.5,"verdict":"drop","reason":"closed_port","service":null}"#
+    );
+}
+
+#[test]
+fn a_capture_that_is_none_or_cut_off_is_said_so_and_what_is_sound_is_judged() {
+    let lab = Lab::new().unwrap();
+    write_policy(&lab, POLICY).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let syn = tcp_v4(8000, SYN);
+    let whole = pcap(1, &[(1, 0, &syn, syn.len()), (2, 0, &syn, syn.len())]);
+    for length in 0..whole.len() {
+        fs::write(&capture, &whole[..length]).unwrap();
+        let (text, code) = replay(&lab, &capture, &["--each"]);
+        let first_end = 24 + 16 + syn.len();
+        let sound = usize::from(length >= first_end);
+        assert_eq!(lines(&text).len(), sound, "cut off at {length}");
+        let is_whole = length == 24 || length == first_end;
+        assert_eq!(code, Some(i32::from(!is_whole)), "cut off at {length}");
+    }
+    fs::write(&capture, [0x55; 500]).unwrap();
+    assert_eq!(replay(&lab, &capture, &[]).1, Some(1));
+}
+
+#[test]
+fn explain_says_why_and_which_line_and_agrees_with_the_program() {
+    let lab = Lab::new().unwrap();
+    let _guard = Guard::start(&lab, POLICY).unwrap();
+    for (from, to, reason, line, words) in [
+        (
+            "198.51.100.23",
+            "8000/tcp",
+            "closed_port",
+            None,
+            "no service lists tcp/8000",
+        ),
+        (
+            "198.51.100.23",
+            "80/tcp",
+            "allowed",
+            Some(8),
+            "open to any source",
+        ),
+        (
+            "198.51.100.7",
+            "80/tcp",
+            "allowed",
+            Some(8),
+            "20 times every budget, as \"office\", owned by ana",
+        ),
+        (
+            "198.51.100.7",
+            "5432/tcp",
+            "allowed",
+            Some(13),
+            "open to 198.51.100.0/28",
+        ),
+        (
+            "198.51.100.23",
+            "5432/tcp",
+            "source_not_allowed",
+            Some(13),
+            "not among those",
+        ),
+        (
+            "192.0.2.9",
+            "203.0.113.10:80/tcp",
+            "denied_source",
+            Some(25),
+            "denied as \"scanner\"",
+        ),
+        (
+            "2001:db8::1",
+            "[2001:db8:113::10]:80/tcp",
+            "allowed",
+            Some(8),
+            "open to any source",
+        ),
+        (
+            "2001:db8::1",
+            "53/udp",
+            "closed_port",
+            None,
+            "no service lists udp/53",
+        ),
+        (
+            "2001:db8::1",
+            "icmpv6",
+            "closed_port",
+            None,
+            "no service lists icmpv6",
+        ),
+    ] {
+        let arguments = ["explain", "--from", from, "--to", to];
+        let json = output(&lab, &[&arguments[..], &["--json"]].concat()).unwrap();
+        assert!(json.status.success(), "{json:?}");
+        let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!(json["reason"], reason, "{from} {to}: {json}");
+        assert_eq!(json["line"].as_u64(), line, "{from} {to}: {json}");
+        let text = output(&lab, &arguments).unwrap();
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(text.contains(words), "{from} {to}: {text}");
+    }
+    for to in ["80", "80/http", "tcp/80", "1-2/tcp", "70000/tcp", ""] {
+        let wrong = output(&lab, &["explain", "--from", "192.0.2.1", "--to", to]).unwrap();
+        assert_eq!(wrong.status.code(), Some(2), "{to}");
+    }
+}
+
+#[test]
+fn explain_works_without_an_agent() {
+    let lab = Lab::new().unwrap();
+    let policy = write_policy(&lab, POLICY).unwrap();
+    let arguments = [
+        "explain",
+        "--from",
+        "198.51.100.23",
+        "--to",
+        "8000/tcp",
+        "--policy",
+    ];
+    let text = output(
+        &lab,
+        &[&arguments[..], &[policy.to_str().unwrap()]].concat(),
+    )
+    .unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.starts_with("DROPPED: closed_port"), "{text}");
+}
+
+#[test]
+fn the_heaviest_source_leads_the_talkers_amid_a_flood_of_others() {
+    let lab = Lab::new().unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    let interval = Duration::from_micros(100);
+    let heavy = Flood::start(&lab, FLOODER_V4, 80, interval, 10_000).unwrap();
+    // Others, each with few packets, spread over the same places.
+    let mut others = lab.internet.command("hping3");
+    others
+        .args(["--quiet", "--syn", "--destport", "80", "--interval", "u100"])
+        .args(["--count", "10000", "--rand-source", &HOST_V4.to_string()]);
+    // It fails, since nobody answers the spoofed ones.
+    let _result = run(&mut others);
+    heavy.wait(Duration::from_secs(20)).unwrap();
+    let talkers = guard.json("talkers").unwrap();
+    let first = &talkers[0];
+    assert_eq!(first["source"], FLOODER_V4.to_string(), "{talkers}");
+    assert_eq!(first["interface"], INTERFACE);
+    let packets = first["packets"].as_u64().unwrap();
+    assert!((8_000..25_000).contains(&packets), "{first}");
+    assert!(first["dropped"].as_u64().unwrap() > packets / 2, "{first}");
+    assert!(talkers.as_array().unwrap().len() <= 20);
+}
