@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod address;
+pub mod bucket;
 pub mod cell;
 pub mod exposure;
 pub mod gcra;

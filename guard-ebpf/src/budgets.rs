@@ -8,8 +8,9 @@ use core::{
 
 use guard_common::{
     address::{Address, Family},
+    bucket::{Bucket, charge_one, charge_pair, has_room, pair_has_room},
     cell::{self, Cell, Share},
-    gcra::{Charge, Price, charge as charge_bucket},
+    gcra::Price,
     layout::{Budgets, Relief, Service, feature},
     packet::{Packet, Transport},
     reason::Reason,
@@ -21,13 +22,6 @@ use crate::{
     maps::{CELLS, TOTALS},
     sources::find_relief,
 };
-
-/// How often a charge is tried again when another CPU changed the bucket meanwhile.
-///
-/// A CPU that loses all of them lets its packet through and charges nothing: each loss means that
-/// another packet of the same bucket was charged in those few nanoseconds, so what slips through is
-/// a small share of what is counted, whereas a drop could hit a source within its budget.
-const CHARGE_ATTEMPTS: u32 = 4;
 
 /// Passes a packet for `reason` if it is within every budget, which is then charged for it; says
 /// which budget it is over if not.
@@ -110,19 +104,23 @@ impl Bill {
         let buckets = [
             (
                 prices.packets,
-                Pair::packets(first, second),
+                [packets_of(first), packets_of(second)],
                 Reason::PacketLimit,
             ),
-            (prices.bytes, Pair::bytes(first, second), Reason::ByteLimit),
+            (
+                prices.bytes,
+                [bytes_of(first), bytes_of(second)],
+                Reason::ByteLimit,
+            ),
             (
                 prices.connections,
-                Pair::connections(first, second),
+                [connections_of(first), connections_of(second)],
                 Reason::ConnectionLimit,
             ),
         ];
         for (price, pair, over) in &buckets {
             if let Some(price) = price
-                && !pair.has_room(self.now, *price)
+                && !pair_has_room(*pair, self.now, *price)
             {
                 return Err(*over);
             }
@@ -132,7 +130,7 @@ impl Bill {
         }
         for (price, pair, over) in &buckets {
             if let Some(price) = price
-                && !pair.charge(self.now, *price)
+                && !charge_pair(*pair, self.now, *price)
             {
                 return Err(*over);
             }
@@ -153,7 +151,7 @@ impl Bill {
         ];
         for (price, bucket) in &buckets {
             if let Some(price) = price
-                && !look(*bucket, self.now, *price).1.fits
+                && !has_room(*bucket, self.now, *price)
             {
                 return Err(Reason::TotalLimit);
             }
@@ -192,118 +190,41 @@ impl Bill {
     }
 }
 
-fn packets_of(cell: *mut Cell) -> *mut u64 {
+/// A bucket in a value of an array map, which lives as long as the program.
+#[derive(Clone, Copy)]
+struct MapBucket(*mut u64);
+
+impl Bucket for MapBucket {
+    #[inline(always)]
+    fn read(self) -> u64 {
+        // SAFETY: see the type. An aligned 64-bit load is whole; `AtomicU64::load` does not link for
+        // this target.
+        unsafe { read_volatile(self.0) }
+    }
+
+    #[inline(always)]
+    fn exchange(self, seen: u64, new: u64) -> bool {
+        // SAFETY: see the type. SeqCst, because LLVM 22 miscompiles weaker orderings for this target.
+        let (_, exchanged) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                self.0, seen, new,
+            )
+        };
+        exchanged
+    }
+}
+
+fn packets_of(cell: *mut Cell) -> MapBucket {
     // SAFETY: the pointer is to a value of an array map.
-    unsafe { &raw mut (*cell).packets }
+    MapBucket(unsafe { &raw mut (*cell).packets })
 }
 
-fn bytes_of(cell: *mut Cell) -> *mut u64 {
+fn bytes_of(cell: *mut Cell) -> MapBucket {
     // SAFETY: as above.
-    unsafe { &raw mut (*cell).bytes }
+    MapBucket(unsafe { &raw mut (*cell).bytes })
 }
 
-fn connections_of(cell: *mut Cell) -> *mut u64 {
+fn connections_of(cell: *mut Cell) -> MapBucket {
     // SAFETY: as above.
-    unsafe { &raw mut (*cell).connections }
-}
-
-/// The two buckets of one budget of one source.
-struct Pair {
-    first: *mut u64,
-    second: *mut u64,
-}
-
-impl Pair {
-    #[inline(always)]
-    fn packets(first: *mut Cell, second: *mut Cell) -> Self {
-        Self {
-            first: packets_of(first),
-            second: packets_of(second),
-        }
-    }
-
-    #[inline(always)]
-    fn bytes(first: *mut Cell, second: *mut Cell) -> Self {
-        Self {
-            first: bytes_of(first),
-            second: bytes_of(second),
-        }
-    }
-
-    #[inline(always)]
-    fn connections(first: *mut Cell, second: *mut Cell) -> Self {
-        Self {
-            first: connections_of(first),
-            second: connections_of(second),
-        }
-    }
-
-    /// A packet passes if either bucket has room: only a source that shares both of its cells with
-    /// heavy ones is limited for them.
-    #[inline(always)]
-    fn has_room(&self, now: u64, price: Price) -> bool {
-        look(self.first, now, price).1.fits || look(self.second, now, price).1.fits
-    }
-
-    /// Charges both buckets; false if another CPU took what room there was.
-    #[inline(always)]
-    fn charge(&self, now: u64, price: Price) -> bool {
-        let mut other = None;
-        for _ in 0..CHARGE_ATTEMPTS {
-            let (mut seen, mut charged) = look(self.first, now, price);
-            // The bucket that has room is charged before the other: it decides.
-            let in_first = charged.fits;
-            if !in_first {
-                (seen, charged) = look(self.second, now, price);
-                if !charged.fits {
-                    return false;
-                }
-            }
-            let (deciding, beside) = if in_first {
-                (self.first, self.second)
-            } else {
-                (self.second, self.first)
-            };
-            if exchange(deciding, seen, charged.arrival) {
-                other = Some(beside);
-                break;
-            }
-        }
-        if let Some(other) = other {
-            charge_one(other, now, price);
-        }
-        true
-    }
-}
-
-/// Charges a bucket, room or not, and says whether it had room.
-#[inline(always)]
-fn charge_one(bucket: *mut u64, now: u64, price: Price) -> bool {
-    for _ in 0..CHARGE_ATTEMPTS {
-        let (seen, charged) = look(bucket, now, price);
-        if seen == charged.arrival || exchange(bucket, seen, charged.arrival) {
-            return charged.fits;
-        }
-    }
-    true
-}
-
-#[inline(always)]
-fn look(bucket: *mut u64, now: u64, price: Price) -> (u64, Charge) {
-    // SAFETY: the pointer is into a value of an array map, which lives as long as the program. An
-    // aligned 64-bit load is whole; `AtomicU64::load` does not link for this target.
-    let seen = unsafe { read_volatile(bucket) };
-    (seen, charge_bucket(seen, now, price))
-}
-
-/// Whether the bucket still held `seen` and now holds `new`.
-#[inline(always)]
-fn exchange(bucket: *mut u64, seen: u64, new: u64) -> bool {
-    // SAFETY: as in `look`. SeqCst, because LLVM 22 miscompiles weaker orderings for this target.
-    let (_, exchanged) = unsafe {
-        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
-            bucket, seen, new,
-        )
-    };
-    exchanged
+    MapBucket(unsafe { &raw mut (*cell).connections })
 }

@@ -1,0 +1,189 @@
+//! Charging buckets that other CPUs charge at the same time, without a lock.
+//!
+//! A bucket is changed by compare-and-swap, tried again a few times. A CPU that loses all of them lets
+//! its packet through and charges nothing: each loss means that another packet of the same bucket was
+//! charged in those few nanoseconds, so what slips through is a small share of what is counted,
+//! whereas a drop could hit a source within its budget.
+
+use crate::gcra::{Charge, Price, charge};
+
+/// How often a charge is tried.
+pub const ATTEMPTS: u32 = 4;
+
+/// A bucket in shared memory.
+pub trait Bucket: Copy {
+    /// The whole value at one moment.
+    fn read(self) -> u64;
+
+    /// Whether the bucket still held `seen` and now holds `new`.
+    fn exchange(self, seen: u64, new: u64) -> bool;
+}
+
+/// Whether either of a source's two buckets has room: only a source that shares both of its cells with
+/// heavy ones is limited for them.
+#[inline(always)]
+pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
+    let [first, second] = pair;
+    has_room(first, now, price) || has_room(second, now, price)
+}
+
+#[inline(always)]
+pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
+    look(bucket, now, price).1.fits
+}
+
+/// Charges both buckets; false, and nothing charged, if another CPU took what room there was.
+#[inline(always)]
+pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
+    let [first, second] = pair;
+    let mut other = None;
+    for _ in 0..ATTEMPTS {
+        let (mut seen, mut charged) = look(first, now, price);
+        // The bucket that has room is charged before the other: it decides.
+        let in_first = charged.fits;
+        if !in_first {
+            (seen, charged) = look(second, now, price);
+            if !charged.fits {
+                return false;
+            }
+        }
+        let (deciding, beside) = if in_first {
+            (first, second)
+        } else {
+            (second, first)
+        };
+        if deciding.exchange(seen, charged.arrival) {
+            other = Some(beside);
+            break;
+        }
+    }
+    if let Some(other) = other {
+        charge_one(other, now, price);
+    }
+    true
+}
+
+/// Charges a bucket, room or not, and says whether it had room.
+#[inline(always)]
+pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
+    for _ in 0..ATTEMPTS {
+        let (seen, charged) = look(bucket, now, price);
+        if seen == charged.arrival || bucket.exchange(seen, charged.arrival) {
+            return charged.fits;
+        }
+    }
+    true
+}
+
+#[inline(always)]
+fn look<B: Bucket>(bucket: B, now: u64, price: Price) -> (u64, Charge) {
+    let seen = bucket.read();
+    (seen, charge(seen, now, price))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A bucket whose first exchanges another CPU wins, which charges `stolen` each time.
+    struct Contended {
+        arrival: Cell<u64>,
+        losses: Cell<u32>,
+        stolen: u64,
+    }
+
+    impl Contended {
+        fn new(arrival: u64, losses: u32, stolen: u64) -> Self {
+            Self {
+                arrival: Cell::new(arrival),
+                losses: Cell::new(losses),
+                stolen,
+            }
+        }
+    }
+
+    impl Bucket for &Contended {
+        fn read(self) -> u64 {
+            self.arrival.get()
+        }
+
+        fn exchange(self, seen: u64, new: u64) -> bool {
+            if self.losses.get() > 0 {
+                self.losses.set(self.losses.get() - 1);
+                self.arrival.set(self.arrival.get() + self.stolen);
+                return false;
+            }
+            assert_eq!(self.arrival.get(), seen);
+            self.arrival.set(new);
+            true
+        }
+    }
+
+    const NOW: u64 = 1_000;
+    const PRICE: Price = Price {
+        cost: 10,
+        burst: 100,
+    };
+    const FULL: u64 = NOW + PRICE.burst;
+
+    #[test]
+    fn both_buckets_are_charged() {
+        let (first, second) = (Contended::new(0, 0, 0), Contended::new(1_020, 0, 0));
+        assert!(charge_pair([&first, &second], NOW, PRICE));
+        assert_eq!((first.arrival.get(), second.arrival.get()), (1_010, 1_030));
+    }
+
+    #[test]
+    fn either_bucket_decides_and_a_full_one_stays_full() {
+        for full_first in [true, false] {
+            let (full, free) = (Contended::new(FULL, 0, 0), Contended::new(0, 0, 0));
+            let pair = if full_first {
+                [&full, &free]
+            } else {
+                [&free, &full]
+            };
+            assert!(pair_has_room(pair, NOW, PRICE));
+            assert!(charge_pair(pair, NOW, PRICE));
+            assert_eq!((full.arrival.get(), free.arrival.get()), (FULL, 1_010));
+        }
+        let (first, second) = (Contended::new(FULL, 0, 0), Contended::new(FULL, 0, 0));
+        assert!(!pair_has_room([&first, &second], NOW, PRICE));
+        assert!(!charge_pair([&first, &second], NOW, PRICE));
+    }
+
+    #[test]
+    fn a_charge_that_loses_its_race_is_tried_again_on_what_is_there_by_then() {
+        let (first, second) = (
+            Contended::new(NOW, ATTEMPTS - 1, 10),
+            Contended::new(0, 0, 0),
+        );
+        assert!(charge_pair([&first, &second], NOW, PRICE));
+        assert_eq!(
+            first.arrival.get(),
+            NOW + 40,
+            "three of the others, one of ours"
+        );
+        let alone = Contended::new(NOW, ATTEMPTS - 1, 10);
+        assert!(charge_one(&alone, NOW, PRICE));
+        assert_eq!(alone.arrival.get(), NOW + 40);
+    }
+
+    #[test]
+    fn room_that_another_cpu_took_is_gone() {
+        let (first, second) = (Contended::new(FULL - 10, 1, 10), Contended::new(FULL, 0, 0));
+        assert!(!charge_pair([&first, &second], NOW, PRICE));
+        assert!(!charge_one(&Contended::new(FULL - 10, 1, 10), NOW, PRICE));
+    }
+
+    #[test]
+    fn who_loses_every_race_passes_and_charges_nothing() {
+        let (first, second) = (Contended::new(NOW, u32::MAX, 0), Contended::new(NOW, 0, 0));
+        assert!(charge_pair([&first, &second], NOW, PRICE));
+        assert_eq!((first.arrival.get(), second.arrival.get()), (NOW, NOW));
+        assert!(charge_one(&first, NOW, PRICE));
+        assert_eq!(first.arrival.get(), NOW);
+        assert_eq!(first.losses.get(), u32::MAX - 2 * ATTEMPTS);
+    }
+}
