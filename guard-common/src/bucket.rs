@@ -5,10 +5,15 @@
 //! charged in those few nanoseconds, so what slips through is a small share of what is counted,
 //! whereas a drop could hit a source within its budget.
 
-use crate::gcra::{Charge, Price, charge};
+use crate::gcra::{Charge, Price, UNITS_PER_NANOSECOND, charge};
 
 /// How often a charge is tried.
 pub const ATTEMPTS: u32 = 4;
+
+/// How far the clocks of two CPUs can be apart when they charge the same bucket: one read its clock and
+/// was held up. A bucket that is no further ahead than that is left to refill by itself; taking it back
+/// would grant what another CPU has granted already.
+const SKEW: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// A bucket in shared memory.
 pub trait Bucket: Copy {
@@ -29,7 +34,13 @@ pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 
 #[inline(always)]
 pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
-    look(bucket, now, price).1.fits
+    let (seen, charged) = look(bucket, now, price);
+    if !charged.fits && seen > charged.arrival.saturating_add(SKEW) {
+        // The clock went back, or the budget shrank: the bucket is full, and refills from now. If
+        // another CPU was faster, it did the same.
+        bucket.exchange(seen, charged.arrival);
+    }
+    charged.fits
 }
 
 /// Charges both buckets; false, and nothing charged, if another CPU took what room there was.
@@ -151,6 +162,21 @@ mod tests {
         let (first, second) = (Contended::new(FULL, 0, 0), Contended::new(FULL, 0, 0));
         assert!(!pair_has_room([&first, &second], NOW, PRICE));
         assert!(!charge_pair([&first, &second], NOW, PRICE));
+    }
+
+    #[test]
+    fn a_bucket_from_beyond_its_burst_is_full_and_refills_from_now() {
+        let skewed = Contended::new(FULL + SKEW, 0, 0);
+        assert!(!has_room(&skewed, NOW, PRICE));
+        assert_eq!(
+            skewed.arrival.get(),
+            FULL + SKEW,
+            "another CPU may be ahead"
+        );
+        let bucket = Contended::new(FULL + SKEW + 1, 0, 0);
+        assert!(!has_room(&bucket, NOW, PRICE));
+        assert_eq!(bucket.arrival.get(), FULL);
+        assert!(has_room(&bucket, NOW + PRICE.cost, PRICE));
     }
 
     #[test]

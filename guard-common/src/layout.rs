@@ -60,6 +60,9 @@ pub const TOTALS: &str = "TOTALS";
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
 
+/// A hash from [`FlowKey`] to when a packet that is only observed asked for an answer.
+pub const STRANGERS: &str = "STRANGERS";
+
 /// A per-CPU array of [`Counter`], indexed by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -326,7 +329,10 @@ pub struct Relief {
     /// Its budgets are this many times those of others; 1: they are not.
     pub factor: u32,
     /// 1: it is never limited.
-    pub exempt: u32,
+    pub exempt: u16,
+    /// The length of the next wider prefix with an entry, plus one; 0: there is none. Asked when this
+    /// one has ended.
+    pub wider: u16,
 }
 
 /// A UDP flow, seen from this host.

@@ -3,7 +3,7 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{
-    address::Family,
+    address::{Address, Family},
     exposure::{Exposure, Target, judge, judge_container_address},
     layout::{
         AddressedKey, AdmittedKey, NO_SERVICE, PortEntry, PortProtocol, SERVICE_BITS, Service,
@@ -33,10 +33,10 @@ pub struct Destination {
 pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
     let index = place(packet);
     let entry = PORTS.get(index).copied().unwrap_or_default();
-    let on_this_address = find_addressed(packet, index, entry);
+    let on_this_address = find_addressed(packet.family, packet.destination, index, entry);
     // A service that names this very address is asked before the container networks.
     if on_this_address.is_none()
-        && let Some(network) = find_network(packet)
+        && let Some(network) = find_network(packet.family, packet.destination)
     {
         return Destination {
             service: NO_SERVICE,
@@ -88,16 +88,21 @@ fn place(packet: &Packet) -> u32 {
     }
 }
 
-/// The service that lists the port on the packet's very destination.
+/// The service that lists the port on this very address.
 #[inline(always)]
-fn find_addressed(packet: &Packet, port: u32, entry: PortEntry) -> Option<u16> {
+pub fn find_addressed(
+    family: Family,
+    address: Address,
+    port: u32,
+    entry: PortEntry,
+) -> Option<u16> {
     if !config::uses(feature::ADDRESSED) || !entry.is_addressed() {
         return None;
     }
     let key = AddressedKey {
         port,
-        family: packet.family as u32,
-        address: packet.destination,
+        family: family as u32,
+        address,
     };
     // SAFETY: the value is one word, read at once.
     let service = unsafe { ADDRESSED.get(key) }?;

@@ -1,20 +1,24 @@
 //! The UDP flows that this host opens, so that their answers get in: recorded on the way out, where
 //! addresses are already masqueraded as the answers will carry them.
 //!
-//! Only what leaves this host makes an entry, and what answers a service that is open to all makes
-//! none: a flood of spoofed packets cannot fill the table.
+//! Only what leaves this host makes an entry, and what leaves a service that is open to all makes none:
+//! a flood of spoofed packets cannot fill the table.
 
 use guard_common::{
     address::{Address, Family},
+    exposure::Scope,
     gcra::UNITS_PER_NANOSECOND,
-    layout::{FLOW_IDLE_NS, FlowKey, PortProtocol, feature, port_index},
+    layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, feature, port_index},
     packet::{Packet, Transport},
+    reason::Mode,
 };
 
 use crate::{
     clock::Clock,
     config,
-    maps::{FLOWS, PORTS, SERVICES},
+    exposure::find_addressed,
+    maps::{FLOWS, PORTS, SERVICES, STRANGERS},
+    networks::find_network,
     parse::{Frame, Parsed, parse},
 };
 
@@ -36,7 +40,7 @@ pub fn record<C: Clock>(frame: &Frame) {
     else {
         return;
     };
-    if is_open_to_all(source_port) {
+    if !needs_answers(&packet, source_port) {
         return;
     }
     let key = flow(
@@ -44,6 +48,9 @@ pub fn record<C: Clock>(frame: &Frame) {
         (packet.source, source_port),
         (packet.destination, destination_port),
     );
+    if config::mode() == Mode::Observe && is_stranger(&key) {
+        return;
+    }
     touch::<C>(&key);
 }
 
@@ -112,11 +119,46 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
     }
 }
 
-/// Whether a service lists this UDP port for every source: answers to it get in anyway.
+/// Whether an answer from outside to this port would be dropped without its flow. What leaves a service
+/// that is open to all needs none, so that a flood of spoofed questions to it fills no table.
 #[inline(always)]
-fn is_open_to_all(port: u16) -> bool {
-    let entry = PORTS.get(port_index(PortProtocol::Udp, port));
-    let service = entry.map_or(0, |entry| entry.service());
+fn needs_answers(packet: &Packet, port: u16) -> bool {
+    if find_network(packet.family, packet.source).is_some() {
+        return true;
+    }
+    let index = port_index(PortProtocol::Udp, port);
+    let entry = PORTS.get(index).copied().unwrap_or_default();
+    let on_this_address = find_addressed(packet.family, packet.source, index, entry);
+    let service = on_this_address.unwrap_or(entry.service());
+    if service == NO_SERVICE {
+        return config::scope() == Scope::Host;
+    }
     let settings = SERVICES.get(u32::from(service));
-    service != 0 && settings.is_some_and(|settings| settings.restricted == 0)
+    settings.is_some_and(|settings| settings.restricted != 0)
+}
+
+/// Takes note of a packet that only the mode lets in: while it observes, this host's answer to it is no
+/// flow of its own, or the guard would count less than it will drop.
+#[inline(always)]
+pub fn note_stranger<C: Clock>(packet: &Packet) {
+    if let Transport::Udp {
+        source_port,
+        destination_port,
+    } = packet.transport
+        && config::uses(feature::FLOWS)
+    {
+        let key = flow(
+            packet.family,
+            (packet.destination, destination_port),
+            (packet.source, source_port),
+        );
+        // The map evicts its oldest entry rather than refuse one.
+        let _result = STRANGERS.insert(key, C::now(), 0);
+    }
+}
+
+#[inline(always)]
+fn is_stranger(key: &FlowKey) -> bool {
+    // SAFETY: only whether there is a value is asked.
+    unsafe { STRANGERS.get(key) }.is_some()
 }

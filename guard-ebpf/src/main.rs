@@ -159,6 +159,9 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
             if flows::is_reply::<C>(&packet) {
                 within_limits::<C>(&packet, frame.length, Reason::Reply)
             } else {
+                if mode == Mode::Observe {
+                    flows::note_stranger::<C>(&packet);
+                }
                 reason
             }
         }

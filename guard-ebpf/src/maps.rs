@@ -79,6 +79,9 @@ pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICES, 0);
 pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 #[map]
+pub static STRANGERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+
+#[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 
 #[map]

@@ -1,4 +1,4 @@
-//! Whether a destination lies inside a container network.
+//! Whether an address lies inside a container network.
 //!
 //! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: a hash of
 //! every /64) that holds part of a container network tells those apart for the price of one load;
@@ -6,10 +6,9 @@
 
 use aya_ebpf::maps::{Array, lpm_trie::Key};
 use guard_common::{
-    address::Family,
+    address::{Address, Family},
     exposure::NetworkKind,
     layout::{feature, network_bit_v4, network_bit_v6},
-    packet::Packet,
 };
 
 use crate::{
@@ -19,12 +18,11 @@ use crate::{
 };
 
 #[inline(always)]
-pub fn find_network(packet: &Packet) -> Option<NetworkKind> {
+pub fn find_network(family: Family, address: Address) -> Option<NetworkKind> {
     if !config::uses(feature::NETWORKS) {
         return None;
     }
-    let address = packet.destination;
-    let kind = match packet.family {
+    let kind = match family {
         Family::Ipv4 if has_bit(&NETWORK_BITS_V4, network_bit_v4(address)) => {
             NETWORKS_V4.get(Key::new(32, ipv4_key(address)))
         }

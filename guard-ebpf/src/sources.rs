@@ -60,15 +60,30 @@ pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
     false
 }
 
-/// What the source is granted when a budget would drop it; nothing for most.
+/// How many entries that have ended are looked behind.
+const MAX_ENDED: u32 = 4;
+
+/// What the source is granted when a budget would drop it; nothing for most. One that has ended does
+/// not hide a wider one that holds.
 #[inline(always)]
 pub fn find_relief<C: Clock>(family: Family, source: Address) -> Option<Relief> {
     if !config::uses(feature::RELIEFS) {
         return None;
     }
-    let relief = match family {
-        Family::Ipv4 => RELIEFS_V4.get(Key::new(32, ipv4_key(source))),
-        Family::Ipv6 => RELIEFS_V6.get(Key::new(128, ipv6_key(source))),
+    let mut length = match family {
+        Family::Ipv4 => 32,
+        Family::Ipv6 => 128,
     };
-    relief.copied().filter(|relief| holds::<C>(relief.expiry))
+    for _ in 0..MAX_ENDED {
+        let relief = match family {
+            Family::Ipv4 => RELIEFS_V4.get(Key::new(length, ipv4_key(source))),
+            Family::Ipv6 => RELIEFS_V6.get(Key::new(length, ipv6_key(source))),
+        };
+        let relief = relief.copied()?;
+        if holds::<C>(relief.expiry) {
+            return Some(relief);
+        }
+        length = u32::from(relief.wider).checked_sub(1)?;
+    }
+    None
 }

@@ -57,12 +57,27 @@ impl Agent {
         let local_ports =
             host::local_port_range().context("the local port range cannot be read")?;
         let now = host::timebase().context("the clocks cannot be read")?;
+        let own = netlink.addresses().await;
+        let own = own.context("this host's addresses cannot be read")?;
         let mut interfaces = Vec::with_capacity(names.len());
         for name in names {
             let tables = Tables::compile(&policy, docker.containers(), &local_ports, now);
             let generation = Generation::load(tables, tick_ns)?;
-            let (attachment, refusal) = Attachment::new(generation, &name, &host::open_udp_flows())
-                .map_err(|error| match error {
+            // What comes to others' addresses is no flow of this host's.
+            let open_flows = || {
+                let mut flows = host::open_udp_flows();
+                let networks = &docker.containers().networks;
+                flows.retain(|flow| {
+                    let local = flow.local.ip().to_canonical();
+                    own.contains(&local)
+                        || networks
+                            .iter()
+                            .any(|network| network.prefix.contains(&local))
+                });
+                flows
+            };
+            let (attachment, refusal) =
+                Attachment::new(generation, &name, open_flows).map_err(|error| match error {
                     AttachError::NoInterface(name) => no_interface(&policy, path, &name),
                     error => error.into(),
                 })?;

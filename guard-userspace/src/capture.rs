@@ -110,7 +110,7 @@ impl Interfaces {
                 let data = data.get(..packet.caplen as usize).unwrap_or(data);
                 interface.recorded(time_ns, data, length).map(Some)
             }
-            // One without a time comes with the one before it; files that use it have no others.
+            // It has no time. Files that use it have no others, so every packet comes at once.
             PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
                 let interface = interface(interfaces, 0)?;
                 let length = packet.origlen as usize;

@@ -68,14 +68,17 @@ const BRIDGE: &str = "bridge";
 /// Docker's switch for masquerading what a bridge's containers send over IPv4; on if not set.
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 
+/// Docker's switch for routing a bridge's IPv4 addresses instead (Docker 27).
+const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+
 fn container_networks(network: &Network) -> Vec<ContainerNetwork> {
     if network.driver.as_deref() != Some(BRIDGE) {
         return Vec::new();
     }
     let options = network.options.as_ref();
-    let masquerades = options
-        .and_then(|options| options.get(MASQUERADE))
-        .is_none_or(|value| value != "false");
+    let option = |name| options.and_then(|options| options.get(name));
+    let masquerades = option(MASQUERADE).is_none_or(|value| value != "false")
+        && option(GATEWAY_MODE).is_none_or(|value| value != "routed");
     let configs = network.ipam.as_ref().and_then(|ipam| ipam.config.as_ref());
     let subnets = configs.into_iter().flatten();
     subnets

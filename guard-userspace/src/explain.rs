@@ -13,7 +13,7 @@ use etherparse::{IpNumber, PacketBuilder};
 use guard_common::{
     exposure::Scope,
     layout::{PortProtocol, protocol_index},
-    reason::{Reason, Verdict},
+    reason::{Mode, Reason, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +118,15 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         Some(address) => address,
         None => own_address(situation, from)?,
     };
+    if let Ports::Protocol { name, .. } = &to.ports
+        && let Some(right) = match (*name, from) {
+            ("icmp", IpAddr::V6(_)) => Some("icmpv6"),
+            ("icmpv6", IpAddr::V4(_)) => Some("icmp"),
+            _ => None,
+        }
+    {
+        bail!("{from} does not speak {name}: ask for {right}");
+    }
     let frame = first_packet(from, address, &to.ports)?;
     let tables = Tables::compile(
         situation.policy,
@@ -139,12 +148,20 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         ports: &to.ports,
         steps: Vec::new(),
     };
-    let line = way.describe(outcome.reason);
+    let is_off = situation.policy.mode == Mode::Off;
+    let line = if is_off {
+        None
+    } else {
+        way.describe(outcome.reason)
+    };
     let Way { mut steps, .. } = way;
     let verdict = outcome.verdict().name();
     steps.push(Step {
         step: "mode".to_owned(),
         finding: match (outcome.reason.verdict(), outcome.would_drop) {
+            (Verdict::Pass, _) if is_off => {
+                "off: everything passes and nothing is judged".to_owned()
+            }
             (Verdict::Pass, _) => format!("it passes: {}", outcome.reason.name()),
             (Verdict::Drop, false) => format!("enforced: it is dropped: {}", outcome.reason.name()),
             (Verdict::Drop, true) => format!(
@@ -263,11 +280,14 @@ impl<'a> Way<'a> {
         if reason == Reason::DeniedSource {
             return denied;
         }
-        self.describe_network();
+        let service = self.find_service();
+        // A service that names this very address is asked before the container networks.
+        if service.is_none_or(|service| service.address.is_none()) {
+            self.describe_network();
+        }
         if reason == Reason::ContainerAddress {
             return None;
         }
-        let service = self.find_service();
         self.describe_service(service);
         let line = service.map(|service| service.line);
         let Some(service) = service else {

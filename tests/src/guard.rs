@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
@@ -98,6 +99,15 @@ impl Guard {
 
     pub fn log(&self) -> String {
         self.daemon.log()
+    }
+
+    /// Stops the agent where it is; its program stays attached.
+    pub fn pause(&self) -> Result<()> {
+        self.daemon.signal(Signal::SIGSTOP)
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.daemon.signal(Signal::SIGCONT)
     }
 
     /// Ends it as an operator would, and waits.

@@ -111,10 +111,7 @@ fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
     }
     match line {
         Some(line) => writeln!(text, "Line {line} of the policy decided.")?,
-        None => writeln!(
-            text,
-            "No line of the policy speaks of it: the scope decided."
-        )?,
+        None => writeln!(text, "No line of the policy lists it.")?,
     }
     if let Some(Seen { packets, dropped }) = seen {
         match packets {

@@ -89,6 +89,12 @@ struct Sums {
 
 impl Replay {
     pub fn run(self) -> Result<(), Failure> {
+        for ports in &self.publish {
+            if let Ports::Protocol { name, .. } = ports {
+                let problem = format!("{name} cannot be published: name ports, such as tcp/8000");
+                return Err(Failure::Usage(problem));
+            }
+        }
         let mut policy = read_policy(&self.policy)?;
         if self.enforce {
             policy.mode = Mode::Enforce;

@@ -85,10 +85,10 @@ impl Attachment {
     pub fn new(
         mut generation: Generation,
         interface: &str,
-        flows: &[UdpFlow],
+        open_flows: impl FnOnce() -> Vec<UdpFlow>,
     ) -> Result<(Self, Option<String>), AttachError> {
         let egress = attach_egress(&mut generation, interface)?;
-        generation.seed_flows(flows)?;
+        generation.seed_flows(&open_flows())?;
         let (link, mode, refusal) = match attach(&mut generation, interface, AyaMode::Driver) {
             Ok(link) => (link, XdpMode::Native, None),
             Err(Failure::Final(error)) => return Err(error),

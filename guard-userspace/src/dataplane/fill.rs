@@ -26,7 +26,7 @@ const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
 /// How large the tables are whose size a policy decides.
-pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
+pub fn sizes(tables: &Tables) -> [(&'static str, u32); 8] {
     let singles = |is_v4: bool| {
         let prefixes = tables.denied.keys().filter(|prefix| is_single(prefix));
         let count = prefixes
@@ -45,6 +45,10 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
         (layout::ADDRESSED, addressed.max(UNUSED)),
         (
             layout::FLOWS,
+            if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
+        ),
+        (
+            layout::STRANGERS,
             if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
         ),
         (

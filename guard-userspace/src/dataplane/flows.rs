@@ -1,13 +1,20 @@
 //! Tells a fresh generation which UDP flows this host has open already, so that attaching it cuts
 //! none of them.
 
+use aya::maps::HashMap;
 use etherparse::PacketBuilder;
-use guard_common::layout::{self, feature};
+use guard_common::layout::{self, FlowKey, feature};
 
 use super::{Generation, LoadError};
 use crate::host::UdpFlow;
 
 impl Generation {
+    /// How many UDP flows are recorded.
+    pub fn flow_count(&self) -> Result<usize, LoadError> {
+        let flows = HashMap::<_, FlowKey, u64>::try_from(self.map(layout::FLOWS)?)?;
+        Ok(flows.keys().filter(Result::is_ok).count())
+    }
+
     /// Records flows as if their packets were sent now: the kernel program that records them all
     /// runs over one made for each.
     pub fn seed_flows(&self, flows: &[UdpFlow]) -> Result<(), LoadError> {

@@ -52,6 +52,8 @@ pub enum LoadError {
     Map(#[from] MapError),
     #[error("no random key can be drawn for the budgets' hash: {0}")]
     NoRandomness(getrandom::Error),
+    #[error("a packet comes more than two years after the first: its budgets cannot be counted")]
+    ClockJump,
     #[error("the kernel object has no {0}")]
     Incomplete(&'static str),
 }
@@ -119,9 +121,11 @@ impl Generation {
         fill::fill(&mut ebpf, &tables)?;
         let mut generation = Self { ebpf, tables };
         let (ingress, egress) = purpose.programs();
-        generation.xdp_mut(ingress)?.load()?;
+        let program = generation.xdp_mut(ingress)?;
+        retry_interrupted(|| program.load())?;
         if generation.tables.uses(feature::FLOWS) {
-            generation.classifier_mut(egress)?.load()?;
+            let program = generation.classifier_mut(egress)?;
+            retry_interrupted(|| program.load())?;
         }
         Ok(generation)
     }
@@ -165,6 +169,24 @@ impl Generation {
     fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, LoadError> {
         self.ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
     }
+}
+
+/// How often a load is tried that the kernel breaks off.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// The verifier gives up with EAGAIN when a signal is pending (do_check in kernel/bpf/verifier.c);
+/// libbpf tries again as often.
+fn retry_interrupted(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 fn random_hash_key() -> Result<HashKey, LoadError> {

@@ -27,8 +27,11 @@ const START_NS: u64 = 1 << 50;
 /// The kernel runs a program over no frame that is shorter than Ethernet's header.
 const SHORTEST_FRAME: usize = 14;
 
-/// The longest frame, which keeps one that claims more within the kernel's bounds.
-const LONGEST_FRAME: usize = 1 << 16;
+/// A capture may last so long, about two years: beyond it, budgets could not be counted.
+const LATEST_NS: u64 = 1 << 56;
+
+/// The longest frame: the longest IP packet behind Ethernet's header and two tags.
+const LONGEST_FRAME: usize = 65_535 + 22;
 
 /// A generation that is attached nowhere, with maps of its own.
 pub struct Replay {
@@ -66,6 +69,9 @@ impl Replay {
     /// Sets the clock to so many nanoseconds after the first packet. It may go back.
     pub fn set_clock(&mut self, after_first_ns: i64) -> Result<(), LoadError> {
         let boot_ns = START_NS.saturating_add_signed(after_first_ns);
+        if boot_ns > LATEST_NS {
+            return Err(LoadError::ClockJump);
+        }
         let clock = Clock {
             now: boot_ns.saturating_mul(UNITS_PER_NANOSECOND),
             boot_ns,

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use guard_common::layout::{DEFAULT_CELLS, MAX_ADMITTED, MAX_SERVICES};
+use guard_common::layout::{DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_RELIEFS, MAX_SERVICES};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use toml::{Spanned, value::Datetime};
@@ -27,16 +27,22 @@ impl Problem {
             offset: place.span().start,
         }
     }
-
-    /// The line in the text, counted from 1.
-    pub fn line(&self, text: &str) -> usize {
-        line(text, self.offset)
-    }
 }
 
-fn line(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().iter().take(offset);
-    before.filter(|byte| **byte == b'\n').count() + 1
+/// Where the lines of a text start, so that a place in it is looked up and not counted.
+pub struct Lines(Vec<usize>);
+
+impl Lines {
+    pub fn new(text: &str) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Self(ends.map(|(offset, _)| offset).collect())
+    }
+
+    /// The line of an offset, counted from 1.
+    pub fn line(&self, offset: usize) -> usize {
+        let Self(ends) = self;
+        ends.partition_point(|end| *end < offset) + 1
+    }
 }
 
 /// Interface names are shorter than the kernel's IFNAMSIZ.
@@ -56,7 +62,7 @@ const MAX_FACTOR: i64 = 1_000_000;
 
 pub fn check(
     file: file::File,
-    text: &str,
+    lines: &Lines,
     sha256: String,
     clock: Clock,
 ) -> Result<Policy, Problem> {
@@ -71,10 +77,10 @@ pub fn check(
         source,
     } = file;
     let interfaces = interfaces
-        .map(|interfaces| check_interfaces(interfaces, text))
+        .map(|interfaces| check_interfaces(interfaces, lines))
         .transpose()?;
-    let sources = check_sources(source, text)?;
-    let services = check_services(service, &sources, text, clock)?;
+    let sources = check_sources(source, lines)?;
+    let services = check_services(service, &sources, lines, clock)?;
     Ok(Policy {
         mode: mode.into(),
         interfaces,
@@ -127,11 +133,15 @@ fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
 fn check_services(
     raw: Vec<file::Service>,
     sources: &[Source],
-    text: &str,
+    lines: &Lines,
     clock: Clock,
 ) -> Result<Vec<Service>, Problem> {
-    let mut names = Unique::new("a service", text);
-    let mut listed = Listed::new(text);
+    let mut names = Unique::new("a service", lines);
+    let mut listed = Listed::new(lines);
+    let sources: HashMap<&str, &Source> = sources
+        .iter()
+        .map(|source| (source.name.as_str(), source))
+        .collect();
     let mut services = Vec::with_capacity(raw.len());
     let mut admitted = 0;
     for raw in raw {
@@ -143,7 +153,7 @@ fn check_services(
             return Err(Problem::at(&raw.name, problem));
         }
         let place = Spanned::new(raw.name.span(), ());
-        let service = check_service(raw, &mut listed, sources, text, clock)?;
+        let service = check_service(raw, &mut listed, &sources, lines, clock)?;
         if let From::Admitted(prefixes) = &service.from {
             admitted += prefixes.len();
         }
@@ -158,9 +168,10 @@ fn check_services(
     Ok(services)
 }
 
-fn check_sources(raw: Vec<file::Source>, text: &str) -> Result<Vec<Source>, Problem> {
-    let mut names = Unique::new("a source", text);
+fn check_sources(raw: Vec<file::Source>, lines: &Lines) -> Result<Vec<Source>, Problem> {
+    let mut names = Unique::new("a source", lines);
     let mut treated = HashMap::new();
+    let (mut named, mut relieved, mut denied) = (0, 0, 0);
     let mut sources = Vec::with_capacity(raw.len());
     for raw in raw {
         check_name(&raw.name)?;
@@ -172,7 +183,21 @@ fn check_sources(raw: Vec<file::Source>, text: &str) -> Result<Vec<Source>, Prob
             return Err(Problem::at(&raw.name, problem));
         }
         names.insert(&raw.name)?;
-        sources.push(check_source(raw, &mut treated, text)?);
+        let place = Spanned::new(raw.name.span(), ());
+        let source = check_source(raw, &mut treated, lines)?;
+        let (used, most, what) = match source.treatment {
+            Treatment::Named => (&mut named, u32::MAX, "named"),
+            Treatment::Factor(_) | Treatment::Exempt => {
+                (&mut relieved, MAX_RELIEFS, "exempt or crowds")
+            }
+            Treatment::Denied => (&mut denied, MAX_DENIED, "denied"),
+        };
+        *used += source.cidrs.len();
+        if *used > most as usize {
+            let problem = format!("more than {most} prefixes are {what}, which is the most");
+            return Err(Problem::at(&place, problem));
+        }
+        sources.push(source);
     }
     Ok(sources)
 }
@@ -181,7 +206,7 @@ fn check_sources(raw: Vec<file::Source>, text: &str) -> Result<Vec<Source>, Prob
 fn check_source(
     source: file::Source,
     treated: &mut HashMap<IpNet, (String, usize)>,
-    text: &str,
+    lines: &Lines,
 ) -> Result<Source, Problem> {
     let file::Source {
         name,
@@ -220,7 +245,7 @@ fn check_source(
                 let problem = format!(
                     "{prefix} already belongs to \"{other}\" in line {}: a prefix can have one \
                      factor or exemption",
-                    line(text, first)
+                    lines.line(first)
                 );
                 return Err(Problem::at(&cidr, problem));
             }
@@ -228,7 +253,7 @@ fn check_source(
         prefixes.push(prefix);
     }
     Ok(Source {
-        line: line(text, name.span().start),
+        line: lines.line(name.span().start),
         name: name.into_inner(),
         cidrs: prefixes,
         treatment,
@@ -264,14 +289,14 @@ fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
 
 fn check_interfaces(
     interfaces: Spanned<Vec<Spanned<String>>>,
-    text: &str,
+    lines: &Lines,
 ) -> Result<Vec<Interface>, Problem> {
     if interfaces.get_ref().is_empty() {
         let problem = "no interface would be guarded: name some, or leave `interfaces` out to guard \
                        those of the default routes";
         return Err(Problem::at(&interfaces, problem));
     }
-    let mut names = Unique::new("an interface", text);
+    let mut names = Unique::new("an interface", lines);
     let mut checked = Vec::new();
     for name in interfaces.into_inner() {
         let valid = matches!(name.get_ref().len(), 1..=MAX_INTERFACE_NAME)
@@ -288,7 +313,7 @@ fn check_interfaces(
         }
         names.insert(&name)?;
         checked.push(Interface {
-            line: line(text, name.span().start),
+            line: lines.line(name.span().start),
             name: name.into_inner(),
         });
     }
@@ -314,8 +339,8 @@ fn check_name(name: &Spanned<String>) -> Result<(), Problem> {
 fn check_service(
     service: file::Service,
     listed: &mut Listed<'_>,
-    sources: &[Source],
-    text: &str,
+    sources: &HashMap<&str, &Source>,
+    lines: &Lines,
     clock: Clock,
 ) -> Result<Service, Problem> {
     let file::Service {
@@ -351,7 +376,7 @@ fn check_service(
         })
         .collect::<Result<Vec<Ports>, Problem>>()?;
     Ok(Service {
-        line: line(text, name.span().start),
+        line: lines.line(name.span().start),
         ports,
         address,
         from: from.map_or(Ok(From::Any), |from| check_from(from, sources))?,
@@ -409,7 +434,10 @@ fn check_budgets(
     })
 }
 
-fn check_from(from: Spanned<Vec<Spanned<String>>>, sources: &[Source]) -> Result<From, Problem> {
+fn check_from(
+    from: Spanned<Vec<Spanned<String>>>,
+    sources: &HashMap<&str, &Source>,
+) -> Result<From, Problem> {
     if from.get_ref().is_empty() {
         let problem = "nobody could reach this service: write [\"any\"] or CIDRs, or leave the \
                        service out to close its ports";
@@ -421,7 +449,7 @@ fn check_from(from: Spanned<Vec<Spanned<String>>>, sources: &[Source]) -> Result
         let text = entry.get_ref();
         if text == "any" {
             any = true;
-        } else if let Some(source) = sources.iter().find(|source| source.name == *text) {
+        } else if let Some(source) = sources.get(text.as_str()) {
             if source.treatment == Treatment::Denied {
                 let problem = format!(
                     "\"{text}\" is denied in line {}: it reaches nothing",
@@ -529,15 +557,15 @@ fn check_budget(
 /// Names that may stand only once.
 struct Unique<'a> {
     what: &'static str,
-    text: &'a str,
+    lines: &'a Lines,
     seen: HashMap<String, usize>,
 }
 
 impl<'a> Unique<'a> {
-    fn new(what: &'static str, text: &'a str) -> Self {
+    fn new(what: &'static str, lines: &'a Lines) -> Self {
         Self {
             what,
-            text,
+            lines,
             seen: HashMap::new(),
         }
     }
@@ -551,7 +579,7 @@ impl<'a> Unique<'a> {
                     "{} named \"{}\" is already in line {}: names stand once",
                     self.what,
                     name.get_ref(),
-                    line(self.text, first)
+                    self.lines.line(first)
                 );
                 Err(Problem::at(name, problem))
             }
@@ -561,7 +589,7 @@ impl<'a> Unique<'a> {
 
 /// Which service lists which place of the port table, on which address.
 struct Listed<'a> {
-    text: &'a str,
+    lines: &'a Lines,
     owners: Vec<String>,
     places: HashMap<u32, Vec<Place>>,
 }
@@ -574,9 +602,9 @@ struct Place {
 }
 
 impl<'a> Listed<'a> {
-    fn new(text: &'a str) -> Self {
+    fn new(lines: &'a Lines) -> Self {
         Self {
-            text,
+            lines,
             owners: Vec::new(),
             places: HashMap::new(),
         }
@@ -607,7 +635,7 @@ impl<'a> Listed<'a> {
                     "{ports} is already listed by service \"{}\" in line {}: on one address a port \
                      belongs to one service",
                     self.owners[other.owner],
-                    line(self.text, other.offset)
+                    self.lines.line(other.offset)
                 );
                 return Err(Problem::at(place, problem));
             }

@@ -177,13 +177,14 @@ impl Policy {
 
     /// Checks a policy's text; `file` is its name in errors.
     pub fn parse(text: &str, file: &str, clock: Clock) -> Result<Self, PolicyError> {
+        let lines = check::Lines::new(text);
         let refuse = |problem: check::Problem| PolicyError::Refused {
             file: file.to_owned(),
-            line: problem.line(text),
+            line: lines.line(problem.offset),
             problem: problem.text,
         };
         let raw = file::parse(text).map_err(refuse)?;
         let sha256 = base16ct::lower::encode_string(&Sha256::digest(text));
-        check::check(raw, text, sha256, clock).map_err(refuse)
+        check::check(raw, &lines, sha256, clock).map_err(refuse)
     }
 }

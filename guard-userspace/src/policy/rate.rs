@@ -62,11 +62,11 @@ impl Unit {
         }
     }
 
-    /// The smallest burst that lets anything through: of bytes, a full-sized frame.
+    /// The smallest burst that lets anything through: of bytes, a full-sized frame with two tags.
     const fn least_burst(self) -> u64 {
         match self {
             Self::Packets | Self::Connections => 1,
-            Self::Bytes => 1_514,
+            Self::Bytes => 1_522,
         }
     }
 }
@@ -351,10 +351,10 @@ mod tests {
 
     #[test]
     fn a_burst_of_bytes_holds_a_full_frame() {
-        assert!(bytes("1kB/s", None).unwrap_err().contains("1514B"));
-        assert!(bytes("1kB/s", Some(1_514)).is_ok());
+        assert!(bytes("1kB/s", None).unwrap_err().contains("1522B"));
+        assert!(bytes("1kB/s", Some(1_522)).is_ok());
         assert!(
-            bytes("1B/h", Some(1_514)).is_err(),
+            bytes("1B/h", Some(1_522)).is_err(),
             "less than a byte a second"
         );
     }

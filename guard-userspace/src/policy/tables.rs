@@ -147,6 +147,7 @@ impl Tables {
         for source in sources {
             tables.treat(source, now);
         }
+        tables.link_reliefs();
         tables.assign_cells();
         tables.denied = without_covered(&tables.denied);
         tables.features = tables.used_features(services.iter().any(may_share_with_client));
@@ -217,6 +218,7 @@ impl Tables {
                 expiry,
                 factor,
                 exempt,
+                wider: 0,
             };
             match source.treatment {
                 Treatment::Named => {}
@@ -227,6 +229,17 @@ impl Tables {
                     self.reliefs.insert(*prefix, relief(1, 1));
                 }
                 Treatment::Denied => lengthen(&mut self.denied, *prefix, expiry),
+            }
+        }
+    }
+
+    /// Tells each exemption and factor which wider one follows when it ends.
+    fn link_reliefs(&mut self) {
+        let prefixes: Vec<IpNet> = self.reliefs.keys().copied().collect();
+        for prefix in prefixes {
+            let wider = supernets(prefix).find(|wider| self.reliefs.contains_key(wider));
+            if let (Some(wider), Some(relief)) = (wider, self.reliefs.get_mut(&prefix)) {
+                relief.wider = u16::from(wider.prefix_len()) + 1;
             }
         }
     }
@@ -369,21 +382,20 @@ fn lengthen(entries: &mut BTreeMap<IpNet, Expiry>, prefix: IpNet, expiry: Expiry
     }
 }
 
+/// The prefixes that this one lies in, the narrowest first.
+fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+    std::iter::successors(prefix.supernet(), IpNet::supernet)
+}
+
 /// Leaves out what lies in a wider prefix that lasts as long. A trie finds the longest match alone:
 /// so that it never finds one that is over while a wider one still holds.
 fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry> {
     let is_covered = |prefix: &IpNet, expiry: Expiry| {
-        let mut wider = prefix.supernet();
-        while let Some(prefix) = wider {
-            if entries
-                .get(&prefix)
+        supernets(*prefix).any(|wider| {
+            entries
+                .get(&wider)
                 .is_some_and(|wide| wide.outlasts(expiry))
-            {
-                return true;
-            }
-            wider = prefix.supernet();
-        }
-        false
+        })
     };
     entries
         .iter()

@@ -65,6 +65,11 @@ impl Simulation {
         self.replay.judge(frame).unwrap().outcome.reason
     }
 
+    /// How many UDP flows are recorded.
+    fn flows(&self) -> usize {
+        self.replay.generation().flow_count().unwrap()
+    }
+
     pub fn sent(&self, frame: &[u8]) {
         self.replay.sent(frame).unwrap();
     }
@@ -202,10 +207,113 @@ fn a_clock_that_stands_still_or_goes_back_frees_no_second_burst() {
     assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
     simulation.at(50 * SECOND);
     assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
-    simulation.at(100 * SECOND);
-    assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
-    simulation.at(101 * SECOND);
+    // Nor is the source shut out until the clock is back where it was: the bucket refills from there.
+    simulation.at(50 * SECOND + SECOND / 10);
     assert_eq!(simulation.reason(&frame), Reason::Allowed);
+    assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
+}
+
+#[test]
+fn an_exemption_that_ends_does_not_hide_a_wider_one() {
+    let source =
+        |name, cidr, end| format!("[[source]]\nname = \"{name}\"\ncidrs = [\"{cidr}\"]\n{end}\n");
+    let policy = [
+        web("limit.packets = { rate = \"1/h\", burst = 1 }\n"),
+        source("office", "198.51.100.0/24", "exempt = true"),
+        source(
+            "floor",
+            "198.51.100.0/28",
+            "factor = 3\nexpires = 2026-01-01T00:00:20Z",
+        ),
+        source(
+            "desk",
+            "198.51.100.7",
+            "factor = 2\nexpires = 2026-01-01T00:00:10Z",
+        ),
+    ];
+    let frame = tcp_v4(80, ACK);
+    for (seconds, expected) in [
+        (
+            0,
+            [
+                Reason::Allowed,
+                Reason::Allowed,
+                Reason::PacketLimit,
+                Reason::PacketLimit,
+            ],
+        ),
+        (
+            15,
+            [
+                Reason::Allowed,
+                Reason::Allowed,
+                Reason::Allowed,
+                Reason::PacketLimit,
+            ],
+        ),
+        (
+            25,
+            [
+                Reason::Allowed,
+                Reason::Exempt,
+                Reason::Exempt,
+                Reason::Exempt,
+            ],
+        ),
+    ] {
+        let mut simulation = Simulation::new(&policy.concat());
+        simulation.at(seconds * SECOND);
+        let found = [(); 4].map(|()| simulation.reason(&frame));
+        assert_eq!(found, expected, "after {seconds} s");
+    }
+}
+
+#[test]
+fn what_leaves_an_open_service_makes_no_flow_and_what_leaves_a_container_does() {
+    let service = "[[service]]
+        name = \"dns\"
+        ports = [\"udp/53\"]
+        address = \"203.0.113.10\"";
+    let from_host = ipv4(HOST_V4, protocol::UDP, &udp(53, 4_000, b"answer"));
+    let from_host = patched(&from_host, IPV4_AT + 16, &OTHER_V4.octets());
+    // The port is open on one address alone. On another it stays closed to whom was answered there.
+    let simulation = Simulation::new(&format!("scope = \"host\"\n{service}"));
+    simulation.sent(&from_host);
+    assert_eq!(simulation.flows(), 0);
+    let elsewhere = patched(&from_host, IPV4_AT + 15, &[11]);
+    simulation.sent(&elsewhere);
+    assert_eq!(simulation.flows(), 1);
+    // A container's own port is not the host's, even if the number is.
+    let networks = Containers {
+        networks: vec![guard::policy::ContainerNetwork {
+            prefix: "2001:db8:d0c::/64".parse().unwrap(),
+            kind: guard_common::exposure::NetworkKind::Routed,
+        }],
+        ..Containers::default()
+    };
+    let ntp = "[[service]]\nname = \"ntp\"\nports = [\"udp/123\"]";
+    let simulation = Simulation::with_containers(ntp, &networks);
+    let container = "2001:db8:d0c::2".parse().unwrap();
+    let question = ipv6(container, protocol::UDP, &udp(123, 123, b"time"));
+    simulation.sent(&patched(&question, IPV6_AT + 24, &OTHER_V6.octets()));
+    let answer = ipv6(OTHER_V6, protocol::UDP, &udp(123, 123, b"time"));
+    let answer = patched(&answer, IPV6_AT + 24, &container.octets());
+    assert_eq!(simulation.reason(&answer), Reason::Reply);
+}
+
+#[test]
+fn while_observing_an_answer_to_a_stranger_is_no_flow_of_this_host() {
+    let policy = "mode = \"observe\"\nscope = \"host\"\ndocker.socket = \"\"";
+    let simulation = Simulation::with_text(policy, &Containers::default());
+    let question = ipv4(OTHER_V4, protocol::UDP, &udp(4_000, 51_820, b"question"));
+    let answer = ipv4(HOST_V4, protocol::UDP, &udp(51_820, 4_000, b"answer"));
+    let answer = patched(&answer, IPV4_AT + 16, &OTHER_V4.octets());
+    for _ in 0..10 {
+        let outcome = simulation.judged(&question).1;
+        assert_eq!(outcome.reason, Reason::ClosedPort);
+        assert!(outcome.would_drop);
+        simulation.sent(&answer);
+    }
 }
 
 #[test]

@@ -188,3 +188,43 @@ fn the_interfaces_of_the_default_routes_are_taken_when_none_is_named() {
     assert_eq!(status["interfaces"][0]["name"], INTERFACE);
     assert_eq!(status["enforcing"], false, "it observes");
 }
+
+#[test]
+fn a_deny_entry_ends_in_the_kernel_while_no_agent_runs() {
+    let lab = Lab::new().unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    let end = run(lab
+        .host
+        .command("date")
+        .args(["-u", "-d", "+8 seconds", "+%Y-%m-%dT%H:%M:%SZ"]));
+    let denied = format!(
+        "{OPEN_80}
+         [[source]]
+         name = \"scanner\"
+         cidrs = [\"{USER_V4}\", \"2001:db8:51::/64\"]
+         deny = true
+         expires = {}",
+        end.unwrap().trim()
+    );
+    let guard = Guard::start(&lab, &policy("enforce", &denied)).unwrap();
+    assert_eq!(get(&lab, USER_V4, HOST_V4, 80).unwrap(), Answer::TimedOut);
+    guard.pause().unwrap();
+    assert_eq!(get(&lab, USER_V6, HOST_V6, 80).unwrap(), Answer::TimedOut);
+    thread::sleep(Duration::from_secs(5));
+    // The agent has stood still since before the end.
+    assert_eq!(
+        get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+        Answer::Status(502)
+    );
+    assert_eq!(
+        get(&lab, USER_V6, HOST_V6, 80).unwrap(),
+        Answer::Status(502)
+    );
+    guard.resume().unwrap();
+    assert!(
+        guard
+            .packets(&[("reason", json!("denied_source"))])
+            .unwrap()
+            >= 2
+    );
+}

@@ -346,6 +346,9 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
         let text = String::from_utf8(text.stdout).unwrap();
         assert!(text.contains(words), "{from} {to}: {text}");
     }
+    let wrong = output(&lab, &["explain", "--from", "2001:db8::1", "--to", "icmp"]).unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("ask for icmpv6"));
     for to in ["80", "80/http", "tcp/80", "1-2/tcp", "70000/tcp", ""] {
         let wrong = output(&lab, &["explain", "--from", "192.0.2.1", "--to", to]).unwrap();
         assert_eq!(wrong.status.code(), Some(2), "{to}");

@@ -261,14 +261,6 @@ impl ModelPolicy {
             .map(|(_, _, special)| *special)
     }
 
-    pub fn tracks_flows(&self) -> bool {
-        self.scope == "host"
-            || self.networks.iter().any(|(_, routed)| *routed)
-            || self.services.iter().any(|service| {
-                !service.from.is_empty() && service.ports.iter().any(|ports| ports.0 == "udp")
-            })
-    }
-
     pub fn to_text(&self) -> PolicyText {
         let Self { mode, scope, .. } = self;
         let mut text = format!("mode = \"{mode}\"\nscope = \"{scope}\"\ndocker.socket = \"\"\n");

@@ -21,6 +21,8 @@ pub struct Model<'a> {
     policy: &'a ModelPolicy,
     /// UDP flows: (local, port, peer, port).
     flows: HashSet<(IpAddr, u16, IpAddr, u16)>,
+    /// Those that somebody else opened, and that only the mode let in.
+    strangers: HashSet<(IpAddr, u16, IpAddr, u16)>,
     /// What has been spent, by budget.
     spent: HashMap<Account, u64>,
 }
@@ -53,6 +55,7 @@ impl<'a> Model<'a> {
         Self {
             policy,
             flows: HashSet::new(),
+            strangers: HashSet::new(),
             spent: HashMap::new(),
         }
     }
@@ -63,13 +66,8 @@ impl<'a> Model<'a> {
             && let Content::Udp { from_port, port } = datagram.content
         {
             let key = (datagram.source, from_port, datagram.destination, port);
-            // Answers of a service that is open to all need no flow.
-            let open = self.policy.services.iter().any(|service| {
-                service.lists("udp", from_port)
-                    && service.address.is_none()
-                    && service.from.is_empty()
-            });
-            if !open && self.policy.tracks_flows() {
+            // What answers a packet that is only observed is no flow of this host's own.
+            if self.policy.mode != "observe" || !self.strangers.contains(&key) {
                 self.flows.insert(key);
             }
         }
@@ -104,7 +102,15 @@ impl<'a> Model<'a> {
             return (name, passed("not_guarded"));
         }
         let reason = match way {
-            Way::Drop(_, reason) => return (name, dropped(reason, mode)),
+            Way::Drop(_, reason) => {
+                if mode == "observe"
+                    && let Content::Udp { from_port, port } = datagram.content
+                {
+                    let key = (datagram.destination, port, datagram.source, from_port);
+                    self.strangers.insert(key);
+                }
+                return (name, dropped(reason, mode));
+            }
             Way::Service(number, service) => {
                 self.pay(number, service, &datagram, special, "allowed")
             }
