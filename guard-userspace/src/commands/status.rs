@@ -46,7 +46,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     writeln!(text, "scope      {scope}")?;
     writeln!(
         text,
-        "policy     {path}, {services} services, loaded {loaded_at}, sha256 {}",
+        "policy     {path}, services: {services}, loaded {loaded_at}, sha256 {}",
         sha256.get(..12).unwrap_or(sha256)
     )?;
     for InterfaceStatus {
