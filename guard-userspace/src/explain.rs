@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use etherparse::{IpNumber, PacketBuilder};
 use guard_common::{
     exposure::Scope,
-    layout::{PortProtocol, protocol_index},
+    layout::PortProtocol,
     reason::{Mode, Reason, Verdict},
 };
 use serde::{Deserialize, Serialize};
@@ -347,10 +347,7 @@ impl<'a> Way<'a> {
     }
 
     fn lists(&self, service: &Service) -> bool {
-        let index = match self.ports {
-            Ports::Range { .. } => *self.ports.indices().start(),
-            Ports::Protocol { number, .. } => protocol_index(*number),
-        };
+        let index = *self.ports.indices().start();
         service
             .ports
             .iter()

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod api;
 pub mod capture;
+mod causes;
 pub mod commands;
 pub mod dataplane;
 pub mod docker;

@@ -7,7 +7,7 @@ use reqwest::RequestBuilder;
 use serde::de::DeserializeOwned;
 
 use super::{Counter, ErrorBody, Question, Status, Talker};
-use crate::explain::Explanation;
+use crate::{causes::innermost, explain::Explanation};
 
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -85,12 +85,4 @@ impl Client {
 /// The host's name is of no account on a socket.
 fn address(resource: &str) -> String {
     format!("http://guard/v1/{resource}")
-}
-
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

@@ -14,7 +14,10 @@ use aya::{
 use guard_common::layout::{self, feature};
 
 use super::{Generation, LoadError};
-use crate::host::UdpFlow;
+use crate::{
+    causes::{innermost, io_error},
+    host::UdpFlow,
+};
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,24 +190,4 @@ fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result
     // aya falls back to netlink when the kernel refuses a link, and such an attachment would neither
     // end with this process nor be swapped atomically. Dropping it detaches it.
     FdLink::try_from(link).map_err(|error: LinkError| Failure::Refused(innermost(&error)))
-}
-
-fn io_error(error: &ProgramError) -> Option<&io::Error> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return Some(error);
-        }
-        source = error.source();
-    }
-    None
-}
-
-/// What the kernel said, without the layers around it.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

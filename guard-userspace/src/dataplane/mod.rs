@@ -27,7 +27,7 @@ pub use self::{
     replay::{Direction, Judged, Replay},
     talkers::TalkerRow,
 };
-use crate::policy::Tables;
+use crate::{causes::io_error, policy::Tables};
 
 /// The kernel program, compiled for the BPF virtual machine by this crate's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard-ebpf"));
@@ -202,14 +202,5 @@ fn is_not_permitted(error: &LoadError) -> bool {
     {
         return false;
     }
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && error.kind() == io::ErrorKind::PermissionDenied
-        {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }

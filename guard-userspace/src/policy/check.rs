@@ -10,40 +10,9 @@ use toml::{Spanned, value::Datetime};
 use super::{
     Admitted, Budgets, Clock, From, Interface, Limit, Per, Policy, Ports, Service, Source,
     Treatment, file,
+    place::{Lines, Listed, Problem, Unique},
     rate::{Budget, Rate, Unit, parse_burst},
 };
-
-/// What is wrong, and where in the text.
-#[derive(Debug)]
-pub struct Problem {
-    pub text: String,
-    pub offset: usize,
-}
-
-impl Problem {
-    fn at<T>(place: &Spanned<T>, text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            offset: place.span().start,
-        }
-    }
-}
-
-/// Where the lines of a text start, so that a place in it is looked up and not counted.
-pub struct Lines(Vec<usize>);
-
-impl Lines {
-    pub fn new(text: &str) -> Self {
-        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        Self(ends.map(|(offset, _)| offset).collect())
-    }
-
-    /// The line of an offset, counted from 1.
-    pub fn line(&self, offset: usize) -> usize {
-        let Self(ends) = self;
-        ends.partition_point(|end| *end < offset) + 1
-    }
-}
 
 /// Interface names are shorter than the kernel's IFNAMSIZ.
 const MAX_INTERFACE_NAME: usize = 15;
@@ -552,99 +521,4 @@ fn check_budget(
     Rate::parse(rate, unit)
         .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
         .map_err(|problem| Problem::at(budget, problem))
-}
-
-/// Names that may stand only once.
-struct Unique<'a> {
-    what: &'static str,
-    lines: &'a Lines,
-    seen: HashMap<String, usize>,
-}
-
-impl<'a> Unique<'a> {
-    fn new(what: &'static str, lines: &'a Lines) -> Self {
-        Self {
-            what,
-            lines,
-            seen: HashMap::new(),
-        }
-    }
-
-    fn insert(&mut self, name: &Spanned<String>) -> Result<(), Problem> {
-        let offset = name.span().start;
-        match self.seen.insert(name.get_ref().clone(), offset) {
-            None => Ok(()),
-            Some(first) => {
-                let problem = format!(
-                    "{} named \"{}\" is already in line {}: names stand once",
-                    self.what,
-                    name.get_ref(),
-                    self.lines.line(first)
-                );
-                Err(Problem::at(name, problem))
-            }
-        }
-    }
-}
-
-/// Which service lists which place of the port table, on which address.
-struct Listed<'a> {
-    lines: &'a Lines,
-    owners: Vec<String>,
-    places: HashMap<u32, Vec<Place>>,
-}
-
-struct Place {
-    address: Option<IpAddr>,
-    /// An index into the owners.
-    owner: usize,
-    offset: usize,
-}
-
-impl<'a> Listed<'a> {
-    fn new(lines: &'a Lines) -> Self {
-        Self {
-            lines,
-            owners: Vec::new(),
-            places: HashMap::new(),
-        }
-    }
-
-    fn add_owner(&mut self, service: &Spanned<String>) -> usize {
-        self.owners.push(service.get_ref().clone());
-        self.owners.len() - 1
-    }
-
-    fn insert(
-        &mut self,
-        ports: &Ports,
-        address: Option<IpAddr>,
-        owner: usize,
-        place: &Spanned<String>,
-    ) -> Result<(), Problem> {
-        for index in ports.indices() {
-            let others = self.places.entry(index).or_default();
-            let overlaps = |other: &&Place| {
-                other.address.is_none() || address.is_none() || other.address == address
-            };
-            if others.iter().any(|other| other.owner == owner) {
-                continue;
-            }
-            if let Some(other) = others.iter().find(overlaps) {
-                let problem = format!(
-                    "{ports} is already listed by service \"{}\" in line {}: on one address a port \
-                     belongs to one service",
-                    self.owners[other.owner],
-                    self.lines.line(other.offset)
-                );
-                return Err(Problem::at(place, problem));
-            }
-            others.push(Place {
-                address,
-                owner,
-                offset: place.span().start,
-            });
-        }
-        Ok(())
-    }
 }

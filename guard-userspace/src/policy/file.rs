@@ -10,7 +10,7 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::check::Problem;
+use super::place::Problem;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,7 @@
 
 mod check;
 mod file;
+mod place;
 mod port;
 mod rate;
 mod tables;
@@ -177,8 +178,8 @@ impl Policy {
 
     /// Checks a policy's text; `file` is its name in errors.
     pub fn parse(text: &str, file: &str, clock: Clock) -> Result<Self, PolicyError> {
-        let lines = check::Lines::new(text);
-        let refuse = |problem: check::Problem| PolicyError::Refused {
+        let lines = place::Lines::new(text);
+        let refuse = |problem: place::Problem| PolicyError::Refused {
             file: file.to_owned(),
             line: lines.line(problem.offset),
             problem: problem.text,

@@ -4,6 +4,7 @@
 mod clocked;
 mod commands;
 mod docker;
+mod flows;
 mod frames;
 mod host_scope;
 mod judge;
