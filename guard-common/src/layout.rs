@@ -8,6 +8,9 @@ use crate::{
     reason::{Mode, Outcome},
 };
 
+/// The version of everything below. State that is pinned with another one is not shared.
+pub const VERSION: u32 = 1;
+
 /// The XDP program, and the copy of it whose clock comes from [`CLOCK`].
 pub const PROGRAM: &str = "guard";
 pub const REPLAY_PROGRAM: &str = "guard_replay";
@@ -39,6 +42,18 @@ pub const DENIED_V6: &str = "DENIED_V6";
 pub const DENIED_PREFIXES_V4: &str = "DENIED_PREFIXES_V4";
 pub const DENIED_PREFIXES_V6: &str = "DENIED_PREFIXES_V6";
 
+/// Tries of the sources that are denied at one service, with their [`Expiry`].
+pub const DENIED_AT_V4: &str = "DENIED_AT_V4";
+pub const DENIED_AT_V6: &str = "DENIED_AT_V6";
+
+/// Tries of the sources that are let through for a while, with their [`Expiry`]: everywhere
+/// ([`NO_SERVICE`]) or at one service.
+pub const ALLOWED_V4: &str = "ALLOWED_V4";
+pub const ALLOWED_V6: &str = "ALLOWED_V6";
+
+/// The section of the one writable global, [`live`] flags.
+pub const LIVE: &str = ".bss";
+
 /// Tries of the sources that are exempt or crowds, as [`Relief`].
 pub const RELIEFS_V4: &str = "RELIEFS_V4";
 pub const RELIEFS_V6: &str = "RELIEFS_V6";
@@ -69,14 +84,27 @@ pub const COUNTERS: &str = "COUNTERS";
 /// A per-CPU array of [`Talker`], indexed by a hash of the source.
 pub const TALKERS: &str = "TALKERS";
 
+/// The program that judges when a trial is over: the one before it.
+pub const PREVIOUS: &str = "PREVIOUS";
+
+/// An array of one [`About`]; only user space reads it.
+pub const ABOUT: &str = "ABOUT";
+
+/// An array of [`Seat`], indexed by the service's number; only user space reads it.
+pub const SEATS: &str = "SEATS";
+
 /// An array of one [`Clock`].
 pub const CLOCK: &str = "CLOCK";
 
 /// The number that stands for "no service".
 pub const NO_SERVICE: u16 = 0;
 
-/// Room for this many services less one, [`NO_SERVICE`] being taken.
+/// Room for this many services in a policy less one, [`NO_SERVICE`] being taken.
 pub const MAX_SERVICES: u32 = 1024;
+
+/// Room for the services of the policies to come as well: a service keeps its number, and with it its
+/// counters, as long as the state is kept.
+pub const MAX_SEATS: u32 = 2 * MAX_SERVICES;
 
 /// How many cells all services have together unless the policy says otherwise: 16 MiB.
 pub const DEFAULT_CELLS: u32 = 1 << 19;
@@ -90,6 +118,7 @@ pub const MAX_RELIEFS: u32 = 1 << 16;
 pub const MAX_ADDRESSED: u32 = 1 << 16;
 pub const MAX_NETWORKS: u32 = 1 << 12;
 pub const MAX_DENIED: u32 = 1 << 21;
+pub const MAX_ALLOWED: u32 = 1 << 16;
 
 /// How many UDP flows are remembered.
 pub const MAX_FLOWS: u32 = 1 << 16;
@@ -108,6 +137,8 @@ pub struct Config {
     /// Units of time in one jiffy (see [`crate::gcra`]).
     pub jiffy: u64,
     pub hash_key: HashKey,
+    /// When a policy on trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
+    pub trial_until: u64,
     pub reserved: u32,
     /// A [`Mode`]: that of the host.
     pub mode: u8,
@@ -129,28 +160,38 @@ pub mod feature {
     pub const TOTALS: u16 = 1 << 4;
     /// Packets that reach no service have budgets.
     pub const LIMITS: u16 = 1 << 5;
-    /// Some addresses, some prefixes are denied.
-    pub const DENIED: u16 = 1 << 6;
-    pub const DENIED_PREFIXES: u16 = 1 << 7;
     /// Some sources are exempt or crowds.
-    pub const RELIEFS: u16 = 1 << 8;
+    pub const RELIEFS: u16 = 1 << 6;
     /// Some services are listed on one address alone.
-    pub const ADDRESSED: u16 = 1 << 9;
+    pub const ADDRESSED: u16 = 1 << 7;
     /// There are container networks.
-    pub const NETWORKS: u16 = 1 << 10;
+    pub const NETWORKS: u16 = 1 << 8;
     /// Some container network is wider than the bitmap of IPv6 tells apart.
-    pub const WIDE_NETWORKS: u16 = 1 << 11;
+    pub const WIDE_NETWORKS: u16 = 1 << 9;
     /// UDP flows that this host opens are recorded.
-    pub const FLOWS: u16 = 1 << 12;
+    pub const FLOWS: u16 = 1 << 10;
 
     /// Any budget at all.
     pub const BUDGETS: u16 = PACKETS | BYTES | CONNECTIONS | TOTALS;
+}
+
+/// What the tables of the running generation hold of what comes and goes while it runs. A load from
+/// memory and a branch are all that an empty table costs.
+pub mod live {
+    /// Some addresses, some prefixes are denied.
+    pub const DENIED: u32 = 1 << 0;
+    pub const DENIED_PREFIXES: u32 = 1 << 1;
+    /// Some sources are denied at some service.
+    pub const DENIED_AT: u32 = 1 << 2;
+    /// Some sources are let through.
+    pub const ALLOWED: u32 = 1 << 3;
 }
 
 impl Config {
     pub const EMPTY: Self = Self {
         jiffy: 1,
         hash_key: HashKey([0; 2]),
+        trial_until: 0,
         reserved: 0,
         mode: Mode::Off as u8,
         scope: Scope::Containers as u8,
@@ -300,6 +341,64 @@ pub struct AddressedKey {
     pub address: Address,
 }
 
+/// What a reader of the pins needs to know when no agent is there to ask. Every generation writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Of the budgets' hash: as random as on the day the state was made.
+    pub hash_key: HashKey,
+    /// Counts the generations since then, from 1.
+    pub generation: u64,
+    /// The inode of the network namespace whose interface this is.
+    pub namespace: u64,
+    /// When the agent was last alive, and when a policy on trial ends (0: none is), in nanoseconds of
+    /// CLOCK_BOOTTIME.
+    pub seen_ns: u64,
+    pub trial_until: u64,
+    /// When the policy was loaded, in milliseconds since 1970.
+    pub loaded_ms: i64,
+    /// How many cells the policy asks for.
+    pub cells: u32,
+    pub agent: u32,
+    /// The kernel's numbers of the attached program, and of one that is about to be: whichever the
+    /// link holds says which of two sets of pins is in use.
+    pub program: u32,
+    pub next_program: u32,
+    /// The place of the tc program where it has no link (before Linux 6.6): priority 0 if there is none.
+    pub egress_handle: u32,
+    pub egress_priority: u16,
+    /// A [`Mode`] and a [`Scope`].
+    pub mode: u8,
+    pub scope: u8,
+    pub services: u32,
+    /// 1: in the driver.
+    pub native: u8,
+    /// A [`Mode`]: that of the policy that comes back when a trial is over.
+    pub mode_before: u8,
+    pub reserved: u16,
+    /// Of the policy file.
+    pub sha256: [u8; 32],
+    pub version: [u8; 32],
+    /// The path of the policy file; one that is longer is cut off.
+    pub policy: [u8; 256],
+}
+
+/// Whose number this is, and its cells.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The service's name, filled up with zeros; all zeros: nobody's.
+    pub name: [u8; MAX_NAME],
+    pub first_cell: u32,
+    pub cell_mask: u32,
+    /// The kernel's number of the array of cells that these are in; 0: it has none.
+    pub cells: u32,
+    pub reserved: u32,
+}
+
+/// How long the name of a service may be, in bytes.
+pub const MAX_NAME: usize = 64;
+
 /// When an entry ends, in nanoseconds of CLOCK_BOOTTIME; 0: never. The kernel compares it on every
 /// hit, so an entry ends on time without any agent.
 #[repr(transparent)]
@@ -427,7 +526,7 @@ pub struct Counter {
 }
 
 /// How long [`COUNTERS`] is.
-pub const COUNTER_ENTRIES: u32 = MAX_SERVICES * Outcome::SLOTS;
+pub const COUNTER_ENTRIES: u32 = MAX_SEATS * Outcome::SLOTS;
 
 /// The place of a counter in [`COUNTERS`].
 #[inline(always)]
@@ -436,7 +535,9 @@ pub const fn counter_index(service: u16, outcome: Outcome) -> u32 {
 }
 
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<About>() == 408);
+const _: () = assert!(size_of::<Seat>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
 const _: () = assert!(size_of::<Budgets>() == 48);
 const _: () = assert!(size_of::<Service>() == 128);
@@ -453,8 +554,8 @@ const _: () = assert!(size_of::<Counter>() == 16);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AddressedKey, AdmittedKey, Clock, Config, Counter, Expiry, FlowKey, PortEntry, Relief,
-        Service, Talker,
+        About, AddressedKey, AdmittedKey, Clock, Config, Counter, Expiry, FlowKey, PortEntry,
+        Relief, Seat, Service, Talker,
     };
     use crate::cell::Cell;
 
@@ -469,6 +570,7 @@ mod pod {
     }
 
     pod!(
+        About,
         AddressedKey,
         Cell,
         Clock,
@@ -478,6 +580,7 @@ mod pod {
         FlowKey,
         PortEntry,
         Relief,
+        Seat,
         Service,
         Talker,
     );

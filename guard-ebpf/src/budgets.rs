@@ -20,7 +20,7 @@ use crate::{
     clock::Clock,
     config,
     maps::{CELLS, TOTALS},
-    sources::find_relief,
+    sources::{find_relief, is_allowed},
 };
 
 /// Passes a packet for `reason` if it is within every budget, which is then charged for it; says
@@ -49,6 +49,9 @@ pub fn charge<C: Clock>(
     let Err(over) = bill.pay(settings, Share::Base, 1) else {
         return reason;
     };
+    if is_allowed::<C>(packet.family, packet.source, service) {
+        return Reason::Exempt;
+    }
     match find_relief::<C>(packet.family, packet.source) {
         Some(Relief { exempt: 1, .. }) => Reason::Exempt,
         // What a crowd sends beyond one source's budget has further buckets, which are so much

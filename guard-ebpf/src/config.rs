@@ -1,12 +1,29 @@
 //! The policy's switches. They are read-only when the program is loaded, so the verifier knows
-//! their values and removes the code that they switch off.
+//! their values and removes the code that they switch off. Only what operators change while the
+//! program runs is a variable.
 
-use core::ptr::read_volatile;
+use core::{cell::UnsafeCell, ptr::read_volatile};
 
 use guard_common::{cell::HashKey, exposure::Scope, layout::Config, reason::Mode};
 
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config::EMPTY;
+
+/// Of [`guard_common::layout::live`]: the one variable, so it is the whole of its section.
+#[unsafe(no_mangle)]
+static LIVE: Live = Live(UnsafeCell::new(0));
+
+struct Live(UnsafeCell<u32>);
+
+// SAFETY: the kernel program only reads it, as one word.
+unsafe impl Sync for Live {}
+
+/// Whether the tables hold any of these at this moment.
+#[inline(always)]
+pub fn has(live: u32) -> bool {
+    // SAFETY: the pointer comes from a reference to a static; user space writes the whole word.
+    unsafe { read_volatile(LIVE.0.get()) & live != 0 }
+}
 
 /// Reads one field as it is when the program is loaded, not as it is compiled.
 macro_rules! field {
@@ -35,6 +52,12 @@ pub fn uses(features: u16) -> bool {
 #[inline(always)]
 pub fn hash_key() -> HashKey {
     HashKey([field!(hash_key.0[0]), field!(hash_key.0[1])])
+}
+
+/// When this policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
+#[inline(always)]
+pub fn trial_until() -> u64 {
+    field!(trial_until)
 }
 
 /// Units of time in one jiffy.

@@ -1,13 +1,12 @@
 //! Looks up what the tables know of a packet's destination and source, and has the rules of
 //! exposure judge it.
 
-use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, Target, judge, judge_container_address},
     layout::{
-        AddressedKey, AdmittedKey, NO_SERVICE, PortEntry, PortProtocol, SERVICE_BITS, Service,
-        feature, port_index, protocol_index,
+        AddressedKey, NO_SERVICE, PortEntry, PortProtocol, Service, feature, port_index,
+        protocol_index,
     },
     packet::{Packet, Transport},
 };
@@ -18,7 +17,7 @@ use crate::{
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
     networks::find_network,
     parse::protocol,
-    sources::{holds, ipv4_key, ipv6_key},
+    sources::{is_allowed, is_listed},
 };
 
 /// Where a packet wants to go.
@@ -52,8 +51,11 @@ pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
     };
     let target = Target {
         listed: settings.is_some(),
-        admitted: settings
-            .is_some_and(|settings| settings.restricted == 0 || is_admitted::<C>(packet, service)),
+        admitted: settings.is_some_and(|settings| {
+            settings.restricted == 0
+                || is_admitted::<C>(packet, service)
+                || is_allowed::<C>(packet.family, packet.source, service)
+        }),
         published: match packet.family {
             Family::Ipv4 => entry.is_published_ipv4(),
             Family::Ipv6 => entry.is_published_ipv6(),
@@ -111,21 +113,7 @@ pub fn find_addressed(
 
 #[inline(always)]
 fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
-    if !config::uses(feature::RESTRICTED) {
-        return true;
-    }
-    let service = u32::from(service);
-    let entry = match packet.family {
-        Family::Ipv4 => {
-            let address = ipv4_key(packet.source);
-            let key = AdmittedKey { service, address };
-            ADMITTED_V4.get(Key::new(SERVICE_BITS + 32, key))
-        }
-        Family::Ipv6 => {
-            let address = ipv6_key(packet.source);
-            let key = AdmittedKey { service, address };
-            ADMITTED_V6.get(Key::new(SERVICE_BITS + 128, key))
-        }
-    };
-    entry.is_some_and(|expiry| holds::<C>(*expiry))
+    let Packet { family, source, .. } = packet;
+    !config::uses(feature::RESTRICTED)
+        || is_listed::<C>(&ADMITTED_V4, &ADMITTED_V6, *family, *source, service)
 }

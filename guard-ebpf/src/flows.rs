@@ -126,6 +126,10 @@ fn needs_answers(packet: &Packet, port: u16) -> bool {
     if find_network(packet.family, packet.source).is_some() {
         return true;
     }
+    // On trial, the policy before this one may come back: it will need what it would have recorded.
+    if config::trial_until() != 0 {
+        return true;
+    }
     let index = port_index(PortProtocol::Udp, port);
     let entry = PORTS.get(index).copied().unwrap_or_default();
     let on_this_address = find_addressed(packet.family, packet.source, index, entry);

@@ -47,12 +47,27 @@ use crate::{
 };
 
 #[xdp(frags)]
+#[inline(always)]
 pub fn guard(ctx: XdpContext) -> u32 {
+    if is_trial_over() {
+        // SAFETY: nothing has been taken from this context.
+        unsafe { maps::PREVIOUS.tail_call(&ctx, 0) };
+        // There is no program before this one: a guard that is unsure lets through.
+        return xdp_action::XDP_PASS;
+    }
     let Conclusion { outcome, .. } = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
     match outcome.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
+}
+
+/// Whether this policy was on trial, and nobody confirmed it in time. Asked by the kernel itself, so
+/// that it goes back with no agent alive.
+#[inline(always)]
+fn is_trial_over() -> bool {
+    let end = config::trial_until();
+    end != 0 && KernelClock::boot_ns() >= end
 }
 
 /// The same with a clock from a map. It says the outcome, and is never attached.
@@ -91,7 +106,8 @@ fn conclude<C: Clock>(frame: &Frame) -> Conclusion {
     } = judge::<C>(frame);
     let outcome = Outcome::new(reason, mode);
     let counted = counters::count(service, outcome, frame.length);
-    if let Some((family, address)) = source {
+    let Source { family, address } = source;
+    if let Some(family) = family {
         talkers::watch(counted, family, address, outcome, frame.length);
     }
     Conclusion { service, outcome }
@@ -102,14 +118,29 @@ struct Judgement {
     service: u16,
     reason: Reason,
     mode: Mode,
+    source: Source,
+}
+
+/// Where a packet comes from. The address is always some value: an undefined one would be refused by the
+/// verifier where the compiler keeps it.
+#[derive(Clone, Copy)]
+struct Source {
     /// `None` if the packet names no source that could be read.
-    source: Option<(Family, Address)>,
+    family: Option<Family>,
+    address: Address,
+}
+
+impl Source {
+    const UNKNOWN: Self = Self {
+        family: None,
+        address: Address::from_ipv4(0),
+    };
 }
 
 impl Judgement {
     /// For a packet that concerns no service.
     #[inline(always)]
-    fn of_host(reason: Reason, source: Option<(Family, Address)>) -> Self {
+    fn of_host(reason: Reason, source: Source) -> Self {
         Self {
             service: NO_SERVICE,
             reason,
@@ -122,18 +153,23 @@ impl Judgement {
 #[inline(always)]
 fn judge<C: Clock>(frame: &Frame) -> Judgement {
     if config::mode() == Mode::Off {
-        return Judgement::of_host(Reason::NotGuarded, None);
+        return Judgement::of_host(Reason::NotGuarded, Source::UNKNOWN);
     }
     let packet = match parse(frame) {
         Parsed::Ip(packet) => packet,
-        Parsed::NotIp => return Judgement::of_host(Reason::NotGuarded, None),
-        Parsed::Malformed => return Judgement::of_host(Reason::Malformed, None),
+        Parsed::NotIp => return Judgement::of_host(Reason::NotGuarded, Source::UNKNOWN),
+        Parsed::Malformed => return Judgement::of_host(Reason::Malformed, Source::UNKNOWN),
     };
-    let source = Some((packet.family, packet.source));
+    let source = Source {
+        family: Some(packet.family),
+        address: packet.source,
+    };
     if packet.is_control() {
         return Judgement::of_host(Reason::Control, source);
     }
-    if sources::is_denied::<C>(packet.family, packet.source) {
+    if sources::is_denied::<C>(packet.family, packet.source)
+        && !sources::is_allowed::<C>(packet.family, packet.source, NO_SERVICE)
+    {
         return Judgement::of_host(Reason::DeniedSource, source);
     }
     if packet.transport == Transport::LaterFragment {
@@ -146,8 +182,12 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
         exposure,
     } = find_destination::<C>(&packet);
     let mode = settings.map_or(config::mode(), |settings| Mode::from_raw(settings.mode));
+    let is_denied = settings.is_some()
+        && sources::is_denied_at::<C>(packet.family, packet.source, service)
+        && !sources::is_allowed::<C>(packet.family, packet.source, service);
     let reason = match (mode, exposure) {
         (Mode::Off, _) => Reason::NotGuarded,
+        _ if is_denied => Reason::DeniedSource,
         (_, Exposure::Open) => match settings {
             Some(settings) => {
                 budgets::charge::<C>(&packet, frame.length, service, settings, Reason::Allowed)

@@ -3,14 +3,14 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
 use guard_common::{
     cell::Cell,
     layout::{
         AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS, Expiry, FlowKey,
-        MAX_ADDRESSED, MAX_ADMITTED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
-        MAX_SERVICES, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
+        MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
+        MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
         TALKER_ENTRIES, Talker,
     },
 };
@@ -27,7 +27,7 @@ pub static ADDRESSED: HashMap<AddressedKey, u32> =
     HashMap::with_max_entries(MAX_ADDRESSED, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static SERVICES: Array<Service> = Array::with_max_entries(MAX_SERVICES, 0);
+pub static SERVICES: Array<Service> = Array::with_max_entries(MAX_SEATS, 0);
 
 #[map]
 pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
@@ -52,6 +52,20 @@ pub static DENIED_PREFIXES_V4: LpmTrie<Ipv4Key, Expiry> = LpmTrie::with_max_entr
 pub static DENIED_PREFIXES_V6: LpmTrie<Ipv6Key, Expiry> = LpmTrie::with_max_entries(MAX_DENIED, 0);
 
 #[map]
+pub static DENIED_AT_V4: LpmTrie<AdmittedKey<4>, Expiry> =
+    LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+#[map]
+pub static DENIED_AT_V6: LpmTrie<AdmittedKey<16>, Expiry> =
+    LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+#[map]
+pub static ALLOWED_V4: LpmTrie<AdmittedKey<4>, Expiry> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+#[map]
+pub static ALLOWED_V6: LpmTrie<AdmittedKey<16>, Expiry> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+#[map]
 pub static RELIEFS_V4: LpmTrie<Ipv4Key, Relief> = LpmTrie::with_max_entries(MAX_RELIEFS, 0);
 
 #[map]
@@ -73,7 +87,7 @@ pub static NETWORK_BITS_V6: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V
 pub static CELLS: Array<Cell> = Array::with_max_entries(DEFAULT_CELLS, 0);
 
 #[map]
-pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICES, 0);
+pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SEATS, 0);
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
@@ -86,6 +100,9 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTE
 
 #[map]
 pub static TALKERS: PerCpuArray<Talker> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
+
+#[map]
+pub static PREVIOUS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 #[map]
 pub static CLOCK: Array<Clock> = Array::with_max_entries(1, 0);

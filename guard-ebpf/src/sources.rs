@@ -1,17 +1,17 @@
-//! What the policy says of a source as such: denied, exempt, a crowd.
+//! What the policy and the operator say of a source as such: denied, let through, exempt, a crowd.
 
-use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
-    layout::{Expiry, Relief, feature},
+    layout::{AdmittedKey, Expiry, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
 };
 
 use crate::{
     clock::Clock,
     config,
     maps::{
-        DENIED_PREFIXES_V4, DENIED_PREFIXES_V6, DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4,
-        RELIEFS_V6,
+        ALLOWED_V4, ALLOWED_V6, DENIED_AT_V4, DENIED_AT_V6, DENIED_PREFIXES_V4, DENIED_PREFIXES_V6,
+        DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4, RELIEFS_V6,
     },
 };
 
@@ -37,7 +37,7 @@ pub fn holds<C: Clock>(expiry: Expiry) -> bool {
 
 #[inline(always)]
 pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
-    if config::uses(feature::DENIED) {
+    if config::has(live::DENIED) {
         let entry = match family {
             // SAFETY: the value is read at once, and an update replaces the whole element.
             Family::Ipv4 => unsafe { DENIED_V4.get(ipv4_key(source)) },
@@ -48,7 +48,7 @@ pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
             return true;
         }
     }
-    if config::uses(feature::DENIED_PREFIXES) {
+    if config::has(live::DENIED_PREFIXES) {
         let entry = match family {
             Family::Ipv4 => DENIED_PREFIXES_V4.get(Key::new(32, ipv4_key(source))),
             Family::Ipv6 => DENIED_PREFIXES_V6.get(Key::new(128, ipv6_key(source))),
@@ -58,6 +58,52 @@ pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
         }
     }
     false
+}
+
+/// Whether the source is denied at this one service.
+#[inline(always)]
+pub fn is_denied_at<C: Clock>(family: Family, source: Address, service: u16) -> bool {
+    config::has(live::DENIED_AT)
+        && is_listed::<C>(&DENIED_AT_V4, &DENIED_AT_V6, family, source, service)
+}
+
+/// Whether the operator lets the source through for a while, everywhere or at this service. Asked only
+/// for a packet that is about to be dropped.
+#[inline(always)]
+pub fn is_allowed<C: Clock>(family: Family, source: Address, service: u16) -> bool {
+    config::has(live::ALLOWED)
+        && (service != NO_SERVICE
+            && is_listed::<C>(&ALLOWED_V4, &ALLOWED_V6, family, source, service)
+            || is_listed::<C>(&ALLOWED_V4, &ALLOWED_V6, family, source, NO_SERVICE))
+}
+
+/// Whether a source is listed for a service, in tries that hold the lists of all services.
+#[inline(always)]
+pub fn is_listed<C: Clock>(
+    v4: &LpmTrie<AdmittedKey<4>, Expiry>,
+    v6: &LpmTrie<AdmittedKey<16>, Expiry>,
+    family: Family,
+    source: Address,
+    service: u16,
+) -> bool {
+    let service = u32::from(service);
+    let entry = match family {
+        Family::Ipv4 => {
+            let address = ipv4_key(source);
+            v4.get(Key::new(
+                SERVICE_BITS + 32,
+                AdmittedKey { service, address },
+            ))
+        }
+        Family::Ipv6 => {
+            let address = ipv6_key(source);
+            v6.get(Key::new(
+                SERVICE_BITS + 128,
+                AdmittedKey { service, address },
+            ))
+        }
+    };
+    entry.is_some_and(|expiry| holds::<C>(*expiry))
 }
 
 /// How many entries that have ended are looked behind.

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     dataplane::{Judged, Replay},
     policy::{
-        Budgets, Containers, From, Policy, Ports, PublishedFamily, Service, Source, Tables,
-        Timebase, Treatment,
+        Budgets, Containers, Entry, From, Ground, Policy, Ports, PublishedFamily, Seats, Service,
+        Source, Tables, Timebase, Treatment,
     },
 };
 
@@ -106,6 +106,8 @@ pub struct Situation<'a> {
     pub tick_ns: u64,
     /// Addresses of this host.
     pub own: &'a [IpAddr],
+    /// What operators let through or drop for a while.
+    pub entries: &'a [Entry],
 }
 
 /// Explains the first packet of a connection or exchange between two places.
@@ -128,15 +130,17 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         bail!("{from} does not speak {name}: ask for {right}");
     }
     let frame = first_packet(from, address, &to.ports)?;
-    let tables = Tables::compile(
-        situation.policy,
-        situation.containers,
-        &situation.local_ports,
-        Timebase {
+    let ground = Ground {
+        containers: situation.containers,
+        local_ports: &situation.local_ports,
+        now: Timebase {
             boot_ns: Replay::BOOT_NS,
             ..situation.now
         },
-    );
+        entries: situation.entries,
+    };
+    let seats = Seats::new(situation.policy);
+    let tables = Tables::compile_at(situation.policy, &ground, &seats);
     let mut replay = Replay::new(tables, situation.tick_ns)?;
     replay.set_clock(0)?;
     let Judged { service, outcome } = replay.judge(&frame)?;
@@ -276,6 +280,7 @@ struct Way<'a> {
 impl<'a> Way<'a> {
     /// Describes every step, and returns the line that decided on this reason.
     fn describe(&mut self, reason: Reason) -> Option<usize> {
+        self.describe_entries();
         let denied = self.describe_denial();
         if reason == Reason::DeniedSource {
             return denied;
@@ -314,6 +319,16 @@ impl<'a> Way<'a> {
             .expires
             .is_some_and(|expires| expires <= self.situation.now.world);
         !ended && source.cidrs.iter().any(|cidr| cidr.contains(&self.from))
+    }
+
+    /// What operators let through or drop for a while.
+    fn describe_entries(&mut self) {
+        let now = self.situation.now.world;
+        for entry in self.situation.entries {
+            if !entry.is_over(now) && entry.prefix.contains(&self.from) {
+                self.add("entered?", entry.to_string(), None);
+            }
+        }
     }
 
     fn describe_denial(&mut self) -> Option<usize> {

@@ -6,12 +6,12 @@ use std::{
     ops::RangeInclusive,
 };
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use procfs::net::UdpState;
 use rtnetlink::{
-    Handle, RouteMessageBuilder, new_connection,
+    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_route::{
         address::AddressAttribute,
         link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
@@ -127,6 +127,27 @@ fn tracked_flow(line: &str) -> Option<UdpFlow> {
 pub struct XdpState {
     pub program_id: u32,
     pub native: bool,
+}
+
+/// Tells when an interface comes, goes or changes.
+pub struct LinkEvents {
+    messages: Box<dyn futures_util::Stream<Item = ()> + Send + Unpin>,
+}
+
+impl LinkEvents {
+    /// Must be called inside a tokio runtime, which runs the connection.
+    pub fn subscribe() -> io::Result<Self> {
+        let (connection, _, messages) = new_multicast_connection(&[MulticastGroup::Link])?;
+        tokio::spawn(connection);
+        Ok(Self {
+            messages: Box::new(messages.map(|_| ())),
+        })
+    }
+
+    /// Waits for the next change. `None`: there will be no more.
+    pub async fn next(&mut self) -> Option<()> {
+        self.messages.next().await
+    }
 }
 
 /// Questions to the kernel over route netlink.

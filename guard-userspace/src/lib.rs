@@ -12,4 +12,8 @@ pub mod dataplane;
 pub mod docker;
 pub mod explain;
 pub mod host;
+pub mod kept;
+pub mod operator;
 pub mod policy;
+mod privileges;
+pub mod unattended;

@@ -1,7 +1,9 @@
 //! The guard at work on the lab's host: the real binary, as its user would run it.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     time::Duration,
@@ -15,6 +17,9 @@ use crate::{
     process::{Daemon, run, wait_for},
     topology::Lab,
 };
+
+/// The policy file, in the lab's folder.
+const POLICY: &str = "guard.toml";
 
 /// Where the binary is, if not beside the program that asks.
 const BINARY: &str = "GUARD_BINARY";
@@ -40,43 +45,59 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Guard {
     daemon: Daemon,
     binary: PathBuf,
-    socket: PathBuf,
+    whereabouts: Vec<OsString>,
+}
+
+/// The options that say where the guard of this lab is.
+pub fn whereabouts(lab: &Lab) -> Vec<OsString> {
+    let places = [
+        ("--socket", lab.folder().join("guard.sock")),
+        ("--pins", lab.pins()),
+        ("--state", lab.state()),
+    ];
+    let options = places.into_iter();
+    options
+        .flat_map(|(option, place)| [option.into(), place.into()])
+        .collect()
 }
 
 impl Guard {
     /// Starts `guard run` in the host and waits until it answers.
     pub fn start(lab: &Lab, policy: &str) -> Result<Self> {
+        write_policy(lab, policy)?;
+        Self::start_again(lab)
+    }
+
+    /// Starts it with the policy that is there, as a service manager would.
+    pub fn start_again(lab: &Lab) -> Result<Self> {
         let binary = binary()?;
-        let socket = lab.folder().join("guard.sock");
-        let path = write_policy(lab, policy)?;
         let mut daemon = Daemon::start(
             lab.host
                 .command(path_str(&binary)?)
-                .arg("--socket")
-                .arg(&socket)
+                .args(whereabouts(lab))
                 .args(["run", "--policy"])
-                .arg(path),
+                .arg(lab.folder().join(POLICY)),
             &lab.folder().join("guard.log"),
         )?;
+        let whereabouts = whereabouts(lab);
         wait_for(Duration::from_secs(20), || {
             daemon.check_alive()?;
-            run(Command::new(&binary)
-                .arg("--socket")
-                .arg(&socket)
-                .arg("status"))
+            // The status is there without an agent, too.
+            let status = run(Command::new(&binary).args(&whereabouts).arg("status"))?;
+            anyhow::ensure!(!status.contains("NOT RUNNING"), "{status}");
+            Ok(())
         })?;
         Ok(Self {
             daemon,
             binary,
-            socket,
+            whereabouts,
         })
     }
 
     /// Runs a command against this guard and returns what it prints.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         run(Command::new(&self.binary)
-            .arg("--socket")
-            .arg(&self.socket)
+            .args(&self.whereabouts)
             .args(arguments))
     }
 
@@ -106,8 +127,31 @@ impl Guard {
         self.daemon.signal(Signal::SIGSTOP)
     }
 
+    /// Asks it to read its policy again, as `systemctl reload` could.
+    pub fn hang_up(&self) -> Result<()> {
+        self.daemon.signal(Signal::SIGHUP)
+    }
+
     pub fn resume(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGCONT)
+    }
+
+    /// Ends it without a word.
+    pub fn kill(mut self) -> Result<()> {
+        self.daemon.signal(Signal::SIGKILL)?;
+        self.daemon.wait(Duration::from_secs(5))?;
+        Ok(())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// Ends it, takes its programs off, and waits.
+    pub fn remove(self) -> Result<()> {
+        self.run(&["detach"])?;
+        self.stop()?;
+        Ok(())
     }
 
     /// Ends it as an operator would, and waits.
@@ -122,14 +166,13 @@ pub fn output(lab: &Lab, arguments: &[&str]) -> Result<Output> {
     Ok(lab
         .host
         .command(path_str(&binary)?)
-        .arg("--socket")
-        .arg(lab.folder().join("guard.sock"))
+        .args(whereabouts(lab))
         .args(arguments)
         .output()?)
 }
 
 pub fn write_policy(lab: &Lab, policy: &str) -> Result<PathBuf> {
-    let path = lab.folder().join("guard.toml");
+    let path = lab.folder().join(POLICY);
     fs::write(&path, policy)?;
     Ok(path)
 }

@@ -13,13 +13,13 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    process,
+    process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{namespace::Namespace, sweep};
+use crate::{namespace::Namespace, process::run, sweep};
 
 /// The guarded interface.
 pub const INTERFACE: &str = "wan";
@@ -38,6 +38,9 @@ pub const FLOODER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 1, 
 /// How names of labs start; the owner's process id follows.
 pub const NAME: &str = "guardlab";
 
+/// A folder of the lab's own.
+const BPFFS: &str = "bpf";
+
 pub struct Lab {
     pub internet: Namespace,
     pub host: Namespace,
@@ -55,6 +58,9 @@ impl Lab {
             host: Namespace::new(format!("{name}-host"))?,
             folder: Folder::new(sweep::folder(&name))?,
         };
+        let bpffs = lab.folder().join(BPFFS);
+        fs::create_dir(&bpffs)?;
+        run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
         let Self { internet, host, .. } = &lab;
         let peer = host.name();
         internet.ip(&format!(
@@ -78,6 +84,16 @@ impl Lab {
     pub fn folder(&self) -> &Path {
         let Folder(path) = &self.folder;
         path
+    }
+
+    /// Where the guard of this lab pins its programs: a BPF file system that ends with the lab.
+    pub fn pins(&self) -> PathBuf {
+        self.folder().join(BPFFS).join("guard")
+    }
+
+    /// Where the guard of this lab keeps its state.
+    pub fn state(&self) -> PathBuf {
+        self.folder().join("state")
     }
 
     /// The name that everything in this lab starts with.

@@ -74,7 +74,7 @@ fn show() -> Result<()> {
             "1 connection ({would_drop} packets) would be dropped"
         ))
     })?;
-    guard.stop()?;
+    guard.remove()?;
 
     let guard = Guard::start(&lab, &container.policy("enforce"))?;
     steps.add(&lab, "guard enforces", Answer::TimedOut, |_| {
@@ -121,7 +121,7 @@ fn show() -> Result<()> {
     );
     println!("And `guard status`:\n{}", guard.run(&["status"])?);
     println!("{}", container.evidence(&lab)?);
-    guard.stop()?;
+    guard.remove()?;
     drop((proxy, container, lab));
     println!("Everything that was made is removed.");
     Ok(())

@@ -2,15 +2,49 @@
 
 use std::{os::unix::net::UnixStream, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use reqwest::RequestBuilder;
-use serde::de::DeserializeOwned;
+use reqwest::{Method, RequestBuilder};
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Counter, ErrorBody, Question, Status, Talker};
-use crate::{causes::innermost, explain::Explanation};
+use super::{
+    Applied, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload, Status,
+    Talker,
+};
+use crate::{causes::innermost, explain::Explanation, policy::Entry};
 
-/// How long the agent may take to answer.
+/// How long the agent may take to answer, and to change what is in force: a large policy takes the
+/// kernel's verifier and the tables a while.
 const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(60);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no agent answers at {socket} ({reason}): start one with `guard run`, or name its socket with \
+         --socket"
+    )]
+    Absent { socket: String, reason: String },
+    #[error("the agent at {socket} has not answered within {seconds} s")]
+    Silent { socket: String, seconds: u64 },
+    #[error("the agent at {socket} says: {error}")]
+    Refused { socket: String, error: String },
+    /// A policy is refused; its file and line come first.
+    #[error("{0}")]
+    Policy(String),
+    #[error("the agent at {socket} speaks another language: {reason}")]
+    Garbled { socket: String, reason: String },
+    #[error("no connection can be made: {0}")]
+    Unable(String),
+}
+
+impl ClientError {
+    /// Whether there is no agent that could answer: it is dead, or it hangs.
+    pub const fn is_without_agent(&self) -> bool {
+        matches!(self, Self::Absent { .. } | Self::Silent { .. })
+    }
+}
+
+type Answer<T> = Result<T, ClientError>;
 
 pub struct Client {
     http: reqwest::Client,
@@ -18,31 +52,74 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(socket: &Path) -> Result<Self> {
+    pub fn new(socket: &Path) -> Answer<Self> {
+        let http = reqwest::Client::builder().unix_socket(socket).build();
         Ok(Self {
-            http: reqwest::Client::builder()
-                .unix_socket(socket)
-                .timeout(PATIENCE)
-                .build()?,
+            http: http.map_err(|error| ClientError::Unable(innermost(&error)))?,
             socket: socket.display().to_string(),
         })
     }
 
-    pub async fn status(&self) -> Result<Status> {
+    pub async fn status(&self) -> Answer<Status> {
         self.get("status").await
     }
 
-    pub async fn counters(&self) -> Result<Vec<Counter>> {
+    pub async fn counters(&self) -> Answer<Vec<Counter>> {
         self.get("counters").await
     }
 
-    pub async fn talkers(&self) -> Result<Vec<Talker>> {
+    pub async fn talkers(&self) -> Answer<Vec<Talker>> {
         self.get("talkers").await
     }
 
-    pub async fn explain(&self, question: &Question) -> Result<Explanation> {
+    pub async fn explain(&self, question: &Question) -> Answer<Explanation> {
         let request = self.http.get(address("explain")).query(question);
-        self.answer(request).await
+        self.answer(request, PATIENCE).await
+    }
+
+    pub async fn entries(&self) -> Answer<Vec<Entry>> {
+        self.get("entries").await
+    }
+
+    pub async fn enter(&self, request: &EntryRequest) -> Answer<Entry> {
+        self.change(Method::POST, "entries", request).await
+    }
+
+    pub async fn revoke(&self, id: u64) -> Answer<Entry> {
+        self.change(Method::DELETE, &format!("entries/{id}"), &())
+            .await
+    }
+
+    /// Stopping must not wait: an agent that does not answer soon is gone round.
+    pub async fn set_mode(&self, request: &ModeChange) -> Answer<Applied> {
+        let patience = if request.mode.as_deref() == Some("off") {
+            PATIENCE
+        } else {
+            PATIENCE_FOR_CHANGES
+        };
+        let request = self.http.post(address("mode")).json(request);
+        self.answer(request, patience).await
+    }
+
+    pub async fn reload(&self, request: &Reload) -> Answer<Applied> {
+        self.change(Method::POST, "reload", request).await
+    }
+
+    pub async fn try_policy(&self, request: &NewTrial) -> Answer<Applied> {
+        self.change(Method::POST, "try", request).await
+    }
+
+    pub async fn confirm(&self) -> Answer<Applied> {
+        self.change(Method::POST, "confirm", &()).await
+    }
+
+    pub async fn detach(&self) -> Answer<()> {
+        let request = self.http.post(address("detach"));
+        let response = self.send(request, PATIENCE).await?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        Err(self.refusal(response).await)
     }
 
     /// Whether somebody listens on the socket.
@@ -50,35 +127,79 @@ impl Client {
         UnixStream::connect(&self.socket).is_ok()
     }
 
-    async fn get<T: DeserializeOwned>(&self, resource: &str) -> Result<T> {
-        self.answer(self.http.get(address(resource))).await
+    async fn get<T: DeserializeOwned>(&self, resource: &str) -> Answer<T> {
+        self.answer(self.http.get(address(resource)), PATIENCE)
+            .await
     }
 
-    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
-        let Self { http: _, socket } = self;
-        let response = request.send().await.map_err(|error| {
-            if error.is_timeout() {
-                let seconds = PATIENCE.as_secs();
-                anyhow!("the agent at {socket} has not answered within {seconds} s")
-            } else {
-                anyhow!(
-                    "no agent answers at {socket} ({}): start one with `guard run`, or name its \
-                     socket with --socket",
-                    innermost(&error)
-                )
-            }
-        })?;
+    async fn change<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        resource: &str,
+        body: &impl Serialize,
+    ) -> Answer<T> {
+        let request = self.http.request(method, address(resource)).json(body);
+        self.answer(request, PATIENCE_FOR_CHANGES).await
+    }
+
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        patience: Duration,
+    ) -> Answer<T> {
+        let response = self.send(request, patience).await?;
         if !response.status().is_success() {
-            let ErrorBody { error } = response
-                .json()
-                .await
-                .with_context(|| format!("the agent at {socket} speaks another language"))?;
-            bail!("the agent at {socket} says: {error}");
+            return Err(self.refusal(response).await);
         }
-        response
-            .json()
-            .await
-            .with_context(|| format!("the agent at {socket} speaks another language"))
+        response.json().await.map_err(|error| {
+            if error.is_timeout() {
+                self.silent(patience)
+            } else {
+                self.garbled(&error)
+            }
+        })
+    }
+
+    async fn send(&self, request: RequestBuilder, patience: Duration) -> Answer<reqwest::Response> {
+        let sent = request.timeout(patience).send().await;
+        sent.map_err(|error| {
+            if error.is_timeout() {
+                self.silent(patience)
+            } else {
+                ClientError::Absent {
+                    socket: self.socket.clone(),
+                    reason: innermost(&error),
+                }
+            }
+        })
+    }
+
+    async fn refusal(&self, response: reqwest::Response) -> ClientError {
+        match response.json().await {
+            Ok(ErrorBody {
+                error,
+                is_policy: true,
+            }) => ClientError::Policy(error),
+            Ok(ErrorBody { error, .. }) => ClientError::Refused {
+                socket: self.socket.clone(),
+                error,
+            },
+            Err(error) => self.garbled(&error),
+        }
+    }
+
+    fn silent(&self, patience: Duration) -> ClientError {
+        ClientError::Silent {
+            socket: self.socket.clone(),
+            seconds: patience.as_secs(),
+        }
+    }
+
+    fn garbled(&self, error: &reqwest::Error) -> ClientError {
+        ClientError::Garbled {
+            socket: self.socket.clone(),
+            reason: innermost(error),
+        }
     }
 }
 

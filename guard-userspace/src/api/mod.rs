@@ -6,8 +6,16 @@ pub mod server;
 
 use std::net::IpAddr;
 
+use guard_common::reason::Verdict;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    dataplane::{CounterRow, TalkerRow},
+    operator::SshSession,
+    policy::Action,
+};
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/guard/guard.sock";
@@ -24,9 +32,43 @@ pub struct Status {
     pub enforcing: bool,
     /// Why not, if the mode is `enforce` and `enforcing` is false.
     pub not_enforcing_because: Vec<String>,
+    pub agent: AgentStatus,
     pub interfaces: Vec<InterfaceStatus>,
     pub policy: PolicyStatus,
-    pub docker: DockerStatus,
+    /// Modes that operators have set, which go before the policy's.
+    pub modes: Vec<ModeStatus>,
+    /// The policy is on trial.
+    pub trial: Option<TrialStatus>,
+    /// `null` without an agent: nobody asks Docker.
+    pub docker: Option<DockerStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct AgentStatus {
+    /// Whether it answers. If not, the kernel goes on, and all this was read from the pins.
+    pub running: bool,
+    pub pid: Option<u32>,
+    /// When it was last alive, if it does not answer.
+    pub last_seen: Option<Timestamp>,
+    /// How it does not answer.
+    pub trouble: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ModeStatus {
+    /// `null`: the host's.
+    pub service: Option<String>,
+    pub mode: String,
+    pub since: Timestamp,
+    pub by: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct TrialStatus {
+    pub path: String,
+    pub until: Timestamp,
+    /// The policy file that it goes back to.
+    pub back_to: String,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -37,8 +79,10 @@ pub struct InterfaceStatus {
     /// `native` or `generic`.
     pub xdp_mode: String,
     pub program_id: u32,
-    /// Counts the policies that were loaded, from 1.
+    /// Counts the policies that were put in force, from 1.
     pub generation: u64,
+    /// Why it is not guarded.
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -47,6 +91,8 @@ pub struct PolicyStatus {
     pub sha256: String,
     pub loaded_at: Timestamp,
     pub services: usize,
+    /// Why what is in force is not what the file says, if it is not.
+    pub stale: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -87,6 +133,106 @@ pub struct Talker {
     pub bytes: u64,
 }
 
+pub(crate) fn to_counter(interface: &str, row: CounterRow) -> Counter {
+    let CounterRow {
+        service,
+        outcome,
+        packets,
+        bytes,
+    } = row;
+    Counter {
+        interface: interface.to_owned(),
+        service,
+        verdict: outcome.verdict().name().to_owned(),
+        would: outcome.would_drop.then(|| Verdict::Drop.name().to_owned()),
+        reason: outcome.reason.name().to_owned(),
+        packets,
+        bytes,
+    }
+}
+
+pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
+    let TalkerRow {
+        source,
+        packets,
+        dropped,
+        bytes,
+    } = row;
+    Talker {
+        interface: interface.to_owned(),
+        source,
+        packets,
+        dropped,
+        bytes,
+    }
+}
+
+/// The body of `POST /v1/reload`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// Where the operator came in.
+    pub operator: Option<SshSession>,
+    /// Do it even if it closes the operator's own way in.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/try`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewTrial {
+    /// The policy file's name, for errors and for the status.
+    pub path: String,
+    pub text: String,
+    pub seconds: u64,
+    pub operator: Option<SshSession>,
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/mode`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModeChange {
+    /// `null`: the host's.
+    pub service: Option<String>,
+    /// `null`: the policy's own.
+    pub mode: Option<String>,
+    /// Who asks.
+    pub by: Option<String>,
+    pub operator: Option<SshSession>,
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/entries`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntryRequest {
+    pub action: Action,
+    pub prefix: IpNet,
+    pub service: Option<String>,
+    pub owner: Option<String>,
+    pub reason: Option<String>,
+    /// `null`: until it is revoked.
+    pub seconds: Option<u64>,
+    pub operator: Option<SshSession>,
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What is in force after a change.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Applied {
+    pub path: String,
+    pub sha256: String,
+    pub mode: String,
+    pub generation: u64,
+    /// When it goes back by itself, if it is on trial.
+    pub until: Option<Timestamp>,
+}
+
 /// What `explain` is asked, as the query of its address.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Question {
@@ -99,4 +245,7 @@ pub struct Question {
 #[derive(Debug, Deserialize, Serialize)]
 pub struct ErrorBody {
     pub error: String,
+    /// What is wrong is a policy, whose file and line come first.
+    #[serde(default)]
+    pub is_policy: bool,
 }

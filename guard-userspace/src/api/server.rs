@@ -5,28 +5,36 @@ use std::{
     fs::{self, Permissions},
     io::{self, ErrorKind},
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::{self, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{
+        DefaultBodyLimit, FromRequest, Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{delete, get, post},
 };
 use nix::unistd::{Group, chown};
 use tokio::{
     net::{UnixListener, UnixStream},
+    sync::{Mutex, Notify},
     time::timeout,
 };
 
-use super::{Counter, ErrorBody, Question, Status, Talker};
+use super::{
+    Applied, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload, Status,
+    Talker,
+};
 use crate::{
-    agent::Agent,
+    agent::{Agent, ChangeError},
     explain::{Destination, Explanation},
+    policy::Entry,
 };
 
 /// Only root and this group may ask.
@@ -52,7 +60,7 @@ pub struct ControlSocket {
 
 impl ControlSocket {
     /// Binds the socket. One that a dead agent left is replaced; one that somebody listens on is not.
-    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub async fn bind(path: &path::Path) -> Result<Self, SocketError> {
         let socket = || path.display().to_string();
         match timeout(PATIENCE, UnixStream::connect(path)).await {
             // One whose queue is full is alive, too.
@@ -74,7 +82,7 @@ impl ControlSocket {
         })
     }
 
-    fn replace(path: &Path) -> io::Result<Self> {
+    fn replace(path: &path::Path) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -97,18 +105,37 @@ impl ControlSocket {
     }
 
     /// Answers until it fails, or this is dropped.
-    pub async fn serve(self, agent: Arc<Agent>) -> io::Result<()> {
+    pub async fn serve(self, served: Served) -> io::Result<()> {
         let Self { listener, _file } = self;
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/counters", get(counters))
             .route("/v1/talkers", get(talkers))
             .route("/v1/explain", get(explain))
+            .route("/v1/entries", get(entries).post(enter))
+            .route("/v1/entries/{id}", delete(revoke))
+            .route("/v1/mode", post(mode))
+            .route("/v1/reload", post(reload))
+            .route("/v1/try", post(try_policy))
+            .route("/v1/confirm", post(confirm))
+            .route("/v1/detach", post(detach))
             .fallback(unknown)
-            .with_state(agent);
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            .with_state(served);
         axum::serve(listener, router).await
     }
 }
+
+/// What the answers come from.
+#[derive(Clone)]
+pub struct Served {
+    pub agent: Arc<Mutex<Agent>>,
+    /// Told when the guard has been taken off, and the agent must end.
+    pub detached: Arc<Notify>,
+}
+
+/// A policy with a hundred thousand denied prefixes has about three million bytes.
+const MAX_BODY: usize = 1 << 26;
 
 fn is_socket(metadata: &fs::Metadata) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
@@ -125,44 +152,115 @@ impl Drop for RemovedOnDrop {
     }
 }
 
-async fn status(State(agent): State<Arc<Agent>>) -> Result<Json<Status>, ApiError> {
-    Ok(Json(agent.status().await?))
+type Answer<T> = Result<Json<T>, ApiError>;
+
+async fn status(State(served): State<Served>) -> Answer<Status> {
+    Ok(Json(served.agent.lock().await.status().await?))
 }
 
-async fn counters(State(agent): State<Arc<Agent>>) -> Result<Json<Vec<Counter>>, ApiError> {
-    Ok(Json(agent.counters()?))
+async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
+    Ok(Json(served.agent.lock().await.counters()?))
 }
 
-async fn talkers(State(agent): State<Arc<Agent>>) -> Result<Json<Vec<Talker>>, ApiError> {
-    Ok(Json(agent.talkers()?))
+async fn talkers(State(served): State<Served>) -> Answer<Vec<Talker>> {
+    Ok(Json(served.agent.lock().await.talkers()?))
 }
 
 async fn explain(
-    State(agent): State<Arc<Agent>>,
-    Query(Question { from, to }): Query<Question>,
-) -> Result<Json<Explanation>, Response> {
-    let to = to
-        .parse::<Destination>()
-        .map_err(|error| (StatusCode::BAD_REQUEST, Json(ErrorBody { error })).into_response())?;
-    let explanation = agent.explain(from, &to).await;
-    explanation
-        .map(Json)
-        .map_err(|error| ApiError(error).into_response())
+    State(served): State<Served>,
+    question: Result<Query<Question>, QueryRejection>,
+) -> Answer<Explanation> {
+    let Query(Question { from, to }) = question.map_err(wrong)?;
+    let to = to.parse::<Destination>().map_err(ChangeError::Wrong)?;
+    Ok(Json(served.agent.lock().await.explain(from, &to).await?))
+}
+
+async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
+    Ok(Json(served.agent.lock().await.entries().to_vec()))
+}
+
+async fn enter(
+    State(served): State<Served>,
+    Asked(Json(request)): Asked<Json<EntryRequest>>,
+) -> Answer<Entry> {
+    Ok(Json(served.agent.lock().await.enter(request).await?))
+}
+
+async fn revoke(
+    State(served): State<Served>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Answer<Entry> {
+    let Path(id) = id.map_err(wrong)?;
+    Ok(Json(served.agent.lock().await.revoke(id).await?))
+}
+
+async fn mode(
+    State(served): State<Served>,
+    Asked(Json(request)): Asked<Json<ModeChange>>,
+) -> Answer<Applied> {
+    Ok(Json(served.agent.lock().await.set_mode(request).await?))
+}
+
+async fn reload(
+    State(served): State<Served>,
+    Asked(Json(request)): Asked<Json<Reload>>,
+) -> Answer<Applied> {
+    Ok(Json(served.agent.lock().await.reload(&request).await?))
+}
+
+async fn try_policy(
+    State(served): State<Served>,
+    Asked(Json(request)): Asked<Json<NewTrial>>,
+) -> Answer<Applied> {
+    Ok(Json(served.agent.lock().await.try_policy(request).await?))
+}
+
+async fn confirm(State(served): State<Served>) -> Answer<Applied> {
+    Ok(Json(served.agent.lock().await.confirm().await?))
+}
+
+async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {
+    served.agent.lock().await.detach()?;
+    served.detached.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a client sends, with what is wrong in the shape of every other error.
+struct Asked<T>(T);
+
+impl<S, T> FromRequest<S> for Asked<T>
+where
+    S: Send + Sync,
+    T: FromRequest<S>,
+    T::Rejection: std::fmt::Display,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let asked = T::from_request(request, state).await;
+        asked.map(Self).map_err(|rejection| wrong(rejection).into())
+    }
+}
+
+/// What is wrong with a request, in axum's words.
+fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
+    ChangeError::Wrong(rejection.to_string())
 }
 
 async fn unknown() -> Response {
     let body = ErrorBody {
-        error:
-            "there is no such resource: /v1/status, /v1/counters, /v1/talkers and /v1/explain are"
-                .to_owned(),
+        error: "there is no such resource: /v1/status, counters, talkers, explain, entries, mode, \
+                reload, try, confirm and detach are"
+            .to_owned(),
+        is_policy: false,
     };
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
 /// What went wrong inside the agent, as an answer.
-struct ApiError(anyhow::Error);
+struct ApiError(ChangeError);
 
-impl<E: Into<anyhow::Error>> From<E> for ApiError {
+impl<E: Into<ChangeError>> From<E> for ApiError {
     fn from(error: E) -> Self {
         Self(error.into())
     }
@@ -171,9 +269,18 @@ impl<E: Into<anyhow::Error>> From<E> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let Self(error) = self;
-        let body = ErrorBody {
-            error: format!("{error:#}"),
+        let (status, is_policy) = match error {
+            ChangeError::Policy(_) => (StatusCode::UNPROCESSABLE_ENTITY, true),
+            ChangeError::Wrong(_) => (StatusCode::BAD_REQUEST, false),
+            ChangeError::Harmful(_) => (StatusCode::CONFLICT, false),
+            ChangeError::Keep(_) | ChangeError::Other(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, false)
+            }
         };
-        (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+        let body = ErrorBody {
+            error: error.to_string(),
+            is_policy,
+        };
+        (status, Json(body)).into_response()
     }
 }

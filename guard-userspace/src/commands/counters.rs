@@ -1,20 +1,26 @@
 //! `guard counters`: what became of the packets, by service and reason.
 
-use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{Output, print, print_json};
-use crate::api::{Counter, client::Client};
+use super::{Failure, Output, Whereabouts, print, print_json};
+use crate::{api::Counter, unattended};
 
-pub async fn run(client: &Client, output: &Output) -> Result<()> {
-    let counters = client.counters().await?;
+/// Without an agent the kernel's own counters are read from the pins.
+pub async fn run(whereabouts: &Whereabouts, output: &Output) -> Result<(), Failure> {
+    let counters = match whereabouts.client()?.counters().await {
+        Err(error) if error.is_without_agent() => {
+            let counters = unattended::counters(&whereabouts.pins);
+            counters.ok().flatten().ok_or(error)?
+        }
+        counters => counters?,
+    };
     if output.json {
-        return print_json(&counters);
+        return Ok(print_json(&counters)?);
     }
     if counters.is_empty() {
-        return print("no packet has come yet");
+        return Ok(print("no packet has come yet")?);
     }
-    print(&table(&counters).to_string())
+    Ok(print(&table(&counters).to_string())?)
 }
 
 fn table(counters: &[Counter]) -> Table {

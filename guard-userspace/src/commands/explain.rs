@@ -63,7 +63,7 @@ async fn explain_file(
     let path = policy.unwrap_or_else(|| DEFAULT_POLICY.into());
     let policy = read_policy(&path)?;
     let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-    let docker = ask_docker(&policy, &netlink).await;
+    let docker = ask_docker(&policy, &netlink, None).await;
     let own = netlink
         .addresses()
         .await
@@ -75,6 +75,7 @@ async fn explain_file(
         now: host::timebase().map_err(anyhow::Error::from)?,
         tick_ns: host::tick_ns().map_err(anyhow::Error::from)?,
         own: &own,
+        entries: &[],
     };
     Ok(explain(&situation, from, to)?)
 }

@@ -2,11 +2,16 @@
 
 mod check;
 mod counters;
+mod detach;
+mod entries;
 mod explain;
+mod mode;
+mod reload;
 mod replay;
 mod run;
 mod status;
 mod talkers;
+mod trial;
 
 use std::{
     fmt::{self, Write as _},
@@ -16,11 +21,17 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use nix::unistd::{Uid, User};
 
 use crate::{
-    api::{self, client::Client},
-    host,
-    policy::{Clock, Policy, PolicyError},
+    agent::ChangeError,
+    api::{
+        self,
+        client::{Client, ClientError},
+    },
+    dataplane::pins,
+    host, kept,
+    policy::{Action, Clock, Policy, PolicyError},
 };
 
 const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
@@ -30,11 +41,30 @@ const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
 #[derive(Debug, Parser)]
 #[command(name = "guard", version, propagate_version = true)]
 pub struct Arguments {
+    #[command(flatten)]
+    whereabouts: Whereabouts,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the agent and what it leaves in the kernel are found.
+#[derive(Debug, Args)]
+struct Whereabouts {
     /// The agent's control socket
     #[arg(long, global = true, value_name = "FILE", env = "GUARD_SOCKET", default_value = api::DEFAULT_SOCKET)]
     socket: PathBuf,
-    #[command(subcommand)]
-    command: Command,
+    /// The folder in which programs and tables are pinned, on a BPF file system
+    #[arg(long, global = true, value_name = "FOLDER", env = "GUARD_PINS", default_value = pins::DEFAULT_ROOT)]
+    pins: PathBuf,
+    /// The folder of the agent's state file
+    #[arg(long, global = true, value_name = "FOLDER", env = "GUARD_STATE", default_value = kept::DEFAULT_FOLDER)]
+    state: PathBuf,
+}
+
+impl Whereabouts {
+    fn client(&self) -> Result<Client, ClientError> {
+        Client::new(&self.socket)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +83,32 @@ enum Command {
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
     Replay(replay::Replay),
+    /// Let a source through for a while: not denied, not limited, admitted where a service has `from`
+    Allow(entries::Enter),
+    /// Drop a source's packets for a while
+    Deny(entries::Enter),
+    /// List what is allowed and denied for a while
+    List(Output),
+    /// End an entry before its time
+    Revoke(entries::Revoke),
+    /// Change the mode of the host or of a service, at once
+    Mode(mode::ChangeMode),
+    /// Read the policy file again and put it in force
+    Reload(reload::ReloadPolicy),
+    /// Put a policy in force that goes back by itself unless it is confirmed in time
+    Try(trial::Try),
+    /// Keep the policy that is being tried
+    Confirm,
+    /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
+    Detach,
+}
+
+/// For what could close the operator's own way in.
+#[derive(Clone, Copy, Debug, Args)]
+struct Forced {
+    /// Do it even if it closes your own way in
+    #[arg(long)]
+    force: bool,
 }
 
 /// How a command that reads prints.
@@ -81,15 +137,28 @@ impl Arguments {
     }
 
     pub async fn run(self) -> Result<(), Failure> {
-        let Self { socket, command } = self;
+        let Self {
+            whereabouts,
+            command,
+        } = self;
+        let client = || whereabouts.client();
         match command {
-            Command::Run(run) => run.run(&socket).await,
+            Command::Run(run) => run.run(&whereabouts).await,
             Command::Check(check) => check.run(),
-            Command::Status(output) => Ok(status::run(&Client::new(&socket)?, &output).await?),
-            Command::Talkers(talkers) => Ok(talkers.run(&Client::new(&socket)?).await?),
-            Command::Explain(explain) => explain.run(&Client::new(&socket)?).await,
+            Command::Status(output) => status::run(&whereabouts, &output).await,
+            Command::Talkers(talkers) => talkers.run(&client()?).await,
+            Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
-            Command::Counters(output) => Ok(counters::run(&Client::new(&socket)?, &output).await?),
+            Command::Counters(output) => counters::run(&whereabouts, &output).await,
+            Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
+            Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,
+            Command::List(output) => entries::list(&client()?, &output).await,
+            Command::Revoke(revoke) => revoke.run(&client()?).await,
+            Command::Mode(mode) => mode.run(&whereabouts).await,
+            Command::Reload(reload) => reload.run(&client()?).await,
+            Command::Try(trial) => trial.run(&client()?).await,
+            Command::Confirm => trial::confirm(&client()?).await,
+            Command::Detach => detach::run(&whereabouts).await,
         }
     }
 }
@@ -146,6 +215,24 @@ impl From<PolicyError> for Failure {
     }
 }
 
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Policy(problem) => Self::Usage(problem),
+            error => Self::Other(error.into()),
+        }
+    }
+}
+
+impl From<ChangeError> for Failure {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Policy(error) => Self::Policy(error),
+            error => Self::Other(error.into()),
+        }
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Other(error)
@@ -156,6 +243,15 @@ impl From<anyhow::Error> for Failure {
 fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
     let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
     Ok(Policy::read(path, Clock { tick_ns })?)
+}
+
+/// Who types this: the user that sudo was called by, or this process's.
+fn user() -> Option<String> {
+    let name = std::env::var("SUDO_USER").ok();
+    name.filter(|name| !name.is_empty()).or_else(|| {
+        let user = User::from_uid(Uid::current());
+        user.ok().flatten().map(|user| user.name)
+    })
 }
 
 /// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.

@@ -1,61 +1,160 @@
 //! `guard run`: the agent in the foreground.
 
 use std::{
+    future::pending,
     io::{self, IsTerminal as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Mutex, Notify},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{DEFAULT_POLICY, Failure, read_policy};
-use crate::{agent::Agent, api::server::ControlSocket, host, policy::Policy};
+use super::{DEFAULT_POLICY, Failure, Whereabouts};
+use crate::{
+    agent::{Agent, ChangeError, Places, Tended},
+    api::{
+        Reload,
+        server::{ControlSocket, Served},
+    },
+    dataplane::Force,
+    host::{self, LinkEvents},
+    privileges,
+};
 
 #[derive(Debug, Args)]
 pub struct Run {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
+    /// Take another XDP program off the interfaces
+    #[arg(long)]
+    force: bool,
 }
 
+/// How often the agent looks after everything, and says that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
+
 impl Run {
-    pub async fn run(self, socket: &Path) -> Result<(), Failure> {
-        let Self { policy: path } = self;
+    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+        let Self { policy, force } = self;
         log_to_stderr();
-        let policy = read_policy(&path)?;
+        host::require_capabilities().map_err(anyhow::Error::from)?;
         // Asked for before anything is attached, so that no signal finds the guard half done.
-        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        let shutdown = async move {
-            tokio::select! {
-                _ = interrupt.recv() => "SIGINT",
-                _ = terminate.recv() => "SIGTERM",
-            }
+        let signals = Signals::new()?;
+        let socket = ControlSocket::bind(&whereabouts.socket)
+            .await
+            .map_err(anyhow::Error::from)?;
+        let places = Places {
+            policy,
+            pins: whereabouts.pins.clone(),
+            state: whereabouts.state.clone(),
         };
-        tokio::select! {
-            ended = guard(policy, &path, socket) => Ok(ended?),
-            signal = shutdown => {
-                // Dropping the agent takes its programs off.
-                info!("{signal}: detaching");
-                Ok(())
+        let force = if force { Force::Yes } else { Force::No };
+        let agent = Agent::start(places, force).await?;
+        privileges::keep_only_needed();
+        let agent = Arc::new(Mutex::new(agent));
+        let detached = Arc::new(Notify::new());
+        let served = Served {
+            agent: Arc::clone(&agent),
+            detached: Arc::clone(&detached),
+        };
+        let tell = |state: &[NotifyState<'_>]| {
+            // Nobody listens unless systemd started it.
+            let _result = sd_notify::notify(state);
+        };
+        tell(&[NotifyState::Ready]);
+        let ended = tokio::select! {
+            Err(error) = socket.serve(served) => {
+                Err(anyhow::Error::from(error).context("the control socket fails"))
             }
+            () = tend(&agent) => Ok("taken off"),
+            () = detached.notified() => Ok("taken off"),
+            signal = signals.wait(&agent) => Ok(signal),
+        };
+        tell(&[NotifyState::Stopping]);
+        info!("{}: ending", ended?);
+        if let Some(agent) = Arc::into_inner(agent) {
+            agent.into_inner().end()?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks after everything until the guard has been taken off.
+async fn tend(agent: &Mutex<Agent>) {
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut events = LinkEvents::subscribe()
+        .inspect_err(|error| warn!("changes of interfaces are seen late: {error}"))
+        .ok();
+    loop {
+        let something_happened = tokio::select! {
+            _ = beat.tick() => false,
+            () = next(&mut events) => true,
+        };
+        let tended = agent.lock().await.tend(something_happened).await;
+        let _result = sd_notify::notify(&[NotifyState::Watchdog]);
+        if tended == Tended::Detached {
+            return;
         }
     }
 }
 
-/// Guards until something fails.
-async fn guard(policy: Policy, path: &Path, socket: &Path) -> anyhow::Result<()> {
-    host::require_capabilities()?;
-    let socket = ControlSocket::bind(socket).await?;
-    let agent = Arc::new(Agent::start(policy, path).await?);
-    socket
-        .serve(agent)
-        .await
-        .context("the control socket fails")
+async fn next(events: &mut Option<LinkEvents>) {
+    match events {
+        Some(events) => {
+            if events.next().await.is_none() {
+                pending().await
+            }
+        }
+        None => pending().await,
+    }
+}
+
+/// What the agent is told from outside.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("SIGTERM")?,
+            hangup: signal(SignalKind::hangup()).context("SIGHUP")?,
+        })
+    }
+
+    /// Reloads on SIGHUP; returns the signal that ends the agent.
+    async fn wait(mut self, agent: &Mutex<Agent>) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.hangup.recv() => match agent.lock().await.reload(&Reload::default()).await {
+                    Ok(applied) => info!(generation = applied.generation, "SIGHUP: reloaded"),
+                    Err(ChangeError::Policy(problem)) => {
+                        error!("SIGHUP: {problem}: the policy before it stays in force");
+                    }
+                    Err(problem) => {
+                        error!("SIGHUP: not reloaded: {problem}: the policy before it stays in force");
+                    }
+                },
+            }
+        }
+    }
 }
 
 /// Events go to standard error; the level is that of `RUST_LOG`, `info` if unset.

@@ -2,17 +2,32 @@
 
 use std::fmt::{self, Write as _};
 
-use anyhow::Result;
+use super::{Failure, Output, Whereabouts, print, print_json};
+use crate::{
+    api::{
+        DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus,
+        client::ClientError,
+    },
+    unattended,
+};
 
-use super::{Output, print, print_json};
-use crate::api::{DockerStatus, InterfaceStatus, PolicyStatus, Status, client::Client};
-
-pub async fn run(client: &Client, output: &Output) -> Result<()> {
-    let status = client.status().await?;
+/// Without an agent it says from the pins what the kernel does.
+pub async fn run(whereabouts: &Whereabouts, output: &Output) -> Result<(), Failure> {
+    let status = match whereabouts.client()?.status().await {
+        Err(error) if error.is_without_agent() => {
+            let trouble = match &error {
+                ClientError::Silent { .. } => "it hangs",
+                _ => "it is dead",
+            };
+            let status = unattended::status(&whereabouts.pins, trouble.to_owned()).await;
+            status.ok().flatten().ok_or(error)?
+        }
+        status => status?,
+    };
     if output.json {
-        return print_json(&status);
+        return Ok(print_json(&status)?);
     }
-    print(&describe(&status)?)
+    Ok(print(&describe(&status).map_err(anyhow::Error::from)?)?)
 }
 
 fn describe(status: &Status) -> Result<String, fmt::Error> {
@@ -23,6 +38,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         scope,
         enforcing,
         not_enforcing_because,
+        agent,
         interfaces,
         policy:
             PolicyStatus {
@@ -30,7 +46,10 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
                 sha256,
                 loaded_at,
                 services,
+                stale,
             },
+        modes,
+        trial,
         docker,
     } = status;
     let headline = match (mode.as_str(), enforcing) {
@@ -43,24 +62,63 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     for obstacle in not_enforcing_because {
         writeln!(text, "  because {obstacle}")?;
     }
+    if !agent.running {
+        let trouble = agent.trouble.as_deref().unwrap_or("it does not answer");
+        write!(text, "agent      NOT RUNNING: {trouble}")?;
+        if let Some(last_seen) = agent.last_seen {
+            write!(text, ", last alive {last_seen:.0}")?;
+        }
+        writeln!(text, "; the kernel goes on without it")?;
+    }
     writeln!(text, "scope      {scope}")?;
+    if let Some(TrialStatus {
+        path,
+        until,
+        back_to,
+    }) = trial
+    {
+        writeln!(
+            text,
+            "trial      {path} until {until:.0}, then back to {back_to}: `guard confirm` keeps it"
+        )?;
+    }
+    for ModeStatus {
+        service,
+        mode,
+        since,
+        by,
+    } in modes
+    {
+        let whose = service.as_deref().unwrap_or("host");
+        let by = by.as_ref().map(|by| format!(" by {by}"));
+        writeln!(
+            text,
+            "mode       {whose}: {mode} since {since:.0}{}, whatever the policy says: `guard mode \
+             policy` ends it",
+            by.unwrap_or_default()
+        )?;
+    }
     writeln!(
         text,
         "policy     {path}, services: {services}, loaded {loaded_at}, sha256 {}",
         sha256.get(..12).unwrap_or(sha256)
     )?;
+    if let Some(stale) = stale {
+        writeln!(text, "           not what the file says: {stale}")?;
+    }
     for InterfaceStatus {
         name,
         attached,
         xdp_mode,
         program_id,
         generation,
+        trouble,
     } in interfaces
     {
-        let state = if *attached {
-            "attached"
-        } else {
-            "NOT ATTACHED"
+        let state = match (attached, trouble) {
+            (true, _) => "attached".to_owned(),
+            (false, Some(trouble)) => format!("NOT ATTACHED ({trouble})"),
+            (false, None) => "NOT ATTACHED".to_owned(),
         };
         writeln!(
             text,
@@ -68,7 +126,10 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
              {generation}"
         )?;
     }
-    writeln!(text, "docker     {}", describe_docker(docker))?;
+    match docker {
+        Some(docker) => writeln!(text, "docker     {}", describe_docker(docker))?,
+        None => writeln!(text, "docker     nobody asks it without an agent")?,
+    }
     Ok(text)
 }
 

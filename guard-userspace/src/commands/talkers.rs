@@ -1,10 +1,9 @@
 //! `guard talkers`: the sources that send most, and those that are dropped most.
 
-use anyhow::Result;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{Output, print, print_json};
+use super::{Failure, Output, print, print_json};
 use crate::api::{Talker, client::Client};
 
 #[derive(Debug, Args)]
@@ -27,7 +26,7 @@ enum By {
 }
 
 impl Talkers {
-    pub async fn run(self, client: &Client) -> Result<()> {
+    pub async fn run(self, client: &Client) -> Result<(), Failure> {
         let Self {
             by,
             limit,
@@ -43,15 +42,15 @@ impl Talkers {
         });
         talkers.truncate(limit);
         if json {
-            return print_json(&talkers);
+            return Ok(print_json(&talkers)?);
         }
         if talkers.is_empty() {
-            return print("nobody has sent anything yet");
+            return Ok(print("nobody has sent anything yet")?);
         }
-        print(&format!(
+        Ok(print(&format!(
             "{}\n\nestimated from one packet of sixteen",
             table(&talkers)
-        ))
+        ))?)
     }
 }
 

@@ -1,22 +1,37 @@
-//! Puts a generation on an interface: in the driver if it can, in the generic path if it must.
+//! Puts generations in force on an interface, one after the other: in the driver if it can, in the
+//! generic path if it must.
+//!
+//! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
+//! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::io;
+use std::{io, mem, process};
 
 use aya::{
+    maps::{Map, ProgramArray},
+    pin::PinError as AyaPinError,
     programs::{
         ProgramError,
-        links::{FdLink, LinkError},
-        tc::{self, SchedClassifierLink, TcAttachType},
-        xdp::XdpMode as AyaMode,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{self, SchedClassifierLink, TcAttachType, TcHandle},
+        xdp::{XdpLink, XdpMode as AyaMode},
     },
     util::KernelVersion,
 };
-use guard_common::layout::{self, feature};
+use guard_common::{
+    exposure::Scope,
+    layout::{self, About, feature},
+    reason::Mode,
+};
 
-use super::{Generation, LoadError};
+use super::{
+    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow,
+    pins::{EGRESS_LINK, LINK, PinError, Pins},
+    state::{SHARED, State, StateError, bytes_of, shared_maps},
+};
 use crate::{
     causes::{innermost, io_error},
-    host::UdpFlow,
+    host::{UdpFlow, XdpState},
+    policy::{Ground, Policy, Seats, Tables},
 };
 
 /// Where the program runs.
@@ -42,15 +57,15 @@ pub enum AttachError {
     #[error("interface {0} does not exist")]
     NoInterface(String),
     #[error(
-        "interface {0} already has an XDP program, which another process holds: `bpftool link` shows \
-         it, and it goes when that process ends"
+        "interface {interface} already has an XDP program, {program}, which another process holds: \
+         `bpftool link` shows it; --force takes it off"
     )]
-    Held(String),
+    Held { interface: String, program: String },
     #[error(
-        "interface {0} already has an XDP program: `bpftool net` shows it and `ip link set dev {0} \
-         xdp off` removes it"
+        "interface {interface} already has an XDP program, {program}: `ip link set dev {interface} \
+         xdp off` removes it, and so does --force"
     )]
-    Occupied(String),
+    Occupied { interface: String, program: String },
     #[error(
         "interface {interface} takes the program neither in its driver ({native}) nor in the generic path ({generic})"
     )]
@@ -63,104 +78,469 @@ pub enum AttachError {
         "interface {interface} takes no program on its way out, which scope `host` needs to know answers by: {reason}"
     )]
     NoEgress { interface: String, reason: String },
+    #[error("the link of {interface} cannot be used: {reason}")]
+    Link { interface: String, reason: String },
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
-/// A generation at work on an interface. Dropping it detaches the program.
-pub struct Attachment {
+impl From<PinError> for AttachError {
+    fn from(error: PinError) -> Self {
+        Self::State(error.into())
+    }
+}
+
+impl From<AyaPinError> for AttachError {
+    fn from(error: AyaPinError) -> Self {
+        Self::State(error.into())
+    }
+}
+
+/// What becomes of somebody else's program on the interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Force {
+    /// It stays, and the guard says so.
+    #[default]
+    No,
+    /// It is taken off.
+    Yes,
+}
+
+/// A policy as it is put in force: its file, its seats, its programs.
+pub struct Prepared {
     generation: Generation,
-    /// Held for its drop: the kernel detaches the program when the last reference to the link goes.
-    _link: FdLink,
-    /// The tc program on the way out, if flows are recorded. Held for its drop.
-    _egress: Option<SchedClassifierLink>,
+    seats: Seats,
+    facts: Facts,
+}
+
+/// What a reader of the pins is told of a policy.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub path: String,
+    /// In hexadecimal.
+    pub sha256: String,
+    pub loaded_ms: i64,
+    /// When its trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is none.
+    pub trial_until: u64,
+}
+
+impl Prepared {
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    pub fn generation_mut(&mut self) -> &mut Generation {
+        &mut self.generation
+    }
+
+    pub fn seats(&self) -> &Seats {
+        &self.seats
+    }
+}
+
+/// An interface, and the generation in force on it.
+pub struct Attachment {
+    state: State,
+    /// Of the generation in force, or of the agent before this one.
+    seats: Seats,
+    in_force: Option<Prepared>,
     mode: XdpMode,
-    program_id: u32,
 }
 
 impl Attachment {
-    /// Attaches natively, or else generically.
-    ///
-    /// The second value says why the driver did not take the program, if it did not: the caller
-    /// must tell, since the generic path is slow.
-    ///
-    /// Flows are recorded before anything is judged, and those that are open already are known.
-    pub fn new(
-        mut generation: Generation,
-        interface: &str,
-        open_flows: impl FnOnce() -> Vec<UdpFlow>,
-    ) -> Result<(Self, Option<String>), AttachError> {
-        let egress = attach_egress(&mut generation, interface)?;
-        generation.seed_flows(&open_flows())?;
-        let (link, mode, refusal) = match attach(&mut generation, interface, AyaMode::Driver) {
-            Ok(link) => (link, XdpMode::Native, None),
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Refused(native)) => {
-                match attach(&mut generation, interface, AyaMode::Skb) {
-                    Ok(link) => (link, XdpMode::Generic, Some(native)),
-                    Err(Failure::Final(error)) => return Err(error),
-                    Err(Failure::Refused(generic)) => {
-                        return Err(AttachError::Refused {
-                            interface: interface.to_owned(),
-                            native,
-                            generic,
-                        });
-                    }
-                }
-            }
+    /// Takes over what an agent before this one left. Nothing changes yet.
+    pub fn open(pins: Pins, namespace: u64) -> Result<Self, AttachError> {
+        let link_program = match own_link(&pins)? {
+            Some((link, _)) => Some(info_of(&pins, &link.into())?),
+            None => None,
         };
-        let info = generation.program()?.info().map_err(LoadError::from)?;
-        let attachment = Self {
-            program_id: info.id(),
-            generation,
-            _link: link,
-            _egress: egress,
-            mode,
-        };
-        Ok((attachment, refusal))
+        let (state, seats) = State::open(pins, namespace, link_program)?;
+        Ok(Self {
+            state,
+            seats,
+            in_force: None,
+            mode: XdpMode::Native,
+        })
     }
 
-    pub fn generation(&self) -> &Generation {
-        &self.generation
+    pub fn interface(&self) -> &str {
+        self.state.pins.interface()
+    }
+
+    /// Loads a fresh generation of the program for a policy. Nothing changes yet.
+    pub fn prepare(
+        &self,
+        policy: &Policy,
+        ground: &Ground<'_>,
+        tick_ns: u64,
+        facts: Facts,
+    ) -> Result<Prepared, AttachError> {
+        // If more names have come and gone than there are numbers, counters start afresh.
+        let (seats, keeps) = match self.seats.next(policy) {
+            Ok(seats) => (seats, true),
+            Err(_exhausted) => (Seats::new(policy), false),
+        };
+        let mut tables = Tables::compile_at(policy, ground, &seats);
+        if facts.trial_until != 0
+            && let Some(before) = &self.in_force
+        {
+            // The policy that comes back needs the flows of meanwhile.
+            tables.features |= before.generation.tables().features & feature::FLOWS;
+        }
+        let about = self.state.about().map_err(LoadError::from)?;
+        let shared = Shared {
+            hash_key: about.hash_key,
+            pins: if keeps {
+                self.state
+                    .reusable(&tables, self.seats.shares_cells(&seats))
+            } else {
+                Vec::new()
+            },
+            trial_until: facts.trial_until,
+        };
+        let mut generation = Generation::load_for(Purpose::Service, tables, tick_ns, &shared)?;
+        if facts.trial_until != 0
+            && let Some(before) = &self.in_force
+        {
+            let program = before.generation.program()?.fd().map_err(LoadError::from)?;
+            let map = generation.map_mut(layout::PREVIOUS)?;
+            let mut previous = ProgramArray::try_from(map).map_err(LoadError::from)?;
+            previous.set(0, program, 0).map_err(LoadError::from)?;
+        }
+        Ok(Prepared {
+            generation,
+            seats,
+            facts,
+        })
+    }
+
+    /// Puts a generation in force, in one atomic step, and returns the one before it, which can be put
+    /// back the same way.
+    ///
+    /// `found` is the program that the interface has at this moment. The second value says why the
+    /// driver did not take the program, if it did not: the caller must tell, since the generic path is
+    /// slow.
+    ///
+    /// Flows are recorded before anything is judged, and those that are open already are known.
+    ///
+    /// # Errors
+    /// The generation before it stays in force.
+    pub fn put_in_force(
+        &mut self,
+        mut next: Prepared,
+        found: Option<XdpState>,
+        force: Force,
+        open_flows: impl FnOnce() -> Vec<UdpFlow>,
+    ) -> Result<(Option<Prepared>, Option<String>), AttachError> {
+        let result = self.try_put_in_force(&mut next, found, force, open_flows);
+        let refusal = match result {
+            Ok(refusal) => refusal,
+            Err(error) => {
+                self.take_back(&next);
+                return Err(error);
+            }
+        };
+        self.seats = next.seats.clone();
+        Ok((self.in_force.replace(next), refusal))
+    }
+
+    fn try_put_in_force(
+        &mut self,
+        next: &mut Prepared,
+        found: Option<XdpState>,
+        force: Force,
+        open_flows: impl FnOnce() -> Vec<UdpFlow>,
+    ) -> Result<Option<String>, AttachError> {
+        let pins = self.state.pins.clone();
+        let shared = self.pin_waiting(&next.generation, next.facts.trial_until != 0)?;
+        let cells = map_id(&next.generation, layout::CELLS)?;
+        self.state
+            .set_seats(&next.seats, cells)
+            .map_err(StateError::from)?;
+        let program = next.generation.program_id()?;
+        let mut about = self.state.about().map_err(StateError::from)?;
+        about.next_program = program;
+        self.state.set_about(&about).map_err(StateError::from)?;
+
+        let keeps_flows = next.generation.tables().uses(feature::FLOWS);
+        if keeps_flows {
+            attach_egress(&pins, &mut next.generation, &mut about)?;
+            next.generation.seed_flows(&open_flows())?;
+        }
+        let (mode, refusal) = attach_or_swap(&pins, &mut next.generation, found, force)?;
+        self.mode = mode;
+        if !keeps_flows {
+            detach_egress(&pins, &mut about)?;
+        }
+        for name in pins.waiting()? {
+            pins.take_next(&name)?;
+        }
+        for name in SHARED.iter().filter(|name| !shared.contains(*name)) {
+            pins.remove(name)?;
+        }
+        for older in pins.of_other_layouts()? {
+            older.remove_all()?;
+        }
+        let Facts {
+            path,
+            sha256,
+            loaded_ms,
+            trial_until,
+        } = &next.facts;
+        let tables = next.generation.tables();
+        about = About {
+            generation: about.generation + 1,
+            trial_until: *trial_until,
+            loaded_ms: *loaded_ms,
+            cells: next.seats.asked,
+            agent: process::id(),
+            program,
+            next_program: 0,
+            mode: tables.mode as u8,
+            scope: tables.scope as u8,
+            services: u32::try_from(tables.services.len()).unwrap_or(u32::MAX),
+            native: u8::from(mode == XdpMode::Native),
+            mode_before: about.mode,
+            sha256: base16_to_bytes(sha256),
+            version: bytes_of(env!("CARGO_PKG_VERSION")),
+            policy: bytes_of(path),
+            ..about
+        };
+        self.state.set_about(&about).map_err(StateError::from)?;
+        Ok(refusal)
+    }
+
+    /// Pins the maps of a generation that its successors will share, beside those in use. Returns their
+    /// names.
+    fn pin_waiting(
+        &self,
+        generation: &Generation,
+        is_trial: bool,
+    ) -> Result<Vec<&'static str>, AttachError> {
+        let pins = &self.state.pins;
+        let shared = shared_maps(generation.tables()).into_iter();
+        let mut names: Vec<&'static str> = shared.map(|map| map.name).collect();
+        if is_trial {
+            names.push(layout::PREVIOUS);
+        }
+        for name in &names {
+            pins.remove_next(name)?;
+            let pinned = super::state::map_info(pins, name).map(|info| info.id());
+            if pinned != Some(map_id(generation, name)?) {
+                generation.map(name)?.pin(pins.next(name))?;
+            }
+        }
+        Ok(names)
+    }
+
+    /// Leaves the generation in force as it was. What fails here is said by the error that led here, and
+    /// put right by the next generation.
+    fn take_back(&mut self, refused: &Prepared) {
+        for name in self.state.pins.waiting().unwrap_or_default() {
+            let _result = self.state.pins.remove_next(&name);
+        }
+        let Some(before) = &mut self.in_force else {
+            // Nothing was judged before: flows of nobody need not be recorded.
+            if !self.state.pins.has(LINK) {
+                let _result = self.state.pins.remove_all();
+            }
+            return;
+        };
+        let cells = map_id(&before.generation, layout::CELLS).unwrap_or_default();
+        let _result = self.state.set_seats(&before.seats, cells);
+        if let Ok(mut about) = self.state.about() {
+            let pins = &self.state.pins;
+            if before.generation.tables().uses(feature::FLOWS) {
+                let _result = attach_egress(pins, &mut before.generation, &mut about);
+            } else if refused.generation.tables().uses(feature::FLOWS) {
+                let _result = detach_egress(pins, &mut about);
+            }
+            about.next_program = 0;
+            let _result = self.state.set_about(&about);
+        }
+    }
+
+    /// The generation in force, if this agent put it there.
+    pub fn in_force(&self) -> Option<&Prepared> {
+        self.in_force.as_ref()
+    }
+
+    pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
+        self.in_force.as_mut()
     }
 
     pub fn mode(&self) -> XdpMode {
         self.mode
     }
 
-    /// The kernel's number for the program.
-    pub fn program_id(&self) -> u32 {
-        self.program_id
+    /// The kernel's number for the program in force.
+    pub fn program_id(&self) -> Option<u32> {
+        let Prepared { generation, .. } = self.in_force.as_ref()?;
+        generation.program_id().ok()
+    }
+
+    pub fn about(&self) -> Result<About, StateError> {
+        Ok(self.state.about()?)
+    }
+
+    /// Says in the pins that the agent is alive at this moment, which is in nanoseconds of
+    /// CLOCK_BOOTTIME.
+    pub fn beat(&mut self, boot_ns: u64) -> Result<(), StateError> {
+        let mut about = self.state.about()?;
+        about.seen_ns = boot_ns;
+        about.agent = process::id();
+        Ok(self.state.set_about(&about)?)
+    }
+
+    pub fn counters(&self) -> Result<Vec<CounterRow>, StateError> {
+        self.state.counters()
+    }
+
+    pub fn talkers(&self) -> Result<Vec<TalkerRow>, StateError> {
+        self.state.talkers()
+    }
+
+    /// Takes the programs off the interface, and leaves nothing of the guard in the kernel.
+    pub fn detach(self) -> Result<(), AttachError> {
+        detach(&self.state.pins)
     }
 }
 
-/// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
-/// qdisc.
-fn attach_egress(
-    generation: &mut Generation,
-    interface: &str,
-) -> Result<Option<SchedClassifierLink>, AttachError> {
-    if !generation.tables().uses(feature::FLOWS) {
-        return Ok(None);
+/// Takes the programs off an interface, whoever put them there, and removes all state.
+pub fn detach(pins: &Pins) -> Result<(), AttachError> {
+    // The interface may be gone, and its link with it: whatever is left goes.
+    if let Some(state) = State::existing(pins)? {
+        let mut about = state.about().map_err(StateError::from)?;
+        pins.remove(LINK)?;
+        detach_egress(pins, &mut about)?;
     }
-    let refused = |error: &(dyn std::error::Error + 'static)| AttachError::NoEgress {
-        interface: interface.to_owned(),
-        reason: innermost(error),
+    Ok(pins.remove_all()?)
+}
+
+/// Lets everything pass on an interface, with no agent: a program with no tables takes the place of the
+/// one in force. The state stays, for the next agent. `false`: nothing is attached.
+pub fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
+    let (Some(mut state), Some((link, _))) = (State::existing(pins)?, own_link(pins)?) else {
+        return Ok(false);
     };
-    if !has_tcx() {
-        // It may be there already, for somebody's programs; if there is none, attaching says so.
-        let _result = tc::qdisc_add_clsact(interface);
-    }
-    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
-    let link = program
-        .attach(interface, TcAttachType::Egress)
-        .and_then(|id| program.take_link(id))
-        .map_err(|error| refused(&error))?;
-    Ok(Some(link))
+    let mut about = state.about().map_err(StateError::from)?;
+    let tables = Tables::passing_everything(Scope::from_raw(about.scope));
+    let shared = Shared {
+        hash_key: about.hash_key,
+        pins: state.reusable(&tables, true),
+        trial_until: 0,
+    };
+    let mut generation = Generation::load_for(Purpose::Service, tables, tick_ns, &shared)?;
+    swap(pins, &mut generation, link.into())?;
+    about = About {
+        generation: about.generation + 1,
+        mode: Mode::Off as u8,
+        trial_until: 0,
+        program: generation.program_id()?,
+        next_program: 0,
+        ..about
+    };
+    state.set_about(&about).map_err(StateError::from)?;
+    Ok(true)
 }
 
-fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(6, 6, 0))
+/// The link that holds the program, by this layout's pin or another's, which is the second value.
+fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> {
+    for pins in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
+        if pins.has(LINK) {
+            let link = PinnedLink::from_pin(pins.path(LINK));
+            let link = link.map_err(|error| link_error(&pins, &error))?;
+            return Ok(Some((link, pins)));
+        }
+    }
+    Ok(None)
+}
+
+/// The kernel's number of the program that a link holds.
+fn info_of(pins: &Pins, link: &FdLink) -> Result<u32, AttachError> {
+    let info = link.info().map_err(|error| link_error(pins, &error))?;
+    Ok(info.program_id())
+}
+
+fn link_error(pins: &Pins, error: &(dyn std::error::Error + 'static)) -> AttachError {
+    AttachError::Link {
+        interface: pins.interface().to_owned(),
+        reason: innermost(error),
+    }
+}
+
+/// Swaps the program into the link that is pinned, or makes a link.
+fn attach_or_swap(
+    pins: &Pins,
+    generation: &mut Generation,
+    found: Option<XdpState>,
+    force: Force,
+) -> Result<(XdpMode, Option<String>), AttachError> {
+    if let Some((link, owner)) = own_link(pins)? {
+        let link = FdLink::from(link);
+        match found {
+            Some(XdpState { program_id, native }) if program_id == info_of(pins, &link)? => {
+                swap(pins, generation, link)?;
+                if !pins.has(LINK) {
+                    let link = PinnedLink::from_pin(owner.path(LINK));
+                    let link = link.map_err(|error| link_error(pins, &error))?;
+                    FdLink::from(link).pin(pins.path(LINK))?;
+                }
+                let mode = if native {
+                    XdpMode::Native
+                } else {
+                    XdpMode::Generic
+                };
+                return Ok((mode, None));
+            }
+            // Of an interface that is gone.
+            _ => owner.remove(LINK)?,
+        }
+    }
+    if force == Force::Yes
+        && let Some(found) = found
+    {
+        super::evict::evict(pins.interface(), found)?;
+    }
+    let (link, mode, refusal) = attach_somehow(pins, generation, found)?;
+    link.pin(pins.path(LINK))?;
+    Ok((mode, refusal))
+}
+
+/// One atomic step: every packet is judged by the program before it or by this one.
+fn swap(pins: &Pins, generation: &mut Generation, link: FdLink) -> Result<(), AttachError> {
+    let failed = |error: &(dyn std::error::Error + 'static)| link_error(pins, error);
+    let link = XdpLink::try_from(link).map_err(|error| failed(&error))?;
+    let program = generation.xdp_mut(layout::PROGRAM)?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|error| failed(&error))?;
+    // Closed at once: the pin holds it.
+    drop(program.take_link(id).map_err(|error| failed(&error))?);
+    Ok(())
+}
+
+fn attach_somehow(
+    pins: &Pins,
+    generation: &mut Generation,
+    found: Option<XdpState>,
+) -> Result<(FdLink, XdpMode, Option<String>), AttachError> {
+    let interface = pins.interface();
+    match attach(generation, interface, found, AyaMode::Driver) {
+        Ok(link) => Ok((link, XdpMode::Native, None)),
+        Err(Failure::Final(error)) => Err(error),
+        Err(Failure::Refused(native)) => match attach(generation, interface, found, AyaMode::Skb) {
+            Ok(link) => Ok((link, XdpMode::Generic, Some(native))),
+            Err(Failure::Final(error)) => Err(error),
+            Err(Failure::Refused(generic)) => Err(AttachError::Refused {
+                interface: interface.to_owned(),
+                native,
+                generic,
+            }),
+        },
+    }
 }
 
 enum Failure {
@@ -170,7 +550,12 @@ enum Failure {
     Refused(String),
 }
 
-fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result<FdLink, Failure> {
+fn attach(
+    generation: &mut Generation,
+    interface: &str,
+    found: Option<XdpState>,
+    mode: AyaMode,
+) -> Result<FdLink, Failure> {
     let program = generation
         .xdp_mut(layout::PROGRAM)
         .map_err(|error| Failure::Final(error.into()))?;
@@ -179,8 +564,14 @@ fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result
         error => match io_error(&error).and_then(io::Error::raw_os_error) {
             // EBUSY: a link holds the interface. EEXIST: a program without a link does, or one in
             // the other mode (dev_xdp_attach in net/core/dev.c).
-            Some(16) => Failure::Final(AttachError::Held(interface.to_owned())),
-            Some(17) => Failure::Final(AttachError::Occupied(interface.to_owned())),
+            Some(16) => Failure::Final(AttachError::Held {
+                interface: interface.to_owned(),
+                program: super::evict::describe(found),
+            }),
+            Some(17) => Failure::Final(AttachError::Occupied {
+                interface: interface.to_owned(),
+                program: super::evict::describe(found),
+            }),
             Some(1 | 13) => Failure::Final(AttachError::Load(LoadError::NotPermitted)),
             _ => Failure::Refused(innermost(&error)),
         },
@@ -188,6 +579,111 @@ fn attach(generation: &mut Generation, interface: &str, mode: AyaMode) -> Result
     let id = program.attach(interface, mode).map_err(classify)?;
     let link = program.take_link(id).map_err(classify)?;
     // aya falls back to netlink when the kernel refuses a link, and such an attachment would neither
-    // end with this process nor be swapped atomically. Dropping it detaches it.
+    // outlive this process in a pin nor be swapped atomically. Dropping it detaches it.
     FdLink::try_from(link).map_err(|error: LinkError| Failure::Refused(innermost(&error)))
+}
+
+/// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
+/// qdisc. If a program is there already, it is replaced.
+fn attach_egress(
+    pins: &Pins,
+    generation: &mut Generation,
+    about: &mut About,
+) -> Result<(), AttachError> {
+    let interface = pins.interface();
+    let refused = |error: &(dyn std::error::Error + 'static)| AttachError::NoEgress {
+        interface: interface.to_owned(),
+        reason: innermost(error),
+    };
+    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
+    if !has_tcx() {
+        let link = (about.egress_priority != 0)
+            .then(|| filter(interface, about))
+            .and_then(Result::ok);
+        let replaced = link.map(|link| program.attach_to_link(link));
+        let id = match replaced {
+            Some(Ok(id)) => id,
+            // There is none, or the interface has come back without it.
+            Some(Err(_)) | None => {
+                // It may be there already, for somebody's programs; if there is none, attaching says
+                // so.
+                let _result = tc::qdisc_add_clsact(interface);
+                let id = program.attach(interface, TcAttachType::Egress);
+                id.map_err(|error| refused(&error))?
+            }
+        };
+        let link = program.take_link(id).map_err(|error| refused(&error))?;
+        about.egress_priority = link.priority().map_err(|error| refused(&error))?;
+        about.egress_handle = link.handle().map_err(|error| refused(&error))?.into();
+        // Dropped, it would detach; a filter needs nobody to hold it.
+        mem::forget(link);
+        return Ok(());
+    }
+    for owner in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
+        if !owner.has(EGRESS_LINK) {
+            continue;
+        }
+        let link =
+            PinnedLink::from_pin(owner.path(EGRESS_LINK)).map_err(|error| refused(&error))?;
+        let link = SchedClassifierLink::try_from(FdLink::from(link));
+        let link = link.map_err(|error| refused(&error))?;
+        if let Ok(id) = program.attach_to_link(link) {
+            let link = program.take_link(id).map_err(|error| refused(&error))?;
+            let link = FdLink::try_from(link).map_err(|error| refused(&error))?;
+            if !pins.has(EGRESS_LINK) {
+                link.pin(pins.path(EGRESS_LINK))?;
+            }
+            return Ok(());
+        }
+        // Of an interface that is gone.
+        owner.remove(EGRESS_LINK)?;
+    }
+    let link = program
+        .attach(interface, TcAttachType::Egress)
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| refused(&error))?;
+    let link = FdLink::try_from(link).map_err(|error| refused(&error))?;
+    link.pin(pins.path(EGRESS_LINK))?;
+    Ok(())
+}
+
+fn detach_egress(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
+    pins.remove(EGRESS_LINK)?;
+    if about.egress_priority != 0 {
+        // Dropped, it detaches. An interface that is gone has no filter either.
+        drop(filter(pins.interface(), about));
+        about.egress_priority = 0;
+        about.egress_handle = 0;
+    }
+    Ok(())
+}
+
+/// The filter that records flows on a kernel without tcx.
+fn filter(interface: &str, about: &About) -> io::Result<SchedClassifierLink> {
+    let handle = TcHandle::from(about.egress_handle);
+    let egress = TcAttachType::Egress;
+    SchedClassifierLink::attached(interface, egress, about.egress_priority, handle, None)
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(6, 6, 0))
+}
+
+/// The kernel's number of a generation's map.
+fn map_id(generation: &Generation, name: &'static str) -> Result<u32, AttachError> {
+    let (Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::ProgramArray(map)) =
+        generation.map(name)?
+    else {
+        return Err(LoadError::Incomplete(name).into());
+    };
+    let info = map.info().map_err(StateError::from)?;
+    Ok(info.id())
+}
+
+/// A hash as the policy has it, in hexadecimal.
+fn base16_to_bytes(text: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    // Of what this program wrote itself.
+    let _result = base16ct::lower::decode(text, &mut bytes);
+    bytes
 }

@@ -1,7 +1,5 @@
 //! Fills the tables of a fresh generation.
 
-use std::collections::BTreeMap;
-
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
@@ -9,16 +7,17 @@ use aya::{
 use guard_common::{
     cell::ROWS,
     layout::{
-        self, AddressedKey, AdmittedKey, Expiry, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6,
-        NO_SERVICE, SERVICE_BITS, WIDEST_NETWORK_V6, feature, network_bit_v4, network_bit_v6,
+        self, AddressedKey, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, NO_SERVICE,
+        WIDEST_NETWORK_V6, feature, network_bit_v4, network_bit_v6,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::LoadError;
-use crate::policy::{ContainerNetwork, ServiceTable, Tables, split};
+use super::{LoadError, live};
+use crate::policy::{ContainerNetwork, Tables, is_single, split};
 
-/// Room for entries that come while the generation runs.
+/// Room for entries that come while the generation runs. What does not fit makes the agent load another
+/// generation, with more room.
 const HEADROOM: u32 = 1 << 10;
 
 /// The smallest table that the kernel makes of any kind, for what a policy does not use.
@@ -65,8 +64,8 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 8] {
 pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
     let mut services = array(ebpf, layout::SERVICES)?;
     services.set(NO_SERVICE.into(), tables.limits, 0)?;
-    for (number, service) in (1..).zip(&tables.services) {
-        services.set(number, service.settings, 0)?;
+    for service in &tables.services {
+        services.set(service.number.into(), service.settings, 0)?;
     }
     let mut ports = array(ebpf, layout::PORTS)?;
     for (index, entry) in &tables.ports {
@@ -77,10 +76,13 @@ pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
     for (key, service) in &tables.addressed {
         addressed.insert(key, service, 0)?;
     }
-    for (number, service) in (1..).zip(&tables.services) {
-        admit(ebpf, number, service)?;
+    for service in &tables.services {
+        for (prefix, expiry) in &service.admitted {
+            let place = (service.number, *prefix);
+            live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;
+        }
     }
-    deny(ebpf, &tables.denied)?;
+    live::change(ebpf, None, tables)?;
     for (prefix, relief) in &tables.reliefs {
         match prefix {
             IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
@@ -88,54 +90,6 @@ pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
         }
     }
     fill_networks(ebpf, &tables.networks)
-}
-
-fn admit(ebpf: &mut Ebpf, service: u32, table: &ServiceTable) -> Result<(), LoadError> {
-    for (prefix, expiry) in &table.admitted {
-        let length = SERVICE_BITS + u32::from(prefix.prefix_len());
-        match prefix {
-            IpNet::V4(prefix) => {
-                let address = prefix.network().octets();
-                let key = Key::new(length, AdmittedKey { service, address });
-                trie(ebpf, layout::ADMITTED_V4)?.insert(&key, *expiry, 0)?;
-            }
-            IpNet::V6(prefix) => {
-                let address = prefix.network().octets();
-                let key = Key::new(length, AdmittedKey { service, address });
-                trie(ebpf, layout::ADMITTED_V6)?.insert(&key, *expiry, 0)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
-/// slower to free.
-fn deny(ebpf: &mut Ebpf, denied: &BTreeMap<IpNet, Expiry>) -> Result<(), LoadError> {
-    let singles = |prefix: &&IpNet| is_single(prefix);
-    let mut hash_v4 = HashMap::<_, [u8; 4], Expiry>::try_from(map_mut(ebpf, layout::DENIED_V4)?)?;
-    for prefix in denied.keys().filter(singles) {
-        if let IpNet::V4(prefix) = prefix {
-            hash_v4.insert(prefix.addr().octets(), denied[&IpNet::V4(*prefix)], 0)?;
-        }
-    }
-    let mut hash_v6 = HashMap::<_, [u8; 16], Expiry>::try_from(map_mut(ebpf, layout::DENIED_V6)?)?;
-    for prefix in denied.keys().filter(singles) {
-        if let IpNet::V6(prefix) = prefix {
-            hash_v6.insert(prefix.addr().octets(), denied[&IpNet::V6(*prefix)], 0)?;
-        }
-    }
-    for (prefix, expiry) in denied.iter().filter(|(prefix, _)| !is_single(prefix)) {
-        match prefix {
-            IpNet::V4(prefix) => insert_v4(ebpf, layout::DENIED_PREFIXES_V4, prefix, *expiry)?,
-            IpNet::V6(prefix) => insert_v6(ebpf, layout::DENIED_PREFIXES_V6, prefix, *expiry)?,
-        }
-    }
-    Ok(())
-}
-
-fn is_single(prefix: &IpNet) -> bool {
-    prefix.prefix_len() == prefix.max_prefix_len()
 }
 
 fn fill_networks(ebpf: &mut Ebpf, networks: &[ContainerNetwork]) -> Result<(), LoadError> {
@@ -178,7 +132,7 @@ fn set_bits(
     Ok(())
 }
 
-fn insert_v4<V: Pod>(
+pub(super) fn insert_v4<V: Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
     prefix: &Ipv4Net,
@@ -188,7 +142,7 @@ fn insert_v4<V: Pod>(
     Ok(trie(ebpf, name)?.insert(&key, value, 0)?)
 }
 
-fn insert_v6<V: Pod>(
+pub(super) fn insert_v6<V: Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
     prefix: &Ipv6Net,
@@ -198,7 +152,10 @@ fn insert_v6<V: Pod>(
     Ok(trie(ebpf, name)?.insert(&key, value, 0)?)
 }
 
-fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, LoadError> {
+pub(super) fn map_mut<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut Map, LoadError> {
     ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
 }
 
@@ -209,7 +166,7 @@ fn array<'a, V: Pod>(
     Ok(Array::try_from(map_mut(ebpf, name)?)?)
 }
 
-fn trie<'a, K: Pod, V: Pod>(
+pub(super) fn trie<'a, K: Pod, V: Pod>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<LpmTrie<&'a mut MapData, K, V>, LoadError> {

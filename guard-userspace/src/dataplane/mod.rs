@@ -3,12 +3,16 @@
 
 mod attach;
 mod counters;
+mod evict;
 mod fill;
 mod flows;
+mod live;
+pub mod pins;
 mod replay;
+mod state;
 mod talkers;
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -22,9 +26,11 @@ use guard_common::{
 };
 
 pub use self::{
-    attach::{AttachError, Attachment, XdpMode},
+    attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
     counters::CounterRow,
+    live::is_full,
     replay::{Direction, Judged, Replay},
+    state::{State, StateError, text_of},
     talkers::TalkerRow,
 };
 use crate::{causes::io_error, policy::Tables};
@@ -54,6 +60,8 @@ pub enum LoadError {
     NoRandomness(getrandom::Error),
     #[error("a packet comes more than two years after the first: its budgets cannot be counted")]
     ClockJump,
+    #[error("a fact of this host cannot be read: {0}")]
+    Host(io::Error),
     #[error("the kernel object has no {0}")]
     Incomplete(&'static str),
 }
@@ -80,16 +88,16 @@ impl Generation {
     /// Loads a fresh copy of the programs and fills its tables. Nothing is attached yet, so no packet
     /// is judged by half a policy.
     pub fn load(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
-        Self::load_for(Purpose::Service, tables, tick_ns, random_hash_key()?)
+        Self::load_for(Purpose::Service, tables, tick_ns, &Shared::new()?)
     }
 
     fn load_for(
         purpose: Purpose,
         tables: Tables,
         tick_ns: u64,
-        hash_key: HashKey,
+        shared: &Shared,
     ) -> Result<Self, LoadError> {
-        Self::try_load(purpose, tables, tick_ns, hash_key).map_err(|error| {
+        Self::try_load(purpose, tables, tick_ns, shared).map_err(|error| {
             if is_not_permitted(&error) {
                 LoadError::NotPermitted
             } else {
@@ -102,11 +110,17 @@ impl Generation {
         purpose: Purpose,
         tables: Tables,
         tick_ns: u64,
-        hash_key: HashKey,
+        shared: &Shared,
     ) -> Result<Self, LoadError> {
+        let Shared {
+            hash_key,
+            pins,
+            trial_until,
+        } = shared;
         let config = Config {
             jiffy: tick_ns * UNITS_PER_NANOSECOND,
-            hash_key,
+            hash_key: *hash_key,
+            trial_until: *trial_until,
             reserved: 0,
             mode: tables.mode as u8,
             scope: tables.scope as u8,
@@ -116,6 +130,9 @@ impl Generation {
         loader.override_global(layout::CONFIG, &config, true);
         for (map, entries) in fill::sizes(&tables) {
             loader.map_max_entries(map, entries);
+        }
+        for (map, path) in pins {
+            loader.map_pin_path(map, path);
         }
         let mut ebpf = loader.load(OBJECT)?;
         fill::fill(&mut ebpf, &tables)?;
@@ -128,6 +145,11 @@ impl Generation {
             retry_interrupted(|| program.load())?;
         }
         Ok(generation)
+    }
+
+    /// The kernel's number for the program.
+    pub fn program_id(&self) -> Result<u32, LoadError> {
+        Ok(self.program()?.info()?.id())
     }
 
     /// The tables that this generation was filled with.
@@ -168,6 +190,30 @@ impl Generation {
 
     fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, LoadError> {
         self.ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
+    }
+}
+
+/// What a generation shares with others.
+struct Shared {
+    hash_key: HashKey,
+    /// The maps that are there already, and where they are pinned.
+    pins: Vec<(&'static str, PathBuf)>,
+    /// See [`Config::trial_until`].
+    trial_until: u64,
+}
+
+impl Shared {
+    /// Nothing.
+    fn new() -> Result<Self, LoadError> {
+        Ok(Self::with_key(random_hash_key()?))
+    }
+
+    fn with_key(hash_key: HashKey) -> Self {
+        Self {
+            hash_key,
+            pins: Vec::new(),
+            trial_until: 0,
+        }
     }
 }
 

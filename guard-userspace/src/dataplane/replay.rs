@@ -14,7 +14,7 @@ use guard_common::{
     reason::Outcome,
 };
 
-use super::{Generation, LoadError, Purpose};
+use super::{Generation, LoadError, Purpose, Shared};
 use crate::policy::Tables;
 
 /// The same for every replay, so that one can be repeated.
@@ -58,7 +58,12 @@ impl Replay {
     pub const BOOT_NS: u64 = START_NS;
 
     pub fn new(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
-        let generation = Generation::load_for(Purpose::Replay, tables, tick_ns, HASH_KEY)?;
+        let generation = Generation::load_for(
+            Purpose::Replay,
+            tables,
+            tick_ns,
+            &Shared::with_key(HASH_KEY),
+        )?;
         Ok(Self { generation })
     }
 

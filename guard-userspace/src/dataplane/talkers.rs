@@ -1,14 +1,17 @@
 //! Reads the sources that send most.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{borrow::Borrow, collections::HashMap, net::IpAddr};
 
-use aya::maps::PerCpuArray;
+use aya::maps::{MapData, PerCpuArray};
 use guard_common::{
     address::Family,
     layout::{self, TALKER_ENTRIES, TALKER_SAMPLE, Talker},
 };
 
-use super::{Generation, LoadError};
+use super::{
+    LoadError,
+    state::{State, StateError},
+};
 
 /// A source and what it sent, estimated from a sample of its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,29 +23,33 @@ pub struct TalkerRow {
     pub bytes: u64,
 }
 
-impl Generation {
+impl State {
     /// The sources that are kept an eye on, in no order.
-    pub fn talkers(&self) -> Result<Vec<TalkerRow>, LoadError> {
-        let map = PerCpuArray::<_, Talker>::try_from(self.map(layout::TALKERS)?)?;
-        let mut rows = HashMap::<IpAddr, TalkerRow>::new();
-        for index in 0..TALKER_ENTRIES {
-            for talker in map.get(&index, 0)?.iter() {
-                let Some(source) = source(talker) else {
-                    continue;
-                };
-                let row = rows.entry(source).or_insert(TalkerRow {
-                    source,
-                    packets: 0,
-                    dropped: 0,
-                    bytes: 0,
-                });
-                row.packets += talker.packets * TALKER_SAMPLE;
-                row.dropped += talker.dropped * TALKER_SAMPLE;
-                row.bytes += talker.bytes * TALKER_SAMPLE;
-            }
-        }
-        Ok(rows.into_values().collect())
+    pub fn talkers(&self) -> Result<Vec<TalkerRow>, StateError> {
+        let map = PerCpuArray::try_from(self.map(layout::TALKERS)?).map_err(LoadError::from)?;
+        Ok(read(&map)?)
     }
+}
+
+fn read(map: &PerCpuArray<impl Borrow<MapData>, Talker>) -> Result<Vec<TalkerRow>, LoadError> {
+    let mut rows = HashMap::<IpAddr, TalkerRow>::new();
+    for index in 0..TALKER_ENTRIES {
+        for talker in map.get(&index, 0)?.iter() {
+            let Some(source) = source(talker) else {
+                continue;
+            };
+            let row = rows.entry(source).or_insert(TalkerRow {
+                source,
+                packets: 0,
+                dropped: 0,
+                bytes: 0,
+            });
+            row.packets += talker.packets * TALKER_SAMPLE;
+            row.dropped += talker.dropped * TALKER_SAMPLE;
+            row.bytes += talker.bytes * TALKER_SAMPLE;
+        }
+    }
+    Ok(rows.into_values().collect())
 }
 
 /// `None`: nobody has the place.

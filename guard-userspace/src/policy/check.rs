@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use guard_common::layout::{DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_RELIEFS, MAX_SERVICES};
+use guard_common::layout::{
+    DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
+};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use toml::{Spanned, value::Datetime};
@@ -18,9 +20,6 @@ use super::{
 const MAX_INTERFACE_NAME: usize = 15;
 
 const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
-
-/// Of services and sources.
-const MAX_NAME: usize = 64;
 
 /// From 4 MiB to 2 GiB of memory for each interface.
 const MIN_CELLS: i64 = 1 << 17;
@@ -41,6 +40,7 @@ pub fn check(
         scope,
         docker,
         cells,
+        on_exit,
         limits,
         service,
         source,
@@ -59,6 +59,7 @@ pub fn check(
         limits: check_limit(&limits, clock)?,
         services,
         sources,
+        on_exit: on_exit.into(),
         sha256,
     })
 }
@@ -448,7 +449,7 @@ fn check_from(
 }
 
 /// Parses a CIDR, or an address as the CIDR of itself alone.
-fn parse_prefix(text: &str) -> Result<IpNet, String> {
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let prefix = text
         .parse::<IpNet>()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))

@@ -10,7 +10,7 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::place::Problem;
+use super::{OnExit, place::Problem};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +23,8 @@ pub struct File {
     #[serde(default)]
     pub docker: Docker,
     pub cells: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub on_exit: RawOnExit,
     #[serde(default)]
     pub limits: Limit,
     #[serde(default)]
@@ -156,6 +158,23 @@ impl From<RawMode> for Mode {
             RawMode::Off => Self::Off,
             RawMode::Observe => Self::Observe,
             RawMode::Enforce => Self::Enforce,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnExit {
+    #[default]
+    Keep,
+    Detach,
+}
+
+impl From<RawOnExit> for OnExit {
+    fn from(raw: RawOnExit) -> Self {
+        match raw {
+            RawOnExit::Keep => Self::Keep,
+            RawOnExit::Detach => Self::Detach,
         }
     }
 }

@@ -2,10 +2,12 @@
 //! Nothing here knows how the tables reach the kernel.
 
 mod check;
+mod entry;
 mod file;
 mod place;
 mod port;
 mod rate;
+mod seats;
 mod tables;
 
 use std::{fs, net::IpAddr, path::Path};
@@ -16,11 +18,14 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 pub use self::{
+    check::parse_prefix,
+    entry::{Action, Entry, Listed},
     port::Ports,
     rate::{Budget, Period, Rate, Unit},
+    seats::{Exhausted, Seats, Slice},
     tables::{
-        ContainerNetwork, Containers, PublishedFamily, PublishedPort, ServiceTable, Tables,
-        Timebase, split,
+        ContainerNetwork, Containers, Ground, PublishedFamily, PublishedPort, ServiceTable, Tables,
+        Timebase, is_single, split,
     },
 };
 
@@ -39,8 +44,19 @@ pub struct Policy {
     pub limits: Limit,
     pub services: Vec<Service>,
     pub sources: Vec<Source>,
+    /// What becomes of the attached programs when the agent is asked to end.
+    pub on_exit: OnExit,
     /// Of the file as it was read, in hexadecimal.
     pub sha256: String,
+}
+
+/// What an agent leaves in the kernel when it is asked to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExit {
+    /// The programs go on.
+    #[default]
+    Keep,
+    Detach,
 }
 
 /// An interface that the policy names.
@@ -159,16 +175,20 @@ impl Policy {
     /// Reads and checks a policy file.
     pub fn read(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
         let file = path.display().to_string();
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) => return Err(PolicyError::Unreadable { file, error }),
-        };
-        match str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(text, &file, clock),
+        match fs::read(path) {
+            Ok(bytes) => Self::from_bytes(&bytes, &file, clock),
+            Err(error) => Err(PolicyError::Unreadable { file, error }),
+        }
+    }
+
+    /// Checks what may be a policy's text.
+    pub fn from_bytes(bytes: &[u8], file: &str, clock: Clock) -> Result<Self, PolicyError> {
+        match str::from_utf8(bytes) {
+            Ok(text) => Self::parse(text, file, clock),
             Err(error) => {
                 let sound = bytes.iter().take(error.valid_up_to());
                 Err(PolicyError::Refused {
-                    file,
+                    file: file.to_owned(),
                     line: sound.filter(|byte| **byte == b'\n').count() + 1,
                     problem: "this is no text: a policy is written in UTF-8".to_owned(),
                 })

@@ -4,19 +4,21 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive};
 
 use guard_common::{
     address::{Address, Family},
-    cell::ROWS,
     exposure::{NetworkKind, Scope},
     gcra,
     layout::{
-        self, AddressedKey, Expiry, MIN_CELLS_PER_ROW, NO_SERVICE, PortEntry, PortProtocol, Relief,
-        WIDEST_NETWORK_V6, feature, port_index,
+        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, WIDEST_NETWORK_V6,
+        feature, live, port_index,
     },
     reason::Mode,
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::{Budgets, From, Limit, Per, Policy, Ports, Service, Source, Treatment};
+use super::{
+    Action, Budgets, Entry, From, Limit, Per, Policy, Ports, Seats, Service, Slice, Source,
+    Treatment, entry::Listed,
+};
 
 /// A host port that a container publishes, on an address that others can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +75,17 @@ impl Timebase {
     }
 }
 
+/// What a policy is compiled for, besides itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    pub containers: &'a Containers,
+    /// The host's `net.ipv4.ip_local_port_range`.
+    pub local_ports: &'a RangeInclusive<u16>,
+    pub now: Timebase,
+    /// What operators let through or drop for a while.
+    pub entries: &'a [Entry],
+}
+
 /// Everything that one generation of the kernel program is filled with.
 #[derive(Clone, Debug)]
 pub struct Tables {
@@ -80,17 +93,20 @@ pub struct Tables {
     pub scope: Scope,
     /// Of [`feature`].
     pub features: u16,
-    /// How many cells all services have together.
+    /// How long the array of all services' cells is.
     pub cells: u32,
     /// The budgets of packets that reach no service.
     pub limits: layout::Service,
-    /// In the order of their numbers, which count from 1.
     pub services: Vec<ServiceTable>,
     /// The entries of the port table that say anything.
     pub ports: BTreeMap<u32, PortEntry>,
     /// Ports that services list on one address alone, and the numbers of those services.
     pub addressed: Vec<(AddressedKey, u32)>,
     pub denied: BTreeMap<IpNet, Expiry>,
+    /// Denied at one service.
+    pub denied_at: Listed,
+    /// Let through everywhere, or at one service.
+    pub allowed: Listed,
     pub reliefs: BTreeMap<IpNet, Relief>,
     pub networks: Vec<ContainerNetwork>,
 }
@@ -98,48 +114,64 @@ pub struct Tables {
 #[derive(Clone, Debug)]
 pub struct ServiceTable {
     pub name: String,
+    pub number: u16,
     pub settings: layout::Service,
     /// The sources it allows, if it is restricted.
     pub admitted: BTreeMap<IpNet, Expiry>,
 }
 
 impl Tables {
-    /// `local_ports` is the host's `net.ipv4.ip_local_port_range`.
+    /// For a generation that shares its state with no other.
     pub fn compile(
         policy: &Policy,
         containers: &Containers,
         local_ports: &RangeInclusive<u16>,
         now: Timebase,
     ) -> Self {
+        let ground = Ground {
+            containers,
+            local_ports,
+            now,
+            entries: &[],
+        };
+        Self::compile_at(policy, &ground, &Seats::new(policy))
+    }
+
+    /// `seats` must have been made for this policy.
+    pub fn compile_at(policy: &Policy, ground: &Ground<'_>, seats: &Seats) -> Self {
+        let Ground {
+            containers,
+            local_ports,
+            now,
+            entries,
+        } = *ground;
         let Policy {
             mode,
             interfaces: _,
             scope,
             docker_socket: _,
-            cells,
+            cells: _,
             limits,
             services,
             sources,
+            on_exit: _,
             sha256: _,
         } = policy;
         let mut tables = Self {
             mode: *mode,
-            scope: *scope,
-            features: 0,
-            cells: *cells,
             limits: settings_of_limit(limits),
             services: services
                 .iter()
-                .map(|service| ServiceTable::compile(service, *mode, now))
+                .map(|service| {
+                    let number = seats.number(&service.name);
+                    ServiceTable::compile(service, number, *mode, now)
+                })
                 .collect(),
-            ports: BTreeMap::new(),
-            addressed: Vec::new(),
-            denied: BTreeMap::new(),
-            reliefs: BTreeMap::new(),
             networks: containers.networks.clone(),
+            ..Self::passing_everything(*scope)
         };
-        for (number, service) in (NO_SERVICE + 1..).zip(services) {
-            tables.list(number, service);
+        for service in services {
+            tables.list(seats.number(&service.name), service);
         }
         for port in &containers.published {
             tables.publish(*port, local_ports);
@@ -147,11 +179,35 @@ impl Tables {
         for source in sources {
             tables.treat(source, now);
         }
+        for entry in entries {
+            tables.enter(entry, now);
+        }
         tables.link_reliefs();
-        tables.assign_cells();
+        tables.assign_cells(seats);
         tables.denied = without_covered(&tables.denied);
+        tables.denied_at = without_covered_at(&tables.denied_at);
+        tables.allowed = without_covered_at(&tables.allowed);
         tables.features = tables.used_features(services.iter().any(may_share_with_client));
         tables
+    }
+
+    /// For a program that lets everything pass.
+    pub fn passing_everything(scope: Scope) -> Self {
+        Self {
+            mode: Mode::Off,
+            scope,
+            features: 0,
+            cells: 0,
+            limits: layout::Service::default(),
+            services: Vec::new(),
+            ports: BTreeMap::new(),
+            addressed: Vec::new(),
+            denied: BTreeMap::new(),
+            denied_at: Listed::new(),
+            allowed: Listed::new(),
+            reliefs: BTreeMap::new(),
+            networks: Vec::new(),
+        }
     }
 
     fn list(&mut self, number: u16, service: &Service) {
@@ -189,23 +245,48 @@ impl Tables {
         }
     }
 
-    /// Gives each service that limits its sources an equal share of the cells.
-    fn assign_cells(&mut self) {
-        let services = self
-            .services
-            .iter_mut()
-            .map(|service| &mut service.settings);
-        let mut limited: Vec<&mut layout::Service> = services
-            .chain([&mut self.limits])
-            .filter(|settings| settings.source != layout::Budgets::default())
-            .collect();
-        let count = u32::try_from(limited.len()).unwrap_or(u32::MAX).max(1);
-        let per_row = (self.cells / ROWS / count).max(MIN_CELLS_PER_ROW);
-        let per_row = 1 << per_row.ilog2();
-        self.cells = per_row * ROWS * count;
-        for (number, settings) in (0..).zip(&mut limited) {
-            settings.first_cell = number * per_row * ROWS;
-            settings.cell_mask = per_row - 1;
+    /// Tells each service that limits its sources which cells it has.
+    fn assign_cells(&mut self, seats: &Seats) {
+        self.cells = seats.cells();
+        let services = self.services.iter_mut();
+        let named = services.map(|service| (service.name.as_str(), &mut service.settings));
+        for (name, settings) in named.chain([("", &mut self.limits)]) {
+            if let Some(Slice {
+                first_cell,
+                cell_mask,
+            }) = seats.slices.get(name)
+                && settings.source != layout::Budgets::default()
+            {
+                settings.first_cell = *first_cell;
+                settings.cell_mask = *cell_mask;
+            }
+        }
+    }
+
+    /// Enters what operators let through or drop for a while. An entry for a service that the policy no
+    /// longer lists says nothing.
+    fn enter(&mut self, entry: &Entry, now: Timebase) {
+        let Entry {
+            action,
+            prefix,
+            service,
+            expires,
+            ..
+        } = entry;
+        let Some(expiry) = now.expiry(*expires) else {
+            return;
+        };
+        let number = match service {
+            None => NO_SERVICE,
+            Some(name) => match self.services.iter().find(|service| service.name == *name) {
+                Some(service) => service.number,
+                None => return,
+            },
+        };
+        match (action, number) {
+            (Action::Deny, NO_SERVICE) => lengthen(&mut self.denied, *prefix, expiry),
+            (Action::Deny, number) => lengthen_at(&mut self.denied_at, (number, *prefix), expiry),
+            (Action::Allow, number) => lengthen_at(&mut self.allowed, (number, *prefix), expiry),
         }
     }
 
@@ -254,7 +335,6 @@ impl Tables {
                 budget(&settings.source).is_limited() || budget(&settings.total).is_limited()
             })
         };
-        let is_single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
         let is_wide = |network: &ContainerNetwork| matches!(network.prefix, IpNet::V6(prefix) if prefix.prefix_len() < WIDEST_NETWORK_V6);
         let has_routed = self
             .networks
@@ -273,11 +353,6 @@ impl Tables {
             (
                 feature::LIMITS,
                 self.limits.source != layout::Budgets::default(),
-            ),
-            (feature::DENIED, self.denied.keys().any(|p| is_single(&p))),
-            (
-                feature::DENIED_PREFIXES,
-                !self.denied.keys().all(|p| is_single(&p)),
             ),
             (feature::RELIEFS, !self.reliefs.is_empty()),
             (feature::ADDRESSED, !self.addressed.is_empty()),
@@ -299,15 +374,28 @@ impl Tables {
 
     /// The name of the service with this number; `None` for "no service".
     pub fn service_name(&self, number: u16) -> Option<&str> {
-        let index = usize::from(number).checked_sub(1)?;
-        self.services
-            .get(index)
-            .map(|service| service.name.as_str())
+        let mut services = self.services.iter();
+        let service = services.find(|service| service.number == number)?;
+        Some(&service.name)
+    }
+
+    /// Of [`live`]: what the tables hold of what comes and goes.
+    pub fn live(&self) -> u32 {
+        let holds = [
+            (live::DENIED, self.denied.keys().any(is_single)),
+            (live::DENIED_PREFIXES, !self.denied.keys().all(is_single)),
+            (live::DENIED_AT, !self.denied_at.is_empty()),
+            (live::ALLOWED, !self.allowed.is_empty()),
+        ];
+        holds
+            .into_iter()
+            .filter(|(_, holds)| *holds)
+            .fold(0, |flags, (flag, _)| flags | flag)
     }
 }
 
 impl ServiceTable {
-    fn compile(service: &Service, host_mode: Mode, now: Timebase) -> Self {
+    fn compile(service: &Service, number: u16, host_mode: Mode, now: Timebase) -> Self {
         let mut admitted = BTreeMap::new();
         if let From::Admitted(prefixes) = &service.from {
             for entry in prefixes {
@@ -318,6 +406,7 @@ impl ServiceTable {
         }
         Self {
             name: service.name.clone(),
+            number,
             settings: layout::Service {
                 mode: service.mode.min(host_mode) as u8,
                 restricted: (service.from != From::Any).into(),
@@ -382,6 +471,18 @@ fn lengthen(entries: &mut BTreeMap<IpNet, Expiry>, prefix: IpNet, expiry: Expiry
     }
 }
 
+fn lengthen_at(entries: &mut Listed, place: (u16, IpNet), expiry: Expiry) {
+    let entry = entries.entry(place).or_insert(expiry);
+    if expiry.outlasts(*entry) {
+        *entry = expiry;
+    }
+}
+
+/// Whether it is one address: those go into hashes.
+pub fn is_single(prefix: &IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}
+
 /// The prefixes that this one lies in, the narrowest first.
 fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(prefix.supernet(), IpNet::supernet)
@@ -401,6 +502,21 @@ fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry>
         .iter()
         .filter(|(prefix, expiry)| !is_covered(prefix, **expiry))
         .map(|(prefix, expiry)| (*prefix, *expiry))
+        .collect()
+}
+
+/// The same for each service by itself.
+fn without_covered_at(entries: &Listed) -> Listed {
+    let is_covered = |number: u16, prefix: IpNet, expiry: Expiry| {
+        supernets(prefix).any(|wider| {
+            let wide = entries.get(&(number, wider));
+            wide.is_some_and(|wide| wide.outlasts(expiry))
+        })
+    };
+    entries
+        .iter()
+        .filter(|((number, prefix), expiry)| !is_covered(*number, *prefix, **expiry))
+        .map(|(place, expiry)| (*place, *expiry))
         .collect()
 }
 
@@ -446,40 +562,6 @@ mod tests {
             ("192.0.2.8/32", 0),
         ]);
         assert_eq!(without_covered(&all), kept);
-    }
-
-    #[test]
-    fn no_two_services_share_a_cell() {
-        let service = |n| {
-            format!(
-                "[[service]]\nname = \"s{n}\"\nports = [\"tcp/{n}\"]\n\
-                 limit.packets = \"{n}/min\"\n"
-            )
-        };
-        for count in [1, 2, 3, 100, 1_023] {
-            let text: String = (1..=count).map(service).collect();
-            let clock = crate::policy::Clock { tick_ns: 4_000_000 };
-            let policy = Policy::parse(&text, "test.toml", clock).unwrap();
-            let now = Timebase {
-                world: Timestamp::UNIX_EPOCH,
-                boot_ns: 0,
-            };
-            let local_ports = 32_768..=60_999;
-            let tables = Tables::compile(&policy, &Containers::default(), &local_ports, now);
-            let mut end = 0;
-            for service in &tables.services {
-                let layout::Service {
-                    first_cell,
-                    cell_mask,
-                    ..
-                } = service.settings;
-                assert_eq!(first_cell, end);
-                assert!((cell_mask + 1).is_power_of_two());
-                end = first_cell + ROWS * (cell_mask + 1);
-            }
-            assert!(end <= tables.cells);
-            assert!(tables.cells <= layout::DEFAULT_CELLS);
-        }
     }
 
     #[test]

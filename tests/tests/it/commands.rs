@@ -322,7 +322,7 @@ fn a_socket_that_a_dead_agent_left_is_replaced_but_a_file_is_not() {
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
     let guard = Guard::start(&lab, POLICY).unwrap();
-    guard.stop().unwrap();
+    guard.remove().unwrap();
     assert!(!socket.exists(), "it is removed at the end");
     fs::write(&socket, "precious").unwrap();
     let path = write_policy(&lab, POLICY).unwrap();
@@ -374,5 +374,5 @@ fn a_reader_that_stops_reading_is_no_error_of_ours() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!stderr.contains("panicked"), "{stderr}");
-    guard.stop().unwrap();
+    guard.remove().unwrap();
 }

@@ -53,7 +53,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
     ];
     assert!(guard.packets(&would).unwrap() >= 2);
     assert_eq!(guard.packets(&[("verdict", json!("drop"))]).unwrap(), 0);
-    guard.stop().unwrap();
+    guard.remove().unwrap();
 
     let guard = Guard::start(&lab, &policy("enforce", &docker, "")).unwrap();
     assert_eq!(ask(8000), [Answer::TimedOut; 2], "enforce");
@@ -95,7 +95,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
     .unwrap();
     assert!(nmap.contains("80/open/tcp"), "{nmap}");
     assert!(nmap.contains("8000/filtered/tcp"), "{nmap}");
-    guard.stop().unwrap();
+    guard.remove().unwrap();
 
     assert_eq!(ask(8000), [ok; 2], "after");
 

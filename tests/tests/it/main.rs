@@ -8,6 +8,7 @@ mod flows;
 mod frames;
 mod host_scope;
 mod judge;
+mod lasting;
 mod model;
 mod namespaces;
 mod packets;

@@ -47,7 +47,7 @@ fn a_port_is_reachable_then_closed_then_reachable_again() {
     ] {
         let guard = Guard::start(&lab, &policy(mode, services)).unwrap();
         assert_eq!(answers(), [expected; 2], "{mode} with {services:?}");
-        assert!(guard.stop().unwrap().success());
+        guard.remove().unwrap();
         assert_eq!(answers(), [open; 2], "after {mode} with {services:?}");
     }
 }
@@ -120,7 +120,7 @@ fn the_program_runs_in_the_driver_and_status_says_so() {
             .unwrap()
             .ends_with("guard.toml")
     );
-    assert!(guard.stop().unwrap().success());
+    guard.remove().unwrap();
     let net = run(lab.host.command("bpftool").args(["net", "show"])).unwrap();
     assert!(!net.contains("driver id"), "{net}");
 }

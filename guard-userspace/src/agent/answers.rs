@@ -1,0 +1,192 @@
+//! What the agent answers, asked from the kernel at the moment of the question.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use guard_common::reason::Mode;
+
+use super::{Agent, ChangeError};
+use crate::{
+    api::{
+        self, AgentStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus,
+        to_counter, to_talker,
+    },
+    explain::{Destination, Explanation, Seen, Situation, explain},
+    host,
+    policy::{Entry, Policy},
+};
+
+impl Agent {
+    /// The policy with the modes that operators have set.
+    pub(super) fn effective(&self) -> Policy {
+        self.state.kept.modes.applied_to(&self.loaded.policy)
+    }
+
+    /// Whether and where the guard is at work.
+    pub async fn status(&self) -> Result<Status> {
+        let policy = self.effective();
+        let mut interfaces = Vec::with_capacity(self.names.len());
+        for name in &self.names {
+            interfaces.push(self.interface_status(name).await);
+        }
+        let not_enforcing_because = self.obstacles(&policy, &interfaces);
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: policy.mode.name().to_owned(),
+            scope: policy.scope.name().to_owned(),
+            enforcing: policy.mode == Mode::Enforce && not_enforcing_because.is_empty(),
+            not_enforcing_because,
+            agent: AgentStatus {
+                running: true,
+                pid: Some(std::process::id()),
+                last_seen: None,
+                trouble: None,
+            },
+            interfaces,
+            policy: PolicyStatus {
+                path: self.loaded.path.display().to_string(),
+                sha256: policy.sha256.clone(),
+                loaded_at: self.loaded.at,
+                services: policy.services.len(),
+                stale: self.loaded.stale.clone(),
+            },
+            modes: self.mode_status(),
+            trial: self.trial.as_ref().map(|trial| TrialStatus {
+                path: self.loaded.path.display().to_string(),
+                until: trial.until,
+                back_to: trial.before.path.display().to_string(),
+            }),
+            docker: Some(self.docker.status(&policy)),
+        })
+    }
+
+    async fn interface_status(&self, name: &str) -> InterfaceStatus {
+        // An interface that is gone has no program either.
+        let found = self.netlink.xdp(name).await.unwrap_or_default();
+        let attachment = self.attachments.get(name);
+        let program_id = attachment.and_then(|attachment| attachment.program_id());
+        let about = attachment.and_then(|attachment| attachment.about().ok());
+        InterfaceStatus {
+            name: name.to_owned(),
+            attached: found.is_some_and(|found| Some(found.program_id) == program_id),
+            xdp_mode: attachment
+                .map_or("native", |attachment| attachment.mode().name())
+                .to_owned(),
+            program_id: program_id.unwrap_or_default(),
+            generation: about.map_or(0, |about| about.generation),
+            trouble: self.troubles.get(name).cloned(),
+        }
+    }
+
+    fn mode_status(&self) -> Vec<ModeStatus> {
+        let modes = &self.state.kept.modes;
+        let host = modes.host.iter().map(|changed| (None, changed));
+        let services = modes.services.iter();
+        let services = services.map(|(name, changed)| (Some(name.clone()), changed));
+        host.chain(services)
+            .map(|(service, changed)| ModeStatus {
+                service,
+                mode: changed.mode.name().to_owned(),
+                since: changed.since,
+                by: changed.by.clone(),
+            })
+            .collect()
+    }
+
+    /// What the kernel counted, on every interface.
+    pub fn counters(&self) -> Result<Vec<api::Counter>> {
+        let mut counters = Vec::new();
+        for (name, attachment) in &self.attachments {
+            let rows = attachment.counters()?;
+            counters.extend(rows.into_iter().map(|row| to_counter(name, row)));
+        }
+        Ok(counters)
+    }
+
+    /// The sources that sent most, of every interface, the heaviest first.
+    pub fn talkers(&self) -> Result<Vec<api::Talker>> {
+        let mut talkers = Vec::new();
+        for (name, attachment) in &self.attachments {
+            let rows = attachment.talkers()?;
+            talkers.extend(rows.into_iter().map(|row| to_talker(name, row)));
+        }
+        talkers.sort_unstable_by_key(|talker| (std::cmp::Reverse(talker.packets), talker.source));
+        Ok(talkers)
+    }
+
+    /// What operators let through or drop for a while, the newest last.
+    pub fn entries(&self) -> &[Entry] {
+        &self.state.kept.entries
+    }
+
+    /// Why a packet from there to here gets its verdict, under the policy in force.
+    pub async fn explain(&self, from: IpAddr, to: &Destination) -> Result<Explanation> {
+        let situation = Situation {
+            policy: &self.effective(),
+            containers: self.docker.containers(),
+            local_ports: host::local_port_range()?,
+            now: host::timebase()?,
+            tick_ns: self.tick_ns,
+            own: &self.netlink.addresses().await?,
+            entries: &self.state.kept.entries,
+        };
+        let mut explanation = explain(&situation, from, to)?;
+        let of_source = self
+            .talkers()?
+            .into_iter()
+            .filter(|talker| talker.source == from);
+        let seen = of_source.fold((0, 0), |(packets, dropped), talker| {
+            (packets + talker.packets, dropped + talker.dropped)
+        });
+        explanation.seen = Some(Seen {
+            packets: seen.0,
+            dropped: seen.1,
+        });
+        Ok(explanation)
+    }
+
+    /// Why closed ports may be open although the mode is `enforce`.
+    fn obstacles(&self, policy: &Policy, interfaces: &[InterfaceStatus]) -> Vec<String> {
+        if policy.mode != Mode::Enforce {
+            return Vec::new();
+        }
+        let mut obstacles: Vec<String> = interfaces
+            .iter()
+            .filter(|interface| !interface.attached)
+            .map(|interface| match &interface.trouble {
+                Some(trouble) => {
+                    format!(
+                        "the program is not attached to {}: {trouble}",
+                        interface.name
+                    )
+                }
+                None => format!("the program is not attached to {}", interface.name),
+            })
+            .collect();
+        if let Some(error) = self.docker.ignorance()
+            && policy.scope == guard_common::exposure::Scope::Containers
+        {
+            obstacles.push(format!("published ports are not known: {error}"));
+        }
+        obstacles
+    }
+
+    /// The service of this name.
+    pub(super) fn require_service(&self, name: &str) -> Result<(), ChangeError> {
+        let services = &self.loaded.policy.services;
+        if services.iter().any(|service| service.name == name) {
+            return Ok(());
+        }
+        let names: Vec<&str> = services
+            .iter()
+            .map(|service| service.name.as_str())
+            .collect();
+        Err(ChangeError::Wrong(match names.as_slice() {
+            [] => format!("there is no service \"{name}\": the policy lists none"),
+            names => format!(
+                "there is no service \"{name}\": the policy lists {}",
+                names.join(", ")
+            ),
+        }))
+    }
+}

@@ -1,0 +1,368 @@
+//! What operators change while the agent runs: each change is in force when its answer comes, and kept.
+
+use std::path::PathBuf;
+
+use guard_common::reason::Mode;
+use jiff::{SignedDuration, Timestamp};
+use tracing::{info, warn};
+
+use super::{Agent, Trial, loaded::Loaded};
+use crate::{
+    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload},
+    dataplane::{Force, LoadError, is_full},
+    host,
+    kept::{self, ChangedMode, KeepError},
+    operator::SshSession,
+    policy::{Action, Clock, Entry, Ground, Policy, PolicyError, Tables},
+};
+
+/// Why a change was not made. What was in force before stays so.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The request makes no sense here.
+    #[error("{0}")]
+    Wrong(String),
+    /// It would harm whoever asks; `--force` does it all the same.
+    #[error("{0}")]
+    Harmful(String),
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// The longest trial: longer than anybody should be able to wait for their way in.
+const LONGEST_TRIAL: SignedDuration = SignedDuration::from_hours(24);
+
+impl Agent {
+    fn clock(&self) -> Clock {
+        Clock {
+            tick_ns: self.tick_ns,
+        }
+    }
+
+    /// Reads the policy file again and puts it in force.
+    pub async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
+        let next = Loaded::read(&self.places.policy, self.clock())?;
+        self.ask_docker(&next).await;
+        self.require_no_lockout(&next.policy, request.operator.as_ref(), request.force)?;
+        self.put_in_force(next, 0, Force::No).await?;
+        self.trial = None;
+        self.state.kept.trial = None;
+        self.state.kept.refused = None;
+        self.keep()?;
+        Ok(self.applied())
+    }
+
+    /// Puts a policy in force that goes back by itself unless it is confirmed in time.
+    pub async fn try_policy(&mut self, request: NewTrial) -> Result<Applied, ChangeError> {
+        let NewTrial {
+            path,
+            text,
+            seconds,
+            operator,
+            force,
+        } = request;
+        let lasts = i64::try_from(seconds)
+            .ok()
+            .map(SignedDuration::from_secs)
+            .filter(|lasts| lasts.is_positive() && *lasts <= LONGEST_TRIAL);
+        let Some(lasts) = lasts else {
+            return Err(ChangeError::Wrong(format!(
+                "a trial of {seconds} s cannot be: write one from 1s to 24h"
+            )));
+        };
+        let path = PathBuf::from(path);
+        let next = Loaded::parse(text, &path, self.clock())?;
+        if self.trial.is_some() {
+            return Err(ChangeError::Wrong(
+                "another policy is being tried: confirm it, or wait until it has gone back"
+                    .to_owned(),
+            ));
+        }
+        self.require_no_lockout(&next.policy, operator.as_ref(), force)?;
+        let before = self.loaded.clone();
+        let now = host::timebase().map_err(anyhow::Error::from)?;
+        let lasts_ns = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
+        let trial = Trial {
+            until: now.world.saturating_add(lasts).unwrap_or(now.world),
+            until_ns: now.boot_ns.saturating_add(lasts_ns),
+            before,
+        };
+        // Kept first: an agent that dies in between starts with the policy before.
+        self.state.kept.trial = Some(kept::Trial {
+            path,
+            sha256: next.policy.sha256.clone(),
+            until: trial.until,
+        });
+        self.keep()?;
+        if let Err(error) = self.put_in_force(next, trial.until_ns, Force::No).await {
+            self.state.kept.trial = None;
+            self.keep()?;
+            return Err(error.into());
+        }
+        warn!(until = %trial.until, "a policy is on trial: `guard confirm` keeps it");
+        self.trial = Some(trial);
+        Ok(self.applied())
+    }
+
+    /// Keeps the policy on trial.
+    pub async fn confirm(&mut self) -> Result<Applied, ChangeError> {
+        let Some(trial) = &self.trial else {
+            return Err(ChangeError::Wrong(
+                "no policy is being tried: if one was, its time is over and the policy before it is \
+                 in force"
+                    .to_owned(),
+            ));
+        };
+        let now = host::timebase().map_err(anyhow::Error::from)?;
+        if now.boot_ns >= trial.until_ns {
+            self.go_back().await?;
+            return Err(ChangeError::Wrong(
+                "too late: the trial is over and the policy before it is in force".to_owned(),
+            ));
+        }
+        self.put_in_force(self.loaded.clone(), 0, Force::No).await?;
+        self.trial = None;
+        self.state.kept.trial = None;
+        self.state.kept.refused = None;
+        self.keep()?;
+        info!("the policy on trial is confirmed");
+        Ok(self.applied())
+    }
+
+    /// Ends a trial that nobody confirmed.
+    pub(super) async fn go_back(&mut self) -> Result<(), ChangeError> {
+        let Some(trial) = &self.trial else {
+            return Ok(());
+        };
+        let refused = self.loaded.policy.sha256.clone();
+        let before = trial.before.clone();
+        self.put_in_force(before, 0, Force::No).await?;
+        self.trial = None;
+        self.state.kept.trial = None;
+        self.state.kept.refused = Some(refused);
+        self.keep()?;
+        warn!("nobody confirmed the policy on trial: the one before it is in force");
+        Ok(())
+    }
+
+    /// Sets the mode of the host or of a service, or gives it back to the policy.
+    pub async fn set_mode(&mut self, request: ModeChange) -> Result<Applied, ChangeError> {
+        let ModeChange {
+            service,
+            mode,
+            by,
+            operator,
+            force,
+        } = request;
+        if let Some(service) = &service {
+            self.require_service(service)?;
+        }
+        let before = self.state.kept.modes.clone();
+        let changed = match mode.as_deref().map(parse_mode).transpose()? {
+            None => None,
+            Some(mode) => Some(ChangedMode {
+                mode,
+                since: Timestamp::now(),
+                by: by.clone(),
+            }),
+        };
+        let modes = &mut self.state.kept.modes;
+        match &service {
+            None => modes.host = changed,
+            Some(name) => {
+                modes.services.remove(name);
+                if let Some(changed) = changed {
+                    modes.services.insert(name.clone(), changed);
+                }
+            }
+        }
+        let policy = self.loaded.policy.clone();
+        let result = match self.require_no_lockout(&policy, operator.as_ref(), force) {
+            Ok(()) => self.put_again().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.state.kept.modes = before;
+            return Err(error);
+        }
+        self.keep()?;
+        info!(
+            mode = mode.as_deref().unwrap_or("the policy's"),
+            service = service.as_deref().unwrap_or("-"),
+            by = by.as_deref().unwrap_or("-"),
+            "mode changed"
+        );
+        Ok(self.applied())
+    }
+
+    /// Puts what is in force there again, with what has changed around it.
+    pub(super) async fn put_again(&mut self) -> Result<(), ChangeError> {
+        let until = self.trial.as_ref().map_or(0, |trial| trial.until_ns);
+        Ok(self
+            .put_in_force(self.loaded.clone(), until, Force::No)
+            .await?)
+    }
+
+    /// Lets sources through or drops them for a while.
+    pub async fn enter(&mut self, request: EntryRequest) -> Result<Entry, ChangeError> {
+        let EntryRequest {
+            action,
+            prefix,
+            service,
+            owner,
+            reason,
+            seconds,
+            operator,
+            force,
+        } = request;
+        if let Some(service) = &service {
+            self.require_service(service)?;
+        }
+        let created = Timestamp::now();
+        if seconds == Some(0) {
+            return Err(ChangeError::Wrong(
+                "an entry must last some time: write --for 2h, or leave it out".to_owned(),
+            ));
+        }
+        if let (Action::Deny, Some(session), false) = (action, operator, force)
+            && prefix.contains(&session.client.ip())
+        {
+            return Err(ChangeError::Harmful(format!(
+                "{prefix} has your own address in it, {}, from which you are logged in: it is not \
+                 denied without --force",
+                session.client.ip()
+            )));
+        }
+        // Beyond the calendar it never ends.
+        let lasts = seconds.and_then(|seconds| i64::try_from(seconds).ok());
+        let lasts = lasts.map(SignedDuration::from_secs);
+        let expires = lasts.and_then(|lasts| created.checked_add(lasts).ok());
+        let kept = &mut self.state.kept;
+        kept.last_id += 1;
+        let entry = Entry {
+            id: kept.last_id,
+            action,
+            prefix: prefix.trunc(),
+            service,
+            owner,
+            reason,
+            created,
+            expires,
+        };
+        let before = kept.entries.clone();
+        kept.entries.push(entry.clone());
+        self.change_entries(before).await?;
+        info!(
+            id = entry.id,
+            action = action.name(),
+            prefix = %entry.prefix,
+            service = entry.service.as_deref().unwrap_or("-"),
+            owner = entry.owner.as_deref().unwrap_or("-"),
+            reason = entry.reason.as_deref().unwrap_or("-"),
+            "entered"
+        );
+        Ok(entry)
+    }
+
+    /// Ends an entry.
+    pub async fn revoke(&mut self, id: u64) -> Result<Entry, ChangeError> {
+        let before = self.state.kept.entries.clone();
+        let Some(index) = before.iter().position(|entry| entry.id == id) else {
+            return Err(ChangeError::Wrong(format!(
+                "there is no entry {id}: `guard list` shows those that there are"
+            )));
+        };
+        let entry = self.state.kept.entries.remove(index);
+        self.change_entries(before).await?;
+        info!(id, prefix = %entry.prefix, "revoked");
+        Ok(entry)
+    }
+
+    /// Brings the tables to the entries; `before` are those that are put back if it fails.
+    pub(super) async fn change_entries(&mut self, before: Vec<Entry>) -> Result<(), ChangeError> {
+        let result = match self.change_tables() {
+            // No room: a fresh generation has more.
+            Err(error) if is_full(&error) => self.put_again().await,
+            result => result.map_err(|error| anyhow::Error::from(error).into()),
+        };
+        if let Err(error) = result {
+            self.state.kept.entries = before;
+            if let Err(again) = self.change_tables() {
+                warn!("entries cannot be put back: {again}");
+            }
+            return Err(error);
+        }
+        self.keep()
+    }
+
+    fn change_tables(&mut self) -> Result<(), LoadError> {
+        let policy = self.effective();
+        let local_ports = host::local_port_range().map_err(LoadError::Host)?;
+        let ground = Ground {
+            containers: self.docker.containers(),
+            local_ports: &local_ports,
+            now: host::timebase().map_err(LoadError::Host)?,
+            entries: &self.state.kept.entries,
+        };
+        for attachment in self.attachments.values_mut() {
+            if let Some(in_force) = attachment.in_force_mut() {
+                let mut tables = Tables::compile_at(&policy, &ground, in_force.seats());
+                let generation = in_force.generation_mut();
+                tables.features = generation.tables().features;
+                generation.change(tables)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the guard off every interface. The agent must end.
+    pub fn detach(&mut self) -> Result<(), ChangeError> {
+        self.state.kept.detached = true;
+        self.state.save()?;
+        for (name, attachment) in std::mem::take(&mut self.attachments) {
+            attachment.detach().map_err(anyhow::Error::from)?;
+            info!(interface = name, "detached");
+        }
+        self.names.clear();
+        Ok(())
+    }
+
+    async fn ask_docker(&mut self, next: &Loaded) {
+        let last = self.state.kept.containers.as_ref();
+        self.docker = super::ask_docker(&next.policy, &self.netlink, last).await;
+    }
+
+    fn applied(&self) -> Applied {
+        let about = self.attachments.values().find_map(|a| a.about().ok());
+        Applied {
+            path: self.loaded.path.display().to_string(),
+            sha256: self.loaded.policy.sha256.clone(),
+            mode: self.effective().mode.name().to_owned(),
+            generation: about.map_or(0, |about| about.generation),
+            until: self.trial.as_ref().map(|trial| trial.until),
+        }
+    }
+
+    fn require_no_lockout(
+        &self,
+        _policy: &Policy,
+        _operator: Option<&SshSession>,
+        _force: bool,
+    ) -> Result<(), ChangeError> {
+        Ok(())
+    }
+}
+
+fn parse_mode(name: &str) -> Result<Mode, ChangeError> {
+    let modes = [Mode::Off, Mode::Observe, Mode::Enforce];
+    let mode = modes.into_iter().find(|mode| mode.name() == name);
+    mode.ok_or_else(|| {
+        ChangeError::Wrong(format!(
+            "\"{name}\" is no mode: off, observe and enforce are"
+        ))
+    })
+}

@@ -1,0 +1,301 @@
+//! The agent: brings policy, operators, Docker and the dataplane together. It puts policies in force and
+//! changes them; the kernel goes on without it.
+
+mod answers;
+mod changes;
+mod containers;
+mod interfaces;
+mod loaded;
+mod tend;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+pub use self::{
+    changes::ChangeError,
+    containers::{Docker, ask_docker},
+    tend::Tended,
+};
+use self::{
+    interfaces::{Found, look},
+    loaded::Loaded,
+};
+use crate::{
+    dataplane::{
+        AttachError, Attachment, Facts, Force, Prepared,
+        pins::{Pins, network_namespace},
+    },
+    host::{self, Netlink, UdpFlow},
+    kept::{KeptPolicy, StateFile},
+    policy::{Clock, Ground},
+};
+
+/// Where the agent finds and keeps its things.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The policy file.
+    pub policy: PathBuf,
+    /// The folder below which links and maps are pinned.
+    pub pins: PathBuf,
+    /// The folder of the state file.
+    pub state: PathBuf,
+}
+
+/// A guard at work.
+pub struct Agent {
+    places: Places,
+    loaded: Loaded,
+    /// If the policy is on trial: what it goes back to.
+    trial: Option<Trial>,
+    state: StateFile,
+    /// The names of the interfaces to guard, and those of them that are.
+    names: Vec<String>,
+    attachments: BTreeMap<String, Attachment>,
+    /// Why an interface is not guarded.
+    troubles: BTreeMap<String, String>,
+    /// When an interface in trouble is looked at again.
+    try_again: Instant,
+    docker: Docker,
+    netlink: Netlink,
+    tick_ns: u64,
+    /// The network namespace of this process.
+    namespace: u64,
+}
+
+struct Trial {
+    before: Loaded,
+    until: Timestamp,
+    /// The same in nanoseconds of CLOCK_BOOTTIME: when the kernel goes back by itself.
+    until_ns: u64,
+}
+
+impl Agent {
+    /// Puts a policy in force, and takes over what an agent before this one left.
+    ///
+    /// # Errors
+    /// What was in force before stays so.
+    pub async fn start(places: Places, force: Force) -> Result<Self, ChangeError> {
+        let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+        let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+        let mut state = StateFile::open(&places.state)?;
+        state.kept.detached = false;
+        if let Some(trial) = state.kept.trial.take() {
+            warn!(
+                "the policy {} was on trial when the agent before this one ended, and was not \
+                 confirmed: the policy before it is put in force",
+                trial.path.display()
+            );
+            state.kept.refused = Some(trial.sha256);
+        }
+        let loaded = Loaded::at_start(&places.policy, &state.kept, Clock { tick_ns })?;
+        let last = state.kept.containers.as_ref();
+        let docker = ask_docker(&loaded.policy, &netlink, last).await;
+        let mut agent = Self {
+            namespace: network_namespace().context("the network namespace cannot be read")?,
+            loaded: loaded.clone(),
+            trial: None,
+            names: Vec::new(),
+            attachments: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+            try_again: Instant::now(),
+            docker,
+            netlink,
+            tick_ns,
+            places,
+            state,
+        };
+        agent.put_in_force(loaded, 0, force).await?;
+        agent.keep()?;
+        Ok(agent)
+    }
+
+    /// Loads a generation for every interface, and then puts each in force. If anything fails, the policy
+    /// before it stays.
+    ///
+    /// `trial_until` is when the kernel goes back by itself, in nanoseconds of CLOCK_BOOTTIME; 0: never.
+    async fn put_in_force(&mut self, next: Loaded, trial_until: u64, force: Force) -> Result<()> {
+        let names = interfaces::names(&next, &self.netlink).await?;
+        let mut there = Vec::new();
+        let mut troubles = BTreeMap::new();
+        for name in &names {
+            match look(&next, name, &self.netlink).await? {
+                Found::There(xdp) => there.push((name.clone(), xdp)),
+                Found::Missing => {
+                    troubles.insert(name.clone(), "it does not exist".to_owned());
+                }
+            }
+        }
+        if let (true, Some(name)) = (there.is_empty(), names.first()) {
+            return Err(interfaces::is_missing(&next, name));
+        }
+        let open_flows = self.open_flows().await?;
+        // Everything that can fail for the policy's sake fails here, before anything changes.
+        let prepared = self.prepare(&next, trial_until, &there)?;
+        let mut done: Vec<(String, Option<Prepared>)> = Vec::new();
+        for ((name, xdp), generation) in there.into_iter().zip(prepared) {
+            let Some(attachment) = self.attachments.get_mut(&name) else {
+                continue;
+            };
+            let put = attachment.put_in_force(generation, xdp, force, || open_flows.clone());
+            match put {
+                Ok((before, refusal)) => {
+                    self.tell(&next, &name, refusal);
+                    done.push((name, before));
+                }
+                Err(error) => {
+                    self.put_back(done).await;
+                    return Err(match error {
+                        AttachError::NoInterface(name) => interfaces::is_missing(&next, &name),
+                        error => error.into(),
+                    });
+                }
+            }
+        }
+        for (name, trouble) in &troubles {
+            if self.troubles.get(name) != Some(trouble) {
+                warn!(interface = name, "not guarded: {trouble}");
+            }
+        }
+        let gone: Vec<String> = self.attachments.keys().cloned().collect();
+        for name in gone.into_iter().filter(|name| !names.contains(name)) {
+            if let Some(attachment) = self.attachments.remove(&name) {
+                info!(interface = name, "the policy no longer names it: detached");
+                attachment.detach()?;
+            }
+        }
+        self.names = names;
+        self.troubles = troubles;
+        self.loaded = next;
+        Ok(())
+    }
+
+    /// A generation for each of these interfaces, in their order.
+    fn prepare<T>(
+        &mut self,
+        next: &Loaded,
+        trial_until: u64,
+        there: &[(String, T)],
+    ) -> Result<Vec<Prepared>> {
+        let policy = self.state.kept.modes.applied_to(&next.policy);
+        let local_ports =
+            host::local_port_range().context("the local port range cannot be read")?;
+        let ground = Ground {
+            containers: self.docker.containers(),
+            local_ports: &local_ports,
+            now: host::timebase().context("the clocks cannot be read")?,
+            entries: &self.state.kept.entries,
+        };
+        let facts = Facts {
+            path: next.path.display().to_string(),
+            sha256: next.policy.sha256.clone(),
+            loaded_ms: next.at.as_millisecond(),
+            trial_until,
+        };
+        let mut prepared = Vec::with_capacity(there.len());
+        for (name, _) in there {
+            if !self.attachments.contains_key(name) {
+                let pins = Pins::new(&self.places.pins, name);
+                let attachment = Attachment::open(pins, self.namespace)?;
+                self.attachments.insert(name.clone(), attachment);
+            }
+            if let Some(attachment) = self.attachments.get(name) {
+                let facts = facts.clone();
+                prepared.push(attachment.prepare(&policy, &ground, self.tick_ns, facts)?);
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// Undoes what was done on some interfaces when another one failed.
+    async fn put_back(&mut self, done: Vec<(String, Option<Prepared>)>) {
+        for (name, before) in done {
+            let (Some(attachment), Some(before)) = (self.attachments.get_mut(&name), before) else {
+                continue;
+            };
+            let xdp = self.netlink.xdp(&name).await.unwrap_or_default();
+            if let Err(error) = attachment.put_in_force(before, xdp, Force::No, Vec::new) {
+                warn!(
+                    interface = name,
+                    "the policy before cannot be put back: {:#}",
+                    anyhow::Error::from(error)
+                );
+            }
+        }
+    }
+
+    /// The UDP flows of this host and its containers; what comes to others' addresses is no flow of this
+    /// host's.
+    async fn open_flows(&self) -> Result<Vec<UdpFlow>> {
+        let own = self.netlink.addresses().await;
+        let own = own.context("this host's addresses cannot be read")?;
+        let networks = &self.docker.containers().networks;
+        let mut flows = host::open_udp_flows();
+        flows.retain(|flow| {
+            let local = flow.local.ip().to_canonical();
+            let mut networks = networks.iter();
+            own.contains(&local) || networks.any(|network| network.prefix.contains(&local))
+        });
+        Ok(flows)
+    }
+
+    fn tell(&self, loaded: &Loaded, name: &str, refusal: Option<String>) {
+        let Some(attachment) = self.attachments.get(name) else {
+            return;
+        };
+        if let Some(refusal) = refusal {
+            warn!(
+                interface = name,
+                "the driver does not take the program ({refusal}): it runs in generic mode, which \
+                 costs several times as much per packet"
+            );
+        }
+        let policy = self.state.kept.modes.applied_to(&loaded.policy);
+        info!(
+            interface = name,
+            xdp_mode = attachment.mode().name(),
+            mode = policy.mode.name(),
+            scope = policy.scope.name(),
+            services = policy.services.len(),
+            published = self.docker.containers().published.len(),
+            "in force"
+        );
+    }
+
+    /// Writes the state file. The policy on trial is not the one that a restart puts in force.
+    fn keep(&mut self) -> Result<(), ChangeError> {
+        let in_force = self
+            .trial
+            .as_ref()
+            .map_or(&self.loaded, |trial| &trial.before);
+        self.state.kept.policy = Some(KeptPolicy {
+            path: in_force.path.clone(),
+            text: in_force.text.clone(),
+        });
+        if let Docker::Connected(containers) = &self.docker {
+            self.state.kept.containers = Some(containers.clone());
+        }
+        Ok(self.state.save()?)
+    }
+
+    /// Takes the programs off, or leaves them, as the policy says.
+    pub fn end(self) -> Result<()> {
+        match self.loaded.policy.on_exit {
+            crate::policy::OnExit::Keep => {
+                info!("the kernel goes on with the policy in force");
+                Ok(())
+            }
+            crate::policy::OnExit::Detach => self.take_off(),
+        }
+    }
+
+    fn take_off(self) -> Result<()> {
+        for (name, attachment) in self.attachments {
+            info!(interface = name, "detached");
+            attachment.detach()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! What the agent sees to without being asked: that its programs are where they should be, that trials
+//! and entries end, and that a reader of the pins knows that it is alive.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tracing::{error, info, warn};
+
+use super::Agent;
+use crate::host;
+
+/// What came of tending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tended {
+    GoesOn,
+    /// Somebody took the guard off while this agent did not answer: it must end.
+    Detached,
+}
+
+/// How long an interface in trouble is left alone before it is tried again, unless something happens to
+/// an interface.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Agent {
+    /// Looks after everything once. `something_happened`: to an interface.
+    pub async fn tend(&mut self, something_happened: bool) -> Tended {
+        if let Ok(now) = host::timebase() {
+            for attachment in self.attachments.values_mut() {
+                // Only readers without an agent miss it.
+                let _result = attachment.beat(now.boot_ns);
+            }
+            if self
+                .trial
+                .as_ref()
+                .is_some_and(|trial| now.boot_ns >= trial.until_ns)
+                && let Err(problem) = self.go_back().await
+            {
+                // The kernel has gone back by itself.
+                error!("the policy before the trial cannot be loaded again: {problem}");
+            }
+        }
+        self.end_entries().await;
+        if something_happened {
+            self.try_again = Instant::now();
+        }
+        if self.is_displaced().await && Instant::now() >= self.try_again {
+            self.state.read_again();
+            if self.state.kept.detached {
+                warn!("the guard has been taken off: the agent ends");
+                return Tended::Detached;
+            }
+            match self.put_again().await {
+                Ok(()) => info!("in force again"),
+                Err(problem) => {
+                    self.try_again = Instant::now() + PATIENCE;
+                    let problem = problem.to_string();
+                    for name in &self.names {
+                        if self.troubles.insert(name.clone(), problem.clone())
+                            != Some(problem.clone())
+                        {
+                            warn!(interface = name, "not guarded: {problem}");
+                        }
+                    }
+                }
+            }
+        }
+        Tended::GoesOn
+    }
+
+    /// Whether an interface that is there lacks its program.
+    async fn is_displaced(&self) -> bool {
+        for name in &self.names {
+            let Ok(found) = self.netlink.xdp(name).await else {
+                continue;
+            };
+            let attachment = self.attachments.get(name);
+            let program = attachment.and_then(|attachment| attachment.program_id());
+            if program.is_none() || found.map(|found| found.program_id) != program {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The kernel has ended them already: this forgets them.
+    async fn end_entries(&mut self) {
+        let now = Timestamp::now();
+        let before = self.state.kept.entries.clone();
+        if !before.iter().any(|entry| entry.is_over(now)) {
+            return;
+        }
+        self.state.kept.entries.retain(|entry| !entry.is_over(now));
+        for entry in before.iter().filter(|entry| entry.is_over(now)) {
+            info!(id = entry.id, prefix = %entry.prefix, "an entry has ended");
+        }
+        if let Err(problem) = self.change_entries(before).await {
+            warn!("entries that have ended cannot be removed: {problem}");
+        }
+    }
+}

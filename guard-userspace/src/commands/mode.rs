@@ -1,0 +1,91 @@
+//! `guard mode`: the switch that works at three in the morning, with or without an agent.
+
+use clap::{Args, ValueEnum};
+
+use super::{Failure, Forced, Whereabouts, print};
+use crate::{api::ModeChange, operator::ssh_session, unattended};
+
+#[derive(Debug, Args)]
+pub struct ChangeMode {
+    #[arg(value_enum)]
+    mode: Asked,
+    /// Of this service alone
+    #[arg(long, value_name = "S")]
+    service: Option<String>,
+    #[command(flatten)]
+    forced: Forced,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Asked {
+    /// Everything passes, nothing is judged; works without an agent too
+    Off,
+    /// Everything passes; what would be dropped is counted
+    Observe,
+    /// What the policy closes is closed
+    Enforce,
+    /// What the policy file says
+    Policy,
+}
+
+impl Asked {
+    const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Off => Some("off"),
+            Self::Observe => Some("observe"),
+            Self::Enforce => Some("enforce"),
+            Self::Policy => None,
+        }
+    }
+}
+
+impl ChangeMode {
+    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+        let Self {
+            mode,
+            service,
+            forced: Forced { force },
+        } = self;
+        let is_kill_switch = mode == Asked::Off && service.is_none();
+        let change = ModeChange {
+            service: service.clone(),
+            mode: mode.name().map(str::to_owned),
+            by: super::user(),
+            operator: ssh_session(),
+            force,
+        };
+        match whereabouts.client()?.set_mode(&change).await {
+            Err(error) if error.is_without_agent() && is_kill_switch => {
+                let Whereabouts { pins, state, .. } = whereabouts;
+                let switched = unattended::switch_off(pins, state, change.by)?;
+                if switched.is_empty() {
+                    return Ok(print(
+                        "there is no agent, and no program on any interface: nothing is blocked",
+                    )?);
+                }
+                Ok(print(&format!(
+                    "no agent answers; the kernel lets everything pass on {} from now on",
+                    switched.join(", ")
+                ))?)
+            }
+            applied => {
+                let applied = applied?;
+                Ok(print(&match (service, mode.name()) {
+                    (Some(service), Some(mode)) => {
+                        format!(
+                            "service {service} is in mode {mode}, the host in {}",
+                            applied.mode
+                        )
+                    }
+                    (Some(service), None) => {
+                        format!("service {service} is in the mode that the policy gives it")
+                    }
+                    (None, Some(mode)) => format!("the host is in mode {mode}"),
+                    (None, None) => {
+                        format!("the host is in mode {}, as the policy says", applied.mode)
+                    }
+                })?)
+            }
+        }
+    }
+}

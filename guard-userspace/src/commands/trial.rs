@@ -1,0 +1,68 @@
+//! `guard try` and `guard confirm`: a policy that goes back by itself.
+
+use std::{fs, path::PathBuf};
+
+use clap::Args;
+use jiff::SignedDuration;
+
+use super::{Failure, Forced, Output, entries::parse_duration, print, print_json, read_policy};
+use crate::{
+    api::{Applied, NewTrial, client::Client},
+    operator::ssh_session,
+};
+
+#[derive(Debug, Args)]
+pub struct Try {
+    /// The policy file to try
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// How long until it goes back, such as 60s or 10m
+    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    lasts: SignedDuration,
+    #[command(flatten)]
+    forced: Forced,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Try {
+    pub async fn run(self, client: &Client) -> Result<(), Failure> {
+        let Self {
+            file,
+            lasts,
+            forced: Forced { force },
+            output,
+        } = self;
+        // Refused here, it is refused with the name that the operator typed.
+        read_policy(&file)?;
+        let text = fs::read_to_string(&file).map_err(anyhow::Error::from)?;
+        let path = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
+        let request = NewTrial {
+            path: path.display().to_string(),
+            text,
+            seconds: u64::try_from(lasts.as_secs()).unwrap_or_default(),
+            operator: ssh_session(),
+            force,
+        };
+        let applied = client.try_policy(&request).await?;
+        if output.json {
+            return Ok(print_json(&applied)?);
+        }
+        let Applied { mode, until, .. } = applied;
+        let until = until.map(|until| format!("{until:.0}")).unwrap_or_default();
+        Ok(print(&format!(
+            "{} is in force until {until}, mode {mode}. Look whether everything works (a new \
+             connection, too), then type `guard confirm`: without it the policy before comes back, \
+             whatever happens to this session or to the agent.",
+            file.display()
+        ))?)
+    }
+}
+
+pub async fn confirm(client: &Client) -> Result<(), Failure> {
+    let Applied { path, .. } = client.confirm().await?;
+    Ok(print(&format!(
+        "{path} is confirmed and stays in force. A reload or restart reads the agent's own policy \
+         file: copy it there if it is another one."
+    ))?)
+}

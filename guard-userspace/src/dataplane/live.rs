@@ -1,0 +1,195 @@
+//! What comes and goes in the tables of a generation while it runs: denied and allowed sources. The same
+//! code fills a fresh generation, which is a change from nothing.
+
+use std::{collections::BTreeMap, io};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, lpm_trie::Key},
+};
+use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS};
+use ipnet::IpNet;
+
+use super::{
+    Generation, LoadError,
+    fill::{insert_v4, insert_v6, map_mut, trie},
+};
+use crate::{
+    causes::io_error,
+    policy::{Listed, Tables, is_single},
+};
+
+/// Tries that hold the lists of all services, of IPv4 and of IPv6.
+type Tries = (&'static str, &'static str);
+
+pub const ADMITTED: Tries = (layout::ADMITTED_V4, layout::ADMITTED_V6);
+const DENIED_AT: Tries = (layout::DENIED_AT_V4, layout::DENIED_AT_V6);
+const ALLOWED: Tries = (layout::ALLOWED_V4, layout::ALLOWED_V6);
+
+impl Generation {
+    /// Brings the tables of this running generation to those of `next`, which must be of the same policy
+    /// and seats: only entries may differ.
+    ///
+    /// # Errors
+    /// If a table has no room ([`is_full`]), what fits is in force, and another generation is needed.
+    pub fn change(&mut self, next: Tables) -> Result<(), LoadError> {
+        let Self { ebpf, tables } = self;
+        change(ebpf, Some(tables), &next)?;
+        *tables = next;
+        Ok(())
+    }
+}
+
+/// Whether a table had no room: E2BIG of a hash, ENOSPC of a trie.
+pub fn is_full(error: &LoadError) -> bool {
+    let code = io_error(error).and_then(io::Error::raw_os_error);
+    matches!(code, Some(7 | 28))
+}
+
+/// Writes what is new, then removes what is gone: in between a source may be listed twice, never not at
+/// all. The flags come before what they announce is removed, and after it is written.
+pub(super) fn change(
+    ebpf: &mut Ebpf,
+    before: Option<&Tables>,
+    after: &Tables,
+) -> Result<(), LoadError> {
+    let none = BTreeMap::new();
+    let none_at = Listed::new();
+    let denied = before.map_or(&none, |tables| &tables.denied);
+    let denied_at = before.map_or(&none_at, |tables| &tables.denied_at);
+    let allowed = before.map_or(&none_at, |tables| &tables.allowed);
+    // Who is let through and denied is let through.
+    for (place, expiry) in news(allowed, &after.allowed) {
+        insert_at(ebpf, ALLOWED, *place, *expiry)?;
+    }
+    for (prefix, expiry) in news(denied, &after.denied) {
+        deny(ebpf, prefix, *expiry)?;
+    }
+    for (place, expiry) in news(denied_at, &after.denied_at) {
+        insert_at(ebpf, DENIED_AT, *place, *expiry)?;
+    }
+    set_flags(ebpf, after.live() | before.map_or(0, Tables::live))?;
+    for prefix in denied.keys().filter(|key| !after.denied.contains_key(key)) {
+        undeny(ebpf, prefix)?;
+    }
+    for place in denied_at
+        .keys()
+        .filter(|key| !after.denied_at.contains_key(key))
+    {
+        remove_at(ebpf, DENIED_AT, *place)?;
+    }
+    for place in allowed
+        .keys()
+        .filter(|key| !after.allowed.contains_key(key))
+    {
+        remove_at(ebpf, ALLOWED, *place)?;
+    }
+    set_flags(ebpf, after.live())
+}
+
+/// What is in `after` and not, or otherwise, in `before`.
+fn news<'a, K: Ord>(
+    before: &'a BTreeMap<K, Expiry>,
+    after: &'a BTreeMap<K, Expiry>,
+) -> impl Iterator<Item = (&'a K, &'a Expiry)> {
+    after
+        .iter()
+        .filter(|(key, expiry)| before.get(key) != Some(expiry))
+}
+
+/// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
+/// slower to free.
+fn deny(ebpf: &mut Ebpf, prefix: &IpNet, expiry: Expiry) -> Result<(), LoadError> {
+    match prefix {
+        IpNet::V4(v4) if is_single(prefix) => {
+            hash::<[u8; 4]>(ebpf, layout::DENIED_V4)?.insert(v4.addr().octets(), expiry, 0)?;
+        }
+        IpNet::V6(v6) if is_single(prefix) => {
+            hash::<[u8; 16]>(ebpf, layout::DENIED_V6)?.insert(v6.addr().octets(), expiry, 0)?;
+        }
+        IpNet::V4(v4) => insert_v4(ebpf, layout::DENIED_PREFIXES_V4, v4, expiry)?,
+        IpNet::V6(v6) => insert_v6(ebpf, layout::DENIED_PREFIXES_V6, v6, expiry)?,
+    }
+    Ok(())
+}
+
+fn undeny(ebpf: &mut Ebpf, prefix: &IpNet) -> Result<(), LoadError> {
+    match prefix {
+        IpNet::V4(v4) if is_single(prefix) => {
+            hash::<[u8; 4]>(ebpf, layout::DENIED_V4)?.remove(&v4.addr().octets())?;
+        }
+        IpNet::V6(v6) if is_single(prefix) => {
+            hash::<[u8; 16]>(ebpf, layout::DENIED_V6)?.remove(&v6.addr().octets())?;
+        }
+        IpNet::V4(v4) => {
+            let key = Key::new(v4.prefix_len().into(), v4.network().octets());
+            trie::<_, Expiry>(ebpf, layout::DENIED_PREFIXES_V4)?.remove(&key)?;
+        }
+        IpNet::V6(v6) => {
+            let key = Key::new(v6.prefix_len().into(), v6.network().octets());
+            trie::<_, Expiry>(ebpf, layout::DENIED_PREFIXES_V6)?.remove(&key)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn insert_at(
+    ebpf: &mut Ebpf,
+    (v4, v6): Tries,
+    (service, prefix): (u16, IpNet),
+    expiry: Expiry,
+) -> Result<(), LoadError> {
+    match prefix {
+        IpNet::V4(prefix) => {
+            let key = key_at(service, prefix.prefix_len(), prefix.network().octets());
+            trie(ebpf, v4)?.insert(&key, expiry, 0)?;
+        }
+        IpNet::V6(prefix) => {
+            let key = key_at(service, prefix.prefix_len(), prefix.network().octets());
+            trie(ebpf, v6)?.insert(&key, expiry, 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_at(
+    ebpf: &mut Ebpf,
+    (v4, v6): Tries,
+    (service, prefix): (u16, IpNet),
+) -> Result<(), LoadError> {
+    match prefix {
+        IpNet::V4(prefix) => {
+            let key = key_at(service, prefix.prefix_len(), prefix.network().octets());
+            trie::<_, Expiry>(ebpf, v4)?.remove(&key)?;
+        }
+        IpNet::V6(prefix) => {
+            let key = key_at(service, prefix.prefix_len(), prefix.network().octets());
+            trie::<_, Expiry>(ebpf, v6)?.remove(&key)?;
+        }
+    }
+    Ok(())
+}
+
+fn key_at<const BYTES: usize>(
+    service: u16,
+    length: u8,
+    address: [u8; BYTES],
+) -> Key<AdmittedKey<BYTES>> {
+    let service = service.into();
+    Key::new(
+        SERVICE_BITS + u32::from(length),
+        AdmittedKey { service, address },
+    )
+}
+
+fn hash<'a, K: Pod>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<&'a mut aya::maps::MapData, K, Expiry>, LoadError> {
+    Ok(HashMap::try_from(map_mut(ebpf, name)?)?)
+}
+
+fn set_flags(ebpf: &mut Ebpf, flags: u32) -> Result<(), LoadError> {
+    let mut section = Array::<_, u32>::try_from(map_mut(ebpf, layout::LIVE)?)?;
+    Ok(section.set(0, flags, 0)?)
+}

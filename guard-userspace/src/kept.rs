@@ -1,0 +1,521 @@
+//! The agent's state file: what must survive a restart and a power loss besides the policy.
+//!
+//! One JSON object a line, so that a file that is cut off or spoilt loses the lines that are, and no
+//! others. It is written whole beside its place, synced, and renamed into it.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::{BufRead as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use guard_common::{exposure::NetworkKind, reason::Mode};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+use tracing::warn;
+
+use crate::policy::{
+    ContainerNetwork, Containers, Entry, Policy, Ports, PublishedFamily, PublishedPort,
+};
+
+/// Where the state file is unless told otherwise.
+pub const DEFAULT_FOLDER: &str = "/var/lib/guard";
+
+const FILE: &str = "state.jsonl";
+
+/// Of the format. A file with another one is set aside.
+const VERSION: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the state cannot be kept in {path}: {error}")]
+pub struct KeepError {
+    path: String,
+    error: io::Error,
+}
+
+/// What is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The last number that an entry was given.
+    pub last_id: u64,
+    pub entries: Vec<Entry>,
+    pub modes: Modes,
+    /// The last that Docker said; `None`: it has never said anything.
+    pub containers: Option<Containers>,
+    /// The policy that was in force last, not counting one on trial.
+    pub policy: Option<KeptPolicy>,
+    /// The SHA-256 of a policy that was tried and not confirmed.
+    pub refused: Option<String>,
+    /// A policy that is being tried.
+    pub trial: Option<Trial>,
+    /// The operator took the guard off; the agent that finds this ends.
+    pub detached: bool,
+}
+
+/// A policy file as it was when it was put in force.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct KeptPolicy {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Trial {
+    pub path: PathBuf,
+    pub sha256: String,
+    pub until: Timestamp,
+}
+
+/// Modes that an operator has set and that go before those of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Modes {
+    pub host: Option<ChangedMode>,
+    pub services: BTreeMap<String, ChangedMode>,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct ChangedMode {
+    #[serde(with = "mode_name")]
+    pub mode: Mode,
+    pub since: Timestamp,
+    pub by: Option<String>,
+}
+
+impl Modes {
+    /// The policy with these modes in the place of its own.
+    pub fn applied_to(&self, policy: &Policy) -> Policy {
+        let mut policy = policy.clone();
+        if let Some(changed) = &self.host {
+            policy.mode = changed.mode;
+        }
+        for service in &mut policy.services {
+            if let Some(changed) = self.services.get(&service.name) {
+                service.mode = changed.mode;
+            }
+        }
+        policy
+    }
+}
+
+/// One line of the file.
+#[derive(Deserialize, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
+enum Line {
+    Guard {
+        version: u32,
+    },
+    LastId {
+        id: u64,
+    },
+    Entry {
+        entry: Entry,
+    },
+    Mode {
+        /// `None`: the host's.
+        service: Option<String>,
+        changed: ChangedMode,
+    },
+    /// Docker has said what follows.
+    Docker,
+    Published {
+        port: String,
+        ipv6: bool,
+    },
+    Network {
+        prefix: IpNet,
+        masqueraded: bool,
+    },
+    Policy {
+        policy: KeptPolicy,
+    },
+    Refused {
+        sha256: String,
+    },
+    Trial {
+        trial: Trial,
+    },
+    Detached,
+    /// The last line: without it the file has been cut off.
+    End {
+        lines: usize,
+    },
+}
+
+/// The file, and what it holds.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    pub kept: Kept,
+}
+
+impl StateFile {
+    /// Reads what is sound. A file that is not whole is set aside, with a warning that says which lines
+    /// are lost.
+    ///
+    /// # Errors
+    /// If the file is there and cannot be read at all, or the folder cannot be made.
+    pub fn open(folder: &Path) -> Result<Self, KeepError> {
+        let path = folder.join(FILE);
+        let failed = |error| KeepError {
+            path: path.display().to_string(),
+            error,
+        };
+        fs::create_dir_all(folder).map_err(failed)?;
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self {
+                    kept: Kept::default(),
+                    path,
+                });
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let (kept, problems) = read(&bytes);
+        if !problems.is_empty() {
+            let aside = path.with_extension(format!("broken-{}", Timestamp::now().as_second()));
+            let copied = match fs::write(&aside, &bytes) {
+                Ok(()) => format!("a copy is in {}", aside.display()),
+                Err(error) => format!("it cannot be copied to {} ({error})", aside.display()),
+            };
+            let first: Vec<&str> = problems.iter().map(String::as_str).take(3).collect();
+            warn!(
+                "{}: the state file is broken ({} problem(s): {}): what is sound in it is used, and \
+                 {copied}",
+                path.display(),
+                problems.len(),
+                first.join("; ")
+            );
+        }
+        Ok(Self { kept, path })
+    }
+
+    /// Writes the file: all of it, or not at all.
+    pub fn save(&self) -> Result<(), KeepError> {
+        self.try_save().map_err(|error| KeepError {
+            path: self.path.display().to_string(),
+            error,
+        })
+    }
+
+    fn try_save(&self) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let mut file = NamedTempFile::new_in(folder)?;
+        let lines = self.kept.lines();
+        let end = Line::End { lines: lines.len() };
+        for line in lines.iter().chain([&end]) {
+            serde_json::to_writer(&mut file, line)?;
+            file.write_all(b"\n")?;
+        }
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        // The rename itself survives a power loss only when the folder is synced.
+        fs::File::open(folder)?.sync_all()
+    }
+
+    /// Reads the file again: somebody else may have written it while this agent hung.
+    pub fn read_again(&mut self) {
+        if let Ok(bytes) = fs::read(&self.path) {
+            let (kept, problems) = read(&bytes);
+            if problems.is_empty() {
+                self.kept = kept;
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn lines(&self) -> Vec<Line> {
+        let Self {
+            last_id,
+            entries,
+            modes: Modes { host, services },
+            containers,
+            policy,
+            refused,
+            trial,
+            detached,
+        } = self.clone();
+        let mut lines = vec![
+            Line::Guard { version: VERSION },
+            Line::LastId { id: last_id },
+        ];
+        if detached {
+            lines.push(Line::Detached);
+        }
+        lines.extend(host.map(|changed| Line::Mode {
+            service: None,
+            changed,
+        }));
+        let services = services.into_iter().map(|(name, changed)| Line::Mode {
+            service: Some(name),
+            changed,
+        });
+        lines.extend(services);
+        lines.extend(entries.into_iter().map(|entry| Line::Entry { entry }));
+        lines.extend(containers.is_some().then_some(Line::Docker));
+        let Containers {
+            published,
+            networks,
+        } = containers.unwrap_or_default();
+        lines.extend(published.iter().map(|port| Line::Published {
+            port: port.to_string(),
+            ipv6: port.family == PublishedFamily::Ipv6,
+        }));
+        lines.extend(networks.iter().map(|network| Line::Network {
+            prefix: network.prefix,
+            masqueraded: network.kind == NetworkKind::Masqueraded,
+        }));
+        lines.extend(refused.map(|sha256| Line::Refused { sha256 }));
+        lines.extend(trial.map(|trial| Line::Trial { trial }));
+        lines.extend(policy.map(|policy| Line::Policy { policy }));
+        lines
+    }
+
+    fn add(&mut self, line: Line) -> Result<(), String> {
+        match line {
+            Line::Guard { version: VERSION } | Line::End { .. } => {}
+            Line::Guard { version } => {
+                return Err(format!("its format is {version}, not {VERSION}"));
+            }
+            Line::LastId { id } => self.last_id = self.last_id.max(id),
+            Line::Entry { entry } => {
+                self.last_id = self.last_id.max(entry.id);
+                self.entries.push(entry);
+            }
+            Line::Mode {
+                service: None,
+                changed,
+            } => self.modes.host = Some(changed),
+            Line::Mode {
+                service: Some(name),
+                changed,
+            } => {
+                self.modes.services.insert(name, changed);
+            }
+            Line::Docker => {
+                self.containers.get_or_insert_default();
+            }
+            Line::Published { port, ipv6 } => {
+                let family = if ipv6 {
+                    PublishedFamily::Ipv6
+                } else {
+                    PublishedFamily::Ipv4
+                };
+                match port.parse::<Ports>()? {
+                    Ports::Range { protocol, ports } if ports.start() == ports.end() => {
+                        let containers = self.containers.get_or_insert_default();
+                        containers.published.push(PublishedPort {
+                            protocol,
+                            port: *ports.start(),
+                            family,
+                        });
+                    }
+                    _ => return Err(format!("{port} is no single port")),
+                }
+            }
+            Line::Network {
+                prefix,
+                masqueraded,
+            } => {
+                let containers = self.containers.get_or_insert_default();
+                containers.networks.push(ContainerNetwork {
+                    prefix: prefix.trunc(),
+                    kind: if masqueraded {
+                        NetworkKind::Masqueraded
+                    } else {
+                        NetworkKind::Routed
+                    },
+                });
+            }
+            Line::Policy { policy } => self.policy = Some(policy),
+            Line::Refused { sha256 } => self.refused = Some(sha256),
+            Line::Trial { trial } => self.trial = Some(trial),
+            Line::Detached => self.detached = true,
+        }
+        Ok(())
+    }
+}
+
+/// What is sound, and what is not.
+fn read(bytes: &[u8]) -> (Kept, Vec<String>) {
+    let mut kept = Kept::default();
+    let mut problems = Vec::new();
+    let mut end = None;
+    let mut sound = 0;
+    for (number, line) in (1..).zip(bytes.lines()) {
+        let added = line
+            .map_err(|_| "no text".to_owned())
+            .and_then(|line| serde_json::from_str(&line).map_err(|error| error.to_string()))
+            .and_then(|line| {
+                if let Line::End { lines } = line {
+                    end = Some(lines);
+                } else {
+                    sound += 1;
+                }
+                kept.add(line)
+            });
+        if let Err(problem) = added {
+            problems.push(format!("line {number}: {problem}"));
+        }
+    }
+    if problems.is_empty() && end != Some(sound) {
+        problems.push(match end {
+            None => "it has been cut off: its last line is missing".to_owned(),
+            Some(lines) => format!("it has {sound} lines instead of {lines}"),
+        });
+    }
+    (kept, problems)
+}
+
+/// Modes by their names.
+mod mode_name {
+    use guard_common::reason::Mode;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(mode.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let modes = [Mode::Off, Mode::Observe, Mode::Enforce];
+        let mode = modes.into_iter().find(|mode| mode.name() == name);
+        mode.ok_or_else(|| D::Error::custom(format!("{name:?} is no mode")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::layout::PortProtocol;
+
+    use super::*;
+    use crate::policy::Action;
+
+    fn full() -> Kept {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let changed = |mode| ChangedMode {
+            mode,
+            since: now,
+            by: Some("ana".to_owned()),
+        };
+        let entry = |id, action| Entry {
+            id,
+            action,
+            prefix: "198.51.100.0/24".parse().unwrap(),
+            service: (id == 2).then(|| "web".to_owned()),
+            owner: Some("ana".to_owned()),
+            reason: Some("a \"flood\"\nof theirs".to_owned()),
+            created: now,
+            expires: Some(now),
+        };
+        Kept {
+            last_id: 7,
+            entries: vec![entry(1, Action::Deny), entry(2, Action::Allow)],
+            modes: Modes {
+                host: Some(changed(Mode::Off)),
+                services: BTreeMap::from([("web".to_owned(), changed(Mode::Observe))]),
+            },
+            containers: Some(Containers {
+                published: vec![PublishedPort {
+                    protocol: PortProtocol::Udp,
+                    port: 53,
+                    family: PublishedFamily::Ipv6,
+                }],
+                networks: vec![ContainerNetwork {
+                    prefix: "172.17.0.0/16".parse().unwrap(),
+                    kind: NetworkKind::Masqueraded,
+                }],
+            }),
+            policy: Some(KeptPolicy {
+                path: "/etc/guard/guard.toml".into(),
+                text: "mode = \"enforce\"\n".to_owned(),
+            }),
+            refused: Some("00ff".to_owned()),
+            trial: Some(Trial {
+                path: "/root/new.toml".into(),
+                sha256: "00ff".to_owned(),
+                until: now,
+            }),
+            detached: true,
+        }
+    }
+
+    fn written(kept: &Kept) -> (tempfile::TempDir, StateFile, Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = StateFile::open(folder.path()).unwrap();
+        assert_eq!(file.kept, Kept::default());
+        file.kept = kept.clone();
+        file.save().unwrap();
+        let bytes = fs::read(&file.path).unwrap();
+        (folder, file, bytes)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let (folder, _, _) = written(&full());
+        let file = StateFile::open(folder.path()).unwrap();
+        assert_eq!(file.kept, full());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn cut_off_at_any_byte_it_yields_its_whole_lines_and_says_that_some_are_lost() {
+        let (_, _, bytes) = written(&full());
+        let whole = bytes.len();
+        for end in 0..whole - 1 {
+            let (kept, problems) = read(&bytes[..end]);
+            assert!(!problems.is_empty(), "cut off at {end} of {whole}");
+            let lines = bytes[..end].split_inclusive(|byte| *byte == b'\n');
+            let whole_lines: Vec<u8> = lines
+                .filter(|line| line.ends_with(b"\n"))
+                .flatten()
+                .copied()
+                .collect();
+            let (sound, _) = read(&whole_lines);
+            assert!(kept == sound || kept.entries.len() >= sound.entries.len());
+        }
+        assert_eq!(read(&bytes).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn noise_in_any_line_loses_that_line_alone() {
+        let (_, _, bytes) = written(&full());
+        let mut rng = fastrand::Rng::with_seed(1);
+        for place in 0..bytes.len() {
+            let mut noisy = bytes.clone();
+            noisy[place] = rng.u8(..);
+            let (kept, _) = read(&noisy);
+            let lost = full().entries.len().saturating_sub(kept.entries.len());
+            assert!(lost <= 1, "at {place}");
+        }
+        for _ in 0..1_000 {
+            let noise: Vec<u8> = (0..rng.usize(..500)).map(|_| rng.u8(..)).collect();
+            let (kept, problems) = read(&noise);
+            assert_eq!(kept, Kept::default());
+            assert!(!problems.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_set_aside_and_its_sound_lines_are_used() {
+        let (folder, file, bytes) = written(&full());
+        fs::write(&file.path, &bytes[..bytes.len() / 2]).unwrap();
+        let file = StateFile::open(folder.path()).unwrap();
+        assert_eq!(file.kept.modes, full().modes);
+        let names = fs::read_dir(folder.path()).unwrap();
+        let aside = names.filter_map(Result::ok).find(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with("state.broken-")
+        });
+        assert_eq!(
+            fs::read(aside.unwrap().path()).unwrap(),
+            bytes[..bytes.len() / 2]
+        );
+    }
+}

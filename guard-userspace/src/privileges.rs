@@ -1,0 +1,31 @@
+//! What the agent may do once it runs: no more than loading programs and putting them on interfaces.
+
+use caps::{CapSet, Capability, CapsHashSet};
+use tracing::warn;
+
+/// CAP_BPF and CAP_PERFMON (Linux 5.8) to load programs and make maps, CAP_NET_ADMIN to attach them.
+const NEEDED: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_NET_ADMIN,
+];
+
+/// Gives up every other capability, for good. A process that cannot goes on with what it has, and says
+/// so: it is no less safe than it was.
+pub fn keep_only_needed() {
+    let needed: CapsHashSet = NEEDED.into_iter().collect();
+    let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let keep: CapsHashSet = permitted.intersection(&needed).copied().collect();
+    let mut results = Vec::new();
+    for capability in caps::all().difference(&keep) {
+        // Without CAP_SETPCAP the bounding set stays; nothing here executes another program.
+        let _result = caps::drop(None, CapSet::Bounding, *capability);
+    }
+    results.push(caps::clear(None, CapSet::Ambient));
+    results.push(caps::set(None, CapSet::Effective, &keep));
+    results.push(caps::set(None, CapSet::Inheritable, &CapsHashSet::new()));
+    results.push(caps::set(None, CapSet::Permitted, &keep));
+    for error in results.into_iter().filter_map(Result::err) {
+        warn!("privileges that are not needed cannot be given up: {error}");
+    }
+}

@@ -1,0 +1,636 @@
+//! The guard goes on: reloads, killed agents, trials, operators who change their mind, and what they may do
+//! without an agent.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    guard::{Guard, binary, output, whereabouts, write_policy},
+    http::{Answer, get},
+    process::{run, wait_for},
+    proxy::Proxy,
+    topology::{HOST_V4, INTERFACE, Lab, USER_V4, USER_V6},
+};
+use serde_json::{Value, json};
+
+/// nginx answers that nothing is behind it: the port is open.
+const OPEN: Answer = Answer::Status(502);
+const CLOSED: Answer = Answer::TimedOut;
+
+const SHUT: &str = "";
+const OPEN_80: &str = "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
+
+fn policy(mode: &str, extra: &str) -> String {
+    format!(
+        "mode = \"{mode}\"\ninterfaces = [\"{INTERFACE}\"]\nscope = \"host\"\ndocker.socket = \"\"\n\
+         {extra}"
+    )
+}
+
+/// A lab with a web server on port 80.
+struct Site {
+    lab: Lab,
+    _web: Proxy,
+}
+
+impl Site {
+    fn new() -> Self {
+        let lab = Lab::new().unwrap();
+        let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+        Self { lab, _web }
+    }
+
+    fn start(&self, mode: &str, extra: &str) -> Guard {
+        Guard::start(&self.lab, &policy(mode, extra)).unwrap()
+    }
+
+    fn write(&self, mode: &str, extra: &str) -> String {
+        let path = write_policy(&self.lab, &policy(mode, extra)).unwrap();
+        path.display().to_string()
+    }
+
+    fn ask(&self) -> Answer {
+        get(&self.lab, USER_V4, HOST_V4, 80).unwrap()
+    }
+
+    /// Runs `guard` where there may be no agent, and expects it to do it.
+    fn guard(&self, arguments: &[&str]) -> String {
+        let output = output(&self.lab, arguments).unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.guard(&["status", "--json"])).unwrap()
+    }
+
+    /// The programs on the guarded interface.
+    fn attached(&self) -> String {
+        let link = self.lab.host.ip(&format!("-details link show {INTERFACE}"));
+        let link = link.unwrap();
+        let lines = link.lines().filter(|line| line.contains("prog/xdp"));
+        lines.collect()
+    }
+}
+
+fn fails(output: &std::process::Output, code: i32, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is not in {stderr}");
+    }
+}
+
+#[test]
+fn a_killed_agent_leaves_the_kernel_enforcing_and_the_next_one_goes_on_with_its_counters() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    assert_eq!(site.ask(), CLOSED);
+    let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
+    assert!(dropped > 0);
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), CLOSED, "with no agent");
+    let status = site.status();
+    assert_eq!(status["enforcing"], true);
+    assert_eq!(status["agent"]["running"], false);
+    assert_eq!(status["agent"]["trouble"], "it is dead");
+    assert!(status["agent"]["last_seen"].as_str().is_some(), "{status}");
+    let text = site.guard(&["status"]);
+    assert!(
+        text.contains("NOT RUNNING: it is dead, last alive 2"),
+        "{text}"
+    );
+    let counters: Value = serde_json::from_str(&site.guard(&["counters", "--json"])).unwrap();
+    let unattended: u64 = counters
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["verdict"] == "drop")
+        .filter_map(|row| row["packets"].as_u64())
+        .sum();
+    assert!(unattended > dropped);
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert!(guard.packets(&[("verdict", json!("drop"))]).unwrap() >= unattended);
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["interfaces"][0]["generation"], 2);
+    assert_eq!(status["agent"]["running"], true);
+}
+
+#[test]
+fn a_reload_swaps_the_policy_and_a_broken_one_leaves_what_was() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    assert_eq!(site.ask(), CLOSED);
+    site.write("enforce", OPEN_80);
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    let before = guard.json("status").unwrap();
+    for (broken, words) in [
+        ("mode = \"enfroce\"\n", "guard.toml:1: "),
+        ("interfaces = [\"nowhere\"]\n", "nowhere does not exist"),
+    ] {
+        write_policy(&site.lab, broken).unwrap();
+        let code = if broken.contains("mode") { 2 } else { 1 };
+        fails(&output(&site.lab, &["reload"]).unwrap(), code, &[words]);
+        assert_eq!(site.ask(), OPEN, "{broken}");
+        assert_eq!(
+            guard.json("status").unwrap()["interfaces"],
+            before["interfaces"]
+        );
+    }
+    site.write("enforce", SHUT);
+    guard.hang_up().unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["interfaces"][0]["generation"] == 3, "{status}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
+fn counters_go_on_over_reloads_and_old_generations_are_freed() {
+    let site = Site::new();
+    let limited = |rate: &str| format!("{OPEN_80}limit.packets = \"{rate}\"\n");
+    let guard = site.start("enforce", &limited("1k/s"));
+    let bpftool = |arguments: &[&str]| -> Value {
+        let text = run(Command::new("bpftool").arg("--json").args(arguments)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    // Every generation of this guard uses the same counters.
+    let pin = site.lab.pins().join("v1").join(INTERFACE).join("COUNTERS");
+    let counters = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()])["id"].clone();
+    let programs = || {
+        let list = bpftool(&["prog", "list"]);
+        let uses_them = |program: &&Value| {
+            let maps = program["map_ids"].as_array();
+            maps.is_some_and(|maps| maps.contains(&counters))
+        };
+        list.as_array().unwrap().iter().filter(uses_them).count()
+    };
+    assert_eq!(site.ask(), OPEN);
+    let one = programs();
+    assert!(one > 0, "bpftool does not see the program");
+    let allowed = || guard.packets(&[("service", json!("web"))]).unwrap();
+    let mut seen = allowed();
+    assert!(seen > 0);
+    // Other services come and go in front of it.
+    for round in 0..6 {
+        let extra = if round % 2 == 0 {
+            "[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\nlimit.packets = \"5/s\"\n"
+        } else {
+            ""
+        };
+        site.write("enforce", &format!("{extra}{}", limited("2k/s")));
+        guard.run(&["reload"]).unwrap();
+        assert_eq!(site.ask(), OPEN);
+        let now = allowed();
+        assert!(now > seen, "round {round}: {now} after {seen}");
+        seen = now;
+    }
+    wait_for(Duration::from_secs(5), || {
+        anyhow::ensure!(
+            programs() == one,
+            "{} programs instead of {one}",
+            programs()
+        );
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_budget_is_not_refilled_by_a_reload_or_a_restart() {
+    let site = Site::new();
+    let limited = format!("{OPEN_80}limit.connections = {{ rate = \"1/h\", burst = 2 }}\n");
+    let guard = site.start("enforce", &limited);
+    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.ask(), CLOSED, "over its budget");
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), CLOSED, "after a reload");
+    guard.kill().unwrap();
+    let _guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED, "after a restart");
+}
+
+#[test]
+fn what_is_left_at_the_end_is_the_policys_choice() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    assert!(guard.stop().unwrap().success());
+    assert_eq!(site.ask(), CLOSED, "keep is the default");
+    let guard = site.start("enforce", "on_exit = \"detach\"\n");
+    assert_eq!(site.ask(), CLOSED);
+    assert!(guard.stop().unwrap().success());
+    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.attached(), "");
+    assert!(!site.lab.pins().exists(), "pins are left");
+}
+
+#[test]
+fn off_and_detach_work_with_an_agent_that_hangs_and_with_none() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    assert_eq!(site.ask(), CLOSED);
+    guard.pause().unwrap();
+    let said = site.guard(&["mode", "off"]);
+    assert!(said.contains("lets everything pass on wan"), "{said}");
+    assert_eq!(site.ask(), OPEN, "off, and the agent hangs");
+    assert_eq!(site.status()["agent"]["trouble"], "it hangs");
+    guard.resume().unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(
+            status["mode"] == "off" && status["interfaces"][0]["attached"] == true,
+            "{status}"
+        );
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(site.ask(), OPEN, "the agent that wakes up leaves it off");
+    guard.run(&["mode", "policy"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+
+    guard.kill().unwrap();
+    site.guard(&["mode", "off"]);
+    assert_eq!(site.ask(), OPEN, "off, and no agent");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN, "an agent that starts leaves it off");
+    guard.run(&["mode", "policy"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+
+    guard.pause().unwrap();
+    site.guard(&["detach"]);
+    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    guard.resume().unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let answers = output(&site.lab, &["status"])?;
+        anyhow::ensure!(!answers.status.success(), "the agent is still there");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(site.attached(), "", "it puts nothing back");
+
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.kill().unwrap();
+    site.guard(&["detach"]);
+    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    assert!(!site.lab.pins().exists(), "pins are left");
+}
+
+#[test]
+fn modes_change_at_once_for_the_host_and_for_a_service() {
+    let site = Site::new();
+    let restricted = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
+    let guard = site.start("enforce", &restricted);
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["mode", "enforce", "--service", "web"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["mode", "observe"]).unwrap();
+    assert_eq!(
+        site.ask(),
+        OPEN,
+        "a service is never stricter than the host"
+    );
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["mode"], "observe");
+    assert_eq!(status["modes"][0]["by"], "root", "{status}");
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), OPEN, "a reload leaves what an operator has set");
+    guard.run(&["mode", "policy"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    let wrong = output(&site.lab, &["mode", "off", "--service", "wbe"]).unwrap();
+    fails(&wrong, 1, &["no service \"wbe\"", "web"]);
+}
+
+#[test]
+fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
+    let site = Site::new();
+    let restricted = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
+    let guard = site.start("enforce", &restricted);
+    assert_eq!(site.ask(), CLOSED);
+    let user = USER_V4.to_string();
+    let list = || guard.json("list").unwrap();
+    let start = Instant::now();
+    guard
+        .run(&[
+            "allow",
+            &user,
+            "--service",
+            "web",
+            "--for",
+            "1h",
+            "--owner",
+            "ana",
+            "--reason",
+            "a call",
+        ])
+        .unwrap();
+    // The command itself takes most of it.
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(site.ask(), OPEN);
+    assert_eq!(list()[0]["owner"], "ana");
+    assert_eq!(list()[0]["service"], "web");
+    guard.run(&["deny", "198.51.100.0/24"]).unwrap();
+    assert_eq!(
+        site.ask(),
+        CLOSED,
+        "an allow entry for one service lifts no denial"
+    );
+    guard.run(&["allow", &user]).unwrap();
+    assert_eq!(site.ask(), OPEN, "one for all does");
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), OPEN, "with no agent");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN, "after a restart");
+    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 3);
+    for id in ["1", "3"] {
+        guard.run(&["revoke", id]).unwrap();
+    }
+    assert_eq!(site.ask(), CLOSED);
+    let why = guard
+        .run(&["explain", "--from", &user, "--to", "80/tcp"])
+        .unwrap();
+    assert!(why.contains("denied_source"), "{why}");
+    assert!(why.contains("entry 2 denies 198.51.100.0/24"), "{why}");
+    fails(
+        &output(&site.lab, &["revoke", "1"]).unwrap(),
+        1,
+        &["no entry 1", "guard list"],
+    );
+    guard.run(&["revoke", "2"]).unwrap();
+    guard.run(&["mode", "off", "--service", "web"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["deny", &user, "--for", "3s"]).unwrap();
+    guard.pause().unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(site.ask(), OPEN, "it ends in the kernel");
+    guard.resume().unwrap();
+    wait_for(Duration::from_secs(5), || {
+        let list = guard.json("list")?;
+        anyhow::ensure!(list == json!([]), "{list}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_deny_that_covers_the_operator_is_refused_without_force() {
+    let site = Site::new();
+    let _guard = site.start("enforce", OPEN_80);
+    let deny = |extra: &[&str]| {
+        let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
+        command
+            .args(whereabouts(&site.lab))
+            .args(["deny", "198.51.100.0/24"])
+            .args(extra)
+            .env("SSH_CONNECTION", format!("{USER_V4} 50000 {HOST_V4} 22"))
+            .output()
+            .unwrap()
+    };
+    fails(&deny(&[]), 1, &["198.51.100.7", "--force"]);
+    assert_eq!(site.ask(), OPEN);
+    assert!(deny(&["--force"]).status.success());
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
+fn more_entries_than_there_is_room_for_still_get_in() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    // Beyond the room of the table that the generation was loaded with.
+    for n in 0..1_100_u32 {
+        let address = format!("10.0.{}.{}", n / 256, n % 256);
+        post_entry(&site.lab, &address);
+    }
+    assert_eq!(site.ask(), OPEN);
+    post_entry(&site.lab, &USER_V4.to_string());
+    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1_101);
+}
+
+/// The control API itself, as `curl --unix-socket` uses it.
+fn post_entry(lab: &Lab, prefix: &str) {
+    let body = json!({"action": "deny", "prefix": format!("{prefix}/32")}).to_string();
+    run(Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--fail-with-body",
+            "--unix-socket",
+        ])
+        .arg(lab.folder().join("guard.sock"))
+        .args(["--json", &body, "http://guard/v1/entries"]))
+    .unwrap();
+}
+
+fn other_policy(site: &Site, extra: &str) -> PathBuf {
+    let path = site.lab.folder().join("other.toml");
+    fs::write(&path, policy("enforce", extra)).unwrap();
+    path
+}
+
+#[test]
+fn a_policy_on_trial_goes_back_unless_it_is_confirmed() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let path = other_policy(&site, SHUT);
+    let path = path.to_str().unwrap();
+    guard.run(&["try", path, "--for", "4s"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    assert!(guard.json("status").unwrap()["trial"]["until"].is_string());
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(site.ask(), OPEN, "it has gone back");
+    wait_for(Duration::from_secs(5), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["trial"].is_null(), "{status}");
+        Ok(())
+    })
+    .unwrap();
+    fails(
+        &output(&site.lab, &["confirm"]).unwrap(),
+        1,
+        &["no policy is being tried"],
+    );
+    guard.run(&["try", path, "--for", "4s"]).unwrap();
+    guard.run(&["confirm"]).unwrap();
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(site.ask(), CLOSED, "confirmed");
+    assert!(guard.log().contains("confirmed"), "{}", guard.log());
+}
+
+#[test]
+fn a_trial_goes_back_in_the_kernel_when_the_agent_dies() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    // The policy file itself is tried, as an operator who edits it would.
+    let path = site.write("enforce", SHUT);
+    guard.run(&["try", &path, "--for", "5s"]).unwrap();
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    thread::sleep(Duration::from_secs(4));
+    assert_eq!(site.ask(), OPEN, "the kernel has gone back by itself");
+    let status = site.status();
+    assert_eq!(status["agent"]["running"], false);
+    assert!(status["policy"]["stale"].is_string(), "{status}");
+
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN, "what nobody confirmed does not come back");
+    let status = guard.json("status").unwrap();
+    let stale = status["policy"]["stale"].as_str().unwrap();
+    assert!(stale.contains("not confirmed"), "{stale}");
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), CLOSED, "unless the operator says so");
+}
+
+#[test]
+fn a_policy_file_that_breaks_while_no_agent_runs_does_not_open_the_host() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    guard.kill().unwrap();
+    site.guard(&["detach"]);
+    assert_eq!(site.ask(), OPEN);
+    write_policy(&site.lab, "mode = \"enfo").unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED, "the policy that was in force last is");
+    assert!(guard.log().contains("guard.toml:1"), "{}", guard.log());
+    let status = guard.json("status").unwrap();
+    assert!(status["policy"]["stale"].is_string(), "{status}");
+}
+
+#[test]
+fn a_broken_state_file_is_set_aside_and_what_is_sound_in_it_is_used() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let user = USER_V4.to_string();
+    guard.run(&["deny", &user]).unwrap();
+    guard.run(&["deny", "192.0.2.1"]).unwrap();
+    guard.kill().unwrap();
+    let path = site.lab.state().join("state.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let broken = text.replace("192.0.2.1", "192.0.2.1/");
+    assert_ne!(text, broken);
+    fs::write(&path, &broken[..broken.len() - 3]).unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1);
+    let log = guard.log();
+    assert!(log.contains("the state file is broken"), "{log}");
+    assert!(log.contains("state.broken-"), "{log}");
+}
+
+#[test]
+fn an_interface_that_comes_back_is_guarded_again_and_a_second_one_is_too() {
+    let site = Site::new();
+    let host = &site.lab.host;
+    let second = |site: &Site| {
+        let peer = site.lab.host.name();
+        site.lab
+            .internet
+            .ip(&format!(
+                "link add second type veth peer name lan.7 netns {peer}"
+            ))
+            .unwrap();
+        site.lab.internet.ip("link set second up").unwrap();
+        site.lab.host.ip("link set lan.7 up").unwrap();
+    };
+    second(&site);
+    let both = policy("enforce", SHUT).replace("[\"wan\"]", "[\"wan\", \"lan.7\"]");
+    let guard = Guard::start(&site.lab, &both).unwrap();
+    let attached = |expected: [bool; 2]| {
+        wait_for(Duration::from_secs(15), || {
+            let status = guard.json("status")?;
+            let found = [0, 1].map(|n| status["interfaces"][n]["attached"] == true);
+            anyhow::ensure!(found == expected, "{status}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    attached([true, true]);
+    host.ip("link del lan.7").unwrap();
+    attached([true, false]);
+    assert_eq!(guard.json("status").unwrap()["enforcing"], false);
+    second(&site);
+    attached([true, true]);
+    assert_eq!(guard.json("status").unwrap()["enforcing"], true);
+    let link = host.ip("-details link show lan.7").unwrap();
+    assert!(link.contains("prog/xdp"), "{link}");
+}
+
+#[test]
+fn somebody_elses_program_is_named_and_taken_off_by_force_alone() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    // Our own program, put there in the old way, stands for anybody's.
+    let pins = site.lab.folder().join("bpf/foreign");
+    let id = guard.json("status").unwrap()["interfaces"][0]["program_id"].clone();
+    run(Command::new("bpftool")
+        .args(["prog", "pin", "id", &id.to_string()])
+        .arg(&pins))
+    .unwrap();
+    guard.remove().unwrap();
+    site.lab
+        .host
+        .ip(&format!(
+            "link set dev {INTERFACE} xdp pinned {}",
+            pins.display()
+        ))
+        .unwrap();
+    let path = site.write("enforce", SHUT);
+    let refused = output(&site.lab, &["run", "--policy", &path]).unwrap();
+    fails(
+        &refused,
+        1,
+        &["already has an XDP program, \"guard\"", "--force"],
+    );
+    let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
+    command
+        .args(whereabouts(&site.lab))
+        .args(["run", "--force", "--policy", &path]);
+    let log = site.lab.folder().join("forced.log");
+    let _daemon = lab::process::Daemon::start(&mut command, &log).unwrap();
+    wait_for(Duration::from_secs(10), || {
+        anyhow::ensure!(site.ask() == CLOSED, "{}", fs::read_to_string(&log)?);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_agent_keeps_no_more_privileges_than_it_needs() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let status = fs::read_to_string(format!("/proc/{}/status", guard.pid())).unwrap();
+    let mask = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        let number = line.split_whitespace().nth(1).unwrap();
+        u64::from_str_radix(number, 16).unwrap()
+    };
+    // CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (linux/capability.h).
+    let needed = 1 << 12 | 1 << 38 | 1 << 39;
+    assert_eq!(mask("CapEff:"), needed);
+    assert_eq!(mask("CapPrm:"), needed);
+    // With these it does everything that it must.
+    site.write("enforce", SHUT);
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["mode", "observe"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    let user: IpAddr = USER_V6;
+    guard.run(&["deny", &user.to_string()]).unwrap();
+    guard.remove().unwrap();
+    assert_eq!(site.attached(), "");
+}
