@@ -46,8 +46,9 @@ pub struct HashKey(pub [u64; 2]);
 const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 /// The hash of a source prefix. Each word is mixed with secret bits before it is
-/// multiplied, so which inputs collide depends on the key. Not a cryptographic hash: an attacker
-/// never sees its output.
+/// multiplied, so which inputs collide depends on the key. Share and family join a word that is mixed
+/// already: next to the address they would be as good as bits of it, and two sources could share both
+/// cells whatever the key. Not a cryptographic hash: an attacker never sees its output.
 #[inline(always)]
 pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -> u64 {
     let HashKey([first, second]) = key;
@@ -56,7 +57,7 @@ pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -
     if matches!(family, Family::Ipv6) {
         h = mix(h) ^ prefix.high;
     }
-    mix(mix(h ^ head << 40) ^ second)
+    mix(mix(h) ^ second ^ head << 40)
 }
 
 #[inline(always)]
@@ -140,6 +141,34 @@ mod tests {
             hash(KEY, Share::Base, Family::Ipv4, address),
             hash(KEY, Share::Crowd, Family::Ipv4, address)
         );
+    }
+
+    #[test]
+    fn a_crowds_further_buckets_are_not_those_of_an_address_that_differs_in_one_bit() {
+        let crowd = Address {
+            high: 0x2001_0db8_0051_0000,
+            low: 8,
+        };
+        let further = hash(KEY, Share::Crowd, Family::Ipv6, crowd);
+        for bit in 0..64 {
+            let Address { high, low } = crowd;
+            for other in [
+                Address {
+                    high: high ^ 1 << bit,
+                    low,
+                },
+                Address {
+                    high,
+                    low: low ^ 1 << bit,
+                },
+            ] {
+                assert_ne!(
+                    hash(KEY, Share::Base, Family::Ipv6, other),
+                    further,
+                    "bit {bit}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Docker {
             docker.containerd.check_alive()?;
             docker.run(&["version"])
         })?;
-        docker.import_image(lab)?;
+        docker.import_invoices(lab)?;
         Ok(docker)
     }
 
@@ -130,23 +130,42 @@ impl Docker {
         Ok(())
     }
 
-    /// An image of nothing but a static busybox and the invoices.
-    fn import_image(&self, lab: &Lab) -> Result<()> {
-        let root = lab.folder().join("image");
-        make_invoices_root(&root)?;
-        let archive = lab.folder().join("image.tar");
+    /// Runs a program in a container of its own, which sees the lab's folder, to its end.
+    pub fn run_once(&self, lab: &Lab, image: &str, command: &[String]) -> Result<String> {
+        let folder = lab.folder().display();
+        let volume = format!("{folder}:{folder}");
+        let mut arguments = vec!["run", "--rm", "--volume", &volume, image];
+        arguments.extend(command.iter().map(String::as_str));
+        self.run(&arguments)
+    }
+
+    /// Makes an image of the files below `root`.
+    pub fn import(&self, root: &Path, image: &str, changes: &[&str]) -> Result<()> {
+        let archive = root.with_extension("tar");
         run(Command::new("tar")
             .arg("--create")
             .arg("--file")
             .arg(&archive)
             .arg("--directory")
-            .arg(&root)
+            .arg(root)
             .arg("."))?;
-        let command = invoices_command("").join("\",\"");
-        let change = format!("CMD [\"{command}\"]");
         let archive = archive.to_str().context("the archive's path is no UTF-8")?;
-        self.run(&["import", "--change", &change, archive, IMAGE])?;
+        let changes = changes.iter().flat_map(|change| ["--change", change]);
+        let arguments: Vec<&str> = ["import"]
+            .into_iter()
+            .chain(changes)
+            .chain([archive, image])
+            .collect();
+        self.run(&arguments)?;
         Ok(())
+    }
+
+    /// An image of nothing but a static busybox and the invoices.
+    fn import_invoices(&self, lab: &Lab) -> Result<()> {
+        let root = lab.folder().join("image");
+        make_invoices_root(&root)?;
+        let command = invoices_command("").join("\",\"");
+        self.import(&root, IMAGE, &[&format!("CMD [\"{command}\"]")])
     }
 }
 

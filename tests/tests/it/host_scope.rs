@@ -3,16 +3,19 @@
 
 use std::{
     fs,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
+use anyhow::Result;
 use lab::{
     docker::Docker,
     flood::Flood,
     guard::Guard,
-    process::{Daemon, run, wait_for},
+    image,
+    process::{run, wait_for},
     topology::{FLOODER_V4, HOST_V4, INTERFACE, Lab, USER_V4, USER_V6},
+    udp::{self, Servers},
 };
 use serde_json::json;
 
@@ -26,125 +29,103 @@ fn policy(docker: &str) -> String {
     )
 }
 
-/// dnsmasq on the internet, which knows one name.
-fn start_dns(lab: &Lab) -> Daemon {
-    Daemon::start(
-        lab.internet
-            .command("dnsmasq")
-            .args([
-                "--keep-in-foreground",
-                "--no-resolv",
-                "--no-hosts",
-                "--user=root",
-            ])
-            .args(["--bind-interfaces", "--pid-file=", "--conf-file=/dev/null"])
-            .arg(format!("--listen-address={USER_V4},{USER_V6}"))
-            .arg("--address=/example.test/192.0.2.53")
-            .arg("--address=/example.test/2001:db8::53"),
-        &lab.folder().join("dnsmasq.log"),
-    )
-    .unwrap()
-}
+/// Runs a client somewhere.
+type Ask<'a> = dyn Fn(&[String]) -> Result<String> + 'a;
 
-/// A QUIC server (ngtcp2) on the internet.
-fn start_quic(lab: &Lab) -> Daemon {
-    let folder = lab.folder().join("quic");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("index.html"), "hello over QUIC").unwrap();
-    let (key, certificate) = (folder.join("key.pem"), folder.join("certificate.pem"));
-    run(lab
-        .internet
-        .command("openssl")
-        .args([
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-        ])
-        .args(["-subj", "/CN=example.test", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate))
-    .unwrap();
-    Daemon::start(
-        lab.internet
-            .command("gtlsserver")
-            .args(["--quiet", "--htdocs"])
-            .arg(&folder)
-            .args([&USER_V4.to_string(), "443"])
-            .args([&key, &certificate]),
-        &lab.folder().join("quic.log"),
-    )
-    .unwrap()
-}
+const CLIENTS: &str = "guard-lab/clients";
+
+/// Where a program on the host waits for what comes.
+const LISTENER: SocketAddr = SocketAddr::new(HOST_V4, 40_500);
 
 #[test]
-fn dns_and_quic_clients_of_the_host_and_its_containers_keep_working() {
+fn dns_ntp_and_quic_clients_of_the_host_and_its_containers_keep_working() {
     let lab = Lab::new().unwrap();
     let docker = Docker::start(&lab).unwrap();
-    docker.run_invoices("invoices", &[]).unwrap();
-    let _dns = start_dns(&lab);
-    let _quic = start_quic(&lab);
-    let resolve = |server: &str| {
-        let mut command = lab.host.command("busybox");
-        run(command.args(["nslookup", "example.test", server]))
-    };
-    wait_for(Duration::from_secs(5), || resolve(&USER_V4.to_string())).unwrap();
+    let image = lab.folder().join("clients");
+    image::make_root(&image, &udp::CLIENTS).unwrap();
+    docker.import(&image, CLIENTS, &[]).unwrap();
+    let mut servers = Servers::start(&lab).unwrap();
+    let on_host = |command: &[String]| run(lab.host.command(&command[0]).args(&command[1..]));
+    let in_container = |command: &[String]| docker.run_once(&lab, CLIENTS, command);
+    wait_for(Duration::from_secs(5), || on_host(&udp::resolve(USER_V4))).unwrap();
+
     let guard = Guard::start(&lab, &policy(&docker.socket().display().to_string())).unwrap();
-    for server in [USER_V4, USER_V6] {
-        let answer = resolve(&server.to_string()).unwrap();
-        assert!(
-            answer.contains("192.0.2.53") && answer.contains("2001:db8::53"),
-            "{answer}"
-        );
+    let askers: [(&str, &Ask); 2] = [("host", &on_host), ("container", &in_container)];
+    for (asker, ask) in askers {
+        for server in [USER_V4, USER_V6] {
+            let answer = ask(&udp::resolve(server)).unwrap();
+            for address in udp::ADDRESSES {
+                assert!(answer.contains(address), "{asker}: {answer}");
+            }
+            // It fails without an answer, and only then.
+            ask(&udp::ask_time(&lab, server)).unwrap();
+        }
+        let folder = lab.folder().join(format!("{asker}-page"));
+        fs::create_dir(&folder).unwrap();
+        ask(&udp::fetch(&folder, USER_V4)).unwrap();
+        udp::check_page(&folder).unwrap();
     }
-    let server = USER_V4.to_string();
-    let answer = docker
-        .run(&[
-            "exec",
-            "invoices",
-            "/bin/busybox",
-            "nslookup",
-            "example.test",
-            &server,
-        ])
-        .unwrap();
-    assert!(answer.contains("192.0.2.53"), "{answer}");
-    let page = lab.folder().join("quic-page");
-    fs::create_dir(&page).unwrap();
-    run(lab
-        .host
-        .command("gtlsclient")
-        .args([
-            "--quiet",
-            "--exit-on-all-streams-close",
-            "--timeout=5s",
-            "--download",
-        ])
-        .arg(&page)
-        .args([&server, "443", "https://example.test/index.html"]))
-    .unwrap();
-    assert_eq!(
-        fs::read_to_string(page.join("index.html")).unwrap(),
-        "hello over QUIC"
-    );
-    assert!(guard.packets(&[("reason", json!("reply"))]).unwrap() >= 6);
+    // Two answers of DNS, one of NTP and two of QUIC each, at least.
+    assert!(guard.packets(&[("reason", json!("reply"))]).unwrap() >= 20);
     let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
     assert_eq!(dropped, 0, "{}", guard.run(&["counters"]).unwrap());
-    // Nothing that nobody asked for gets in by the same ports.
-    Flood::start(&lab, FLOODER_V4, 40_000, Duration::from_millis(1), 10)
+
+    servers.stop_ntp_and_quic().unwrap();
+    docker.run_invoices("invoices", &[]).unwrap();
+    let container = address_of(&docker, "invoices");
+    assert_unasked_is_dropped(&lab, guard, container);
+}
+
+/// Nothing that nobody asked for gets in by the same ports, nor what those servers send themselves, to
+/// a port that did not ask or to a container.
+fn assert_unasked_is_dropped(lab: &Lab, guard: Guard, container: IpAddr) {
+    Flood::start(lab, FLOODER_V4, 40_000, Duration::from_millis(1), 10)
         .unwrap()
         .wait(Duration::from_secs(10))
         .unwrap();
+    let hosts = (40_000..40_100).map(|port| SocketAddr::new(HOST_V4, port));
+    send(lab, SocketAddr::new(FLOODER_V4, 53), hosts);
+    let closed = || guard.packets(&[("reason", json!("closed_port"))]).unwrap();
+    assert_eq!(closed(), 110);
+    let to_container = format!("route add {container} via {HOST_V4}");
+    lab.internet.ip(&to_container).unwrap();
+    let listener = lab.host.enter(|| UdpSocket::bind(LISTENER).unwrap());
+    let listener = listener.unwrap();
+    let patience = Duration::from_millis(300);
+    listener.set_read_timeout(Some(patience)).unwrap();
+    let is_reached = || listener.recv(&mut [0; 100]).is_ok();
+    for (n, port) in [(1, udp::NTP_PORT), (2, udp::QUIC_PORT)] {
+        let server = SocketAddr::new(USER_V4, port);
+        send(lab, server, [LISTENER, SocketAddr::new(container, 123)]);
+        assert!(!is_reached(), "from port {port}");
+        assert_eq!(closed(), 110 + n, "from port {port}");
+        let to_containers = [("reason", json!("container_address"))];
+        assert_eq!(guard.packets(&to_containers).unwrap(), n);
+    }
+    // Nothing but the guard keeps them out.
+    guard.stop().unwrap();
+    send(lab, SocketAddr::new(USER_V4, udp::NTP_PORT), [LISTENER]);
+    assert!(is_reached(), "without a guard");
+}
+
+/// Sends one datagram to each, from the internet.
+fn send(lab: &Lab, from: SocketAddr, to: impl IntoIterator<Item = SocketAddr> + Send) {
     lab.internet
         .enter(|| {
-            let socket = UdpSocket::bind(SocketAddr::new(FLOODER_V4, 53)).unwrap();
-            for port in 40_000..40_100 {
-                socket
-                    .send_to(b"unasked", SocketAddr::new(HOST_V4, port))
-                    .unwrap();
+            let socket = UdpSocket::bind(from).unwrap();
+            for to in to {
+                socket.send_to(b"unasked", to).unwrap();
             }
         })
         .unwrap();
-    let closed = guard.packets(&[("reason", json!("closed_port"))]).unwrap();
-    assert_eq!(closed, 110);
+}
+
+fn address_of(docker: &Docker, container: &str) -> IpAddr {
+    let format = "{{.NetworkSettings.IPAddress}}";
+    let address = docker
+        .run(&["inspect", "--format", format, container])
+        .unwrap();
+    address.trim().parse().unwrap()
 }
 
 #[test]

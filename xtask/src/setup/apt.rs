@@ -4,6 +4,7 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
 };
@@ -35,6 +36,47 @@ pub fn install(packages: &[&str]) -> Result<()> {
             .stdin(Stdio::null())
             .stdout(Stdio::null()),
     )
+}
+
+/// Fetches a package into this folder without installing it, and says which file it is.
+pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
+    if which("apt-get").is_err() {
+        bail!("this machine has no apt-get: install what Debian calls {package} with its own");
+    }
+    update()?;
+    announce_and_run(
+        Command::new("apt-get")
+            // The folder is the user's own, where the user `_apt` has no business.
+            .args(["download", "--quiet", "-o", "APT::Sandbox::User=root"])
+            .arg(package)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null()),
+    )?;
+    let mut files = fs::read_dir(folder)?;
+    let file = files.next().context("apt-get download left no file")??;
+    Ok(file.path())
+}
+
+/// The libraries among what a package depends on.
+pub fn libraries_of(archive: &Path) -> Result<Vec<String>> {
+    let output = Command::new("dpkg-deb")
+        .arg("--field")
+        .arg(archive)
+        .arg("Depends")
+        .output()?;
+    if !output.status.success() {
+        bail!("{} is no package", archive.display());
+    }
+    // `libc6 (>= 2.34), libcap2 (>= 1:2.10), …`
+    let depends = String::from_utf8_lossy(&output.stdout);
+    let names = depends
+        .split(',')
+        .filter_map(|one| one.split_whitespace().next());
+    Ok(names
+        .filter(|name| name.starts_with("lib"))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Whether the package could be installed.

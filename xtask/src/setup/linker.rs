@@ -1,7 +1,6 @@
 //! bpf-linker, built for the same LLVM as the compiler: it reads the compiler's bitcode.
 
 use std::{
-    env,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use which::which;
 
-use super::{announce_and_run, apt};
+use super::{announce_and_run, apt, cache};
 
 const VERSION: &str = "0.13.0";
 
@@ -83,11 +82,7 @@ fn llvm_prefix(llvm: u32) -> Option<PathBuf> {
     prefix.join("include/llvm-c").is_dir().then_some(prefix)
 }
 
-/// Beside the user's other tools, so that a clean clone need not build it again, and apart from a
-/// bpf-linker that the user has for something else.
+/// Apart from a bpf-linker that the user has for something else.
 fn own_root(llvm: u32) -> PathBuf {
-    let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
-    let cache =
-        env::var_os("XDG_CACHE_HOME").map_or(Path::new(&home).join(".cache"), PathBuf::from);
-    cache.join(format!("guard/bpf-linker-{VERSION}-llvm-{llvm}"))
+    cache().join(format!("bpf-linker-{VERSION}-llvm-{llvm}"))
 }

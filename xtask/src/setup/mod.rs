@@ -3,8 +3,13 @@
 mod apt;
 mod linker;
 mod rust;
+mod unpack;
 
-use std::process::Command;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 use lab::interrupt;
@@ -32,6 +37,7 @@ pub fn for_demo() -> Result<Toolchain> {
 pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     find_tools(&[LAB.as_slice(), &DOCKER, &TESTS].concat())?;
+    unpack::chrony()?;
     ready(toolchain)
 }
 
@@ -127,6 +133,14 @@ pub fn require_root() -> Result<()> {
         return Ok(());
     }
     bail!("the lab makes network namespaces and loads kernel programs: run this as root")
+}
+
+/// Beside the user's other tools, so that a clean clone need not make again what lies there.
+fn cache() -> PathBuf {
+    let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
+    let cache =
+        env::var_os("XDG_CACHE_HOME").map_or(Path::new(&home).join(".cache"), PathBuf::from);
+    cache.join("guard")
 }
 
 /// Runs a step of the setup, with its output on the terminal.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use which::which;
 
-use super::{announce_and_run, apt, linker};
+use super::{announce_and_run, apt, linker, unpack};
 
 /// The toolchain that builds the kernel program.
 pub struct Toolchain {
@@ -61,7 +61,8 @@ impl Toolchain {
     fn path(&self) -> OsString {
         let linker = self.linker.parent().map(Path::to_owned);
         let path = env::var_os("PATH").unwrap_or_default();
-        let folders = linker.into_iter().chain(env::split_paths(&path));
+        let own = linker.into_iter().chain([unpack::programs()]);
+        let folders = own.chain(env::split_paths(&path));
         // A folder with a colon in its name cannot be on any path.
         env::join_paths(folders).unwrap_or(path)
     }
