@@ -309,6 +309,9 @@ pub struct Expiry(pub u64);
 impl Expiry {
     pub const NEVER: Self = Self(0);
 
+    /// It ended before this host started.
+    pub const OVER: Self = Self(1);
+
     #[inline(always)]
     pub const fn is_over(self, boot_ns: u64) -> bool {
         let Self(end) = self;

@@ -109,8 +109,9 @@ pub fn find_addressed(
     Some(*service as u16)
 }
 
+/// Whether the service, which is restricted, allows the packet's source.
 #[inline(always)]
-fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
+pub fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
     if !config::uses(feature::RESTRICTED) {
         return true;
     }

@@ -1,8 +1,9 @@
 //! The UDP flows that this host opens, so that their answers get in: recorded on the way out, where
 //! addresses are already masqueraded as the answers will carry them.
 //!
-//! Only what leaves this host makes an entry, and what leaves a service that is open to all makes none:
-//! a flood of spoofed packets cannot fill the table.
+//! Only what leaves this host makes an entry, and what answers somebody else's question makes none: it
+//! leaves a service that is open to all, or goes to a source that its service admits. So a flood of
+//! spoofed packets cannot fill the table, and a source whose time is over holds on to no flow.
 
 use guard_common::{
     address::{Address, Family},
@@ -14,9 +15,9 @@ use guard_common::{
 };
 
 use crate::{
-    clock::Clock,
+    clock::{Beginning, Clock},
     config,
-    exposure::find_addressed,
+    exposure::{find_addressed, is_admitted},
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
     parse::{Frame, Parsed, parse},
@@ -54,9 +55,11 @@ pub fn record<C: Clock>(frame: &Frame) {
     touch::<C>(&key);
 }
 
-/// Whether the packet answers a flow that this host opened. What answers keeps its flow alive.
+/// Whether the packet answers a flow that this host opened. What answers keeps its flow alive, but not
+/// at a port that a service lists: there only what this host sends does, so that nobody whom the
+/// service does not admit stays by talking on.
 #[inline(always)]
-pub fn is_reply<C: Clock>(packet: &Packet) -> bool {
+pub fn is_reply<C: Clock>(packet: &Packet, is_listed: bool) -> bool {
     let Transport::Udp {
         source_port,
         destination_port,
@@ -75,7 +78,7 @@ pub fn is_reply<C: Clock>(packet: &Packet) -> bool {
     let now = C::now();
     match age(&key, now) {
         Some(age) if age <= IDLE => {
-            if age > REFRESH {
+            if age > REFRESH && !is_listed {
                 refresh(&key, now);
             }
             true
@@ -120,7 +123,8 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 }
 
 /// Whether an answer from outside to this port would be dropped without its flow. What leaves a service
-/// that is open to all needs none, so that a flood of spoofed questions to it fills no table.
+/// that is open to all needs none, so that a flood of spoofed questions to it fills no table; nor does
+/// what goes to a source that the service admits or has admitted, so that its access ends with it.
 #[inline(always)]
 fn needs_answers(packet: &Packet, port: u16) -> bool {
     if find_network(packet.family, packet.source).is_some() {
@@ -134,7 +138,19 @@ fn needs_answers(packet: &Packet, port: u16) -> bool {
         return config::scope() == Scope::Host;
     }
     let settings = SERVICES.get(u32::from(service));
-    settings.is_some_and(|settings| settings.restricted != 0)
+    settings.is_some_and(|settings| settings.restricted != 0) && !has_admitted(packet, service)
+}
+
+/// Whether the service admits the peer of a packet that leaves it, or did until the peer's time was over.
+#[inline(always)]
+fn has_admitted(packet: &Packet, service: u16) -> bool {
+    let answer = Packet {
+        source: packet.destination,
+        destination: packet.source,
+        ..*packet
+    };
+    // At the beginning nothing has ended.
+    is_admitted::<Beginning>(&answer, service)
 }
 
 /// Takes note of a packet that only the mode lets in: while it observes, this host's answer to it is no

@@ -82,7 +82,10 @@ fn answers_to_udp_flows_of_this_host_get_in_and_idle_ones_end() {
         simulation.at(minute * 60 * SECOND);
         assert_eq!(simulation.reason(&answer(OTHER_V4, 53)), Reason::Reply);
     }
-    simulation.at((9 * 60 + 121) * SECOND);
+    // Two minutes after its last packet it is over, and not before.
+    simulation.at((9 * 60 + 119) * SECOND);
+    assert_eq!(simulation.reason(&answer(OTHER_V4, 53)), Reason::Reply);
+    simulation.at((9 * 60 + 119 + 121) * SECOND);
     assert_eq!(
         simulation.reason(&answer(OTHER_V4, 53)),
         Reason::ClosedPort,
@@ -93,6 +96,104 @@ fn answers_to_udp_flows_of_this_host_get_in_and_idle_ones_end() {
     simulation.sent(&patched(&query, IPV6_AT + 24, &OTHER_V6.octets()));
     let answer = ipv6(OTHER_V6, protocol::UDP, &udp(443, 40_000, b"answer"));
     assert_eq!(simulation.reason(&answer), Reason::Reply);
+}
+
+#[test]
+fn every_packet_that_this_host_sends_keeps_its_flow() {
+    let mut simulation = Simulation::new("scope = \"host\"");
+    let query = ipv4(HOST_V4, protocol::UDP, &udp(40_000, 53, b"query"));
+    let query = patched(&query, IPV4_AT + 16, &OTHER_V4.octets());
+    let answer = ipv4(OTHER_V4, protocol::UDP, &udp(53, 40_000, b"answer"));
+    simulation.sent(&query);
+    simulation.at(100 * SECOND);
+    simulation.sent(&query);
+    simulation.at(219 * SECOND);
+    assert_eq!(simulation.reason(&answer), Reason::Reply);
+}
+
+/// For a contractor, at 198.51.100.0/24 and 2001:db8:51::/48, until this moment.
+fn vpn(expires: &str) -> String {
+    format!(
+        "scope = \"host\"
+         [[service]]
+         name = \"vpn\"
+         ports = [\"udp/51820\"]
+         from = [\"contractor\"]
+         [[source]]
+         name = \"contractor\"
+         cidrs = [\"198.51.100.0/24\", \"2001:db8:51::/48\"]
+         expires = {expires}"
+    )
+}
+
+/// A contractor's question to the service, and the answer, over both versions of IP.
+fn vpn_exchanges() -> [(Vec<u8>, Vec<u8>); 2] {
+    let (question, answer) = (udp(4_000, 51_820, b"?"), udp(51_820, 4_000, b"!"));
+    let answer_v4 = ipv4(HOST_V4, protocol::UDP, &answer);
+    let answer_v6 = ipv6(HOST_V6, protocol::UDP, &answer);
+    [
+        (
+            ipv4(CLIENT_V4, protocol::UDP, &question),
+            patched(&answer_v4, IPV4_AT + 16, &CLIENT_V4.octets()),
+        ),
+        (
+            ipv6(CLIENT_V6, protocol::UDP, &question),
+            patched(&answer_v6, IPV6_AT + 24, &CLIENT_V6.octets()),
+        ),
+    ]
+}
+
+#[test]
+fn answers_to_an_admitted_source_do_not_outlast_its_access() {
+    for (question, answer) in vpn_exchanges() {
+        let mut simulation = Simulation::new(&vpn("2026-01-01T00:01:00Z"));
+        for second in (0..60).step_by(5) {
+            simulation.at(second * SECOND);
+            assert_eq!(simulation.reason(&question), Reason::Allowed);
+            simulation.sent(&answer);
+        }
+        // Nor does what this host goes on sending let the source in again.
+        for second in (60..600).step_by(5) {
+            simulation.at(second * SECOND);
+            assert_eq!(
+                simulation.reason(&question),
+                Reason::SourceNotAllowed,
+                "after {second} s"
+            );
+            simulation.sent(&answer);
+        }
+        assert_eq!(simulation.flows(), 0);
+    }
+}
+
+#[test]
+fn what_is_sent_to_a_source_that_ended_before_the_guard_came_opens_no_flow() {
+    for (question, answer) in vpn_exchanges() {
+        let simulation = Simulation::new(&vpn("2025-12-31T00:00:00Z"));
+        simulation.sent(&answer);
+        assert_eq!(simulation.reason(&question), Reason::SourceNotAllowed);
+    }
+}
+
+#[test]
+fn a_flow_at_a_listed_port_lasts_only_while_this_host_sends() {
+    let mut simulation = Simulation::new(&vpn("2026-01-01T00:01:00Z"));
+    let peer = ipv4(OTHER_V4, protocol::UDP, &udp(51_820, 51_820, b"?"));
+    let ours = ipv4(HOST_V4, protocol::UDP, &udp(51_820, 51_820, b"!"));
+    let ours = patched(&ours, IPV4_AT + 16, &OTHER_V4.octets());
+    assert_eq!(simulation.reason(&peer), Reason::SourceNotAllowed);
+    simulation.sent(&ours);
+    for second in [1, 60, 119] {
+        simulation.at(second * SECOND);
+        assert_eq!(simulation.reason(&peer), Reason::Reply, "{second}");
+    }
+    simulation.at(121 * SECOND);
+    assert_eq!(simulation.reason(&peer), Reason::SourceNotAllowed);
+    for second in (121..900).step_by(100) {
+        simulation.at(second * SECOND);
+        simulation.sent(&ours);
+        assert_eq!(simulation.reason(&peer), Reason::Reply, "{second}");
+    }
 }
 
 #[test]
