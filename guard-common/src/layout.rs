@@ -354,6 +354,10 @@ pub struct FlowKey {
 /// (nf_conntrack_udp_timeout_stream).
 pub const FLOW_IDLE_NS: u64 = 120 * 1_000_000_000;
 
+/// What this host sends to a stranger, whose packet only the mode let in, is an answer for so long:
+/// longer than servers take, and shorter than clients wait until they ask again.
+pub const STRANGER_NS: u64 = 2 * 1_000_000_000;
+
 /// A source that sends much, by the sampled packets of one CPU: the majority vote of Boyer and Moore
 /// ("MJRTY", 1981) over the sources that share its place.
 #[repr(C)]

@@ -7,9 +7,9 @@
 
 use guard_common::{
     address::{Address, Family},
-    exposure::Scope,
+    exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
-    layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, feature, port_index},
+    layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, port_index},
     packet::{Packet, Transport},
     reason::Mode,
 };
@@ -24,6 +24,7 @@ use crate::{
 };
 
 const IDLE: u64 = FLOW_IDLE_NS * UNITS_PER_NANOSECOND;
+const ANSWER: u64 = STRANGER_NS * UNITS_PER_NANOSECOND;
 
 /// An entry younger than this is not written again.
 const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
@@ -41,15 +42,15 @@ pub fn record<C: Clock>(frame: &Frame) {
     else {
         return;
     };
-    if !needs_answers(&packet, source_port) {
+    let Some(mode) = mode_of_answers(&packet, source_port) else {
         return;
-    }
+    };
     let key = flow(
         packet.family,
         (packet.source, source_port),
         (packet.destination, destination_port),
     );
-    if config::mode() == Mode::Observe && is_stranger(&key) {
+    if mode == Mode::Observe && is_stranger::<C>(&key) {
         return;
     }
     touch::<C>(&key);
@@ -122,23 +123,38 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
     }
 }
 
-/// Whether an answer from outside to this port would be dropped without its flow. What leaves a service
-/// that is open to all needs none, so that a flood of spoofed questions to it fills no table; nor does
-/// what goes to a source that the service admits or has admitted, so that its access ends with it.
+/// The mode under which an answer from outside to this port is judged; `None` if it needs no flow.
+///
+/// What leaves a service that is open to all needs none, so that a flood of spoofed questions to it
+/// fills no table; nor does what goes to a source that the service admits or has admitted, so that its
+/// access ends with it. To a published port and into a
+/// masqueraded network no answer gets in, and where the mode is `off` every packet.
 #[inline(always)]
-fn needs_answers(packet: &Packet, port: u16) -> bool {
-    if find_network(packet.family, packet.source).is_some() {
-        return true;
-    }
+fn mode_of_answers(packet: &Packet, port: u16) -> Option<Mode> {
     let index = port_index(PortProtocol::Udp, port);
     let entry = PORTS.get(index).copied().unwrap_or_default();
     let on_this_address = find_addressed(packet.family, packet.source, index, entry);
+    // As on the way in, a service that names this very address comes before the container networks.
+    if on_this_address.is_none()
+        && let Some(network) = find_network(packet.family, packet.source)
+    {
+        return (network == NetworkKind::Routed).then(config::mode);
+    }
+    let is_published = match packet.family {
+        Family::Ipv4 => entry.is_published_ipv4(),
+        Family::Ipv6 => entry.is_published_ipv6(),
+    };
+    if is_published {
+        return None;
+    }
     let service = on_this_address.unwrap_or(entry.service());
     if service == NO_SERVICE {
-        return config::scope() == Scope::Host;
+        return (config::scope() == Scope::Host).then(config::mode);
     }
-    let settings = SERVICES.get(u32::from(service));
-    settings.is_some_and(|settings| settings.restricted != 0) && !has_admitted(packet, service)
+    let settings = SERVICES.get(u32::from(service))?;
+    let mode = Mode::from_raw(settings.mode);
+    let needs = settings.restricted != 0 && mode != Mode::Off && !has_admitted(packet, service);
+    needs.then_some(mode)
 }
 
 /// Whether the service admits the peer of a packet that leaves it, or did until the peer's time was over.
@@ -173,8 +189,10 @@ pub fn note_stranger<C: Clock>(packet: &Packet) {
     }
 }
 
+/// Whether what this host sends now answers a stranger. Later it is this host that begins again.
 #[inline(always)]
-fn is_stranger(key: &FlowKey) -> bool {
-    // SAFETY: only whether there is a value is asked.
-    unsafe { STRANGERS.get(key) }.is_some()
+fn is_stranger<C: Clock>(key: &FlowKey) -> bool {
+    // SAFETY: the value is one word, read at once.
+    let seen = unsafe { STRANGERS.get(key) };
+    seen.is_some_and(|seen| C::now().saturating_sub(*seen) <= ANSWER)
 }
