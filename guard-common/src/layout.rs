@@ -408,6 +408,9 @@ pub struct Expiry(pub u64);
 impl Expiry {
     pub const NEVER: Self = Self(0);
 
+    /// It ended before this host started.
+    pub const OVER: Self = Self(1);
+
     #[inline(always)]
     pub const fn is_over(self, boot_ns: u64) -> bool {
         let Self(end) = self;
@@ -449,6 +452,10 @@ pub struct FlowKey {
 /// A flow without packets for so long is over. Netfilter gives a UDP stream as long
 /// (nf_conntrack_udp_timeout_stream).
 pub const FLOW_IDLE_NS: u64 = 120 * 1_000_000_000;
+
+/// What this host sends to a stranger, whose packet only the mode let in, is an answer for so long:
+/// longer than servers take, and shorter than clients wait until they ask again.
+pub const STRANGER_NS: u64 = 2 * 1_000_000_000;
 
 /// A source that sends much, by the sampled packets of one CPU: the majority vote of Boyer and Moore
 /// ("MJRTY", 1981) over the sources that share its place.

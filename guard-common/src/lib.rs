@@ -11,3 +11,4 @@ pub mod gcra;
 pub mod layout;
 pub mod packet;
 pub mod reason;
+pub mod talkers;

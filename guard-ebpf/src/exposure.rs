@@ -111,8 +111,9 @@ pub fn find_addressed(
     Some(*service as u16)
 }
 
+/// Whether the service, which is restricted, allows the packet's source.
 #[inline(always)]
-fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
+pub fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
     let Packet { family, source, .. } = packet;
     !config::uses(feature::RESTRICTED)
         || is_listed::<C>(&ADMITTED_V4, &ADMITTED_V6, *family, *source, service)

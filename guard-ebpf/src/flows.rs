@@ -1,28 +1,31 @@
 //! The UDP flows that this host opens, so that their answers get in: recorded on the way out, where
 //! addresses are already masqueraded as the answers will carry them.
 //!
-//! Only what leaves this host makes an entry, and what leaves a service that is open to all makes none:
-//! a flood of spoofed packets cannot fill the table.
+//! Only what leaves this host makes an entry, and what answers somebody else's question makes none: it
+//! leaves a service that is open to all, or goes to a source that its service admits. So a flood of
+//! spoofed packets cannot fill the table, and a source whose time is over holds on to no flow.
 
 use guard_common::{
     address::{Address, Family},
-    exposure::Scope,
+    exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
-    layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, feature, port_index},
+    layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, port_index},
     packet::{Packet, Transport},
     reason::Mode,
 };
 
 use crate::{
-    clock::Clock,
+    clock::{Beginning, Clock},
     config,
-    exposure::find_addressed,
+    exposure::{find_addressed, is_admitted},
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
     parse::{Frame, Parsed, parse},
+    sources::is_allowed,
 };
 
 const IDLE: u64 = FLOW_IDLE_NS * UNITS_PER_NANOSECOND;
+const ANSWER: u64 = STRANGER_NS * UNITS_PER_NANOSECOND;
 
 /// An entry younger than this is not written again.
 const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
@@ -40,23 +43,25 @@ pub fn record<C: Clock>(frame: &Frame) {
     else {
         return;
     };
-    if !needs_answers(&packet, source_port) {
+    let Some(mode) = mode_of_answers(&packet, source_port) else {
         return;
-    }
+    };
     let key = flow(
         packet.family,
         (packet.source, source_port),
         (packet.destination, destination_port),
     );
-    if config::mode() == Mode::Observe && is_stranger(&key) {
+    if mode == Mode::Observe && is_stranger::<C>(&key) {
         return;
     }
     touch::<C>(&key);
 }
 
-/// Whether the packet answers a flow that this host opened. What answers keeps its flow alive.
+/// Whether the packet answers a flow that this host opened. What answers keeps its flow alive, but not
+/// at a port that a service lists: there only what this host sends does, so that nobody whom the
+/// service does not admit stays by talking on.
 #[inline(always)]
-pub fn is_reply<C: Clock>(packet: &Packet) -> bool {
+pub fn is_reply<C: Clock>(packet: &Packet, is_listed: bool) -> bool {
     let Transport::Udp {
         source_port,
         destination_port,
@@ -75,7 +80,7 @@ pub fn is_reply<C: Clock>(packet: &Packet) -> bool {
     let now = C::now();
     match age(&key, now) {
         Some(age) if age <= IDLE => {
-            if age > REFRESH {
+            if age > REFRESH && !is_listed {
                 refresh(&key, now);
             }
             true
@@ -119,26 +124,55 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
     }
 }
 
-/// Whether an answer from outside to this port would be dropped without its flow. What leaves a service
-/// that is open to all needs none, so that a flood of spoofed questions to it fills no table.
+/// The mode under which an answer from outside to this port is judged; `None` if it needs no flow.
+///
+/// What leaves a service that is open to all needs none, so that a flood of spoofed questions to it
+/// fills no table; nor does what goes to a source that the service admits or has admitted, so that its
+/// access ends with it. To a published port and into a masqueraded network no answer gets in, and where
+/// the mode is `off` every packet does.
 #[inline(always)]
-fn needs_answers(packet: &Packet, port: u16) -> bool {
-    if find_network(packet.family, packet.source).is_some() {
-        return true;
-    }
+fn mode_of_answers(packet: &Packet, port: u16) -> Option<Mode> {
     // On trial, the policy before this one may come back: it will need what it would have recorded.
     if config::trial_until() != 0 {
-        return true;
+        return Some(config::mode());
     }
     let index = port_index(PortProtocol::Udp, port);
     let entry = PORTS.get(index).copied().unwrap_or_default();
     let on_this_address = find_addressed(packet.family, packet.source, index, entry);
+    // As on the way in, a service that names this very address comes before the container networks.
+    if on_this_address.is_none()
+        && let Some(network) = find_network(packet.family, packet.source)
+    {
+        return (network == NetworkKind::Routed).then(config::mode);
+    }
+    let is_published = match packet.family {
+        Family::Ipv4 => entry.is_published_ipv4(),
+        Family::Ipv6 => entry.is_published_ipv6(),
+    };
+    if is_published {
+        return None;
+    }
     let service = on_this_address.unwrap_or(entry.service());
     if service == NO_SERVICE {
-        return config::scope() == Scope::Host;
+        return (config::scope() == Scope::Host).then(config::mode);
     }
-    let settings = SERVICES.get(u32::from(service));
-    settings.is_some_and(|settings| settings.restricted != 0)
+    let settings = SERVICES.get(u32::from(service))?;
+    let mode = Mode::from_raw(settings.mode);
+    let needs = settings.restricted != 0 && mode != Mode::Off && !has_admitted(packet, service);
+    needs.then_some(mode)
+}
+
+/// Whether the service admits the peer of a packet that leaves it, or did until the peer's time was over.
+#[inline(always)]
+fn has_admitted(packet: &Packet, service: u16) -> bool {
+    let answer = Packet {
+        source: packet.destination,
+        destination: packet.source,
+        ..*packet
+    };
+    // At the beginning nothing has ended.
+    is_admitted::<Beginning>(&answer, service)
+        || is_allowed::<Beginning>(answer.family, answer.source, service)
 }
 
 /// Takes note of a packet that only the mode lets in: while it observes, this host's answer to it is no
@@ -161,8 +195,10 @@ pub fn note_stranger<C: Clock>(packet: &Packet) {
     }
 }
 
+/// Whether what this host sends now answers a stranger. Later it is this host that begins again.
 #[inline(always)]
-fn is_stranger(key: &FlowKey) -> bool {
-    // SAFETY: only whether there is a value is asked.
-    unsafe { STRANGERS.get(key) }.is_some()
+fn is_stranger<C: Clock>(key: &FlowKey) -> bool {
+    // SAFETY: the value is one word, read at once.
+    let seen = unsafe { STRANGERS.get(key) };
+    seen.is_some_and(|seen| C::now().saturating_sub(*seen) <= ANSWER)
 }

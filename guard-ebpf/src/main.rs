@@ -196,7 +196,7 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
         },
         (_, Exposure::Pass(reason)) => within_limits::<C>(&packet, frame.length, reason),
         (_, Exposure::ClosedUnlessReply(reason)) => {
-            if flows::is_reply::<C>(&packet) {
+            if flows::is_reply::<C>(&packet, settings.is_some()) {
                 within_limits::<C>(&packet, frame.length, Reason::Reply)
             } else {
                 if mode == Mode::Observe {

@@ -1,4 +1,4 @@
-//! The sources that send most, from every sixteenth packet of each counter.
+//! The sources that send most, from a sample of the packets of each counter.
 //!
 //! Each CPU has a fixed number of places, and a source has one by its hash. Whoever sends more than
 //! all others of a place together keeps it, so a flood of random sources displaces nobody heavy, and
@@ -7,16 +7,17 @@
 use guard_common::{
     address::{Address, Family},
     cell::{self, Share},
-    layout::{TALKER_ENTRIES, TALKER_SAMPLE, Talker},
+    layout::TALKER_ENTRIES,
     reason::{Outcome, Verdict},
+    talkers::is_sampled,
 };
 
 use crate::{config, maps::TALKERS};
 
-/// Looks at the packet if it is the first, the seventeenth, … that its counter counted.
+/// Looks at the packet if it is one of the sample; `counted` is its number at its counter.
 #[inline(always)]
 pub fn watch(counted: u64, family: Family, source: Address, outcome: Outcome, length: u64) {
-    if counted & (TALKER_SAMPLE - 1) != 1 {
+    if !is_sampled(config::hash_key(), counted) {
         return;
     }
     let hash = cell::hash(config::hash_key(), Share::Base, family, source);
@@ -25,22 +26,6 @@ pub fn watch(counted: u64, family: Family, source: Address, outcome: Outcome, le
     };
     // SAFETY: the pointer is to this CPU's own value.
     let talker = unsafe { &mut *talker };
-    if talker.family == family as u32 && talker.source == source {
-        talker.lead = talker.lead.saturating_add(1);
-    } else if talker.lead > 0 {
-        talker.lead -= 1;
-        return;
-    } else {
-        *talker = Talker {
-            source,
-            family: family as u32,
-            lead: 1,
-            ..Talker::default()
-        };
-    }
-    talker.packets += 1;
-    talker.bytes += length;
-    if matches!(outcome.reason.verdict(), Verdict::Drop) {
-        talker.dropped += 1;
-    }
+    let is_dropped = matches!(outcome.reason.verdict(), Verdict::Drop);
+    talker.vote(family, source, length, is_dropped);
 }

@@ -6,7 +6,7 @@ use guard_common::layout::{
     DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
 };
 use ipnet::IpNet;
-use jiff::Timestamp;
+use jiff::{Timestamp, fmt::temporal::Pieces};
 use toml::{Spanned, value::Datetime};
 
 use super::{
@@ -249,12 +249,21 @@ fn check_factor(factor: &Spanned<i64>) -> Result<u32, Problem> {
 
 fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
     let written = expires.get_ref().to_string();
-    written.parse().map_err(|_| {
+    parse_moment(&written).ok_or_else(|| {
         let problem = format!(
             "\"{written}\" is no moment: write date, time and offset, such as 2027-01-31T00:00:00Z"
         );
         Problem::at(expires, problem)
     })
+}
+
+/// Parses a date with its time and offset. What is later than a [`Timestamp`] can be, in the last hours
+/// of the year 9999, is the last one that there is.
+fn parse_moment(text: &str) -> Option<Timestamp> {
+    let pieces = Pieces::parse(text).ok()?;
+    let (time, offset) = (pieces.time()?, pieces.to_numeric_offset()?);
+    let moment = offset.to_timestamp(pieces.date().to_datetime(time));
+    Some(moment.unwrap_or(Timestamp::MAX))
 }
 
 fn check_interfaces(
@@ -522,4 +531,23 @@ fn check_budget(
     Rate::parse(rate, unit)
         .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
         .map_err(|problem| Problem::at(budget, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_moment_that_toml_can_write_is_one() {
+        for text in ["2027-01-31T00:00:00Z", "2027-01-31T03:30:00.5+03:30"] {
+            assert_eq!(parse_moment(text), Some(text.parse().unwrap()), "{text}");
+        }
+        for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59"] {
+            assert_eq!(parse_moment(text), Some(Timestamp::MAX), "{text}");
+        }
+        assert!(parse_moment("0000-01-01T00:00:00+23:59").is_some());
+        for text in ["2027-01-31", "2027-01-31T00:00:00", "00:00:00", ""] {
+            assert_eq!(parse_moment(text), None, "{text}");
+        }
+    }
 }

@@ -70,8 +70,13 @@ impl Timebase {
             return Some(Expiry::NEVER);
         };
         let left = expires.duration_since(self.world).as_nanos();
-        let left = u64::try_from(left).ok().filter(|left| *left != 0)?;
-        Some(Expiry(self.boot_ns.saturating_add(left)))
+        if left <= 0 {
+            return None;
+        }
+        // The kernel's clock counts 584 years; what ends later than that never does.
+        let left = u64::try_from(left).ok();
+        let end = left.and_then(|left| self.boot_ns.checked_add(left));
+        Some(end.map_or(Expiry::NEVER, Expiry))
     }
 }
 
@@ -116,7 +121,7 @@ pub struct ServiceTable {
     pub name: String,
     pub number: u16,
     pub settings: layout::Service,
-    /// The sources it allows, if it is restricted.
+    /// The sources it allows, if it is restricted, and those that it allowed until their time was over.
     pub admitted: BTreeMap<IpNet, Expiry>,
 }
 
@@ -399,9 +404,9 @@ impl ServiceTable {
         let mut admitted = BTreeMap::new();
         if let From::Admitted(prefixes) = &service.from {
             for entry in prefixes {
-                if let Some(expiry) = now.expiry(entry.expires) {
-                    lengthen(&mut admitted, entry.prefix, expiry);
-                }
+                // Who was admitted is remembered: what the host still sends there opens no flow.
+                let expiry = now.expiry(entry.expires).unwrap_or(Expiry::OVER);
+                lengthen(&mut admitted, entry.prefix, expiry);
             }
         }
         Self {
@@ -575,5 +580,11 @@ mod tests {
         assert_eq!(at("2026-01-01T00:00:00Z"), None);
         assert_eq!(at("2025-01-01T00:00:00Z"), None);
         assert_eq!(now.expiry(None), Some(Expiry::NEVER));
+        // Further off than the kernel's clock counts.
+        for far in ["2610-07-22T23:34:34Z", "2700-01-01T00:00:00Z"] {
+            assert_eq!(at(far), Some(Expiry::NEVER), "{far}");
+        }
+        assert_eq!(now.expiry(Some(Timestamp::MAX)), Some(Expiry::NEVER));
+        assert_eq!(now.expiry(Some(Timestamp::MIN)), None);
     }
 }

@@ -510,3 +510,55 @@ fn what_a_named_source_may_reach_ends_with_it() {
         assert_eq!(simulation.reason(&lasting), Reason::Allowed);
     }
 }
+
+#[test]
+fn an_end_that_is_centuries_off_is_not_over() {
+    for expires in ["2700-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+        let policy = format!(
+            "[[service]]
+             name = \"database\"
+             ports = [\"tcp/5432\"]
+             from = [\"admin\"]
+             [[source]]
+             name = \"admin\"
+             cidrs = [\"198.51.100.0/24\"]
+             expires = {expires}
+             [[source]]
+             name = \"scanner\"
+             cidrs = [\"192.0.2.9\"]
+             deny = true
+             expires = {expires}\n{}",
+            web("")
+        );
+        let mut simulation = Simulation::new(&policy);
+        let denied = ipv4(OTHER_V4, protocol::TCP, &tcp(80, SYN, &[]));
+        for ns in [0, 1_000_000 * SECOND] {
+            simulation.at(ns);
+            assert_eq!(simulation.reason(&tcp_v4(5432, SYN)), Reason::Allowed);
+            assert_eq!(simulation.reason(&denied), Reason::DeniedSource);
+        }
+    }
+}
+
+#[test]
+fn a_deny_entry_that_ends_does_not_hide_a_wider_one() {
+    let source = |name, cidrs, end| {
+        format!("[[source]]\nname = \"{name}\"\ncidrs = [{cidrs}]\ndeny = true\n{end}\n")
+    };
+    let policy = [
+        web("\n"),
+        source("net", "\"198.51.0.0/16\", \"2001:db8::/32\"", ""),
+        source(
+            "floor",
+            "\"198.51.100.0/28\", \"2001:db8:51::/64\"",
+            "expires = 2026-01-01T00:01:00Z",
+        ),
+    ];
+    let mut simulation = Simulation::new(&policy.concat());
+    for second in [0, 61] {
+        simulation.at(second * SECOND);
+        for frame in [tcp_v4(80, SYN), tcp_v6(80, SYN)] {
+            assert_eq!(simulation.reason(&frame), Reason::DeniedSource, "{second}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The UDP flows that this host opens: which are recorded, which answers get in, when they end.
 
 use guard::policy::Containers;
-use guard_common::reason::Reason;
+use guard_common::{exposure::NetworkKind, reason::Reason};
 
 use crate::{
     clocked::{SECOND, Simulation},
@@ -27,7 +27,7 @@ fn what_leaves_an_open_service_makes_no_flow_and_what_leaves_a_container_does() 
     let networks = Containers {
         networks: vec![guard::policy::ContainerNetwork {
             prefix: "2001:db8:d0c::/64".parse().unwrap(),
-            kind: guard_common::exposure::NetworkKind::Routed,
+            kind: NetworkKind::Routed,
         }],
         ..Containers::default()
     };
@@ -53,6 +53,169 @@ fn while_observing_an_answer_to_a_stranger_is_no_flow_of_this_host() {
         assert_eq!(outcome.reason, Reason::ClosedPort);
         assert!(outcome.would_drop);
         simulation.sent(&answer);
+    }
+}
+
+/// A question to this port from somebody who made up the address, and the answer. Each number is another
+/// source.
+fn spoofed(n: u32, to: &str, port: u16) -> (Vec<u8>, Vec<u8>) {
+    let (to, source) = (to.parse().unwrap(), (0x2001_0000 + n).to_be_bytes().into());
+    let question = ipv4(source, protocol::UDP, &udp(4_000, port, b"?"));
+    let answer = ipv4(to, protocol::UDP, &udp(port, 4_000, b"!"));
+    (
+        patched(&question, IPV4_AT + 16, &to.octets()),
+        patched(&answer, IPV4_AT + 16, &source.octets()),
+    )
+}
+
+#[test]
+fn no_flood_of_spoofed_questions_leaves_flows_behind() {
+    const CONTAINER: &str = "10.50.0.2";
+    const HOST: &str = "203.0.113.10";
+    let containers = Containers {
+        published: vec![guard::policy::PublishedPort {
+            protocol: guard_common::layout::PortProtocol::Udp,
+            port: 9_000,
+            family: guard::policy::PublishedFamily::Ipv4,
+        }],
+        networks: [
+            ("10.50.0.0/16", NetworkKind::Routed),
+            ("10.51.0.0/16", NetworkKind::Masqueraded),
+        ]
+        .map(|(prefix, kind)| guard::policy::ContainerNetwork {
+            prefix: prefix.parse().unwrap(),
+            kind,
+        })
+        .into(),
+    };
+    let dns = |more: &str| format!("[[service]]\nname = \"dns\"\nports = [\"udp/53\"]\n{more}\n");
+    let restricted = |mode: &str| dns(&format!("from = [\"192.0.2.0/24\"]\nmode = \"{mode}\""));
+    for (what, mode, services, to, port, reason, would) in [
+        (
+            "open to all",
+            "enforce",
+            dns(""),
+            HOST,
+            53,
+            Reason::Allowed,
+            false,
+        ),
+        (
+            "open to all, on a container's own address",
+            "enforce",
+            dns("address = \"10.50.0.2\""),
+            CONTAINER,
+            53,
+            Reason::Allowed,
+            false,
+        ),
+        (
+            "restricted, and only observed",
+            "enforce",
+            restricted("observe"),
+            HOST,
+            53,
+            Reason::SourceNotAllowed,
+            true,
+        ),
+        (
+            "restricted, and off",
+            "enforce",
+            restricted("off"),
+            HOST,
+            53,
+            Reason::NotGuarded,
+            false,
+        ),
+        (
+            "restricted, and the host observes",
+            "observe",
+            restricted("enforce"),
+            HOST,
+            53,
+            Reason::SourceNotAllowed,
+            true,
+        ),
+        (
+            "closed",
+            "observe",
+            dns(""),
+            HOST,
+            54,
+            Reason::ClosedPort,
+            true,
+        ),
+        (
+            "published",
+            "observe",
+            dns(""),
+            HOST,
+            9_000,
+            Reason::ClosedPort,
+            true,
+        ),
+        (
+            "a container's own address",
+            "observe",
+            dns(""),
+            "10.51.0.2",
+            53,
+            Reason::ContainerAddress,
+            true,
+        ),
+    ] {
+        let policy =
+            format!("mode = \"{mode}\"\nscope = \"host\"\ndocker.socket = \"\"\n{services}");
+        let simulation = Simulation::with_text(&policy, &containers);
+        for n in 0..200 {
+            let (question, answer) = spoofed(n, to, port);
+            let outcome = simulation.judged(&question).1;
+            assert_eq!(
+                (outcome.reason, outcome.would_drop),
+                (reason, would),
+                "{what}"
+            );
+            simulation.sent(&answer);
+            // The next one's answer is none of this host's own either.
+            let again = simulation.judged(&question).1;
+            assert_eq!(again, outcome, "{what}, again");
+        }
+        assert_eq!(simulation.flows(), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_service_that_is_only_observed_knows_this_hosts_own_flows() {
+    let policy = vpn("2026-01-01T00:01:00Z")
+        .replace("[\"contractor\"]", "[\"contractor\"]\nmode = \"observe\"");
+    let simulation = Simulation::new(&policy);
+    let (_, question) = spoofed(1, "203.0.113.10", 51_820);
+    let (answer, _) = spoofed(1, "203.0.113.10", 51_820);
+    simulation.sent(&question);
+    assert_eq!(simulation.reason(&answer), Reason::Reply);
+}
+
+#[test]
+fn a_stranger_is_one_only_briefly_after_its_last_packet() {
+    let policy = "mode = \"observe\"\nscope = \"host\"\ndocker.socket = \"\"";
+    let mut simulation = Simulation::with_text(policy, &Containers::default());
+    // Both ends use the same port, so the peer's questions look like the answers to this host's.
+    let theirs = ipv4(OTHER_V4, protocol::UDP, &udp(51_820, 51_820, b"?"));
+    let ours = ipv4(HOST_V4, protocol::UDP, &udp(51_820, 51_820, b"!"));
+    let ours = patched(&ours, IPV4_AT + 16, &OTHER_V4.octets());
+    for second in [0, 1, 2] {
+        simulation.at(second * SECOND);
+        assert_eq!(simulation.reason(&theirs), Reason::ClosedPort, "{second}");
+        simulation.at(second * SECOND + SECOND * 9 / 10);
+        simulation.sent(&ours);
+    }
+    assert_eq!(simulation.flows(), 0);
+    // Now this host begins.
+    simulation.at(10 * SECOND);
+    simulation.sent(&ours);
+    for second in [11, 12, 100, 200] {
+        simulation.at(second * SECOND);
+        assert_eq!(simulation.reason(&theirs), Reason::Reply, "{second}");
     }
 }
 
@@ -82,7 +245,10 @@ fn answers_to_udp_flows_of_this_host_get_in_and_idle_ones_end() {
         simulation.at(minute * 60 * SECOND);
         assert_eq!(simulation.reason(&answer(OTHER_V4, 53)), Reason::Reply);
     }
-    simulation.at((9 * 60 + 121) * SECOND);
+    // Two minutes after its last packet it is over, and not before.
+    simulation.at((9 * 60 + 119) * SECOND);
+    assert_eq!(simulation.reason(&answer(OTHER_V4, 53)), Reason::Reply);
+    simulation.at((9 * 60 + 119 + 121) * SECOND);
     assert_eq!(
         simulation.reason(&answer(OTHER_V4, 53)),
         Reason::ClosedPort,
@@ -93,6 +259,104 @@ fn answers_to_udp_flows_of_this_host_get_in_and_idle_ones_end() {
     simulation.sent(&patched(&query, IPV6_AT + 24, &OTHER_V6.octets()));
     let answer = ipv6(OTHER_V6, protocol::UDP, &udp(443, 40_000, b"answer"));
     assert_eq!(simulation.reason(&answer), Reason::Reply);
+}
+
+#[test]
+fn every_packet_that_this_host_sends_keeps_its_flow() {
+    let mut simulation = Simulation::new("scope = \"host\"");
+    let query = ipv4(HOST_V4, protocol::UDP, &udp(40_000, 53, b"query"));
+    let query = patched(&query, IPV4_AT + 16, &OTHER_V4.octets());
+    let answer = ipv4(OTHER_V4, protocol::UDP, &udp(53, 40_000, b"answer"));
+    simulation.sent(&query);
+    simulation.at(100 * SECOND);
+    simulation.sent(&query);
+    simulation.at(219 * SECOND);
+    assert_eq!(simulation.reason(&answer), Reason::Reply);
+}
+
+/// For a contractor, at 198.51.100.0/24 and 2001:db8:51::/48, until this moment.
+fn vpn(expires: &str) -> String {
+    format!(
+        "scope = \"host\"
+         [[service]]
+         name = \"vpn\"
+         ports = [\"udp/51820\"]
+         from = [\"contractor\"]
+         [[source]]
+         name = \"contractor\"
+         cidrs = [\"198.51.100.0/24\", \"2001:db8:51::/48\"]
+         expires = {expires}"
+    )
+}
+
+/// A contractor's question to the service, and the answer, over both versions of IP.
+fn vpn_exchanges() -> [(Vec<u8>, Vec<u8>); 2] {
+    let (question, answer) = (udp(4_000, 51_820, b"?"), udp(51_820, 4_000, b"!"));
+    let answer_v4 = ipv4(HOST_V4, protocol::UDP, &answer);
+    let answer_v6 = ipv6(HOST_V6, protocol::UDP, &answer);
+    [
+        (
+            ipv4(CLIENT_V4, protocol::UDP, &question),
+            patched(&answer_v4, IPV4_AT + 16, &CLIENT_V4.octets()),
+        ),
+        (
+            ipv6(CLIENT_V6, protocol::UDP, &question),
+            patched(&answer_v6, IPV6_AT + 24, &CLIENT_V6.octets()),
+        ),
+    ]
+}
+
+#[test]
+fn answers_to_an_admitted_source_do_not_outlast_its_access() {
+    for (question, answer) in vpn_exchanges() {
+        let mut simulation = Simulation::new(&vpn("2026-01-01T00:01:00Z"));
+        for second in (0..60).step_by(5) {
+            simulation.at(second * SECOND);
+            assert_eq!(simulation.reason(&question), Reason::Allowed);
+            simulation.sent(&answer);
+        }
+        // Nor does what this host goes on sending let the source in again.
+        for second in (60..600).step_by(5) {
+            simulation.at(second * SECOND);
+            assert_eq!(
+                simulation.reason(&question),
+                Reason::SourceNotAllowed,
+                "after {second} s"
+            );
+            simulation.sent(&answer);
+        }
+        assert_eq!(simulation.flows(), 0);
+    }
+}
+
+#[test]
+fn what_is_sent_to_a_source_that_ended_before_the_guard_came_opens_no_flow() {
+    for (question, answer) in vpn_exchanges() {
+        let simulation = Simulation::new(&vpn("2025-12-31T00:00:00Z"));
+        simulation.sent(&answer);
+        assert_eq!(simulation.reason(&question), Reason::SourceNotAllowed);
+    }
+}
+
+#[test]
+fn a_flow_at_a_listed_port_lasts_only_while_this_host_sends() {
+    let mut simulation = Simulation::new(&vpn("2026-01-01T00:01:00Z"));
+    let peer = ipv4(OTHER_V4, protocol::UDP, &udp(51_820, 51_820, b"?"));
+    let ours = ipv4(HOST_V4, protocol::UDP, &udp(51_820, 51_820, b"!"));
+    let ours = patched(&ours, IPV4_AT + 16, &OTHER_V4.octets());
+    assert_eq!(simulation.reason(&peer), Reason::SourceNotAllowed);
+    simulation.sent(&ours);
+    for second in [1, 60, 119] {
+        simulation.at(second * SECOND);
+        assert_eq!(simulation.reason(&peer), Reason::Reply, "{second}");
+    }
+    simulation.at(121 * SECOND);
+    assert_eq!(simulation.reason(&peer), Reason::SourceNotAllowed);
+    for second in (121..900).step_by(100) {
+        simulation.at(second * SECOND);
+        simulation.sent(&ours);
+        assert_eq!(simulation.reason(&peer), Reason::Reply, "{second}");
+    }
 }
 
 #[test]

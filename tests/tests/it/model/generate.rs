@@ -377,6 +377,24 @@ pub fn packet(rng: &mut Rng) -> (bool, Vec<u8>) {
     (outgoing, frame)
 }
 
+/// What this host would answer to a frame: addresses and ports the other way round. `None` for what is
+/// no plain UDP.
+pub fn answer(question: &[u8]) -> Option<Vec<u8>> {
+    const UDP: u8 = frames::protocol::UDP;
+    let (kind, protocol_v4, protocol_v6) =
+        (question.get(12..15)?, *question.get(23)?, question[20]);
+    let (addresses, width, ports) = match kind {
+        [8, 0, 0x45] if protocol_v4 == UDP => (26, 4, 34),
+        [0x86, 0xdd, _] if protocol_v6 == UDP => (22, 16, 54),
+        _ => return None,
+    };
+    let mut frame = question.to_vec();
+    for (at, width) in [(addresses, width), (ports, 2)] {
+        frame.get_mut(at..at + 2 * width)?.rotate_left(width);
+    }
+    Some(frame)
+}
+
 fn ip(rng: &mut Rng) -> Vec<u8> {
     let v4 = rng.bool();
     let source = address(rng, v4);

@@ -67,10 +67,28 @@ impl<'a> Model<'a> {
         {
             let key = (datagram.source, from_port, datagram.destination, port);
             // What answers a packet that is only observed is no flow of this host's own.
-            if self.policy.mode != "observe" || !self.strangers.contains(&key) {
+            let observed = self.mode_at(datagram.source, "udp", from_port) == "observe";
+            if !observed || !self.strangers.contains(&key) {
                 self.flows.insert(key);
             }
         }
+    }
+
+    /// The mode of the service that has this place: on the very address, or on every one that is not
+    /// a container's. That of the host, if none has.
+    fn mode_at(&self, address: IpAddr, protocol: &str, port: u16) -> &'static str {
+        let listing = |on: Option<IpAddr>| {
+            let mut services = self.policy.services.iter();
+            services.find(|service| service.address == on && service.lists(protocol, port))
+        };
+        let mut networks = self.policy.networks.iter();
+        let is_container = networks.any(|(network, _)| network.contains(&address));
+        let everywhere = if is_container { None } else { listing(None) };
+        listing(Some(address))
+            .or(everywhere)
+            .map_or(self.policy.mode, |service| {
+                milder(service.mode, self.policy.mode)
+            })
     }
 
     pub fn judge(&mut self, frame: &[u8]) -> (Option<String>, Expected) {

@@ -18,7 +18,7 @@ use fastrand::Rng;
 use guard_common::reason::Verdict;
 
 use self::{
-    generate::{PolicyText, packet, policy},
+    generate::{PolicyText, answer, packet, policy},
     judge::Model,
 };
 use crate::clocked::Simulation;
@@ -73,12 +73,23 @@ fn run(seed: u64, packets: u64, reasons: &mut std::collections::BTreeMap<&'stati
     let PolicyText { text, containers } = policy.to_text();
     let simulation = Simulation::with_text(&text, &containers);
     let mut model = Model::new(&policy);
+    let mut question: Option<Vec<u8>> = None;
     for n in 0..packets {
-        let (outgoing, frame) = packet(&mut rng);
+        // Some questions are answered, and some asked again.
+        let (outgoing, frame) = match &question {
+            Some(asked) if rng.u8(..8) == 0 => match answer(asked) {
+                Some(answer) if rng.bool() => (true, answer),
+                _ => (false, asked.clone()),
+            },
+            _ => packet(&mut rng),
+        };
         if outgoing {
             simulation.sent(&frame);
             model.sent(&frame);
             continue;
+        }
+        if answer(&frame).is_some() {
+            question = Some(frame.clone());
         }
         let (service, expected) = model.judge(&frame);
         let (found_service, found) = simulation.judged(&frame);

@@ -1,0 +1,128 @@
+//! Which packets are looked at for the talkers, and which of the sources that share a place keeps it.
+
+use crate::{
+    address::{Address, Family},
+    cell::HashKey,
+    layout::{TALKER_SAMPLE, Talker},
+};
+
+/// How many bits of a word decide on one packet of [`TALKER_SAMPLE`].
+const SAMPLE_BITS: u32 = TALKER_SAMPLE.ilog2();
+
+const _: () = assert!(TALKER_SAMPLE.is_power_of_two());
+
+/// An odd number with well spread bits: 2^64 divided by the golden ratio.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The furthest that a source gets ahead of the others of its place. One that has gone silent has lost
+/// it after so many sampled packets of theirs, whatever it sent before; one that sends more than
+/// they do together keeps it all the same.
+const MOST_LEAD: u32 = 1 << 10;
+
+/// Whether the packet with this number is one of the sample: one in [`TALKER_SAMPLE`], without a
+/// period that sources which take turns could meet or avoid, and not to be foreseen without the key.
+#[inline(always)]
+pub const fn is_sampled(key: HashKey, counted: u64) -> bool {
+    let HashKey([first, second]) = key;
+    let word = (counted ^ first).wrapping_mul(second | 1);
+    let word = (word ^ word >> 32).wrapping_mul(GOLDEN);
+    word >> (u64::BITS - SAMPLE_BITS) == 0
+}
+
+impl Talker {
+    /// Counts a sampled packet for its source, if that has the place or takes it.
+    #[inline(always)]
+    pub fn vote(&mut self, family: Family, source: Address, length: u64, is_dropped: bool) {
+        if self.family == family as u32 && self.source == source {
+            if self.lead < MOST_LEAD {
+                self.lead += 1;
+            }
+        } else if self.lead > 0 {
+            self.lead -= 1;
+            return;
+        } else {
+            *self = Self {
+                source,
+                family: family as u32,
+                lead: 1,
+                ..Self::default()
+            };
+        }
+        self.packets += 1;
+        self.bytes += length;
+        self.dropped += is_dropped as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: [HashKey; 4] = [
+        HashKey([0, 0]),
+        HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]),
+        HashKey([0x6775_6172_6420_7265, 0x706c_6179_206b_6579]),
+        HashKey([1 << 63, u64::MAX]),
+    ];
+
+    fn source(n: u32) -> Address {
+        Address::from_ipv4(n)
+    }
+
+    fn vote(talker: &mut Talker, n: u32) {
+        talker.vote(Family::Ipv4, source(n), 100, true);
+    }
+
+    #[test]
+    fn sources_that_take_turns_are_sampled_alike_whatever_their_number() {
+        const EACH: u64 = 200;
+        for key in KEYS {
+            for period in 1..=64u64 {
+                let mut samples = vec![0u64; period as usize];
+                for counted in 1..=EACH * TALKER_SAMPLE * period {
+                    samples[(counted % period) as usize] += u64::from(is_sampled(key, counted));
+                }
+                let (least, most) = (samples.iter().min(), samples.iter().max());
+                assert!(
+                    *least.unwrap() > EACH / 2 && *most.unwrap() < EACH * 3 / 2,
+                    "{key:?}: of {period} sources in turn {least:?} to {most:?}, not {EACH}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_sampled_depends_on_the_key() {
+        let sample = |key| (0..10_000).filter(move |counted| is_sampled(key, *counted));
+        assert_ne!(
+            sample(KEYS[1]).collect::<Vec<_>>(),
+            sample(KEYS[2]).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn who_sends_more_than_all_others_of_its_place_keeps_it() {
+        let mut talker = Talker::default();
+        for n in 0..100_000 {
+            // Three of five packets are of one source, the others of ever new ones.
+            vote(&mut talker, if n % 5 < 3 { 7 } else { 1_000 + n });
+        }
+        assert_eq!(talker.source, source(7));
+        assert_eq!((talker.packets, talker.dropped), (60_000, 60_000));
+        assert_eq!(talker.bytes, 6_000_000);
+    }
+
+    #[test]
+    fn who_has_gone_gives_its_place_to_another_however_much_it_sent() {
+        let mut talker = Talker::default();
+        for _ in 0..10_000_000 {
+            vote(&mut talker, 7);
+        }
+        for _ in 0..MOST_LEAD {
+            assert_eq!(talker.source, source(7));
+            vote(&mut talker, 8);
+        }
+        vote(&mut talker, 8);
+        assert_eq!((talker.source, talker.packets), (source(8), 1));
+    }
+}
