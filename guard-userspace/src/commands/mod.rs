@@ -1,8 +1,10 @@
 //! The command line: one file per command, each from its arguments to its output.
 
 mod check;
+mod completions;
 mod counters;
 mod explain;
+mod man;
 mod replay;
 mod run;
 mod status;
@@ -53,6 +55,10 @@ enum Command {
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
     Replay(replay::Replay),
+    /// Print what a shell needs to complete this command line
+    Completions(completions::Completions),
+    /// Write the manual pages into a folder
+    Man(man::ManualPages),
 }
 
 /// How a command that reads prints.
@@ -89,6 +95,8 @@ impl Arguments {
             Command::Talkers(talkers) => Ok(talkers.run(&Client::new(&socket)?).await?),
             Command::Explain(explain) => explain.run(&Client::new(&socket)?).await,
             Command::Replay(replay) => replay.run(),
+            Command::Completions(completions) => completions.run(),
+            Command::Man(pages) => pages.run(),
             Command::Counters(output) => Ok(counters::run(&Client::new(&socket)?, &output).await?),
         }
     }
