@@ -10,6 +10,7 @@ mod host_scope;
 mod judge;
 mod model;
 mod namespaces;
+mod package;
 mod packets;
 mod rates;
 mod replay;
