@@ -16,6 +16,10 @@ pub fn keep_only_needed() {
     let needed: CapsHashSet = NEEDED.into_iter().collect();
     let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
     let keep: CapsHashSet = permitted.intersection(&needed).copied().collect();
+    if permitted == keep {
+        // As under a service manager, which leaves nothing else.
+        return;
+    }
     let mut results = Vec::new();
     for capability in caps::all().difference(&keep) {
         // Without CAP_SETPCAP the bounding set stays; nothing here executes another program.

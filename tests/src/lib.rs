@@ -4,12 +4,14 @@
 //! namespace has a default route, and every one is removed when its owner is dropped. What a killed
 //! owner leaves behind, [`sweep::dead_labs`] removes.
 
+pub mod debian;
 pub mod docker;
 pub mod flood;
 pub mod guard;
 pub mod http;
 pub mod image;
 pub mod interrupt;
+pub mod machine;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

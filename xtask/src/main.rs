@@ -4,6 +4,7 @@ mod build;
 mod demo;
 mod fuzz;
 mod lint;
+mod package;
 mod setup;
 mod test;
 
@@ -51,6 +52,8 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Make a Debian package
+    Package(package::Options),
     /// Show the main job end to end, in a lab of its own
     Demo,
 }
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::run(),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
+        Command::Package(options) => package::run(options),
         Command::Demo => demo::run(),
     };
     match result {

@@ -1,10 +1,12 @@
 //! The command line: one file per command, each from its arguments to its output.
 
 mod check;
+mod completions;
 mod counters;
 mod detach;
 mod entries;
 mod explain;
+mod man;
 mod mode;
 mod reload;
 mod replay;
@@ -101,6 +103,10 @@ enum Command {
     Confirm,
     /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
     Detach,
+    /// Print what a shell needs to complete this command line
+    Completions(completions::Completions),
+    /// Write the manual pages into a folder
+    Man(man::ManualPages),
 }
 
 /// For what could close the operator's own way in.
@@ -149,6 +155,8 @@ impl Arguments {
             Command::Talkers(talkers) => talkers.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
+            Command::Completions(completions) => completions.run(),
+            Command::Man(pages) => pages.run(),
             Command::Counters(output) => counters::run(&whereabouts, &output).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,

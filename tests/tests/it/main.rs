@@ -11,6 +11,7 @@ mod judge;
 mod lasting;
 mod model;
 mod namespaces;
+mod package;
 mod packets;
 mod rates;
 mod replay;

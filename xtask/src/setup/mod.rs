@@ -26,6 +26,7 @@ pub fn toolchain() -> Result<Toolchain> {
 /// What the demo needs: a toolchain and the programs of the lab, with Docker if it can be had.
 pub fn for_demo() -> Result<Toolchain> {
     let toolchain = toolchain()?;
+    require_root()?;
     find_tools(&LAB)?;
     if let Err(error) = find_tools(&DOCKER) {
         println!("setup: going on without Docker: {error:#}");
@@ -36,9 +37,15 @@ pub fn for_demo() -> Result<Toolchain> {
 /// What the tests need: a toolchain and the programs of the lab, with Docker.
 pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
-    find_tools(&[LAB.as_slice(), &DOCKER, &TESTS].concat())?;
+    require_root()?;
+    find_tools(&[LAB.as_slice(), &DOCKER, &TESTS, &PACKAGE].concat())?;
     unpack::chrony()?;
     ready(toolchain)
+}
+
+/// What makes a Debian package, besides the toolchain.
+pub fn for_package() -> Result<()> {
+    find_tools(&PACKAGE)
 }
 
 fn ready(toolchain: Toolchain) -> Result<Toolchain> {
@@ -77,13 +84,24 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP.
-const TESTS: [Tool; 5] = [
+/// What only the tests need: real clients and servers of UDP, and a fresh Debian with its systemd.
+const TESTS: [Tool; 7] = [
     tool("dnsmasq", "dnsmasq-base"),
     tool("gtlsclient", "ngtcp2-client"),
     tool("gtlsserver", "ngtcp2-server"),
+    tool("mmdebstrap", "mmdebstrap"),
     tool("openssl", "openssl"),
+    tool("systemd-nspawn", "systemd-container"),
     tool("tcpdump", "tcpdump"),
+];
+
+/// Debian's tools for packages.
+const PACKAGE: [Tool; 5] = [
+    tool("dpkg-deb", "dpkg"),
+    tool("dpkg-gencontrol", "dpkg-dev"),
+    tool("dpkg-shlibdeps", "dpkg-dev"),
+    tool("gzip", "gzip"),
+    tool("strip", "binutils"),
 ];
 
 /// A real Docker.
@@ -94,7 +112,6 @@ const DOCKER: [Tool; 3] = [
 ];
 
 fn find_tools(tools: &[Tool]) -> Result<()> {
-    require_root()?;
     let missing: Vec<&Tool> = tools.iter().filter(|tool| !tool.is_there()).collect();
     if missing.is_empty() {
         return Ok(());
@@ -103,7 +120,7 @@ fn find_tools(tools: &[Tool]) -> Result<()> {
     packages.dedup();
     if let Err(error) = apt::install(&packages) {
         let programs: Vec<&str> = missing.iter().map(|tool| tool.program).collect();
-        bail!("the lab needs {}: {error:#}", programs.join(", "));
+        bail!("this needs {}: {error:#}", programs.join(", "));
     }
     for tool in missing {
         if !tool.is_there() {

@@ -1,0 +1,163 @@
+//! A fresh Debian of the machine's own release, as a folder to change root into.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{process::run, sweep::remove_folder, topology::Lab};
+
+/// What it has besides Debian's required packages.
+const INCLUDE: &str = "systemd-sysv";
+
+/// A Debian that ends with its lab. What is written to it stays in memory.
+pub struct Debian {
+    root: PathBuf,
+}
+
+impl Debian {
+    pub fn new(lab: &Lab) -> Result<Self> {
+        let base = base()?;
+        let changes = lab.folder().join("debian-changes");
+        let root = lab.folder().join("debian");
+        let [upper, work] = ["upper", "work"].map(|name| changes.join(name));
+        fs::create_dir(&changes)?;
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "tmpfs"])
+            .arg(&changes))?;
+        for folder in [&upper, &work, &root] {
+            fs::create_dir(folder)?;
+        }
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            base.display(),
+            upper.display(),
+            work.display()
+        );
+        run(Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &layers])
+            .arg(&root))?;
+        Ok(Self { root })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A program that will see this Debian's files, and the machine's network.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("chroot");
+        command
+            .arg(&self.root)
+            .arg(program)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    /// Runs a program with these arguments, which are split at spaces.
+    pub fn run(&self, command: &str) -> Result<String> {
+        let mut words = command.split_whitespace();
+        let program = words.next().context("no program")?;
+        run(self.command(program).args(words))
+    }
+
+    /// The paths of all files, below the root.
+    pub fn files(&self) -> Result<Vec<String>> {
+        let files = run(Command::new("find")
+            .arg(&self.root)
+            .args(["-xdev", "-printf", "%P\\n"]))?;
+        let mut files: Vec<String> = files.lines().map(str::to_owned).collect();
+        files.sort_unstable();
+        Ok(files)
+    }
+}
+
+/// The untouched Debian that every other is a layer over. It is made once and kept beside what else
+/// the setup keeps, because that takes a minute or two.
+fn base() -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
+    let cache =
+        env::var_os("XDG_CACHE_HOME").map_or(Path::new(&home).join(".cache"), PathBuf::from);
+    let cache = cache.join("guard");
+    let release = release()?;
+    let base = cache.join(format!("debian-{release}-{INCLUDE}"));
+    if base.is_dir() {
+        return Ok(base);
+    }
+    fs::create_dir_all(&cache)?;
+    remove_unfinished(&cache)?;
+    let unfinished = cache.join(format!("{UNFINISHED}{}", process::id()));
+    let made = run(Command::new("mmdebstrap")
+        .args(["--mode=root", "--variant=minbase", "--format=directory"])
+        .arg(format!("--include={INCLUDE}"))
+        .arg(&release)
+        .arg(&unfinished)
+        .args(sources()?));
+    let finished = made.and_then(|_said| match fs::rename(&unfinished, &base) {
+        // Another process was faster.
+        Err(_) if base.is_dir() => Ok(()),
+        result => Ok(result?),
+    });
+    if unfinished.exists() {
+        remove_folder(&unfinished)?;
+    }
+    finished?;
+    Ok(base)
+}
+
+/// How folders are named that a process of this number is filling.
+const UNFINISHED: &str = "unfinished-debian-";
+
+/// Removes what processes left that were killed.
+fn remove_unfinished(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let owner = name.to_string_lossy();
+        if let Some(owner) = owner.strip_prefix(UNFINISHED)
+            && !Path::new("/proc").join(owner).exists()
+        {
+            remove_folder(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The name of this machine's release.
+fn release() -> Result<String> {
+    let about = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let mut facts = about.lines();
+    let release = facts.find_map(|fact| fact.strip_prefix("VERSION_CODENAME="));
+    Ok(release
+        .context("this machine's release has no name")?
+        .into())
+}
+
+/// Where this machine itself gets Debian from, as lines of a sources.list.
+fn sources() -> Result<Vec<String>> {
+    let known = || {
+        run(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
+            "Created-By: Packages",
+            "Origin: Debian",
+        ]))
+    };
+    let mut sources = known()?;
+    if sources.is_empty() {
+        // It knows the origin of what it has read the lists of.
+        run(Command::new("apt-get").arg("update"))?;
+        sources = known()?;
+    }
+    ensure!(!sources.is_empty(), "apt knows no Debian");
+    Ok(sources.lines().map(str::to_owned).collect())
+}
