@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The version of everything below. State that is pinned with another one is not shared.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
 
 /// The XDP program, and the copy of it whose clock comes from [`CLOCK`].
 pub const PROGRAM: &str = "guard";

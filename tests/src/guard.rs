@@ -70,10 +70,14 @@ impl Guard {
 
     /// Starts it with the policy that is there, as a service manager would.
     pub fn start_again(lab: &Lab) -> Result<Self> {
-        let binary = binary()?;
+        Self::start_binary(lab, &binary()?)
+    }
+
+    /// The same with another build of it.
+    pub fn start_binary(lab: &Lab, binary: &Path) -> Result<Self> {
         let mut daemon = Daemon::start(
             lab.host
-                .command(path_str(&binary)?)
+                .command(path_str(binary)?)
                 .args(whereabouts(lab))
                 .args(["run", "--policy"])
                 .arg(lab.folder().join(POLICY)),
@@ -83,13 +87,13 @@ impl Guard {
         wait_for(Duration::from_secs(20), || {
             daemon.check_alive()?;
             // The status is there without an agent, too.
-            let status = run(Command::new(&binary).args(&whereabouts).arg("status"))?;
+            let status = run(Command::new(binary).args(&whereabouts).arg("status"))?;
             anyhow::ensure!(!status.contains("NOT RUNNING"), "{status}");
             Ok(())
         })?;
         Ok(Self {
             daemon,
-            binary,
+            binary: binary.to_owned(),
             whereabouts,
         })
     }

@@ -13,6 +13,7 @@ pub mod image;
 pub mod interrupt;
 pub mod machine;
 pub mod namespace;
+pub mod probe;
 pub mod process;
 pub mod proxy;
 pub mod sweep;

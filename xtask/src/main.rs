@@ -6,6 +6,7 @@ mod fuzz;
 mod lint;
 mod package;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Reload, kill, upgrade and try for a quarter of an hour while packets keep coming
+    Soak,
     /// Make a Debian package
     Package(package::Options),
     /// Show the main job end to end, in a lab of its own
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::run(),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
+        Command::Soak => soak::run(),
         Command::Package(options) => package::run(options),
         Command::Demo => demo::run(),
     };

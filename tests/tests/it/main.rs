@@ -15,4 +15,5 @@ mod package;
 mod packets;
 mod rates;
 mod replay;
+mod soak;
 mod sources;

@@ -1,0 +1,187 @@
+//! Everything that may happen to a guard while packets keep coming: not one to a closed port gets in, and not
+//! one to an open port is lost to the guard. `cargo xtask soak` runs the long form.
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use lab::{
+    docker::Docker,
+    guard::{Guard, output, write_policy},
+    probe::{Counted, Pace, Probe},
+    process::wait_for,
+    topology::{INTERFACE, Lab},
+};
+use serde_json::json;
+
+const OPEN: u16 = 9_000;
+const CLOSED: u16 = 9_001;
+
+/// `cargo xtask soak` sets it: the binary of another build, with another layout of its maps.
+const OLDER: &str = "GUARD_OLDER_BINARY";
+
+struct Plan {
+    reloads: u32,
+    kills: u32,
+    trials: u32,
+    pace: Pace,
+    docker: bool,
+    older: Option<PathBuf>,
+}
+
+fn policy(docker: Option<&Docker>, generation: u32) -> String {
+    let mut policy = format!(
+        "mode = \"enforce\"\nscope = \"host\"\ninterfaces = [\"{INTERFACE}\"]\n\
+         docker.socket = \"{}\"\nlimits.packets = \"{}k/s\"\n",
+        docker.map_or(String::new(), |docker| docker
+            .socket()
+            .display()
+            .to_string()),
+        50 + generation
+    );
+    // Services come and go around the one that is probed.
+    for n in 0..generation % 5 {
+        writeln!(
+            policy,
+            "[[service]]\nname = \"s{n}\"\nports = [\"tcp/{}\"]\nlimit.packets = \"{}/s\"",
+            1_000 + n,
+            100 + generation
+        )
+        .unwrap();
+    }
+    policy
+        + &format!(
+            "[[service]]\nname = \"open\"\nports = [\"udp/{OPEN}\"]\ntotal.packets = \"100M/s\"\n"
+        )
+}
+
+fn soak(plan: &Plan) -> Counted {
+    let lab = Lab::new().unwrap();
+    let mut docker = plan.docker.then(|| Docker::start(&lab).unwrap());
+    let text = |docker: Option<&Docker>, n| policy(docker, n);
+    write_policy(&lab, &text(docker.as_ref(), 0)).unwrap();
+    // An older build comes first, and is upgraded under way.
+    let mut guard = match &plan.older {
+        Some(older) => Guard::start_binary(&lab, older).unwrap(),
+        None => Guard::start_again(&lab).unwrap(),
+    };
+    let probe = Probe::start(&lab, OPEN, CLOSED, plan.pace).unwrap();
+    let mut watch = Watch::default();
+    if plan.older.is_some() {
+        guard.kill().unwrap();
+        guard = Guard::start_again(&lab).unwrap();
+        // The counters of another layout are not read.
+        watch = Watch::default();
+    }
+    for n in 1..=plan.reloads {
+        if n % 3 == 0 {
+            write_policy(&lab, "mode = \"enforce\"\nscpoe = \"host\"\n").unwrap();
+            let refused = output(&lab, &["reload"]).unwrap();
+            assert_eq!(refused.status.code(), Some(2));
+        } else {
+            write_policy(&lab, &text(docker.as_ref(), n)).unwrap();
+            guard.run(&["reload"]).unwrap();
+        }
+        watch.look(&guard);
+        if plan.docker && n == plan.reloads / 2 {
+            // Its daemon goes away, the policy is read again without it, and it comes back.
+            drop(docker.take());
+            let lost = policy(None, n).replace("socket = \"\"", "socket = \"/nonexistent\"");
+            write_policy(&lab, &lost).unwrap();
+            guard.run(&["reload"]).unwrap();
+            docker = Some(Docker::start(&lab).unwrap());
+        }
+    }
+    write_policy(&lab, &text(docker.as_ref(), 1)).unwrap();
+    for _ in 0..plan.kills {
+        guard.kill().unwrap();
+        guard = Guard::start_again(&lab).unwrap();
+        watch.look(&guard);
+    }
+    for n in 0..plan.trials {
+        let path = lab.folder().join("trial.toml");
+        fs::write(&path, text(docker.as_ref(), n)).unwrap();
+        guard
+            .run(&["try", path.to_str().unwrap(), "--for", "2s"])
+            .unwrap();
+        wait_for(Duration::from_secs(20), || {
+            let status = guard.json("status")?;
+            anyhow::ensure!(status["trial"].is_null(), "{status}");
+            Ok(())
+        })
+        .unwrap();
+        watch.look(&guard);
+    }
+    let counted = probe.stop(&lab).unwrap();
+    let dropped = [("service", json!("open")), ("verdict", json!("drop"))];
+    assert_eq!(guard.packets(&dropped).unwrap(), 0, "lost to the guard");
+    assert_eq!(counted.closed, 0, "leaked: {counted:?}");
+    if plan.older.is_none() {
+        let passed = guard.packets(&[("service", json!("open"))]).unwrap();
+        assert_eq!(passed, counted.open, "some were judged by no program");
+    }
+    assert!(counted.open > 0, "{counted:?}");
+    counted
+}
+
+/// Sees that counters never go back.
+#[derive(Default)]
+struct Watch {
+    passed: u64,
+    dropped: u64,
+}
+
+impl Watch {
+    fn look(&mut self, guard: &Guard) {
+        let passed = guard.packets(&[("verdict", json!("pass"))]).unwrap();
+        let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
+        assert!(passed >= self.passed && dropped >= self.dropped);
+        *self = Self { passed, dropped };
+    }
+}
+
+#[test]
+fn nothing_leaks_and_nothing_is_lost_whatever_happens_to_the_agent() {
+    let counted = soak(&Plan {
+        reloads: 6,
+        kills: 2,
+        trials: 1,
+        pace: Pace::Steady,
+        docker: false,
+        older: None,
+    });
+    assert!(counted.sent > 10_000, "{counted:?}");
+}
+
+/// The long form; `cargo xtask soak` asks for it by naming the other build.
+#[test]
+fn soak_long() {
+    let Some(older) = env::var_os(OLDER) else {
+        return;
+    };
+    let older = Path::new(&older);
+    for pace in [Pace::Steady, Pace::Flood] {
+        let counted = soak(&Plan {
+            reloads: 100,
+            kills: 20,
+            trials: 2,
+            pace,
+            docker: true,
+            older: Some(older.to_owned()),
+        });
+        let rate = counted.sent as f64 / counted.seconds;
+        println!(
+            "soak: {pace:?}: {} datagrams to each port in {:.0} s ({rate:.0}/s), leaked 0, lost to the \
+             guard 0",
+            counted.sent, counted.seconds
+        );
+        assert!(
+            rate >= 10_000.0,
+            "{rate:.0}/s are too few: the machine is too busy for this run"
+        );
+    }
+}

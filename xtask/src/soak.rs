@@ -1,0 +1,36 @@
+//! `cargo xtask soak`: everything that may happen to a guard while packets keep coming, at length.
+
+use anyhow::Result;
+
+use crate::{
+    build::{self, cargo},
+    setup,
+};
+
+pub fn run() -> Result<()> {
+    let toolchain = setup::for_tests()?;
+    let binary = build::guard(&toolchain, false)?;
+    // An older build of itself: the same program with another layout of its maps.
+    let mut older = toolchain.cargo();
+    older
+        .args(["build", "--locked", "--package", "guard-userspace"])
+        .args(["--features", "older-layout", "--target-dir", "target/older"]);
+    cargo(&mut older)?;
+    let older = std::env::current_dir()?.join("target/older/debug/guard");
+    let mut command = toolchain.cargo();
+    command
+        .args([
+            "test",
+            "--locked",
+            "--package",
+            "guard-tests",
+            "--test",
+            "it",
+        ])
+        .args(["soak::soak_long", "--", "--exact", "--nocapture"])
+        .env("GUARD_BINARY", binary)
+        .env("GUARD_OLDER_BINARY", older);
+    let result = cargo(&mut command);
+    lab::sweep::dead_labs()?;
+    result
+}
