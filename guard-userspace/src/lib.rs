@@ -13,3 +13,4 @@ pub mod docker;
 pub mod explain;
 pub mod host;
 pub mod policy;
+pub mod sessions;
