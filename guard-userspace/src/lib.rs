@@ -12,5 +12,6 @@ pub mod dataplane;
 pub mod docker;
 pub mod explain;
 pub mod host;
+pub mod operator;
 pub mod policy;
 pub mod sessions;
