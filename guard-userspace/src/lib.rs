@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod docker;
 pub mod explain;
 pub mod host;
+pub mod lockout;
 pub mod operator;
 pub mod policy;
 pub mod sessions;
