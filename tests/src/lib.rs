@@ -12,5 +12,6 @@ pub mod interrupt;
 pub mod namespace;
 pub mod process;
 pub mod proxy;
+pub mod ssh;
 pub mod sweep;
 pub mod topology;

@@ -84,7 +84,7 @@ impl Arguments {
         let Self { socket, command } = self;
         match command {
             Command::Run(run) => run.run(&socket).await,
-            Command::Check(check) => check.run(),
+            Command::Check(check) => check.run().await,
             Command::Status(output) => Ok(status::run(&Client::new(&socket)?, &output).await?),
             Command::Talkers(talkers) => Ok(talkers.run(&Client::new(&socket)?).await?),
             Command::Explain(explain) => explain.run(&Client::new(&socket)?).await,

@@ -71,13 +71,16 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP.
-const TESTS: [Tool; 5] = [
+/// What only the tests need: real clients and servers of UDP and SSH.
+const TESTS: [Tool; 8] = [
     tool("dnsmasq", "dnsmasq-base"),
     tool("gtlsclient", "ngtcp2-client"),
     tool("gtlsserver", "ngtcp2-server"),
     tool("openssl", "openssl"),
     tool("tcpdump", "tcpdump"),
+    tool("dropbear", "dropbear-bin"),
+    tool("dropbearkey", "dropbear-bin"),
+    tool("dbclient", "dropbear-bin"),
 ];
 
 /// A real Docker.
