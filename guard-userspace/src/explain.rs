@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use etherparse::{IpNumber, PacketBuilder};
+use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 use guard_common::{
     exposure::Scope,
     layout::PortProtocol,
@@ -18,7 +18,7 @@ use guard_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataplane::{Judged, Replay},
+    dataplane::{Judged, LoadError, Replay},
     policy::{
         Budgets, Containers, Entry, From, Ground, Policy, Ports, PublishedFamily, Seats, Service,
         Source, Tables, Timebase, Treatment,
@@ -110,6 +110,44 @@ pub struct Situation<'a> {
     pub entries: &'a [Entry],
 }
 
+impl Situation<'_> {
+    /// A copy of the program that judges by this policy in this situation, at its moment.
+    pub(crate) fn judge_by(&self, policy: &Policy) -> Result<Replay, LoadError> {
+        let ground = Ground {
+            containers: self.containers,
+            local_ports: &self.local_ports,
+            now: Timebase {
+                boot_ns: Replay::BOOT_NS,
+                ..self.now
+            },
+            entries: self.entries,
+        };
+        let tables = Tables::compile_at(policy, &ground, &Seats::new(policy));
+        let mut replay = Replay::new(tables, self.tick_ns)?;
+        replay.set_clock(0)?;
+        Ok(replay)
+    }
+
+    /// The steps that lead to this reason, and the line of the policy that decided, if one did.
+    pub(crate) fn way_to(
+        &self,
+        reason: Reason,
+        from: IpAddr,
+        address: IpAddr,
+        ports: &Ports,
+    ) -> (Vec<Step>, Option<usize>) {
+        let mut way = Way {
+            situation: self,
+            from,
+            address,
+            ports,
+            steps: Vec::new(),
+        };
+        let line = way.describe(reason);
+        (way.steps, line)
+    }
+}
+
 /// Explains the first packet of a connection or exchange between two places.
 pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Result<Explanation> {
     let from = from.to_canonical();
@@ -130,35 +168,15 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         bail!("{from} does not speak {name}: ask for {right}");
     }
     let frame = first_packet(from, address, &to.ports)?;
-    let ground = Ground {
-        containers: situation.containers,
-        local_ports: &situation.local_ports,
-        now: Timebase {
-            boot_ns: Replay::BOOT_NS,
-            ..situation.now
-        },
-        entries: situation.entries,
-    };
-    let seats = Seats::new(situation.policy);
-    let tables = Tables::compile_at(situation.policy, &ground, &seats);
-    let mut replay = Replay::new(tables, situation.tick_ns)?;
-    replay.set_clock(0)?;
+    let replay = situation.judge_by(situation.policy)?;
     let Judged { service, outcome } = replay.judge(&frame)?;
     let tables = replay.generation().tables();
-    let mut way = Way {
-        situation,
-        from,
-        address,
-        ports: &to.ports,
-        steps: Vec::new(),
-    };
     let is_off = situation.policy.mode == Mode::Off;
-    let line = if is_off {
-        None
+    let (mut steps, line) = if is_off {
+        (Vec::new(), None)
     } else {
-        way.describe(outcome.reason)
+        situation.way_to(outcome.reason, from, address, &to.ports)
     };
-    let Way { mut steps, .. } = way;
     let verdict = outcome.verdict().name();
     steps.push(Step {
         step: "mode".to_owned(),
@@ -227,22 +245,18 @@ fn describe_packet(ports: &Ports) -> String {
 /// Clients send from such a port.
 const CLIENT_PORT: u16 = 50_000;
 
-fn first_packet(from: IpAddr, to: IpAddr, ports: &Ports) -> Result<Vec<u8>> {
-    const TTL: u8 = 64;
+const WINDOW: u16 = 64_240;
+
+pub(crate) fn first_packet(from: IpAddr, to: IpAddr, ports: &Ports) -> Result<Vec<u8>> {
     const ECHO_REQUEST: [u8; 2] = [8, 128];
-    let ethernet = PacketBuilder::ethernet2([0; 6], [0; 6]);
-    let ip = match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), TTL),
-        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), TTL),
-        _ => bail!("the addresses speak different versions of IP"),
-    };
+    let ip = ip_packet(from, to)?;
     let mut frame = Vec::new();
     match ports {
         Ports::Range {
             protocol: PortProtocol::Tcp,
             ports,
         } => {
-            let segment = ip.tcp(CLIENT_PORT, *ports.start(), 0, 64_240).syn();
+            let segment = ip.tcp(CLIENT_PORT, *ports.start(), 0, WINDOW).syn();
             segment.write(&mut frame, &[])?;
         }
         Ports::Range {
@@ -266,6 +280,26 @@ fn first_packet(from: IpAddr, to: IpAddr, ports: &Ports) -> Result<Vec<u8>> {
         }
     }
     Ok(frame)
+}
+
+/// A segment of a connection that is already open.
+pub(crate) fn later_segment(from: IpAddr, to: IpAddr, port: u16) -> Result<Vec<u8>> {
+    let segment = ip_packet(from, to)?
+        .tcp(CLIENT_PORT, port, 1, WINDOW)
+        .ack(1);
+    let mut frame = Vec::new();
+    segment.write(&mut frame, &[])?;
+    Ok(frame)
+}
+
+fn ip_packet(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
+    const TTL: u8 = 64;
+    let ethernet = PacketBuilder::ethernet2([0; 6], [0; 6]);
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => Ok(ethernet.ipv4(from.octets(), to.octets(), TTL)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => Ok(ethernet.ipv6(from.octets(), to.octets(), TTL)),
+        _ => bail!("the addresses speak different versions of IP"),
+    }
 }
 
 /// The steps of the packet's way, as the policy tells them.

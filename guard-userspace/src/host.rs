@@ -150,6 +150,43 @@ impl LinkEvents {
     }
 }
 
+/// An interface, and what it stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// The interface that carries its packets, such as a VLAN's.
+    pub below: Option<u32>,
+    /// The bridge or bond that it is a port of.
+    pub controller: Option<u32>,
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            below: None,
+            controller: None,
+        };
+        let mut is_below_elsewhere = false;
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Link(index) => link.below = Some(index),
+                LinkAttribute::Controller(index) => link.controller = Some(index),
+                // The other one is in another network namespace, where indices are others'.
+                LinkAttribute::LinkNetNsId(_) => is_below_elsewhere = true,
+                _ => {}
+            }
+        }
+        if is_below_elsewhere {
+            link.below = None;
+        }
+        link
+    }
+}
+
 /// Questions to the kernel over route netlink.
 pub struct Netlink {
     handle: Handle,
@@ -204,6 +241,43 @@ impl Netlink {
             }
         }
         Ok(program_id.map(|program_id| XdpState { program_id, native }))
+    }
+
+    /// Every interface of this host.
+    pub async fn links(&self) -> Result<Vec<Link>, rtnetlink::Error> {
+        let links = self.handle.link().get().execute();
+        links.map_ok(Link::from).try_collect().await
+    }
+
+    /// The interface that packets from one of this host's addresses to a peer leave by. `Ok(None)`
+    /// for a link-local peer, which may be behind any.
+    pub async fn interface_towards(
+        &self,
+        local: IpAddr,
+        peer: IpAddr,
+    ) -> Result<Option<u32>, rtnetlink::Error> {
+        let query = match (local, peer) {
+            (IpAddr::V4(local), IpAddr::V4(peer)) if !peer.is_link_local() => {
+                RouteMessageBuilder::<net::Ipv4Addr>::new()
+                    .source_prefix(local, 32)
+                    .destination_prefix(peer, 32)
+                    .build()
+            }
+            (IpAddr::V6(local), IpAddr::V6(peer)) if !peer.is_unicast_link_local() => {
+                RouteMessageBuilder::<net::Ipv6Addr>::new()
+                    .source_prefix(local, 128)
+                    .destination_prefix(peer, 128)
+                    .build()
+            }
+            _ => return Ok(None),
+        };
+        let route = self.handle.route().get(query).execute().try_next().await?;
+        let attributes = route.into_iter().flat_map(|route| route.attributes);
+        let mut interfaces = attributes.filter_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(index),
+            _ => None,
+        });
+        Ok(interfaces.next())
     }
 
     /// The addresses of every interface of this host.

@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod probe;
 pub mod process;
 pub mod proxy;
+pub mod ssh;
 pub mod sweep;
 pub mod topology;
 pub mod udp;

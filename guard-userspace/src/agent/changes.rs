@@ -12,6 +12,7 @@ use crate::{
     dataplane::{Force, LoadError, is_full},
     host,
     kept::{self, ChangedMode, KeepError},
+    lockout,
     operator::SshSession,
     policy::{Action, Clock, Entry, Ground, Policy, PolicyError, Tables},
 };
@@ -47,7 +48,8 @@ impl Agent {
     pub async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
         let next = Loaded::read(&self.places.policy, self.clock())?;
         self.ask_docker(&next).await;
-        self.require_no_lockout(&next.policy, request.operator.as_ref(), request.force)?;
+        self.require_no_lockout(&next.policy, request.operator, request.force)
+            .await?;
         self.put_in_force(next, 0, Force::No).await?;
         self.trial = None;
         self.state.kept.trial = None;
@@ -82,7 +84,8 @@ impl Agent {
                     .to_owned(),
             ));
         }
-        self.require_no_lockout(&next.policy, operator.as_ref(), force)?;
+        self.require_no_lockout(&next.policy, operator, force)
+            .await?;
         let before = self.loaded.clone();
         let now = host::timebase().map_err(anyhow::Error::from)?;
         let lasts_ns = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
@@ -181,7 +184,7 @@ impl Agent {
             }
         }
         let policy = self.loaded.policy.clone();
-        let result = match self.require_no_lockout(&policy, operator.as_ref(), force) {
+        let result = match self.require_no_lockout(&policy, operator, force).await {
             Ok(()) => self.put_again().await,
             Err(error) => Err(error),
         };
@@ -229,7 +232,7 @@ impl Agent {
             ));
         }
         if let (Action::Deny, Some(session), false) = (action, operator, force)
-            && prefix.contains(&session.client.ip())
+            && lockout::covers_operator(prefix, &session)
         {
             return Err(ChangeError::Harmful(format!(
                 "{prefix} has your own address in it, {}, from which you are logged in: it is not \
@@ -347,15 +350,47 @@ impl Agent {
         }
     }
 
-    fn require_no_lockout(
+    /// Holds a policy, with the modes that operators have set, against the sessions that are open into
+    /// this host. What it cuts is told; what closes the operator's own way in is refused.
+    pub(super) async fn require_no_lockout(
         &self,
-        _policy: &Policy,
-        _operator: Option<&SshSession>,
-        _force: bool,
+        policy: &Policy,
+        operator: Option<SshSession>,
+        force: bool,
     ) -> Result<(), ChangeError> {
-        Ok(())
+        let policy = self.state.kept.modes.applied_to(policy);
+        let containers = self.docker.containers();
+        let entries = &self.state.kept.entries;
+        let lockout = lockout::of_host(&policy, containers, entries, &self.netlink, operator).await;
+        let lockout = match lockout {
+            Ok(lockout) => lockout,
+            // Not to know whom it cuts is no reason to leave a host unguarded.
+            Err(error) => {
+                warn!("open sessions cannot be held against the policy: {error:#}");
+                return Ok(());
+            }
+        };
+        for cut in lockout
+            .cut
+            .iter()
+            .filter(|cut| cut.is_enforced())
+            .take(CUTS_TOLD)
+        {
+            warn!(session = %cut, reason = cut.reason, "this policy closes an open session: {}", cut.because);
+        }
+        match lockout.refusal() {
+            Some(refusal) if !force => Err(ChangeError::Harmful(refusal)),
+            Some(refusal) => {
+                warn!("by force: {refusal}");
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
+
+/// How many of the sessions that a policy cuts are named in the log.
+const CUTS_TOLD: usize = 20;
 
 fn parse_mode(name: &str) -> Result<Mode, ChangeError> {
     let modes = [Mode::Off, Mode::Observe, Mode::Enforce];

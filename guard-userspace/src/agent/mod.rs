@@ -30,6 +30,7 @@ use crate::{
     },
     host::{self, Netlink, UdpFlow},
     kept::{KeptPolicy, StateFile},
+    operator::ssh_session,
     policy::{Clock, Ground},
 };
 
@@ -107,6 +108,10 @@ impl Agent {
             places,
             state,
         };
+        // Started by hand, it asks as `reload` does; a service manager comes over no SSH.
+        agent
+            .require_no_lockout(&loaded.policy, ssh_session(), force == Force::Yes)
+            .await?;
         agent.put_in_force(loaded, 0, force).await?;
         agent.keep()?;
         Ok(agent)

@@ -1,5 +1,7 @@
 //! `guard check`: reads a policy and says what it means, without applying it.
 
+mod live;
+
 use std::{
     fmt::{self, Write as _},
     path::PathBuf,
@@ -8,6 +10,7 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 
+use self::live::Live;
 use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
 use crate::policy::{Budget, Budgets, From, Policy, Ports, Service};
 
@@ -16,6 +19,10 @@ pub struct Check {
     /// The policy file
     #[arg(value_name = "FILE", default_value = DEFAULT_POLICY)]
     file: PathBuf,
+    /// Hold it against the sessions that are open into this host, your own SSH session first; exit
+    /// with 1 if it would cut any
+    #[arg(long)]
+    live: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -30,6 +37,9 @@ struct Checked {
     /// `null`: those of the default routes.
     interfaces: Option<Vec<String>>,
     services: Vec<CheckedService>,
+    /// Only with `--live`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Live>,
 }
 
 #[derive(Serialize)]
@@ -52,19 +62,26 @@ struct Limits {
 }
 
 impl Check {
-    pub fn run(self) -> Result<(), Failure> {
+    pub async fn run(self) -> Result<(), Failure> {
         let Self {
             file,
+            live,
             output: Output { json },
         } = self;
         let policy = read_policy(&file)?;
-        let checked = Checked::new(file.display().to_string(), &policy);
+        let mut checked = Checked::new(file.display().to_string(), &policy);
+        if live {
+            checked.live = Some(Live::ask(&policy).await?);
+        }
         if json {
             print_json(&checked)?;
         } else {
             print(&checked.describe().map_err(anyhow::Error::from)?)?;
         }
-        Ok(())
+        match checked.live.as_ref().and_then(Live::complaint) {
+            Some(complaint) => Err(anyhow::Error::msg(complaint).into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -83,6 +100,7 @@ impl Checked {
             services: services
                 .map(|service| CheckedService::new(service, policy))
                 .collect(),
+            live: None,
         }
     }
 
@@ -95,6 +113,7 @@ impl Checked {
             scope,
             interfaces,
             services,
+            live,
         } = self;
         let interfaces = match interfaces {
             Some(names) => names.join(", "),
@@ -133,6 +152,9 @@ impl Checked {
                 text,
                 "  no service is listed: every port in the scope is closed"
             )?;
+        }
+        if let Some(live) = live {
+            text.push_str(&live.describe()?);
         }
         Ok(text)
     }

@@ -36,7 +36,7 @@ pub struct Run {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
-    /// Take another XDP program off the interfaces
+    /// Take another XDP program off the interfaces, and close your own way in if the policy does
     #[arg(long)]
     force: bool,
 }

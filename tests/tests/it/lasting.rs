@@ -15,6 +15,7 @@ use lab::{
     http::{Answer, get},
     process::{run, wait_for},
     proxy::Proxy,
+    ssh::Ssh,
     topology::{HOST_V4, INTERFACE, Lab, USER_V4, USER_V6},
 };
 use serde_json::{Value, json};
@@ -412,29 +413,32 @@ fn more_entries_than_there_is_room_for_still_get_in() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
     // Beyond the room of the table that the generation was loaded with.
-    for n in 0..1_100_u32 {
-        let address = format!("10.0.{}.{}", n / 256, n % 256);
-        post_entry(&site.lab, &address);
-    }
+    let many = (0..1_030_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256));
+    deny_all(&site.lab, many);
     assert_eq!(site.ask(), OPEN);
-    post_entry(&site.lab, &USER_V4.to_string());
+    deny_all(&site.lab, [USER_V4.to_string()].into_iter());
     assert_eq!(site.ask(), CLOSED);
-    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1_101);
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["interfaces"][0]["generation"], 2, "one had no room");
+    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1_031);
 }
 
-/// The control API itself, as `curl --unix-socket` uses it.
-fn post_entry(lab: &Lab, prefix: &str) {
-    let body = json!({"action": "deny", "prefix": format!("{prefix}/32")}).to_string();
-    run(Command::new("curl")
-        .args([
-            "--silent",
-            "--show-error",
-            "--fail-with-body",
-            "--unix-socket",
-        ])
-        .arg(lab.folder().join("guard.sock"))
-        .args(["--json", &body, "http://guard/v1/entries"]))
-    .unwrap();
+/// Speaks the control API itself, as `curl --unix-socket` does: one request for each address.
+fn deny_all(lab: &Lab, addresses: impl Iterator<Item = String>) {
+    let socket = lab.folder().join("guard.sock");
+    let requests: Vec<String> = addresses
+        .map(|address| {
+            let body = json!({"action": "deny", "prefix": format!("{address}/32")}).to_string();
+            format!(
+                "silent\nshow-error\nfail-with-body\nunix-socket = {:?}\njson = {body:?}\n\
+                 url = \"http://guard/v1/entries\"\noutput = \"/dev/null\"\n",
+                socket.display().to_string()
+            )
+        })
+        .collect();
+    let config = lab.folder().join("curl.conf");
+    fs::write(&config, requests.join("next\n")).unwrap();
+    run(Command::new("curl").arg("--config").arg(&config)).unwrap();
 }
 
 fn other_policy(site: &Site, extra: &str) -> PathBuf {
@@ -633,4 +637,50 @@ fn the_agent_keeps_no_more_privileges_than_it_needs() {
     guard.run(&["deny", &user.to_string()]).unwrap();
     guard.remove().unwrap();
     assert_eq!(site.attached(), "");
+}
+
+#[test]
+fn a_policy_that_would_cut_the_ssh_session_it_is_applied_from_is_refused_with_the_session_named() {
+    let lab = Lab::new().unwrap();
+    lab.internet
+        .ip(&format!("route add {HOST_V4} dev internet src {USER_V4}"))
+        .unwrap();
+    let ssh = Ssh::start(&lab).unwrap();
+    let open_22 = "[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\n";
+    let guard = Guard::start(&lab, &policy("enforce", open_22)).unwrap();
+    let other = lab.folder().join("other.toml");
+    fs::write(&other, policy("enforce", OPEN_80)).unwrap();
+    write_policy(&lab, &policy("enforce", OPEN_80)).unwrap();
+    let over_ssh = |arguments: &str| {
+        let places: Vec<String> = whereabouts(&lab)
+            .iter()
+            .map(|place| place.to_string_lossy().into_owned())
+            .collect();
+        let binary = binary().unwrap();
+        // sudo takes the variable away, as `env -i` does.
+        let command = format!(
+            "env -i {} {} {arguments}",
+            binary.display(),
+            places.join(" ")
+        );
+        ssh.output(&lab, HOST_V4, &format!("{command}; exit $?"))
+            .unwrap()
+    };
+    let before = guard.json("status").unwrap();
+    for command in ["reload", &format!("try {} --for 60s", other.display())] {
+        let words = ["198.51.100.7", "203.0.113.10:22", "closed_port", "--force"];
+        fails(&over_ssh(command), 1, &words);
+        let after = guard.json("status").unwrap();
+        assert_eq!(after["interfaces"], before["interfaces"], "{command}");
+    }
+    // In observe mode it cuts nobody, and to enforce it is refused as well.
+    write_policy(&lab, &policy("observe", OPEN_80)).unwrap();
+    let observed = over_ssh("reload");
+    assert!(observed.status.success(), "{observed:?}");
+    fails(&over_ssh("mode enforce"), 1, &["198.51.100.7", "--force"]);
+    assert_eq!(guard.json("status").unwrap()["mode"], "observe");
+    assert!(ssh.output(&lab, HOST_V4, "true").unwrap().status.success());
+    // Elsewhere than over SSH nobody is shut out, and the session that is cut is told.
+    guard.run(&["mode", "enforce"]).unwrap();
+    assert_eq!(guard.json("status").unwrap()["mode"], "enforce");
 }

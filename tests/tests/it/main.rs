@@ -9,6 +9,7 @@ mod frames;
 mod host_scope;
 mod judge;
 mod lasting;
+mod lockout;
 mod model;
 mod namespaces;
 mod package;

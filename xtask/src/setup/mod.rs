@@ -84,8 +84,8 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP, and a fresh Debian with its systemd.
-const TESTS: [Tool; 7] = [
+/// What only the tests need: real clients and servers of UDP and SSH, and a fresh Debian with its systemd.
+const TESTS: [Tool; 10] = [
     tool("dnsmasq", "dnsmasq-base"),
     tool("gtlsclient", "ngtcp2-client"),
     tool("gtlsserver", "ngtcp2-server"),
@@ -93,6 +93,9 @@ const TESTS: [Tool; 7] = [
     tool("openssl", "openssl"),
     tool("systemd-nspawn", "systemd-container"),
     tool("tcpdump", "tcpdump"),
+    tool("dropbear", "dropbear-bin"),
+    tool("dropbearkey", "dropbear-bin"),
+    tool("dbclient", "dropbear-bin"),
 ];
 
 /// Debian's tools for packages.

@@ -1,0 +1,175 @@
+//! `guard check --live`: whom a policy would shut out of this host at this moment.
+
+use std::fmt::{self, Write as _};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::{
+    agent::{Docker, ask_docker},
+    host::Netlink,
+    lockout::{self, Cut, Lockout},
+    operator::{SshSession, ssh_session},
+    policy::Policy,
+};
+
+/// A person reads no more than this.
+const LISTED: usize = 20;
+
+#[derive(Serialize)]
+pub struct Live {
+    /// That the command comes from, if it does.
+    pub ssh_session: Option<SshSession>,
+    /// Why the ports that containers publish are not known.
+    pub docker_error: Option<String>,
+    #[serde(flatten)]
+    pub lockout: Lockout,
+}
+
+impl Live {
+    pub async fn ask(policy: &Policy) -> anyhow::Result<Self> {
+        let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+        let docker = ask_docker(policy, &netlink, None).await;
+        let ssh_session = ssh_session();
+        let containers = docker.containers();
+        let lockout = lockout::of_host(policy, containers, &[], &netlink, ssh_session).await?;
+        Ok(Self {
+            ssh_session,
+            docker_error: match docker {
+                Docker::Lost { error, .. } => Some(error),
+                Docker::Off | Docker::Connected(_) => None,
+            },
+            lockout,
+        })
+    }
+
+    /// Why the command fails: the policy shuts somebody out.
+    pub fn complaint(&self) -> Option<String> {
+        let count = self.lockout.enforced();
+        let is_operators = self.lockout.refusal().is_some();
+        match (count, is_operators) {
+            (0, _) => None,
+            (1, true) => Some("this policy would close your own way in".to_owned()),
+            (count, true) => Some(format!(
+                "this policy would close your own way in, and {} more",
+                sessions(count - 1)
+            )),
+            (count, false) => Some(format!("this policy would cut {}", sessions(count))),
+        }
+    }
+
+    pub fn describe(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        let Self {
+            ssh_session,
+            docker_error,
+            lockout:
+                Lockout {
+                    sessions: open,
+                    operator,
+                    cut,
+                },
+        } = self;
+        match (operator, ssh_session) {
+            (Some(cut), _) => describe_way_in(&mut text, cut)?,
+            (None, Some(SshSession { client, server })) => writeln!(
+                text,
+                "your own way in, SSH from {} to {server}, stays open",
+                client.ip()
+            )?,
+            (None, None) => writeln!(
+                text,
+                "this command comes from no SSH session that could be found"
+            )?,
+        }
+        for (is_enforced, what) in [(true, "cut"), (false, "cut if it were enforced")] {
+            let cuts: Vec<&Cut> = cut
+                .iter()
+                .filter(|cut| cut.is_enforced() == is_enforced)
+                .collect();
+            if !cuts.is_empty() {
+                writeln!(text, "{} would be {what}:", sessions(cuts.len()))?;
+            }
+            for cut in cuts.iter().take(LISTED) {
+                writeln!(text, "  {cut}: {}, {}", Why(cut), effect(cut))?;
+            }
+            if cuts.len() > LISTED {
+                writeln!(text, "  and {} more; --json lists all", cuts.len() - LISTED)?;
+            }
+        }
+        if cut.is_empty() {
+            let others = if operator.is_some() { "other " } else { "" };
+            writeln!(
+                text,
+                "no {others}session would be cut, of {} into this host",
+                sessions(*open)
+            )?;
+        }
+        if let Some(error) = docker_error {
+            writeln!(
+                text,
+                "what containers publish is not known, and not judged: {error}"
+            )?;
+        }
+        Ok(text)
+    }
+}
+
+fn describe_way_in(text: &mut String, cut: &Cut) -> fmt::Result {
+    let (client, server) = (cut.peer.ip(), cut.local);
+    if cut.is_enforced() {
+        writeln!(
+            text,
+            "YOUR OWN WAY IN WOULD BE CLOSED: SSH from {client} to {server}"
+        )?;
+    } else {
+        writeln!(
+            text,
+            "your own way in, SSH from {client} to {server}, stays open in this mode; enforced, it \
+             would be closed"
+        )?;
+    }
+    writeln!(text, "  {}", Why(cut))?;
+    writeln!(text, "  {}", effect(cut))?;
+    if let Some(keep_open) = &cut.keep_open {
+        writeln!(text, "  to keep it open, write in the policy:")?;
+        for line in keep_open.lines() {
+            writeln!(text, "    {line}")?;
+        }
+    }
+    Ok(())
+}
+
+fn effect(cut: &Cut) -> &'static str {
+    if cut.at_once {
+        "the open session dies at once"
+    } else {
+        "the open session goes on, but no new one can be opened"
+    }
+}
+
+fn sessions(count: usize) -> String {
+    match count {
+        1 => "1 session".to_owned(),
+        count => format!("{count} sessions"),
+    }
+}
+
+/// `closed_port, no service lists tcp/22 (line 3)`.
+struct Why<'a>(&'a Cut);
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cut {
+            reason,
+            because,
+            line,
+            ..
+        } = self.0;
+        write!(formatter, "{reason}, {because}")?;
+        match line {
+            Some(line) => write!(formatter, " (line {line})"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Over which interface a session comes in: only what crosses a guarded one is judged there, and not
+//! what comes from a container's bridge or out of a VPN.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use super::{Cut, Lockout};
+use crate::{
+    host::{Link, Netlink},
+    policy::Policy,
+};
+
+/// This host's interfaces, and which of them the policy guards.
+pub struct Arrivals {
+    links: Vec<Link>,
+    /// `None`: some of them are not there now, so any may be meant.
+    guarded: Option<BTreeSet<u32>>,
+}
+
+impl Arrivals {
+    pub async fn new(policy: &Policy, netlink: &Netlink) -> Result<Self, rtnetlink::Error> {
+        let names: Vec<String> = match &policy.interfaces {
+            Some(interfaces) => {
+                let names = interfaces.iter().map(|interface| interface.name.clone());
+                names.collect()
+            }
+            None => netlink.default_route_interfaces().await?,
+        };
+        let links = netlink.links().await?;
+        let index = |name: &String| {
+            let link = links.iter().find(|link| link.name == *name)?;
+            Some(link.index)
+        };
+        let guarded = names.iter().map(index).collect::<Option<BTreeSet<u32>>>();
+        Ok(Self {
+            guarded: guarded.filter(|guarded| !guarded.is_empty()),
+            links,
+        })
+    }
+
+    /// Leaves out the sessions that do not come in over a guarded interface.
+    ///
+    /// They come in where the answers go out: a host that answers elsewhere is judged by that. A
+    /// session that the kernel knows no way for is taken for guarded.
+    pub async fn retain_guarded(&self, lockout: &mut Lockout, netlink: &Netlink) {
+        let mut known = HashMap::new();
+        let mut kept = Vec::with_capacity(lockout.cut.len());
+        for cut in lockout.cut.drain(..) {
+            if self.is_guarded(&cut, &mut known, netlink).await {
+                kept.push(cut);
+            }
+        }
+        lockout.cut = kept;
+        if let Some(cut) = &lockout.operator
+            && !self.is_guarded(cut, &mut known, netlink).await
+        {
+            lockout.operator = None;
+        }
+    }
+
+    async fn is_guarded(
+        &self,
+        cut: &Cut,
+        known: &mut HashMap<(IpAddr, IpAddr), bool>,
+        netlink: &Netlink,
+    ) -> bool {
+        let key = (cut.local.ip(), cut.peer.ip());
+        if let Some(known) = known.get(&key) {
+            return *known;
+        }
+        let (local, peer) = key;
+        let way = netlink.interface_towards(local, peer).await;
+        let is_guarded = match way {
+            Ok(Some(index)) => self.leads_to_guarded(index),
+            Ok(None) | Err(_) => true,
+        };
+        known.insert(key, is_guarded);
+        is_guarded
+    }
+
+    /// Whether packets that come in over this interface have crossed a guarded one: itself, the one
+    /// below it, or one of its ports if it is a bridge or a bond.
+    fn leads_to_guarded(&self, index: u32) -> bool {
+        let Some(guarded) = &self.guarded else {
+            return true;
+        };
+        let mut seen = BTreeSet::new();
+        let mut next = vec![index];
+        while let Some(index) = next.pop() {
+            if guarded.contains(&index) {
+                return true;
+            }
+            if !seen.insert(index) {
+                continue;
+            }
+            let links = self.links.iter();
+            next.extend(links.filter_map(|link| {
+                let is_port = link.controller == Some(index);
+                let is_itself = link.index == index;
+                is_port
+                    .then_some(link.index)
+                    .or(link.below.filter(|_| is_itself))
+            }));
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vlan_and_a_bridge_lead_to_what_they_stand_on_and_a_vpn_does_not() {
+        let link = |index, below, controller| Link {
+            index,
+            name: format!("link{index}"),
+            below,
+            controller,
+        };
+        let mut arrivals = Arrivals {
+            links: vec![
+                link(1, None, None),
+                link(2, None, Some(4)),
+                // A VLAN of 2, and one of the bridge.
+                link(3, Some(2), None),
+                link(4, None, None),
+                link(5, Some(4), None),
+                // WireGuard, and a container's bridge with its port.
+                link(6, None, None),
+                link(7, None, None),
+                link(8, None, Some(7)),
+                // Two that stand on each other.
+                link(9, Some(10), None),
+                link(10, Some(9), None),
+            ],
+            guarded: Some(BTreeSet::from([2])),
+        };
+        let leads: Vec<u32> = (1..12).filter(|n| arrivals.leads_to_guarded(*n)).collect();
+        assert_eq!(leads, [2, 3, 4, 5]);
+        arrivals.guarded = None;
+        assert!(arrivals.leads_to_guarded(6), "it may be meant");
+    }
+}

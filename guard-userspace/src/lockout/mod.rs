@@ -1,0 +1,378 @@
+//! Whom a policy would shut out: the sessions that are open into this host, and the operator's own
+//! way in, held against the policy before it is applied.
+//!
+//! The real program judges two segments of every session, one that opens it and one of its later
+//! ones. Budgets are left out: a session over its budget is slow, not shut out.
+
+mod arrival;
+mod remedy;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context as _, Result};
+use guard_common::{
+    layout::PortProtocol,
+    reason::{Mode, Outcome, Reason, Verdict},
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use self::arrival::Arrivals;
+use crate::{
+    dataplane::Replay,
+    explain::{Situation, first_packet, later_segment},
+    host::{self, Netlink},
+    operator::SshSession,
+    policy::{Budgets, Containers, Entry, Limit, Policy, Ports, Service},
+    sessions::{self, Session},
+};
+
+/// Whom a policy would shut out of this host.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Lockout {
+    /// How many inbound sessions were held against the policy.
+    pub sessions: usize,
+    /// The operator's own way in, if the policy closes it.
+    pub operator: Option<Cut>,
+    /// All other sessions that it closes.
+    pub cut: Vec<Cut>,
+}
+
+/// A session that the policy closes, or would close if it were enforced.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Cut {
+    pub protocol: String,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    pub verdict: String,
+    /// `drop`: the mode that applies lets it pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would: Option<String>,
+    pub reason: String,
+    /// That lists the port, but not for this peer.
+    pub service: Option<String>,
+    /// The reason in words.
+    pub because: String,
+    /// The line of the policy that decided, if one did.
+    pub line: Option<usize>,
+    /// The running session dies. If not, it goes on, but could not be opened again.
+    pub at_once: bool,
+    /// What to write so that it stays open. Only for the operator's own way in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_open: Option<String>,
+}
+
+impl Cut {
+    /// Not only observed.
+    pub fn is_enforced(&self) -> bool {
+        self.would.is_none()
+    }
+}
+
+/// `198.51.100.7:50000 to 203.0.113.10:22`.
+impl fmt::Display for Cut {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} to {}", self.peer, self.local)
+    }
+}
+
+impl Lockout {
+    /// How many sessions are shut out in the modes that apply, the operator's among them.
+    pub fn enforced(&self) -> usize {
+        let cuts = self.operator.iter().chain(&self.cut);
+        cuts.filter(|cut| cut.is_enforced()).count()
+    }
+
+    /// Why this must not be applied without `--force`, in one line.
+    pub fn refusal(&self) -> Option<String> {
+        let cut = self.operator.as_ref().filter(|cut| cut.is_enforced())?;
+        let Cut {
+            peer,
+            local,
+            reason,
+            because,
+            line,
+            ..
+        } = cut;
+        let place = line
+            .map(|line| format!(" (line {line})"))
+            .unwrap_or_default();
+        Some(format!(
+            "this would close your own way in, SSH from {} to {local}: {reason}, {because}{place}; \
+             `guard check --live` says how to keep it open, and --force applies it all the same",
+            peer.ip()
+        ))
+    }
+}
+
+/// Whether an entry that denies this prefix denies the operator.
+pub fn covers_operator(prefix: IpNet, operator: &SshSession) -> bool {
+    prefix.contains(&operator.client.ip())
+}
+
+/// Holds this host's open sessions, and the operator's, against a policy.
+pub async fn of_host(
+    policy: &Policy,
+    containers: &Containers,
+    entries: &[Entry],
+    netlink: &Netlink,
+    operator: Option<SshSession>,
+) -> Result<Lockout> {
+    let sessions = tokio::task::spawn_blocking(sessions::inbound).await??;
+    let own = netlink.addresses().await;
+    let own = own.context("this host's addresses cannot be read")?;
+    let situation = Situation {
+        policy,
+        containers,
+        local_ports: host::local_port_range().context("the local port range cannot be read")?,
+        now: host::timebase().context("the clocks cannot be read")?,
+        tick_ns: host::tick_ns().context("the kernel's tick cannot be read")?,
+        own: &own,
+        entries,
+    };
+    let mut lockout = judge(&situation, &sessions, operator)?;
+    Arrivals::new(policy, netlink)
+        .await
+        .context("this host's interfaces cannot be read")?
+        .retain_guarded(&mut lockout, netlink)
+        .await;
+    Ok(lockout)
+}
+
+/// Holds sessions against a policy, as if they all came in over its interfaces.
+pub fn judge(
+    situation: &Situation<'_>,
+    sessions: &[Session],
+    operator: Option<SshSession>,
+) -> Result<Lockout> {
+    let judge = Judge {
+        situation,
+        replay: situation.judge_by(&exposure_alone(situation.policy))?,
+    };
+    let way_in = operator.and_then(|operator| judge.way_in(operator, sessions));
+    let mut found = HashMap::new();
+    let mut cut = Vec::new();
+    for session in sessions {
+        // What this host sends to itself is on no interface.
+        if Some(*session) == way_in || judge.is_own(session.peer.ip()) {
+            continue;
+        }
+        // All that comes from one address to one port is judged alike.
+        let key = (session.peer.ip(), session.local);
+        let finding = match found.get(&key) {
+            Some(finding) => finding,
+            None => {
+                let finding = judge.find(session)?;
+                found.entry(key).or_insert(finding)
+            }
+        };
+        cut.extend(finding.as_ref().map(|finding| finding.cut(*session)));
+    }
+    let operator = match way_in {
+        Some(session) => judge.find(&session)?.map(|finding| Cut {
+            keep_open: Some(remedy::keep_open(situation.policy, &session, &finding)),
+            ..finding.cut(session)
+        }),
+        None => None,
+    };
+    Ok(Lockout {
+        sessions: sessions.len(),
+        operator,
+        cut,
+    })
+}
+
+/// The policy without budgets, and enforced, so that every reason to drop is seen.
+fn exposure_alone(policy: &Policy) -> Policy {
+    let services = policy.services.iter();
+    Policy {
+        mode: Mode::Enforce,
+        limits: Limit::default(),
+        services: services
+            .map(|service| Service {
+                mode: Mode::Enforce,
+                limit: Limit::default(),
+                total: Budgets::default(),
+                ..service.clone()
+            })
+            .collect(),
+        ..policy.clone()
+    }
+}
+
+/// The policy's program, unattached.
+struct Judge<'a> {
+    situation: &'a Situation<'a>,
+    replay: Replay,
+}
+
+/// Why sessions from one address to one port are closed.
+struct Finding {
+    outcome: Outcome,
+    service: Option<String>,
+    because: String,
+    line: Option<usize>,
+    at_once: bool,
+}
+
+impl Judge<'_> {
+    fn is_own(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.situation.own.contains(&address)
+    }
+
+    /// The operator's session, if it leads to this host from another. A shell in a container may tell
+    /// of a session to somewhere else.
+    fn way_in(&self, operator: SshSession, sessions: &[Session]) -> Option<Session> {
+        let SshSession { client, server } = operator;
+        let session = Session {
+            local: server,
+            peer: client,
+        };
+        let ends_here = self.situation.own.contains(&server.ip()) || sessions.contains(&session);
+        let comes_from_elsewhere =
+            !self.is_own(client.ip()) && client.is_ipv4() == server.is_ipv4();
+        (ends_here && comes_from_elsewhere).then_some(session)
+    }
+
+    /// `None`: it stays open.
+    fn find(&self, session: &Session) -> Result<Option<Finding>> {
+        let Session { local, peer } = session;
+        let (from, to) = (peer.ip(), local.ip());
+        let port = local.port();
+        let ports = Ports::Range {
+            protocol: PortProtocol::Tcp,
+            ports: port..=port,
+        };
+        let (service, reason) = self.judge(&first_packet(from, to, &ports)?)?;
+        if reason.verdict() == Verdict::Pass {
+            return Ok(None);
+        }
+        let (_, later) = self.judge(&later_segment(from, to, port)?)?;
+        let policy = self.situation.policy;
+        let mut services = policy.services.iter();
+        let mode = services
+            .find(|candidate| Some(&candidate.name) == service.as_ref())
+            .map_or(policy.mode, |service| service.mode.min(policy.mode));
+        let (steps, line) = self.situation.way_to(reason, from, to, &ports);
+        Ok(Some(Finding {
+            outcome: Outcome::new(reason, mode),
+            because: match (steps.last(), &service) {
+                (Some(step), Some(service)) if reason == Reason::SourceNotAllowed => {
+                    format!("service \"{service}\" lists {ports}, but {}", step.finding)
+                }
+                (Some(step), _) => step.finding.clone(),
+                (None, _) => String::new(),
+            },
+            service,
+            line,
+            at_once: later.verdict() == Verdict::Drop,
+        }))
+    }
+
+    fn judge(&self, frame: &[u8]) -> Result<(Option<String>, Reason)> {
+        let judged = self.replay.judge(frame)?;
+        let tables = self.replay.generation().tables();
+        let service = tables.service_name(judged.service);
+        Ok((service.map(str::to_owned), judged.outcome.reason))
+    }
+}
+
+impl Finding {
+    fn cut(&self, session: Session) -> Cut {
+        let Self {
+            outcome,
+            service,
+            because,
+            line,
+            at_once,
+        } = self;
+        let Session { local, peer } = session;
+        Cut {
+            protocol: PortProtocol::Tcp.name().to_owned(),
+            peer,
+            local,
+            verdict: outcome.verdict().name().to_owned(),
+            would: outcome.would_drop.then(|| Verdict::Drop.name().to_owned()),
+            reason: outcome.reason.name().to_owned(),
+            service: service.clone(),
+            because: because.clone(),
+            line: *line,
+            at_once: *at_once,
+            keep_open: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(would: Option<&str>) -> Cut {
+        Cut {
+            protocol: "tcp".to_owned(),
+            peer: "198.51.100.7:50000".parse().unwrap(),
+            local: "203.0.113.10:22".parse().unwrap(),
+            verdict: "drop".to_owned(),
+            would: would.map(str::to_owned),
+            reason: "closed_port".to_owned(),
+            service: None,
+            because: "no service lists tcp/22".to_owned(),
+            line: None,
+            at_once: false,
+            keep_open: None,
+        }
+    }
+
+    #[test]
+    fn only_what_is_enforced_is_refused() {
+        let mut lockout = Lockout {
+            sessions: 3,
+            operator: Some(cut(Some("drop"))),
+            cut: vec![cut(None), cut(Some("drop"))],
+        };
+        assert_eq!((lockout.enforced(), lockout.refusal()), (1, None));
+        lockout.operator = Some(cut(None));
+        assert_eq!(lockout.enforced(), 2);
+        let refusal = lockout.refusal().unwrap();
+        for word in ["198.51.100.7", "203.0.113.10:22", "closed_port", "--force"] {
+            assert!(refusal.contains(word), "{refusal}");
+        }
+        assert_eq!(refusal.lines().count(), 1);
+        lockout.operator = None;
+        assert_eq!(lockout.refusal(), None, "others are only listed");
+    }
+
+    #[test]
+    fn a_report_reads_as_it_is_written() {
+        let lockout = Lockout {
+            sessions: 1,
+            operator: Some(cut(None)),
+            cut: vec![cut(Some("drop"))],
+        };
+        let text = serde_json::to_string(&lockout).unwrap();
+        assert_eq!(serde_json::from_str::<Lockout>(&text).unwrap(), lockout);
+    }
+
+    #[test]
+    fn an_entry_covers_the_operator_if_it_holds_the_clients_address() {
+        let operator = |text: &str| text.parse::<SshSession>().unwrap();
+        let v4 = operator("198.51.100.7 50000 203.0.113.10 22");
+        let mapped = operator("::ffff:198.51.100.7 50000 ::ffff:203.0.113.10 22");
+        let v6 = operator("2001:db8:51::7 50000 2001:db8:113::10 22");
+        for (prefix, session, covers) in [
+            ("198.51.100.0/24", v4, true),
+            ("198.51.100.7/32", mapped, true),
+            ("203.0.113.0/24", v4, false),
+            ("0.0.0.0/0", v4, true),
+            ("::/0", v4, false),
+            ("2001:db8:51::/64", v6, true),
+        ] {
+            let prefix = prefix.parse().unwrap();
+            assert_eq!(covers_operator(prefix, &session), covers, "{prefix}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The TCP sessions that others have opened to this host, asked from the kernel (sock_diag(7)).
+//!
+//! Only what ends at a socket of this host's own: what Docker's NAT leads into a container has its
+//! socket there.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_core::{
+    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
+};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+/// A TCP connection, as this host sees it. IPv4 is never written as IPv6.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Session {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+/// A TCP socket that waits for connections.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Listener {
+    /// The unspecified address: every address.
+    pub local: SocketAddr,
+    /// On every IPv6 address, but not on IPv4 ones as well.
+    pub v6_only: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionsError {
+    #[error("the kernel has no sock_diag for TCP: `modprobe tcp_diag` brings it")]
+    NotSupported,
+    #[error("the TCP sockets of this host cannot be listed: {0}")]
+    Socket(io::Error),
+    #[error("the kernel's list of TCP sockets cannot be read: {0}")]
+    Garbled(DecodeError),
+}
+
+/// The established sessions that others opened: their local port is one that this host listens on.
+/// What never leaves the host, from loopback to loopback, is left out. Sorted.
+///
+/// Blocks while the kernel walks its sockets: a fraction of a second with 100,000 of them.
+pub fn inbound() -> Result<Vec<Session>, SessionsError> {
+    // Asked first: who listens by then has been listening for a session that is already there.
+    let mut sessions = established()?;
+    let mut by_port: HashMap<u16, Vec<Listener>> = HashMap::new();
+    for listener in listeners()? {
+        let port = listener.local.port();
+        by_port.entry(port).or_default().push(listener);
+    }
+    sessions.retain(|Session { local, peer }| {
+        let listeners = by_port.get(&local.port());
+        let is_accepted = listeners.is_some_and(|listeners| {
+            let mut listeners = listeners.iter();
+            listeners.any(|listener| listener.accepts(local.ip()))
+        });
+        is_accepted && !(local.ip().is_loopback() && peer.ip().is_loopback())
+    });
+    sessions.sort_unstable();
+    Ok(sessions)
+}
+
+/// Every socket that waits for TCP connections. Sorted.
+pub fn listeners() -> Result<Vec<Listener>, SessionsError> {
+    let mut listeners = Vec::new();
+    dump(StateFlags::LISTEN, |response| {
+        let v6_only = response.nlas.contains(&Nla::SkV6Only(true));
+        let SocketId {
+            source_address,
+            source_port,
+            ..
+        } = response.header.socket_id;
+        listeners.push(Listener {
+            local: SocketAddr::new(source_address.to_canonical(), source_port),
+            v6_only,
+        });
+    })?;
+    listeners.sort_unstable();
+    // Those that share a port are many.
+    listeners.dedup();
+    Ok(listeners)
+}
+
+fn established() -> Result<Vec<Session>, SessionsError> {
+    let mut sessions = Vec::new();
+    dump(StateFlags::ESTABLISHED, |response| {
+        let SocketId {
+            source_port,
+            destination_port,
+            source_address,
+            destination_address,
+            ..
+        } = response.header.socket_id;
+        sessions.push(Session {
+            local: SocketAddr::new(source_address.to_canonical(), source_port),
+            peer: SocketAddr::new(destination_address.to_canonical(), destination_port),
+        });
+    })?;
+    Ok(sessions)
+}
+
+impl Listener {
+    /// Whether connections to this address reach it, given its port.
+    pub fn accepts(&self, address: IpAddr) -> bool {
+        let Self { local, v6_only } = self;
+        match local.ip() {
+            IpAddr::V4(own) if own.is_unspecified() => address.is_ipv4(),
+            IpAddr::V6(own) if own.is_unspecified() => address.is_ipv6() || !v6_only,
+            own => own == address,
+        }
+    }
+}
+
+/// What the kernel writes at once is shorter (netlink_dump() in net/netlink/af_netlink.c).
+const BUFFER: usize = 64 << 10;
+
+/// Messages start at multiples of this (NLMSG_ALIGNTO in linux/netlink.h).
+const ALIGNMENT: usize = 4;
+
+/// Visits the TCP sockets in these states.
+fn dump(states: StateFlags, mut visit: impl FnMut(InetResponse)) -> Result<(), SessionsError> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SessionsError::Socket)?;
+    socket.bind_auto().map_err(SessionsError::Socket)?;
+    let kernel = NetlinkAddress::new(0, 0);
+    socket.connect(&kernel).map_err(SessionsError::Socket)?;
+    for (family, socket_id) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: states.clone(),
+            socket_id,
+        };
+        send(&socket, request)?;
+        receive(&socket, &mut visit)?;
+    }
+    Ok(())
+}
+
+fn send(socket: &Socket, request: InetRequest) -> Result<(), SessionsError> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0).map_err(SessionsError::Socket)?;
+    Ok(())
+}
+
+/// Reads to the end of one dump.
+fn receive(socket: &Socket, mut visit: impl FnMut(InetResponse)) -> Result<(), SessionsError> {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    loop {
+        buffer.clear();
+        match socket.recv(&mut buffer, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => result.map_err(SessionsError::Socket)?,
+        };
+        let mut rest = buffer.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                .map_err(SessionsError::Garbled)?;
+            let (header, payload) = message.into_parts();
+            match payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    visit(*response);
+                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(refused(error.to_io())),
+                _ => {}
+            }
+            // It has been read, so it is at least as long as its header.
+            let length = (header.length as usize).next_multiple_of(ALIGNMENT);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+fn refused(error: io::Error) -> SessionsError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => SessionsError::NotSupported,
+        _ => SessionsError::Socket(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_accepts_on_its_address_or_on_all_of_its_family() {
+        let cases = [
+            ("203.0.113.10:22", false, "203.0.113.10", true),
+            ("203.0.113.10:22", false, "203.0.113.11", false),
+            ("0.0.0.0:22", false, "203.0.113.10", true),
+            ("0.0.0.0:22", false, "2001:db8::1", false),
+            ("[::]:22", false, "2001:db8::1", true),
+            ("[::]:22", false, "203.0.113.10", true),
+            ("[::]:22", true, "203.0.113.10", false),
+            ("[2001:db8::1]:22", false, "2001:db8::1", true),
+            ("[2001:db8::1]:22", false, "203.0.113.10", false),
+        ];
+        for (local, v6_only, address, accepts) in cases {
+            let listener = Listener {
+                local: local.parse().unwrap(),
+                v6_only,
+            };
+            let address = address.parse().unwrap();
+            assert_eq!(listener.accepts(address), accepts, "{listener:?} {address}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_lists_listeners_and_leaves_loopback_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(local).unwrap();
+        let found = Listener {
+            local,
+            v6_only: false,
+        };
+        assert!(listeners().unwrap().contains(&found));
+        let server = |session: &Session| session.local == local;
+        assert!(established().unwrap().iter().any(server));
+        assert!(!inbound().unwrap().iter().any(server));
+    }
+}
