@@ -59,9 +59,11 @@ const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
 impl Packet {
     /// Whether the host would lose its network without this packet: it is never dropped.
     ///
-    /// Only what the host itself would take for such: neighbour discovery that crossed no router,
-    /// and MLD from a link-local or no address (RFC 3810, section 5). So nobody further away can
-    /// dress a flood in these clothes.
+    /// Only what the host itself would take for such, and only as neighbours send it: neighbour
+    /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
+    /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
+    /// section 18.4). So nobody further away can dress a flood in these clothes. DHCP over IPv4 is
+    /// apart: see [`Self::is_dhcp_reply`].
     #[inline(always)]
     pub const fn is_control(&self) -> bool {
         match self.transport {
@@ -71,16 +73,35 @@ impl Packet {
                     Family::Ipv6,
                     MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
                     | MULTICAST_LISTENER_REPORT_V2,
-                ) => self.has_local_source(),
+                ) => self.has_link_local_source() || self.has_no_source(),
                 _ => false,
             },
             Transport::Udp {
                 source_port,
                 destination_port,
-            } => match self.family {
-                Family::Ipv4 => source_port == DHCP.0 && destination_port == DHCP.1,
-                Family::Ipv6 => source_port == DHCPV6.0 && destination_port == DHCPV6.1,
-            },
+            } => {
+                matches!(self.family, Family::Ipv6)
+                    && source_port == DHCPV6.0
+                    && destination_port == DHCPV6.1
+                    && self.has_link_local_source()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether this is what a DHCP server sends to a client over IPv4. A lease may be renewed with a
+    /// server on any network (RFC 2131, section 4.4.5), so nothing in the packet tells it from what
+    /// somebody far away sends with these ports: it is control only where the host itself has the port.
+    #[inline(always)]
+    pub const fn is_dhcp_reply(&self) -> bool {
+        match (self.family, self.transport) {
+            (
+                Family::Ipv4,
+                Transport::Udp {
+                    source_port,
+                    destination_port,
+                },
+            ) => source_port == DHCP.0 && destination_port == DHCP.1,
             _ => false,
         }
     }
@@ -99,9 +120,14 @@ impl Packet {
     }
 
     #[inline(always)]
-    const fn has_local_source(&self) -> bool {
+    const fn has_link_local_source(&self) -> bool {
+        self.source.high & LINK_LOCAL_MASK == LINK_LOCAL
+    }
+
+    #[inline(always)]
+    const fn has_no_source(&self) -> bool {
         let Address { high, low } = self.source;
-        high & LINK_LOCAL_MASK == LINK_LOCAL || (high == 0 && low == 0)
+        high == 0 && low == 0
     }
 }
 
@@ -172,11 +198,25 @@ mod tests {
     }
 
     #[test]
-    fn dhcp_replies_are_control_in_their_own_family() {
-        assert!(udp(Family::Ipv4, 67, 68).is_control());
-        assert!(udp(Family::Ipv6, 547, 546).is_control());
-        assert!(!udp(Family::Ipv4, 547, 546).is_control());
-        assert!(!udp(Family::Ipv6, 67, 68).is_control());
-        assert!(!udp(Family::Ipv4, 68, 67).is_control(), "a request");
+    fn dhcp_replies_are_known_in_their_own_family() {
+        assert!(udp(Family::Ipv4, 67, 68).is_dhcp_reply());
+        assert!(!udp(Family::Ipv4, 68, 67).is_dhcp_reply(), "a request");
+        assert!(!udp(Family::Ipv4, 547, 546).is_dhcp_reply());
+        assert!(!udp(Family::Ipv6, 67, 68).is_dhcp_reply());
+        let dhcpv6 = |source| Packet {
+            source,
+            ..udp(Family::Ipv6, 547, 546)
+        };
+        assert!(dhcpv6(NEIGHBOUR).is_control());
+        for source in [ANYWHERE, Address::default()] {
+            assert!(!dhcpv6(source).is_control());
+        }
+        for (family, source_port) in [(Family::Ipv6, 67), (Family::Ipv4, 67), (Family::Ipv4, 547)] {
+            let packet = Packet {
+                source: NEIGHBOUR,
+                ..udp(family, source_port, source_port + 1)
+            };
+            assert!(!packet.is_control());
+        }
     }
 }

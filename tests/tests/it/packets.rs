@@ -554,6 +554,12 @@ fn passing() -> Vec<Row> {
             ipv6(neighbour, UDP, &udp(547, 546, &[0; 40])),
         ),
         by_scope(
+            "DHCPv6 reply from beyond a router",
+            ipv6(CLIENT_V6, UDP, &udp(547, 546, &[0; 40])),
+            NotGuarded,
+            ClosedPort,
+        ),
+        by_scope(
             "neighbour solicitation from beyond a router",
             ipv6(CLIENT_V6, ICMPV6, &icmp(135)),
             NotGuarded,

@@ -101,7 +101,7 @@ impl<'a> Model<'a> {
             Seen::Malformed => return (None, dropped("malformed", host_mode)),
             Seen::Ip(datagram) => datagram,
         };
-        if is_control(&datagram) {
+        if is_control(&datagram) || self.is_dhcp(&datagram) {
             return (None, passed("control"));
         }
         let special = self.policy.special(datagram.source);
@@ -143,6 +143,24 @@ impl<'a> Model<'a> {
             passed(reason)
         };
         (name, outcome)
+    }
+
+    /// DHCP over IPv4, for the host itself.
+    fn is_dhcp(&self, datagram: &Datagram) -> bool {
+        let from_server = Content::Udp {
+            from_port: 67,
+            port: 68,
+        };
+        let Datagram {
+            destination,
+            content,
+            ..
+        } = datagram;
+        let mut networks = self.policy.networks.iter();
+        destination.is_ipv4()
+            && *content == from_server
+            && !self.policy.published.contains(&("udp", 68, true))
+            && !networks.any(|(network, _)| network.contains(destination))
     }
 
     fn way(&self, datagram: &Datagram) -> Way<'a> {
@@ -371,8 +389,8 @@ fn is_control(datagram: &Datagram) -> bool {
             _ => false,
         },
         Content::Udp { from_port, port } => match datagram.source {
-            IpAddr::V4(_) => (from_port, port) == (67, 68),
-            IpAddr::V6(_) => (from_port, port) == (547, 546),
+            IpAddr::V4(_) => false,
+            IpAddr::V6(source) => (from_port, port) == (547, 546) && source.is_unicast_link_local(),
         },
         _ => false,
     }
