@@ -32,6 +32,11 @@ pub enum Transport {
         /// The hop limit is 255: no router has passed this packet on (RFC 4861, section 6.1).
         on_link: bool,
     },
+    /// IGMP over IPv4.
+    Igmp {
+        /// The TTL is 1: no router passes this packet on.
+        last_hop: bool,
+    },
     /// Any other protocol, by its IANA number.
     Other {
         protocol: u8,
@@ -52,6 +57,10 @@ const MULTICAST_LISTENER_REPORT_V2: u8 = 143;
 const DHCP: (u16, u16) = (67, 68);
 const DHCPV6: (u16, u16) = (547, 546);
 
+/// 224.0.0.0/4 (RFC 5771).
+const MULTICAST_V4: u64 = 0xe000_0000;
+const MULTICAST_V4_MASK: u64 = 0xf000_0000;
+
 /// fe80::/10 (RFC 4291, section 2.5.6).
 const LINK_LOCAL: u64 = 0xfe80 << 48;
 const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
@@ -62,7 +71,7 @@ impl Packet {
     /// Only what the host itself would take for such, and only as neighbours send it: neighbour
     /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
     /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
-    /// section 18.4). So nobody further away can dress a flood in these clothes. DHCP over IPv4 is
+    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can dress a flood in these clothes. DHCP over IPv4 is
     /// apart: see [`Self::is_dhcp_reply`].
     #[inline(always)]
     pub const fn is_control(&self) -> bool {
@@ -76,6 +85,10 @@ impl Packet {
                 ) => self.has_link_local_source() || self.has_no_source(),
                 _ => false,
             },
+            // To one address it could come from afar, with a TTL that is 1 by the time it is here.
+            Transport::Igmp { last_hop } => {
+                last_hop && self.destination.low & MULTICAST_V4_MASK == MULTICAST_V4
+            }
             Transport::Udp {
                 source_port,
                 destination_port,
@@ -194,6 +207,23 @@ mod tests {
             assert!(icmpv6(kind, false, NEIGHBOUR).is_control());
             assert!(icmpv6(kind, false, Address::default()).is_control());
             assert!(!icmpv6(kind, false, ANYWHERE).is_control());
+        }
+    }
+
+    #[test]
+    fn igmp_is_control_on_its_link_alone() {
+        let igmp = |destination, last_hop| Packet {
+            family: Family::Ipv4,
+            source: Address::from_ipv4(0xc633_6407),
+            destination: Address::from_ipv4(destination),
+            transport: Transport::Igmp { last_hop },
+        };
+        for group in [0xe000_0001, 0xe000_0016, 0xefff_ffff] {
+            assert!(igmp(group, true).is_control());
+            assert!(!igmp(group, false).is_control());
+        }
+        for address in [0xcb00_710a, 0xdfff_ffff, 0xf000_0000, 0xffff_ffff] {
+            assert!(!igmp(address, true).is_control());
         }
     }
 

@@ -98,6 +98,7 @@ fn place(packet: &Packet) -> u32 {
         }),
         // A later fragment has been judged before anybody asks for its port.
         Transport::LaterFragment => protocol_index(protocol::FRAGMENT),
+        Transport::Igmp { .. } => protocol_index(protocol::IGMP),
         Transport::Other { protocol } => protocol_index(protocol),
     }
 }

@@ -36,12 +36,12 @@ pub struct Destination {
 impl FromStr for Destination {
     type Err = String;
 
-    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`.
+    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
                 "{text:?} is no place to reach: write \"8000/tcp\", \"203.0.113.5:8000/tcp\", \
-                 \"[2001:db8::5]:53/udp\" or \"icmp\""
+                 \"[2001:db8::5]:53/udp\", \"icmp\" or \"112/proto\""
             )
         };
         let Some((place, protocol)) = text.rsplit_once('/') else {
@@ -56,8 +56,8 @@ impl FromStr for Destination {
         };
         let ports = format!("{protocol}/{port}").parse().map_err(|_| wrong())?;
         match &ports {
-            Ports::Range { ports, .. } if ports.start() == ports.end() => {}
-            _ => return Err(wrong()),
+            Ports::Range { ports, .. } if ports.start() != ports.end() => return Err(wrong()),
+            _ => {}
         }
         Ok(Self { address, ports })
     }
@@ -118,14 +118,8 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         Some(address) => address,
         None => own_address(situation, from)?,
     };
-    if let Ports::Protocol { name, .. } = &to.ports
-        && let Some(right) = match (*name, from) {
-            ("icmp", IpAddr::V6(_)) => Some("icmpv6"),
-            ("icmpv6", IpAddr::V4(_)) => Some("icmp"),
-            _ => None,
-        }
-    {
-        bail!("{from} does not speak {name}: ask for {right}");
+    if let Some(right) = to.ports.counterpart(from.is_ipv4()) {
+        bail!("{from} does not speak {}: ask for {right}", to.ports);
     }
     let frame = first_packet(from, address, &to.ports)?;
     let tables = Tables::compile(
@@ -216,7 +210,7 @@ fn describe_packet(ports: &Ports) -> String {
         Ports::Range { protocol, ports } => {
             format!("a {} packet to port {}", protocol.name(), ports.start())
         }
-        Ports::Protocol { name, .. } => format!("a packet of {name}"),
+        Ports::Protocol { .. } => format!("a packet of {ports}"),
     }
 }
 
@@ -255,7 +249,7 @@ fn first_packet(from: IpAddr, to: IpAddr, ports: &Ports) -> Result<Vec<u8>> {
             header[2..4].copy_from_slice(&ports.start().to_be_bytes());
             ip.write(&mut frame, IpNumber::SCTP, &header)?;
         }
-        Ports::Protocol { number, .. } => {
+        Ports::Protocol { number } => {
             let mut message = [0; 8];
             message[0] = ECHO_REQUEST[usize::from(from.is_ipv6())];
             ip.write(&mut frame, IpNumber(*number), &message)?;

@@ -90,8 +90,8 @@ struct Sums {
 impl Replay {
     pub fn run(self) -> Result<(), Failure> {
         for ports in &self.publish {
-            if let Ports::Protocol { name, .. } = ports {
-                let problem = format!("{name} cannot be published: name ports, such as tcp/8000");
+            if let Ports::Protocol { .. } = ports {
+                let problem = format!("{ports} cannot be published: name ports, such as tcp/8000");
                 return Err(Failure::Usage(problem));
             }
         }

@@ -341,6 +341,13 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
             None,
             "no service lists icmpv6",
         ),
+        (
+            "198.51.100.23",
+            "203.0.113.10:112/proto",
+            "closed_port",
+            None,
+            "no service lists proto/112",
+        ),
     ] {
         let arguments = ["explain", "--from", from, "--to", to];
         let json = output(&lab, &[&arguments[..], &["--json"]].concat()).unwrap();
@@ -355,7 +362,15 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
     let wrong = output(&lab, &["explain", "--from", "2001:db8::1", "--to", "icmp"]).unwrap();
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("ask for icmpv6"));
-    for to in ["80", "80/http", "tcp/80", "1-2/tcp", "70000/tcp", ""] {
+    for to in [
+        "80",
+        "80/http",
+        "tcp/80",
+        "1-2/tcp",
+        "70000/tcp",
+        "6/proto",
+        "",
+    ] {
         let wrong = output(&lab, &["explain", "--from", "192.0.2.1", "--to", to]).unwrap();
         assert_eq!(wrong.status.code(), Some(2), "{to}");
     }

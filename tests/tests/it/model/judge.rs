@@ -184,7 +184,8 @@ impl<'a> Model<'a> {
             // The other family's ICMP is listed by its number as well.
             Content::Other { protocol: 1 } => ("icmp", 0),
             Content::Other { protocol: 58 } => ("icmpv6", 0),
-            _ => ("none", 0),
+            Content::Other { protocol } => ("proto", u16::from(*protocol)),
+            Content::LaterFragment => ("none", 0),
         };
         let services = || self.policy.services.iter().enumerate();
         let on_address = services().find(|(_, service)| {
@@ -387,6 +388,10 @@ fn is_control(datagram: &Datagram) -> bool {
             133..=137 => datagram.hop_limit == 255,
             130..=132 | 143 => local,
             _ => false,
+        },
+        Content::Other { protocol: 2 } => match datagram.destination {
+            IpAddr::V4(destination) => datagram.hop_limit == 1 && destination.is_multicast(),
+            IpAddr::V6(_) => false,
         },
         Content::Udp { from_port, port } => match datagram.source {
             IpAddr::V4(_) => false,
