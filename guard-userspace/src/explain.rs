@@ -283,10 +283,18 @@ impl<'a> Way<'a> {
             return None;
         }
         self.describe_service(service);
-        let line = service.map(|service| service.line);
         let Some(service) = service else {
-            return line;
+            if reason.verdict() == Verdict::Pass {
+                self.describe_limits();
+            }
+            return None;
         };
+        let line = Some(service.line);
+        if service.mode.min(self.situation.policy.mode) == Mode::Off {
+            let finding = "the service's mode is off: everything passes and nothing is judged";
+            self.add("which mode?", finding, line);
+            return line;
+        }
         self.describe_sources(service);
         if reason == Reason::SourceNotAllowed {
             return line;
@@ -419,6 +427,24 @@ impl<'a> Way<'a> {
             format!("{}; a first packet is within them", limited.join(", "))
         };
         self.add("within its budgets?", finding, Some(service.line));
+        self.describe_relief();
+    }
+
+    /// What reaches no service and passes all the same has the budgets of `[limits]`.
+    fn describe_limits(&mut self) {
+        let limits = &self.situation.policy.limits.budgets;
+        let limited = describe_budgets(limits, "for each source");
+        if limited.is_empty() {
+            let finding = "what reaches no service has no budgets: there are no [limits]";
+            self.add("within [limits]?", finding, None);
+        } else {
+            let finding = format!("{}; a first packet is within them", limited.join(", "));
+            self.add("within [limits]?", finding, None);
+            self.describe_relief();
+        }
+    }
+
+    fn describe_relief(&mut self) {
         let sources = self.situation.policy.sources.iter();
         let special = sources
             .filter(|source| self.holds(source))

@@ -377,6 +377,44 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
 }
 
 #[test]
+fn explain_tells_of_a_services_mode_and_of_limits() {
+    let lab = Lab::new().unwrap();
+    let explained = |policy: &str, to| {
+        let policy = write_policy(&lab, policy).unwrap();
+        let policy = policy.to_str().unwrap();
+        let arguments = [
+            "explain",
+            "--from",
+            "198.51.100.7",
+            "--to",
+            to,
+            "--policy",
+            policy,
+        ];
+        let output = output(&lab, &arguments).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let web = "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nfrom = [\"192.0.2.0/24\"]\n";
+    let enforce = "mode = \"enforce\"\ndocker.socket = \"\"\n";
+    let text = explained(&format!("{enforce}{web}mode = \"off\"\n"), "80/tcp");
+    assert!(text.contains("PASSES: not_guarded"), "{text}");
+    assert!(text.contains("the service's mode is off"), "{text}");
+    assert!(!text.contains("not among those"), "{text}");
+    let text = explained(&format!("{enforce}{web}"), "81/tcp");
+    assert!(text.contains("there are no [limits]"), "{text}");
+    let crowd = "[[source]]\nname = \"office\"\ncidrs = [\"198.51.100.0/24\"]\nfactor = 20\n";
+    let limits = "[limits]\npackets = \"5k/s\"\n";
+    let limited = format!("{enforce}{limits}{web}{crowd}");
+    let text = explained(&limited, "81/tcp");
+    assert!(text.contains("packets 5k/s"), "{text}");
+    assert!(text.contains("20 times every budget"), "{text}");
+    // What is dropped before has no budgets.
+    let text = explained(&format!("scope = \"host\"\n{limited}"), "81/tcp");
+    assert!(text.contains("DROPPED: closed_port"), "{text}");
+    assert!(!text.contains("[limits]"), "{text}");
+}
+
+#[test]
 fn explain_works_without_an_agent() {
     let lab = Lab::new().unwrap();
     let policy = write_policy(&lab, POLICY).unwrap();
