@@ -3,7 +3,7 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{
     address::{Address, Family},
-    layout::{Expiry, Relief, feature},
+    layout::{Expiry, MAX_ENDED, Relief, feature},
 };
 
 use crate::{
@@ -60,9 +60,6 @@ pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
     false
 }
 
-/// How many entries that have ended are looked behind.
-const MAX_ENDED: u32 = 4;
-
 /// What the source is granted when a budget would drop it; nothing for most. One that has ended does
 /// not hide a wider one that holds.
 #[inline(always)]
@@ -74,7 +71,7 @@ pub fn find_relief<C: Clock>(family: Family, source: Address) -> Option<Relief> 
         Family::Ipv4 => 32,
         Family::Ipv6 => 128,
     };
-    for _ in 0..MAX_ENDED {
+    for _ in 0..=MAX_ENDED {
         let relief = match family {
             Family::Ipv4 => RELIEFS_V4.get(Key::new(length, ipv4_key(source))),
             Family::Ipv6 => RELIEFS_V6.get(Key::new(length, ipv6_key(source))),

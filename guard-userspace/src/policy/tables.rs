@@ -388,7 +388,7 @@ fn lengthen(entries: &mut BTreeMap<IpNet, Expiry>, prefix: IpNet, expiry: Expiry
 }
 
 /// The prefixes that this one lies in, the narrowest first.
-fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+pub(super) fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(prefix.supernet(), IpNet::supernet)
 }
 

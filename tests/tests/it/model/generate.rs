@@ -159,6 +159,18 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         if rng.bool() {
             service.from = (0..rng.usize(1..4)).map(|_| prefix(rng)).collect();
         }
+        // What nobody could reach is refused.
+        if let Some(address) = service.address {
+            let (foreign, own) = match address {
+                IpAddr::V4(_) => ("icmpv6", "198.51.0.0/16"),
+                IpAddr::V6(_) => ("icmp", "2001:db8::/32"),
+            };
+            service.ports.retain(|(protocol, ..)| *protocol != foreign);
+            let fits = |from: &IpNet| from.addr().is_ipv4() == address.is_ipv4();
+            if !service.from.is_empty() && !service.from.iter().any(fits) {
+                service.from.push(own.parse().unwrap());
+            }
+        }
         if !service.ports.is_empty() {
             services.push(service);
         }
