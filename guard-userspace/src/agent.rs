@@ -60,6 +60,9 @@ impl Agent {
         let own = netlink.addresses().await;
         let own = own.context("this host's addresses cannot be read")?;
         let mut interfaces = Vec::with_capacity(names.len());
+        for warning in host::policy_warnings(&policy, &names, &netlink).await {
+            warn!("{}", warning.display(&path.display().to_string()));
+        }
         for name in names {
             let tables = Tables::compile(&policy, docker.containers(), &local_ports, now);
             let generation = Generation::load(tables, tick_ns)?;
@@ -366,5 +369,26 @@ fn to_counter(interface: &str, row: CounterRow) -> api::Counter {
         reason: outcome.reason.name().to_owned(),
         packets,
         bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::exposure::NetworkKind;
+
+    use super::*;
+
+    #[test]
+    fn a_network_that_the_host_has_a_second_address_in_is_not_the_containers_alone() {
+        let network = ContainerNetwork {
+            prefix: "172.17.0.0/16".parse().unwrap(),
+            kind: NetworkKind::Masqueraded,
+        };
+        let own = |addresses: &[&str]| -> Vec<IpAddr> {
+            addresses.iter().map(|one| one.parse().unwrap()).collect()
+        };
+        assert!(is_apart(&network, &own(&["203.0.113.10", "172.18.0.1"])));
+        assert!(is_apart(&network, &own(&["203.0.113.10", "172.17.0.1"])));
+        assert!(!is_apart(&network, &own(&["172.17.0.1", "172.17.9.9"])));
     }
 }

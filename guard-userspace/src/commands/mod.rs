@@ -9,7 +9,7 @@ mod status;
 mod talkers;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -84,7 +84,7 @@ impl Arguments {
         let Self { socket, command } = self;
         match command {
             Command::Run(run) => run.run(&socket).await,
-            Command::Check(check) => check.run(),
+            Command::Check(check) => check.run().await,
             Command::Status(output) => Ok(status::run(&Client::new(&socket)?, &output).await?),
             Command::Talkers(talkers) => Ok(talkers.run(&Client::new(&socket)?).await?),
             Command::Explain(explain) => explain.run(&Client::new(&socket)?).await,
@@ -127,17 +127,20 @@ impl fmt::Display for Failure {
         };
         // One line, whatever a library wrote.
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        for c in lines.join(" ").chars() {
-            // Nor does what a policy says move the terminal's cursor.
-            let c = if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            };
-            formatter.write_char(c)?;
-        }
-        Ok(())
+        formatter.write_str(&without_controls(&lines.join(" ")))
     }
+}
+
+/// What a policy says does not move the terminal's cursor.
+fn without_controls(text: &str) -> String {
+    let harmless = |c: char| {
+        if c.is_control() && c != '\n' {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(harmless).collect()
 }
 
 impl From<PolicyError> for Failure {
@@ -160,10 +163,17 @@ fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
 
 /// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+    match writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end())) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Says what is to be looked at again, beside a command's output.
+fn print_warning(text: &str) {
+    let text = without_controls(&text.replace('\n', " "));
+    // Whoever closed standard error does not want to know.
+    let _result = writeln!(io::stderr().lock(), "warning: {text}");
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ mod place;
 mod port;
 mod rate;
 mod tables;
+mod warnings;
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -22,6 +23,7 @@ pub use self::{
         ContainerNetwork, Containers, PublishedFamily, PublishedPort, ServiceTable, Tables,
         Timebase, split,
     },
+    warnings::Warning,
 };
 
 /// A policy that has been checked: whoever holds one need not validate it again.
