@@ -285,7 +285,8 @@ async fn interface_names(policy: &Policy, path: &Path, netlink: &Netlink) -> Res
             Ok(true) => {}
             Ok(false) => anyhow::bail!(
                 "{}{}: {name} is no Ethernet interface, and the program would not understand its \
-                 frames: name the interface below it",
+                 frames: tun, wg, ppp and the like are not supported, nor does guarding the interface \
+                 below them look inside",
                 path.display(),
                 line_of(policy, name)
             ),

@@ -233,7 +233,11 @@ fn an_interface_whose_frames_have_no_ethernet_is_refused() {
     assert_fails(
         &refused,
         1,
-        &["guard.toml:3", "tun0 is no Ethernet interface"],
+        &[
+            "guard.toml:3",
+            "tun0 is no Ethernet interface",
+            "not supported",
+        ],
     );
     assert_nothing_attached(&lab);
 }

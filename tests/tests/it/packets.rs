@@ -585,6 +585,7 @@ fn passing() -> Vec<Row> {
             NotGuarded,
         ),
         same("LLC", other(46), None, NotGuarded),
+        same("a PPPoE session", other(0x8864), None, NotGuarded),
         control("router solicitation", on_link(133)),
         control("router advertisement", on_link(134)),
         control("neighbour solicitation", on_link(135)),
