@@ -423,6 +423,9 @@ impl Expiry {
     }
 }
 
+/// How many [`Relief`]s that have ended are looked behind for a wider one that holds.
+pub const MAX_ENDED: u32 = 4;
+
 /// What a source is granted when a budget would drop it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

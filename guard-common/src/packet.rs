@@ -32,6 +32,11 @@ pub enum Transport {
         /// The hop limit is 255: no router has passed this packet on (RFC 4861, section 6.1).
         on_link: bool,
     },
+    /// IGMP over IPv4.
+    Igmp {
+        /// The TTL is 1: no router passes this packet on.
+        last_hop: bool,
+    },
     /// Any other protocol, by its IANA number.
     Other {
         protocol: u8,
@@ -52,6 +57,10 @@ const MULTICAST_LISTENER_REPORT_V2: u8 = 143;
 const DHCP: (u16, u16) = (67, 68);
 const DHCPV6: (u16, u16) = (547, 546);
 
+/// 224.0.0.0/4 (RFC 5771).
+const MULTICAST_V4: u64 = 0xe000_0000;
+const MULTICAST_V4_MASK: u64 = 0xf000_0000;
+
 /// fe80::/10 (RFC 4291, section 2.5.6).
 const LINK_LOCAL: u64 = 0xfe80 << 48;
 const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
@@ -59,9 +68,11 @@ const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
 impl Packet {
     /// Whether the host would lose its network without this packet: it is never dropped.
     ///
-    /// Only what the host itself would take for such: neighbour discovery that crossed no router,
-    /// and MLD from a link-local or no address (RFC 3810, section 5). So nobody further away can
-    /// dress a flood in these clothes.
+    /// Only what the host itself would take for such, and only as neighbours send it: neighbour
+    /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
+    /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
+    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can dress a flood in these clothes. DHCP over IPv4 is
+    /// apart: see [`Self::is_dhcp_reply`].
     #[inline(always)]
     pub const fn is_control(&self) -> bool {
         match self.transport {
@@ -71,16 +82,39 @@ impl Packet {
                     Family::Ipv6,
                     MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
                     | MULTICAST_LISTENER_REPORT_V2,
-                ) => self.has_local_source(),
+                ) => self.has_link_local_source() || self.has_no_source(),
                 _ => false,
             },
+            // To one address it could come from afar, with a TTL that is 1 by the time it is here.
+            Transport::Igmp { last_hop } => {
+                last_hop && self.destination.low & MULTICAST_V4_MASK == MULTICAST_V4
+            }
             Transport::Udp {
                 source_port,
                 destination_port,
-            } => match self.family {
-                Family::Ipv4 => source_port == DHCP.0 && destination_port == DHCP.1,
-                Family::Ipv6 => source_port == DHCPV6.0 && destination_port == DHCPV6.1,
-            },
+            } => {
+                matches!(self.family, Family::Ipv6)
+                    && source_port == DHCPV6.0
+                    && destination_port == DHCPV6.1
+                    && self.has_link_local_source()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether this is what a DHCP server sends to a client over IPv4. A lease may be renewed with a
+    /// server on any network (RFC 2131, section 4.4.5), so nothing in the packet tells it from what
+    /// somebody far away sends with these ports: it is control only where the host itself has the port.
+    #[inline(always)]
+    pub const fn is_dhcp_reply(&self) -> bool {
+        match (self.family, self.transport) {
+            (
+                Family::Ipv4,
+                Transport::Udp {
+                    source_port,
+                    destination_port,
+                },
+            ) => source_port == DHCP.0 && destination_port == DHCP.1,
             _ => false,
         }
     }
@@ -99,9 +133,14 @@ impl Packet {
     }
 
     #[inline(always)]
-    const fn has_local_source(&self) -> bool {
+    const fn has_link_local_source(&self) -> bool {
+        self.source.high & LINK_LOCAL_MASK == LINK_LOCAL
+    }
+
+    #[inline(always)]
+    const fn has_no_source(&self) -> bool {
         let Address { high, low } = self.source;
-        high & LINK_LOCAL_MASK == LINK_LOCAL || (high == 0 && low == 0)
+        high == 0 && low == 0
     }
 }
 
@@ -172,11 +211,42 @@ mod tests {
     }
 
     #[test]
-    fn dhcp_replies_are_control_in_their_own_family() {
-        assert!(udp(Family::Ipv4, 67, 68).is_control());
-        assert!(udp(Family::Ipv6, 547, 546).is_control());
-        assert!(!udp(Family::Ipv4, 547, 546).is_control());
-        assert!(!udp(Family::Ipv6, 67, 68).is_control());
-        assert!(!udp(Family::Ipv4, 68, 67).is_control(), "a request");
+    fn igmp_is_control_on_its_link_alone() {
+        let igmp = |destination, last_hop| Packet {
+            family: Family::Ipv4,
+            source: Address::from_ipv4(0xc633_6407),
+            destination: Address::from_ipv4(destination),
+            transport: Transport::Igmp { last_hop },
+        };
+        for group in [0xe000_0001, 0xe000_0016, 0xefff_ffff] {
+            assert!(igmp(group, true).is_control());
+            assert!(!igmp(group, false).is_control());
+        }
+        for address in [0xcb00_710a, 0xdfff_ffff, 0xf000_0000, 0xffff_ffff] {
+            assert!(!igmp(address, true).is_control());
+        }
+    }
+
+    #[test]
+    fn dhcp_replies_are_known_in_their_own_family() {
+        assert!(udp(Family::Ipv4, 67, 68).is_dhcp_reply());
+        assert!(!udp(Family::Ipv4, 68, 67).is_dhcp_reply(), "a request");
+        assert!(!udp(Family::Ipv4, 547, 546).is_dhcp_reply());
+        assert!(!udp(Family::Ipv6, 67, 68).is_dhcp_reply());
+        let dhcpv6 = |source| Packet {
+            source,
+            ..udp(Family::Ipv6, 547, 546)
+        };
+        assert!(dhcpv6(NEIGHBOUR).is_control());
+        for source in [ANYWHERE, Address::default()] {
+            assert!(!dhcpv6(source).is_control());
+        }
+        for (family, source_port) in [(Family::Ipv6, 67), (Family::Ipv4, 67), (Family::Ipv4, 547)] {
+            let packet = Packet {
+                source: NEIGHBOUR,
+                ..udp(family, source_port, source_port + 1)
+            };
+            assert!(!packet.is_control());
+        }
     }
 }

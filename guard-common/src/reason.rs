@@ -12,7 +12,7 @@ pub enum Reason {
     Reply = 2,
     /// Over a budget, but its source is exempt.
     Exempt = 3,
-    /// Keeps the host on its network: neighbour discovery, MLD, DHCP replies.
+    /// Keeps the host on its network: neighbour discovery, MLD, IGMP, DHCP replies.
     Control = 4,
     /// A fragment other than the first: it has no port.
     Fragment = 5,

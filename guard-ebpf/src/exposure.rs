@@ -56,16 +56,30 @@ pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
                 || is_admitted::<C>(packet, service)
                 || is_allowed::<C>(packet.family, packet.source, service)
         }),
-        published: match packet.family {
-            Family::Ipv4 => entry.is_published_ipv4(),
-            Family::Ipv6 => entry.is_published_ipv6(),
-        },
+        published: is_published(packet.family, entry),
         ephemeral: entry.is_ephemeral(),
     };
     Destination {
         service,
         settings,
         exposure: judge(target, packet, config::scope()),
+    }
+}
+
+/// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and
+/// to no port that a container publishes.
+#[inline(always)]
+pub fn is_for_host(packet: &Packet) -> bool {
+    let entry = PORTS.get(place(packet)).copied().unwrap_or_default();
+    !is_published(packet.family, entry) && find_network(packet.family, packet.destination).is_none()
+}
+
+/// Whether a container publishes the port on addresses of this family.
+#[inline(always)]
+pub fn is_published(family: Family, entry: PortEntry) -> bool {
+    match family {
+        Family::Ipv4 => entry.is_published_ipv4(),
+        Family::Ipv6 => entry.is_published_ipv6(),
     }
 }
 
@@ -86,6 +100,7 @@ fn place(packet: &Packet) -> u32 {
         }),
         // A later fragment has been judged before anybody asks for its port.
         Transport::LaterFragment => protocol_index(protocol::FRAGMENT),
+        Transport::Igmp { .. } => protocol_index(protocol::IGMP),
         Transport::Other { protocol } => protocol_index(protocol),
     }
 }

@@ -17,7 +17,7 @@ use guard_common::{
 use crate::{
     clock::{Beginning, Clock},
     config,
-    exposure::{find_addressed, is_admitted},
+    exposure::{find_addressed, is_admitted, is_published},
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
     parse::{Frame, Parsed, parse},
@@ -145,11 +145,7 @@ fn mode_of_answers(packet: &Packet, port: u16) -> Option<Mode> {
     {
         return (network == NetworkKind::Routed).then(config::mode);
     }
-    let is_published = match packet.family {
-        Family::Ipv4 => entry.is_published_ipv4(),
-        Family::Ipv6 => entry.is_published_ipv6(),
-    };
-    if is_published {
+    if is_published(packet.family, entry) {
         return None;
     }
     let service = on_this_address.unwrap_or(entry.service());

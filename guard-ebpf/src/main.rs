@@ -42,7 +42,7 @@ use guard_common::{
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
-    exposure::{Destination, find_destination},
+    exposure::{Destination, find_destination, is_for_host},
     parse::{Frame, Parsed, parse},
 };
 
@@ -164,7 +164,7 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
         family: Some(packet.family),
         address: packet.source,
     };
-    if packet.is_control() {
+    if packet.is_control() || packet.is_dhcp_reply() && is_for_host(&packet) {
         return Judgement::of_host(Reason::Control, source);
     }
     if sources::is_denied::<C>(packet.family, packet.source)

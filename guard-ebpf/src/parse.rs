@@ -39,6 +39,7 @@ mod ether_type {
 pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
+    pub const IGMP: u8 = 2;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const ROUTING: u8 = 43;
@@ -202,7 +203,7 @@ fn parse_ipv4(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
             length: total_length - header_length,
             is_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
             family: Family::Ipv4,
-            on_link: false,
+            hops: header.byte(offset_of!(Ipv4Hdr, ttl)),
         }
         .parse(frame)?
     } else {
@@ -229,7 +230,7 @@ fn parse_ipv6(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
         length,
         is_fragment: false,
         family: Family::Ipv6,
-        on_link: header.byte(offset_of!(Ipv6Hdr, hop_limit)) == 255,
+        hops: header.byte(offset_of!(Ipv6Hdr, hop_limit)),
     };
     // A length of 0 stands for a jumbogram (RFC 2675), which no frame that XDP sees can hold; the
     // kernel reads such a packet up to the frame's end.
@@ -297,7 +298,8 @@ struct Payload {
     /// It is the first fragment of more.
     is_fragment: bool,
     family: Family,
-    on_link: bool,
+    /// How many routers may still pass it on: IPv4's TTL, IPv6's hop limit.
+    hops: u8,
 }
 
 impl Payload {
@@ -316,9 +318,12 @@ impl Payload {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
                 Ok(Transport::Icmp {
                     kind: header.byte(0),
-                    on_link: self.on_link,
+                    on_link: self.hops == 255,
                 })
             }
+            protocol::IGMP if self.family == Family::Ipv4 => Ok(Transport::Igmp {
+                last_hop: self.hops == 1,
+            }),
             protocol => Ok(Transport::Other { protocol }),
         }
     }

@@ -3,7 +3,7 @@
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
-    layout::{AdmittedKey, Expiry, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
+    layout::{AdmittedKey, Expiry, MAX_ENDED, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
 };
 
 use crate::{
@@ -106,9 +106,6 @@ pub fn is_listed<C: Clock>(
     entry.is_some_and(|expiry| holds::<C>(*expiry))
 }
 
-/// How many entries that have ended are looked behind.
-const MAX_ENDED: u32 = 4;
-
 /// What the source is granted when a budget would drop it; nothing for most. One that has ended does
 /// not hide a wider one that holds.
 #[inline(always)]
@@ -120,7 +117,7 @@ pub fn find_relief<C: Clock>(family: Family, source: Address) -> Option<Relief> 
         Family::Ipv4 => 32,
         Family::Ipv6 => 128,
     };
-    for _ in 0..MAX_ENDED {
+    for _ in 0..=MAX_ENDED {
         let relief = match family {
             Family::Ipv4 => RELIEFS_V4.get(Key::new(length, ipv4_key(source))),
             Family::Ipv6 => RELIEFS_V6.get(Key::new(length, ipv6_key(source))),

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, fs::File, path::Path};
 
 use anyhow::{Context as _, Result, bail};
-use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError, PcapHeader, create_reader};
+use pcap_parser::{
+    Block, EnhancedPacketBlock, Linktype, PcapBlockOwned, PcapError, PcapHeader, create_reader,
+    pcapng::OptionCode, traits::PcapNGPacketBlock as _,
+};
 
 use crate::dataplane::Direction;
 
@@ -32,14 +35,17 @@ pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded<'_>) -> Result<()>) 
     let mut reader = create_reader(BUFFER, file)
         .map_err(|_| anyhow::anyhow!("{name} is no capture: guard reads pcap and pcapng"))?;
     let mut interfaces = Interfaces::default();
+    let mut packets = 0;
     let mut refilled = 0;
     loop {
         let at_end = reader.reader_exhausted();
         match reader.next() {
             Ok((length, block)) => {
                 refilled = 0;
-                if let Some(recorded) = interfaces.read(block)? {
+                let recorded = interfaces.read(block);
+                if let Some(recorded) = recorded.with_context(|| place(path, packets))? {
                     on_packet(recorded)?;
+                    packets += 1;
                 }
                 reader.consume(length);
             }
@@ -58,6 +64,11 @@ pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded<'_>) -> Result<()>) 
     }
 }
 
+/// Names a packet in an error, by the number that `guard replay --each` gives it.
+pub fn place(path: &Path, packet: u64) -> String {
+    format!("{}: packet {packet}, counted from 0", path.display())
+}
+
 /// What the file says of where its packets come from.
 #[derive(Default)]
 struct Interfaces(Vec<Interface>);
@@ -65,7 +76,8 @@ struct Interfaces(Vec<Interface>);
 #[derive(Clone, Copy)]
 struct Interface {
     linktype: Linktype,
-    ticks_per_second: u64,
+    /// `None`: its unit of time is none that can be counted in.
+    ticks_per_second: Option<u64>,
     /// Seconds.
     offset: i64,
 }
@@ -82,7 +94,7 @@ impl Interfaces {
             PcapBlockOwned::Legacy(packet) => {
                 let interface = interface(interfaces, 0)?;
                 let ticks = u64::from(packet.ts_usec);
-                let time_ns = interface.nanoseconds(packet.ts_sec.into(), ticks);
+                let time_ns = interface.nanoseconds(packet.ts_sec.into(), ticks)?;
                 let length = packet.origlen as usize;
                 interface.recorded(time_ns, packet.data, length).map(Some)
             }
@@ -93,7 +105,7 @@ impl Interfaces {
             PcapBlockOwned::NG(Block::InterfaceDescription(description)) => {
                 interfaces.push(Interface {
                     linktype: description.linktype,
-                    ticks_per_second: description.ts_resolution().unwrap_or(1_000_000),
+                    ticks_per_second: description.ts_resolution(),
                     offset: description.ts_offset(),
                 });
                 Ok(None)
@@ -101,14 +113,16 @@ impl Interfaces {
             PcapBlockOwned::NG(Block::EnhancedPacket(packet)) => {
                 let interface = interface(interfaces, packet.if_id as usize)?;
                 let ticks = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
-                let per_second = interface.ticks_per_second.max(1);
-                let seconds = i64::try_from(ticks / per_second).unwrap_or(i64::MAX);
-                let time_ns = interface.nanoseconds(seconds, ticks % per_second);
+                let time_ns = interface.nanoseconds(0, ticks)?;
                 let length = packet.origlen as usize;
                 let data = packet.data;
                 // The packet's data may be padded to four bytes.
                 let data = data.get(..packet.caplen as usize).unwrap_or(data);
-                interface.recorded(time_ns, data, length).map(Some)
+                let mut recorded = interface.recorded(time_ns, data, length)?;
+                if is_outbound(&packet) {
+                    recorded.direction = Direction::Out;
+                }
+                Ok(Some(recorded))
             }
             // It has no time. Files that use it have no others, so every packet comes at once.
             PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
@@ -125,9 +139,27 @@ impl Interfaces {
 
 fn interface(interfaces: &[Interface], number: usize) -> Result<Interface> {
     let interface = interfaces.get(number);
-    interface
-        .copied()
-        .context("a packet belongs to an interface that the file does not describe")
+    interface.copied().with_context(|| {
+        format!("it came over interface {number}, which the file does not describe")
+    })
+}
+
+/// What the first two bits of epb_flags say (draft-ietf-opsawg-pcapng, section 4.3).
+fn is_outbound(packet: &EnhancedPacketBlock<'_>) -> bool {
+    /// epb_flags.
+    const FLAGS: OptionCode = OptionCode(2);
+    const OUTBOUND: u32 = 2;
+    let mut options = packet.options.iter();
+    let flags = options.find(|option| option.code == FLAGS);
+    let bytes = flags.and_then(|option| option.as_bytes().ok()?.try_into().ok());
+    bytes.is_some_and(|bytes| {
+        let flags = if packet.big_endian() {
+            u32::from_be_bytes(bytes)
+        } else {
+            u32::from_le_bytes(bytes)
+        };
+        flags & 3 == OUTBOUND
+    })
 }
 
 impl Interface {
@@ -135,19 +167,24 @@ impl Interface {
         let is_ns = header.is_nanosecond_precision();
         Self {
             linktype: header.network,
-            ticks_per_second: if is_ns { 1_000_000_000 } else { 1_000_000 },
+            ticks_per_second: Some(if is_ns { 1_000_000_000 } else { 1_000_000 }),
             offset: 0,
         }
     }
 
-    fn nanoseconds(self, seconds: i64, ticks: u64) -> i64 {
-        let per_second = u128::from(self.ticks_per_second.max(1));
-        let fraction = u128::from(ticks) * 1_000_000_000 / per_second;
-        let fraction = i64::try_from(fraction).unwrap_or(0);
-        seconds
-            .saturating_add(self.offset)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(fraction)
+    /// Nanoseconds since 1970 of a moment so many seconds and ticks after the interface's own beginning.
+    fn nanoseconds(self, seconds: i64, ticks: u64) -> Result<i64> {
+        let per_second = self.ticks_per_second.filter(|ticks| *ticks != 0);
+        let per_second = per_second.context("its interface counts time in no unit that is read")?;
+        let seconds = i128::from(seconds) + i128::from(self.offset);
+        let ticks_ns = u128::from(ticks) * 1_000_000_000 / u128::from(per_second);
+        let time_ns = i128::try_from(ticks_ns)
+            .ok()
+            .and_then(|ticks_ns| (seconds * 1_000_000_000).checked_add(ticks_ns));
+        let time_ns = time_ns.and_then(|time_ns| i64::try_from(time_ns).ok());
+        time_ns.context(
+            "its time is none between the years 1677 and 2262, which are those that are read",
+        )
     }
 
     /// The packet as an Ethernet frame. What the capture left off its end is filled with zeros, so
@@ -163,8 +200,8 @@ impl Interface {
             }
             Linktype::LINUX_SLL => cooked(data, 16, 14, 1),
             Linktype::LINUX_SLL2 => cooked(data, 20, 0, 10),
-            other => bail!(
-                "packets of link type {other} are not read: Ethernet, raw IP and Linux cooked are"
+            Linktype(other) => bail!(
+                "its link type is {other}, which is not read: Ethernet, raw IP and Linux cooked are"
             ),
         };
         let frame = if missing == 0 {

@@ -36,12 +36,12 @@ pub struct Destination {
 impl FromStr for Destination {
     type Err = String;
 
-    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`.
+    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
                 "{text:?} is no place to reach: write \"8000/tcp\", \"203.0.113.5:8000/tcp\", \
-                 \"[2001:db8::5]:53/udp\" or \"icmp\""
+                 \"[2001:db8::5]:53/udp\", \"icmp\" or \"112/proto\""
             )
         };
         let Some((place, protocol)) = text.rsplit_once('/') else {
@@ -56,8 +56,8 @@ impl FromStr for Destination {
         };
         let ports = format!("{protocol}/{port}").parse().map_err(|_| wrong())?;
         match &ports {
-            Ports::Range { ports, .. } if ports.start() == ports.end() => {}
-            _ => return Err(wrong()),
+            Ports::Range { ports, .. } if ports.start() != ports.end() => return Err(wrong()),
+            _ => {}
         }
         Ok(Self { address, ports })
     }
@@ -158,14 +158,8 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         Some(address) => address,
         None => own_address(situation, from)?,
     };
-    if let Ports::Protocol { name, .. } = &to.ports
-        && let Some(right) = match (*name, from) {
-            ("icmp", IpAddr::V6(_)) => Some("icmpv6"),
-            ("icmpv6", IpAddr::V4(_)) => Some("icmp"),
-            _ => None,
-        }
-    {
-        bail!("{from} does not speak {name}: ask for {right}");
+    if let Some(right) = to.ports.counterpart(from.is_ipv4()) {
+        bail!("{from} does not speak {}: ask for {right}", to.ports);
     }
     let frame = first_packet(from, address, &to.ports)?;
     let replay = situation.judge_by(situation.policy)?;
@@ -238,7 +232,7 @@ fn describe_packet(ports: &Ports) -> String {
         Ports::Range { protocol, ports } => {
             format!("a {} packet to port {}", protocol.name(), ports.start())
         }
-        Ports::Protocol { name, .. } => format!("a packet of {name}"),
+        Ports::Protocol { .. } => format!("a packet of {ports}"),
     }
 }
 
@@ -273,7 +267,7 @@ pub(crate) fn first_packet(from: IpAddr, to: IpAddr, ports: &Ports) -> Result<Ve
             header[2..4].copy_from_slice(&ports.start().to_be_bytes());
             ip.write(&mut frame, IpNumber::SCTP, &header)?;
         }
-        Ports::Protocol { number, .. } => {
+        Ports::Protocol { number } => {
             let mut message = [0; 8];
             message[0] = ECHO_REQUEST[usize::from(from.is_ipv6())];
             ip.write(&mut frame, IpNumber(*number), &message)?;
@@ -328,10 +322,18 @@ impl<'a> Way<'a> {
             return None;
         }
         self.describe_service(service);
-        let line = service.map(|service| service.line);
         let Some(service) = service else {
-            return line;
+            if reason.verdict() == Verdict::Pass {
+                self.describe_limits();
+            }
+            return None;
         };
+        let line = Some(service.line);
+        if service.mode.min(self.situation.policy.mode) == Mode::Off {
+            let finding = "the service's mode is off: everything passes and nothing is judged";
+            self.add("which mode?", finding, line);
+            return line;
+        }
         self.describe_sources(service);
         if reason == Reason::SourceNotAllowed {
             return line;
@@ -474,6 +476,24 @@ impl<'a> Way<'a> {
             format!("{}; a first packet is within them", limited.join(", "))
         };
         self.add("within its budgets?", finding, Some(service.line));
+        self.describe_relief();
+    }
+
+    /// What reaches no service and passes all the same has the budgets of `[limits]`.
+    fn describe_limits(&mut self) {
+        let limits = &self.situation.policy.limits.budgets;
+        let limited = describe_budgets(limits, "for each source");
+        if limited.is_empty() {
+            let finding = "what reaches no service has no budgets: there are no [limits]";
+            self.add("within [limits]?", finding, None);
+        } else {
+            let finding = format!("{}; a first packet is within them", limited.join(", "));
+            self.add("within [limits]?", finding, None);
+            self.describe_relief();
+        }
+    }
+
+    fn describe_relief(&mut self) {
         let sources = self.situation.policy.sources.iter();
         let special = sources
             .filter(|source| self.holds(source))

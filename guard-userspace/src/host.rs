@@ -19,7 +19,10 @@ use rtnetlink::{
     },
 };
 
-use crate::{dataplane::LoadError, policy::Timebase};
+use crate::{
+    dataplane::LoadError,
+    policy::{Policy, Timebase, Warning},
+};
 
 /// The kernel's tick in nanoseconds: what the coarse clocks step by (clock_getres(2)).
 pub fn tick_ns() -> io::Result<u64> {
@@ -214,6 +217,20 @@ impl Netlink {
         }))
     }
 
+    /// The longest packet that goes over the interface, without Ethernet's header. `Ok(None)`: the
+    /// kernel does not say it.
+    ///
+    /// # Errors
+    /// The kernel's, which for an interface that does not exist is ENODEV.
+    pub async fn mtu(&self, interface: &str) -> Result<Option<u32>, rtnetlink::Error> {
+        let link = self.link(interface).await?;
+        let mut attributes = link.into_iter().flat_map(|link| link.attributes);
+        Ok(attributes.find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(mtu),
+            _ => None,
+        }))
+    }
+
     async fn link(&self, interface: &str) -> Result<Option<LinkMessage>, rtnetlink::Error> {
         let request = self.handle.link().get().match_name(interface.to_owned());
         request.execute().try_next().await
@@ -323,6 +340,22 @@ impl Netlink {
         }
         Ok(names)
     }
+}
+
+/// What is to be looked at again in a policy that guards these interfaces of this host.
+pub async fn policy_warnings(
+    policy: &Policy,
+    interfaces: &[String],
+    netlink: &Netlink,
+) -> Vec<Warning> {
+    let mut warnings = policy.warnings(Timestamp::now());
+    for interface in interfaces {
+        // One that does not exist is nobody's yet.
+        if let Ok(Some(mtu)) = netlink.mtu(interface).await {
+            warnings.extend(policy.frame_warnings(interface, mtu));
+        }
+    }
+    warnings
 }
 
 /// The interfaces that a default route leads to; none for any other route.

@@ -113,3 +113,24 @@ fn is_apart(network: &ContainerNetwork, own: &[IpAddr]) -> bool {
     }
     apart
 }
+
+#[cfg(test)]
+mod tests {
+    use guard_common::exposure::NetworkKind;
+
+    use super::*;
+
+    #[test]
+    fn a_network_that_the_host_has_a_second_address_in_is_not_the_containers_alone() {
+        let network = ContainerNetwork {
+            prefix: "172.17.0.0/16".parse().unwrap(),
+            kind: NetworkKind::Masqueraded,
+        };
+        let own = |addresses: &[&str]| -> Vec<IpAddr> {
+            addresses.iter().map(|one| one.parse().unwrap()).collect()
+        };
+        assert!(is_apart(&network, &own(&["203.0.113.10", "172.18.0.1"])));
+        assert!(is_apart(&network, &own(&["203.0.113.10", "172.17.0.1"])));
+        assert!(!is_apart(&network, &own(&["172.17.0.1", "172.17.9.9"])));
+    }
+}

@@ -45,7 +45,8 @@ pub async fn look(loaded: &Loaded, name: &str, netlink: &Netlink) -> Result<Foun
         }),
         Ok(false) => bail!(
             "{}{}: {name} is no Ethernet interface, and the program would not understand its frames: \
-             name the interface below it",
+             tun, wg, ppp and the like are not supported, nor does guarding the interface below them \
+             look inside",
             loaded.path.display(),
             line_of(loaded, name)
         ),

@@ -136,6 +136,9 @@ impl Agent {
         if let (true, Some(name)) = (there.is_empty(), names.first()) {
             return Err(interfaces::is_missing(&next, name));
         }
+        for warning in host::policy_warnings(&next.policy, &names, &self.netlink).await {
+            warn!("{}", warning.display(&next.path.display().to_string()));
+        }
         let open_flows = self.open_flows().await?;
         // Everything that can fail for the policy's sake fails here, before anything changes.
         let prepared = self.prepare(&next, trial_until, &there)?;

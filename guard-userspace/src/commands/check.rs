@@ -8,11 +8,15 @@ use std::{
 };
 
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use self::live::Live;
-use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
-use crate::policy::{Budget, Budgets, From, Policy, Ports, Service};
+use super::{DEFAULT_POLICY, Failure, Output, print, print_json, print_warning, read_policy};
+use crate::{
+    host::{self, Netlink},
+    policy::{Budget, Budgets, From, Policy, Ports, Service, Source, Treatment, Warning},
+};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -36,7 +40,11 @@ struct Checked {
     scope: &'static str,
     /// `null`: those of the default routes.
     interfaces: Option<Vec<String>>,
+    limits: Limits,
     services: Vec<CheckedService>,
+    sources: Vec<CheckedSource>,
+    /// What is sound but can hardly be meant.
+    warnings: Vec<Warning>,
     /// Only with `--live`.
     #[serde(skip_serializing_if = "Option::is_none")]
     live: Option<Live>,
@@ -51,6 +59,18 @@ struct CheckedService {
     mode: &'static str,
     limits: Limits,
     totals: Limits,
+}
+
+#[derive(Serialize)]
+struct CheckedSource {
+    name: String,
+    cidrs: Vec<String>,
+    factor: Option<u32>,
+    exempt: bool,
+    deny: bool,
+    owner: Option<String>,
+    reason: Option<String>,
+    expires: Option<Timestamp>,
 }
 
 /// Budgets as a policy writes them.
@@ -69,7 +89,12 @@ impl Check {
             output: Output { json },
         } = self;
         let policy = read_policy(&file)?;
-        let mut checked = Checked::new(file.display().to_string(), &policy);
+        let file = file.display().to_string();
+        let mut checked = Checked::new(file.clone(), &policy, warnings(&policy).await);
+        // Output is for what the policy means.
+        for warning in &checked.warnings {
+            print_warning(&warning.display(&file));
+        }
         if live {
             checked.live = Some(Live::ask(&policy).await?);
         }
@@ -85,8 +110,23 @@ impl Check {
     }
 }
 
+/// On the interfaces that the policy would guard, as far as this host has them.
+async fn warnings(policy: &Policy) -> Vec<Warning> {
+    let Ok(netlink) = Netlink::connect() else {
+        return policy.warnings(Timestamp::now());
+    };
+    let interfaces = match &policy.interfaces {
+        Some(interfaces) => {
+            let names = interfaces.iter().map(|interface| interface.name.clone());
+            names.collect()
+        }
+        None => netlink.default_route_interfaces().await.unwrap_or_default(),
+    };
+    host::policy_warnings(policy, &interfaces, &netlink).await
+}
+
 impl Checked {
-    fn new(file: String, policy: &Policy) -> Self {
+    fn new(file: String, policy: &Policy, warnings: Vec<Warning>) -> Self {
         let services = policy.services.iter();
         Self {
             file,
@@ -97,9 +137,12 @@ impl Checked {
                 let names = interfaces.iter().map(|interface| interface.name.clone());
                 names.collect()
             }),
+            limits: Limits::new(&policy.limits.budgets),
             services: services
                 .map(|service| CheckedService::new(service, policy))
                 .collect(),
+            sources: policy.sources.iter().map(CheckedSource::new).collect(),
+            warnings,
             live: None,
         }
     }
@@ -112,7 +155,10 @@ impl Checked {
             mode,
             scope,
             interfaces,
+            limits,
             services,
+            sources,
+            warnings: _,
             live,
         } = self;
         let interfaces = match interfaces {
@@ -153,10 +199,85 @@ impl Checked {
                 "  no service is listed: every port in the scope is closed"
             )?;
         }
+        let limits = limits.describe("per source");
+        if !limits.is_empty() {
+            writeln!(text, "  what reaches no service: {limits}")?;
+        }
+        for source in sources {
+            writeln!(text, "  source {source}")?;
+        }
         if let Some(live) = live {
             text.push_str(&live.describe()?);
         }
         Ok(text)
+    }
+}
+
+impl CheckedSource {
+    fn new(source: &Source) -> Self {
+        let Source {
+            name,
+            line: _,
+            cidrs,
+            treatment,
+            owner,
+            reason,
+            expires,
+        } = source;
+        Self {
+            name: name.clone(),
+            cidrs: cidrs.iter().map(ToString::to_string).collect(),
+            factor: match treatment {
+                Treatment::Factor(factor) => Some(*factor),
+                Treatment::Named | Treatment::Exempt | Treatment::Denied => None,
+            },
+            exempt: *treatment == Treatment::Exempt,
+            deny: *treatment == Treatment::Denied,
+            owner: owner.clone(),
+            reason: reason.clone(),
+            expires: *expires,
+        }
+    }
+}
+
+impl fmt::Display for CheckedSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            cidrs,
+            factor,
+            exempt,
+            deny,
+            owner,
+            reason,
+            expires,
+        } = self;
+        // Threat feeds have thousands.
+        const SHOWN: usize = 8;
+        let shown: Vec<&str> = cidrs.iter().take(SHOWN).map(String::as_str).collect();
+        write!(formatter, "{name}: {}", shown.join(", "))?;
+        if let Some(more) = cidrs.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+            write!(formatter, " and {more} more")?;
+        }
+        if let Some(factor) = factor {
+            write!(formatter, ", {factor} times every budget per source")?;
+        }
+        if *exempt {
+            write!(formatter, ", never limited")?;
+        }
+        if *deny {
+            write!(formatter, ", denied")?;
+        }
+        if let Some(owner) = owner {
+            write!(formatter, ", owned by {owner}")?;
+        }
+        if let Some(reason) = reason {
+            write!(formatter, ", because: {reason}")?;
+        }
+        if let Some(expires) = expires {
+            write!(formatter, ", until {expires}")?;
+        }
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Explain {
     /// The source's address
     #[arg(long, value_name = "ADDR")]
     from: IpAddr,
-    /// What it wants to reach: 8000/tcp, 203.0.113.5:8000/tcp, [2001:db8::5]:53/udp, icmp
+    /// What it wants to reach: 8000/tcp, 203.0.113.5:8000/tcp, [2001:db8::5]:53/udp, icmp, 112/proto
     #[arg(long, value_name = "[ADDR:]PORT/PROTO")]
     to: String,
     /// Explain this policy instead of the one in force

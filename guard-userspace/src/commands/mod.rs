@@ -16,7 +16,7 @@ mod talkers;
 mod trial;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -204,17 +204,20 @@ impl fmt::Display for Failure {
         };
         // One line, whatever a library wrote.
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        for c in lines.join(" ").chars() {
-            // Nor does what a policy says move the terminal's cursor.
-            let c = if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            };
-            formatter.write_char(c)?;
-        }
-        Ok(())
+        formatter.write_str(&without_controls(&lines.join(" ")))
     }
+}
+
+/// What a policy says does not move the terminal's cursor.
+fn without_controls(text: &str) -> String {
+    let harmless = |c: char| {
+        if c.is_control() && c != '\n' {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(harmless).collect()
 }
 
 impl From<PolicyError> for Failure {
@@ -264,10 +267,17 @@ fn user() -> Option<String> {
 
 /// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+    match writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end())) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Says what is to be looked at again, beside a command's output.
+fn print_warning(text: &str) {
+    let text = without_controls(&text.replace('\n', " "));
+    // Whoever closed standard error does not want to know.
+    let _result = writeln!(io::stderr().lock(), "warning: {text}");
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

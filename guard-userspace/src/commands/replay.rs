@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
@@ -90,8 +90,8 @@ struct Sums {
 impl Replay {
     pub fn run(self) -> Result<(), Failure> {
         for ports in &self.publish {
-            if let Ports::Protocol { name, .. } = ports {
-                let problem = format!("{name} cannot be published: name ports, such as tcp/8000");
+            if let Ports::Protocol { .. } = ports {
+                let problem = format!("{ports} cannot be published: name ports, such as tcp/8000");
                 return Err(Failure::Usage(problem));
             }
         }
@@ -104,7 +104,9 @@ impl Replay {
         }
         let mut sums = Sums::default();
         let result = self.replay(&policy, &mut sums);
-        if self.json {
+        if result.is_err() && sums.packets == 0 {
+            // There is nothing to sum up.
+        } else if self.json {
             print_json(&sums)?;
         } else if !self.each {
             print(&sums.describe().map_err(anyhow::Error::from)?)?;
@@ -120,7 +122,9 @@ impl Replay {
                 Some(running) => running,
                 None => program.insert(self.load(policy, recorded.time_ns)?),
             };
-            program.set_clock(recorded.time_ns.saturating_sub(*start))?;
+            let place = || capture::place(&self.file, sums.packets);
+            let after_first_ns = recorded.time_ns.saturating_sub(*start);
+            program.set_clock(after_first_ns).with_context(place)?;
             let line = self.judge(program, &recorded, sums)?;
             if self.each {
                 writeln!(stdout, "{}", serde_json::to_string(&line)?)?;

@@ -18,7 +18,7 @@ use crate::policy::{ContainerNetwork, Tables, is_single, split};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
 /// generation, with more room.
-const HEADROOM: u32 = 1 << 10;
+const HEADROOM: u32 = 1 << 8;
 
 /// The smallest table that the kernel makes of any kind, for what a policy does not use.
 const UNUSED: u32 = 1;
@@ -31,9 +31,9 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 8] {
         let count = prefixes
             .filter(|prefix| prefix.addr().is_ipv4() == is_v4)
             .count();
-        u32::try_from(count)
-            .unwrap_or(u32::MAX)
-            .saturating_add(HEADROOM)
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // With every generation there is room for half as many again, so that few are needed.
+        count.saturating_add(HEADROOM.max(count / 2))
     };
     let if_used = |feature, size, unused| if tables.uses(feature) { size } else { unused };
     let addressed = u32::try_from(tables.addressed.len()).unwrap_or(u32::MAX);

@@ -30,8 +30,9 @@ const SHORTEST_FRAME: usize = 14;
 /// A capture may last so long, about two years: beyond it, budgets could not be counted.
 const LATEST_NS: u64 = 1 << 56;
 
-/// The longest frame: the longest IP packet behind Ethernet's header and two tags.
-const LONGEST_FRAME: usize = 65_535 + 22;
+/// The longest frame: the longest IP packet, which is one of IPv6 (whose length counts what is behind its
+/// header), behind Ethernet's header and two tags.
+const LONGEST_FRAME: usize = 40 + 65_535 + 22;
 
 /// A generation that is attached nowhere, with maps of its own.
 pub struct Replay {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use guard_common::layout::{
-    DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
+    DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
 };
 use ipnet::IpNet;
 use jiff::{Timestamp, fmt::temporal::Pieces};
@@ -14,6 +14,7 @@ use super::{
     Treatment, file,
     place::{Lines, Listed, Problem, Unique},
     rate::{Budget, Rate, Unit, parse_burst},
+    tables::supernets,
 };
 
 /// Interface names are shorter than the kernel's IFNAMSIZ.
@@ -169,13 +170,49 @@ fn check_sources(raw: Vec<file::Source>, lines: &Lines) -> Result<Vec<Source>, P
         }
         sources.push(source);
     }
+    check_nesting(&treated)?;
     Ok(sources)
 }
 
-/// `treated` holds, for each prefix that is not like any other, the name and place of its source.
+/// A prefix that is exempt or a crowd, as the file has it.
+struct Treated {
+    source: String,
+    /// In the text.
+    offset: usize,
+    ends: bool,
+}
+
+/// The packet path looks behind so many entries that have ended and no further, so what lies behind
+/// more of them might not count.
+fn check_nesting(treated: &HashMap<IpNet, Treated>) -> Result<(), Problem> {
+    let most = MAX_ENDED as usize;
+    let is_too_deep = |prefix: &IpNet, entry: &Treated| {
+        let mut wider = supernets(*prefix).filter_map(|wider| treated.get(&wider));
+        // With the entry itself, one more that ends than are looked behind, and another behind them.
+        entry.ends
+            && wider.by_ref().take(most).filter(|wider| wider.ends).count() == most
+            && wider.next().is_some()
+    };
+    let deep = treated
+        .iter()
+        .filter(|(prefix, entry)| is_too_deep(prefix, entry));
+    let Some((prefix, entry)) = deep.min_by_key(|(_, entry)| entry.offset) else {
+        return Ok(());
+    };
+    Err(Problem {
+        text: format!(
+            "{prefix} lies in more than {most} other prefixes with a factor or exemption, and it and \
+             the next {most} all end: behind more than {most} that have ended no wider one is found; \
+             take out those that are over"
+        ),
+        offset: entry.offset,
+    })
+}
+
+/// `treated` holds each prefix that is not like any other.
 fn check_source(
     source: file::Source,
-    treated: &mut HashMap<IpNet, (String, usize)>,
+    treated: &mut HashMap<IpNet, Treated>,
     lines: &Lines,
 ) -> Result<Source, Problem> {
     let file::Source {
@@ -210,12 +247,17 @@ fn check_source(
     for cidr in cidrs.into_inner() {
         let prefix = parse_prefix(cidr.get_ref()).map_err(|problem| Problem::at(&cidr, problem))?;
         if matches!(treatment, Treatment::Factor(_) | Treatment::Exempt) {
-            let owner = (name.get_ref().clone(), cidr.span().start);
-            if let Some((other, first)) = treated.insert(prefix, owner) {
+            let entry = Treated {
+                source: name.get_ref().clone(),
+                offset: cidr.span().start,
+                ends: expires.is_some(),
+            };
+            if let Some(other) = treated.insert(prefix, entry) {
                 let problem = format!(
-                    "{prefix} already belongs to \"{other}\" in line {}: a prefix can have one \
-                     factor or exemption",
-                    lines.line(first)
+                    "{prefix} already belongs to \"{}\" in line {}: a prefix can have one factor or \
+                     exemption",
+                    other.source,
+                    lines.line(other.offset)
                 );
                 return Err(Problem::at(&cidr, problem));
             }
@@ -341,15 +383,38 @@ fn check_service(
         return Err(Problem::at(&ports, problem));
     }
     let address = address.map(|address| check_address(&address)).transpose()?;
+    let place = from.as_ref().map(|from| Spanned::new(from.span(), ()));
+    let from = from.map_or(Ok(From::Any), |from| check_from(from, sources))?;
+    if let (Some(address), Some(place), From::Admitted(admitted)) = (address, place, &from)
+        && let Some(entry) = admitted.first()
+        && admitted
+            .iter()
+            .all(|entry| entry.prefix.addr().is_ipv4() != address.is_ipv4())
+    {
+        let problem = format!(
+            "nobody in `from` speaks the version of IP of {address}, the service's `address`: write \
+             prefixes of that version, or an address that {} could send to",
+            entry.prefix
+        );
+        return Err(Problem::at(&place, problem));
+    }
     let owner = listed.add_owner(&name);
     let ports = ports
         .into_inner()
         .into_iter()
         .map(|port| {
-            let ports = port
+            let ports: Ports = port
                 .get_ref()
                 .parse()
                 .map_err(|problem: String| Problem::at(&port, problem))?;
+            if let Some(address) = address
+                && let Some(right) = ports.counterpart(address.is_ipv4())
+            {
+                let problem = format!(
+                    "nobody speaks {ports} with {address}, the service's `address`: write \"{right}\""
+                );
+                return Err(Problem::at(&port, problem));
+            }
             listed.insert(&ports, address, owner, &port)?;
             Ok(ports)
         })
@@ -358,7 +423,7 @@ fn check_service(
         line: lines.line(name.span().start),
         ports,
         address,
-        from: from.map_or(Ok(From::Any), |from| check_from(from, sources))?,
+        from,
         mode: mode.unwrap_or(file::RawMode::Enforce).into(),
         limit: check_limit(&limit, clock)?,
         total: check_budgets(&packets, &bytes, &connections, clock)?,

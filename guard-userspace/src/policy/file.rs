@@ -211,7 +211,7 @@ pub fn parse(text: &str) -> Result<File, Problem> {
 
 /// What would be right, where the parser says only what is wrong.
 fn hint(message: &str) -> Option<&'static str> {
-    const HINTS: [(&str, &str); 10] = [
+    const HINTS: [(&str, &str); 12] = [
         (
             "invalid type: map, expected a sequence",
             "write two brackets, [[service]] or [[source]], for each one",
@@ -219,6 +219,14 @@ fn hint(message: &str) -> Option<&'static str> {
         (
             "expected a sequence",
             "write a list, such as [\"tcp/80\"] or [\"any\"]",
+        ),
+        (
+            "expected a TOML datetime",
+            "write the moment without quotes, such as 2027-01-31T00:00:00Z",
+        ),
+        (
+            "string values must be quoted",
+            "write text in quotes, such as \"enforce\"",
         ),
         ("expected a boolean", "write true or false"),
         ("expected i64", "write a whole number"),

@@ -9,6 +9,7 @@ mod port;
 mod rate;
 mod seats;
 mod tables;
+mod warnings;
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -27,6 +28,7 @@ pub use self::{
         ContainerNetwork, Containers, Ground, PublishedFamily, PublishedPort, ServiceTable, Tables,
         Timebase, is_single, split,
     },
+    warnings::Warning,
 };
 
 /// A policy that has been checked: whoever holds one need not validate it again.

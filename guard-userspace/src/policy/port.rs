@@ -1,4 +1,4 @@
-//! Ports as a policy names them: `tcp/80`, `udp/8000-8010`, `icmp`.
+//! Ports as a policy names them: `tcp/80`, `udp/8000-8010`, `icmp`, `proto/112`.
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
@@ -13,13 +13,27 @@ pub enum Ports {
         ports: RangeInclusive<u16>,
     },
     Protocol {
-        name: &'static str,
+        /// IANA's.
         number: u8,
     },
 }
 
-/// Protocols without ports that a service can list, with their IANA numbers.
-const PROTOCOLS: [(&str, u8); 4] = [("icmp", 1), ("gre", 47), ("esp", 50), ("icmpv6", 58)];
+/// Protocols without ports that have a name here, with their IANA numbers.
+const PROTOCOLS: [(&str, u8); 4] = [("icmp", ICMP), ("gre", 47), ("esp", 50), ("icmpv6", ICMPV6)];
+
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// Those whose ports a service lists.
+const WITH_PORTS: [(PortProtocol, u8); 3] = [
+    (PortProtocol::Tcp, 6),
+    (PortProtocol::Udp, 17),
+    (PortProtocol::Sctp, 132),
+];
+
+/// Extension headers of IPv6 that are read through wherever they stand. The authentication header is
+/// not among them: over IPv4 it is a protocol like any other.
+const READ_THROUGH: [u8; 4] = [0, 43, 44, 60];
 
 impl Ports {
     /// The places in the port table that these ports take.
@@ -28,10 +42,19 @@ impl Ports {
             Self::Range { protocol, ports } => {
                 port_index(*protocol, *ports.start())..=port_index(*protocol, *ports.end())
             }
-            Self::Protocol { number, .. } => {
+            Self::Protocol { number } => {
                 let index = protocol_index(*number);
                 index..=index
             }
+        }
+    }
+
+    /// What this is called over IPv4, if it is only spoken over IPv6, and the other way round.
+    pub fn counterpart(&self, is_ipv4: bool) -> Option<&'static str> {
+        match (self, is_ipv4) {
+            (Self::Protocol { number: ICMPV6 }, true) => Some("icmp"),
+            (Self::Protocol { number: ICMP }, false) => Some("icmpv6"),
+            _ => None,
         }
     }
 }
@@ -48,7 +71,10 @@ impl fmt::Display for Ports {
                     write!(formatter, "{protocol}/{first}-{last}")
                 }
             }
-            Self::Protocol { name, .. } => formatter.write_str(name),
+            Self::Protocol { number } => match name(*number) {
+                Some(name) => formatter.write_str(name),
+                None => write!(formatter, "proto/{number}"),
+            },
         }
     }
 }
@@ -57,8 +83,11 @@ impl FromStr for Ports {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some((name, number)) = PROTOCOLS.into_iter().find(|(name, _)| *name == text) {
-            return Ok(Self::Protocol { name, number });
+        if let Some((_, number)) = PROTOCOLS.into_iter().find(|(name, _)| *name == text) {
+            return Ok(Self::Protocol { number });
+        }
+        if let Some(number) = text.strip_prefix("proto/") {
+            return parse_protocol(number).map(|number| Self::Protocol { number });
         }
         let (protocol, ports) = text.split_once('/').ok_or_else(|| unknown(text))?;
         let protocol = match protocol {
@@ -87,8 +116,45 @@ impl FromStr for Ports {
 fn unknown(text: &str) -> String {
     format!(
         "{text:?} names no port: write \"tcp/80\", \"udp/443\", \"tcp/8000-8010\", \"icmp\", \
-         \"icmpv6\", \"esp\" or \"gre\""
+         \"icmpv6\", \"esp\", \"gre\" or, for any other protocol, its number, such as \"proto/112\""
     )
+}
+
+/// The name of a protocol that goes by one.
+fn name(protocol: u8) -> Option<&'static str> {
+    let mut named = PROTOCOLS.into_iter();
+    named
+        .find(|(_, number)| *number == protocol)
+        .map(|(name, _)| name)
+}
+
+/// Parses the number of a protocol that goes by no name and has no ports of its own here.
+fn parse_protocol(text: &str) -> Result<u8, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse::<u8>().ok().filter(|_| is_number);
+    let number = number.ok_or_else(|| {
+        format!(
+            "{text:?} is no protocol: write its number, from 0 to 255, such as \"proto/112\" for VRRP"
+        )
+    })?;
+    if let Some(name) = name(number) {
+        return Err(format!("protocol {number} has a name: write \"{name}\""));
+    }
+    let mut with_ports = WITH_PORTS.into_iter();
+    if let Some((protocol, _)) = with_ports.find(|(_, with_ports)| *with_ports == number) {
+        let name = protocol.name();
+        return Err(format!(
+            "protocol {number} has ports: write those to list, such as \"{name}/443\", or \
+             \"{name}/1-65535\" for all"
+        ));
+    }
+    if READ_THROUGH.contains(&number) {
+        return Err(format!(
+            "protocol {number} is an extension header of IPv6, which is read through: list what comes \
+             behind it"
+        ));
+    }
+    Ok(number)
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
@@ -120,6 +186,10 @@ mod tests {
             "icmpv6",
             "esp",
             "gre",
+            "proto/2",
+            "proto/51",
+            "proto/112",
+            "proto/255",
         ] {
             assert_eq!(text.parse::<Ports>().unwrap().to_string(), text);
         }
@@ -141,6 +211,20 @@ mod tests {
             ("", "\"tcp/80\""),
             ("dccp/80", "\"tcp/80\""),
             ("TCP/80", "\"tcp/80\""),
+            ("vrrp", "\"proto/112\""),
+            ("proto/", "0 to 255"),
+            ("proto/256", "0 to 255"),
+            ("proto/+2", "0 to 255"),
+            ("proto/4-5", "0 to 255"),
+            ("proto/1", "write \"icmp\""),
+            ("proto/47", "write \"gre\""),
+            ("proto/50", "write \"esp\""),
+            ("proto/58", "write \"icmpv6\""),
+            ("proto/6", "\"tcp/443\""),
+            ("proto/17", "\"udp/1-65535\""),
+            ("proto/132", "\"sctp/443\""),
+            ("proto/0", "read through"),
+            ("proto/60", "read through"),
         ] {
             let error = text.parse::<Ports>().unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");

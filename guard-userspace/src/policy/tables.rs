@@ -489,7 +489,7 @@ pub fn is_single(prefix: &IpNet) -> bool {
 }
 
 /// The prefixes that this one lies in, the narrowest first.
-fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+pub(super) fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(prefix.supernet(), IpNet::supernet)
 }
 

@@ -269,6 +269,32 @@ fn an_exemption_that_ends_does_not_hide_a_wider_one() {
 }
 
 #[test]
+fn four_exemptions_that_have_ended_hide_none_behind_them() {
+    let mut policy = web("limit.packets = { rate = \"1/h\", burst = 1 }\n");
+    let exempt = |name: String, cidr, end| {
+        format!("[[source]]\nname = \"{name}\"\ncidrs = [\"{cidr}\"]\nexempt = true\n{end}\n")
+    };
+    for cidr in [
+        "198.51.100.7",
+        "198.51.100.6/31",
+        "198.51.100.4/30",
+        "198.51.100.0/29",
+    ] {
+        policy += &exempt(
+            format!("past-{}", cidr.replace("/", "-")),
+            cidr,
+            "expires = 2026-01-01T00:00:10Z",
+        );
+    }
+    policy += &exempt("office".to_owned(), "198.51.0.0/16", "");
+    let mut simulation = Simulation::new(&policy);
+    let frame = tcp_v4(80, ACK);
+    simulation.at(11 * SECOND);
+    assert_eq!(simulation.reason(&frame), Reason::Allowed);
+    assert_eq!(simulation.reason(&frame), Reason::Exempt);
+}
+
+#[test]
 fn limits_bound_what_reaches_no_service() {
     let policy = format!(
         "scope = \"host\"\n[limits]\npackets = {{ rate = \"1/h\", burst = 2 }}\n{}",

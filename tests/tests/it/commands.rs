@@ -45,6 +45,22 @@ fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     );
 }
 
+/// Exemptions inside each other, the narrowest first. All but the widest end.
+fn nested(depth: u8) -> String {
+    let source = |n| {
+        let end = if n + 1 < depth {
+            "expires = 2027-01-31T00:00:00Z"
+        } else {
+            ""
+        };
+        format!(
+            "[[source]]\nname = \"s{n}\"\ncidrs = [\"198.51.100.0/{}\"]\nexempt = true\n{end}\n",
+            32 - n
+        )
+    };
+    (0..depth).map(source).collect()
+}
+
 fn assert_nothing_attached(lab: &Lab) {
     let net = run(lab.host.command("bpftool").args(["net", "show"])).unwrap();
     assert!(!net.contains(" id "), "{net}");
@@ -136,6 +152,44 @@ fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
             &["line 3", "once"],
         ),
         (
+            format!("{POLICY}address = \"203.0.113.5\"\nfrom = [\"2001:db8::/32\"]\n"),
+            9,
+            &["203.0.113.5", "`from`", "2001:db8::/32"],
+        ),
+        (
+            POLICY.replace("\"tcp/80\"", "\"icmpv6\"") + "address = \"203.0.113.5\"\n",
+            7,
+            &["icmpv6", "203.0.113.5", "write \"icmp\""],
+        ),
+        (
+            POLICY.replace("\"tcp/80\"", "\"icmp\"") + "address = \"2001:db8::5\"\n",
+            7,
+            &["write \"icmpv6\""],
+        ),
+        (
+            format!(
+                "{POLICY}[[source]]\nname = \"x\"\ncidrs = [\"10.0.0.0/8\"]\n\
+                 expires = \"2027-01-31T00:00:00Z\"\n"
+            ),
+            11,
+            &["without quotes", "such as 2027-01-31T00:00:00Z"],
+        ),
+        (
+            POLICY.replace("\"enforce\"", "enforce"),
+            2,
+            &["write text in quotes"],
+        ),
+        (
+            POLICY.replace("\"tcp/80\"", "\"tcp/80\", \"proto/17\""),
+            7,
+            &["protocol 17 has ports", "\"udp/443\""],
+        ),
+        (
+            format!("{POLICY}{}", nested(6)),
+            10,
+            &["198.51.100.0/32", "more than 4"],
+        ),
+        (
             format!("on_exit = \"keep\"\n{POLICY}"),
             1,
             &["unknown field `on_exit`"],
@@ -179,7 +233,11 @@ fn an_interface_whose_frames_have_no_ethernet_is_refused() {
     assert_fails(
         &refused,
         1,
-        &["guard.toml:3", "tun0 is no Ethernet interface"],
+        &[
+            "guard.toml:3",
+            "tun0 is no Ethernet interface",
+            "not supported",
+        ],
     );
     assert_nothing_attached(&lab);
 }
@@ -281,6 +339,77 @@ fn check_says_what_a_policy_means() {
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["services"][0]["ports"][0], "tcp/80");
     assert_eq!(json["mode"], "enforce");
+}
+
+#[test]
+fn check_shows_limits_and_sources() {
+    let lab = Lab::new().unwrap();
+    let policy = format!(
+        "{POLICY}[limits]\npackets = \"5k/s\"\n[[source]]\nname = \"office\"\n\
+         cidrs = [\"198.51.100.0/24\"]\nfactor = 20\nowner = \"ana\"\nreason = \"\\u001b[2JNAT\"\n\
+         expires = 9999-12-31T23:59:59Z\n{}",
+        nested(5)
+    );
+    let path = write_policy(&lab, &policy).unwrap();
+    let path = path.to_str().unwrap();
+    let text = output(&lab, &["check", path]).unwrap();
+    assert!(text.status.success() && text.stderr.is_empty(), "{text:?}");
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in [
+        "what reaches no service: packets 5k/s with a burst of 5000 per source",
+        "source office: 198.51.100.0/24, 20 times every budget per source, owned by ana",
+        "[2JNAT, until 9999-12-30",
+        "source s4: 198.51.100.0/28, never limited",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    assert!(!text.contains('\u{1b}'));
+    let json = output(&lab, &["check", path, "--json"]).unwrap();
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["limits"]["packets"], "5k/s with a burst of 5000");
+    assert_eq!(json["sources"][0]["factor"], 20);
+    assert_eq!(json["sources"][1]["exempt"], true);
+    assert_eq!(json["warnings"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn what_can_hardly_be_meant_is_warned_of_and_refuses_nothing() {
+    let lab = Lab::new().unwrap();
+    lab.host.ip("link set wan mtu 3000").unwrap();
+    let policy = format!(
+        "{POLICY}limit.bytes = {{ rate = \"100kB/s\", burst = \"2kB\" }}\n[[source]]\n\
+         name = \"past\"\ncidrs = [\"192.0.2.0/24\"]\nexpires = 2001-01-01T00:00:00Z\n\
+         [[source]]\nname = \"all\"\ncidrs = [\"::/0\"]\ndeny = true\n"
+    );
+    let path = write_policy(&lab, &policy).unwrap();
+    let path = path.to_str().unwrap();
+    let expected = [
+        (10, "\"past\" ended at 2001-01-01T00:00:00Z"),
+        (14, "\"all\" denies ::/0"),
+        (6, "frames of wan, whose MTU is 3000, may have 3022"),
+    ];
+    let checked = output(&lab, &["check", path, "--json"]).unwrap();
+    assert!(checked.status.success());
+    let json: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    let stderr = String::from_utf8(checked.stderr).unwrap();
+    let guard = Guard::start(&lab, &policy).unwrap();
+    assert_eq!(json["warnings"].as_array().unwrap().len(), expected.len());
+    for ((line, problem), warning) in expected.iter().zip(json["warnings"].as_array().unwrap()) {
+        assert_eq!(warning["line"], *line, "{warning}");
+        assert!(warning["problem"].as_str().unwrap().contains(problem));
+        let said = format!("{path}:{line}: ");
+        for (whose, text) in [("check", &stderr), ("run", &guard.log())] {
+            let is_said = |text: &str| text.contains(&said) && text.contains(problem);
+            assert!(
+                text.lines().any(is_said),
+                "{whose} has no {problem}: {text}"
+            );
+        }
+    }
+    // On an interface with ordinary frames, nothing is wrong with the burst.
+    lab.host.ip("link set wan mtu 1500").unwrap();
+    let checked = output(&lab, &["check", path]).unwrap();
+    assert!(!String::from_utf8(checked.stderr).unwrap().contains("MTU"));
 }
 
 #[test]

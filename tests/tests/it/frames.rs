@@ -119,6 +119,13 @@ pub fn icmp(kind: u8) -> Vec<u8> {
     bytes
 }
 
+/// An IGMP message as neighbours send it: to a group, with a TTL of 1.
+pub fn igmp(group: [u8; 4]) -> Vec<u8> {
+    let frame = ipv4(CLIENT_V4, 2, &[0x11, 0, 0, 0, 0, 0, 0, 0]);
+    let frame = patched(&frame, IPV4_AT + 8, &[1]);
+    patched(&frame, IPV4_AT + 16, &group)
+}
+
 pub fn tcp_v4(port: u16, flags: u8) -> Vec<u8> {
     ipv4(CLIENT_V4, protocol::TCP, &tcp(port, flags, &[]))
 }

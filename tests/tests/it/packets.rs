@@ -31,6 +31,10 @@ const SERVICES: &str = r#"
     name = "ping"
     ports = ["icmp"]
     from = ["198.51.100.0/24"]
+    [[service]]
+    name = "routing"
+    ports = ["proto/112", "proto/89", "proto/51"]
+    from = ["198.51.100.0/24", "2001:db8:51::/48"]
 "#;
 
 fn published() -> Vec<PublishedPort> {
@@ -78,6 +82,7 @@ fn exposure() -> Vec<Row> {
     let database = Some("database");
     let v4 = |protocol, payload: &[u8]| ipv4(OTHER_V4, protocol, payload);
     let v6 = |protocol, payload: &[u8]| ipv6(OTHER_V6, protocol, payload);
+    let igmp = igmp([224, 0, 0, 22]);
     vec![
         same("listed port, IPv4", tcp_v4(80, SYN), proxy, Allowed),
         same("listed port, IPv6", tcp_v6(80, SYN), proxy, Allowed),
@@ -284,6 +289,49 @@ fn exposure() -> Vec<Row> {
             Reply,
         ),
         by_scope("GRE", v4(47, &[0; 8]), NotGuarded, ClosedPort),
+        same(
+            "VRRP, listed",
+            ipv4(CLIENT_V4, 112, &[0; 8]),
+            Some("routing"),
+            Allowed,
+        ),
+        same(
+            "VRRP from elsewhere",
+            v4(112, &[0; 8]),
+            Some("routing"),
+            SourceNotAllowed,
+        ),
+        same(
+            "OSPF over IPv6, listed",
+            ipv6(CLIENT_V6, 89, &[0; 8]),
+            Some("routing"),
+            Allowed,
+        ),
+        same(
+            "AH over IPv4, listed",
+            ipv4(CLIENT_V4, 51, &authentication(protocol::TCP, 6)),
+            Some("routing"),
+            Allowed,
+        ),
+        by_scope("IPIP", v4(4, &tcp_v4(80, SYN)), NotGuarded, ClosedPort),
+        by_scope(
+            "IGMP that a router would pass on",
+            patched(&igmp, IPV4_AT + 8, &[2]),
+            NotGuarded,
+            ClosedPort,
+        ),
+        by_scope(
+            "IGMP to the host's own address",
+            patched(&igmp, IPV4_AT + 16, &HOST_V4.octets()),
+            NotGuarded,
+            ClosedPort,
+        ),
+        by_scope(
+            "IGMP's number over IPv6",
+            patched(&v6(2, &[0; 8]), IPV6_AT + 7, &[1]),
+            NotGuarded,
+            ClosedPort,
+        ),
         by_scope(
             "a protocol that nobody has heard of",
             v4(253, &[]),
@@ -537,6 +585,7 @@ fn passing() -> Vec<Row> {
             NotGuarded,
         ),
         same("LLC", other(46), None, NotGuarded),
+        same("a PPPoE session", other(0x8864), None, NotGuarded),
         control("router solicitation", on_link(133)),
         control("router advertisement", on_link(134)),
         control("neighbour solicitation", on_link(135)),
@@ -548,10 +597,22 @@ fn passing() -> Vec<Row> {
             let payload: Vec<u8> = [extension(ICMPV6, 1), icmp(143)].concat();
             ipv6(neighbour, HOP_BY_HOP, &payload)
         }),
+        control("IGMP query", igmp([224, 0, 0, 1])),
+        control("IGMP report", igmp([239, 255, 255, 250])),
+        control(
+            "IGMP with the router alert option",
+            with_options(&igmp([224, 0, 0, 22]), 6),
+        ),
         control("DHCP reply", ipv4(OTHER_V4, UDP, &udp(67, 68, &[0; 240]))),
         control(
             "DHCPv6 reply",
             ipv6(neighbour, UDP, &udp(547, 546, &[0; 40])),
+        ),
+        by_scope(
+            "DHCPv6 reply from beyond a router",
+            ipv6(CLIENT_V6, UDP, &udp(547, 546, &[0; 40])),
+            NotGuarded,
+            ClosedPort,
         ),
         by_scope(
             "neighbour solicitation from beyond a router",

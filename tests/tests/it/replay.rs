@@ -234,6 +234,175 @@ fn a_capture_is_judged_by_its_own_clock_and_link_type() {
     assert_eq!(replay_of(1, &direct, &network), ["container_address"]);
 }
 
+/// A block of pcapng (draft-ietf-opsawg-pcapng), little-endian.
+fn block(kind: u32, body: &[u8]) -> Vec<u8> {
+    let mut body = body.to_vec();
+    body.resize(body.len().next_multiple_of(4), 0);
+    let length = (body.len() as u32 + 12).to_le_bytes();
+    [&kind.to_le_bytes()[..], &length, &body, &length].concat()
+}
+
+/// A section with one interface of this link type, and an option of it.
+fn section(linktype: u16, option: &[u8]) -> Vec<u8> {
+    let mut header = 0x1a2b_3c4du32.to_le_bytes().to_vec();
+    header.extend([1, 0, 0, 0]);
+    header.extend([0xff; 8]);
+    let interface = [&linktype.to_le_bytes()[..], &[0; 6], option].concat();
+    [block(0x0a0d_0d0a, &header), block(1, &interface)].concat()
+}
+
+/// An enhanced packet block; `flags` is its option epb_flags.
+fn enhanced(interface: u32, ticks: u64, frame: &[u8], flags: Option<u32>) -> Vec<u8> {
+    let mut body = Vec::new();
+    let length = frame.len() as u32;
+    for word in [
+        interface,
+        (ticks >> 32) as u32,
+        ticks as u32,
+        length,
+        length,
+    ] {
+        body.extend(word.to_le_bytes());
+    }
+    body.extend(frame);
+    body.resize(body.len().next_multiple_of(4), 0);
+    if let Some(flags) = flags {
+        body.extend([2, 0, 4, 0]);
+        body.extend(flags.to_le_bytes());
+        body.extend([0; 4]);
+    }
+    block(6, &body)
+}
+
+#[test]
+fn what_a_capture_says_was_sent_is_not_judged() {
+    let lab = Lab::new().unwrap();
+    write_policy(&lab, POLICY).unwrap();
+    let capture = lab.folder().join("made.pcapng");
+    let syn = tcp_v4(8000, SYN);
+    let flags = [None, Some(0), Some(1), Some(2), Some(0x0006)];
+    let packets = flags.map(|flags| enhanced(0, 1_000_000, &syn, flags));
+    fs::write(&capture, [section(1, &[]), packets.concat()].concat()).unwrap();
+    let (text, code) = replay(&lab, &capture, &["--each"]);
+    assert_eq!(code, Some(0));
+    let directions: Vec<Value> = lines(&text)
+        .into_iter()
+        .map(|line| line["direction"].clone())
+        .collect();
+    let out = Value::from("out");
+    let expected = [Value::Null, Value::Null, Value::Null, out.clone(), out];
+    assert_eq!(directions, expected);
+}
+
+#[test]
+fn the_longest_packets_are_judged_whole() {
+    let lab = Lab::new().unwrap();
+    write_policy(&lab, POLICY).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let v6 = ipv6(
+        CLIENT_V6,
+        protocol::TCP,
+        &tcp(80, ACK, &vec![0; 65_535 - 20]),
+    );
+    let v4 = ipv4(
+        CLIENT_V4,
+        protocol::TCP,
+        &tcp(80, ACK, &vec![0; 65_535 - 40]),
+    );
+    for frame in [v6, v4] {
+        let frame = tagged(&frame, &[0x88a8, 0x8100]);
+        for captured in [&frame[..], &frame[..100]] {
+            fs::write(&capture, pcap(1, &[(1, 0, captured, frame.len())])).unwrap();
+            let (text, code) = replay(&lab, &capture, &["--each"]);
+            assert_eq!(code, Some(0));
+            assert_eq!(lines(&text)[0]["reason"], "allowed", "{}", frame.len());
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_capture_is_said_with_the_file_and_the_packet() {
+    let lab = Lab::new().unwrap();
+    let policy = write_policy(&lab, POLICY).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let syn = tcp_v4(80, SYN);
+    let (first, later) = (
+        (0, 0, &syn[..], syn.len()),
+        (1_700_000_000, 0, &syn[..], syn.len()),
+    );
+    let good = enhanced(0, 1_000_000, &syn, None);
+    // Its unit of time is 2^-127 seconds, and its time begins long after any other.
+    let unit = section(1, &[9, 0, 1, 0, 0xff, 0, 0, 0, 0, 0, 0, 0]);
+    let offset = [&[14, 0, 8, 0][..], &i64::MAX.to_le_bytes(), &[0; 4]].concat();
+    for (what, bytes, judged, words) in [
+        (
+            "a clock that jumps",
+            pcap(1, &[first, first, later]),
+            2,
+            "packet 2, counted from 0: a packet comes more than two years",
+        ),
+        (
+            "a link type that is not read",
+            pcap(105, &[first]),
+            0,
+            "packet 0, counted from 0: its link type is 105,",
+        ),
+        (
+            "an interface that is none",
+            [section(1, &[]), good.clone(), enhanced(5, 0, &syn, None)].concat(),
+            1,
+            "packet 1, counted from 0: it came over interface 5",
+        ),
+        (
+            "a time beyond counting",
+            [section(1, &offset), good.clone()].concat(),
+            0,
+            "packet 0, counted from 0: its time is none",
+        ),
+        (
+            "a unit of time beyond counting",
+            [unit, good].concat(),
+            0,
+            "packet 0, counted from 0: its interface counts time",
+        ),
+        ("no capture", vec![0x55; 500], 0, "is no capture"),
+    ] {
+        fs::write(&capture, bytes).unwrap();
+        let (policy, file) = (policy.to_str().unwrap(), capture.to_str().unwrap());
+        for sums in [&["--json"][..], &[]] {
+            let arguments = [&["replay", "--policy", policy, file][..], sums].concat();
+            let replayed = output(&lab, &arguments).unwrap();
+            assert_eq!(replayed.status.code(), Some(1), "{what}");
+            let stderr = String::from_utf8(replayed.stderr).unwrap();
+            assert!(
+                stderr.contains(file) && stderr.contains(words),
+                "{what}: {stderr}"
+            );
+            assert_eq!(stderr.lines().count(), 1, "{what}: {stderr}");
+            let stdout = String::from_utf8(replayed.stdout).unwrap();
+            assert_eq!(stdout.is_empty(), judged == 0, "{what}: {stdout}");
+            if judged > 0 {
+                let said = [
+                    format!("\"packets\": {judged}"),
+                    format!("{judged} packets"),
+                ];
+                assert!(
+                    said.iter().any(|said| stdout.contains(said)),
+                    "{what}: {stdout}"
+                );
+            }
+        }
+    }
+    let missing = [
+        "replay",
+        "--policy",
+        policy.to_str().unwrap(),
+        "/nowhere.pcap",
+    ];
+    let missing = output(&lab, &missing).unwrap();
+    assert!(missing.stdout.is_empty(), "{missing:?}");
+}
+
 #[test]
 fn observed_a_replay_says_what_would_be_dropped_unless_told_to_enforce() {
     let lab = Lab::new().unwrap();
@@ -341,6 +510,13 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
             None,
             "no service lists icmpv6",
         ),
+        (
+            "198.51.100.23",
+            "203.0.113.10:112/proto",
+            "closed_port",
+            None,
+            "no service lists proto/112",
+        ),
     ] {
         let arguments = ["explain", "--from", from, "--to", to];
         let json = output(&lab, &[&arguments[..], &["--json"]].concat()).unwrap();
@@ -355,10 +531,56 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
     let wrong = output(&lab, &["explain", "--from", "2001:db8::1", "--to", "icmp"]).unwrap();
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("ask for icmpv6"));
-    for to in ["80", "80/http", "tcp/80", "1-2/tcp", "70000/tcp", ""] {
+    for to in [
+        "80",
+        "80/http",
+        "tcp/80",
+        "1-2/tcp",
+        "70000/tcp",
+        "6/proto",
+        "",
+    ] {
         let wrong = output(&lab, &["explain", "--from", "192.0.2.1", "--to", to]).unwrap();
         assert_eq!(wrong.status.code(), Some(2), "{to}");
     }
+}
+
+#[test]
+fn explain_tells_of_a_services_mode_and_of_limits() {
+    let lab = Lab::new().unwrap();
+    let explained = |policy: &str, to| {
+        let policy = write_policy(&lab, policy).unwrap();
+        let policy = policy.to_str().unwrap();
+        let arguments = [
+            "explain",
+            "--from",
+            "198.51.100.7",
+            "--to",
+            to,
+            "--policy",
+            policy,
+        ];
+        let output = output(&lab, &arguments).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let web = "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nfrom = [\"192.0.2.0/24\"]\n";
+    let enforce = "mode = \"enforce\"\ndocker.socket = \"\"\n";
+    let text = explained(&format!("{enforce}{web}mode = \"off\"\n"), "80/tcp");
+    assert!(text.contains("PASSES: not_guarded"), "{text}");
+    assert!(text.contains("the service's mode is off"), "{text}");
+    assert!(!text.contains("not among those"), "{text}");
+    let text = explained(&format!("{enforce}{web}"), "81/tcp");
+    assert!(text.contains("there are no [limits]"), "{text}");
+    let crowd = "[[source]]\nname = \"office\"\ncidrs = [\"198.51.100.0/24\"]\nfactor = 20\n";
+    let limits = "[limits]\npackets = \"5k/s\"\n";
+    let limited = format!("{enforce}{limits}{web}{crowd}");
+    let text = explained(&limited, "81/tcp");
+    assert!(text.contains("packets 5k/s"), "{text}");
+    assert!(text.contains("20 times every budget"), "{text}");
+    // What is dropped before has no budgets.
+    let text = explained(&format!("scope = \"host\"\n{limited}"), "81/tcp");
+    assert!(text.contains("DROPPED: closed_port"), "{text}");
+    assert!(!text.contains("[limits]"), "{text}");
 }
 
 #[test]

@@ -140,3 +140,33 @@ fn a_routed_container_network_gets_answers_and_no_attempts() {
         ContainerAddress
     );
 }
+
+#[test]
+fn a_dhcp_reply_is_control_for_the_host_alone() {
+    let denied = "[[source]]\nname = \"scanner\"\ncidrs = [\"192.0.2.0/24\"]\ndeny = true\n";
+    let reply = ipv4(OTHER_V4, UDP, &udp(67, 68, &[0; 240]));
+    let publishing = |port| {
+        let mut containers = networks();
+        containers.published.push(PublishedPort {
+            protocol: PortProtocol::Udp,
+            port,
+            family: PublishedFamily::Ipv4,
+        });
+        containers
+    };
+    for (denied, container, published) in [
+        ("", ContainerAddress, ClosedPort),
+        (denied, DeniedSource, DeniedSource),
+    ] {
+        let simulation = Simulation::with_containers(denied, &publishing(67));
+        for own in ["203.0.113.10", "255.255.255.255"] {
+            assert_eq!(simulation.reason(&to_v4(&reply, own)), Control, "{own}");
+        }
+        for inside in ["172.17.0.2", "10.50.0.2"] {
+            let reply = to_v4(&reply, inside);
+            assert_eq!(simulation.reason(&reply), container, "{inside}");
+        }
+        let simulation = Simulation::with_containers(denied, &publishing(68));
+        assert_eq!(simulation.reason(&reply), published);
+    }
+}

@@ -54,7 +54,9 @@ const PORTS: [u16; 12] = [
 ];
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 const PORTLESS: [&str; 4] = ["icmp", "icmpv6", "esp", "gre"];
-const V4: [&str; 10] = [
+/// IPIP, IGMP, AH, VRRP.
+const NUMBERED: [u16; 4] = [4, 2, 51, 112];
+const V4: [&str; 11] = [
     "198.51.100.7",
     "198.51.100.8",
     "198.51.101.9",
@@ -65,6 +67,7 @@ const V4: [&str; 10] = [
     "172.18.0.2",
     "10.50.3.3",
     "0.0.0.0",
+    "224.0.0.1",
 ];
 const V6: [&str; 10] = [
     "2001:db8:51::7",
@@ -106,7 +109,7 @@ fn pick<T: Copy>(rng: &mut Rng, list: &[T]) -> T {
 }
 
 fn address(rng: &mut Rng, v4: bool) -> IpAddr {
-    let list = if v4 { &V4 } else { &V6 };
+    let list: &[&str] = if v4 { &V4 } else { &V6 };
     pick(rng, list).parse().unwrap()
 }
 
@@ -132,6 +135,9 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         for _ in 0..rng.usize(1..4) {
             let ports = if rng.u8(..6) == 0 {
                 (pick(rng, &PORTLESS), 0, 0)
+            } else if rng.u8(..8) == 0 {
+                let number = pick(rng, &NUMBERED);
+                ("proto", number, number)
             } else {
                 let first = pick(rng, &PORTS);
                 (pick(rng, &PROTOCOLS), first, first + rng.u16(..2) * 3)
@@ -152,6 +158,18 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         }
         if rng.bool() {
             service.from = (0..rng.usize(1..4)).map(|_| prefix(rng)).collect();
+        }
+        // What nobody could reach is refused.
+        if let Some(address) = service.address {
+            let (foreign, own) = match address {
+                IpAddr::V4(_) => ("icmpv6", "198.51.0.0/16"),
+                IpAddr::V6(_) => ("icmp", "2001:db8::/32"),
+            };
+            service.ports.retain(|(protocol, ..)| *protocol != foreign);
+            let fits = |from: &IpNet| from.addr().is_ipv4() == address.is_ipv4();
+            if !service.from.is_empty() && !service.from.iter().any(fits) {
+                service.from.push(own.parse().unwrap());
+            }
         }
         if !service.ports.is_empty() {
             services.push(service);
@@ -405,6 +423,9 @@ fn ip(rng: &mut Rng) -> Vec<u8> {
             let mut frame = frames::ipv4(source, protocol, &payload);
             frame = frames::patched(&frame, frames::IPV4_AT + 16, &destination.octets());
             if rng.u8(..6) == 0 {
+                frame = frames::patched(&frame, frames::IPV4_AT + 8, &[1]);
+            }
+            if rng.u8(..6) == 0 {
                 frame = frames::with_options(&frame, rng.u8(5..16));
             }
             if rng.u8(..6) == 0 {
@@ -457,7 +478,7 @@ fn transport(rng: &mut Rng, v4: bool) -> (u8, Vec<u8>) {
             );
             (if v4 { ICMP } else { ICMPV6 }, frames::icmp(kind))
         }
-        14 => (pick(rng, &[47, 50, 4, 41, 58, 1]), data),
+        14 => (pick(rng, &[47, 50, 4, 41, 58, 1, 2, 2, 51, 112]), data),
         _ => (rng.u8(..), data),
     }
 }

@@ -101,7 +101,7 @@ impl<'a> Model<'a> {
             Seen::Malformed => return (None, dropped("malformed", host_mode)),
             Seen::Ip(datagram) => datagram,
         };
-        if is_control(&datagram) {
+        if is_control(&datagram) || self.is_dhcp(&datagram) {
             return (None, passed("control"));
         }
         let special = self.policy.special(datagram.source);
@@ -145,6 +145,24 @@ impl<'a> Model<'a> {
         (name, outcome)
     }
 
+    /// DHCP over IPv4, for the host itself.
+    fn is_dhcp(&self, datagram: &Datagram) -> bool {
+        let from_server = Content::Udp {
+            from_port: 67,
+            port: 68,
+        };
+        let Datagram {
+            destination,
+            content,
+            ..
+        } = datagram;
+        let mut networks = self.policy.networks.iter();
+        destination.is_ipv4()
+            && *content == from_server
+            && !self.policy.published.contains(&("udp", 68, true))
+            && !networks.any(|(network, _)| network.contains(destination))
+    }
+
     fn way(&self, datagram: &Datagram) -> Way<'a> {
         let Datagram {
             source,
@@ -166,7 +184,8 @@ impl<'a> Model<'a> {
             // The other family's ICMP is listed by its number as well.
             Content::Other { protocol: 1 } => ("icmp", 0),
             Content::Other { protocol: 58 } => ("icmpv6", 0),
-            _ => ("none", 0),
+            Content::Other { protocol } => ("proto", u16::from(*protocol)),
+            Content::LaterFragment => ("none", 0),
         };
         let services = || self.policy.services.iter().enumerate();
         let on_address = services().find(|(_, service)| {
@@ -370,9 +389,13 @@ fn is_control(datagram: &Datagram) -> bool {
             130..=132 | 143 => local,
             _ => false,
         },
+        Content::Other { protocol: 2 } => match datagram.destination {
+            IpAddr::V4(destination) => datagram.hop_limit == 1 && destination.is_multicast(),
+            IpAddr::V6(_) => false,
+        },
         Content::Udp { from_port, port } => match datagram.source {
-            IpAddr::V4(_) => (from_port, port) == (67, 68),
-            IpAddr::V6(_) => (from_port, port) == (547, 546),
+            IpAddr::V4(_) => false,
+            IpAddr::V6(source) => (from_port, port) == (547, 546) && source.is_unicast_link_local(),
         },
         _ => false,
     }
