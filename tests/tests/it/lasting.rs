@@ -551,7 +551,6 @@ fn an_interface_that_comes_back_is_guarded_again_and_a_second_one_is_too() {
         site.lab.internet.ip("link set second up").unwrap();
         site.lab.host.ip("link set lan.7 up").unwrap();
     };
-    second(&site);
     let both = policy("enforce", SHUT).replace("[\"wan\"]", "[\"wan\", \"lan.7\"]");
     let guard = Guard::start(&site.lab, &both).unwrap();
     let attached = |expected: [bool; 2]| {
@@ -563,6 +562,9 @@ fn an_interface_that_comes_back_is_guarded_again_and_a_second_one_is_too() {
         })
         .unwrap();
     };
+    // One that is not there yet is guarded when it comes.
+    attached([true, false]);
+    second(&site);
     attached([true, true]);
     host.ip("link del lan.7").unwrap();
     attached([true, false]);
