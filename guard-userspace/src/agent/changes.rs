@@ -165,14 +165,12 @@ impl Agent {
             self.require_service(service)?;
         }
         let before = self.state.kept.modes.clone();
-        let changed = match mode.as_deref().map(parse_mode).transpose()? {
-            None => None,
-            Some(mode) => Some(ChangedMode {
-                mode,
-                since: Timestamp::now(),
-                by: by.clone(),
-            }),
-        };
+        let asked = mode.as_deref().map(parse_mode).transpose()?;
+        let changed = asked.map(|mode| ChangedMode {
+            mode,
+            since: Timestamp::now(),
+            by: by.clone(),
+        });
         let modes = &mut self.state.kept.modes;
         match &service {
             None => modes.host = changed,
