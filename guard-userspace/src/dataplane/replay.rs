@@ -30,8 +30,9 @@ const SHORTEST_FRAME: usize = 14;
 /// A capture may last so long, about two years: beyond it, budgets could not be counted.
 const LATEST_NS: u64 = 1 << 56;
 
-/// The longest frame: the longest IP packet behind Ethernet's header and two tags.
-const LONGEST_FRAME: usize = 65_535 + 22;
+/// The longest frame: the longest IP packet behind Ethernet's header and two tags. The length that an
+/// IPv6 packet gives leaves out its header.
+const LONGEST_FRAME: usize = 22 + 40 + 65_535;
 
 /// A generation that is attached nowhere, with maps of its own.
 pub struct Replay {
