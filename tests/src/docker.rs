@@ -23,7 +23,8 @@ pub const INVOICES: &str = r#"[{"invoice": 4711, "customer": "ACME", "total": "1
 /// The port that the container listens on inside.
 pub const CONTAINER_PORT: u16 = 8000;
 
-const IMAGE: &str = "guard-lab/invoices";
+/// The image of the container that serves the invoices.
+pub const IMAGE: &str = "guard-lab/invoices";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: the program against the independent model, for as long as asked.
+//! `cargo xtask fuzz`: the program against the independent model, for as long as asked. What reaches
+//! something new is kept in `tests/corpus`.
 
 use anyhow::Result;
 

@@ -44,7 +44,7 @@ enum Command {
         /// Run only tests whose name contains this
         filter: Option<String>,
     },
-    /// Hold the program against the model with ever new packets
+    /// Hold the program against the model, with the corpus and then with ever new packets
     Fuzz {
         /// How long to go on
         #[arg(long, default_value_t = 10)]

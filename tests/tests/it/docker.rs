@@ -1,12 +1,15 @@
 //! The guard below a real Docker: its DNAT stays as it is, and what it publishes is closed.
 
+use std::net::{Ipv4Addr, UdpSocket};
+
 use lab::{
-    docker::Docker,
+    docker::{CONTAINER_PORT, Docker, IMAGE},
     guard::Guard,
     http::{Answer, get},
     process::run,
     proxy::Proxy,
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
+    udp::{self, Servers},
 };
 use serde_json::{Value, json};
 
@@ -156,6 +159,52 @@ fn a_container_reaches_the_internet_while_its_ports_are_closed() {
     .unwrap();
     assert!(page.ends_with(lab::docker::INVOICES), "{page}");
     assert_eq!(guard.packets(&[("verdict", json!("drop"))]).unwrap(), 0);
+}
+
+/// Docker's switch for routing instead of masquerading, until its version 27 brought gateway modes.
+const ROUTED: &str = "com.docker.network.bridge.enable_ip_masquerade=false";
+
+#[test]
+fn a_network_that_is_routed_gets_answers_and_no_attempts() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let container = Ipv4Addr::new(172, 31, 7, 2);
+    let create = ["network", "create", "--opt", ROUTED];
+    let create = [&create[..], &["--subnet", "172.31.7.0/24", "routed"]].concat();
+    docker.run(&create).unwrap();
+    let run = ["run", "--detach", "--name", "invoices"];
+    let address = container.to_string();
+    let run = [&run[..], &["--network", "routed", "--ip", &address, IMAGE]].concat();
+    docker.run(&run).unwrap();
+    let there = format!("route add 172.31.7.0/24 via {HOST_V4}");
+    lab.internet.ip(&there).unwrap();
+    let _servers = Servers::start(&lab).unwrap();
+    let guard = Guard::start(&lab, &policy("enforce", &docker, "")).unwrap();
+    let packets = |reason: &str| guard.packets(&[("reason", json!(reason))]).unwrap();
+
+    let in_container = |command: &str| {
+        let exec = ["exec", "invoices", "/bin/busybox", "sh", "-c", command];
+        docker.run(&exec)
+    };
+    let resolve = format!("/bin/{}", udp::resolve(USER_V4).join(" "));
+    let answer = in_container(&resolve).unwrap();
+    assert!(answer.contains(udp::ADDRESSES[0]), "{answer}");
+    assert!(packets("reply") >= 2, "{answer}");
+    // DNS speaks TCP, too.
+    in_container(&format!("/bin/busybox nc -w 1 {USER_V4} 53 </dev/null")).unwrap();
+    assert!(packets("established") >= 2);
+    assert_eq!(guard.packets(&[("verdict", json!("drop"))]).unwrap(), 0);
+
+    let direct = get(&lab, USER_V4, container.into(), CONTAINER_PORT).unwrap();
+    assert_eq!(direct, Answer::TimedOut);
+    let attempts = packets("container_address");
+    assert!(attempts >= 1);
+    let unasked = lab.internet.enter(|| {
+        let socket = UdpSocket::bind((USER_V4, 0)).unwrap();
+        socket.send_to(b"unasked", (container, 123)).unwrap();
+    });
+    unasked.unwrap();
+    assert_eq!(packets("container_address"), attempts + 1);
 }
 
 #[test]

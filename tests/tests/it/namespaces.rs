@@ -1,6 +1,6 @@
 //! The guard on a wire between two namespaces, with packets that a real stack sends and receives.
 
-use std::{thread, time::Duration};
+use std::{net::UdpSocket, thread, time::Duration};
 
 use lab::{
     flood::Flood,
@@ -88,6 +88,48 @@ fn a_thousand_packets_are_counted_as_a_thousand() {
         .unwrap();
     assert_eq!(row["bytes"], 54_000);
     assert_eq!(row["interface"], INTERFACE);
+}
+
+/// One frame for each datagram: of what a jumbo network carries, and of the most that an interface does.
+#[test]
+fn the_longest_datagrams_pass_whole_and_are_counted_to_the_last_byte() {
+    const UDP: usize = 8;
+    let open = "[[service]]\nname = \"long\"\nports = [\"udp/7000\"]";
+    for mtu in [9_000, 65_535] {
+        let lab = Lab::new().unwrap();
+        lab.internet
+            .ip(&format!("link set internet mtu {mtu}"))
+            .unwrap();
+        lab.host
+            .ip(&format!("link set {INTERFACE} mtu {mtu}"))
+            .unwrap();
+        let guard = Guard::start(&lab, &policy("enforce", open)).unwrap();
+        let status = guard.json("status").unwrap();
+        assert_eq!(status["interfaces"][0]["xdp_mode"], "native", "{mtu}");
+        for (user, host, ip) in [(USER_V4, HOST_V4, 20), (USER_V6, HOST_V6, 40)] {
+            let receiver = lab.host.enter(|| UdpSocket::bind((host, 7000)).unwrap());
+            let receiver = receiver.unwrap();
+            let patience = Duration::from_secs(3);
+            receiver.set_read_timeout(Some(patience)).unwrap();
+            let sender = lab.internet.enter(|| UdpSocket::bind((user, 0)).unwrap());
+            let sender = sender.unwrap();
+            let sent: Vec<u8> = (0..mtu - ip - UDP).map(|n| n as u8).collect();
+            for port in [7000, 7001] {
+                sender.send_to(&sent, (host, port)).unwrap();
+            }
+            let mut received = vec![0; 1 << 16];
+            let length = receiver.recv(&mut received).unwrap();
+            assert!(received[..length] == sent, "{mtu}: another {length} bytes");
+        }
+        let rows = guard.json("counters").unwrap();
+        for (reason, verdict) in [("allowed", "pass"), ("closed_port", "drop")] {
+            let mut rows = rows.as_array().unwrap().iter();
+            let row = rows.find(|row| row["reason"] == reason).unwrap();
+            assert_eq!(row["verdict"], verdict);
+            assert_eq!(row["packets"], 2, "{mtu}: {row}");
+            assert_eq!(row["bytes"], 2 * (14 + mtu), "{mtu}: {row}");
+        }
+    }
 }
 
 #[test]

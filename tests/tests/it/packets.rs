@@ -7,6 +7,7 @@ use guard_common::{
 };
 
 use crate::{
+    clocked::Simulation,
     frames::{flags::*, *},
     judge::{Expected, Judge, because, observed},
 };
@@ -455,6 +456,27 @@ fn bypasses() -> Vec<Row> {
     ]
 }
 
+/// As long as IP can be: a length of 65,535, which for IPv6 leaves out the header, behind two tags. Most
+/// of it lies in fragments of the buffer (`xdp.frags`).
+fn longest() -> [(&'static str, Vec<u8>, usize); 2] {
+    use protocol::*;
+    const TAGGED: usize = 14 + 8;
+    let attempt = |ip: usize| tcp(8000, SYN, &vec![0; 65_535 - ip - 20]);
+    let two_tags = |frame: &[u8]| tagged(frame, &[0x88a8, 0x8100]);
+    [
+        (
+            "the longest IPv4 packet",
+            two_tags(&ipv4(CLIENT_V4, TCP, &attempt(20))),
+            TAGGED + 65_535,
+        ),
+        (
+            "the longest IPv6 packet",
+            two_tags(&ipv6(CLIENT_V6, TCP, &attempt(0))),
+            TAGGED + 40 + 65_535,
+        ),
+    ]
+}
+
 /// IP that cannot be read up to its transport header.
 fn malformed() -> Vec<Row> {
     use protocol::*;
@@ -680,6 +702,20 @@ fn observed_nothing_is_dropped_and_every_drop_is_counted_as_one_that_would_be() 
             expected = observed(service, outcome.reason);
         }
         judge.assert(what, &frame, &expected);
+    }
+}
+
+#[test]
+fn the_longest_packets_are_judged_and_counted_to_the_last_byte_and_replayed() {
+    let judge = judge("enforce", "host");
+    let simulation = Simulation::new("scope = \"host\"");
+    for (what, frame, length) in longest() {
+        assert_eq!(frame.len(), length, "{what}");
+        let cut_off = &frame[..length - 1];
+        judge.assert(what, &frame, &because(None, ClosedPort));
+        judge.assert(what, cut_off, &because(None, Malformed));
+        assert_eq!(simulation.reason(&frame), ClosedPort, "{what}, replayed");
+        assert_eq!(simulation.reason(cut_off), Malformed, "{what}, replayed");
     }
 }
 

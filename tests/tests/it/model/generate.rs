@@ -117,6 +117,11 @@ fn prefix(rng: &mut Rng) -> IpNet {
     pick(rng, &PREFIXES).parse().unwrap()
 }
 
+/// The policy that a seed stands for.
+pub fn policy_of(seed: u64) -> ModelPolicy {
+    policy(&mut Rng::with_seed(seed))
+}
+
 pub fn policy(rng: &mut Rng) -> ModelPolicy {
     let mut services: Vec<ModelService> = Vec::new();
     for n in 0..rng.usize(..8) {
@@ -364,7 +369,13 @@ impl ModelPolicy {
 }
 
 /// A frame, and whether this host sends it.
-pub fn packet(rng: &mut Rng) -> (bool, Vec<u8>) {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Packet {
+    pub outgoing: bool,
+    pub frame: Vec<u8>,
+}
+
+pub fn packet(rng: &mut Rng) -> Packet {
     let outgoing = rng.u8(..50) == 0;
     let mut frame = match rng.u8(..40) {
         0 => (0..rng.usize(..200)).map(|_| rng.u8(..)).collect(),
@@ -392,7 +403,7 @@ pub fn packet(rng: &mut Rng) -> (bool, Vec<u8>) {
     if frame.len() < 14 {
         frame.resize(14, 0);
     }
-    (outgoing, frame)
+    Packet { outgoing, frame }
 }
 
 /// What this host would answer to a frame: addresses and ports the other way round. `None` for what is

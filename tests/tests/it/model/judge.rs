@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -11,12 +12,21 @@ use super::{
     parse::{Content, Datagram, Seen, look},
 };
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expected {
     pub reason: &'static str,
     pub dropped: bool,
 }
 
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { reason, dropped } = self;
+        let verdict = if *dropped { "drop" } else { "pass" };
+        write!(f, "{verdict} {reason}")
+    }
+}
+
+#[derive(Clone)]
 pub struct Model<'a> {
     policy: &'a ModelPolicy,
     /// UDP flows: (local, port, peer, port).

@@ -4,22 +4,27 @@
 //! share nothing but the names of the reasons: what a policy says reaches the program as a file, and
 //! the model as its own plain values.
 
+mod corpus;
 mod generate;
 mod judge;
 mod parse;
+mod signature;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
-use guard_common::reason::Verdict;
+use guard_common::reason::{Reason, Verdict};
 
 use self::{
-    generate::{PolicyText, answer, packet, policy},
-    judge::Model,
+    corpus::{Corpus, Finder},
+    generate::{ModelPolicy, Packet, PolicyText, answer, packet, policy, policy_of},
+    judge::{Expected, Model},
+    signature::Signature,
 };
 use crate::clocked::Simulation;
 
@@ -31,20 +36,38 @@ const PACKETS_PER_POLICY: u64 = 32_000;
 const MINUTES: &str = "GUARD_FUZZ_MINUTES";
 const SEED: &str = "GUARD_FUZZ_SEED";
 
+/// How many packets each reason had.
+type Reasons = BTreeMap<&'static str, u64>;
+
 #[test]
 fn the_program_and_an_independent_model_agree_on_a_million_packets() {
-    let mut reasons = std::collections::BTreeMap::new();
+    let mut reasons = Reasons::new();
     for seed in 0..POLICIES {
-        run(seed, PACKETS_PER_POLICY, &mut reasons);
+        run(seed, PACKETS_PER_POLICY, &mut reasons, |_, _| ());
     }
     // A generator that never reaches a reason tests nothing of it.
-    for reason in guard_common::reason::Reason::ALL {
+    for reason in Reason::ALL {
         let count: u64 = reasons.get(reason.name()).copied().unwrap_or_default();
         assert!(count > 100, "only {count} packets were {}", reason.name());
     }
 }
 
-/// Runs as long as it is asked to; without being asked, it has nothing to add to the test above.
+#[test]
+fn the_corpus_is_judged_as_when_it_was_kept_and_has_every_reason() {
+    let (corpus, stale) = Corpus::replay().unwrap();
+    assert!(
+        stale.is_empty(),
+        "{stale:?}: if that is meant, `cargo xtask fuzz` replaces them"
+    );
+    let reached: BTreeSet<&str> = corpus.signatures().iter().map(Signature::reason).collect();
+    assert_eq!(
+        reached,
+        Reason::ALL.iter().map(|reason| reason.name()).collect()
+    );
+    assert!(corpus.is_within_bounds(), "{corpus}");
+}
+
+/// Runs as long as it is asked to; without being asked, it has nothing to add to the tests above.
 #[test]
 fn fuzz() {
     let number = |name| {
@@ -56,59 +79,119 @@ fn fuzz() {
         return;
     };
     let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let (mut corpus, stale) = Corpus::replay().unwrap();
+    for (path, why) in stale {
+        eprintln!("fuzz: {} is removed: {why}", path.display());
+        fs::remove_file(path).unwrap();
+    }
+    corpus.trim().unwrap();
+    eprintln!("fuzz: {corpus}");
     let mut seed = number(SEED).unwrap_or_else(|| Rng::new().u64(POLICIES..));
-    let mut reasons = std::collections::BTreeMap::new();
+    let mut reasons = Reasons::new();
     while Instant::now() < end {
         eprintln!("fuzz: seed {seed}");
-        run(seed, 10 * PACKETS_PER_POLICY, &mut reasons);
+        let policy = policy_of(seed);
+        let mut finder = Finder::new(seed, &policy, &corpus);
+        run(
+            seed,
+            10 * PACKETS_PER_POLICY,
+            &mut reasons,
+            |packet, judged| {
+                finder.look(packet, judged);
+            },
+        );
+        corpus.add(finder.into_case()).unwrap();
         seed += 1;
     }
     eprintln!("fuzz: {reasons:#?}");
 }
 
 /// One policy and its packets, all from one seed.
-fn run(seed: u64, packets: u64, reasons: &mut std::collections::BTreeMap<&'static str, u64>) {
+fn run(
+    seed: u64,
+    packets: u64,
+    reasons: &mut Reasons,
+    mut on_judged: impl FnMut(&Packet, Option<&Judged>),
+) {
     let mut rng = Rng::with_seed(seed);
     let policy = policy(&mut rng);
-    let PolicyText { text, containers } = policy.to_text();
-    let simulation = Simulation::with_text(&text, &containers);
-    let mut model = Model::new(&policy);
+    let mut trial = Trial::new(seed, &policy);
     let mut question: Option<Vec<u8>> = None;
     for n in 0..packets {
         // Some questions are answered, and some asked again.
-        let (outgoing, frame) = match &question {
+        let packet = match &question {
             Some(asked) if rng.u8(..8) == 0 => match answer(asked) {
-                Some(answer) if rng.bool() => (true, answer),
-                _ => (false, asked.clone()),
+                Some(frame) if rng.bool() => Packet {
+                    outgoing: true,
+                    frame,
+                },
+                _ => Packet {
+                    outgoing: false,
+                    frame: asked.clone(),
+                },
             },
             _ => packet(&mut rng),
         };
-        if outgoing {
-            simulation.sent(&frame);
-            model.sent(&frame);
-            continue;
+        if !packet.outgoing && answer(&packet.frame).is_some() {
+            question = Some(packet.frame.clone());
         }
-        if answer(&frame).is_some() {
-            question = Some(frame.clone());
+        let judged = trial.judge(n, &packet);
+        if let Some((_, outcome)) = &judged {
+            *reasons.entry(outcome.reason).or_default() += 1;
         }
-        let (service, expected) = model.judge(&frame);
-        let (found_service, found) = simulation.judged(&frame);
-        *reasons.entry(found.reason.name()).or_default() += 1;
-        let would = found.would_drop;
+        on_judged(&packet, judged.as_ref());
+    }
+}
+
+/// The service that a packet was counted under, and its outcome.
+type Judged = (Option<String>, Expected);
+
+/// One policy before the program and the model.
+struct Trial<'a> {
+    seed: u64,
+    text: String,
+    simulation: Simulation,
+    model: Model<'a>,
+}
+
+impl<'a> Trial<'a> {
+    fn new(seed: u64, policy: &'a ModelPolicy) -> Self {
+        let PolicyText { text, containers } = policy.to_text();
+        Self {
+            seed,
+            simulation: Simulation::with_text(&text, &containers),
+            text,
+            model: Model::new(policy),
+        }
+    }
+
+    /// What both say of a packet that comes in. Panics if they disagree.
+    fn judge(&mut self, n: u64, packet: &Packet) -> Option<Judged> {
+        let Packet { outgoing, frame } = packet;
+        let Self { seed, text, .. } = self;
+        if *outgoing {
+            self.simulation.sent(frame);
+            self.model.sent(frame);
+            return None;
+        }
+        let (service, expected) = self.model.judge(frame);
+        let (found_service, found) = self.simulation.judged(frame);
+        let is_dropped = found.verdict() == Verdict::Drop;
+        let would_be = found.reason.verdict() == Verdict::Drop && !is_dropped;
         let agree = found.reason.name() == expected.reason
             && found_service == service
-            && (found.reason.verdict() == Verdict::Drop && found.verdict() == Verdict::Pass)
-                == would
-            && (found.verdict() == Verdict::Drop) == expected.dropped;
+            && found.would_drop == would_be
+            && is_dropped == expected.dropped;
         if !agree {
-            let kept = keep(seed, n, &text, &frame);
+            let kept = keep(*seed, n, text, frame);
             panic!(
                 "seed {seed}, packet {n}: the program says {found_service:?} {found:?}, the model \
                  {service:?} {expected:?}; kept in {}\npolicy:\n{text}\nframe: {}",
                 kept.display(),
-                hex(&frame)
+                hex(frame)
             );
         }
+        Some((service, expected))
     }
 }
 

@@ -1,0 +1,428 @@
+//! The corpus: packets that reached something first, kept in `tests/corpus` and judged again before
+//! any new ones are made.
+//!
+//! A file is one policy, by the seed that it is made from, and as few packets as reach again what they
+//! reached there: what an outcome depends on, such as a spent budget or an open flow, comes before it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    fmt::{self, Write as _},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use super::{
+    Judged, Trial,
+    generate::{self, ModelPolicy, Packet},
+    judge::Model,
+    parse::{Content, Seen, look},
+    signature::{self, Signature},
+};
+
+/// How much is kept. Every policy costs the replay a second or two in the verifier.
+const MOST_POLICIES: usize = 16;
+const MOST_BYTES: usize = 256 * 1024;
+
+/// As often as it can take one packet to spend any budget that is generated.
+const MOST_TIMES: u32 = 2_000;
+
+const HEADER: &str = "# Kept by `cargo xtask fuzz`: a policy's seed and its checksum; then how \
+                      often a packet\n# comes in or is sent, the packet, and the outcome of the last \
+                      one. `00*1400` is 1,400 bytes of 0.\n";
+
+/// The folder of the corpus, and what each file reaches.
+pub struct Corpus {
+    folder: PathBuf,
+    cases: BTreeMap<u64, (Case, BTreeSet<Signature>)>,
+}
+
+/// One policy and its packets.
+pub struct Case {
+    seed: u64,
+    /// Of the policy: another generator makes another policy of the seed.
+    checksum: u32,
+    steps: Vec<Step>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Step {
+    times: u32,
+    packet: Packet,
+    /// `None` for what is sent.
+    outcome: Option<String>,
+}
+
+impl Corpus {
+    /// Reads the corpus and judges every packet of it again. Names also the files that are stale, and
+    /// why.
+    pub fn replay() -> Result<(Self, Vec<(PathBuf, anyhow::Error)>)> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let mut corpus = Self {
+            folder,
+            cases: BTreeMap::new(),
+        };
+        let mut stale = Vec::new();
+        for entry in fs::read_dir(&corpus.folder)? {
+            let path = entry?.path();
+            let case = Case::parse(&fs::read_to_string(&path)?)
+                .with_context(|| path.display().to_string())?;
+            match case.replay() {
+                Ok(reached) if path == corpus.path(case.seed) => {
+                    corpus.cases.insert(case.seed, (case, reached));
+                }
+                Ok(_) => stale.push((path, anyhow!("its name is not that of its seed"))),
+                Err(why) => stale.push((path, why)),
+            }
+        }
+        Ok((corpus, stale))
+    }
+
+    pub fn signatures(&self) -> BTreeSet<Signature> {
+        let reached = self.cases.values().flat_map(|(_, reached)| reached);
+        reached.copied().collect()
+    }
+
+    pub fn is_within_bounds(&self) -> bool {
+        self.cases.len() <= MOST_POLICIES && self.bytes() <= MOST_BYTES
+    }
+
+    fn bytes(&self) -> usize {
+        self.cases
+            .values()
+            .map(|(case, _)| case.to_text().len())
+            .sum()
+    }
+
+    fn path(&self, seed: u64) -> PathBuf {
+        self.folder.join(format!("{seed}.txt"))
+    }
+
+    /// Keeps a case that reached something new.
+    pub fn add(&mut self, case: Case) -> Result<()> {
+        // One of this seed has what it had; with what else it reaches, another seed will do.
+        if case.steps.is_empty() || self.cases.contains_key(&case.seed) {
+            return Ok(());
+        }
+        let reached = case.replay().context("what was found is not found again")?;
+        let seed = case.seed;
+        let path = self.path(seed);
+        fs::write(&path, case.to_text()).with_context(|| path.display().to_string())?;
+        self.cases.insert(seed, (case, reached));
+        self.trim()?;
+        if self.cases.contains_key(&seed) {
+            eprintln!("fuzz: {self}");
+        }
+        Ok(())
+    }
+
+    /// While there is too much, what has the least that no other has goes.
+    pub fn trim(&mut self) -> Result<()> {
+        while !self.is_within_bounds()
+            && let Some(seed) = self.least()
+        {
+            self.cases.remove(&seed);
+            fs::remove_file(self.path(seed))?;
+        }
+        Ok(())
+    }
+
+    fn least(&self) -> Option<u64> {
+        let mut owners: BTreeMap<Signature, usize> = BTreeMap::new();
+        for signature in self.cases.values().flat_map(|(_, reached)| reached) {
+            *owners.entry(*signature).or_default() += 1;
+        }
+        let own = |reached: &BTreeSet<Signature>| {
+            let own = reached.iter().filter(|signature| owners[*signature] == 1);
+            own.count()
+        };
+        let least = self
+            .cases
+            .iter()
+            .min_by_key(|(_, (_, reached))| own(reached));
+        least.map(|(seed, _)| *seed)
+    }
+}
+
+impl fmt::Display for Corpus {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "the corpus has {} policies, {} signatures, {} bytes",
+            self.cases.len(),
+            self.signatures().len(),
+            self.bytes()
+        )
+    }
+}
+
+impl Case {
+    fn new(seed: u64, policy: &ModelPolicy) -> Self {
+        Self {
+            seed,
+            checksum: checksum(policy),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Takes the packets through the program and the model, which panics if they disagree. An error: the
+    /// case does not say what it said when it was kept.
+    fn replay(&self) -> Result<BTreeSet<Signature>> {
+        let policy = generate::policy_of(self.seed);
+        let checksum = checksum(&policy);
+        let is_same = checksum == self.checksum;
+        ensure!(is_same, "the seed makes another policy by now");
+        let mut trial = Trial::new(self.seed, &policy);
+        let mut signatures = BTreeSet::new();
+        for (n, step) in (0..).zip(&self.steps) {
+            let mut last = None;
+            for _ in 0..step.times {
+                last = trial.judge(n, &step.packet);
+            }
+            let outcome = last.as_ref().map(|(_, outcome)| outcome.to_string());
+            let before = &step.outcome;
+            ensure!(
+                outcome == *before,
+                "packet {n} was {before:?} and is {outcome:?}"
+            );
+            if let Some((service, outcome)) = last {
+                let frame = &step.packet.frame;
+                signatures.extend(signature::of(
+                    frame,
+                    policy.scope,
+                    service.is_some(),
+                    outcome,
+                ));
+            }
+        }
+        Ok(signatures)
+    }
+
+    fn to_text(&self) -> String {
+        let Self {
+            seed,
+            checksum,
+            steps,
+        } = self;
+        let mut text = format!("{HEADER}policy {seed} {checksum:08x}\n");
+        for step in steps {
+            let Step {
+                times,
+                packet: Packet { outgoing, frame },
+                outcome,
+            } = step;
+            let way = if *outgoing { "sent" } else { "in" };
+            write!(text, "{times} {way} {}", to_words(frame)).unwrap();
+            if let Some(outcome) = outcome {
+                write!(text, " {outcome}").unwrap();
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+        let first: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
+        let ["policy", seed, checksum] = first[..] else {
+            bail!("no policy is named");
+        };
+        Ok(Self {
+            seed: seed.parse()?,
+            checksum: u32::from_str_radix(checksum, 16)?,
+            steps: lines.map(parse_step).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn parse_step(line: &str) -> Result<Step> {
+    let words: Vec<&str> = line.splitn(4, ' ').collect();
+    let (times, outgoing, frame, outcome) = match words[..] {
+        [times, "sent", frame] => (times, true, frame, None),
+        [times, "in", frame, outcome] => (times, false, frame, Some(outcome.to_owned())),
+        _ => bail!("not a packet: {line}"),
+    };
+    Ok(Step {
+        times: times.parse()?,
+        packet: Packet {
+            outgoing,
+            frame: from_words(frame)?,
+        },
+        outcome,
+    })
+}
+
+/// Looks for what is new while a policy's packets are judged, and for the shortest way there.
+pub struct Finder<'a> {
+    case: Case,
+    scope: &'static str,
+    /// What the corpus or the steps of the case reach, and what they do not, whatever was tried.
+    settled: BTreeSet<Signature>,
+    /// Has seen only the steps.
+    model: Model<'a>,
+    sent: Vec<Packet>,
+}
+
+impl<'a> Finder<'a> {
+    pub fn new(seed: u64, policy: &'a ModelPolicy, corpus: &Corpus) -> Self {
+        Self {
+            case: Case::new(seed, policy),
+            scope: policy.scope,
+            settled: corpus.signatures(),
+            model: Model::new(policy),
+            sent: Vec::new(),
+        }
+    }
+
+    pub fn look(&mut self, packet: &Packet, judged: Option<&Judged>) {
+        let Some(judged) = judged else {
+            self.sent.push(packet.clone());
+            return;
+        };
+        let (service, outcome) = judged;
+        let found = signature::of(&packet.frame, self.scope, service.is_some(), *outcome);
+        if found.is_subset(&self.settled) {
+            return;
+        }
+        self.settled.extend(found);
+        for step in self.way_to(packet, judged).unwrap_or_default() {
+            for _ in 0..step.times {
+                judge(&mut self.model, &step.packet);
+            }
+            self.case.steps.push(step);
+        }
+    }
+
+    /// As few packets as reach what was found.
+    pub fn into_case(self) -> Case {
+        self.case
+    }
+
+    /// The packet alone, after what this host sends to open its flow, or again and again.
+    fn way_to(&self, packet: &Packet, judged: &Judged) -> Option<Vec<Step>> {
+        let step = |times| Step {
+            times,
+            packet: packet.clone(),
+            outcome: Some(judged.1.to_string()),
+        };
+        let mut model = self.model.clone();
+        for times in 1..=MOST_TIMES {
+            if judge(&mut model, packet).as_ref() == Some(judged) {
+                return Some(vec![step(times)]);
+            }
+            if times == 1
+                && let Some(opening) = self.sent.iter().find(|sent| opens(sent, packet))
+            {
+                let mut model = self.model.clone();
+                judge(&mut model, opening);
+                if judge(&mut model, packet).as_ref() == Some(judged) {
+                    let opening = Step {
+                        times: 1,
+                        packet: opening.clone(),
+                        outcome: None,
+                    };
+                    return Some(vec![opening, step(1)]);
+                }
+            }
+        }
+        None
+    }
+}
+
+fn judge(model: &mut Model, packet: &Packet) -> Option<Judged> {
+    let Packet { outgoing, frame } = packet;
+    if *outgoing {
+        model.sent(frame);
+        return None;
+    }
+    Some(model.judge(frame))
+}
+
+/// Whether a packet that comes in answers one that was sent.
+fn opens(sent: &Packet, packet: &Packet) -> bool {
+    let ends = |frame: &[u8]| match look(frame) {
+        Seen::Ip(datagram) => match datagram.content {
+            Content::Udp { from_port, port } => {
+                Some(((datagram.source, from_port), (datagram.destination, port)))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    let (Some(sent), Some((from, to))) = (ends(&sent.frame), ends(&packet.frame)) else {
+        return false;
+    };
+    sent == (to, from)
+}
+
+/// FNV-1a, which no release of the standard library changes.
+fn checksum(policy: &ModelPolicy) -> u32 {
+    let ModelPolicy {
+        published,
+        networks,
+        ..
+    } = policy;
+    let text = format!("{}{published:?}{networks:?}", policy.to_text().text);
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// Hexadecimal, with long runs of one byte as `00*1400`, between dots.
+fn to_words(bytes: &[u8]) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut is_open = false;
+    for run in bytes.chunk_by(|one, other| one == other) {
+        let byte = format!("{:02x}", run[0]);
+        if run.len() >= 8 {
+            words.push(format!("{byte}*{}", run.len()));
+            is_open = false;
+            continue;
+        }
+        if !is_open {
+            words.push(String::new());
+            is_open = true;
+        }
+        if let Some(word) = words.last_mut() {
+            word.push_str(&byte.repeat(run.len()));
+        }
+    }
+    words.join(".")
+}
+
+fn from_words(words: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for word in words.split('.') {
+        let (digits, times) = match word.split_once('*') {
+            Some((digits, times)) => (digits, times.parse()?),
+            None => (word, 1),
+        };
+        ensure!(digits.is_ascii() && digits.len() % 2 == 0, "{word:?}");
+        let places = (0..digits.len()).step_by(2);
+        let decoded = places.map(|at| u8::from_str_radix(&digits[at..at + 2], 16));
+        bytes.extend(decoded.collect::<Result<Vec<u8>, _>>()?.repeat(times));
+    }
+    Ok(bytes)
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let packets = (0..1_000).map(|_| generate::packet(&mut rng));
+    let steps = packets.map(|packet| Step {
+        times: 3,
+        outcome: (!packet.outgoing).then(|| "drop closed_port".to_owned()),
+        packet,
+    });
+    let case = Case {
+        seed: 9,
+        checksum: 0xabcd,
+        steps: steps.collect(),
+    };
+    let again = Case::parse(&case.to_text()).unwrap();
+    assert_eq!((again.seed, again.checksum), (9, 0xabcd));
+    assert_eq!(again.steps, case.steps);
+}

@@ -1,0 +1,178 @@
+//! What is worth keeping of a packet: that it was judged in a way, or looked in a way, that no packet
+//! before it did. Coarse enough that a few hundred packets have everything.
+
+use std::collections::BTreeSet;
+
+use super::{
+    judge::Expected,
+    parse::{Content, Seen, look},
+};
+use crate::frames::protocol;
+
+const EXTENSIONS: [u8; 5] = [
+    protocol::HOP_BY_HOP,
+    protocol::ROUTING,
+    protocol::FRAGMENT,
+    protocol::AUTHENTICATION,
+    protocol::DESTINATION_OPTIONS,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signature {
+    /// How it was judged, and what it carries.
+    Judged {
+        outcome: Expected,
+        scope: &'static str,
+        is_listed: bool,
+        carried: Carried,
+    },
+    /// The headers behind Ethernet's.
+    Headers {
+        outcome: Expected,
+        network: Network,
+    },
+    Tags {
+        outcome: Expected,
+        tags: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Carried {
+    NotIp,
+    Malformed,
+    Attempt,
+    Segment,
+    Udp,
+    Sctp,
+    Icmp,
+    Other,
+    LaterFragment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Network {
+    NotIp,
+    Ipv4 {
+        has_options: bool,
+        is_fragment: bool,
+    },
+    Ipv6 {
+        /// The first extension header's number, and how many there are.
+        extensions: Option<(u8, Count)>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Count {
+    One,
+    Few,
+    /// As many as are read.
+    Many,
+    TooMany,
+}
+
+impl Signature {
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Judged { outcome, .. }
+            | Self::Headers { outcome, .. }
+            | Self::Tags { outcome, .. } => outcome.reason,
+        }
+    }
+}
+
+/// The signatures of a packet that came in.
+pub fn of(
+    frame: &[u8],
+    scope: &'static str,
+    is_listed: bool,
+    outcome: Expected,
+) -> BTreeSet<Signature> {
+    let judged = Signature::Judged {
+        outcome,
+        scope,
+        is_listed,
+        carried: carried(frame),
+    };
+    let (tags, network) = headers(frame);
+    BTreeSet::from([
+        judged,
+        Signature::Headers { outcome, network },
+        Signature::Tags { outcome, tags },
+    ])
+}
+
+fn carried(frame: &[u8]) -> Carried {
+    let datagram = match look(frame) {
+        Seen::NotIp => return Carried::NotIp,
+        Seen::Malformed => return Carried::Malformed,
+        Seen::Ip(datagram) => datagram,
+    };
+    match datagram.content {
+        Content::Tcp {
+            syn: true,
+            ack: false,
+            ..
+        } => Carried::Attempt,
+        Content::Tcp { .. } => Carried::Segment,
+        Content::Udp { .. } => Carried::Udp,
+        Content::Sctp { .. } => Carried::Sctp,
+        Content::Icmp { .. } => Carried::Icmp,
+        Content::Other { .. } => Carried::Other,
+        Content::LaterFragment => Carried::LaterFragment,
+    }
+}
+
+/// How many tags there are, and what is behind them, as far as it can be read.
+fn headers(frame: &[u8]) -> (usize, Network) {
+    let half = |at: usize| {
+        let bytes = frame.get(at..at + 2)?;
+        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+    };
+    let mut at = 12;
+    while matches!(half(at), Some(0x8100 | 0x88a8)) {
+        at += 4;
+    }
+    let tags = (at - 12) / 4;
+    let packet = frame.get(at + 2..).unwrap_or_default();
+    let network = match (half(at), packet.first()) {
+        (Some(0x0800), Some(first)) => Network::Ipv4 {
+            has_options: first & 0x0f > 5,
+            // All but the bit that forbids fragments.
+            is_fragment: half(at + 8).is_some_and(|field| field & 0x3fff != 0),
+        },
+        (Some(0x86dd), Some(_)) => Network::Ipv6 {
+            extensions: extensions(packet),
+        },
+        _ => Network::NotIp,
+    };
+    (tags, network)
+}
+
+/// The first extension header of an IPv6 packet, and how many follow each other.
+fn extensions(packet: &[u8]) -> Option<(u8, Count)> {
+    let first = *packet.get(6)?;
+    let (mut next, mut at, mut headers) = (first, 40, 0);
+    while let (true, Some([following, length])) =
+        (EXTENSIONS.contains(&next), packet.get(at..at + 2))
+    {
+        at += match next {
+            protocol::FRAGMENT => 8,
+            protocol::AUTHENTICATION => (usize::from(*length) + 2) * 4,
+            _ => (usize::from(*length) + 1) * 8,
+        };
+        next = *following;
+        headers += 1;
+    }
+    (headers > 0).then(|| (first, count(headers)))
+}
+
+fn count(extensions: usize) -> Count {
+    match extensions {
+        ..=1 => Count::One,
+        2..=4 => Count::Few,
+        5..=8 => Count::Many,
+        _ => Count::TooMany,
+    }
+}
