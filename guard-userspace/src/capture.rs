@@ -105,7 +105,7 @@ impl Interfaces {
             PcapBlockOwned::NG(Block::InterfaceDescription(description)) => {
                 interfaces.push(Interface {
                     linktype: description.linktype,
-                    ticks_per_second: description.ts_resolution(),
+                    ticks_per_second: ticks_per_second(description.if_tsresol),
                     offset: description.ts_offset(),
                 });
                 Ok(None)
@@ -142,6 +142,17 @@ fn interface(interfaces: &[Interface], number: usize) -> Result<Interface> {
     interface.copied().with_context(|| {
         format!("it came over interface {number}, which the file does not describe")
     })
+}
+
+/// What if_tsresol says: a power of ten or, with its first bit set, of two (draft-ietf-opsawg-pcapng,
+/// section 4.2). `pcap_parser` 0.17 knows no power of two.
+fn ticks_per_second(if_tsresol: u8) -> Option<u64> {
+    let exponent = u32::from(if_tsresol & 0x7f);
+    if if_tsresol & 0x80 == 0 {
+        10u64.checked_pow(exponent)
+    } else {
+        1u64.checked_shl(exponent)
+    }
 }
 
 /// What the first two bits of epb_flags say (draft-ietf-opsawg-pcapng, section 4.3).
@@ -243,4 +254,26 @@ fn ethernet(ether_type: [u8; 2], payload: &[u8]) -> Cow<'static, [u8]> {
     frame.extend(ether_type);
     frame.extend(payload);
     Cow::Owned(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_of_time_are_powers_of_ten_and_of_two() {
+        for (if_tsresol, ticks) in [
+            (0, Some(1)),
+            (6, Some(1_000_000)),
+            (19, Some(10_000_000_000_000_000_000)),
+            (20, None),
+            (0x80, Some(1)),
+            (0x8a, Some(1_024)),
+            (0xbf, Some(1 << 63)),
+            (0xc0, None),
+            (0xff, None),
+        ] {
+            assert_eq!(ticks_per_second(if_tsresol), ticks, "{if_tsresol:#x}");
+        }
+    }
 }
