@@ -132,10 +132,6 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 /// the mode is `off` every packet does.
 #[inline(always)]
 fn mode_of_answers(packet: &Packet, port: u16) -> Option<Mode> {
-    // On trial, the policy before this one may come back: it will need what it would have recorded.
-    if config::trial_until() != 0 {
-        return Some(config::mode());
-    }
     let index = port_index(PortProtocol::Udp, port);
     let entry = PORTS.get(index).copied().unwrap_or_default();
     let on_this_address = find_addressed(packet.family, packet.source, index, entry);
@@ -150,7 +146,9 @@ fn mode_of_answers(packet: &Packet, port: u16) -> Option<Mode> {
     }
     let service = on_this_address.unwrap_or(entry.service());
     if service == NO_SERVICE {
-        return (config::scope() == Scope::Host).then(config::mode);
+        // On trial, a policy of scope `host` may come back, which will need what it would have recorded.
+        let is_needed = config::scope() == Scope::Host || config::trial_until() != 0;
+        return is_needed.then(config::mode);
     }
     let settings = SERVICES.get(u32::from(service))?;
     let mode = Mode::from_raw(settings.mode);
