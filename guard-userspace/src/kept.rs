@@ -13,6 +13,10 @@ use std::{
 use guard_common::{exposure::NetworkKind, reason::Mode};
 use ipnet::IpNet;
 use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use tracing::warn;
@@ -30,10 +34,42 @@ const FILE: &str = "state.jsonl";
 const VERSION: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
-#[error("the state cannot be kept in {path}: {error}")]
-pub struct KeepError {
-    path: String,
-    error: io::Error,
+pub enum KeepError {
+    #[error("the state cannot be kept in {path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error(
+        "another agent keeps its state in {0}: stop it, or give this one another --state, --pins and \
+         --socket"
+    )]
+    Taken(String),
+}
+
+impl KeepError {
+    fn io(path: &Path) -> impl Fn(io::Error) -> Self {
+        |error| Self::Io {
+            path: path.display().to_string(),
+            error,
+        }
+    }
+}
+
+const LOCK: &str = "lock";
+
+/// Keeps every other agent from the same state for as long as it lives. The kernel ends it with the
+/// process.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held for its drop")] Flock<fs::File>);
+
+/// Takes the state of an agent for this one.
+pub fn take(folder: &Path) -> Result<Turn, KeepError> {
+    fs::create_dir_all(folder).map_err(KeepError::io(folder))?;
+    let path = folder.join(LOCK);
+    let file = fs::File::create(&path).map_err(KeepError::io(&path))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Turn(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Err(KeepError::Taken(folder.display().to_string())),
+        Err((_, error)) => Err(KeepError::io(&path)(error.into())),
+    }
 }
 
 /// What is kept.
@@ -159,11 +195,7 @@ impl StateFile {
     /// If the file is there and cannot be read at all, or the folder cannot be made.
     pub fn open(folder: &Path) -> Result<Self, KeepError> {
         let path = folder.join(FILE);
-        let failed = |error| KeepError {
-            path: path.display().to_string(),
-            error,
-        };
-        fs::create_dir_all(folder).map_err(failed)?;
+        fs::create_dir_all(folder).map_err(KeepError::io(folder))?;
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -172,7 +204,7 @@ impl StateFile {
                     path,
                 });
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(KeepError::io(&path)(error)),
         };
         let (kept, problems) = read(&bytes);
         if !problems.is_empty() {
@@ -195,10 +227,7 @@ impl StateFile {
 
     /// Writes the file: all of it, or not at all.
     pub fn save(&self) -> Result<(), KeepError> {
-        self.try_save().map_err(|error| KeepError {
-            path: self.path.display().to_string(),
-            error,
-        })
+        self.try_save().map_err(KeepError::io(&self.path))
     }
 
     fn try_save(&self) -> io::Result<()> {

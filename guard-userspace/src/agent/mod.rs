@@ -29,7 +29,7 @@ use crate::{
         pins::{Pins, network_namespace},
     },
     host::{self, Netlink, UdpFlow},
-    kept::{KeptPolicy, StateFile},
+    kept::{self, KeptPolicy, StateFile, Turn},
     operator::ssh_session,
     policy::{Clock, Ground},
 };
@@ -52,6 +52,8 @@ pub struct Agent {
     /// If the policy is on trial: what it goes back to.
     trial: Option<Trial>,
     state: StateFile,
+    /// Held for its drop: no other agent has this state meanwhile.
+    _turn: Turn,
     /// The names of the interfaces to guard, and those of them that are.
     names: Vec<String>,
     attachments: BTreeMap<String, Attachment>,
@@ -81,6 +83,7 @@ impl Agent {
     pub async fn start(places: Places, force: Force) -> Result<Self, ChangeError> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+        let turn = kept::take(&places.state)?;
         let mut state = StateFile::open(&places.state)?;
         state.kept.detached = false;
         if let Some(trial) = state.kept.trial.take() {
@@ -107,6 +110,7 @@ impl Agent {
             tick_ns,
             places,
             state,
+            _turn: turn,
         };
         // Started by hand, it asks as `reload` does; a service manager comes over no SSH.
         agent

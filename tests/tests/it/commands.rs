@@ -417,16 +417,17 @@ fn a_second_agent_on_the_same_socket_or_interface_is_refused() {
     let path = path.to_str().unwrap();
     let again = output(&lab, &["run", "--policy", path]).unwrap();
     assert_fails(&again, 1, &["already running"]);
-    let other = lab.folder().join("other.sock");
-    let elsewhere = ["--socket", other.to_str().unwrap(), "run", "--policy", path];
-    let binary = binary().unwrap();
-    let elsewhere = lab
-        .host
-        .command(binary.to_str().unwrap())
-        .args(elsewhere)
-        .output()
-        .unwrap();
-    assert_fails(&elsewhere, 1, &[INTERFACE, "already has an XDP program"]);
+    let elsewhere = |pins: &Path, state: &Path| {
+        let mut command = lab.host.command(binary().unwrap().to_str().unwrap());
+        command.arg("--socket").arg(lab.folder().join("other.sock"));
+        command.arg("--pins").arg(pins).arg("--state").arg(state);
+        command.args(["run", "--policy", path]).output().unwrap()
+    };
+    let same = elsewhere(&lab.pins(), &lab.state());
+    assert_fails(&same, 1, &["another agent keeps its state"]);
+    let other = elsewhere(&lab.folder().join("bpf/other"), &lab.folder().join("other"));
+    let words = [INTERFACE, "already has an XDP program", "--force"];
+    assert_fails(&other, 1, &words);
     assert_eq!(
         guard.json("status").unwrap()["interfaces"][0]["attached"],
         true

@@ -686,3 +686,43 @@ fn a_policy_that_would_cut_the_ssh_session_it_is_applied_from_is_refused_with_th
     guard.run(&["mode", "enforce"]).unwrap();
     assert_eq!(guard.json("status").unwrap()["mode"], "enforce");
 }
+
+#[test]
+fn a_bpf_file_system_is_mounted_where_there_is_none_and_elsewhere_the_place_is_named() {
+    let site = Site::new();
+    let path = site.write("enforce", SHUT);
+    let run_at = |pins: &str, mounts: &str| {
+        let mut command = site.lab.host.command("unshare");
+        // Its mounts are its own, and end with it.
+        let script = format!("{mounts} exec \"$@\"");
+        command.args(["--mount", "--", "sh", "-c", &script, "sh"]);
+        command.arg(binary().unwrap());
+        command
+            .arg("--socket")
+            .arg(site.lab.folder().join("guard.sock"));
+        command
+            .args(["--pins", pins, "--state"])
+            .arg(site.lab.state());
+        command.args(["run", "--policy", &path]);
+        command
+    };
+    let refused = run_at(site.lab.folder().to_str().unwrap(), "")
+        .output()
+        .unwrap();
+    fails(
+        &refused,
+        1,
+        &["is on no BPF file system", "mount -t bpf", "--pins"],
+    );
+    assert_eq!(site.ask(), OPEN);
+    // A folder of sysfs, without what the machine may have mounted there.
+    let bare = "mount -t tmpfs none /sys/fs && mkdir /sys/fs/bpf && ";
+    let pins = format!("/sys/fs/bpf/{}", site.lab.name());
+    let log = site.lab.folder().join("mounting.log");
+    let _agent = lab::process::Daemon::start(&mut run_at(&pins, bare), &log).unwrap();
+    wait_for(Duration::from_secs(20), || {
+        anyhow::ensure!(site.ask() == CLOSED, "{}", fs::read_to_string(&log)?);
+        Ok(())
+    })
+    .unwrap();
+}
