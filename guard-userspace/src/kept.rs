@@ -519,7 +519,9 @@ mod tests {
             noisy[place] = rng.u8(..);
             let (kept, _) = read(&noisy);
             let lost = full().entries.len().saturating_sub(kept.entries.len());
-            assert!(lost <= 1, "at {place}");
+            // Without its end, a line runs into the next.
+            let spoilt = if bytes[place] == b'\n' { 2 } else { 1 };
+            assert!(lost <= spoilt, "at {place}");
         }
         for _ in 0..1_000 {
             let noise: Vec<u8> = (0..rng.usize(..500)).map(|_| rng.u8(..)).collect();

@@ -103,7 +103,7 @@ fn assert_unasked_is_dropped(lab: &Lab, guard: Guard, container: IpAddr) {
         assert_eq!(guard.packets(&to_containers).unwrap(), n);
     }
     // Nothing but the guard keeps them out.
-    guard.stop().unwrap();
+    guard.remove().unwrap();
     send(lab, SocketAddr::new(USER_V4, udp::NTP_PORT), [LISTENER]);
     assert!(is_reached(), "without a guard");
 }
