@@ -8,13 +8,15 @@ use std::{
 };
 
 use anyhow::Result;
+use aya::util::KernelVersion;
+use guard_common::layout;
 use lab::{
     docker::Docker,
     flood::Flood,
     guard::Guard,
     image,
     process::{run, wait_for},
-    topology::{FLOODER_V4, HOST_V4, INTERFACE, Lab, USER_V4, USER_V6},
+    topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
     udp::{self, Servers},
 };
 use serde_json::json;
@@ -126,6 +128,73 @@ fn address_of(docker: &Docker, container: &str) -> IpAddr {
         .run(&["inspect", "--format", format, container])
         .unwrap();
     address.trim().parse().unwrap()
+}
+
+/// A socket on the internet.
+fn server(lab: &Lab, address: IpAddr, port: u16) -> UdpSocket {
+    let bind = || UdpSocket::bind(SocketAddr::new(address, port)).unwrap();
+    lab.internet.enter(bind).unwrap()
+}
+
+/// A socket on the host, on a port that the kernel picks.
+fn client(lab: &Lab, address: IpAddr) -> UdpSocket {
+    let bind = || UdpSocket::bind(SocketAddr::new(address, 0)).unwrap();
+    let client = lab.host.enter(bind).unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    client
+}
+
+/// Asks a question, and says whether the answer came.
+fn is_answered(client: &UdpSocket, server: &UdpSocket) -> bool {
+    let mut buffer = [0; 100];
+    client
+        .send_to(b"question", server.local_addr().unwrap())
+        .unwrap();
+    let (_, from) = server.recv_from(&mut buffer).unwrap();
+    server.send_to(b"answer", from).unwrap();
+    client.recv(&mut buffer).is_ok()
+}
+
+/// The filters of the guard's below a clsact qdisc, where it hangs without tcx (before Linux 6.6).
+fn filters(lab: &Lab) -> usize {
+    let arguments = ["filter", "show", "dev", INTERFACE, "egress"];
+    let filters = run(lab.host.command("tc").args(arguments)).unwrap();
+    let lines = filters.lines();
+    lines
+        .filter(|line| line.contains(layout::EGRESS_PROGRAM))
+        .count()
+}
+
+#[test]
+fn what_this_host_asks_is_recorded_on_its_way_out_with_tcx_and_without() {
+    let lab = Lab::new().unwrap();
+    let has_tcx = KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0);
+    let expected = usize::from(!has_tcx);
+    let guard = Guard::start(&lab, &policy("")).unwrap();
+    assert_eq!(filters(&lab), expected);
+    for (host, user) in [(HOST_V4, USER_V4), (HOST_V6, USER_V6)] {
+        let client = client(&lab, host);
+        assert!(is_answered(&client, &server(&lab, user, 7777)));
+        // Nobody else gets in by the same port.
+        let port = client.local_addr().unwrap().port();
+        let from = SocketAddr::new(user, 7778);
+        send(&lab, from, [SocketAddr::new(host, port)]);
+        assert!(client.recv(&mut [0; 100]).is_err());
+    }
+    let count = |reason| guard.packets(&[("reason", json!(reason))]).unwrap();
+    assert_eq!((count("reply"), count("closed_port")), (2, 2));
+    // A killed agent leaves its program there, and the next one takes it over with its flows.
+    let asked = server(&lab, USER_V4, 7779);
+    guard.kill().unwrap();
+    assert_eq!(filters(&lab), expected);
+    assert!(is_answered(&client(&lab, HOST_V4), &asked));
+    let guard = Guard::start_again(&lab).unwrap();
+    assert_eq!(filters(&lab), expected);
+    assert!(is_answered(&client(&lab, HOST_V4), &asked));
+    guard.remove().unwrap();
+    assert_eq!(filters(&lab), 0);
 }
 
 #[test]
