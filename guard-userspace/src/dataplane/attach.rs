@@ -12,7 +12,7 @@ use aya::{
     programs::{
         ProgramError,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, SchedClassifierLink, TcAttachType, TcHandle},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle},
         xdp::{XdpLink, XdpMode as AyaMode},
     },
     util::KernelVersion,
@@ -608,7 +608,8 @@ fn attach_egress(
                 // It may be there already, for somebody's programs; if there is none, attaching says
                 // so.
                 let _result = tc::qdisc_add_clsact(interface);
-                let id = program.attach(interface, TcAttachType::Egress);
+                let options = TcAttachOptions::Netlink(NlOptions::default());
+                let id = program.attach_with_options(interface, TcAttachType::Egress, options);
                 id.map_err(|error| refused(&error))?
             }
         };
