@@ -15,7 +15,7 @@ use crate::{
         text_of,
     },
     host::{self, Netlink},
-    kept::{ChangedMode, StateFile},
+    kept::{ChangedMode, KeepError, Kept, StateFile},
     policy::Timebase,
 };
 
@@ -129,13 +129,13 @@ pub fn counters(root: &Path) -> Result<Option<Vec<Counter>>> {
 pub fn switch_off(root: &Path, state: &Path, by: Option<String>) -> Result<Vec<String>> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
     // The state first: an agent that wakes up must not undo it.
-    let mut file = StateFile::open(state)?;
-    file.kept.modes.host = Some(ChangedMode {
-        mode: Mode::Off,
-        since: Timestamp::now(),
-        by,
+    let kept = change_state(state, |kept| {
+        kept.modes.host = Some(ChangedMode {
+            mode: Mode::Off,
+            since: Timestamp::now(),
+            by,
+        });
     });
-    let kept = file.save();
     let mut switched = Vec::new();
     for pins in Pins::existing(root)? {
         if pass_everything(&pins, tick_ns)? {
@@ -150,15 +150,22 @@ pub fn switch_off(root: &Path, state: &Path, by: Option<String>) -> Result<Vec<S
 /// Takes the guard off every interface, whatever layout its pins have, and tells an agent that wakes up to
 /// end. Returns the interfaces.
 pub fn detach(root: &Path, state: &Path) -> Result<Vec<String>> {
-    if state.is_dir() {
-        let mut file = StateFile::open(state)?;
-        file.kept.detached = true;
-        file.save()?;
-    }
+    let kept = if state.is_dir() {
+        change_state(state, |kept| kept.detached = true)
+    } else {
+        Ok(())
+    };
     let mut detached = Vec::new();
     for pins in pins::all(root)? {
         detach_pins(&pins)?;
         detached.push(pins.interface().to_owned());
     }
+    kept?;
     Ok(detached)
+}
+
+fn change_state(folder: &Path, change: impl FnOnce(&mut Kept)) -> Result<(), KeepError> {
+    let mut file = StateFile::open(folder)?;
+    change(&mut file.kept);
+    file.save()
 }
