@@ -19,6 +19,7 @@ use guard::{
 use lab::{
     docker::Docker,
     guard::{Guard, binary, whereabouts, write_policy},
+    http::{Answer, get},
     process::{run, wait_for},
     ssh::Ssh,
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
@@ -30,7 +31,8 @@ fn new_lab() -> Lab {
     let lab = Lab::new().unwrap();
     for (host, user) in [(HOST_V4, USER_V4), (HOST_V6, USER_V6)] {
         let route = format!("route add {host} dev internet src {user}");
-        lab.internet.ip(&route).unwrap();
+        // The kernel takes a moment to make a new IPv6 address a source, with no duplicates to detect.
+        wait_for(PATIENCE, || lab.internet.ip(&route)).unwrap();
     }
     lab
 }
@@ -501,11 +503,15 @@ fn a_session_on_a_closed_published_port_dies_at_once() {
     ]))
     .unwrap();
     let place = SocketAddr::new(HOST_V4, 8000);
-    let client = wait_for(Duration::from_secs(10), || {
-        let connect = || TcpStream::connect_timeout(&place, PATIENCE);
-        Ok(lab.internet.enter(connect)??)
+    // Until the container answers, Docker's proxy hangs up.
+    wait_for(Duration::from_secs(10), || {
+        let answer = get(&lab, USER_V4, HOST_V4, place.port())?;
+        anyhow::ensure!(answer == Answer::Status(200), "{answer}");
+        Ok(())
     })
     .unwrap();
+    let connect = || TcpStream::connect_timeout(&place, PATIENCE);
+    let client = lab.internet.enter(connect).unwrap().unwrap();
     let policy = policy("enforce", "containers", "")
         .replace("\"\"", &format!("\"{}\"", docker.socket().display()));
     let (code, live) = check_live(&lab, &policy, None);
