@@ -12,7 +12,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use self::live::Live;
-use super::{DEFAULT_POLICY, Failure, Output, print, print_json, print_warning, read_policy};
+use super::{
+    DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, print_warning, read_policy,
+};
 use crate::{
     host::{self, Netlink},
     policy::{Budget, Budgets, From, Policy, Ports, Service, Source, Treatment, Warning},
@@ -82,7 +84,7 @@ struct Limits {
 }
 
 impl Check {
-    pub async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
         let Self {
             file,
             live,
@@ -96,7 +98,7 @@ impl Check {
             print_warning(&warning.display(&file));
         }
         if live {
-            checked.live = Some(Live::ask(&policy).await?);
+            checked.live = Some(Live::ask(&policy, &whereabouts.client()?).await?);
         }
         if json {
             print_json(&checked)?;

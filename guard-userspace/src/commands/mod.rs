@@ -150,7 +150,7 @@ impl Arguments {
         let client = || whereabouts.client();
         match command {
             Command::Run(run) => run.run(&whereabouts).await,
-            Command::Check(check) => check.run().await,
+            Command::Check(check) => check.run(&whereabouts).await,
             Command::Status(output) => status::run(&whereabouts, &output).await,
             Command::Talkers(talkers) => talkers.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?).await,

@@ -27,7 +27,7 @@ use crate::{
     explain::{Situation, first_packet, later_segment},
     host::{self, Netlink},
     operator::SshSession,
-    policy::{Budgets, Containers, Entry, Limit, Policy, Ports, Service},
+    policy::{Action, Budgets, Containers, Entry, Limit, Policy, Ports, Service},
     sessions::{self, Session},
 };
 
@@ -114,7 +114,8 @@ pub fn covers_operator(prefix: IpNet, operator: &SshSession) -> bool {
     prefix.contains(&operator.client.ip())
 }
 
-/// Holds this host's open sessions, and the operator's, against a policy.
+/// Holds this host's open sessions, and the operator's, against a policy and what operators have
+/// entered for a while.
 pub async fn of_host(
     policy: &Policy,
     containers: &Containers,
@@ -217,6 +218,8 @@ struct Finding {
     because: String,
     line: Option<usize>,
     at_once: bool,
+    /// The entry that denies them, if it is none of the policy's lines.
+    entry: Option<u64>,
 }
 
 impl Judge<'_> {
@@ -258,19 +261,35 @@ impl Judge<'_> {
             .find(|candidate| Some(&candidate.name) == service.as_ref())
             .map_or(policy.mode, |service| service.mode.min(policy.mode));
         let (steps, line) = self.situation.way_to(reason, from, to, &ports);
+        let entry = match (reason, line) {
+            (Reason::DeniedSource, None) => self.denying_entry(from, service.as_deref()),
+            _ => None,
+        };
         Ok(Some(Finding {
             outcome: Outcome::new(reason, mode),
-            because: match (steps.last(), &service) {
-                (Some(step), Some(service)) if reason == Reason::SourceNotAllowed => {
+            because: match (entry, steps.last(), &service) {
+                (Some(entry), _, _) => entry.to_string(),
+                (None, Some(step), Some(service)) if reason == Reason::SourceNotAllowed => {
                     format!("service \"{service}\" lists {ports}, but {}", step.finding)
                 }
-                (Some(step), _) => step.finding.clone(),
-                (None, _) => String::new(),
+                (None, Some(step), _) => step.finding.clone(),
+                (None, None, _) => String::new(),
             },
             service,
             line,
+            entry: entry.map(|entry| entry.id),
             at_once: later.verdict() == Verdict::Drop,
         }))
+    }
+
+    fn denying_entry(&self, from: IpAddr, service: Option<&str>) -> Option<&Entry> {
+        let now = self.situation.now.world;
+        let mut entries = self.situation.entries.iter();
+        entries.find(|entry| {
+            let is_here = entry.service.is_none() || entry.service.as_deref() == service;
+            let holds = !entry.is_over(now) && entry.prefix.contains(&from);
+            entry.action == Action::Deny && is_here && holds
+        })
     }
 
     fn judge(&self, frame: &[u8]) -> Result<(Option<String>, Reason)> {
@@ -289,6 +308,7 @@ impl Finding {
             because,
             line,
             at_once,
+            entry: _,
         } = self;
         let Session { local, peer } = session;
         Cut {

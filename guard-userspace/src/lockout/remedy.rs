@@ -14,12 +14,15 @@ pub fn keep_open(policy: &Policy, session: &Session, finding: &Finding) -> Strin
         Some(line) => format!(" (line {line})"),
         None => String::new(),
     };
-    match (finding.outcome.reason, &finding.service) {
-        (Reason::SourceNotAllowed, Some(service)) => {
+    match (finding.outcome.reason, &finding.service, finding.entry) {
+        (Reason::SourceNotAllowed, Some(service), _) => {
             format!("add \"{client}\" to `from` of service \"{service}\"{place}")
         }
-        (Reason::DeniedSource, _) => format!("deny no prefix that holds {client}{place}"),
-        (reason, _) => service_for(policy, session, reason == Reason::ContainerAddress),
+        (Reason::DeniedSource, _, Some(id)) => format!("end entry {id}: `guard revoke {id}`"),
+        (Reason::DeniedSource, _, None) => {
+            format!("deny no prefix that holds {client}{place}")
+        }
+        (reason, _, _) => service_for(policy, session, reason == Reason::ContainerAddress),
     }
 }
 

@@ -13,12 +13,13 @@ use guard::{
     explain::Situation,
     host,
     lockout::{Lockout, judge},
-    policy::{Clock, Containers, Policy},
+    policy::{Action, Clock, Containers, Entry, Policy},
     sessions::{self, Listener, Session},
 };
 use lab::{
     docker::Docker,
-    guard::{Guard, binary, write_policy},
+    guard::{Guard, binary, whereabouts, write_policy},
+    http::{Answer, get},
     process::{run, wait_for},
     ssh::Ssh,
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
@@ -30,7 +31,8 @@ fn new_lab() -> Lab {
     let lab = Lab::new().unwrap();
     for (host, user) in [(HOST_V4, USER_V4), (HOST_V6, USER_V6)] {
         let route = format!("route add {host} dev internet src {user}");
-        lab.internet.ip(&route).unwrap();
+        // The kernel takes a moment to make a new IPv6 address a source, with no duplicates to detect.
+        wait_for(PATIENCE, || lab.internet.ip(&route)).unwrap();
     }
     lab
 }
@@ -111,6 +113,7 @@ fn check_command(lab: &Lab, policy: &str, ssh_connection: Option<&str>) -> Comma
     let binary = binary().unwrap();
     let mut command = lab.host.command(binary.to_str().unwrap());
     command
+        .args(whereabouts(lab))
         .args(["check", "--live"])
         .arg(write_policy(lab, policy).unwrap());
     match ssh_connection {
@@ -349,8 +352,9 @@ fn the_operator_is_found_behind_a_shell_that_lost_the_variable_and_nonsense_is_n
     let binary = binary().unwrap();
     // As sudo does it. The shell stays, to be the ancestor that still has it.
     let script = format!(
-        "env -u SSH_CONNECTION {} check --live --json {}; exit $?",
+        "env -u SSH_CONNECTION {} --socket {}/none check --live --json {}; exit $?",
         binary.display(),
+        lab.folder().display(),
         path.display()
     );
     let output = lab
@@ -471,11 +475,12 @@ fn only_what_crosses_a_guarded_interface_is_judged() {
     assert_eq!(live["operator"], Value::Null);
     assert_eq!(live["ssh_session"]["server"], "10.9.1.2:22");
     // And so it is.
-    let _guard = Guard::start(&lab, &closed).unwrap();
+    let guard = Guard::start(&lab, &closed).unwrap();
     let reachable = open
         .each_ref()
         .map(|open| can_connect(&lab, open.seen_from_host().local));
     assert_eq!(reachable, [false, true]);
+    guard.remove().unwrap();
 }
 
 #[test]
@@ -498,11 +503,15 @@ fn a_session_on_a_closed_published_port_dies_at_once() {
     ]))
     .unwrap();
     let place = SocketAddr::new(HOST_V4, 8000);
-    let client = wait_for(Duration::from_secs(10), || {
-        let connect = || TcpStream::connect_timeout(&place, PATIENCE);
-        Ok(lab.internet.enter(connect)??)
+    // Until the container answers, Docker's proxy hangs up.
+    wait_for(Duration::from_secs(10), || {
+        let answer = get(&lab, USER_V4, HOST_V4, place.port())?;
+        anyhow::ensure!(answer == Answer::Status(200), "{answer}");
+        Ok(())
     })
     .unwrap();
+    let connect = || TcpStream::connect_timeout(&place, PATIENCE);
+    let client = lab.internet.enter(connect).unwrap().unwrap();
     let policy = policy("enforce", "containers", "")
         .replace("\"\"", &format!("\"{}\"", docker.socket().display()));
     let (code, live) = check_live(&lab, &policy, None);
@@ -541,8 +550,9 @@ fn a_real_ssh_session_is_named_before_the_policy_that_would_cut_it_applies() {
     let path = write_policy(&lab, &policy("enforce", "host", "")).unwrap();
     let check = |prefix: &str| {
         let command = format!(
-            "{prefix} {} check --live {}; exit $?",
+            "{prefix} {} --socket {}/none check --live {}; exit $?",
             binary().unwrap().display(),
+            lab.folder().display(),
             path.display()
         );
         ssh.output(&lab, HOST_V4, &command).unwrap()
@@ -572,7 +582,7 @@ fn a_real_ssh_session_is_named_before_the_policy_that_would_cut_it_applies() {
 }
 
 /// Sessions from so many addresses to port 22, held against a policy.
-fn judge_crowd(policy: &str, count: u32) -> Lockout {
+fn judge_crowd(policy: &str, count: u32, entries: &[Entry]) -> Lockout {
     let tick_ns = host::tick_ns().unwrap();
     let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
     let situation = Situation {
@@ -582,7 +592,7 @@ fn judge_crowd(policy: &str, count: u32) -> Lockout {
         now: host::timebase().unwrap(),
         tick_ns,
         own: &[HOST_V4],
-        entries: &[],
+        entries,
     };
     let crowd = (0..count).map(|n| Session {
         local: SocketAddr::new(HOST_V4, 22),
@@ -599,11 +609,11 @@ fn whoever_is_over_a_budget_is_slow_but_not_shut_out() {
         "limits.packets = {budget}\nlimits.per.ipv4 = 8\n{SSH}total.connections = {budget}\n\
          limit.packets = {budget}\nlimit.per.ipv4 = 8\n"
     );
-    let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", &rest), 10);
+    let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", &rest), 10, &[]);
     assert_eq!(cut, []);
     // Elsewhere it is closed, and later segments pass.
     let rest = rest.replace("tcp/22", "tcp/23");
-    let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", &rest), 10);
+    let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", &rest), 10, &[]);
     assert_eq!(cut.len(), 10);
     assert!(
         cut.iter()
@@ -612,9 +622,65 @@ fn whoever_is_over_a_budget_is_slow_but_not_shut_out() {
 }
 
 #[test]
+fn what_operators_have_entered_is_judged_too() {
+    let entry = |id, action, service: Option<&str>| Entry {
+        id,
+        action,
+        prefix: "10.0.0.0/8".parse().unwrap(),
+        service: service.map(str::to_owned),
+        owner: None,
+        reason: None,
+        created: "2026-01-01T00:00:00Z".parse().unwrap(),
+        expires: None,
+    };
+    let closed = policy("enforce", "host", SSH);
+    for service in [None, Some("ssh")] {
+        let entries = [entry(7, Action::Deny, service)];
+        let Lockout { cut, .. } = judge_crowd(&closed, 1, &entries);
+        assert_eq!(cut[0].reason, "denied_source");
+        assert!(cut[0].at_once);
+        assert!(
+            cut[0].because.starts_with("entry 7 denies 10.0.0.0/8"),
+            "{cut:?}"
+        );
+        let entries = [
+            entry(7, Action::Deny, service),
+            entry(8, Action::Allow, None),
+        ];
+        assert_eq!(judge_crowd(&closed, 1, &entries).cut, []);
+    }
+    let others = policy(
+        "enforce",
+        "host",
+        &format!("{SSH}from = [\"192.0.2.0/24\"]\n"),
+    );
+    let allowed = [entry(8, Action::Allow, Some("ssh"))];
+    assert_eq!(judge_crowd(&others, 1, &allowed).cut, []);
+}
+
+#[test]
+fn the_operator_who_is_denied_for_a_while_reads_which_entry_it_is() {
+    let lab = new_lab();
+    let listener = listen(&lab, "203.0.113.10:22");
+    let open = Open::new(&lab, &listener, HOST_V4);
+    let listed = policy("enforce", "host", SSH);
+    let guard = Guard::start(&lab, &policy("observe", "host", SSH)).unwrap();
+    guard.run(&["deny", "198.51.100.0/24", "--force"]).unwrap();
+    let (code, live) = check_live(&lab, &listed, Some(&open.ssh_connection()));
+    assert_eq!(code, Some(1));
+    assert_eq!(live["operator"]["reason"], "denied_source");
+    let keep_open = live["operator"]["keep_open"].as_str().unwrap();
+    assert!(keep_open.contains("guard revoke 1"), "{keep_open}");
+    guard.run(&["revoke", "1"]).unwrap();
+    let (code, _) = check_live(&lab, &listed, Some(&open.ssh_connection()));
+    assert_eq!(code, Some(0));
+    guard.remove().unwrap();
+}
+
+#[test]
 fn a_hundred_thousand_sessions_are_judged_in_seconds() {
     let start = cpu_time();
-    let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", ""), 100_000);
+    let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", ""), 100_000, &[]);
     let spent = cpu_time() - start;
     assert_eq!(cut.len(), 100_000);
     assert!(spent < Duration::from_secs(10), "{spent:?}");

@@ -84,7 +84,8 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP and SSH, and a fresh Debian with its systemd.
+/// What only the tests need: real clients and servers of UDP and SSH, and a fresh Debian with its
+/// systemd.
 const TESTS: [Tool; 10] = [
     tool("dnsmasq", "dnsmasq-base"),
     tool("gtlsclient", "ngtcp2-client"),

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::{
-    agent::{Docker, ask_docker},
+    agent::ask_docker,
+    api::client::Client,
     host::Netlink,
     lockout::{self, Cut, Lockout},
     operator::{SshSession, ssh_session},
@@ -27,19 +28,22 @@ pub struct Live {
 }
 
 impl Live {
-    pub async fn ask(policy: &Policy) -> anyhow::Result<Self> {
+    /// With what the agent knows of entries, if there is one.
+    pub async fn ask(policy: &Policy, client: &Client) -> anyhow::Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let docker = ask_docker(policy, &netlink, None).await;
+        let entries = if client.has_agent() {
+            client.entries().await?
+        } else {
+            Vec::new()
+        };
         let ssh_session = ssh_session();
         let containers = docker.containers();
-        let lockout = lockout::of_host(policy, containers, &[], &netlink, ssh_session).await?;
+        let lockout = lockout::of_host(policy, containers, &entries, &netlink, ssh_session);
         Ok(Self {
             ssh_session,
-            docker_error: match docker {
-                Docker::Lost { error, .. } => Some(error),
-                Docker::Off | Docker::Connected(_) => None,
-            },
-            lockout,
+            docker_error: docker.ignorance().map(str::to_owned),
+            lockout: lockout.await?,
         })
     }
 
