@@ -379,7 +379,11 @@ impl<'a> Way<'a> {
                 Some(line)
             }
             None => {
-                self.add("denied?", format!("{} is not denied", self.from), None);
+                self.add(
+                    "denied?",
+                    format!("the policy does not deny {}", self.from),
+                    None,
+                );
                 None
             }
         }
