@@ -33,11 +33,14 @@ const HEADER: &str = "# Kept by `cargo xtask fuzz`: a policy's seed and its chec
                       often a packet\n# comes in or is sent, the packet, and the outcome of the last \
                       one. `00*1400` is 1,400 bytes of 0.\n";
 
-/// The folder of the corpus, and what each file reaches.
+/// The folder of the corpus, and its files by the seed of their policy.
 pub struct Corpus {
     folder: PathBuf,
-    cases: BTreeMap<u64, (Case, BTreeSet<Signature>)>,
+    cases: BTreeMap<u64, Kept>,
 }
+
+/// A case, and what it reaches.
+type Kept = (Case, BTreeSet<Signature>);
 
 /// One policy and its packets.
 pub struct Case {
@@ -101,33 +104,49 @@ impl Corpus {
         self.folder.join(format!("{seed}.txt"))
     }
 
-    /// Keeps a case that reached something new.
+    /// Keeps a case that reached something new, unless what has to go for it is worth as much.
     pub fn add(&mut self, case: Case) -> Result<()> {
         // One of this seed has what it had; with what else it reaches, another seed will do.
         if case.steps.is_empty() || self.cases.contains_key(&case.seed) {
             return Ok(());
         }
+        let before = self.signatures().len();
         let reached = case.replay().context("what was found is not found again")?;
-        let seed = case.seed;
-        let path = self.path(seed);
-        fs::write(&path, case.to_text()).with_context(|| path.display().to_string())?;
+        let (seed, text) = (case.seed, case.to_text());
         self.cases.insert(seed, (case, reached));
-        self.trim()?;
-        if self.cases.contains_key(&seed) {
-            eprintln!("fuzz: {self}");
+        let removed = self.shrink();
+        if self.signatures().len() <= before {
+            self.cases.remove(&seed);
+            let others = removed.into_iter().filter(|(removed, _)| *removed != seed);
+            self.cases.extend(others);
+            return Ok(());
+        }
+        let path = self.path(seed);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        for (removed, _) in removed {
+            fs::remove_file(self.path(removed))?;
+        }
+        eprintln!("fuzz: {self}");
+        Ok(())
+    }
+
+    /// Removes files while there is too much.
+    pub fn trim(&mut self) -> Result<()> {
+        for (removed, _) in self.shrink() {
+            fs::remove_file(self.path(removed))?;
         }
         Ok(())
     }
 
     /// While there is too much, what has the least that no other has goes.
-    pub fn trim(&mut self) -> Result<()> {
+    fn shrink(&mut self) -> Vec<(u64, Kept)> {
+        let mut removed = Vec::new();
         while !self.is_within_bounds()
             && let Some(seed) = self.least()
         {
-            self.cases.remove(&seed);
-            fs::remove_file(self.path(seed))?;
+            removed.extend(self.cases.remove_entry(&seed));
         }
-        Ok(())
+        removed
     }
 
     fn least(&self) -> Option<u64> {
