@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     io::{BufRead as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -185,6 +186,8 @@ enum Line {
 pub struct StateFile {
     path: PathBuf,
     pub kept: Kept,
+    /// The file as it was read or written last: its inode and when it was made.
+    seen: Option<(u64, i64, i64)>,
 }
 
 impl StateFile {
@@ -202,6 +205,7 @@ impl StateFile {
                 return Ok(Self {
                     kept: Kept::default(),
                     path,
+                    seen: None,
                 });
             }
             Err(error) => return Err(KeepError::io(&path)(error)),
@@ -222,12 +226,15 @@ impl StateFile {
                 first.join("; ")
             );
         }
-        Ok(Self { kept, path })
+        let seen = identity(&path);
+        Ok(Self { path, kept, seen })
     }
 
     /// Writes the file: all of it, or not at all.
-    pub fn save(&self) -> Result<(), KeepError> {
-        self.try_save().map_err(KeepError::io(&self.path))
+    pub fn save(&mut self) -> Result<(), KeepError> {
+        self.try_save().map_err(KeepError::io(&self.path))?;
+        self.seen = identity(&self.path);
+        Ok(())
     }
 
     fn try_save(&self) -> io::Result<()> {
@@ -245,15 +252,30 @@ impl StateFile {
         fs::File::open(folder)?.sync_all()
     }
 
-    /// Reads the file again: somebody else may have written it while this agent hung.
-    pub fn read_again(&mut self) {
-        if let Ok(bytes) = fs::read(&self.path) {
-            let (kept, problems) = read(&bytes);
-            if problems.is_empty() {
-                self.kept = kept;
-            }
+    /// Reads the file again if somebody else has written it, as `guard mode off` and `guard detach` do
+    /// while an agent hangs. Whether that was so.
+    pub fn catch_up(&mut self) -> bool {
+        let now = identity(&self.path);
+        if now.is_none() || now == self.seen {
+            return false;
         }
+        let Ok(bytes) = fs::read(&self.path) else {
+            return false;
+        };
+        let (kept, problems) = read(&bytes);
+        if !problems.is_empty() {
+            return false;
+        }
+        self.kept = kept;
+        self.seen = now;
+        true
     }
+}
+
+/// Every writer makes a file of its own.
+fn identity(path: &Path) -> Option<(u64, i64, i64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
 impl Kept {

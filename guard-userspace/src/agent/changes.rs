@@ -6,7 +6,7 @@ use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{info, warn};
 
-use super::{Agent, Trial, loaded::Loaded};
+use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
     api::{Applied, EntryRequest, ModeChange, NewTrial, Reload},
     dataplane::{Force, LoadError, is_full},
@@ -30,7 +30,7 @@ pub enum ChangeError {
     Harmful(String),
     #[error(transparent)]
     Keep(#[from] KeepError),
-    #[error("{0:#}")]
+    #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
@@ -44,13 +44,36 @@ impl Agent {
         }
     }
 
+    /// What was changed without this agent, while it hung, holds.
+    fn catch_up(&mut self) -> Result<(), ChangeError> {
+        if self.state.catch_up() && self.state.kept.detached {
+            return Err(ChangeError::Wrong(
+                "the guard has been taken off, and this agent ends".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Reads the policy file again and puts it in force.
     pub async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
+        self.catch_up()?;
         let next = Loaded::read(&self.places.policy, self.clock())?;
-        self.ask_docker(&next).await;
-        self.require_no_lockout(&next.policy, request.operator, request.force)
-            .await?;
-        self.put_in_force(next, 0, Force::No).await?;
+        let docker = self.ask_docker(&next).await;
+        let before = std::mem::replace(&mut self.docker, docker);
+        let put = match self
+            .require_no_lockout(&next.policy, request.operator, request.force)
+            .await
+        {
+            Ok(()) => self.put_in_force(next, 0, Force::No, Names::OfPolicy).await,
+            Err(error) => {
+                self.docker = before;
+                return Err(error);
+            }
+        };
+        if let Err(error) = put {
+            self.docker = before;
+            return Err(error.into());
+        }
         self.trial = None;
         self.state.kept.trial = None;
         self.state.kept.refused = None;
@@ -60,6 +83,7 @@ impl Agent {
 
     /// Puts a policy in force that goes back by itself unless it is confirmed in time.
     pub async fn try_policy(&mut self, request: NewTrial) -> Result<Applied, ChangeError> {
+        self.catch_up()?;
         let NewTrial {
             path,
             text,
@@ -101,7 +125,10 @@ impl Agent {
             until: trial.until,
         });
         self.keep()?;
-        if let Err(error) = self.put_in_force(next, trial.until_ns, Force::No).await {
+        if let Err(error) = self
+            .put_in_force(next, trial.until_ns, Force::No, Names::AlsoThoseBefore)
+            .await
+        {
             self.state.kept.trial = None;
             self.keep()?;
             return Err(error.into());
@@ -113,6 +140,7 @@ impl Agent {
 
     /// Keeps the policy on trial.
     pub async fn confirm(&mut self) -> Result<Applied, ChangeError> {
+        self.catch_up()?;
         let Some(trial) = &self.trial else {
             return Err(ChangeError::Wrong(
                 "no policy is being tried: if one was, its time is over and the policy before it is \
@@ -127,7 +155,8 @@ impl Agent {
                 "too late: the trial is over and the policy before it is in force".to_owned(),
             ));
         }
-        self.put_in_force(self.loaded.clone(), 0, Force::No).await?;
+        self.put_in_force(self.loaded.clone(), 0, Force::No, Names::OfPolicy)
+            .await?;
         self.trial = None;
         self.state.kept.trial = None;
         self.state.kept.refused = None;
@@ -143,7 +172,8 @@ impl Agent {
         };
         let refused = self.loaded.policy.sha256.clone();
         let before = trial.before.clone();
-        self.put_in_force(before, 0, Force::No).await?;
+        self.put_in_force(before, 0, Force::No, Names::OfPolicy)
+            .await?;
         self.trial = None;
         self.state.kept.trial = None;
         self.state.kept.refused = Some(refused);
@@ -154,6 +184,7 @@ impl Agent {
 
     /// Sets the mode of the host or of a service, or gives it back to the policy.
     pub async fn set_mode(&mut self, request: ModeChange) -> Result<Applied, ChangeError> {
+        self.catch_up()?;
         let ModeChange {
             service,
             mode,
@@ -202,14 +233,19 @@ impl Agent {
 
     /// Puts what is in force there again, with what has changed around it.
     pub(super) async fn put_again(&mut self) -> Result<(), ChangeError> {
-        let until = self.trial.as_ref().map_or(0, |trial| trial.until_ns);
+        // What is off stays off, whatever a trial would go back to.
+        let is_off = self.effective().mode == Mode::Off;
+        let trial = self.trial.as_ref().filter(|_| !is_off);
+        let until = trial.map_or(0, |trial| trial.until_ns);
+        let loaded = self.loaded.clone();
         Ok(self
-            .put_in_force(self.loaded.clone(), until, Force::No)
+            .put_in_force(loaded, until, Force::No, Names::AlsoThoseBefore)
             .await?)
     }
 
     /// Lets sources through or drops them for a while.
     pub async fn enter(&mut self, request: EntryRequest) -> Result<Entry, ChangeError> {
+        self.catch_up()?;
         let EntryRequest {
             action,
             prefix,
@@ -271,6 +307,7 @@ impl Agent {
 
     /// Ends an entry.
     pub async fn revoke(&mut self, id: u64) -> Result<Entry, ChangeError> {
+        self.catch_up()?;
         let before = self.state.kept.entries.clone();
         let Some(index) = before.iter().position(|entry| entry.id == id) else {
             return Err(ChangeError::Wrong(format!(
@@ -323,18 +360,19 @@ impl Agent {
     /// Takes the guard off every interface. The agent must end.
     pub fn detach(&mut self) -> Result<(), ChangeError> {
         self.state.kept.detached = true;
-        self.state.save()?;
+        // Said last: that nothing is blocked is worth more than that it is kept.
+        let kept = self.state.save();
         for (name, attachment) in std::mem::take(&mut self.attachments) {
             attachment.detach().map_err(anyhow::Error::from)?;
             info!(interface = name, "detached");
         }
         self.names.clear();
-        Ok(())
+        Ok(kept?)
     }
 
-    async fn ask_docker(&mut self, next: &Loaded) {
+    async fn ask_docker(&self, next: &Loaded) -> super::Docker {
         let last = self.state.kept.containers.as_ref();
-        self.docker = super::ask_docker(&next.policy, &self.netlink, last).await;
+        super::ask_docker(&next.policy, &self.netlink, last).await
     }
 
     fn applied(&self) -> Applied {

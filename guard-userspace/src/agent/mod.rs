@@ -75,6 +75,15 @@ struct Trial {
     until_ns: u64,
 }
 
+/// Which interfaces a policy is put in force on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    OfPolicy,
+    /// And those that were guarded before, though a route of theirs may be gone for the moment, or a policy
+    /// that is only tried leaves them out.
+    AlsoThoseBefore,
+}
+
 impl Agent {
     /// Puts a policy in force, and takes over what an agent before this one left.
     ///
@@ -116,7 +125,9 @@ impl Agent {
         agent
             .require_no_lockout(&loaded.policy, ssh_session(), force == Force::Yes)
             .await?;
-        agent.put_in_force(loaded, 0, force).await?;
+        agent
+            .put_in_force(loaded, 0, force, Names::OfPolicy)
+            .await?;
         agent.keep()?;
         Ok(agent)
     }
@@ -125,8 +136,22 @@ impl Agent {
     /// before it stays.
     ///
     /// `trial_until` is when the kernel goes back by itself, in nanoseconds of CLOCK_BOOTTIME; 0: never.
-    async fn put_in_force(&mut self, next: Loaded, trial_until: u64, force: Force) -> Result<()> {
-        let names = interfaces::names(&next, &self.netlink).await?;
+    async fn put_in_force(
+        &mut self,
+        next: Loaded,
+        trial_until: u64,
+        force: Force,
+        which: Names,
+    ) -> Result<()> {
+        let mut names = match (interfaces::names(&next, &self.netlink).await, which) {
+            (Err(_), Names::AlsoThoseBefore) if !self.names.is_empty() => Vec::new(),
+            (names, _) => names?,
+        };
+        if which == Names::AlsoThoseBefore {
+            let before = self.names.iter().filter(|name| !names.contains(name));
+            let before: Vec<String> = before.cloned().collect();
+            names.extend(before);
+        }
         let mut there = Vec::new();
         let mut troubles = BTreeMap::new();
         for name in &names {
@@ -283,7 +308,8 @@ impl Agent {
             .as_ref()
             .map_or(&self.loaded, |trial| &trial.before);
         self.state.kept.policy = Some(KeptPolicy {
-            path: in_force.path.clone(),
+            // The agent's own file stands for whatever is in force when it cannot be read.
+            path: self.places.policy.clone(),
             text: in_force.text.clone(),
         });
         if let Docker::Connected(containers) = &self.docker {
@@ -293,7 +319,7 @@ impl Agent {
     }
 
     /// Takes the programs off, or leaves them, as the policy says.
-    pub fn end(self) -> Result<()> {
+    pub fn end(&mut self) -> Result<()> {
         match self.loaded.policy.on_exit {
             crate::policy::OnExit::Keep => {
                 info!("the kernel goes on with the policy in force");
@@ -303,8 +329,8 @@ impl Agent {
         }
     }
 
-    fn take_off(self) -> Result<()> {
-        for (name, attachment) in self.attachments {
+    fn take_off(&mut self) -> Result<()> {
+        for (name, attachment) in std::mem::take(&mut self.attachments) {
             info!(interface = name, "detached");
             attachment.detach()?;
         }

@@ -24,6 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Agent {
     /// Looks after everything once. `something_happened`: to an interface.
     pub async fn tend(&mut self, something_happened: bool) -> Tended {
+        // First of all: what is written below must not undo it.
+        if self.state.catch_up() {
+            if self.state.kept.detached {
+                warn!("the guard has been taken off: the agent ends");
+                return Tended::Detached;
+            }
+            if let Err(problem) = self.put_again().await {
+                warn!("what was changed without this agent is not in force: {problem}");
+            }
+        }
         if let Ok(now) = host::timebase() {
             for attachment in self.attachments.values_mut() {
                 // Only readers without an agent miss it.
@@ -44,11 +54,6 @@ impl Agent {
             self.try_again = Instant::now();
         }
         if self.is_displaced().await && Instant::now() >= self.try_again {
-            self.state.read_again();
-            if self.state.kept.detached {
-                warn!("the guard has been taken off: the agent ends");
-                return Tended::Detached;
-            }
             match self.put_again().await {
                 Ok(()) => info!("in force again"),
                 Err(problem) => {

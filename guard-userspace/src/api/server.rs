@@ -152,6 +152,14 @@ impl Drop for RemovedOnDrop {
     }
 }
 
+/// Makes a change to its end, also if the client that asked for it hangs up meanwhile.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
+) -> Answer<T> {
+    let made = tokio::spawn(change).await.map_err(anyhow::Error::from)?;
+    Ok(Json(made?))
+}
+
 type Answer<T> = Result<Json<T>, ApiError>;
 
 async fn status(State(served): State<Served>) -> Answer<Status> {
@@ -183,7 +191,7 @@ async fn enter(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<EntryRequest>>,
 ) -> Answer<Entry> {
-    Ok(Json(served.agent.lock().await.enter(request).await?))
+    whole(async move { served.agent.lock().await.enter(request).await }).await
 }
 
 async fn revoke(
@@ -191,32 +199,32 @@ async fn revoke(
     id: Result<Path<u64>, PathRejection>,
 ) -> Answer<Entry> {
     let Path(id) = id.map_err(wrong)?;
-    Ok(Json(served.agent.lock().await.revoke(id).await?))
+    whole(async move { served.agent.lock().await.revoke(id).await }).await
 }
 
 async fn mode(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<ModeChange>>,
 ) -> Answer<Applied> {
-    Ok(Json(served.agent.lock().await.set_mode(request).await?))
+    whole(async move { served.agent.lock().await.set_mode(request).await }).await
 }
 
 async fn reload(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<Reload>>,
 ) -> Answer<Applied> {
-    Ok(Json(served.agent.lock().await.reload(&request).await?))
+    whole(async move { served.agent.lock().await.reload(&request).await }).await
 }
 
 async fn try_policy(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<NewTrial>>,
 ) -> Answer<Applied> {
-    Ok(Json(served.agent.lock().await.try_policy(request).await?))
+    whole(async move { served.agent.lock().await.try_policy(request).await }).await
 }
 
 async fn confirm(State(served): State<Served>) -> Answer<Applied> {
-    Ok(Json(served.agent.lock().await.confirm().await?))
+    whole(async move { served.agent.lock().await.confirm().await }).await
 }
 
 async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {
@@ -278,7 +286,7 @@ impl IntoResponse for ApiError {
             }
         };
         let body = ErrorBody {
-            error: error.to_string(),
+            error: format!("{:#}", anyhow::Error::from(error)),
             is_policy,
         };
         (status, Json(body)).into_response()

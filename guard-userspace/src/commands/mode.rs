@@ -55,16 +55,17 @@ impl ChangeMode {
             force,
         };
         match whereabouts.client()?.set_mode(&change).await {
-            Err(error) if error.is_without_agent() && is_kill_switch => {
+            // Whatever keeps the agent from it: stopping must work.
+            Err(error) if is_kill_switch => {
                 let Whereabouts { pins, state, .. } = whereabouts;
                 let switched = unattended::switch_off(pins, state, change.by)?;
                 if switched.is_empty() {
-                    return Ok(print(
-                        "there is no agent, and no program on any interface: nothing is blocked",
-                    )?);
+                    return Ok(print(&format!(
+                        "there is no program on any interface: nothing is blocked ({error})"
+                    ))?);
                 }
                 Ok(print(&format!(
-                    "no agent answers; the kernel lets everything pass on {} from now on",
+                    "the kernel lets everything pass on {} from now on, without the agent ({error})",
                     switched.join(", ")
                 ))?)
             }

@@ -83,10 +83,7 @@ impl Run {
         };
         tell(&[NotifyState::Stopping]);
         info!("{}: ending", ended?);
-        if let Some(agent) = Arc::into_inner(agent) {
-            agent.into_inner().end()?;
-        }
-        Ok(())
+        Ok(agent.lock().await.end()?)
     }
 }
 

@@ -190,18 +190,25 @@ impl Attachment {
             tables.features |= before.generation.tables().features & feature::FLOWS;
         }
         let about = self.state.about().map_err(LoadError::from)?;
+        let mut pins = if keeps {
+            self.state
+                .reusable(&tables, self.seats.shares_cells(&seats))
+        } else {
+            Vec::new()
+        };
+        // What changes during a trial goes back to where the trial would.
+        let goes_on = facts.trial_until != 0 && self.is_on_trial();
+        if goes_on {
+            pins.push((layout::PREVIOUS, self.state.pins.path(layout::PREVIOUS)));
+        }
         let shared = Shared {
             hash_key: about.hash_key,
-            pins: if keeps {
-                self.state
-                    .reusable(&tables, self.seats.shares_cells(&seats))
-            } else {
-                Vec::new()
-            },
+            pins,
             trial_until: facts.trial_until,
         };
         let mut generation = Generation::load_for(Purpose::Service, tables, tick_ns, &shared)?;
         if facts.trial_until != 0
+            && !goes_on
             && let Some(before) = &self.in_force
         {
             let program = before.generation.program()?.fd().map_err(LoadError::from)?;
@@ -214,6 +221,11 @@ impl Attachment {
             seats,
             facts,
         })
+    }
+
+    fn is_on_trial(&self) -> bool {
+        let in_force = self.in_force.as_ref();
+        in_force.is_some_and(|in_force| in_force.facts.trial_until != 0)
     }
 
     /// Puts a generation in force, in one atomic step, and returns the one before it, which can be put
@@ -302,7 +314,11 @@ impl Attachment {
             scope: tables.scope as u8,
             services: u32::try_from(tables.services.len()).unwrap_or(u32::MAX),
             native: u8::from(mode == XdpMode::Native),
-            mode_before: about.mode,
+            mode_before: if *trial_until != 0 && self.is_on_trial() {
+                about.mode_before
+            } else {
+                about.mode
+            },
             sha256: base16_to_bytes(sha256),
             version: bytes_of(env!("CARGO_PKG_VERSION")),
             policy: bytes_of(path),

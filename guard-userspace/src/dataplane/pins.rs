@@ -128,7 +128,9 @@ impl Pins {
     /// The folders of the same interface with other layouts.
     pub(super) fn of_other_layouts(&self) -> Result<Vec<Self>, PinError> {
         let versions = names_in(&self.root)?;
-        let others = versions.iter().filter(|name| **name != version_folder());
+        let others = versions
+            .iter()
+            .filter(|name| is_version(name) && **name != version_folder());
         let folders = others.map(|version| Self {
             folder: self.root.join(version).join(escape(&self.interface)),
             ..self.clone()
@@ -158,7 +160,7 @@ impl Pins {
 /// Every folder of every layout below this root.
 pub fn all(root: &Path) -> Result<Vec<Pins>, PinError> {
     let mut all = Vec::new();
-    for version in names_in(root)? {
+    for version in names_in(root)?.into_iter().filter(|name| is_version(name)) {
         let folder = root.join(&version);
         for name in names_in(&folder)? {
             all.extend(unescape(&name).map(|interface| Pins {
@@ -174,6 +176,11 @@ pub fn all(root: &Path) -> Result<Vec<Pins>, PinError> {
 /// The network namespace of this process, by its inode.
 pub fn network_namespace() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/net")?.ino())
+}
+
+fn is_version(name: &str) -> bool {
+    let number = name.strip_prefix('v');
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 fn version_folder() -> String {

@@ -121,6 +121,10 @@ impl State {
                 self.pins.remove_next(&name)?;
             }
         }
+        self.set_about(&About {
+            next_program: 0,
+            ..about
+        })?;
         Ok(())
     }
 
