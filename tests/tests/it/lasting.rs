@@ -726,3 +726,49 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_elsewhere_the_place_is_n
     })
     .unwrap();
 }
+
+#[test]
+fn what_was_done_while_an_agent_hung_holds_whatever_it_writes_when_it_wakes_up() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    // It has something to write when it wakes up.
+    guard.run(&["deny", "192.0.2.1", "--for", "3s"]).unwrap();
+    guard.pause().unwrap();
+    site.guard(&["mode", "off"]);
+    thread::sleep(Duration::from_secs(3));
+    guard.resume().unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let list = guard.json("list")?;
+        anyhow::ensure!(list == json!([]), "{list}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(guard.json("status").unwrap()["mode"], "off");
+    assert_eq!(site.ask(), OPEN);
+}
+
+#[test]
+fn a_change_during_a_trial_goes_back_to_the_policy_before_it() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let path = other_policy(&site, OPEN_80);
+    guard
+        .run(&["try", path.to_str().unwrap(), "--for", "8s"])
+        .unwrap();
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+    guard.kill().unwrap();
+    thread::sleep(Duration::from_secs(9));
+    assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+    assert_eq!(site.status()["mode"], "enforce");
+}
+
+#[test]
+fn the_end_is_as_the_policy_says_whoever_is_connected() {
+    let site = Site::new();
+    let guard = site.start("enforce", "on_exit = \"detach\"\n");
+    let socket = site.lab.folder().join("guard.sock");
+    let _idle = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    assert!(guard.stop().unwrap().success());
+    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+}
