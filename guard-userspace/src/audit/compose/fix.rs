@@ -1,0 +1,146 @@
+//! What to write instead: an edit of the text, and the lines that it makes.
+
+use std::collections::BTreeMap;
+
+use granit_parser::ScalarStyle;
+
+use super::{
+    source::Place,
+    yaml::{Node, Scalar},
+};
+
+/// Writes a text in a place. An empty text takes away what stands there.
+#[derive(Clone)]
+pub struct Fix {
+    pub place: Place,
+    pub text: String,
+}
+
+impl Fix {
+    /// A scalar with another text, in the quotes that it has, or in double ones if it needs some.
+    pub fn scalar(node: &Node, scalar: &Scalar, text: &str) -> Option<Self> {
+        let written = match scalar.style {
+            ScalarStyle::Plain if !node.in_flow && is_plain(text) => text.to_owned(),
+            ScalarStyle::SingleQuoted => format!("'{}'", text.replace('\'', "''")),
+            ScalarStyle::Plain | ScalarStyle::DoubleQuoted => double_quoted(text),
+            _ => return None,
+        };
+        Some(Self {
+            place: node.place.clone(),
+            text: written,
+        })
+    }
+
+    /// A key at the beginning of a mapping.
+    pub fn first_key(mapping: &Node, line: &str) -> Option<Self> {
+        let Place { source, start, .. } = &mapping.place;
+        let is_flow = source.text[*start..].starts_with('{');
+        let (at, text) = if is_flow {
+            (start + 1, format!("{line}, "))
+        } else {
+            let column = mapping.place.column() - 1;
+            (
+                *start,
+                format!("{line}{}{}", ending(mapping), " ".repeat(column)),
+            )
+        };
+        mapping.mapping().filter(|keys| !keys.is_empty())?;
+        Some(Self {
+            place: source.place(at, at),
+            text,
+        })
+    }
+
+    /// Takes the lines away from the one where `key` begins to the end of `node`; `None` if they hold
+    /// anything else.
+    pub fn without(key: &Place, node: &Node) -> Option<Self> {
+        let source = &key.source;
+        let before = key.before().trim();
+        let is_own = before.is_empty() || before == "-";
+        if !is_own || node.in_flow || !node.place.is_in(source) || node.place.start < key.start {
+            return None;
+        }
+        let end = node.end().max(key.end);
+        let rest = source.text[end..source.line_end(end)].trim();
+        let ends = rest.is_empty() || rest.starts_with('#') || rest.starts_with(['"', '\'']);
+        ends.then(|| Self {
+            place: source.place(source.line_start(key.start), source.line_end(end)),
+            text: String::new(),
+        })
+    }
+
+    /// The text of the whole file with this edit.
+    pub fn applied(&self) -> String {
+        let Self { place, text } = self;
+        let whole = &place.source.text;
+        [&whole[..place.start], text, &whole[place.end..]].concat()
+    }
+}
+
+/// The line ends of the file.
+fn ending(node: &Node) -> &'static str {
+    if node.place.source.text.contains("\r\n") {
+        "\r\n"
+    } else {
+        "\n"
+    }
+}
+
+/// Whether a text means itself without quotes, in a block.
+fn is_plain(text: &str) -> bool {
+    let first = text.chars().next();
+    first.is_some_and(|first| first.is_ascii_alphanumeric() || matches!(first, '$' | '/' | '_'))
+        && !text.contains(": ")
+        && !text.contains(" #")
+        && !text.ends_with([':', ' '])
+        && !text.chars().any(char::is_control)
+}
+
+fn double_quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            character => quoted.push(character),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// The lines of an edit as they are when it and the others of the same lines are made: a line with two
+/// secrets shows none. Empty if nothing is left of them.
+pub fn corrected(fix: &Fix, others: &[&Fix]) -> String {
+    let source = &fix.place.source;
+    let first = source.line_start(fix.place.start);
+    let last = match fix.text.is_empty() && fix.place.end > fix.place.start {
+        true => fix.place.end,
+        false => source.line_end(fix.place.end),
+    };
+    let inside = |other: &&&Fix| {
+        let Place { start, end, .. } = other.place;
+        other.place.is_in(source) && first <= start && end <= last
+    };
+    let mut edits = BTreeMap::from([(fix.place.start, fix)]);
+    for other in others.iter().filter(inside) {
+        let overlaps = |edit: &&Fix| {
+            let (mine, theirs) = (&edit.place, &other.place);
+            mine.start == theirs.start || (mine.start < theirs.end && theirs.start < mine.end)
+        };
+        if !edits.values().any(overlaps) {
+            edits.insert(other.place.start, other);
+        }
+    }
+    let mut text = String::new();
+    let mut at = first;
+    for Fix { place, text: new } in edits.into_values() {
+        text.push_str(&source.text[at..place.start]);
+        text.push_str(new);
+        at = place.end;
+    }
+    text.push_str(&source.text[at..last]);
+    text.trim_end().to_owned()
+}
