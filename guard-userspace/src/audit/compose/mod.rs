@@ -231,6 +231,11 @@ impl Finding {
     pub fn fixed(&self) -> Option<String> {
         self.fix.as_ref().map(Fix::applied)
     }
+
+    /// The file that its fix is made in.
+    pub fn fix_path(&self) -> Option<PathBuf> {
+        self.fix.as_ref().map(|fix| fix.place.source.path.clone())
+    }
 }
 
 impl Edit {

@@ -138,16 +138,6 @@ impl Port {
         }
     }
 
-    /// What two entries have in common that publish the same.
-    pub fn identity(&self) -> (Address, Host, RangeInclusive<u16>, PortProtocol) {
-        (
-            self.address,
-            self.host.clone(),
-            self.container.clone(),
-            self.protocol,
-        )
-    }
-
     /// The numbers on the host, if they are known.
     pub fn host_ports(&self) -> Option<&RangeInclusive<u16>> {
         match &self.host {

@@ -8,6 +8,7 @@ use super::{
     Warning,
     load::texts,
     port::Port,
+    rule::Rule,
     source::{ComposeError, Place},
     yaml::{Entry, Node, Scalar, Value},
 };
@@ -19,11 +20,18 @@ pub struct Service<'a> {
     pub ports: Vec<Port>,
     pub environment: Vec<Variable<'a>>,
     pub profiles: Vec<String>,
+    /// Rules whose findings are meant to be.
+    pub accepted: Vec<Rule>,
 }
+
+/// Where a service says which findings are accepted.
+const ACCEPT: &str = "x-guard-accept";
 
 /// A variable that a container is given.
 pub struct Variable<'a> {
     pub name: String,
+    /// Where it begins.
+    pub place: &'a Place,
     pub node: &'a Node,
     pub scalar: &'a Scalar,
     /// `NAME=value` in one text, as a list has it.
@@ -56,6 +64,7 @@ impl<'a> Service<'a> {
             ports: ports(node, warnings)?,
             environment: environment(node),
             profiles: node.get("profiles").map(texts).unwrap_or_default(),
+            accepted: accepted(node)?,
         })
     }
 
@@ -96,6 +105,21 @@ impl<'a> Service<'a> {
     }
 }
 
+fn accepted(service: &Node) -> Result<Vec<Rule>, ComposeError> {
+    let Some(node) = service.get(ACCEPT) else {
+        return Ok(Vec::new());
+    };
+    let rule = |name: &String| {
+        let rule = Rule::ALL.iter().find(|rule| rule.name() == name);
+        rule.copied().ok_or_else(|| {
+            let known: Vec<&str> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+            node.place
+                .error(format!("there is no rule \"{name}\": {}", known.join(", ")))
+        })
+    };
+    texts(node).iter().map(rule).collect()
+}
+
 /// The keys of a mapping; the texts of a list up to `=`.
 fn names(node: &Node) -> Vec<String> {
     match &node.value {
@@ -118,12 +142,10 @@ fn ports(service: &Node, warnings: &mut Vec<Warning>) -> Result<Vec<Port>, Compo
             .place
             .error("ports is a list, such as - \"127.0.0.1:8000:8000\""));
     };
-    let mut seen = HashSet::new();
     let mut ports = Vec::new();
     for item in items.iter().filter(|item| !item.is_reset()) {
         match Port::read(item)? {
-            Some(port) if seen.insert(port.identity()) => ports.push(port),
-            Some(_) => {}
+            Some(port) => ports.push(port),
             None => warnings.push(Warning::at(
                 &item.place,
                 "this port needs variables that are not set here, and was not judged".to_owned(),
@@ -150,9 +172,10 @@ fn variables(node: &Node) -> Vec<Variable<'_>> {
         Value::Mapping(mapping) => {
             let entries = mapping.iter().filter(|(_, entry)| !entry.node.is_reset());
             entries
-                .filter_map(|(name, Entry { node, .. })| {
+                .filter_map(|(name, Entry { key, node })| {
                     Some(Variable {
                         name: name.clone(),
+                        place: key,
                         node,
                         scalar: node.scalar()?,
                         is_assignment: false,
@@ -165,6 +188,7 @@ fn variables(node: &Node) -> Vec<Variable<'_>> {
             let name = scalar.text.split_once('=').map(|(name, _)| name.to_owned());
             let variable = name.map(|name| Variable {
                 name,
+                place: &node.place,
                 node,
                 scalar,
                 is_assignment: true,

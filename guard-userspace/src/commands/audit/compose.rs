@@ -146,7 +146,7 @@ fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
     match fix {
         None => {}
         Some(fix) if fix.corrected.is_empty() => {
-            writeln!(text, "    without {}", lines(fix.line, fix.last_line()))?
+            writeln!(text, "    take out {}", lines(fix.line, fix.last_line()))?
         }
         Some(fix) => {
             writeln!(text, "    write in {}:", lines(fix.line, fix.last_line()))?;

@@ -13,5 +13,6 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let mut findings = ports::judge(project, service);
     findings.extend(isolation::judge(service));
     findings.extend(secrets::judge(service));
+    findings.retain(|finding| !service.accepted.contains(&finding.rule));
     findings
 }

@@ -4,12 +4,12 @@ use super::super::{
     port::{Address, Port},
     rule::{
         Finding,
-        Rule::{Base60Port, DangerousPort, EveryAddress, PublishedBesideProxy},
+        Rule::{self, Base60Port, DangerousPort, EveryAddress, PublishedBesideProxy},
         Severity,
     },
     service::{Project, Service, WEB},
 };
-use crate::audit::dangers::{Danger, Login, danger_at};
+use crate::audit::dangers::{Danger, Harm, Login, danger_at};
 use guard_common::layout::PortProtocol;
 
 /// A longer range was hardly published for one number in it.
@@ -28,56 +28,75 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
         .collect()
 }
 
+/// What makes a port worth a finding, and how grave it is on every address.
+type Reason = (Rule, Severity, String);
+
 fn exposed(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Option<Finding> {
     if port.address.is_loopback() {
         return None;
     }
-    let on = on(port);
-    let (rule, severity, why) = if let Some(danger) = danger(port) {
-        let why = format!(
-            "{port} is published on {on}: {} is the port of {}, {}. An intruder gets {}",
-            danger.port,
-            danger.service,
-            login(danger.login),
-            danger.gain,
-        );
-        let severity = match danger.login {
-            Login::Open => Severity::Critical,
-            Login::Varies | Login::Asked => Severity::High,
-        };
-        (DangerousPort, severity, why)
-    } else if let Some(proxy) = project.proxy_of(service).filter(|_| is_web(port)) {
-        let why = format!(
-            "{port} is published on {on} beside the proxy {proxy}: who asks this port goes round \
-             the proxy, with its TLS, logins and limits"
-        );
-        (PublishedBesideProxy, Severity::High, why)
-    } else if port.address == Address::Every {
-        let is_front = port.host_ports().is_some_and(|ports| {
-            let is_one = ports.start() == ports.end();
-            is_one && WEB.contains(ports.start())
-        });
-        if is_front && project.is_proxy(service) {
-            return None;
-        }
-        let severity = if is_front {
-            Severity::Low
-        } else {
-            Severity::Medium
-        };
-        let why = format!(
-            "{port} is published on {on}: Docker lets it past the INPUT rules of ufw and firewalld"
-        );
-        (EveryAddress, severity, why)
-    } else {
-        return None;
-    };
+    let reasons = [
+        on_every_address(project, service, port),
+        beside_proxy(project, service, port),
+        dangerous(port),
+    ];
+    // Of two that are as grave, the later says more.
+    let gravest = reasons.into_iter().flatten().max_by_key(|reason| reason.1);
+    let (rule, severity, what) = gravest?;
     let severity = match port.address {
         Address::Every => severity,
         Address::One(_) => severity.milder(),
     };
+    let why = format!("{port} is published on {}{what}", on(port));
     let fix = port.fix.clone();
     Some(Finding::new(rule, severity, service, &port.place, why, fix))
+}
+
+fn dangerous(port: &Port) -> Option<Reason> {
+    let Danger {
+        port,
+        protocol: _,
+        service,
+        login,
+        harm,
+        gain,
+    } = danger(port)?;
+    let what = format!(
+        ": {port} is the port of {service}, {}. An intruder gets {gain}",
+        asks(*login)
+    );
+    let severity = match (harm, login) {
+        (Harm::Breach, Login::Open) => Severity::Critical,
+        (Harm::Breach, Login::Varies | Login::Asked) => Severity::High,
+        (Harm::Leak, _) => Severity::Medium,
+    };
+    Some((DangerousPort, severity, what))
+}
+
+fn beside_proxy(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Option<Reason> {
+    let proxy = project.proxy_of(service).filter(|_| is_web(port))?;
+    let what = format!(
+        " beside the proxy {proxy}: who asks this port goes round the proxy, with its TLS, logins and \
+         limits"
+    );
+    Some((PublishedBesideProxy, Severity::High, what))
+}
+
+fn on_every_address(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Option<Reason> {
+    if port.address != Address::Every {
+        return None;
+    }
+    let is_front = port.host_ports().is_some_and(|ports| {
+        let is_one = ports.start() == ports.end();
+        is_one && WEB.contains(ports.start())
+    });
+    let severity = match is_front {
+        true if project.is_proxy(service) => return None,
+        true => Severity::Low,
+        false => Severity::Medium,
+    };
+    let what = ": Docker lets it past the INPUT rules of ufw and firewalld".to_owned();
+    Some((EveryAddress, severity, what))
 }
 
 fn on(port: &Port) -> String {
@@ -88,7 +107,7 @@ fn on(port: &Port) -> String {
     }
 }
 
-fn login(login: Login) -> &'static str {
+fn asks(login: Login) -> &'static str {
     match login {
         Login::Asked => "which its own login alone protects",
         Login::Varies => "which in some versions and set-ups asks for no login",
@@ -96,14 +115,14 @@ fn login(login: Login) -> &'static str {
     }
 }
 
-/// By the container's port, which says what listens, or else by the host's. The most open one of a range.
+/// By the container's port, which says what listens, or else by the host's. The worst one of a range.
 fn danger(port: &Port) -> Option<&'static Danger> {
     let worst = |ports: &std::ops::RangeInclusive<u16>| {
         let few = ports.clone().take(LONGEST_NAMED + 1).count() <= LONGEST_NAMED;
         let ports = few.then(|| ports.clone()).into_iter().flatten();
         ports
             .filter_map(|number| danger_at(port.protocol, number))
-            .max_by_key(|danger| danger.login)
+            .max_by_key(|danger| (danger.harm, danger.login))
     };
     worst(&port.container).or_else(|| worst(port.host_ports()?))
 }

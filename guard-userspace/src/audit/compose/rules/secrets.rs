@@ -20,16 +20,17 @@ pub fn judge(service: &Service<'_>) -> Vec<Finding> {
 
 /// What stands in the file itself: variables have nothing but their defaults.
 fn literal<'a>(variable: &'a Variable<'_>) -> &'a str {
-    let Variable {
-        scalar,
-        is_assignment,
-        ..
-    } = variable;
+    let scalar = variable.scalar;
     let text = match &scalar.reference {
         Some(reference) => &reference.literal,
         None => &scalar.text,
     };
-    match is_assignment {
+    value(variable, text)
+}
+
+/// What stands behind the name.
+fn value<'a>(variable: &Variable<'_>, text: &'a str) -> &'a str {
+    match variable.is_assignment {
         true => text.split_once('=').map_or("", |(_, value)| value),
         false => text,
     }
@@ -116,7 +117,7 @@ fn password_of(value: &str) -> Option<&str> {
 }
 
 /// Ends of the last word of a name.
-const WORDS: [&str; 8] = [
+const WORDS: [&str; 11] = [
     "PASSWORD",
     "PASSWD",
     "PASSPHRASE",
@@ -125,6 +126,9 @@ const WORDS: [&str; 8] = [
     "APIKEY",
     "PASSWORT",
     "CREDENTIALS",
+    "SECRETKEY",
+    "PRIVATEKEY",
+    "ENCRYPTIONKEY",
 ];
 
 /// Last words that are too short to be the end of another.
@@ -176,12 +180,21 @@ fn is_secret_value(value: &str) -> bool {
         || (value.starts_with("{{") && value.ends_with("}}"))
         || lower.starts_with("your")
         || lower.chars().all(|c| matches!(c, 'x' | '*' | '.' | '-'));
-    !is_switch && !is_place && !is_blank
+    !is_switch && !is_place && !is_blank && !is_hash(value)
+}
+
+/// Of a password, as crypt(3) and PHC write it: what is asked for cannot be read off it.
+fn is_hash(value: &str) -> bool {
+    const HASHES: [&str; 9] = [
+        "$argon2", "$2a$", "$2b$", "$2y$", "$5$", "$6$", "$y$", "$scrypt$", "$pbkdf2",
+    ];
+    HASHES.iter().any(|hash| value.starts_with(hash))
 }
 
 fn finding(service: &Service<'_>, variable: &Variable<'_>, secret: &Secret) -> Finding {
     let Variable {
         name,
+        place,
         node,
         scalar,
         is_assignment,
@@ -202,14 +215,40 @@ fn finding(service: &Service<'_>, variable: &Variable<'_>, secret: &Secret) -> F
         "{name} holds {what}{default}: whoever reads this file or inspects the container has it. Keep it \
          out of the file, in .env or in a file under secrets:"
     );
-    let asked = format!("${{{}:?}}", variable_name(name));
+    let asked = asked(variable, secret);
     let text = match is_assignment {
         true => format!("{name}={asked}"),
         false => asked,
     };
     let fix = Fix::scalar(node, scalar, &text);
     let rule = SecretInEnvironment;
-    Finding::new(rule, severity, service, &node.place, why, fix)
+    Finding::new(rule, severity, service, place, why, fix)
+}
+
+/// The value with a variable instead of the secret.
+fn asked(variable: &Variable<'_>, secret: &Secret) -> String {
+    let name = variable_name(&variable.name);
+    if let Some(reference) = &variable.scalar.reference {
+        let name = defaulted(value(variable, &reference.written)).unwrap_or(&name);
+        return format!("${{{name}:?}}");
+    }
+    let value = value(variable, &variable.scalar.text);
+    match password_of(value).filter(|_| *secret == Secret::InAddress) {
+        Some(password) => {
+            let asked = format!(":${{{name}_PASSWORD:?}}@");
+            value.replacen(&format!(":{password}@"), &asked, 1)
+        }
+        None => format!("${{{name}:?}}"),
+    }
+}
+
+/// The variable whose default the whole value is.
+fn defaulted(written: &str) -> Option<&str> {
+    let inside = written.strip_prefix("${")?.strip_suffix('}')?;
+    let (name, default) = inside.split_once('-')?;
+    let name = name.strip_suffix(':').unwrap_or(name);
+    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    (is_name && !default.contains(['$', '}'])).then_some(name)
 }
 
 /// A name that Compose takes for a variable's.
@@ -255,6 +294,7 @@ mod tests {
             ("MYSQL_RANDOM_ROOT_PASSWORD", "yes", None),
             ("PASSWORD_MIN_LENGTH", "12", None),
             ("PWD", "app", None),
+            ("ADMIN_TOKEN", "$argon2id$v=19$m=65540", None),
             ("API_KEY", "<your key>", None),
             ("API_KEY", "your-api-key", None),
             (
