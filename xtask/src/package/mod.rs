@@ -77,6 +77,7 @@ const COMPLETIONS: [(&str, &str); 3] = [
 const DOCUMENTS: [&str; 4] = [
     "README.md",
     "docs/architecture.md",
+    "docs/audit.md",
     "docs/operations.md",
     "docs/policy.md",
 ];

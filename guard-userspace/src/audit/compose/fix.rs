@@ -1,11 +1,11 @@
 //! What to write instead: an edit of the text, and the lines that it makes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use granit_parser::ScalarStyle;
 
 use super::{
-    source::Place,
+    source::{Place, Source},
     yaml::{Node, Scalar},
 };
 
@@ -111,21 +111,36 @@ fn double_quoted(text: &str) -> String {
     quoted
 }
 
+/// Edits by where they begin.
+pub struct Fixes<'a>(BTreeMap<(usize, usize), &'a Fix>);
+
+impl<'a> FromIterator<&'a Fix> for Fixes<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a Fix>>(fixes: I) -> Self {
+        let fixes = fixes.into_iter();
+        Self(
+            fixes
+                .map(|fix| (key(&fix.place.source, fix.place.start), fix))
+                .collect(),
+        )
+    }
+}
+
+fn key(source: &Arc<Source>, offset: usize) -> (usize, usize) {
+    (Arc::as_ptr(source).addr(), offset)
+}
+
 /// The lines of an edit as they are when it and the others of the same lines are made: a line with two
 /// secrets shows none. Empty if nothing is left of them.
-pub fn corrected(fix: &Fix, others: &[&Fix]) -> String {
+pub fn corrected(fix: &Fix, Fixes(others): &Fixes<'_>) -> String {
     let source = &fix.place.source;
     let first = source.line_start(fix.place.start);
     let last = match fix.text.is_empty() && fix.place.end > fix.place.start {
         true => fix.place.end,
         false => source.line_end(fix.place.end),
     };
-    let inside = |other: &&&Fix| {
-        let Place { start, end, .. } = other.place;
-        other.place.is_in(source) && first <= start && end <= last
-    };
+    let others = others.range(key(source, first)..key(source, last));
     let mut edits = BTreeMap::from([(fix.place.start, fix)]);
-    for other in others.iter().filter(inside) {
+    for (_, other) in others.filter(|(_, other)| other.place.end <= last) {
         let overlaps = |edit: &&Fix| {
             let (mine, theirs) = (&edit.place, &other.place);
             mine.start == theirs.start || (mine.start < theirs.end && theirs.start < mine.end)

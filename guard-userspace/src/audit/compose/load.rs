@@ -104,24 +104,16 @@ impl Loader {
             None if default.is_file() => vec![default],
             None => Vec::new(),
         };
-        let mut environment = Rc::clone(environment);
-        // The last file is the strongest, but for the process.
-        let mut sources = Vec::new();
+        let mut read = Environment::behind(environment);
         for file in &files {
-            sources.push(self.read(file)?);
-        }
-        let texts = sources.iter().map(|source| source.text.as_str());
-        if !sources.is_empty() {
-            environment = environment.with_files(texts).map_err(|(line, problem)| {
-                let paths = files.iter().map(|file| file.display().to_string());
-                ComposeError {
-                    file: paths.collect::<Vec<_>>().join(", "),
+            let source = self.read(file)?;
+            read.read(&source.text)
+                .map_err(|(line, problem)| ComposeError {
                     line: Some(line),
-                    problem,
-                }
-            })?;
+                    ..ComposeError::of_file(file, problem)
+                })?;
         }
-        Ok(environment)
+        Ok(Rc::new(read))
     }
 
     fn read(&mut self, file: &Path) -> Result<Arc<Source>, ComposeError> {

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::{
     environment::Environment,
-    fix::Fix,
+    fix::{Fix, Fixes},
     load::Loader,
     service::{Project, Service},
     source::Place,
@@ -193,18 +193,15 @@ fn gathered(findings: Vec<Finding>) -> Vec<Finding> {
 
 impl Report {
     pub fn printed(&self) -> Vec<Printed> {
-        let fixes: Vec<&Fix> = self
-            .findings
-            .iter()
-            .filter_map(|finding| finding.fix.as_ref())
-            .collect();
+        let fixes = self.findings.iter();
+        let fixes: Fixes<'_> = fixes.filter_map(|finding| finding.fix.as_ref()).collect();
         let findings = self.findings.iter();
         findings.map(|finding| finding.printed(&fixes)).collect()
     }
 }
 
 impl Finding {
-    fn printed(&self, fixes: &[&Fix]) -> Printed {
+    fn printed(&self, fixes: &Fixes<'_>) -> Printed {
         let Self {
             rule,
             severity,
@@ -247,7 +244,7 @@ impl Edit {
         }
     }
 
-    fn new(fix: &Fix, fixes: &[&Fix]) -> Self {
+    fn new(fix: &Fix, fixes: &Fixes<'_>) -> Self {
         let Fix { place, text } = fix;
         let source = &place.source;
         Self {

@@ -29,6 +29,8 @@ pub struct Port {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     Every,
+    EveryIpv4,
+    EveryIpv6,
     One(IpAddr),
 }
 
@@ -52,12 +54,26 @@ impl Address {
     pub fn is_loopback(&self) -> bool {
         matches!(self, Self::One(address) if address.to_canonical().is_loopback())
     }
+
+    pub fn is_one(&self) -> bool {
+        matches!(self, Self::One(_))
+    }
+
+    fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Every | Self::EveryIpv4 => false,
+            Self::EveryIpv6 => true,
+            Self::One(address) => address.is_ipv6(),
+        }
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Every => formatter.write_str("every address"),
+            Self::EveryIpv4 => formatter.write_str("every IPv4 address"),
+            Self::EveryIpv6 => formatter.write_str("every IPv6 address"),
             Self::One(address) => write!(formatter, "{address}"),
         }
     }
@@ -221,9 +237,10 @@ fn parse_address(text: &str) -> Result<Address, String> {
     let address: IpAddr = address
         .parse()
         .map_err(|_| format!("{text:?} is no address of this host: write one such as 127.0.0.1"))?;
-    Ok(match address.is_unspecified() {
-        true => Address::Every,
-        false => Address::One(address),
+    Ok(match address {
+        IpAddr::V4(address) if address.is_unspecified() => Address::EveryIpv4,
+        IpAddr::V6(address) if address.is_unspecified() => Address::EveryIpv6,
+        address => Address::One(address),
     })
 }
 
@@ -251,10 +268,7 @@ fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
 }
 
 fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
-    let is_ipv6 = match address {
-        Address::Every => written_address(node).is_some_and(|address| address.contains("::")),
-        Address::One(address) => address.is_ipv6(),
-    };
+    let is_ipv6 = address.is_ipv6();
     let Some(scalar) = node.scalar() else {
         let loopback = if is_ipv6 { "::1" } else { "127.0.0.1" };
         return match node.get("host_ip") {
@@ -274,13 +288,6 @@ fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
         [] => return None,
     };
     Fix::scalar(node, scalar, &text)
-}
-
-fn written_address(node: &Node) -> Option<&str> {
-    match node.scalar() {
-        Some(scalar) => Some(scalar.text.rsplitn(3, ':').nth(2)?),
-        None => Some(&node.get("host_ip")?.scalar()?.text),
-    }
 }
 
 /// Before variables were put in.
@@ -351,8 +358,13 @@ mod tests {
                 80..=80,
             ),
             ("127.0.0.1::80", one("127.0.0.1"), Host::Random, 80..=80),
-            ("0.0.0.0:8080:80", every, at(8080, 8080), 80..=80),
-            ("[::]:8080:80", every, at(8080, 8080), 80..=80),
+            (
+                "0.0.0.0:8080:80",
+                Address::EveryIpv4,
+                at(8080, 8080),
+                80..=80,
+            ),
+            ("[::]:8080:80", Address::EveryIpv6, at(8080, 8080), 80..=80),
             ("[::1]:8080:80", one("::1"), at(8080, 8080), 80..=80),
             ("::1:8080:80", one("::1"), at(8080, 8080), 80..=80),
         ] {

@@ -79,7 +79,7 @@ rules! {
     Privileged "privileged"
         "The container is privileged"
     DangerousCapability "dangerous-capability"
-        "The container has a capability that leads out of it"
+        "The container has a capability that weakens its border"
     Unconfined "unconfined"
         "The container runs without seccomp, AppArmor or SELinux"
     SecretInEnvironment "secret-in-environment"

@@ -229,6 +229,8 @@ pub struct Project<'a> {
     pub services: Vec<Service<'a>>,
     /// Networks without a way to this host's ports.
     unpublished: HashSet<&'a str>,
+    /// The first reverse proxy's name.
+    proxy: Option<&'a str>,
 }
 
 impl<'a> Project<'a> {
@@ -239,10 +241,17 @@ impl<'a> Project<'a> {
             let is_internal = text("internal").is_some_and(is_true);
             is_internal || matches!(text("driver"), Some("macvlan" | "ipvlan"))
         });
-        Self {
+        let mut project = Self {
             services,
             unpublished: unpublished.map(|(name, _)| name.as_str()).collect(),
-        }
+            proxy: None,
+        };
+        let proxy = project
+            .services
+            .iter()
+            .find(|service| project.is_proxy(service));
+        project.proxy = proxy.map(|service| service.name);
+        project
     }
 
     /// The ports that Docker does publish: not those of a service without a bridge of Docker's.
@@ -250,10 +259,11 @@ impl<'a> Project<'a> {
         let networks = service.networks();
         let is_unpublished = |network: &String| self.unpublished.contains(network.as_str());
         let has_no_bridge = !networks.is_empty() && networks.iter().all(is_unpublished);
-        match service.text("network_mode") {
-            Some("host" | "none") => &[],
-            _ if has_no_bridge => &[],
-            _ => &service.ports,
+        let mode = service.text("network_mode").unwrap_or_default();
+        let is_elsewhere = matches!(mode, "host" | "none") || mode.contains(':');
+        match has_no_bridge || is_elsewhere {
+            true => &[],
+            false => &service.ports,
         }
     }
 
@@ -263,9 +273,8 @@ impl<'a> Project<'a> {
         if self.is_proxy(service) {
             return None;
         }
-        let mut proxies = self.services.iter().filter(|other| self.is_proxy(other));
-        match proxies.next() {
-            Some(proxy) => Some(format!("\"{}\"", proxy.name)),
+        match self.proxy {
+            Some(proxy) => Some(format!("\"{proxy}\"")),
             None => routed_by(service).map(ToOwned::to_owned),
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use crate::policy::Lines;
 
 /// More than any file that a person wrote.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 /// What is wrong, and where.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use super::{
 const MAX_DEPTH: usize = 64;
 
 /// How much all files together may hold, aliases, merges and `extends` written out.
-const MAX_NODES: usize = 500_000;
+const MAX_NODES: usize = 100_000;
 
 /// So many bytes of text count as a node more.
 const BYTES_PER_NODE: usize = 256;
@@ -394,8 +394,8 @@ fn merge_key(mapping: &mut Mapping, node: Node) -> Result<(), ComposeError> {
             Ok(())
         }
         Value::Sequence(others) => {
-            let mappings = others.into_iter();
-            mappings.map(|other| merge_key(mapping, other)).collect()
+            let mut mappings = others.into_iter();
+            mappings.try_for_each(|other| merge_key(mapping, other))
         }
         Value::Scalar(_) => {
             let problem = "<< takes a mapping or a list of mappings, such as *defaults";

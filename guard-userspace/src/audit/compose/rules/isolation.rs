@@ -64,9 +64,9 @@ fn host_network(service: &Service<'_>) -> Option<Finding> {
     if !service.is_on_host_network() {
         return None;
     }
-    let why = "the container has the host's network: every port that it opens is open on the host's \
-               addresses, and it reaches what listens on 127.0.0.1; take the line out and publish what \
-               it needs";
+    let why = "the container has the host's network: what it listens on is open on the host without being \
+               published, and it reaches what listens on 127.0.0.1. Take the line out and publish what \
+               others need of it";
     let fix = without_key(service, "network_mode");
     Some(Finding::new(
         HostNetwork,
@@ -121,8 +121,8 @@ fn mounted(service: &Service<'_>, mount: &Mount<'_>) -> Option<Finding> {
     let last = source.rsplit('/').next().unwrap_or(source);
     let (rule, severity, why) = if SOCKETS.contains(&last) && source.contains('/') {
         let why = format!(
-            "who takes over this container has the API behind {source}, and with it what the engine may \
-             do, on most hosts root; `ro` does not change that. Put a proxy between that lets through \
+            "the container has the API behind {source}, and whoever may use that is root on most hosts; \
+             `ro` does not change it. Put a proxy between that lets through \
              only what is needed, such as docker-socket-proxy"
         );
         let severity = match SOCKET_PROXIES.contains(&service.image()) {
@@ -235,7 +235,7 @@ fn capability(text: &str) -> Option<Judgement> {
         "SYS_PTRACE" | "BPF" => Severity::Medium,
         _ => Severity::High,
     };
-    let why = format!("the container has {what}, which is a known way out of it; take it out");
+    let why = format!("the container has {what}: take it out if it can do without");
     Some((DangerousCapability, severity, why))
 }
 

@@ -1,7 +1,7 @@
 //! What a service publishes: one finding for a port, the gravest.
 
 use super::super::{
-    port::{Address, Port},
+    port::Port,
     rule::{
         Finding,
         Rule::{self, Base60Port, DangerousPort, EveryAddress, PublishedBesideProxy},
@@ -19,10 +19,17 @@ const LONGEST_NAMED: usize = 16;
 const NOT_WEB: [u16; 12] = [21, 22, 25, 53, 110, 143, 465, 587, 853, 993, 995, 25565];
 
 pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
+    let is_proxy = project.is_proxy(service);
+    let proxy = project.proxy_of(service);
     let ports = project.published(service).iter();
     ports
         .flat_map(|port| {
-            let exposed = exposed(project, service, port);
+            let reasons = [
+                on_every_address(is_proxy, port),
+                beside_proxy(proxy.as_deref(), port),
+                dangerous(port),
+            ];
+            let exposed = exposed(service, port, reasons);
             exposed.into_iter().chain(base_60(service, port))
         })
         .collect()
@@ -31,21 +38,16 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
 /// What makes a port worth a finding, and how grave it is on every address.
 type Reason = (Rule, Severity, String);
 
-fn exposed(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Option<Finding> {
+fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> Option<Finding> {
     if port.address.is_loopback() {
         return None;
     }
-    let reasons = [
-        on_every_address(project, service, port),
-        beside_proxy(project, service, port),
-        dangerous(port),
-    ];
     // Of two that are as grave, the later says more.
     let gravest = reasons.into_iter().flatten().max_by_key(|reason| reason.1);
     let (rule, severity, what) = gravest?;
-    let severity = match port.address {
-        Address::Every => severity,
-        Address::One(_) => severity.milder(),
+    let severity = match port.address.is_one() {
+        false => severity,
+        true => severity.milder(),
     };
     let why = format!("{port} is published on {}{what}", on(port));
     let fix = port.fix.clone();
@@ -62,7 +64,7 @@ fn dangerous(port: &Port) -> Option<Reason> {
         gain,
     } = danger(port)?;
     let what = format!(
-        ": {port} is the port of {service}, {}. An intruder gets {gain}",
+        ": {port} is the port of {service}, {}. Whoever gets in has {gain}",
         asks(*login)
     );
     let severity = match (harm, login) {
@@ -73,8 +75,8 @@ fn dangerous(port: &Port) -> Option<Reason> {
     Some((DangerousPort, severity, what))
 }
 
-fn beside_proxy(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Option<Reason> {
-    let proxy = project.proxy_of(service).filter(|_| is_web(port))?;
+fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<Reason> {
+    let proxy = proxy.filter(|_| is_web(port))?;
     let what = format!(
         " beside the proxy {proxy}: who asks this port goes round the proxy, with its TLS, logins and \
          limits"
@@ -82,8 +84,8 @@ fn beside_proxy(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Op
     Some((PublishedBesideProxy, Severity::High, what))
 }
 
-fn on_every_address(project: &Project<'_>, service: &Service<'_>, port: &Port) -> Option<Reason> {
-    if port.address != Address::Every {
+fn on_every_address(is_proxy: bool, port: &Port) -> Option<Reason> {
+    if port.address.is_one() {
         return None;
     }
     let is_front = port.host_ports().is_some_and(|ports| {
@@ -91,7 +93,7 @@ fn on_every_address(project: &Project<'_>, service: &Service<'_>, port: &Port) -
         is_one && WEB.contains(ports.start())
     });
     let severity = match is_front {
-        true if project.is_proxy(service) => return None,
+        true if is_proxy => return None,
         true => Severity::Low,
         false => Severity::Medium,
     };
