@@ -57,6 +57,7 @@ impl Agent {
                 back_to: trial.before.path.display().to_string(),
             }),
             docker: Some(self.docker.status(&policy)),
+            not_kept: self.not_kept().map(str::to_owned),
         })
     }
 

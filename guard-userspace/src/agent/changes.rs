@@ -8,8 +8,8 @@ use tracing::{info, warn};
 
 use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
-    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload},
-    dataplane::{Force, LoadError, is_full},
+    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
+    dataplane::{Force, LoadError, Prepared, is_full},
     host,
     kept::{self, ChangedMode, KeepError},
     lockout,
@@ -76,8 +76,8 @@ impl Agent {
         }
         self.trial = None;
         self.state.kept.trial = None;
-        self.state.kept.refused = None;
-        self.keep()?;
+        self.state.kept.accept(&self.loaded.policy.sha256);
+        self.keep();
         Ok(self.applied())
     }
 
@@ -124,13 +124,13 @@ impl Agent {
             sha256: next.policy.sha256.clone(),
             until: trial.until,
         });
-        self.keep()?;
+        self.try_keep()?;
         if let Err(error) = self
             .put_in_force(next, trial.until_ns, Force::No, Names::AlsoThoseBefore)
             .await
         {
             self.state.kept.trial = None;
-            self.keep()?;
+            self.keep();
             return Err(error.into());
         }
         warn!(until = %trial.until, "a policy is on trial: `guard confirm` keeps it");
@@ -159,8 +159,8 @@ impl Agent {
             .await?;
         self.trial = None;
         self.state.kept.trial = None;
-        self.state.kept.refused = None;
-        self.keep()?;
+        self.state.kept.accept(&self.loaded.policy.sha256);
+        self.keep();
         info!("the policy on trial is confirmed");
         Ok(self.applied())
     }
@@ -176,8 +176,8 @@ impl Agent {
             .await?;
         self.trial = None;
         self.state.kept.trial = None;
-        self.state.kept.refused = Some(refused);
-        self.keep()?;
+        self.state.kept.refuse(refused);
+        self.keep();
         warn!("nobody confirmed the policy on trial: the one before it is in force");
         Ok(())
     }
@@ -192,10 +192,13 @@ impl Agent {
             operator,
             force,
         } = request;
-        if let Some(service) = &service {
+        let before = self.state.kept.modes.clone();
+        if let Some(service) = &service
+            // The mode of a service that is gone can still be taken back.
+            && (mode.is_some() || !before.services.contains_key(service))
+        {
             self.require_service(service)?;
         }
-        let before = self.state.kept.modes.clone();
         let asked = mode.as_deref().map(parse_mode).transpose()?;
         let changed = asked.map(|mode| ChangedMode {
             mode,
@@ -221,7 +224,7 @@ impl Agent {
             self.state.kept.modes = before;
             return Err(error);
         }
-        self.keep()?;
+        self.keep();
         info!(
             mode = mode.as_deref().unwrap_or("the policy's"),
             service = service.as_deref().unwrap_or("-"),
@@ -306,8 +309,9 @@ impl Agent {
     }
 
     /// Ends an entry.
-    pub async fn revoke(&mut self, id: u64) -> Result<Entry, ChangeError> {
+    pub async fn revoke(&mut self, id: u64, request: Revocation) -> Result<Entry, ChangeError> {
         self.catch_up()?;
+        let Revocation { operator, force } = request;
         let before = self.state.kept.entries.clone();
         let Some(index) = before.iter().position(|entry| entry.id == id) else {
             return Err(ChangeError::Wrong(format!(
@@ -315,6 +319,14 @@ impl Agent {
             )));
         };
         let entry = self.state.kept.entries.remove(index);
+        if entry.action == Action::Allow {
+            let policy = self.loaded.policy.clone();
+            let lockout = self.require_no_lockout(&policy, operator, force).await;
+            if let Err(error) = lockout {
+                self.state.kept.entries = before;
+                return Err(error);
+            }
+        }
         self.change_entries(before).await?;
         info!(id, prefix = %entry.prefix, "revoked");
         Ok(entry)
@@ -334,11 +346,15 @@ impl Agent {
             }
             return Err(error);
         }
-        self.keep()
+        self.keep();
+        Ok(())
     }
 
+    /// Also in the tables of what a trial goes back to, perhaps without an agent.
     fn change_tables(&mut self) -> Result<(), LoadError> {
         let policy = self.effective();
+        let before = self.trial.as_ref().map(|trial| &trial.before.policy);
+        let before = before.map(|policy| self.state.kept.modes.applied_to(policy));
         let local_ports = host::local_port_range().map_err(LoadError::Host)?;
         let ground = Ground {
             containers: self.docker.containers(),
@@ -348,10 +364,10 @@ impl Agent {
         };
         for attachment in self.attachments.values_mut() {
             if let Some(in_force) = attachment.in_force_mut() {
-                let mut tables = Tables::compile_at(&policy, &ground, in_force.seats());
-                let generation = in_force.generation_mut();
-                tables.features = generation.tables().features;
-                generation.change(tables)?;
+                change_tables(in_force, &policy, &ground)?;
+            }
+            if let (Some(fallback), Some(policy)) = (attachment.fallback_mut(), &before) {
+                change_tables(fallback, policy, &ground)?;
             }
         }
         Ok(())
@@ -423,6 +439,17 @@ impl Agent {
             None => Ok(()),
         }
     }
+}
+
+fn change_tables(
+    prepared: &mut Prepared,
+    policy: &Policy,
+    ground: &Ground<'_>,
+) -> Result<(), LoadError> {
+    let mut tables = Tables::compile_at(policy, ground, prepared.seats());
+    let generation = prepared.generation_mut();
+    tables.features = generation.tables().features;
+    generation.change(tables)
 }
 
 /// How many of the sessions that a policy cuts are named in the log.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
-use super::Agent;
+use super::{Agent, interfaces};
 use crate::host;
 
 /// What came of tending.
@@ -17,9 +17,9 @@ pub enum Tended {
     Detached,
 }
 
-/// How long an interface in trouble is left alone before it is tried again, unless something happens to
-/// an interface.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an interface in trouble, or a state file that cannot be written, is left alone before it is
+/// tried again; an interface not so long if something happens to one.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Looks after everything once. `something_happened`: to an interface.
@@ -50,6 +50,9 @@ impl Agent {
             }
         }
         self.end_entries().await;
+        if self.not_kept.is_some() && Instant::now() >= self.keep_again {
+            self.keep();
+        }
         if something_happened {
             self.try_again = Instant::now();
         }
@@ -72,14 +75,22 @@ impl Agent {
         Tended::GoesOn
     }
 
-    /// Whether an interface that is there lacks its program.
+    /// Whether an interface that is there lacks its program, or its pins.
     async fn is_displaced(&self) -> bool {
+        // With another default route comes another interface.
+        let wanted = interfaces::names(&self.loaded, &self.netlink).await;
+        if wanted.is_ok_and(|names| names.iter().any(|name| !self.names.contains(name))) {
+            return true;
+        }
         for name in &self.names {
             let Ok(found) = self.netlink.xdp(name).await else {
                 continue;
             };
             let attachment = self.attachments.get(name);
             let program = attachment.and_then(|attachment| attachment.program_id());
+            if attachment.is_some_and(|attachment| !attachment.is_pinned()) {
+                return true;
+            }
             if program.is_none() || found.map(|found| found.program_id) != program {
                 return true;
             }
