@@ -8,10 +8,11 @@ mod interfaces;
 mod loaded;
 mod tend;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 pub use self::{
@@ -32,7 +33,7 @@ use crate::{
     host::{self, Netlink, UdpFlow, XdpState},
     kept::{self, KeepError, KeptPolicy, StateFile, Turn},
     operator::ssh_session,
-    policy::{Clock, Ground},
+    policy::{Clock, Ground, Labelled},
 };
 
 /// Where the agent finds and keeps its things.
@@ -66,6 +67,9 @@ pub struct Agent {
     not_kept: Option<String>,
     keep_again: Instant,
     docker: Docker,
+    docker_changed: Arc<Notify>,
+    /// The containers whose labels are in force.
+    labelled: Vec<Labelled>,
     netlink: Netlink,
     tick_ns: u64,
     /// The network namespace of this process.
@@ -77,6 +81,8 @@ struct Trial {
     until: Timestamp,
     /// The same in nanoseconds of CLOCK_BOOTTIME: when the kernel goes back by itself.
     until_ns: u64,
+    /// The Docker of the policy before, if it is another one.
+    docker: Option<Docker>,
 }
 
 /// A generation that is put in force on an interface.
@@ -124,8 +130,9 @@ impl Agent {
             state.kept.refuse(trial.sha256);
         }
         let loaded = Loaded::at_start(&places.policy, &state.kept, Clock { tick_ns })?;
-        let last = state.kept.containers.as_ref();
-        let docker = ask_docker(&loaded.policy, &netlink, last).await;
+        let last = state.kept.containers.clone();
+        let docker_changed = Arc::new(Notify::new());
+        let docker = Docker::follow(&loaded.policy, &netlink, last, &docker_changed).await;
         let mut agent = Self {
             namespace: network_namespace().context("the network namespace cannot be read")?,
             loaded: loaded.clone(),
@@ -137,6 +144,8 @@ impl Agent {
             not_kept: None,
             keep_again: Instant::now(),
             docker,
+            docker_changed,
+            labelled: Vec::new(),
             netlink,
             tick_ns,
             places,
@@ -164,7 +173,7 @@ impl Agent {
         trial_until: u64,
         force: Force,
         which: Names,
-    ) -> Result<()> {
+    ) -> Result<(), ChangeError> {
         let mut names = match (interfaces::names(&next, &self.netlink).await, which) {
             (Err(_), Names::AlsoThoseBefore) if !self.names.is_empty() => Vec::new(),
             (names, _) => names?,
@@ -185,7 +194,7 @@ impl Agent {
             }
         }
         if let (true, Some(name)) = (there.is_empty(), names.first()) {
-            return Err(interfaces::is_missing(&next, name));
+            return Err(interfaces::is_missing(&next, name).into());
         }
         for warning in host::policy_warnings(&next.policy, &names, &self.netlink).await {
             warn!("{}", warning.display(&next.path.display().to_string()));
@@ -231,7 +240,8 @@ impl Agent {
                     return Err(match error {
                         AttachError::NoInterface(name) => interfaces::is_missing(&next, &name),
                         error => error.into(),
-                    });
+                    }
+                    .into());
                 }
             }
         }
@@ -249,11 +259,15 @@ impl Agent {
         for name in gone.into_iter().filter(|name| !names.contains(name)) {
             if let Some(attachment) = self.attachments.remove(&name) {
                 info!(interface = name, "the policy no longer names it: detached");
-                attachment.detach()?;
+                attachment.detach().map_err(anyhow::Error::from)?;
             }
         }
         self.names = names;
         self.troubles = troubles;
+        for warning in self.label_warnings(&next.policy) {
+            warn!("{warning}");
+        }
+        self.labelled = self.docker.containers().labelled.clone();
         self.loaded = next;
         Ok(())
     }
@@ -265,7 +279,7 @@ impl Agent {
         trial_until: u64,
         there: &[(String, T)],
     ) -> Result<Vec<Prepared>> {
-        let policy = self.state.kept.modes.applied_to(&next.policy);
+        let policy = self.effective_of(&next.policy);
         let local_ports =
             host::local_port_range().context("the local port range cannot be read")?;
         let ground = Ground {
@@ -352,7 +366,7 @@ impl Agent {
                  costs several times as much per packet"
             );
         }
-        let policy = self.state.kept.modes.applied_to(&loaded.policy);
+        let policy = self.effective_of(&loaded.policy);
         info!(
             interface = name,
             xdp_mode = attachment.mode().name(),
@@ -393,7 +407,7 @@ impl Agent {
             path: self.places.policy.clone(),
             text: in_force.text.clone(),
         });
-        if let Docker::Connected(containers) = &self.docker {
+        if let Some(containers) = self.docker.said() {
             self.state.kept.containers = Some(containers.clone());
         }
         self.state.save()

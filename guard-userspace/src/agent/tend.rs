@@ -1,13 +1,18 @@
 //! What the agent sees to without being asked: that its programs are where they should be, that trials
 //! and entries end, and that a reader of the pins knows that it is alive.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::{Agent, interfaces};
-use crate::host;
+use super::{Agent, Docker, containers::News, interfaces};
+use crate::{dataplane::needs_another, host, policy::Policy};
 
 /// What came of tending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +78,57 @@ impl Agent {
             }
         }
         Tended::GoesOn
+    }
+
+    /// Told of every change of containers.
+    pub fn docker_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.docker_changed)
+    }
+
+    /// Brings the running generation to what Docker says.
+    pub async fn take_in_docker(&mut self) {
+        let Some(News { event }) = self.docker.update(&self.netlink).await else {
+            return;
+        };
+        let containers = self.docker.containers();
+        let result = if containers.labelled == self.labelled {
+            match self.change_tables() {
+                Err(error) if needs_another(&error) => self.put_again().await,
+                result => result.map_err(|error| anyhow::Error::from(error).into()),
+            }
+        } else {
+            // Labels change services, which are the program's.
+            let closed = self.change_tables();
+            let result = self.put_again().await;
+            result.and(closed.map_err(|error| anyhow::Error::from(error).into()))
+        };
+        let containers = self.docker.containers();
+        let published = containers.published.len();
+        match result {
+            Ok(()) => {
+                let since = event.map(|event| Timestamp::now().duration_since(event));
+                info!(
+                    published,
+                    networks = containers.networks.len(),
+                    milliseconds = since.map(|since| since.as_millis() as i64),
+                    "containers have changed, and the tables with them"
+                );
+            }
+            Err(problem) => error!("what containers publish now is not in force: {problem}"),
+        }
+        self.keep();
+    }
+
+    /// Follows the Docker of a policy, and returns the one before if it is another.
+    pub(super) async fn follow_docker_of(&mut self, policy: &Policy) -> Option<Docker> {
+        if self.docker.is_of(policy) {
+            self.docker.update(&self.netlink).await;
+            return None;
+        }
+        let last = policy.docker_socket.as_ref();
+        let last = last.and(self.state.kept.containers.clone());
+        let docker = Docker::follow(policy, &self.netlink, last, &self.docker_changed).await;
+        Some(mem::replace(&mut self.docker, docker))
     }
 
     /// Whether an interface that is there lacks its program, or its pins.

@@ -111,6 +111,7 @@ pub enum Force {
 /// A policy as it is put in force: its file, its seats, its programs.
 pub struct Prepared {
     generation: Generation,
+    policy: Policy,
     seats: Seats,
     facts: Facts,
 }
@@ -131,12 +132,14 @@ impl Prepared {
         &self.generation
     }
 
-    pub fn generation_mut(&mut self) -> &mut Generation {
-        &mut self.generation
-    }
-
-    pub fn seats(&self) -> &Seats {
-        &self.seats
+    /// Brings its tables to what has changed around its policy: published ports, container networks,
+    /// entries.
+    ///
+    /// # Errors
+    /// As [`Generation::change`].
+    pub fn change(&mut self, ground: &Ground<'_>) -> Result<(), LoadError> {
+        let tables = Tables::compile_at(&self.policy, ground, &self.seats);
+        self.generation.change(tables)
     }
 }
 
@@ -250,6 +253,7 @@ impl Attachment {
         }
         Ok(Prepared {
             generation,
+            policy: policy.clone(),
             seats,
             facts,
         })
