@@ -1,0 +1,3 @@
+//! What is exposed, on this host and in compose files, and what to change.
+
+pub mod dangers;
