@@ -19,17 +19,24 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
+use tempfile::Builder;
 use tracing::warn;
 
 use crate::policy::{
-    ContainerNetwork, Containers, Entry, Policy, Ports, PublishedFamily, PublishedPort,
+    ContainerNetwork, Containers, Entry, Labelled, Policy, Ports, PublishedFamily, PublishedPort,
 };
 
 /// Where the state file is unless told otherwise.
 pub const DEFAULT_FOLDER: &str = "/var/lib/guard";
 
 const FILE: &str = "state.jsonl";
+
+/// What is being written, and copies of what was broken.
+const UNFINISHED: &str = "state.unfinished-";
+const BROKEN: &str = "state.broken-";
+
+/// How many copies of broken files are kept.
+const MAX_BROKEN: usize = 3;
 
 /// Of the format. A file with another one is set aside.
 const VERSION: u32 = 1;
@@ -84,8 +91,8 @@ pub struct Kept {
     pub containers: Option<Containers>,
     /// The policy that was in force last, not counting one on trial.
     pub policy: Option<KeptPolicy>,
-    /// The SHA-256 of a policy that was tried and not confirmed.
-    pub refused: Option<String>,
+    /// The SHA-256 of the policies that were tried and not confirmed, the newest last.
+    pub refused: Vec<String>,
     /// A policy that is being tried.
     pub trial: Option<Trial>,
     /// The operator took the guard off; the agent that finds this ends.
@@ -165,6 +172,12 @@ enum Line {
         prefix: IpNet,
         masqueraded: bool,
     },
+    Labelled {
+        container: String,
+        /// As in `Published`.
+        published: Vec<(String, bool)>,
+        labels: BTreeMap<String, String>,
+    },
     Policy {
         policy: KeptPolicy,
     },
@@ -199,6 +212,7 @@ impl StateFile {
     pub fn open(folder: &Path) -> Result<Self, KeepError> {
         let path = folder.join(FILE);
         fs::create_dir_all(folder).map_err(KeepError::io(folder))?;
+        sweep(folder).map_err(KeepError::io(folder))?;
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -212,7 +226,7 @@ impl StateFile {
         };
         let (kept, problems) = read(&bytes);
         if !problems.is_empty() {
-            let aside = path.with_extension(format!("broken-{}", Timestamp::now().as_second()));
+            let aside = folder.join(format!("{BROKEN}{}", Timestamp::now().as_millisecond()));
             let copied = match fs::write(&aside, &bytes) {
                 Ok(()) => format!("a copy is in {}", aside.display()),
                 Err(error) => format!("it cannot be copied to {} ({error})", aside.display()),
@@ -239,7 +253,7 @@ impl StateFile {
 
     fn try_save(&self) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        let mut file = NamedTempFile::new_in(folder)?;
+        let mut file = Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
         let lines = self.kept.lines();
         let end = Line::End { lines: lines.len() };
         for line in lines.iter().chain([&end]) {
@@ -272,13 +286,48 @@ impl StateFile {
     }
 }
 
+/// Removes what a power loss left of writing, and all but the newest copies of broken files.
+fn sweep(folder: &Path) -> io::Result<()> {
+    let mut broken = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(UNFINISHED) {
+            // Another process may have just finished it.
+            let _result = fs::remove_file(folder.join(name));
+        } else if name.starts_with(BROKEN) {
+            broken.push(name);
+        }
+    }
+    broken.sort_unstable();
+    for name in broken.iter().rev().skip(MAX_BROKEN) {
+        fs::remove_file(folder.join(name))?;
+    }
+    Ok(())
+}
+
 /// Every writer makes a file of its own.
 fn identity(path: &Path) -> Option<(u64, i64, i64)> {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
+/// How many refused policies are remembered.
+const MAX_REFUSED: usize = 16;
+
 impl Kept {
+    /// Remembers that nobody confirmed a policy.
+    pub fn refuse(&mut self, sha256: String) {
+        self.accept(&sha256);
+        self.refused.push(sha256);
+        let surplus = self.refused.len().saturating_sub(MAX_REFUSED);
+        self.refused.drain(..surplus);
+    }
+
+    /// An operator wants this policy.
+    pub fn accept(&mut self, sha256: &str) {
+        self.refused.retain(|refused| refused != sha256);
+    }
+
     fn lines(&self) -> Vec<Line> {
         let Self {
             last_id,
@@ -311,15 +360,29 @@ impl Kept {
         let Containers {
             published,
             networks,
+            labelled,
         } = containers.unwrap_or_default();
-        lines.extend(published.iter().map(|port| Line::Published {
-            port: port.to_string(),
-            ipv6: port.family == PublishedFamily::Ipv6,
+        lines.extend(published.iter().map(|port| {
+            let (port, ipv6) = write_port(port);
+            Line::Published { port, ipv6 }
+        }));
+        lines.extend(labelled.into_iter().map(|labelled| {
+            let Labelled {
+                container,
+                published,
+                labels,
+            } = labelled;
+            Line::Labelled {
+                container,
+                published: published.iter().map(write_port).collect(),
+                labels,
+            }
         }));
         lines.extend(networks.iter().map(|network| Line::Network {
             prefix: network.prefix,
             masqueraded: network.kind == NetworkKind::Masqueraded,
         }));
+        let refused = refused.into_iter();
         lines.extend(refused.map(|sha256| Line::Refused { sha256 }));
         lines.extend(trial.map(|trial| Line::Trial { trial }));
         lines.extend(policy.map(|policy| Line::Policy { policy }));
@@ -351,22 +414,24 @@ impl Kept {
                 self.containers.get_or_insert_default();
             }
             Line::Published { port, ipv6 } => {
-                let family = if ipv6 {
-                    PublishedFamily::Ipv6
-                } else {
-                    PublishedFamily::Ipv4
+                let port = read_port(&port, ipv6)?;
+                self.containers.get_or_insert_default().published.push(port);
+            }
+            Line::Labelled {
+                container,
+                published,
+                labels,
+            } => {
+                let published = published.iter().map(|(port, ipv6)| read_port(port, *ipv6));
+                let labelled = Labelled {
+                    container,
+                    published: published.collect::<Result<_, _>>()?,
+                    labels,
                 };
-                match port.parse::<Ports>()? {
-                    Ports::Range { protocol, ports } if ports.start() == ports.end() => {
-                        let containers = self.containers.get_or_insert_default();
-                        containers.published.push(PublishedPort {
-                            protocol,
-                            port: *ports.start(),
-                            family,
-                        });
-                    }
-                    _ => return Err(format!("{port} is no single port")),
-                }
+                self.containers
+                    .get_or_insert_default()
+                    .labelled
+                    .push(labelled);
             }
             Line::Network {
                 prefix,
@@ -383,11 +448,30 @@ impl Kept {
                 });
             }
             Line::Policy { policy } => self.policy = Some(policy),
-            Line::Refused { sha256 } => self.refused = Some(sha256),
+            Line::Refused { sha256 } => self.refused.push(sha256),
             Line::Trial { trial } => self.trial = Some(trial),
             Line::Detached => self.detached = true,
         }
         Ok(())
+    }
+}
+
+fn write_port(port: &PublishedPort) -> (String, bool) {
+    (port.to_string(), port.family == PublishedFamily::Ipv6)
+}
+
+fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
+    match port.parse::<Ports>()? {
+        Ports::Range { protocol, ports } if ports.start() == ports.end() => Ok(PublishedPort {
+            protocol,
+            port: *ports.start(),
+            family: if ipv6 {
+                PublishedFamily::Ipv6
+            } else {
+                PublishedFamily::Ipv4
+            },
+        }),
+        _ => Err(format!("{port} is no single port")),
     }
 }
 
@@ -480,12 +564,21 @@ mod tests {
                     prefix: "172.17.0.0/16".parse().unwrap(),
                     kind: NetworkKind::Masqueraded,
                 }],
+                labelled: vec![Labelled {
+                    container: "api-1".to_owned(),
+                    published: vec![PublishedPort {
+                        protocol: PortProtocol::Tcp,
+                        port: 8000,
+                        family: PublishedFamily::Ipv4,
+                    }],
+                    labels: BTreeMap::from([("guard.from".to_owned(), "office".to_owned())]),
+                }],
             }),
             policy: Some(KeptPolicy {
                 path: "/etc/guard/guard.toml".into(),
                 text: "mode = \"enforce\"\n".to_owned(),
             }),
-            refused: Some("00ff".to_owned()),
+            refused: vec!["00ff".to_owned(), "ff00".to_owned()],
             trial: Some(Trial {
                 path: "/root/new.toml".into(),
                 sha256: "00ff".to_owned(),

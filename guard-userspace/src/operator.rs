@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    iter,
+    fmt, iter,
     net::{IpAddr, SocketAddr},
     str::FromStr,
 };
@@ -23,6 +23,14 @@ const MAX_ANCESTORS: usize = 256;
 pub struct SshSession {
     pub client: SocketAddr,
     pub server: SocketAddr,
+}
+
+impl fmt::Display for SshSession {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { client, server } = self;
+        let (from, to) = (client.ip(), server.ip());
+        write!(formatter, "{from} {} {to} {}", client.port(), server.port())
+    }
 }
 
 /// What is no SSH session.

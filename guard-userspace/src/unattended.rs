@@ -33,7 +33,10 @@ pub async fn status(root: &Path, trouble: String) -> Result<Option<Status>> {
         let found = netlink.xdp(pins.interface()).await.unwrap_or_default();
         interfaces.push(InterfaceStatus {
             name: pins.interface().to_owned(),
-            attached: found.is_some_and(|found| found.program_id == about.program),
+            // An agent that ended just after a swap has not said so.
+            attached: found.is_some_and(|found| {
+                [about.program, about.next_program].contains(&found.program_id)
+            }),
             xdp_mode: if about.native == 1 {
                 "native"
             } else {
@@ -100,6 +103,7 @@ fn describe(
             back_to: "the policy before it".to_owned(),
         }),
         docker: None,
+        not_kept: None,
     }
 }
 

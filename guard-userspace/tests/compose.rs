@@ -323,6 +323,7 @@ fn malicious_files_are_refused() {
         "services: {{a: {{image: \"{}\"}}}}",
         "${A:-".repeat(50_000)
     ));
+    refused("services:\r  web: {}\r");
     refused(&" ".repeat(5 << 20));
     refused(&format!("x: [{}]", "a, ".repeat(600_000)));
     let mut chain = String::from("services:\n  s0: {image: a}\n");

@@ -1,6 +1,6 @@
 //! What operators change while the agent runs: each change is in force when its answer comes, and kept.
 
-use std::path::PathBuf;
+use std::{mem, path::PathBuf};
 
 use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
@@ -8,13 +8,13 @@ use tracing::{info, warn};
 
 use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
-    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload},
-    dataplane::{Force, LoadError, is_full},
+    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
+    dataplane::{Force, LoadError, needs_another},
     host,
     kept::{self, ChangedMode, KeepError},
     lockout,
     operator::SshSession,
-    policy::{Action, Clock, Entry, Ground, Policy, PolicyError, Tables},
+    policy::{Action, Clock, Entry, Ground, Policy, PolicyError},
 };
 
 /// Why a change was not made. What was in force before stays so.
@@ -38,7 +38,7 @@ pub enum ChangeError {
 const LONGEST_TRIAL: SignedDuration = SignedDuration::from_hours(24);
 
 impl Agent {
-    fn clock(&self) -> Clock {
+    pub(super) fn clock(&self) -> Clock {
         Clock {
             tick_ns: self.tick_ns,
         }
@@ -58,26 +58,22 @@ impl Agent {
     pub async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
         self.catch_up()?;
         let next = Loaded::read(&self.places.policy, self.clock())?;
-        let docker = self.ask_docker(&next).await;
-        let before = std::mem::replace(&mut self.docker, docker);
+        let before = self.follow_docker_of(&next.policy).await;
         let put = match self
             .require_no_lockout(&next.policy, request.operator, request.force)
             .await
         {
             Ok(()) => self.put_in_force(next, 0, Force::No, Names::OfPolicy).await,
-            Err(error) => {
-                self.docker = before;
-                return Err(error);
-            }
+            Err(error) => Err(error),
         };
         if let Err(error) = put {
-            self.docker = before;
-            return Err(error.into());
+            self.docker = before.unwrap_or(mem::take(&mut self.docker));
+            return Err(error);
         }
         self.trial = None;
         self.state.kept.trial = None;
-        self.state.kept.refused = None;
-        self.keep()?;
+        self.state.kept.accept(&self.loaded.policy.sha256);
+        self.keep();
         Ok(self.applied())
     }
 
@@ -108,6 +104,25 @@ impl Agent {
                     .to_owned(),
             ));
         }
+        let docker = self.follow_docker_of(&next.policy).await;
+        let tried = self.begin_trial(next, path, lasts, operator, force);
+        let tried = tried.await;
+        match (&tried, &mut self.trial) {
+            (Ok(()), Some(trial)) => trial.docker = docker,
+            _ => self.docker = docker.unwrap_or(mem::take(&mut self.docker)),
+        }
+        tried?;
+        Ok(self.applied())
+    }
+
+    async fn begin_trial(
+        &mut self,
+        next: Loaded,
+        path: PathBuf,
+        lasts: SignedDuration,
+        operator: Option<SshSession>,
+        force: bool,
+    ) -> Result<(), ChangeError> {
         self.require_no_lockout(&next.policy, operator, force)
             .await?;
         let before = self.loaded.clone();
@@ -117,6 +132,7 @@ impl Agent {
             until: now.world.saturating_add(lasts).unwrap_or(now.world),
             until_ns: now.boot_ns.saturating_add(lasts_ns),
             before,
+            docker: None,
         };
         // Kept first: an agent that dies in between starts with the policy before.
         self.state.kept.trial = Some(kept::Trial {
@@ -124,18 +140,18 @@ impl Agent {
             sha256: next.policy.sha256.clone(),
             until: trial.until,
         });
-        self.keep()?;
+        self.try_keep()?;
         if let Err(error) = self
             .put_in_force(next, trial.until_ns, Force::No, Names::AlsoThoseBefore)
             .await
         {
             self.state.kept.trial = None;
-            self.keep()?;
-            return Err(error.into());
+            self.keep();
+            return Err(error);
         }
         warn!(until = %trial.until, "a policy is on trial: `guard confirm` keeps it");
         self.trial = Some(trial);
-        Ok(self.applied())
+        Ok(())
     }
 
     /// Keeps the policy on trial.
@@ -159,8 +175,8 @@ impl Agent {
             .await?;
         self.trial = None;
         self.state.kept.trial = None;
-        self.state.kept.refused = None;
-        self.keep()?;
+        self.state.kept.accept(&self.loaded.policy.sha256);
+        self.keep();
         info!("the policy on trial is confirmed");
         Ok(self.applied())
     }
@@ -172,12 +188,13 @@ impl Agent {
         };
         let refused = self.loaded.policy.sha256.clone();
         let before = trial.before.clone();
+        self.follow_docker_of(&before.policy).await;
         self.put_in_force(before, 0, Force::No, Names::OfPolicy)
             .await?;
         self.trial = None;
         self.state.kept.trial = None;
-        self.state.kept.refused = Some(refused);
-        self.keep()?;
+        self.state.kept.refuse(refused);
+        self.keep();
         warn!("nobody confirmed the policy on trial: the one before it is in force");
         Ok(())
     }
@@ -192,10 +209,13 @@ impl Agent {
             operator,
             force,
         } = request;
-        if let Some(service) = &service {
+        let before = self.state.kept.modes.clone();
+        if let Some(service) = &service
+            // The mode of a service that is gone can still be taken back.
+            && (mode.is_some() || !before.services.contains_key(service))
+        {
             self.require_service(service)?;
         }
-        let before = self.state.kept.modes.clone();
         let asked = mode.as_deref().map(parse_mode).transpose()?;
         let changed = asked.map(|mode| ChangedMode {
             mode,
@@ -221,7 +241,7 @@ impl Agent {
             self.state.kept.modes = before;
             return Err(error);
         }
-        self.keep()?;
+        self.keep();
         info!(
             mode = mode.as_deref().unwrap_or("the policy's"),
             service = service.as_deref().unwrap_or("-"),
@@ -238,9 +258,8 @@ impl Agent {
         let trial = self.trial.as_ref().filter(|_| !is_off);
         let until = trial.map_or(0, |trial| trial.until_ns);
         let loaded = self.loaded.clone();
-        Ok(self
-            .put_in_force(loaded, until, Force::No, Names::AlsoThoseBefore)
-            .await?)
+        self.put_in_force(loaded, until, Force::No, Names::AlsoThoseBefore)
+            .await
     }
 
     /// Lets sources through or drops them for a while.
@@ -306,8 +325,9 @@ impl Agent {
     }
 
     /// Ends an entry.
-    pub async fn revoke(&mut self, id: u64) -> Result<Entry, ChangeError> {
+    pub async fn revoke(&mut self, id: u64, request: Revocation) -> Result<Entry, ChangeError> {
         self.catch_up()?;
+        let Revocation { operator, force } = request;
         let before = self.state.kept.entries.clone();
         let Some(index) = before.iter().position(|entry| entry.id == id) else {
             return Err(ChangeError::Wrong(format!(
@@ -315,6 +335,14 @@ impl Agent {
             )));
         };
         let entry = self.state.kept.entries.remove(index);
+        if entry.action == Action::Allow {
+            let policy = self.loaded.policy.clone();
+            let lockout = self.require_no_lockout(&policy, operator, force).await;
+            if let Err(error) = lockout {
+                self.state.kept.entries = before;
+                return Err(error);
+            }
+        }
         self.change_entries(before).await?;
         info!(id, prefix = %entry.prefix, "revoked");
         Ok(entry)
@@ -323,8 +351,7 @@ impl Agent {
     /// Brings the tables to the entries; `before` are those that are put back if it fails.
     pub(super) async fn change_entries(&mut self, before: Vec<Entry>) -> Result<(), ChangeError> {
         let result = match self.change_tables() {
-            // No room: a fresh generation has more.
-            Err(error) if is_full(&error) => self.put_again().await,
+            Err(error) if needs_another(&error) => self.put_again().await,
             result => result.map_err(|error| anyhow::Error::from(error).into()),
         };
         if let Err(error) = result {
@@ -334,24 +361,36 @@ impl Agent {
             }
             return Err(error);
         }
-        self.keep()
+        self.keep();
+        Ok(())
     }
 
-    fn change_tables(&mut self) -> Result<(), LoadError> {
-        let policy = self.effective();
+    /// Brings the tables to what has changed around the policy. Also those of what a trial goes back to,
+    /// perhaps without an agent.
+    pub(super) fn change_tables(&mut self) -> Result<(), LoadError> {
         let local_ports = host::local_port_range().map_err(LoadError::Host)?;
-        let ground = Ground {
+        let now = host::timebase().map_err(LoadError::Host)?;
+        let before = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
+        let in_force = Ground {
             containers: self.docker.containers(),
             local_ports: &local_ports,
-            now: host::timebase().map_err(LoadError::Host)?,
+            now,
             entries: &self.state.kept.entries,
         };
+        let fallback = Ground {
+            containers: before.unwrap_or(&self.docker).containers(),
+            ..in_force
+        };
         for attachment in self.attachments.values_mut() {
-            if let Some(in_force) = attachment.in_force_mut() {
-                let mut tables = Tables::compile_at(&policy, &ground, in_force.seats());
-                let generation = in_force.generation_mut();
-                tables.features = generation.tables().features;
-                generation.change(tables)?;
+            if let Some(prepared) = attachment.in_force_mut() {
+                prepared.change(&in_force)?;
+            }
+            if let Some(prepared) = attachment.fallback_mut() {
+                match prepared.change(&fallback) {
+                    // It is loaded afresh when the trial ends; what fits is in force.
+                    Err(error) if needs_another(&error) => {}
+                    result => result?,
+                }
             }
         }
         Ok(())
@@ -368,11 +407,6 @@ impl Agent {
         }
         self.names.clear();
         Ok(kept?)
-    }
-
-    async fn ask_docker(&self, next: &Loaded) -> super::Docker {
-        let last = self.state.kept.containers.as_ref();
-        super::ask_docker(&next.policy, &self.netlink, last).await
     }
 
     fn applied(&self) -> Applied {
@@ -394,7 +428,7 @@ impl Agent {
         operator: Option<SshSession>,
         force: bool,
     ) -> Result<(), ChangeError> {
-        let policy = self.state.kept.modes.applied_to(policy);
+        let policy = self.effective_of(policy);
         let containers = self.docker.containers();
         let entries = &self.state.kept.entries;
         let lockout = lockout::of_host(&policy, containers, entries, &self.netlink, operator).await;

@@ -55,7 +55,7 @@ impl Loaded {
     pub fn at_start(path: &Path, kept: &Kept, clock: Clock) -> Result<Self, PolicyError> {
         let read = Self::read(path, clock);
         let trouble = match &read {
-            Ok(loaded) if kept.refused.as_ref() == Some(&loaded.policy.sha256) => {
+            Ok(loaded) if kept.refused.contains(&loaded.policy.sha256) => {
                 "it was tried and not confirmed (`guard reload` puts it in force all the same)"
                     .to_owned()
             }

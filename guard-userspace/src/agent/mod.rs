@@ -8,10 +8,11 @@ mod interfaces;
 mod loaded;
 mod tend;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 pub use self::{
@@ -22,16 +23,17 @@ pub use self::{
 use self::{
     interfaces::{Found, look},
     loaded::Loaded,
+    tend::PATIENCE,
 };
 use crate::{
     dataplane::{
         AttachError, Attachment, Facts, Force, Prepared,
         pins::{Pins, network_namespace},
     },
-    host::{self, Netlink, UdpFlow},
-    kept::{self, KeptPolicy, StateFile, Turn},
+    host::{self, Netlink, UdpFlow, XdpState},
+    kept::{self, KeepError, KeptPolicy, StateFile, Turn},
     operator::ssh_session,
-    policy::{Clock, Ground},
+    policy::{Clock, Ground, Labelled},
 };
 
 /// Where the agent finds and keeps its things.
@@ -61,7 +63,13 @@ pub struct Agent {
     troubles: BTreeMap<String, String>,
     /// When an interface in trouble is looked at again.
     try_again: Instant,
+    /// Why the state file is not what it should be, and when it is written again.
+    not_kept: Option<String>,
+    keep_again: Instant,
     docker: Docker,
+    docker_changed: Arc<Notify>,
+    /// The containers whose labels are in force.
+    labelled: Vec<Labelled>,
     netlink: Netlink,
     tick_ns: u64,
     /// The network namespace of this process.
@@ -73,6 +81,24 @@ struct Trial {
     until: Timestamp,
     /// The same in nanoseconds of CLOCK_BOOTTIME: when the kernel goes back by itself.
     until_ns: u64,
+    /// The Docker of the policy before, if it is another one.
+    docker: Option<Docker>,
+}
+
+/// A generation that is put in force on an interface.
+struct Step {
+    name: String,
+    xdp: Option<XdpState>,
+    generation: Prepared,
+    /// In the place of another one of this guard.
+    swaps: bool,
+}
+
+/// What was done on an interface, to be undone.
+struct Done {
+    name: String,
+    before: Option<Prepared>,
+    swapped: bool,
 }
 
 /// Which interfaces a policy is put in force on.
@@ -101,11 +127,12 @@ impl Agent {
                  confirmed: the policy before it is put in force",
                 trial.path.display()
             );
-            state.kept.refused = Some(trial.sha256);
+            state.kept.refuse(trial.sha256);
         }
         let loaded = Loaded::at_start(&places.policy, &state.kept, Clock { tick_ns })?;
-        let last = state.kept.containers.as_ref();
-        let docker = ask_docker(&loaded.policy, &netlink, last).await;
+        let last = state.kept.containers.clone();
+        let docker_changed = Arc::new(Notify::new());
+        let docker = Docker::follow(&loaded.policy, &netlink, last, &docker_changed).await;
         let mut agent = Self {
             namespace: network_namespace().context("the network namespace cannot be read")?,
             loaded: loaded.clone(),
@@ -114,7 +141,11 @@ impl Agent {
             attachments: BTreeMap::new(),
             troubles: BTreeMap::new(),
             try_again: Instant::now(),
+            not_kept: None,
+            keep_again: Instant::now(),
             docker,
+            docker_changed,
+            labelled: Vec::new(),
             netlink,
             tick_ns,
             places,
@@ -128,7 +159,7 @@ impl Agent {
         agent
             .put_in_force(loaded, 0, force, Names::OfPolicy)
             .await?;
-        agent.keep()?;
+        agent.keep();
         Ok(agent)
     }
 
@@ -142,7 +173,7 @@ impl Agent {
         trial_until: u64,
         force: Force,
         which: Names,
-    ) -> Result<()> {
+    ) -> Result<(), ChangeError> {
         let mut names = match (interfaces::names(&next, &self.netlink).await, which) {
             (Err(_), Names::AlsoThoseBefore) if !self.names.is_empty() => Vec::new(),
             (names, _) => names?,
@@ -163,7 +194,7 @@ impl Agent {
             }
         }
         if let (true, Some(name)) = (there.is_empty(), names.first()) {
-            return Err(interfaces::is_missing(&next, name));
+            return Err(interfaces::is_missing(&next, name).into());
         }
         for warning in host::policy_warnings(&next.policy, &names, &self.netlink).await {
             warn!("{}", warning.display(&next.path.display().to_string()));
@@ -171,8 +202,26 @@ impl Agent {
         let open_flows = self.open_flows().await?;
         // Everything that can fail for the policy's sake fails here, before anything changes.
         let prepared = self.prepare(&next, trial_until, &there)?;
-        let mut done: Vec<(String, Option<Prepared>)> = Vec::new();
-        for ((name, xdp), generation) in there.into_iter().zip(prepared) {
+        let mut steps: Vec<Step> = there
+            .into_iter()
+            .zip(prepared)
+            .map(|((name, xdp), generation)| Step {
+                swaps: self.attachments.get(&name).is_some_and(|a| a.is_on(xdp)),
+                name,
+                xdp,
+                generation,
+            })
+            .collect();
+        // An interface may refuse its first program, and then nothing has been swapped elsewhere.
+        steps.sort_by_key(|step| step.swaps);
+        let mut done = Vec::new();
+        for step in steps {
+            let Step {
+                name,
+                xdp,
+                generation,
+                swaps,
+            } = step;
             let Some(attachment) = self.attachments.get_mut(&name) else {
                 continue;
             };
@@ -180,15 +229,25 @@ impl Agent {
             match put {
                 Ok((before, refusal)) => {
                     self.tell(&next, &name, refusal);
-                    done.push((name, before));
+                    done.push(Done {
+                        name,
+                        before,
+                        swapped: swaps,
+                    });
                 }
                 Err(error) => {
                     self.put_back(done).await;
                     return Err(match error {
                         AttachError::NoInterface(name) => interfaces::is_missing(&next, &name),
                         error => error.into(),
-                    });
+                    }
+                    .into());
                 }
+            }
+        }
+        for Done { name, before, .. } in done {
+            if let Some(attachment) = self.attachments.get_mut(&name) {
+                attachment.let_go(before);
             }
         }
         for (name, trouble) in &troubles {
@@ -200,11 +259,15 @@ impl Agent {
         for name in gone.into_iter().filter(|name| !names.contains(name)) {
             if let Some(attachment) = self.attachments.remove(&name) {
                 info!(interface = name, "the policy no longer names it: detached");
-                attachment.detach()?;
+                attachment.detach().map_err(anyhow::Error::from)?;
             }
         }
         self.names = names;
         self.troubles = troubles;
+        for warning in self.label_warnings(&next.policy) {
+            warn!("{warning}");
+        }
+        self.labelled = self.docker.containers().labelled.clone();
         self.loaded = next;
         Ok(())
     }
@@ -216,7 +279,7 @@ impl Agent {
         trial_until: u64,
         there: &[(String, T)],
     ) -> Result<Vec<Prepared>> {
-        let policy = self.state.kept.modes.applied_to(&next.policy);
+        let policy = self.effective_of(&next.policy);
         let local_ports =
             host::local_port_range().context("the local port range cannot be read")?;
         let ground = Ground {
@@ -239,6 +302,7 @@ impl Agent {
                 self.attachments.insert(name.clone(), attachment);
             }
             if let Some(attachment) = self.attachments.get(name) {
+                attachment.restore_pins()?;
                 let facts = facts.clone();
                 prepared.push(attachment.prepare(&policy, &ground, self.tick_ns, facts)?);
             }
@@ -247,13 +311,26 @@ impl Agent {
     }
 
     /// Undoes what was done on some interfaces when another one failed.
-    async fn put_back(&mut self, done: Vec<(String, Option<Prepared>)>) {
-        for (name, before) in done {
-            let (Some(attachment), Some(before)) = (self.attachments.get_mut(&name), before) else {
-                continue;
-            };
+    async fn put_back(&mut self, done: Vec<Done>) {
+        for Done {
+            name,
+            before,
+            swapped,
+        } in done
+        {
             let xdp = self.netlink.xdp(&name).await.unwrap_or_default();
-            if let Err(error) = attachment.put_in_force(before, xdp, Force::No, Vec::new) {
+            let result = match (self.attachments.get_mut(&name), before) {
+                (Some(attachment), Some(before)) => attachment
+                    .put_in_force(before, xdp, Force::No, Vec::new)
+                    .map(drop),
+                // It had none before. What an agent before this one left cannot be put back.
+                (Some(_), None) if !swapped => match self.attachments.remove(&name) {
+                    Some(attachment) => attachment.detach(),
+                    None => Ok(()),
+                },
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
                 warn!(
                     interface = name,
                     "the policy before cannot be put back: {:#}",
@@ -289,7 +366,7 @@ impl Agent {
                  costs several times as much per packet"
             );
         }
-        let policy = self.state.kept.modes.applied_to(&loaded.policy);
+        let policy = self.effective_of(&loaded.policy);
         info!(
             interface = name,
             xdp_mode = attachment.mode().name(),
@@ -301,8 +378,26 @@ impl Agent {
         );
     }
 
-    /// Writes the state file. The policy on trial is not the one that a restart puts in force.
-    fn keep(&mut self) -> Result<(), ChangeError> {
+    /// Writes the state file. If that fails, what is in force stays so: an operator who drops a flood
+    /// while the disk is full is worth more than a restart. It is told, and tried again.
+    fn keep(&mut self) {
+        self.not_kept = match self.try_keep() {
+            Ok(()) => None,
+            Err(error) => {
+                warn!("in force, but lost at the next start: {error}");
+                Some(error.to_string())
+            }
+        };
+        self.keep_again = Instant::now() + PATIENCE;
+    }
+
+    /// Why a restart would lose what is in force, if it would.
+    pub fn not_kept(&self) -> Option<&str> {
+        self.not_kept.as_deref()
+    }
+
+    /// The policy on trial is not the one that a restart puts in force.
+    fn try_keep(&mut self) -> Result<(), KeepError> {
         let in_force = self
             .trial
             .as_ref()
@@ -312,10 +407,10 @@ impl Agent {
             path: self.places.policy.clone(),
             text: in_force.text.clone(),
         });
-        if let Docker::Connected(containers) = &self.docker {
+        if let Some(containers) = self.docker.said() {
             self.state.kept.containers = Some(containers.clone());
         }
-        Ok(self.state.save()?)
+        self.state.save()
     }
 
     /// Takes the programs off, or leaves them, as the policy says.

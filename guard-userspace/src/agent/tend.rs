@@ -1,13 +1,18 @@
 //! What the agent sees to without being asked: that its programs are where they should be, that trials
 //! and entries end, and that a reader of the pins knows that it is alive.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::Agent;
-use crate::host;
+use super::{Agent, Docker, containers::News, interfaces};
+use crate::{dataplane::needs_another, host, policy::Policy};
 
 /// What came of tending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +22,9 @@ pub enum Tended {
     Detached,
 }
 
-/// How long an interface in trouble is left alone before it is tried again, unless something happens to
-/// an interface.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an interface in trouble, or a state file that cannot be written, is left alone before it is
+/// tried again; an interface not so long if something happens to one.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Looks after everything once. `something_happened`: to an interface.
@@ -50,6 +55,9 @@ impl Agent {
             }
         }
         self.end_entries().await;
+        if self.not_kept.is_some() && Instant::now() >= self.keep_again {
+            self.keep();
+        }
         if something_happened {
             self.try_again = Instant::now();
         }
@@ -72,14 +80,73 @@ impl Agent {
         Tended::GoesOn
     }
 
-    /// Whether an interface that is there lacks its program.
+    /// Told of every change of containers.
+    pub fn docker_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.docker_changed)
+    }
+
+    /// Brings the running generation to what Docker says.
+    pub async fn take_in_docker(&mut self) {
+        let Some(News { event }) = self.docker.update(&self.netlink).await else {
+            return;
+        };
+        let containers = self.docker.containers();
+        let result = if containers.labelled == self.labelled {
+            match self.change_tables() {
+                Err(error) if needs_another(&error) => self.put_again().await,
+                result => result.map_err(|error| anyhow::Error::from(error).into()),
+            }
+        } else {
+            // Labels change services, which are the program's.
+            let closed = self.change_tables();
+            let result = self.put_again().await;
+            result.and(closed.map_err(|error| anyhow::Error::from(error).into()))
+        };
+        let containers = self.docker.containers();
+        let published = containers.published.len();
+        match result {
+            Ok(()) => {
+                let since = event.map(|event| Timestamp::now().duration_since(event));
+                info!(
+                    published,
+                    networks = containers.networks.len(),
+                    milliseconds = since.map(|since| since.as_millis() as i64),
+                    "containers have changed, and the tables with them"
+                );
+            }
+            Err(problem) => error!("what containers publish now is not in force: {problem}"),
+        }
+        self.keep();
+    }
+
+    /// Follows the Docker of a policy, and returns the one before if it is another.
+    pub(super) async fn follow_docker_of(&mut self, policy: &Policy) -> Option<Docker> {
+        if self.docker.is_of(policy) {
+            self.docker.update(&self.netlink).await;
+            return None;
+        }
+        let last = policy.docker_socket.as_ref();
+        let last = last.and(self.state.kept.containers.clone());
+        let docker = Docker::follow(policy, &self.netlink, last, &self.docker_changed).await;
+        Some(mem::replace(&mut self.docker, docker))
+    }
+
+    /// Whether an interface that is there lacks its program, or its pins.
     async fn is_displaced(&self) -> bool {
+        // With another default route comes another interface.
+        let wanted = interfaces::names(&self.loaded, &self.netlink).await;
+        if wanted.is_ok_and(|names| names.iter().any(|name| !self.names.contains(name))) {
+            return true;
+        }
         for name in &self.names {
             let Ok(found) = self.netlink.xdp(name).await else {
                 continue;
             };
             let attachment = self.attachments.get(name);
             let program = attachment.and_then(|attachment| attachment.program_id());
+            if attachment.is_some_and(|attachment| !attachment.is_pinned()) {
+                return true;
+            }
             if program.is_none() || found.map(|found| found.program_id) != program {
                 return true;
             }

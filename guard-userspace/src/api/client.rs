@@ -2,12 +2,12 @@
 
 use std::{os::unix::net::UnixStream, path::Path, time::Duration};
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::RequestBuilder;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Applied, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload, Status,
-    Talker,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
+    Revocation, Status, Talker,
 };
 use crate::{causes::innermost, explain::Explanation, policy::Entry};
 
@@ -82,12 +82,13 @@ impl Client {
     }
 
     pub async fn enter(&self, request: &EntryRequest) -> Answer<Entry> {
-        self.change(Method::POST, "entries", request).await
+        self.change("entries", request).await
     }
 
-    pub async fn revoke(&self, id: u64) -> Answer<Entry> {
-        self.change(Method::DELETE, &format!("entries/{id}"), &())
-            .await
+    pub async fn revoke(&self, id: u64, request: &Revocation) -> Answer<Entry> {
+        let address = address(&format!("entries/{id}"));
+        let request = self.http.delete(address).query(request);
+        self.changed(request, PATIENCE_FOR_CHANGES).await
     }
 
     /// Stopping must not wait: an agent that does not answer soon is gone round.
@@ -98,19 +99,19 @@ impl Client {
             PATIENCE_FOR_CHANGES
         };
         let request = self.http.post(address("mode")).json(request);
-        self.answer(request, patience).await
+        self.changed(request, patience).await
     }
 
     pub async fn reload(&self, request: &Reload) -> Answer<Applied> {
-        self.change(Method::POST, "reload", request).await
+        self.change("reload", request).await
     }
 
     pub async fn try_policy(&self, request: &NewTrial) -> Answer<Applied> {
-        self.change(Method::POST, "try", request).await
+        self.change("try", request).await
     }
 
     pub async fn confirm(&self) -> Answer<Applied> {
-        self.change(Method::POST, "confirm", &()).await
+        self.change("confirm", &()).await
     }
 
     pub async fn detach(&self) -> Answer<()> {
@@ -134,12 +135,24 @@ impl Client {
 
     async fn change<T: DeserializeOwned>(
         &self,
-        method: Method,
         resource: &str,
         body: &impl Serialize,
     ) -> Answer<T> {
-        let request = self.http.request(method, address(resource)).json(body);
-        self.answer(request, PATIENCE_FOR_CHANGES).await
+        let request = self.http.post(address(resource)).json(body);
+        self.changed(request, PATIENCE_FOR_CHANGES).await
+    }
+
+    /// What was done; that it will be lost is told on standard error.
+    async fn changed<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        patience: Duration,
+    ) -> Answer<T> {
+        let Changed { done, not_kept } = self.answer(request, patience).await?;
+        if let Some(not_kept) = not_kept {
+            eprintln!("guard: in force, but lost at the agent's next start: {not_kept}");
+        }
+        Ok(done)
     }
 
     async fn answer<T: DeserializeOwned>(

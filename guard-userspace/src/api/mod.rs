@@ -41,6 +41,9 @@ pub struct Status {
     pub trial: Option<TrialStatus>,
     /// `null` without an agent: nobody asks Docker.
     pub docker: Option<DockerStatus>,
+    /// Why a restart of the agent would lose what is in force, if it would.
+    #[serde(default)]
+    pub not_kept: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -104,6 +107,9 @@ pub struct DockerStatus {
     pub error: Option<String>,
     /// The published ports that the guard knows of, such as `tcp/8000`.
     pub published: Vec<String>,
+    /// What labels of containers ask for in vain.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One element of the list that `guard counters --json` prints.
@@ -220,6 +226,54 @@ pub struct EntryRequest {
     pub operator: Option<SshSession>,
     #[serde(default)]
     pub force: bool,
+}
+
+/// The query of `DELETE /v1/entries/{id}`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// Where the operator came in, as `SSH_CONNECTION` has it.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "session_text"
+    )]
+    pub operator: Option<SshSession>,
+    #[serde(default)]
+    pub force: bool,
+}
+
+mod session_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::operator::SshSession;
+
+    pub fn serialize<S: Serializer>(
+        session: &Option<SshSession>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match session {
+            Some(session) => serializer.collect_str(session),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<SshSession>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Some).map_err(D::Error::custom)
+    }
+}
+
+/// What a change answers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Changed<T> {
+    #[serde(flatten)]
+    pub done: T,
+    /// Why a restart of the agent would lose it, if it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_kept: Option<String>,
 }
 
 /// What is in force after a change.

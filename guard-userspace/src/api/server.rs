@@ -28,8 +28,8 @@ use tokio::{
 };
 
 use super::{
-    Applied, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload, Status,
-    Talker,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
+    Revocation, Status, Talker,
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -134,6 +134,10 @@ pub struct Served {
     pub detached: Arc<Notify>,
 }
 
+fn agent(served: &Served) -> Arc<Mutex<Agent>> {
+    Arc::clone(&served.agent)
+}
+
 /// A policy with a hundred thousand denied prefixes has about three million bytes.
 const MAX_BODY: usize = 1 << 26;
 
@@ -154,10 +158,15 @@ impl Drop for RemovedOnDrop {
 
 /// Makes a change to its end, also if the client that asked for it hangs up meanwhile.
 async fn whole<T: Send + 'static>(
+    agent: Arc<Mutex<Agent>>,
     change: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
-) -> Answer<T> {
-    let made = tokio::spawn(change).await.map_err(anyhow::Error::from)?;
-    Ok(Json(made?))
+) -> Answer<Changed<T>> {
+    let made = tokio::spawn(async move {
+        let done = change.await?;
+        let not_kept = agent.lock().await.not_kept().map(str::to_owned);
+        Ok::<_, ChangeError>(Changed { done, not_kept })
+    });
+    Ok(Json(made.await.map_err(anyhow::Error::from)??))
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -190,41 +199,61 @@ async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
 async fn enter(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<EntryRequest>>,
-) -> Answer<Entry> {
-    whole(async move { served.agent.lock().await.enter(request).await }).await
+) -> Answer<Changed<Entry>> {
+    whole(agent(&served), async move {
+        served.agent.lock().await.enter(request).await
+    })
+    .await
 }
 
 async fn revoke(
     State(served): State<Served>,
     id: Result<Path<u64>, PathRejection>,
-) -> Answer<Entry> {
+    request: Result<Query<Revocation>, QueryRejection>,
+) -> Answer<Changed<Entry>> {
     let Path(id) = id.map_err(wrong)?;
-    whole(async move { served.agent.lock().await.revoke(id).await }).await
+    let Query(request) = request.map_err(wrong)?;
+    whole(agent(&served), async move {
+        served.agent.lock().await.revoke(id, request).await
+    })
+    .await
 }
 
 async fn mode(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<ModeChange>>,
-) -> Answer<Applied> {
-    whole(async move { served.agent.lock().await.set_mode(request).await }).await
+) -> Answer<Changed<Applied>> {
+    whole(agent(&served), async move {
+        served.agent.lock().await.set_mode(request).await
+    })
+    .await
 }
 
 async fn reload(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<Reload>>,
-) -> Answer<Applied> {
-    whole(async move { served.agent.lock().await.reload(&request).await }).await
+) -> Answer<Changed<Applied>> {
+    whole(agent(&served), async move {
+        served.agent.lock().await.reload(&request).await
+    })
+    .await
 }
 
 async fn try_policy(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<NewTrial>>,
-) -> Answer<Applied> {
-    whole(async move { served.agent.lock().await.try_policy(request).await }).await
+) -> Answer<Changed<Applied>> {
+    whole(agent(&served), async move {
+        served.agent.lock().await.try_policy(request).await
+    })
+    .await
 }
 
-async fn confirm(State(served): State<Served>) -> Answer<Applied> {
-    whole(async move { served.agent.lock().await.confirm().await }).await
+async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
+    whole(agent(&served), async move {
+        served.agent.lock().await.confirm().await
+    })
+    .await
 }
 
 async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {

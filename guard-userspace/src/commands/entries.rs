@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 use super::{Failure, Forced, Output, print, print_json};
 use crate::{
-    api::{EntryRequest, client::Client},
+    api::{EntryRequest, Revocation, client::Client},
     operator::ssh_session,
     policy::{Action, Entry, parse_prefix},
 };
@@ -39,6 +39,8 @@ pub struct Enter {
 pub struct Revoke {
     /// The entry's number, as `guard list` shows it
     id: u64,
+    #[command(flatten)]
+    forced: Forced,
     #[command(flatten)]
     output: Output,
 }
@@ -75,8 +77,13 @@ impl Enter {
 
 impl Revoke {
     pub async fn run(self, client: &Client) -> Result<(), Failure> {
-        let Self { id, output } = self;
-        let entry = client.revoke(id).await?;
+        let Self {
+            id,
+            forced: Forced { force },
+            output,
+        } = self;
+        let operator = ssh_session();
+        let entry = client.revoke(id, &Revocation { operator, force }).await?;
         if output.json {
             return Ok(print_json(&entry)?);
         }

@@ -51,6 +51,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         modes,
         trial,
         docker,
+        not_kept,
     } = status;
     let headline = match (mode.as_str(), enforcing) {
         ("enforce", true) => "enforcing: what the policy closes is closed",
@@ -91,11 +92,13 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     {
         let whose = service.as_deref().unwrap_or("host");
         let by = by.as_ref().map(|by| format!(" by {by}"));
+        let option = service.as_ref().map(|name| format!(" --service {name}"));
         writeln!(
             text,
             "mode       {whose}: {mode} since {since:.0}{}, whatever the policy says: `guard mode \
-             policy` ends it",
-            by.unwrap_or_default()
+             policy{}` ends it",
+            by.unwrap_or_default(),
+            option.unwrap_or_default()
         )?;
     }
     writeln!(
@@ -127,8 +130,16 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         )?;
     }
     match docker {
-        Some(docker) => writeln!(text, "docker     {}", describe_docker(docker))?,
+        Some(docker) => {
+            writeln!(text, "docker     {}", describe_docker(docker))?;
+            for warning in &docker.warnings {
+                writeln!(text, "           {warning}")?;
+            }
+        }
         None => writeln!(text, "docker     nobody asks it without an agent")?,
+    }
+    if let Some(not_kept) = not_kept {
+        writeln!(text, "state      LOST AT THE NEXT START: {not_kept}")?;
     }
     Ok(text)
 }
@@ -139,6 +150,7 @@ fn describe_docker(docker: &DockerStatus) -> String {
         connected,
         error,
         published,
+        warnings: _,
     } = docker;
     match (connected, error) {
         (true, _) if published.is_empty() => "connected, no published ports".to_owned(),

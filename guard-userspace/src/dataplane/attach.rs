@@ -26,7 +26,7 @@ use guard_common::{
 use super::{
     CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow,
     pins::{EGRESS_LINK, LINK, PinError, Pins},
-    state::{SHARED, State, StateError, bytes_of, shared_maps},
+    state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
 };
 use crate::{
     causes::{innermost, io_error},
@@ -111,6 +111,7 @@ pub enum Force {
 /// A policy as it is put in force: its file, its seats, its programs.
 pub struct Prepared {
     generation: Generation,
+    policy: Policy,
     seats: Seats,
     facts: Facts,
 }
@@ -131,12 +132,14 @@ impl Prepared {
         &self.generation
     }
 
-    pub fn generation_mut(&mut self) -> &mut Generation {
-        &mut self.generation
-    }
-
-    pub fn seats(&self) -> &Seats {
-        &self.seats
+    /// Brings its tables to what has changed around its policy: published ports, container networks,
+    /// entries.
+    ///
+    /// # Errors
+    /// As [`Generation::change`].
+    pub fn change(&mut self, ground: &Ground<'_>) -> Result<(), LoadError> {
+        let tables = Tables::compile_at(&self.policy, ground, &self.seats);
+        self.generation.change(tables)
     }
 }
 
@@ -146,6 +149,8 @@ pub struct Attachment {
     /// Of the generation in force, or of the agent before this one.
     seats: Seats,
     in_force: Option<Prepared>,
+    /// During a trial: what the kernel goes back to by itself.
+    fallback: Option<Prepared>,
     mode: XdpMode,
 }
 
@@ -161,8 +166,38 @@ impl Attachment {
             state,
             seats,
             in_force: None,
+            fallback: None,
             mode: XdpMode::Native,
         })
+    }
+
+    /// Whether the program that the interface has is the one that the pinned link holds: then another is
+    /// put in its place in one step, which nothing else on the interface can refuse.
+    pub fn is_on(&self, found: Option<XdpState>) -> bool {
+        let pins = &self.state.pins;
+        let held = own_link(pins).ok().flatten();
+        let held = held.and_then(|(link, _)| info_of(pins, &link.into()).ok());
+        held.is_some() && held == found.map(|found| found.program_id)
+    }
+
+    /// Whether the link is where an agent after this one, and who takes the guard off, will look for it.
+    pub fn is_pinned(&self) -> bool {
+        self.state.pins.has(LINK)
+    }
+
+    /// Pins again what somebody has removed by hand, so that it goes on as it was.
+    pub fn restore_pins(&self) -> Result<(), AttachError> {
+        self.state.restore_pins()?;
+        let pins = &self.state.pins;
+        let Some(Prepared { generation, .. }) = &self.in_force else {
+            return Ok(());
+        };
+        for SharedMap { name, .. } in shared_maps(generation.tables()) {
+            if !pins.has(name) {
+                generation.map(name)?.pin(pins.path(name))?;
+            }
+        }
+        Ok(())
     }
 
     pub fn interface(&self) -> &str {
@@ -218,6 +253,7 @@ impl Attachment {
         }
         Ok(Prepared {
             generation,
+            policy: policy.clone(),
             seats,
             facts,
         })
@@ -385,6 +421,21 @@ impl Attachment {
 
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
         self.in_force.as_mut()
+    }
+
+    /// What the kernel goes back to when the trial in force ends: what changes in the tables of one
+    /// changes in both.
+    pub fn fallback_mut(&mut self) -> Option<&mut Prepared> {
+        self.fallback.as_mut()
+    }
+
+    /// Lets go of the generation that was in force before, unless a trial goes back to it.
+    pub fn let_go(&mut self, before: Option<Prepared>) {
+        self.fallback = match before {
+            _ if !self.is_on_trial() => None,
+            Some(before) if before.facts.trial_until == 0 => Some(before),
+            _ => self.fallback.take(),
+        };
     }
 
     pub fn mode(&self) -> XdpMode {

@@ -7,6 +7,7 @@ mod evict;
 mod fill;
 mod flows;
 mod live;
+mod networks;
 pub mod pins;
 mod replay;
 mod state;
@@ -28,7 +29,7 @@ use guard_common::{
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
     counters::CounterRow,
-    live::is_full,
+    live::needs_another,
     replay::{Direction, Judged, Replay},
     state::{State, StateError, text_of},
     talkers::TalkerRow,
@@ -62,6 +63,8 @@ pub enum LoadError {
     ClockJump,
     #[error("a fact of this host cannot be read: {0}")]
     Host(io::Error),
+    #[error("the program was loaded without the features {0:#x}, which are needed now")]
+    Lacks(u16),
     #[error("the kernel object has no {0}")]
     Incomplete(&'static str),
 }

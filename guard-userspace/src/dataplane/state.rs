@@ -42,8 +42,10 @@ pub enum StateError {
 /// The state of one interface.
 pub struct State {
     pub(super) pins: Pins,
-    about: Array<MapData, About>,
-    places: Array<MapData, Seat>,
+    /// An array of one [`About`].
+    about: Map,
+    /// An array of [`Seat`].
+    places: Map,
 }
 
 impl State {
@@ -73,8 +75,8 @@ impl State {
 
     /// What is pinned, to be read. `None`: nothing that this layout can read.
     pub fn existing(pins: &Pins) -> Result<Option<Self>, StateError> {
-        let about = open_array::<About>(pins, layout::ABOUT, 1)?;
-        let places = open_array::<Seat>(pins, layout::SEATS, MAX_SEATS)?;
+        let about = open_array(pins, layout::ABOUT, size_of::<About>(), 1)?;
+        let places = open_array(pins, layout::SEATS, size_of::<Seat>(), MAX_SEATS)?;
         let (Some(about), Some(places)) = (about, places) else {
             return Ok(None);
         };
@@ -101,12 +103,24 @@ impl State {
         Ok(state)
     }
 
+    /// Pins again what somebody has removed by hand.
+    pub(super) fn restore_pins(&self) -> Result<(), StateError> {
+        self.pins.prepare()?;
+        if !self.pins.has(layout::ABOUT) {
+            self.about.pin(self.pins.path(layout::ABOUT))?;
+        }
+        if !self.pins.has(layout::SEATS) {
+            self.places.pin(self.pins.path(layout::SEATS))?;
+        }
+        Ok(())
+    }
+
     pub fn about(&self) -> Result<About, MapError> {
-        self.about.get(&0, 0)
+        Array::<_, About>::try_from(&self.about)?.get(&0, 0)
     }
 
     pub fn set_about(&mut self, about: &About) -> Result<(), MapError> {
-        self.about.set(0, *about, 0)
+        Array::<_, About>::try_from(&mut self.about)?.set(0, *about, 0)
     }
 
     /// Ends what an agent left half done: maps that wait either belong to the program that the link
@@ -161,8 +175,9 @@ impl State {
 
     fn named(&self) -> Result<Vec<(u16, Seat)>, MapError> {
         let mut named = Vec::new();
+        let places = Array::<_, Seat>::try_from(&self.places)?;
         for number in NO_SERVICE..MAX_SEATS as u16 {
-            let seat = self.places.get(&number.into(), 0)?;
+            let seat = places.get(&number.into(), 0)?;
             // Numbers are given in order.
             if number != NO_SERVICE && seat.name[0] == 0 {
                 break;
@@ -174,6 +189,7 @@ impl State {
 
     /// `cells` is the kernel's number of the array that the slices are in.
     pub fn set_seats(&mut self, seats: &Seats, cells: u32) -> Result<(), MapError> {
+        let mut places = Array::<_, Seat>::try_from(&mut self.places)?;
         let numbered = seats.numbers.iter();
         let numbered = numbered.map(|(name, number)| (name.as_str(), *number));
         for (name, number) in numbered.chain([("", NO_SERVICE)]) {
@@ -185,7 +201,15 @@ impl State {
                 cells: slice.map_or(0, |_| cells),
                 reserved: 0,
             };
-            self.places.set(number.into(), seat, 0)?;
+            places.set(number.into(), seat, 0)?;
+        }
+        // When the numbers ran out, they start again, and those before them have no name.
+        let given = seats.numbers.values().max().copied();
+        for number in given.unwrap_or(NO_SERVICE) + 1..MAX_SEATS as u16 {
+            if places.get(&number.into(), 0)?.name[0] == 0 {
+                break;
+            }
+            places.set(number.into(), empty_seat(), 0)?;
         }
         Ok(())
     }
@@ -287,23 +311,24 @@ pub(super) fn map_info(pins: &Pins, name: &str) -> Option<MapInfo> {
         .flatten()
 }
 
-fn open_array<V: aya::Pod>(
+fn open_array(
     pins: &Pins,
     name: &'static str,
+    value: usize,
     entries: u32,
-) -> Result<Option<Array<MapData, V>>, StateError> {
+) -> Result<Option<Map>, StateError> {
     let expected = SharedMap {
         name,
         kind: MapType::Array,
         key: size_of::<u32>(),
-        value: size_of::<V>(),
+        value,
         entries,
     };
     if !expected.fits(pins) {
         return Ok(None);
     }
     let data = MapData::from_pin(pins.path(name))?;
-    Ok(Some(Array::try_from(Map::from_map_data(data)?)?))
+    Ok(Some(Map::from_map_data(data)?))
 }
 
 /// Pins a map, and opens it from there.
@@ -311,11 +336,11 @@ fn open_new<V: aya::Pod>(
     pins: &Pins,
     name: &'static str,
     map: Array<MapData, V>,
-) -> Result<Array<MapData, V>, StateError> {
+) -> Result<Map, StateError> {
     let path = pins.path(name);
     map.pin(&path)?;
     let data = MapData::from_pin(path)?;
-    Ok(Array::try_from(Map::from_map_data(data)?)?)
+    Ok(Map::from_map_data(data)?)
 }
 
 fn empty_about(hash_key: HashKey, namespace: u64) -> About {
@@ -341,6 +366,16 @@ fn empty_about(hash_key: HashKey, namespace: u64) -> About {
         sha256: [0; 32],
         version: [0; 32],
         policy: [0; 256],
+    }
+}
+
+fn empty_seat() -> Seat {
+    Seat {
+        name: [0; MAX_NAME],
+        first_cell: 0,
+        cell_mask: 0,
+        cells: 0,
+        reserved: 0,
     }
 }
 

@@ -20,6 +20,7 @@ use guard_common::{
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use self::arrival::Arrivals;
 use crate::{
@@ -123,7 +124,12 @@ pub async fn of_host(
     netlink: &Netlink,
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
-    let sessions = tokio::task::spawn_blocking(sessions::inbound).await??;
+    let sessions = tokio::task::spawn_blocking(sessions::inbound).await?;
+    // The operator's own way in is known without them.
+    let sessions = sessions.unwrap_or_else(|error| {
+        warn!("open sessions cannot be held against the policy: {error}");
+        Vec::new()
+    });
     let own = netlink.addresses().await;
     let own = own.context("this host's addresses cannot be read")?;
     let situation = Situation {

@@ -4,6 +4,7 @@
 mod check;
 mod entry;
 mod file;
+pub mod labels;
 mod place;
 mod port;
 mod rate;
@@ -26,8 +27,8 @@ pub use self::{
     rate::{Budget, Period, Rate, Unit},
     seats::{Exhausted, Seats, Slice},
     tables::{
-        ContainerNetwork, Containers, Ground, PublishedFamily, PublishedPort, ServiceTable, Tables,
-        Timebase, is_single, split,
+        ContainerNetwork, Containers, Ground, Labelled, PublishedFamily, PublishedPort,
+        ServiceTable, Tables, Timebase, is_single, split,
     },
     warnings::Warning,
 };
@@ -41,6 +42,7 @@ pub struct Policy {
     pub scope: Scope,
     /// The path of Docker's socket; `None`: no Docker.
     pub docker_socket: Option<String>,
+    pub docker_labels: Labels,
     /// How many cells all services have together for their budgets: a power of two.
     pub cells: u32,
     /// For each source, for packets that reach no service.
@@ -51,6 +53,17 @@ pub struct Policy {
     pub on_exit: OnExit,
     /// Of the file as it was read, in hexadecimal.
     pub sha256: String,
+}
+
+/// What the labels of containers may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Labels {
+    Off,
+    /// Only take away from what the policy allows.
+    #[default]
+    Narrow,
+    /// Open what the policy leaves closed, too.
+    Full,
 }
 
 /// What an agent leaves in the kernel when it is asked to end.

@@ -29,6 +29,7 @@ impl Judge {
         let containers = Containers {
             published: published.to_vec(),
             networks: Vec::new(),
+            labelled: Vec::new(),
         };
         let now = host::timebase().unwrap();
         let tables = Tables::compile(&policy, &containers, &LOCAL_PORTS, now);

@@ -12,82 +12,13 @@ use std::{
 
 use lab::{
     guard::{Guard, binary, output, whereabouts, write_policy},
-    http::{Answer, get},
     process::{run, wait_for},
-    proxy::Proxy,
     ssh::Ssh,
     topology::{HOST_V4, INTERFACE, Lab, USER_V4, USER_V6},
 };
 use serde_json::{Value, json};
 
-/// nginx answers that nothing is behind it: the port is open.
-const OPEN: Answer = Answer::Status(502);
-const CLOSED: Answer = Answer::TimedOut;
-
-const SHUT: &str = "";
-const OPEN_80: &str = "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
-
-fn policy(mode: &str, extra: &str) -> String {
-    format!(
-        "mode = \"{mode}\"\ninterfaces = [\"{INTERFACE}\"]\nscope = \"host\"\ndocker.socket = \"\"\n\
-         {extra}"
-    )
-}
-
-/// A lab with a web server on port 80.
-struct Site {
-    lab: Lab,
-    _web: Proxy,
-}
-
-impl Site {
-    fn new() -> Self {
-        let lab = Lab::new().unwrap();
-        let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
-        Self { lab, _web }
-    }
-
-    fn start(&self, mode: &str, extra: &str) -> Guard {
-        Guard::start(&self.lab, &policy(mode, extra)).unwrap()
-    }
-
-    fn write(&self, mode: &str, extra: &str) -> String {
-        let path = write_policy(&self.lab, &policy(mode, extra)).unwrap();
-        path.display().to_string()
-    }
-
-    fn ask(&self) -> Answer {
-        get(&self.lab, USER_V4, HOST_V4, 80).unwrap()
-    }
-
-    /// Runs `guard` where there may be no agent, and expects it to do it.
-    fn guard(&self, arguments: &[&str]) -> String {
-        let output = output(&self.lab, arguments).unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {stderr}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_str(&self.guard(&["status", "--json"])).unwrap()
-    }
-
-    /// The programs on the guarded interface.
-    fn attached(&self) -> String {
-        let link = self.lab.host.ip(&format!("-details link show {INTERFACE}"));
-        let link = link.unwrap();
-        let lines = link.lines().filter(|line| line.contains("prog/xdp"));
-        lines.collect()
-    }
-}
-
-fn fails(output: &std::process::Output, code: i32, words: &[&str]) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    for word in words {
-        assert!(stderr.contains(word), "{word:?} is not in {stderr}");
-    }
-}
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
 
 #[test]
 fn a_killed_agent_leaves_the_kernel_enforcing_and_the_next_one_goes_on_with_its_counters() {
@@ -580,21 +511,9 @@ fn an_interface_that_comes_back_is_guarded_again_and_a_second_one_is_too() {
 fn somebody_elses_program_is_named_and_taken_off_by_force_alone() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
-    // Our own program, put there in the old way, stands for anybody's.
-    let pins = site.lab.folder().join("bpf/foreign");
-    let id = guard.json("status").unwrap()["interfaces"][0]["program_id"].clone();
-    run(Command::new("bpftool")
-        .args(["prog", "pin", "id", &id.to_string()])
-        .arg(&pins))
-    .unwrap();
+    let pins = site.keep_program(&guard);
     guard.remove().unwrap();
-    site.lab
-        .host
-        .ip(&format!(
-            "link set dev {INTERFACE} xdp pinned {}",
-            pins.display()
-        ))
-        .unwrap();
+    site.put_foreign(INTERFACE, &pins);
     let path = site.write("enforce", SHUT);
     let refused = output(&site.lab, &["run", "--policy", &path]).unwrap();
     fails(

@@ -20,7 +20,7 @@ impl Fix {
     /// A scalar with another text, in the quotes that it has, or in double ones if it needs some.
     pub fn scalar(node: &Node, scalar: &Scalar, text: &str) -> Option<Self> {
         let written = match scalar.style {
-            ScalarStyle::Plain if !node.in_flow && is_plain(text) => text.to_owned(),
+            ScalarStyle::Plain if is_plain(text, node.in_flow) => text.to_owned(),
             ScalarStyle::SingleQuoted => format!("'{}'", text.replace('\'', "''")),
             ScalarStyle::Plain | ScalarStyle::DoubleQuoted => double_quoted(text),
             _ => return None,
@@ -69,6 +69,33 @@ impl Fix {
         })
     }
 
+    /// Takes an item out of a list between brackets, with the comma that it leaves.
+    pub fn without_flow_item(items: &[Node], item: &Node) -> Option<Self> {
+        let source = &item.place.source;
+        let index = items
+            .iter()
+            .position(|other| other.place.is_in(source) && other.place.start == item.place.start)?;
+        let before = source.text[..item.place.start].trim_end();
+        if !item.in_flow || !before.ends_with(['[', ',']) {
+            return None;
+        }
+        let beside = |index: Option<usize>| {
+            let other = items.get(index?)?;
+            other.place.is_in(source).then_some(other)
+        };
+        let next = beside(index.checked_add(1)).filter(|next| next.place.start > item.place.start);
+        let last = beside(index.checked_sub(1)).filter(|last| last.end() < item.place.start);
+        let (start, end) = match (next, last) {
+            (Some(next), _) => (item.place.start, next.place.start),
+            (None, Some(last)) => (last.end(), item.end()),
+            (None, None) => return None,
+        };
+        Some(Self {
+            place: source.place(start, end),
+            text: String::new(),
+        })
+    }
+
     /// The text of the whole file with this edit.
     pub fn applied(&self) -> String {
         let Self { place, text } = self;
@@ -86,10 +113,12 @@ fn ending(node: &Node) -> &'static str {
     }
 }
 
-/// Whether a text means itself without quotes, in a block.
-fn is_plain(text: &str) -> bool {
+/// Whether a text means itself without quotes.
+fn is_plain(text: &str, in_flow: bool) -> bool {
     let first = text.chars().next();
+    let is_split = in_flow && text.contains([':', ',', '[', ']', '{', '}']);
     first.is_some_and(|first| first.is_ascii_alphanumeric() || matches!(first, '$' | '/' | '_'))
+        && !is_split
         && !text.contains(": ")
         && !text.contains(" #")
         && !text.ends_with([':', ' '])

@@ -78,7 +78,20 @@ impl Source {
                 ..refused("is not UTF-8: save it as UTF-8".to_owned())
             }
         })?;
-        Ok(Self::new(path, text))
+        let source = Self::new(path, text);
+        match source.lone_return() {
+            Some(place) => {
+                Err(place.error("has a carriage return inside: end lines as Unix or Windows does"))
+            }
+            None => Ok(source),
+        }
+    }
+
+    /// A line end of YAML's that nobody else counts.
+    fn lone_return(self: &Arc<Self>) -> Option<Place> {
+        let mut returns = self.text.match_indices('\r');
+        let (offset, _) = returns.find(|(offset, _)| !self.text[offset + 1..].starts_with('\n'))?;
+        Some(self.place(offset, offset))
     }
 
     pub fn name(&self) -> String {

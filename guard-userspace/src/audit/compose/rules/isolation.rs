@@ -55,6 +55,7 @@ fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
         (1, 1) => without_key(service, key),
         // The list would be left empty in its file.
         (1, _) => None,
+        _ if item.in_flow => Fix::without_flow_item(items, item),
         _ => Fix::without(&item.place, item),
     }
 }

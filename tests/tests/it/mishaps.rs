@@ -1,0 +1,162 @@
+//! What goes wrong around a guard that runs: hands that are quicker than thought, full disks, interfaces
+//! that somebody else holds.
+
+use std::{fs, thread, time::Duration};
+
+use lab::{
+    guard::{Guard, binary, output, whereabouts, write_policy},
+    process::wait_for,
+    topology::{HOST_V4, INTERFACE, USER_V4},
+};
+use serde_json::json;
+
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
+
+#[test]
+fn pins_that_somebody_removes_are_made_again_and_the_counters_go_on() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    assert_eq!(site.ask(), CLOSED);
+    let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
+    // What is below a BPF file system is removed one by one: it has no rename over folders.
+    fs::remove_dir_all(site.lab.pins()).unwrap();
+    wait_for(Duration::from_secs(15), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["enforcing"] == true, "{status}");
+        anyhow::ensure!(site.lab.pins().is_dir(), "no pins");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    assert!(guard.packets(&[("verdict", json!("drop"))]).unwrap() > dropped);
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), CLOSED, "they hold without the agent");
+    Guard::start_again(&site.lab).unwrap().remove().unwrap();
+    assert_eq!(site.attached(), "");
+}
+
+#[test]
+fn a_start_that_one_interface_refuses_changes_nothing_on_the_other() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let foreign = site.keep_program(&guard);
+    guard.kill().unwrap();
+    let before = site.attached();
+    let host = &site.lab.host;
+    let peer = site.lab.internet.name();
+    let link = format!("link add second type veth peer name lan.7 netns {peer}");
+    host.ip(&link).unwrap();
+    host.ip("link set second up").unwrap();
+    site.put_foreign("second", &foreign);
+    let both = format!("[\"{INTERFACE}\", \"second\"]");
+    let both = policy("enforce", OPEN_80).replace(&format!("[\"{INTERFACE}\"]"), &both);
+    let path = write_policy(&site.lab, &both).unwrap();
+    let refused = output(&site.lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
+    fails(&refused, 1, &["second already has an XDP program"]);
+    assert_eq!(site.attached(), before, "that of the agent before");
+    assert_eq!(site.ask(), CLOSED);
+    // And where nothing was, nothing is left.
+    site.guard(&["detach"]);
+    let refused = output(&site.lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
+    fails(&refused, 1, &["second already has an XDP program"]);
+    assert_eq!(site.attached(), "");
+    assert_eq!(site.ask(), OPEN);
+}
+
+#[test]
+fn the_mode_of_a_service_that_is_gone_can_be_taken_back() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+    site.write("enforce", SHUT);
+    guard.run(&["reload"]).unwrap();
+    let text = guard.run(&["status"]).unwrap();
+    assert!(
+        text.contains("`guard mode policy --service web` ends it"),
+        "{text}"
+    );
+    guard.run(&["mode", "policy", "--service", "web"]).unwrap();
+    assert_eq!(guard.json("status").unwrap()["modes"], json!([]));
+    let again = output(&site.lab, &["mode", "policy", "--service", "web"]).unwrap();
+    fails(&again, 1, &["there is no service \"web\""]);
+}
+
+#[test]
+fn a_deny_made_during_a_trial_holds_when_the_kernel_goes_back_without_an_agent() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let tried = site.lab.folder().join("tried.toml");
+    fs::write(&tried, policy("enforce", OPEN_80)).unwrap();
+    guard
+        .run(&["try", tried.to_str().unwrap(), "--for", "5s"])
+        .unwrap();
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["deny", &USER_V4.to_string()]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.kill().unwrap();
+    thread::sleep(Duration::from_secs(5));
+    let status = site.status();
+    assert!(
+        status["policy"]["stale"].is_string(),
+        "it has gone back: {status}"
+    );
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
+fn a_state_that_cannot_be_written_keeps_nobody_from_stopping_a_flood() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let file = site.lab.state().join("state.jsonl");
+    // Nothing can be renamed into the place of a folder.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let denied = output(&site.lab, &["deny", &USER_V4.to_string()]).unwrap();
+    let stderr = String::from_utf8_lossy(&denied.stderr);
+    assert!(denied.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("lost at the agent's next start"),
+        "{stderr}"
+    );
+    assert_eq!(site.ask(), CLOSED);
+    let status = guard.json("status").unwrap();
+    assert!(status["not_kept"].is_string(), "{status}");
+    let tried = output(&site.lab, &["try", site.write("enforce", OPEN_80).as_str()]).unwrap();
+    fails(&tried, 1, &["the state cannot be kept in"]);
+    guard.run(&["mode", "off"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    fs::remove_dir(&file).unwrap();
+    wait_for(Duration::from_secs(20), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["not_kept"].is_null(), "{status}");
+        Ok(())
+    })
+    .unwrap();
+    guard.kill().unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(guard.json("status").unwrap()["mode"], "off");
+    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn an_allow_entry_that_keeps_the_operator_in_is_not_revoked_without_force() {
+    let site = Site::new();
+    let from = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
+    let guard = site.start("enforce", &from);
+    guard.run(&["allow", &USER_V4.to_string()]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    let session = format!("{USER_V4} 50000 {HOST_V4} 80");
+    let revoke = |arguments: &[&str]| {
+        let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
+        command.args(whereabouts(&site.lab)).args(["revoke", "1"]);
+        command
+            .args(arguments)
+            .env("SSH_CONNECTION", &session)
+            .output()
+            .unwrap()
+    };
+    fails(&revoke(&[]), 1, &["your own way in", "--force"]);
+    assert_eq!(site.ask(), OPEN);
+    assert!(revoke(&["--force"]).status.success());
+    assert_eq!(site.ask(), CLOSED);
+}

@@ -1,0 +1,101 @@
+//! A lab with a web server, and a guard that may open its port or not.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use lab::{
+    guard::{Guard, output, write_policy},
+    http::{Answer, get},
+    process::run,
+    proxy::Proxy,
+    topology::{HOST_V4, INTERFACE, Lab, USER_V4},
+};
+use serde_json::Value;
+
+/// nginx answers that nothing is behind it: the port is open.
+pub const OPEN: Answer = Answer::Status(502);
+pub const CLOSED: Answer = Answer::TimedOut;
+
+pub const SHUT: &str = "";
+pub const OPEN_80: &str = "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
+
+pub fn policy(mode: &str, extra: &str) -> String {
+    format!(
+        "mode = \"{mode}\"\ninterfaces = [\"{INTERFACE}\"]\nscope = \"host\"\ndocker.socket = \"\"\n\
+         {extra}"
+    )
+}
+
+/// A lab with a web server on port 80.
+pub struct Site {
+    pub lab: Lab,
+    _web: Proxy,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let lab = Lab::new().unwrap();
+        let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+        Self { lab, _web }
+    }
+
+    pub fn start(&self, mode: &str, extra: &str) -> Guard {
+        Guard::start(&self.lab, &policy(mode, extra)).unwrap()
+    }
+
+    pub fn write(&self, mode: &str, extra: &str) -> String {
+        let path = write_policy(&self.lab, &policy(mode, extra)).unwrap();
+        path.display().to_string()
+    }
+
+    pub fn ask(&self) -> Answer {
+        get(&self.lab, USER_V4, HOST_V4, 80).unwrap()
+    }
+
+    /// Runs `guard` where there may be no agent, and expects it to do it.
+    pub fn guard(&self, arguments: &[&str]) -> String {
+        let output = output(&self.lab, arguments).unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.guard(&["status", "--json"])).unwrap()
+    }
+
+    /// Our own program, which stands for anybody's: where it is pinned.
+    pub fn keep_program(&self, guard: &Guard) -> PathBuf {
+        let pins = self.lab.folder().join("bpf/foreign");
+        let id = guard.json("status").unwrap()["interfaces"][0]["program_id"].clone();
+        let mut command = Command::new("bpftool");
+        command.args(["prog", "pin", "id", &id.to_string()]);
+        run(command.arg(&pins)).unwrap();
+        pins
+    }
+
+    /// Attaches a pinned program in the old way.
+    pub fn put_foreign(&self, interface: &str, pins: &Path) {
+        let pins = pins.display();
+        let command = format!("link set dev {interface} xdp pinned {pins}");
+        self.lab.host.ip(&command).unwrap();
+    }
+
+    /// The programs on the guarded interface.
+    pub fn attached(&self) -> String {
+        let link = self.lab.host.ip(&format!("-details link show {INTERFACE}"));
+        let link = link.unwrap();
+        let lines = link.lines().filter(|line| line.contains("prog/xdp"));
+        lines.collect()
+    }
+}
+
+pub fn fails(output: &Output, code: i32, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is not in {stderr}");
+    }
+}
