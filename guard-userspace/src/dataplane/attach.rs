@@ -4,7 +4,7 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{io, mem, process};
+use std::{collections::BTreeSet, io, mem, process};
 
 use aya::{
     maps::{Map, ProgramArray},
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     causes::{innermost, io_error},
     host::{UdpFlow, XdpState},
-    policy::{Ground, Policy, Seats, Tables},
+    policy::{Ground, Policy, PublishedPort, Seats, Tables},
 };
 
 /// Where the program runs.
@@ -133,13 +133,17 @@ impl Prepared {
     }
 
     /// Brings its tables to what has changed around its policy: published ports, container networks,
-    /// entries.
+    /// entries. `early`: what [`Closer`] has closed.
     ///
     /// # Errors
     /// As [`Generation::change`].
-    pub fn change(&mut self, ground: &Ground<'_>) -> Result<(), LoadError> {
+    pub fn change(
+        &mut self,
+        ground: &Ground<'_>,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
         let tables = Tables::compile_at(&self.policy, ground, &self.seats);
-        self.generation.change(tables)
+        self.generation.change(tables, early)
     }
 }
 
@@ -417,6 +421,12 @@ impl Attachment {
     /// The generation in force, if this agent put it there.
     pub fn in_force(&self) -> Option<&Prepared> {
         self.in_force.as_ref()
+    }
+
+    /// Every generation whose tables count: that in force, and what a trial goes back to.
+    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
+        let prepared = self.in_force.iter().chain(&self.fallback);
+        prepared.map(|prepared| &prepared.generation)
     }
 
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
