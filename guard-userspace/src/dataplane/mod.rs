@@ -2,6 +2,7 @@
 //! read what it counted, or replay packets through it.
 
 mod attach;
+mod clsact;
 mod counters;
 mod evict;
 mod fill;
