@@ -3,6 +3,7 @@
 
 mod attach;
 mod closer;
+mod clsact;
 mod counters;
 mod evict;
 mod fill;
