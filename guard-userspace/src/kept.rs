@@ -23,7 +23,7 @@ use tempfile::Builder;
 use tracing::warn;
 
 use crate::policy::{
-    ContainerNetwork, Containers, Entry, Policy, Ports, PublishedFamily, PublishedPort,
+    ContainerNetwork, Containers, Entry, Labelled, Policy, Ports, PublishedFamily, PublishedPort,
 };
 
 /// Where the state file is unless told otherwise.
@@ -171,6 +171,12 @@ enum Line {
     Network {
         prefix: IpNet,
         masqueraded: bool,
+    },
+    Labelled {
+        container: String,
+        /// As in `Published`.
+        published: Vec<(String, bool)>,
+        labels: BTreeMap<String, String>,
     },
     Policy {
         policy: KeptPolicy,
@@ -354,10 +360,23 @@ impl Kept {
         let Containers {
             published,
             networks,
+            labelled,
         } = containers.unwrap_or_default();
-        lines.extend(published.iter().map(|port| Line::Published {
-            port: port.to_string(),
-            ipv6: port.family == PublishedFamily::Ipv6,
+        lines.extend(published.iter().map(|port| {
+            let (port, ipv6) = write_port(port);
+            Line::Published { port, ipv6 }
+        }));
+        lines.extend(labelled.into_iter().map(|labelled| {
+            let Labelled {
+                container,
+                published,
+                labels,
+            } = labelled;
+            Line::Labelled {
+                container,
+                published: published.iter().map(write_port).collect(),
+                labels,
+            }
         }));
         lines.extend(networks.iter().map(|network| Line::Network {
             prefix: network.prefix,
@@ -395,22 +414,24 @@ impl Kept {
                 self.containers.get_or_insert_default();
             }
             Line::Published { port, ipv6 } => {
-                let family = if ipv6 {
-                    PublishedFamily::Ipv6
-                } else {
-                    PublishedFamily::Ipv4
+                let port = read_port(&port, ipv6)?;
+                self.containers.get_or_insert_default().published.push(port);
+            }
+            Line::Labelled {
+                container,
+                published,
+                labels,
+            } => {
+                let published = published.iter().map(|(port, ipv6)| read_port(port, *ipv6));
+                let labelled = Labelled {
+                    container,
+                    published: published.collect::<Result<_, _>>()?,
+                    labels,
                 };
-                match port.parse::<Ports>()? {
-                    Ports::Range { protocol, ports } if ports.start() == ports.end() => {
-                        let containers = self.containers.get_or_insert_default();
-                        containers.published.push(PublishedPort {
-                            protocol,
-                            port: *ports.start(),
-                            family,
-                        });
-                    }
-                    _ => return Err(format!("{port} is no single port")),
-                }
+                self.containers
+                    .get_or_insert_default()
+                    .labelled
+                    .push(labelled);
             }
             Line::Network {
                 prefix,
@@ -432,6 +453,25 @@ impl Kept {
             Line::Detached => self.detached = true,
         }
         Ok(())
+    }
+}
+
+fn write_port(port: &PublishedPort) -> (String, bool) {
+    (port.to_string(), port.family == PublishedFamily::Ipv6)
+}
+
+fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
+    match port.parse::<Ports>()? {
+        Ports::Range { protocol, ports } if ports.start() == ports.end() => Ok(PublishedPort {
+            protocol,
+            port: *ports.start(),
+            family: if ipv6 {
+                PublishedFamily::Ipv6
+            } else {
+                PublishedFamily::Ipv4
+            },
+        }),
+        _ => Err(format!("{port} is no single port")),
     }
 }
 
@@ -523,6 +563,15 @@ mod tests {
                 networks: vec![ContainerNetwork {
                     prefix: "172.17.0.0/16".parse().unwrap(),
                     kind: NetworkKind::Masqueraded,
+                }],
+                labelled: vec![Labelled {
+                    container: "api-1".to_owned(),
+                    published: vec![PublishedPort {
+                        protocol: PortProtocol::Tcp,
+                        port: 8000,
+                        family: PublishedFamily::Ipv4,
+                    }],
+                    labels: BTreeMap::from([("guard.from".to_owned(), "office".to_owned())]),
                 }],
             }),
             policy: Some(KeptPolicy {

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod capture;
 mod causes;
 pub mod commands;

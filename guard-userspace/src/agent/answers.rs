@@ -8,18 +8,29 @@ use guard_common::reason::Mode;
 use super::{Agent, ChangeError};
 use crate::{
     api::{
-        self, AgentStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus,
-        to_counter, to_talker,
+        self, AgentStatus, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status,
+        TrialStatus, to_counter, to_talker,
     },
     explain::{Destination, Explanation, Seen, Situation, explain},
     host,
-    policy::{Entry, Policy},
+    policy::{Entry, Policy, labels},
 };
 
 impl Agent {
     /// The policy with the modes that operators have set.
     pub(super) fn effective(&self) -> Policy {
-        self.state.kept.modes.applied_to(&self.loaded.policy)
+        self.effective_of(&self.loaded.policy)
+    }
+
+    /// A policy with what the labels of containers ask for, and the modes that operators have set.
+    pub(super) fn effective_of(&self, policy: &Policy) -> Policy {
+        let policy = self.state.kept.modes.applied_to(policy);
+        labels::apply(&policy, self.docker.containers(), self.clock()).0
+    }
+
+    /// What the labels of containers ask for in vain.
+    pub(super) fn label_warnings(&self, policy: &Policy) -> Vec<String> {
+        labels::apply(policy, self.docker.containers(), self.clock()).1
     }
 
     /// Whether and where the guard is at work.
@@ -56,7 +67,10 @@ impl Agent {
                 until: trial.until,
                 back_to: trial.before.path.display().to_string(),
             }),
-            docker: Some(self.docker.status(&policy)),
+            docker: Some(DockerStatus {
+                warnings: self.label_warnings(&self.loaded.policy),
+                ..self.docker.status(&policy)
+            }),
             not_kept: self.not_kept().map(str::to_owned),
         })
     }

@@ -1,6 +1,6 @@
 //! What operators change while the agent runs: each change is in force when its answer comes, and kept.
 
-use std::path::PathBuf;
+use std::{mem, path::PathBuf};
 
 use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
@@ -9,12 +9,12 @@ use tracing::{info, warn};
 use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
     api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
-    dataplane::{Force, LoadError, Prepared, is_full},
+    dataplane::{Force, LoadError, needs_another},
     host,
     kept::{self, ChangedMode, KeepError},
     lockout,
     operator::SshSession,
-    policy::{Action, Clock, Entry, Ground, Policy, PolicyError, Tables},
+    policy::{Action, Clock, Entry, Ground, Policy, PolicyError},
 };
 
 /// Why a change was not made. What was in force before stays so.
@@ -38,7 +38,7 @@ pub enum ChangeError {
 const LONGEST_TRIAL: SignedDuration = SignedDuration::from_hours(24);
 
 impl Agent {
-    fn clock(&self) -> Clock {
+    pub(super) fn clock(&self) -> Clock {
         Clock {
             tick_ns: self.tick_ns,
         }
@@ -58,21 +58,17 @@ impl Agent {
     pub async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
         self.catch_up()?;
         let next = Loaded::read(&self.places.policy, self.clock())?;
-        let docker = self.ask_docker(&next).await;
-        let before = std::mem::replace(&mut self.docker, docker);
+        let before = self.follow_docker_of(&next.policy).await;
         let put = match self
             .require_no_lockout(&next.policy, request.operator, request.force)
             .await
         {
             Ok(()) => self.put_in_force(next, 0, Force::No, Names::OfPolicy).await,
-            Err(error) => {
-                self.docker = before;
-                return Err(error);
-            }
+            Err(error) => Err(error),
         };
         if let Err(error) = put {
-            self.docker = before;
-            return Err(error.into());
+            self.docker = before.unwrap_or(mem::take(&mut self.docker));
+            return Err(error);
         }
         self.trial = None;
         self.state.kept.trial = None;
@@ -108,6 +104,25 @@ impl Agent {
                     .to_owned(),
             ));
         }
+        let docker = self.follow_docker_of(&next.policy).await;
+        let tried = self.begin_trial(next, path, lasts, operator, force);
+        let tried = tried.await;
+        match (&tried, &mut self.trial) {
+            (Ok(()), Some(trial)) => trial.docker = docker,
+            _ => self.docker = docker.unwrap_or(mem::take(&mut self.docker)),
+        }
+        tried?;
+        Ok(self.applied())
+    }
+
+    async fn begin_trial(
+        &mut self,
+        next: Loaded,
+        path: PathBuf,
+        lasts: SignedDuration,
+        operator: Option<SshSession>,
+        force: bool,
+    ) -> Result<(), ChangeError> {
         self.require_no_lockout(&next.policy, operator, force)
             .await?;
         let before = self.loaded.clone();
@@ -117,6 +132,7 @@ impl Agent {
             until: now.world.saturating_add(lasts).unwrap_or(now.world),
             until_ns: now.boot_ns.saturating_add(lasts_ns),
             before,
+            docker: None,
         };
         // Kept first: an agent that dies in between starts with the policy before.
         self.state.kept.trial = Some(kept::Trial {
@@ -131,11 +147,11 @@ impl Agent {
         {
             self.state.kept.trial = None;
             self.keep();
-            return Err(error.into());
+            return Err(error);
         }
         warn!(until = %trial.until, "a policy is on trial: `guard confirm` keeps it");
         self.trial = Some(trial);
-        Ok(self.applied())
+        Ok(())
     }
 
     /// Keeps the policy on trial.
@@ -172,6 +188,7 @@ impl Agent {
         };
         let refused = self.loaded.policy.sha256.clone();
         let before = trial.before.clone();
+        self.follow_docker_of(&before.policy).await;
         self.put_in_force(before, 0, Force::No, Names::OfPolicy)
             .await?;
         self.trial = None;
@@ -241,9 +258,8 @@ impl Agent {
         let trial = self.trial.as_ref().filter(|_| !is_off);
         let until = trial.map_or(0, |trial| trial.until_ns);
         let loaded = self.loaded.clone();
-        Ok(self
-            .put_in_force(loaded, until, Force::No, Names::AlsoThoseBefore)
-            .await?)
+        self.put_in_force(loaded, until, Force::No, Names::AlsoThoseBefore)
+            .await
     }
 
     /// Lets sources through or drops them for a while.
@@ -335,8 +351,7 @@ impl Agent {
     /// Brings the tables to the entries; `before` are those that are put back if it fails.
     pub(super) async fn change_entries(&mut self, before: Vec<Entry>) -> Result<(), ChangeError> {
         let result = match self.change_tables() {
-            // No room: a fresh generation has more.
-            Err(error) if is_full(&error) => self.put_again().await,
+            Err(error) if needs_another(&error) => self.put_again().await,
             result => result.map_err(|error| anyhow::Error::from(error).into()),
         };
         if let Err(error) = result {
@@ -350,24 +365,32 @@ impl Agent {
         Ok(())
     }
 
-    /// Also in the tables of what a trial goes back to, perhaps without an agent.
-    fn change_tables(&mut self) -> Result<(), LoadError> {
-        let policy = self.effective();
-        let before = self.trial.as_ref().map(|trial| &trial.before.policy);
-        let before = before.map(|policy| self.state.kept.modes.applied_to(policy));
+    /// Brings the tables to what has changed around the policy. Also those of what a trial goes back to,
+    /// perhaps without an agent.
+    pub(super) fn change_tables(&mut self) -> Result<(), LoadError> {
         let local_ports = host::local_port_range().map_err(LoadError::Host)?;
-        let ground = Ground {
+        let early = self.closer.take_early();
+        let before = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
+        let in_force = Ground {
             containers: self.docker.containers(),
             local_ports: &local_ports,
             now: host::timebase().map_err(LoadError::Host)?,
             entries: &self.state.kept.entries,
         };
+        let fallback = Ground {
+            containers: before.unwrap_or(&self.docker).containers(),
+            ..in_force
+        };
         for attachment in self.attachments.values_mut() {
-            if let Some(in_force) = attachment.in_force_mut() {
-                change_tables(in_force, &policy, &ground)?;
+            if let Some(prepared) = attachment.in_force_mut() {
+                prepared.change(&in_force, &early)?;
             }
-            if let (Some(fallback), Some(policy)) = (attachment.fallback_mut(), &before) {
-                change_tables(fallback, policy, &ground)?;
+            if let Some(prepared) = attachment.fallback_mut() {
+                match prepared.change(&fallback, &early) {
+                    // It is loaded afresh when the trial ends; what fits is in force.
+                    Err(error) if needs_another(&error) => {}
+                    result => result?,
+                }
             }
         }
         Ok(())
@@ -384,11 +407,6 @@ impl Agent {
         }
         self.names.clear();
         Ok(kept?)
-    }
-
-    async fn ask_docker(&self, next: &Loaded) -> super::Docker {
-        let last = self.state.kept.containers.as_ref();
-        super::ask_docker(&next.policy, &self.netlink, last).await
     }
 
     fn applied(&self) -> Applied {
@@ -410,7 +428,7 @@ impl Agent {
         operator: Option<SshSession>,
         force: bool,
     ) -> Result<(), ChangeError> {
-        let policy = self.state.kept.modes.applied_to(policy);
+        let policy = self.effective_of(policy);
         let containers = self.docker.containers();
         let entries = &self.state.kept.entries;
         let lockout = lockout::of_host(&policy, containers, entries, &self.netlink, operator).await;
@@ -439,17 +457,6 @@ impl Agent {
             None => Ok(()),
         }
     }
-}
-
-fn change_tables(
-    prepared: &mut Prepared,
-    policy: &Policy,
-    ground: &Ground<'_>,
-) -> Result<(), LoadError> {
-    let mut tables = Tables::compile_at(policy, ground, prepared.seats());
-    let generation = prepared.generation_mut();
-    tables.features = generation.tables().features;
-    generation.change(tables)
 }
 
 /// How many of the sessions that a policy cuts are named in the log.

@@ -1,18 +1,31 @@
 //! What is known of Docker.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
+use jiff::Timestamp;
+use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::{
     api::DockerStatus,
-    docker,
-    host::Netlink,
+    dataplane::Closer,
+    docker::{self, Seen, Watch},
+    host::{self, Netlink},
     policy::{ContainerNetwork, Containers, Policy, PublishedPort},
 };
 
-pub enum Docker {
+/// What is known of Docker, and where it comes from.
+#[derive(Default)]
+pub struct Docker {
+    /// `None`: it was asked once, or is turned off.
+    watch: Option<Watch>,
+    known: Known,
+}
+
+#[derive(Default)]
+enum Known {
     /// The policy turns it off.
+    #[default]
     Off,
     Connected(Containers),
     /// It does not answer; what it said last, perhaps to an agent before this one, stays closed.
@@ -22,23 +35,117 @@ pub enum Docker {
     },
 }
 
+/// Who hears first what Docker says: ports are closed before the agent finds the time.
+#[derive(Clone)]
+pub struct Listener {
+    /// Told of everything that is new.
+    pub changed: Arc<Notify>,
+    pub closer: Closer,
+}
+
+impl Listener {
+    fn hear(&self, seen: &Seen) {
+        if let (Some(inventory), Ok(local_ports)) = (&seen.inventory, host::local_port_range()) {
+            let containers = inventory.containers();
+            self.closer.close(containers.published, &local_ports);
+        }
+        self.changed.notify_one();
+    }
+}
+
 impl Docker {
+    /// Follows the Docker of a policy from now on, and waits for its first answer. Docker that does not
+    /// answer opens nothing that was closed before. If it never answered, the ports that it published are
+    /// not known: the guard starts all the same, so that listed services keep their budgets, and says so.
+    pub async fn follow(
+        policy: &Policy,
+        netlink: &Netlink,
+        last: Option<Containers>,
+        listener: &Listener,
+    ) -> Self {
+        let Some(socket) = &policy.docker_socket else {
+            return Self::default();
+        };
+        let listener = listener.clone();
+        let mut watch = Watch::start(socket, move |seen| listener.hear(seen));
+        watch.first().await;
+        let error = String::new();
+        let mut docker = Self {
+            watch: Some(watch),
+            known: Known::Lost { error, last },
+        };
+        docker.update(netlink).await;
+        docker
+    }
+
+    /// Takes in what Docker has said. Returns when the event happened that it was about, by Docker's clock.
+    pub async fn update(&mut self, netlink: &Netlink) -> Option<Timestamp> {
+        let Seen {
+            inventory,
+            trouble,
+            event,
+        } = self.watch.as_ref()?.seen();
+        let before = self.said().or(self.last()).cloned();
+        let said = match inventory {
+            Some(inventory) => {
+                Some(of_others(inventory.containers(), before.as_ref(), netlink).await)
+            }
+            None => before.clone(),
+        };
+        self.known = match (trouble, said) {
+            (None, Some(containers)) => Known::Connected(containers),
+            (trouble, last) => {
+                let error = trouble.map_or_else(String::new, |trouble| trouble.to_string());
+                if !matches!(self.known, Known::Lost { .. }) || self.error() == Some("") {
+                    warn_of_loss(&error, last.is_some());
+                }
+                Known::Lost { error, last }
+            }
+        };
+        event
+    }
+
+    /// Whether this follows the Docker that a policy names.
+    pub fn is_of(&self, policy: &Policy) -> bool {
+        let socket = self.watch.as_ref().map(Watch::socket);
+        socket == policy.docker_socket.as_deref()
+    }
+
     pub fn containers(&self) -> &Containers {
         static NONE: Containers = Containers {
             published: Vec::new(),
             networks: Vec::new(),
+            labelled: Vec::new(),
         };
-        match self {
-            Self::Connected(containers) => containers,
-            Self::Lost { last, .. } => last.as_ref().unwrap_or(&NONE),
-            Self::Off => &NONE,
+        self.said().or(self.last()).unwrap_or(&NONE)
+    }
+
+    /// What it says at this moment; `None`: it does not answer, or is turned off.
+    pub fn said(&self) -> Option<&Containers> {
+        match &self.known {
+            Known::Connected(containers) => Some(containers),
+            Known::Lost { .. } | Known::Off => None,
+        }
+    }
+
+    fn last(&self) -> Option<&Containers> {
+        match &self.known {
+            Known::Lost { last, .. } => last.as_ref(),
+            Known::Connected(_) | Known::Off => None,
+        }
+    }
+
+    fn error(&self) -> Option<&str> {
+        match &self.known {
+            Known::Lost { error, .. } => Some(error),
+            Known::Connected(_) | Known::Off => None,
         }
     }
 
     /// Why published ports may be open: nothing is known of them.
     pub fn ignorance(&self) -> Option<&str> {
-        match self {
-            Self::Lost { error, last: None } => Some(error),
+        match &self.known {
+            Known::Lost { error, last: None } => Some(error),
             _ => None,
         }
     }
@@ -54,47 +161,62 @@ impl Docker {
         published.dedup();
         DockerStatus {
             socket: policy.docker_socket.clone().unwrap_or_default(),
-            connected: matches!(self, Self::Connected(_)),
-            error: match self {
-                Self::Lost { error, .. } => Some(error.clone()),
-                Self::Off | Self::Connected(_) => None,
-            },
+            connected: self.said().is_some(),
+            error: self.error().map(str::to_owned),
             published,
+            warnings: Vec::new(),
         }
     }
 }
 
-/// Docker that does not answer opens nothing that was closed before. If it never answered, the ports that
-/// it published are not known: the guard starts all the same, so that listed services keep their
-/// budgets, and says so.
-pub async fn ask_docker(policy: &Policy, netlink: &Netlink, last: Option<&Containers>) -> Docker {
-    let Some(socket) = &policy.docker_socket else {
-        return Docker::Off;
-    };
-    match docker::containers(socket).await {
-        Ok(mut containers) => {
-            let own = netlink.addresses().await.unwrap_or_default();
-            containers
-                .networks
-                .retain(|network| is_apart(network, &own));
-            Docker::Connected(containers)
-        }
-        Err(error) => {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            if last.is_some() {
-                warn!("{error}: the ports that containers published last stay closed");
-            } else {
-                warn!(
-                    "{error}: ports that containers publish are not known and stay open; \
-                     `[docker] socket = \"\"` in the policy if there is no Docker"
-                );
-            }
-            Docker::Lost {
-                error,
-                last: last.cloned(),
-            }
-        }
+fn warn_of_loss(error: &str, is_known: bool) {
+    if is_known {
+        warn!("{error}: the ports that containers published last stay closed");
+    } else {
+        warn!(
+            "{error}: ports that containers publish are not known and stay open; `[docker] socket = \
+             \"\"` in the policy if there is no Docker"
+        );
     }
+}
+
+/// Asks the Docker of a policy once.
+pub async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
+    let Some(socket) = &policy.docker_socket else {
+        return Docker::default();
+    };
+    let known = match docker::read(socket).await {
+        Ok(inventory) => Known::Connected(of_others(inventory.containers(), None, netlink).await),
+        Err(error) => {
+            let error = error.to_string();
+            warn_of_loss(&error, false);
+            Known::Lost { error, last: None }
+        }
+    };
+    Docker { watch: None, known }
+}
+
+/// Without the networks that are not the containers' alone; of those that were not known before, it is
+/// said.
+async fn of_others(
+    mut containers: Containers,
+    before: Option<&Containers>,
+    netlink: &Netlink,
+) -> Containers {
+    let own = netlink.addresses().await.unwrap_or_default();
+    let (apart, shared): (Vec<_>, Vec<_>) = containers
+        .networks
+        .into_iter()
+        .partition(|network| is_apart(network, &own));
+    let is_first = before.is_none_or(|before| before.networks != apart);
+    for ContainerNetwork { prefix, .. } in shared.into_iter().filter(|_| is_first) {
+        warn!(
+            network = %prefix,
+            "the container network overlaps one of this host's own: its addresses are not closed"
+        );
+    }
+    containers.networks = apart;
+    containers
 }
 
 /// Whether only containers have addresses in this network, besides its bridge. One that the host has
@@ -104,14 +226,7 @@ fn is_apart(network: &ContainerNetwork, own: &[IpAddr]) -> bool {
     let inside = own
         .iter()
         .filter(|address| network.prefix.contains(*address));
-    let apart = inside.count() <= 1;
-    if !apart {
-        warn!(
-            network = %network.prefix,
-            "the container network overlaps one of this host's own: its addresses are not closed"
-        );
-    }
-    apart
+    inside.count() <= 1
 }
 
 #[cfg(test)]

@@ -8,7 +8,12 @@ mod interfaces;
 mod loaded;
 mod tend;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -20,19 +25,20 @@ pub use self::{
     tend::Tended,
 };
 use self::{
+    containers::Listener,
     interfaces::{Found, look},
     loaded::Loaded,
     tend::PATIENCE,
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Facts, Force, Prepared,
+        AttachError, Attachment, Closer, Facts, Force, Prepared, needs_another,
         pins::{Pins, network_namespace},
     },
     host::{self, Netlink, UdpFlow, XdpState},
     kept::{self, KeepError, KeptPolicy, StateFile, Turn},
     operator::ssh_session,
-    policy::{Clock, Ground},
+    policy::{Clock, Containers, Ground},
 };
 
 /// Where the agent finds and keeps its things.
@@ -66,6 +72,11 @@ pub struct Agent {
     not_kept: Option<String>,
     keep_again: Instant,
     docker: Docker,
+    /// Hears first what Docker says.
+    listener: Listener,
+    closer: Closer,
+    /// The containers that the tables in force know.
+    containers: Containers,
     netlink: Netlink,
     tick_ns: u64,
     /// The network namespace of this process.
@@ -77,6 +88,8 @@ struct Trial {
     until: Timestamp,
     /// The same in nanoseconds of CLOCK_BOOTTIME: when the kernel goes back by itself.
     until_ns: u64,
+    /// The Docker of the policy before, if it is another one.
+    docker: Option<Docker>,
 }
 
 /// A generation that is put in force on an interface.
@@ -124,8 +137,13 @@ impl Agent {
             state.kept.refuse(trial.sha256);
         }
         let loaded = Loaded::at_start(&places.policy, &state.kept, Clock { tick_ns })?;
-        let last = state.kept.containers.as_ref();
-        let docker = ask_docker(&loaded.policy, &netlink, last).await;
+        let last = state.kept.containers.clone();
+        let closer = Closer::default();
+        let listener = Listener {
+            changed: Arc::default(),
+            closer: closer.clone(),
+        };
+        let docker = Docker::follow(&loaded.policy, &netlink, last, &listener).await;
         let mut agent = Self {
             namespace: network_namespace().context("the network namespace cannot be read")?,
             loaded: loaded.clone(),
@@ -137,6 +155,9 @@ impl Agent {
             not_kept: None,
             keep_again: Instant::now(),
             docker,
+            listener,
+            closer,
+            containers: Containers::default(),
             netlink,
             tick_ns,
             places,
@@ -164,7 +185,7 @@ impl Agent {
         trial_until: u64,
         force: Force,
         which: Names,
-    ) -> Result<()> {
+    ) -> Result<(), ChangeError> {
         let mut names = match (interfaces::names(&next, &self.netlink).await, which) {
             (Err(_), Names::AlsoThoseBefore) if !self.names.is_empty() => Vec::new(),
             (names, _) => names?,
@@ -185,7 +206,7 @@ impl Agent {
             }
         }
         if let (true, Some(name)) = (there.is_empty(), names.first()) {
-            return Err(interfaces::is_missing(&next, name));
+            return Err(interfaces::is_missing(&next, name).into());
         }
         for warning in host::policy_warnings(&next.policy, &names, &self.netlink).await {
             warn!("{}", warning.display(&next.path.display().to_string()));
@@ -205,6 +226,11 @@ impl Agent {
             .collect();
         // An interface may refuse its first program, and then nothing has been swapped elsewhere.
         steps.sort_by_key(|step| step.swaps);
+        // Meanwhile a container may have come.
+        self.docker.update(&self.netlink).await;
+        for step in &mut steps {
+            self.catch_up_with_docker(&mut step.generation)?;
+        }
         let mut done = Vec::new();
         for step in steps {
             let Step {
@@ -231,7 +257,8 @@ impl Agent {
                     return Err(match error {
                         AttachError::NoInterface(name) => interfaces::is_missing(&next, &name),
                         error => error.into(),
-                    });
+                    }
+                    .into());
                 }
             }
         }
@@ -249,12 +276,22 @@ impl Agent {
         for name in gone.into_iter().filter(|name| !names.contains(name)) {
             if let Some(attachment) = self.attachments.remove(&name) {
                 info!(interface = name, "the policy no longer names it: detached");
-                attachment.detach()?;
+                attachment.detach().map_err(anyhow::Error::from)?;
             }
         }
         self.names = names;
         self.troubles = troubles;
+        for warning in self.label_warnings(&next.policy) {
+            warn!("{warning}");
+        }
+        self.containers = self.docker.containers().clone();
         self.loaded = next;
+        let generations = self.attachments.values().flat_map(Attachment::generations);
+        self.closer
+            .follow(generations)
+            .map_err(anyhow::Error::from)?;
+        // What has happened since the tables were made is not in them.
+        self.listener.changed.notify_one();
         Ok(())
     }
 
@@ -265,7 +302,7 @@ impl Agent {
         trial_until: u64,
         there: &[(String, T)],
     ) -> Result<Vec<Prepared>> {
-        let policy = self.state.kept.modes.applied_to(&next.policy);
+        let policy = self.effective_of(&next.policy);
         let local_ports =
             host::local_port_range().context("the local port range cannot be read")?;
         let ground = Ground {
@@ -294,6 +331,23 @@ impl Agent {
             }
         }
         Ok(prepared)
+    }
+
+    /// Brings a generation that waits to what Docker has said meanwhile.
+    fn catch_up_with_docker(&self, prepared: &mut Prepared) -> Result<()> {
+        let local_ports =
+            host::local_port_range().context("the local port range cannot be read")?;
+        let ground = Ground {
+            containers: self.docker.containers(),
+            local_ports: &local_ports,
+            now: host::timebase().context("the clocks cannot be read")?,
+            entries: &self.state.kept.entries,
+        };
+        match prepared.change(&ground, &BTreeSet::new()) {
+            // The next one has it.
+            Err(error) if needs_another(&error) => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// Undoes what was done on some interfaces when another one failed.
@@ -352,7 +406,7 @@ impl Agent {
                  costs several times as much per packet"
             );
         }
-        let policy = self.state.kept.modes.applied_to(&loaded.policy);
+        let policy = self.effective_of(&loaded.policy);
         info!(
             interface = name,
             xdp_mode = attachment.mode().name(),
@@ -393,7 +447,7 @@ impl Agent {
             path: self.places.policy.clone(),
             text: in_force.text.clone(),
         });
-        if let Docker::Connected(containers) = &self.docker {
+        if let Some(containers) = self.docker.said() {
             self.state.kept.containers = Some(containers.clone());
         }
         self.state.save()

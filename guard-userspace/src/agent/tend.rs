@@ -1,13 +1,18 @@
 //! What the agent sees to without being asked: that its programs are where they should be, that trials
 //! and entries end, and that a reader of the pins knows that it is alive.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
-use tracing::{error, info, warn};
+use tokio::sync::Notify;
+use tracing::{debug, error, info, warn};
 
-use super::{Agent, interfaces};
-use crate::host;
+use super::{Agent, Docker, interfaces};
+use crate::{dataplane::needs_another, host, policy::Policy};
 
 /// What came of tending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +78,57 @@ impl Agent {
             }
         }
         Tended::GoesOn
+    }
+
+    /// Told of every change of containers.
+    pub fn docker_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.listener.changed)
+    }
+
+    /// Brings the running generation to what Docker says.
+    pub async fn take_in_docker(&mut self) {
+        let event = self.docker.update(&self.netlink).await;
+        let containers = self.docker.containers().clone();
+        if containers == self.containers && !self.closer.has_early() {
+            return;
+        }
+        let changed = self.change_tables();
+        let result = match changed {
+            // Labels change services, which are the program's.
+            _ if containers.labelled != self.containers.labelled => self.put_again().await,
+            Err(error) if needs_another(&error) => {
+                debug!("another generation is needed: {error}");
+                self.put_again().await
+            }
+            result => result.map_err(|error| anyhow::Error::from(error).into()),
+        };
+        match result {
+            Ok(()) => {
+                let since = event.map(|event| Timestamp::now().duration_since(event));
+                let milliseconds = since.and_then(|since| i64::try_from(since.as_millis()).ok());
+                info!(
+                    published = containers.published.len(),
+                    networks = containers.networks.len(),
+                    milliseconds,
+                    "containers have changed, and the tables with them"
+                );
+                self.containers = containers;
+            }
+            Err(problem) => error!("what containers publish now is not in force: {problem}"),
+        }
+        self.keep();
+    }
+
+    /// Follows the Docker of a policy, and returns the one before if it is another.
+    pub(super) async fn follow_docker_of(&mut self, policy: &Policy) -> Option<Docker> {
+        if self.docker.is_of(policy) {
+            self.docker.update(&self.netlink).await;
+            return None;
+        }
+        let last = policy.docker_socket.as_ref();
+        let last = last.and(self.state.kept.containers.clone());
+        let docker = Docker::follow(policy, &self.netlink, last, &self.listener).await;
+        Some(mem::replace(&mut self.docker, docker))
     }
 
     /// Whether an interface that is there lacks its program, or its pins.

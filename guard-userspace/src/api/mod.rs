@@ -107,6 +107,9 @@ pub struct DockerStatus {
     pub error: Option<String>,
     /// The published ports that the guard knows of, such as `tcp/8000`.
     pub published: Vec<String>,
+    /// What labels of containers ask for in vain.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One element of the list that `guard counters --json` prints.

@@ -15,6 +15,7 @@ use crate::{
     api::{Question, client::Client},
     explain::{Destination, Explanation, Seen, Situation, Step, explain},
     host::{self, Netlink},
+    policy::{Clock, labels},
 };
 
 #[derive(Debug, Args)]
@@ -63,17 +64,19 @@ async fn explain_file(
     let path = policy.unwrap_or_else(|| DEFAULT_POLICY.into());
     let policy = read_policy(&path)?;
     let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-    let docker = ask_docker(&policy, &netlink, None).await;
+    let docker = ask_docker(&policy, &netlink).await;
     let own = netlink
         .addresses()
         .await
         .context("this host's addresses cannot be read")?;
+    let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
+    let (policy, _) = labels::apply(&policy, docker.containers(), Clock { tick_ns });
     let situation = Situation {
         policy: &policy,
         containers: docker.containers(),
         local_ports: host::local_port_range().map_err(anyhow::Error::from)?,
         now: host::timebase().map_err(anyhow::Error::from)?,
-        tick_ns: host::tick_ns().map_err(anyhow::Error::from)?,
+        tick_ns,
         own: &own,
         entries: &[],
     };

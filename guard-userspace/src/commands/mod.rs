@@ -1,5 +1,6 @@
 //! The command line: one file per command, each from its arguments to its output.
 
+mod audit;
 mod check;
 mod completions;
 mod counters;
@@ -103,6 +104,8 @@ enum Command {
     Confirm,
     /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
     Detach,
+    /// Say what is exposed, and what to change
+    Audit(audit::Audit),
     /// Print what a shell needs to complete this command line
     Completions(completions::Completions),
     /// Write the manual pages into a folder
@@ -157,6 +160,7 @@ impl Arguments {
             Command::Replay(replay) => replay.run(),
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
+            Command::Audit(audit) => audit.run(),
             Command::Counters(output) => counters::run(&whereabouts, &output).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,

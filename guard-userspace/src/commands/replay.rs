@@ -176,6 +176,7 @@ impl Replay {
         Containers {
             published,
             networks: networks.collect(),
+            labelled: Vec::new(),
         }
     }
 

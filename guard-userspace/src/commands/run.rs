@@ -94,8 +94,13 @@ async fn tend(agent: &Mutex<Agent>) {
     let mut events = LinkEvents::subscribe()
         .inspect_err(|error| warn!("changes of interfaces are seen late: {error}"))
         .ok();
+    let docker_changed = agent.lock().await.docker_changed();
     loop {
         let something_happened = tokio::select! {
+            () = docker_changed.notified() => {
+                agent.lock().await.take_in_docker().await;
+                continue;
+            }
             _ = beat.tick() => false,
             () = next(&mut events) => true,
         };

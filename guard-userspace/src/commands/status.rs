@@ -130,7 +130,12 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         )?;
     }
     match docker {
-        Some(docker) => writeln!(text, "docker     {}", describe_docker(docker))?,
+        Some(docker) => {
+            writeln!(text, "docker     {}", describe_docker(docker))?;
+            for warning in &docker.warnings {
+                writeln!(text, "           {warning}")?;
+            }
+        }
         None => writeln!(text, "docker     nobody asks it without an agent")?,
     }
     if let Some(not_kept) = not_kept {
@@ -145,6 +150,7 @@ fn describe_docker(docker: &DockerStatus) -> String {
         connected,
         error,
         published,
+        warnings: _,
     } = docker;
     match (connected, error) {
         (true, _) if published.is_empty() => "connected, no published ports".to_owned(),

@@ -4,7 +4,7 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{io, mem, process};
+use std::{collections::BTreeSet, io, mem, process};
 
 use aya::{
     maps::{Map, ProgramArray},
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     causes::{innermost, io_error},
     host::{UdpFlow, XdpState},
-    policy::{Ground, Policy, Seats, Tables},
+    policy::{Ground, Policy, PublishedPort, Seats, Tables},
 };
 
 /// Where the program runs.
@@ -111,6 +111,7 @@ pub enum Force {
 /// A policy as it is put in force: its file, its seats, its programs.
 pub struct Prepared {
     generation: Generation,
+    policy: Policy,
     seats: Seats,
     facts: Facts,
 }
@@ -131,12 +132,18 @@ impl Prepared {
         &self.generation
     }
 
-    pub fn generation_mut(&mut self) -> &mut Generation {
-        &mut self.generation
-    }
-
-    pub fn seats(&self) -> &Seats {
-        &self.seats
+    /// Brings its tables to what has changed around its policy: published ports, container networks,
+    /// entries. `early`: what [`Closer`] has closed.
+    ///
+    /// # Errors
+    /// As [`Generation::change`].
+    pub fn change(
+        &mut self,
+        ground: &Ground<'_>,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
+        let tables = Tables::compile_at(&self.policy, ground, &self.seats);
+        self.generation.change(tables, early)
     }
 }
 
@@ -250,6 +257,7 @@ impl Attachment {
         }
         Ok(Prepared {
             generation,
+            policy: policy.clone(),
             seats,
             facts,
         })
@@ -412,6 +420,12 @@ impl Attachment {
     /// The generation in force, if this agent put it there.
     pub fn in_force(&self) -> Option<&Prepared> {
         self.in_force.as_ref()
+    }
+
+    /// Every generation whose tables count: that in force, and what a trial goes back to.
+    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
+        let prepared = self.in_force.iter().chain(&self.fallback);
+        prepared.map(|prepared| &prepared.generation)
     }
 
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {

@@ -7,14 +7,13 @@ use aya::{
 use guard_common::{
     cell::ROWS,
     layout::{
-        self, AddressedKey, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, NO_SERVICE,
-        WIDEST_NETWORK_V6, feature, network_bit_v4, network_bit_v6,
+        self, AddressedKey, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, NO_SERVICE, feature,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{LoadError, live};
-use crate::policy::{ContainerNetwork, Tables, is_single, split};
+use crate::policy::{Tables, is_single};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
 /// generation, with more room.
@@ -67,10 +66,6 @@ pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
     for service in &tables.services {
         services.set(service.number.into(), service.settings, 0)?;
     }
-    let mut ports = array(ebpf, layout::PORTS)?;
-    for (index, entry) in &tables.ports {
-        ports.set(*index, *entry, 0)?;
-    }
     let mut addressed =
         HashMap::<_, AddressedKey, u32>::try_from(map_mut(ebpf, layout::ADDRESSED)?)?;
     for (key, service) in &tables.addressed {
@@ -88,46 +83,6 @@ pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
             IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
             IpNet::V6(prefix) => insert_v6(ebpf, layout::RELIEFS_V6, prefix, *relief)?,
         }
-    }
-    fill_networks(ebpf, &tables.networks)
-}
-
-fn fill_networks(ebpf: &mut Ebpf, networks: &[ContainerNetwork]) -> Result<(), LoadError> {
-    for ContainerNetwork { prefix, kind } in networks {
-        match prefix {
-            IpNet::V4(prefix) => {
-                insert_v4(ebpf, layout::NETWORKS_V4, prefix, *kind as u8)?;
-                let first = network_bit_v4(split(prefix.network().into()).1);
-                let last = network_bit_v4(split(prefix.broadcast().into()).1);
-                set_bits(ebpf, layout::NETWORK_BITS_V4, first..=last)?;
-            }
-            IpNet::V6(prefix) => {
-                insert_v6(ebpf, layout::NETWORKS_V6, prefix, *kind as u8)?;
-                // Of a wider one every packet asks the trie.
-                if prefix.prefix_len() >= WIDEST_NETWORK_V6 {
-                    let subnets = prefix.subnets(prefix.prefix_len().max(64));
-                    let bits = subnets
-                        .into_iter()
-                        .flatten()
-                        .map(|subnet| network_bit_v6(split(subnet.network().into()).1));
-                    set_bits(ebpf, layout::NETWORK_BITS_V6, bits)?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn set_bits(
-    ebpf: &mut Ebpf,
-    map: &'static str,
-    bits: impl Iterator<Item = u32>,
-) -> Result<(), LoadError> {
-    let mut words = array::<u64>(ebpf, map)?;
-    for bit in bits {
-        let index = bit / u64::BITS;
-        let word = words.get(&index, 0)?;
-        words.set(index, word | 1 << (bit % u64::BITS), 0)?;
     }
     Ok(())
 }
@@ -159,7 +114,7 @@ pub(super) fn map_mut<'a>(
     ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
 }
 
-fn array<'a, V: Pod>(
+pub(super) fn array<'a, V: Pod>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<Array<&'a mut MapData, V>, LoadError> {

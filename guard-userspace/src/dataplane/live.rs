@@ -1,22 +1,26 @@
-//! What comes and goes in the tables of a generation while it runs: denied and allowed sources. The same
-//! code fills a fresh generation, which is a change from nothing.
+//! What comes and goes in the tables of a generation while it runs: published ports, container networks,
+//! denied and allowed sources. The same code fills a fresh generation, which is a change from nothing.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
-use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS};
+use guard_common::layout::{self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS, port_index};
 use ipnet::IpNet;
 
 use super::{
     Generation, LoadError,
-    fill::{insert_v4, insert_v6, map_mut, trie},
+    fill::{array, insert_v4, insert_v6, map_mut, trie},
+    networks,
 };
 use crate::{
     causes::io_error,
-    policy::{Listed, Tables, is_single},
+    policy::{Listed, PublishedPort, Tables, is_single},
 };
 
 /// Tries that hold the lists of all services, of IPv4 and of IPv6.
@@ -28,20 +32,40 @@ const ALLOWED: Tries = (layout::ALLOWED_V4, layout::ALLOWED_V6);
 
 impl Generation {
     /// Brings the tables of this running generation to those of `next`, which must be of the same policy
-    /// and seats: only entries may differ.
+    /// and seats: only entries, published ports and networks may differ.
     ///
     /// # Errors
-    /// If a table has no room ([`is_full`]), what fits is in force, and another generation is needed.
-    pub fn change(&mut self, next: Tables) -> Result<(), LoadError> {
+    /// If another generation is needed ([`needs_another`]). What fits is in force.
+    pub fn change(
+        &mut self,
+        mut next: Tables,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
         let Self { ebpf, tables } = self;
+        // What has been closed meanwhile is in no table that is known here: whatever it is, it is written.
+        for port in early {
+            let index = port_index(port.protocol, port.port);
+            let entry = next.ports.get(&index).copied().unwrap_or_default();
+            array(ebpf, layout::PORTS)?.set(index, entry, 0)?;
+        }
+        let lacks = next.features & !tables.features;
+        next.features = tables.features;
         change(ebpf, Some(tables), &next)?;
         *tables = next;
-        Ok(())
+        if lacks == 0 {
+            Ok(())
+        } else {
+            Err(LoadError::Lacks(lacks))
+        }
     }
 }
 
-/// Whether a table had no room: E2BIG of a hash, ENOSPC of a trie.
-pub fn is_full(error: &LoadError) -> bool {
+/// Whether another generation would do: a table had no room (E2BIG of a hash, ENOSPC of a trie), or the
+/// program was loaded without what is needed now.
+pub fn needs_another(error: &LoadError) -> bool {
+    if matches!(error, LoadError::Lacks(_)) {
+        return true;
+    }
     let code = io_error(error).and_then(io::Error::raw_os_error);
     matches!(code, Some(7 | 28))
 }
@@ -53,6 +77,12 @@ pub(super) fn change(
     before: Option<&Tables>,
     after: &Tables,
 ) -> Result<(), LoadError> {
+    change_ports(ebpf, before, after)?;
+    networks::change(
+        ebpf,
+        before.map_or(&[], |tables| &tables.networks),
+        &after.networks,
+    )?;
     let none = BTreeMap::new();
     let none_at = Listed::new();
     let denied = before.map_or(&none, |tables| &tables.denied);
@@ -85,6 +115,25 @@ pub(super) fn change(
         remove_at(ebpf, ALLOWED, *place)?;
     }
     set_flags(ebpf, after.live())
+}
+
+/// Each entry is one word: a packet finds the one before or the one after.
+fn change_ports(ebpf: &mut Ebpf, before: Option<&Tables>, after: &Tables) -> Result<(), LoadError> {
+    let none = BTreeMap::new();
+    let before = before.map_or(&none, |tables| &tables.ports);
+    let mut ports = array(ebpf, layout::PORTS)?;
+    for (index, entry) in &after.ports {
+        if before.get(index) != Some(entry) {
+            ports.set(*index, *entry, 0)?;
+        }
+    }
+    for index in before
+        .keys()
+        .filter(|index| !after.ports.contains_key(index))
+    {
+        ports.set(*index, PortEntry::default(), 0)?;
+    }
+    Ok(())
 }
 
 /// What is in `after` and not, or otherwise, in `before`.

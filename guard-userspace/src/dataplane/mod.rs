@@ -2,12 +2,14 @@
 //! read what it counted, or replay packets through it.
 
 mod attach;
+mod closer;
 mod clsact;
 mod counters;
 mod evict;
 mod fill;
 mod flows;
 mod live;
+mod networks;
 pub mod pins;
 mod replay;
 mod state;
@@ -28,8 +30,9 @@ use guard_common::{
 
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
+    closer::Closer,
     counters::CounterRow,
-    live::is_full,
+    live::needs_another,
     replay::{Direction, Judged, Replay},
     state::{State, StateError, text_of},
     talkers::TalkerRow,
@@ -63,6 +66,8 @@ pub enum LoadError {
     ClockJump,
     #[error("a fact of this host cannot be read: {0}")]
     Host(io::Error),
+    #[error("the program was loaded without the features {0:#x}, which are needed now")]
+    Lacks(u16),
     #[error("the kernel object has no {0}")]
     Incomplete(&'static str),
 }

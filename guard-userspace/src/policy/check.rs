@@ -49,13 +49,15 @@ pub fn check(
     let interfaces = interfaces
         .map(|interfaces| check_interfaces(interfaces, lines))
         .transpose()?;
+    let file::Docker { socket, labels } = docker;
     let sources = check_sources(source, lines)?;
     let services = check_services(service, &sources, lines, clock)?;
     Ok(Policy {
         mode: mode.into(),
         interfaces,
         scope: scope.into(),
-        docker_socket: check_docker(docker)?,
+        docker_socket: check_socket(socket)?,
+        docker_labels: labels.into(),
         cells: cells.map_or(Ok(DEFAULT_CELLS), check_cells)?,
         limits: check_limit(&limits, clock)?,
         services,
@@ -66,8 +68,8 @@ pub fn check(
 }
 
 /// `None`: no Docker.
-fn check_docker(docker: file::Docker) -> Result<Option<String>, Problem> {
-    let Some(socket) = docker.socket else {
+fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Problem> {
+    let Some(socket) = socket else {
         return Ok(Some(DEFAULT_DOCKER_SOCKET.to_owned()));
     };
     let path = socket.get_ref();
@@ -446,7 +448,7 @@ fn check_address(address: &Spanned<String>) -> Result<IpAddr, Problem> {
     }
 }
 
-fn check_limit(limit: &file::Limit, clock: Clock) -> Result<Limit, Problem> {
+pub(super) fn check_limit(limit: &file::Limit, clock: Clock) -> Result<Limit, Problem> {
     let file::Limit {
         packets,
         bytes,

@@ -10,7 +10,7 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::{OnExit, place::Problem};
+use super::{Labels, OnExit, place::Problem};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +37,8 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 pub struct Docker {
     pub socket: Option<Spanned<String>>,
+    #[serde(default)]
+    pub labels: RawLabels,
 }
 
 #[derive(Deserialize)]
@@ -175,6 +177,25 @@ impl From<RawOnExit> for OnExit {
         match raw {
             RawOnExit::Keep => Self::Keep,
             RawOnExit::Detach => Self::Detach,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLabels {
+    #[default]
+    Narrow,
+    Off,
+    Full,
+}
+
+impl From<RawLabels> for Labels {
+    fn from(raw: RawLabels) -> Self {
+        match raw {
+            RawLabels::Narrow => Self::Narrow,
+            RawLabels::Off => Self::Off,
+            RawLabels::Full => Self::Full,
         }
     }
 }

@@ -4,6 +4,7 @@
 mod check;
 mod entry;
 mod file;
+pub mod labels;
 mod place;
 mod port;
 mod rate;
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::place::Lines;
 pub use self::{
     check::parse_prefix,
     entry::{Action, Entry, Listed},
@@ -25,8 +27,8 @@ pub use self::{
     rate::{Budget, Period, Rate, Unit},
     seats::{Exhausted, Seats, Slice},
     tables::{
-        ContainerNetwork, Containers, Ground, PublishedFamily, PublishedPort, ServiceTable, Tables,
-        Timebase, is_single, split,
+        ContainerNetwork, Containers, Ground, Labelled, PublishedFamily, PublishedPort,
+        ServiceTable, Tables, Timebase, is_single, split,
     },
     warnings::Warning,
 };
@@ -40,6 +42,7 @@ pub struct Policy {
     pub scope: Scope,
     /// The path of Docker's socket; `None`: no Docker.
     pub docker_socket: Option<String>,
+    pub docker_labels: Labels,
     /// How many cells all services have together for their budgets: a power of two.
     pub cells: u32,
     /// For each source, for packets that reach no service.
@@ -50,6 +53,17 @@ pub struct Policy {
     pub on_exit: OnExit,
     /// Of the file as it was read, in hexadecimal.
     pub sha256: String,
+}
+
+/// What the labels of containers may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Labels {
+    Off,
+    /// Only take away from what the policy allows.
+    #[default]
+    Narrow,
+    /// Open what the policy leaves closed, too.
+    Full,
 }
 
 /// What an agent leaves in the kernel when it is asked to end.

@@ -19,7 +19,7 @@ pub enum Period {
 }
 
 impl Period {
-    const fn nanoseconds(self) -> u64 {
+    pub(super) const fn nanoseconds(self) -> u64 {
         let seconds = match self {
             Self::Second => 1,
             Self::Minute => 60,

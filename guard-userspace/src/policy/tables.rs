@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use super::{
     Action, Budgets, Entry, From, Limit, Per, Policy, Ports, Seats, Service, Slice, Source,
-    Treatment, entry::Listed,
+    Treatment, entry::Listed, labels::base_name,
 };
 
 /// A host port that a container publishes, on an address that others can reach.
@@ -26,6 +26,22 @@ pub struct PublishedPort {
     pub protocol: PortProtocol,
     pub port: u16,
     pub family: PublishedFamily,
+}
+
+impl PublishedPort {
+    /// An entry of the port table, with this port published.
+    #[must_use]
+    pub fn marked(self, entry: PortEntry, local_ports: &RangeInclusive<u16>) -> PortEntry {
+        let entry = match self.family {
+            PublishedFamily::Ipv4 => entry.published_ipv4(),
+            PublishedFamily::Ipv6 => entry.published_ipv6(),
+        };
+        if local_ports.contains(&self.port) {
+            entry.ephemeral()
+        } else {
+            entry
+        }
+    }
 }
 
 impl fmt::Display for PublishedPort {
@@ -53,6 +69,17 @@ pub struct ContainerNetwork {
 pub struct Containers {
     pub published: Vec<PublishedPort>,
     pub networks: Vec<ContainerNetwork>,
+    pub labelled: Vec<Labelled>,
+}
+
+/// A container that asks something of the guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labelled {
+    /// Its name.
+    pub container: String,
+    pub published: Vec<PublishedPort>,
+    /// The guard's labels alone.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A moment on both clocks: expiries are written in the world's time and kept in the kernel's.
@@ -154,7 +181,8 @@ impl Tables {
             mode,
             interfaces: _,
             scope,
-            docker_socket: _,
+            docker_socket,
+            docker_labels: _,
             cells: _,
             limits,
             services,
@@ -193,6 +221,10 @@ impl Tables {
         tables.denied_at = without_covered_at(&tables.denied_at);
         tables.allowed = without_covered_at(&tables.allowed);
         tables.features = tables.used_features(services.iter().any(may_share_with_client));
+        if docker_socket.is_some() {
+            // They come and go while the generation runs.
+            tables.features |= feature::NETWORKS;
+        }
         tables
     }
 
@@ -235,19 +267,9 @@ impl Tables {
     }
 
     fn publish(&mut self, published: PublishedPort, local_ports: &RangeInclusive<u16>) {
-        let PublishedPort {
-            protocol,
-            port,
-            family,
-        } = published;
-        let entry = self.ports.entry(port_index(protocol, port)).or_default();
-        *entry = match family {
-            PublishedFamily::Ipv4 => entry.published_ipv4(),
-            PublishedFamily::Ipv6 => entry.published_ipv6(),
-        };
-        if local_ports.contains(&port) {
-            *entry = entry.ephemeral();
-        }
+        let index = port_index(published.protocol, published.port);
+        let entry = self.ports.entry(index).or_default();
+        *entry = published.marked(*entry, local_ports);
     }
 
     /// Tells each service that limits its sources which cells it has.
@@ -281,17 +303,23 @@ impl Tables {
         let Some(expiry) = now.expiry(*expires) else {
             return;
         };
-        let number = match service {
-            None => NO_SERVICE,
-            Some(name) => match self.services.iter().find(|service| service.name == *name) {
-                Some(service) => service.number,
-                None => return,
-            },
+        let numbers: Vec<u16> = match service {
+            None => vec![NO_SERVICE],
+            // With those that labels have made of it.
+            Some(name) => self
+                .services
+                .iter()
+                .filter(|service| base_name(&service.name) == name)
+                .map(|service| service.number)
+                .collect(),
         };
-        match (action, number) {
-            (Action::Deny, NO_SERVICE) => lengthen(&mut self.denied, *prefix, expiry),
-            (Action::Deny, number) => lengthen_at(&mut self.denied_at, (number, *prefix), expiry),
-            (Action::Allow, number) => lengthen_at(&mut self.allowed, (number, *prefix), expiry),
+        for number in numbers {
+            let place = (number, *prefix);
+            match (action, number) {
+                (Action::Deny, NO_SERVICE) => lengthen(&mut self.denied, *prefix, expiry),
+                (Action::Deny, _) => lengthen_at(&mut self.denied_at, place, expiry),
+                (Action::Allow, _) => lengthen_at(&mut self.allowed, place, expiry),
+            }
         }
     }
 

@@ -87,6 +87,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
             kind,
         })
         .into(),
+        labelled: Vec::new(),
     };
     let dns = |more: &str| format!("[[service]]\nname = \"dns\"\nports = [\"udp/53\"]\n{more}\n");
     let restricted = |mode: &str| dns(&format!("from = [\"192.0.2.0/24\"]\nmode = \"{mode}\""));

@@ -27,6 +27,7 @@ impl Judge {
         let containers = Containers {
             published: published.to_vec(),
             networks: Vec::new(),
+            labelled: Vec::new(),
         };
         Self::with_containers(policy, &containers)
     }

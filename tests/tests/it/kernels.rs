@@ -103,6 +103,7 @@ fn a_policy_of_everything_is_loaded() {
             kind,
         })
         .into(),
+        labelled: Vec::new(),
     };
     let start = Instant::now();
     let judge = Judge::with_containers(EVERYTHING, &containers);

@@ -3,6 +3,7 @@
 
 mod clocked;
 mod commands;
+mod containers;
 mod docker;
 mod flows;
 mod frames;

@@ -68,6 +68,7 @@ fn networks() -> Containers {
             network("2001:db8:d0c::/64", NetworkKind::Routed),
             network("fd00:d0c::/48", NetworkKind::Routed),
         ],
+        labelled: Vec::new(),
     }
 }
 

@@ -8,10 +8,10 @@ use serde::Serialize;
 use crate::{
     agent::ask_docker,
     api::client::Client,
-    host::Netlink,
+    host::{self, Netlink},
     lockout::{self, Cut, Lockout},
     operator::{SshSession, ssh_session},
-    policy::Policy,
+    policy::{Clock, Policy, labels},
 };
 
 /// A person reads no more than this.
@@ -31,7 +31,7 @@ impl Live {
     /// With what the agent knows of entries, if there is one.
     pub async fn ask(policy: &Policy, client: &Client) -> anyhow::Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-        let docker = ask_docker(policy, &netlink, None).await;
+        let docker = ask_docker(policy, &netlink).await;
         let entries = if client.has_agent() {
             client.entries().await?
         } else {
@@ -39,7 +39,9 @@ impl Live {
         };
         let ssh_session = ssh_session();
         let containers = docker.containers();
-        let lockout = lockout::of_host(policy, containers, &entries, &netlink, ssh_session);
+        let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+        let (policy, _) = labels::apply(policy, containers, Clock { tick_ns });
+        let lockout = lockout::of_host(&policy, containers, &entries, &netlink, ssh_session);
         Ok(Self {
             ssh_session,
             docker_error: docker.ignorance().map(str::to_owned),

@@ -363,6 +363,7 @@ impl ModelPolicy {
             containers: Containers {
                 published: published.collect(),
                 networks: networks.collect(),
+                labelled: Vec::new(),
             },
         }
     }
