@@ -22,3 +22,4 @@ mod replay;
 mod site;
 mod soak;
 mod sources;
+mod web;
