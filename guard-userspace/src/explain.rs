@@ -16,6 +16,7 @@ use guard_common::{
     reason::{Mode, Reason, Verdict},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     dataplane::{Judged, LoadError, Replay},
@@ -64,7 +65,7 @@ impl FromStr for Destination {
 }
 
 /// What `guard explain --json` prints.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Explanation {
     pub verdict: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,7 +82,7 @@ pub struct Explanation {
     pub seen: Option<Seen>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Step {
     pub step: String,
     pub finding: String,
@@ -91,7 +92,7 @@ pub struct Step {
 }
 
 /// Estimated from a sample of the source's packets.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Seen {
     pub packets: u64,
     pub dropped: u64,

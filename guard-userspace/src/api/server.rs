@@ -26,6 +26,7 @@ use tokio::{
     sync::{Mutex, Notify},
     time::timeout,
 };
+use utoipa::OpenApi;
 
 use super::{
     Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
@@ -108,6 +109,7 @@ impl ControlSocket {
     pub async fn serve(self, served: Served) {
         let Self { listener, _file } = self;
         let router = Router::new()
+            .route("/v1/openapi.json", get(description))
             .route("/v1/status", get(status))
             .route("/v1/counters", get(counters))
             .route("/v1/talkers", get(talkers))
@@ -124,6 +126,24 @@ impl ControlSocket {
             .with_state(served);
         listen::serve(listener, router).await;
     }
+}
+
+/// The control API, described as OpenAPI 3.1 has it.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "guard's control API",
+        description = "HTTP over a Unix socket, for root and the group guard alone.",
+    ),
+    paths(
+        status, counters, talkers, explain, entries, enter, revoke, mode, reload, try_policy,
+        confirm, detach
+    )
+)]
+pub struct Description;
+
+async fn description() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
 }
 
 /// What the answers come from.
@@ -174,18 +194,59 @@ async fn whole<T: Send + 'static>(
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
+/// Whether and where the guard is at work.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    responses(
+        (status = 200, body = Status),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn status(State(served): State<Served>) -> Answer<Status> {
     Ok(Json(served.agent.lock().await.status().await?))
 }
 
+/// What became of the packets, by interface, service and reason.
+#[utoipa::path(
+    get,
+    path = "/v1/counters",
+    responses(
+        (status = 200, body = Vec<Counter>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
     Ok(Json(served.agent.lock().await.counters()?))
 }
 
+/// The sources that send most, estimated from a sample.
+#[utoipa::path(
+    get,
+    path = "/v1/talkers",
+    responses(
+        (status = 200, body = Vec<Talker>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn talkers(State(served): State<Served>) -> Answer<Vec<Talker>> {
     Ok(Json(served.agent.lock().await.talkers()?))
 }
 
+/// Why a packet from there to here gets its verdict.
+#[utoipa::path(
+    get,
+    path = "/v1/explain",
+    params(("from" = String, Query, description = "The source's address"), ("to" = String, Query, description = "Such as `8000/tcp` or `203.0.113.5:8000/tcp`")),
+    responses(
+        (status = 200, body = Explanation),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn explain(
     State(served): State<Served>,
     question: Result<Query<Question>, QueryRejection>,
@@ -195,10 +256,31 @@ async fn explain(
     Ok(Json(served.agent.lock().await.explain(from, &to).await?))
 }
 
+/// What operators let through or drop for a while.
+#[utoipa::path(
+    get,
+    path = "/v1/entries",
+    responses(
+        (status = 200, body = Vec<Entry>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
     Ok(Json(served.agent.lock().await.entries().to_vec()))
 }
 
+/// Lets a source through or drops it for a while. In force when it is answered.
+#[utoipa::path(
+    post,
+    path = "/v1/entries",
+    request_body = EntryRequest,
+    responses(
+        (status = 200, body = Changed<Entry>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn enter(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<EntryRequest>>,
@@ -209,6 +291,17 @@ async fn enter(
     .await
 }
 
+/// Ends an entry.
+#[utoipa::path(
+    delete,
+    path = "/v1/entries/{id}",
+    params(("id" = u64, Path, description = "Its number"), ("operator" = Option<String>, Query, description = "Where the operator came in, as `SSH_CONNECTION` has it"), ("force" = Option<bool>, Query, description = "Do it even if it closes the operator's own way in")),
+    responses(
+        (status = 200, body = Changed<Entry>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn revoke(
     State(served): State<Served>,
     id: Result<Path<u64>, PathRejection>,
@@ -222,6 +315,17 @@ async fn revoke(
     .await
 }
 
+/// Sets the mode of the host or of a service, or gives it back to the policy.
+#[utoipa::path(
+    post,
+    path = "/v1/mode",
+    request_body = ModeChange,
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn mode(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<ModeChange>>,
@@ -232,6 +336,17 @@ async fn mode(
     .await
 }
 
+/// Reads the policy file again and puts it in force.
+#[utoipa::path(
+    post,
+    path = "/v1/reload",
+    request_body = Reload,
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn reload(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<Reload>>,
@@ -242,6 +357,17 @@ async fn reload(
     .await
 }
 
+/// Puts a policy in force that goes back by itself.
+#[utoipa::path(
+    post,
+    path = "/v1/try",
+    request_body = NewTrial,
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn try_policy(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<NewTrial>>,
@@ -252,6 +378,16 @@ async fn try_policy(
     .await
 }
 
+/// Keeps the policy on trial.
+#[utoipa::path(
+    post,
+    path = "/v1/confirm",
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     whole(agent(&served), async move {
         served.agent.lock().await.confirm().await
@@ -259,6 +395,15 @@ async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     .await
 }
 
+/// Takes the guard off every interface, and ends the agent.
+#[utoipa::path(
+    post,
+    path = "/v1/detach",
+    responses(
+        (status = 204, description = "Nothing of the guard is left in the kernel"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {
     served.agent.lock().await.detach()?;
     served.detached.notify_one();
@@ -292,7 +437,7 @@ fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
 
 async fn unknown() -> Response {
     let body = ErrorBody {
-        error: "there is no such resource: /v1/status, counters, talkers, explain, entries, mode, \
+        error: "there is no such resource: /v1/openapi.json, status, counters, talkers, explain, entries, mode, \
                 reload, try, confirm and detach are"
             .to_owned(),
         is_policy: false,
