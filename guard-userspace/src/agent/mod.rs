@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+pub(crate) use self::containers::of_others;
 pub use self::{
     changes::ChangeError,
     containers::{Docker, ask_docker},

@@ -28,8 +28,8 @@ use tokio::{
 };
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
-    Revocation, Status, Talker,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
+    Reload, Revocation, Status, Talker,
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -109,6 +109,7 @@ impl ControlSocket {
         let Self { listener, _file } = self;
         let router = Router::new()
             .route("/v1/status", get(status))
+            .route("/v1/policy", get(policy))
             .route("/v1/counters", get(counters))
             .route("/v1/talkers", get(talkers))
             .route("/v1/explain", get(explain))
@@ -173,6 +174,10 @@ type Answer<T> = Result<Json<T>, ApiError>;
 
 async fn status(State(served): State<Served>) -> Answer<Status> {
     Ok(Json(served.agent.lock().await.status().await?))
+}
+
+async fn policy(State(served): State<Served>) -> Answer<PolicyText> {
+    Ok(Json(served.agent.lock().await.policy_text()))
 }
 
 async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
@@ -286,7 +291,7 @@ fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
 
 async fn unknown() -> Response {
     let body = ErrorBody {
-        error: "there is no such resource: /v1/status, counters, talkers, explain, entries, mode, \
+        error: "there is no such resource: /v1/status, policy, counters, talkers, explain, entries, mode, \
                 reload, try, confirm and detach are"
             .to_owned(),
         is_policy: false,

@@ -1,3 +1,4 @@
 //! What is exposed, on this host and in compose files, and what to change.
 
 pub mod dangers;
+pub mod host;

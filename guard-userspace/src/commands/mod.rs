@@ -1,11 +1,13 @@
 //! The command line: one file per command, each from its arguments to its output.
 
+mod audit;
 mod check;
 mod completions;
 mod counters;
 mod detach;
 mod entries;
 mod explain;
+mod init;
 mod man;
 mod mode;
 mod reload;
@@ -73,6 +75,8 @@ impl Whereabouts {
 enum Command {
     /// Run the agent in the foreground, until SIGINT or SIGTERM
     Run(run::Run),
+    /// Write a first policy from what is found on this host
+    Init(init::Init),
     /// Check a policy without applying it
     Check(check::Check),
     /// Say whether the guard is at work, and where
@@ -85,6 +89,8 @@ enum Command {
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
     Replay(replay::Replay),
+    /// Say what of this host can be reached, what the policy does with it, and what to change
+    Audit(audit::Audit),
     /// Let a source through for a while: not denied, not limited, admitted where a service has `from`
     Allow(entries::Enter),
     /// Drop a source's packets for a while
@@ -155,6 +161,8 @@ impl Arguments {
             Command::Talkers(talkers) => talkers.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
+            Command::Audit(audit) => audit.run(&whereabouts).await,
+            Command::Init(init) => init.run().await,
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
             Command::Counters(output) => counters::run(&whereabouts, &output).await,

@@ -112,6 +112,7 @@ fn to_container(answer: ContainerInspectResponse) -> Container {
     for ports in [asked, given].into_iter().flatten() {
         publishes.extend(publications(&ports));
     }
+    let exposes = config.exposed_ports.unwrap_or_default();
     Container {
         name: name.unwrap_or_default().trim_start_matches('/').to_owned(),
         image: config.image.unwrap_or_default(),
@@ -119,6 +120,10 @@ fn to_container(answer: ContainerInspectResponse) -> Container {
         running: state.and_then(|state| state.running).unwrap_or_default(),
         on_host_network,
         publishes,
+        exposes: exposes
+            .iter()
+            .filter_map(|port| parse_inside(port))
+            .collect(),
     }
 }
 

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 pub use self::{
-    check::parse_prefix,
+    check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     entry::{Action, Entry, Listed},
     port::Ports,
     rate::{Budget, Period, Rate, Unit},

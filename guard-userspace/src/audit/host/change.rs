@@ -1,0 +1,114 @@
+//! What to change, in the words of the compose file and of the policy.
+
+use guard_common::{exposure::Scope, layout::PortProtocol};
+
+use super::{Audited, endpoint::Endpoint};
+
+/// What would end what is to be said of an endpoint: one of them is enough.
+pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
+    let Audited {
+        endpoint,
+        finding,
+        danger,
+        ..
+    } = audited;
+    let is_for_all = danger.is_some() && audited.is_open_to_any();
+    let is_unlisted = audited
+        .policy
+        .iter()
+        .all(|decision| decision.service.is_none());
+    let is_loose = danger.is_some() && is_unlisted;
+    let mut changes = Vec::new();
+    if !finding && !is_for_all && !is_loose {
+        return changes;
+    }
+    // What is there to be reached is not taken away.
+    if endpoint.role.is_none() {
+        changes.extend(nearer(endpoint));
+    }
+    let place = endpoint.place();
+    if is_for_all {
+        changes.push(format!(
+            "in the policy, write `from` with those that {place} is for, instead of \"any\""
+        ));
+    } else {
+        changes.push(match endpoint.role {
+            Some(_) => format!("list it in a service of the policy: ports = [\"{place}\"]"),
+            None => format!(
+                "if others are meant to reach it, list it in a service of the policy: ports = \
+                 [\"{place}\"], with `from` for whom it is"
+            ),
+        });
+    }
+    let is_of_host = endpoint.inside.is_none() && endpoint.role.is_none();
+    if is_unlisted && is_of_host && scope == Some(Scope::Containers) {
+        changes.push(
+            "write scope = \"host\" in the policy, which closes every port that no service lists"
+                .to_owned(),
+        );
+    }
+    changes
+}
+
+/// How to show the endpoint to this host or its containers alone.
+fn nearer(endpoint: &Endpoint) -> Vec<String> {
+    let Endpoint {
+        owner,
+        inside,
+        ports,
+        ..
+    } = endpoint;
+    let first = ports.start();
+    match inside {
+        Some(inside) => {
+            let mapping = mapping(endpoint, *inside);
+            let exposed = range(*inside, ports.len());
+            vec![
+                format!(
+                    "if only this host reaches it, such as a proxy that runs on it: ports: \
+                     [\"127.0.0.1:{mapping}\"] instead of \"{mapping}\""
+                ),
+                format!(
+                    "if only other containers reach it: expose: [\"{exposed}\"], and no `ports`"
+                ),
+            ]
+        }
+        None if owner.host_network => vec![format!(
+            "take `network_mode: host` away, and publish what is needed: ports: \
+             [\"127.0.0.1:{first}:{first}{}\"]",
+            suffix(endpoint)
+        )],
+        None => {
+            let name = owner.processes.iter().next();
+            let name = name.map_or("the service", String::as_str);
+            vec![format!(
+                "if only this host reaches it, bind {name} to 127.0.0.1"
+            )]
+        }
+    }
+}
+
+/// As `ports` of a compose file has it: `8000:80`, `5353:53/udp`, `8002-8004:8002-8004`.
+fn mapping(endpoint: &Endpoint, inside: u16) -> String {
+    let ports = &endpoint.ports;
+    let outside = range(*ports.start(), ports.len());
+    format!(
+        "{outside}:{}{}",
+        range(inside, ports.len()),
+        suffix(endpoint)
+    )
+}
+
+fn range(first: u16, count: usize) -> String {
+    match count {
+        0 | 1 => first.to_string(),
+        count => format!("{first}-{}", usize::from(first) + count - 1),
+    }
+}
+
+fn suffix(endpoint: &Endpoint) -> String {
+    match endpoint.protocol {
+        PortProtocol::Tcp => String::new(),
+        protocol => format!("/{}", protocol.name()),
+    }
+}

@@ -1,0 +1,316 @@
+//! An audit for people: by what has to be done, the gravest first.
+
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write as _},
+    net::IpAddr,
+};
+
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+
+use super::{
+    Audited, DockerAsked, Guard, JudgedBy, Report, Role, Warned,
+    endpoint::{EVERYWHERE, Endpoint, Level, Owner},
+    judge::{ANY, Decision, Fate},
+};
+
+/// Narrow enough for every terminal.
+const WIDTH: u16 = 84;
+
+/// A heading, and what stands below it.
+type Section = (&'static str, fn(&Audited) -> bool);
+
+/// Every endpoint stands in the first that fits.
+const SECTIONS: [Section; 6] = [
+    ("OPEN TO THE WORLD, AND NO SERVICE LISTS IT", |audited| {
+        audited.finding
+    }),
+    ("LISTED BY THE POLICY", |audited| {
+        audited.is_reachable()
+            && audited
+                .policy
+                .iter()
+                .any(|decision| decision.fate == Fate::Open)
+    }),
+    (
+        "REACHED FROM SOME NETWORKS, OR ONLY AS THIS HOST'S OWN CLIENT",
+        Audited::is_reachable,
+    ),
+    ("CLOSED BY THE POLICY", Audited::is_closed),
+    ("ONLY FROM THIS HOST", |audited| {
+        audited.endpoint.level == Level::Localhost
+    }),
+    ("ONLY FROM THE CONTAINER NETWORKS", |audited| {
+        audited.endpoint.level == Level::Containers
+    }),
+];
+
+impl Report {
+    pub fn describe(&self) -> Result<String, fmt::Error> {
+        let Self {
+            policy,
+            docker,
+            notes,
+            endpoints,
+            findings: _,
+        } = self;
+        let mut text = String::new();
+        writeln!(text, "{}", describe_policy(policy.as_ref()))?;
+        writeln!(text, "{}", describe_docker(docker))?;
+        for note in notes {
+            writeln!(text, "{}", wrapped("note:", note))?;
+        }
+        let mut left: Vec<&Audited> = endpoints.iter().collect();
+        for (heading, is_here) in SECTIONS {
+            let (here, others) = left.into_iter().partition(|audited| is_here(audited));
+            left = others;
+            let here: Vec<&Audited> = here;
+            if !here.is_empty() {
+                writeln!(text, "\n{heading}\n{}", table(&here))?;
+            }
+        }
+        // The complaint goes to standard error.
+        if self.complaint().is_none() {
+            writeln!(
+                text,
+                "\nNothing is open to the world that no service lists."
+            )?;
+        }
+        Ok(text)
+    }
+}
+
+fn describe_policy(policy: Option<&JudgedBy>) -> String {
+    let Some(JudgedBy {
+        path,
+        mode,
+        scope,
+        guard,
+    }) = policy
+    else {
+        return "policy     none: nothing is judged. `guard init` writes a first one.".to_owned();
+    };
+    let state = match guard {
+        Guard::AtWork => "in force",
+        Guard::NotAtWork => "NOT IN FORCE",
+        Guard::Unknown => "perhaps in force",
+        Guard::Supposed => "judged as if it were in force",
+    };
+    format!("policy     {path}, {state}: mode {mode}, scope {scope}")
+}
+
+fn describe_docker(docker: &DockerAsked) -> String {
+    let DockerAsked {
+        socket,
+        answered,
+        error,
+        running,
+    } = docker;
+    match (socket, error) {
+        (Some(socket), None) if *answered => format!("docker     {socket}: {running} running"),
+        (_, Some(error)) => wrapped("docker", error),
+        _ => "docker     not asked: no socket of Docker's or Podman's is named or found".to_owned(),
+    }
+}
+
+fn wrapped(label: &str, text: &str) -> String {
+    lines([[format!("{label:<9}"), text.to_owned()]])
+}
+
+fn table(endpoints: &[&Audited]) -> String {
+    let rows = endpoints.iter().flat_map(|audited| {
+        let head = [
+            audited.endpoint.place(),
+            describe_endpoint(&audited.endpoint),
+        ];
+        let details = audited.details().into_iter();
+        [head]
+            .into_iter()
+            .chain(details.map(|detail| [String::new(), detail]))
+    });
+    lines(rows)
+}
+
+/// Two columns, the second wrapped.
+fn lines(rows: impl IntoIterator<Item = [String; 2]>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(WIDTH);
+    table.add_rows(rows);
+    for (column, right) in table.column_iter_mut().zip([2, 0]) {
+        column.set_padding((0, right));
+    }
+    table.trim_fmt()
+}
+
+impl Audited {
+    /// What is to be said, a line each.
+    fn details(&self) -> Vec<String> {
+        let Self {
+            endpoint,
+            policy,
+            finding: _,
+            danger,
+            changes,
+        } = self;
+        let mut details: Vec<String> = policy.iter().map(describe_decision).collect();
+        if endpoint.may_be_client && endpoint.level <= Level::Network {
+            details.push("it may be the local end of what this host asks others".to_owned());
+        }
+        details.extend(danger.as_ref().map(describe_danger));
+        let changes = changes.iter().enumerate();
+        details.extend(changes.map(|(n, change)| match n {
+            0 => format!("change: {change}"),
+            _ => format!("or: {change}"),
+        }));
+        details
+    }
+}
+
+fn describe_endpoint(endpoint: &Endpoint) -> String {
+    let Endpoint {
+        addresses,
+        interface,
+        owner,
+        inside,
+        role,
+        ports,
+        ..
+    } = endpoint;
+    let mut text = describe_addresses(addresses);
+    if let Some(interface) = interface {
+        text += &format!(" by {interface} alone");
+    }
+    text += &format!(": {}", describe_owner(owner));
+    if let Some(inside) = inside.filter(|inside| inside != ports.start()) {
+        text += &format!(", port {inside} inside");
+    }
+    match role {
+        Some(Role::Ssh) => text += " (SSH)",
+        Some(Role::Proxy) => text += " (the web)",
+        None => {}
+    }
+    text
+}
+
+fn describe_addresses(addresses: &BTreeSet<IpAddr>) -> String {
+    let is_everywhere = EVERYWHERE.map(|every| addresses.contains(&every));
+    let named = addresses.iter().filter(|address| !address.is_unspecified());
+    let every = match is_everywhere {
+        [true, true] => Some("every address".to_owned()),
+        [true, false] => Some("every IPv4 address".to_owned()),
+        [false, true] => Some("every IPv6 address".to_owned()),
+        [false, false] => None,
+    };
+    let all: Vec<String> = every
+        .into_iter()
+        .chain(named.map(IpAddr::to_string))
+        .collect();
+    match all.as_slice() {
+        [] => "its container's address".to_owned(),
+        all => all.join(", "),
+    }
+}
+
+pub fn describe_owner(owner: &Owner) -> String {
+    let Owner {
+        kind,
+        container,
+        image: _,
+        project,
+        service,
+        host_network,
+        processes,
+        pids,
+        user,
+    } = owner;
+    let names: Vec<&str> = processes.iter().map(String::as_str).collect();
+    let names = names.join(", ");
+    let mut text = match (container, project, service) {
+        (Some(container), Some(project), Some(service)) => {
+            format!("{service} of {project}, container {container}")
+        }
+        (Some(container), ..) => format!("container {container}"),
+        _ if !names.is_empty() => format!("{names} ({})", describe_pids(pids)),
+        _ if *kind == "kernel" => "the kernel".to_owned(),
+        _ => format!(
+            "an unknown process of user {}",
+            user.as_deref().unwrap_or("unknown")
+        ),
+    };
+    if *host_network {
+        text += &format!(", on the host's network as {names}");
+    }
+    text
+}
+
+fn describe_pids(pids: &BTreeSet<i32>) -> String {
+    let first = pids.first().copied().unwrap_or_default();
+    match pids.len() {
+        0 | 1 => format!("process {first}"),
+        n => format!("process {first} and {} more", n - 1),
+    }
+}
+
+fn describe_decision(decision: &Decision) -> String {
+    let Decision {
+        fate,
+        addresses,
+        service,
+        line,
+        from,
+        limits,
+        enforced,
+    } = decision;
+    let place = match addresses.is_empty() {
+        true => String::new(),
+        false => format!("on {}: ", describe_addresses(addresses)),
+    };
+    let service = service.as_ref().map(|name| {
+        let line = line
+            .map(|line| format!(" (line {line})"))
+            .unwrap_or_default();
+        format!("service {name}{line}")
+    });
+    let listed = service
+        .map(|service| format!(", {service}"))
+        .unwrap_or_default();
+    let whom = if from.iter().any(|from| from == ANY) {
+        "anybody".to_owned()
+    } else {
+        from.join(", ")
+    };
+    let budgets = match limits.as_slice() {
+        [] => "without limits".to_owned(),
+        limits => format!("with {}", limits.join(", ")),
+    };
+    let is_loose = !enforced && whom != "anybody";
+    let what = match fate {
+        Fate::NotGuarded => {
+            "not guarded: no service lists it, and it is outside the scope or the mode is off"
+                .to_owned()
+        }
+        Fate::WouldBeClosed => format!("open now, would be closed if enforced{listed}"),
+        Fate::Closed => format!("closed{listed}"),
+        Fate::Open if is_loose => {
+            format!("open to anybody now, would be open to {whom} if enforced, {budgets}{listed}")
+        }
+        Fate::Open => format!("open to {whom}, {budgets}{listed}"),
+    };
+    place + &what
+}
+
+fn describe_danger(danger: &Warned) -> String {
+    let Warned {
+        service,
+        login,
+        gain,
+    } = danger;
+    let login = match *login {
+        "open" => "asks for no login unless it is told to, and gives an intruder",
+        "varies" => "asks for no login in some versions and set-ups, and then gives an intruder",
+        _ => "is protected by its own login alone, behind which are",
+    };
+    format!("WARNING: this is the port of {service}, which {login} {gain}")
+}

@@ -1,0 +1,243 @@
+//! What a policy does with an endpoint: the rules of exposure over the policy's tables. No kernel is
+//! asked, so that it works without root.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use guard_common::{
+    address::Address,
+    exposure::{Exposure, Target, judge},
+    layout::{AddressedKey, NO_SERVICE, PortProtocol, port_index},
+    packet::{Packet, Transport},
+    reason::Mode,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::endpoint::{Endpoint, Level};
+use crate::{
+    explain::describe_budgets,
+    policy::{From, Policy, Service, Tables, split},
+};
+
+/// What becomes of a stranger's first packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It passes although no service lists the place: the scope leaves it out, or the mode is `off`.
+    NotGuarded,
+    /// It passes, and would be dropped if the policy were enforced.
+    WouldBeClosed,
+    /// A service lists the place.
+    Open,
+    /// It is dropped.
+    Closed,
+}
+
+/// What the policy does with an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Decision {
+    pub fate: Fate,
+    /// Of the host that this is so on; empty: on all where it answers.
+    pub addresses: BTreeSet<IpAddr>,
+    pub service: Option<String>,
+    /// Of the policy.
+    pub line: Option<usize>,
+    /// Whom the service is open to: `any`, or prefixes. Empty without a service.
+    pub from: Vec<String>,
+    /// Its budgets.
+    pub limits: Vec<String>,
+    /// Whether the policy is enforced here: if not, anybody gets through for now.
+    pub enforced: bool,
+}
+
+pub struct Judge<'a> {
+    /// With the labels of containers.
+    pub policy: &'a Policy,
+    pub tables: Tables,
+    /// Addresses of this host.
+    pub own: &'a [IpAddr],
+    pub now: Timestamp,
+    /// The guard is at work, or is taken to be.
+    pub is_at_work: bool,
+}
+
+impl Judge<'_> {
+    /// The same on every address: one decision. None for what nothing from outside is sent to.
+    pub fn decide(&self, endpoint: &Endpoint) -> Vec<Decision> {
+        if endpoint.level > Level::Network {
+            return Vec::new();
+        }
+        let mut decisions: Vec<Decision> = Vec::new();
+        for address in self.destinations(endpoint) {
+            let decision = self.decide_at(endpoint.protocol, *endpoint.ports.start(), address);
+            let same = |other: &&mut Decision| {
+                let addresses = other.addresses.clone();
+                **other
+                    == Decision {
+                        addresses,
+                        ..decision.clone()
+                    }
+            };
+            match decisions.iter_mut().find(same) {
+                Some(other) => other.addresses.extend(decision.addresses),
+                None => decisions.push(decision),
+            }
+        }
+        if let [only] = decisions.as_mut_slice() {
+            only.addresses.clear();
+        }
+        decisions.sort_unstable();
+        decisions
+    }
+
+    /// The addresses that others would send to.
+    fn destinations(&self, endpoint: &Endpoint) -> BTreeSet<IpAddr> {
+        let mut destinations = BTreeSet::new();
+        for address in &endpoint.addresses {
+            let before = destinations.len();
+            if address.is_unspecified() {
+                let own = self.own.iter().copied();
+                destinations.extend(own.filter(|own| {
+                    own.is_ipv4() == address.is_ipv4() && self.is_from_outside(*own)
+                }));
+            }
+            if destinations.len() == before {
+                destinations.insert(*address);
+            }
+        }
+        destinations
+    }
+
+    fn is_from_outside(&self, own: IpAddr) -> bool {
+        let is_link_local = match own {
+            IpAddr::V4(own) => own.is_link_local(),
+            IpAddr::V6(own) => own.is_unicast_link_local(),
+        };
+        let mut networks = self.tables.networks.iter();
+        let is_of_containers = networks.any(|network| network.prefix.contains(&own));
+        !own.is_loopback() && !is_link_local && !is_of_containers
+    }
+
+    fn decide_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Decision {
+        let service = self.service_at(protocol, port, address);
+        let packet = first_packet(protocol, port, address);
+        let from = service
+            .map(|service| self.admitted(service))
+            .unwrap_or_default();
+        let target = self.target(protocol, port, address, &from, service);
+        let exposure = judge(target, &packet, self.policy.scope);
+        let mode = service.map_or(self.policy.mode, |service| {
+            service.mode.min(self.policy.mode)
+        });
+        let enforced = self.is_at_work && mode == Mode::Enforce;
+        let fate = match exposure {
+            _ if mode == Mode::Off && service.is_none() => Fate::NotGuarded,
+            Exposure::Open => Fate::Open,
+            Exposure::Pass(_) => Fate::NotGuarded,
+            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => Fate::Closed,
+            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) => Fate::WouldBeClosed,
+        };
+        Decision {
+            fate,
+            addresses: BTreeSet::from([address]),
+            service: service.map(|service| service.name.clone()),
+            line: service
+                .map(|service| service.line)
+                .filter(|line| *line != 0),
+            from,
+            limits: service.map(limits_of).unwrap_or_default(),
+            enforced,
+        }
+    }
+
+    fn service_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
+        let index = port_index(protocol, port);
+        let entry = self.tables.ports.get(&index).copied().unwrap_or_default();
+        let (family, cut) = split(address);
+        let key = AddressedKey {
+            port: index,
+            family: family as u32,
+            address: cut,
+        };
+        let mut addressed = self.tables.addressed.iter();
+        let on_this = addressed.find(|(other, _)| *other == key);
+        let on_this = on_this.and_then(|(_, number)| u16::try_from(*number).ok());
+        let number = on_this.unwrap_or(entry.service());
+        let name = self
+            .tables
+            .service_name(number)
+            .filter(|_| number != NO_SERVICE)?;
+        self.policy
+            .services
+            .iter()
+            .find(|service| service.name == name)
+    }
+
+    fn target(
+        &self,
+        protocol: PortProtocol,
+        port: u16,
+        address: IpAddr,
+        from: &[String],
+        service: Option<&Service>,
+    ) -> Target {
+        let entry = self
+            .tables
+            .ports
+            .get(&port_index(protocol, port))
+            .copied()
+            .unwrap_or_default();
+        Target {
+            listed: service.is_some(),
+            admitted: !from.is_empty(),
+            published: if address.is_ipv4() {
+                entry.is_published_ipv4()
+            } else {
+                entry.is_published_ipv6()
+            },
+            ephemeral: entry.is_ephemeral(),
+        }
+    }
+
+    /// Whom a service is open to at this moment.
+    fn admitted(&self, service: &Service) -> Vec<String> {
+        let From::Admitted(admitted) = &service.from else {
+            return vec![ANY.to_owned()];
+        };
+        let valid = admitted
+            .iter()
+            .filter(|one| one.expires.is_none_or(|end| end > self.now));
+        valid.map(|one| one.prefix.to_string()).collect()
+    }
+}
+
+pub const ANY: &str = "any";
+
+/// The first packet of a connection or exchange, from nobody in particular.
+fn first_packet(protocol: PortProtocol, port: u16, to: IpAddr) -> Packet {
+    let (family, destination) = split(to);
+    Packet {
+        family,
+        source: Address { high: 0, low: 0 },
+        destination,
+        transport: match protocol {
+            PortProtocol::Tcp => Transport::Tcp {
+                destination_port: port,
+                attempt: true,
+            },
+            PortProtocol::Udp => Transport::Udp {
+                source_port: 0,
+                destination_port: port,
+            },
+            PortProtocol::Sctp => Transport::Sctp {
+                destination_port: port,
+            },
+        },
+    }
+}
+
+fn limits_of(service: &Service) -> Vec<String> {
+    let mut limits = describe_budgets(&service.limit.budgets, "for each source");
+    limits.extend(describe_budgets(&service.total, "for all sources together"));
+    limits
+}

@@ -1,0 +1,275 @@
+//! What of this host can be reached from outside, who answers there, what the policy does with it, and
+//! what to change.
+
+mod change;
+mod describe;
+mod endpoint;
+mod in_force;
+mod judge;
+mod role;
+mod sockets;
+mod survey;
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use self::{
+    change::changes,
+    judge::{ANY, Decision, Fate, Judge},
+};
+pub use self::{
+    describe::describe_owner,
+    endpoint::{Endpoint, Level, Owner, joined},
+    in_force::{Guard, InForce, Places},
+    role::Role,
+    survey::{DockerAsked, Survey, find_docker},
+};
+use super::dangers::{Danger, Login, danger_at};
+use crate::{
+    host,
+    policy::{Clock, Containers, Ports, PublishedFamily, PublishedPort, Tables, labels},
+};
+
+/// What `guard audit --json` prints.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// `null`: there is none, and nothing is judged.
+    pub policy: Option<JudgedBy>,
+    pub docker: DockerAsked,
+    /// What could not be told.
+    pub notes: Vec<String>,
+    pub endpoints: Vec<Audited>,
+    /// How many of the endpoints are findings.
+    pub findings: usize,
+}
+
+/// The policy that endpoints are judged by.
+#[derive(Debug, Serialize)]
+pub struct JudgedBy {
+    pub path: String,
+    pub mode: &'static str,
+    pub scope: &'static str,
+    pub guard: Guard,
+}
+
+impl From<InForce> for JudgedBy {
+    fn from(in_force: InForce) -> Self {
+        let InForce {
+            path,
+            policy,
+            guard,
+            published: _,
+        } = in_force;
+        Self {
+            path,
+            mode: policy.mode.name(),
+            scope: policy.scope.name(),
+            guard,
+        }
+    }
+}
+
+/// An endpoint, and what is to be said of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Audited {
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+    /// What the policy does with it; several if it is not the same on all addresses. Empty: it cannot be
+    /// reached from outside, or there is no policy.
+    pub policy: Vec<Decision>,
+    /// It is open to the world, and no service lists it.
+    pub finding: bool,
+    /// Only if others can reach it.
+    pub danger: Option<Warned>,
+    /// What to do about it, one of them.
+    pub changes: Vec<String>,
+}
+
+/// What is known of a port that is dangerous to show.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Warned {
+    pub service: &'static str,
+    /// `open`, `varies` or `asked`.
+    pub login: &'static str,
+    pub gain: &'static str,
+}
+
+impl From<&Danger> for Warned {
+    fn from(danger: &Danger) -> Self {
+        Self {
+            service: danger.service,
+            login: match danger.login {
+                Login::Open => "open",
+                Login::Varies => "varies",
+                Login::Asked => "asked",
+            },
+            gain: danger.gain,
+        }
+    }
+}
+
+impl Report {
+    /// Judges what has been found by a policy, if there is one.
+    pub fn new(
+        survey: Survey,
+        in_force: Option<InForce>,
+        mut notes: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        let Survey {
+            endpoints,
+            containers,
+            docker,
+            own,
+            notes: found,
+        } = survey;
+        notes.extend(found);
+        let (policy, endpoints) = match in_force {
+            None => {
+                let endpoints = endpoints.into_iter();
+                (
+                    None,
+                    endpoints
+                        .map(|endpoint| Audited::new(endpoint, None))
+                        .collect(),
+                )
+            }
+            Some(in_force) => {
+                let endpoints = judge_all(endpoints, containers, &docker, &own, &in_force)?;
+                (Some(in_force), endpoints)
+            }
+        };
+        let mut endpoints: Vec<Audited> = joined(endpoints, Audited::continues, |audited| {
+            &mut audited.endpoint.ports
+        });
+        let scope = policy.as_ref().map(|in_force| in_force.policy.scope);
+        for audited in &mut endpoints {
+            audited.changes = changes(audited, scope);
+        }
+        Ok(Self {
+            policy: policy.map(JudgedBy::from),
+            docker,
+            notes,
+            findings: endpoints.iter().filter(|audited| audited.finding).count(),
+            endpoints,
+        })
+    }
+
+    /// Why this is no success, if it is none.
+    pub fn complaint(&self) -> Option<String> {
+        match self.findings {
+            0 => None,
+            1 => Some("1 endpoint is open to the world, and no service lists it".to_owned()),
+            n => Some(format!(
+                "{n} endpoints are open to the world, and no service lists them"
+            )),
+        }
+    }
+}
+
+fn judge_all(
+    endpoints: Vec<Endpoint>,
+    mut containers: Containers,
+    docker: &DockerAsked,
+    own: &[IpAddr],
+    in_force: &InForce,
+) -> anyhow::Result<Vec<Audited>> {
+    if !docker.answered {
+        containers
+            .published
+            .extend(in_force.published.iter().flat_map(|port| published(port)));
+    }
+    let clock = Clock {
+        tick_ns: host::tick_ns()?,
+    };
+    let (policy, _) = labels::apply(&in_force.policy, &containers, clock);
+    let now = host::timebase()?;
+    let judge = Judge {
+        policy: &policy,
+        tables: Tables::compile(&policy, &containers, &host::local_port_range()?, now),
+        own,
+        now: now.world,
+        is_at_work: in_force.guard != Guard::NotAtWork,
+    };
+    let endpoints = endpoints.into_iter();
+    Ok(endpoints
+        .map(|endpoint| Audited::new(endpoint, Some(&judge)))
+        .collect())
+}
+
+/// A port as the agent's status names it, on both families.
+fn published(port: &str) -> Vec<PublishedPort> {
+    let Ok(Ports::Range { protocol, ports }) = port.parse() else {
+        return Vec::new();
+    };
+    let families = [PublishedFamily::Ipv4, PublishedFamily::Ipv6];
+    let on = |port| {
+        families.map(|family| PublishedPort {
+            protocol,
+            port,
+            family,
+        })
+    };
+    ports.flat_map(on).collect()
+}
+
+impl Audited {
+    /// Of an endpoint with one port.
+    fn new(endpoint: Endpoint, judge: Option<&Judge<'_>>) -> Self {
+        let policy = judge
+            .map(|judge| judge.decide(&endpoint))
+            .unwrap_or_default();
+        let is_shut = |decision: &Decision| matches!(decision.fate, Fate::Open | Fate::Closed);
+        let is_settled = !policy.is_empty() && policy.iter().all(is_shut);
+        let finding = endpoint.level == Level::World && !endpoint.may_be_client && !is_settled;
+        let known = danger(&endpoint).map(Warned::from);
+        let audited = Self {
+            danger: None,
+            policy,
+            finding,
+            changes: Vec::new(),
+            endpoint,
+        };
+        let danger = known.filter(|_| audited.is_reachable());
+        Self { danger, ..audited }
+    }
+
+    /// Whether nothing that is sent to it from outside arrives.
+    fn is_closed(&self) -> bool {
+        let mut decisions = self.policy.iter();
+        !self.policy.is_empty() && decisions.all(|decision| decision.fate == Fate::Closed)
+    }
+
+    /// Whether a service opens it to everybody.
+    fn is_open_to_any(&self) -> bool {
+        let mut decisions = self.policy.iter();
+        decisions.any(|decision| decision.from.iter().any(|from| from == ANY))
+    }
+
+    /// Whether others can reach it.
+    fn is_reachable(&self) -> bool {
+        self.endpoint.level <= Level::Network && !self.is_closed()
+    }
+
+    fn continues(&self, next: &Self) -> bool {
+        let Self {
+            endpoint,
+            policy,
+            finding,
+            danger,
+            changes: _,
+        } = self;
+        endpoint.continues(&next.endpoint)
+            && (policy, finding, danger) == (&next.policy, &next.finding, &next.danger)
+    }
+}
+
+/// What is known of the first of its ports: the one inside a container says what listens there, as much
+/// as the host's.
+pub fn danger(endpoint: &Endpoint) -> Option<&'static Danger> {
+    let known = |port: u16| danger_at(endpoint.protocol, port);
+    endpoint
+        .inside
+        .and_then(known)
+        .or_else(|| known(*endpoint.ports.start()))
+}
