@@ -9,8 +9,9 @@ use std::{
 use guard_common::layout::{MAX_NAME, PortProtocol};
 
 use crate::{
-    audit::dangers::danger_at,
-    audit::host::{DockerAsked, Endpoint, Level, Owner, Role, Survey, describe_owner},
+    audit::host::{
+        DockerAsked, Endpoint, Level, Owner, Role, Survey, danger, describe_owner, joined,
+    },
     operator::SshSession,
     policy::DEFAULT_DOCKER_SOCKET,
 };
@@ -50,7 +51,7 @@ pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt
     let mut text = String::new();
     write_head(&mut text, &survey.docker)?;
     let mut names = BTreeSet::new();
-    for service in [ssh(survey, session), proxy(survey), Ok(ping())] {
+    for service in [ssh(survey, session), proxy(survey, session), Ok(ping())] {
         match service {
             Ok(service) => service.write(&mut text, "", &mut names)?,
             Err(missing) => writeln!(text, "\n# {missing}")?,
@@ -152,8 +153,9 @@ fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static
 }
 
 /// The web, as the reverse proxy serves it.
-fn proxy(survey: &Survey) -> Result<Service, &'static str> {
-    let proxies = with_role(survey, Role::Proxy);
+fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static str> {
+    let mut proxies = with_role(survey, Role::Proxy);
+    proxies.retain(|endpoint| !is_way_in(endpoint, session));
     if proxies.is_empty() {
         return Err(
             "No reverse proxy was recognised (Traefik, nginx, Caddy, HAProxy and the like).",
@@ -196,20 +198,26 @@ fn with_role(survey: &Survey, role: Role) -> Vec<&Endpoint> {
         .collect()
 }
 
+/// Whether the operator came in here.
+fn is_way_in(endpoint: &Endpoint, session: Option<SshSession>) -> bool {
+    endpoint.protocol == PortProtocol::Tcp
+        && session.is_some_and(|session| endpoint.ports.contains(&session.server.port()))
+}
+
 /// What others can reach and the policy leaves closed, by owner.
 fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<Service> {
-    let came_in = session.map(|session| session.server.port());
-    let mut by_owner: BTreeMap<String, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in &survey.endpoints {
-        let is_way_in =
-            endpoint.protocol == PortProtocol::Tcp && came_in == Some(*endpoint.ports.start());
-        let is_kept = endpoint.role.is_some() || is_way_in;
-        if endpoint.level <= Level::Network && !endpoint.may_be_client && !is_kept {
-            by_owner
-                .entry(name_of(&endpoint.owner))
-                .or_default()
-                .push(endpoint);
-        }
+    let is_left = |endpoint: &&Endpoint| {
+        let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
+        endpoint.level <= Level::Network && !endpoint.may_be_client && !is_kept
+    };
+    let continues = |before: &Endpoint, next: &Endpoint| {
+        before.continues(next) && danger(before).is_none() && danger(next).is_none()
+    };
+    let left = survey.endpoints.iter().filter(is_left).cloned();
+    let mut by_owner: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
+    for endpoint in joined(left, continues, |endpoint| &mut endpoint.ports) {
+        let name = name_of(&endpoint.owner);
+        by_owner.entry(name).or_default().push(endpoint);
     }
     by_owner
         .into_iter()
@@ -217,17 +225,15 @@ fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<Service> {
         .collect()
 }
 
-fn left_closed(name: String, endpoints: &[&Endpoint]) -> Service {
+fn left_closed(name: String, endpoints: &[Endpoint]) -> Service {
     let mut why: Vec<String> = Vec::new();
     let mut ports = Vec::new();
     for endpoint in endpoints {
         let is_known = |place: &String| *place == endpoint.place();
         why.push(found(endpoint));
-        let inside = endpoint
-            .inside
-            .and_then(|port| danger_at(endpoint.protocol, port));
-        let danger = inside.or_else(|| danger_at(endpoint.protocol, *endpoint.ports.start()));
-        why.extend(danger.map(|danger| format!("WARNING: an intruder gets {}", danger.gain)));
+        why.extend(
+            danger(endpoint).map(|danger| format!("WARNING: an intruder gets {}", danger.gain)),
+        );
         if !ports.iter().any(is_known) {
             ports.push(endpoint.place());
         }

@@ -82,7 +82,7 @@ impl Arrivals {
 
     /// Whether packets that come in over this interface have crossed a guarded one: itself, the one
     /// below it, or one of its ports if it is a bridge or a bond.
-    fn leads_to_guarded(&self, index: u32) -> bool {
+    pub fn leads_to_guarded(&self, index: u32) -> bool {
         let Some(guarded) = &self.guarded else {
             return true;
         };

@@ -2,7 +2,7 @@
 
 use guard_common::{exposure::Scope, layout::PortProtocol};
 
-use super::{Audited, endpoint::Endpoint};
+use super::{Audited, endpoint::Endpoint, role::publishes};
 
 /// What would end what is to be said of an endpoint: one of them is enough.
 pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
@@ -78,6 +78,9 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
              [\"127.0.0.1:{first}:{first}{}\"]",
             suffix(endpoint)
         )],
+        None if owner.processes.iter().any(|name| publishes(name)) => {
+            vec!["if only this host reaches it, write 127.0.0.1: before the port where it is published".to_owned()]
+        }
         None => {
             let name = owner.processes.iter().next();
             let name = name.map_or("the service", String::as_str);

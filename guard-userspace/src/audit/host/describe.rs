@@ -257,6 +257,7 @@ fn describe_decision(decision: &Decision) -> String {
     let Decision {
         fate,
         addresses,
+        why,
         service,
         line,
         from,
@@ -287,10 +288,7 @@ fn describe_decision(decision: &Decision) -> String {
     };
     let is_loose = !enforced && whom != "anybody";
     let what = match fate {
-        Fate::NotGuarded => {
-            "not guarded: no service lists it, and it is outside the scope or the mode is off"
-                .to_owned()
-        }
+        Fate::NotGuarded => format!("not guarded: {}", why.unwrap_or_default()),
         Fate::WouldBeClosed => format!("open now, would be closed if enforced{listed}"),
         Fate::Closed => format!("closed{listed}"),
         Fate::Open if is_loose => {

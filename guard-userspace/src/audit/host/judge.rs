@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// It passes although no service lists the place: the scope leaves it out, or the mode is `off`.
+    /// It passes, and is judged by nobody.
     NotGuarded,
     /// It passes, and would be dropped if the policy were enforced.
     WouldBeClosed,
@@ -44,6 +44,8 @@ pub struct Decision {
     pub line: Option<usize>,
     /// Whom the service is open to: `any`, or prefixes. Empty without a service.
     pub from: Vec<String>,
+    /// Why it is not guarded.
+    pub why: Option<&'static str>,
     /// Its budgets.
     pub limits: Vec<String>,
     /// Whether the policy is enforced here: if not, anybody gets through for now.
@@ -56,6 +58,8 @@ pub struct Judge<'a> {
     pub tables: Tables,
     /// Addresses of this host.
     pub own: &'a [IpAddr],
+    /// Those that belong to interfaces where nothing is judged.
+    pub unguarded: BTreeSet<IpAddr>,
     pub now: Timestamp,
     /// The guard is at work, or is taken to be.
     pub is_at_work: bool,
@@ -115,7 +119,8 @@ impl Judge<'_> {
         };
         let mut networks = self.tables.networks.iter();
         let is_of_containers = networks.any(|network| network.prefix.contains(&own));
-        !own.is_loopback() && !is_link_local && !is_of_containers
+        let is_apart = is_link_local || is_of_containers || self.unguarded.contains(&own);
+        !own.is_loopback() && !is_apart
     }
 
     fn decide_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Decision {
@@ -130,15 +135,19 @@ impl Judge<'_> {
             service.mode.min(self.policy.mode)
         });
         let enforced = self.is_at_work && mode == Mode::Enforce;
-        let fate = match exposure {
-            _ if mode == Mode::Off && service.is_none() => Fate::NotGuarded,
-            Exposure::Open => Fate::Open,
-            Exposure::Pass(_) => Fate::NotGuarded,
-            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => Fate::Closed,
-            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) => Fate::WouldBeClosed,
+        let (fate, why) = match exposure {
+            _ if self.unguarded.contains(&address) => (Fate::NotGuarded, Some(NOT_ITS_INTERFACE)),
+            _ if mode == Mode::Off && service.is_none() => (Fate::NotGuarded, Some(OFF)),
+            Exposure::Open => (Fate::Open, None),
+            Exposure::Pass(_) => (Fate::NotGuarded, Some(OUT_OF_SCOPE)),
+            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => {
+                (Fate::Closed, None)
+            }
+            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) => (Fate::WouldBeClosed, None),
         };
         Decision {
             fate,
+            why,
             addresses: BTreeSet::from([address]),
             service: service.map(|service| service.name.clone()),
             line: service
@@ -210,6 +219,11 @@ impl Judge<'_> {
         valid.map(|one| one.prefix.to_string()).collect()
     }
 }
+
+const NOT_ITS_INTERFACE: &str = "it is reached over an interface that the policy does not guard";
+const OFF: &str = "no service lists it, and the mode is off";
+const OUT_OF_SCOPE: &str =
+    "no service lists it, and the scope `containers` leaves the host's own ports alone";
 
 pub const ANY: &str = "any";
 

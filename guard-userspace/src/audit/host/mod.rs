@@ -10,7 +10,9 @@ mod role;
 mod sockets;
 mod survey;
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
+
+use anyhow::Context as _;
 
 use serde::Serialize;
 
@@ -27,8 +29,9 @@ pub use self::{
 };
 use super::dangers::{Danger, Login, danger_at};
 use crate::{
-    host,
-    policy::{Clock, Containers, Ports, PublishedFamily, PublishedPort, Tables, labels},
+    host::{self, Netlink},
+    lockout::arrival::Arrivals,
+    policy::{Clock, Policy, Ports, PublishedFamily, PublishedPort, Tables, labels},
 };
 
 /// What `guard audit --json` prints.
@@ -111,35 +114,23 @@ impl From<&Danger> for Warned {
 
 impl Report {
     /// Judges what has been found by a policy, if there is one.
-    pub fn new(
+    pub async fn new(
         survey: Survey,
-        in_force: Option<InForce>,
+        policy: Option<InForce>,
         mut notes: Vec<String>,
     ) -> anyhow::Result<Self> {
-        let Survey {
-            endpoints,
-            containers,
-            docker,
-            own,
-            notes: found,
-        } = survey;
-        notes.extend(found);
-        let (policy, endpoints) = match in_force {
+        notes.extend(survey.notes.iter().cloned());
+        let audited = match &policy {
+            Some(in_force) => judge_all(&survey, in_force, &mut notes).await?,
             None => {
-                let endpoints = endpoints.into_iter();
-                (
-                    None,
-                    endpoints
-                        .map(|endpoint| Audited::new(endpoint, None))
-                        .collect(),
-                )
-            }
-            Some(in_force) => {
-                let endpoints = judge_all(endpoints, containers, &docker, &own, &in_force)?;
-                (Some(in_force), endpoints)
+                let endpoints = survey.endpoints.iter().cloned();
+                endpoints
+                    .map(|endpoint| Audited::new(endpoint, None))
+                    .collect()
             }
         };
-        let mut endpoints: Vec<Audited> = joined(endpoints, Audited::continues, |audited| {
+        let docker = survey.docker;
+        let mut endpoints: Vec<Audited> = joined(audited, Audited::continues, |audited| {
             &mut audited.endpoint.ports
         });
         let scope = policy.as_ref().map(|in_force| in_force.policy.scope);
@@ -167,38 +158,77 @@ impl Report {
     }
 }
 
-fn judge_all(
-    endpoints: Vec<Endpoint>,
-    mut containers: Containers,
-    docker: &DockerAsked,
-    own: &[IpAddr],
+async fn judge_all(
+    survey: &Survey,
     in_force: &InForce,
+    notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Audited>> {
-    if !docker.answered {
+    let mut containers = survey.containers.clone();
+    if !survey.docker.answered {
+        let published = in_force.published.iter();
         containers
             .published
-            .extend(in_force.published.iter().flat_map(|port| published(port)));
+            .extend(published.flat_map(|port| parse_published(port)));
     }
-    let clock = Clock {
-        tick_ns: host::tick_ns()?,
-    };
-    let (policy, _) = labels::apply(&in_force.policy, &containers, clock);
-    let now = host::timebase()?;
+    let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+    let (policy, _) = labels::apply(&in_force.policy, &containers, Clock { tick_ns });
+    let now = host::timebase().context("the clocks cannot be read")?;
+    let local_ports = host::local_port_range().context("the local port range cannot be read")?;
+    let own: Vec<IpAddr> = survey.own.iter().map(|(_, address)| *address).collect();
     let judge = Judge {
         policy: &policy,
-        tables: Tables::compile(&policy, &containers, &host::local_port_range()?, now),
-        own,
+        tables: Tables::compile(&policy, &containers, &local_ports, now),
+        own: &own,
+        unguarded: unguarded(survey, &policy, notes).await?,
         now: now.world,
         is_at_work: in_force.guard != Guard::NotAtWork,
     };
-    let endpoints = endpoints.into_iter();
+    let endpoints = survey.endpoints.iter().cloned();
     Ok(endpoints
         .map(|endpoint| Audited::new(endpoint, Some(&judge)))
         .collect())
 }
 
+/// The addresses of interfaces where nothing is judged, which `notes` names.
+async fn unguarded(
+    survey: &Survey,
+    policy: &Policy,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+    let arrivals = Arrivals::new(policy, &netlink).await;
+    let arrivals = arrivals.context("this host's interfaces cannot be read")?;
+    let is_of_containers = |address: IpAddr| {
+        let mut networks = survey.containers.networks.iter();
+        networks.any(|network| network.prefix.contains(&address))
+    };
+    let mut addresses = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (index, address) in survey.own.iter().copied() {
+        let is_inner = address.is_loopback() || is_of_containers(address);
+        if is_inner || arrivals.leads_to_guarded(index) {
+            continue;
+        }
+        addresses.insert(address);
+        let mut links = survey.links.iter();
+        names.extend(
+            links
+                .find(|link| link.index == index)
+                .map(|link| link.name.as_str()),
+        );
+    }
+    if !names.is_empty() {
+        let names: Vec<&str> = names.into_iter().collect();
+        notes.push(format!(
+            "what comes in over {} is not judged",
+            names.join(", ")
+        ));
+    }
+    Ok(addresses)
+}
+
 /// A port as the agent's status names it, on both families.
-fn published(port: &str) -> Vec<PublishedPort> {
+fn parse_published(port: &str) -> Vec<PublishedPort> {
     let Ok(Ports::Range { protocol, ports }) = port.parse() else {
         return Vec::new();
     };

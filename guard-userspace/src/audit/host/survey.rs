@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::of_others,
     docker::{self, Inventory},
-    host::{self, Netlink},
+    host::{self, Link, Netlink},
     policy::{Containers, DEFAULT_DOCKER_SOCKET},
 };
 
@@ -22,8 +22,9 @@ pub struct Survey {
     pub endpoints: Vec<Endpoint>,
     pub containers: Containers,
     pub docker: DockerAsked,
-    /// Addresses of this host.
-    pub own: Vec<IpAddr>,
+    /// This host's interfaces and addresses.
+    pub links: Vec<Link>,
+    pub own: Vec<(u32, IpAddr)>,
     /// What could not be told.
     pub notes: Vec<String>,
 }
@@ -58,7 +59,7 @@ impl Survey {
     pub async fn make(docker: Option<String>) -> Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let own = netlink
-            .addresses()
+            .addresses_of_links()
             .await
             .context("this host's addresses cannot be read")?;
         let mut notes = Vec::new();
@@ -94,6 +95,7 @@ impl Survey {
             endpoints,
             containers,
             docker,
+            links,
             own,
             notes,
         })

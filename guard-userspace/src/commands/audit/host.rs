@@ -54,7 +54,7 @@ impl Host {
             (None, Some(in_force)) => in_force.policy.docker_socket.clone(),
             (None, None) => find_docker(),
         };
-        let report = Report::new(Survey::make(docker).await?, in_force, notes)?;
+        let report = Report::new(Survey::make(docker).await?, in_force, notes).await?;
         if json {
             print_json(&report)?;
         } else {
