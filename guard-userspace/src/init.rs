@@ -327,3 +327,21 @@ fn one_line(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_policy_takes_and_are_given_once() {
+        let mut names = BTreeSet::new();
+        let mut free = |name: &str| free_name(name, &mut names);
+        assert_eq!(free("shop-web"), "shop-web");
+        assert_eq!(free("shop-web"), "shop-web-2");
+        assert_eq!(free("a b/c\n\"ü"), "a-b-c---");
+        let long = "x".repeat(200);
+        assert_eq!(free(&long).len(), MAX_NAME - 4);
+        assert_eq!(free(&long).len(), MAX_NAME - 2);
+        assert_eq!(free(""), "-2");
+    }
+}

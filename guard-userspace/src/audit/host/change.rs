@@ -115,3 +115,90 @@ fn suffix(endpoint: &Endpoint) -> String {
         protocol => format!("/{}", protocol.name()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::audit::host::{Level, Owner, Role};
+
+    fn audited(protocol: PortProtocol, first: u16, last: u16, inside: Option<u16>) -> Audited {
+        let endpoint = Endpoint {
+            protocol,
+            ports: first..=last,
+            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
+            interface: None,
+            level: Level::World,
+            owner: Owner::default(),
+            inside,
+            role: None,
+            may_be_client: false,
+        };
+        Audited {
+            finding: true,
+            ..Audited::new(endpoint, None)
+        }
+    }
+
+    #[test]
+    fn a_published_port_is_changed_in_the_words_of_the_compose_file() {
+        use PortProtocol::{Tcp, Udp};
+        for (audited, ports, expose) in [
+            (
+                audited(Tcp, 8000, 8000, Some(80)),
+                "127.0.0.1:8000:80",
+                "\"80\"",
+            ),
+            (
+                audited(Udp, 5353, 5353, Some(53)),
+                "127.0.0.1:5353:53/udp",
+                "\"53\"",
+            ),
+            (
+                audited(Tcp, 8002, 8004, Some(9002)),
+                "127.0.0.1:8002-8004:9002-9004",
+                "\"9002-9004\"",
+            ),
+        ] {
+            let changes = changes(&audited, Some(Scope::Containers));
+            assert!(
+                changes[0].contains(&format!("ports: [\"{ports}\"]")),
+                "{changes:?}"
+            );
+            assert!(
+                changes[1].contains(&format!("expose: [{expose}]")),
+                "{changes:?}"
+            );
+            assert!(
+                !changes.iter().any(|change| change.contains("scope")),
+                "{changes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_there_to_be_reached_is_only_listed() {
+        let mut ssh = audited(PortProtocol::Tcp, 22, 22, None);
+        ssh.endpoint.role = Some(Role::Ssh);
+        let changes = changes(&ssh, Some(Scope::Containers));
+        assert_eq!(
+            changes,
+            ["list it in a service of the policy: ports = [\"tcp/22\"]"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_finding_needs_no_change() {
+        let settled = Audited {
+            finding: false,
+            ..audited(PortProtocol::Tcp, 8000, 8000, Some(80))
+        };
+        assert!(changes(&settled, None).is_empty());
+        let dangerous = Audited {
+            finding: false,
+            ..audited(PortProtocol::Tcp, 6379, 6379, None)
+        };
+        assert!(!changes(&dangerous, None).is_empty(), "on some network");
+    }
+}

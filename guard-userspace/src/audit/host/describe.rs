@@ -312,3 +312,118 @@ fn describe_danger(danger: &Warned) -> String {
     };
     format!("WARNING: this is the port of {service}, which {login} {gain}")
 }
+
+#[cfg(test)]
+mod tests {
+    use guard_common::layout::PortProtocol;
+
+    use super::*;
+
+    fn audited(port: u16, level: Level, inside: Option<u16>, policy: Vec<Decision>) -> Audited {
+        let endpoint = Endpoint {
+            protocol: PortProtocol::Tcp,
+            ports: port..=port,
+            addresses: BTreeSet::from(EVERYWHERE),
+            interface: None,
+            level,
+            owner: Owner {
+                kind: "container",
+                container: Some("shop-app-1".to_owned()),
+                project: Some("shop".to_owned()),
+                service: Some("app".to_owned()),
+                ..Owner::default()
+            },
+            inside,
+            role: None,
+            may_be_client: false,
+        };
+        Audited {
+            policy,
+            finding: false,
+            ..Audited::new(endpoint, None)
+        }
+    }
+
+    fn decision(fate: Fate, from: &[&str], enforced: bool) -> Decision {
+        Decision {
+            fate,
+            addresses: BTreeSet::new(),
+            service: (fate == Fate::Open).then(|| "app".to_owned()),
+            line: (fate == Fate::Open).then_some(7),
+            from: from.iter().map(|from| (*from).to_owned()).collect(),
+            why: None,
+            limits: Vec::new(),
+            enforced,
+        }
+    }
+
+    #[test]
+    fn an_audit_reads_from_the_gravest_to_the_safest() {
+        let finding = Audited {
+            finding: true,
+            changes: vec!["do this".to_owned(), "do that".to_owned()],
+            ..audited(
+                11_434,
+                Level::World,
+                Some(80),
+                vec![decision(Fate::WouldBeClosed, &[], false)],
+            )
+        };
+        let open = decision(Fate::Open, &["198.51.100.0/24"], true);
+        let loose = decision(Fate::Open, &["198.51.100.0/24"], false);
+        let closed = decision(Fate::Closed, &[], true);
+        let report = Report {
+            policy: Some(JudgedBy {
+                path: "/etc/guard/guard.toml".to_owned(),
+                mode: "observe",
+                scope: "containers",
+                guard: Guard::AtWork,
+            }),
+            docker: DockerAsked {
+                socket: Some("/var/run/docker.sock".to_owned()),
+                answered: true,
+                error: None,
+                running: 3,
+            },
+            notes: vec!["something is not known".to_owned()],
+            endpoints: vec![
+                audited(1, Level::Localhost, Some(1), Vec::new()),
+                audited(2, Level::World, Some(2), vec![closed]),
+                audited(3, Level::World, Some(3), vec![open]),
+                audited(4, Level::World, Some(4), vec![loose]),
+                finding,
+            ],
+            findings: 1,
+        };
+        let text = report.describe().unwrap();
+        let expected = "\
+policy     /etc/guard/guard.toml, in force: mode observe, scope containers
+docker     /var/run/docker.sock: 3 running
+note:      something is not known
+
+OPEN TO THE WORLD, AND NO SERVICE LISTS IT
+tcp/11434  every address: app of shop, container shop-app-1, port 80 inside
+           open now, would be closed if enforced
+           WARNING: this is the port of Ollama, which asks for no login unless it is
+           told to, and gives an intruder the graphics card, and every model: used,
+           replaced or deleted
+           change: do this
+           or: do that
+
+LISTED BY THE POLICY
+tcp/3  every address: app of shop, container shop-app-1
+       open to 198.51.100.0/24, without limits, service app (line 7)
+tcp/4  every address: app of shop, container shop-app-1
+       open to anybody now, would be open to 198.51.100.0/24 if enforced, without
+       limits, service app (line 7)
+
+CLOSED BY THE POLICY
+tcp/2  every address: app of shop, container shop-app-1
+       closed
+
+ONLY FROM THIS HOST
+tcp/1  every address: app of shop, container shop-app-1
+";
+        assert_eq!(text, expected, "{text}");
+    }
+}

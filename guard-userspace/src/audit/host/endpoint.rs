@@ -446,3 +446,225 @@ fn user_of(uid: u32) -> String {
     let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use guard_common::exposure::NetworkKind;
+
+    use super::*;
+    use PortProtocol::{Tcp, Udp};
+
+    fn networks() -> Vec<ContainerNetwork> {
+        vec![ContainerNetwork {
+            prefix: "172.17.0.0/16".parse().unwrap(),
+            kind: NetworkKind::Masqueraded,
+        }]
+    }
+
+    fn found(containers: &[Container], sockets: &[Socket], holders: &Holders) -> Vec<Endpoint> {
+        let numbered = (0..).zip(containers);
+        let inventory = Inventory {
+            containers: numbered
+                .map(|(n, container): (u8, _)| (format!("{n:064x}"), container.clone()))
+                .collect(),
+            networks: networks(),
+        };
+        let setting = Setting {
+            networks: &networks(),
+            interface: &|index| match index {
+                1 => ("lo".to_owned(), false),
+                2 => ("eth0".to_owned(), true),
+                _ => ("br0".to_owned(), false),
+            },
+            local_ports: &(32_768..=60_999),
+        };
+        endpoints(Some(&inventory), sockets, holders, &setting)
+    }
+
+    fn container(publishes: &[(Option<&str>, u16, u16, u16)]) -> Container {
+        let publishes = publishes.iter();
+        Container {
+            name: "shop".to_owned(),
+            running: true,
+            publishes: publishes
+                .map(|(address, first, last, inside)| Publication {
+                    protocol: Tcp,
+                    address: address.map(|address| address.parse().unwrap()),
+                    first: *first,
+                    last: *last,
+                    inside: *inside,
+                })
+                .collect(),
+            ..Container::default()
+        }
+    }
+
+    fn socket(protocol: PortProtocol, local: &str) -> Socket {
+        Socket {
+            protocol,
+            local: local.parse().unwrap(),
+            v6_only: false,
+            interface: 0,
+            inode: 7,
+            uid: 0,
+        }
+    }
+
+    fn held_by(name: &str, container: Option<String>) -> Holders {
+        let holder = Holder {
+            pid: 12,
+            name: name.to_owned(),
+            container,
+        };
+        Holders {
+            by_inode: HashMap::from([(7, vec![holder])]),
+            complete: true,
+        }
+    }
+
+    fn addresses(endpoint: &Endpoint) -> Vec<String> {
+        endpoint.addresses.iter().map(IpAddr::to_string).collect()
+    }
+
+    #[test]
+    fn how_far_an_address_is_reached() {
+        for (address, expected) in [
+            ("0.0.0.0", Level::World),
+            ("::", Level::World),
+            ("203.0.113.10", Level::World),
+            ("2001:db8::1", Level::World),
+            ("10.1.2.3", Level::Network),
+            ("192.168.1.1", Level::Network),
+            ("169.254.1.1", Level::Network),
+            ("100.64.0.1", Level::Network),
+            ("fd00::1", Level::Network),
+            ("fe80::1", Level::Network),
+            ("224.0.0.251", Level::Network),
+            ("ff02::fb", Level::Network),
+            ("127.0.0.53", Level::Localhost),
+            ("::1", Level::Localhost),
+            ("172.17.0.1", Level::Containers),
+        ] {
+            let level = level_of(address.parse().unwrap(), &networks());
+            assert_eq!(level, expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_docker_gave_goes_before_what_was_asked_for() {
+        let asked_and_given = container(&[
+            (None, 8000, 8000, 80),
+            (Some("0.0.0.0"), 8000, 8000, 80),
+            (None, 9000, 9010, 90),
+            (Some("0.0.0.0"), 9003, 9003, 90),
+            (Some("::"), 9003, 9003, 90),
+            (None, 7000, 7000, 70),
+        ]);
+        let found = found(&[asked_and_given], &[], &Holders::default());
+        let places: Vec<_> = found
+            .iter()
+            .map(|one| (one.place(), addresses(one)))
+            .collect();
+        let every = vec!["0.0.0.0".to_owned(), "::".to_owned()];
+        assert_eq!(
+            places,
+            [
+                ("tcp/7000".to_owned(), every.clone()),
+                ("tcp/8000".to_owned(), vec!["0.0.0.0".to_owned()]),
+                ("tcp/9003".to_owned(), every),
+            ]
+        );
+    }
+
+    #[test]
+    fn who_publishes_for_a_container_is_no_listener_of_its_own() {
+        let shop = [container(&[(None, 8000, 8000, 80)])];
+        let sockets = [socket(Tcp, "0.0.0.0:8000"), socket(Tcp, "[::]:8000")];
+        for holders in [held_by("docker-proxy", None), Holders::default()] {
+            let found = found(&shop, &sockets, &holders);
+            let owners: Vec<_> = found.iter().map(|one| one.owner.kind).collect();
+            assert_eq!(owners, ["container"]);
+        }
+        let found = found(&shop, &sockets[..1], &held_by("nginx", None));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn a_stopped_container_shows_nothing() {
+        let mut stopped = container(&[(None, 8000, 8000, 80)]);
+        stopped.running = false;
+        assert_eq!(found(&[stopped], &[], &Holders::default()), []);
+    }
+
+    #[test]
+    fn a_listener_in_a_containers_control_group_is_the_containers() {
+        let host = Container {
+            on_host_network: true,
+            ..container(&[])
+        };
+        let sockets = [socket(Tcp, "0.0.0.0:80")];
+        let known = found(
+            &[host],
+            &sockets,
+            &held_by("app", Some(format!("{:064x}", 0))),
+        );
+        let Owner {
+            container,
+            host_network,
+            ..
+        } = &known[0].owner;
+        assert_eq!((container.as_deref(), *host_network), (Some("shop"), true));
+        let unknown = found(&[], &sockets, &held_by("app", Some("f".repeat(64))));
+        assert_eq!(unknown[0].owner.container.as_deref(), Some("ffffffffffff"));
+    }
+
+    #[test]
+    fn a_socket_is_as_wide_as_its_address_its_family_and_its_interface() {
+        let on = |interface| Socket {
+            interface,
+            ..socket(Udp, "0.0.0.0:68")
+        };
+        let v6_only = Socket {
+            v6_only: true,
+            ..socket(Tcp, "[::]:22")
+        };
+        for (socket, level, count, client) in [
+            (socket(Tcp, "[::]:22"), Level::World, 2, false),
+            (v6_only, Level::World, 1, false),
+            (socket(Tcp, "0.0.0.0:40000"), Level::World, 1, false),
+            (socket(Udp, "0.0.0.0:40000"), Level::World, 1, true),
+            (socket(Udp, "[fd00::1]:53"), Level::Network, 1, false),
+            (on(1), Level::Localhost, 1, true),
+            (on(2), Level::World, 1, true),
+            (on(3), Level::Network, 1, true),
+        ] {
+            let found = found(&[], std::slice::from_ref(&socket), &held_by("server", None));
+            let [one] = found.as_slice() else {
+                panic!("{found:?}")
+            };
+            let facts = (one.level, one.addresses.len(), one.may_be_client);
+            assert_eq!(facts, (level, count, client), "{socket:?}");
+        }
+    }
+
+    #[test]
+    fn consecutive_ports_join_and_others_do_not() {
+        let shop = container(&[
+            (None, 8002, 8002, 82),
+            (None, 8003, 8003, 83),
+            (None, 8004, 8004, 90),
+        ]);
+        let all = found(&[shop], &[], &Holders::default());
+        let joined = joined(all, Endpoint::continues, |one| &mut one.ports);
+        let places: BTreeMap<_, _> = joined.iter().map(|one| (one.place(), one.inside)).collect();
+        let expected = [("tcp/8002-8003", Some(82)), ("tcp/8004", Some(90))];
+        assert_eq!(
+            places,
+            expected
+                .map(|(place, inside)| (place.to_owned(), inside))
+                .into()
+        );
+    }
+}

@@ -255,3 +255,125 @@ fn limits_of(service: &Service) -> Vec<String> {
     limits.extend(describe_budgets(&service.total, "for all sources together"));
     limits
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::RangeInclusive;
+
+    use super::*;
+    use crate::{
+        audit::host::endpoint::Owner,
+        policy::{Clock, Containers, PublishedFamily, PublishedPort, Timebase},
+    };
+
+    const NOW: &str = "2026-01-01T00:00:00Z";
+
+    /// What becomes of a port on every IPv4 address, where containers publish 8000.
+    fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
+        let clock = Clock { tick_ns: 4_000_000 };
+        let policy = Policy::parse(text, "test.toml", clock).unwrap();
+        let containers = Containers {
+            published: vec![PublishedPort {
+                protocol: PortProtocol::Tcp,
+                port: 8000,
+                family: PublishedFamily::Ipv4,
+            }],
+            ..Containers::default()
+        };
+        let now = Timebase {
+            world: NOW.parse().unwrap(),
+            boot_ns: 0,
+        };
+        let local_ports: RangeInclusive<u16> = 32_768..=60_999;
+        let judge = Judge {
+            policy: &policy,
+            tables: Tables::compile(&policy, &containers, &local_ports, now),
+            own: &["203.0.113.5", "203.0.113.6", "10.0.0.1", "127.0.0.1"]
+                .map(|address| address.parse().unwrap()),
+            unguarded: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+            now: now.world,
+            is_at_work,
+        };
+        let endpoint = Endpoint {
+            protocol,
+            ports: port..=port,
+            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
+            interface: None,
+            level: Level::World,
+            owner: Owner::default(),
+            inside: None,
+            role: None,
+            may_be_client: false,
+        };
+        judge.decide(&endpoint)
+    }
+
+    fn fate(text: &str, port: u16, is_at_work: bool) -> Fate {
+        let decisions = decide(text, PortProtocol::Tcp, port, is_at_work);
+        assert_eq!(decisions.len(), 1, "{decisions:?}");
+        decisions[0].fate
+    }
+
+    #[test]
+    fn the_mode_the_scope_and_the_guard_decide() {
+        for (text, published, listening) in [
+            ("mode = \"enforce\"", Fate::Closed, Fate::NotGuarded),
+            ("mode = \"observe\"", Fate::WouldBeClosed, Fate::NotGuarded),
+            ("mode = \"off\"", Fate::NotGuarded, Fate::NotGuarded),
+            (
+                "mode = \"enforce\"\nscope = \"host\"",
+                Fate::Closed,
+                Fate::Closed,
+            ),
+        ] {
+            assert_eq!(fate(text, 8000, true), published, "{text}");
+            assert_eq!(fate(text, 9100, true), listening, "{text}");
+        }
+        assert_eq!(fate("mode = \"enforce\"", 8000, false), Fate::WouldBeClosed);
+    }
+
+    #[test]
+    fn a_service_says_whom_it_is_open_to_and_with_which_limits() {
+        let text = "mode = \"enforce\"
+            [[service]]
+            name = \"app\"
+            ports = [\"tcp/8000\"]
+            from = [\"198.51.100.0/24\", \"past\"]
+            limit.connections = \"50/s\"
+            total.packets = \"1k/s\"
+            [[source]]
+            name = \"past\"
+            cidrs = [\"192.0.2.0/24\"]
+            expires = 2001-01-01T00:00:00Z";
+        let decisions = decide(text, PortProtocol::Tcp, 8000, true);
+        let [decision] = decisions.as_slice() else {
+            panic!("{decisions:?}")
+        };
+        assert_eq!(decision.fate, Fate::Open);
+        assert_eq!(decision.service.as_deref(), Some("app"));
+        assert_eq!(decision.from, ["198.51.100.0/24"]);
+        assert_eq!(decision.limits.len(), 2, "{decision:?}");
+        assert!(decision.limits[0].starts_with("connections 50/s"));
+        assert_eq!(
+            fate(&text.replace("\"198.51.100.0/24\", ", ""), 8000, true),
+            Fate::Closed
+        );
+        let udp = decide(text, PortProtocol::Udp, 8000, true);
+        assert_eq!(udp[0].fate, Fate::NotGuarded, "another protocol");
+    }
+
+    #[test]
+    fn a_service_on_one_address_leaves_the_others_closed() {
+        let text = "mode = \"enforce\"
+            [[service]]
+            name = \"app\"
+            ports = [\"tcp/8000\"]
+            address = \"203.0.113.5\"";
+        let decisions = decide(text, PortProtocol::Tcp, 8000, true);
+        let found: Vec<_> = decisions
+            .iter()
+            .map(|one| (one.fate, one.addresses.len()))
+            .collect();
+        assert_eq!(found, [(Fate::Open, 1), (Fate::Closed, 1)]);
+    }
+}
