@@ -43,7 +43,18 @@ pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     charged.fits
 }
 
-/// Charges both buckets; false, and nothing charged, if another CPU took what room there was.
+/// Charges both buckets if either has room, in one look at a pair that has any.
+#[inline(always)]
+pub fn charge_pair_with_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
+    let charged = charge_pair(pair, now, price);
+    if !charged {
+        // Buckets from beyond their burst are not left there.
+        pair_has_room(pair, now, price);
+    }
+    charged
+}
+
+/// Charges both buckets of a pair that had room; false, and nothing charged, if another CPU took it.
 #[inline(always)]
 pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     let [first, second] = pair;
@@ -177,6 +188,9 @@ mod tests {
         assert!(!has_room(&bucket, NOW, PRICE));
         assert_eq!(bucket.arrival.get(), FULL);
         assert!(has_room(&bucket, NOW + PRICE.cost, PRICE));
+        let pair = [0, 1].map(|_| Contended::new(FULL + SKEW + 1, 0, 0));
+        assert!(!charge_pair_with_room(pair.each_ref(), NOW, PRICE));
+        assert_eq!(pair.map(|bucket| bucket.arrival.get()), [FULL; 2]);
     }
 
     #[test]

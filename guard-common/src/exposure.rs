@@ -1,7 +1,7 @@
 //! Whether a source may reach what it asks for: the rules of exposure as one pure function.
 
 use crate::{
-    packet::{Packet, Transport},
+    packet::{Packet, View},
     reason::Reason,
 };
 
@@ -90,15 +90,15 @@ const ECHO_REPLY_V4: u8 = 0;
 #[inline(always)]
 pub const fn judge_container_address(packet: &Packet, kind: NetworkKind) -> Exposure {
     let closed = Reason::ContainerAddress;
-    match (kind, packet.transport) {
+    match (kind, packet.transport.view()) {
         (NetworkKind::Masqueraded, _) => Exposure::Closed(closed),
-        (NetworkKind::Routed, Transport::Tcp { attempt: false, .. }) => {
+        (NetworkKind::Routed, View::Tcp { attempt: false, .. }) => {
             Exposure::Pass(Reason::Established)
         }
-        (NetworkKind::Routed, Transport::Udp { .. }) => Exposure::ClosedUnlessReply(closed),
+        (NetworkKind::Routed, View::Udp { .. }) => Exposure::ClosedUnlessReply(closed),
         (
             NetworkKind::Routed,
-            Transport::Icmp {
+            View::Icmp {
                 kind: ECHO_REPLY_V4 | ECHO_REPLY_V6,
                 ..
             },
@@ -133,12 +133,12 @@ pub const fn judge(target: Target, packet: &Packet, scope: Scope) -> Exposure {
     } else {
         Reason::ClosedPort
     };
-    match packet.transport {
-        Transport::Tcp { attempt: false, .. } if !published || ephemeral => {
+    match packet.transport.view() {
+        View::Tcp { attempt: false, .. } if !published || ephemeral => {
             Exposure::Pass(Reason::Established)
         }
-        Transport::Udp { .. } if !published => Exposure::ClosedUnlessReply(reason),
-        Transport::Icmp { .. } if packet.is_icmp_error() => Exposure::Pass(Reason::Reply),
+        View::Udp { .. } if !published => Exposure::ClosedUnlessReply(reason),
+        View::Icmp { .. } if packet.is_icmp_error() => Exposure::Pass(Reason::Reply),
         _ => Exposure::Closed(reason),
     }
 }
@@ -147,6 +147,7 @@ pub const fn judge(target: Target, packet: &Packet, scope: Scope) -> Exposure {
 mod tests {
     use super::*;
     use crate::address::{Address, Family};
+    use crate::packet::Transport;
 
     const fn packet(transport: Transport) -> Packet {
         let nowhere = Address { high: 0, low: 0 };
@@ -158,22 +159,10 @@ mod tests {
         }
     }
 
-    const ATTEMPT: Packet = packet(Transport::Tcp {
-        destination_port: 8000,
-        attempt: true,
-    });
-    const SEGMENT: Packet = packet(Transport::Tcp {
-        destination_port: 8000,
-        attempt: false,
-    });
-    const UDP: Packet = packet(Transport::Udp {
-        source_port: 1,
-        destination_port: 8000,
-    });
-    const UNREACHABLE: Packet = packet(Transport::Icmp {
-        kind: 3,
-        on_link: false,
-    });
+    const ATTEMPT: Packet = packet(Transport::tcp(8000, true));
+    const SEGMENT: Packet = packet(Transport::tcp(8000, false));
+    const UDP: Packet = packet(Transport::udp(1, 8000));
+    const UNREACHABLE: Packet = packet(Transport::icmp(3, false));
     const UNKNOWN: Target = Target {
         listed: false,
         admitted: false,

@@ -365,6 +365,7 @@ pub struct About {
     pub program: u32,
     pub next_program: u32,
     /// The place of the tc program where it has no link (before Linux 6.6): priority 0 if there is none.
+    /// Written before the program is put there.
     pub egress_handle: u32,
     pub egress_priority: u16,
     /// A [`Mode`] and a [`Scope`].
@@ -375,7 +376,9 @@ pub struct About {
     pub native: u8,
     /// A [`Mode`]: that of the policy that comes back when a trial is over.
     pub mode_before: u8,
-    pub reserved: u16,
+    /// 1: the guard has made the clsact qdisc that the tc program hangs below.
+    pub clsact: u8,
+    pub reserved: u8,
     /// Of the policy file.
     pub sha256: [u8; 32],
     pub version: [u8; 32],

@@ -11,9 +11,33 @@ pub struct Packet {
     pub transport: Transport,
 }
 
-/// What the transport header says, as far as a verdict depends on it. Ports are in host byte order.
+/// What the transport header says, as far as a verdict depends on it; [`Transport::view`] shows it.
+///
+/// Every field always has a value. An enum's other variants have none, and where the compiler keeps
+/// such a field on the stack unwritten, verifiers before Linux 6.3 refuse the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
+pub struct Transport {
+    kind: Kind,
+    source_port: u16,
+    destination_port: u16,
+    number: u8,
+    flag: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Udp,
+    Sctp,
+    Icmp,
+    Igmp,
+    Other,
+    LaterFragment,
+}
+
+/// A [`Transport`], taken apart. Ports are in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
     Tcp {
         destination_port: u16,
         /// SYN without ACK, whatever the other flags: this segment asks for a connection.
@@ -45,6 +69,102 @@ pub enum Transport {
     LaterFragment,
 }
 
+impl Transport {
+    pub const LATER_FRAGMENT: Self = Self {
+        kind: Kind::LaterFragment,
+        source_port: 0,
+        destination_port: 0,
+        number: 0,
+        flag: false,
+    };
+
+    #[inline(always)]
+    pub const fn tcp(destination_port: u16, attempt: bool) -> Self {
+        Self {
+            kind: Kind::Tcp,
+            destination_port,
+            flag: attempt,
+            ..Self::LATER_FRAGMENT
+        }
+    }
+
+    #[inline(always)]
+    pub const fn udp(source_port: u16, destination_port: u16) -> Self {
+        Self {
+            kind: Kind::Udp,
+            source_port,
+            destination_port,
+            ..Self::LATER_FRAGMENT
+        }
+    }
+
+    #[inline(always)]
+    pub const fn sctp(destination_port: u16) -> Self {
+        Self {
+            kind: Kind::Sctp,
+            destination_port,
+            ..Self::LATER_FRAGMENT
+        }
+    }
+
+    #[inline(always)]
+    pub const fn icmp(kind: u8, on_link: bool) -> Self {
+        Self {
+            kind: Kind::Icmp,
+            number: kind,
+            flag: on_link,
+            ..Self::LATER_FRAGMENT
+        }
+    }
+
+    #[inline(always)]
+    pub const fn igmp(last_hop: bool) -> Self {
+        Self {
+            kind: Kind::Igmp,
+            flag: last_hop,
+            ..Self::LATER_FRAGMENT
+        }
+    }
+
+    #[inline(always)]
+    pub const fn other(protocol: u8) -> Self {
+        Self {
+            kind: Kind::Other,
+            number: protocol,
+            ..Self::LATER_FRAGMENT
+        }
+    }
+
+    #[inline(always)]
+    pub const fn view(self) -> View {
+        let Self {
+            kind,
+            source_port,
+            destination_port,
+            number,
+            flag,
+        } = self;
+        match kind {
+            Kind::Tcp => View::Tcp {
+                destination_port,
+                attempt: flag,
+            },
+            Kind::Udp => View::Udp {
+                source_port,
+                destination_port,
+            },
+            Kind::Sctp => View::Sctp { destination_port },
+            Kind::Icmp => View::Icmp {
+                kind: number,
+                on_link: flag,
+            },
+            Kind::Igmp => View::Igmp { last_hop: flag },
+            Kind::Other => View::Other { protocol: number },
+            Kind::LaterFragment => View::LaterFragment,
+        }
+    }
+}
+
 /// ICMPv6 types of multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery
 /// (RFC 4861).
 const MULTICAST_LISTENER_QUERY: u8 = 130;
@@ -71,12 +191,12 @@ impl Packet {
     /// Only what the host itself would take for such, and only as neighbours send it: neighbour
     /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
     /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
-    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can dress a flood in these clothes. DHCP over IPv4 is
-    /// apart: see [`Self::is_dhcp_reply`].
+    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can
+    /// dress a flood in these clothes. DHCP over IPv4 is apart: see [`Self::is_dhcp_reply`].
     #[inline(always)]
     pub const fn is_control(&self) -> bool {
-        match self.transport {
-            Transport::Icmp { kind, on_link } => match (self.family, kind) {
+        match self.transport.view() {
+            View::Icmp { kind, on_link } => match (self.family, kind) {
                 (Family::Ipv6, ROUTER_SOLICITATION..=REDIRECT) => on_link,
                 (
                     Family::Ipv6,
@@ -86,10 +206,10 @@ impl Packet {
                 _ => false,
             },
             // To one address it could come from afar, with a TTL that is 1 by the time it is here.
-            Transport::Igmp { last_hop } => {
+            View::Igmp { last_hop } => {
                 last_hop && self.destination.low & MULTICAST_V4_MASK == MULTICAST_V4
             }
-            Transport::Udp {
+            View::Udp {
                 source_port,
                 destination_port,
             } => {
@@ -107,10 +227,10 @@ impl Packet {
     /// somebody far away sends with these ports: it is control only where the host itself has the port.
     #[inline(always)]
     pub const fn is_dhcp_reply(&self) -> bool {
-        match (self.family, self.transport) {
+        match (self.family, self.transport.view()) {
             (
                 Family::Ipv4,
-                Transport::Udp {
+                View::Udp {
                     source_port,
                     destination_port,
                 },
@@ -123,8 +243,8 @@ impl Packet {
     /// connection over a narrower path hangs (RFC 1122, section 3.2.2; RFC 4890, section 4.3.1).
     #[inline(always)]
     pub const fn is_icmp_error(&self) -> bool {
-        match self.transport {
-            Transport::Icmp { kind, .. } => match self.family {
+        match self.transport.view() {
+            View::Icmp { kind, .. } => match self.family {
                 Family::Ipv4 => matches!(kind, 3 | 11 | 12),
                 Family::Ipv6 => matches!(kind, 1..=4),
             },
@@ -162,7 +282,7 @@ mod tests {
             family: Family::Ipv6,
             source,
             destination: ANYWHERE,
-            transport: Transport::Icmp { kind, on_link },
+            transport: Transport::icmp(kind, on_link),
         }
     }
 
@@ -171,10 +291,7 @@ mod tests {
             family,
             source: ANYWHERE,
             destination: ANYWHERE,
-            transport: Transport::Udp {
-                source_port,
-                destination_port,
-            },
+            transport: Transport::udp(source_port, destination_port),
         }
     }
 
@@ -193,10 +310,7 @@ mod tests {
         assert!(packet.is_icmp_error(), "packet too big");
         packet.family = Family::Ipv4;
         assert!(!packet.is_icmp_error());
-        packet.transport = Transport::Icmp {
-            kind: 3,
-            on_link: false,
-        };
+        packet.transport = Transport::icmp(3, false);
         assert!(packet.is_icmp_error(), "destination unreachable");
         assert!(!icmpv6(128, false, ANYWHERE).is_icmp_error(), "echo");
     }
@@ -216,7 +330,7 @@ mod tests {
             family: Family::Ipv4,
             source: Address::from_ipv4(0xc633_6407),
             destination: Address::from_ipv4(destination),
-            transport: Transport::Igmp { last_hop },
+            transport: Transport::igmp(last_hop),
         };
         for group in [0xe000_0001, 0xe000_0016, 0xefff_ffff] {
             assert!(igmp(group, true).is_control());

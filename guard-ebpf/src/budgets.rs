@@ -8,11 +8,11 @@ use core::{
 
 use guard_common::{
     address::{Address, Family},
-    bucket::{Bucket, charge_one, charge_pair, has_room, pair_has_room},
+    bucket::{Bucket, charge_one, charge_pair, charge_pair_with_room, has_room, pair_has_room},
     cell::{self, Cell, Share},
-    gcra::Price,
+    gcra::{Budget, Price},
     layout::{Budgets, Relief, Service, feature},
-    packet::{Packet, Transport},
+    packet::{Packet, View},
     reason::Reason,
 };
 
@@ -38,15 +38,19 @@ pub fn charge<C: Clock>(
     if !config::uses(feature::BUDGETS) {
         return reason;
     }
+    let prefix = packet.source.masked(source_mask(packet.family, settings));
+    let hash = |share| cell::hash(config::hash_key(), share, packet.family, prefix);
     let bill = Bill {
-        service,
         length,
-        attempt: matches!(packet.transport, Transport::Tcp { attempt: true, .. }),
         now: C::now(),
-        family: packet.family,
-        prefix: packet.source.masked(source_mask(packet.family, settings)),
+        hash: hash(Share::Base),
+        terms: Terms {
+            service,
+            attempt: matches!(packet.transport.view(), View::Tcp { attempt: true, .. }),
+        },
+        times: None,
     };
-    let Err(over) = bill.pay(settings, Share::Base, 1) else {
+    let Err(over) = bill.pay(settings) else {
         return reason;
     };
     if is_allowed::<C>(packet.family, packet.source, service) {
@@ -57,9 +61,14 @@ pub fn charge<C: Clock>(
         // What a crowd sends beyond one source's budget has further buckets, which are so much
         // larger that both together are `factor` times that budget.
         Some(Relief { factor, .. }) if factor > 1 => {
-            match bill.pay(settings, Share::Crowd, u64::from(factor - 1)) {
-                Ok(()) => reason,
-                Err(over) => over,
+            let terms = bill.terms.pack() | u64::from(factor - 1) << CROWD_SHIFT;
+            match guard_pay_as_crowd(settings, bill.now, hash(Share::Crowd), length, terms) {
+                WITHIN => reason,
+                over => KINDS
+                    .map(Kind::reason)
+                    .into_iter()
+                    .find(|limit| *limit as u32 == over)
+                    .unwrap_or(Reason::TotalLimit),
             }
         }
         _ => over,
@@ -74,68 +83,168 @@ fn source_mask(family: Family, settings: &Service) -> Address {
     }
 }
 
-/// One packet, as its budgets see it.
-struct Bill {
-    service: u16,
-    length: u64,
-    attempt: bool,
-    now: u64,
-    family: Family,
-    prefix: Address,
+/// What a budget counts.
+#[derive(Clone, Copy)]
+enum Kind {
+    Packets,
+    Bytes,
+    Connections,
 }
 
-/// What the packet costs at each budget; `None`: not limited, or not concerned.
-struct Prices {
-    packets: Option<Price>,
-    bytes: Option<Price>,
-    connections: Option<Price>,
+const KINDS: [Kind; 3] = [Kind::Packets, Kind::Bytes, Kind::Connections];
+
+impl Kind {
+    #[inline(always)]
+    fn feature(self) -> u16 {
+        match self {
+            Self::Packets => feature::PACKETS,
+            Self::Bytes => feature::BYTES,
+            Self::Connections => feature::CONNECTIONS,
+        }
+    }
+
+    #[inline(always)]
+    fn reason(self) -> Reason {
+        match self {
+            Self::Packets => Reason::PacketLimit,
+            Self::Bytes => Reason::ByteLimit,
+            Self::Connections => Reason::ConnectionLimit,
+        }
+    }
+
+    #[inline(always)]
+    fn budget(self, budgets: &Budgets) -> *const Budget {
+        match self {
+            Self::Packets => &raw const budgets.packets,
+            Self::Bytes => &raw const budgets.bytes,
+            Self::Connections => &raw const budgets.connections,
+        }
+    }
+
+    #[inline(always)]
+    fn bucket(self, cell: *mut Cell) -> MapBucket {
+        // SAFETY: the pointer is to a value of an array map.
+        MapBucket(unsafe {
+            match self {
+                Self::Packets => &raw mut (*cell).packets,
+                Self::Bytes => &raw mut (*cell).bytes,
+                Self::Connections => &raw mut (*cell).connections,
+            }
+        })
+    }
+}
+
+/// What [`guard_pay_as_crowd`] returns for a packet within its budgets: no [`Reason`] to drop.
+const WITHIN: u32 = 0;
+
+/// Charges a packet to buckets into which its budgets fit as many times as `terms` says, and returns
+/// the number of the [`Reason`] if it is over one.
+///
+/// It is a global function, which the verifier looks at once (Linux 5.6, with pointers 5.13). Followed
+/// from every budget that a packet can be over, it came close to the million instructions that are
+/// allowed. What every packet goes through is none: where the kernel guards its returns, a call costs
+/// more than the charge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_pay_as_crowd(
+    settings: *const Service,
+    now: u64,
+    hash: u64,
+    length: u64,
+    terms: u64,
+) -> u32 {
+    // SAFETY: the verifier holds every caller to what the type says.
+    let Some(settings) = (unsafe { settings.as_ref() }) else {
+        return WITHIN;
+    };
+    let bill = Bill {
+        length,
+        now,
+        hash,
+        terms: Terms::unpack(terms),
+        times: Some(terms >> CROWD_SHIFT),
+    };
+    match bill.pay(settings) {
+        Ok(()) => WITHIN,
+        Err(over) => over as u32,
+    }
+}
+
+/// What else a packet is charged by, in one argument: the kernel's functions take five.
+#[derive(Clone, Copy)]
+struct Terms {
+    service: u16,
+    /// It opens a connection.
+    attempt: bool,
+}
+
+/// The terms of a crowd have its size above this bit.
+const CROWD_SHIFT: u32 = 32;
+
+impl Terms {
+    const ATTEMPT: u64 = 1 << 16;
+
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        let attempt = if self.attempt { Self::ATTEMPT } else { 0 };
+        u64::from(self.service) | attempt
+    }
+
+    #[inline(always)]
+    fn unpack(terms: u64) -> Self {
+        Self {
+            service: terms as u16,
+            attempt: terms & Self::ATTEMPT != 0,
+        }
+    }
+}
+
+/// One packet, as its budgets see it.
+struct Bill {
+    length: u64,
+    now: u64,
+    hash: u64,
+    terms: Terms,
+    /// How many times its budgets fit into the buckets of its crowd; `None`: it pays as one source.
+    times: Option<u64>,
 }
 
 impl Bill {
-    /// Charges the packet to buckets of its source, into which `times` its budgets fit, and to those
-    /// of all sources; to none of them if it is over any.
+    /// Charges the packet to the buckets of its source and to those of all sources; to none of them
+    /// if it is over any.
     #[inline(always)]
-    fn pay(&self, settings: &Service, share: Share, times: u64) -> Result<(), Reason> {
-        let prices = self.prices(&settings.source, times);
-        let hash = cell::hash(config::hash_key(), share, self.family, self.prefix);
-        let [first, second] = cell::indices(hash, settings.first_cell, settings.cell_mask);
+    fn pay(&self, settings: &Service) -> Result<(), Reason> {
+        let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
         let (Some(first), Some(second)) = (CELLS.get_ptr_mut(first), CELLS.get_ptr_mut(second))
         else {
             // Unreachable while the slices fit the array; a guard that is unsure lets through.
             return Ok(());
         };
-        let buckets = [
-            (
-                prices.packets,
-                [packets_of(first), packets_of(second)],
-                Reason::PacketLimit,
-            ),
-            (
-                prices.bytes,
-                [bytes_of(first), bytes_of(second)],
-                Reason::ByteLimit,
-            ),
-            (
-                prices.connections,
-                [connections_of(first), connections_of(second)],
-                Reason::ConnectionLimit,
-            ),
-        ];
-        for (price, pair, over) in &buckets {
-            if let Some(price) = price
-                && !pair_has_room(*pair, self.now, *price)
+        let pair = |kind: Kind| [kind.bucket(first), kind.bucket(second)];
+        // Where there is only one budget, its charge tells whether there is room.
+        let is_only = |kind: Kind| !config::uses(feature::BUDGETS & !kind.feature());
+        for kind in KINDS {
+            if !is_only(kind)
+                && let Some(price) = self.price(kind, &settings.source, self.times)
+                && !pair_has_room(pair(kind), self.now, price)
             {
-                return Err(*over);
+                return Err(kind.reason());
             }
         }
         if config::uses(feature::TOTALS) {
             self.pay_totals(settings)?;
         }
-        for (price, pair, over) in &buckets {
-            if let Some(price) = price
-                && !charge_pair(*pair, self.now, *price)
-            {
-                return Err(*over);
+        for kind in KINDS {
+            let Some(price) = self.price(kind, &settings.source, self.times) else {
+                continue;
+            };
+            let is_charged = if is_only(kind) {
+                charge_pair_with_room(pair(kind), self.now, price)
+            } else {
+                charge_pair(pair(kind), self.now, price)
+            };
+            if !is_charged {
+                return Err(kind.reason());
             }
         }
         Ok(())
@@ -143,25 +252,19 @@ impl Bill {
 
     #[inline(always)]
     fn pay_totals(&self, settings: &Service) -> Result<(), Reason> {
-        let prices = self.prices(&settings.total, 1);
-        let Some(total) = TOTALS.get_ptr_mut(u32::from(self.service)) else {
+        let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
             return Ok(());
         };
-        let buckets = [
-            (prices.packets, packets_of(total)),
-            (prices.bytes, bytes_of(total)),
-            (prices.connections, connections_of(total)),
-        ];
-        for (price, bucket) in &buckets {
-            if let Some(price) = price
-                && !has_room(*bucket, self.now, *price)
+        for kind in KINDS {
+            if let Some(price) = self.price(kind, &settings.total, None)
+                && !has_room(kind.bucket(total), self.now, price)
             {
                 return Err(Reason::TotalLimit);
             }
         }
-        for (price, bucket) in &buckets {
-            if let Some(price) = price
-                && !charge_one(*bucket, self.now, *price)
+        for kind in KINDS {
+            if let Some(price) = self.price(kind, &settings.total, None)
+                && !charge_one(kind.bucket(total), self.now, price)
             {
                 return Err(Reason::TotalLimit);
             }
@@ -169,27 +272,29 @@ impl Bill {
         Ok(())
     }
 
+    /// What the packet costs at a budget; `None`: not limited, or not concerned.
+    ///
+    /// It is asked for where it is used, and read from the table each time. Kept in between, it would
+    /// have the verifier follow every mixture of limited and unlimited budgets; and the half of an
+    /// empty `Option`, copied unwritten, is refused before Linux 6.3.
     #[inline(always)]
-    fn prices(&self, budgets: &Budgets, times: u64) -> Prices {
-        let Budgets {
-            packets,
-            bytes,
-            connections,
-        } = budgets;
-        let shared = |price: Price| Price {
-            cost: price.cost.checked_div(times).unwrap_or(price.cost),
-            burst: price.burst,
-        };
-        Prices {
-            packets: (config::uses(feature::PACKETS) && packets.is_limited())
-                .then(|| shared(packets.price())),
-            bytes: (config::uses(feature::BYTES) && bytes.is_limited())
-                .then(|| shared(bytes.price_of_bytes(self.length))),
-            connections: (config::uses(feature::CONNECTIONS)
-                && self.attempt
-                && connections.is_limited())
-            .then(|| shared(connections.price())),
+    fn price(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
+        if !config::uses(kind.feature()) || matches!(kind, Kind::Connections) && !self.terms.attempt
+        {
+            return None;
         }
+        // SAFETY: the pointer comes from a reference.
+        let budget = unsafe { read_volatile(kind.budget(budgets)) };
+        if !budget.is_limited() {
+            return None;
+        }
+        let Price { cost, burst } = match kind {
+            Kind::Bytes => budget.price_of_bytes(self.length),
+            Kind::Packets | Kind::Connections => budget.price(),
+        };
+        let shared = times.and_then(|times| cost.checked_div(times));
+        let cost = shared.unwrap_or(cost);
+        Some(Price { cost, burst })
     }
 }
 
@@ -215,19 +320,4 @@ impl Bucket for MapBucket {
         };
         exchanged
     }
-}
-
-fn packets_of(cell: *mut Cell) -> MapBucket {
-    // SAFETY: the pointer is to a value of an array map.
-    MapBucket(unsafe { &raw mut (*cell).packets })
-}
-
-fn bytes_of(cell: *mut Cell) -> MapBucket {
-    // SAFETY: as above.
-    MapBucket(unsafe { &raw mut (*cell).bytes })
-}
-
-fn connections_of(cell: *mut Cell) -> MapBucket {
-    // SAFETY: as above.
-    MapBucket(unsafe { &raw mut (*cell).connections })
 }

@@ -8,7 +8,8 @@ use guard_common::{
         AddressedKey, NO_SERVICE, PortEntry, PortProtocol, Service, feature, port_index,
         protocol_index,
     },
-    packet::{Packet, Transport},
+    packet::{Packet, View},
+    reason::Reason,
 };
 
 use crate::{
@@ -28,8 +29,23 @@ pub struct Destination {
     pub exposure: Exposure,
 }
 
+impl Destination {
+    /// A place that no service lists.
+    #[inline(always)]
+    fn of_host(exposure: Exposure) -> Self {
+        Self {
+            service: NO_SERVICE,
+            settings: None,
+            exposure,
+        }
+    }
+}
+
 #[inline(always)]
 pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
+    if packet.transport.view() == View::LaterFragment {
+        return Destination::of_host(Exposure::Pass(Reason::Fragment));
+    }
     let index = place(packet);
     let entry = PORTS.get(index).copied().unwrap_or_default();
     let on_this_address = find_addressed(packet.family, packet.destination, index, entry);
@@ -37,11 +53,7 @@ pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
     if on_this_address.is_none()
         && let Some(network) = find_network(packet.family, packet.destination)
     {
-        return Destination {
-            service: NO_SERVICE,
-            settings: None,
-            exposure: judge_container_address(packet, network),
-        };
+        return Destination::of_host(judge_container_address(packet, network));
     }
     let service = on_this_address.unwrap_or(entry.service());
     let settings = if service == NO_SERVICE {
@@ -86,22 +98,22 @@ pub fn is_published(family: Family, entry: PortEntry) -> bool {
 /// The packet's place in the table of ports.
 #[inline(always)]
 fn place(packet: &Packet) -> u32 {
-    match packet.transport {
-        Transport::Tcp {
+    match packet.transport.view() {
+        View::Tcp {
             destination_port, ..
         } => port_index(PortProtocol::Tcp, destination_port),
-        Transport::Udp {
+        View::Udp {
             destination_port, ..
         } => port_index(PortProtocol::Udp, destination_port),
-        Transport::Sctp { destination_port } => port_index(PortProtocol::Sctp, destination_port),
-        Transport::Icmp { .. } => protocol_index(match packet.family {
+        View::Sctp { destination_port } => port_index(PortProtocol::Sctp, destination_port),
+        View::Icmp { .. } => protocol_index(match packet.family {
             Family::Ipv4 => protocol::ICMP,
             Family::Ipv6 => protocol::ICMPV6,
         }),
-        // A later fragment has been judged before anybody asks for its port.
-        Transport::LaterFragment => protocol_index(protocol::FRAGMENT),
-        Transport::Igmp { .. } => protocol_index(protocol::IGMP),
-        Transport::Other { protocol } => protocol_index(protocol),
+        // A later fragment has no port, and is judged without.
+        View::LaterFragment => protocol_index(protocol::FRAGMENT),
+        View::Igmp { .. } => protocol_index(protocol::IGMP),
+        View::Other { protocol } => protocol_index(protocol),
     }
 }
 

@@ -10,7 +10,7 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
     layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, port_index},
-    packet::{Packet, Transport},
+    packet::{Packet, View},
     reason::Mode,
 };
 
@@ -36,10 +36,10 @@ pub fn record<C: Clock>(frame: &Frame) {
     let Parsed::Ip(packet) = parse(frame) else {
         return;
     };
-    let Transport::Udp {
+    let View::Udp {
         source_port,
         destination_port,
-    } = packet.transport
+    } = packet.transport.view()
     else {
         return;
     };
@@ -62,10 +62,10 @@ pub fn record<C: Clock>(frame: &Frame) {
 /// service does not admit stays by talking on.
 #[inline(always)]
 pub fn is_reply<C: Clock>(packet: &Packet, is_listed: bool) -> bool {
-    let Transport::Udp {
+    let View::Udp {
         source_port,
         destination_port,
-    } = packet.transport
+    } = packet.transport.view()
     else {
         return false;
     };
@@ -173,10 +173,10 @@ fn has_admitted(packet: &Packet, service: u16) -> bool {
 /// flow of its own, or the guard would count less than it will drop.
 #[inline(always)]
 pub fn note_stranger<C: Clock>(packet: &Packet) {
-    if let Transport::Udp {
+    if let View::Udp {
         source_port,
         destination_port,
-    } = packet.transport
+    } = packet.transport.view()
         && config::uses(feature::FLOWS)
     {
         let key = flow(

@@ -36,7 +36,7 @@ use guard_common::{
     address::{Address, Family},
     exposure::Exposure,
     layout::{NO_SERVICE, feature, replay_result},
-    packet::{Packet, Transport},
+    packet::Packet,
     reason::{Mode, Outcome, Reason, Verdict},
 };
 
@@ -171,10 +171,6 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
         && !sources::is_allowed::<C>(packet.family, packet.source, NO_SERVICE)
     {
         return Judgement::of_host(Reason::DeniedSource, source);
-    }
-    if packet.transport == Transport::LaterFragment {
-        let reason = within_limits::<C>(&packet, frame.length, Reason::Fragment);
-        return Judgement::of_host(reason, source);
     }
     let Destination {
         service,

@@ -207,7 +207,7 @@ fn parse_ipv4(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
         }
         .parse(frame)?
     } else {
-        Transport::LaterFragment
+        Transport::LATER_FRAGMENT
     };
     Ok(Packet {
         family: Family::Ipv4,
@@ -260,7 +260,7 @@ fn parse_ipv6_payload(frame: &Frame, mut payload: Payload) -> Result<Transport, 
             protocol::FRAGMENT => {
                 let fragment = header.half(2);
                 if fragment & IPV6_FRAGMENT_OFFSET != 0 {
-                    return Ok(Transport::LaterFragment);
+                    return Ok(Transport::LATER_FRAGMENT);
                 }
                 payload.is_fragment |= fragment & IPV6_MORE_FRAGMENTS != 0;
                 8
@@ -310,21 +310,14 @@ impl Payload {
             protocol::UDP => self.parse_udp(frame),
             protocol::SCTP => {
                 let header = self.header::<SctpHdr>(frame)?;
-                Ok(Transport::Sctp {
-                    destination_port: header.half(offset_of!(SctpHdr, dst)),
-                })
+                Ok(Transport::sctp(header.half(offset_of!(SctpHdr, dst))))
             }
             protocol if protocol == self.own_icmp() => {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
-                Ok(Transport::Icmp {
-                    kind: header.byte(0),
-                    on_link: self.hops == 255,
-                })
+                Ok(Transport::icmp(header.byte(0), self.hops == 255))
             }
-            protocol::IGMP if self.family == Family::Ipv4 => Ok(Transport::Igmp {
-                last_hop: self.hops == 1,
-            }),
-            protocol => Ok(Transport::Other { protocol }),
+            protocol::IGMP if self.family == Family::Ipv4 => Ok(Transport::igmp(self.hops == 1)),
+            protocol => Ok(Transport::other(protocol)),
         }
     }
 
@@ -356,10 +349,10 @@ impl Payload {
         if header_length < TcpHdr::LEN || !fits {
             return Err(Malformed);
         }
-        Ok(Transport::Tcp {
-            destination_port: header.half(offset_of!(TcpHdr, dest)),
-            attempt: flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
-        })
+        Ok(Transport::tcp(
+            header.half(offset_of!(TcpHdr, dest)),
+            flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        ))
     }
 
     #[inline(always)]
@@ -372,9 +365,9 @@ impl Payload {
         if (length < UdpHdr::LEN && !to_the_end) || !fits {
             return Err(Malformed);
         }
-        Ok(Transport::Udp {
-            source_port: header.half(offset_of!(UdpHdr, src)),
-            destination_port: header.half(offset_of!(UdpHdr, dst)),
-        })
+        Ok(Transport::udp(
+            header.half(offset_of!(UdpHdr, src)),
+            header.half(offset_of!(UdpHdr, dst)),
+        ))
     }
 }

@@ -231,9 +231,7 @@ fn left_closed(name: String, endpoints: &[Endpoint]) -> Service {
     for endpoint in endpoints {
         let is_known = |place: &String| *place == endpoint.place();
         why.push(found(endpoint));
-        why.extend(
-            danger(endpoint).map(|danger| format!("WARNING: an intruder gets {}", danger.gain)),
-        );
+        why.extend(danger(endpoint).map(|danger| format!("WARNING: {danger}")));
         if !ports.iter().any(is_known) {
             ports.push(endpoint.place());
         }

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use guard::commands::Arguments;
 
-#[tokio::main(flavor = "current_thread")]
+// Two, so that what Docker says is heard while a policy is loaded.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let result = match Arguments::parse() {
         Ok(arguments) => arguments.run().await,

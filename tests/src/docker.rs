@@ -65,31 +65,11 @@ impl Docker {
             anyhow::ensure!(containerd_socket.exists(), "containerd has no socket yet");
             Ok(())
         })?;
-        let socket = folder.join("docker.sock");
-        let dockerd = Daemon::start(
-            lab.host
-                .command("dockerd")
-                .arg("--containerd")
-                .arg(&containerd_socket)
-                .arg("--data-root")
-                .arg(folder.join("data"))
-                .arg("--exec-root")
-                .arg(folder.join("run"))
-                .arg("--pidfile")
-                .arg(folder.join("docker.pid"))
-                .arg("--host")
-                .arg(format!("unix://{}", socket.display()))
-                .arg("--cgroup-parent")
-                .arg(format!("/{}", lab.name()))
-                .args(["--ipv6", "--fixed-cidr-v6", "2001:db8:d0c::/64"])
-                // Before version 27 ip6tables counts as experimental.
-                .args(["--experimental", "--ip6tables"]),
-            &lab.folder().join("dockerd.log"),
-        )?;
+        let dockerd = start_dockerd(lab)?;
         let mut docker = Self {
             dockerd,
             containerd,
-            socket,
+            socket: folder.join("docker.sock"),
             lab: lab.name().to_owned(),
             strays,
         };
@@ -100,6 +80,17 @@ impl Docker {
         })?;
         docker.import_invoices(lab)?;
         Ok(docker)
+    }
+
+    /// Ends the daemon and starts it again, as an upgrade would.
+    pub fn restart(&mut self, lab: &Lab) -> Result<()> {
+        self.dockerd.stop()?;
+        self.dockerd = start_dockerd(lab)?;
+        wait_for(PATIENCE, || {
+            self.dockerd.check_alive()?;
+            self.run(&["version"])
+        })?;
+        Ok(())
     }
 
     pub fn socket(&self) -> &Path {
@@ -168,6 +159,30 @@ impl Docker {
         let command = invoices_command("").join("\",\"");
         self.import(&root, IMAGE, &[&format!("CMD [\"{command}\"]")])
     }
+}
+
+fn start_dockerd(lab: &Lab) -> Result<Daemon> {
+    let folder = lab.folder().join("docker");
+    Daemon::start(
+        lab.host
+            .command("dockerd")
+            .arg("--containerd")
+            .arg(folder.join("containerd.sock"))
+            .arg("--data-root")
+            .arg(folder.join("data"))
+            .arg("--exec-root")
+            .arg(folder.join("run"))
+            .arg("--pidfile")
+            .arg(folder.join("docker.pid"))
+            .arg("--host")
+            .arg(format!("unix://{}", folder.join("docker.sock").display()))
+            .arg("--cgroup-parent")
+            .arg(format!("/{}", lab.name()))
+            .args(["--ipv6", "--fixed-cidr-v6", "2001:db8:d0c::/64"])
+            // Before version 27 ip6tables counts as experimental.
+            .args(["--experimental", "--ip6tables"]),
+        &lab.folder().join("dockerd.log"),
+    )
 }
 
 impl Drop for Docker {

@@ -369,12 +369,12 @@ impl Agent {
     /// perhaps without an agent.
     pub(super) fn change_tables(&mut self) -> Result<(), LoadError> {
         let local_ports = host::local_port_range().map_err(LoadError::Host)?;
-        let now = host::timebase().map_err(LoadError::Host)?;
+        let early = self.closer.take_early();
         let before = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
         let in_force = Ground {
             containers: self.docker.containers(),
             local_ports: &local_ports,
-            now,
+            now: host::timebase().map_err(LoadError::Host)?,
             entries: &self.state.kept.entries,
         };
         let fallback = Ground {
@@ -383,10 +383,10 @@ impl Agent {
         };
         for attachment in self.attachments.values_mut() {
             if let Some(prepared) = attachment.in_force_mut() {
-                prepared.change(&in_force)?;
+                prepared.change(&in_force, &early)?;
             }
             if let Some(prepared) = attachment.fallback_mut() {
-                match prepared.change(&fallback) {
+                match prepared.change(&fallback, &early) {
                     // It is loaded afresh when the trial ends; what fits is in force.
                     Err(error) if needs_another(&error) => {}
                     result => result?,

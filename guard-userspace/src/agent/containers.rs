@@ -8,8 +8,9 @@ use tracing::warn;
 
 use crate::{
     api::DockerStatus,
+    dataplane::Closer,
     docker::{self, Seen, Watch},
-    host::Netlink,
+    host::{self, Netlink},
     policy::{ContainerNetwork, Containers, Policy, PublishedPort},
 };
 
@@ -34,10 +35,22 @@ enum Known {
     },
 }
 
-/// What has become of containers.
-pub struct News {
-    /// When it happened, by Docker's clock.
-    pub event: Option<Timestamp>,
+/// Who hears first what Docker says: ports are closed before the agent finds the time.
+#[derive(Clone)]
+pub struct Listener {
+    /// Told of everything that is new.
+    pub changed: Arc<Notify>,
+    pub closer: Closer,
+}
+
+impl Listener {
+    fn hear(&self, seen: &Seen) {
+        if let (Some(inventory), Ok(local_ports)) = (&seen.inventory, host::local_port_range()) {
+            let containers = inventory.containers();
+            self.closer.close(containers.published, &local_ports);
+        }
+        self.changed.notify_one();
+    }
 }
 
 impl Docker {
@@ -48,12 +61,13 @@ impl Docker {
         policy: &Policy,
         netlink: &Netlink,
         last: Option<Containers>,
-        changed: &Arc<Notify>,
+        listener: &Listener,
     ) -> Self {
         let Some(socket) = &policy.docker_socket else {
             return Self::default();
         };
-        let mut watch = Watch::start(socket, Arc::clone(changed));
+        let listener = listener.clone();
+        let mut watch = Watch::start(socket, move |seen| listener.hear(seen));
         watch.first().await;
         let error = String::new();
         let mut docker = Self {
@@ -64,8 +78,8 @@ impl Docker {
         docker
     }
 
-    /// Takes in what Docker has said. `None`: nothing that the packet path must know.
-    pub async fn update(&mut self, netlink: &Netlink) -> Option<News> {
+    /// Takes in what Docker has said. Returns when the event happened that it was about, by Docker's clock.
+    pub async fn update(&mut self, netlink: &Netlink) -> Option<Timestamp> {
         let Seen {
             inventory,
             trouble,
@@ -78,7 +92,6 @@ impl Docker {
             }
             None => before.clone(),
         };
-        let is_news = said != before;
         self.known = match (trouble, said) {
             (None, Some(containers)) => Known::Connected(containers),
             (trouble, last) => {
@@ -89,7 +102,7 @@ impl Docker {
                 Known::Lost { error, last }
             }
         };
-        is_news.then_some(News { event })
+        event
     }
 
     /// Whether this follows the Docker that a policy names.

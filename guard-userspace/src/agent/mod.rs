@@ -8,11 +8,15 @@ mod interfaces;
 mod loaded;
 mod tend;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use tokio::sync::Notify;
 use tracing::{info, warn};
 
 pub(crate) use self::containers::of_others;
@@ -22,19 +26,20 @@ pub use self::{
     tend::Tended,
 };
 use self::{
+    containers::Listener,
     interfaces::{Found, look},
     loaded::Loaded,
     tend::PATIENCE,
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Facts, Force, Prepared,
+        AttachError, Attachment, Closer, Facts, Force, Prepared, needs_another,
         pins::{Pins, network_namespace},
     },
     host::{self, Netlink, UdpFlow, XdpState},
     kept::{self, KeepError, KeptPolicy, StateFile, Turn},
     operator::ssh_session,
-    policy::{Clock, Ground, Labelled},
+    policy::{Clock, Containers, Ground},
 };
 
 /// Where the agent finds and keeps its things.
@@ -68,9 +73,11 @@ pub struct Agent {
     not_kept: Option<String>,
     keep_again: Instant,
     docker: Docker,
-    docker_changed: Arc<Notify>,
-    /// The containers whose labels are in force.
-    labelled: Vec<Labelled>,
+    /// Hears first what Docker says.
+    listener: Listener,
+    closer: Closer,
+    /// The containers that the tables in force know.
+    containers: Containers,
     netlink: Netlink,
     tick_ns: u64,
     /// The network namespace of this process.
@@ -132,8 +139,12 @@ impl Agent {
         }
         let loaded = Loaded::at_start(&places.policy, &state.kept, Clock { tick_ns })?;
         let last = state.kept.containers.clone();
-        let docker_changed = Arc::new(Notify::new());
-        let docker = Docker::follow(&loaded.policy, &netlink, last, &docker_changed).await;
+        let closer = Closer::default();
+        let listener = Listener {
+            changed: Arc::default(),
+            closer: closer.clone(),
+        };
+        let docker = Docker::follow(&loaded.policy, &netlink, last, &listener).await;
         let mut agent = Self {
             namespace: network_namespace().context("the network namespace cannot be read")?,
             loaded: loaded.clone(),
@@ -145,8 +156,9 @@ impl Agent {
             not_kept: None,
             keep_again: Instant::now(),
             docker,
-            docker_changed,
-            labelled: Vec::new(),
+            listener,
+            closer,
+            containers: Containers::default(),
             netlink,
             tick_ns,
             places,
@@ -215,6 +227,11 @@ impl Agent {
             .collect();
         // An interface may refuse its first program, and then nothing has been swapped elsewhere.
         steps.sort_by_key(|step| step.swaps);
+        // Meanwhile a container may have come.
+        self.docker.update(&self.netlink).await;
+        for step in &mut steps {
+            self.catch_up_with_docker(&mut step.generation)?;
+        }
         let mut done = Vec::new();
         for step in steps {
             let Step {
@@ -268,8 +285,14 @@ impl Agent {
         for warning in self.label_warnings(&next.policy) {
             warn!("{warning}");
         }
-        self.labelled = self.docker.containers().labelled.clone();
+        self.containers = self.docker.containers().clone();
         self.loaded = next;
+        let generations = self.attachments.values().flat_map(Attachment::generations);
+        self.closer
+            .follow(generations)
+            .map_err(anyhow::Error::from)?;
+        // What has happened since the tables were made is not in them.
+        self.listener.changed.notify_one();
         Ok(())
     }
 
@@ -309,6 +332,23 @@ impl Agent {
             }
         }
         Ok(prepared)
+    }
+
+    /// Brings a generation that waits to what Docker has said meanwhile.
+    fn catch_up_with_docker(&self, prepared: &mut Prepared) -> Result<()> {
+        let local_ports =
+            host::local_port_range().context("the local port range cannot be read")?;
+        let ground = Ground {
+            containers: self.docker.containers(),
+            local_ports: &local_ports,
+            now: host::timebase().context("the clocks cannot be read")?,
+            entries: &self.state.kept.entries,
+        };
+        match prepared.change(&ground, &BTreeSet::new()) {
+            // The next one has it.
+            Err(error) if needs_another(&error) => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// Undoes what was done on some interfaces when another one failed.

@@ -9,9 +9,9 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::{Agent, Docker, containers::News, interfaces};
+use super::{Agent, Docker, interfaces};
 use crate::{dataplane::needs_another, host, policy::Policy};
 
 /// What came of tending.
@@ -82,37 +82,37 @@ impl Agent {
 
     /// Told of every change of containers.
     pub fn docker_changed(&self) -> Arc<Notify> {
-        Arc::clone(&self.docker_changed)
+        Arc::clone(&self.listener.changed)
     }
 
     /// Brings the running generation to what Docker says.
     pub async fn take_in_docker(&mut self) {
-        let Some(News { event }) = self.docker.update(&self.netlink).await else {
+        let event = self.docker.update(&self.netlink).await;
+        let containers = self.docker.containers().clone();
+        if containers == self.containers && !self.closer.has_early() {
             return;
-        };
-        let containers = self.docker.containers();
-        let result = if containers.labelled == self.labelled {
-            match self.change_tables() {
-                Err(error) if needs_another(&error) => self.put_again().await,
-                result => result.map_err(|error| anyhow::Error::from(error).into()),
-            }
-        } else {
+        }
+        let changed = self.change_tables();
+        let result = match changed {
             // Labels change services, which are the program's.
-            let closed = self.change_tables();
-            let result = self.put_again().await;
-            result.and(closed.map_err(|error| anyhow::Error::from(error).into()))
+            _ if containers.labelled != self.containers.labelled => self.put_again().await,
+            Err(error) if needs_another(&error) => {
+                debug!("another generation is needed: {error}");
+                self.put_again().await
+            }
+            result => result.map_err(|error| anyhow::Error::from(error).into()),
         };
-        let containers = self.docker.containers();
-        let published = containers.published.len();
         match result {
             Ok(()) => {
                 let since = event.map(|event| Timestamp::now().duration_since(event));
+                let milliseconds = since.and_then(|since| i64::try_from(since.as_millis()).ok());
                 info!(
-                    published,
+                    published = containers.published.len(),
                     networks = containers.networks.len(),
-                    milliseconds = since.map(|since| since.as_millis() as i64),
+                    milliseconds,
                     "containers have changed, and the tables with them"
                 );
+                self.containers = containers;
             }
             Err(problem) => error!("what containers publish now is not in force: {problem}"),
         }
@@ -127,7 +127,7 @@ impl Agent {
         }
         let last = policy.docker_socket.as_ref();
         let last = last.and(self.state.kept.containers.clone());
-        let docker = Docker::follow(policy, &self.netlink, last, &self.docker_changed).await;
+        let docker = Docker::follow(policy, &self.netlink, last, &self.listener).await;
         Some(mem::replace(&mut self.docker, docker))
     }
 

@@ -1,23 +1,32 @@
 //! Services that are dangerous to show to the world, by the port they listen on. To add one, add its
 //! row to [`DANGERS`].
 
-use guard_common::layout::PortProtocol::{self, Tcp, Udp};
+use std::fmt;
 
-use self::Login::{Asked, Open, Varies};
+use guard_common::layout::PortProtocol::{self, Tcp, Udp};
+use serde::Serialize;
+
+use self::{
+    Harm::{Breach, Leak},
+    Login::{Asked, Open, Varies},
+};
 
 /// A port that is known for a service which should not be reached from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Danger {
     pub port: u16,
+    #[serde(skip)]
     pub protocol: PortProtocol,
     pub service: &'static str,
     pub login: Login,
+    pub harm: Harm,
     /// What an intruder gets who reaches it and gets past the login, if there is one.
     pub gain: &'static str,
 }
 
 /// What stands between an intruder and the service as it comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Login {
     /// It asks everybody for a password or a key.
     Asked,
@@ -27,10 +36,50 @@ pub enum Login {
     Open,
 }
 
+/// How far an intruder gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Harm {
+    /// To what is of use elsewhere: knowledge of this host, floods against others.
+    Leak,
+    /// To data, or to commands.
+    Breach,
+}
+
+impl Login {
+    const fn asks(self) -> &'static str {
+        match self {
+            Self::Asked => "which its own login alone protects",
+            Self::Varies => "which in some versions and set-ups asks for no login",
+            Self::Open => "which asks for no login unless it is told to",
+        }
+    }
+}
+
+/// `11434 is the port of Ollama, which asks for no login unless it is told to. Whoever gets in has …`.
+impl fmt::Display for Danger {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            port,
+            protocol: _,
+            service,
+            login,
+            harm: _,
+            gain,
+        } = self;
+        let asks = login.asks();
+        write!(
+            formatter,
+            "{port} is the port of {service}, {asks}. Whoever gets in has {gain}"
+        )
+    }
+}
+
 const fn danger(
     port: u16,
     protocol: PortProtocol,
     login: Login,
+    harm: Harm,
     service: &'static str,
     gain: &'static str,
 ) -> Danger {
@@ -39,6 +88,7 @@ const fn danger(
         protocol,
         service,
         login,
+        harm,
         gain,
     }
 }
@@ -54,80 +104,80 @@ pub fn danger_at(protocol: PortProtocol, port: u16) -> Option<&'static Danger> {
 /// they please, such as 8080, says nothing.
 #[rustfmt::skip]
 pub const DANGERS: &[Danger] = &[
-    danger(111, Tcp, Open, "rpcbind", "a list of this host's RPC services"),
-    danger(111, Udp, Open, "rpcbind", "answers that flood others in this host's name"),
-    danger(389, Tcp, Varies, "LDAP", "the accounts of the directory"),
-    danger(389, Udp, Varies, "connectionless LDAP", "answers that flood others in this host's name"),
-    danger(445, Tcp, Asked, "SMB", "the shared files"),
-    danger(873, Tcp, Varies, "rsync", "the files of its modules"),
-    danger(1025, Tcp, Open, "Mailpit or MailHog", "mail sent into the inbox of tests"),
-    danger(1433, Tcp, Asked, "Microsoft SQL Server", "every database, and as administrator commands on its host"),
-    danger(1521, Tcp, Asked, "Oracle Database", "every database"),
-    danger(1883, Tcp, Varies, "MQTT", "every message, read or forged"),
-    danger(1900, Udp, Open, "SSDP", "answers that flood others in this host's name"),
-    danger(2049, Tcp, Varies, "NFS", "the exported files"),
-    danger(2181, Tcp, Open, "ZooKeeper", "the configuration of every service that keeps it there"),
-    danger(2345, Tcp, Open, "Delve", "any command in the program that is debugged"),
-    danger(2375, Tcp, Open, "Docker's API", "root on the host, by a container that mounts its disk"),
-    danger(2376, Tcp, Asked, "Docker's API over TLS", "root on the host, by a container that mounts its disk"),
-    danger(2379, Tcp, Open, "etcd", "every key: of a Kubernetes cluster, all secrets"),
-    danger(2380, Tcp, Open, "etcd's peers", "a place in the cluster, and with it every key"),
-    danger(3100, Tcp, Open, "Loki", "every log line"),
-    danger(3306, Tcp, Asked, "MySQL or MariaDB", "every database"),
-    danger(3389, Tcp, Asked, "RDP", "the desktop"),
-    danger(4222, Tcp, Open, "NATS", "every message, read or forged"),
-    danger(4369, Tcp, Open, "Erlang's port mapper", "the way to nodes that only a cookie protects"),
-    danger(4444, Tcp, Open, "Selenium Grid", "browsers inside your network"),
-    danger(4646, Tcp, Open, "Nomad", "any command on every node"),
-    danger(5005, Tcp, Open, "Java's debugger", "any command in the program that is debugged"),
-    danger(5432, Tcp, Asked, "PostgreSQL", "every database, and as superuser commands on its host"),
-    danger(5601, Tcp, Varies, "Kibana", "all that Elasticsearch holds"),
-    danger(5672, Tcp, Asked, "RabbitMQ", "every message, read, forged or taken away"),
-    danger(5900, Tcp, Varies, "VNC", "the screen, the keyboard and the mouse"),
-    danger(5984, Tcp, Asked, "CouchDB", "every database"),
-    danger(6333, Tcp, Open, "Qdrant", "every collection, read or deleted"),
-    danger(6334, Tcp, Open, "Qdrant's gRPC", "every collection, read or deleted"),
-    danger(6379, Tcp, Open, "Redis", "every key, and files written where its user may write"),
-    danger(6443, Tcp, Asked, "Kubernetes' API", "the whole cluster"),
-    danger(7077, Tcp, Open, "Spark's master", "any code on every worker"),
-    danger(7233, Tcp, Open, "Temporal", "every workflow with its arguments, and new ones"),
-    danger(7474, Tcp, Asked, "Neo4j", "the whole graph"),
-    danger(7687, Tcp, Asked, "Neo4j's Bolt", "the whole graph"),
-    danger(7860, Tcp, Open, "Gradio, such as a Stable Diffusion web UI", "the graphics card, and whatever the application can do"),
-    danger(8025, Tcp, Open, "Mailpit or MailHog", "every mail caught, password resets among them"),
-    danger(8086, Tcp, Varies, "InfluxDB", "every measurement"),
-    danger(8088, Tcp, Open, "Hadoop YARN", "any command on every node"),
-    danger(8188, Tcp, Open, "ComfyUI", "the graphics card, and any code that its nodes run"),
-    danger(8200, Tcp, Asked, "Vault", "every secret"),
-    danger(8265, Tcp, Open, "Ray's dashboard", "any command on every node of the cluster"),
-    danger(8500, Tcp, Open, "Consul", "its keys and its catalogue of services, to change too"),
-    danger(8529, Tcp, Asked, "ArangoDB", "every database"),
-    danger(8888, Tcp, Asked, "Jupyter", "any command as its user, and every notebook"),
-    danger(8983, Tcp, Open, "Solr", "every index, and often any command as its user"),
-    danger(9042, Tcp, Open, "Cassandra", "every table"),
-    danger(9090, Tcp, Open, "Prometheus", "every measurement, and the names and addresses of what it watches"),
-    danger(9092, Tcp, Open, "Kafka", "every message, read or forged"),
-    danger(9093, Tcp, Open, "Alertmanager", "every alert, to silence too"),
-    danger(9100, Tcp, Open, "Prometheus' node exporter", "what this host runs and mounts, and how it is loaded"),
-    danger(9200, Tcp, Varies, "Elasticsearch or OpenSearch", "every index, read or deleted"),
-    danger(9229, Tcp, Open, "Node.js' inspector", "any command in the program that is debugged"),
-    danger(9300, Tcp, Varies, "Elasticsearch's nodes", "a place in the cluster, and with it every index"),
-    danger(9411, Tcp, Open, "Zipkin", "every trace, with what its requests carried"),
-    danger(10250, Tcp, Asked, "kubelet", "any command in every container of the node"),
-    danger(10255, Tcp, Open, "kubelet, read-only", "every container's configuration, environment included"),
-    danger(11211, Tcp, Open, "memcached", "everything cached, sessions among it"),
-    danger(11211, Udp, Open, "memcached", "answers that flood others in this host's name, ten thousand times what was sent"),
-    danger(11434, Tcp, Open, "Ollama", "the graphics card, and every model: used, replaced or deleted"),
-    danger(15672, Tcp, Asked, "RabbitMQ's management", "every queue and account"),
-    danger(16686, Tcp, Open, "Jaeger", "every trace, with what its requests carried"),
-    danger(19530, Tcp, Open, "Milvus", "every collection, read or deleted"),
-    danger(25575, Tcp, Asked, "Minecraft's RCON", "every command of the server's operator"),
-    danger(25672, Tcp, Asked, "RabbitMQ's nodes", "any command on the node"),
-    danger(26257, Tcp, Varies, "CockroachDB", "every database"),
-    danger(26379, Tcp, Open, "Redis Sentinel", "the choice of which Redis is the primary"),
-    danger(27017, Tcp, Open, "MongoDB", "every database, read or deleted"),
-    danger(28015, Tcp, Open, "RethinkDB", "every table"),
-    danger(50070, Tcp, Open, "Hadoop's NameNode", "every file of the cluster"),
+    danger(111, Tcp, Open, Leak, "rpcbind", "a list of this host's RPC services"),
+    danger(111, Udp, Open, Leak, "rpcbind", "answers that flood others in this host's name"),
+    danger(389, Tcp, Varies, Breach, "LDAP", "the accounts of the directory"),
+    danger(389, Udp, Varies, Leak, "connectionless LDAP", "answers that flood others in this host's name"),
+    danger(445, Tcp, Asked, Breach, "SMB", "the shared files"),
+    danger(873, Tcp, Varies, Breach, "rsync", "the files of its modules"),
+    danger(1025, Tcp, Open, Leak, "Mailpit or MailHog", "mail sent into the inbox of tests"),
+    danger(1433, Tcp, Asked, Breach, "Microsoft SQL Server", "every database, and as administrator commands on its host"),
+    danger(1521, Tcp, Asked, Breach, "Oracle Database", "every database"),
+    danger(1883, Tcp, Varies, Breach, "MQTT", "every message, read or forged"),
+    danger(1900, Udp, Open, Leak, "SSDP", "answers that flood others in this host's name"),
+    danger(2049, Tcp, Varies, Breach, "NFS", "the exported files"),
+    danger(2181, Tcp, Open, Breach, "ZooKeeper", "the configuration of every service that keeps it there"),
+    danger(2345, Tcp, Open, Breach, "Delve", "any command in the program that is debugged"),
+    danger(2375, Tcp, Open, Breach, "Docker's API", "root on the host, by a container that mounts its disk"),
+    danger(2376, Tcp, Asked, Breach, "Docker's API over TLS", "root on the host, by a container that mounts its disk"),
+    danger(2379, Tcp, Open, Breach, "etcd", "every key: of a Kubernetes cluster, all secrets"),
+    danger(2380, Tcp, Open, Breach, "etcd's peers", "a place in the cluster, and with it every key"),
+    danger(3100, Tcp, Open, Breach, "Loki", "every log line"),
+    danger(3306, Tcp, Asked, Breach, "MySQL or MariaDB", "every database"),
+    danger(3389, Tcp, Asked, Breach, "RDP", "the desktop"),
+    danger(4222, Tcp, Open, Breach, "NATS", "every message, read or forged"),
+    danger(4369, Tcp, Open, Leak, "Erlang's port mapper", "the way to nodes that only a cookie protects"),
+    danger(4444, Tcp, Open, Breach, "Selenium Grid", "browsers inside your network"),
+    danger(4646, Tcp, Open, Breach, "Nomad", "any command on every node"),
+    danger(5005, Tcp, Open, Breach, "Java's debugger", "any command in the program that is debugged"),
+    danger(5432, Tcp, Asked, Breach, "PostgreSQL", "every database, and as superuser commands on its host"),
+    danger(5601, Tcp, Varies, Breach, "Kibana", "all that Elasticsearch holds"),
+    danger(5672, Tcp, Asked, Breach, "RabbitMQ", "every message, read, forged or taken away"),
+    danger(5900, Tcp, Varies, Breach, "VNC", "the screen, the keyboard and the mouse"),
+    danger(5984, Tcp, Asked, Breach, "CouchDB", "every database"),
+    danger(6333, Tcp, Open, Breach, "Qdrant", "every collection, read or deleted"),
+    danger(6334, Tcp, Open, Breach, "Qdrant's gRPC", "every collection, read or deleted"),
+    danger(6379, Tcp, Open, Breach, "Redis", "every key, and files written where its user may write"),
+    danger(6443, Tcp, Asked, Breach, "Kubernetes' API", "the whole cluster"),
+    danger(7077, Tcp, Open, Breach, "Spark's master", "any code on every worker"),
+    danger(7233, Tcp, Open, Breach, "Temporal", "every workflow with its arguments, and new ones"),
+    danger(7474, Tcp, Asked, Breach, "Neo4j", "the whole graph"),
+    danger(7687, Tcp, Asked, Breach, "Neo4j's Bolt", "the whole graph"),
+    danger(7860, Tcp, Open, Breach, "Gradio, such as a Stable Diffusion web UI", "the graphics card, and whatever the application can do"),
+    danger(8025, Tcp, Open, Breach, "Mailpit or MailHog", "every mail caught, password resets among them"),
+    danger(8086, Tcp, Varies, Breach, "InfluxDB", "every measurement"),
+    danger(8088, Tcp, Open, Breach, "Hadoop YARN", "any command on every node"),
+    danger(8188, Tcp, Open, Breach, "ComfyUI", "the graphics card, and any code that its nodes run"),
+    danger(8200, Tcp, Asked, Breach, "Vault", "every secret"),
+    danger(8265, Tcp, Open, Breach, "Ray's dashboard", "any command on every node of the cluster"),
+    danger(8500, Tcp, Open, Breach, "Consul", "its keys and its catalogue of services, to change too"),
+    danger(8529, Tcp, Asked, Breach, "ArangoDB", "every database"),
+    danger(8888, Tcp, Asked, Breach, "Jupyter", "any command as its user, and every notebook"),
+    danger(8983, Tcp, Open, Breach, "Solr", "every index, and often any command as its user"),
+    danger(9042, Tcp, Open, Breach, "Cassandra", "every table"),
+    danger(9090, Tcp, Open, Leak, "Prometheus", "every measurement, and the names and addresses of what it watches"),
+    danger(9092, Tcp, Open, Breach, "Kafka", "every message, read or forged"),
+    danger(9093, Tcp, Open, Leak, "Alertmanager", "every alert, to silence too"),
+    danger(9100, Tcp, Open, Leak, "Prometheus' node exporter", "what this host runs and mounts, and how it is loaded"),
+    danger(9200, Tcp, Varies, Breach, "Elasticsearch or OpenSearch", "every index, read or deleted"),
+    danger(9229, Tcp, Open, Breach, "Node.js' inspector", "any command in the program that is debugged"),
+    danger(9300, Tcp, Varies, Breach, "Elasticsearch's nodes", "a place in the cluster, and with it every index"),
+    danger(9411, Tcp, Open, Leak, "Zipkin", "every trace, with what its requests carried"),
+    danger(10250, Tcp, Asked, Breach, "kubelet", "any command in every container of the node"),
+    danger(10255, Tcp, Open, Breach, "kubelet, read-only", "every container's configuration, environment included"),
+    danger(11211, Tcp, Open, Breach, "memcached", "everything cached, sessions among it"),
+    danger(11211, Udp, Open, Leak, "memcached", "answers that flood others in this host's name, ten thousand times what was sent"),
+    danger(11434, Tcp, Open, Breach, "Ollama", "the graphics card, and every model: used, replaced or deleted"),
+    danger(15672, Tcp, Asked, Breach, "RabbitMQ's management", "every queue and account"),
+    danger(16686, Tcp, Open, Leak, "Jaeger", "every trace, with what its requests carried"),
+    danger(19530, Tcp, Open, Breach, "Milvus", "every collection, read or deleted"),
+    danger(25575, Tcp, Asked, Breach, "Minecraft's RCON", "every command of the server's operator"),
+    danger(25672, Tcp, Asked, Breach, "RabbitMQ's nodes", "any command on the node"),
+    danger(26257, Tcp, Varies, Breach, "CockroachDB", "every database"),
+    danger(26379, Tcp, Open, Breach, "Redis Sentinel", "the choice of which Redis is the primary"),
+    danger(27017, Tcp, Open, Breach, "MongoDB", "every database, read or deleted"),
+    danger(28015, Tcp, Open, Breach, "RethinkDB", "every table"),
+    danger(50070, Tcp, Open, Breach, "Hadoop's NameNode", "every file of the cluster"),
 ];
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! `guard audit`: what is exposed, and what to change.
 
+mod compose;
 mod host;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::{Failure, Whereabouts};
 
@@ -10,11 +11,25 @@ use super::{Failure, Whereabouts};
 pub struct Audit {
     #[command(flatten)]
     host: host::Host,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Find in compose files what they would expose, and what to write instead
+    Compose(compose::Compose),
 }
 
 impl Audit {
     pub(super) async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
-        let Self { host } = self;
-        host.run(whereabouts).await
+        let Self { host, what } = self;
+        match what {
+            None => host.run(whereabouts).await,
+            Some(What::Compose(compose)) => {
+                host.require_unused()?;
+                compose.run()
+            }
+        }
     }
 }

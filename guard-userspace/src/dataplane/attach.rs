@@ -4,7 +4,7 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{io, mem, process};
+use std::{collections::BTreeSet, io, mem, process};
 
 use aya::{
     maps::{Map, ProgramArray},
@@ -12,7 +12,7 @@ use aya::{
     programs::{
         ProgramError,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle},
         xdp::{XdpLink, XdpMode as AyaMode},
     },
     util::KernelVersion,
@@ -24,14 +24,14 @@ use guard_common::{
 };
 
 use super::{
-    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow,
+    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, clsact,
     pins::{EGRESS_LINK, LINK, PinError, Pins},
     state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
 };
 use crate::{
     causes::{innermost, io_error},
     host::{UdpFlow, XdpState},
-    policy::{Ground, Policy, Seats, Tables},
+    policy::{Ground, Policy, PublishedPort, Seats, Tables},
 };
 
 /// Where the program runs.
@@ -133,13 +133,17 @@ impl Prepared {
     }
 
     /// Brings its tables to what has changed around its policy: published ports, container networks,
-    /// entries.
+    /// entries. `early`: what [`Closer`] has closed.
     ///
     /// # Errors
     /// As [`Generation::change`].
-    pub fn change(&mut self, ground: &Ground<'_>) -> Result<(), LoadError> {
+    pub fn change(
+        &mut self,
+        ground: &Ground<'_>,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
         let tables = Tables::compile_at(&self.policy, ground, &self.seats);
-        self.generation.change(tables)
+        self.generation.change(tables, early)
     }
 }
 
@@ -314,7 +318,7 @@ impl Attachment {
 
         let keeps_flows = next.generation.tables().uses(feature::FLOWS);
         if keeps_flows {
-            attach_egress(&pins, &mut next.generation, &mut about)?;
+            attach_egress(&mut self.state, &mut next.generation, &mut about)?;
             next.generation.seed_flows(&open_flows())?;
         }
         let (mode, refusal) = attach_or_swap(&pins, &mut next.generation, found, force)?;
@@ -396,18 +400,17 @@ impl Attachment {
         let Some(before) = &mut self.in_force else {
             // Nothing was judged before: flows of nobody need not be recorded.
             if !self.state.pins.has(LINK) {
-                let _result = self.state.pins.remove_all();
+                let _result = detach(&self.state.pins);
             }
             return;
         };
         let cells = map_id(&before.generation, layout::CELLS).unwrap_or_default();
         let _result = self.state.set_seats(&before.seats, cells);
         if let Ok(mut about) = self.state.about() {
-            let pins = &self.state.pins;
             if before.generation.tables().uses(feature::FLOWS) {
-                let _result = attach_egress(pins, &mut before.generation, &mut about);
+                let _result = attach_egress(&mut self.state, &mut before.generation, &mut about);
             } else if refused.generation.tables().uses(feature::FLOWS) {
-                let _result = detach_egress(pins, &mut about);
+                let _result = detach_egress(&self.state.pins, &mut about);
             }
             about.next_program = 0;
             let _result = self.state.set_about(&about);
@@ -417,6 +420,12 @@ impl Attachment {
     /// The generation in force, if this agent put it there.
     pub fn in_force(&self) -> Option<&Prepared> {
         self.in_force.as_ref()
+    }
+
+    /// Every generation whose tables count: that in force, and what a trial goes back to.
+    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
+        let prepared = self.in_force.iter().chain(&self.fallback);
+        prepared.map(|prepared| &prepared.generation)
     }
 
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
@@ -653,40 +662,17 @@ fn attach(
 /// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
 /// qdisc. If a program is there already, it is replaced.
 fn attach_egress(
-    pins: &Pins,
+    state: &mut State,
     generation: &mut Generation,
     about: &mut About,
 ) -> Result<(), AttachError> {
-    let interface = pins.interface();
-    let refused = |error: &(dyn std::error::Error + 'static)| AttachError::NoEgress {
-        interface: interface.to_owned(),
-        reason: innermost(error),
-    };
-    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
     if !has_tcx() {
-        let link = (about.egress_priority != 0)
-            .then(|| filter(interface, about))
-            .and_then(Result::ok);
-        let replaced = link.map(|link| program.attach_to_link(link));
-        let id = match replaced {
-            Some(Ok(id)) => id,
-            // There is none, or the interface has come back without it.
-            Some(Err(_)) | None => {
-                // It may be there already, for somebody's programs; if there is none, attaching says
-                // so.
-                let _result = tc::qdisc_add_clsact(interface);
-                let options = TcAttachOptions::Netlink(NlOptions::default());
-                let id = program.attach_with_options(interface, TcAttachType::Egress, options);
-                id.map_err(|error| refused(&error))?
-            }
-        };
-        let link = program.take_link(id).map_err(|error| refused(&error))?;
-        about.egress_priority = link.priority().map_err(|error| refused(&error))?;
-        about.egress_handle = link.handle().map_err(|error| refused(&error))?.into();
-        // Dropped, it would detach; a filter needs nobody to hold it.
-        mem::forget(link);
-        return Ok(());
+        return attach_filter(state, generation, about);
     }
+    let pins = &state.pins;
+    let interface = pins.interface();
+    let refused = |error: &(dyn std::error::Error + 'static)| no_egress(interface, error);
+    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
     for owner in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
         if !owner.has(EGRESS_LINK) {
             continue;
@@ -715,13 +701,70 @@ fn attach_egress(
     Ok(())
 }
 
+fn no_egress(interface: &str, error: &(dyn std::error::Error + 'static)) -> AttachError {
+    AttachError::NoEgress {
+        interface: interface.to_owned(),
+        reason: innermost(error),
+    }
+}
+
+/// Of the guard's filter. What others leave to the kernel comes near 49152, and a priority takes filters
+/// of one kind alone.
+const EGRESS_PRIORITY: u16 = 0x6775;
+
+/// The same without tcx. Where the filter will be is written down first: an agent that dies at any
+/// moment leaves none that the next one does not find.
+fn attach_filter(
+    state: &mut State,
+    generation: &mut Generation,
+    about: &mut About,
+) -> Result<(), AttachError> {
+    let interface = state.pins.interface().to_owned();
+    let refused = |error: &(dyn std::error::Error + 'static)| no_egress(&interface, error);
+    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
+    let known = (about.egress_priority != 0)
+        .then(|| filter(&interface, about))
+        .and_then(Result::ok);
+    let replaced = known.map(|link| program.attach_to_link(link));
+    let id = match replaced {
+        Some(Ok(id)) => id,
+        // There is none, or the interface has come back without it.
+        Some(Err(_)) | None => {
+            let is_new = clsact::make(&interface).map_err(|error| refused(&error))?;
+            let info = program.info().map_err(|error| refused(&error))?;
+            about.clsact = u8::from(is_new);
+            about.egress_priority = EGRESS_PRIORITY;
+            // Nobody else's while the program is loaded.
+            about.egress_handle = info.id();
+            state.set_about(about).map_err(StateError::from)?;
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority: about.egress_priority,
+                handle: about.egress_handle.into(),
+                ..NlOptions::default()
+            });
+            program
+                .attach_with_options(&interface, TcAttachType::Egress, options)
+                .map_err(|error| refused(&error))?
+        }
+    };
+    let link = program.take_link(id).map_err(|error| refused(&error))?;
+    // Dropped, it would detach; a filter needs nobody to hold it.
+    mem::forget(link);
+    Ok(())
+}
+
 fn detach_egress(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
     pins.remove(EGRESS_LINK)?;
+    // An interface that is gone has neither filter nor qdisc.
     if about.egress_priority != 0 {
-        // Dropped, it detaches. An interface that is gone has no filter either.
+        // Dropped, it detaches.
         drop(filter(pins.interface(), about));
         about.egress_priority = 0;
         about.egress_handle = 0;
+    }
+    if about.clsact != 0 {
+        let _result = clsact::remove_unused(pins.interface());
+        about.clsact = 0;
     }
     Ok(())
 }

@@ -1,13 +1,16 @@
 //! What comes and goes in the tables of a generation while it runs: published ports, container networks,
 //! denied and allowed sources. The same code fills a fresh generation, which is a change from nothing.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
-use guard_common::layout::{self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS};
+use guard_common::layout::{self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS, port_index};
 use ipnet::IpNet;
 
 use super::{
@@ -17,7 +20,7 @@ use super::{
 };
 use crate::{
     causes::io_error,
-    policy::{Listed, Tables, is_single},
+    policy::{Listed, PublishedPort, Tables, is_single},
 };
 
 /// Tries that hold the lists of all services, of IPv4 and of IPv6.
@@ -33,8 +36,18 @@ impl Generation {
     ///
     /// # Errors
     /// If another generation is needed ([`needs_another`]). What fits is in force.
-    pub fn change(&mut self, mut next: Tables) -> Result<(), LoadError> {
+    pub fn change(
+        &mut self,
+        mut next: Tables,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
         let Self { ebpf, tables } = self;
+        // What has been closed meanwhile is in no table that is known here: whatever it is, it is written.
+        for port in early {
+            let index = port_index(port.protocol, port.port);
+            let entry = next.ports.get(&index).copied().unwrap_or_default();
+            array(ebpf, layout::PORTS)?.set(index, entry, 0)?;
+        }
         let lacks = next.features & !tables.features;
         next.features = tables.features;
         change(ebpf, Some(tables), &next)?;

@@ -2,6 +2,8 @@
 //! read what it counted, or replay packets through it.
 
 mod attach;
+mod closer;
+mod clsact;
 mod counters;
 mod evict;
 mod fill;
@@ -28,6 +30,7 @@ use guard_common::{
 
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
+    closer::Closer,
     counters::CounterRow,
     live::needs_another,
     replay::{Direction, Judged, Replay},

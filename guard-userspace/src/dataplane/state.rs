@@ -362,6 +362,7 @@ fn empty_about(hash_key: HashKey, namespace: u64) -> About {
         services: 0,
         native: 0,
         mode_before: 0,
+        clsact: 0,
         reserved: 0,
         sha256: [0; 32],
         version: [0; 32],

@@ -1,11 +1,13 @@
 //! Docker's answers, read into what the guard knows of containers.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error,
-    models::{ContainerInspectResponse, Network, PortBinding, PortMap},
+    models::{
+        ContainerInspectResponse, ContainerSummary, HostConfig, Network, PortBinding, PortMap,
+    },
     query_parameters::{
         InspectContainerOptions, ListContainersOptionsBuilder, ListNetworksOptions,
     },
@@ -18,6 +20,9 @@ use tokio::time::timeout;
 use super::{Container, DockerError, Inventory, PATIENCE, Publication};
 use crate::policy::ContainerNetwork;
 
+/// How long Docker may take to answer for one container.
+pub(super) const PATIENCE_FOR_ONE: Duration = Duration::from_secs(2);
+
 /// How many containers are asked for at once.
 const CONCURRENCY: usize = 16;
 
@@ -25,7 +30,7 @@ const CONCURRENCY: usize = 16;
 pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
     patient(socket, async {
         let docker = connect(socket).await?;
-        inventory(&docker).await
+        inventory(&docker, &Files::find(&docker).await).await
     })
     .await
 }
@@ -56,12 +61,19 @@ pub(super) async fn connect(socket: &str) -> Result<Docker, Error> {
         .await
 }
 
-pub(super) async fn inventory(docker: &Docker) -> Result<Inventory, Error> {
+pub(super) async fn inventory(docker: &Docker, files: &Files) -> Result<Inventory, Error> {
     let all = ListContainersOptionsBuilder::default().all(true).build();
     let listed = docker.list_containers(Some(all)).await?;
-    let ids = listed.into_iter().filter_map(|container| container.id);
-    let asked = stream::iter(ids).map(async |id| {
-        let found = container(docker, &id).await?;
+    let asked = stream::iter(listed).map(async |listed| {
+        let id = listed.id.clone().unwrap_or_default();
+        let found = match timeout(PATIENCE_FOR_ONE, container(docker, &id)).await {
+            Ok(found) => found?,
+            // Docker holds it while it starts.
+            Err(_) => Some(Container {
+                publishes: files.publishes(&id),
+                ..of_list(listed)
+            }),
+        };
         Ok::<_, Error>(found.map(|container| (id, container)))
     });
     let containers: Vec<_> = asked.buffer_unordered(CONCURRENCY).try_collect().await?;
@@ -69,6 +81,18 @@ pub(super) async fn inventory(docker: &Docker) -> Result<Inventory, Error> {
         containers: containers.into_iter().flatten().collect(),
         networks: networks(docker).await?,
     })
+}
+
+/// What a list says of a container.
+fn of_list(listed: ContainerSummary) -> Container {
+    let names = listed.names.unwrap_or_default();
+    let name = names.first().map(|name| name.trim_start_matches('/'));
+    Container {
+        name: name.unwrap_or_default().to_owned(),
+        image: listed.image.unwrap_or_default(),
+        labels: listed.labels.unwrap_or_default().into_iter().collect(),
+        ..Container::default()
+    }
 }
 
 /// `None`: it is gone.
@@ -81,6 +105,40 @@ pub(super) async fn container(docker: &Docker, id: &str) -> Result<Option<Contai
         }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Docker's own files. Its API does not answer for a container while it starts, which is just when the
+/// ports that it will publish must be known; they are written down when it is created.
+pub(super) struct Files(Option<PathBuf>);
+
+impl Files {
+    /// Where they are, if Docker says so.
+    pub(super) async fn find(docker: &Docker) -> Self {
+        let root = docker
+            .info()
+            .await
+            .ok()
+            .and_then(|info| info.docker_root_dir);
+        Self(root.map(|root| PathBuf::from(root).join("containers")))
+    }
+
+    /// The ports that a container is configured to publish. Nothing, if Docker keeps no such file or this
+    /// process may not read it (Podman, a daemon without root).
+    pub(super) fn publishes(&self, id: &str) -> BTreeSet<Publication> {
+        let Self(Some(root)) = self else {
+            return BTreeSet::new();
+        };
+        let text = fs::read(root.join(id).join("hostconfig.json")).unwrap_or_default();
+        let host: HostConfig = serde_json::from_slice(&text).unwrap_or_default();
+        configured(&host)
+    }
+}
+
+/// What a container will publish when it is started.
+fn configured(host: &HostConfig) -> BTreeSet<Publication> {
+    let ports = host.port_bindings.as_ref();
+    let ports = ports.filter(|_| host.network_mode.as_deref() != Some(HOST));
+    ports.into_iter().flat_map(publications).collect()
 }
 
 pub(super) async fn networks(docker: &Docker) -> Result<Vec<ContainerNetwork>, Error> {
@@ -105,20 +163,16 @@ fn to_container(answer: ContainerInspectResponse) -> Container {
     } = answer;
     let config = config.unwrap_or_default();
     let host = host_config.unwrap_or_default();
-    let on_host_network = host.network_mode.as_deref() == Some(HOST);
-    let asked = host.port_bindings.filter(|_| !on_host_network);
+    let mut publishes = configured(&host);
     let given = network_settings.and_then(|settings| settings.ports);
-    let mut publishes = BTreeSet::new();
-    for ports in [asked, given].into_iter().flatten() {
-        publishes.extend(publications(&ports));
-    }
+    publishes.extend(given.iter().flat_map(publications));
     let exposes = config.exposed_ports.unwrap_or_default();
     Container {
         name: name.unwrap_or_default().trim_start_matches('/').to_owned(),
         image: config.image.unwrap_or_default(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         running: state.and_then(|state| state.running).unwrap_or_default(),
-        on_host_network,
+        on_host_network: host.network_mode.as_deref() == Some(HOST),
         publishes,
         exposes: exposes
             .iter()

@@ -2,7 +2,7 @@
 //! named in an event is asked for at once.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     convert::Infallible,
     sync::Arc,
     time::Duration,
@@ -14,18 +14,18 @@ use bollard::{
     models::{EventMessage, EventMessageTypeEnum},
     query_parameters::EventsOptionsBuilder,
 };
-use futures_util::{StreamExt as _, future::try_join_all};
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, interval_at, sleep, timeout},
 };
 use tracing::{info, warn};
 
 use super::{
-    DockerError, Inventory,
-    read::{self, api_error, connect, patient},
+    Container, DockerError, Inventory, PATIENCE, Publication,
+    read::{self, Files, api_error, connect, patient},
 };
 
 /// How often a quiet Docker is asked whether it is still there, and for everything, in case an event was
@@ -58,10 +58,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `changed` is told of everything that is new.
-    pub fn start(socket: &str, changed: Arc<Notify>) -> Self {
+    /// `hear` is told of everything that is new, at once.
+    pub fn start(socket: &str, hear: impl Fn(&Seen) + Send + Sync + 'static) -> Self {
         let (sender, seen) = watch::channel(Seen::default());
-        let teller = Teller { sender, changed };
+        let hear = Box::new(hear);
+        let teller = Teller { sender, hear };
         Self {
             socket: socket.to_owned(),
             seen,
@@ -97,7 +98,7 @@ impl Drop for Watch {
 
 struct Teller {
     sender: watch::Sender<Seen>,
-    changed: Arc<Notify>,
+    hear: Box<dyn Fn(&Seen) + Send + Sync>,
 }
 
 impl Teller {
@@ -106,8 +107,8 @@ impl Teller {
     }
 
     fn tell(&self, seen: Seen) {
-        self.sender.send_replace(seen);
-        self.changed.notify_one();
+        self.sender.send_replace(seen.clone());
+        (self.hear)(&seen);
     }
 
     fn tell_inventory(&self, inventory: Inventory, event: Option<Timestamp>) {
@@ -150,71 +151,171 @@ async fn follow(socket: String, teller: Teller) {
 
 async fn follow_once(socket: &str, teller: &Teller) -> Result<Infallible, DockerError> {
     let docker = patient(socket, connect(socket)).await?;
+    let files = timeout(PATIENCE, Files::find(&docker)).await;
+    let files = files.map_err(|_| DockerError::Hung {
+        socket: socket.to_owned(),
+    })?;
     // Events from before everything is read, so that nothing falls in between.
     let options = EventsOptionsBuilder::default()
         .since(&since(Timestamp::now()))
         .filters(&HashMap::from([("type", vec!["container", "network"])]))
         .build();
-    let mut inventory = patient(socket, read::inventory(&docker)).await?;
+    let mut follower = Follower {
+        inventory: patient(socket, read::inventory(&docker, &files)).await?,
+        docker: &docker,
+        files,
+        asked: FuturesUnordered::new(),
+        newest: HashMap::new(),
+        count: 0,
+    };
     if teller.sender.borrow().trouble.is_some() {
         info!(socket, "Docker answers again");
     }
-    teller.tell_inventory(inventory.clone(), None);
+    teller.tell_inventory(follower.inventory.clone(), None);
     let events = docker.events(Some(options)).ready_chunks(EVENTS_AT_ONCE);
     tokio::pin!(events);
+    let mut look_again = interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     loop {
-        let event = match timeout(LOOK_AGAIN, events.next()).await {
-            Ok(None) => {
-                return Err(DockerError::Api {
-                    socket: socket.to_owned(),
-                    error: "it has ended the connection".to_owned(),
-                });
-            }
-            Ok(Some(chunk)) => {
+        let event = tokio::select! {
+            biased;
+            chunk = events.next() => {
+                let Some(chunk) = chunk else {
+                    return Err(DockerError::Api {
+                        socket: socket.to_owned(),
+                        error: "it has ended the connection".to_owned(),
+                    });
+                };
                 let chunk: Result<Vec<EventMessage>, Error> = chunk.into_iter().collect();
                 let chunk = chunk.map_err(|error| api_error(socket, &error))?;
-                patient(socket, take_up(&docker, &mut inventory, &chunk)).await?;
+                patient(socket, follower.take_up(&chunk)).await?;
                 chunk.iter().rev().find_map(moment)
             }
-            Err(_quiet) => {
-                inventory = patient(socket, read::inventory(&docker)).await?;
+            Some(Asked { id, number, event, found }) = follower.asked.next() => {
+                let found = found.map_err(|error| api_error(socket, &error))?;
+                follower.learn(id, number, found);
+                event
+            }
+            _ = look_again.tick() => {
+                let all = read::inventory(&docker, &follower.files);
+                follower.inventory = patient(socket, all).await?;
                 None
             }
         };
-        teller.tell_inventory(inventory.clone(), event);
+        teller.tell_inventory(follower.inventory.clone(), event);
     }
 }
 
-/// Asks again for what events name.
-async fn take_up(
-    docker: &Docker,
-    inventory: &mut Inventory,
-    events: &[EventMessage],
-) -> Result<(), Error> {
-    let mut containers = BTreeSet::new();
-    let mut networks = false;
-    for event in events {
-        let id = event.actor.as_ref().and_then(|actor| actor.id.clone());
-        match (event.typ, event.action.as_deref()) {
-            (Some(EventMessageTypeEnum::NETWORK), _) => networks = true,
-            // Health checks and what is typed into a container change no port.
-            (_, Some(action)) if action.starts_with("exec_") => {}
-            (Some(EventMessageTypeEnum::CONTAINER), _) => containers.extend(id),
-            _ => {}
+/// What Docker has said, and what it is being asked.
+struct Follower<'a> {
+    docker: &'a Docker,
+    files: Files,
+    inventory: Inventory,
+    /// One that Docker holds must not hold up the others.
+    asked: FuturesUnordered<BoxFuture<'a, Asked>>,
+    /// The newest question about each container, which alone counts.
+    newest: HashMap<String, u64>,
+    count: u64,
+}
+
+/// A question about a container, and its answer.
+struct Asked {
+    id: String,
+    number: u64,
+    event: Option<Timestamp>,
+    found: Result<Found, Error>,
+}
+
+enum Found {
+    Container(Box<Container>),
+    Gone,
+    /// Docker has not answered; what was known holds.
+    Unknown,
+}
+
+impl<'a> Follower<'a> {
+    async fn take_up(&mut self, events: &[EventMessage]) -> Result<(), Error> {
+        let mut networks = false;
+        for event in events {
+            let actor = event.actor.as_ref();
+            let Some(id) = actor.and_then(|actor| actor.id.clone()) else {
+                continue;
+            };
+            match (event.typ, event.action.as_deref().unwrap_or_default()) {
+                (Some(EventMessageTypeEnum::NETWORK), _) => networks = true,
+                (Some(EventMessageTypeEnum::CONTAINER), "create") => {
+                    let attributes = actor.and_then(|actor| actor.attributes.clone());
+                    let container = created(attributes, self.files.publishes(&id));
+                    self.inventory.containers.insert(id.clone(), container);
+                    // Docker may answer when it has been started, and not before.
+                    self.ask(id, None);
+                }
+                (Some(EventMessageTypeEnum::CONTAINER), "destroy") => {
+                    self.inventory.containers.remove(&id);
+                    self.newest.remove(&id);
+                }
+                // Health checks and what is typed into a container change no port.
+                (_, action) if action.starts_with("exec_") => {}
+                (Some(EventMessageTypeEnum::CONTAINER), _) => self.ask(id, moment(event)),
+                _ => {}
+            }
+        }
+        if networks {
+            self.inventory.networks = read::networks(self.docker).await?;
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, id: String, event: Option<Timestamp>) {
+        self.count += 1;
+        let number = self.count;
+        self.newest.insert(id.clone(), number);
+        let docker = self.docker;
+        self.asked.push(Box::pin(async move {
+            let found = match timeout(PATIENCE, read::container(docker, &id)).await {
+                Ok(Ok(Some(container))) => Ok(Found::Container(Box::new(container))),
+                Ok(Ok(None)) => Ok(Found::Gone),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Ok(Found::Unknown),
+            };
+            Asked {
+                id,
+                number,
+                event,
+                found,
+            }
+        }));
+    }
+
+    fn learn(&mut self, id: String, number: u64, found: Found) {
+        if self.newest.get(&id) != Some(&number) {
+            return;
+        }
+        self.newest.remove(&id);
+        match found {
+            Found::Container(container) => {
+                self.inventory.containers.insert(id, *container);
+            }
+            Found::Gone => {
+                self.inventory.containers.remove(&id);
+            }
+            Found::Unknown => {}
         }
     }
-    let asked = containers.iter().map(|id| read::container(docker, id));
-    let found = try_join_all(asked).await?;
-    for (id, container) in containers.into_iter().zip(found) {
-        match container {
-            Some(container) => inventory.containers.insert(id, container),
-            None => inventory.containers.remove(&id),
-        };
+}
+
+/// A container of which only its event is known: the attributes are its name, its image and its labels.
+fn created(
+    attributes: Option<HashMap<String, String>>,
+    publishes: BTreeSet<Publication>,
+) -> Container {
+    let mut labels: BTreeMap<String, String> = attributes.unwrap_or_default().into_iter().collect();
+    Container {
+        name: labels.remove("name").unwrap_or_default(),
+        image: labels.remove("image").unwrap_or_default(),
+        labels,
+        publishes,
+        ..Container::default()
     }
-    if networks {
-        inventory.networks = read::networks(docker).await?;
-    }
-    Ok(())
 }
 
 /// Docker reads seconds with a fraction.

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::place::Lines;
 pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     entry::{Action, Entry, Listed},

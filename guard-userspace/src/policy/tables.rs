@@ -28,6 +28,22 @@ pub struct PublishedPort {
     pub family: PublishedFamily,
 }
 
+impl PublishedPort {
+    /// An entry of the port table, with this port published.
+    #[must_use]
+    pub fn marked(self, entry: PortEntry, local_ports: &RangeInclusive<u16>) -> PortEntry {
+        let entry = match self.family {
+            PublishedFamily::Ipv4 => entry.published_ipv4(),
+            PublishedFamily::Ipv6 => entry.published_ipv6(),
+        };
+        if local_ports.contains(&self.port) {
+            entry.ephemeral()
+        } else {
+            entry
+        }
+    }
+}
+
 impl fmt::Display for PublishedPort {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.protocol.name(), self.port)
@@ -251,19 +267,9 @@ impl Tables {
     }
 
     fn publish(&mut self, published: PublishedPort, local_ports: &RangeInclusive<u16>) {
-        let PublishedPort {
-            protocol,
-            port,
-            family,
-        } = published;
-        let entry = self.ports.entry(port_index(protocol, port)).or_default();
-        *entry = match family {
-            PublishedFamily::Ipv4 => entry.published_ipv4(),
-            PublishedFamily::Ipv6 => entry.published_ipv6(),
-        };
-        if local_ports.contains(&port) {
-            *entry = entry.ephemeral();
-        }
+        let index = port_index(published.protocol, published.port);
+        let entry = self.ports.entry(index).or_default();
+        *entry = published.marked(*entry, local_ports);
     }
 
     /// Tells each service that limits its sources which cells it has.

@@ -188,7 +188,7 @@ fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
         &[
             "tcp/11434 every address: container models, port 8000 inside",
             "open to 198.51.100.0/26, with connections 50/s",
-            "WARNING: this is the port of Ollama, which asks for no login",
+            "WARNING: 11434 is the port of Ollama, which asks for no login",
             "every model",
         ],
     );
@@ -327,7 +327,7 @@ fn what_a_guard_would_close_is_open_while_none_is_at_work_or_its_interface_is_no
         &text,
         &[
             "comes in over lan is not judged",
-            "WARNING: this is the port of PostgreSQL",
+            "WARNING: 5432 is the port of PostgreSQL",
         ],
     );
 
@@ -488,7 +488,7 @@ fn a_first_policy_lists_the_proxy_and_ssh_and_closes_the_rest() {
             "name = \"ssh\" ports = [\"tcp/22\"]",
             "name = \"proxy\" ports = [\"tcp/80\"]",
             "# tcp/8000: published by invoices of shop, container shop-invoices-1 # [[service]]",
-            "# WARNING: an intruder gets the graphics card",
+            "# WARNING: 11434 is the port of Ollama",
             "# name = \"models\" # ports = [\"tcp/11434\"]",
         ],
     );

@@ -198,19 +198,24 @@ fn what_one_budget_drops_is_not_charged_to_another() {
 
 #[test]
 fn a_clock_that_stands_still_or_goes_back_frees_no_second_burst() {
-    let mut simulation = Simulation::new(&web("limit.packets = { rate = \"10/s\", burst = 10 }"));
-    simulation.at(100 * SECOND);
-    let frame = tcp_v4(80, ACK);
-    for _ in 0..10 {
-        assert_eq!(simulation.reason(&frame), Reason::Allowed);
+    // The only budget is looked at once, and one of several twice.
+    let only = "limit.packets = { rate = \"10/s\", burst = 10 }";
+    for limits in [only, &format!("{only}\nlimit.connections = \"1k/s\"")] {
+        let mut simulation = Simulation::new(&web(limits));
+        simulation.at(100 * SECOND);
+        let frame = tcp_v4(80, ACK);
+        for _ in 0..10 {
+            assert_eq!(simulation.reason(&frame), Reason::Allowed);
+        }
+        assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
+        simulation.at(50 * SECOND);
+        assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
+        // Nor is the source shut out until the clock is back where it was: the bucket refills from
+        // there.
+        simulation.at(50 * SECOND + SECOND / 10);
+        assert_eq!(simulation.reason(&frame), Reason::Allowed, "{limits}");
+        assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
     }
-    assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
-    simulation.at(50 * SECOND);
-    assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
-    // Nor is the source shut out until the clock is back where it was: the bucket refills from there.
-    simulation.at(50 * SECOND + SECOND / 10);
-    assert_eq!(simulation.reason(&frame), Reason::Allowed);
-    assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
 }
 
 #[test]

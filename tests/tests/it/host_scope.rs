@@ -167,11 +167,55 @@ fn filters(lab: &Lab) -> usize {
         .count()
 }
 
+/// Whether there is a clsact qdisc.
+fn has_clsact(lab: &Lab) -> bool {
+    let qdiscs = run(lab
+        .host
+        .command("tc")
+        .args(["qdisc", "show", "dev", INTERFACE]))
+    .unwrap();
+    qdiscs.contains("clsact")
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0)
+}
+
+#[test]
+fn without_tcx_the_guard_leaves_no_qdisc_behind_that_nobody_else_uses() {
+    if has_tcx() {
+        // It never makes one: see kernels.rs.
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let tc = |arguments: &str| {
+        let arguments = arguments.split_whitespace();
+        run(lab.host.command("tc").args(arguments)).unwrap()
+    };
+    let guard = Guard::start(&lab, &policy("")).unwrap();
+    assert!(has_clsact(&lab));
+    guard.remove().unwrap();
+    assert!(!has_clsact(&lab));
+    // Somebody uses the guard's.
+    let guard = Guard::start(&lab, &policy("")).unwrap();
+    tc(&format!(
+        "filter add dev {INTERFACE} ingress matchall classid 1:1"
+    ));
+    guard.remove().unwrap();
+    assert!(has_clsact(&lab));
+    // Somebody else's stays, used or not.
+    tc(&format!("filter del dev {INTERFACE} ingress"));
+    let guard = Guard::start(&lab, &policy("")).unwrap();
+    assert_eq!(filters(&lab), 1);
+    guard.remove().unwrap();
+    assert_eq!(filters(&lab), 0);
+    assert!(has_clsact(&lab));
+}
+
 #[test]
 fn what_this_host_asks_is_recorded_on_its_way_out_with_tcx_and_without() {
     let lab = Lab::new().unwrap();
-    let has_tcx = KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0);
-    let expected = usize::from(!has_tcx);
+    let expected = usize::from(!has_tcx());
     let guard = Guard::start(&lab, &policy("")).unwrap();
     assert_eq!(filters(&lab), expected);
     for (host, user) in [(HOST_V4, USER_V4), (HOST_V6, USER_V6)] {

@@ -24,15 +24,19 @@ pub struct Judge {
 
 impl Judge {
     pub fn new(policy: &str, published: &[PublishedPort]) -> Self {
-        let tick_ns = host::tick_ns().unwrap();
-        let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
         let containers = Containers {
             published: published.to_vec(),
             networks: Vec::new(),
             labelled: Vec::new(),
         };
+        Self::with_containers(policy, &containers)
+    }
+
+    pub fn with_containers(policy: &str, containers: &Containers) -> Self {
+        let tick_ns = host::tick_ns().unwrap();
+        let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
         let now = host::timebase().unwrap();
-        let tables = Tables::compile(&policy, &containers, &LOCAL_PORTS, now);
+        let tables = Tables::compile(&policy, containers, &LOCAL_PORTS, now);
         Self {
             generation: Generation::load(tables, tick_ns).unwrap(),
         }
@@ -69,6 +73,12 @@ impl Judge {
             .unwrap()
             .test_run(options)
             .unwrap();
+    }
+
+    /// How many instructions the verifier looked at.
+    pub fn verified_instructions(&self) -> u32 {
+        let info = self.generation.program().unwrap().info().unwrap();
+        info.verified_instruction_count().unwrap()
     }
 
     pub fn counters(&self) -> BTreeMap<String, (u64, u64)> {

@@ -4,6 +4,7 @@
 mod audit;
 mod clocked;
 mod commands;
+mod containers;
 mod docker;
 mod flows;
 mod frames;

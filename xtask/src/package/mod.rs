@@ -74,9 +74,10 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// What is read beside the program.
-const DOCUMENTS: [&str; 4] = [
+const DOCUMENTS: [&str; 5] = [
     "README.md",
     "docs/architecture.md",
+    "docs/audit.md",
     "docs/operations.md",
     "docs/policy.md",
 ];

@@ -109,10 +109,11 @@ const PACKAGE: [Tool; 5] = [
 ];
 
 /// A real Docker.
-const DOCKER: [Tool; 3] = [
+const DOCKER: [Tool; 4] = [
     tool("docker", "docker.io"),
     tool("dockerd", "docker.io"),
     tool("containerd", "containerd"),
+    tool("docker-compose", "docker-compose"),
 ];
 
 fn find_tools(tools: &[Tool]) -> Result<()> {

@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::{
-    Audited, DockerAsked, Guard, JudgedBy, Report, Role, Warned,
+    Audited, DockerAsked, Guard, JudgedBy, Report, Role,
     endpoint::{EVERYWHERE, Endpoint, Level, Owner},
     judge::{ANY, Decision, Fate},
 };
@@ -158,7 +158,7 @@ impl Audited {
         if endpoint.may_be_client && endpoint.level <= Level::Network {
             details.push("it may be the local end of what this host asks others".to_owned());
         }
-        details.extend(danger.as_ref().map(describe_danger));
+        details.extend(danger.map(|danger| format!("WARNING: {danger}")));
         let changes = changes.iter().enumerate();
         details.extend(changes.map(|(n, change)| match n {
             0 => format!("change: {change}"),
@@ -299,20 +299,6 @@ fn describe_decision(decision: &Decision) -> String {
     place + &what
 }
 
-fn describe_danger(danger: &Warned) -> String {
-    let Warned {
-        service,
-        login,
-        gain,
-    } = danger;
-    let login = match *login {
-        "open" => "asks for no login unless it is told to, and gives an intruder",
-        "varies" => "asks for no login in some versions and set-ups, and then gives an intruder",
-        _ => "is protected by its own login alone, behind which are",
-    };
-    format!("WARNING: this is the port of {service}, which {login} {gain}")
-}
-
 #[cfg(test)]
 mod tests {
     use guard_common::layout::PortProtocol;
@@ -404,8 +390,8 @@ note:      something is not known
 OPEN TO THE WORLD, AND NO SERVICE LISTS IT
 tcp/11434  every address: app of shop, container shop-app-1, port 80 inside
            open now, would be closed if enforced
-           WARNING: this is the port of Ollama, which asks for no login unless it is
-           told to, and gives an intruder the graphics card, and every model: used,
+           WARNING: 11434 is the port of Ollama, which asks for no login unless it
+           is told to. Whoever gets in has the graphics card, and every model: used,
            replaced or deleted
            change: do this
            or: do that

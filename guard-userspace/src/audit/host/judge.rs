@@ -235,17 +235,9 @@ fn first_packet(protocol: PortProtocol, port: u16, to: IpAddr) -> Packet {
         source: Address { high: 0, low: 0 },
         destination,
         transport: match protocol {
-            PortProtocol::Tcp => Transport::Tcp {
-                destination_port: port,
-                attempt: true,
-            },
-            PortProtocol::Udp => Transport::Udp {
-                source_port: 0,
-                destination_port: port,
-            },
-            PortProtocol::Sctp => Transport::Sctp {
-                destination_port: port,
-            },
+            PortProtocol::Tcp => Transport::tcp(port, true),
+            PortProtocol::Udp => Transport::udp(0, port),
+            PortProtocol::Sctp => Transport::sctp(port),
         },
     }
 }

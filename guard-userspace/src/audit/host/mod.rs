@@ -27,7 +27,7 @@ pub use self::{
     role::Role,
     survey::{DockerAsked, Survey, find_docker},
 };
-use super::dangers::{Danger, Login, danger_at};
+use super::dangers::{Danger, danger_at};
 use crate::{
     host::{self, Netlink},
     lockout::arrival::Arrivals,
@@ -84,32 +84,9 @@ pub struct Audited {
     /// It is open to the world, and no service lists it.
     pub finding: bool,
     /// Only if others can reach it.
-    pub danger: Option<Warned>,
+    pub danger: Option<&'static Danger>,
     /// What to do about it, one of them.
     pub changes: Vec<String>,
-}
-
-/// What is known of a port that is dangerous to show.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Warned {
-    pub service: &'static str,
-    /// `open`, `varies` or `asked`.
-    pub login: &'static str,
-    pub gain: &'static str,
-}
-
-impl From<&Danger> for Warned {
-    fn from(danger: &Danger) -> Self {
-        Self {
-            service: danger.service,
-            login: match danger.login {
-                Login::Open => "open",
-                Login::Varies => "varies",
-                Login::Asked => "asked",
-            },
-            gain: danger.gain,
-        }
-    }
 }
 
 impl Report {
@@ -252,7 +229,7 @@ impl Audited {
         let is_shut = |decision: &Decision| matches!(decision.fate, Fate::Open | Fate::Closed);
         let is_settled = !policy.is_empty() && policy.iter().all(is_shut);
         let finding = endpoint.level == Level::World && !endpoint.may_be_client && !is_settled;
-        let known = danger(&endpoint).map(Warned::from);
+        let known = danger(&endpoint);
         let audited = Self {
             danger: None,
             policy,

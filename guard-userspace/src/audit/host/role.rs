@@ -4,7 +4,10 @@ use guard_common::layout::PortProtocol;
 use serde::Serialize;
 
 use super::endpoint::Owner;
-use crate::docker::Container;
+use crate::{
+    audit::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS, image_name},
+    docker::Container,
+};
 
 /// What an endpoint is for, if it is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -15,44 +18,8 @@ pub enum Role {
     Proxy,
 }
 
-/// The ports that the web is served on: TCP, and UDP for HTTP/3.
-const WEB: [(PortProtocol, u16); 3] = [
-    (PortProtocol::Tcp, 80),
-    (PortProtocol::Tcp, 443),
-    (PortProtocol::Udp, 443),
-];
-
-/// The last part of the names of images, and titles in their labels.
-const PROXY_IMAGES: [&str; 15] = [
-    "traefik",
-    "nginx",
-    "nginx-unprivileged",
-    "nginx-proxy",
-    "nginx-proxy-manager",
-    "openresty",
-    "angie",
-    "swag",
-    "caddy",
-    "caddy-docker-proxy",
-    "haproxy",
-    "envoy",
-    "httpd",
-    "kong",
-    "apisix",
-];
-
 /// What an image says of itself (OCI image specification, "Annotations").
 const TITLE: &str = "org.opencontainers.image.title";
-
-/// Compose services that are built where they run.
-const PROXY_SERVICES: [&str; 6] = [
-    "traefik",
-    "nginx",
-    "caddy",
-    "haproxy",
-    "proxy",
-    "reverse-proxy",
-];
 
 const PROXY_PROCESSES: [&str; 9] = [
     "nginx",
@@ -98,8 +65,13 @@ pub fn of_container(
     port: u16,
     inside: u16,
 ) -> Option<Role> {
-    let is_web = WEB.contains(&(protocol, port)) || WEB.contains(&(protocol, inside));
+    let is_web = is_web(protocol, port) || is_web(protocol, inside);
     (is_web && is_proxy(container)).then_some(Role::Proxy)
+}
+
+/// HTTP/3 is spoken over UDP.
+fn is_web(protocol: PortProtocol, port: u16) -> bool {
+    protocol != PortProtocol::Sctp && WEB.contains(&port)
 }
 
 fn is_proxy(container: &Container) -> bool {
@@ -112,16 +84,9 @@ fn is_proxy(container: &Container) -> bool {
     let is_image = names
         .into_iter()
         .flatten()
-        .any(|name| PROXY_IMAGES.contains(&name));
+        .any(|name| PROXIES.contains(&name) || WEB_SERVERS.contains(&name));
     let service = container.compose().map(|(_, service)| service);
-    is_image || service.is_some_and(|service| PROXY_SERVICES.contains(&service))
-}
-
-/// `nginx-proxy` of `registry.example:5000/proxies/nginx-proxy:1.2@sha256:…`.
-fn image_name(image: &str) -> &str {
-    let path = image.split('@').next().unwrap_or(image);
-    let last = path.rsplit('/').next().unwrap_or(path);
-    last.split(':').next().unwrap_or(last)
+    is_image || service.is_some_and(|service| PROXY_NAMES.contains(&service))
 }
 
 pub fn of_socket(protocol: PortProtocol, port: u16, owner: &Owner) -> Option<Role> {
@@ -134,8 +99,7 @@ pub fn of_socket(protocol: PortProtocol, port: u16, owner: &Owner) -> Option<Rol
     if is_tcp && (is_any_of(&SSH_PROCESSES) || (port == SSH_PORT && is_unnamed)) {
         return Some(Role::Ssh);
     }
-    let is_web = WEB.contains(&(protocol, port));
-    (is_web && is_any_of(&PROXY_PROCESSES)).then_some(Role::Proxy)
+    (is_web(protocol, port) && is_any_of(&PROXY_PROCESSES)).then_some(Role::Proxy)
 }
 
 #[cfg(test)]

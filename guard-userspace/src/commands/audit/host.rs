@@ -28,6 +28,21 @@ pub struct Host {
 }
 
 impl Host {
+    /// What is asked of the host means nothing beside another audit.
+    pub fn require_unused(&self) -> Result<(), Failure> {
+        let Self {
+            policy,
+            docker,
+            output: Output { json },
+        } = self;
+        if policy.is_none() && docker.is_none() && !json {
+            return Ok(());
+        }
+        let problem =
+            "--policy, --docker and --json before `compose` are for the audit of the host";
+        Err(Failure::Usage(problem.to_owned()))
+    }
+
     pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
         let Self {
             policy,

@@ -26,11 +26,14 @@ use self::{
     judge::{Expected, Model},
     signature::Signature,
 };
-use crate::clocked::Simulation;
+use crate::{clocked::Simulation, judge::Judge};
 
 /// Packets in an ordinary run, over so many policies.
 const POLICIES: u64 = 32;
 const PACKETS_PER_POLICY: u64 = 32_000;
+
+/// The kernel gives up after a million instructions, and the next one may count more than this one.
+const MOST_VERIFIED: u32 = 300_000;
 
 /// `cargo xtask fuzz` sets these: how long to go on, and from where.
 const MINUTES: &str = "GUARD_FUZZ_MINUTES";
@@ -49,6 +52,17 @@ fn the_program_and_an_independent_model_agree_on_a_million_packets() {
     for reason in Reason::ALL {
         let count: u64 = reasons.get(reason.name()).copied().unwrap_or_default();
         assert!(count > 100, "only {count} packets were {}", reason.name());
+    }
+}
+
+/// The verifier sees another program for every mixture of what policies use, and every kernel has
+/// another verifier.
+#[test]
+fn a_program_for_every_generated_policy_is_verified_in_few_instructions() {
+    for seed in 0..POLICIES {
+        let PolicyText { text, containers } = policy(&mut Rng::with_seed(seed)).to_text();
+        let verified = Judge::with_containers(&text, &containers).verified_instructions();
+        assert!(verified < MOST_VERIFIED, "seed {seed}: {verified}");
     }
 }
 

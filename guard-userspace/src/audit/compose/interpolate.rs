@@ -1,0 +1,275 @@
+//! `${VARIABLE}` in values, as Compose puts them in.
+
+/// `${A:-${B:-...}}` may be nested so deep.
+const MAX_DEPTH: usize = 16;
+
+/// No value of a variable, and no text that variables are put into, grows longer.
+pub const MAX_BYTES: usize = 64 << 10;
+
+/// What became of a text that names variables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reference {
+    /// As it is written.
+    pub written: String,
+    /// As it would be if no variable were set.
+    pub literal: String,
+    /// Variables without a value and without a default: Compose puts nothing in their place.
+    pub unset: Vec<String>,
+    /// Variables that must be set and are not: Compose refuses the file.
+    pub required: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Literal(String),
+    Variable(Variable),
+}
+
+#[derive(Debug)]
+struct Variable {
+    name: String,
+    otherwise: Option<Otherwise>,
+}
+
+/// `:-`, `-`, `:?`, `?`, `:+` or `+`, and what follows.
+#[derive(Debug)]
+struct Otherwise {
+    /// An empty value counts as none.
+    is_colon: bool,
+    kind: Kind,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Default,
+    Required,
+    Alternative,
+}
+
+/// The text with its variables put in; `None` if it names none. The error says what is wrong.
+pub fn interpolate(
+    written: &str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<(String, Reference)>, String> {
+    if !written.contains('$') {
+        return Ok(None);
+    }
+    let mut parser = Parser {
+        rest: written,
+        depth: 0,
+    };
+    let parts = parser.parts(false)?;
+    let mut reference = Reference {
+        written: written.to_owned(),
+        ..Reference::default()
+    };
+    let text = evaluate(&parts, lookup, &mut reference)?;
+    let nothing = |_: &str| None;
+    reference.literal = evaluate(&parts, &nothing, &mut Reference::default())?;
+    Ok(Some((text, reference)))
+}
+
+struct Parser<'a> {
+    rest: &'a str,
+    depth: usize,
+}
+
+impl Parser<'_> {
+    /// Up to the end, or to the brace that closes what surrounds.
+    fn parts(&mut self, in_braces: bool) -> Result<Vec<Part>, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        while let Some(next) = self.rest.chars().next() {
+            if next == '}' && in_braces {
+                break;
+            }
+            self.rest = &self.rest[next.len_utf8()..];
+            if next != '$' {
+                literal.push(next);
+            } else if let Some(rest) = self.rest.strip_prefix('$') {
+                self.rest = rest;
+                literal.push('$');
+            } else {
+                parts.push(Part::Literal(std::mem::take(&mut literal)));
+                parts.push(Part::Variable(self.variable()?));
+            }
+        }
+        parts.push(Part::Literal(literal));
+        Ok(parts)
+    }
+
+    /// Behind the `$`.
+    fn variable(&mut self) -> Result<Variable, String> {
+        let Some(rest) = self.rest.strip_prefix('{') else {
+            let name = self.name()?;
+            return Ok(Variable {
+                name,
+                otherwise: None,
+            });
+        };
+        self.rest = rest;
+        let name = self.name()?;
+        let otherwise = self.otherwise()?;
+        self.rest = self.rest.strip_prefix('}').ok_or_else(|| {
+            format!("${{{name} is not closed, or has something else than a default: write ${{{name}}} or ${{{name}:-default}}")
+        })?;
+        Ok(Variable { name, otherwise })
+    }
+
+    fn name(&mut self) -> Result<String, String> {
+        let end = self
+            .rest
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let (name, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(
+                "a $ stands before no variable's name: write $$ for the character".to_owned(),
+            );
+        }
+        self.rest = rest;
+        Ok(name.to_owned())
+    }
+
+    fn otherwise(&mut self) -> Result<Option<Otherwise>, String> {
+        let (is_colon, rest) = match self.rest.strip_prefix(':') {
+            Some(rest) => (true, rest),
+            None => (false, self.rest),
+        };
+        let kind = match rest.chars().next() {
+            Some('-') => Kind::Default,
+            Some('?') => Kind::Required,
+            Some('+') => Kind::Alternative,
+            _ => return Ok(None),
+        };
+        self.rest = &rest[1..];
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!(
+                "variables are nested deeper than {MAX_DEPTH} levels"
+            ));
+        }
+        let parts = self.parts(true)?;
+        self.depth -= 1;
+        Ok(Some(Otherwise {
+            is_colon,
+            kind,
+            parts,
+        }))
+    }
+}
+
+fn evaluate(
+    parts: &[Part],
+    lookup: &dyn Fn(&str) -> Option<String>,
+    found: &mut Reference,
+) -> Result<String, String> {
+    let mut text = String::new();
+    for part in parts {
+        match part {
+            Part::Literal(literal) => text.push_str(literal),
+            Part::Variable(variable) => text.push_str(&variable.evaluate(lookup, found)?),
+        }
+        if text.len() > MAX_BYTES {
+            return Err(format!(
+                "with its variables put in it is longer than {MAX_BYTES} bytes"
+            ));
+        }
+    }
+    Ok(text)
+}
+
+impl Variable {
+    fn evaluate(
+        &self,
+        lookup: &dyn Fn(&str) -> Option<String>,
+        found: &mut Reference,
+    ) -> Result<String, String> {
+        let Self { name, otherwise } = self;
+        let value = lookup(name);
+        let Some(Otherwise {
+            is_colon,
+            kind,
+            parts,
+        }) = otherwise
+        else {
+            if value.is_none() {
+                found.unset.push(name.clone());
+            }
+            return Ok(value.unwrap_or_default());
+        };
+        let value = value.filter(|value| !(*is_colon && value.is_empty()));
+        match (kind, value) {
+            (Kind::Default | Kind::Required, Some(value)) => Ok(value),
+            (Kind::Default, None) | (Kind::Alternative, Some(_)) => evaluate(parts, lookup, found),
+            (Kind::Alternative, None) => Ok(String::new()),
+            (Kind::Required, None) => {
+                found.required.push(name.clone());
+                Ok(String::new())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(name: &str) -> Option<String> {
+        match name {
+            "SET" => Some("value".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        }
+    }
+
+    fn text(written: &str) -> String {
+        let found = interpolate(written, &lookup).unwrap();
+        found.map_or(written.to_owned(), |(text, _)| text)
+    }
+
+    #[test]
+    fn variables_are_put_in_as_compose_does() {
+        for (written, expected) in [
+            ("plain", "plain"),
+            ("$SET/${SET}", "value/value"),
+            ("$$SET $${SET}", "$SET ${SET}"),
+            ("${UNSET:-default}", "default"),
+            ("${EMPTY:-default}", "default"),
+            ("${EMPTY-default}", ""),
+            ("${UNSET-default}", "default"),
+            ("${SET:-default}", "value"),
+            ("${SET:+alternative}", "alternative"),
+            ("${EMPTY:+alternative}", ""),
+            ("${EMPTY+alternative}", "alternative"),
+            ("${UNSET+alternative}", ""),
+            ("${UNSET:-${SET}:80}", "value:80"),
+            ("${UNSET:-${OTHER:-inner}}/x", "inner/x"),
+            ("${UNSET:-}", ""),
+            ("a$UNSET.b", "a.b"),
+        ] {
+            assert_eq!(text(written), expected, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_apart() {
+        let (text, reference) = interpolate("${A:?must} $B ${C-c} ${EMPTY?}", &lookup)
+            .unwrap()
+            .unwrap();
+        assert_eq!(text, "  c ");
+        assert_eq!(reference.required, ["A"]);
+        assert_eq!(reference.unset, ["B"]);
+        assert_eq!(reference.literal, "  c ");
+    }
+
+    #[test]
+    fn what_compose_refuses_is_refused() {
+        let nested = "${A:-".repeat(1000);
+        for written in [
+            "$", "${", "${}", "${A", "${1A}", "$1", "${A:x}", "${A:-b", &nested,
+        ] {
+            assert!(interpolate(written, &lookup).is_err(), "{written}");
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! From files to the project that Compose would run: variables put in, `include` and `extends` followed,
+//! files put on top of each other.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+};
+
+use super::{
+    Warning,
+    environment::Environment,
+    interpolate::interpolate,
+    merge::merge,
+    source::{ComposeError, Place, Source},
+    yaml::{self, Budget, Entry, Mapping, Node, Value},
+};
+
+/// `extends` after `extends`, and `include` in `include`.
+const MAX_CHAIN: usize = 32;
+
+/// How many files one project may read.
+const MAX_FILES: usize = 200;
+
+/// Reads projects, within limits.
+pub struct Loader {
+    budget: Budget,
+    files: usize,
+    pub warnings: Vec<Warning>,
+}
+
+/// Files that are put on top of each other, and what their variables mean.
+struct Layer<'a> {
+    environment: Rc<Environment>,
+    /// The file, its folder and their places in the chain of `include`.
+    chain: &'a [PathBuf],
+}
+
+/// The documents of a file, by its path: `extends` may name it for every service.
+type Cache = HashMap<PathBuf, Rc<Vec<Node>>>;
+
+impl Loader {
+    pub fn new() -> Self {
+        Self {
+            budget: Budget::default(),
+            files: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The project of these files, the later on top.
+    pub fn project(
+        &mut self,
+        files: &[PathBuf],
+        environment: &Rc<Environment>,
+        env_files: Option<&[PathBuf]>,
+    ) -> Result<Node, ComposeError> {
+        self.layer(files, None, environment, env_files, &[])
+    }
+
+    fn layer(
+        &mut self,
+        files: &[PathBuf],
+        folder: Option<&Path>,
+        environment: &Rc<Environment>,
+        env_files: Option<&[PathBuf]>,
+        chain: &[PathBuf],
+    ) -> Result<Node, ComposeError> {
+        let first = files.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+        let folder = folder.unwrap_or_else(|| folder_of(first));
+        let environment = self.environment(folder, environment, env_files)?;
+        let mut cache = Cache::new();
+        let mut project: Option<Node> = None;
+        for file in files {
+            let mut chain = chain.to_vec();
+            chain.push(identity(file));
+            let layer = Layer {
+                environment: Rc::clone(&environment),
+                chain: &chain,
+            };
+            for document in self.documents(file, &environment, &mut cache)?.iter() {
+                self.budget.spend(document.size(), &document.place)?;
+                let document = self.resolve(document, &layer, project.as_ref(), &mut cache)?;
+                project = Some(match project {
+                    Some(project) => merge(project, document),
+                    None => document,
+                });
+            }
+        }
+        project.ok_or_else(|| ComposeError::of_file(first, "is empty: it has no services"))
+    }
+
+    /// `.env` of the folder, if none is named.
+    fn environment(
+        &mut self,
+        folder: &Path,
+        environment: &Rc<Environment>,
+        env_files: Option<&[PathBuf]>,
+    ) -> Result<Rc<Environment>, ComposeError> {
+        let default = folder.join(".env");
+        let files = match env_files {
+            Some(files) => files.to_vec(),
+            None if default.is_file() => vec![default],
+            None => Vec::new(),
+        };
+        let mut read = Environment::behind(environment);
+        for file in &files {
+            let source = self.read(file)?;
+            read.read(&source.text)
+                .map_err(|(line, problem)| ComposeError {
+                    line: Some(line),
+                    ..ComposeError::of_file(file, problem)
+                })?;
+        }
+        Ok(Rc::new(read))
+    }
+
+    fn read(&mut self, file: &Path) -> Result<Arc<Source>, ComposeError> {
+        self.files += 1;
+        if self.files > MAX_FILES {
+            let problem = format!("is one file too many: a project reads at most {MAX_FILES}");
+            return Err(ComposeError::of_file(file, problem));
+        }
+        Source::read(file)
+    }
+
+    /// With variables put in.
+    fn documents(
+        &mut self,
+        file: &Path,
+        environment: &Environment,
+        cache: &mut Cache,
+    ) -> Result<Rc<Vec<Node>>, ComposeError> {
+        if let Some(documents) = cache.get(file) {
+            return Ok(Rc::clone(documents));
+        }
+        let source = self.read(file)?;
+        let mut documents = yaml::parse(&source, &mut self.budget)?;
+        for document in &mut documents {
+            if document.mapping().is_none() {
+                return Err(document
+                    .place
+                    .error("a compose file is a mapping, with services: at its beginning"));
+            }
+            self.put_in(document, environment)?;
+        }
+        let documents = Rc::new(documents);
+        cache.insert(file.to_owned(), Rc::clone(&documents));
+        Ok(documents)
+    }
+
+    fn put_in(&mut self, node: &mut Node, environment: &Environment) -> Result<(), ComposeError> {
+        match &mut node.value {
+            Value::Null => {}
+            Value::Scalar(scalar) => {
+                let found = interpolate(&scalar.text, &|name| environment.get(name));
+                if let Some((text, reference)) = found.map_err(|text| node.place.error(text))? {
+                    scalar.text = text;
+                    scalar.reference = Some(Box::new(reference));
+                    let size = node.size();
+                    self.budget.spend(size, &node.place)?;
+                }
+            }
+            Value::Sequence(items) => {
+                for item in items {
+                    self.put_in(item, environment)?;
+                }
+            }
+            Value::Mapping(mapping) => {
+                for entry in mapping.values_mut() {
+                    self.put_in(&mut entry.node, environment)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A document with what it includes and extends. `below` is what lies under it.
+    fn resolve(
+        &mut self,
+        document: &Node,
+        layer: &Layer<'_>,
+        below: Option<&Node>,
+        cache: &mut Cache,
+    ) -> Result<Node, ComposeError> {
+        let mut resolved = document.clone();
+        if let Some(services) = document.get("services") {
+            let mut extended = services.clone();
+            if let Value::Mapping(mapping) = &mut extended.value {
+                for (name, entry) in mapping.iter_mut() {
+                    let mut chain = Vec::new();
+                    let home = Home {
+                        services,
+                        below: below.and_then(|below| below.get("services")),
+                    };
+                    entry.node = self.extend(name, &home, layer, &mut chain, cache)?;
+                }
+            }
+            if let Value::Mapping(mapping) = &mut resolved.value
+                && let Some(entry) = mapping.get_mut("services")
+            {
+                entry.node = extended;
+            }
+        }
+        for inclusion in inclusions(document)? {
+            let included = self.include(&inclusion, layer)?;
+            resolved = import(resolved, included)?;
+        }
+        Ok(resolved)
+    }
+
+    fn extend(
+        &mut self,
+        name: &str,
+        home: &Home<'_>,
+        layer: &Layer<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+        cache: &mut Cache,
+    ) -> Result<Node, ComposeError> {
+        let Some(entry) = home.get(name) else {
+            return Err(home
+                .services
+                .place
+                .error(format!("there is no service \"{name}\"")));
+        };
+        let Some(extends) = entry.node.get("extends") else {
+            return Ok(entry.node.clone());
+        };
+        let here = &extends.place.source.path;
+        let link = (here.clone(), name.to_owned());
+        if chain.contains(&link) {
+            let problem = format!("extends goes in a circle: \"{name}\" extends itself");
+            return Err(extends.place.error(problem));
+        }
+        chain.push(link);
+        if chain.len() > MAX_CHAIN {
+            let problem = format!("extends more than {MAX_CHAIN} services, one after the other");
+            return Err(extends.place.error(problem));
+        }
+        let (file, base) = extension(extends)?;
+        let base = match file {
+            None => self.base(&base, home, extends, layer, chain, cache)?,
+            Some(file) if is_remote(&file) => {
+                self.warn(
+                    &extends.place,
+                    format!("{file} is not on this machine and was not read"),
+                );
+                return Ok(entry.node.clone());
+            }
+            Some(file) => {
+                let file = folder_of(here).join(file);
+                let documents = self
+                    .documents(&file, &layer.environment, cache)
+                    .map_err(|error| elsewhere(error, &file, &extends.place))?;
+                let mut services = documents
+                    .iter()
+                    .filter_map(|document| document.get("services"));
+                let Some(services) = services.find(|services| services.entry(&base).is_some())
+                else {
+                    return Err(extends.place.error(format!(
+                        "extends \"{base}\", and {} has no such service",
+                        file.display()
+                    )));
+                };
+                let home = Home {
+                    services,
+                    below: None,
+                };
+                self.base(&base, &home, extends, layer, chain, cache)?
+            }
+        };
+        self.budget
+            .spend(base.size() + entry.node.size(), &extends.place)?;
+        let mut extended = merge(base, entry.node.clone());
+        if let Value::Mapping(mapping) = &mut extended.value {
+            mapping.shift_remove("extends");
+        }
+        // What is missing is missing in the service itself.
+        extended.place = entry.node.place.clone();
+        extended.in_flow = entry.node.in_flow;
+        Ok(extended)
+    }
+
+    fn base(
+        &mut self,
+        name: &str,
+        home: &Home<'_>,
+        extends: &Node,
+        layer: &Layer<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+        cache: &mut Cache,
+    ) -> Result<Node, ComposeError> {
+        if home.get(name).is_none() {
+            let problem = format!("extends \"{name}\", and there is no such service");
+            return Err(extends.place.error(problem));
+        }
+        self.extend(name, home, layer, chain, cache)
+    }
+
+    fn include(&mut self, inclusion: &Inclusion, layer: &Layer<'_>) -> Result<Node, ComposeError> {
+        let Inclusion {
+            place,
+            paths,
+            folder,
+            env_files,
+        } = inclusion;
+        if let Some(path) = paths.iter().find(|path| is_remote(path)) {
+            self.warn(
+                place,
+                format!("{path} is not on this machine and was not read"),
+            );
+            return Ok(Node::null(place.clone()));
+        }
+        if layer.chain.len() > MAX_CHAIN {
+            let problem = format!("includes more than {MAX_CHAIN} files, one in the other");
+            return Err(place.error(problem));
+        }
+        let base = folder_of(&place.source.path);
+        let paths: Vec<PathBuf> = paths.iter().map(|path| base.join(path)).collect();
+        if let Some(path) = paths
+            .iter()
+            .find(|path| layer.chain.contains(&identity(path)))
+        {
+            let problem = format!(
+                "include goes in a circle: {} includes itself",
+                path.display()
+            );
+            return Err(place.error(problem));
+        }
+        let folder = folder.as_ref().map(|folder| base.join(folder));
+        let env_files: Option<Vec<PathBuf>> = env_files
+            .as_ref()
+            .map(|files| files.iter().map(|file| base.join(file)).collect());
+        let first = paths.first().cloned().unwrap_or_default();
+        self.layer(
+            &paths,
+            folder.as_deref(),
+            &layer.environment,
+            env_files.as_deref(),
+            layer.chain,
+        )
+        .map_err(|error| elsewhere(error, &first, place))
+    }
+
+    fn warn(&mut self, place: &Place, problem: String) {
+        self.warnings.push(Warning::at(place, problem));
+    }
+}
+
+/// Where `extends` looks for the services of its own file.
+struct Home<'a> {
+    services: &'a Node,
+    below: Option<&'a Node>,
+}
+
+impl<'a> Home<'a> {
+    fn get(&self, name: &str) -> Option<&'a Entry> {
+        let Self { services, below } = self;
+        let here = services.mapping().and_then(|mapping| mapping.get(name));
+        here.or_else(|| below.as_ref()?.entry(name))
+    }
+}
+
+/// The error of a file that cannot be read stands where the file is named.
+fn elsewhere(error: ComposeError, file: &Path, place: &Place) -> ComposeError {
+    if error.line.is_none() && error.file == file.display().to_string() {
+        place.error(format!("{}: {}", error.file, error.problem))
+    } else {
+        error
+    }
+}
+
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) => parent,
+        None => Path::new(""),
+    }
+}
+
+/// The same for all names of a file, as far as it is there.
+fn identity(file: &Path) -> PathBuf {
+    file.canonicalize().unwrap_or_else(|_| file.to_owned())
+}
+
+fn is_remote(path: &str) -> bool {
+    path.contains("://") || path.starts_with("git@") || path.starts_with("github.com/")
+}
+
+/// `extends: base`, or `service` and `file`.
+fn extension(extends: &Node) -> Result<(Option<String>, String), ComposeError> {
+    let text = |node: &Node| node.scalar().map(|scalar| scalar.text.clone());
+    let service = extends.get("service").and_then(text);
+    let file = extends.get("file").and_then(text);
+    match text(extends).or(service) {
+        Some(service) => Ok((file, service)),
+        None => Err(extends
+            .place
+            .error("extends names no service: write service: and a name")),
+    }
+}
+
+struct Inclusion {
+    place: Place,
+    paths: Vec<String>,
+    folder: Option<String>,
+    env_files: Option<Vec<String>>,
+}
+
+fn inclusions(document: &Node) -> Result<Vec<Inclusion>, ComposeError> {
+    let Some(include) = document.get("include") else {
+        return Ok(Vec::new());
+    };
+    let wrong = |node: &Node| {
+        let problem = "include takes a list of files, or of mappings with path:";
+        node.place.error(problem)
+    };
+    let items = include.sequence().ok_or_else(|| wrong(include))?;
+    let inclusion = |item: &Node| {
+        let texts = |key: &str| item.get(key).map(texts);
+        let paths = match item.scalar() {
+            Some(scalar) => Some(vec![scalar.text.clone()]),
+            None => texts("path"),
+        };
+        Ok(Inclusion {
+            place: item.place.clone(),
+            paths: paths
+                .filter(|paths| !paths.is_empty())
+                .ok_or_else(|| wrong(item))?,
+            folder: texts("project_directory").and_then(|texts| texts.into_iter().next()),
+            env_files: texts("env_file"),
+        })
+    };
+    items.iter().map(inclusion).collect()
+}
+
+/// One text, or those of a list.
+pub fn texts(node: &Node) -> Vec<String> {
+    let nodes = node.sequence().unwrap_or(std::slice::from_ref(node));
+    let scalars = nodes.iter().filter_map(Node::scalar);
+    scalars.map(|scalar| scalar.text.clone()).collect()
+}
+
+/// What is included must not be defined again.
+fn import(mut project: Node, included: Node) -> Result<Node, ComposeError> {
+    let (Value::Mapping(into), Value::Mapping(from)) = (&mut project.value, included.value) else {
+        return Ok(project);
+    };
+    for section in ["services", "networks"] {
+        let Some(Entry { key, node }) = from.get(section) else {
+            continue;
+        };
+        let empty = || Entry {
+            key: key.clone(),
+            node: Node {
+                value: Value::Mapping(Mapping::new()),
+                ..node.clone()
+            },
+        };
+        let target = into.entry(section.to_owned()).or_insert_with(empty);
+        if !matches!(target.node.value, Value::Mapping(_)) {
+            target.node = empty().node;
+        }
+        let (Value::Mapping(target), Value::Mapping(from)) = (&mut target.node.value, &node.value)
+        else {
+            continue;
+        };
+        for (name, entry) in from {
+            if let Some(other) = target.get(name).filter(|_| section == "services") {
+                let (file, line) = (entry.key.source.name(), entry.key.line());
+                let problem = format!(
+                    "\"{name}\" is also a service of {file}, line {line}, which is included"
+                );
+                return Err(other.key.error(problem));
+            }
+            target.insert(name.clone(), entry.clone());
+        }
+    }
+    Ok(project)
+}

@@ -1,0 +1,64 @@
+//! How Compose puts files on top of each other: mappings merge, lists grow, everything else is replaced.
+
+use super::yaml::{Mapping, Node, Value};
+
+/// `over` on top of `base`. What is tagged `!reset` stays as a mark of it, for what lies further below.
+pub fn merge(base: Node, over: Node) -> Node {
+    if over.tag.is_some() || base.is_reset() {
+        return over;
+    }
+    let value = match (base.value, over.value) {
+        (Value::Mapping(base), Value::Mapping(over)) => Value::Mapping(merge_mappings(base, over)),
+        (Value::Sequence(mut base), Value::Sequence(over)) => {
+            base.extend(over);
+            Value::Sequence(base)
+        }
+        // Compose takes `NAME=value` and `NAME: value` for the same.
+        (Value::Mapping(base), Value::Sequence(over)) => {
+            let mut items = items(base);
+            items.extend(over);
+            Value::Sequence(items)
+        }
+        (Value::Sequence(mut base), Value::Mapping(over)) => {
+            base.extend(items(over));
+            Value::Sequence(base)
+        }
+        (base, Value::Null) => base,
+        (_, value) => {
+            return Node { value, ..over };
+        }
+    };
+    Node { value, ..base }
+}
+
+fn merge_mappings(mut base: Mapping, over: Mapping) -> Mapping {
+    for (name, over) in over {
+        match base.get_mut(&name) {
+            Some(below) => {
+                let place = below.node.place.clone();
+                let node = std::mem::replace(&mut below.node, Node::null(place));
+                if over.node.tag.is_some() {
+                    below.key = over.key;
+                }
+                below.node = merge(node, over.node);
+            }
+            None => {
+                base.insert(name, over);
+            }
+        }
+    }
+    base
+}
+
+/// A mapping for each entry.
+fn items(mapping: Mapping) -> Vec<Node> {
+    let entries = mapping.into_iter();
+    entries
+        .map(|(name, entry)| Node {
+            place: entry.key.clone(),
+            in_flow: entry.node.in_flow,
+            value: Value::Mapping(Mapping::from_iter([(name, entry)])),
+            tag: None,
+        })
+        .collect()
+}

@@ -1,0 +1,401 @@
+//! Ports as a service publishes them: `8000`, `8000:8000`, `127.0.0.1:8000-8010:80/udp`, and the long
+//! form.
+
+use std::{fmt, net::IpAddr, ops::RangeInclusive};
+
+use granit_parser::ScalarStyle;
+use guard_common::layout::PortProtocol;
+
+use super::{
+    fix::Fix,
+    source::{ComposeError, Place},
+    yaml::{Node, Scalar},
+};
+
+pub struct Port {
+    pub place: Place,
+    pub address: Address,
+    pub host: Host,
+    pub container: RangeInclusive<u16>,
+    pub protocol: PortProtocol,
+    /// Publishes it on the loopback address.
+    pub fix: Option<Fix>,
+    /// Puts it in quotes, if readers of YAML 1.1 take it for a number in base 60.
+    pub quoted: Option<Fix>,
+    /// Variables in it that have no value.
+    pub unset: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    Every,
+    EveryIpv4,
+    EveryIpv6,
+    One(IpAddr),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// Docker chooses.
+    Random,
+    Ports(RangeInclusive<u16>),
+}
+
+/// What a port says, apart from where it is written.
+#[derive(Debug, PartialEq, Eq)]
+struct Spec {
+    address: Address,
+    host: Host,
+    container: RangeInclusive<u16>,
+    protocol: PortProtocol,
+}
+
+impl Address {
+    pub fn is_loopback(&self) -> bool {
+        matches!(self, Self::One(address) if address.to_canonical().is_loopback())
+    }
+
+    pub fn is_one(&self) -> bool {
+        matches!(self, Self::One(_))
+    }
+
+    fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Every | Self::EveryIpv4 => false,
+            Self::EveryIpv6 => true,
+            Self::One(address) => address.is_ipv6(),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Every => formatter.write_str("every address"),
+            Self::EveryIpv4 => formatter.write_str("every IPv4 address"),
+            Self::EveryIpv6 => formatter.write_str("every IPv6 address"),
+            Self::One(address) => write!(formatter, "{address}"),
+        }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = self.protocol.name();
+        let inside = format!("{}/{protocol}", Range(&self.container));
+        match &self.host {
+            Host::Random => write!(formatter, "{inside} of the container"),
+            Host::Ports(ports) if *ports == self.container => formatter.write_str(&inside),
+            Host::Ports(ports) => {
+                write!(
+                    formatter,
+                    "{}/{protocol}, which is {inside} of the container,",
+                    Range(ports)
+                )
+            }
+        }
+    }
+}
+
+struct Range<'a>(&'a RangeInclusive<u16>);
+
+impl fmt::Display for Range<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(range) = self;
+        match (range.start(), range.end()) {
+            (first, last) if first == last => write!(formatter, "{first}"),
+            (first, last) => write!(formatter, "{first}-{last}"),
+        }
+    }
+}
+
+impl Port {
+    /// `None` if what it says depends on variables that are not set.
+    pub fn read(node: &Node) -> Result<Option<Self>, ComposeError> {
+        let values = match node.mapping() {
+            Some(mapping) => mapping
+                .values()
+                .filter_map(|entry| entry.node.scalar())
+                .collect(),
+            None => Vec::from_iter(node.scalar()),
+        };
+        let references = || values.iter().filter_map(|scalar| scalar.reference.as_ref());
+        if references().any(|reference| !reference.required.is_empty()) {
+            return Ok(None);
+        }
+        let unset: Vec<String> = references()
+            .flat_map(|reference| reference.unset.clone())
+            .collect();
+        let spec = match (node.scalar(), node.mapping()) {
+            (Some(scalar), _) => scalar.text.parse::<Spec>(),
+            (None, Some(_)) => Spec::read_long(node),
+            _ => Err(
+                "write it as \"127.0.0.1:8000:8000\", or with target: and published:".to_owned(),
+            ),
+        };
+        match spec {
+            Err(_) if !unset.is_empty() => Ok(None),
+            Err(problem) => Err(node.place.error(format!("is no port: {problem}"))),
+            Ok(Spec {
+                address,
+                host,
+                container,
+                protocol,
+            }) => Ok(Some(Self {
+                place: node.place.clone(),
+                address,
+                host,
+                container,
+                protocol,
+                fix: on_loopback(node, address),
+                quoted: quoted(node),
+                unset,
+            })),
+        }
+    }
+
+    /// The numbers on the host, if they are known.
+    pub fn host_ports(&self) -> Option<&RangeInclusive<u16>> {
+        match &self.host {
+            Host::Random => None,
+            Host::Ports(ports) => Some(ports),
+        }
+    }
+}
+
+impl std::str::FromStr for Spec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let mut parts = ports.rsplitn(3, ':');
+        let container = parts.next().unwrap_or_default();
+        let host = parts.next().unwrap_or_default();
+        let address = parts.next().unwrap_or_default();
+        if container.is_empty() {
+            return Err(format!("\"{text}\" names no port of the container"));
+        }
+        Self::new(address, host, container, protocol)
+    }
+}
+
+impl Spec {
+    fn read_long(node: &Node) -> Result<Self, String> {
+        let text = |key: &str| match node.get(key) {
+            None => Ok(""),
+            Some(value) => match value.scalar() {
+                Some(Scalar { text, .. }) => Ok(text.as_str()),
+                None => Err(format!("{key} is text or a number")),
+            },
+        };
+        let target = text("target")?;
+        if target.is_empty() {
+            return Err("it has no target:, the port of the container".to_owned());
+        }
+        let protocol = Some(text("protocol")?).filter(|protocol| !protocol.is_empty());
+        Self::new(
+            text("host_ip")?,
+            text("published")?,
+            target,
+            protocol.unwrap_or("tcp"),
+        )
+    }
+
+    fn new(address: &str, host: &str, container: &str, protocol: &str) -> Result<Self, String> {
+        let container = range(container)?;
+        let host = match host {
+            "" | "0" => Host::Random,
+            host => Host::Ports(range(host)?),
+        };
+        if let Host::Ports(ports) = &host
+            && ports.len() != container.len()
+            && container.len() != 1
+        {
+            return Err(format!(
+                "{} on the host are not as many as {} in the container",
+                Range(ports),
+                Range(&container)
+            ));
+        }
+        Ok(Self {
+            address: parse_address(address)?,
+            host,
+            container,
+            protocol: parse_protocol(protocol)?,
+        })
+    }
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let address = inner.unwrap_or(text);
+    if address.is_empty() {
+        return Ok(Address::Every);
+    }
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("{text:?} is no address of this host: write one such as 127.0.0.1"))?;
+    Ok(match address {
+        IpAddr::V4(address) if address.is_unspecified() => Address::EveryIpv4,
+        IpAddr::V6(address) if address.is_unspecified() => Address::EveryIpv6,
+        address => Address::One(address),
+    })
+}
+
+fn parse_protocol(text: &str) -> Result<PortProtocol, String> {
+    let protocols = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp];
+    let mut protocols = protocols.into_iter();
+    protocols
+        .find(|protocol| text.eq_ignore_ascii_case(protocol.name()))
+        .ok_or_else(|| format!("{text:?} is no protocol: write tcp, udp or sctp"))
+}
+
+fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let port = |text: &str| {
+        text.parse::<u16>()
+            .map_err(|_| format!("{text:?} is not a number from 0 to 65535"))
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = port(first)?..=port(last)?;
+    if range.is_empty() {
+        return Err(format!(
+            "{text:?} is no range: write the smaller number first"
+        ));
+    }
+    Ok(range)
+}
+
+fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
+    let is_ipv6 = address.is_ipv6();
+    let Some(scalar) = node.scalar() else {
+        let loopback = if is_ipv6 { "::1" } else { "127.0.0.1" };
+        return match node.get("host_ip") {
+            Some(address) => Fix::scalar(address, address.scalar()?, loopback),
+            None => Fix::first_key(node, &format!("host_ip: {loopback}")),
+        };
+    };
+    let loopback = if is_ipv6 { "[::1]" } else { "127.0.0.1" };
+    let written = written(scalar);
+    let pieces = pieces(written);
+    if pieces.len() != self::pieces(&scalar.text).len() {
+        return None;
+    }
+    let text = match pieces.as_slice() {
+        [container] => format!("{loopback}::{container}"),
+        [.., host, container] => format!("{loopback}:{host}:{container}"),
+        [] => return None,
+    };
+    Fix::scalar(node, scalar, &text)
+}
+
+/// Before variables were put in.
+fn written(scalar: &Scalar) -> &str {
+    match &scalar.reference {
+        Some(reference) => &reference.written,
+        None => &scalar.text,
+    }
+}
+
+/// Between the colons, but for those in braces and brackets.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    text.split(|character| {
+        match character {
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        character == ':' && depth == 0
+    })
+    .collect()
+}
+
+/// Numbers in base 60, as YAML 1.1 has them: `22:22` is 1342.
+fn quoted(node: &Node) -> Option<Fix> {
+    let scalar = node.scalar()?;
+    if scalar.style != ScalarStyle::Plain || scalar.reference.is_some() {
+        return None;
+    }
+    let (first, rest) = scalar.text.split_once(':')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_digit = |text: &str| {
+        is_number(text) && text.len() <= 2 && text.parse::<u8>().is_ok_and(|digit| digit < 60)
+    };
+    let is_base_60 = is_number(first) && !first.starts_with('0') && rest.split(':').all(is_digit);
+    is_base_60.then(|| Fix {
+        place: node.place.clone(),
+        text: format!("\"{}\"", scalar.text),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Spec {
+        text.parse()
+            .unwrap_or_else(|problem| panic!("{text}: {problem}"))
+    }
+
+    #[test]
+    fn ports_are_read_as_docker_does() {
+        let every = Address::Every;
+        let one = |address: &str| Address::One(address.parse().unwrap());
+        let at = |first: u16, last: u16| Host::Ports(first..=last);
+        for (text, address, host, container) in [
+            ("80", every, Host::Random, 80..=80),
+            ("8000-8002", every, Host::Random, 8000..=8002),
+            ("8080:80", every, at(8080, 8080), 80..=80),
+            (":80", every, Host::Random, 80..=80),
+            ("8000-8002:9000-9002", every, at(8000, 8002), 9000..=9002),
+            ("8000-8010:80", every, at(8000, 8010), 80..=80),
+            (
+                "127.0.0.1:8080:80",
+                one("127.0.0.1"),
+                at(8080, 8080),
+                80..=80,
+            ),
+            ("127.0.0.1::80", one("127.0.0.1"), Host::Random, 80..=80),
+            (
+                "0.0.0.0:8080:80",
+                Address::EveryIpv4,
+                at(8080, 8080),
+                80..=80,
+            ),
+            ("[::]:8080:80", Address::EveryIpv6, at(8080, 8080), 80..=80),
+            ("[::1]:8080:80", one("::1"), at(8080, 8080), 80..=80),
+            ("::1:8080:80", one("::1"), at(8080, 8080), 80..=80),
+        ] {
+            let protocol = PortProtocol::Tcp;
+            let expected = Spec {
+                address,
+                host,
+                container,
+                protocol,
+            };
+            assert_eq!(spec(text), expected, "{text}");
+        }
+        assert_eq!(spec("53:53/UDP").protocol, PortProtocol::Udp);
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for text in [
+            "",
+            "80a",
+            "80:",
+            "70000",
+            "8000-8001:80-82",
+            "9-8",
+            "80/icmp",
+            "localhost:80:80",
+            "a:1:2:3",
+            "-1",
+            "80 ",
+        ] {
+            assert!(text.parse::<Spec>().is_err(), "{text}");
+        }
+    }
+}

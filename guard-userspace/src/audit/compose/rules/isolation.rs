@@ -1,0 +1,286 @@
+//! What a container shares with its host.
+
+use super::super::{
+    fix::Fix,
+    rule::{
+        Finding,
+        Rule::{
+            self, DangerousCapability, DockerSocket, HostFiles, HostNamespace, HostNetwork,
+            Privileged, RunsAsRoot, Unconfined,
+        },
+        Severity,
+    },
+    service::{Mount, Service, is_true},
+    yaml::Node,
+};
+
+pub fn judge(service: &Service<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(host_network(service));
+    findings.extend(
+        ["pid", "ipc"]
+            .into_iter()
+            .filter_map(|key| host_namespace(service, key)),
+    );
+    findings.extend(
+        service
+            .mounts()
+            .iter()
+            .filter_map(|mount| mounted(service, mount)),
+    );
+    findings.extend(privileged(service));
+    findings.extend(items(service, "cap_add", capability));
+    findings.extend(items(service, "security_opt", confinement));
+    findings.extend(root(service));
+    findings
+}
+
+/// Takes a key away, with all that it has.
+fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
+    let entry = service.node.entry(key)?;
+    let keys = service.node.mapping()?.len();
+    if keys < 2 {
+        return None;
+    }
+    Fix::without(&entry.key, &entry.node)
+}
+
+/// Takes an item out of a list, and the list if it was the only one.
+fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
+    let items = service.items(key);
+    let beside = items
+        .iter()
+        .filter(|other| other.place.is_in(&item.place.source));
+    match (beside.count(), items.len()) {
+        (1, 1) => without_key(service, key),
+        // The list would be left empty in its file.
+        (1, _) => None,
+        _ if item.in_flow => Fix::without_flow_item(items, item),
+        _ => Fix::without(&item.place, item),
+    }
+}
+
+fn host_network(service: &Service<'_>) -> Option<Finding> {
+    let entry = service.node.entry("network_mode")?;
+    if !service.is_on_host_network() {
+        return None;
+    }
+    let why = "the container has the host's network: what it listens on is open on the host without being \
+               published, and it reaches what listens on 127.0.0.1. Take the line out and publish what \
+               others need of it";
+    let fix = without_key(service, "network_mode");
+    Some(Finding::new(
+        HostNetwork,
+        Severity::Medium,
+        service,
+        &entry.key,
+        why,
+        fix,
+    ))
+}
+
+fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
+    let entry = service.node.entry(key)?;
+    if service.text(key) != Some("host") {
+        return None;
+    }
+    let (severity, why) = match key {
+        "pid" => (
+            Severity::High,
+            "the container sees every process of the host, with its arguments",
+        ),
+        _ => (
+            Severity::Medium,
+            "the container shares the memory that the host's processes share with each other",
+        ),
+    };
+    let why = format!("{why}; take the line out");
+    let fix = without_key(service, key);
+    Some(Finding::new(
+        HostNamespace,
+        severity,
+        service,
+        &entry.key,
+        why,
+        fix,
+    ))
+}
+
+/// Images that let only some requests through to Docker.
+const SOCKET_PROXIES: [&str; 2] = ["docker-socket-proxy", "socket-proxy"];
+
+const SOCKETS: [&str; 5] = [
+    "docker.sock",
+    "podman.sock",
+    "containerd.sock",
+    "crio.sock",
+    "cri-dockerd.sock",
+];
+
+fn mounted(service: &Service<'_>, mount: &Mount<'_>) -> Option<Finding> {
+    let source = mount.source.as_str();
+    let last = source.rsplit('/').next().unwrap_or(source);
+    let (rule, severity, why) = if SOCKETS.contains(&last) && source.contains('/') {
+        let why = format!(
+            "the container has the API behind {source}, and whoever may use that is root on most hosts; \
+             `ro` does not change it. Put a proxy between that lets through \
+             only what is needed, such as docker-socket-proxy"
+        );
+        let severity = match SOCKET_PROXIES.contains(&service.image()) {
+            true => Severity::Low,
+            false => Severity::High,
+        };
+        (DockerSocket, severity, why)
+    } else {
+        let what = match source.trim_end_matches('/') {
+            "" if source.starts_with('/') => "every file of the host",
+            "/etc" => "the host's settings and password hashes",
+            "/root" => "root's files, keys among them",
+            "/var/lib/docker" => "the files of every container",
+            "/run" | "/var/run" => "the sockets of the host's services, Docker's among them",
+            "/boot" | "/dev" => "what the host boots from, or its devices",
+            _ => return None,
+        };
+        let is_read_only = is_read_only(mount.node);
+        let severity = if is_read_only {
+            Severity::Medium
+        } else {
+            Severity::High
+        };
+        let how = if is_read_only {
+            "reads"
+        } else {
+            "reads and writes"
+        };
+        let why = format!(
+            "the container mounts {source} and so {how}, as far as its user may, {what}; mount only \
+             the files that it needs"
+        );
+        (HostFiles, severity, why)
+    };
+    let fix = without_item(service, "volumes", mount.node);
+    Some(Finding::new(
+        rule,
+        severity,
+        service,
+        &mount.node.place,
+        why,
+        fix,
+    ))
+}
+
+fn is_read_only(mount: &Node) -> bool {
+    match mount.scalar() {
+        Some(scalar) => {
+            let options = scalar.text.split(':').nth(2).unwrap_or_default();
+            options.split(',').any(|option| option == "ro")
+        }
+        None => {
+            let scalar = mount.get("read_only").and_then(Node::scalar);
+            scalar.is_some_and(|scalar| is_true(&scalar.text))
+        }
+    }
+}
+
+fn privileged(service: &Service<'_>) -> Option<Finding> {
+    let entry = service.node.entry("privileged")?;
+    if !service.text("privileged").is_some_and(is_true) {
+        return None;
+    }
+    let why = "the container has every capability and every device of the host: root in it is root on \
+               the host. Give it the one capability or device that it needs, with cap_add or devices";
+    let fix = entry
+        .node
+        .scalar()
+        .and_then(|scalar| Fix::scalar(&entry.node, scalar, "false"));
+    Some(Finding::new(
+        Privileged,
+        Severity::Critical,
+        service,
+        &entry.key,
+        why,
+        fix,
+    ))
+}
+
+type Judgement = (Rule, Severity, String);
+
+/// The findings about the items of a list.
+fn items<'a>(
+    service: &'a Service<'_>,
+    key: &'static str,
+    judge: fn(&str) -> Option<Judgement>,
+) -> impl Iterator<Item = Finding> + 'a {
+    let items = service.items(key).iter().filter(|item| !item.is_reset());
+    items.filter_map(move |item| {
+        let (rule, severity, why) = judge(&item.scalar()?.text)?;
+        let fix = without_item(service, key, item);
+        Some(Finding::new(rule, severity, service, &item.place, why, fix))
+    })
+}
+
+fn capability(text: &str) -> Option<Judgement> {
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    let what = match name {
+        "ALL" => "every capability",
+        "SYS_ADMIN" => "the capability to mount, among much else",
+        "SYS_MODULE" => "the capability to load modules into the kernel",
+        "SYS_RAWIO" => "the capability to reach the hardware's memory",
+        "SYS_PTRACE" => "the capability to read and change other processes",
+        "DAC_READ_SEARCH" => "the capability to read any file, those of the host's disk too",
+        "BPF" => "the capability to load programs into the kernel",
+        _ => return None,
+    };
+    let severity = match name {
+        "SYS_PTRACE" | "BPF" => Severity::Medium,
+        _ => Severity::High,
+    };
+    let why = format!("the container has {what}: take it out if it can do without");
+    Some((DangerousCapability, severity, why))
+}
+
+fn confinement(text: &str) -> Option<Judgement> {
+    let what = match text.replace('=', ":").as_str() {
+        "seccomp:unconfined" => "seccomp's list of system calls",
+        "apparmor:unconfined" => "AppArmor",
+        "label:disable" => "SELinux",
+        _ => return None,
+    };
+    let why = format!("{what} does not hold the container any more; take it out");
+    Some((Unconfined, Severity::Medium, why))
+}
+
+fn root(service: &Service<'_>) -> Option<Finding> {
+    const USER: &str = "1000:1000";
+    let Some(entry) = service.node.entry("user") else {
+        let why = "no user: is set: the container runs as root unless its image says otherwise";
+        let fix = Fix::first_key(service.node, &format!("user: \"{USER}\""));
+        // `user:` without a value stands in the way.
+        let is_absent = !service.node.mapping()?.contains_key("user");
+        let fix = fix.filter(|_| is_absent);
+        return Some(Finding::new(
+            RunsAsRoot,
+            Severity::Low,
+            service,
+            service.key,
+            why,
+            fix,
+        ));
+    };
+    let scalar = entry.node.scalar()?;
+    let user = scalar.text.split(':').next().unwrap_or_default();
+    if !matches!(user, "root" | "0") {
+        return None;
+    }
+    let why = "the container runs as root; write a user of its own, as far as the image lets it";
+    let fix = Fix::scalar(&entry.node, scalar, USER);
+    Some(Finding::new(
+        RunsAsRoot,
+        Severity::Medium,
+        service,
+        &entry.key,
+        why,
+        fix,
+    ))
+}

@@ -1,0 +1,148 @@
+//! SARIF 2.1.0, which code hosts show beside the lines of a change.
+
+use std::path::{Component, Path};
+
+use serde_json::{Value, json};
+
+use super::{
+    Edit, Printed, Warning,
+    rule::{Rule, Severity},
+};
+
+pub fn sarif(findings: &[Printed], warnings: &[Warning]) -> Value {
+    let rules: Vec<Value> = Rule::ALL.iter().map(|rule| described(*rule)).collect();
+    let results: Vec<Value> = findings.iter().map(result).collect();
+    let notifications: Vec<Value> = warnings.iter().map(notification).collect();
+    json!({
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{
+            "tool": { "driver": {
+                "name": "guard",
+                "version": env!("CARGO_PKG_VERSION"),
+                "rules": rules,
+            }},
+            "columnKind": "unicodeCodePoints",
+            "invocations": [{
+                "executionSuccessful": true,
+                "toolExecutionNotifications": notifications,
+            }],
+            "results": results,
+        }],
+    })
+}
+
+fn described(rule: Rule) -> Value {
+    json!({ "id": rule.name(), "shortDescription": { "text": rule.summary() } })
+}
+
+fn result(finding: &Printed) -> Value {
+    let Printed {
+        rule,
+        severity,
+        file,
+        line,
+        column,
+        services,
+        profiles: _,
+        why,
+        fix,
+    } = finding;
+    let index = Rule::ALL.iter().position(|known| known.name() == *rule);
+    let artifact = json!({ "uri": uri(file) });
+    let mut result = json!({
+        "ruleId": rule,
+        "ruleIndex": index,
+        "level": level(*severity),
+        "message": { "text": format!("{}: {why}", services.join(", ")) },
+        "locations": [{ "physicalLocation": {
+            "artifactLocation": artifact,
+            "region": { "startLine": line, "startColumn": column },
+        }}],
+        "properties": { "severity": severity, "services": services },
+    });
+    if let Some(Edit {
+        line,
+        column,
+        end_line,
+        end_column,
+        text,
+        corrected: _,
+    }) = fix
+    {
+        result["fixes"] = json!([{ "artifactChanges": [{
+            "artifactLocation": artifact,
+            "replacements": [{
+                "deletedRegion": {
+                    "startLine": line, "startColumn": column,
+                    "endLine": end_line, "endColumn": end_column,
+                },
+                "insertedContent": { "text": text },
+            }],
+        }]}]);
+    }
+    result
+}
+
+fn notification(warning: &Warning) -> Value {
+    let Warning {
+        file,
+        line,
+        problem,
+    } = warning;
+    json!({
+        "level": "warning",
+        "message": { "text": problem },
+        "locations": [{ "physicalLocation": {
+            "artifactLocation": { "uri": uri(file) },
+            "region": { "startLine": line },
+        }}],
+    })
+}
+
+fn level(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Low => "note",
+        Severity::Medium => "warning",
+        Severity::High | Severity::Critical => "error",
+    }
+}
+
+/// A path as a URI (RFC 3986): relative to the folder of the command, as it was named.
+fn uri(file: &str) -> String {
+    let path = Path::new(file);
+    let parts = path.components().filter_map(|component| match component {
+        Component::Normal(part) => Some(escaped(&part.to_string_lossy())),
+        Component::ParentDir => Some("..".to_owned()),
+        Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
+    });
+    let relative = parts.collect::<Vec<_>>().join("/");
+    match path.is_absolute() {
+        true => format!("file:///{relative}"),
+        false => relative,
+    }
+}
+
+fn escaped(part: &str) -> String {
+    let mut uri = String::new();
+    for byte in part.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                uri.push(byte.into())
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_become_uris() {
+        assert_eq!(uri("./stack/../a b/ü.yaml"), "stack/../a%20b/%C3%BC.yaml");
+        assert_eq!(uri("/srv/compose.yaml"), "file:///srv/compose.yaml");
+    }
+}

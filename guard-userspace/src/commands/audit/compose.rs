@@ -1,0 +1,172 @@
+//! `guard audit compose`: for CI, and for people who write compose files.
+
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    audit::compose::{ComposeError, Printed, Request, Severity, Warning, audit, sarif},
+    commands::{Failure, print, print_json, print_warning},
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Several files are one project, the later on top of the earlier, as with `docker compose -f A -f B`. \
+Variables are those of the environment, and then those of .env beside the first file.
+
+Exit status: 0: nothing at or above --level; 1: something; 2: wrong usage, or a file that is refused.")]
+pub struct Compose {
+    /// The compose files of one project
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Exit with 1 if something this grave or graver is found
+    #[arg(long, value_enum, default_value_t = Severity::Medium)]
+    level: Severity,
+    /// Judge the services of this profile, and those that need none; without it, all. May be repeated
+    #[arg(long = "profile", value_name = "NAME")]
+    profiles: Vec<String>,
+    /// Read variables from this file instead of .env. May be repeated
+    #[arg(long = "env-file", value_name = "FILE")]
+    env_files: Vec<PathBuf>,
+    /// Print JSON, for scripts
+    #[arg(long, conflicts_with = "sarif")]
+    json: bool,
+    /// Print SARIF 2.1.0, for code hosts
+    #[arg(long)]
+    sarif: bool,
+}
+
+/// What `guard audit compose --json` prints.
+#[derive(Serialize)]
+struct Audited<'a> {
+    findings: &'a [Printed],
+    warnings: &'a [Warning],
+}
+
+impl Compose {
+    pub fn run(self) -> Result<(), Failure> {
+        let Self {
+            files,
+            level,
+            profiles,
+            env_files,
+            json,
+            sarif: as_sarif,
+        } = self;
+        let report = audit(&Request {
+            files,
+            profiles,
+            env_files: (!env_files.is_empty()).then_some(env_files),
+            environment: environment(),
+        })?;
+        let findings = report.printed();
+        let warnings = &report.warnings;
+        if as_sarif {
+            print_json(&sarif(&findings, warnings))?;
+        } else if json {
+            let findings = findings.as_slice();
+            print_json(&Audited { findings, warnings })?;
+        } else {
+            for Warning {
+                file,
+                line,
+                problem,
+            } in warnings
+            {
+                print_warning(&format!("{file}:{line}: {problem}"));
+            }
+            print(&described(&findings).map_err(anyhow::Error::from)?)?;
+        }
+        let grave = findings.iter().filter(|finding| finding.severity >= level);
+        match grave.count() {
+            0 => Ok(()),
+            1 => Err(anyhow::anyhow!("1 finding is {} or graver", level.name()).into()),
+            count => Err(anyhow::anyhow!("{count} findings are {} or graver", level.name()).into()),
+        }
+    }
+}
+
+/// Variables that are no UTF-8 stand in no compose file.
+fn environment() -> std::collections::HashMap<String, String> {
+    let variables = std::env::vars_os();
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+fn described(findings: &[Printed]) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    for finding in findings {
+        describe(&mut text, finding)?;
+    }
+    let counts = Severity::ALL.map(|severity| {
+        let same = findings
+            .iter()
+            .filter(|finding| finding.severity == severity);
+        (same.count(), severity.name())
+    });
+    let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<String> = counts
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect();
+    match counts.as_slice() {
+        [] => text.push_str("nothing found"),
+        counts => write!(text, "found: {}", counts.join(", "))?,
+    }
+    Ok(text)
+}
+
+fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
+    let Printed {
+        rule,
+        severity,
+        file,
+        line,
+        column,
+        services,
+        profiles,
+        why,
+        fix,
+    } = finding;
+    let services = services.join(", ");
+    let severity = severity.name();
+    let profiles = match profiles.as_slice() {
+        [] => String::new(),
+        profiles => format!(" (profile {})", profiles.join(" or ")),
+    };
+    writeln!(
+        text,
+        "{file}:{line}:{column}: {severity}: {rule}: {services}{profiles}"
+    )?;
+    writeln!(text, "    {why}")?;
+    match fix {
+        None => {}
+        Some(fix) if fix.corrected.is_empty() => {
+            writeln!(text, "    take out {}", lines(fix.line, fix.last_line()))?
+        }
+        Some(fix) => {
+            writeln!(text, "    write in {}:", lines(fix.line, fix.last_line()))?;
+            for line in fix.corrected.lines() {
+                writeln!(text, "        {}", line.trim_end())?;
+            }
+        }
+    }
+    writeln!(text)
+}
+
+fn lines(first: usize, last: usize) -> String {
+    match first == last {
+        true => format!("line {first}"),
+        false => format!("lines {first}-{last}"),
+    }
+}
+
+impl From<ComposeError> for Failure {
+    fn from(error: ComposeError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}

@@ -1,0 +1,181 @@
+//! Knocks at many ports of the guarded host all the time, and counts what gets through to containers.
+
+use std::{
+    fs::File,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+
+use crate::{
+    process::run,
+    topology::{INTERFACE, Lab},
+};
+
+/// How long a connection attempt waits, and a sender of datagrams between two.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Both families' filters.
+const FILTERS: [&str; 2] = ["iptables", "ip6tables"];
+
+/// Where a hammer knocks.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+}
+
+/// A thread for each target. They end when this is dropped.
+pub struct Hammer {
+    stop: Arc<AtomicBool>,
+    knocks: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Hammer {
+    pub fn start(lab: &Lab, targets: &[Target]) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let knocks = Arc::new(AtomicU64::new(0));
+        let mut threads = Vec::new();
+        for target in targets {
+            let namespace = File::open(lab.internet.path())?;
+            let (stop, knocks, target) = (Arc::clone(&stop), Arc::clone(&knocks), *target);
+            threads.push(thread::spawn(move || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+                match target {
+                    Target::Tcp(address) => connect(address, &stop, &knocks),
+                    Target::Udp(address) => send(address, &stop, &knocks),
+                }
+            }));
+        }
+        Ok(Self {
+            stop,
+            knocks,
+            threads,
+        })
+    }
+
+    /// How often it has knocked at all targets together.
+    pub fn knocks(&self) -> u64 {
+        self.knocks.load(Ordering::Relaxed)
+    }
+
+    pub fn stop(mut self) -> Result<u64> {
+        self.end()?;
+        Ok(self.knocks())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread
+                .join()
+                .map_err(|_| anyhow!("a thread of the hammer panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Hammer {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("the hammer failed: {error:#}");
+        }
+    }
+}
+
+fn connect(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        if TcpStream::connect_timeout(&address, PAUSE)
+            .is_err_and(|error| error.kind() != ErrorKind::TimedOut)
+        {
+            // Refused at once, which would make it a flood.
+            thread::sleep(PAUSE);
+        }
+        knocks.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn send(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()> {
+    let any: IpAddr = if address.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    while !stop.load(Ordering::Relaxed) {
+        // An ICMP error of an earlier datagram is no failure of this one.
+        let _result = socket.send_to(b"knock", address);
+        knocks.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Rules that count every TCP and UDP packet that leaves the host for a container, whether it was forwarded
+/// or comes from Docker's proxy.
+pub struct Reached<'a>(&'a Lab);
+
+/// Marks the rules that count.
+const COMMENT: &str = "reached";
+
+impl<'a> Reached<'a> {
+    /// Counts from now on.
+    pub fn count(lab: &'a Lab) -> Result<Self> {
+        for filter in FILTERS {
+            for outward in [INTERFACE, "lo"] {
+                append(
+                    lab,
+                    filter,
+                    &["--out-interface", outward, "--jump", "ACCEPT"],
+                )?;
+            }
+            for protocol in ["tcp", "udp"] {
+                let comment = ["--match", "comment", "--comment", COMMENT];
+                let rule = [&["--protocol", protocol][..], &comment].concat();
+                append(lab, filter, &rule)?;
+            }
+        }
+        Ok(Self(lab))
+    }
+
+    /// How many packets have reached containers.
+    pub fn packets(&self) -> Result<u64> {
+        let Self(lab) = self;
+        let mut packets = 0;
+        for filter in FILTERS {
+            let list = ["--list", "POSTROUTING", "--verbose", "--exact", "--numeric"];
+            let rules = run(mangle(lab, filter).args(list))?;
+            let counting = rules.lines().filter(|line| line.contains(COMMENT));
+            let counts = counting.map(|rule| rule.split_whitespace().next()?.parse::<u64>().ok());
+            let counts: Option<Vec<u64>> = counts.collect();
+            let counts = counts.filter(|counts| counts.len() == 2);
+            let counts = counts.with_context(|| format!("no rules count: {rules}"))?;
+            packets += counts.iter().sum::<u64>();
+        }
+        Ok(packets)
+    }
+}
+
+fn append(lab: &Lab, filter: &str, rule: &[&str]) -> Result<()> {
+    run(mangle(lab, filter)
+        .args(["--append", "POSTROUTING"])
+        .args(rule))?;
+    Ok(())
+}
+
+fn mangle(lab: &Lab, filter: &str) -> Command {
+    let mut command = lab.host.command(filter);
+    command.args(["--wait", "--table", "mangle"]);
+    command
+}

@@ -1,0 +1,376 @@
+//! Containers come and go while something knocks at their ports all the time.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use lab::{
+    docker::{Docker, IMAGE},
+    guard::Guard,
+    hammer::{Hammer, Reached, Target},
+    http::{Answer, get},
+    process::wait_for,
+    relay::{Mood, Relay},
+    topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4},
+};
+use serde_json::{Value, json};
+
+fn policy(docker: &std::path::Path, extra: &str) -> String {
+    format!(
+        "mode = \"enforce\"\ninterfaces = [\"{INTERFACE}\"]\n[docker]\nsocket = \"{}\"\n{extra}",
+        docker.display()
+    )
+}
+
+const BOTH: [IpAddr; 2] = [HOST_V4, HOST_V6];
+
+fn tcp(port: u16) -> [Target; 2] {
+    BOTH.map(|host| Target::Tcp(SocketAddr::new(host, port)))
+}
+
+fn udp(port: u16) -> [Target; 2] {
+    BOTH.map(|host| Target::Udp(SocketAddr::new(host, port)))
+}
+
+fn published(guard: &Guard) -> Vec<String> {
+    let status = guard.json("status").unwrap();
+    let ports = status["docker"]["published"].as_array().unwrap();
+    ports
+        .iter()
+        .filter_map(|port| Some(port.as_str()?.to_owned()))
+        .collect()
+}
+
+#[test]
+fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    let reached = Reached::count(&lab).unwrap();
+    let targets = [
+        tcp(8000),
+        tcp(8001),
+        udp(8002),
+        udp(8003),
+        udp(8004),
+        tcp(8005),
+        tcp(8006),
+        tcp(8007),
+    ];
+    let hammer = Hammer::start(&lab, targets.as_flattened()).unwrap();
+    let run = |arguments: &[&str]| docker.run(arguments).unwrap();
+    let nothing_reached = |what: &str| {
+        let packets = reached.packets().unwrap();
+        assert_eq!(packets, 0, "{what}: {}", guard.log());
+    };
+
+    for publish in [
+        "8000:8000",
+        "127.0.0.1:8001:8000",
+        "8002-8004:8002-8004/udp",
+    ] {
+        run(&[
+            "run",
+            "--detach",
+            "--name",
+            "web",
+            "--publish",
+            publish,
+            IMAGE,
+        ]);
+        nothing_reached(publish);
+        run(&["stop", "--time", "1", "web"]);
+        run(&["start", "web"]);
+        nothing_reached("start");
+        run(&["restart", "--time", "1", "web"]);
+        run(&["kill", "web"]);
+        run(&["start", "web"]);
+        nothing_reached("kill and start");
+        run(&["rm", "--force", "web"]);
+    }
+    // It answers where it may, so it was there to be reached.
+    run(&[
+        "run",
+        "--detach",
+        "--name",
+        "web",
+        "--publish",
+        "8000:8000",
+        IMAGE,
+    ]);
+    assert_eq!(published(&guard), ["tcp/8000"]);
+    run(&["rm", "--force", "web"]);
+    wait_for(Duration::from_secs(5), || {
+        anyhow::ensure!(published(&guard).is_empty(), "{:?}", published(&guard));
+        Ok(())
+    })
+    .unwrap();
+
+    run(&[
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "2001:db8:7::/64",
+        "six",
+    ]);
+    let six = ["--network", "six", "--publish", "8005:8000"];
+    run(&[&["run", "--detach", "--name", "six"][..], &six, &[IMAGE]].concat());
+    nothing_reached("a network of IPv6");
+    let container: Value = serde_json::from_str(&run(&["inspect", "six"])).unwrap();
+    let address = &container[0]["NetworkSettings"]["Networks"]["six"]["GlobalIPv6Address"];
+    let address: IpAddr = address.as_str().unwrap().parse().unwrap();
+    lab.internet
+        .ip(&format!("route add 2001:db8:7::/64 via {HOST_V6}"))
+        .unwrap();
+    let direct = get(&lab, lab::topology::USER_V6, address, 8000).unwrap();
+    assert_eq!(
+        direct,
+        Answer::TimedOut,
+        "the new network's addresses are closed"
+    );
+
+    let project = lab.folder().join("project");
+    fs::create_dir(&project).unwrap();
+    let compose = format!(
+        "version: \"3\"\nservices:\n  api:\n    image: {IMAGE}\n    ports: [\"8006:8000\"]\n  other:\n    \
+         image: {IMAGE}\n    ports: [\"8007:8000\"]\n"
+    );
+    fs::write(project.join("docker-compose.yml"), compose).unwrap();
+    let compose = |arguments: &[&str]| {
+        lab::process::run(
+            Command::new("docker-compose")
+                .current_dir(&project)
+                .env(
+                    "DOCKER_HOST",
+                    format!("unix://{}", docker.socket().display()),
+                )
+                .args(arguments),
+        )
+        .unwrap()
+    };
+    compose(&["up", "--detach"]);
+    compose(&["restart", "--timeout", "1"]);
+    nothing_reached("a compose project");
+    compose(&["down", "--timeout", "1"]);
+
+    // What has no network of its own publishes nothing: scope `containers` leaves it alone.
+    let server = ["/bin/busybox", "httpd", "-f", "-p", "8100", "-h", "/www"];
+    let host = [
+        "run",
+        "--detach",
+        "--name",
+        "host",
+        "--network",
+        "host",
+        IMAGE,
+    ];
+    run(&[&host[..], &server].concat());
+    wait_for(Duration::from_secs(5), || {
+        let answer = get(&lab, USER_V4, HOST_V4, 8100)?;
+        anyhow::ensure!(answer == Answer::Status(200), "{answer:?}");
+        Ok(())
+    })
+    .unwrap();
+    run(&["rm", "--force", "host"]);
+    nothing_reached("at the end");
+
+    // The check can fail.
+    run(&[
+        "run",
+        "--detach",
+        "--name",
+        "web",
+        "--publish",
+        "8000:8000",
+        IMAGE,
+    ]);
+    guard.run(&["mode", "off"]).unwrap();
+    wait_for(Duration::from_secs(5), || {
+        let packets = reached.packets()?;
+        anyhow::ensure!(packets > 100, "{packets}");
+        Ok(())
+    })
+    .unwrap();
+    let knocks = hammer.stop().unwrap();
+    println!("{knocks} knocks");
+    assert!(knocks > 10_000, "{knocks}");
+}
+
+#[test]
+fn a_port_that_docker_chooses_closes_as_soon_as_it_is_known() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    for number in 0..5 {
+        let name = format!("chosen-{number}");
+        let run = [
+            "run",
+            "--detach",
+            "--publish-all",
+            "--expose",
+            "8000",
+            "--name",
+            &name,
+            IMAGE,
+        ];
+        docker.run(&run).unwrap();
+        let port = docker.run(&["port", &name, "8000/tcp"]).unwrap();
+        let port = port
+            .lines()
+            .next()
+            .unwrap()
+            .rsplit_once(':')
+            .unwrap()
+            .1
+            .to_owned();
+        wait_for(Duration::from_secs(5), || {
+            let known = published(&guard);
+            anyhow::ensure!(known.contains(&format!("tcp/{port}")), "{known:?}");
+            Ok(())
+        })
+        .unwrap();
+        let port = port.parse().unwrap();
+        assert_eq!(get(&lab, USER_V4, HOST_V4, port).unwrap(), Answer::TimedOut);
+    }
+    let log = guard.log();
+    let open: Vec<&str> = log
+        .lines()
+        .filter_map(|line| {
+            line.split("milliseconds=")
+                .nth(1)?
+                .split_whitespace()
+                .next()
+        })
+        .collect();
+    println!("milliseconds from the start of the container to its closed port: {open:?}");
+}
+
+#[test]
+fn docker_that_comes_and_goes_opens_nothing() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker.run_invoices("web", &["8000:8000"]).unwrap();
+    let socket = lab.folder().join("relay.sock");
+    let mut relay = Some(Relay::start(&socket, docker.socket()).unwrap());
+    let guard = Guard::start(&lab, &policy(&socket, "")).unwrap();
+    let reached = Reached::count(&lab).unwrap();
+    let _hammer = Hammer::start(&lab, tcp(8000).as_slice()).unwrap();
+    let connected = |expected: bool, what: &str| {
+        wait_for(Duration::from_secs(60), || {
+            let status = guard.json("status")?;
+            let docker = &status["docker"];
+            anyhow::ensure!(docker["connected"] == expected, "{what}: {docker}");
+            anyhow::ensure!(
+                docker["published"] == json!(["tcp/8000"]),
+                "{what}: {docker}"
+            );
+            anyhow::ensure!(docker["error"].is_null() == expected, "{what}: {docker}");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(reached.packets().unwrap(), 0, "{what}");
+    };
+    connected(true, "at first");
+    for (mood, is_fine) in [
+        (Mood::Slow(Duration::from_millis(300)), true),
+        (Mood::Garbage, false),
+        (Mood::Silent, false),
+    ] {
+        relay.as_ref().unwrap().set(mood);
+        // It does something, so that the guard asks.
+        docker.run(&["restart", "--time", "1", "web"]).unwrap();
+        connected(is_fine, &format!("{mood:?}"));
+        relay.as_ref().unwrap().set(Mood::Well);
+        connected(true, "well again");
+    }
+    relay = None;
+    docker.run(&["restart", "--time", "1", "web"]).unwrap();
+    assert_eq!(reached.packets().unwrap(), 0, "its socket is removed");
+    assert!(relay.is_none());
+}
+
+#[test]
+fn docker_that_restarts_under_traffic_opens_nothing() {
+    let lab = Lab::new().unwrap();
+    let mut docker = Docker::start(&lab).unwrap();
+    let run = ["run", "--detach", "--restart", "always", "--name", "web"];
+    docker
+        .run(&[&run[..], &["--publish", "8000:8000", IMAGE]].concat())
+        .unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    let reached = Reached::count(&lab).unwrap();
+    let hammer = Hammer::start(&lab, tcp(8000).as_slice()).unwrap();
+    docker.restart(&lab).unwrap();
+    wait_for(Duration::from_secs(30), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["docker"]["connected"] == true, "{status}");
+        Ok(())
+    })
+    .unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(reached.packets().unwrap(), 0);
+    let log = guard.log();
+    assert!(log.contains("Docker answers again"), "{log}");
+    assert!(hammer.stop().unwrap() > 500);
+}
+
+#[test]
+fn labels_narrow_what_the_policy_allows_while_it_runs() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let open = "[[service]]\nname = \"api\"\nports = [\"tcp/8000-8010\"]\n";
+    let guard = Guard::start(&lab, &policy(docker.socket(), open)).unwrap();
+    let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+    let start = |name: &str, port: u16, labels: &[&str]| {
+        let publish = format!("{port}:8000");
+        let labels = labels.iter().flat_map(|label| ["--label", label]);
+        let run = ["run", "--detach", "--name", name, "--publish", &publish];
+        let run: Vec<&str> = run.into_iter().chain(labels).chain([IMAGE]).collect();
+        docker.run(&run).unwrap();
+    };
+    let eventually = |port, answer| {
+        wait_for(Duration::from_secs(10), || {
+            let found = ask(port);
+            anyhow::ensure!(found == answer, "{port}: {found:?}\n{}", guard.log());
+            Ok(())
+        })
+        .unwrap();
+    };
+    start("plain", 8000, &[]);
+    start("inner", 8001, &["guard.from=192.0.2.0/24"]);
+    start("more", 9000, &["guard.from=any"]);
+    eventually(8000, Answer::Status(200));
+    eventually(8001, Answer::TimedOut);
+    eventually(9000, Answer::TimedOut);
+    let restricted = [
+        ("service", json!("api@inner")),
+        ("reason", json!("source_not_allowed")),
+    ];
+    assert!(guard.packets(&restricted).unwrap() > 0);
+    let status = guard.json("status").unwrap();
+    let warnings = status["docker"]["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{status}");
+    assert!(
+        warnings[0]
+            .as_str()
+            .unwrap()
+            .starts_with("container more: "),
+        "{status}"
+    );
+    assert!(guard.log().contains("container more: "), "{}", guard.log());
+    // An entry for the service is one for what labels have made of it.
+    guard
+        .run(&["allow", &USER_V4.to_string(), "--service", "api"])
+        .unwrap();
+    assert_eq!(ask(8001), Answer::Status(200));
+    guard.run(&["revoke", "1"]).unwrap();
+    assert_eq!(ask(8001), Answer::TimedOut);
+    docker.remove("inner").unwrap();
+    start("free", 8001, &[]);
+    eventually(8001, Answer::Status(200));
+}
