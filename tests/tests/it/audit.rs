@@ -18,7 +18,7 @@ use lab::{
     process::{run, wait_for},
     proxy::{LOGIN, Proxy},
     ssh::Ssh,
-    topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4},
+    topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
 };
 use serde_json::{Value, json};
 
@@ -297,6 +297,21 @@ fn listeners_of_the_host_are_told_by_how_far_they_can_be_reached() {
         ]
     );
 
+    // The real program says the same.
+    for (from, to, verdict) in [
+        (USER_V6, format!("[{HOST_V6}]:9100/tcp"), "pass"),
+        (USER_V4, format!("{HOST_V4}:9100/tcp"), "drop"),
+        (USER_V4, format!("{HOST_V4}:6379/tcp"), "drop"),
+        (USER_V4, format!("{HOST_V4}:1900/udp"), "drop"),
+    ] {
+        let from = from.to_string();
+        let question = [
+            "explain", "--policy", &path, "--json", "--from", &from, "--to", &to,
+        ];
+        let Output { stdout, .. } = output(&lab, &question).unwrap();
+        let explanation: Value = serde_json::from_slice(&stdout).unwrap();
+        assert_eq!(explanation["verdict"], verdict, "{to}: {explanation:#}");
+    }
     let missing = output(&lab, &["audit", "--policy", "/nonexistent"]).unwrap();
     fails(&missing, 2, &["/nonexistent", "cannot be read"]);
 }
