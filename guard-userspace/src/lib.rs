@@ -22,3 +22,4 @@ mod privileges;
 pub mod sessions;
 mod sock_diag;
 pub mod unattended;
+pub mod web;

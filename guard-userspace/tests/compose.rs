@@ -333,6 +333,8 @@ fn malicious_files_are_refused() {
     refused("services:\r  web: {}\r");
     refused(&" ".repeat(5 << 20));
     refused(&format!("x: [{}]", "a, ".repeat(600_000)));
+    let many = format!("services: {{a: {{ports: [{}]}}}}", "80, ".repeat(90_000));
+    assert!(refused(&many).problem.contains("findings"));
     let mut chain = String::from("services:\n  s0: {image: a}\n");
     for level in 1..1000 {
         chain.push_str(&format!("  s{level}: {{extends: s{}}}\n", level - 1));

@@ -28,7 +28,7 @@ use crate::{
     },
     dataplane::Force,
     host::{self, LinkEvents},
-    privileges,
+    privileges, web,
 };
 
 #[derive(Debug, Args)]
@@ -78,6 +78,7 @@ impl Run {
                 Err(anyhow::Error::from(error).context("the control socket fails"))
             }
             () = tend(&agent) => Ok("taken off"),
+            () = web::serve(Arc::clone(&agent)) => Ok("nobody is left to serve"),
             () = detached.notified() => Ok("taken off"),
             signal = signals.wait(&agent) => Ok(signal),
         };

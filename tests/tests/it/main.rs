@@ -10,6 +10,7 @@ mod flows;
 mod frames;
 mod host_scope;
 mod judge;
+mod kernels;
 mod lasting;
 mod lockout;
 mod mishaps;

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use which::which;
 
-use super::{announce_and_run, apt, cache};
+use lab::cache;
+
+use super::{announce_and_run, apt};
 
 const PACKAGE: &str = "chrony";
 const PROGRAM: &str = "chronyd";
@@ -22,7 +24,7 @@ pub fn programs() -> PathBuf {
 }
 
 fn root() -> PathBuf {
-    cache().join(PACKAGE)
+    cache::folder().join(PACKAGE)
 }
 
 /// Unpacks `chronyd` and installs the libraries that it loads.
@@ -37,7 +39,7 @@ pub fn chrony() -> Result<()> {
 }
 
 fn unpack() -> Result<()> {
-    let folder = cache().join(format!("{PACKAGE}.{}", std::process::id()));
+    let folder = cache::folder().join(format!("{PACKAGE}.{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let unpacked = unpack_in(&folder);
     let removed = fs::remove_dir_all(&folder);

@@ -158,6 +158,9 @@ fn key(source: &Arc<Source>, offset: usize) -> (usize, usize) {
     (Arc::as_ptr(source).addr(), offset)
 }
 
+/// Of a longer line, only what is new is shown.
+const LONGEST_LINE: usize = 2000;
+
 /// The lines of an edit as they are when it and the others of the same lines are made: a line with two
 /// secrets shows none. Empty if nothing is left of them.
 pub fn corrected(fix: &Fix, Fixes(others): &Fixes<'_>) -> String {
@@ -167,6 +170,9 @@ pub fn corrected(fix: &Fix, Fixes(others): &Fixes<'_>) -> String {
         true => fix.place.end,
         false => source.line_end(fix.place.end),
     };
+    if last - first > LONGEST_LINE && !fix.text.is_empty() {
+        return fix.text.trim().to_owned();
+    }
     let others = others.range(key(source, first)..key(source, last));
     let mut edits = BTreeMap::from([(fix.place.start, fix)]);
     for (_, other) in others.filter(|(_, other)| other.place.end <= last) {

@@ -30,10 +30,10 @@ pub struct Loader {
     pub warnings: Vec<Warning>,
 }
 
-/// Files that are put on top of each other, and what their variables mean.
+/// One of the files that are put on top of each other.
 struct Layer<'a> {
     environment: Rc<Environment>,
-    /// The file, its folder and their places in the chain of `include`.
+    /// The files that include each other, this one last.
     chain: &'a [PathBuf],
 }
 
@@ -80,7 +80,6 @@ impl Loader {
                 chain: &chain,
             };
             for document in self.documents(file, &environment, &mut cache)?.iter() {
-                self.budget.spend(document.size(), &document.place)?;
                 let document = self.resolve(document, &layer, project.as_ref(), &mut cache)?;
                 project = Some(match project {
                     Some(project) => merge(project, document),

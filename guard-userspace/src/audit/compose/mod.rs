@@ -37,6 +37,9 @@ pub use self::{
     source::ComposeError,
 };
 
+/// More than anybody reads.
+const MAX_FINDINGS: usize = 10_000;
+
 /// What Compose is told on its command line and by its environment.
 #[derive(Debug, Default)]
 pub struct Request {
@@ -120,8 +123,13 @@ pub fn audit(request: &Request) -> Result<Report, ComposeError> {
     let project = Project::new(&root, services);
     let services = project.services.iter();
     let findings = services.flat_map(|service| rules::judge(&project, service));
+    let findings: Vec<Finding> = findings.take(MAX_FINDINGS + 1).collect();
+    if findings.len() > MAX_FINDINGS {
+        let problem = format!("has more than {MAX_FINDINGS} findings");
+        return Err(root.place.error(problem));
+    }
     Ok(Report {
-        findings: gathered(findings.collect()),
+        findings: gathered(findings),
         warnings,
     })
 }

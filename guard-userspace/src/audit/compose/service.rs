@@ -73,7 +73,7 @@ impl<'a> Service<'a> {
         Some(&self.node.get(key)?.scalar()?.text)
     }
 
-    /// Those of a list, each with how many there are.
+    /// Those of a list; none if it is no list.
     pub fn items(&self, key: &str) -> &'a [Node] {
         self.node.get(key).and_then(Node::sequence).unwrap_or(&[])
     }

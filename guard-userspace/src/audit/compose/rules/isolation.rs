@@ -45,9 +45,15 @@ fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
     Fix::without(&entry.key, &entry.node)
 }
 
+/// A longer list is no person's.
+const LONGEST_MENDED: usize = 1000;
+
 /// Takes an item out of a list, and the list if it was the only one.
 fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
     let items = service.items(key);
+    if items.len() > LONGEST_MENDED {
+        return None;
+    }
     let beside = items
         .iter()
         .filter(|other| other.place.is_in(&item.place.source));
