@@ -318,6 +318,17 @@ impl Netlink {
         Ok(addresses)
     }
 
+    /// The interfaces that a policy guards.
+    pub async fn interfaces_of(&self, policy: &Policy) -> Result<Vec<String>, rtnetlink::Error> {
+        match &policy.interfaces {
+            Some(interfaces) => {
+                let names = interfaces.iter().map(|interface| interface.name.clone());
+                Ok(names.collect())
+            }
+            None => self.default_route_interfaces().await,
+        }
+    }
+
     /// The interfaces of the default routes, IPv4 and IPv6, each once.
     pub async fn default_route_interfaces(&self) -> Result<Vec<String>, rtnetlink::Error> {
         let mut indices = Vec::new();

@@ -1,7 +1,7 @@
 //! The places of this host that take what is sent to them: where, and who answers.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
@@ -211,53 +211,44 @@ fn of_container(container: &Container, setting: &Setting<'_>) -> Vec<Endpoint> {
         role: role::of_container(container, protocol, port, inside),
         may_be_client: false,
     };
+    let mut by_inside: BTreeMap<(u16, PortProtocol), Vec<&Publication>> = BTreeMap::new();
+    for publication in &container.publishes {
+        let key = (publication.inside, publication.protocol);
+        by_inside.entry(key).or_default().push(publication);
+    }
     let mut endpoints = Vec::new();
-    for publication in container
-        .publishes
-        .iter()
-        .filter(|one| !is_superseded(one, container))
-    {
-        for port in publication.ports() {
-            // A range of as many ports inside is as many publications.
+    for ((inside, protocol), all) in &by_inside {
+        for publication in all.iter().filter(|one| !is_superseded(one, all)) {
             let addresses = addresses_of(publication.address);
             let level = level(&addresses, setting.networks);
-            let protocol = publication.protocol;
-            endpoints.push(endpoint(
-                protocol,
-                port,
-                publication.inside,
-                addresses,
-                level,
-            ));
+            let ports = publication.ports();
+            let at = |port| endpoint(*protocol, port, *inside, addresses.clone(), level);
+            endpoints.extend(ports.map(at));
         }
     }
-    let is_published = |(inside, protocol): (u16, PortProtocol)| {
-        let mut publishes = container.publishes.iter();
-        publishes.any(|one| (one.inside, one.protocol) == (inside, protocol))
-    };
-    for (inside, protocol) in container.exposes.iter().copied() {
-        if !is_published((inside, protocol)) {
-            let nowhere = BTreeSet::new();
-            endpoints.push(endpoint(
-                protocol,
-                inside,
-                inside,
-                nowhere,
-                Level::Containers,
-            ));
-        }
-    }
+    let unpublished = container
+        .exposes
+        .iter()
+        .filter(|key| !by_inside.contains_key(key));
+    endpoints.extend(unpublished.map(|(inside, protocol)| {
+        endpoint(
+            *protocol,
+            *inside,
+            *inside,
+            BTreeSet::new(),
+            Level::Containers,
+        )
+    }));
     endpoints
 }
 
-/// What was asked for, where Docker says what became of it.
-fn is_superseded(asked: &Publication, container: &Container) -> bool {
-    let mut others = container.publishes.iter().filter(|other| *other != asked);
+/// What was asked for, where Docker says what became of it. `all` lead to the same port inside.
+fn is_superseded(asked: &Publication, all: &[&Publication]) -> bool {
+    let mut others = all.iter().filter(|other| **other != asked);
     others.any(|given| {
-        let is_same = (given.protocol, given.inside) == (asked.protocol, asked.inside);
         let is_chosen = given.first == given.last && asked.ports().contains(&given.first);
         let was_open = asked.address.is_none() && given.address.is_some();
-        is_same && is_chosen && (was_open || asked.first != asked.last)
+        is_chosen && (was_open || asked.first != asked.last)
     })
 }
 
@@ -449,7 +440,7 @@ fn user_of(uid: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, HashMap};
+    use std::collections::HashMap;
 
     use guard_common::exposure::NetworkKind;
 

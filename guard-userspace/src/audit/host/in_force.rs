@@ -107,11 +107,17 @@ impl InForce {
     ) -> Result<Self, PolicyError> {
         let path = status.policy.path.clone();
         let policy = Policy::read(path.as_ref(), clock)?;
-        if policy.sha256 != status.policy.sha256 {
-            notes.push(format!("{path} has changed since it was put in force"));
-        }
         notes.push("no agent runs, and the kernel goes on without it".to_owned());
-        Ok(Self::with_status(path, policy, status))
+        let has_changed = policy.sha256 != status.policy.sha256;
+        let mut in_force = Self::with_status(path, policy, status);
+        if has_changed && in_force.guard == Guard::AtWork {
+            notes.push(format!(
+                "{} has changed since it was put in force, and is judged by as it is now",
+                in_force.path
+            ));
+            in_force.guard = Guard::Unknown;
+        }
+        Ok(in_force)
     }
 
     fn with_status(path: String, mut policy: Policy, status: &Status) -> Self {
@@ -165,13 +171,7 @@ async fn has_program(policy: &Policy) -> bool {
     let Ok(netlink) = Netlink::connect() else {
         return false;
     };
-    let names: Vec<String> = match &policy.interfaces {
-        Some(interfaces) => interfaces
-            .iter()
-            .map(|interface| interface.name.clone())
-            .collect(),
-        None => netlink.default_route_interfaces().await.unwrap_or_default(),
-    };
+    let names = netlink.interfaces_of(policy).await.unwrap_or_default();
     for name in names {
         if let Ok(Some(_)) = netlink.xdp(&name).await {
             return true;
@@ -182,9 +182,7 @@ async fn has_program(policy: &Policy) -> bool {
 
 /// A name of the API's; what is none is the mildest.
 fn mode_of(name: &str) -> Mode {
-    let modes = [Mode::Observe, Mode::Enforce].into_iter();
-    modes
-        .clone()
-        .find(|mode| mode.name() == name)
-        .unwrap_or(Mode::Off)
+    let mut modes = [Mode::Observe, Mode::Enforce].into_iter();
+    let known = modes.find(|mode| mode.name() == name);
+    known.unwrap_or(Mode::Off)
 }

@@ -13,7 +13,6 @@ mod survey;
 use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::Context as _;
-
 use serde::Serialize;
 
 use self::{
@@ -226,8 +225,8 @@ impl Audited {
         let policy = judge
             .map(|judge| judge.decide(&endpoint))
             .unwrap_or_default();
-        let is_shut = |decision: &Decision| matches!(decision.fate, Fate::Open | Fate::Closed);
-        let is_settled = !policy.is_empty() && policy.iter().all(is_shut);
+        let settles = |decision: &Decision| matches!(decision.fate, Fate::Open | Fate::Closed);
+        let is_settled = !policy.is_empty() && policy.iter().all(settles);
         let finding = endpoint.level == Level::World && !endpoint.may_be_client && !is_settled;
         let known = danger(&endpoint);
         let audited = Self {

@@ -73,8 +73,11 @@ impl Survey {
             Vec::new()
         });
         let holders = sockets::holders(&sockets);
-        if !holders.complete && !Uid::effective().is_root() {
-            notes.push("without root, the processes of other users are not known".to_owned());
+        if !holders.complete {
+            notes.push(match Uid::effective().is_root() {
+                true => "some processes may not be asked what they listen on".to_owned(),
+                false => "without root, the processes of other users are not known".to_owned(),
+            });
         }
         let links = netlink.links().await.unwrap_or_default();
         let routes = netlink.default_route_interfaces().await.unwrap_or_default();
