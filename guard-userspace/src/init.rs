@@ -10,7 +10,7 @@ use guard_common::layout::{MAX_NAME, PortProtocol};
 
 use crate::{
     audit::host::{
-        DockerAsked, Endpoint, Level, Owner, Role, Survey, danger, describe_owner, joined,
+        DockerAsked, Endpoint, Level, Owner, Role, Survey, columns, danger, describe_owner, joined,
     },
     operator::SshSession,
     policy::DEFAULT_DOCKER_SOCKET,
@@ -285,7 +285,11 @@ impl Service {
         } = self;
         writeln!(text)?;
         for why in why {
-            writeln!(text, "# {}", one_line(why))?;
+            writeln!(
+                text,
+                "{}",
+                columns([["#".to_owned(), one_line(why)]], 1).replace("\n ", "\n#")
+            )?;
         }
         let name = free_name(name, names);
         let ports: Vec<String> = ports.iter().map(|port| format!("\"{port}\"")).collect();

@@ -186,8 +186,8 @@ fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
     assert_says(
         &text,
         &[
-            "tcp/11434 every address: container models, port 8000 inside",
-            "open to 198.51.100.0/26, with connections 50/s",
+            "tcp/11434 every address: container models, 8000 inside",
+            "open to 198.51.100.0/26, limited to connections 50/s",
             "WARNING: 11434 is the port of Ollama, which asks for no login",
             "every model",
         ],
@@ -273,7 +273,10 @@ fn listeners_of_the_host_are_told_by_how_far_they_can_be_reached() {
         "not_guarded"
     );
     let (_, text) = audit(&lab, &["--policy", &path]);
-    assert_says(&text, &["to 127.0.0.1", "scope = \"host\""]);
+    assert_says(
+        &text,
+        &["to 127.0.0.1", "close it in the policy: scope = \"host\""],
+    );
 
     // The whole host, IPv6 listed on its address alone.
     let service = format!(

@@ -2,7 +2,12 @@
 
 use guard_common::{exposure::Scope, layout::PortProtocol};
 
-use super::{Audited, endpoint::Endpoint, role::publishes};
+use super::{
+    Audited,
+    endpoint::{Endpoint, range},
+    judge::NOT_ITS_INTERFACE,
+    role::publishes,
+};
 
 /// What would end what is to be said of an endpoint: one of them is enough.
 pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
@@ -26,26 +31,24 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
     if endpoint.role.is_none() {
         changes.extend(nearer(endpoint));
     }
-    let place = endpoint.place();
-    if is_for_all {
-        changes.push(format!(
-            "in the policy, write `from` with those that {place} is for, instead of \"any\""
-        ));
-    } else {
-        changes.push(match endpoint.role {
-            Some(_) => format!("list it in a service of the policy: ports = [\"{place}\"]"),
-            None => format!(
-                "if others are meant to reach it, list it in a service of the policy: ports = \
-                 [\"{place}\"], with `from` for whom it is"
-            ),
-        });
+    let mut fates = audited.policy.iter();
+    if fates.any(|decision| decision.why == Some(NOT_ITS_INTERFACE)) {
+        changes.push("name its interface in `interfaces` of the policy".to_owned());
+        return changes;
     }
+    let place = endpoint.place();
+    changes.push(match endpoint.role {
+        _ if is_for_all => format!(
+            "write in the policy whom {place} is for: `from`, instead of \"any\""
+        ),
+        Some(_) => format!("list it in a service of the policy: ports = [\"{place}\"]"),
+        None => format!(
+            "if others are meant to reach it, list it in the policy, with `from`: ports = [\"{place}\"]"
+        ),
+    });
     let is_of_host = endpoint.inside.is_none() && endpoint.role.is_none();
     if is_unlisted && is_of_host && scope == Some(Scope::Containers) {
-        changes.push(
-            "write scope = \"host\" in the policy, which closes every port that no service lists"
-                .to_owned(),
-        );
+        changes.push("close it in the policy: scope = \"host\"".to_owned());
     }
     changes
 }
@@ -100,13 +103,6 @@ fn mapping(endpoint: &Endpoint, inside: u16) -> String {
         range(inside, ports.len()),
         suffix(endpoint)
     )
-}
-
-fn range(first: u16, count: usize) -> String {
-    match count {
-        0 | 1 => first.to_string(),
-        count => format!("{first}-{}", usize::from(first) + count - 1),
-    }
 }
 
 fn suffix(endpoint: &Endpoint) -> String {

@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::{
     Audited, DockerAsked, Guard, JudgedBy, Report, Role,
-    endpoint::{EVERYWHERE, Endpoint, Level, Owner},
+    endpoint::{EVERYWHERE, Endpoint, Level, Owner, range},
     judge::{ANY, Decision, Fate},
 };
 
@@ -107,14 +107,16 @@ fn describe_docker(docker: &DockerAsked) -> String {
         running,
     } = docker;
     match (socket, error) {
-        (Some(socket), None) if *answered => format!("docker     {socket}: {running} running"),
+        (Some(socket), None) if *answered => {
+            format!("docker     {socket} answers; containers that run: {running}")
+        }
         (_, Some(error)) => wrapped("docker", error),
         _ => "docker     not asked: no socket of Docker's or Podman's is named or found".to_owned(),
     }
 }
 
 fn wrapped(label: &str, text: &str) -> String {
-    lines([[format!("{label:<9}"), text.to_owned()]])
+    columns([[format!("{label:<9}"), text.to_owned()]], 2)
 }
 
 fn table(endpoints: &[&Audited]) -> String {
@@ -128,17 +130,17 @@ fn table(endpoints: &[&Audited]) -> String {
             .into_iter()
             .chain(details.map(|detail| [String::new(), detail]))
     });
-    lines(rows)
+    columns(rows, 2)
 }
 
-/// Two columns, the second wrapped.
-fn lines(rows: impl IntoIterator<Item = [String; 2]>) -> String {
+/// Two columns with a gap between them, the second wrapped.
+pub fn columns(rows: impl IntoIterator<Item = [String; 2]>, gap: u16) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_width(WIDTH);
     table.add_rows(rows);
-    for (column, right) in table.column_iter_mut().zip([2, 0]) {
+    for (column, right) in table.column_iter_mut().zip([gap, 0]) {
         column.set_padding((0, right));
     }
     table.trim_fmt()
@@ -183,13 +185,19 @@ fn describe_endpoint(endpoint: &Endpoint) -> String {
         text += &format!(" by {interface} alone");
     }
     text += &format!(": {}", describe_owner(owner));
-    if let Some(inside) = inside.filter(|inside| inside != ports.start()) {
-        text += &format!(", port {inside} inside");
-    }
     match role {
         Some(Role::Ssh) => text += " (SSH)",
         Some(Role::Proxy) => text += " (the web)",
         None => {}
+    }
+    if let Some(inside) = inside.filter(|inside| inside != ports.start()) {
+        text += &format!(", {} inside", range(inside, ports.len()));
+    }
+    if let [first, others @ ..] = owner.pids.iter().collect::<Vec<_>>().as_slice() {
+        text += &match others.len() {
+            0 => format!(", process {first}"),
+            n => format!(", process {first} and {n} more"),
+        };
     }
     text
 }
@@ -222,7 +230,7 @@ pub fn describe_owner(owner: &Owner) -> String {
         service,
         host_network,
         processes,
-        pids,
+        pids: _,
         user,
     } = owner;
     let names: Vec<&str> = processes.iter().map(String::as_str).collect();
@@ -232,7 +240,7 @@ pub fn describe_owner(owner: &Owner) -> String {
             format!("{service} of {project}, container {container}")
         }
         (Some(container), ..) => format!("container {container}"),
-        _ if !names.is_empty() => format!("{names} ({})", describe_pids(pids)),
+        _ if !names.is_empty() => names.clone(),
         _ if *kind == "kernel" => "the kernel".to_owned(),
         _ => format!(
             "an unknown process of user {}",
@@ -243,14 +251,6 @@ pub fn describe_owner(owner: &Owner) -> String {
         text += &format!(", on the host's network as {names}");
     }
     text
-}
-
-fn describe_pids(pids: &BTreeSet<i32>) -> String {
-    let first = pids.first().copied().unwrap_or_default();
-    match pids.len() {
-        0 | 1 => format!("process {first}"),
-        n => format!("process {first} and {} more", n - 1),
-    }
 }
 
 fn describe_decision(decision: &Decision) -> String {
@@ -284,7 +284,7 @@ fn describe_decision(decision: &Decision) -> String {
     };
     let budgets = match limits.as_slice() {
         [] => "without limits".to_owned(),
-        limits => format!("with {}", limits.join(", ")),
+        limits => format!("limited to {}", limits.join(", ")),
     };
     let is_loose = !enforced && whom != "anybody";
     let what = match fate {
@@ -384,11 +384,11 @@ mod tests {
         let text = report.describe().unwrap();
         let expected = "\
 policy     /etc/guard/guard.toml, in force: mode observe, scope containers
-docker     /var/run/docker.sock: 3 running
+docker     /var/run/docker.sock answers; containers that run: 3
 note:      something is not known
 
 OPEN TO THE WORLD, AND NO SERVICE LISTS IT
-tcp/11434  every address: app of shop, container shop-app-1, port 80 inside
+tcp/11434  every address: app of shop, container shop-app-1, 80 inside
            open now, would be closed if enforced
            WARNING: 11434 is the port of Ollama, which asks for no login unless it
            is told to. Whoever gets in has the graphics card, and every model: used,

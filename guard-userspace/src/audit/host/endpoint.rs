@@ -104,13 +104,8 @@ impl Serialize for Endpoint {
 impl Endpoint {
     /// As a policy writes the ports: `tcp/8000`, `udp/8002-8004`.
     pub fn place(&self) -> String {
-        let (first, last) = (self.ports.start(), self.ports.end());
-        let protocol = self.protocol.name();
-        if first == last {
-            format!("{protocol}/{first}")
-        } else {
-            format!("{protocol}/{first}-{last}")
-        }
+        let ports = range(*self.ports.start(), self.ports.len());
+        format!("{}/{ports}", self.protocol.name())
     }
 
     /// Whether the other endpoint is this one's continuation, ports aside.
@@ -128,6 +123,14 @@ impl Endpoint {
                 inside: next.inside,
                 ..self.clone()
             } == *next
+    }
+}
+
+/// `8000`, or `8002-8004` of three.
+pub fn range(first: u16, count: usize) -> String {
+    match count {
+        0 | 1 => first.to_string(),
+        count => format!("{first}-{}", usize::from(first) + count - 1),
     }
 }
 
@@ -373,11 +376,18 @@ fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
 /// for a group.
 fn is_of_network(address: IpAddr) -> bool {
     const SHARED: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
-    let is_local = match address {
-        IpAddr::V4(address) => address.is_private() || address.is_link_local(),
-        IpAddr::V6(address) => address.is_unique_local() || address.is_unicast_link_local(),
+    let is_private = match address {
+        IpAddr::V4(address) => address.is_private(),
+        IpAddr::V6(address) => address.is_unique_local(),
     };
-    is_local || address.is_multicast() || SHARED.contains(&address)
+    is_private || is_link_local(address) || address.is_multicast() || SHARED.contains(&address)
+}
+
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 impl Owner {

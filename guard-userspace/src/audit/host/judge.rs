@@ -13,7 +13,7 @@ use guard_common::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::endpoint::{Endpoint, Level};
+use super::endpoint::{Endpoint, Level, is_link_local};
 use crate::{
     explain::describe_budgets,
     policy::{From, Policy, Service, Tables, split},
@@ -113,13 +113,9 @@ impl Judge<'_> {
     }
 
     fn is_from_outside(&self, own: IpAddr) -> bool {
-        let is_link_local = match own {
-            IpAddr::V4(own) => own.is_link_local(),
-            IpAddr::V6(own) => own.is_unicast_link_local(),
-        };
         let mut networks = self.tables.networks.iter();
         let is_of_containers = networks.any(|network| network.prefix.contains(&own));
-        let is_apart = is_link_local || is_of_containers || self.unguarded.contains(&own);
+        let is_apart = is_link_local(own) || is_of_containers || self.unguarded.contains(&own);
         !own.is_loopback() && !is_apart
     }
 
@@ -220,10 +216,9 @@ impl Judge<'_> {
     }
 }
 
-const NOT_ITS_INTERFACE: &str = "it is reached over an interface that the policy does not guard";
+pub const NOT_ITS_INTERFACE: &str = "the policy does not guard its interface";
 const OFF: &str = "no service lists it, and the mode is off";
-const OUT_OF_SCOPE: &str =
-    "no service lists it, and the scope `containers` leaves the host's own ports alone";
+const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
 
 pub const ANY: &str = "any";
 

@@ -17,10 +17,11 @@ use serde::Serialize;
 
 use self::{
     change::changes,
+    endpoint::is_link_local,
     judge::{ANY, Decision, Fate, Judge},
 };
 pub use self::{
-    describe::describe_owner,
+    describe::{columns, describe_owner},
     endpoint::{Endpoint, Level, Owner, joined},
     in_force::{Guard, InForce, Places},
     role::Role,
@@ -186,6 +187,10 @@ async fn unguarded(
             continue;
         }
         addresses.insert(address);
+        // Every interface has one, bridges of containers too.
+        if is_link_local(address) {
+            continue;
+        }
         let mut links = survey.links.iter();
         names.extend(
             links
