@@ -23,3 +23,4 @@ mod replay;
 mod site;
 mod soak;
 mod sources;
+mod web;

@@ -36,7 +36,9 @@ pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     require_root()?;
     find_tools(&[LAB.as_slice(), &DOCKER, &TESTS, &PACKAGE].concat())?;
-    unpack::chrony()?;
+    for unpacked in [unpack::CHRONY, unpack::PROMETHEUS] {
+        unpacked.find()?;
+    }
     for series in &kernels::KEPT {
         kernels::keep(series)?;
     }
@@ -93,7 +95,8 @@ const LAB: [Tool; 12] = [
 
 /// What only the tests need: real clients and servers of UDP and SSH, a fresh Debian with its systemd,
 /// and virtual machines with Debian's kernels.
-const TESTS: [Tool; 14] = [
+const TESTS: [Tool; 15] = [
+    tool("chromium", "chromium"),
     tool("cpio", "cpio"),
     tool("depmod", "kmod"),
     tool("qemu-system-x86_64", "qemu-system-x86"),
