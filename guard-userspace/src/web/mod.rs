@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use self::history::{History, Hour};
 use crate::{
     agent::Agent,
-    api::{Counter, Status, Talker},
+    api::{Counter, Status, Talker, listen},
 };
 
 /// How long a request may take, and how many may be under way.
@@ -60,7 +60,7 @@ pub async fn serve(agent: Arc<Mutex<Agent>>) {
         agent,
         history: Arc::default(),
     };
-    tokio::join!(remember(&served), listen(&served, address));
+    tokio::join!(remember(&served), listen_at(&served, address));
 }
 
 async fn remember(served: &Served) {
@@ -76,7 +76,7 @@ async fn remember(served: &Served) {
     }
 }
 
-async fn listen(served: &Served, mut address: watch::Receiver<Option<SocketAddr>>) {
+async fn listen_at(served: &Served, mut address: watch::Receiver<Option<SocketAddr>>) {
     loop {
         let wanted = *address.borrow_and_update();
         let Some(wanted) = wanted else {
@@ -85,22 +85,21 @@ async fn listen(served: &Served, mut address: watch::Receiver<Option<SocketAddr>
             }
             continue;
         };
-        let ended = match TcpListener::bind(wanted).await {
+        match TcpListener::bind(wanted).await {
             Ok(listener) => {
                 info!("metrics and the page are at http://{wanted}/");
                 tokio::select! {
-                    ended = axum::serve(listener, router(served.clone())).into_future() => ended,
-                    _ = address.changed() => continue,
+                    () = listen::serve(listener, router(served.clone())) => {}
+                    _ = address.changed() => {}
                 }
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = ended {
-            warn!("nothing can be served at {wanted}: {error}");
-        }
-        tokio::select! {
-            () = sleep(TRY_AGAIN) => {}
-            _ = address.changed() => {}
+            Err(error) => {
+                warn!("nothing can be served at {wanted}: {error}");
+                tokio::select! {
+                    () = sleep(TRY_AGAIN) => {}
+                    _ = address.changed() => {}
+                }
+            }
         }
     }
 }
