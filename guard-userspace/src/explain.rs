@@ -521,7 +521,7 @@ impl<'a> Way<'a> {
     }
 }
 
-fn describe_budgets(budgets: &Budgets, whose: &str) -> Vec<String> {
+pub(crate) fn describe_budgets(budgets: &Budgets, whose: &str) -> Vec<String> {
     let Budgets {
         packets,
         bytes,

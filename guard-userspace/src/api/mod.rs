@@ -284,6 +284,13 @@ pub struct Changed<T> {
     pub not_kept: Option<String>,
 }
 
+/// The policy in force, as it was written. What operators have changed since is in the status.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct PolicyText {
+    pub path: String,
+    pub text: String,
+}
+
 /// What is in force after a change.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Applied {

@@ -29,8 +29,8 @@ use tokio::{
 use utoipa::OpenApi;
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
-    Revocation, Status, Talker, listen,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
+    Reload, Revocation, Status, Talker, listen,
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -111,6 +111,7 @@ impl ControlSocket {
         let router = Router::new()
             .route("/v1/openapi.json", get(description))
             .route("/v1/status", get(status))
+            .route("/v1/policy", get(policy))
             .route("/v1/counters", get(counters))
             .route("/v1/talkers", get(talkers))
             .route("/v1/explain", get(explain))
@@ -136,8 +137,8 @@ impl ControlSocket {
         description = "HTTP over a Unix socket, for root and the group guard alone.",
     ),
     paths(
-        status, counters, talkers, explain, entries, enter, revoke, mode, reload, try_policy,
-        confirm, detach
+        status, policy, counters, talkers, explain, entries, enter, revoke, mode, reload,
+        try_policy, confirm, detach
     )
 )]
 pub struct Description;
@@ -206,6 +207,20 @@ type Answer<T> = Result<Json<T>, ApiError>;
 )]
 async fn status(State(served): State<Served>) -> Answer<Status> {
     Ok(Json(served.agent.lock().await.status().await?))
+}
+
+/// The policy in force, as it was written.
+#[utoipa::path(
+    get,
+    path = "/v1/policy",
+    responses(
+        (status = 200, body = PolicyText),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
+async fn policy(State(served): State<Served>) -> Answer<PolicyText> {
+    Ok(Json(served.agent.lock().await.policy_text()))
 }
 
 /// What became of the packets, by interface, service and reason.
@@ -437,7 +452,8 @@ fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
 
 async fn unknown() -> Response {
     let body = ErrorBody {
-        error: "there is no such resource: /v1/openapi.json, status, counters, talkers, explain, entries, mode, \
+        error: "there is no such resource: /v1/openapi.json, status, policy, counters, talkers, \
+                explain, entries, mode, \
                 reload, try, confirm and detach are"
             .to_owned(),
         is_policy: false,

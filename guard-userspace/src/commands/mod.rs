@@ -7,6 +7,7 @@ mod counters;
 mod detach;
 mod entries;
 mod explain;
+mod init;
 mod man;
 mod mode;
 mod reload;
@@ -74,6 +75,8 @@ impl Whereabouts {
 enum Command {
     /// Run the agent in the foreground, until SIGINT or SIGTERM
     Run(run::Run),
+    /// Write a first policy from what is found on this host
+    Init(init::Init),
     /// Check a policy without applying it
     Check(check::Check),
     /// Say whether the guard is at work, and where
@@ -86,6 +89,8 @@ enum Command {
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
     Replay(replay::Replay),
+    /// Say what of this host can be reached, what the policy does with it, and what to change
+    Audit(audit::Audit),
     /// Let a source through for a while: not denied, not limited, admitted where a service has `from`
     Allow(entries::Enter),
     /// Drop a source's packets for a while
@@ -104,8 +109,6 @@ enum Command {
     Confirm,
     /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
     Detach,
-    /// Say what is exposed, and what to change
-    Audit(audit::Audit),
     /// Print what a shell needs to complete this command line
     Completions(completions::Completions),
     /// Write the manual pages into a folder
@@ -158,9 +161,10 @@ impl Arguments {
             Command::Talkers(talkers) => talkers.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
+            Command::Audit(audit) => audit.run(&whereabouts).await,
+            Command::Init(init) => init.run().await,
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
-            Command::Audit(audit) => audit.run(),
             Command::Counters(output) => counters::run(&whereabouts, &output).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,

@@ -155,6 +155,7 @@ fn the_server_is_as_its_openapi_document_says() {
     let mut asked = BTreeSet::new();
     for (method, path, resource, body) in [
         ("get", "/v1/status", "/v1/status", None),
+        ("get", "/v1/policy", "/v1/policy", None),
         ("get", "/v1/counters", "/v1/counters", None),
         ("get", "/v1/talkers", "/v1/talkers", None),
         (
