@@ -231,6 +231,12 @@ impl Netlink {
         }))
     }
 
+    /// The kernel's number of an interface; `None`: there is none of this name.
+    pub async fn index(&self, interface: &str) -> Option<u32> {
+        let link = self.link(interface).await.ok().flatten();
+        link.map(|link| link.header.index)
+    }
+
     async fn link(&self, interface: &str) -> Result<Option<LinkMessage>, rtnetlink::Error> {
         let request = self.handle.link().get().match_name(interface.to_owned());
         request.execute().try_next().await

@@ -213,6 +213,16 @@ impl StateFile {
         let path = folder.join(FILE);
         fs::create_dir_all(folder).map_err(KeepError::io(folder))?;
         sweep(folder).map_err(KeepError::io(folder))?;
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            // To read a pipe would wait for ever, and a folder is no state.
+            let aside = folder.join(format!("{BROKEN}{}", Timestamp::now().as_millisecond()));
+            fs::rename(&path, &aside).map_err(KeepError::io(&path))?;
+            warn!(
+                "{} is no file: it is set aside as {}",
+                path.display(),
+                aside.display()
+            );
+        }
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -300,14 +310,17 @@ fn sweep(folder: &Path) -> io::Result<()> {
     }
     broken.sort_unstable();
     for name in broken.iter().rev().skip(MAX_BROKEN) {
-        fs::remove_file(folder.join(name))?;
+        // A folder that was set aside stays.
+        let _result = fs::remove_file(folder.join(name));
     }
     Ok(())
 }
 
 /// Every writer makes a file of its own.
 fn identity(path: &Path) -> Option<(u64, i64, i64)> {
-    let metadata = fs::metadata(path).ok()?;
+    let metadata = fs::symlink_metadata(path)
+        .ok()
+        .filter(fs::Metadata::is_file)?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
 }
 

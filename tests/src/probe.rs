@@ -176,6 +176,7 @@ fn send(
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         let from: IpAddr = USER_V4;
         let socket = UdpSocket::bind(SocketAddr::new(from, 0))?;
+        let mut next = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             for _ in 0..BURST {
                 for port in ports {
@@ -189,7 +190,9 @@ fn send(
                 sent.fetch_add(1, Ordering::Relaxed);
             }
             if pace == Pace::Steady {
-                thread::sleep(PAUSE);
+                // By the clock, so that a pause that was too long is made up for.
+                next += PAUSE;
+                thread::sleep(next.saturating_duration_since(Instant::now()));
             }
         }
         Ok(())

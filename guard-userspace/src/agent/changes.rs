@@ -1,6 +1,6 @@
 //! What operators change while the agent runs: each change is in force when its answer comes, and kept.
 
-use std::{mem, path::PathBuf};
+use std::{collections::BTreeSet, mem, path::PathBuf};
 
 use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +14,7 @@ use crate::{
     kept::{self, ChangedMode, KeepError},
     lockout,
     operator::SshSession,
-    policy::{Action, Clock, Entry, Ground, Policy, PolicyError},
+    policy::{Action, Clock, Entry, Ground, Policy, PolicyError, PublishedPort},
 };
 
 /// Why a change was not made. What was in force before stays so.
@@ -188,6 +188,9 @@ impl Agent {
         };
         let refused = self.loaded.policy.sha256.clone();
         let before = trial.before.clone();
+        if let Some(docker) = self.trial.as_mut().and_then(|trial| trial.docker.take()) {
+            self.docker = docker;
+        }
         self.follow_docker_of(&before.policy).await;
         self.put_in_force(before, 0, Force::No, Names::OfPolicy)
             .await?;
@@ -350,13 +353,13 @@ impl Agent {
 
     /// Brings the tables to the entries; `before` are those that are put back if it fails.
     pub(super) async fn change_entries(&mut self, before: Vec<Entry>) -> Result<(), ChangeError> {
-        let result = match self.change_tables() {
+        let result = match self.change_tables(&BTreeSet::new()) {
             Err(error) if needs_another(&error) => self.put_again().await,
             result => result.map_err(|error| anyhow::Error::from(error).into()),
         };
         if let Err(error) = result {
             self.state.kept.entries = before;
-            if let Err(again) = self.change_tables() {
+            if let Err(again) = self.change_tables(&BTreeSet::new()) {
                 warn!("entries cannot be put back: {again}");
             }
             return Err(error);
@@ -367,9 +370,13 @@ impl Agent {
 
     /// Brings the tables to what has changed around the policy. Also those of what a trial goes back to,
     /// perhaps without an agent.
-    pub(super) fn change_tables(&mut self) -> Result<(), LoadError> {
+    ///
+    /// `early`: ports that were closed before the agent knew, as of before it knew what it knows now.
+    pub(super) fn change_tables(
+        &mut self,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
         let local_ports = host::local_port_range().map_err(LoadError::Host)?;
-        let early = self.closer.take_early();
         let before = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
         let in_force = Ground {
             containers: self.docker.containers(),
@@ -383,10 +390,10 @@ impl Agent {
         };
         for attachment in self.attachments.values_mut() {
             if let Some(prepared) = attachment.in_force_mut() {
-                prepared.change(&in_force, &early)?;
+                prepared.change(&in_force, early)?;
             }
             if let Some(prepared) = attachment.fallback_mut() {
-                match prepared.change(&fallback, &early) {
+                match prepared.change(&fallback, early) {
                     // It is loaded afresh when the trial ends; what fits is in force.
                     Err(error) if needs_another(&error) => {}
                     result => result?,

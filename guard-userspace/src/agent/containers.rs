@@ -1,7 +1,8 @@
 //! What is known of Docker.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::warn;
@@ -20,6 +21,8 @@ pub struct Docker {
     /// `None`: it was asked once, or is turned off.
     watch: Option<Watch>,
     known: Known,
+    /// The networks that are not the containers' alone.
+    shared: BTreeSet<IpNet>,
 }
 
 #[derive(Default)]
@@ -73,13 +76,14 @@ impl Docker {
         let mut docker = Self {
             watch: Some(watch),
             known: Known::Lost { error, last },
+            shared: BTreeSet::new(),
         };
-        docker.update(netlink).await;
+        docker.update(policy, netlink).await;
         docker
     }
 
     /// Takes in what Docker has said. Returns when the event happened that it was about, by Docker's clock.
-    pub async fn update(&mut self, netlink: &Netlink) -> Option<Timestamp> {
+    pub async fn update(&mut self, policy: &Policy, netlink: &Netlink) -> Option<Timestamp> {
         let Seen {
             inventory,
             trouble,
@@ -88,7 +92,9 @@ impl Docker {
         let before = self.said().or(self.last()).cloned();
         let said = match inventory {
             Some(inventory) => {
-                Some(of_others(inventory.containers(), before.as_ref(), netlink).await)
+                let guarded = netlink.interfaces_of(policy).await.unwrap_or_default();
+                let containers = inventory.containers();
+                Some(of_others(containers, &mut self.shared, &guarded, netlink).await)
             }
             None => before.clone(),
         };
@@ -186,47 +192,79 @@ pub async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
         return Docker::default();
     };
     let known = match docker::read(socket).await {
-        Ok(inventory) => Known::Connected(of_others(inventory.containers(), None, netlink).await),
+        Ok(inventory) => {
+            let guarded = netlink.interfaces_of(policy).await.unwrap_or_default();
+            let containers = inventory.containers();
+            let mut shared = BTreeSet::new();
+            Known::Connected(of_others(containers, &mut shared, &guarded, netlink).await)
+        }
         Err(error) => {
             let error = error.to_string();
             warn_of_loss(&error, false);
             Known::Lost { error, last: None }
         }
     };
-    Docker { watch: None, known }
+    Docker {
+        known,
+        ..Docker::default()
+    }
 }
 
-/// Without the networks that are not the containers' alone; of those that were not known before, it is
-/// said.
+/// Without the networks that are not the containers' alone, of which it is said once.
 pub(crate) async fn of_others(
     mut containers: Containers,
-    before: Option<&Containers>,
+    told: &mut BTreeSet<IpNet>,
+    guarded: &[String],
     netlink: &Netlink,
 ) -> Containers {
-    let own = netlink.addresses().await.unwrap_or_default();
+    let own = Own::look(guarded, netlink).await;
     let (apart, shared): (Vec<_>, Vec<_>) = containers
         .networks
         .into_iter()
-        .partition(|network| is_apart(network, &own));
-    let is_first = before.is_none_or(|before| before.networks != apart);
-    for ContainerNetwork { prefix, .. } in shared.into_iter().filter(|_| is_first) {
-        warn!(
-            network = %prefix,
-            "the container network overlaps one of this host's own: its addresses are not closed"
-        );
+        .partition(|network| own.is_apart(network));
+    for ContainerNetwork { prefix, .. } in shared {
+        if told.insert(prefix) {
+            warn!(
+                network = %prefix,
+                "the container network overlaps one of this host's own: its addresses are not closed"
+            );
+        }
     }
     containers.networks = apart;
     containers
 }
 
-/// Whether only containers have addresses in this network, besides its bridge. One that the host has
-/// another address in is not closed: the guard never takes a host off its network.
-fn is_apart(network: &ContainerNetwork, own: &[IpAddr]) -> bool {
-    // The bridge's own address is one; a second is another interface's.
-    let inside = own
-        .iter()
-        .filter(|address| network.prefix.contains(*address));
-    inside.count() <= 1
+/// The addresses of this host.
+struct Own {
+    all: Vec<IpAddr>,
+    /// Of the interfaces that a policy guards.
+    guarded: Vec<IpAddr>,
+}
+
+impl Own {
+    async fn look(guarded: &[String], netlink: &Netlink) -> Self {
+        let mut indices = Vec::new();
+        for name in guarded {
+            indices.extend(netlink.index(name).await);
+        }
+        let addresses = netlink.addresses_of_links().await.unwrap_or_default();
+        let guarded = addresses
+            .iter()
+            .filter(|(index, _)| indices.contains(index));
+        Self {
+            guarded: guarded.map(|(_, address)| *address).collect(),
+            all: addresses.into_iter().map(|(_, address)| address).collect(),
+        }
+    }
+
+    /// Whether only containers have addresses in this network, besides its bridge. One that the host has
+    /// another address in is not closed: the guard never takes a host off its network.
+    fn is_apart(&self, network: &ContainerNetwork) -> bool {
+        let is_inside = |address: &&IpAddr| network.prefix.contains(*address);
+        // The bridge's own address is one; a second is another interface's.
+        let bridge_alone = self.all.iter().filter(is_inside).count() <= 1;
+        bridge_alone && !self.guarded.iter().any(|address| is_inside(&address))
+    }
 }
 
 #[cfg(test)]
@@ -241,11 +279,18 @@ mod tests {
             prefix: "172.17.0.0/16".parse().unwrap(),
             kind: NetworkKind::Masqueraded,
         };
-        let own = |addresses: &[&str]| -> Vec<IpAddr> {
-            addresses.iter().map(|one| one.parse().unwrap()).collect()
+        let is_apart = |all: &[&str], guarded: &[&str]| {
+            let parse = |addresses: &[&str]| {
+                let addresses = addresses.iter();
+                addresses.map(|one| one.parse().unwrap()).collect()
+            };
+            let (all, guarded) = (parse(all), parse(guarded));
+            Own { all, guarded }.is_apart(&network)
         };
-        assert!(is_apart(&network, &own(&["203.0.113.10", "172.18.0.1"])));
-        assert!(is_apart(&network, &own(&["203.0.113.10", "172.17.0.1"])));
-        assert!(!is_apart(&network, &own(&["172.17.0.1", "172.17.9.9"])));
+        assert!(is_apart(&["203.0.113.10", "172.18.0.1"], &["203.0.113.10"]));
+        assert!(is_apart(&["203.0.113.10", "172.17.0.1"], &["203.0.113.10"]));
+        assert!(!is_apart(&["172.17.0.1", "172.17.9.9"], &[]));
+        // A network over the host's own, whose bridge has no address.
+        assert!(!is_apart(&["172.17.0.10"], &["172.17.0.10"]));
     }
 }

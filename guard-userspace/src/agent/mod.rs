@@ -233,8 +233,12 @@ impl Agent {
             .collect();
         // An interface may refuse its first program, and then nothing has been swapped elsewhere.
         steps.sort_by_key(|step| step.swaps);
-        // Meanwhile a container may have come.
-        self.docker.update(&self.netlink).await;
+        // Meanwhile a container may have come, and others may come until the agent looks again.
+        let waiting = steps.iter().map(|step| step.generation.generation());
+        let generations = self.attachments.values().flat_map(Attachment::generations);
+        let followed = self.closer.follow(generations.chain(waiting));
+        followed.map_err(anyhow::Error::from)?;
+        self.docker.update(&next.policy, &self.netlink).await;
         for step in &mut steps {
             self.catch_up_with_docker(&mut step.generation)?;
         }
@@ -456,7 +460,9 @@ impl Agent {
             path: self.places.policy.clone(),
             text: in_force.text.clone(),
         });
-        if let Some(containers) = self.docker.said() {
+        // Those of a trial are forgotten with it.
+        let docker = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
+        if let Some(containers) = docker.unwrap_or(&self.docker).said() {
             self.state.kept.containers = Some(containers.clone());
         }
         self.state.save()

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
-use super::{Agent, Docker, interfaces};
+use super::{Agent, Docker, Trial, interfaces};
 use crate::{dataplane::needs_another, host, policy::Policy};
 
 /// What came of tending.
@@ -87,12 +87,25 @@ impl Agent {
 
     /// Brings the running generation to what Docker says.
     pub async fn take_in_docker(&mut self) {
-        let event = self.docker.update(&self.netlink).await;
+        // Before the agent knows more: what is closed from now on is of the next time.
+        let early = self.closer.take_early();
+        let event = self.docker.update(&self.loaded.policy, &self.netlink).await;
+        let mut is_news = false;
+        if let Some(Trial {
+            docker: Some(docker),
+            before,
+            ..
+        }) = &mut self.trial
+        {
+            let known = docker.containers().clone();
+            docker.update(&before.policy, &self.netlink).await;
+            is_news = *docker.containers() != known;
+        }
         let containers = self.docker.containers().clone();
-        if containers == self.containers && !self.closer.has_early() {
+        if containers == self.containers && early.is_empty() && !is_news {
             return;
         }
-        let changed = self.change_tables();
+        let changed = self.change_tables(&early);
         let result = match changed {
             // Labels change services, which are the program's.
             _ if containers.labelled != self.containers.labelled => self.put_again().await,
@@ -122,7 +135,7 @@ impl Agent {
     /// Follows the Docker of a policy, and returns the one before if it is another.
     pub(super) async fn follow_docker_of(&mut self, policy: &Policy) -> Option<Docker> {
         if self.docker.is_of(policy) {
-            self.docker.update(&self.netlink).await;
+            self.docker.update(policy, &self.netlink).await;
             return None;
         }
         let last = policy.docker_socket.as_ref();

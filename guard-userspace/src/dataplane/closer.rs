@@ -70,10 +70,6 @@ impl Closer {
         std::mem::take(&mut self.lock().early)
     }
 
-    pub fn has_early(&self) -> bool {
-        !self.lock().early.is_empty()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         let Self(inner) = self;
         inner.lock().unwrap_or_else(PoisonError::into_inner)

@@ -133,25 +133,30 @@ impl Inventory {
         }
     }
 
-    /// A port belongs to the container that runs, if several would publish it.
+    /// A port belongs to the container that runs. While none does, whoever may be started next has it, and
+    /// the labels of all hold.
     fn labelled(&self) -> Vec<Labelled> {
-        let mut containers: Vec<&Container> = self.containers.values().collect();
-        containers.sort_unstable_by_key(|container| (!container.running, &container.name));
-        let mut taken = BTreeSet::new();
+        let running = self
+            .containers
+            .values()
+            .filter(|container| container.running);
+        let taken: BTreeSet<PublishedPort> = running.flat_map(Container::published).collect();
         let mut labelled = Vec::new();
-        for container in containers {
-            let published = container.published();
-            let published: Vec<_> = published.difference(&taken).copied().collect();
-            taken.extend(published.iter().copied());
+        for container in self.containers.values() {
+            let mut published = container.published();
+            if !container.running {
+                published.retain(|port| !taken.contains(port));
+            }
             let labels = container.labels();
             if !labels.is_empty() {
                 labelled.push(Labelled {
                     container: container.name.clone(),
-                    published,
+                    published: published.into_iter().collect(),
                     labels,
                 });
             }
         }
+        labelled.sort_unstable_by(|one, other| one.container.cmp(&other.container));
         labelled
     }
 }

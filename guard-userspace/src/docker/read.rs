@@ -6,7 +6,8 @@ use bollard::{
     API_DEFAULT_VERSION, Docker,
     errors::Error,
     models::{
-        ContainerInspectResponse, ContainerSummary, HostConfig, Network, PortBinding, PortMap,
+        ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum, HostConfig, Network,
+        PortBinding, PortMap, PortSummary, PortSummaryTypeEnum,
     },
     query_parameters::{
         InspectContainerOptions, ListContainersOptionsBuilder, ListNetworksOptions,
@@ -30,7 +31,8 @@ const CONCURRENCY: usize = 16;
 pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
     patient(socket, async {
         let docker = connect(socket).await?;
-        inventory(&docker, &Files::find(&docker).await).await
+        let files = Files::find(&docker).await;
+        inventory(&docker, &files, &Inventory::default()).await
     })
     .await
 }
@@ -61,7 +63,12 @@ pub(super) async fn connect(socket: &str) -> Result<Docker, Error> {
         .await
 }
 
-pub(super) async fn inventory(docker: &Docker, files: &Files) -> Result<Inventory, Error> {
+/// `known` is what was known before.
+pub(super) async fn inventory(
+    docker: &Docker,
+    files: &Files,
+    known: &Inventory,
+) -> Result<Inventory, Error> {
     let all = ListContainersOptionsBuilder::default().all(true).build();
     let listed = docker.list_containers(Some(all)).await?;
     let asked = stream::iter(listed).map(async |listed| {
@@ -69,10 +76,11 @@ pub(super) async fn inventory(docker: &Docker, files: &Files) -> Result<Inventor
         let found = match timeout(PATIENCE_FOR_ONE, container(docker, &id)).await {
             Ok(found) => found?,
             // Docker holds it while it starts.
-            Err(_) => Some(Container {
-                publishes: files.publishes(&id),
-                ..of_list(listed)
-            }),
+            Err(_) => Some(half_known(
+                listed,
+                known.containers.get(&id),
+                files.publishes(&id),
+            )),
         };
         Ok::<_, Error>(found.map(|container| (id, container)))
     });
@@ -83,16 +91,43 @@ pub(super) async fn inventory(docker: &Docker, files: &Files) -> Result<Inventor
     })
 }
 
-/// What a list says of a container.
-fn of_list(listed: ContainerSummary) -> Container {
+/// A container that Docker only lists at this moment: whatever it may publish is published.
+fn half_known(
+    listed: ContainerSummary,
+    known: Option<&Container>,
+    configured: BTreeSet<Publication>,
+) -> Container {
     let names = listed.names.unwrap_or_default();
     let name = names.first().map(|name| name.trim_start_matches('/'));
-    Container {
+    let mut container = known.cloned().unwrap_or_else(|| Container {
         name: name.unwrap_or_default().to_owned(),
         image: listed.image.unwrap_or_default(),
         labels: listed.labels.unwrap_or_default().into_iter().collect(),
         ..Container::default()
-    }
+    });
+    container.running = listed.state == Some(ContainerSummaryStateEnum::RUNNING);
+    container.publishes.extend(configured);
+    let given = listed.ports.unwrap_or_default();
+    container
+        .publishes
+        .extend(given.iter().filter_map(given_port));
+    container
+}
+
+fn given_port(port: &PortSummary) -> Option<Publication> {
+    let public = port.public_port?;
+    Some(Publication {
+        protocol: match port.typ? {
+            PortSummaryTypeEnum::TCP => PortProtocol::Tcp,
+            PortSummaryTypeEnum::UDP => PortProtocol::Udp,
+            PortSummaryTypeEnum::SCTP => PortProtocol::Sctp,
+            PortSummaryTypeEnum::EMPTY => return None,
+        },
+        address: port.ip.as_deref().and_then(|address| address.parse().ok()),
+        first: public,
+        last: public,
+        inside: port.private_port,
+    })
 }
 
 /// `None`: it is gone.

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     convert::Infallible,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -17,8 +18,9 @@ use bollard::{
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::{
-    sync::watch,
-    task::JoinHandle,
+    net::UnixStream,
+    runtime,
+    sync::{oneshot, watch},
     time::{Instant, interval_at, sleep, timeout},
 };
 use tracing::{info, warn};
@@ -27,6 +29,7 @@ use super::{
     Container, DockerError, Inventory, PATIENCE, Publication,
     read::{self, Files, api_error, connect, patient},
 };
+use crate::policy::ContainerNetwork;
 
 /// How often a quiet Docker is asked whether it is still there, and for everything, in case an event was
 /// lost.
@@ -50,11 +53,13 @@ pub struct Seen {
     pub event: Option<Timestamp>,
 }
 
-/// A task that follows Docker at a socket until this is dropped.
+/// A thread that follows Docker at a socket until this is dropped. It is one of its own, so that nothing
+/// that the agent is busy with holds it up.
 pub struct Watch {
     socket: String,
     seen: watch::Receiver<Seen>,
-    task: JoinHandle<()>,
+    /// Held for its drop, which ends the thread.
+    _end: oneshot::Sender<Infallible>,
 }
 
 impl Watch {
@@ -63,10 +68,30 @@ impl Watch {
         let (sender, seen) = watch::channel(Seen::default());
         let hear = Box::new(hear);
         let teller = Teller { sender, hear };
+        let (end, ended) = oneshot::channel();
+        let followed = socket.to_owned();
+        thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(async {
+                    tokio::select! {
+                        () = follow(&followed, &teller) => {}
+                        _ = ended => {}
+                    }
+                }),
+                Err(error) => teller.tell(Seen {
+                    trouble: Some(DockerError::Api {
+                        socket: followed,
+                        error: error.to_string(),
+                    }),
+                    ..Seen::default()
+                }),
+            }
+        });
         Self {
             socket: socket.to_owned(),
             seen,
-            task: tokio::spawn(follow(socket.to_owned(), teller)),
+            _end: end,
         }
     }
 
@@ -87,12 +112,6 @@ impl Watch {
             // The task goes on for as long as this lives.
             Err(_) => Seen::default(),
         }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -124,11 +143,11 @@ impl Teller {
     }
 }
 
-async fn follow(socket: String, teller: Teller) {
+async fn follow(socket: &str, teller: &Teller) {
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        let trouble = match follow_once(&socket, &teller).await {
+        let trouble = match follow_once(socket, teller).await {
             Err(trouble) => trouble,
             Ok(never) => match never {},
         };
@@ -144,6 +163,14 @@ async fn follow(socket: String, teller: Teller) {
             trouble: Some(trouble),
             event: None,
         });
+        // One that is not there costs little to look for, and may start containers as soon as it is.
+        if UnixStream::connect(socket).await.is_err() {
+            while UnixStream::connect(socket).await.is_err() {
+                sleep(FIRST_PAUSE).await;
+            }
+            pause = FIRST_PAUSE;
+            continue;
+        }
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -160,13 +187,16 @@ async fn follow_once(socket: &str, teller: &Teller) -> Result<Infallible, Docker
         .since(&since(Timestamp::now()))
         .filters(&HashMap::from([("type", vec!["container", "network"])]))
         .build();
+    let known = teller.known().unwrap_or_default();
+    let inventory = patient(socket, read::inventory(&docker, &files, &known)).await?;
     let mut follower = Follower {
-        inventory: patient(socket, read::inventory(&docker, &files)).await?,
+        inventory,
         docker: &docker,
-        files,
+        files: &files,
         asked: FuturesUnordered::new(),
         newest: HashMap::new(),
         count: 0,
+        touched: BTreeSet::new(),
     };
     if teller.sender.borrow().trouble.is_some() {
         info!(socket, "Docker answers again");
@@ -175,6 +205,8 @@ async fn follow_once(socket: &str, teller: &Teller) -> Result<Infallible, Docker
     let events = docker.events(Some(options)).ready_chunks(EVENTS_AT_ONCE);
     tokio::pin!(events);
     let mut look_again = interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
+    // What takes Docker its time must not hold up what it says meanwhile.
+    let mut looking: Option<BoxFuture<'_, Result<Inventory, DockerError>>> = None;
     loop {
         let event = tokio::select! {
             biased;
@@ -187,18 +219,27 @@ async fn follow_once(socket: &str, teller: &Teller) -> Result<Infallible, Docker
                 };
                 let chunk: Result<Vec<EventMessage>, Error> = chunk.into_iter().collect();
                 let chunk = chunk.map_err(|error| api_error(socket, &error))?;
-                patient(socket, follower.take_up(&chunk)).await?;
+                follower.take_up(&chunk);
                 chunk.iter().rev().find_map(moment)
             }
-            Some(Asked { id, number, event, found }) = follower.asked.next() => {
-                let found = found.map_err(|error| api_error(socket, &error))?;
-                follower.learn(id, number, found);
+            Some(Asked { event, answer }) = follower.asked.next() => {
+                let answer = answer.map_err(|error| api_error(socket, &error))?;
+                follower.learn(answer);
                 event
             }
-            _ = look_again.tick() => {
-                let all = read::inventory(&docker, &follower.files);
-                follower.inventory = patient(socket, all).await?;
+            Some(all) = async { Some(looking.as_mut()?.await) } => {
+                looking = None;
+                follower.replace(all?);
                 None
+            }
+            _ = look_again.tick(), if looking.is_none() => {
+                let known = follower.inventory.clone();
+                let (docker, files) = (&docker, &files);
+                follower.touched.clear();
+                looking = Some(Box::pin(async move {
+                    patient(socket, read::inventory(docker, files, &known)).await
+                }));
+                continue;
             }
         };
         teller.tell_inventory(follower.inventory.clone(), event);
@@ -208,40 +249,46 @@ async fn follow_once(socket: &str, teller: &Teller) -> Result<Infallible, Docker
 /// What Docker has said, and what it is being asked.
 struct Follower<'a> {
     docker: &'a Docker,
-    files: Files,
+    files: &'a Files,
     inventory: Inventory,
     /// One that Docker holds must not hold up the others.
     asked: FuturesUnordered<BoxFuture<'a, Asked>>,
     /// The newest question about each container, which alone counts.
     newest: HashMap<String, u64>,
     count: u64,
+    /// The containers that have changed since everything was last asked for.
+    touched: BTreeSet<String>,
 }
 
-/// A question about a container, and its answer.
+/// The answer to a question, and the event that led to it.
 struct Asked {
-    id: String,
-    number: u64,
     event: Option<Timestamp>,
-    found: Result<Found, Error>,
+    answer: Result<Answer, Error>,
 }
 
-enum Found {
-    Container(Box<Container>),
-    Gone,
-    /// Docker has not answered; what was known holds.
+enum Answer {
+    Container {
+        id: String,
+        number: u64,
+        /// `None`: it is gone.
+        found: Option<Box<Container>>,
+    },
+    Networks(Vec<ContainerNetwork>),
+    /// Docker has not answered in time; what was known holds.
     Unknown,
 }
 
 impl<'a> Follower<'a> {
-    async fn take_up(&mut self, events: &[EventMessage]) -> Result<(), Error> {
-        let mut networks = false;
+    fn take_up(&mut self, events: &[EventMessage]) {
         for event in events {
             let actor = event.actor.as_ref();
             let Some(id) = actor.and_then(|actor| actor.id.clone()) else {
                 continue;
             };
             match (event.typ, event.action.as_deref().unwrap_or_default()) {
-                (Some(EventMessageTypeEnum::NETWORK), _) => networks = true,
+                (Some(EventMessageTypeEnum::NETWORK), "create" | "destroy" | "update") => {
+                    self.ask_for_networks(moment(event));
+                }
                 (Some(EventMessageTypeEnum::CONTAINER), "create") => {
                     let attributes = actor.and_then(|actor| actor.attributes.clone());
                     let container = created(attributes, self.files.publishes(&id));
@@ -252,6 +299,7 @@ impl<'a> Follower<'a> {
                 (Some(EventMessageTypeEnum::CONTAINER), "destroy") => {
                     self.inventory.containers.remove(&id);
                     self.newest.remove(&id);
+                    self.touched.insert(id);
                 }
                 // Health checks and what is typed into a container change no port.
                 (_, action) if action.starts_with("exec_") => {}
@@ -259,47 +307,65 @@ impl<'a> Follower<'a> {
                 _ => {}
             }
         }
-        if networks {
-            self.inventory.networks = read::networks(self.docker).await?;
-        }
-        Ok(())
     }
 
     fn ask(&mut self, id: String, event: Option<Timestamp>) {
         self.count += 1;
         let number = self.count;
         self.newest.insert(id.clone(), number);
+        self.touched.insert(id.clone());
         let docker = self.docker;
         self.asked.push(Box::pin(async move {
-            let found = match timeout(PATIENCE, read::container(docker, &id)).await {
-                Ok(Ok(Some(container))) => Ok(Found::Container(Box::new(container))),
-                Ok(Ok(None)) => Ok(Found::Gone),
+            let answer = match timeout(PATIENCE, read::container(docker, &id)).await {
+                Ok(Ok(found)) => Ok(Answer::Container {
+                    id,
+                    number,
+                    found: found.map(Box::new),
+                }),
                 Ok(Err(error)) => Err(error),
-                Err(_) => Ok(Found::Unknown),
+                Err(_) => Ok(Answer::Unknown),
             };
-            Asked {
-                id,
-                number,
-                event,
-                found,
-            }
+            Asked { event, answer }
         }));
     }
 
-    fn learn(&mut self, id: String, number: u64, found: Found) {
-        if self.newest.get(&id) != Some(&number) {
-            return;
-        }
-        self.newest.remove(&id);
-        match found {
-            Found::Container(container) => {
-                self.inventory.containers.insert(id, *container);
+    fn ask_for_networks(&self, event: Option<Timestamp>) {
+        let docker = self.docker;
+        self.asked.push(Box::pin(async move {
+            let answer = match timeout(PATIENCE, read::networks(docker)).await {
+                Ok(networks) => networks.map(Answer::Networks),
+                Err(_) => Ok(Answer::Unknown),
+            };
+            Asked { event, answer }
+        }));
+    }
+
+    fn learn(&mut self, answer: Answer) {
+        match answer {
+            Answer::Container { id, number, found } if self.newest.get(&id) == Some(&number) => {
+                self.newest.remove(&id);
+                match found {
+                    Some(container) => self.inventory.containers.insert(id, *container),
+                    None => self.inventory.containers.remove(&id),
+                };
             }
-            Found::Gone => {
-                self.inventory.containers.remove(&id);
-            }
-            Found::Unknown => {}
+            Answer::Networks(networks) => self.inventory.networks = networks,
+            Answer::Container { .. } | Answer::Unknown => {}
         }
+    }
+
+    /// Takes in everything at once, but for what has changed since it was asked for.
+    fn replace(&mut self, all: Inventory) {
+        let Inventory {
+            containers,
+            networks,
+        } = all;
+        let touched = &self.touched;
+        let is_touched = |id: &String| touched.contains(id);
+        self.inventory.containers.retain(|id, _| is_touched(id));
+        let others = containers.into_iter().filter(|(id, _)| !is_touched(id));
+        self.inventory.containers.extend(others);
+        self.inventory.networks = networks;
     }
 }
 

@@ -4,10 +4,13 @@
 //! The ports of such a container become a service of their own, named after the one that lists them and
 //! the container.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use guard_common::{
-    layout::{MAX_NAME, MAX_SERVICES},
+    layout::{MAX_ADMITTED, MAX_NAME, MAX_SERVICES, PortProtocol, port_index},
     reason::Mode,
 };
 use ipnet::IpNet;
@@ -145,7 +148,7 @@ fn read_limit(kind: &str, value: &str, clock: Clock) -> Result<Budgets, String> 
     Ok(limit.budgets)
 }
 
-/// Adds the services that a container's labels make.
+/// Adds the services that a container's labels make; all of them, or none if there is no room.
 fn add(
     applied: &mut Policy,
     policy: &Policy,
@@ -153,31 +156,27 @@ fn add(
     asked: &Asked,
     complaints: &mut Vec<String>,
 ) {
-    let mut ports: Vec<Ports> = Vec::new();
-    for port in &labelled.published {
-        let port = Ports::Range {
-            protocol: port.protocol,
-            ports: port.port..=port.port,
-        };
-        if !ports.contains(&port) {
-            ports.push(port);
-        }
-    }
+    let is_full = policy.docker_labels == Labels::Full;
+    let published = labelled.published.iter();
+    let mut places: BTreeSet<u32> = published
+        .map(|port| port_index(port.protocol, port.port))
+        .collect();
+    let mut services = applied.services.clone();
     let mut made = Vec::new();
-    for service in &mut applied.services {
-        // What another container's labels have taken is taken.
-        if service.name.contains(AT) {
+    for service in &mut services {
+        let mine: BTreeSet<u32> = places_of(&service.ports)
+            .flat_map(|range| places.range(range))
+            .copied()
+            .collect();
+        places.retain(|place| !mine.contains(place));
+        // Where labels open, what another container's have opened is its own.
+        if mine.is_empty() || is_full && service.name.contains(AT) {
             continue;
         }
-        let (mine, others) = ports.into_iter().partition(|port| lists(service, port));
-        ports = others;
-        let mine: Vec<Ports> = mine;
-        if mine.is_empty() {
-            continue;
-        }
-        let changed = match policy.docker_labels {
-            Labels::Full => replaced(service, asked),
-            Labels::Narrow | Labels::Off => narrowed(service, asked, complaints),
+        let changed = if is_full {
+            replaced(service, asked)
+        } else {
+            narrowed(service, asked, complaints)
         };
         if changed.from == service.from && changed.limit == service.limit {
             continue;
@@ -185,15 +184,16 @@ fn add(
         service.ports = without(&service.ports, &mine);
         made.push(Service {
             name: name(&service.name, &labelled.container),
-            ports: mine,
+            ports: ranges(&mine),
             ..changed
         });
     }
-    if asked.from.is_some() && !ports.is_empty() {
-        let closed: Vec<String> = ports.iter().map(Ports::to_string).collect();
-        if policy.docker_labels == Labels::Full {
-            made.push(opened(labelled, ports, asked));
+    if asked.from.is_some() && !places.is_empty() {
+        let closed = ranges(&places);
+        if is_full {
+            made.push(opened(labelled, closed, asked));
         } else {
+            let closed: Vec<String> = closed.iter().map(Ports::to_string).collect();
             complaints.push(format!(
                 "the label {FROM} does not open {}, which no service of the policy lists: labels only \
                  narrow what the policy allows",
@@ -201,56 +201,77 @@ fn add(
             ));
         }
     }
-    if applied.services.len() + made.len() >= MAX_SERVICES as usize {
-        complaints.push("its labels are ignored: there are too many services".to_owned());
+    services.extend(made);
+    let admitted = services.iter().map(|service| match &service.from {
+        From::Any => 0,
+        From::Admitted(prefixes) => prefixes.len(),
+    });
+    if services.len() >= MAX_SERVICES as usize || admitted.sum::<usize>() > MAX_ADMITTED as usize {
+        complaints.push(
+            "its labels are ignored: with them there would be more services or sources than there is \
+             room for"
+                .to_owned(),
+        );
         return;
     }
-    applied.services.extend(made);
+    applied.services = services;
 }
 
-fn lists(service: &Service, port: &Ports) -> bool {
-    let mut indices = service.ports.iter().flat_map(Ports::indices);
-    port.indices()
-        .next()
-        .is_some_and(|port| indices.any(|index| index == port))
+/// The places in the port table of ports that containers can publish.
+fn places_of(ports: &[Ports]) -> impl Iterator<Item = RangeInclusive<u32>> {
+    let ranges = ports
+        .iter()
+        .filter(|ports| matches!(ports, Ports::Range { .. }));
+    ranges.map(Ports::indices)
 }
 
 /// What is left of some ports without others.
-fn without(ports: &[Ports], taken: &[Ports]) -> Vec<Ports> {
-    let mut left = Vec::new();
-    for ports in ports {
-        let Ports::Range { protocol, ports } = ports else {
-            left.push(ports.clone());
+fn without(ports: &[Ports], taken: &BTreeSet<u32>) -> Vec<Ports> {
+    let mut left: Vec<Ports> = ports
+        .iter()
+        .filter(|ports| !matches!(ports, Ports::Range { .. }))
+        .cloned()
+        .collect();
+    let places = places_of(ports).flatten();
+    left.extend(ranges(
+        &places.filter(|place| !taken.contains(place)).collect(),
+    ));
+    left
+}
+
+/// Places in the port table as ranges of ports.
+fn ranges(places: &BTreeSet<u32>) -> Vec<Ports> {
+    let mut ranges: Vec<Ports> = Vec::new();
+    for place in places {
+        let Some((protocol, port)) = port_at(*place) else {
             continue;
         };
-        let is_taken = |port: u16| {
-            taken.contains(&Ports::Range {
-                protocol: *protocol,
-                ports: port..=port,
-            })
-        };
-        let mut start = None;
-        for port in ports.clone() {
-            match (start, is_taken(port)) {
-                (None, false) => start = Some(port),
-                (Some(first), true) => {
-                    left.push(Ports::Range {
-                        protocol: *protocol,
-                        ports: first..=port - 1,
-                    });
-                    start = None;
-                }
-                _ => {}
+        match ranges.last_mut() {
+            Some(Ports::Range {
+                protocol: last,
+                ports,
+            }) if *last == protocol && ports.end().checked_add(1) == Some(port) => {
+                *ports = *ports.start()..=port;
             }
-        }
-        if let Some(first) = start {
-            left.push(Ports::Range {
-                protocol: *protocol,
-                ports: first..=*ports.end(),
-            });
+            _ => ranges.push(Ports::Range {
+                protocol,
+                ports: port..=port,
+            }),
         }
     }
-    left
+    ranges
+}
+
+/// The other way round from [`port_index`].
+fn port_at(place: u32) -> Option<(PortProtocol, u16)> {
+    let protocols = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp];
+    let protocol = protocols.into_iter().find(|protocol| {
+        (port_index(*protocol, 0)..=port_index(*protocol, u16::MAX)).contains(&place)
+    })?;
+    Some((
+        protocol,
+        u16::try_from(place - port_index(protocol, 0)).ok()?,
+    ))
 }
 
 /// No longer than the kernel's tables have room for.
@@ -377,8 +398,6 @@ fn is_within(asked: Budget, allowed: Budget) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use guard_common::layout::PortProtocol;
-
     use super::*;
     use crate::policy::{PublishedFamily, PublishedPort};
 
@@ -548,6 +567,48 @@ cidrs = ["192.0.2.0/28"]
         let api_and = |inner| vec![API.to_owned(), "inner  198.51.100.0/24 0".to_owned(), inner];
         assert_eq!(services, api_and("inner@web-1 tcp/9000 any 200".to_owned()));
         assert_eq!(warnings, [""; 0]);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_ignored_and_takes_nothing_away() {
+        let many: Vec<String> = (0..MAX_ADMITTED + 1)
+            .map(|n| std::net::Ipv4Addr::from(n).to_string())
+            .collect();
+        let (services, warnings) = judge("narrow", 8000, &[("guard.from", &many.join(","))]);
+        assert_eq!(services, [API, INNER]);
+        assert!(
+            warnings[0].contains("more services or sources"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn two_containers_that_may_have_a_port_are_both_heeded() {
+        let policy = Policy::parse(POLICY, "guard.toml", CLOCK).unwrap();
+        let labelled = |container: &str, from: &str| Labelled {
+            container: container.to_owned(),
+            published: vec![PublishedPort {
+                protocol: PortProtocol::Tcp,
+                port: 8000,
+                family: PublishedFamily::Ipv4,
+            }],
+            labels: BTreeMap::from([(FROM.to_owned(), from.to_owned())]),
+        };
+        let containers = Containers {
+            labelled: vec![labelled("a", "192.0.2.0/24"), labelled("b", "192.0.2.7")],
+            ..Containers::default()
+        };
+        let (applied, _) = apply(&policy, &containers, CLOCK);
+        let last = applied.services.last().unwrap();
+        assert_eq!(last.name, "api@a@b");
+        assert_eq!(base_name(&last.name), "api");
+        let port = port_index(PortProtocol::Tcp, 8000);
+        let mut listing = applied
+            .services
+            .iter()
+            .filter(|service| places_of(&service.ports).any(|range| range.contains(&port)));
+        assert_eq!(listing.next().unwrap().name, "api@a@b");
+        assert!(listing.next().is_none());
     }
 
     #[test]

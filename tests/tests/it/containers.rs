@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -373,4 +374,52 @@ fn labels_narrow_what_the_policy_allows_while_it_runs() {
     docker.remove("inner").unwrap();
     start("free", 8001, &[]);
     eventually(8001, Answer::Status(200));
+}
+
+#[test]
+fn nothing_opens_while_the_agent_is_busy() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    let reached = Reached::count(&lab).unwrap();
+    let _hammer = Hammer::start(&lab, tcp(8000).as_slice()).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                guard.run(&["reload"]).unwrap();
+            }
+        });
+        for round in 0..6 {
+            docker.run_invoices("web", &["8000:8000"]).unwrap();
+            docker.remove("web").unwrap();
+            println!("round {round}: {} reached", reached.packets().unwrap());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(reached.packets().unwrap(), 0);
+}
+
+#[test]
+fn a_network_over_the_hosts_own_addresses_locks_nobody_out() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let _web = lab::proxy::Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    let create = ["network", "create", "--subnet", "203.0.113.0/24"];
+    let gateway = ["--gateway", "203.0.113.254", "--opt"];
+    let option = "com.docker.network.bridge.inhibit_ipv4=true";
+    docker
+        .run(&[&create[..], &gateway, &[option, "over"]].concat())
+        .unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let log = guard.log();
+        anyhow::ensure!(log.contains("overlaps one of this host's own"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(
+        get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+        Answer::Status(502)
+    );
 }

@@ -65,7 +65,16 @@ impl Survey {
         let mut notes = Vec::new();
         let (inventory, docker) = ask(docker).await;
         let containers = match &inventory {
-            Some(inventory) => of_others(inventory.containers(), None, &netlink).await,
+            Some(inventory) => {
+                let outward = netlink.default_route_interfaces().await.unwrap_or_default();
+                of_others(
+                    inventory.containers(),
+                    &mut BTreeSet::new(),
+                    &outward,
+                    &netlink,
+                )
+                .await
+            }
             None => Containers::default(),
         };
         let sockets = sockets::sockets().unwrap_or_else(|error| {
