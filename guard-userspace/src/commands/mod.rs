@@ -7,14 +7,19 @@ mod counters;
 mod detach;
 mod entries;
 mod explain;
+mod figures;
 mod man;
+mod meter;
 mod mode;
+mod reading;
 mod reload;
 mod replay;
 mod run;
 mod status;
 mod talkers;
+mod top;
 mod trial;
+mod watch;
 
 use std::{
     fmt,
@@ -77,9 +82,11 @@ enum Command {
     /// Check a policy without applying it
     Check(check::Check),
     /// Say whether the guard is at work, and where
-    Status(Output),
+    Status(watch::Watched),
     /// Show what became of the packets, by service and reason
-    Counters(Output),
+    Counters(watch::Watched),
+    /// Watch traffic, drops and sources on a screen, and act on them
+    Top(top::Top),
     /// Show the sources that send most, and those that are dropped most
     Talkers(talkers::Talkers),
     /// Say whether a source reaches a port, and why
@@ -154,14 +161,15 @@ impl Arguments {
         match command {
             Command::Run(run) => run.run(&whereabouts).await,
             Command::Check(check) => check.run(&whereabouts).await,
-            Command::Status(output) => status::run(&whereabouts, &output).await,
-            Command::Talkers(talkers) => talkers.run(&client()?).await,
+            Command::Status(watched) => status::run(&whereabouts, watched).await,
+            Command::Talkers(talkers) => talkers.run(&whereabouts).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
             Command::Audit(audit) => audit.run(),
-            Command::Counters(output) => counters::run(&whereabouts, &output).await,
+            Command::Counters(watched) => counters::run(&whereabouts, watched).await,
+            Command::Top(top) => top.run(whereabouts).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,
             Command::List(output) => entries::list(&client()?, &output).await,
@@ -271,10 +279,14 @@ fn user() -> Option<String> {
 
 /// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end())) {
+    match write(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end()))
 }
 
 /// Says what is to be looked at again, beside a command's output.

@@ -21,3 +21,4 @@ mod replay;
 mod site;
 mod soak;
 mod sources;
+mod top;

@@ -84,9 +84,9 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP and SSH, and a fresh Debian with its
+/// What only the tests need: real clients and servers of UDP and SSH, a terminal, and a fresh Debian with its
 /// systemd.
-const TESTS: [Tool; 10] = [
+const TESTS: [Tool; 11] = [
     tool("dnsmasq", "dnsmasq-base"),
     tool("gtlsclient", "ngtcp2-client"),
     tool("gtlsserver", "ngtcp2-server"),
@@ -97,6 +97,7 @@ const TESTS: [Tool; 10] = [
     tool("dropbear", "dropbear-bin"),
     tool("dropbearkey", "dropbear-bin"),
     tool("dbclient", "dropbear-bin"),
+    tool("tmux", "tmux"),
 ];
 
 /// Debian's tools for packages.
