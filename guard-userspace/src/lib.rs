@@ -20,3 +20,4 @@ pub mod policy;
 mod privileges;
 pub mod sessions;
 pub mod unattended;
+pub mod web;

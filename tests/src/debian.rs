@@ -1,7 +1,7 @@
 //! A fresh Debian of the machine's own release, as a folder to change root into.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{self, Command},
     sync::{Mutex, PoisonError},
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{process::run, sweep::remove_folder, topology::Lab};
+use crate::{cache, process::run, sweep::remove_folder, topology::Lab};
 
 /// What it has besides Debian's required packages.
 const INCLUDE: &str = "systemd-sysv";
@@ -83,10 +83,7 @@ impl Debian {
 fn base() -> Result<PathBuf> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
-    let cache =
-        env::var_os("XDG_CACHE_HOME").map_or(Path::new(&home).join(".cache"), PathBuf::from);
-    let cache = cache.join("guard");
+    let cache = cache::folder();
     let release = release()?;
     let base = cache.join(format!("debian-{release}-{INCLUDE}"));
     if base.is_dir() {

@@ -4,6 +4,7 @@
 //! namespace has a default route, and every one is removed when its owner is dropped. What a killed
 //! owner leaves behind, [`sweep::dead_labs`] removes.
 
+pub mod cache;
 pub mod debian;
 pub mod docker;
 pub mod flood;
@@ -23,3 +24,4 @@ pub mod ssh;
 pub mod sweep;
 pub mod topology;
 pub mod udp;
+pub mod vm;

@@ -43,6 +43,9 @@ enum Command {
     Test {
         /// Run only tests whose name contains this
         filter: Option<String>,
+        /// Run only what is tested on other kernels, the newest that Debian has among them
+        #[arg(long, conflicts_with = "filter")]
+        kernels: bool,
     },
     /// Hold the program against the model, with the corpus and then with ever new packets
     Fuzz {
@@ -72,7 +75,8 @@ fn main() -> ExitCode {
         Command::Env => setup::toolchain().map(|toolchain| toolchain.print_exports()),
         Command::Build { release } => build::run(release),
         Command::Lint => lint::run(),
-        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Test { kernels: true, .. } => test::on_kernels(),
+        Command::Test { filter, .. } => test::run(filter.as_deref()),
         Command::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
         Command::Soak => soak::run(),
         Command::Package(options) => package::run(options),

@@ -4,16 +4,27 @@ use anyhow::{Result, ensure};
 
 use crate::{
     build::{self, cargo_lines},
-    setup,
+    setup::{self, Toolchain},
 };
 
 pub fn run(filter: Option<&str>) -> Result<()> {
-    let toolchain = setup::for_tests()?;
-    let binary = build::guard(&toolchain, false)?;
+    run_with(&setup::for_tests()?, filter.as_slice())
+}
+
+/// What is tested on each of Debian's kernels.
+pub fn on_kernels() -> Result<()> {
+    run_with(
+        &setup::for_kernels()?,
+        &["kernels::", "--", "--include-ignored"],
+    )
+}
+
+fn run_with(toolchain: &Toolchain, arguments: &[&str]) -> Result<()> {
+    let binary = build::guard(toolchain, false)?;
     let mut command = toolchain.cargo();
     command
         .args(["test", "--locked", "--no-fail-fast"])
-        .args(filter)
+        .args(arguments)
         .env("GUARD_BINARY", binary);
     let mut sum = Sum::default();
     let result = cargo_lines(&mut command, |line| {

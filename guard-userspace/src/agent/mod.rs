@@ -10,6 +10,8 @@ mod tend;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -17,6 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub use self::{
@@ -72,6 +75,8 @@ pub struct Agent {
     not_kept: Option<String>,
     keep_again: Instant,
     docker: Docker,
+    /// Where the policy in force wants metrics and the page.
+    web: watch::Sender<Option<SocketAddr>>,
     /// Hears first what Docker says.
     listener: Listener,
     closer: Closer,
@@ -155,6 +160,7 @@ impl Agent {
             not_kept: None,
             keep_again: Instant::now(),
             docker,
+            web: watch::Sender::new(None),
             listener,
             closer,
             containers: Containers::default(),
@@ -285,6 +291,8 @@ impl Agent {
             warn!("{warning}");
         }
         self.containers = self.docker.containers().clone();
+        self.web
+            .send_if_modified(|listen| mem::replace(listen, next.policy.web) != next.policy.web);
         self.loaded = next;
         let generations = self.attachments.values().flat_map(Attachment::generations);
         self.closer
@@ -453,6 +461,11 @@ impl Agent {
         self.state.save()
     }
 
+    /// Where the policy in force wants metrics and the page, and every change of that.
+    pub fn web_address(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.web.subscribe()
+    }
+
     /// Takes the programs off, or leaves them, as the policy says.
     pub fn end(&mut self) -> Result<()> {
         match self.loaded.policy.on_exit {
@@ -465,7 +478,7 @@ impl Agent {
     }
 
     fn take_off(&mut self) -> Result<()> {
-        for (name, attachment) in std::mem::take(&mut self.attachments) {
+        for (name, attachment) in mem::take(&mut self.attachments) {
             info!(interface = name, "detached");
             attachment.detach()?;
         }

@@ -2,6 +2,7 @@
 //! the command line.
 
 pub mod client;
+pub mod listen;
 pub mod server;
 
 use std::net::IpAddr;

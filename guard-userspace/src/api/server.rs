@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
-    Revocation, Status, Talker,
+    Revocation, Status, Talker, listen,
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -104,8 +104,8 @@ impl ControlSocket {
         })
     }
 
-    /// Answers until it fails, or this is dropped.
-    pub async fn serve(self, served: Served) -> io::Result<()> {
+    /// Answers until this is dropped.
+    pub async fn serve(self, served: Served) {
         let Self { listener, _file } = self;
         let router = Router::new()
             .route("/v1/status", get(status))
@@ -122,7 +122,7 @@ impl ControlSocket {
             .fallback(unknown)
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(served);
-        axum::serve(listener, router).await
+        listen::serve(listener, router).await;
     }
 }
 
@@ -137,6 +137,9 @@ pub struct Served {
 fn agent(served: &Served) -> Arc<Mutex<Agent>> {
     Arc::clone(&served.agent)
 }
+
+/// How long a client may take to send what it asks for.
+const PATIENCE_FOR_BODY: Duration = Duration::from_secs(10);
 
 /// A policy with a hundred thousand denied prefixes has about three million bytes.
 const MAX_BODY: usize = 1 << 26;
@@ -275,8 +278,11 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let asked = T::from_request(request, state).await;
-        asked.map(Self).map_err(|rejection| wrong(rejection).into())
+        let asked = timeout(PATIENCE_FOR_BODY, T::from_request(request, state)).await;
+        match asked {
+            Ok(asked) => asked.map(Self).map_err(|rejection| wrong(rejection).into()),
+            Err(_) => Err(wrong("the request does not come to its end").into()),
+        }
     }
 }
 

@@ -23,12 +23,12 @@ use super::{DEFAULT_POLICY, Failure, Whereabouts};
 use crate::{
     agent::{Agent, ChangeError, Places, Tended},
     api::{
-        Reload,
+        Reload, listen,
         server::{ControlSocket, Served},
     },
     dataplane::Force,
     host::{self, LinkEvents},
-    privileges,
+    privileges, web,
 };
 
 #[derive(Debug, Args)]
@@ -61,6 +61,7 @@ impl Run {
         };
         let force = if force { Force::Yes } else { Force::No };
         let agent = Agent::start(places, force).await?;
+        listen::raise_file_limit();
         privileges::keep_only_needed();
         let agent = Arc::new(Mutex::new(agent));
         let detached = Arc::new(Notify::new());
@@ -74,15 +75,14 @@ impl Run {
         };
         tell(&[NotifyState::Ready]);
         let ended = tokio::select! {
-            Err(error) = socket.serve(served) => {
-                Err(anyhow::Error::from(error).context("the control socket fails"))
-            }
-            () = tend(&agent) => Ok("taken off"),
-            () = detached.notified() => Ok("taken off"),
-            signal = signals.wait(&agent) => Ok(signal),
+            () = socket.serve(served) => "the control socket is closed",
+            () = web::serve(Arc::clone(&agent)) => "nobody is left to serve",
+            () = tend(&agent) => "taken off",
+            () = detached.notified() => "taken off",
+            signal = signals.wait(&agent) => signal,
         };
         tell(&[NotifyState::Stopping]);
-        info!("{}: ending", ended?);
+        info!("{ended}: ending");
         Ok(agent.lock().await.end()?)
     }
 }

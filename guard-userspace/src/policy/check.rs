@@ -1,6 +1,9 @@
 //! Checks what a policy says: every value means something, and no two contradict each other.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use guard_common::layout::{
     DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
@@ -40,6 +43,7 @@ pub fn check(
         interfaces,
         scope,
         docker,
+        web,
         cells,
         on_exit,
         limits,
@@ -58,6 +62,7 @@ pub fn check(
         scope: scope.into(),
         docker_socket: check_socket(socket)?,
         docker_labels: labels.into(),
+        web: web.listen.map(check_listen).transpose()?.flatten(),
         cells: cells.map_or(Ok(DEFAULT_CELLS), check_cells)?,
         limits: check_limit(&limits, clock)?,
         services,
@@ -84,6 +89,24 @@ fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Probl
         return Err(Problem::at(&socket, problem));
     }
     Ok(Some(socket.into_inner()))
+}
+
+/// `None`: nowhere.
+fn check_listen(listen: Spanned<String>) -> Result<Option<SocketAddr>, Problem> {
+    let text = listen.get_ref();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Some(address)),
+        _ => {
+            let problem = format!(
+                "{text:?} is no address and port to listen at: write one such as \"127.0.0.1:9469\", \
+                 or leave it out for none"
+            );
+            Err(Problem::at(&listen, problem))
+        }
+    }
 }
 
 fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {

@@ -22,6 +22,8 @@ pub struct File {
     pub scope: RawScope,
     #[serde(default)]
     pub docker: Docker,
+    #[serde(default)]
+    pub web: Web,
     pub cells: Option<Spanned<i64>>,
     #[serde(default)]
     pub on_exit: RawOnExit,
@@ -39,6 +41,12 @@ pub struct Docker {
     pub socket: Option<Spanned<String>>,
     #[serde(default)]
     pub labels: RawLabels,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Web {
+    pub listen: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -12,7 +12,11 @@ mod seats;
 mod tables;
 mod warnings;
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use guard_common::{exposure::Scope, reason::Mode};
 use ipnet::IpNet;
@@ -43,6 +47,8 @@ pub struct Policy {
     /// The path of Docker's socket; `None`: no Docker.
     pub docker_socket: Option<String>,
     pub docker_labels: Labels,
+    /// Where metrics and the page are served; `None`: nowhere.
+    pub web: Option<SocketAddr>,
     /// How many cells all services have together for their budgets: a power of two.
     pub cells: u32,
     /// For each source, for packets that reach no service.

@@ -183,6 +183,7 @@ impl Tables {
             scope,
             docker_socket,
             docker_labels: _,
+            web: _,
             cells: _,
             limits,
             services,

@@ -1,5 +1,7 @@
 //! What a policy says that is sound but can hardly be meant. Nothing of this refuses a policy.
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -24,6 +26,17 @@ impl Warning {
     }
 }
 
+/// Whoever reaches the page reads it.
+fn shown(listen: SocketAddr) -> Option<Warning> {
+    (!listen.ip().is_loopback()).then(|| Warning {
+        line: None,
+        problem: format!(
+            "web.listen = \"{listen}\" shows metrics and the page, with the addresses of sources, to \
+             everybody who reaches it: 127.0.0.1 with an SSH tunnel, or a proxy with a login, does not"
+        ),
+    })
+}
+
 impl Policy {
     /// What is to be looked at again at this moment, whatever the host.
     pub fn warnings(&self, now: Timestamp) -> Vec<Warning> {
@@ -38,6 +51,7 @@ impl Policy {
                         .filter_map(|cidr| everybody(source, cidr)),
                 )
             })
+            .chain(self.web.and_then(shown))
             .collect()
     }
 

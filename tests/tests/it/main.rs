@@ -1,6 +1,7 @@
 //! Every test that needs root: the kernel program over single packets, and the whole guard in the
 //! lab. `cargo xtask test` runs them; without root they fail rather than pass unseen.
 
+mod api;
 mod clocked;
 mod commands;
 mod containers;
@@ -9,6 +10,7 @@ mod flows;
 mod frames;
 mod host_scope;
 mod judge;
+mod kernels;
 mod lasting;
 mod lockout;
 mod mishaps;
@@ -22,3 +24,4 @@ mod site;
 mod soak;
 mod sources;
 mod top;
+mod web;

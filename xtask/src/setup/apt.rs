@@ -93,7 +93,7 @@ pub fn has(package: &str) -> bool {
 }
 
 /// Reads the package lists, once in this process.
-fn update() -> Result<()> {
+pub fn update() -> Result<()> {
     static UPDATED: OnceLock<bool> = OnceLock::new();
     let updated = *UPDATED.get_or_init(|| {
         let mut update = Command::new("apt-get");

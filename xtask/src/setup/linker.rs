@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use which::which;
 
-use super::{announce_and_run, apt, cache};
+use lab::cache;
+
+use super::{announce_and_run, apt};
 
 const VERSION: &str = "0.13.0";
 
@@ -84,5 +86,5 @@ fn llvm_prefix(llvm: u32) -> Option<PathBuf> {
 
 /// Apart from a bpf-linker that the user has for something else.
 fn own_root(llvm: u32) -> PathBuf {
-    cache().join(format!("bpf-linker-{VERSION}-llvm-{llvm}"))
+    cache::folder().join(format!("bpf-linker-{VERSION}-llvm-{llvm}"))
 }

@@ -1,15 +1,12 @@
 //! Finds what a build and the lab need, and installs what is missing.
 
 mod apt;
+mod kernels;
 mod linker;
 mod rust;
 mod unpack;
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use lab::interrupt;
@@ -39,8 +36,20 @@ pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     require_root()?;
     find_tools(&[LAB.as_slice(), &DOCKER, &TESTS, &PACKAGE].concat())?;
-    unpack::chrony()?;
+    for unpacked in [unpack::CHRONY, unpack::PROMETHEUS] {
+        unpacked.find()?;
+    }
+    for series in &kernels::KEPT {
+        kernels::keep(series)?;
+    }
     ready(toolchain)
+}
+
+/// What the tests on all kernels need.
+pub fn for_kernels() -> Result<Toolchain> {
+    let toolchain = for_tests()?;
+    kernels::keep(&kernels::NEWEST)?;
+    Ok(toolchain)
 }
 
 /// What makes a Debian package, besides the toolchain.
@@ -84,9 +93,14 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP and SSH, a terminal, and a fresh Debian with its
-/// systemd.
-const TESTS: [Tool; 11] = [
+/// What only the tests need: real clients and servers of UDP and SSH, a terminal, a fresh Debian with its
+/// systemd, and virtual machines with Debian's kernels.
+const TESTS: [Tool; 16] = [
+    tool("chromium", "chromium"),
+    tool("cpio", "cpio"),
+    tool("depmod", "kmod"),
+    tool("qemu-system-x86_64", "qemu-system-x86"),
+    tool("xz", "xz-utils"),
     tool("dnsmasq", "dnsmasq-base"),
     tool("gtlsclient", "ngtcp2-client"),
     tool("gtlsserver", "ngtcp2-server"),
@@ -156,14 +170,6 @@ pub fn require_root() -> Result<()> {
         return Ok(());
     }
     bail!("the lab makes network namespaces and loads kernel programs: run this as root")
-}
-
-/// Beside the user's other tools, so that a clean clone need not make again what lies there.
-fn cache() -> PathBuf {
-    let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
-    let cache =
-        env::var_os("XDG_CACHE_HOME").map_or(Path::new(&home).join(".cache"), PathBuf::from);
-    cache.join("guard")
 }
 
 /// Runs a step of the setup, with its output on the terminal.

@@ -61,7 +61,7 @@ impl Toolchain {
     fn path(&self) -> OsString {
         let linker = self.linker.parent().map(Path::to_owned);
         let path = env::var_os("PATH").unwrap_or_default();
-        let own = linker.into_iter().chain([unpack::programs()]);
+        let own = linker.into_iter().chain(unpack::programs());
         let folders = own.chain(env::split_paths(&path));
         // A folder with a colon in its name cannot be on any path.
         env::join_paths(folders).unwrap_or(path)

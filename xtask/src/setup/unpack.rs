@@ -1,6 +1,6 @@
-//! chrony's programs without its installation, which would take the place of the daemon that keeps
-//! the machine's time. Its package is unpacked beside the user's other caches, where also no AppArmor
-//! profile keeps it from the lab's files.
+//! Programs without the installation of their package, which would start a daemon or take the place of one
+//! of the machine's. The packages are unpacked beside the user's other caches, where also no AppArmor
+//! profile keeps them from the lab's files.
 
 use std::{
     fs,
@@ -11,62 +11,94 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use which::which;
 
-use super::{announce_and_run, apt, cache};
+use lab::cache;
 
-const PACKAGE: &str = "chrony";
-const PROGRAM: &str = "chronyd";
+use super::{announce_and_run, apt};
 
-/// Where `chronyd` is or will be; it belongs on the lab's `PATH`.
-pub fn programs() -> PathBuf {
-    root().join("usr/sbin")
+/// A program, and where it is in its package.
+pub struct Unpacked {
+    package: &'static str,
+    folder: &'static str,
+    program: &'static str,
 }
 
-fn root() -> PathBuf {
-    cache().join(PACKAGE)
+/// One that would keep the machine's time.
+pub const CHRONY: Unpacked = Unpacked {
+    package: "chrony",
+    folder: "usr/sbin",
+    program: "chronyd",
+};
+
+/// Of which only the tool is wanted.
+pub const PROMETHEUS: Unpacked = Unpacked {
+    package: "prometheus",
+    folder: "usr/bin",
+    program: "promtool",
+};
+
+/// Where all of them are or will be: folders that belong on the lab's `PATH`.
+pub fn programs() -> [PathBuf; 2] {
+    [CHRONY, PROMETHEUS].map(|unpacked| unpacked.programs())
 }
 
-/// Unpacks `chronyd` and installs the libraries that it loads.
-pub fn chrony() -> Result<()> {
-    if programs().join(PROGRAM).is_file() {
-        return Ok(());
+impl Unpacked {
+    fn programs(&self) -> PathBuf {
+        self.root().join(self.folder)
     }
-    if which("apt-get").is_err() && which(PROGRAM).is_ok() {
-        return Ok(());
+
+    fn root(&self) -> PathBuf {
+        cache::folder().join(self.package)
     }
-    unpack().with_context(|| format!("the lab needs {PROGRAM}"))
-}
 
-fn unpack() -> Result<()> {
-    let folder = cache().join(format!("{PACKAGE}.{}", std::process::id()));
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let unpacked = unpack_in(&folder);
-    let removed = fs::remove_dir_all(&folder);
-    unpacked?;
-    removed.with_context(|| folder.display().to_string())
-}
+    fn is_there(&self) -> bool {
+        self.programs().join(self.program).is_file()
+    }
 
-fn unpack_in(folder: &Path) -> Result<()> {
-    let archive = apt::download(PACKAGE, folder)?;
-    let unpacked = folder.join("unpacked");
-    announce_and_run(
-        Command::new("dpkg-deb")
-            .arg("--extract")
-            .args([&archive, &unpacked]),
-    )?;
-    let program = unpacked.join("usr/sbin").join(PROGRAM);
-    if lacks_libraries(&program)? {
-        let libraries = apt::libraries_of(&archive)?;
-        let libraries: Vec<&str> = libraries.iter().map(String::as_str).collect();
-        apt::install(&libraries)?;
-        if lacks_libraries(&program)? {
-            bail!("{PROGRAM} lacks libraries although {libraries:?} are installed");
+    /// Unpacks it, and installs the libraries that it loads.
+    pub fn find(&self) -> Result<()> {
+        if self.is_there() || which("apt-get").is_err() && which(self.program).is_ok() {
+            return Ok(());
         }
+        self.unpack()
+            .with_context(|| format!("the lab needs {}", self.program))
     }
-    // It is there whole or not at all.
-    match fs::rename(&unpacked, root()) {
-        // Another setup was faster.
-        Err(_) if programs().join(PROGRAM).is_file() => Ok(()),
-        renamed => renamed.with_context(|| root().display().to_string()),
+
+    fn unpack(&self) -> Result<()> {
+        let folder = format!("{}.{}", self.package, std::process::id());
+        let folder = cache::folder().join(folder);
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let unpacked = self.unpack_in(&folder);
+        let removed = fs::remove_dir_all(&folder);
+        unpacked?;
+        removed.with_context(|| folder.display().to_string())
+    }
+
+    fn unpack_in(&self, folder: &Path) -> Result<()> {
+        let Self {
+            package, program, ..
+        } = self;
+        let archive = apt::download(package, folder)?;
+        let unpacked = folder.join("unpacked");
+        announce_and_run(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .args([&archive, &unpacked]),
+        )?;
+        let path = unpacked.join(self.folder).join(program);
+        if lacks_libraries(&path)? {
+            let libraries = apt::libraries_of(&archive)?;
+            let libraries: Vec<&str> = libraries.iter().map(String::as_str).collect();
+            apt::install(&libraries)?;
+            if lacks_libraries(&path)? {
+                bail!("{program} lacks libraries although {libraries:?} are installed");
+            }
+        }
+        // It is there whole or not at all.
+        match fs::rename(&unpacked, self.root()) {
+            // Another setup was faster.
+            Err(_) if self.is_there() => Ok(()),
+            renamed => renamed.with_context(|| self.root().display().to_string()),
+        }
     }
 }
 

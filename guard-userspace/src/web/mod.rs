@@ -1,0 +1,231 @@
+//! What is to be read over HTTP: metrics for Prometheus and a page for people. Off unless the policy names
+//! an address. Nothing here changes anything.
+
+pub mod history;
+pub mod metrics;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use jiff::Timestamp;
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, watch},
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use self::history::{History, Hour};
+use crate::{
+    agent::Agent,
+    api::{Counter, Status, Talker, listen},
+};
+
+/// How long a request may take, and how many may be under way.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_REQUESTS: usize = 64;
+
+/// How long until an address that cannot be listened at is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// A document without any outside resource.
+const PAGE: &str = include_str!("page.html");
+
+/// Nothing but the page's own script and style, and requests to where it comes from.
+const CONTENT_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src \
+                              'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; \
+                              form-action 'none'; frame-ancestors 'none'";
+
+#[derive(Clone)]
+struct Served {
+    agent: Arc<Mutex<Agent>>,
+    history: Arc<Mutex<History>>,
+}
+
+/// Serves at the address that the policy in force names, and at another when that changes. Never returns.
+pub async fn serve(agent: Arc<Mutex<Agent>>) {
+    let address = agent.lock().await.web_address();
+    let served = Served {
+        agent,
+        history: Arc::default(),
+    };
+    tokio::join!(remember(&served), listen_at(&served, address));
+}
+
+async fn remember(served: &Served) {
+    let mut tick = interval(Duration::from_secs(history::INTERVAL));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let counters = served.agent.lock().await.counters();
+        match counters {
+            Ok(counters) => served.history.lock().await.add(Timestamp::now(), &counters),
+            Err(error) => warn!("counters cannot be read: {error:#}"),
+        }
+    }
+}
+
+async fn listen_at(served: &Served, mut address: watch::Receiver<Option<SocketAddr>>) {
+    loop {
+        let wanted = *address.borrow_and_update();
+        let Some(wanted) = wanted else {
+            if address.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        match TcpListener::bind(wanted).await {
+            Ok(listener) => {
+                info!("metrics and the page are at http://{wanted}/");
+                tokio::select! {
+                    () = listen::serve(listener, router(served.clone())) => {}
+                    _ = address.changed() => {}
+                }
+            }
+            Err(error) => {
+                warn!("nothing can be served at {wanted}: {error}");
+                tokio::select! {
+                    () = sleep(TRY_AGAIN) => {}
+                    _ = address.changed() => {}
+                }
+            }
+        }
+    }
+}
+
+fn router(served: Served) -> Router {
+    let limit = Arc::new(tokio::sync::Semaphore::new(MAX_REQUESTS));
+    Router::new()
+        .route("/", get(page))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(status))
+        .route("/v1/counters", get(counters))
+        .route("/v1/talkers", get(talkers))
+        .route("/v1/history", get(history))
+        .layer(middleware::from_fn(move |request, next| {
+            guarded(Arc::clone(&limit), request, next)
+        }))
+        .with_state(served)
+}
+
+/// Limits what a client can take, and keeps out pages that a browser thinks are ours (DNS rebinding).
+async fn guarded(limit: Arc<tokio::sync::Semaphore>, request: Request, next: Next) -> Response {
+    if !is_ours(request.headers()) {
+        let told = "guard answers to its address or localhost alone: ask by one of these";
+        return (StatusCode::MISDIRECTED_REQUEST, told).into_response();
+    }
+    let Ok(_turn) = limit.try_acquire() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many requests at once").into_response();
+    };
+    let mut response = match timeout(PATIENCE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => (StatusCode::GATEWAY_TIMEOUT, "the agent is busy").into_response(),
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn is_ours(headers: &HeaderMap) -> bool {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let Some(host) = host else { return true };
+    if host.parse::<SocketAddr>().is_ok() {
+        return true;
+    }
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<IpAddr>().is_ok() || bare.parse::<IpAddr>().is_ok()
+}
+
+async fn page() -> Html<&'static str> {
+    Html(PAGE)
+}
+
+async fn metrics(State(served): State<Served>) -> Result<Response, Failed> {
+    let agent = served.agent.lock().await;
+    let text = metrics::encode(&agent.status().await?, &agent.counters()?, agent.entries())?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn status(State(served): State<Served>) -> Result<Json<Status>, Failed> {
+    Ok(Json(served.agent.lock().await.status().await?))
+}
+
+async fn counters(State(served): State<Served>) -> Result<Json<Vec<Counter>>, Failed> {
+    Ok(Json(served.agent.lock().await.counters()?))
+}
+
+async fn talkers(State(served): State<Served>) -> Result<Json<Vec<Talker>>, Failed> {
+    Ok(Json(served.agent.lock().await.talkers()?))
+}
+
+async fn history(State(served): State<Served>) -> Json<Hour> {
+    Json(served.history.lock().await.hour())
+}
+
+struct Failed(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_not_ours_are_not_answered() {
+        let ask = |host: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            is_ours(&headers)
+        };
+        for ours in [
+            "127.0.0.1:9469",
+            "localhost:9469",
+            "localhost",
+            "[::1]:9469",
+            "[::1]",
+            "10.0.0.1",
+        ] {
+            assert!(ask(ours), "{ours}");
+        }
+        for other in [
+            "evil.example:9469",
+            "evil.example",
+            "localhost.evil.example",
+            "",
+        ] {
+            assert!(!ask(other), "{other}");
+        }
+    }
+}

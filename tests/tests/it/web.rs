@@ -1,0 +1,247 @@
+//! Metrics and the page: Prometheus's own tools read the one, a browser the other.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use lab::{
+    guard::Guard,
+    process::{run, wait_for},
+    topology::{FLOODER_V4, HOST_V4, USER_V4},
+};
+use serde_json::Value;
+
+use crate::site::{OPEN, Site};
+
+const LISTEN: &str = "127.0.0.1:9469";
+
+const POLICY: &str = "web.listen = \"127.0.0.1:9469\"\n[[service]]\nname = \"web\"\n\
+                      ports = [\"tcp/80\"]\nlimit.packets = \"20/s\"\n";
+
+fn curl(site: &Site, arguments: &[&str], resource: &str) -> String {
+    let url = format!("http://{LISTEN}{resource}");
+    let mut command = site.lab.host.command("curl");
+    let curl = ["--silent", "--show-error", "--max-time", "10"];
+    run(command.args(curl).args(arguments).arg(url)).unwrap()
+}
+
+fn start(site: &Site, mode: &str) -> Guard {
+    let guard = site.start(mode, POLICY);
+    wait_for(Duration::from_secs(10), || {
+        let mut command = site.lab.host.command("curl");
+        run(command.args(["--silent", "--fail", &format!("http://{LISTEN}/metrics")]))
+    })
+    .unwrap();
+    guard
+}
+
+/// What `promtool` says to this on its standard input.
+fn promtool(arguments: &[&str], input: &str) -> (bool, String) {
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&said).into_owned(),
+    )
+}
+
+#[test]
+fn metrics_are_as_prometheus_wants_them_and_true() {
+    let site = Site::new();
+    let guard = start(&site, "enforce");
+    assert_eq!(site.ask(), OPEN);
+    let text = curl(&site, &[], "/metrics");
+    assert_eq!(
+        promtool(&["check", "metrics"], &text),
+        (true, String::new()),
+        "{text}"
+    );
+    let (is_fine, _) = promtool(&["check", "metrics"], "guard_x_total{ 1\n");
+    assert!(!is_fine, "the check can fail");
+    for line in [
+        "guard_enforcing 1",
+        "guard_mode{mode=\"enforce\"} 1",
+        &format!("guard_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+        "guard_entries{action=\"deny\"} 0",
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
+    }
+    let allowed = text
+        .lines()
+        .find(|line| line.starts_with("guard_packets_total{") && line.contains("\"allowed\""))
+        .unwrap();
+    for label in ["interface=\"wan\"", "service=\"web\"", "verdict=\"pass\""] {
+        assert!(allowed.contains(label), "{allowed}");
+    }
+    let counted: u64 = allowed.rsplit_once(' ').unwrap().1.parse().unwrap();
+    let facts = [("service", "web".into()), ("reason", "allowed".into())];
+    assert_eq!(counted, guard.packets(&facts).unwrap());
+    for address in [USER_V4, FLOODER_V4] {
+        assert!(!text.contains(&address.to_string()), "a source is no label");
+    }
+    // A page elsewhere that a browser takes for ours.
+    let foreign = curl(&site, &["--header", "Host: evil.example"], "/v1/status");
+    assert!(foreign.contains("localhost alone"), "{foreign}");
+    // It goes with the policy.
+    site.write("enforce", "");
+    guard.run(&["reload"]).unwrap();
+    wait_for(Duration::from_secs(5), || {
+        let mut command = site.lab.host.command("curl");
+        let gone = command
+            .args(["--silent", &format!("http://{LISTEN}/")])
+            .output()?;
+        anyhow::ensure!(!gone.status.success(), "it still answers");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_scrape_during_a_flood_takes_under_a_tenth_of_a_second() {
+    let site = Site::new();
+    let _guard = start(&site, "enforce");
+    let mut hping = site.lab.internet.command("hping3");
+    let mut flood = hping
+        .args([
+            "--flood",
+            "--rand-source",
+            "--syn",
+            "-p",
+            "81",
+            &HOST_V4.to_string(),
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let mut command = site.lab.host.command("curl");
+        let format = [
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{time_total}",
+        ];
+        let time = run(command.args(format).arg(format!("http://{LISTEN}/metrics"))).unwrap();
+        times.push(time.trim().parse::<f64>().unwrap());
+    }
+    flood.kill().unwrap();
+    flood.wait().unwrap();
+    times.sort_unstable_by(f64::total_cmp);
+    println!("seconds: {times:?}");
+    assert!(times[10] < 0.1, "{times:?}");
+}
+
+#[test]
+fn alert_rules_pass_their_own_tests() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/prometheus");
+    for arguments in [
+        ["check", "guard.rules.yml"],
+        ["test", "guard.rules.test.yml"],
+    ] {
+        let [what, file] = arguments;
+        let mut command = Command::new("promtool");
+        run(command.current_dir(&folder).args([what, "rules", file])).unwrap();
+    }
+    let dashboard = folder.join("../grafana/guard.json");
+    let dashboard: Value = serde_json::from_slice(&fs::read(dashboard).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(
+        panels
+            .iter()
+            .all(|panel| panel["targets"][0]["expr"].is_string())
+    );
+}
+
+/// Has a browser look at the page for some seconds.
+fn browse(site: &Site, arguments: &[String]) -> String {
+    let profile = site.lab.folder().join("chromium");
+    let mut command = site.lab.host.command("chromium");
+    command
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+        ])
+        .args(["--timeout=9000", "--virtual-time-budget=9000"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .args(arguments)
+        .arg(format!("http://{LISTEN}/"));
+    let output = command.output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_page_shows_in_a_browser_who_floods_and_why_they_are_dropped() {
+    let site = Site::new();
+    let _guard = start(&site, "enforce");
+    let mut hping = site.lab.internet.command("hping3");
+    let mut flood = hping
+        .args(["--interval", "u2000", "--syn", "-p", "80"])
+        .args(["--spoof", &FLOODER_V4.to_string(), &HOST_V4.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // An hour's chart has its first point after ten seconds.
+    std::thread::sleep(Duration::from_secs(25));
+    let dom = browse(&site, &["--dump-dom".to_owned()]);
+    let shots = std::env::var_os("GUARD_SCREENSHOTS").map(PathBuf::from);
+    if let Some(folder) = shots {
+        for (name, extra) in [
+            ("page.png", vec!["--window-size=1100,1250"]),
+            (
+                "page-dark.png",
+                vec![
+                    "--window-size=1100,1250",
+                    "--force-dark-mode",
+                    "--blink-settings=preferredColorScheme=0",
+                ],
+            ),
+            ("page-telephone.png", vec!["--window-size=390,1900"]),
+        ] {
+            let file = folder.join(name);
+            let shot = format!("--screenshot={}", file.display());
+            let arguments = extra.into_iter().map(str::to_owned).chain([shot]);
+            browse(&site, &arguments.collect::<Vec<_>>());
+        }
+    }
+    flood.kill().unwrap();
+    flood.wait().unwrap();
+    for words in [
+        "Enforcing: what the policy closes is closed",
+        "packet_limit",
+        &FLOODER_V4.to_string(),
+        "<polyline",
+        "dropped per second",
+    ] {
+        assert!(dom.contains(words), "{words} is not in\n{dom}");
+    }
+    // Nothing comes from elsewhere.
+    for outside in ["src=\"http", "href=\"http", "url(http", "@import"] {
+        assert!(!dom.contains(outside), "{outside}");
+    }
+}
