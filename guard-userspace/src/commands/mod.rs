@@ -5,6 +5,7 @@ mod check;
 mod completions;
 mod counters;
 mod detach;
+mod doctor;
 mod entries;
 mod explain;
 mod figures;
@@ -113,6 +114,8 @@ enum Command {
     Detach,
     /// Say what is exposed, and what to change
     Audit(audit::Audit),
+    /// Say what is well on this host and what is not, and what to do
+    Doctor(doctor::Doctor),
     /// Print what a shell needs to complete this command line
     Completions(completions::Completions),
     /// Write the manual pages into a folder
@@ -169,6 +172,7 @@ impl Arguments {
             Command::Man(pages) => pages.run(),
             Command::Audit(audit) => audit.run(),
             Command::Counters(watched) => counters::run(&whereabouts, watched).await,
+            Command::Doctor(doctor) => doctor.run(&whereabouts).await,
             Command::Top(top) => top.run(whereabouts).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,

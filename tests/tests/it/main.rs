@@ -6,6 +6,7 @@ mod clocked;
 mod commands;
 mod containers;
 mod docker;
+mod doctor;
 mod flows;
 mod frames;
 mod host_scope;
