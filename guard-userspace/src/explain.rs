@@ -16,6 +16,7 @@ use guard_common::{
     reason::{Mode, Reason, Verdict},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     dataplane::{Judged, LoadError, Replay},
@@ -79,7 +80,7 @@ impl Destination {
 }
 
 /// What `guard explain --json` prints.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Explanation {
     pub verdict: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +97,7 @@ pub struct Explanation {
     pub seen: Option<Seen>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Step {
     pub step: String,
     pub finding: String,
@@ -106,7 +107,7 @@ pub struct Step {
 }
 
 /// Estimated from a sample of the source's packets.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 pub struct Seen {
     pub packets: u64,
     pub dropped: u64,
@@ -540,7 +541,7 @@ impl<'a> Way<'a> {
     }
 }
 
-fn describe_budgets(budgets: &Budgets, whose: &str) -> Vec<String> {
+pub(crate) fn describe_budgets(budgets: &Budgets, whose: &str) -> Vec<String> {
     let Budgets {
         packets,
         bytes,

@@ -305,16 +305,34 @@ impl Netlink {
 
     /// The addresses of every interface of this host.
     pub async fn addresses(&self) -> Result<Vec<IpAddr>, rtnetlink::Error> {
+        let addresses = self.addresses_of_links().await?;
+        Ok(addresses.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// The same with the indices of the interfaces.
+    pub async fn addresses_of_links(&self) -> Result<Vec<(u32, IpAddr)>, rtnetlink::Error> {
         let mut messages = self.handle.address().get().execute();
         let mut addresses = Vec::new();
         while let Some(message) = messages.try_next().await? {
+            let index = message.header.index;
             let attributes = message.attributes.into_iter();
             addresses.extend(attributes.filter_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(address),
+                AddressAttribute::Address(address) => Some((index, address)),
                 _ => None,
             }));
         }
         Ok(addresses)
+    }
+
+    /// The interfaces that a policy guards.
+    pub async fn interfaces_of(&self, policy: &Policy) -> Result<Vec<String>, rtnetlink::Error> {
+        match &policy.interfaces {
+            Some(interfaces) => {
+                let names = interfaces.iter().map(|interface| interface.name.clone());
+                Ok(names.collect())
+            }
+            None => self.default_route_interfaces().await,
+        }
     }
 
     /// The interfaces of the default routes, IPv4 and IPv6, each once.

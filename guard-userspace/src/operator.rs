@@ -10,6 +10,7 @@ use std::{
 
 use procfs::process::Process;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What sshd tells the shell of its session: the client's address and port, the server's address and
 /// port (ssh(1)).
@@ -19,9 +20,11 @@ const VARIABLE: &str = "SSH_CONNECTION";
 const MAX_ANCESTORS: usize = 256;
 
 /// An SSH session to this host. IPv4 is never written as IPv6, and addresses have no zone.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct SshSession {
+    #[schema(value_type = String)]
     pub client: SocketAddr,
+    #[schema(value_type = String)]
     pub server: SocketAddr,
 }
 

@@ -5,21 +5,13 @@
 
 use std::{
     collections::HashMap,
-    io,
     net::{IpAddr, SocketAddr},
 };
 
-use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_sock_diag::{
-    SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
-};
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
-use nix::errno::Errno;
+use netlink_packet_sock_diag::inet::{SocketId, StateFlags};
 use serde::{Deserialize, Serialize};
+
+use crate::sock_diag::{SockDiagError, Transport, dump, is_v6_only};
 
 /// A TCP connection, as this host sees it. IPv4 is never written as IPv6.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -37,21 +29,11 @@ pub struct Listener {
     pub v6_only: bool,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum SessionsError {
-    #[error("the kernel has no sock_diag for TCP: `modprobe tcp_diag` brings it")]
-    NotSupported,
-    #[error("the TCP sockets of this host cannot be listed: {0}")]
-    Socket(io::Error),
-    #[error("the kernel's list of TCP sockets cannot be read: {0}")]
-    Garbled(DecodeError),
-}
-
 /// The established sessions that others opened: their local port is one that this host listens on.
 /// What never leaves the host, from loopback to loopback, is left out. Sorted.
 ///
 /// Blocks while the kernel walks its sockets: a fraction of a second with 100,000 of them.
-pub fn inbound() -> Result<Vec<Session>, SessionsError> {
+pub fn inbound() -> Result<Vec<Session>, SockDiagError> {
     // Asked first: who listens by then has been listening for a session that is already there.
     let mut sessions = established()?;
     let mut by_port: HashMap<u16, Vec<Listener>> = HashMap::new();
@@ -72,10 +54,10 @@ pub fn inbound() -> Result<Vec<Session>, SessionsError> {
 }
 
 /// Every socket that waits for TCP connections. Sorted.
-pub fn listeners() -> Result<Vec<Listener>, SessionsError> {
+pub fn listeners() -> Result<Vec<Listener>, SockDiagError> {
     let mut listeners = Vec::new();
-    dump(StateFlags::LISTEN, |response| {
-        let v6_only = response.nlas.contains(&Nla::SkV6Only(true));
+    dump(Transport::Tcp, StateFlags::LISTEN, |response| {
+        let v6_only = is_v6_only(&response);
         let SocketId {
             source_address,
             source_port,
@@ -92,9 +74,9 @@ pub fn listeners() -> Result<Vec<Listener>, SessionsError> {
     Ok(listeners)
 }
 
-fn established() -> Result<Vec<Session>, SessionsError> {
+fn established() -> Result<Vec<Session>, SockDiagError> {
     let mut sessions = Vec::new();
-    dump(StateFlags::ESTABLISHED, |response| {
+    dump(Transport::Tcp, StateFlags::ESTABLISHED, |response| {
         let SocketId {
             source_port,
             destination_port,
@@ -119,82 +101,6 @@ impl Listener {
             IpAddr::V6(own) if own.is_unspecified() => address.is_ipv6() || !v6_only,
             own => own == address,
         }
-    }
-}
-
-/// What the kernel writes at once is shorter (netlink_dump() in net/netlink/af_netlink.c).
-const BUFFER: usize = 64 << 10;
-
-/// Messages start at multiples of this (NLMSG_ALIGNTO in linux/netlink.h).
-const ALIGNMENT: usize = 4;
-
-/// Visits the TCP sockets in these states.
-fn dump(states: StateFlags, mut visit: impl FnMut(InetResponse)) -> Result<(), SessionsError> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SessionsError::Socket)?;
-    socket.bind_auto().map_err(SessionsError::Socket)?;
-    let kernel = NetlinkAddress::new(0, 0);
-    socket.connect(&kernel).map_err(SessionsError::Socket)?;
-    for (family, socket_id) in [
-        (AF_INET, SocketId::new_v4()),
-        (AF_INET6, SocketId::new_v6()),
-    ] {
-        let request = InetRequest {
-            family,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: states.clone(),
-            socket_id,
-        };
-        send(&socket, request)?;
-        receive(&socket, &mut visit)?;
-    }
-    Ok(())
-}
-
-fn send(socket: &Socket, request: InetRequest) -> Result<(), SessionsError> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0).map_err(SessionsError::Socket)?;
-    Ok(())
-}
-
-/// Reads to the end of one dump.
-fn receive(socket: &Socket, mut visit: impl FnMut(InetResponse)) -> Result<(), SessionsError> {
-    let mut buffer = Vec::with_capacity(BUFFER);
-    loop {
-        buffer.clear();
-        match socket.recv(&mut buffer, 0) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            result => result.map_err(SessionsError::Socket)?,
-        };
-        let mut rest = buffer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
-                .map_err(SessionsError::Garbled)?;
-            let (header, payload) = message.into_parts();
-            match payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    visit(*response);
-                }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(refused(error.to_io())),
-                _ => {}
-            }
-            // It has been read, so it is at least as long as its header.
-            let length = (header.length as usize).next_multiple_of(ALIGNMENT);
-            rest = rest.get(length..).unwrap_or_default();
-        }
-    }
-}
-
-fn refused(error: io::Error) -> SessionsError {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT) => SessionsError::NotSupported,
-        _ => SessionsError::Socket(error),
     }
 }
 

@@ -29,7 +29,21 @@ impl fmt::Display for Answer {
 
 /// Asks for the invoices with curl, from one of the internet's addresses.
 pub fn get(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Result<Answer> {
+    get_with_login(lab, from, host, port, None)
+}
+
+/// The same with a name and a password, as `name:password`.
+pub fn get_with_login(
+    lab: &Lab,
+    from: IpAddr,
+    host: IpAddr,
+    port: u16,
+    login: Option<&str>,
+) -> Result<Answer> {
     let mut command = curl(lab, from, host, port);
+    if let Some(login) = login {
+        command.args(["--user", login]);
+    }
     let output = command.output()?;
     match output.status.code() {
         Some(0) => {

@@ -14,8 +14,24 @@ pub struct Proxy {
     _nginx: Daemon,
 }
 
+/// Whom a proxy with a login lets in.
+pub const LOGIN: &str = "ana:invoices";
+
 impl Proxy {
     pub fn start(lab: &Lab, upstream: &str) -> Result<Self> {
+        Self::start_with(lab, upstream, "")
+    }
+
+    /// It asks for a name and a password.
+    pub fn start_with_login(lab: &Lab, upstream: &str) -> Result<Self> {
+        let path = lab.folder().join("logins");
+        fs::write(&path, LOGIN.replace(':', ":{PLAIN}") + "\n")?;
+        let path = path.display();
+        let login = format!("auth_basic invoices; auth_basic_user_file {path};");
+        Self::start_with(lab, upstream, &login)
+    }
+
+    fn start_with(lab: &Lab, upstream: &str, login: &str) -> Result<Self> {
         let folder = lab.folder().join("nginx");
         fs::create_dir(&folder)?;
         let place = folder.display();
@@ -36,6 +52,7 @@ impl Proxy {
                  server {{
                      listen 0.0.0.0:80;
                      listen [::]:80;
+                     {login}
                      location / {{ proxy_pass http://{upstream}; }}
                  }}
              }}\n"

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::{Agent, ChangeError};
 use crate::{
     api::{
-        self, AgentStatus, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status,
-        TrialStatus, to_counter, to_talker,
+        self, AgentStatus, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, PolicyText,
+        Status, TrialStatus, to_counter, to_talker,
     },
     explain::{Destination, Explanation, Seen, Situation, explain},
     host,
@@ -74,6 +74,13 @@ impl Agent {
             }),
             not_kept: self.not_kept().map(str::to_owned),
         })
+    }
+
+    pub fn policy_text(&self) -> PolicyText {
+        PolicyText {
+            path: self.loaded.path.display().to_string(),
+            text: self.loaded.text.clone(),
+        }
     }
 
     async fn interface_status(&self, name: &str) -> InterfaceStatus {

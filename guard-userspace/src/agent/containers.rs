@@ -198,7 +198,7 @@ pub async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
 
 /// Without the networks that are not the containers' alone; of those that were not known before, it is
 /// said.
-async fn of_others(
+pub(crate) async fn of_others(
     mut containers: Containers,
     before: Option<&Containers>,
     netlink: &Netlink,

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+pub(crate) use self::containers::of_others;
 pub use self::{
     changes::ChangeError,
     containers::{Docker, ask_docker},

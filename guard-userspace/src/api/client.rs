@@ -6,8 +6,8 @@ use reqwest::RequestBuilder;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
-    Revocation, Status, Talker,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
+    Reload, Revocation, Status, Talker,
 };
 use crate::{causes::innermost, explain::Explanation, policy::Entry};
 
@@ -62,6 +62,10 @@ impl Client {
 
     pub async fn status(&self) -> Answer<Status> {
         self.get("status").await
+    }
+
+    pub async fn policy(&self) -> Answer<PolicyText> {
+        self.get("policy").await
     }
 
     pub async fn counters(&self) -> Answer<Vec<Counter>> {

@@ -11,6 +11,7 @@ use guard_common::reason::Verdict;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     dataplane::{CounterRow, TalkerRow},
@@ -22,7 +23,7 @@ use crate::{
 pub const DEFAULT_SOCKET: &str = "/run/guard/guard.sock";
 
 /// What `guard status --json` prints.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Status {
     pub version: String,
     /// `off`, `observe` or `enforce`: that of the host.
@@ -47,35 +48,38 @@ pub struct Status {
     pub not_kept: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct AgentStatus {
     /// Whether it answers. If not, the kernel goes on, and all this was read from the pins.
     pub running: bool,
     pub pid: Option<u32>,
     /// When it was last alive, if it does not answer.
+    #[schema(value_type = Option<String>)]
     pub last_seen: Option<Timestamp>,
     /// How it does not answer.
     pub trouble: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct ModeStatus {
     /// `null`: the host's.
     pub service: Option<String>,
     pub mode: String,
+    #[schema(value_type = String)]
     pub since: Timestamp,
     pub by: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct TrialStatus {
     pub path: String,
+    #[schema(value_type = String)]
     pub until: Timestamp,
     /// The policy file that it goes back to.
     pub back_to: String,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct InterfaceStatus {
     pub name: String,
     /// Asked from the kernel at this moment.
@@ -89,17 +93,18 @@ pub struct InterfaceStatus {
     pub trouble: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct PolicyStatus {
     pub path: String,
     pub sha256: String,
+    #[schema(value_type = String)]
     pub loaded_at: Timestamp,
     pub services: usize,
     /// Why what is in force is not what the file says, if it is not.
     pub stale: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct DockerStatus {
     /// The socket; empty if the policy turns Docker off.
     pub socket: String,
@@ -114,7 +119,7 @@ pub struct DockerStatus {
 }
 
 /// One element of the list that `guard counters --json` prints.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Counter {
     pub interface: String,
     /// `null`: no service was concerned.
@@ -130,9 +135,10 @@ pub struct Counter {
 }
 
 /// One element of the list that `guard talkers --json` prints: estimated from a sample.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Talker {
     pub interface: String,
+    #[schema(value_type = String)]
     pub source: IpAddr,
     /// The policy's name for it, of the narrowest `[[source]]` that it belongs to.
     #[serde(default)]
@@ -189,7 +195,7 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
 }
 
 /// The body of `POST /v1/reload`.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reload {
     /// Where the operator came in.
@@ -200,7 +206,7 @@ pub struct Reload {
 }
 
 /// The body of `POST /v1/try`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTrial {
     /// The policy file's name, for errors and for the status.
@@ -213,7 +219,7 @@ pub struct NewTrial {
 }
 
 /// The body of `POST /v1/mode`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModeChange {
     /// `null`: the host's.
@@ -228,10 +234,11 @@ pub struct ModeChange {
 }
 
 /// The body of `POST /v1/entries`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EntryRequest {
     pub action: Action,
+    #[schema(value_type = String)]
     pub prefix: IpNet,
     pub service: Option<String>,
     pub owner: Option<String>,
@@ -282,7 +289,7 @@ mod session_text {
 }
 
 /// What a change answers.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Changed<T> {
     #[serde(flatten)]
     pub done: T,
@@ -291,14 +298,22 @@ pub struct Changed<T> {
     pub not_kept: Option<String>,
 }
 
+/// The policy in force, as it was written. What operators have changed since is in the status.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct PolicyText {
+    pub path: String,
+    pub text: String,
+}
+
 /// What is in force after a change.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Applied {
     pub path: String,
     pub sha256: String,
     pub mode: String,
     pub generation: u64,
     /// When it goes back by itself, if it is on trial.
+    #[schema(value_type = Option<String>)]
     pub until: Option<Timestamp>,
 }
 
@@ -311,7 +326,7 @@ pub struct Question {
 }
 
 /// The body of every answer that is not a success.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub struct ErrorBody {
     pub error: String,
     /// What is wrong is a policy, whose file and line come first.

@@ -26,10 +26,11 @@ use tokio::{
     sync::{Mutex, Notify},
     time::timeout,
 };
+use utoipa::OpenApi;
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, Question, Reload,
-    Revocation, Status, Talker, listen,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
+    Reload, Revocation, Status, Talker, listen,
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -108,7 +109,9 @@ impl ControlSocket {
     pub async fn serve(self, served: Served) {
         let Self { listener, _file } = self;
         let router = Router::new()
+            .route("/v1/openapi.json", get(description))
             .route("/v1/status", get(status))
+            .route("/v1/policy", get(policy))
             .route("/v1/counters", get(counters))
             .route("/v1/talkers", get(talkers))
             .route("/v1/explain", get(explain))
@@ -124,6 +127,24 @@ impl ControlSocket {
             .with_state(served);
         listen::serve(listener, router).await;
     }
+}
+
+/// The control API, described as OpenAPI 3.1 has it.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "guard's control API",
+        description = "HTTP over a Unix socket, for root and the group guard alone.",
+    ),
+    paths(
+        status, policy, counters, talkers, explain, entries, enter, revoke, mode, reload,
+        try_policy, confirm, detach
+    )
+)]
+pub struct Description;
+
+async fn description() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
 }
 
 /// What the answers come from.
@@ -174,18 +195,73 @@ async fn whole<T: Send + 'static>(
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
+/// Whether and where the guard is at work.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    responses(
+        (status = 200, body = Status),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn status(State(served): State<Served>) -> Answer<Status> {
     Ok(Json(served.agent.lock().await.status().await?))
 }
 
+/// The policy in force, as it was written.
+#[utoipa::path(
+    get,
+    path = "/v1/policy",
+    responses(
+        (status = 200, body = PolicyText),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
+async fn policy(State(served): State<Served>) -> Answer<PolicyText> {
+    Ok(Json(served.agent.lock().await.policy_text()))
+}
+
+/// What became of the packets, by interface, service and reason.
+#[utoipa::path(
+    get,
+    path = "/v1/counters",
+    responses(
+        (status = 200, body = Vec<Counter>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
     Ok(Json(served.agent.lock().await.counters()?))
 }
 
+/// The sources that send most, estimated from a sample.
+#[utoipa::path(
+    get,
+    path = "/v1/talkers",
+    responses(
+        (status = 200, body = Vec<Talker>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn talkers(State(served): State<Served>) -> Answer<Vec<Talker>> {
     Ok(Json(served.agent.lock().await.talkers()?))
 }
 
+/// Why a packet from there to here gets its verdict.
+#[utoipa::path(
+    get,
+    path = "/v1/explain",
+    params(("from" = String, Query, description = "The source's address"), ("to" = String, Query, description = "Such as `8000/tcp` or `203.0.113.5:8000/tcp`")),
+    responses(
+        (status = 200, body = Explanation),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn explain(
     State(served): State<Served>,
     question: Result<Query<Question>, QueryRejection>,
@@ -196,10 +272,31 @@ async fn explain(
     Ok(Json(agent.explain(from, &to).await?))
 }
 
+/// What operators let through or drop for a while.
+#[utoipa::path(
+    get,
+    path = "/v1/entries",
+    responses(
+        (status = 200, body = Vec<Entry>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
     Ok(Json(served.agent.lock().await.entries().to_vec()))
 }
 
+/// Lets a source through or drops it for a while. In force when it is answered.
+#[utoipa::path(
+    post,
+    path = "/v1/entries",
+    request_body = EntryRequest,
+    responses(
+        (status = 200, body = Changed<Entry>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn enter(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<EntryRequest>>,
@@ -210,6 +307,17 @@ async fn enter(
     .await
 }
 
+/// Ends an entry.
+#[utoipa::path(
+    delete,
+    path = "/v1/entries/{id}",
+    params(("id" = u64, Path, description = "Its number"), ("operator" = Option<String>, Query, description = "Where the operator came in, as `SSH_CONNECTION` has it"), ("force" = Option<bool>, Query, description = "Do it even if it closes the operator's own way in")),
+    responses(
+        (status = 200, body = Changed<Entry>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn revoke(
     State(served): State<Served>,
     id: Result<Path<u64>, PathRejection>,
@@ -223,6 +331,17 @@ async fn revoke(
     .await
 }
 
+/// Sets the mode of the host or of a service, or gives it back to the policy.
+#[utoipa::path(
+    post,
+    path = "/v1/mode",
+    request_body = ModeChange,
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn mode(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<ModeChange>>,
@@ -233,6 +352,17 @@ async fn mode(
     .await
 }
 
+/// Reads the policy file again and puts it in force.
+#[utoipa::path(
+    post,
+    path = "/v1/reload",
+    request_body = Reload,
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn reload(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<Reload>>,
@@ -243,6 +373,17 @@ async fn reload(
     .await
 }
 
+/// Puts a policy in force that goes back by itself.
+#[utoipa::path(
+    post,
+    path = "/v1/try",
+    request_body = NewTrial,
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn try_policy(
     State(served): State<Served>,
     Asked(Json(request)): Asked<Json<NewTrial>>,
@@ -253,6 +394,16 @@ async fn try_policy(
     .await
 }
 
+/// Keeps the policy on trial.
+#[utoipa::path(
+    post,
+    path = "/v1/confirm",
+    responses(
+        (status = 200, body = Changed<Applied>),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or with the policy"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     whole(agent(&served), async move {
         served.agent.lock().await.confirm().await
@@ -260,6 +411,15 @@ async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     .await
 }
 
+/// Takes the guard off every interface, and ends the agent.
+#[utoipa::path(
+    post,
+    path = "/v1/detach",
+    responses(
+        (status = 204, description = "Nothing of the guard is left in the kernel"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
 async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {
     served.agent.lock().await.detach()?;
     served.detached.notify_one();
@@ -293,7 +453,8 @@ fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
 
 async fn unknown() -> Response {
     let body = ErrorBody {
-        error: "there is no such resource: /v1/status, counters, talkers, explain, entries, mode, \
+        error: "there is no such resource: /v1/openapi.json, status, policy, counters, talkers, \
+                explain, entries, mode, \
                 reload, try, confirm and detach are"
             .to_owned(),
         is_policy: false,

@@ -1,7 +1,10 @@
 //! Services that are dangerous to show to the world, by the port they listen on. To add one, add its
 //! row to [`DANGERS`].
 
+use std::fmt;
+
 use guard_common::layout::PortProtocol::{self, Tcp, Udp};
+use serde::Serialize;
 
 use self::{
     Harm::{Breach, Leak},
@@ -9,9 +12,10 @@ use self::{
 };
 
 /// A port that is known for a service which should not be reached from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Danger {
     pub port: u16,
+    #[serde(skip)]
     pub protocol: PortProtocol,
     pub service: &'static str,
     pub login: Login,
@@ -21,7 +25,8 @@ pub struct Danger {
 }
 
 /// What stands between an intruder and the service as it comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Login {
     /// It asks everybody for a password or a key.
     Asked,
@@ -32,12 +37,42 @@ pub enum Login {
 }
 
 /// How far an intruder gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Harm {
     /// To what is of use elsewhere: knowledge of this host, floods against others.
     Leak,
     /// To data, or to commands.
     Breach,
+}
+
+impl Login {
+    const fn asks(self) -> &'static str {
+        match self {
+            Self::Asked => "which its own login alone protects",
+            Self::Varies => "which in some versions and set-ups asks for no login",
+            Self::Open => "which asks for no login unless it is told to",
+        }
+    }
+}
+
+/// `11434 is the port of Ollama, which asks for no login unless it is told to. Whoever gets in has …`.
+impl fmt::Display for Danger {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            port,
+            protocol: _,
+            service,
+            login,
+            harm: _,
+            gain,
+        } = self;
+        let asks = login.asks();
+        write!(
+            formatter,
+            "{port} is the port of {service}, {asks}. Whoever gets in has {gain}"
+        )
+    }
 }
 
 const fn danger(

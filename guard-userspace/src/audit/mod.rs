@@ -2,3 +2,5 @@
 
 pub mod compose;
 pub mod dangers;
+pub mod host;
+mod proxies;

@@ -1,15 +1,18 @@
 //! `guard audit`: what is exposed, and what to change.
 
 mod compose;
+mod host;
 
 use clap::{Args, Subcommand};
 
-use super::Failure;
+use super::{Failure, Whereabouts};
 
 #[derive(Debug, Args)]
 pub struct Audit {
+    #[command(flatten)]
+    host: host::Host,
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -19,10 +22,14 @@ enum What {
 }
 
 impl Audit {
-    pub fn run(self) -> Result<(), Failure> {
-        let Self { what } = self;
+    pub(super) async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+        let Self { host, what } = self;
         match what {
-            What::Compose(compose) => compose.run(),
+            None => host.run(whereabouts).await,
+            Some(What::Compose(compose)) => {
+                host.require_unused()?;
+                compose.run()
+            }
         }
     }
 }

@@ -117,13 +117,7 @@ async fn warnings(policy: &Policy) -> Vec<Warning> {
     let Ok(netlink) = Netlink::connect() else {
         return policy.warnings(Timestamp::now());
     };
-    let interfaces = match &policy.interfaces {
-        Some(interfaces) => {
-            let names = interfaces.iter().map(|interface| interface.name.clone());
-            names.collect()
-        }
-        None => netlink.default_route_interfaces().await.unwrap_or_default(),
-    };
+    let interfaces = netlink.interfaces_of(policy).await.unwrap_or_default();
     host::policy_warnings(policy, &interfaces, &netlink).await
 }
 

@@ -9,6 +9,7 @@ mod doctor;
 mod entries;
 mod explain;
 mod figures;
+mod init;
 mod man;
 mod meter;
 mod mode;
@@ -80,6 +81,8 @@ impl Whereabouts {
 enum Command {
     /// Run the agent in the foreground, until SIGINT or SIGTERM
     Run(run::Run),
+    /// Write a first policy from what is found on this host
+    Init(init::Init),
     /// Check a policy without applying it
     Check(check::Check),
     /// Say whether the guard is at work, and where
@@ -94,6 +97,8 @@ enum Command {
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
     Replay(replay::Replay),
+    /// Say what of this host can be reached, what the policy does with it, and what to change
+    Audit(audit::Audit),
     /// Let a source through for a while: not denied, not limited, admitted where a service has `from`
     Allow(entries::Enter),
     /// Drop a source's packets for a while
@@ -112,8 +117,6 @@ enum Command {
     Confirm,
     /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
     Detach,
-    /// Say what is exposed, and what to change
-    Audit(audit::Audit),
     /// Say what is well on this host and what is not, and what to do
     Doctor(doctor::Doctor),
     /// Print what a shell needs to complete this command line
@@ -168,9 +171,10 @@ impl Arguments {
             Command::Talkers(talkers) => talkers.run(&whereabouts).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
+            Command::Audit(audit) => audit.run(&whereabouts).await,
+            Command::Init(init) => init.run().await,
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
-            Command::Audit(audit) => audit.run(),
             Command::Counters(watched) => counters::run(&whereabouts, watched).await,
             Command::Doctor(doctor) => doctor.run(&whereabouts).await,
             Command::Top(top) => top.run(whereabouts).await,

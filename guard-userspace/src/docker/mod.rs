@@ -55,6 +55,8 @@ pub struct Container {
     pub on_host_network: bool,
     /// What it publishes, or will when it is started.
     pub publishes: BTreeSet<Publication>,
+    /// The ports that its image and its configuration name, published or not.
+    pub exposes: BTreeSet<(u16, PortProtocol)>,
 }
 
 /// A port of a container, and where it can be reached on the host.

@@ -175,6 +175,7 @@ fn to_container(answer: ContainerInspectResponse) -> Container {
     let mut publishes = configured(&host);
     let given = network_settings.and_then(|settings| settings.ports);
     publishes.extend(given.iter().flat_map(publications));
+    let exposes = config.exposed_ports.unwrap_or_default();
     Container {
         name: name.unwrap_or_default().trim_start_matches('/').to_owned(),
         image: config.image.unwrap_or_default(),
@@ -182,6 +183,10 @@ fn to_container(answer: ContainerInspectResponse) -> Container {
         running: state.and_then(|state| state.running).unwrap_or_default(),
         on_host_network: host.network_mode.as_deref() == Some(HOST),
         publishes,
+        exposes: exposes
+            .iter()
+            .filter_map(|port| parse_inside(port))
+            .collect(),
     }
 }
 

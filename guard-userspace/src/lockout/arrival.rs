@@ -21,13 +21,7 @@ pub struct Arrivals {
 
 impl Arrivals {
     pub async fn new(policy: &Policy, netlink: &Netlink) -> Result<Self, rtnetlink::Error> {
-        let names: Vec<String> = match &policy.interfaces {
-            Some(interfaces) => {
-                let names = interfaces.iter().map(|interface| interface.name.clone());
-                names.collect()
-            }
-            None => netlink.default_route_interfaces().await?,
-        };
+        let names = netlink.interfaces_of(policy).await?;
         let links = netlink.links().await?;
         let index = |name: &String| {
             let link = links.iter().find(|link| link.name == *name)?;
@@ -82,7 +76,7 @@ impl Arrivals {
 
     /// Whether packets that come in over this interface have crossed a guarded one: itself, the one
     /// below it, or one of its ports if it is a bridge or a bond.
-    fn leads_to_guarded(&self, index: u32) -> bool {
+    pub fn leads_to_guarded(&self, index: u32) -> bool {
         let Some(guarded) = &self.guarded else {
             return true;
         };

@@ -4,7 +4,7 @@
 //! The real program judges two segments of every session, one that opens it and one of its later
 //! ones. Budgets are left out: a session over its budget is slow, not shut out.
 
-mod arrival;
+pub(crate) mod arrival;
 mod remedy;
 
 use std::{

@@ -23,7 +23,7 @@ use super::{
 /// Interface names are shorter than the kernel's IFNAMSIZ.
 const MAX_INTERFACE_NAME: usize = 15;
 
-const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
+pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
 
 /// From 4 MiB to 2 GiB of memory for each interface.
 const MIN_CELLS: i64 = 1 << 17;

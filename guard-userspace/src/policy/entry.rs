@@ -6,25 +6,29 @@ use guard_common::layout::Expiry;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A temporary allow or deny entry. One element of the list that `guard list --json` prints.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Entry {
     /// Names it for `guard revoke`; no other entry has ever had it.
     pub id: u64,
     pub action: Action,
+    #[schema(value_type = String)]
     pub prefix: IpNet,
     /// `null`: at every service.
     pub service: Option<String>,
     pub owner: Option<String>,
     pub reason: Option<String>,
+    #[schema(value_type = String)]
     pub created: Timestamp,
     /// `null`: never.
+    #[schema(value_type = Option<String>)]
     pub expires: Option<Timestamp>,
 }
 
 /// What becomes of the packets of a prefix.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Neither denied nor limited, and admitted where a service has `from`. It opens no closed port.

@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::place::Lines;
 pub use self::{
-    check::parse_prefix,
+    check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     entry::{Action, Entry, Listed},
     port::Ports,
     rate::{Budget, Period, Rate, Unit},

@@ -1,14 +1,19 @@
 //! The control socket and clients that mean no good.
 
 use std::{
+    collections::BTreeSet,
+    fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::PathBuf,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use lab::guard::Guard;
+use jsonschema::Validator;
+use lab::{guard::Guard, process::run};
+use serde_json::{Value, json};
 
 use crate::site::{OPEN_80, Site};
 
@@ -97,4 +102,123 @@ fn whatever_clients_do_the_next_good_request_is_answered() {
         "more than a request may have: {answer}"
     );
     is_well(&socket, &guard, "a gigabyte that is announced");
+}
+
+/// Asks for a resource and returns the status and the body.
+fn request(site: &Site, method: &str, resource: &str, body: Option<&Value>) -> (u16, Value) {
+    let socket = site.lab.folder().join("guard.sock");
+    let mut command = Command::new("curl");
+    command
+        .args([
+            "--silent",
+            "--write-out",
+            "\n%{http_code}",
+            "--request",
+            method,
+        ])
+        .arg("--unix-socket")
+        .arg(socket);
+    if let Some(body) = body {
+        command.args(["--json", &body.to_string()]);
+    }
+    let output = run(command.arg(format!("http://guard{resource}"))).unwrap();
+    let (body, code) = output.rsplit_once('\n').unwrap();
+    (
+        code.parse().unwrap(),
+        serde_json::from_str(body).unwrap_or_default(),
+    )
+}
+
+/// The schema of an answer, with everything that it refers to.
+fn schema(document: &Value, method: &str, path: &str, code: &str) -> Validator {
+    let answer = &document["paths"][path][method]["responses"][code];
+    let mut schema = answer["content"]["application/json"]["schema"].clone();
+    assert!(schema.is_object(), "{method} {path} {code}: {answer}");
+    schema["components"] = document["components"].clone();
+    jsonschema::validator_for(&schema).unwrap()
+}
+
+#[test]
+fn the_server_is_as_its_openapi_document_says() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let (code, document) = request(&site, "GET", "/v1/openapi.json", None);
+    assert_eq!(code, 200);
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    site.ask();
+    let policy = fs::read_to_string(site.lab.folder().join("guard.toml")).unwrap();
+    let trial = json!({"path": "tried.toml", "text": policy, "seconds": 60, "operator": null});
+    let entry = json!({"action": "deny", "prefix": "192.0.2.0/24", "service": null, "owner": "ana",
+        "reason": null, "seconds": 60, "operator": null});
+    let mode = json!({"service": "web", "mode": "observe", "by": "ana", "operator": null});
+    let reload = json!({"operator": null});
+    let mut asked = BTreeSet::new();
+    for (method, path, resource, body) in [
+        ("get", "/v1/status", "/v1/status", None),
+        ("get", "/v1/policy", "/v1/policy", None),
+        ("get", "/v1/counters", "/v1/counters", None),
+        ("get", "/v1/talkers", "/v1/talkers", None),
+        (
+            "get",
+            "/v1/explain",
+            "/v1/explain?from=192.0.2.1&to=80/tcp",
+            None,
+        ),
+        ("post", "/v1/entries", "/v1/entries", Some(&entry)),
+        ("get", "/v1/entries", "/v1/entries", None),
+        (
+            "delete",
+            "/v1/entries/{id}",
+            "/v1/entries/1?force=true",
+            None,
+        ),
+        ("post", "/v1/mode", "/v1/mode", Some(&mode)),
+        ("get", "/v1/status", "/v1/status", None),
+        ("post", "/v1/reload", "/v1/reload", Some(&reload)),
+        ("post", "/v1/try", "/v1/try", Some(&trial)),
+        ("get", "/v1/status", "/v1/status", None),
+        ("post", "/v1/confirm", "/v1/confirm", None),
+    ] {
+        let (code, answer) = request(&site, &method.to_uppercase(), resource, body);
+        assert_eq!(code, 200, "{method} {resource}: {answer}");
+        let errors: Vec<String> = schema(&document, method, path, "200")
+            .iter_errors(&answer)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(
+            errors.is_empty(),
+            "{method} {resource}: {errors:?}\n{answer}"
+        );
+        asked.insert((path.to_owned(), method.to_owned()));
+    }
+    let wrong = schema(&document, "post", "/v1/entries", "4XX");
+    for (method, resource, body) in [
+        ("POST", "/v1/entries", Some(json!({"action": "burn"}))),
+        ("DELETE", "/v1/entries/77", None),
+        ("GET", "/v1/explain?from=nobody", None),
+        ("POST", "/v1/confirm", None),
+        ("GET", "/v1/nothing", None),
+    ] {
+        let (code, answer) = request(&site, method, resource, body.as_ref());
+        assert!((400..500).contains(&code), "{method} {resource}: {code}");
+        assert!(wrong.is_valid(&answer), "{method} {resource}: {answer}");
+    }
+    assert!(
+        !schema(&document, "get", "/v1/status", "200").is_valid(&json!({})),
+        "it can fail"
+    );
+    let (code, _) = request(&site, "POST", "/v1/detach", None);
+    assert_eq!(code, 204);
+    asked.insert(("/v1/detach".to_owned(), "post".to_owned()));
+    let described = document["paths"].as_object().unwrap();
+    let described = described.iter().flat_map(|(path, methods)| {
+        let methods = methods.as_object().unwrap();
+        methods.keys().map(|method| (path.clone(), method.clone()))
+    });
+    assert_eq!(
+        asked,
+        described.collect(),
+        "everything is described, and was asked"
+    );
+    drop(guard);
 }

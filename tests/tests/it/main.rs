@@ -2,6 +2,7 @@
 //! lab. `cargo xtask test` runs them; without root they fail rather than pass unseen.
 
 mod api;
+mod audit;
 mod clocked;
 mod commands;
 mod containers;

@@ -12,6 +12,7 @@ use super::{
     source::{ComposeError, Place},
     yaml::{Entry, Node, Scalar, Value},
 };
+use crate::audit::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS, image_name};
 
 pub struct Service<'a> {
     pub name: &'a str,
@@ -80,9 +81,7 @@ impl<'a> Service<'a> {
     /// The image's name without registry, tag and digest.
     pub fn image(&self) -> &'a str {
         let image = self.text("image").unwrap_or_default();
-        let image = image.split('@').next().unwrap_or(image);
-        let last = image.rsplit('/').next().unwrap_or(image);
-        last.split(':').next().unwrap_or(last)
+        image_name(image)
     }
 
     pub fn is_on_host_network(&self) -> bool {
@@ -299,47 +298,6 @@ impl<'a> Project<'a> {
         self.published(service).iter().any(is_web)
     }
 }
-
-/// The ports that the web is served on.
-pub const WEB: [u16; 2] = [80, 443];
-
-/// Images that are nothing but reverse proxies.
-const PROXIES: [&str; 12] = [
-    "traefik",
-    "nginx-proxy",
-    "nginx-proxy-manager",
-    "nginx-proxy-manager-zh",
-    "caddy-docker-proxy",
-    "swag",
-    "haproxy",
-    "envoy",
-    "kong",
-    "apisix",
-    "bunkerweb",
-    "zoraxy",
-];
-
-/// Images that are proxies where they serve the web.
-const WEB_SERVERS: [&str; 6] = [
-    "nginx",
-    "nginx-unprivileged",
-    "caddy",
-    "openresty",
-    "httpd",
-    "apache",
-];
-
-/// Names of services that are built here.
-const PROXY_NAMES: [&str; 8] = [
-    "traefik",
-    "nginx",
-    "caddy",
-    "haproxy",
-    "proxy",
-    "reverse-proxy",
-    "reverse_proxy",
-    "reverseproxy",
-];
 
 /// Which proxy is told to route to the service.
 fn routed_by(service: &Service<'_>) -> Option<&'static str> {

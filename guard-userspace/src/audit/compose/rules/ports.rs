@@ -7,9 +7,12 @@ use super::super::{
         Rule::{self, Base60Port, DangerousPort, EveryAddress, PublishedBesideProxy},
         Severity,
     },
-    service::{Project, Service, WEB},
+    service::{Project, Service},
 };
-use crate::audit::dangers::{Danger, Harm, Login, danger_at};
+use crate::audit::{
+    dangers::{Danger, Harm, Login, danger_at},
+    proxies::WEB,
+};
 use guard_common::layout::PortProtocol;
 
 /// A longer range was hardly published for one number in it.
@@ -55,19 +58,9 @@ fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> 
 }
 
 fn dangerous(port: &Port) -> Option<Reason> {
-    let Danger {
-        port,
-        protocol: _,
-        service,
-        login,
-        harm,
-        gain,
-    } = danger(port)?;
-    let what = format!(
-        ": {port} is the port of {service}, {}. Whoever gets in has {gain}",
-        asks(*login)
-    );
-    let severity = match (harm, login) {
+    let danger = danger(port)?;
+    let what = format!(": {danger}");
+    let severity = match (danger.harm, danger.login) {
         (Harm::Breach, Login::Open) => Severity::Critical,
         (Harm::Breach, Login::Varies | Login::Asked) => Severity::High,
         (Harm::Leak, _) => Severity::Medium,
@@ -106,14 +99,6 @@ fn on(port: &Port) -> String {
     match port.unset.as_slice() {
         [] => address.to_string(),
         unset => format!("{address} while {} is not set", unset.join(", ")),
-    }
-}
-
-fn asks(login: Login) -> &'static str {
-    match login {
-        Login::Asked => "which its own login alone protects",
-        Login::Varies => "which in some versions and set-ups asks for no login",
-        Login::Open => "which asks for no login unless it is told to",
     }
 }
 

@@ -1,0 +1,671 @@
+//! The places of this host that take what is sent to them: where, and who answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use guard_common::layout::PortProtocol;
+use ipnet::IpNet;
+use nix::unistd::{Uid, User};
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
+
+use super::{
+    role,
+    role::Role,
+    sockets::{Holder, Holders, Socket},
+};
+use crate::{
+    docker::{Container, Inventory, Publication},
+    policy::ContainerNetwork,
+};
+
+/// How far a place can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// On every address of the host, or on a public one.
+    World,
+    /// Only on private, unique local, link-local or multicast addresses.
+    Network,
+    /// Only from this host.
+    Localhost,
+    /// Only from the network of the containers.
+    Containers,
+}
+
+/// Consecutive ports that one owner answers on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub protocol: PortProtocol,
+    pub ports: RangeInclusive<u16>,
+    /// The unspecified address: every address of its family. Empty: those of the container.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The only interface that it takes packets from.
+    pub interface: Option<String>,
+    pub level: Level,
+    pub owner: Owner,
+    /// The first of the ports inside the container.
+    pub inside: Option<u16>,
+    pub role: Option<Role>,
+    /// It may be the local end of what this host itself asks others.
+    pub may_be_client: bool,
+}
+
+/// Who answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Owner {
+    /// `container`, `process`, `kernel` or `unknown`.
+    pub kind: &'static str,
+    /// The name of the container, or its identifier if Docker does not know it.
+    pub container: Option<String>,
+    pub image: Option<String>,
+    /// Compose's.
+    pub project: Option<String>,
+    pub service: Option<String>,
+    /// The container has no network of its own.
+    pub host_network: bool,
+    /// The names of the processes that listen.
+    pub processes: BTreeSet<String>,
+    pub pids: BTreeSet<i32>,
+    /// Whose socket it is, if no more is known.
+    pub user: Option<String>,
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self {
+            protocol,
+            ports,
+            addresses,
+            interface,
+            level,
+            owner,
+            inside,
+            role,
+            may_be_client,
+        } = self;
+        let mut object = serializer.serialize_struct("Endpoint", 10)?;
+        object.serialize_field("protocol", protocol.name())?;
+        object.serialize_field("port", ports.start())?;
+        object.serialize_field("last_port", ports.end())?;
+        object.serialize_field("addresses", addresses)?;
+        object.serialize_field("interface", interface)?;
+        object.serialize_field("level", level)?;
+        object.serialize_field("owner", owner)?;
+        object.serialize_field("container_port", inside)?;
+        object.serialize_field("role", role)?;
+        object.serialize_field("may_be_client", may_be_client)?;
+        object.end()
+    }
+}
+
+impl Endpoint {
+    /// As a policy writes the ports: `tcp/8000`, `udp/8002-8004`.
+    pub fn place(&self) -> String {
+        let ports = range(*self.ports.start(), self.ports.len());
+        format!("{}/{ports}", self.protocol.name())
+    }
+
+    /// Whether the other endpoint is this one's continuation, ports aside.
+    pub fn continues(&self, next: &Self) -> bool {
+        let joins = self.ports.end().checked_add(1) == Some(*next.ports.start());
+        let inside = |endpoint: &Self| {
+            endpoint
+                .inside
+                .map(|inside| i32::from(inside) - i32::from(*endpoint.ports.start()))
+        };
+        joins
+            && inside(self) == inside(next)
+            && Self {
+                ports: next.ports.clone(),
+                inside: next.inside,
+                ..self.clone()
+            } == *next
+    }
+}
+
+/// `8000`, or `8002-8004` of three.
+pub fn range(first: u16, count: usize) -> String {
+    match count {
+        0 | 1 => first.to_string(),
+        count => format!("{first}-{}", usize::from(first) + count - 1),
+    }
+}
+
+/// Joins what continues something before it.
+pub fn joined<T>(
+    all: impl IntoIterator<Item = T>,
+    continues: impl Fn(&T, &T) -> bool,
+    ports: impl Fn(&mut T) -> &mut RangeInclusive<u16>,
+) -> Vec<T> {
+    let mut joined: Vec<T> = Vec::new();
+    for mut next in all {
+        let mut before = joined.iter_mut().rev();
+        match before.find(|before| continues(before, &next)) {
+            Some(before) => {
+                let end = *ports(&mut next).end();
+                let range = ports(before);
+                *range = *range.start()..=end;
+            }
+            None => joined.push(next),
+        }
+    }
+    joined
+}
+
+/// What this host's addresses and names are.
+pub struct Setting<'a> {
+    pub networks: &'a [ContainerNetwork],
+    /// The name of an interface by its index, and whether it leads to the world.
+    pub interface: &'a dyn Fn(u32) -> (String, bool),
+    pub local_ports: &'a RangeInclusive<u16>,
+}
+
+/// The endpoints of what has been found, by port.
+pub fn endpoints(
+    inventory: Option<&Inventory>,
+    sockets: &[Socket],
+    holders: &Holders,
+    setting: &Setting<'_>,
+) -> Vec<Endpoint> {
+    let none = Inventory::default();
+    let inventory = inventory.unwrap_or(&none);
+    let mut found = Vec::new();
+    for container in inventory
+        .containers
+        .values()
+        .filter(|container| container.running)
+    {
+        found.extend(of_container(container, setting));
+    }
+    let published: BTreeSet<(PortProtocol, u16)> = found
+        .iter()
+        .filter(|endpoint| !endpoint.addresses.is_empty())
+        .map(|endpoint| (endpoint.protocol, *endpoint.ports.start()))
+        .collect();
+    for socket in sockets {
+        let holders = holders.by_inode.get(&socket.inode.into());
+        let holders = holders.map_or(&[][..], Vec::as_slice);
+        let is_of_container = holders.iter().all(|holder| role::publishes(&holder.name));
+        if is_of_container && published.contains(&(socket.protocol, socket.local.port())) {
+            continue;
+        }
+        found.push(of_socket(socket, holders, inventory, setting));
+    }
+    united(found)
+}
+
+/// What a container publishes, and what it only exposes to its network.
+fn of_container(container: &Container, setting: &Setting<'_>) -> Vec<Endpoint> {
+    if container.on_host_network {
+        return Vec::new();
+    }
+    let owner = Owner::of_container(container);
+    let endpoint = |protocol, port, inside, addresses: BTreeSet<IpAddr>, level| Endpoint {
+        protocol,
+        ports: port..=port,
+        addresses,
+        interface: None,
+        level,
+        owner: owner.clone(),
+        inside: Some(inside),
+        role: role::of_container(container, protocol, port, inside),
+        may_be_client: false,
+    };
+    let mut by_inside: BTreeMap<(u16, PortProtocol), Vec<&Publication>> = BTreeMap::new();
+    for publication in &container.publishes {
+        let key = (publication.inside, publication.protocol);
+        by_inside.entry(key).or_default().push(publication);
+    }
+    let mut endpoints = Vec::new();
+    for ((inside, protocol), all) in &by_inside {
+        for publication in all.iter().filter(|one| !is_superseded(one, all)) {
+            let addresses = addresses_of(publication.address);
+            let level = level(&addresses, setting.networks);
+            let ports = publication.ports();
+            let at = |port| endpoint(*protocol, port, *inside, addresses.clone(), level);
+            endpoints.extend(ports.map(at));
+        }
+    }
+    let unpublished = container
+        .exposes
+        .iter()
+        .filter(|key| !by_inside.contains_key(key));
+    endpoints.extend(unpublished.map(|(inside, protocol)| {
+        endpoint(
+            *protocol,
+            *inside,
+            *inside,
+            BTreeSet::new(),
+            Level::Containers,
+        )
+    }));
+    endpoints
+}
+
+/// What was asked for, where Docker says what became of it. `all` lead to the same port inside.
+fn is_superseded(asked: &Publication, all: &[&Publication]) -> bool {
+    let mut others = all.iter().filter(|other| **other != asked);
+    others.any(|given| {
+        let is_chosen = given.first == given.last && asked.ports().contains(&given.first);
+        let was_open = asked.address.is_none() && given.address.is_some();
+        is_chosen && (was_open || asked.first != asked.last)
+    })
+}
+
+fn addresses_of(address: Option<IpAddr>) -> BTreeSet<IpAddr> {
+    match address {
+        Some(address) => BTreeSet::from([address]),
+        None => BTreeSet::from(EVERYWHERE),
+    }
+}
+
+/// Every address of both families.
+pub const EVERYWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+];
+
+fn of_socket(
+    socket: &Socket,
+    holders: &[Holder],
+    inventory: &Inventory,
+    setting: &Setting<'_>,
+) -> Endpoint {
+    let Socket {
+        protocol,
+        local,
+        v6_only,
+        interface,
+        inode: _,
+        uid: _,
+    } = socket;
+    let addresses = match local.ip() {
+        IpAddr::V6(own) if own.is_unspecified() && !v6_only => BTreeSet::from(EVERYWHERE),
+        own => BTreeSet::from([own]),
+    };
+    let level = level(&addresses, setting.networks);
+    let bound = (*interface != 0).then(|| (setting.interface)(*interface));
+    let level = match &bound {
+        Some((name, _)) if name == LOOPBACK => Level::Localhost,
+        Some((_, false)) if level == Level::World => Level::Network,
+        _ => level,
+    };
+    let port = local.port();
+    let owner = Owner::of_socket(socket, holders, inventory);
+    Endpoint {
+        protocol: *protocol,
+        ports: port..=port,
+        addresses,
+        interface: bound.map(|(name, _)| name),
+        level,
+        role: role::of_socket(*protocol, port, &owner),
+        owner,
+        inside: None,
+        may_be_client: *protocol == PortProtocol::Udp
+            && (setting.local_ports.contains(&port) || CLIENT_PORTS.contains(&port)),
+    }
+}
+
+const LOOPBACK: &str = "lo";
+
+/// Of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
+const CLIENT_PORTS: [u16; 2] = [68, 546];
+
+/// One endpoint for each port of an owner and level, in order.
+fn united(mut found: Vec<Endpoint>) -> Vec<Endpoint> {
+    let order = |endpoint: &Endpoint| (endpoint.level, endpoint.protocol, *endpoint.ports.start());
+    found.sort_by_key(order);
+    let mut united: Vec<Endpoint> = Vec::new();
+    for endpoint in found {
+        let others = united.iter_mut().rev();
+        let mut others = others.take_while(|other| order(other) == order(&endpoint));
+        match others.find(|other| is_of_same(other, &endpoint)) {
+            Some(other) => {
+                other.addresses.extend(endpoint.addresses);
+                other.owner.pids.extend(endpoint.owner.pids);
+            }
+            None => united.push(endpoint),
+        }
+    }
+    united
+}
+
+/// Whether two endpoints differ in nothing but their addresses and the numbers of their processes.
+fn is_of_same(one: &Endpoint, other: &Endpoint) -> bool {
+    let Endpoint {
+        addresses, owner, ..
+    } = other;
+    let alike = Endpoint {
+        addresses: addresses.clone(),
+        owner: Owner {
+            pids: owner.pids.clone(),
+            ..one.owner.clone()
+        },
+        ..one.clone()
+    };
+    alike == *other
+}
+
+/// How far addresses can be reached: the furthest of them.
+fn level(addresses: &BTreeSet<IpAddr>, networks: &[ContainerNetwork]) -> Level {
+    let levels = addresses.iter().map(|address| level_of(*address, networks));
+    levels.min().unwrap_or(Level::Containers)
+}
+
+fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
+    if address.is_unspecified() {
+        Level::World
+    } else if address.is_loopback() {
+        Level::Localhost
+    } else if networks
+        .iter()
+        .any(|network| network.prefix.contains(&address))
+    {
+        Level::Containers
+    } else if is_of_network(address) {
+        Level::Network
+    } else {
+        Level::World
+    }
+}
+
+/// Whether an address is known in its own network alone (RFC 1918, 3927, 4193, 4291, 6598), or stands
+/// for a group.
+fn is_of_network(address: IpAddr) -> bool {
+    const SHARED: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
+    let is_private = match address {
+        IpAddr::V4(address) => address.is_private(),
+        IpAddr::V6(address) => address.is_unique_local(),
+    };
+    is_private || is_link_local(address) || address.is_multicast() || SHARED.contains(&address)
+}
+
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+impl Owner {
+    fn of_container(container: &Container) -> Self {
+        let compose = container.compose();
+        Self {
+            kind: "container",
+            container: Some(container.name.clone()),
+            image: Some(container.image.clone()).filter(|image| !image.is_empty()),
+            project: compose.map(|(project, _)| project.to_owned()),
+            service: compose.map(|(_, service)| service.to_owned()),
+            host_network: container.on_host_network,
+            ..Self::default()
+        }
+    }
+
+    fn of_socket(socket: &Socket, holders: &[Holder], inventory: &Inventory) -> Self {
+        let named = Self {
+            processes: holders.iter().map(|holder| holder.name.clone()).collect(),
+            pids: holders.iter().map(|holder| holder.pid).collect(),
+            ..Self::default()
+        };
+        let identifier = holders.iter().find_map(|holder| holder.container.as_ref());
+        match (identifier, holders) {
+            (Some(identifier), _) => {
+                let known = inventory.containers.get(identifier).map(Self::of_container);
+                let unknown = || Self {
+                    container: identifier.get(..12).map(str::to_owned),
+                    ..Self::default()
+                };
+                Self {
+                    kind: "container",
+                    host_network: true,
+                    processes: named.processes,
+                    pids: named.pids,
+                    ..known.unwrap_or_else(unknown)
+                }
+            }
+            (None, []) if socket.inode == 0 => Self {
+                kind: "kernel",
+                ..named
+            },
+            (None, []) => Self {
+                kind: "unknown",
+                user: Some(user_of(socket.uid)),
+                ..named
+            },
+            (None, _) => Self {
+                kind: "process",
+                ..named
+            },
+        }
+    }
+}
+
+fn user_of(uid: u32) -> String {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use guard_common::exposure::NetworkKind;
+
+    use super::*;
+    use PortProtocol::{Tcp, Udp};
+
+    fn networks() -> Vec<ContainerNetwork> {
+        vec![ContainerNetwork {
+            prefix: "172.17.0.0/16".parse().unwrap(),
+            kind: NetworkKind::Masqueraded,
+        }]
+    }
+
+    fn found(containers: &[Container], sockets: &[Socket], holders: &Holders) -> Vec<Endpoint> {
+        let numbered = (0..).zip(containers);
+        let inventory = Inventory {
+            containers: numbered
+                .map(|(n, container): (u8, _)| (format!("{n:064x}"), container.clone()))
+                .collect(),
+            networks: networks(),
+        };
+        let setting = Setting {
+            networks: &networks(),
+            interface: &|index| match index {
+                1 => ("lo".to_owned(), false),
+                2 => ("eth0".to_owned(), true),
+                _ => ("br0".to_owned(), false),
+            },
+            local_ports: &(32_768..=60_999),
+        };
+        endpoints(Some(&inventory), sockets, holders, &setting)
+    }
+
+    fn container(publishes: &[(Option<&str>, u16, u16, u16)]) -> Container {
+        let publishes = publishes.iter();
+        Container {
+            name: "shop".to_owned(),
+            running: true,
+            publishes: publishes
+                .map(|(address, first, last, inside)| Publication {
+                    protocol: Tcp,
+                    address: address.map(|address| address.parse().unwrap()),
+                    first: *first,
+                    last: *last,
+                    inside: *inside,
+                })
+                .collect(),
+            ..Container::default()
+        }
+    }
+
+    fn socket(protocol: PortProtocol, local: &str) -> Socket {
+        Socket {
+            protocol,
+            local: local.parse().unwrap(),
+            v6_only: false,
+            interface: 0,
+            inode: 7,
+            uid: 0,
+        }
+    }
+
+    fn held_by(name: &str, container: Option<String>) -> Holders {
+        let holder = Holder {
+            pid: 12,
+            name: name.to_owned(),
+            container,
+        };
+        Holders {
+            by_inode: HashMap::from([(7, vec![holder])]),
+            complete: true,
+        }
+    }
+
+    fn addresses(endpoint: &Endpoint) -> Vec<String> {
+        endpoint.addresses.iter().map(IpAddr::to_string).collect()
+    }
+
+    #[test]
+    fn how_far_an_address_is_reached() {
+        for (address, expected) in [
+            ("0.0.0.0", Level::World),
+            ("::", Level::World),
+            ("203.0.113.10", Level::World),
+            ("2001:db8::1", Level::World),
+            ("10.1.2.3", Level::Network),
+            ("192.168.1.1", Level::Network),
+            ("169.254.1.1", Level::Network),
+            ("100.64.0.1", Level::Network),
+            ("fd00::1", Level::Network),
+            ("fe80::1", Level::Network),
+            ("224.0.0.251", Level::Network),
+            ("ff02::fb", Level::Network),
+            ("127.0.0.53", Level::Localhost),
+            ("::1", Level::Localhost),
+            ("172.17.0.1", Level::Containers),
+        ] {
+            let level = level_of(address.parse().unwrap(), &networks());
+            assert_eq!(level, expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_docker_gave_goes_before_what_was_asked_for() {
+        let asked_and_given = container(&[
+            (None, 8000, 8000, 80),
+            (Some("0.0.0.0"), 8000, 8000, 80),
+            (None, 9000, 9010, 90),
+            (Some("0.0.0.0"), 9003, 9003, 90),
+            (Some("::"), 9003, 9003, 90),
+            (None, 7000, 7000, 70),
+        ]);
+        let found = found(&[asked_and_given], &[], &Holders::default());
+        let places: Vec<_> = found
+            .iter()
+            .map(|one| (one.place(), addresses(one)))
+            .collect();
+        let every = vec!["0.0.0.0".to_owned(), "::".to_owned()];
+        assert_eq!(
+            places,
+            [
+                ("tcp/7000".to_owned(), every.clone()),
+                ("tcp/8000".to_owned(), vec!["0.0.0.0".to_owned()]),
+                ("tcp/9003".to_owned(), every),
+            ]
+        );
+    }
+
+    #[test]
+    fn who_publishes_for_a_container_is_no_listener_of_its_own() {
+        let shop = [container(&[(None, 8000, 8000, 80)])];
+        let sockets = [socket(Tcp, "0.0.0.0:8000"), socket(Tcp, "[::]:8000")];
+        for holders in [held_by("docker-proxy", None), Holders::default()] {
+            let found = found(&shop, &sockets, &holders);
+            let owners: Vec<_> = found.iter().map(|one| one.owner.kind).collect();
+            assert_eq!(owners, ["container"]);
+        }
+        let found = found(&shop, &sockets[..1], &held_by("nginx", None));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn a_stopped_container_shows_nothing() {
+        let mut stopped = container(&[(None, 8000, 8000, 80)]);
+        stopped.running = false;
+        assert_eq!(found(&[stopped], &[], &Holders::default()), []);
+    }
+
+    #[test]
+    fn a_listener_in_a_containers_control_group_is_the_containers() {
+        let host = Container {
+            on_host_network: true,
+            ..container(&[])
+        };
+        let sockets = [socket(Tcp, "0.0.0.0:80")];
+        let known = found(
+            &[host],
+            &sockets,
+            &held_by("app", Some(format!("{:064x}", 0))),
+        );
+        let Owner {
+            container,
+            host_network,
+            ..
+        } = &known[0].owner;
+        assert_eq!((container.as_deref(), *host_network), (Some("shop"), true));
+        let unknown = found(&[], &sockets, &held_by("app", Some("f".repeat(64))));
+        assert_eq!(unknown[0].owner.container.as_deref(), Some("ffffffffffff"));
+    }
+
+    #[test]
+    fn a_socket_is_as_wide_as_its_address_its_family_and_its_interface() {
+        let on = |interface| Socket {
+            interface,
+            ..socket(Udp, "0.0.0.0:68")
+        };
+        let v6_only = Socket {
+            v6_only: true,
+            ..socket(Tcp, "[::]:22")
+        };
+        for (socket, level, count, client) in [
+            (socket(Tcp, "[::]:22"), Level::World, 2, false),
+            (v6_only, Level::World, 1, false),
+            (socket(Tcp, "0.0.0.0:40000"), Level::World, 1, false),
+            (socket(Udp, "0.0.0.0:40000"), Level::World, 1, true),
+            (socket(Udp, "[fd00::1]:53"), Level::Network, 1, false),
+            (on(1), Level::Localhost, 1, true),
+            (on(2), Level::World, 1, true),
+            (on(3), Level::Network, 1, true),
+        ] {
+            let found = found(&[], std::slice::from_ref(&socket), &held_by("server", None));
+            let [one] = found.as_slice() else {
+                panic!("{found:?}")
+            };
+            let facts = (one.level, one.addresses.len(), one.may_be_client);
+            assert_eq!(facts, (level, count, client), "{socket:?}");
+        }
+    }
+
+    #[test]
+    fn consecutive_ports_join_and_others_do_not() {
+        let shop = container(&[
+            (None, 8002, 8002, 82),
+            (None, 8003, 8003, 83),
+            (None, 8004, 8004, 90),
+        ]);
+        let all = found(&[shop], &[], &Holders::default());
+        let joined = joined(all, Endpoint::continues, |one| &mut one.ports);
+        let places: BTreeMap<_, _> = joined.iter().map(|one| (one.place(), one.inside)).collect();
+        let expected = [("tcp/8002-8003", Some(82)), ("tcp/8004", Some(90))];
+        assert_eq!(
+            places,
+            expected
+                .map(|(place, inside)| (place.to_owned(), inside))
+                .into()
+        );
+    }
+}

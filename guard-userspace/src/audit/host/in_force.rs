@@ -1,0 +1,188 @@
+//! Which policy an audit goes by, and whether a guard is at work by it.
+
+use std::{io::ErrorKind, os::unix::net::UnixStream, path::Path};
+
+use guard_common::reason::Mode;
+use serde::Serialize;
+
+use crate::{
+    api::{ModeStatus, Status, client::Client},
+    host::Netlink,
+    policy::{Clock, Policy, PolicyError},
+    unattended,
+};
+
+/// Whether what a policy closes is closed at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guard {
+    /// A guard is at work, in the policy's mode.
+    AtWork,
+    /// No guard is attached, or it does not enforce what it should.
+    NotAtWork,
+    /// It cannot be told; the policy is taken at its word.
+    Unknown,
+    /// The policy was named: it is judged as if it were in force.
+    Supposed,
+}
+
+/// A policy to judge by.
+pub struct InForce {
+    pub path: String,
+    /// With the modes that operators have set.
+    pub policy: Policy,
+    pub guard: Guard,
+    /// Published ports that the agent knows of, such as `tcp/8000`.
+    pub published: Vec<String>,
+}
+
+impl InForce {
+    /// That of the agent; without one, what the pins say; without those, what the file says. `None`:
+    /// there is no policy. What cannot be told goes to `notes`.
+    pub async fn find(
+        places: &Places<'_>,
+        clock: Clock,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>, PolicyError> {
+        let Places {
+            client,
+            socket,
+            pins,
+            default,
+        } = places;
+        if client.has_agent() {
+            match ask(client, clock).await {
+                Ok(in_force) => return Ok(Some(in_force)),
+                Err(error) => notes.push(format!("{error:#}; what is pinned is gone by")),
+            }
+        }
+        let pinned = unattended::status(pins, "no agent".to_owned()).await;
+        if let Ok(Some(status)) = pinned {
+            return Self::of_pins(&status, clock, notes).map(Some);
+        }
+        let policy = match Policy::read(default, clock) {
+            Ok(policy) => policy,
+            Err(PolicyError::Unreadable { error, .. }) if error.kind() == ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(PolicyError::Unreadable { file, error }) => {
+                notes.push(format!(
+                    "{file} cannot be read ({error}): nothing is judged"
+                ));
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let guard = if pinned.is_err() && (is_refused(socket) || has_program(&policy).await) {
+            notes.push(
+                "whether a guard is at work cannot be told without root: its policy is taken at its word"
+                    .to_owned(),
+            );
+            Guard::Unknown
+        } else {
+            Guard::NotAtWork
+        };
+        Ok(Some(Self {
+            path: default.display().to_string(),
+            policy,
+            guard,
+            published: Vec::new(),
+        }))
+    }
+
+    /// A policy that is named.
+    pub fn supposed(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
+        Ok(Self {
+            path: path.display().to_string(),
+            policy: Policy::read(path, clock)?,
+            guard: Guard::Supposed,
+            published: Vec::new(),
+        })
+    }
+
+    fn of_pins(
+        status: &Status,
+        clock: Clock,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, PolicyError> {
+        let path = status.policy.path.clone();
+        let policy = Policy::read(path.as_ref(), clock)?;
+        notes.push("no agent runs, and the kernel goes on without it".to_owned());
+        let has_changed = policy.sha256 != status.policy.sha256;
+        let mut in_force = Self::with_status(path, policy, status);
+        if has_changed && in_force.guard == Guard::AtWork {
+            notes.push(format!(
+                "{} has changed since it was put in force, and is judged by as it is now",
+                in_force.path
+            ));
+            in_force.guard = Guard::Unknown;
+        }
+        Ok(in_force)
+    }
+
+    fn with_status(path: String, mut policy: Policy, status: &Status) -> Self {
+        policy.mode = mode_of(&status.mode);
+        for ModeStatus { service, mode, .. } in &status.modes {
+            let mut services = policy.services.iter_mut();
+            if let Some(found) = services.find(|found| Some(&found.name) == service.as_ref()) {
+                found.mode = mode_of(mode);
+            }
+        }
+        let docker = status.docker.as_ref();
+        Self {
+            path,
+            policy,
+            guard: if status.not_enforcing_because.is_empty() {
+                Guard::AtWork
+            } else {
+                Guard::NotAtWork
+            },
+            published: docker
+                .map(|docker| docker.published.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// Where the agent and what it leaves are found.
+pub struct Places<'a> {
+    pub client: &'a Client,
+    pub socket: &'a Path,
+    pub pins: &'a Path,
+    /// The policy file if nothing is in force.
+    pub default: &'a Path,
+}
+
+async fn ask(client: &Client, clock: Clock) -> anyhow::Result<InForce> {
+    let status = client.status().await?;
+    let text = client.policy().await?;
+    let policy = Policy::parse(&text.text, &text.path, clock)?;
+    Ok(InForce::with_status(text.path, policy, &status))
+}
+
+/// An agent may listen, but not to this user.
+fn is_refused(socket: &Path) -> bool {
+    let refusal = UnixStream::connect(socket).err().map(|error| error.kind());
+    refusal == Some(ErrorKind::PermissionDenied)
+}
+
+/// Some XDP program is on an interface of the policy, but whose, only root can tell.
+async fn has_program(policy: &Policy) -> bool {
+    let Ok(netlink) = Netlink::connect() else {
+        return false;
+    };
+    let names = netlink.interfaces_of(policy).await.unwrap_or_default();
+    for name in names {
+        if let Ok(Some(_)) = netlink.xdp(&name).await {
+            return true;
+        }
+    }
+    false
+}
+
+/// A name of the API's; what is none is the mildest.
+fn mode_of(name: &str) -> Mode {
+    let mut modes = [Mode::Observe, Mode::Enforce].into_iter();
+    let known = modes.find(|mode| mode.name() == name);
+    known.unwrap_or(Mode::Off)
+}

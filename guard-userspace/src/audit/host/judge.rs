@@ -1,0 +1,366 @@
+//! What a policy does with an endpoint: the rules of exposure over the policy's tables. No kernel is
+//! asked, so that it works without root.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use guard_common::{
+    address::Address,
+    exposure::{Exposure, Target, judge},
+    layout::{AddressedKey, NO_SERVICE, PortProtocol, port_index},
+    packet::{Packet, Transport},
+    reason::Mode,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::endpoint::{Endpoint, Level, is_link_local};
+use crate::{
+    explain::describe_budgets,
+    policy::{From, Policy, Service, Tables, split},
+};
+
+/// What becomes of a stranger's first packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It passes, and is judged by nobody.
+    NotGuarded,
+    /// It passes, and would be dropped if the policy were enforced.
+    WouldBeClosed,
+    /// A service lists the place.
+    Open,
+    /// It is dropped.
+    Closed,
+}
+
+/// What the policy does with an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Decision {
+    pub fate: Fate,
+    /// Of the host that this is so on; empty: on all where it answers.
+    pub addresses: BTreeSet<IpAddr>,
+    pub service: Option<String>,
+    /// Of the policy.
+    pub line: Option<usize>,
+    /// Whom the service is open to: `any`, or prefixes. Empty without a service.
+    pub from: Vec<String>,
+    /// Why it is not guarded.
+    pub why: Option<&'static str>,
+    /// Its budgets.
+    pub limits: Vec<String>,
+    /// Whether the policy is enforced here: if not, anybody gets through for now.
+    pub enforced: bool,
+}
+
+pub struct Judge<'a> {
+    /// With the labels of containers.
+    pub policy: &'a Policy,
+    pub tables: Tables,
+    /// Addresses of this host.
+    pub own: &'a [IpAddr],
+    /// Those that belong to interfaces where nothing is judged.
+    pub unguarded: BTreeSet<IpAddr>,
+    pub now: Timestamp,
+    /// The guard is at work, or is taken to be.
+    pub is_at_work: bool,
+}
+
+impl Judge<'_> {
+    /// The same on every address: one decision. None for what nothing from outside is sent to.
+    pub fn decide(&self, endpoint: &Endpoint) -> Vec<Decision> {
+        if endpoint.level > Level::Network {
+            return Vec::new();
+        }
+        let mut decisions: Vec<Decision> = Vec::new();
+        for address in self.destinations(endpoint) {
+            let decision = self.decide_at(endpoint.protocol, *endpoint.ports.start(), address);
+            let same = |other: &&mut Decision| {
+                let addresses = other.addresses.clone();
+                **other
+                    == Decision {
+                        addresses,
+                        ..decision.clone()
+                    }
+            };
+            match decisions.iter_mut().find(same) {
+                Some(other) => other.addresses.extend(decision.addresses),
+                None => decisions.push(decision),
+            }
+        }
+        if let [only] = decisions.as_mut_slice() {
+            only.addresses.clear();
+        }
+        decisions.sort_unstable();
+        decisions
+    }
+
+    /// The addresses that others would send to.
+    fn destinations(&self, endpoint: &Endpoint) -> BTreeSet<IpAddr> {
+        let mut destinations = BTreeSet::new();
+        for address in &endpoint.addresses {
+            let before = destinations.len();
+            if address.is_unspecified() {
+                let own = self.own.iter().copied();
+                destinations.extend(own.filter(|own| {
+                    own.is_ipv4() == address.is_ipv4() && self.is_from_outside(*own)
+                }));
+            }
+            if destinations.len() == before {
+                destinations.insert(*address);
+            }
+        }
+        destinations
+    }
+
+    fn is_from_outside(&self, own: IpAddr) -> bool {
+        let mut networks = self.tables.networks.iter();
+        let is_of_containers = networks.any(|network| network.prefix.contains(&own));
+        let is_apart = is_link_local(own) || is_of_containers || self.unguarded.contains(&own);
+        !own.is_loopback() && !is_apart
+    }
+
+    fn decide_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Decision {
+        let service = self.service_at(protocol, port, address);
+        let packet = first_packet(protocol, port, address);
+        let from = service
+            .map(|service| self.admitted(service))
+            .unwrap_or_default();
+        let target = self.target(protocol, port, address, &from, service);
+        let exposure = judge(target, &packet, self.policy.scope);
+        let mode = service.map_or(self.policy.mode, |service| {
+            service.mode.min(self.policy.mode)
+        });
+        let enforced = self.is_at_work && mode == Mode::Enforce;
+        let (fate, why) = match exposure {
+            _ if self.unguarded.contains(&address) => (Fate::NotGuarded, Some(NOT_ITS_INTERFACE)),
+            _ if mode == Mode::Off && service.is_none() => (Fate::NotGuarded, Some(OFF)),
+            Exposure::Open => (Fate::Open, None),
+            Exposure::Pass(_) => (Fate::NotGuarded, Some(OUT_OF_SCOPE)),
+            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => {
+                (Fate::Closed, None)
+            }
+            Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) => (Fate::WouldBeClosed, None),
+        };
+        Decision {
+            fate,
+            why,
+            addresses: BTreeSet::from([address]),
+            service: service.map(|service| service.name.clone()),
+            line: service
+                .map(|service| service.line)
+                .filter(|line| *line != 0),
+            from,
+            limits: service.map(limits_of).unwrap_or_default(),
+            enforced,
+        }
+    }
+
+    fn service_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
+        let index = port_index(protocol, port);
+        let entry = self.tables.ports.get(&index).copied().unwrap_or_default();
+        let (family, cut) = split(address);
+        let key = AddressedKey {
+            port: index,
+            family: family as u32,
+            address: cut,
+        };
+        let mut addressed = self.tables.addressed.iter();
+        let on_this = addressed.find(|(other, _)| *other == key);
+        let on_this = on_this.and_then(|(_, number)| u16::try_from(*number).ok());
+        let number = on_this.unwrap_or(entry.service());
+        let name = self
+            .tables
+            .service_name(number)
+            .filter(|_| number != NO_SERVICE)?;
+        self.policy
+            .services
+            .iter()
+            .find(|service| service.name == name)
+    }
+
+    fn target(
+        &self,
+        protocol: PortProtocol,
+        port: u16,
+        address: IpAddr,
+        from: &[String],
+        service: Option<&Service>,
+    ) -> Target {
+        let entry = self
+            .tables
+            .ports
+            .get(&port_index(protocol, port))
+            .copied()
+            .unwrap_or_default();
+        Target {
+            listed: service.is_some(),
+            admitted: !from.is_empty(),
+            published: if address.is_ipv4() {
+                entry.is_published_ipv4()
+            } else {
+                entry.is_published_ipv6()
+            },
+            ephemeral: entry.is_ephemeral(),
+        }
+    }
+
+    /// Whom a service is open to at this moment.
+    fn admitted(&self, service: &Service) -> Vec<String> {
+        let From::Admitted(admitted) = &service.from else {
+            return vec![ANY.to_owned()];
+        };
+        let valid = admitted
+            .iter()
+            .filter(|one| one.expires.is_none_or(|end| end > self.now));
+        valid.map(|one| one.prefix.to_string()).collect()
+    }
+}
+
+pub const NOT_ITS_INTERFACE: &str = "the policy does not guard its interface";
+const OFF: &str = "no service lists it, and the mode is off";
+const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
+
+pub const ANY: &str = "any";
+
+/// The first packet of a connection or exchange, from nobody in particular.
+fn first_packet(protocol: PortProtocol, port: u16, to: IpAddr) -> Packet {
+    let (family, destination) = split(to);
+    Packet {
+        family,
+        source: Address { high: 0, low: 0 },
+        destination,
+        transport: match protocol {
+            PortProtocol::Tcp => Transport::tcp(port, true),
+            PortProtocol::Udp => Transport::udp(0, port),
+            PortProtocol::Sctp => Transport::sctp(port),
+        },
+    }
+}
+
+fn limits_of(service: &Service) -> Vec<String> {
+    let mut limits = describe_budgets(&service.limit.budgets, "for each source");
+    limits.extend(describe_budgets(&service.total, "for all sources together"));
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::RangeInclusive;
+
+    use super::*;
+    use crate::{
+        audit::host::endpoint::Owner,
+        policy::{Clock, Containers, PublishedFamily, PublishedPort, Timebase},
+    };
+
+    const NOW: &str = "2026-01-01T00:00:00Z";
+
+    /// What becomes of a port on every IPv4 address, where containers publish 8000.
+    fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
+        let clock = Clock { tick_ns: 4_000_000 };
+        let policy = Policy::parse(text, "test.toml", clock).unwrap();
+        let containers = Containers {
+            published: vec![PublishedPort {
+                protocol: PortProtocol::Tcp,
+                port: 8000,
+                family: PublishedFamily::Ipv4,
+            }],
+            ..Containers::default()
+        };
+        let now = Timebase {
+            world: NOW.parse().unwrap(),
+            boot_ns: 0,
+        };
+        let local_ports: RangeInclusive<u16> = 32_768..=60_999;
+        let judge = Judge {
+            policy: &policy,
+            tables: Tables::compile(&policy, &containers, &local_ports, now),
+            own: &["203.0.113.5", "203.0.113.6", "10.0.0.1", "127.0.0.1"]
+                .map(|address| address.parse().unwrap()),
+            unguarded: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+            now: now.world,
+            is_at_work,
+        };
+        let endpoint = Endpoint {
+            protocol,
+            ports: port..=port,
+            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
+            interface: None,
+            level: Level::World,
+            owner: Owner::default(),
+            inside: None,
+            role: None,
+            may_be_client: false,
+        };
+        judge.decide(&endpoint)
+    }
+
+    fn fate(text: &str, port: u16, is_at_work: bool) -> Fate {
+        let decisions = decide(text, PortProtocol::Tcp, port, is_at_work);
+        assert_eq!(decisions.len(), 1, "{decisions:?}");
+        decisions[0].fate
+    }
+
+    #[test]
+    fn the_mode_the_scope_and_the_guard_decide() {
+        for (text, published, listening) in [
+            ("mode = \"enforce\"", Fate::Closed, Fate::NotGuarded),
+            ("mode = \"observe\"", Fate::WouldBeClosed, Fate::NotGuarded),
+            ("mode = \"off\"", Fate::NotGuarded, Fate::NotGuarded),
+            (
+                "mode = \"enforce\"\nscope = \"host\"",
+                Fate::Closed,
+                Fate::Closed,
+            ),
+        ] {
+            assert_eq!(fate(text, 8000, true), published, "{text}");
+            assert_eq!(fate(text, 9100, true), listening, "{text}");
+        }
+        assert_eq!(fate("mode = \"enforce\"", 8000, false), Fate::WouldBeClosed);
+    }
+
+    #[test]
+    fn a_service_says_whom_it_is_open_to_and_with_which_limits() {
+        let text = "mode = \"enforce\"
+            [[service]]
+            name = \"app\"
+            ports = [\"tcp/8000\"]
+            from = [\"198.51.100.0/24\", \"past\"]
+            limit.connections = \"50/s\"
+            total.packets = \"1k/s\"
+            [[source]]
+            name = \"past\"
+            cidrs = [\"192.0.2.0/24\"]
+            expires = 2001-01-01T00:00:00Z";
+        let decisions = decide(text, PortProtocol::Tcp, 8000, true);
+        let [decision] = decisions.as_slice() else {
+            panic!("{decisions:?}")
+        };
+        assert_eq!(decision.fate, Fate::Open);
+        assert_eq!(decision.service.as_deref(), Some("app"));
+        assert_eq!(decision.from, ["198.51.100.0/24"]);
+        assert_eq!(decision.limits.len(), 2, "{decision:?}");
+        assert!(decision.limits[0].starts_with("connections 50/s"));
+        assert_eq!(
+            fate(&text.replace("\"198.51.100.0/24\", ", ""), 8000, true),
+            Fate::Closed
+        );
+        let udp = decide(text, PortProtocol::Udp, 8000, true);
+        assert_eq!(udp[0].fate, Fate::NotGuarded, "another protocol");
+    }
+
+    #[test]
+    fn a_service_on_one_address_leaves_the_others_closed() {
+        let text = "mode = \"enforce\"
+            [[service]]
+            name = \"app\"
+            ports = [\"tcp/8000\"]
+            address = \"203.0.113.5\"";
+        let decisions = decide(text, PortProtocol::Tcp, 8000, true);
+        let found: Vec<_> = decisions
+            .iter()
+            .map(|one| (one.fate, one.addresses.len()))
+            .collect();
+        assert_eq!(found, [(Fate::Open, 1), (Fate::Closed, 1)]);
+    }
+}

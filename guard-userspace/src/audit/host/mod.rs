@@ -1,0 +1,286 @@
+//! What of this host can be reached from outside, who answers there, what the policy does with it, and
+//! what to change.
+
+mod change;
+mod describe;
+mod endpoint;
+mod in_force;
+mod judge;
+mod role;
+mod sockets;
+mod survey;
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use self::{
+    change::changes,
+    endpoint::is_link_local,
+    judge::{ANY, Decision, Fate, Judge},
+};
+pub use self::{
+    describe::{columns, describe_owner},
+    endpoint::{Endpoint, Level, Owner, joined},
+    in_force::{Guard, InForce, Places},
+    role::Role,
+    survey::{DockerAsked, Survey, find_docker},
+};
+use super::dangers::{Danger, danger_at};
+use crate::{
+    host::{self, Netlink},
+    lockout::arrival::Arrivals,
+    policy::{Clock, Policy, Ports, PublishedFamily, PublishedPort, Tables, labels},
+};
+
+/// What `guard audit --json` prints.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// `null`: there is none, and nothing is judged.
+    pub policy: Option<JudgedBy>,
+    pub docker: DockerAsked,
+    /// What could not be told.
+    pub notes: Vec<String>,
+    pub endpoints: Vec<Audited>,
+    /// How many of the endpoints are findings.
+    pub findings: usize,
+}
+
+/// The policy that endpoints are judged by.
+#[derive(Debug, Serialize)]
+pub struct JudgedBy {
+    pub path: String,
+    pub mode: &'static str,
+    pub scope: &'static str,
+    pub guard: Guard,
+}
+
+impl From<InForce> for JudgedBy {
+    fn from(in_force: InForce) -> Self {
+        let InForce {
+            path,
+            policy,
+            guard,
+            published: _,
+        } = in_force;
+        Self {
+            path,
+            mode: policy.mode.name(),
+            scope: policy.scope.name(),
+            guard,
+        }
+    }
+}
+
+/// An endpoint, and what is to be said of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Audited {
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+    /// What the policy does with it; several if it is not the same on all addresses. Empty: it cannot be
+    /// reached from outside, or there is no policy.
+    pub policy: Vec<Decision>,
+    /// It is open to the world, and no service lists it.
+    pub finding: bool,
+    /// Only if others can reach it.
+    pub danger: Option<&'static Danger>,
+    /// What to do about it, one of them.
+    pub changes: Vec<String>,
+}
+
+impl Report {
+    /// Judges what has been found by a policy, if there is one.
+    pub async fn new(
+        survey: Survey,
+        policy: Option<InForce>,
+        mut notes: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        notes.extend(survey.notes.iter().cloned());
+        let audited = match &policy {
+            Some(in_force) => judge_all(&survey, in_force, &mut notes).await?,
+            None => {
+                let endpoints = survey.endpoints.iter().cloned();
+                endpoints
+                    .map(|endpoint| Audited::new(endpoint, None))
+                    .collect()
+            }
+        };
+        let docker = survey.docker;
+        let mut endpoints: Vec<Audited> = joined(audited, Audited::continues, |audited| {
+            &mut audited.endpoint.ports
+        });
+        let scope = policy.as_ref().map(|in_force| in_force.policy.scope);
+        for audited in &mut endpoints {
+            audited.changes = changes(audited, scope);
+        }
+        Ok(Self {
+            policy: policy.map(JudgedBy::from),
+            docker,
+            notes,
+            findings: endpoints.iter().filter(|audited| audited.finding).count(),
+            endpoints,
+        })
+    }
+
+    /// Why this is no success, if it is none.
+    pub fn complaint(&self) -> Option<String> {
+        match self.findings {
+            0 => None,
+            1 => Some("1 endpoint is open to the world, and no service lists it".to_owned()),
+            n => Some(format!(
+                "{n} endpoints are open to the world, and no service lists them"
+            )),
+        }
+    }
+}
+
+async fn judge_all(
+    survey: &Survey,
+    in_force: &InForce,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<Audited>> {
+    let mut containers = survey.containers.clone();
+    if !survey.docker.answered {
+        let published = in_force.published.iter();
+        containers
+            .published
+            .extend(published.flat_map(|port| parse_published(port)));
+    }
+    let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+    let (policy, _) = labels::apply(&in_force.policy, &containers, Clock { tick_ns });
+    let now = host::timebase().context("the clocks cannot be read")?;
+    let local_ports = host::local_port_range().context("the local port range cannot be read")?;
+    let own: Vec<IpAddr> = survey.own.iter().map(|(_, address)| *address).collect();
+    let judge = Judge {
+        policy: &policy,
+        tables: Tables::compile(&policy, &containers, &local_ports, now),
+        own: &own,
+        unguarded: unguarded(survey, &policy, notes).await?,
+        now: now.world,
+        is_at_work: in_force.guard != Guard::NotAtWork,
+    };
+    let endpoints = survey.endpoints.iter().cloned();
+    Ok(endpoints
+        .map(|endpoint| Audited::new(endpoint, Some(&judge)))
+        .collect())
+}
+
+/// The addresses of interfaces where nothing is judged, which `notes` names.
+async fn unguarded(
+    survey: &Survey,
+    policy: &Policy,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+    let arrivals = Arrivals::new(policy, &netlink).await;
+    let arrivals = arrivals.context("this host's interfaces cannot be read")?;
+    let is_of_containers = |address: IpAddr| {
+        let mut networks = survey.containers.networks.iter();
+        networks.any(|network| network.prefix.contains(&address))
+    };
+    let mut addresses = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (index, address) in survey.own.iter().copied() {
+        let is_inner = address.is_loopback() || is_of_containers(address);
+        if is_inner || arrivals.leads_to_guarded(index) {
+            continue;
+        }
+        addresses.insert(address);
+        // Every interface has one, bridges of containers too.
+        if is_link_local(address) {
+            continue;
+        }
+        let mut links = survey.links.iter();
+        names.extend(
+            links
+                .find(|link| link.index == index)
+                .map(|link| link.name.as_str()),
+        );
+    }
+    if !names.is_empty() {
+        let names: Vec<&str> = names.into_iter().collect();
+        notes.push(format!(
+            "what comes in over {} is not judged",
+            names.join(", ")
+        ));
+    }
+    Ok(addresses)
+}
+
+/// A port as the agent's status names it, on both families.
+fn parse_published(port: &str) -> Vec<PublishedPort> {
+    let Ok(Ports::Range { protocol, ports }) = port.parse() else {
+        return Vec::new();
+    };
+    let families = [PublishedFamily::Ipv4, PublishedFamily::Ipv6];
+    let on = |port| {
+        families.map(|family| PublishedPort {
+            protocol,
+            port,
+            family,
+        })
+    };
+    ports.flat_map(on).collect()
+}
+
+impl Audited {
+    /// Of an endpoint with one port.
+    fn new(endpoint: Endpoint, judge: Option<&Judge<'_>>) -> Self {
+        let policy = judge
+            .map(|judge| judge.decide(&endpoint))
+            .unwrap_or_default();
+        let settles = |decision: &Decision| matches!(decision.fate, Fate::Open | Fate::Closed);
+        let is_settled = !policy.is_empty() && policy.iter().all(settles);
+        let finding = endpoint.level == Level::World && !endpoint.may_be_client && !is_settled;
+        let known = danger(&endpoint);
+        let audited = Self {
+            danger: None,
+            policy,
+            finding,
+            changes: Vec::new(),
+            endpoint,
+        };
+        let danger = known.filter(|_| audited.is_reachable());
+        Self { danger, ..audited }
+    }
+
+    /// Whether nothing that is sent to it from outside arrives.
+    fn is_closed(&self) -> bool {
+        let mut decisions = self.policy.iter();
+        !self.policy.is_empty() && decisions.all(|decision| decision.fate == Fate::Closed)
+    }
+
+    /// Whether a service opens it to everybody.
+    fn is_open_to_any(&self) -> bool {
+        let mut decisions = self.policy.iter();
+        decisions.any(|decision| decision.from.iter().any(|from| from == ANY))
+    }
+
+    /// Whether others can reach it.
+    fn is_reachable(&self) -> bool {
+        self.endpoint.level <= Level::Network && !self.is_closed()
+    }
+
+    fn continues(&self, next: &Self) -> bool {
+        let Self {
+            endpoint,
+            policy,
+            finding,
+            danger,
+            changes: _,
+        } = self;
+        endpoint.continues(&next.endpoint)
+            && (policy, finding, danger) == (&next.policy, &next.finding, &next.danger)
+    }
+}
+
+/// What is known of the first of its ports: the one inside a container says what listens there, as much
+/// as the host's.
+pub fn danger(endpoint: &Endpoint) -> Option<&'static Danger> {
+    let known = |port: u16| danger_at(endpoint.protocol, port);
+    endpoint
+        .inside
+        .and_then(known)
+        .or_else(|| known(*endpoint.ports.start()))
+}

@@ -1,0 +1,349 @@
+//! A first policy for this host, from what is found on it: the reverse proxy and SSH are listed, all the
+//! rest is closed, and nothing is enforced yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write as _},
+};
+
+use guard_common::layout::{MAX_NAME, PortProtocol};
+
+use crate::{
+    audit::host::{
+        DockerAsked, Endpoint, Level, Owner, Role, Survey, columns, danger, describe_owner, joined,
+    },
+    operator::SshSession,
+    policy::DEFAULT_DOCKER_SOCKET,
+};
+
+/// A service of the policy.
+struct Service {
+    name: String,
+    /// What stands above it, a line each.
+    why: Vec<String>,
+    /// As a policy writes them.
+    ports: Vec<String>,
+    /// Its other lines, with why.
+    rest: &'static [&'static str],
+}
+
+const OF_PROXY: &[&str] = &[
+    "[service.limit]            # for each source: an IPv4 address or an IPv6 /64",
+    "packets = \"2k/s\"           # more than a browser sends, less than a flood",
+];
+
+const OF_SSH: &[&str] = &[
+    "# from = [\"198.51.100.0/24\"]   # better: only from where you come from",
+    "[service.limit]            # for each source",
+    "connections = { rate = \"1/s\", burst = 50 }   # slows the guessing of passwords down",
+];
+
+const OF_PING: &[&str] = &[
+    "[service.limit]            # for each source",
+    "packets = \"100/s\"          # for monitors it is enough",
+];
+
+const OF_CLOSED: &[&str] =
+    &["from = [\"198.51.100.0/24\"]   # whom it is for; \"any\" is everybody"];
+
+/// The text of the policy. `session` is where the operator came in.
+pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    write_head(&mut text, &survey.docker)?;
+    let mut names = BTreeSet::new();
+    for service in [ssh(survey, session), proxy(survey, session), Ok(ping())] {
+        match service {
+            Ok(service) => service.write(&mut text, "", &mut names)?,
+            Err(missing) => writeln!(text, "\n# {missing}")?,
+        }
+    }
+    let closed = closed(survey, session);
+    if closed.is_empty() {
+        writeln!(text, "\n# Nothing else was found that others can reach.")?;
+    } else {
+        writeln!(
+            text,
+            "\n# What follows can be reached now, and is closed once the mode is \"enforce\". To keep one\n\
+             # open, take the `# ` before its lines away, and write whom it is for."
+        )?;
+    }
+    for service in closed {
+        service.write(&mut text, "# ", &mut names)?;
+    }
+    Ok(text)
+}
+
+fn write_head(text: &mut String, docker: &DockerAsked) -> fmt::Result {
+    let DockerAsked {
+        socket,
+        answered,
+        error,
+        running: _,
+    } = docker;
+    let (socket, why) = match (socket, error) {
+        (Some(socket), None) if *answered => (
+            socket.as_str(),
+            "what containers publish is asked here".to_owned(),
+        ),
+        (Some(socket), error) => {
+            let error = error.as_deref().unwrap_or_default();
+            (
+                socket.as_str(),
+                format!("NOT KNOWN YET: {}", one_line(error)),
+            )
+        }
+        (None, _) => (
+            "",
+            format!("no Docker was found; with it: \"{DEFAULT_DOCKER_SOCKET}\""),
+        ),
+    };
+    let socket = toml::Value::from(socket);
+    write!(
+        text,
+        "# A first policy, from what `guard init` has found on this host. Read it; `guard check` says what it\n\
+         # means, `guard audit` what is open, and guard.toml(5) has every key.\n\
+         \n\
+         # Nothing is dropped yet: what would be is counted (`guard counters`). Once nobody you know is\n\
+         # among it, write \"enforce\", and `guard try FILE --for 5m` before you trust it.\n\
+         mode = \"observe\"\n\
+         \n\
+         # Every port that no service lists is closed. \"containers\" closes only what containers publish,\n\
+         # and leaves the host's own ports to the firewall that you have.\n\
+         scope = \"host\"\n\
+         \n\
+         # Packets are judged where they come in from outside: left out, on the interfaces of the default\n\
+         # routes.\n\
+         # interfaces = [\"eth0\"]\n\
+         \n\
+         [docker]\n\
+         # {why}\n\
+         socket = {socket}\n"
+    )
+}
+
+/// The ports of SSH: where a server listens, and where the operator came in.
+fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static str> {
+    let listening = with_role(survey, Role::Ssh);
+    let mut ports: BTreeSet<u16> = listening
+        .iter()
+        .map(|endpoint| *endpoint.ports.start())
+        .collect();
+    let mut why: Vec<String> = listening.iter().map(|endpoint| found(endpoint)).collect();
+    if let Some(session) = session {
+        let port = session.server.port();
+        why.push(format!(
+            "tcp/{port}: you came in here, from {}",
+            session.client.ip()
+        ));
+        ports.insert(port);
+    }
+    if ports.is_empty() {
+        return Err("No SSH server was found that others can reach.");
+    }
+    why.insert(0, "The way in for operators.".to_owned());
+    Ok(Service {
+        name: "ssh".to_owned(),
+        why,
+        ports: ports
+            .into_iter()
+            .map(|port| format!("tcp/{port}"))
+            .collect(),
+        rest: OF_SSH,
+    })
+}
+
+/// The web, as the reverse proxy serves it.
+fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static str> {
+    let mut proxies = with_role(survey, Role::Proxy);
+    proxies.retain(|endpoint| !is_way_in(endpoint, session));
+    if proxies.is_empty() {
+        return Err(
+            "No reverse proxy was recognised (Traefik, nginx, Caddy, HAProxy and the like).",
+        );
+    }
+    let mut why = vec![
+        "The reverse proxy: with its TLS and its logins it is the way to the web services."
+            .to_owned(),
+    ];
+    why.extend(proxies.iter().map(|endpoint| found(endpoint)));
+    let ports: BTreeSet<(PortProtocol, u16)> = proxies
+        .iter()
+        .map(|endpoint| (endpoint.protocol, *endpoint.ports.start()))
+        .collect();
+    Ok(Service {
+        name: "proxy".to_owned(),
+        why,
+        ports: ports
+            .into_iter()
+            .map(|(protocol, port)| format!("{}/{port}", protocol.name()))
+            .collect(),
+        rest: OF_PROXY,
+    })
+}
+
+fn ping() -> Service {
+    Service {
+        name: "ping".to_owned(),
+        why: vec!["Pings, of monitors and the answers to this host's own.".to_owned()],
+        ports: vec!["icmp".to_owned(), "icmpv6".to_owned()],
+        rest: OF_PING,
+    }
+}
+
+fn with_role(survey: &Survey, role: Role) -> Vec<&Endpoint> {
+    let endpoints = survey.endpoints.iter();
+    let reachable = endpoints.filter(|endpoint| endpoint.level <= Level::Network);
+    reachable
+        .filter(|endpoint| endpoint.role == Some(role))
+        .collect()
+}
+
+/// Whether the operator came in here.
+fn is_way_in(endpoint: &Endpoint, session: Option<SshSession>) -> bool {
+    endpoint.protocol == PortProtocol::Tcp
+        && session.is_some_and(|session| endpoint.ports.contains(&session.server.port()))
+}
+
+/// What others can reach and the policy leaves closed, by owner.
+fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<Service> {
+    let is_left = |endpoint: &&Endpoint| {
+        let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
+        endpoint.level <= Level::Network && !endpoint.may_be_client && !is_kept
+    };
+    let continues = |before: &Endpoint, next: &Endpoint| {
+        before.continues(next) && danger(before).is_none() && danger(next).is_none()
+    };
+    let left = survey.endpoints.iter().filter(is_left).cloned();
+    let mut by_owner: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
+    for endpoint in joined(left, continues, |endpoint| &mut endpoint.ports) {
+        let name = name_of(&endpoint.owner);
+        by_owner.entry(name).or_default().push(endpoint);
+    }
+    by_owner
+        .into_iter()
+        .map(|(name, endpoints)| left_closed(name, &endpoints))
+        .collect()
+}
+
+fn left_closed(name: String, endpoints: &[Endpoint]) -> Service {
+    let mut why: Vec<String> = Vec::new();
+    let mut ports = Vec::new();
+    for endpoint in endpoints {
+        let is_known = |place: &String| *place == endpoint.place();
+        why.push(found(endpoint));
+        why.extend(danger(endpoint).map(|danger| format!("WARNING: {danger}")));
+        if !ports.iter().any(is_known) {
+            ports.push(endpoint.place());
+        }
+    }
+    Service {
+        name,
+        why,
+        ports,
+        rest: OF_CLOSED,
+    }
+}
+
+/// `tcp/8000: container invoices publishes it`.
+fn found(endpoint: &Endpoint) -> String {
+    let publishes = if endpoint.inside.is_some() {
+        "published by"
+    } else {
+        "listening:"
+    };
+    format!(
+        "{}: {publishes} {}",
+        endpoint.place(),
+        describe_owner(&endpoint.owner)
+    )
+}
+
+fn name_of(owner: &Owner) -> String {
+    let Owner {
+        container,
+        project,
+        service,
+        processes,
+        ..
+    } = owner;
+    match (project, service, container, processes.iter().next()) {
+        (Some(project), Some(service), ..) => format!("{project}-{service}"),
+        (_, _, Some(container), _) => container.clone(),
+        (.., Some(process)) => process.clone(),
+        _ => owner.kind.to_owned(),
+    }
+}
+
+impl Service {
+    /// `before` stands before each line that would be the policy's.
+    fn write(&self, text: &mut String, before: &str, names: &mut BTreeSet<String>) -> fmt::Result {
+        let Self {
+            name,
+            why,
+            ports,
+            rest,
+        } = self;
+        writeln!(text)?;
+        for why in why {
+            writeln!(
+                text,
+                "{}",
+                columns([["#".to_owned(), one_line(why)]], 1).replace("\n ", "\n#")
+            )?;
+        }
+        let name = free_name(name, names);
+        let ports: Vec<String> = ports.iter().map(|port| format!("\"{port}\"")).collect();
+        writeln!(text, "{before}[[service]]")?;
+        writeln!(text, "{before}name = \"{name}\"")?;
+        writeln!(text, "{before}ports = [{}]", ports.join(", "))?;
+        for line in *rest {
+            writeln!(text, "{before}{line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A name that a policy takes, and that no other service has.
+fn free_name(name: &str, names: &mut BTreeSet<String>) -> String {
+    const ROOM: usize = 4;
+    let allowed = |c: char| {
+        if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
+            c
+        } else {
+            '-'
+        }
+    };
+    let name: String = name.chars().map(allowed).take(MAX_NAME - ROOM).collect();
+    let numbered = (2..).map(|n| format!("{name}-{n}"));
+    let mut all = std::iter::once(name.clone())
+        .filter(|name| !name.is_empty())
+        .chain(numbered);
+    let free = all.find(|name| !names.contains(name)).unwrap_or_default();
+    names.insert(free.clone());
+    free
+}
+
+/// Names of processes may hold anything.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_policy_takes_and_are_given_once() {
+        let mut names = BTreeSet::new();
+        let mut free = |name: &str| free_name(name, &mut names);
+        assert_eq!(free("shop-web"), "shop-web");
+        assert_eq!(free("shop-web"), "shop-web-2");
+        assert_eq!(free("a b/c\n\"ü"), "a-b-c---");
+        let long = "x".repeat(200);
+        assert_eq!(free(&long).len(), MAX_NAME - 4);
+        assert_eq!(free(&long).len(), MAX_NAME - 2);
+        assert_eq!(free(""), "-2");
+    }
+}

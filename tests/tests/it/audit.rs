@@ -1,0 +1,560 @@
+//! What `guard audit` says of a host, and what `guard init` makes of it, beside what the network sees.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::unix::net::UnixListener,
+    path::Path,
+    process::Output,
+    thread,
+    time::Duration,
+};
+
+use lab::{
+    docker::{Docker, IMAGE},
+    guard::{Guard, binary, output, write_policy},
+    http::{Answer, get, get_with_login},
+    process::{run, wait_for},
+    proxy::{LOGIN, Proxy},
+    ssh::Ssh,
+    topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
+};
+use serde_json::{Value, json};
+
+use crate::site::fails;
+
+const OK: Answer = Answer::Status(200);
+
+fn policy(mode: &str, docker: &str, extra: &str) -> String {
+    format!(
+        "mode = \"{mode}\"\ninterfaces = [\"{INTERFACE}\"]\ndocker.socket = \"{docker}\"\n{extra}"
+    )
+}
+
+const PROXY: &str = "[[service]]\nname = \"proxy\"\nports = [\"tcp/80\"]\n";
+
+fn socket(docker: &Docker) -> String {
+    docker.socket().display().to_string()
+}
+
+/// Runs `guard audit`, and returns its exit code and what it prints.
+fn audit(lab: &Lab, arguments: &[&str]) -> (i32, String) {
+    let arguments = [&["audit"], arguments].concat();
+    let Output { status, stdout, .. } = output(lab, &arguments).unwrap();
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    (status.code().unwrap(), text)
+}
+
+/// The same with `--json`.
+fn audit_json(lab: &Lab, arguments: &[&str]) -> (i32, Value) {
+    let arguments = [&["--json"], arguments].concat();
+    let (code, text) = audit(lab, &arguments);
+    (code, serde_json::from_str(&text).unwrap())
+}
+
+/// The endpoint that answers on this port.
+#[track_caller]
+fn endpoint<'a>(report: &'a Value, protocol: &str, port: u16) -> &'a Value {
+    let mut endpoints = report["endpoints"].as_array().unwrap().iter();
+    let is_it = |one: &&Value| one["protocol"] == protocol && one["port"] == port;
+    endpoints
+        .find(is_it)
+        .unwrap_or_else(|| panic!("{protocol}/{port} is not in {report:#}"))
+}
+
+#[track_caller]
+fn assert_says(text: &str, words: &[&str]) {
+    // However the lines are wrapped.
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in {text}");
+    }
+}
+
+/// Runs the invoices as Compose would.
+fn run_shop(docker: &Docker, publish: &str) {
+    let project = "com.docker.compose.project=shop";
+    let service = "com.docker.compose.service=invoices";
+    let run = [
+        "run",
+        "--detach",
+        "--name",
+        "shop-invoices-1",
+        "--publish",
+        publish,
+    ];
+    let labels = ["--label", project, "--label", service, IMAGE];
+    docker.run(&[&run[..], &labels].concat()).unwrap();
+}
+
+#[test]
+fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_changed() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    run_shop(&docker, "8000:8000");
+    let _proxy = Proxy::start_with_login(&lab, "127.0.0.1:8000").unwrap();
+    let direct = || get(&lab, USER_V4, HOST_V4, 8000).unwrap();
+    let proxied = |login| get_with_login(&lab, USER_V4, HOST_V4, 80, login).unwrap();
+    let assert_proxied = || {
+        wait_for(Duration::from_secs(10), || {
+            anyhow::ensure!(proxied(Some(LOGIN)) == OK, "{}", proxied(Some(LOGIN)));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(proxied(None), Answer::Status(401));
+    };
+    assert_proxied();
+    let guard = Guard::start(&lab, &policy("observe", &socket(&docker), PROXY)).unwrap();
+
+    let (code, text) = audit(&lab, &[]);
+    assert_eq!(code, 1, "{text}");
+    let fix = "ports: [\"127.0.0.1:8000:8000\"] instead of \"8000:8000\"";
+    assert_says(
+        &text,
+        &[
+            "in force: mode observe",
+            "tcp/8000 every address: invoices of shop, container shop-invoices-1",
+            "open now, would be closed if enforced",
+            fix,
+            "expose: [\"8000\"]",
+            "open to anybody, without limits, service proxy (line 5)",
+        ],
+    );
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 100),
+        "{text}"
+    );
+    let (_, report) = audit_json(&lab, &[]);
+    assert_eq!(report["findings"], 1, "{report:#}");
+    let invoices = endpoint(&report, "tcp", 8000);
+    assert_eq!(invoices["finding"], true);
+    assert_eq!(invoices["level"], "world");
+    assert_eq!(invoices["owner"]["project"], "shop");
+    assert_eq!(invoices["policy"][0]["fate"], "would_be_closed");
+    assert_eq!(
+        endpoint(&report, "tcp", 80)["policy"][0]["service"],
+        "proxy"
+    );
+
+    assert_eq!(direct(), OK);
+    let would = [("reason", json!("closed_port")), ("would", json!("drop"))];
+    assert!(guard.packets(&would).unwrap() >= 1);
+
+    guard.run(&["mode", "enforce"]).unwrap();
+    assert_eq!(direct(), Answer::TimedOut);
+    assert_proxied();
+    let (code, text) = audit(&lab, &[]);
+    assert_eq!(code, 0, "{text}");
+    assert_says(&text, &["CLOSED BY THE POLICY tcp/8000"]);
+
+    // What is enforced may be switched off; what is changed stays so.
+    guard.run(&["mode", "observe"]).unwrap();
+    docker.remove("shop-invoices-1").unwrap();
+    run_shop(&docker, "127.0.0.1:8000:8000");
+    assert_proxied();
+    assert_eq!(direct(), Answer::Refused);
+    let (code, text) = audit(&lab, &[]);
+    assert_eq!(code, 0, "{text}");
+    assert_says(
+        &text,
+        &[
+            "ONLY FROM THIS HOST tcp/8000",
+            "Nothing is open to the world",
+        ],
+    );
+}
+
+#[test]
+fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker.run_invoices("models", &["11434:8000"]).unwrap();
+    let ask = |from| get(&lab, from, HOST_V4, 11_434).unwrap();
+    wait_for(Duration::from_secs(10), || {
+        anyhow::ensure!(ask(FLOODER_V4) == OK, "it has not started");
+        Ok(())
+    })
+    .unwrap();
+    let service = "[[service]]\nname = \"models\"\nports = [\"tcp/11434\"]\n\
+                   from = [\"198.51.100.0/26\"]\nlimit.connections = \"50/s\"\n";
+    let policy = policy("enforce", &socket(&docker), service);
+    let _guard = Guard::start(&lab, &policy).unwrap();
+    assert_eq!((ask(USER_V4), ask(FLOODER_V4)), (OK, Answer::TimedOut));
+    let (code, text) = audit(&lab, &[]);
+    assert_eq!(code, 0, "{text}");
+    assert_says(
+        &text,
+        &[
+            "tcp/11434 every address: container models, 8000 inside",
+            "open to 198.51.100.0/26, limited to connections 50/s",
+            "WARNING: 11434 is the port of Ollama, which asks for no login",
+            "every model",
+        ],
+    );
+    assert!(!text.contains("127.0.0.1:11434"), "{text}");
+    // Before it is enforced, everybody gets in.
+    let observed = write_policy(&lab, &policy.replace("enforce", "observe")).unwrap();
+    let (code, text) = audit(&lab, &["--policy", &observed.display().to_string()]);
+    assert_eq!(code, 0, "{text}");
+    assert_says(
+        &text,
+        &["open to anybody now, would be open to 198.51.100.0/26"],
+    );
+}
+
+/// What listens on the host while this lives.
+struct Listeners {
+    _tcp: Vec<TcpListener>,
+    _udp: Vec<UdpSocket>,
+}
+
+impl Listeners {
+    fn start(lab: &Lab, tcp: &[SocketAddr], udp: &[SocketAddr]) -> Self {
+        let start = || Self {
+            _tcp: tcp
+                .iter()
+                .map(|at| TcpListener::bind(at).unwrap())
+                .collect(),
+            _udp: udp.iter().map(|at| UdpSocket::bind(at).unwrap()).collect(),
+        };
+        lab.host.enter(start).unwrap()
+    }
+}
+
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+fn listeners(lab: &Lab) -> Listeners {
+    let private = format!("addr add 10.1.2.3/24 dev {INTERFACE}");
+    lab.host.ip(&private).unwrap();
+    let tcp = [
+        SocketAddr::new(V6, 9100),
+        "0.0.0.0:6379".parse().unwrap(),
+        SocketAddr::new(HOST_V6, 8443),
+        "10.1.2.3:5432".parse().unwrap(),
+        "127.0.0.1:3306".parse().unwrap(),
+        "[::1]:3306".parse().unwrap(),
+    ];
+    let udp = [
+        "0.0.0.0:1900".parse().unwrap(),
+        "0.0.0.0:40123".parse().unwrap(),
+    ];
+    Listeners::start(lab, &tcp, &udp)
+}
+
+#[test]
+fn listeners_of_the_host_are_told_by_how_far_they_can_be_reached() {
+    let lab = Lab::new().unwrap();
+    let _listeners = listeners(&lab);
+    let path = write_policy(&lab, &policy("enforce", "", "")).unwrap();
+    let path = path.display().to_string();
+    let (code, report) = audit_json(&lab, &["--policy", &path]);
+    assert_eq!(code, 1, "{report:#}");
+    let own = i64::from(std::process::id());
+    for (protocol, port, level, addresses, finding) in [
+        ("tcp", 9100, "world", json!(["0.0.0.0", "::"]), true),
+        ("tcp", 6379, "world", json!(["0.0.0.0"]), true),
+        ("tcp", 8443, "world", json!([HOST_V6]), true),
+        ("tcp", 5432, "network", json!(["10.1.2.3"]), false),
+        ("tcp", 3306, "localhost", json!(["127.0.0.1", "::1"]), false),
+        ("udp", 1900, "world", json!(["0.0.0.0"]), true),
+        ("udp", 40_123, "world", json!(["0.0.0.0"]), false),
+    ] {
+        let found = endpoint(&report, protocol, port);
+        assert_eq!(found["level"], level, "{found:#}");
+        assert_eq!(found["addresses"], addresses, "{found:#}");
+        assert_eq!(found["finding"], finding, "{found:#}");
+        assert_eq!(found["owner"]["kind"], "process", "{found:#}");
+        assert_eq!(found["owner"]["pids"], json!([own]), "{found:#}");
+    }
+    assert_eq!(endpoint(&report, "tcp", 6379)["danger"]["service"], "Redis");
+    assert_eq!(
+        endpoint(&report, "tcp", 9100)["policy"][0]["fate"],
+        "not_guarded"
+    );
+    let (_, text) = audit(&lab, &["--policy", &path]);
+    assert_says(
+        &text,
+        &["to 127.0.0.1", "close it in the policy: scope = \"host\""],
+    );
+
+    // The whole host, IPv6 listed on its address alone.
+    let service = format!(
+        "[[service]]\nname = \"metrics\"\nports = [\"tcp/9100\"]\naddress = \"{HOST_V6}\"\n"
+    );
+    let host = policy("enforce", "", &format!("scope = \"host\"\n{service}"));
+    fs::write(&path, host).unwrap();
+    let (code, report) = audit_json(&lab, &["--policy", &path]);
+    assert_eq!(code, 0, "{report:#}");
+    let fates = endpoint(&report, "tcp", 9100)["policy"].as_array().unwrap();
+    let fates: Vec<_> = fates
+        .iter()
+        .map(|one| (&one["fate"], &one["addresses"]))
+        .collect();
+    let (open, closed) = (json!("open"), json!("closed"));
+    assert_eq!(
+        fates,
+        [
+            (&open, &json!([HOST_V6])),
+            (&closed, &json!(["10.1.2.3", HOST_V4]))
+        ]
+    );
+
+    // The real program says the same.
+    for (from, to, verdict) in [
+        (USER_V6, format!("[{HOST_V6}]:9100/tcp"), "pass"),
+        (USER_V4, format!("{HOST_V4}:9100/tcp"), "drop"),
+        (USER_V4, format!("{HOST_V4}:6379/tcp"), "drop"),
+        (USER_V4, format!("{HOST_V4}:1900/udp"), "drop"),
+    ] {
+        let from = from.to_string();
+        let question = [
+            "explain", "--policy", &path, "--json", "--from", &from, "--to", &to,
+        ];
+        let Output { stdout, .. } = output(&lab, &question).unwrap();
+        let explanation: Value = serde_json::from_slice(&stdout).unwrap();
+        assert_eq!(explanation["verdict"], verdict, "{to}: {explanation:#}");
+    }
+    let missing = output(&lab, &["audit", "--policy", "/nonexistent"]).unwrap();
+    fails(&missing, 2, &["/nonexistent", "cannot be read"]);
+}
+
+#[test]
+fn what_a_guard_would_close_is_open_while_none_is_at_work_or_its_interface_is_not_guarded() {
+    let lab = Lab::new().unwrap();
+    lab.host.ip("link add lan type bridge").unwrap();
+    lab.host.ip("link set lan up").unwrap();
+    lab.host.ip("addr add 10.9.9.9/24 dev lan").unwrap();
+    let tcp = ["10.9.9.9:5432", "0.0.0.0:8000"].map(|at| at.parse().unwrap());
+    let _listeners = Listeners::start(&lab, &tcp, &[]);
+    let host = policy("enforce", "", "scope = \"host\"\n");
+    let guard = Guard::start(&lab, &host).unwrap();
+    let (code, report) = audit_json(&lab, &[]);
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(report["policy"]["guard"], "at_work");
+    assert_eq!(
+        endpoint(&report, "tcp", 8000)["policy"][0]["fate"],
+        "closed"
+    );
+    assert_eq!(
+        endpoint(&report, "tcp", 5432)["policy"][0]["fate"],
+        "not_guarded"
+    );
+    let (_, text) = audit(&lab, &[]);
+    assert_says(
+        &text,
+        &[
+            "comes in over lan is not judged",
+            "WARNING: 5432 is the port of PostgreSQL",
+        ],
+    );
+
+    // The kernel goes on without the agent.
+    guard.kill().unwrap();
+    let (code, report) = audit_json(&lab, &[]);
+    assert_eq!(
+        (code, &report["policy"]["guard"]),
+        (0, &json!("at_work")),
+        "{report:#}"
+    );
+    let detached = output(&lab, &["detach"]).unwrap();
+    assert!(detached.status.success(), "{detached:?}");
+    let (code, report) = audit_json(&lab, &["--docker", ""]);
+    assert_eq!(
+        (code, &report["policy"]["guard"]),
+        (1, &Value::Null),
+        "{report:#}"
+    );
+}
+
+/// The binary where anybody may run it.
+fn for_anybody(lab: &Lab) -> String {
+    let path = Path::new("/tmp").join(format!("{}-guard", lab.name()));
+    fs::copy(binary().unwrap(), &path).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn without_root_it_tells_what_can_be_told_and_what_cannot() {
+    let lab = Lab::new().unwrap();
+    let _listeners = listeners(&lab);
+    let binary = for_anybody(&lab);
+    let mut command = lab.host.command("setpriv");
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        &binary,
+        "audit",
+    ]);
+    let output = command.args(["--docker", ""]).output().unwrap();
+    fs::remove_file(&binary).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_says(
+        &text,
+        &[
+            "without root, the processes of other users are not known",
+            "tcp/9100 every address: an unknown process of user root",
+            "REACHED FROM SOME NETWORKS",
+            "ONLY FROM THIS HOST tcp/3306 127.0.0.1, ::1",
+        ],
+    );
+    assert!(!text.contains("container"), "{text}");
+}
+
+#[test]
+fn docker_that_is_not_there_or_talks_nonsense_is_told_and_the_rest_is_audited() {
+    let lab = Lab::new().unwrap();
+    let _listeners = listeners(&lab);
+    let nonsense = lab.folder().join("nonsense.sock");
+    let listener = UnixListener::bind(&nonsense).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _read = stream.read(&mut [0; 4096]);
+            let _written =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"x\": [");
+        }
+    });
+    let nonsense = nonsense.display().to_string();
+    for socket in [nonsense.as_str(), "/nonexistent/docker.sock"] {
+        let path = write_policy(&lab, &policy("observe", socket, "")).unwrap();
+        let (code, report) = audit_json(&lab, &["--policy", &path.display().to_string()]);
+        assert_eq!(code, 1);
+        assert_eq!(report["docker"]["answered"], false, "{report:#}");
+        assert!(report["docker"]["error"].as_str().unwrap().contains(socket));
+        assert_eq!(endpoint(&report, "tcp", 9100)["finding"], true);
+    }
+}
+
+#[test]
+fn a_container_on_the_hosts_network_is_named_and_docker_proxy_is_its_container() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker
+        .run(&[
+            "run",
+            "--detach",
+            "--name",
+            "naked",
+            "--network",
+            "host",
+            IMAGE,
+        ])
+        .unwrap();
+    docker
+        .run_invoices(
+            "dressed",
+            &["8002-8004:8000-8002/udp", "127.0.0.1:8001:8000"],
+        )
+        .unwrap();
+    docker
+        .run(&[
+            "run", "--detach", "--name", "inner", "--expose", "7000", IMAGE,
+        ])
+        .unwrap();
+    let path = write_policy(&lab, &policy("enforce", &socket(&docker), "")).unwrap();
+    let arguments = ["--policy", &path.display().to_string()];
+    wait_for(Duration::from_secs(10), || {
+        let (_, text) = audit(&lab, &arguments);
+        anyhow::ensure!(
+            text.contains("container naked, on the host's network"),
+            "{text}"
+        );
+        Ok(())
+    })
+    .unwrap();
+    let (code, report) = audit_json(&lab, &arguments);
+    assert_eq!((code, &report["findings"]), (1, &json!(1)), "{report:#}");
+    let naked = endpoint(&report, "tcp", 8000);
+    assert_eq!(naked["owner"]["container"], "naked", "{naked:#}");
+    assert_eq!(naked["owner"]["host_network"], true);
+    assert_eq!(naked["policy"][0]["fate"], "not_guarded");
+    let range = endpoint(&report, "udp", 8002);
+    assert_eq!(
+        (&range["last_port"], &range["container_port"]),
+        (&json!(8004), &json!(8000))
+    );
+    assert_eq!(range["policy"][0]["fate"], "closed");
+    assert_eq!(endpoint(&report, "tcp", 8001)["level"], "localhost");
+    assert_eq!(endpoint(&report, "tcp", 7000)["level"], "containers");
+    let all = report["endpoints"].as_array().unwrap().iter();
+    let names = all.flat_map(|one| one["owner"]["processes"].as_array().unwrap());
+    let names: Vec<_> = names.filter_map(Value::as_str).collect();
+    assert!(!names.contains(&"docker-proxy"), "{names:?}");
+}
+
+#[test]
+fn a_first_policy_lists_the_proxy_and_ssh_and_closes_the_rest() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    run_shop(&docker, "8000:8000");
+    docker.run_invoices("models", &["11434:8000"]).unwrap();
+    let _proxy = Proxy::start(&lab, "127.0.0.1:8000").unwrap();
+    let ssh = Ssh::start(&lab).unwrap();
+    let path = lab.folder().join("etc/first.toml").display().to_string();
+    let binary = binary().unwrap().display().to_string();
+    let init = format!("{binary} init --docker {} -o {path}", socket(&docker));
+    let done = ssh.output(&lab, HOST_V4, &init).unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let text = fs::read_to_string(&path).unwrap();
+    assert_says(
+        &text,
+        &[
+            "mode = \"observe\"",
+            "you came in here, from ",
+            "name = \"ssh\" ports = [\"tcp/22\"]",
+            "name = \"proxy\" ports = [\"tcp/80\"]",
+            "# tcp/8000: published by invoices of shop, container shop-invoices-1 # [[service]]",
+            "# WARNING: 11434 is the port of Ollama",
+            "# name = \"models\" # ports = [\"tcp/11434\"]",
+        ],
+    );
+    let check = |path: &str| output(&lab, &["check", path]).unwrap();
+    assert!(check(&path).status.success(), "{text}");
+    let opened = lab.folder().join("opened.toml").display().to_string();
+    let is_service = |line: &str| {
+        ["[[service]]", "name = ", "ports = ", "from = "]
+            .iter()
+            .any(|key| line.starts_with(&format!("# {key}")))
+    };
+    let lines = text
+        .lines()
+        .map(|line| if is_service(line) { &line[2..] } else { line });
+    fs::write(&opened, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let checked = check(&opened);
+    assert!(checked.status.success(), "{checked:?} {text}");
+    assert_says(
+        &String::from_utf8_lossy(&checked.stdout),
+        &["models: tcp/11434", "shop-invoices: tcp/8000"],
+    );
+
+    // By what it lists, nothing is open but what it closes once it is enforced.
+    let (code, report) = audit_json(&lab, &["--policy", &path]);
+    assert_eq!((code, &report["findings"]), (1, &json!(2)), "{report:#}");
+    fs::write(&opened, text.replace("\"observe\"", "\"enforce\"")).unwrap();
+    let (code, report) = audit_json(&lab, &["--policy", &opened]);
+    assert_eq!(code, 0, "{report:#}");
+
+    let again = output(&lab, &["init", "--docker", "", "-o", &path]).unwrap();
+    fails(&again, 1, &[&path, "is there already", "--print"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn a_first_policy_for_a_host_with_nothing_on_it_is_a_policy() {
+    let lab = Lab::new().unwrap();
+    let printed = output(&lab, &["init", "--print", "--docker", ""]).unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    let path = lab.folder().join("first.toml");
+    fs::write(&path, &printed.stdout).unwrap();
+    let checked = run(lab
+        .host
+        .command(&binary().unwrap().display().to_string())
+        .arg("check")
+        .arg(&path));
+    assert_says(
+        &checked.unwrap(),
+        &["mode observe, scope host", "ping: icmp, icmpv6"],
+    );
+}
