@@ -470,7 +470,11 @@ pub const STRANGER_NS: u64 = 2 * 1_000_000_000;
 pub struct Talker {
     pub source: Address,
     /// A [`crate::address::Family`]; 0: nobody.
-    pub family: u32,
+    pub family: u8,
+    /// The [`crate::reason::Reason`] of the last of `dropped`; 0: there is none.
+    pub dropped_for: u8,
+    /// The service that it was dropped at.
+    pub dropped_at: u16,
     /// How far it is ahead of the others: at 0 another takes its place.
     pub lead: u32,
     /// Sampled packets since it took the place, and those of them that were or would be dropped.

@@ -4,6 +4,7 @@ use crate::{
     address::{Address, Family},
     cell::HashKey,
     layout::{TALKER_SAMPLE, Talker},
+    reason::Reason,
 };
 
 /// How many bits of a word decide on one packet of [`TALKER_SAMPLE`].
@@ -30,10 +31,17 @@ pub const fn is_sampled(key: HashKey, counted: u64) -> bool {
 }
 
 impl Talker {
-    /// Counts a sampled packet for its source, if that has the place or takes it.
+    /// Counts a sampled packet for its source, if that has the place or takes it. `dropped`: why and at
+    /// which service it was or would be dropped.
     #[inline(always)]
-    pub fn vote(&mut self, family: Family, source: Address, length: u64, is_dropped: bool) {
-        if self.family == family as u32 && self.source == source {
+    pub fn vote(
+        &mut self,
+        family: Family,
+        source: Address,
+        length: u64,
+        dropped: Option<(Reason, u16)>,
+    ) {
+        if self.family == family as u8 && self.source == source {
             if self.lead < MOST_LEAD {
                 self.lead += 1;
             }
@@ -43,14 +51,18 @@ impl Talker {
         } else {
             *self = Self {
                 source,
-                family: family as u32,
+                family: family as u8,
                 lead: 1,
                 ..Self::default()
             };
         }
         self.packets += 1;
         self.bytes += length;
-        self.dropped += is_dropped as u64;
+        if let Some((reason, service)) = dropped {
+            self.dropped += 1;
+            self.dropped_for = reason as u8;
+            self.dropped_at = service;
+        }
     }
 }
 
@@ -70,7 +82,7 @@ mod tests {
     }
 
     fn vote(talker: &mut Talker, n: u32) {
-        talker.vote(Family::Ipv4, source(n), 100, true);
+        talker.vote(Family::Ipv4, source(n), 100, Some((Reason::ClosedPort, 3)));
     }
 
     #[test]
@@ -110,6 +122,19 @@ mod tests {
         assert_eq!(talker.source, source(7));
         assert_eq!((talker.packets, talker.dropped), (60_000, 60_000));
         assert_eq!(talker.bytes, 6_000_000);
+    }
+
+    #[test]
+    fn the_last_drop_of_a_source_says_why_and_none_is_inherited_with_its_place() {
+        let mut talker = Talker::default();
+        vote(&mut talker, 7);
+        talker.vote(Family::Ipv4, source(7), 100, None);
+        let why = |talker: &Talker| (talker.dropped, talker.dropped_for, talker.dropped_at);
+        assert_eq!(why(&talker), (1, Reason::ClosedPort as u8, 3));
+        for _ in 0..3 {
+            talker.vote(Family::Ipv4, source(8), 100, None);
+        }
+        assert_eq!((talker.source, why(&talker)), (source(8), (0, 0, 0)));
     }
 
     #[test]

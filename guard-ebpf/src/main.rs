@@ -108,7 +108,7 @@ fn conclude<C: Clock>(frame: &Frame) -> Conclusion {
     let counted = counters::count(service, outcome, frame.length);
     let Source { family, address } = source;
     if let Some(family) = family {
-        talkers::watch(counted, family, address, outcome, frame.length);
+        talkers::watch(counted, family, address, service, outcome, frame.length);
     }
     Conclusion { service, outcome }
 }

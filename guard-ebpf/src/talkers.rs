@@ -16,7 +16,14 @@ use crate::{config, maps::TALKERS};
 
 /// Looks at the packet if it is one of the sample; `counted` is its number at its counter.
 #[inline(always)]
-pub fn watch(counted: u64, family: Family, source: Address, outcome: Outcome, length: u64) {
+pub fn watch(
+    counted: u64,
+    family: Family,
+    source: Address,
+    service: u16,
+    outcome: Outcome,
+    length: u64,
+) {
     if !is_sampled(config::hash_key(), counted) {
         return;
     }
@@ -27,5 +34,6 @@ pub fn watch(counted: u64, family: Family, source: Address, outcome: Outcome, le
     // SAFETY: the pointer is to this CPU's own value.
     let talker = unsafe { &mut *talker };
     let is_dropped = matches!(outcome.reason.verdict(), Verdict::Drop);
-    talker.vote(family, source, length, is_dropped);
+    let dropped = is_dropped.then_some((outcome.reason, service));
+    talker.vote(family, source, length, dropped);
 }

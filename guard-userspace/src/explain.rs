@@ -64,6 +64,21 @@ impl FromStr for Destination {
     }
 }
 
+impl Destination {
+    /// The first port of a service, which stands for it.
+    pub fn of_service(service: &Service) -> Option<Self> {
+        let ports = match service.ports.first()? {
+            Ports::Range { protocol, ports } => Ports::Range {
+                protocol: *protocol,
+                ports: *ports.start()..=*ports.start(),
+            },
+            protocol @ Ports::Protocol { .. } => protocol.clone(),
+        };
+        let address = service.address;
+        Some(Self { address, ports })
+    }
+}
+
 /// What `guard explain --json` prints.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Explanation {
@@ -92,10 +107,15 @@ pub struct Step {
 }
 
 /// Estimated from a sample of the source's packets.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 pub struct Seen {
     pub packets: u64,
     pub dropped: u64,
+    /// Why the last of `dropped` was, and at which service, if one was concerned.
+    #[serde(default)]
+    pub reason: Option<String>,
+    #[serde(default)]
+    pub service: Option<String>,
 }
 
 /// What the question is asked about.

@@ -87,6 +87,12 @@ pub struct UdpFlow {
     pub peer: SocketAddr,
 }
 
+/// How many connections the kernel tracks (`count`), or can (`max`). `None`: it tracks none.
+pub fn conntrack(name: &str) -> Option<u64> {
+    let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 const CONNTRACK: &str = "/proc/net/nf_conntrack";
 
 /// The UDP flows that are open at this moment: those of connected sockets, and of what conntrack

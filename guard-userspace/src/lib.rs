@@ -11,6 +11,7 @@ mod causes;
 pub mod commands;
 pub mod dataplane;
 pub mod docker;
+pub mod doctor;
 pub mod explain;
 pub mod host;
 pub mod init;

@@ -8,9 +8,12 @@ use guard_common::{exposure::Scope, layout::About, reason::Mode};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    api::{AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, TrialStatus, to_counter},
+    api::{
+        AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus,
+        to_counter, to_talker,
+    },
     dataplane::{
-        State, detach as detach_pins, pass_everything,
+        State, StateError, detach as detach_pins, pass_everything,
         pins::{self, Pins},
         text_of,
     },
@@ -117,16 +120,33 @@ fn at(boot_ns: u64, now: Timebase) -> Timestamp {
 
 /// What the kernel counted, on every interface. `None`: nothing is pinned.
 pub fn counters(root: &Path) -> Result<Option<Vec<Counter>>> {
-    let mut counters = None;
+    of_every_interface(root, |interface, state| {
+        let rows = state.counters()?.into_iter();
+        Ok(rows.map(|row| to_counter(interface, row)).collect())
+    })
+}
+
+/// The sources that sent most, of every interface, without the policy's names for them. `None`: nothing
+/// is pinned.
+pub fn talkers(root: &Path) -> Result<Option<Vec<Talker>>> {
+    of_every_interface(root, |interface, state| {
+        let rows = state.talkers()?.into_iter();
+        Ok(rows.map(|row| to_talker(interface, row)).collect())
+    })
+}
+
+fn of_every_interface<T>(
+    root: &Path,
+    read: impl Fn(&str, &State) -> Result<Vec<T>, StateError>,
+) -> Result<Option<Vec<T>>> {
+    let mut found = None;
     for pins in Pins::existing(root)? {
         if let Some(state) = State::existing(&pins)? {
-            let rows = state.counters()?.into_iter();
-            counters
-                .get_or_insert_with(Vec::new)
-                .extend(rows.map(|row| to_counter(pins.interface(), row)));
+            let rows = read(pins.interface(), &state)?;
+            found.get_or_insert_with(Vec::new).extend(rows);
         }
     }
-    Ok(counters)
+    Ok(found)
 }
 
 /// Lets everything pass, and keeps it so when an agent comes back. Returns the interfaces.

@@ -19,6 +19,7 @@ pub mod probe;
 pub mod process;
 pub mod proxy;
 pub mod relay;
+pub mod screen;
 pub mod ssh;
 pub mod sweep;
 pub mod topology;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use guard_common::reason::Mode;
+use ipnet::IpNet;
 
 use super::{Agent, ChangeError};
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     },
     explain::{Destination, Explanation, Seen, Situation, explain},
     host,
-    policy::{Entry, Policy, labels},
+    policy::{Entry, Policy, Source, labels},
 };
 
 impl Agent {
@@ -132,6 +133,7 @@ impl Agent {
             let rows = attachment.talkers()?;
             talkers.extend(rows.into_iter().map(|row| to_talker(name, row)));
         }
+        name_sources(&mut talkers, &self.loaded.policy.sources);
         talkers.sort_unstable_by_key(|talker| (std::cmp::Reverse(talker.packets), talker.source));
         Ok(talkers)
     }
@@ -139,6 +141,16 @@ impl Agent {
     /// What operators let through or drop for a while, the newest last.
     pub fn entries(&self) -> &[Entry] {
         &self.state.kept.entries
+    }
+
+    /// A place to reach, or a service of the policy, which stands for its first port.
+    pub fn destination(&self, to: &str) -> Result<Destination, ChangeError> {
+        to.parse().or_else(|problem| {
+            let mut services = self.loaded.policy.services.iter();
+            let service = services.find(|service| service.name == to);
+            let destination = service.and_then(Destination::of_service);
+            destination.ok_or(ChangeError::Wrong(problem))
+        })
     }
 
     /// Why a packet from there to here gets its verdict, under the policy in force.
@@ -153,17 +165,15 @@ impl Agent {
             entries: &self.state.kept.entries,
         };
         let mut explanation = explain(&situation, from, to)?;
-        let of_source = self
-            .talkers()?
-            .into_iter()
-            .filter(|talker| talker.source == from);
-        let seen = of_source.fold((0, 0), |(packets, dropped), talker| {
-            (packets + talker.packets, dropped + talker.dropped)
+        let talkers = self.talkers()?.into_iter();
+        let of_source = talkers.filter(|talker| talker.source == from);
+        let seen = of_source.fold(Seen::default(), |seen, talker| Seen {
+            packets: seen.packets + talker.packets,
+            dropped: seen.dropped + talker.dropped,
+            reason: talker.reason.or(seen.reason),
+            service: talker.service.or(seen.service),
         });
-        explanation.seen = Some(Seen {
-            packets: seen.0,
-            dropped: seen.1,
-        });
+        explanation.seen = Some(seen);
         Ok(explanation)
     }
 
@@ -210,5 +220,77 @@ impl Agent {
                 names.join(", ")
             ),
         }))
+    }
+}
+
+/// Gives talkers the policy's names for them. Sorting them costs less than to ask a hundred thousand
+/// prefixes about each.
+fn name_sources(talkers: &mut [api::Talker], sources: &[Source]) {
+    talkers.sort_unstable_by_key(|talker| talker.source);
+    let mut named: Vec<(IpNet, &str)> = sources
+        .iter()
+        .flat_map(|source| {
+            source
+                .cidrs
+                .iter()
+                .map(|cidr| (*cidr, source.name.as_str()))
+        })
+        .collect();
+    // The narrowest has the last word.
+    named.sort_by_key(|(cidr, _)| cidr.prefix_len());
+    for (cidr, name) in named {
+        let start = talkers.partition_point(|talker| talker.source < cidr.network());
+        let inside = talkers.iter_mut().skip(start);
+        for talker in inside.take_while(|talker| talker.source <= cidr.broadcast()) {
+            talker.name = Some(name.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Treatment;
+
+    #[test]
+    fn a_talker_has_the_name_of_the_narrowest_source_that_it_belongs_to() {
+        let source = |name: &str, cidr: &str| Source {
+            name: name.to_owned(),
+            line: 1,
+            cidrs: vec![cidr.parse().unwrap()],
+            treatment: Treatment::Named,
+            owner: None,
+            reason: None,
+            expires: None,
+        };
+        let sources = [
+            source("office", "198.51.100.0/29"),
+            source("city", "198.51.100.0/24"),
+            source("lab", "2001:db8::/32"),
+        ];
+        let talker = |address: &str| api::Talker {
+            interface: "eth0".to_owned(),
+            source: address.parse().unwrap(),
+            name: None,
+            packets: 1,
+            dropped: 0,
+            bytes: 60,
+            reason: None,
+            service: None,
+        };
+        let mut talkers =
+            ["2001:db8::1", "203.0.113.1", "198.51.100.9", "198.51.100.7"].map(talker);
+        name_sources(&mut talkers, &sources);
+        let names = talkers.map(|talker| (talker.source.to_string(), talker.name));
+        let named = names.map(|(address, name)| format!("{address} {}", name.unwrap_or_default()));
+        assert_eq!(
+            named,
+            [
+                "198.51.100.7 office",
+                "198.51.100.9 city",
+                "203.0.113.1 ",
+                "2001:db8::1 lab"
+            ]
+        );
     }
 }

@@ -89,6 +89,12 @@ impl Client {
         self.change("entries", request).await
     }
 
+    /// The same without a word on standard error.
+    pub async fn enter_silently(&self, request: &EntryRequest) -> Answer<Changed<Entry>> {
+        let request = self.http.post(address("entries")).json(request);
+        self.answer(request, PATIENCE_FOR_CHANGES).await
+    }
+
     pub async fn revoke(&self, id: u64, request: &Revocation) -> Answer<Entry> {
         let address = address(&format!("entries/{id}"));
         let request = self.http.delete(address).query(request);

@@ -140,10 +140,19 @@ pub struct Talker {
     pub interface: String,
     #[schema(value_type = String)]
     pub source: IpAddr,
+    /// The policy's name for it, of the narrowest `[[source]]` that it belongs to.
+    #[serde(default)]
+    pub name: Option<String>,
     pub packets: u64,
     /// Those that were dropped, or would have been.
     pub dropped: u64,
     pub bytes: u64,
+    /// Why the last of `dropped` was.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The service that it was dropped at; `null`: no service was concerned.
+    #[serde(default)]
+    pub service: Option<String>,
 }
 
 pub(crate) fn to_counter(interface: &str, row: CounterRow) -> Counter {
@@ -170,13 +179,18 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
         packets,
         dropped,
         bytes,
+        dropped_for,
+        dropped_at,
     } = row;
     Talker {
         interface: interface.to_owned(),
         source,
+        name: None,
         packets,
         dropped,
         bytes,
+        reason: dropped_for.map(|reason| reason.name().to_owned()),
+        service: dropped_at,
     }
 }
 
@@ -307,7 +321,7 @@ pub struct Applied {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Question {
     pub from: IpAddr,
-    /// As [`crate::explain::Destination`] reads it.
+    /// As [`crate::explain::Destination`] reads it, or the name of a service.
     pub to: String,
 }
 

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, ChangeError},
-    explain::{Destination, Explanation},
+    explain::Explanation,
     policy::Entry,
 };
 
@@ -267,8 +267,9 @@ async fn explain(
     question: Result<Query<Question>, QueryRejection>,
 ) -> Answer<Explanation> {
     let Query(Question { from, to }) = question.map_err(wrong)?;
-    let to = to.parse::<Destination>().map_err(ChangeError::Wrong)?;
-    Ok(Json(served.agent.lock().await.explain(from, &to).await?))
+    let agent = served.agent.lock().await;
+    let to = agent.destination(&to)?;
+    Ok(Json(agent.explain(from, &to).await?))
 }
 
 /// What operators let through or drop for a while.

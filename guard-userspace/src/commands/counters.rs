@@ -1,66 +1,78 @@
 //! `guard counters`: what became of the packets, by service and reason.
 
+use std::time::Instant;
+
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{Failure, Output, Whereabouts, print, print_json};
-use crate::{api::Counter, unattended};
+use super::{
+    Failure, Whereabouts, figures,
+    meter::{Meter, Metered},
+    reading::Reader,
+    watch::Watched,
+};
+use crate::api::Counter;
 
-/// Without an agent the kernel's own counters are read from the pins.
-pub async fn run(whereabouts: &Whereabouts, output: &Output) -> Result<(), Failure> {
-    let counters = match whereabouts.client()?.counters().await {
-        Err(error) if error.is_without_agent() => {
-            let counters = unattended::counters(&whereabouts.pins);
-            counters.ok().flatten().ok_or(error)?
-        }
-        counters => counters?,
-    };
-    if output.json {
-        return Ok(print_json(&counters)?);
-    }
-    if counters.is_empty() {
-        return Ok(print("no packet has come yet")?);
-    }
-    Ok(print(&table(&counters).to_string())?)
+pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Failure> {
+    let reader = Reader::new(whereabouts)?;
+    let mut meter = Meter::default();
+    watched
+        .run(async |watched| {
+            let counters = meter.read(Instant::now(), reader.counters().await?);
+            if watched.is_json() {
+                return watched.json(&counters);
+            }
+            Ok(match counters.as_slice() {
+                [] => "no packet has come yet".to_owned(),
+                counters => table(counters).to_string(),
+            })
+        })
+        .await
 }
 
-fn table(counters: &[Counter]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header([
-        "INTERFACE",
-        "SERVICE",
-        "VERDICT",
-        "REASON",
-        "PACKETS",
-        "BYTES",
-    ]);
-    for numbers in [4, 5] {
-        if let Some(column) = table.column_mut(numbers) {
-            column.set_cell_alignment(CellAlignment::Right);
+fn table(counters: &[Metered<Counter>]) -> Table {
+    let is_metered = counters.iter().any(|counter| counter.rate.is_some());
+    let mut table = aligned(
+        &["INTERFACE", "SERVICE", "VERDICT", "REASON"],
+        &["PACKETS", "BYTES"],
+        is_metered.then_some(&["PACKETS/S", "BITS/S"]),
+    );
+    for Metered { row, rate } in counters {
+        let mut cells = vec![
+            row.interface.clone(),
+            row.service.clone().unwrap_or_else(|| "-".to_owned()),
+            row.what_became(),
+            row.reason.clone(),
+            figures::count(row.packets as f64),
+            figures::bytes(row.bytes as f64),
+        ];
+        if let Some(rate) = rate {
+            cells.extend([figures::count(rate.packets), figures::bits(rate.bytes)]);
+        }
+        table.add_row(cells);
+    }
+    table
+}
+
+impl Counter {
+    /// `pass`, `drop` or `pass (would drop)`.
+    pub fn what_became(&self) -> String {
+        match &self.would {
+            Some(would) => format!("{} (would {would})", self.verdict),
+            None => self.verdict.clone(),
         }
     }
-    for Counter {
-        interface,
-        service,
-        verdict,
-        would,
-        reason,
-        packets,
-        bytes,
-    } in counters
-    {
-        let verdict = match would {
-            Some(would) => format!("{verdict} (would {would})"),
-            None => verdict.clone(),
-        };
-        table.add_row([
-            interface,
-            service.as_deref().unwrap_or("-"),
-            &verdict,
-            reason,
-            &packets.to_string(),
-            &bytes.to_string(),
-        ]);
+}
+
+/// A table of facts, totals and perhaps rates: words to the left, numbers to the right.
+pub fn aligned(facts: &[&str], totals: &[&str], rates: Option<&[&str]>) -> Table {
+    let numbers = [totals, rates.unwrap_or_default()].concat();
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header([facts, &numbers].concat());
+    for index in facts.len()..facts.len() + numbers.len() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
     table
 }

@@ -83,7 +83,7 @@ async fn explain_file(
     Ok(explain(&situation, from, to)?)
 }
 
-fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
+pub fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
     let Explanation {
         verdict,
         would,
@@ -117,18 +117,34 @@ fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
         Some(line) => writeln!(text, "Line {line} of the policy decided.")?,
         None => writeln!(text, "No line of the policy lists it.")?,
     }
-    if let Some(Seen { packets, dropped }) = seen {
-        match packets {
-            0 => writeln!(
-                text,
-                "This source is not among the heaviest that the guard watches."
-            )?,
-            _ => writeln!(
-                text,
-                "Of this source it has seen about {packets} packets, and dropped (or would have) about \
-                 {dropped}."
-            )?,
-        }
+    if let Some(seen) = seen {
+        describe_seen(&mut text, seen)?;
     }
     Ok(text)
+}
+
+fn describe_seen(text: &mut String, seen: &Seen) -> fmt::Result {
+    let Seen {
+        packets,
+        dropped,
+        reason,
+        service,
+    } = seen;
+    if *packets == 0 {
+        return writeln!(
+            text,
+            "This source is not among the heaviest that the guard watches."
+        );
+    }
+    write!(
+        text,
+        "Of this source it has seen about {packets} packets, and dropped (or would have) about {dropped}"
+    )?;
+    if let Some(reason) = reason {
+        write!(text, ", the last for {reason}")?;
+        if let Some(service) = service {
+            write!(text, " at service \"{service}\"")?;
+        }
+    }
+    writeln!(text, ".")
 }

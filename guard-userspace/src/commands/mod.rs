@@ -5,17 +5,23 @@ mod check;
 mod completions;
 mod counters;
 mod detach;
+mod doctor;
 mod entries;
 mod explain;
+mod figures;
 mod init;
 mod man;
+mod meter;
 mod mode;
+mod reading;
 mod reload;
 mod replay;
 mod run;
 mod status;
 mod talkers;
+mod top;
 mod trial;
+mod watch;
 
 use std::{
     fmt,
@@ -80,9 +86,11 @@ enum Command {
     /// Check a policy without applying it
     Check(check::Check),
     /// Say whether the guard is at work, and where
-    Status(Output),
+    Status(watch::Watched),
     /// Show what became of the packets, by service and reason
-    Counters(Output),
+    Counters(watch::Watched),
+    /// Watch traffic, drops and sources on a screen, and act on them
+    Top(top::Top),
     /// Show the sources that send most, and those that are dropped most
     Talkers(talkers::Talkers),
     /// Say whether a source reaches a port, and why
@@ -109,6 +117,8 @@ enum Command {
     Confirm,
     /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
     Detach,
+    /// Say what is well on this host and what is not, and what to do
+    Doctor(doctor::Doctor),
     /// Print what a shell needs to complete this command line
     Completions(completions::Completions),
     /// Write the manual pages into a folder
@@ -157,15 +167,17 @@ impl Arguments {
         match command {
             Command::Run(run) => run.run(&whereabouts).await,
             Command::Check(check) => check.run(&whereabouts).await,
-            Command::Status(output) => status::run(&whereabouts, &output).await,
-            Command::Talkers(talkers) => talkers.run(&client()?).await,
+            Command::Status(watched) => status::run(&whereabouts, watched).await,
+            Command::Talkers(talkers) => talkers.run(&whereabouts).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
             Command::Audit(audit) => audit.run(&whereabouts).await,
             Command::Init(init) => init.run().await,
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
-            Command::Counters(output) => counters::run(&whereabouts, &output).await,
+            Command::Counters(watched) => counters::run(&whereabouts, watched).await,
+            Command::Doctor(doctor) => doctor.run(&whereabouts).await,
+            Command::Top(top) => top.run(whereabouts).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,
             Command::List(output) => entries::list(&client()?, &output).await,
@@ -275,10 +287,14 @@ fn user() -> Option<String> {
 
 /// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end())) {
+    match write(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end()))
 }
 
 /// Says what is to be looked at again, beside a command's output.

@@ -1,42 +1,101 @@
 //! `guard status`: whether the guard is at work, and where.
 
-use std::fmt::{self, Write as _};
-
-use super::{Failure, Output, Whereabouts, print, print_json};
-use crate::{
-    api::{
-        DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus,
-        client::ClientError,
-    },
-    unattended,
+use std::{
+    fmt::{self, Write as _},
+    time::Instant,
 };
 
-/// Without an agent it says from the pins what the kernel does.
-pub async fn run(whereabouts: &Whereabouts, output: &Output) -> Result<(), Failure> {
-    let status = match whereabouts.client()?.status().await {
-        Err(error) if error.is_without_agent() => {
-            let trouble = match &error {
-                ClientError::Silent { .. } => "it hangs",
-                _ => "it is dead",
-            };
-            let status = unattended::status(&whereabouts.pins, trouble.to_owned()).await;
-            status.ok().flatten().ok_or(error)?
-        }
-        status => status?,
+use serde::Serialize;
+
+use super::{
+    Failure, Whereabouts, figures,
+    meter::{Meter, Metered, Rate},
+    reading::Reader,
+    watch::Watched,
+};
+use crate::api::{
+    Counter, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus,
+};
+
+/// What `--watch --json` prints in each line.
+#[derive(Serialize)]
+struct WithRate<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    #[serde(flatten)]
+    rate: Option<Rate>,
+}
+
+pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Failure> {
+    let reader = Reader::new(whereabouts)?;
+    let mut meter = Meter::default();
+    watched
+        .run(async |watched| {
+            let status = reader.status().await?;
+            let counters = meter.read(Instant::now(), reader.counters().await?);
+            let rate = sum(&counters);
+            if watched.is_json() {
+                let status = &status;
+                return watched.json(&WithRate { status, rate });
+            }
+            let described = describe(&status).map_err(anyhow::Error::from)?;
+            Ok(format!("{described}{}", describe_traffic(&counters, rate)))
+        })
+        .await
+}
+
+fn sum(counters: &[Metered<Counter>]) -> Option<Rate> {
+    let rates = counters.iter().filter_map(|counter| counter.rate);
+    rates.reduce(|mut sum, rate| {
+        sum += rate;
+        sum
+    })
+}
+
+fn describe_traffic(counters: &[Metered<Counter>], rate: Option<Rate>) -> String {
+    let sum = |is_wanted: fn(&Counter) -> bool| {
+        let rows = counters.iter().filter(|counter| is_wanted(&counter.row));
+        figures::count(rows.map(|counter| counter.row.packets as f64).sum())
     };
-    if output.json {
-        return Ok(print_json(&status)?);
+    let mut text = format!(
+        "packets    {} seen, {} dropped, {} would be if enforced",
+        sum(|_| true),
+        sum(|row| row.verdict == "drop"),
+        sum(|row| row.would.is_some())
+    );
+    if let Some(Rate {
+        packets,
+        dropped,
+        bytes,
+    }) = rate
+    {
+        text += &format!(
+            "\nnow        {} packets/s, {}, of which {} packets/s are dropped or would be",
+            figures::count(packets),
+            figures::bits(bytes),
+            figures::count(dropped)
+        );
     }
-    Ok(print(&describe(&status).map_err(anyhow::Error::from)?)?)
+    text
+}
+
+/// Whether it does what it is there for.
+pub fn headline(status: &Status) -> &'static str {
+    match (status.mode.as_str(), status.enforcing) {
+        ("enforce", true) => "enforcing: what the policy closes is closed",
+        ("enforce", false) => "NOT ENFORCING, although the policy says so",
+        ("observe", _) => "observing: everything passes, would-be drops are counted",
+        _ => "off: everything passes",
+    }
 }
 
 fn describe(status: &Status) -> Result<String, fmt::Error> {
     let mut text = String::new();
     let Status {
         version,
-        mode,
+        mode: _,
         scope,
-        enforcing,
+        enforcing: _,
         not_enforcing_because,
         agent,
         interfaces,
@@ -53,13 +112,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         docker,
         not_kept,
     } = status;
-    let headline = match (mode.as_str(), enforcing) {
-        ("enforce", true) => "enforcing: what the policy closes is closed",
-        ("enforce", false) => "NOT ENFORCING, although the policy says so",
-        ("observe", _) => "observing: everything passes, would-be drops are counted",
-        _ => "off: everything passes",
-    };
-    writeln!(text, "guard {version} is {headline}")?;
+    writeln!(text, "guard {version} is {}", headline(status))?;
     for obstacle in not_enforcing_because {
         writeln!(text, "  because {obstacle}")?;
     }

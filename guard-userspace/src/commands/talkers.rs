@@ -1,21 +1,30 @@
 //! `guard talkers`: the sources that send most, and those that are dropped most.
 
-use clap::{Args, ValueEnum};
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use std::{cmp::Reverse, time::Instant};
 
-use super::{Failure, Output, print, print_json};
-use crate::api::{Talker, client::Client};
+use clap::{Args, ValueEnum};
+use comfy_table::Table;
+
+use super::{
+    Failure, Whereabouts,
+    counters::aligned,
+    figures,
+    meter::{Meter, Metered, Rate},
+    reading::Reader,
+    watch::Watched,
+};
+use crate::api::Talker;
 
 #[derive(Debug, Args)]
 pub struct Talkers {
-    /// What to sort by
+    /// What to sort by: the totals, or with --watch the rates
     #[arg(long, value_enum, default_value_t = By::Packets)]
     by: By,
     /// How many to show
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
     #[command(flatten)]
-    output: Output,
+    watched: Watched,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -26,58 +35,92 @@ enum By {
 }
 
 impl Talkers {
-    pub async fn run(self, client: &Client) -> Result<(), Failure> {
-        let Self {
-            by,
-            limit,
-            output: Output { json },
-        } = self;
-        let mut talkers = client.talkers().await?;
-        talkers.sort_by_key(|talker| {
-            std::cmp::Reverse(match by {
-                By::Packets => talker.packets,
-                By::Dropped => talker.dropped,
-                By::Bytes => talker.bytes,
+    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+        let Self { by, limit, watched } = self;
+        let reader = Reader::new(whereabouts)?;
+        let mut meter = Meter::default();
+        watched
+            .run(async |watched| {
+                let mut talkers = meter.read(Instant::now(), reader.talkers().await?);
+                talkers.sort_by(|one, other| {
+                    let weights = |talker| Reverse(by.weigh(talker));
+                    weights(one)
+                        .partial_cmp(&weights(other))
+                        .unwrap_or(std::cmp::Ordering::Equal)
+                });
+                talkers.truncate(limit);
+                if watched.is_json() {
+                    return watched.json(&talkers);
+                }
+                Ok(match talkers.as_slice() {
+                    [] => "nobody has sent anything yet".to_owned(),
+                    talkers => {
+                        format!("{}\n\nestimated from one packet of sixteen", table(talkers))
+                    }
+                })
             })
-        });
-        talkers.truncate(limit);
-        if json {
-            return Ok(print_json(&talkers)?);
-        }
-        if talkers.is_empty() {
-            return Ok(print("nobody has sent anything yet")?);
-        }
-        Ok(print(&format!(
-            "{}\n\nestimated from one packet of sixteen",
-            table(&talkers)
-        ))?)
+            .await
     }
 }
 
-fn table(talkers: &[Talker]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(["INTERFACE", "SOURCE", "PACKETS", "DROPPED", "BYTES"]);
-    for numbers in 2..=4 {
-        if let Some(column) = table.column_mut(numbers) {
-            column.set_cell_alignment(CellAlignment::Right);
+impl By {
+    /// The rate, and then the total.
+    fn weigh(self, talker: &Metered<Talker>) -> (f64, u64) {
+        let Metered { row, rate } = talker;
+        let Rate {
+            packets,
+            dropped,
+            bytes,
+        } = rate.unwrap_or_default();
+        match self {
+            Self::Packets => (packets, row.packets),
+            Self::Dropped => (dropped, row.dropped),
+            Self::Bytes => (bytes, row.bytes),
         }
     }
-    for Talker {
-        interface,
-        source,
-        packets,
-        dropped,
-        bytes,
-    } in talkers
-    {
-        table.add_row([
-            interface.clone(),
-            source.to_string(),
-            packets.to_string(),
-            dropped.to_string(),
-            bytes.to_string(),
-        ]);
+}
+
+impl Talker {
+    /// `198.51.100.7 office`.
+    pub fn who(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{} {name}", self.source),
+            None => self.source.to_string(),
+        }
+    }
+
+    /// Why the last of its packets that was dropped was: `packet_limit at web`.
+    pub fn why(&self) -> Option<String> {
+        let reason = self.reason.as_ref()?;
+        Some(match &self.service {
+            Some(service) => format!("{reason} at {service}"),
+            None => reason.clone(),
+        })
+    }
+}
+
+fn table(talkers: &[Metered<Talker>]) -> Table {
+    let is_metered = talkers.iter().any(|talker| talker.rate.is_some());
+    let mut table = aligned(
+        &["INTERFACE", "SOURCE", "DROPPED LAST FOR"],
+        &["PACKETS", "DROPPED", "BYTES"],
+        is_metered.then_some(&["PACKETS/S", "DROPPED/S", "BITS/S"]),
+    );
+    for Metered { row, rate } in talkers {
+        let mut cells = vec![
+            row.interface.clone(),
+            row.who(),
+            row.why().unwrap_or_else(|| "-".to_owned()),
+            figures::count(row.packets as f64),
+            figures::count(row.dropped as f64),
+            figures::bytes(row.bytes as f64),
+        ];
+        if let Some(rate) = rate {
+            let counts = [rate.packets, rate.dropped].map(figures::count);
+            cells.extend(counts);
+            cells.push(figures::bits(rate.bytes));
+        }
+        table.add_row(cells);
     }
     table
 }

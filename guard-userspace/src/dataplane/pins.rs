@@ -18,7 +18,7 @@ use nix::{
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/guard";
 
 /// Where the kernel's documentation has the BPF file system (systemd mounts it there).
-const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Only root may open the pins.
 const FOLDER_MODE: u32 = 0o700;
@@ -196,7 +196,7 @@ fn unescape(name: &str) -> Option<String> {
     (!name.contains('.')).then(|| name.replace("%2e", ".").replace("%25", "%"))
 }
 
-fn is_bpffs(path: &Path) -> bool {
+pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 

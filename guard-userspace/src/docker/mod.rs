@@ -13,7 +13,7 @@ use std::{
 use guard_common::layout::PortProtocol;
 
 pub use self::{
-    read::read,
+    read::{read, version},
     watch::{Seen, Watch},
 };
 use crate::policy::{ContainerNetwork, Containers, Labelled, PublishedFamily, PublishedPort};

@@ -37,6 +37,15 @@ pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
     .await
 }
 
+/// Which version answers.
+pub async fn version(socket: &str) -> Result<String, DockerError> {
+    patient(socket, async {
+        let version = connect(socket).await?.version().await?;
+        Ok(version.version.unwrap_or_else(|| "unknown".to_owned()))
+    })
+    .await
+}
+
 /// Docker has so long, and no longer.
 pub(super) async fn patient<T>(
     socket: &str,

@@ -1,7 +1,7 @@
 //! What Prometheus scrapes, in its text format (version 0.0.4). No label holds what a sender chooses, so
 //! that the number of time series is bounded by the policy.
 
-use std::{collections::HashMap, fs};
+use std::collections::HashMap;
 
 use prometheus::{
     Encoder as _, TextEncoder,
@@ -10,13 +10,12 @@ use prometheus::{
 
 use crate::{
     api::{Counter, Status},
+    host,
     policy::{Action, Entry},
 };
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
-const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack_";
 
 /// Writes everything that there is to tell.
 pub fn encode(
@@ -164,9 +163,8 @@ impl Families {
                 "max",
             ),
         ] {
-            let text = fs::read_to_string(format!("{CONNTRACK}{file}")).ok();
-            if let Some(value) = text.and_then(|text| text.trim().parse().ok()) {
-                self.gauge(name, help, &[], value);
+            if let Some(value) = host::conntrack(file) {
+                self.gauge(name, help, &[], value as f64);
             }
         }
     }

@@ -93,9 +93,9 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP and SSH, a fresh Debian with its systemd,
-/// and virtual machines with Debian's kernels.
-const TESTS: [Tool; 15] = [
+/// What only the tests need: real clients and servers of UDP and SSH, a terminal, a fresh Debian with its
+/// systemd, and virtual machines with Debian's kernels.
+const TESTS: [Tool; 16] = [
     tool("chromium", "chromium"),
     tool("cpio", "cpio"),
     tool("depmod", "kmod"),
@@ -111,6 +111,7 @@ const TESTS: [Tool; 15] = [
     tool("dropbear", "dropbear-bin"),
     tool("dropbearkey", "dropbear-bin"),
     tool("dbclient", "dropbear-bin"),
+    tool("tmux", "tmux"),
 ];
 
 /// Debian's tools for packages.

@@ -1,0 +1,94 @@
+//! `guard doctor`: what is well on this host, what is not, and what to do.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::Args;
+
+use super::{DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, reading::Reader};
+use crate::doctor::{Finding, Health, Known, LISTENING, examine};
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The policy file; the one in force if left out
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Doctor {
+    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+        let Self {
+            policy,
+            output: Output { json },
+        } = self;
+        let reader = Reader::new(whereabouts)?;
+        let status = reader.status().await.map_err(|error| error.to_string());
+        let in_force = status
+            .as_ref()
+            .ok()
+            .map(|status| status.policy.path.clone().into());
+        let policy = policy.or(in_force).unwrap_or_else(|| DEFAULT_POLICY.into());
+        let known = Known {
+            policy: &policy,
+            pins: &whereabouts.pins,
+            status,
+            counters: listen(&reader).await,
+        };
+        let findings = examine(&known).await;
+        if json {
+            print_json(&findings)?;
+        } else {
+            print(&describe(&findings))?;
+        }
+        match count(&findings, Health::Failure) {
+            0 => Ok(()),
+            1 => Err(anyhow!("one thing fails").into()),
+            failures => Err(anyhow!("{failures} things fail").into()),
+        }
+    }
+}
+
+/// Two readings. `None`: nothing counts, or not for this user.
+async fn listen(reader: &Reader) -> Option<[Vec<crate::api::Counter>; 2]> {
+    let before = reader.counters().await.ok()?;
+    tokio::time::sleep(LISTENING).await;
+    let now = reader.counters().await.ok()?;
+    Some([before, now])
+}
+
+fn count(findings: &[Finding], health: Health) -> usize {
+    findings
+        .iter()
+        .filter(|finding| finding.health == health)
+        .count()
+}
+
+fn describe(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding {
+        check,
+        interface,
+        health,
+        finding,
+        advice,
+    } in findings
+    {
+        let word = match health {
+            Health::Ok => "ok",
+            Health::Unknown => "not seen",
+            Health::Warning => "warning",
+            Health::Failure => "FAILURE",
+        };
+        let what = match interface {
+            Some(interface) => format!("{interface} {check}"),
+            None => (*check).to_owned(),
+        };
+        text += &format!("{word:<9} {what:<18} {finding}\n");
+        if let Some(advice) = advice {
+            text += &format!("{:<28} -> {advice}\n", "");
+        }
+    }
+    text
+}

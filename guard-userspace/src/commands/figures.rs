@@ -1,0 +1,71 @@
+//! Numbers for people: three digits and a unit.
+
+const UNITS: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
+
+/// `17`, `1.2k`, `3.4M`.
+pub fn count(value: f64) -> String {
+    let (number, unit) = scaled(value);
+    format!("{number}{unit}")
+}
+
+/// `1.2 GB`.
+pub fn bytes(value: f64) -> String {
+    let (number, unit) = scaled(value);
+    format!("{number} {unit}B")
+}
+
+/// `3.4 Gbit/s`, of bytes per second.
+pub fn bits(bytes_per_second: f64) -> String {
+    let (number, unit) = scaled(bytes_per_second * 8.0);
+    format!("{number} {unit}bit/s")
+}
+
+fn scaled(value: f64) -> (String, &'static str) {
+    // The first value that would be written with four digits.
+    const NEXT_UNIT: f64 = 999.5;
+    let mut value = value;
+    let mut units = UNITS.into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    while value >= NEXT_UNIT
+        && let Some(next) = units.next()
+    {
+        value /= 1000.0;
+        unit = next;
+    }
+    let is_whole = unit.is_empty() && value.fract() == 0.0;
+    let number = match value {
+        _ if is_whole || value >= 99.95 => format!("{value:.0}"),
+        _ if value < 0.05 => "<0.1".to_owned(),
+        _ => format!("{value:.1}"),
+    };
+    (number, unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_at_most_three_digits_and_never_round_to_a_thousand() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.01, "<0.1"),
+            (0.25, "0.2"),
+            (7.0, "7"),
+            (12.34, "12.3"),
+            (99.96, "100"),
+            (999.0, "999"),
+            (999.5, "1.0k"),
+            (1_240.0, "1.2k"),
+            (99_960.0, "100k"),
+            (999_499.0, "999k"),
+            (999_500.0, "1.0M"),
+            (1.8e19, "18.0E"),
+            (1e22, "10000E"),
+        ] {
+            assert_eq!(count(value), text, "{value}");
+        }
+        assert_eq!(bytes(1_500.0), "1.5 kB");
+        assert_eq!(bits(425e6), "3.4 Gbit/s");
+    }
+}

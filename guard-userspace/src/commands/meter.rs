@@ -1,0 +1,180 @@
+//! Rates, from two readings of what the kernel counts.
+
+use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Instant};
+
+use serde::Serialize;
+
+use crate::api::{Counter, Talker};
+
+/// What counts packets, and is found again in the next reading.
+pub trait Counting {
+    type Key: Clone + Eq + Hash;
+    fn key(&self) -> Self::Key;
+    fn sums(&self) -> Sums;
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    pub packets: u64,
+    /// Those that were dropped, or would have been.
+    pub dropped: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rate {
+    #[serde(rename = "packets_per_second")]
+    pub packets: f64,
+    #[serde(rename = "dropped_per_second")]
+    pub dropped: f64,
+    #[serde(rename = "bytes_per_second")]
+    pub bytes: f64,
+}
+
+impl std::ops::AddAssign for Rate {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.dropped += other.dropped;
+        self.bytes += other.bytes;
+    }
+}
+
+/// A row with its rate since the reading before; none in the first.
+#[derive(Clone, Debug, Serialize)]
+pub struct Metered<T> {
+    #[serde(flatten)]
+    pub row: T,
+    #[serde(flatten)]
+    pub rate: Option<Rate>,
+}
+
+/// Remembers one reading.
+pub struct Meter<T: Counting> {
+    before: Option<(Instant, HashMap<T::Key, Sums>)>,
+}
+
+impl<T: Counting> Default for Meter<T> {
+    fn default() -> Self {
+        Self { before: None }
+    }
+}
+
+impl<T: Counting> Meter<T> {
+    pub fn read(&mut self, at: Instant, rows: Vec<T>) -> Vec<Metered<T>> {
+        let now = rows.iter().map(|row| (row.key(), row.sums())).collect();
+        let before = self.before.replace((at, now));
+        let rate = |row: &T| {
+            let (then, sums) = before.as_ref()?;
+            let seconds = at.duration_since(*then).as_secs_f64();
+            let before = sums.get(&row.key()).copied().unwrap_or_default();
+            (seconds > 0.0).then(|| rate_of(row.sums(), before, seconds))
+        };
+        rows.into_iter()
+            .map(|row| {
+                let rate = rate(&row);
+                Metered { row, rate }
+            })
+            .collect()
+    }
+}
+
+fn rate_of(now: Sums, before: Sums, seconds: f64) -> Rate {
+    // What counts less than before has started anew.
+    let before = if now.packets < before.packets {
+        Sums::default()
+    } else {
+        before
+    };
+    let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+    Rate {
+        packets: per_second(now.packets, before.packets),
+        dropped: per_second(now.dropped, before.dropped),
+        bytes: per_second(now.bytes, before.bytes),
+    }
+}
+
+impl Counter {
+    /// Whether its packets were dropped, or would have been.
+    pub fn is_drop(&self) -> bool {
+        self.would.is_some() || self.verdict == "drop"
+    }
+}
+
+impl Counting for Counter {
+    type Key = (String, Option<String>, String, bool);
+
+    fn key(&self) -> Self::Key {
+        let (interface, service) = (self.interface.clone(), self.service.clone());
+        (
+            interface,
+            service,
+            self.reason.clone(),
+            self.would.is_some(),
+        )
+    }
+
+    fn sums(&self) -> Sums {
+        Sums {
+            packets: self.packets,
+            dropped: if self.is_drop() { self.packets } else { 0 },
+            bytes: self.bytes,
+        }
+    }
+}
+
+impl Counting for Talker {
+    type Key = (String, IpAddr);
+
+    fn key(&self) -> Self::Key {
+        (self.interface.clone(), self.source)
+    }
+
+    fn sums(&self) -> Sums {
+        Sums {
+            packets: self.packets,
+            dropped: self.dropped,
+            bytes: self.bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn talker(packets: u64) -> Talker {
+        Talker {
+            interface: "eth0".to_owned(),
+            source: IpAddr::from([198, 51, 100, 7]),
+            name: None,
+            packets,
+            dropped: packets / 2,
+            bytes: packets * 100,
+            reason: None,
+            service: None,
+        }
+    }
+
+    #[test]
+    fn a_rate_is_what_came_since_the_reading_before_and_what_starts_anew_counts_from_zero() {
+        let start = Instant::now();
+        let mut meter = Meter::default();
+        assert_eq!(meter.read(start, vec![talker(100)])[0].rate, None);
+        for (second, packets, rate) in [(2, 300, 100.0), (4, 300, 0.0), (6, 50, 25.0)] {
+            let at = start + Duration::from_secs(second);
+            let found = meter.read(at, vec![talker(packets)])[0].rate;
+            let expected = Rate {
+                packets: rate,
+                dropped: rate / 2.0,
+                bytes: rate * 100.0,
+            };
+            assert_eq!(found, Some(expected), "{second}");
+        }
+        assert_eq!(
+            meter.read(start + Duration::from_secs(6), vec![talker(60)])[0].rate,
+            None
+        );
+    }
+}

@@ -1,0 +1,61 @@
+//! What the agent says; without one, what the pins say.
+
+use std::path::Path;
+
+use super::Whereabouts;
+use crate::{
+    api::{
+        Counter, Status, Talker,
+        client::{Client, ClientError},
+    },
+    unattended,
+};
+
+/// Where both are found.
+pub struct Reader {
+    pub client: Client,
+    pins: std::path::PathBuf,
+}
+
+impl Reader {
+    pub fn new(whereabouts: &Whereabouts) -> Result<Self, ClientError> {
+        Ok(Self {
+            client: whereabouts.client()?,
+            pins: whereabouts.pins.clone(),
+        })
+    }
+
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        let error = match self.client.status().await {
+            Err(error) if error.is_without_agent() => error,
+            status => return status,
+        };
+        let trouble = match &error {
+            ClientError::Silent { .. } => "it hangs",
+            _ => "it is dead",
+        };
+        let status = unattended::status(&self.pins, trouble.to_owned()).await;
+        status.ok().flatten().ok_or(error)
+    }
+
+    pub async fn counters(&self) -> Result<Vec<Counter>, ClientError> {
+        self.or_pinned(self.client.counters().await, unattended::counters)
+    }
+
+    pub async fn talkers(&self) -> Result<Vec<Talker>, ClientError> {
+        self.or_pinned(self.client.talkers().await, unattended::talkers)
+    }
+
+    fn or_pinned<T>(
+        &self,
+        answer: Result<T, ClientError>,
+        pinned: impl FnOnce(&Path) -> anyhow::Result<Option<T>>,
+    ) -> Result<T, ClientError> {
+        match answer {
+            Err(error) if error.is_without_agent() => {
+                pinned(&self.pins).ok().flatten().ok_or(error)
+            }
+            answer => answer,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What the keys do.
+
+use std::{fmt, net::IpAddr};
+
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ipnet::IpNet;
+
+use super::state::{Asked, Prompt, Shown, State};
+use crate::{
+    commands::entries::parse_duration,
+    policy::{Action, parse_prefix},
+};
+
+/// As many sources as a page key goes by.
+const PAGE: isize = 10;
+
+const LONGEST_TEXT: usize = 200;
+
+pub const HELP: &str = "\
+Arrows, j, k, PgUp, PgDn, Home, End: choose a source
+s: sort the sources by packets, dropped, bits or address
+/: show only what contains these words; Esc ends it
+p or space: hold the screen still, and go on
+e: explain what becomes of the source at a port or service
+a, d: allow or deny the source for a while; asks first
+q or Ctrl-C: end
+
+IN and DROPPED are what the kernel counts. In observe mode DROPPED is what would have been.
+SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends \
+little may not be there at all. FOR is why the last of its packets was dropped, and where.";
+
+pub enum Outcome {
+    Nothing,
+    Quit,
+    Ask(Request),
+}
+
+/// What the agent is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Explain {
+        from: IpAddr,
+        to: String,
+    },
+    Enter {
+        action: Action,
+        prefix: IpNet,
+        seconds: u64,
+    },
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Explain { from, to } => write!(formatter, "{from} to {to}"),
+            Self::Enter { action, prefix, .. } => write!(formatter, "{} {prefix}", action.name()),
+        }
+    }
+}
+
+pub fn press(state: &mut State, key: KeyEvent) -> Outcome {
+    let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
+    match key.code {
+        KeyCode::Char('c') if is_control => Outcome::Quit,
+        KeyCode::Char(_) if is_control => Outcome::Nothing,
+        code if state.prompt.is_some() => type_in(state, code),
+        code if state.shown.is_some() => {
+            read_on(state, code);
+            Outcome::Nothing
+        }
+        KeyCode::Char('q') => Outcome::Quit,
+        code => {
+            look_around(state, code);
+            Outcome::Nothing
+        }
+    }
+}
+
+fn look_around(state: &mut State, code: KeyCode) {
+    match code {
+        KeyCode::Char('p' | ' ') => state.paused = !state.paused,
+        KeyCode::Char('s') => state.sort = state.sort.next(),
+        KeyCode::Char('/') => ask(state, Asked::Filter, state.filter.clone()),
+        KeyCode::Esc => state.filter.clear(),
+        KeyCode::Char('?' | 'h') => {
+            state.show(Shown::new("keys".to_owned(), HELP.to_owned()));
+        }
+        KeyCode::Up | KeyCode::Char('k') => state.select(-1),
+        KeyCode::Down | KeyCode::Char('j') => state.select(1),
+        KeyCode::PageUp => state.select(-PAGE),
+        KeyCode::PageDown => state.select(PAGE),
+        KeyCode::Home => state.select(isize::MIN),
+        KeyCode::End => state.select(isize::MAX),
+        KeyCode::Char('e') => ask_about_selected(state, Asked::Explain),
+        KeyCode::Char('a') => ask_about_selected(state, |_| Asked::Allow),
+        KeyCode::Char('d') => ask_about_selected(state, |_| Asked::Deny),
+        _ => {}
+    }
+}
+
+fn ask(state: &mut State, kind: Asked, text: String) {
+    state.prompt = Some(Prompt {
+        kind,
+        text,
+        problem: None,
+    });
+}
+
+fn ask_about_selected(state: &mut State, kind: impl FnOnce(IpAddr) -> Asked) {
+    let Some(talker) = state.selected() else {
+        return;
+    };
+    let source = talker.source;
+    let service = talker.service.clone().unwrap_or_default();
+    // The mark stays on it, whatever moves meanwhile.
+    state.select(0);
+    let kind = kind(source);
+    let text = match kind {
+        Asked::Explain(_) => service,
+        _ => format!("{source} for 1h"),
+    };
+    ask(state, kind, text);
+}
+
+fn read_on(state: &mut State, code: KeyCode) {
+    let Some(shown) = &mut state.shown else {
+        return;
+    };
+    match code {
+        KeyCode::Down | KeyCode::Char('j') => shown.scrolled = shown.scrolled.saturating_add(1),
+        KeyCode::Up | KeyCode::Char('k') => shown.scrolled = shown.scrolled.saturating_sub(1),
+        _ => state.shown = None,
+    }
+}
+
+fn type_in(state: &mut State, code: KeyCode) -> Outcome {
+    let Some(prompt) = &mut state.prompt else {
+        return Outcome::Nothing;
+    };
+    prompt.problem = None;
+    match code {
+        KeyCode::Esc => state.prompt = None,
+        KeyCode::Backspace => {
+            prompt.text.pop();
+        }
+        KeyCode::Char(c) if prompt.text.len() < LONGEST_TEXT => prompt.text.push(c),
+        KeyCode::Enter => return enter(state),
+        _ => {}
+    }
+    Outcome::Nothing
+}
+
+fn enter(state: &mut State) -> Outcome {
+    let Some(mut prompt) = state.prompt.take() else {
+        return Outcome::Nothing;
+    };
+    let text = prompt.text.trim();
+    let request = match prompt.kind {
+        Asked::Filter => {
+            state.filter = text.to_owned();
+            return Outcome::Nothing;
+        }
+        Asked::Explain(_) if text.is_empty() => {
+            Err("name a service, or a port such as 8000/tcp".to_owned())
+        }
+        Asked::Explain(from) => Ok(Request::Explain {
+            from,
+            to: text.to_owned(),
+        }),
+        Asked::Allow => parse_entry(Action::Allow, text),
+        Asked::Deny => parse_entry(Action::Deny, text),
+    };
+    match request {
+        Ok(request) => Outcome::Ask(request),
+        Err(problem) => {
+            prompt.problem = Some(problem);
+            state.prompt = Some(prompt);
+            Outcome::Nothing
+        }
+    }
+}
+
+/// Parses `198.51.100.7 for 1h`.
+fn parse_entry(action: Action, text: &str) -> Result<Request, String> {
+    let (prefix, lasts) = text
+        .split_once(" for ")
+        .ok_or_else(|| "write it as 198.51.100.7 for 1h".to_owned())?;
+    let lasts = parse_duration(lasts.trim())?;
+    Ok(Request::Enter {
+        action,
+        prefix: parse_prefix(prefix.trim())?,
+        seconds: lasts.as_secs().unsigned_abs(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::commands::top::examples::reading;
+
+    fn press_all(state: &mut State, keys: &[KeyCode]) -> Vec<Request> {
+        let press = |code: &KeyCode| match press(state, KeyEvent::from(*code)) {
+            Outcome::Ask(request) => Some(request),
+            Outcome::Nothing | Outcome::Quit => None,
+        };
+        keys.iter().filter_map(press).collect()
+    }
+
+    fn typed(text: &str) -> Vec<KeyCode> {
+        text.chars().map(KeyCode::Char).collect()
+    }
+
+    fn watching() -> State {
+        let mut state = State::default();
+        state.take(Instant::now(), Ok(reading(1)));
+        state
+    }
+
+    #[test]
+    fn to_deny_asks_first_and_an_hour_is_only_proposed() {
+        let mut state = watching();
+        let deny = |hours: u64| Request::Enter {
+            action: Action::Deny,
+            prefix: "198.51.100.66/32".parse().unwrap(),
+            seconds: hours * 3_600,
+        };
+        let no = [KeyCode::Char('d'), KeyCode::Esc, KeyCode::Enter];
+        assert!(press_all(&mut state, &no).is_empty());
+        let yes = [KeyCode::Char('d'), KeyCode::Enter];
+        assert_eq!(press_all(&mut state, &yes), [deny(1)]);
+        let back = vec![KeyCode::Backspace; 2];
+        let changed = [typed("d"), back, typed("2h"), vec![KeyCode::Enter]].concat();
+        assert_eq!(press_all(&mut state, &changed), [deny(2)]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_and_the_question_stays() {
+        let mut state = watching();
+        let keys = [typed("d"), typed(" and more"), vec![KeyCode::Enter]].concat();
+        assert!(press_all(&mut state, &keys).is_empty());
+        let prompt = state.prompt.unwrap();
+        assert_eq!(prompt.text, "198.51.100.66 for 1h and more");
+        assert!(prompt.problem.unwrap().contains("is no time"));
+    }
+
+    #[test]
+    fn the_question_is_about_the_source_that_was_chosen_whatever_comes_meanwhile() {
+        let mut state = watching();
+        press_all(&mut state, &[KeyCode::Down, KeyCode::Char('e')]);
+        let mut changed = reading(2);
+        changed.talkers.truncate(1);
+        state.take(Instant::now(), Ok(changed));
+        let asked = press_all(&mut state, &[KeyCode::Enter]);
+        let expected = Request::Explain {
+            from: "198.51.100.20".parse().unwrap(),
+            to: "web".to_owned(),
+        };
+        assert_eq!(asked, [expected]);
+    }
+
+    #[test]
+    fn keys_are_text_while_something_is_asked() {
+        let mut state = watching();
+        let keys = [typed("/qsp"), vec![KeyCode::Enter]].concat();
+        press_all(&mut state, &keys);
+        assert_eq!((state.filter.as_str(), state.paused), ("qsp", false));
+        press_all(&mut state, &[KeyCode::Esc]);
+        assert_eq!(state.filter, "");
+    }
+}

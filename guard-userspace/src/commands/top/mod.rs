@@ -1,0 +1,216 @@
+//! `guard top`: traffic, drops and sources on a screen.
+//!
+//! `state` turns readings into rows and knows no terminal, `keys` turns keys into requests, `draw` puts
+//! the state on a screen.
+
+mod draw;
+#[cfg(test)]
+mod examples;
+mod keys;
+mod state;
+
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use crossterm::event::{Event, EventStream, KeyEventKind};
+use futures_util::StreamExt as _;
+use ratatui::DefaultTerminal;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::{Receiver, Sender, channel},
+    time::{MissedTickBehavior, interval},
+};
+
+use self::{
+    draw::Theme,
+    keys::{Outcome, Request},
+    state::{Reading, Shown, State},
+};
+use super::{Failure, Whereabouts, explain, reading::Reader};
+use crate::{
+    api::{Changed, EntryRequest, Question, client::ClientError},
+    operator::ssh_session,
+};
+
+#[derive(Debug, Args)]
+pub struct Top {
+    /// How often to look, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 2,
+          value_parser = clap::value_parser!(u64).range(1..=60))]
+    every: u64,
+    /// Without colours, as with the environment variable NO_COLOR
+    #[arg(long)]
+    no_color: bool,
+}
+
+/// What comes from the agent while the screen is up.
+enum News {
+    Reading(Instant, Result<Box<Reading>, String>),
+    Answer(Shown),
+}
+
+impl Top {
+    pub async fn run(self, whereabouts: Whereabouts) -> Result<(), Failure> {
+        let Self { every, no_color } = self;
+        if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+            return Err(anyhow!(
+                "this is no terminal: `guard counters --watch` and `guard talkers --watch` print lines"
+            )
+            .into());
+        }
+        // https://no-color.org
+        let has_colour = !no_color && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let reader = Arc::new(Reader::new(&whereabouts)?);
+        let terminal = ratatui::try_init().context("the terminal cannot be set up")?;
+        let screen = Screen {
+            terminal,
+            state: State::default(),
+            theme: Theme { has_colour },
+            reader,
+        };
+        let result = screen.run(Duration::from_secs(every)).await;
+        ratatui::restore();
+        Ok(result?)
+    }
+}
+
+struct Screen {
+    terminal: DefaultTerminal,
+    state: State,
+    theme: Theme,
+    reader: Arc<Reader>,
+}
+
+impl Screen {
+    async fn run(mut self, every: Duration) -> anyhow::Result<()> {
+        // Few wait: one reading at a time, and one answer to each question.
+        let (sender, mut news) = channel(4);
+        tokio::spawn(read_forever(
+            Arc::clone(&self.reader),
+            every,
+            sender.clone(),
+        ));
+        let mut events = EventStream::new();
+        let mut ends = [
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ];
+        let [terminate, hangup] = &mut ends;
+        loop {
+            let Self {
+                terminal,
+                state,
+                theme,
+                ..
+            } = &mut self;
+            terminal.draw(|frame| draw::draw(frame, state, *theme))?;
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => if self.handle(&event?, &sender) { return Ok(()) },
+                    None => return Ok(()),
+                },
+                _ = take(&mut news, &mut self.state) => {}
+                _ = terminate.recv() => return Ok(()),
+                _ = hangup.recv() => return Ok(()),
+            }
+        }
+    }
+
+    /// Returns whether it is the end.
+    fn handle(&mut self, event: &Event, answers: &Sender<News>) -> bool {
+        let Event::Key(key) = event else {
+            return false;
+        };
+        if key.kind == KeyEventKind::Release {
+            return false;
+        }
+        match keys::press(&mut self.state, *key) {
+            Outcome::Nothing => false,
+            Outcome::Quit => true,
+            Outcome::Ask(request) => {
+                tokio::spawn(answer(Arc::clone(&self.reader), request, answers.clone()));
+                false
+            }
+        }
+    }
+}
+
+async fn take(news: &mut Receiver<News>, state: &mut State) {
+    match news.recv().await {
+        Some(News::Reading(at, reading)) => state.take(at, reading.map(|reading| *reading)),
+        Some(News::Answer(shown)) => state.show(shown),
+        // The reader holds a sender for as long as this waits.
+        None => {}
+    }
+}
+
+async fn read_forever(reader: Arc<Reader>, every: Duration, news: Sender<News>) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let reading = read(&reader).await.map_err(|error| error.to_string());
+        let reading = News::Reading(Instant::now(), reading.map(Box::new));
+        if news.send(reading).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(reader: &Reader) -> Result<Reading, ClientError> {
+    let (status, counters, talkers) =
+        tokio::try_join!(reader.status(), reader.counters(), reader.talkers())?;
+    Ok(Reading {
+        status,
+        counters,
+        talkers,
+    })
+}
+
+/// Asks the agent, and shows what it says.
+async fn answer(reader: Arc<Reader>, request: Request, news: Sender<News>) {
+    let title = request.to_string();
+    let answered = match request {
+        Request::Explain { from, to } => explained(&reader, &Question { from, to }).await,
+        Request::Enter {
+            action,
+            prefix,
+            seconds,
+        } => {
+            let request = EntryRequest {
+                action,
+                prefix,
+                service: None,
+                owner: super::user(),
+                reason: Some("guard top".to_owned()),
+                seconds: Some(seconds),
+                operator: ssh_session(),
+                force: false,
+            };
+            entered(&reader, &request).await
+        }
+    };
+    let text = answered.unwrap_or_else(|error| format!("It cannot be done: {error}"));
+    // Nobody waits for it once the screen is down.
+    let _result = news.send(News::Answer(Shown::new(title, text))).await;
+}
+
+async fn explained(reader: &Reader, question: &Question) -> Result<String, ClientError> {
+    let explanation = reader.client.explain(question).await?;
+    Ok(explain::describe(&explanation).unwrap_or_default())
+}
+
+async fn entered(reader: &Reader, request: &EntryRequest) -> Result<String, ClientError> {
+    let Changed { done, not_kept } = reader.client.enter_silently(request).await?;
+    let mut text = format!("In force: {done}\n`guard revoke {}` ends it.", done.id);
+    if let Some(not_kept) = not_kept {
+        text += &format!("\nLOST AT THE AGENT'S NEXT START: {not_kept}");
+    }
+    Ok(text)
+}

@@ -1,0 +1,415 @@
+//! What the screen is about: readings in, rows out. It knows no terminal.
+
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    time::Instant,
+};
+
+use crate::{
+    api::{Counter, Status, Talker},
+    commands::meter::{Counting as _, Meter, Metered, Rate},
+};
+
+/// As many points of history as the widest screen shows.
+const HISTORY: usize = 240;
+
+/// What the agent or the pins said at one moment.
+pub struct Reading {
+    pub status: Status,
+    pub counters: Vec<Counter>,
+    pub talkers: Vec<Talker>,
+}
+
+/// Packets per second, the newest last.
+#[derive(Clone, Default)]
+pub struct History(VecDeque<f64>);
+
+impl History {
+    fn push(&mut self, value: f64) {
+        let Self(values) = self;
+        if values.len() == HISTORY {
+            values.pop_front();
+        }
+        values.push_back(value);
+    }
+
+    /// The newest, at most so many.
+    pub fn last(&self, count: usize) -> impl Iterator<Item = f64> {
+        let Self(values) = self;
+        let skipped = values.len().saturating_sub(count);
+        values.iter().skip(skipped).copied()
+    }
+}
+
+/// Over all interfaces and services.
+#[derive(Default)]
+pub struct Flow {
+    pub rate: Rate,
+    pub past: History,
+}
+
+impl Flow {
+    fn push(&mut self, rate: Rate) {
+        self.rate = rate;
+        self.past.push(rate.packets);
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sort {
+    #[default]
+    Packets,
+    Dropped,
+    Bits,
+    Address,
+}
+
+impl Sort {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Packets => "packets",
+            Self::Dropped => "dropped",
+            Self::Bits => "bits",
+            Self::Address => "address",
+        }
+    }
+
+    pub const fn next(self) -> Self {
+        match self {
+            Self::Packets => Self::Dropped,
+            Self::Dropped => Self::Bits,
+            Self::Bits => Self::Address,
+            Self::Address => Self::Packets,
+        }
+    }
+}
+
+/// What is asked of the operator, in the last line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    pub kind: Asked,
+    pub text: String,
+    /// What is wrong with the text.
+    pub problem: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Filter,
+    /// Where this source wants to go.
+    Explain(IpAddr),
+    Allow,
+    Deny,
+}
+
+/// An answer, above everything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub title: String,
+    pub text: String,
+    pub scrolled: u16,
+}
+
+impl Shown {
+    pub fn new(title: String, text: String) -> Self {
+        let scrolled = 0;
+        Self {
+            title,
+            text,
+            scrolled,
+        }
+    }
+}
+
+type Key = (String, IpAddr);
+
+#[derive(Default)]
+pub struct State {
+    pub status: Option<Status>,
+    /// Why there is nothing new.
+    pub trouble: Option<String>,
+    pub incoming: Flow,
+    pub dropped: Flow,
+    pub would_be_dropped: Flow,
+    pub paused: bool,
+    pub sort: Sort,
+    pub filter: String,
+    pub prompt: Option<Prompt>,
+    pub shown: Option<Shown>,
+    counter_meter: Meter<Counter>,
+    talker_meter: Meter<Talker>,
+    traffic: Vec<Metered<Counter>>,
+    talkers: Vec<Metered<Talker>>,
+    histories: HashMap<Key, History>,
+    selected: Option<Key>,
+}
+
+impl State {
+    /// Takes a reading in, or why there is none. Nothing moves while it is paused.
+    pub fn take(&mut self, at: Instant, reading: Result<Reading, String>) {
+        if self.paused {
+            return;
+        }
+        let Reading {
+            status,
+            counters,
+            talkers,
+        } = match reading {
+            Ok(reading) => reading,
+            Err(trouble) => {
+                self.trouble = Some(trouble);
+                return;
+            }
+        };
+        self.trouble = None;
+        self.status = Some(status);
+        self.traffic = self.counter_meter.read(at, counters);
+        self.traffic.sort_by(heavier_traffic);
+        // Without the agent nobody knows the names, but they were known.
+        let talkers = self.with_known_names(talkers);
+        self.talkers = self.talker_meter.read(at, talkers);
+        if self.traffic.iter().any(|counter| counter.rate.is_some()) {
+            self.sum_up();
+        }
+        self.remember_sources();
+    }
+
+    fn sum_up(&mut self) {
+        let sum = |is_wanted: fn(&Counter) -> bool| {
+            let rows = self
+                .traffic
+                .iter()
+                .filter(|counter| is_wanted(&counter.row));
+            let mut sum = Rate::default();
+            for rate in rows.filter_map(|counter| counter.rate) {
+                sum += rate;
+            }
+            sum
+        };
+        let incoming = sum(|_| true);
+        let dropped = sum(|row| row.would.is_none() && row.is_drop());
+        let would_be_dropped = sum(|row| row.would.is_some());
+        self.incoming.push(incoming);
+        self.dropped.push(dropped);
+        self.would_be_dropped.push(would_be_dropped);
+    }
+
+    fn with_known_names(&self, mut talkers: Vec<Talker>) -> Vec<Talker> {
+        if self
+            .status
+            .as_ref()
+            .is_some_and(|status| status.agent.running)
+        {
+            return talkers;
+        }
+        let known = self
+            .talkers
+            .iter()
+            .map(|talker| (talker.row.key(), &talker.row.name));
+        let known: HashMap<Key, _> = known.collect();
+        for talker in &mut talkers {
+            talker.name = known.get(&talker.key()).copied().cloned().flatten();
+        }
+        talkers
+    }
+
+    /// Sources that are no longer listed have no history.
+    fn remember_sources(&mut self) {
+        let mut before = std::mem::take(&mut self.histories);
+        for Metered { row, rate } in &self.talkers {
+            let mut history = before.remove(&row.key()).unwrap_or_default();
+            if let Some(rate) = rate {
+                history.push(rate.packets);
+            }
+            self.histories.insert(row.key(), history);
+        }
+    }
+
+    /// What became of the packets, the heaviest first, as far as it fits the filter; all of it if the
+    /// filter is about sources.
+    pub fn traffic(&self) -> Vec<&Metered<Counter>> {
+        let rows: Vec<_> = self.traffic.iter().collect();
+        let mut wanted = rows.clone();
+        wanted.retain(|counter| self.is_wanted(&words_of_counter(&counter.row)));
+        if wanted.is_empty() { rows } else { wanted }
+    }
+
+    /// The sources, sorted, as far as they fit the filter.
+    pub fn sources(&self) -> Vec<&Metered<Talker>> {
+        let rows = self.talkers.iter();
+        let mut rows: Vec<_> = rows
+            .filter(|talker| self.is_wanted(&words_of_talker(&talker.row)))
+            .collect();
+        rows.sort_by(|one, other| compare(self.sort, one, other));
+        rows
+    }
+
+    fn is_wanted(&self, words: &str) -> bool {
+        words.to_lowercase().contains(&self.filter.to_lowercase())
+    }
+
+    pub fn history(&self, talker: &Talker) -> Option<&History> {
+        self.histories.get(&talker.key())
+    }
+
+    /// Its place among the sources; the first if it has gone, or none was chosen.
+    pub fn selected_index(&self, sources: &[&Metered<Talker>]) -> usize {
+        let is_selected = |talker: &&Metered<Talker>| Some(talker.row.key()) == self.selected;
+        sources.iter().position(is_selected).unwrap_or_default()
+    }
+
+    pub fn selected(&self) -> Option<&Talker> {
+        let sources = self.sources();
+        let index = self.selected_index(&sources);
+        sources.get(index).map(|talker| &talker.row)
+    }
+
+    /// Moves the selection by so many places.
+    pub fn select(&mut self, step: isize) {
+        let sources = self.sources();
+        let last = sources.len().saturating_sub(1);
+        let index = self.selected_index(&sources).saturating_add_signed(step);
+        let chosen = sources.get(index.min(last));
+        self.selected = chosen.map(|talker| talker.row.key());
+    }
+
+    pub fn show(&mut self, shown: Shown) {
+        self.shown = Some(shown);
+    }
+}
+
+/// What happens now first, and then what has happened.
+fn heavier_traffic(one: &Metered<Counter>, other: &Metered<Counter>) -> Ordering {
+    let weight = |counter: &Metered<Counter>| counter.rate.unwrap_or_default().packets;
+    let by_rate = weight(other).total_cmp(&weight(one));
+    by_rate.then(other.row.packets.cmp(&one.row.packets))
+}
+
+fn compare(sort: Sort, one: &Metered<Talker>, other: &Metered<Talker>) -> Ordering {
+    let rate = |talker: &Metered<Talker>| talker.rate.unwrap_or_default();
+    let (left, right) = (rate(other), rate(one));
+    let (total, total_before) = (&other.row, &one.row);
+    let by_weight = match sort {
+        Sort::Packets => left
+            .packets
+            .total_cmp(&right.packets)
+            .then(total.packets.cmp(&total_before.packets)),
+        Sort::Dropped => left
+            .dropped
+            .total_cmp(&right.dropped)
+            .then(total.dropped.cmp(&total_before.dropped)),
+        Sort::Bits => left
+            .bytes
+            .total_cmp(&right.bytes)
+            .then(total.bytes.cmp(&total_before.bytes)),
+        Sort::Address => Ordering::Equal,
+    };
+    by_weight.then_with(|| one.row.key().cmp(&other.row.key()))
+}
+
+fn words_of_counter(counter: &Counter) -> String {
+    let service = counter.service.as_deref().unwrap_or("-");
+    let became = counter.what_became();
+    format!(
+        "{} {service} {became} {}",
+        counter.interface, counter.reason
+    )
+}
+
+fn words_of_talker(talker: &Talker) -> String {
+    let why = talker.why().unwrap_or_default();
+    format!("{} {} {why}", talker.interface, talker.who())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::commands::top::examples::reading;
+
+    fn taken(readings: impl IntoIterator<Item = u64>) -> State {
+        let mut state = State::default();
+        let start = Instant::now();
+        for seconds in readings {
+            state.take(start + Duration::from_secs(seconds), Ok(reading(seconds)));
+        }
+        state
+    }
+
+    fn addresses(state: &State) -> Vec<String> {
+        let sources = state.sources();
+        let addresses = sources.iter().map(|talker| talker.row.source.to_string());
+        addresses.collect()
+    }
+
+    fn selected(state: &State) -> Option<String> {
+        state.selected().map(|talker| talker.source.to_string())
+    }
+
+    #[test]
+    fn readings_become_rates_with_the_heaviest_first() {
+        let state = taken([1, 3]);
+        let (incoming, dropped) = (state.incoming.rate.packets, state.dropped.rate.packets);
+        assert_eq!((incoming, dropped), (8_310.0, 8_300.0));
+        assert_eq!(state.traffic()[0].row.reason, "closed_port");
+        let heaviest_first = ["198.51.100.66", "198.51.100.20", "198.51.100.7"];
+        assert_eq!(addresses(&state), heaviest_first);
+    }
+
+    #[test]
+    fn sources_are_sorted_as_asked_and_those_that_fit_the_filter_stay() {
+        let mut state = taken([1, 3]);
+        state.sort = Sort::Address;
+        assert_eq!(addresses(&state)[0], "198.51.100.7");
+        state.filter = "OFFICE".to_owned();
+        assert_eq!(addresses(&state), ["198.51.100.20"]);
+        state.filter = "closed".to_owned();
+        assert_eq!(addresses(&state), ["198.51.100.66"]);
+        assert_eq!(state.traffic().len(), 1);
+    }
+
+    #[test]
+    fn the_selection_follows_its_source_and_falls_back_to_the_first() {
+        let mut state = taken([1, 3]);
+        state.select(1);
+        state.sort = Sort::Address;
+        assert_eq!(selected(&state).unwrap(), "198.51.100.20");
+        state.select(isize::MAX);
+        assert_eq!(selected(&state).unwrap(), "198.51.100.66");
+        state.filter = "office".to_owned();
+        assert_eq!(selected(&state).unwrap(), "198.51.100.20");
+        state.filter = "nobody".to_owned();
+        assert_eq!(selected(&state), None);
+    }
+
+    #[test]
+    fn nothing_moves_while_it_is_paused_and_then_goes_on() {
+        let mut state = taken([1, 3]);
+        let later = Instant::now() + Duration::from_secs(50);
+        state.paused = true;
+        state.take(later, Ok(reading(50)));
+        assert_eq!(state.dropped.rate.packets, 8_300.0);
+        assert_eq!(state.dropped.past.last(9).count(), 1);
+        state.paused = false;
+        state.take(later, Ok(reading(50)));
+        assert_eq!(state.dropped.past.last(9).count(), 2);
+    }
+
+    #[test]
+    fn history_is_of_those_that_are_listed_and_no_longer_than_a_screen_is_wide() {
+        let mut state = taken(1..1_000);
+        let first = state.sources()[0].row.clone();
+        let length = |state: &State| Some(state.history(&first)?.last(usize::MAX).count());
+        assert_eq!(length(&state), Some(HISTORY));
+        let mut others = reading(2_000);
+        others
+            .talkers
+            .retain(|talker| talker.source != first.source);
+        state.take(Instant::now() + Duration::from_secs(2_000), Ok(others));
+        assert_eq!(length(&state), None);
+        assert_eq!(state.histories.len(), 2);
+    }
+}

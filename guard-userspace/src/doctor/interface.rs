@@ -1,0 +1,245 @@
+//! One interface: how it takes an XDP program, and what it does to packets before.
+
+use std::{fs, path::PathBuf, thread};
+
+use futures_util::TryStreamExt as _;
+
+use super::{Finding, Known, LISTENING};
+use crate::{
+    api::{Counter, InterfaceStatus},
+    host::{Netlink, XdpState},
+};
+
+/// The longest packet that drivers put into one buffer: a page less what XDP keeps before it and the
+/// kernel behind it.
+const LONGEST_UNFRAGMENTED: u32 = 3_498;
+
+pub async fn examine(name: &str, known: &Known<'_>, netlink: &Netlink) -> Vec<Finding> {
+    let xdp = match netlink.xdp(name).await {
+        Ok(xdp) => xdp,
+        Err(_) => {
+            let finding = Finding::failure(
+                "interface",
+                "it does not exist",
+                "`ip -brief link` lists those that do",
+            );
+            return vec![finding.on(name)];
+        }
+    };
+    let status = known.status.as_ref().ok();
+    let mut guarded = status.into_iter().flat_map(|status| &status.interfaces);
+    let guarded = guarded.find(|interface| interface.name == name);
+    let mut findings = vec![
+        program(xdp, guarded),
+        driver(name),
+        mtu(netlink.mtu(name).await.ok().flatten(), xdp),
+        queues(name),
+        lro(active_features(name).await),
+    ];
+    findings.extend(
+        known
+            .counters
+            .as_ref()
+            .map(|readings| packets(readings, name)),
+    );
+    findings
+        .into_iter()
+        .map(|finding| finding.on(name))
+        .collect()
+}
+
+fn program(xdp: Option<XdpState>, guarded: Option<&InterfaceStatus>) -> Finding {
+    match (xdp, guarded) {
+        (Some(XdpState { native, .. }), Some(guarded)) if guarded.attached => {
+            if native {
+                return Finding::ok("xdp", "the guard is attached in the driver");
+            }
+            Finding::warning(
+                "xdp",
+                "the guard is attached in the kernel's generic path, which costs several times as much",
+                "look for a driver with XDP, or for what keeps this one from it: MTU, LRO, queues",
+            )
+        }
+        (None, Some(_)) => Finding::failure(
+            "xdp",
+            "the guard should be attached, and is not",
+            "`guard status` and the agent's log say why",
+        ),
+        (Some(XdpState { program_id, .. }), _) => Finding::failure(
+            "xdp",
+            format!("another XDP program has it: {program_id}"),
+            format!(
+                "`bpftool prog show id {program_id}` says whose it is; `guard run --force` takes it off"
+            ),
+        ),
+        (None, None) => Finding::ok("xdp", "no program is attached, and none is in the way"),
+    }
+}
+
+/// `None`: sysfs shows another network namespace, or none.
+fn sysfs(name: &str, file: &str) -> Option<PathBuf> {
+    let folder = PathBuf::from("/sys/class/net").join(name);
+    let index = fs::read_to_string(folder.join("ifindex")).ok()?;
+    let own = nix::net::if_::if_nametoindex(name).ok()?;
+    (index.trim().parse() == Ok(own)).then(|| folder.join(file))
+}
+
+fn driver(name: &str) -> Finding {
+    let Some(device) = sysfs(name, "device") else {
+        return Finding::unknown("driver", "sysfs does not show this network namespace");
+    };
+    if !device.exists() {
+        return Finding::ok("driver", "it is virtual");
+    }
+    let driver = fs::read_link(device.join("driver")).ok();
+    match driver.as_deref().and_then(|driver| driver.file_name()) {
+        Some(driver) => Finding::ok("driver", driver.to_string_lossy()),
+        None => Finding::unknown("driver", "its device names no driver"),
+    }
+}
+
+fn mtu(mtu: Option<u32>, xdp: Option<XdpState>) -> Finding {
+    let is_generic = xdp.is_some_and(|xdp| !xdp.native);
+    match mtu {
+        None => Finding::unknown("mtu", "the kernel does not say it"),
+        Some(mtu) if mtu <= LONGEST_UNFRAGMENTED => {
+            Finding::ok("mtu", format!("{mtu}: a packet fits one buffer"))
+        }
+        Some(mtu) if is_generic => Finding::warning(
+            "mtu",
+            format!("{mtu}: packets need several buffers, which this driver may not give to XDP"),
+            format!("if jumbo frames are not needed, set it to {LONGEST_UNFRAGMENTED} or less"),
+        ),
+        Some(mtu) => Finding::ok(
+            "mtu",
+            format!("{mtu}: packets need several buffers, which the program reads"),
+        ),
+    }
+}
+
+fn queues(name: &str) -> Finding {
+    let folder = sysfs(name, "queues").and_then(|folder| fs::read_dir(folder).ok());
+    let Some(folder) = folder else {
+        return Finding::unknown("queues", "sysfs does not show this network namespace");
+    };
+    let names = folder.flatten().map(|queue| queue.file_name());
+    let count = names
+        .filter(|name| name.to_string_lossy().starts_with("rx-"))
+        .count();
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let is_physical = sysfs(name, "device").is_some_and(|device| device.exists());
+    let finding = format!("{count} to receive, for {cpus} CPUs");
+    if count == 1 && cpus > 1 && is_physical {
+        let advice = format!("`ethtool -L {name} combined {cpus}`, if it can have more");
+        return Finding::warning(
+            "queues",
+            format!("{finding}: one CPU takes every packet"),
+            advice,
+        );
+    }
+    Finding::ok("queues", finding)
+}
+
+/// The names of the features that are on. `None`: nobody says (ethtool's netlink, Linux 5.6).
+async fn active_features(name: &str) -> Option<Vec<String>> {
+    use ethtool::{EthtoolAttr, EthtoolFeatureAttr};
+    let (connection, mut handle, _) = ethtool::new_connection().ok()?;
+    tokio::spawn(connection);
+    let request = handle.feature().get(Some(name)).execute().await;
+    let messages: Vec<_> = request.try_collect().await.ok()?;
+    let facts = messages
+        .into_iter()
+        .flat_map(|message| message.payload.nlas);
+    let mut active = facts.filter_map(|fact| match fact {
+        EthtoolAttr::Feature(EthtoolFeatureAttr::Active(bits)) => Some(bits),
+        _ => None,
+    });
+    let on = active.next()?.into_iter().filter(|bit| bit.value);
+    Some(on.map(|bit| bit.name).collect())
+}
+
+fn lro(active: Option<Vec<String>>) -> Finding {
+    match active {
+        None => Finding::unknown("lro", "ethtool's netlink does not answer for it"),
+        Some(active) if active.iter().any(|name| name == "rx-lro") => Finding::warning(
+            "lro",
+            "large receive offload is on: drivers refuse XDP, or packets come merged",
+            "`ethtool -K INTERFACE lro off`",
+        ),
+        Some(_) => Finding::ok("lro", "large receive offload is off"),
+    }
+}
+
+fn packets([before, now]: &[Vec<Counter>; 2], name: &str) -> Finding {
+    let sum = |counters: &[Counter]| -> u64 {
+        let own = counters.iter().filter(|counter| counter.interface == name);
+        own.map(|counter| counter.packets).sum()
+    };
+    let (before, now) = (sum(before), sum(now));
+    let seconds = LISTENING.as_secs();
+    match now.saturating_sub(before) {
+        _ if now == 0 => Finding::warning(
+            "packets",
+            "no packet has come since the guard is attached",
+            "is it the interface that traffic comes in by?",
+        ),
+        0 => Finding::ok("packets", format!("none within {seconds} s, {now} before")),
+        new => Finding::ok("packets", format!("{new} within {seconds} s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Health;
+
+    fn guarded(attached: bool) -> InterfaceStatus {
+        InterfaceStatus {
+            name: "eth0".to_owned(),
+            attached,
+            xdp_mode: "native".to_owned(),
+            program_id: 7,
+            generation: 1,
+            trouble: None,
+        }
+    }
+
+    #[test]
+    fn a_program_is_ours_in_the_driver_or_costly_or_missing_or_somebody_elses() {
+        let xdp = |native| {
+            Some(XdpState {
+                program_id: 7,
+                native,
+            })
+        };
+        for (xdp, guarded, health) in [
+            (xdp(true), Some(guarded(true)), Health::Ok),
+            (xdp(false), Some(guarded(true)), Health::Warning),
+            (None, Some(guarded(false)), Health::Failure),
+            (xdp(true), Some(guarded(false)), Health::Failure),
+            (xdp(true), None, Health::Failure),
+            (None, None, Health::Ok),
+        ] {
+            assert_eq!(
+                program(xdp, guarded.as_ref()).health,
+                health,
+                "{xdp:?} {guarded:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn long_packets_matter_in_the_generic_path_and_lro_everywhere() {
+        let generic = Some(XdpState {
+            program_id: 7,
+            native: false,
+        });
+        assert_eq!(mtu(Some(1_500), generic).health, Health::Ok);
+        assert_eq!(mtu(Some(9_000), None).health, Health::Ok);
+        assert_eq!(mtu(Some(9_000), generic).health, Health::Warning);
+        assert_eq!(mtu(None, generic).health, Health::Unknown);
+        assert_eq!(lro(Some(vec!["rx-lro".to_owned()])).health, Health::Warning);
+        assert_eq!(lro(Some(vec!["rx-gro".to_owned()])).health, Health::Ok);
+        assert_eq!(lro(None).health, Health::Unknown);
+    }
+}

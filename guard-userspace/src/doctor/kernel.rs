@@ -1,0 +1,118 @@
+//! What the kernel offers, and what this user may do with it.
+
+use std::{fs, path::Path};
+
+use super::Finding;
+use crate::{dataplane::pins, host};
+
+/// `bpf_xdp_get_buff_len`, multi-buffer XDP.
+const OLDEST: (u32, u32) = (5, 18);
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// A tick as long as this makes the shortest burst long.
+const LONG_TICK_NS: u64 = 10_000_000;
+
+pub fn examine(pins: &Path) -> Vec<Finding> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    vec![
+        version(release.trim()),
+        btf(),
+        bpffs(pins),
+        capabilities(),
+        tick(),
+    ]
+}
+
+fn version(release: &str) -> Finding {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse::<u32>().ok();
+    let finding = format!("Linux {release}");
+    match number().zip(number()) {
+        Some(version) if version >= OLDEST => Finding::ok("kernel", finding),
+        Some(_) => Finding::failure(
+            "kernel",
+            finding,
+            format!("run Linux {}.{} or later", OLDEST.0, OLDEST.1),
+        ),
+        None => Finding::unknown("kernel", "the kernel's version cannot be read"),
+    }
+}
+
+fn btf() -> Finding {
+    if Path::new(BTF).exists() {
+        return Finding::ok("btf", "the kernel describes its types");
+    }
+    Finding::warning(
+        "btf",
+        format!("there is no {BTF}: tools such as bpftool show the tables without names"),
+        "run a kernel with CONFIG_DEBUG_INFO_BTF, as distributions' are",
+    )
+}
+
+fn bpffs(folder: &Path) -> Finding {
+    let mut existing = folder.ancestors().filter(|folder| folder.exists());
+    if existing.next().is_some_and(pins::is_bpffs) {
+        return Finding::ok(
+            "bpffs",
+            format!("{} is on a BPF file system", folder.display()),
+        );
+    }
+    if folder.starts_with(pins::BPFFS) {
+        return Finding::warning(
+            "bpffs",
+            format!("no BPF file system can be seen at {}", pins::BPFFS),
+            "the agent mounts it when it starts, as root; or `mount -t bpf bpf /sys/fs/bpf`",
+        );
+    }
+    Finding::failure(
+        "bpffs",
+        format!("{} is on no BPF file system", folder.display()),
+        "mount one there, as in `mount -t bpf bpf FOLDER`, or leave out --pins",
+    )
+}
+
+fn capabilities() -> Finding {
+    match host::require_capabilities() {
+        Ok(()) => Finding::ok("capabilities", "this user may load and attach programs"),
+        Err(_) => Finding::warning(
+            "capabilities",
+            "this user may not load programs, and sees less than root does",
+            "run it as root to see everything; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        ),
+    }
+}
+
+fn tick() -> Finding {
+    match host::tick_ns() {
+        Ok(tick_ns) if tick_ns < LONG_TICK_NS => {
+            Finding::ok("tick", format!("{} ms", tick_ns / 1_000_000))
+        }
+        Ok(tick_ns) => Finding::warning(
+            "tick",
+            format!("{} ms: no burst can be shorter", tick_ns / 1_000_000),
+            "run a kernel with CONFIG_HZ=250 or more if short bursts matter",
+        ),
+        Err(error) => Finding::unknown("tick", format!("the clocks cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Health;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (release, health) in [
+            ("6.1.0-18-amd64", Health::Ok),
+            ("5.18.0", Health::Ok),
+            ("10.2", Health::Ok),
+            ("5.4.300", Health::Failure),
+            ("4.19.0", Health::Failure),
+            ("", Health::Unknown),
+        ] {
+            assert_eq!(version(release).health, health, "{release}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What keeps a guard on this host from doing its work well, and what to do about it. It changes nothing,
+//! and needs neither an agent nor Docker nor root: what it cannot see, it says.
+
+mod interface;
+mod kernel;
+mod surroundings;
+
+use std::{path::Path, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    api::{Counter, Status},
+    host::{self, Netlink},
+    policy::{Clock, Policy, PolicyError},
+};
+
+/// How well one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    Ok,
+    /// It cannot be seen from here, with these rights.
+    Unknown,
+    Warning,
+    Failure,
+}
+
+/// One element of the list that `guard doctor --json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at: `kernel`, `mtu`.
+    pub check: &'static str,
+    /// `null`: it is about the host.
+    pub interface: Option<String>,
+    pub health: Health,
+    pub finding: String,
+    /// What to do, if there is anything.
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, finding: impl Into<String>) -> Self {
+        Self {
+            check,
+            interface: None,
+            health: Health::Ok,
+            finding: finding.into(),
+            advice: None,
+        }
+    }
+
+    fn unknown(check: &'static str, finding: impl Into<String>) -> Self {
+        Self {
+            health: Health::Unknown,
+            ..Self::ok(check, finding)
+        }
+    }
+
+    fn warning(check: &'static str, finding: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            health: Health::Warning,
+            advice: Some(advice.into()),
+            ..Self::ok(check, finding)
+        }
+    }
+
+    fn failure(check: &'static str, finding: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            health: Health::Failure,
+            ..Self::warning(check, finding, advice)
+        }
+    }
+
+    fn on(self, interface: &str) -> Self {
+        Self {
+            interface: Some(interface.to_owned()),
+            ..self
+        }
+    }
+}
+
+/// What is asked outside, of the agent or the pins.
+pub struct Known<'a> {
+    pub policy: &'a Path,
+    pub pins: &'a Path,
+    /// Why it is not known, if it is not.
+    pub status: Result<Status, String>,
+    /// Two readings, [`LISTENING`] apart.
+    pub counters: Option<[Vec<Counter>; 2]>,
+}
+
+/// How long it listens for packets.
+pub const LISTENING: Duration = Duration::from_secs(1);
+
+/// Looks at everything.
+pub async fn examine(known: &Known<'_>) -> Vec<Finding> {
+    let policy = read_policy(known.policy);
+    let mut findings = kernel::examine(known.pins);
+    findings.push(surroundings::policy(known.policy, &policy));
+    let policy = policy.ok();
+    findings.push(surroundings::agent(&known.status));
+    match Netlink::connect() {
+        Ok(netlink) => {
+            let names = interfaces(known, policy.as_ref(), &netlink).await;
+            if names.is_empty() {
+                findings.push(Finding::warning(
+                    "interfaces",
+                    "there is no interface to guard",
+                    "name some in the policy, as in `interfaces = [\"eth0\"]`",
+                ));
+            }
+            for name in names {
+                findings.extend(interface::examine(&name, known, &netlink).await);
+            }
+        }
+        Err(error) => findings.push(Finding::unknown(
+            "interfaces",
+            format!("route netlink cannot be reached: {error}"),
+        )),
+    }
+    findings.push(surroundings::local_ports(&known.status));
+    findings.push(surroundings::conntrack());
+    findings.push(surroundings::docker(policy.as_ref()).await);
+    findings
+}
+
+fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
+    // Without a clock the shortest tick judges bursts mildly.
+    let tick_ns = host::tick_ns().unwrap_or(1_000_000);
+    Policy::read(path, Clock { tick_ns })
+}
+
+/// Those that are guarded, or would be.
+async fn interfaces(known: &Known<'_>, policy: Option<&Policy>, netlink: &Netlink) -> Vec<String> {
+    if let Ok(status) = &known.status {
+        let names = status.interfaces.iter();
+        return names.map(|interface| interface.name.clone()).collect();
+    }
+    match policy.and_then(|policy| policy.interfaces.as_ref()) {
+        Some(named) => named.iter().map(|one| one.name.clone()).collect(),
+        None => netlink.default_route_interfaces().await.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,155 @@
+//! What the guard works with: its agent and policy, the host's ports and connections, Docker.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::Finding;
+use crate::{
+    api::Status,
+    docker, host,
+    policy::{Policy, PolicyError},
+};
+
+pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> Finding {
+    let policy = match policy {
+        Ok(policy) => policy,
+        Err(error) => {
+            let advice =
+                "`guard check` says what would be right; `guard run` does not start without one";
+            return Finding::failure("policy", error.to_string(), advice);
+        }
+    };
+    let place = path.display();
+    match policy.warnings(Timestamp::now()).as_slice() {
+        [] => Finding::ok("policy", format!("{place} is sound")),
+        [first, rest @ ..] => Finding::warning(
+            "policy",
+            format!(
+                "{}, and {} more",
+                first.display(&place.to_string()),
+                rest.len()
+            ),
+            "`guard check` names them all",
+        ),
+    }
+}
+
+pub fn agent(status: &Result<Status, String>) -> Finding {
+    let status = match status {
+        Ok(status) => status,
+        Err(problem) => {
+            return Finding::warning(
+                "agent",
+                problem.as_str(),
+                "`systemctl start guard`; members of the group `guard` may ask it",
+            );
+        }
+    };
+    if !status.agent.running {
+        let trouble = status
+            .agent
+            .trouble
+            .as_deref()
+            .unwrap_or("it does not answer");
+        return Finding::failure(
+            "agent",
+            format!("{trouble}; the kernel goes on without it"),
+            "`systemctl restart guard`, and `journalctl -u guard` says why it ended",
+        );
+    }
+    match status.not_enforcing_because.first() {
+        Some(obstacle) => Finding::failure(
+            "agent",
+            format!("it runs, and does not enforce: {obstacle}"),
+            "`guard status` has the whole",
+        ),
+        None => Finding::ok("agent", format!("it runs, in mode {}", status.mode)),
+    }
+}
+
+pub fn local_ports(status: &Result<Status, String>) -> Finding {
+    let range = match host::local_port_range() {
+        Ok(range) => range,
+        Err(error) => return Finding::unknown("local_ports", error.to_string()),
+    };
+    let docker = status
+        .as_ref()
+        .ok()
+        .and_then(|status| status.docker.as_ref());
+    let published = docker.into_iter().flat_map(|docker| &docker.published);
+    let inside: Vec<&str> = published
+        .filter(|port| {
+            let number = port.strip_prefix("tcp/").and_then(|port| port.parse().ok());
+            number.is_some_and(|number| range.contains(&number))
+        })
+        .map(String::as_str)
+        .collect();
+    let finding = format!("{} to {}", range.start(), range.end());
+    if inside.is_empty() {
+        return Finding::ok("local_ports", finding);
+    }
+    Finding::warning(
+        "local_ports",
+        format!(
+            "{finding} has published ports in it ({}): closing them leaves open sessions alive",
+            inside.join(", ")
+        ),
+        "publish ports below the range of net.ipv4.ip_local_port_range",
+    )
+}
+
+pub fn conntrack() -> Finding {
+    match host::conntrack("count").zip(host::conntrack("max")) {
+        Some((count, max)) => conntrack_fill(count, max),
+        None => Finding::ok("conntrack", "the kernel tracks no connections"),
+    }
+}
+
+fn conntrack_fill(count: u64, max: u64) -> Finding {
+    let percent = count * 100 / max.max(1);
+    let finding = format!("{count} of {max} connections, {percent} %");
+    let advice = "raise net.netfilter.nf_conntrack_max, or find in `guard top` who opens so many";
+    match percent {
+        0..80 => Finding::ok("conntrack", finding),
+        80..95 => Finding::warning("conntrack", finding, advice),
+        _ => Finding::failure("conntrack", finding, advice),
+    }
+}
+
+pub async fn docker(policy: Option<&Policy>) -> Finding {
+    let Some(policy) = policy else {
+        return Finding::unknown("docker", "without a policy it is not known where it is");
+    };
+    let Some(socket) = &policy.docker_socket else {
+        return Finding::ok("docker", "turned off by the policy");
+    };
+    match docker::version(socket).await {
+        Ok(version) => Finding::ok("docker", format!("version {version} answers at {socket}")),
+        Err(error) => Finding::warning(
+            "docker",
+            error.to_string(),
+            "start it, or write `[docker] socket = \"\"` if there is none",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Health;
+
+    #[test]
+    fn a_table_of_connections_warns_before_it_is_full() {
+        for (count, health) in [
+            (0, Health::Ok),
+            (799, Health::Ok),
+            (800, Health::Warning),
+            (950, Health::Failure),
+            (1_000, Health::Failure),
+        ] {
+            assert_eq!(conntrack_fill(count, 1_000).health, health, "{count}");
+        }
+        assert_eq!(conntrack_fill(0, 0).health, Health::Ok);
+    }
+}

@@ -1,0 +1,254 @@
+//! `guard top` in a real terminal, and `--watch`: a good client, an office that is over its limit, a
+//! flood.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::IpAddr,
+    process::Stdio,
+    time::Duration,
+};
+
+use lab::{
+    flood::Flood,
+    guard::{Guard, binary, whereabouts},
+    process::wait_for,
+    screen::Screen,
+    topology::{FLOODER_V4, USER_V4},
+};
+use serde_json::Value;
+
+use crate::site::Site;
+
+const OFFICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 20));
+
+const POLICY: &str = "
+[[service]]
+name = \"web\"
+ports = [\"tcp/80\"]
+[service.limit]
+packets = \"500/s\"
+connections = \"20/s\"
+[[source]]
+name = \"office\"
+cidrs = [\"198.51.100.20/32\"]
+factor = 5
+";
+
+/// Nobody waits longer for any of it.
+const ENDLESS: u64 = 1_000_000;
+
+/// What the three send.
+struct Traffic {
+    _good: Flood,
+    _office: Flood,
+    _flood: Flood,
+}
+
+impl Traffic {
+    fn start(site: &Site) -> Self {
+        let lab = &site.lab;
+        lab.internet
+            .ip(&format!("addr add {OFFICE} dev lo"))
+            .unwrap();
+        let send = |from, port, interval| {
+            Flood::start(lab, from, port, Duration::from_micros(interval), ENDLESS).unwrap()
+        };
+        Self {
+            _good: send(USER_V4, 80, 100_000),
+            _office: send(OFFICE, 80, 2_000),
+            _flood: send(FLOODER_V4, 8_000, 200),
+        }
+    }
+}
+
+fn command(site: &Site, arguments: &[&str]) -> Vec<String> {
+    let options = whereabouts(&site.lab).into_iter();
+    let options = options.map(|option| option.to_string_lossy().into_owned());
+    let mut command = vec![binary().unwrap().display().to_string()];
+    command.extend(options);
+    command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    command
+}
+
+/// The line of a screen that has this in it.
+fn line<'a>(screen: &'a str, word: &str) -> &'a str {
+    let line = screen.lines().find(|line| line.contains(word));
+    line.unwrap_or_else(|| panic!("{word} is not on the screen:\n{screen}"))
+}
+
+#[test]
+fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
+    let site = Site::new();
+    let guard = site.start("enforce", POLICY);
+    let _traffic = Traffic::start(&site);
+    let command = command(&site, &["top", "--every", "1"]);
+    let screen = Screen::start(&site.lab, (80, 24), &command).unwrap();
+    let flooder = FLOODER_V4.to_string();
+    let seen = [
+        "198.51.100.20 office",
+        "connection_limit at web",
+        &flooder,
+        "closed_port",
+    ];
+    let text = screen.wait_for(&seen).unwrap();
+    assert!(text.contains("enforcing"), "{text}");
+    assert!(text.contains("estimated from 1 packet of 16"), "{text}");
+    // The heaviest comes first, each with its reason, and nobody is over the line's end.
+    let (flood, office) = (line(&text, &flooder), line(&text, " office"));
+    assert!(
+        flood.starts_with("> ") && flood.contains("closed_port"),
+        "{text}"
+    );
+    assert!(office.contains("connection_limit at web"), "{text}");
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 80),
+        "{text}"
+    );
+
+    press_every_key(&guard, &screen);
+    screen.press(&["q"]).unwrap();
+    screen.wait_for(&["Pane is dead (status 0"]).unwrap();
+}
+
+fn press_every_key(guard: &Guard, screen: &Screen) {
+    screen.press(&["/", "office", "Enter"]).unwrap();
+    let filtered = screen.wait_for(&["only with \"office\""]).unwrap();
+    assert!(!filtered.contains(&FLOODER_V4.to_string()), "{filtered}");
+    assert!(line(&filtered, " office").starts_with("> "), "{filtered}");
+
+    screen.press(&["e"]).unwrap();
+    screen
+        .wait_for(&["Explain 198.51.100.20 to: web_"])
+        .unwrap();
+    screen.press(&["Enter"]).unwrap();
+    let explained = screen.wait_for(&["the last for connection_limit"]).unwrap();
+    assert!(explained.contains("TCP SYN"), "{explained}");
+    screen.press(&["x"]).unwrap();
+
+    // It asks first, and does nothing if the answer is no.
+    screen.press(&["d"]).unwrap();
+    screen
+        .wait_for(&["DROP ALL of: 198.51.100.20 for 1h_"])
+        .unwrap();
+    screen.press(&["Escape"]).unwrap();
+    screen.wait_for(&["q quit"]).unwrap();
+    assert_eq!(guard.json("list").unwrap(), Value::Array(Vec::new()));
+    // What it proposes can be changed.
+    screen
+        .press(&["d", "BSpace", "BSpace", "30m", "Enter"])
+        .unwrap();
+    screen.wait_for(&["denies 198.51.100.20/32"]).unwrap();
+    let entries = guard.json("list").unwrap();
+    assert_eq!(entries[0]["action"], "deny", "{entries}");
+    assert_eq!(entries[0]["prefix"], "198.51.100.20/32", "{entries}");
+    screen.press(&["x"]).unwrap();
+    screen.wait_for(&["denied_source"]).unwrap();
+    screen.press(&["a", "Enter"]).unwrap();
+    screen.wait_for(&["lets through 198.51.100.20/32"]).unwrap();
+    screen.press(&["x"]).unwrap();
+    screen.press(&["Escape"]).unwrap();
+    screen.wait_for(&[&FLOODER_V4.to_string()]).unwrap();
+
+    screen.press(&["p"]).unwrap();
+    let held = screen
+        .wait_for(&["PAUSED", &FLOODER_V4.to_string()])
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(screen.text().unwrap(), held);
+    screen.press(&["p", "s"]).unwrap();
+    screen.wait_for(&["SOURCES by dropped"]).unwrap();
+    screen.resize(60, 15).unwrap();
+    screen
+        .wait_for(&["198.51.100.66", "closed_port", "q quit"])
+        .unwrap();
+}
+
+#[test]
+fn when_the_agent_goes_the_screen_says_so_and_goes_on_from_the_kernel_until_it_comes_back() {
+    let site = Site::new();
+    let guard = site.start("enforce", POLICY);
+    let _traffic = Traffic::start(&site);
+    let command = command(&site, &["top", "--every", "1", "--no-color"]);
+    let screen = Screen::start(&site.lab, (80, 24), &command).unwrap();
+    screen.wait_for(&["198.51.100.20 office"]).unwrap();
+    let coloured = screen.coloured().unwrap();
+    assert!(
+        !coloured.contains("[31m") && !coloured.contains("[32m"),
+        "{coloured}"
+    );
+
+    guard.kill().unwrap();
+    let gone = screen.wait_for(&["AGENT NOT RUNNING: it is dead"]).unwrap();
+    // The names were known.
+    assert!(gone.contains("198.51.100.20 office"), "{gone}");
+    let packets = |text: &str| line(text, "DROPPED  ").to_owned();
+    let before = packets(&gone);
+    wait_for(Duration::from_secs(10), || {
+        let now = packets(&screen.text()?);
+        anyhow::ensure!(now != before, "nothing moves: {now}");
+        Ok(())
+    })
+    .unwrap();
+    let _guard = Guard::start_again(&site.lab).unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let text = screen.text()?;
+        anyhow::ensure!(!text.contains("AGENT NOT RUNNING"), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    screen
+        .wait_for(&["198.51.100.20 office", "closed_port"])
+        .unwrap();
+}
+
+#[test]
+fn watched_counters_and_talkers_have_rates_and_one_document_of_json_in_each_line() {
+    let site = Site::new();
+    let _guard = site.start("enforce", POLICY);
+    let _traffic = Traffic::start(&site);
+    for name in ["counters", "talkers", "status"] {
+        let command = command(&site, &[name, "--watch", "1", "--json"]);
+        let mut child = site.lab.host.command(&command[0]);
+        let mut child = child
+            .args(&command[1..])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let documents = lines
+            .take(3)
+            .map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let documents: Vec<Value> = documents.collect();
+        // It ends when nobody reads.
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}");
+        let rate = |document: &Value| {
+            let row = document.get(0).unwrap_or(document);
+            row["packets_per_second"].as_f64()
+        };
+        assert_eq!(rate(&documents[0]), None, "{name}: {documents:?}");
+        assert!(rate(&documents[2]).is_some(), "{name}: {documents:?}");
+    }
+    let text = site.guard(&["talkers", "--by", "dropped"]);
+    assert!(
+        line(&text, "office").contains("connection_limit at web"),
+        "{text}"
+    );
+    assert!(
+        text.contains("estimated from one packet of sixteen"),
+        "{text}"
+    );
+    let text = site.guard(&["counters"]);
+    assert!(
+        line(&text, "closed_port").contains("kB") || text.contains(" MB"),
+        "{text}"
+    );
+    assert!(site.guard(&["status"]).contains("dropped"));
+}
+
+#[test]
+fn without_a_terminal_it_says_what_prints_lines() {
+    let site = Site::new();
+    let refused = lab::guard::output(&site.lab, &["top"]).unwrap();
+    crate::site::fails(&refused, 1, &["no terminal", "--watch"]);
+}
