@@ -1,6 +1,6 @@
 //! Asks the kernel, Docker and the processes what of this host can be reached.
 
-use std::{env, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, env, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 use nix::unistd::Uid;
