@@ -3,14 +3,24 @@
 use std::process::ExitCode;
 
 use guard::commands::Arguments;
+use tokio::runtime::Builder;
 
-// Two, so that what Docker says is heard while a policy is loaded.
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> ExitCode {
-    let result = match Arguments::parse() {
-        Ok(arguments) => arguments.run().await,
-        Err(failure) => Err(failure),
-    };
+/// Two, so that somebody answers while a policy is loaded.
+const WORKERS: usize = 2;
+
+fn main() -> ExitCode {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
+    let result = runtime
+        .map_err(|error| anyhow::Error::from(error).into())
+        .and_then(|runtime| {
+            let result = runtime.block_on(async { Arguments::parse()?.run().await });
+            // What still waits for an answer must not hold up the end.
+            runtime.shutdown_background();
+            result
+        });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

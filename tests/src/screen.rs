@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     process::{Daemon, run, wait_for},
@@ -72,6 +72,18 @@ impl Screen {
                 );
             }
             Ok(text)
+        })
+    }
+
+    /// Waits until the program has ended, and returns its exit code.
+    pub fn wait_for_end(&self) -> Result<i32> {
+        wait_for(Duration::from_secs(20), || {
+            let state = ["display-message", "-p", "#{pane_dead} #{pane_dead_status}"];
+            let state = self.tmux(&state)?;
+            let code = state.trim().strip_prefix("1 ");
+            Ok(code
+                .with_context(|| format!("it goes on: {state}"))?
+                .parse()?)
         })
     }
 

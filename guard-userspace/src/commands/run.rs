@@ -3,6 +3,7 @@
 use std::{
     future::pending,
     io::{self, IsTerminal as _},
+    mem,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -83,7 +84,11 @@ impl Run {
         };
         tell(&[NotifyState::Stopping]);
         info!("{ended}: ending");
-        Ok(agent.lock().await.end()?)
+        let mut agent = agent.lock().await;
+        let end = agent.end();
+        // Nobody changes anything any more.
+        mem::forget(agent);
+        Ok(end?)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -20,7 +21,7 @@ use lab::{
 };
 use serde_json::{Value, json};
 
-fn policy(docker: &std::path::Path, extra: &str) -> String {
+fn policy(docker: &Path, extra: &str) -> String {
     format!(
         "mode = \"enforce\"\ninterfaces = [\"{INTERFACE}\"]\n[docker]\nsocket = \"{}\"\n{extra}",
         docker.display()
@@ -422,4 +423,38 @@ fn a_network_over_the_hosts_own_addresses_locks_nobody_out() {
         get(&lab, USER_V4, HOST_V4, 80).unwrap(),
         Answer::Status(502)
     );
+}
+
+#[test]
+fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goes_back() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker.run_invoices("before", &["8000:8000"]).unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+    assert_eq!(ask(8000), Answer::TimedOut);
+    let tried = lab.folder().join("tried.toml");
+    fs::write(&tried, policy(Path::new(""), "")).unwrap();
+    guard
+        .run(&["try", tried.to_str().unwrap(), "--for", "12s"])
+        .unwrap();
+    assert_eq!(ask(8000), Answer::Status(200), "it knows of no Docker");
+    docker.run_invoices("meanwhile", &["8001:8000"]).unwrap();
+    wait_for(Duration::from_secs(5), || {
+        anyhow::ensure!(ask(8001) == Answer::Status(200), "it does not answer yet");
+        Ok(())
+    })
+    .unwrap();
+    guard.kill().unwrap();
+    wait_for(Duration::from_secs(20), || {
+        let answers = [ask(8000), ask(8001)];
+        anyhow::ensure!(answers == [Answer::TimedOut; 2], "{answers:?}");
+        Ok(())
+    })
+    .unwrap();
+    // The next agent, which Docker does not answer, knows what was published before the trial.
+    let gone = policy(Path::new("/nonexistent.sock"), "");
+    drop(docker);
+    let guard = Guard::start(&lab, &gone).unwrap();
+    assert!(published(&guard).contains(&"tcp/8000".to_owned()));
 }
