@@ -75,15 +75,14 @@ impl Screen {
         })
     }
 
-    /// Waits until the program has ended, and returns its exit code.
-    pub fn wait_for_end(&self) -> Result<i32> {
+    /// Waits until the program has ended, and returns its exit code; `None`: tmux has not been told of it.
+    pub fn wait_for_end(&self) -> Result<Option<i32>> {
         wait_for(Duration::from_secs(20), || {
             let state = ["display-message", "-p", "#{pane_dead} #{pane_dead_status}"];
             let state = self.tmux(&state)?;
-            let code = state.trim().strip_prefix("1 ");
-            Ok(code
-                .with_context(|| format!("it goes on: {state}"))?
-                .parse()?)
+            let code = state.trim().strip_prefix('1');
+            let code = code.with_context(|| format!("it goes on: {state}"))?;
+            Ok(code.trim().parse().ok())
         })
     }
 

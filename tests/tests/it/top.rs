@@ -107,7 +107,8 @@ fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
 
     press_every_key(&guard, &screen);
     screen.press(&["q"]).unwrap();
-    assert_eq!(screen.wait_for_end().unwrap(), 0);
+    let end = screen.wait_for_end().unwrap();
+    assert!(matches!(end, None | Some(0)), "{end:?}");
 }
 
 fn press_every_key(guard: &Guard, screen: &Screen) {
