@@ -23,7 +23,8 @@ pub fn bits(bytes_per_second: f64) -> String {
 fn scaled(value: f64) -> (String, &'static str) {
     // The first value that would be written with four digits.
     const NEXT_UNIT: f64 = 999.5;
-    let mut value = value;
+    // The sum of nothing is -0.
+    let mut value = value + 0.0;
     let mut units = UNITS.into_iter();
     let mut unit = units.next().unwrap_or_default();
     while value >= NEXT_UNIT
@@ -49,6 +50,7 @@ mod tests {
     fn numbers_have_at_most_three_digits_and_never_round_to_a_thousand() {
         for (value, text) in [
             (0.0, "0"),
+            (-0.0, "0"),
             (0.01, "<0.1"),
             (0.25, "0.2"),
             (7.0, "7"),
