@@ -219,6 +219,8 @@ impl Agent {
             warn!("{}", warning.display(&next.path.display().to_string()));
         }
         let open_flows = self.open_flows().await?;
+        // What comes later may need more than these generations have: it is looked at once more.
+        let containers = self.docker.containers().clone();
         // Everything that can fail for the policy's sake fails here, before anything changes.
         let prepared = self.prepare(&next, trial_until, &there)?;
         let mut steps: Vec<Step> = there
@@ -295,7 +297,7 @@ impl Agent {
         for warning in self.label_warnings(&next.policy) {
             warn!("{warning}");
         }
-        self.containers = self.docker.containers().clone();
+        self.containers = containers;
         self.web
             .send_if_modified(|listen| mem::replace(listen, next.policy.web) != next.policy.web);
         self.loaded = next;

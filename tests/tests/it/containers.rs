@@ -258,7 +258,7 @@ fn docker_that_comes_and_goes_opens_nothing() {
     let docker = Docker::start(&lab).unwrap();
     docker.run_invoices("web", &["8000:8000"]).unwrap();
     let socket = lab.folder().join("relay.sock");
-    let mut relay = Some(Relay::start(&socket, docker.socket()).unwrap());
+    let relay = Relay::start(&socket, docker.socket()).unwrap();
     let guard = Guard::start(&lab, &policy(&socket, "")).unwrap();
     let reached = Reached::count(&lab).unwrap();
     let _hammer = Hammer::start(&lab, tcp(8000).as_slice()).unwrap();
@@ -283,17 +283,17 @@ fn docker_that_comes_and_goes_opens_nothing() {
         (Mood::Garbage, false),
         (Mood::Silent, false),
     ] {
-        relay.as_ref().unwrap().set(mood);
+        relay.set(mood);
         // It does something, so that the guard asks.
         docker.run(&["restart", "--time", "1", "web"]).unwrap();
         connected(is_fine, &format!("{mood:?}"));
-        relay.as_ref().unwrap().set(Mood::Well);
+        relay.set(Mood::Well);
         connected(true, "well again");
     }
-    relay = None;
+    drop(relay);
     docker.run(&["restart", "--time", "1", "web"]).unwrap();
     assert_eq!(reached.packets().unwrap(), 0, "its socket is removed");
-    assert!(relay.is_none());
+    assert!(!socket.exists());
 }
 
 #[test]
