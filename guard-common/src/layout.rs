@@ -84,6 +84,21 @@ pub const COUNTERS: &str = "COUNTERS";
 /// A per-CPU array of [`Talker`], indexed by a hash of the source.
 pub const TALKERS: &str = "TALKERS";
 
+/// The section of a writable global, one [`Capture`]: which packets somebody wants to see. It is as good as
+/// free to read, and every load of the program clears it.
+pub const CAPTURE: &str = ".data.capture";
+
+/// An array of one 64-bit number: how many more packets the kernel may hand over. User space sets it,
+/// the kernel counts it down; so a reader that died costs nothing more.
+pub const GRANT: &str = "GRANT";
+
+/// A per-CPU array of 64-bit numbers, indexed by [`Outcome::slot`]: packets that were wanted and not
+/// handed over.
+pub const LOSSES: &str = "LOSSES";
+
+/// A ring buffer of [`Event`].
+pub const EVENTS: &str = "EVENTS";
+
 /// The program that judges when a trial is over: the one before it.
 pub const PREVIOUS: &str = "PREVIOUS";
 
@@ -128,6 +143,12 @@ pub const TALKER_ENTRIES: u32 = 1 << 11;
 
 /// One packet of so many is looked at for the talkers. A power of two.
 pub const TALKER_SAMPLE: u64 = 16;
+
+/// How long [`EVENTS`] is, in bytes. A power of two.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+
+/// How much of a packet is handed over, in bytes: all of an Ethernet frame with two tags.
+pub const SNAP_LENGTH: u32 = 1_536;
 
 /// What is fixed for one generation of the program: the verifier sees these values as constants and
 /// removes what they switch off.
@@ -483,6 +504,53 @@ pub struct Talker {
     pub bytes: u64,
 }
 
+/// Which packets are handed over. All zeros: none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// For each [`Outcome::slot`]: one packet of so many, a power of two, at every counter; 0: none.
+    pub one_of: [u32; Outcome::SLOTS as usize],
+    /// One bit for each service.
+    pub services: [u64; SEAT_WORDS],
+    /// 1: any packets are wanted at all.
+    pub on: u32,
+    /// Only sources with this prefix: a [`crate::address::Family`], or 0 for any source.
+    pub family: u32,
+    pub mask: Address,
+    pub prefix: Address,
+}
+
+/// Words of 64 bits that have a bit for every service.
+pub const SEAT_WORDS: usize = MAX_SEATS as usize / 64;
+
+impl Capture {
+    pub const NONE: Self = Self {
+        one_of: [0; Outcome::SLOTS as usize],
+        services: [0; SEAT_WORDS],
+        on: 0,
+        family: 0,
+        mask: Address::from_ipv4(0),
+        prefix: Address::from_ipv4(0),
+    };
+}
+
+/// A packet that is handed over.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When it was judged, in nanoseconds of CLOCK_BOOTTIME.
+    pub boot_ns: u64,
+    /// The frame's length in bytes, and how many of them are in `frame`.
+    pub length: u32,
+    pub captured: u32,
+    pub service: u16,
+    /// The [`Outcome::slot`].
+    pub slot: u16,
+    /// It stands for so many.
+    pub one_of: u32,
+    pub frame: [u8; SNAP_LENGTH as usize],
+}
+
 /// The time that a replayed packet came.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -563,6 +631,8 @@ const _: () = assert!(size_of::<Expiry>() == 8);
 const _: () = assert!(size_of::<Relief>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Talker>() == 48);
+const _: () = assert!(size_of::<Capture>() == 552);
+const _: () = assert!(size_of::<Event>() == 24 + SNAP_LENGTH as usize);
 const _: () = assert!(size_of::<Clock>() == 16);
 const _: () = assert!(size_of::<AdmittedKey<4>>() == 8);
 const _: () = assert!(size_of::<AdmittedKey<16>>() == 20);
@@ -571,8 +641,8 @@ const _: () = assert!(size_of::<Counter>() == 16);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, Clock, Config, Counter, Expiry, FlowKey, PortEntry,
-        Relief, Seat, Service, Talker,
+        About, AddressedKey, AdmittedKey, Capture, Clock, Config, Counter, Expiry, FlowKey,
+        PortEntry, Relief, Seat, Service, Talker,
     };
     use crate::cell::Cell;
 
@@ -589,6 +659,7 @@ mod pod {
     pod!(
         About,
         AddressedKey,
+        Capture,
         Cell,
         Clock,
         Config,

@@ -19,6 +19,7 @@ mod budgets;
 mod clock;
 mod config;
 mod counters;
+mod events;
 mod exposure;
 mod flows;
 mod maps;
@@ -55,8 +56,9 @@ pub fn guard(ctx: XdpContext) -> u32 {
         // There is no program before this one: a guard that is unsure lets through.
         return xdp_action::XDP_PASS;
     }
-    let Conclusion { outcome, .. } = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
-    match outcome.verdict() {
+    let conclusion = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
+    events::offer(&ctx, &conclusion);
+    match conclusion.outcome.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
@@ -73,7 +75,9 @@ fn is_trial_over() -> bool {
 /// The same with a clock from a map. It says the outcome, and is never attached.
 #[xdp(frags)]
 pub fn guard_replay(ctx: XdpContext) -> u32 {
-    let Conclusion { service, outcome } = conclude::<ReplayClock>(&Frame::of_xdp(&ctx));
+    let Conclusion {
+        service, outcome, ..
+    } = conclude::<ReplayClock>(&Frame::of_xdp(&ctx));
     replay_result(service, outcome)
 }
 
@@ -93,6 +97,11 @@ pub fn guard_egress_replay(ctx: TcContext) -> i32 {
 struct Conclusion {
     service: u16,
     outcome: Outcome,
+    source: Source,
+    /// Of the frame, in bytes.
+    length: u64,
+    /// How many with this outcome there were at the service, on this CPU.
+    counted: u64,
 }
 
 /// The one exit: every packet is counted once, and the mode is applied to what the policy says.
@@ -105,12 +114,19 @@ fn conclude<C: Clock>(frame: &Frame) -> Conclusion {
         source,
     } = judge::<C>(frame);
     let outcome = Outcome::new(reason, mode);
-    let counted = counters::count(service, outcome, frame.length);
+    let length = frame.length;
+    let counted = counters::count(service, outcome, length);
     let Source { family, address } = source;
     if let Some(family) = family {
-        talkers::watch(counted, family, address, service, outcome, frame.length);
+        talkers::watch(counted, family, address, service, outcome, length);
     }
-    Conclusion { service, outcome }
+    Conclusion {
+        service,
+        outcome,
+        source,
+        length,
+        counted,
+    }
 }
 
 /// What the policy says of a packet, and the mode that applies to it.

@@ -3,16 +3,17 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use guard_common::{
     cell::Cell,
     layout::{
-        AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS, Expiry, FlowKey,
-        MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
-        MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
-        TALKER_ENTRIES, Talker,
+        AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS, EVENTS_BYTES,
+        Expiry, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS,
+        MAX_NETWORKS, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES,
+        PortEntry, Relief, Service, TALKER_ENTRIES, Talker,
     },
+    reason::Outcome,
 };
 
 /// Addresses in network byte order, as keys.
@@ -100,6 +101,15 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTE
 
 #[map]
 pub static TALKERS: PerCpuArray<Talker> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
+
+#[map]
+pub static GRANT: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::SLOTS, 0);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
 #[map]
 pub static PREVIOUS: ProgramArray = ProgramArray::with_max_entries(1, 0);

@@ -18,6 +18,7 @@ pub mod init;
 pub mod kept;
 pub mod lockout;
 pub mod operator;
+pub mod pcapng;
 pub mod policy;
 mod privileges;
 pub mod sessions;

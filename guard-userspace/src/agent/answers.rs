@@ -10,8 +10,9 @@ use super::{Agent, ChangeError};
 use crate::{
     api::{
         self, AgentStatus, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, PolicyText,
-        Status, TrialStatus, to_counter, to_talker,
+        Status, TrialStatus, capture::CaptureRequest, to_counter, to_talker,
     },
+    dataplane::Tap,
     explain::{Destination, Explanation, Seen, Situation, explain},
     host,
     policy::{Entry, Policy, Source, labels},
@@ -136,6 +137,21 @@ impl Agent {
         name_sources(&mut talkers, &self.loaded.policy.sources);
         talkers.sort_unstable_by_key(|talker| (std::cmp::Reverse(talker.packets), talker.source));
         Ok(talkers)
+    }
+
+    /// The packets of every interface that a request asks for.
+    pub fn taps(&self, request: &CaptureRequest) -> Result<Vec<(String, Tap)>, ChangeError> {
+        if let Some(service) = &request.service {
+            self.require_service(service)?;
+        }
+        let wanted = request.wanted(self.attachments.len());
+        let wanted = wanted.map_err(ChangeError::Wrong)?;
+        let mut taps = Vec::with_capacity(self.attachments.len());
+        for (name, attachment) in &self.attachments {
+            let tap = attachment.tap(wanted.clone());
+            taps.push((name.clone(), tap.map_err(anyhow::Error::from)?));
+        }
+        Ok(taps)
     }
 
     /// What operators let through or drop for a while, the newest last.

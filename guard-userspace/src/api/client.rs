@@ -4,10 +4,11 @@ use std::{os::unix::net::UnixStream, path::Path, time::Duration};
 
 use reqwest::RequestBuilder;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
 
 use super::{
     Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
-    Reload, Revocation, Status, Talker,
+    Reload, Revocation, Status, Talker, capture::CaptureRequest,
 };
 use crate::{causes::innermost, explain::Explanation, policy::Entry};
 
@@ -74,6 +75,18 @@ impl Client {
 
     pub async fn talkers(&self) -> Answer<Vec<Talker>> {
         self.get("talkers").await
+    }
+
+    /// Packets as they come, in the form that was asked for.
+    pub async fn capture(&self, request: &CaptureRequest) -> Answer<reqwest::Response> {
+        let sent = self.http.get(address("capture")).query(request).send();
+        let response = timeout(PATIENCE, sent).await;
+        let response = response.map_err(|_| self.silent(PATIENCE))?;
+        let response = response.map_err(|error| self.absent(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
     }
 
     pub async fn explain(&self, question: &Question) -> Answer<Explanation> {
@@ -189,12 +202,16 @@ impl Client {
             if error.is_timeout() {
                 self.silent(patience)
             } else {
-                ClientError::Absent {
-                    socket: self.socket.clone(),
-                    reason: innermost(&error),
-                }
+                self.absent(&error)
             }
         })
+    }
+
+    fn absent(&self, error: &reqwest::Error) -> ClientError {
+        ClientError::Absent {
+            socket: self.socket.clone(),
+            reason: innermost(error),
+        }
     }
 
     async fn refusal(&self, response: reqwest::Response) -> ClientError {

@@ -1,9 +1,17 @@
 //! Takes connections, and bounds what their clients can take: one that is slow, or many that say nothing,
 //! keep nobody from an answer.
 
-use std::{collections::VecDeque, pin::pin, time::Duration};
+use std::{
+    collections::VecDeque,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::{Router, serve::Listener};
+use axum::{Extension, Router, serve::Listener};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -14,8 +22,9 @@ use tokio::{task::AbortHandle, time::timeout};
 /// How long a client may take to ask, and to say nothing between two questions.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a connection may last, whatever it is used for.
+/// How long a connection may last, whatever it is used for, and one that is made to last.
 const LONGEST: Duration = Duration::from_secs(600);
+const LASTING: Duration = Duration::from_secs(24 * 3_600);
 
 /// How many connections there are at most. For one more the oldest is closed.
 const MAX_CONNECTIONS: usize = 2_048;
@@ -31,31 +40,58 @@ pub fn raise_file_limit() {
     }
 }
 
+/// Whether a connection is made to last: a capture has its own limits.
+#[derive(Clone, Default)]
+pub struct Lasting(Arc<AtomicBool>);
+
+impl Lasting {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Connection {
+    task: AbortHandle,
+    lasting: Lasting,
+}
+
 /// Answers until this is dropped.
 pub async fn serve<L: Listener>(mut listener: L, router: Router)
 where
     L::Io: 'static,
 {
-    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
+    let mut connections: VecDeque<Connection> = VecDeque::new();
     loop {
         let (stream, _) = listener.accept().await;
-        let router = router.clone();
-        let connection = tokio::spawn(async move {
+        let lasting = Lasting::default();
+        let router = router.clone().layer(Extension(lasting.clone()));
+        let is_lasting = lasting.clone();
+        let task = tokio::spawn(async move {
             let service = TowerToHyperService::new(router);
             let mut builder = hyper::server::conn::http1::Builder::new();
             let builder = builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE);
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
             // What goes wrong is the client's.
-            let _result = timeout(LONGEST, pin!(connection)).await;
+            if timeout(LONGEST, &mut connection).await.is_err() && is_lasting.get() {
+                let _result = timeout(LASTING, connection).await;
+            }
         });
-        connections.retain(|connection| !connection.is_finished());
-        connections.push_back(connection.abort_handle());
-        if connections.len() > MAX_CONNECTIONS
-            && let Some(oldest) = connections.pop_front()
-        {
-            oldest.abort();
+        connections.retain(|connection| !connection.task.is_finished());
+        connections.push_back(Connection {
+            task: task.abort_handle(),
+            lasting,
+        });
+        if connections.len() > MAX_CONNECTIONS {
+            let oldest = connections.iter().position(|oldest| !oldest.lasting.get());
+            if let Some(oldest) = oldest.and_then(|oldest| connections.remove(oldest)) {
+                oldest.task.abort();
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{
         DefaultBodyLimit, FromRequest, Path, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
@@ -23,14 +23,17 @@ use axum::{
 use nix::unistd::{Group, chown};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{Mutex, Notify},
+    sync::{Mutex, Notify, Semaphore},
     time::timeout,
 };
+use tracing::info;
 use utoipa::OpenApi;
 
 use super::{
     Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
-    Reload, Revocation, Status, Talker, listen,
+    Reload, Revocation, Status, Talker,
+    capture::{self, CaptureRequest},
+    listen::{self, Lasting},
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -115,6 +118,7 @@ impl ControlSocket {
             .route("/v1/counters", get(counters))
             .route("/v1/talkers", get(talkers))
             .route("/v1/explain", get(explain))
+            .route("/v1/capture", get(capture))
             .route("/v1/entries", get(entries).post(enter))
             .route("/v1/entries/{id}", delete(revoke))
             .route("/v1/mode", post(mode))
@@ -137,7 +141,7 @@ impl ControlSocket {
         description = "HTTP over a Unix socket, for root and the group guard alone.",
     ),
     paths(
-        status, policy, counters, talkers, explain, entries, enter, revoke, mode, reload,
+        status, policy, counters, talkers, explain, capture, entries, enter, revoke, mode, reload,
         try_policy, confirm, detach
     )
 )]
@@ -151,6 +155,8 @@ async fn description() -> Json<utoipa::openapi::OpenApi> {
 #[derive(Clone)]
 pub struct Served {
     pub agent: Arc<Mutex<Agent>>,
+    /// Who captures has it.
+    pub capture: Arc<Semaphore>,
     /// Told when the guard has been taken off, and the agent must end.
     pub detached: Arc<Notify>,
 }
@@ -270,6 +276,44 @@ async fn explain(
     let agent = served.agent.lock().await;
     let to = agent.destination(&to)?;
     Ok(Json(agent.explain(from, &to).await?))
+}
+
+/// Packets as they come, with their reasons, until the client hangs up. One client at a time.
+#[utoipa::path(
+    get,
+    path = "/v1/capture",
+    params(CaptureRequest),
+    responses(
+        (status = 200, content(
+            (Vec<u8> = "application/x-pcapng"),
+            (capture::Line = "application/x-ndjson"),
+        )),
+        (status = "4XX", body = ErrorBody, description = "What is wrong with the request, or that somebody captures already"),
+        (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
+    )
+)]
+async fn capture(
+    State(served): State<Served>,
+    Extension(lasting): Extension<Lasting>,
+    request: Result<Query<CaptureRequest>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(request) = request.map_err(wrong)?;
+    let turn = Arc::clone(&served.capture).try_acquire_owned();
+    let turn = turn.map_err(|_| {
+        ChangeError::Harmful(
+            "somebody captures already, and there is one at a time: end that one first".to_owned(),
+        )
+    })?;
+    let taps = served.agent.lock().await.taps(&request)?;
+    lasting.set();
+    info!(
+        reasons = request.reasons,
+        service = request.service,
+        source = request.source.map(|source| source.to_string()),
+        all = request.all,
+        "a capture begins"
+    );
+    Ok(capture::answer(&request, taps, turn))
 }
 
 /// What operators let through or drop for a while.
@@ -454,8 +498,7 @@ fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
 async fn unknown() -> Response {
     let body = ErrorBody {
         error: "there is no such resource: /v1/openapi.json, status, policy, counters, talkers, \
-                explain, entries, mode, \
-                reload, try, confirm and detach are"
+                explain, capture, entries, mode, reload, try, confirm and detach are"
             .to_owned(),
         is_policy: false,
     };

@@ -1,6 +1,7 @@
 //! The command line: one file per command, each from its arguments to its output.
 
 mod audit;
+mod capture;
 mod check;
 mod completions;
 mod counters;
@@ -93,6 +94,8 @@ enum Command {
     Top(top::Top),
     /// Show the sources that send most, and those that are dropped most
     Talkers(talkers::Talkers),
+    /// Show packets with their reasons, or write them for Wireshark
+    Capture(capture::Capture),
     /// Say whether a source reaches a port, and why
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
@@ -169,6 +172,7 @@ impl Arguments {
             Command::Check(check) => check.run(&whereabouts).await,
             Command::Status(watched) => status::run(&whereabouts, watched).await,
             Command::Talkers(talkers) => talkers.run(&whereabouts).await,
+            Command::Capture(capture) => capture.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
             Command::Audit(audit) => audit.run(&whereabouts).await,

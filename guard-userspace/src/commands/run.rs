@@ -14,7 +14,7 @@ use clap::Args;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Mutex, Notify},
+    sync::{Mutex, Notify, Semaphore},
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
@@ -68,6 +68,7 @@ impl Run {
         let detached = Arc::new(Notify::new());
         let served = Served {
             agent: Arc::clone(&agent),
+            capture: Arc::new(Semaphore::new(1)),
             detached: Arc::clone(&detached),
         };
         let tell = |state: &[NotifyState<'_>]| {

@@ -24,7 +24,7 @@ use guard_common::{
 };
 
 use super::{
-    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, clsact,
+    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, Tap, Wanted, clsact,
     pins::{EGRESS_LINK, LINK, PinError, Pins},
     state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
 };
@@ -478,6 +478,11 @@ impl Attachment {
         self.state.talkers()
     }
 
+    /// Asks the kernel for packets. There is one reader at a time.
+    pub fn tap(&self, wanted: Wanted) -> Result<Tap, StateError> {
+        Tap::open(&self.state.pins, wanted)
+    }
+
     /// Takes the programs off the interface, and leaves nothing of the guard in the kernel.
     pub fn detach(self) -> Result<(), AttachError> {
         detach(&self.state.pins)
@@ -782,8 +787,11 @@ fn has_tcx() -> bool {
 
 /// The kernel's number of a generation's map.
 fn map_id(generation: &Generation, name: &'static str) -> Result<u32, AttachError> {
-    let (Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::ProgramArray(map)) =
-        generation.map(name)?
+    let (Map::Array(map)
+    | Map::PerCpuArray(map)
+    | Map::LruHashMap(map)
+    | Map::ProgramArray(map)
+    | Map::RingBuf(map)) = generation.map(name)?
     else {
         return Err(LoadError::Incomplete(name).into());
     };

@@ -14,6 +14,7 @@ pub mod pins;
 mod replay;
 mod state;
 mod talkers;
+mod tap;
 
 use std::{io, path::PathBuf};
 
@@ -36,6 +37,7 @@ pub use self::{
     replay::{Direction, Judged, Replay},
     state::{State, StateError, text_of},
     talkers::TalkerRow,
+    tap::{ROUNDS, Tap, Tapped, Wanted},
 };
 use crate::{causes::io_error, policy::Tables};
 

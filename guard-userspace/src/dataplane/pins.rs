@@ -91,13 +91,12 @@ impl Pins {
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.join(file_of(name))
     }
 
     /// Where a map waits for the program that uses it to be put in force.
     pub(super) fn next(&self, name: &str) -> PathBuf {
-        // No dot: the kernel keeps names with one for itself (bpf_lookup in kernel/bpf/inode.c).
-        self.folder.join(format!("{name}_next"))
+        self.folder.join(format!("{}_next", file_of(name)))
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -176,6 +175,12 @@ pub fn all(root: &Path) -> Result<Vec<Pins>, PinError> {
 /// The network namespace of this process, by its inode.
 pub fn network_namespace() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/net")?.ino())
+}
+
+/// No dot, which the names of sections have: the kernel keeps names with one for itself (bpf_lookup in
+/// kernel/bpf/inode.c).
+fn file_of(name: &str) -> String {
+    name.replace('.', "_")
 }
 
 fn is_version(name: &str) -> bool {

@@ -10,9 +10,10 @@ use aya::{
 use guard_common::{
     cell::{Cell, HashKey},
     layout::{
-        self, About, COUNTER_ENTRIES, Counter, FlowKey, MAX_FLOWS, MAX_NAME, MAX_SEATS, NO_SERVICE,
-        Seat, TALKER_ENTRIES, Talker, feature,
+        self, About, COUNTER_ENTRIES, Capture, Counter, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME,
+        MAX_SEATS, NO_SERVICE, Seat, TALKER_ENTRIES, Talker, feature,
     },
+    reason::Outcome,
 };
 
 use super::{
@@ -232,9 +233,13 @@ impl State {
 }
 
 /// The maps that generations share, if they use them.
-pub(super) const SHARED: [&str; 7] = [
+pub(super) const SHARED: [&str; 11] = [
     layout::COUNTERS,
     layout::TALKERS,
+    layout::CAPTURE,
+    layout::GRANT,
+    layout::LOSSES,
+    layout::EVENTS,
     layout::TOTALS,
     layout::CELLS,
     layout::FLOWS,
@@ -294,6 +299,21 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
             TALKER_ENTRIES,
         ),
         array(layout::TOTALS, MapType::Array, cell, MAX_SEATS),
+        array(layout::CAPTURE, MapType::Array, size_of::<Capture>(), 1),
+        array(layout::GRANT, MapType::Array, size_of::<u64>(), 1),
+        array(
+            layout::LOSSES,
+            MapType::PerCpuArray,
+            size_of::<u64>(),
+            Outcome::SLOTS,
+        ),
+        SharedMap {
+            name: layout::EVENTS,
+            kind: MapType::RingBuf,
+            key: 0,
+            value: 0,
+            entries: EVENTS_BYTES,
+        },
     ];
     if tables.uses(feature::BUDGETS) {
         maps.push(array(layout::CELLS, MapType::Array, cell, tables.cells));

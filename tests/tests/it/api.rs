@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::PathBuf,
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -131,8 +131,12 @@ fn request(site: &Site, method: &str, resource: &str, body: Option<&Value>) -> (
 
 /// The schema of an answer, with everything that it refers to.
 fn schema(document: &Value, method: &str, path: &str, code: &str) -> Validator {
+    schema_of(document, method, path, code, "application/json")
+}
+
+fn schema_of(document: &Value, method: &str, path: &str, code: &str, form: &str) -> Validator {
     let answer = &document["paths"][path][method]["responses"][code];
-    let mut schema = answer["content"]["application/json"]["schema"].clone();
+    let mut schema = answer["content"][form]["schema"].clone();
     assert!(schema.is_object(), "{method} {path} {code}: {answer}");
     schema["components"] = document["components"].clone();
     jsonschema::validator_for(&schema).unwrap()
@@ -191,11 +195,15 @@ fn the_server_is_as_its_openapi_document_says() {
         );
         asked.insert((path.to_owned(), method.to_owned()));
     }
+    each_line_of_a_capture_is_as_described(&site, &document);
+    asked.insert(("/v1/capture".to_owned(), "get".to_owned()));
     let wrong = schema(&document, "post", "/v1/entries", "4XX");
     for (method, resource, body) in [
         ("POST", "/v1/entries", Some(json!({"action": "burn"}))),
         ("DELETE", "/v1/entries/77", None),
         ("GET", "/v1/explain?from=nobody", None),
+        ("GET", "/v1/capture?rate=0", None),
+        ("GET", "/v1/capture?source=nobody", None),
         ("POST", "/v1/confirm", None),
         ("GET", "/v1/nothing", None),
     ] {
@@ -221,4 +229,29 @@ fn the_server_is_as_its_openapi_document_says() {
         "everything is described, and was asked"
     );
     drop(guard);
+}
+
+fn each_line_of_a_capture_is_as_described(site: &Site, document: &Value) {
+    let form = "application/x-ndjson";
+    let schema = schema_of(document, "get", "/v1/capture", "200", form);
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--max-time", "3", "--unix-socket"]);
+    command.arg(site.lab.folder().join("guard.sock"));
+    command.arg("http://guard/v1/capture?all=true&form=json");
+    let curl = command.stdout(Stdio::piped()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(700));
+    site.ask();
+    let output = curl.wait_with_output().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(lines.iter().all(|line| schema.is_valid(line)), "{lines:?}");
+    let packets = lines
+        .iter()
+        .filter(|line| line["reason"] == "allowed")
+        .count();
+    let missed = lines.iter().filter(|line| line["missed"] == 0).count();
+    assert!(packets >= 5 && missed >= 1, "{lines:?}");
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod audit;
+mod capture;
 mod clocked;
 mod commands;
 mod containers;

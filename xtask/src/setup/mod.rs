@@ -95,7 +95,7 @@ const LAB: [Tool; 12] = [
 
 /// What only the tests need: real clients and servers of UDP and SSH, a terminal, a fresh Debian with its
 /// systemd, and virtual machines with Debian's kernels.
-const TESTS: [Tool; 16] = [
+const TESTS: [Tool; 17] = [
     tool("chromium", "chromium"),
     tool("cpio", "cpio"),
     tool("depmod", "kmod"),
@@ -108,6 +108,7 @@ const TESTS: [Tool; 16] = [
     tool("openssl", "openssl"),
     tool("systemd-nspawn", "systemd-container"),
     tool("tcpdump", "tcpdump"),
+    tool("tshark", "tshark"),
     tool("dropbear", "dropbear-bin"),
     tool("dropbearkey", "dropbear-bin"),
     tool("dbclient", "dropbear-bin"),

@@ -1,0 +1,172 @@
+//! Packets that an operator wants to see (`guard capture`), copied into a ring buffer.
+//!
+//! While nobody captures, a packet pays for one load and one branch. While somebody does, the number of
+//! copies is bounded by what user space grants, and the sample is made thinner in a flood.
+
+use core::{
+    cell::UnsafeCell,
+    intrinsics::{AtomicOrdering, atomic_xsub},
+    ptr::read_volatile,
+};
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::{bpf_ktime_get_boot_ns, bpf_xdp_load_bytes},
+    programs::XdpContext,
+};
+use guard_common::{
+    address::Address,
+    layout::{Capture, Event, SEAT_WORDS, SNAP_LENGTH},
+    reason::Outcome,
+};
+
+use crate::{
+    Conclusion,
+    maps::{EVENTS, GRANT, LOSSES},
+};
+
+/// Alone in its section, which is a table of its own.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.capture")]
+static CAPTURE: Wanted = Wanted(UnsafeCell::new(Capture::NONE));
+
+struct Wanted(UnsafeCell<Capture>);
+
+// SAFETY: the kernel program only reads it. User space may write it meanwhile: every mixture of two
+// filters is one.
+unsafe impl Sync for Wanted {}
+
+/// Reads one field as it is now.
+macro_rules! wanted {
+    ($($field:tt)+) => {
+        // SAFETY: the pointer comes from a reference to a static, and indices are bounded.
+        unsafe { read_volatile(&raw const (*CAPTURE.0.get()).$($field)+) }
+    };
+}
+
+/// Ethernet's header: the kernel hands no shorter frame to XDP.
+const SHORTEST_FRAME: u32 = 14;
+
+/// What an event says of its packet, in one word: a function takes no more than five.
+#[derive(Clone, Copy)]
+struct Facts(u64);
+
+impl Facts {
+    #[inline(always)]
+    fn of(conclusion: &Conclusion) -> Self {
+        let family = match conclusion.source.family {
+            Some(family) => family as u64,
+            None => 0,
+        };
+        let slot = u64::from(conclusion.outcome.slot());
+        Self(family << 32 | slot << 16 | u64::from(conclusion.service))
+    }
+
+    /// Also where the compiler knows that it is in range: the verifier does not.
+    #[inline(always)]
+    fn slot(self) -> usize {
+        // SAFETY: the pointer comes from a reference.
+        let facts = unsafe { read_volatile(&self.0) };
+        (facts >> 16) as usize % Outcome::SLOTS as usize
+    }
+
+    #[inline(always)]
+    const fn service(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    const fn family(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+#[inline(always)]
+pub fn offer(ctx: &XdpContext, conclusion: &Conclusion) {
+    if wanted!(on) == 0 {
+        return;
+    }
+    let facts = Facts::of(conclusion);
+    let one_of = wanted!(one_of[facts.slot()]);
+    if one_of != 0 && conclusion.counted & (u64::from(one_of) - 1) == 0 {
+        let Address { high, low } = conclusion.source.address;
+        hand_over(ctx, facts, high, low, conclusion.length as u32);
+    }
+}
+
+/// Not inlined: what every packet passes through stays small.
+#[inline(never)]
+fn hand_over(ctx: &XdpContext, facts: Facts, high: u64, low: u64, length: u32) {
+    let source = Address { high, low };
+    if !has_service(facts.service()) || !has_source(facts.family(), source) {
+        return;
+    }
+    let event = if is_granted() {
+        EVENTS.reserve::<Event>(0)
+    } else {
+        None
+    };
+    let Some(mut event) = event else {
+        if let Some(losses) = LOSSES.get_ptr_mut(facts.slot() as u32) {
+            // SAFETY: the pointer is to this CPU's own value.
+            unsafe { *losses += 1 };
+        }
+        return;
+    };
+    let captured = if length < SNAP_LENGTH {
+        length
+    } else {
+        SNAP_LENGTH
+    };
+    let one_of = wanted!(one_of[facts.slot()]);
+    let to = event.as_mut_ptr();
+    // SAFETY: the entry has room for all of an `Event`, and nobody else sees it before it is submitted.
+    // The helper reads through all fragments of the frame (Linux 5.18 and later).
+    let result = unsafe {
+        (&raw mut (*to).boot_ns).write(bpf_ktime_get_boot_ns());
+        (&raw mut (*to).length).write(length);
+        (&raw mut (*to).captured).write(captured);
+        (&raw mut (*to).service).write(facts.service());
+        (&raw mut (*to).slot).write(facts.slot() as u16);
+        (&raw mut (*to).one_of).write(one_of);
+        if captured < SHORTEST_FRAME {
+            -1
+        } else {
+            bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*to).frame).cast(), captured)
+        }
+    };
+    // The reader looks by the clock: nobody is woken for a packet.
+    if result == 0 {
+        event.submit(BPF_RB_NO_WAKEUP.into());
+    } else {
+        event.discard(BPF_RB_NO_WAKEUP.into());
+    }
+}
+
+#[inline(always)]
+fn has_service(service: u16) -> bool {
+    let word = wanted!(services[service as usize / 64 % SEAT_WORDS]);
+    word >> (service % 64) & 1 != 0
+}
+
+#[inline(always)]
+fn has_source(family: u32, source: Address) -> bool {
+    let wanted = wanted!(family);
+    wanted == 0 || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
+}
+
+/// Whether one more packet may be handed over, and if so takes it off the grant.
+#[inline(always)]
+fn is_granted() -> bool {
+    let Some(grant) = GRANT.get_ptr_mut(0) else {
+        return false;
+    };
+    let is_left = |left: u64| left as i64 > 0;
+    // SAFETY: a value of an array map lives as long as the program, and an aligned 64-bit load is whole.
+    // In a flood most find nothing left, and need not write.
+    if !is_left(unsafe { read_volatile(grant) }) {
+        return false;
+    }
+    // SAFETY: as above. SeqCst, because LLVM 22 miscompiles weaker orderings for this target.
+    is_left(unsafe { atomic_xsub::<u64, u64, { AtomicOrdering::SeqCst }>(grant, 1) })
+}

@@ -1,0 +1,395 @@
+//! `GET /v1/capture`: packets as they come, until the client hangs up.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use futures_util::stream;
+use guard_common::{
+    layout::SNAP_LENGTH,
+    reason::{Outcome, Reason, Verdict},
+};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Interval, MissedTickBehavior, interval},
+};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::{
+    dataplane::{ROUNDS, Tap, Tapped, Wanted},
+    host,
+    pcapng::{self, Packet},
+    policy::Timebase,
+};
+
+/// How many packets a second are handed over unless told otherwise, and at most.
+pub const DEFAULT_RATE: u32 = 1_000;
+pub const HIGHEST_RATE: u32 = 5_000;
+
+/// The query of `GET /v1/capture`: which packets, and in which form.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams, Serialize)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CaptureRequest {
+    /// Those that passed and that policy lets pass, too; without it, what was or would be dropped.
+    #[serde(default)]
+    pub all: bool,
+    /// Only those with one of these reasons, such as `closed_port,packet_limit`.
+    pub reasons: Option<String>,
+    /// Only those of this service.
+    pub service: Option<String>,
+    /// Only those from here.
+    #[param(value_type = Option<String>)]
+    pub source: Option<IpNet>,
+    /// How many a second at most, on all interfaces together: 1,000 if left out, 5,000 at most.
+    pub rate: Option<u32>,
+    /// How many bytes of each; all if left out.
+    pub length: Option<u32>,
+    #[serde(default)]
+    pub form: Form,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// For Wireshark. Of what is missed, its statistics tell every second.
+    #[default]
+    Pcapng,
+    /// A line with a [`Line`] for each packet, and every second one with what is missed.
+    Json,
+}
+
+/// A line of a capture in JSON.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Line {
+    Packet(Box<Captured>),
+    /// How many more packets were wanted since the capture began. An estimate where a sample is taken.
+    Missed {
+        missed: u64,
+    },
+}
+
+/// A packet that was judged.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Captured {
+    #[schema(value_type = String)]
+    pub time: Timestamp,
+    pub interface: String,
+    /// `pass` or `drop`.
+    pub verdict: String,
+    /// `drop`, if only the mode kept it from being dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would: Option<String>,
+    pub reason: String,
+    /// `null`: no service was concerned.
+    pub service: Option<String>,
+    /// With their ports, where they have some: `198.51.100.7:40000`.
+    pub source: Option<String>,
+    pub destination: Option<String>,
+    /// Such as `tcp`, or the number of another.
+    pub protocol: Option<String>,
+    /// Of the frame, in bytes.
+    pub length: u32,
+    /// It stands for so many.
+    pub one_of: u32,
+}
+
+impl CaptureRequest {
+    /// What the kernel is asked for on each of so many interfaces.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn wanted(&self, interfaces: usize) -> Result<Wanted, String> {
+        let rate = self.rate.unwrap_or(DEFAULT_RATE);
+        if !(1..=HIGHEST_RATE).contains(&rate) {
+            return Err(format!(
+                "{rate} packets a second are none or too many: {HIGHEST_RATE} are the most"
+            ));
+        }
+        let interfaces = u32::try_from(interfaces.max(1)).unwrap_or(u32::MAX);
+        Ok(Wanted {
+            outcomes: self.outcomes()?,
+            service: self.service.clone(),
+            source: self.source.map(|source| source.trunc()),
+            per_second: rate.div_ceil(interfaces),
+        })
+    }
+
+    fn outcomes(&self) -> Result<Vec<Outcome>, String> {
+        let is_drop = |reason: &Reason| reason.verdict() == Verdict::Drop;
+        let reasons: Vec<Reason> = match &self.reasons {
+            None if self.all => Reason::ALL.to_vec(),
+            None => Reason::ALL.into_iter().filter(is_drop).collect(),
+            Some(names) => names.split(',').map(reason).collect::<Result<_, _>>()?,
+        };
+        let outcomes = Outcome::all().filter(|outcome| reasons.contains(&outcome.reason));
+        Ok(outcomes.collect())
+    }
+}
+
+/// The reason with this name.
+///
+/// # Errors
+/// Which there are.
+pub fn reason(name: &str) -> Result<Reason, String> {
+    let reason = Reason::ALL.into_iter().find(|reason| reason.name() == name);
+    reason.ok_or_else(|| {
+        let names = Reason::ALL.map(Reason::name).join(", ");
+        format!("{name:?} is no reason: there are {names}")
+    })
+}
+
+/// One interface's packets, and how many were wanted and missed until now.
+struct Source {
+    interface: String,
+    tap: Tap,
+    wanted: u64,
+    missed: u64,
+}
+
+/// A capture at work. It ends when it is dropped.
+struct Capture {
+    sources: Vec<Source>,
+    form: Form,
+    length: usize,
+    beat: Interval,
+    rounds: u32,
+    has_begun: bool,
+    _turn: OwnedSemaphorePermit,
+}
+
+/// Packets of these interfaces until the client hangs up. One that reads slowly is given fewer.
+pub fn answer(
+    request: &CaptureRequest,
+    taps: Vec<(String, Tap)>,
+    turn: OwnedSemaphorePermit,
+) -> Response {
+    let sources = taps.into_iter().map(|(interface, tap)| Source {
+        interface,
+        tap,
+        wanted: 0,
+        missed: 0,
+    });
+    let mut beat = interval(Duration::from_secs(1) / ROUNDS);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let length = request.length.unwrap_or(SNAP_LENGTH).clamp(1, SNAP_LENGTH);
+    let capture = Capture {
+        sources: sources.collect(),
+        form: request.form,
+        length: length as usize,
+        beat,
+        rounds: 0,
+        has_begun: false,
+        _turn: turn,
+    };
+    let blocks = stream::try_unfold(capture, |mut capture| async move {
+        let block = capture.next().await?;
+        Ok::<_, anyhow::Error>(Some((block, capture)))
+    });
+    let kind = match request.form {
+        Form::Pcapng => "application/x-pcapng",
+        Form::Json => "application/x-ndjson",
+    };
+    ([(CONTENT_TYPE, kind)], Body::from_stream(blocks)).into_response()
+}
+
+impl Capture {
+    /// What there is to send next.
+    async fn next(&mut self) -> anyhow::Result<Bytes> {
+        if !self.has_begun {
+            self.has_begun = true;
+            let head = self.head();
+            if !head.is_empty() {
+                return Ok(head.into());
+            }
+        }
+        loop {
+            self.beat.tick().await;
+            let mut block = self.round()?;
+            self.rounds += 1;
+            if self.rounds.is_multiple_of(ROUNDS) {
+                // Also to find out whether somebody is still there.
+                self.tell_missed(&mut block)?;
+            }
+            if !block.is_empty() {
+                return Ok(block.into());
+            }
+        }
+    }
+
+    fn head(&self) -> Vec<u8> {
+        if self.form == Form::Json {
+            return Vec::new();
+        }
+        let mut head = pcapng::section();
+        for source in &self.sources {
+            head.extend(pcapng::interface(&source.interface, self.length as u32));
+        }
+        head
+    }
+
+    /// The packets of a round, in the order in which they came.
+    fn round(&mut self) -> anyhow::Result<Vec<u8>> {
+        let now = host::timebase()?;
+        let mut packets = Vec::new();
+        for (number, source) in (0..).zip(&mut self.sources) {
+            let round = source.tap.round()?;
+            source.wanted += round.packets.len() as u64 + round.missed;
+            source.missed += round.missed;
+            packets.extend(round.packets.into_iter().map(|packet| (number, packet)));
+        }
+        packets.sort_by_key(|(_, packet)| packet.boot_ns);
+        let mut block = Vec::new();
+        for (number, packet) in packets {
+            self.write(&mut block, number, &packet, now)?;
+        }
+        Ok(block)
+    }
+
+    fn write(
+        &self,
+        block: &mut Vec<u8>,
+        number: u32,
+        packet: &Tapped,
+        now: Timebase,
+    ) -> anyhow::Result<()> {
+        let frame = &packet.frame[..packet.frame.len().min(self.length)];
+        let time_ns = unix_ns(now, packet.boot_ns);
+        match self.form {
+            Form::Pcapng => block.extend(pcapng::packet(&Packet {
+                interface: number,
+                time_ns,
+                frame,
+                length: packet.length,
+                verdict: packet.outcome.verdict(),
+                comment: &comment(packet),
+            })),
+            Form::Json => {
+                let interface = &self.sources[number as usize].interface;
+                let line = Line::Packet(Box::new(seen(interface, packet, time_ns)));
+                serde_json::to_writer(&mut *block, &line)?;
+                block.push(b'\n');
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_missed(&self, block: &mut Vec<u8>) -> anyhow::Result<()> {
+        let now = host::timebase()?;
+        if self.form == Form::Json {
+            let missed = self.sources.iter().map(|source| source.missed).sum();
+            serde_json::to_writer(&mut *block, &Line::Missed { missed })?;
+            block.push(b'\n');
+            return Ok(());
+        }
+        for (number, source) in (0..).zip(&self.sources) {
+            let time_ns = unix_ns(now, now.boot_ns);
+            let Source { wanted, missed, .. } = source;
+            block.extend(pcapng::statistics(number, time_ns, *wanted, *missed));
+        }
+        Ok(())
+    }
+}
+
+/// A moment of CLOCK_BOOTTIME in nanoseconds since 1970.
+fn unix_ns(now: Timebase, boot_ns: u64) -> u64 {
+    let world = u64::try_from(now.world.as_nanosecond()).unwrap_or_default();
+    world.saturating_sub(now.boot_ns.saturating_sub(boot_ns))
+}
+
+/// `drop: packet_limit at web`.
+fn comment(packet: &Tapped) -> String {
+    let Tapped {
+        outcome,
+        service,
+        one_of,
+        ..
+    } = packet;
+    let would = if outcome.would_drop { "would " } else { "" };
+    let verdict = outcome.reason.verdict().name();
+    let service = service.as_ref().map(|service| format!(" at {service}"));
+    let sample = (*one_of > 1).then(|| format!("; one of {one_of}"));
+    format!(
+        "{would}{verdict}: {}{}{}",
+        outcome.reason.name(),
+        service.unwrap_or_default(),
+        sample.unwrap_or_default()
+    )
+}
+
+fn seen(interface: &str, packet: &Tapped, time_ns: u64) -> Captured {
+    let Tapped {
+        outcome,
+        service,
+        length,
+        frame,
+        one_of,
+        ..
+    } = packet;
+    let (source, destination, protocol) = ends(frame);
+    let time = Timestamp::from_nanosecond(time_ns.into());
+    Captured {
+        time: time.unwrap_or_default(),
+        interface: interface.to_owned(),
+        verdict: outcome.verdict().name().to_owned(),
+        would: outcome.would_drop.then(|| Verdict::Drop.name().to_owned()),
+        reason: outcome.reason.name().to_owned(),
+        service: service.clone(),
+        source,
+        destination,
+        protocol,
+        length: *length,
+        one_of: *one_of,
+    }
+}
+
+type Ends = (Option<String>, Option<String>, Option<String>);
+
+/// Where a frame comes from, where it goes, and by which protocol, as far as it can be read.
+fn ends(frame: &[u8]) -> Ends {
+    let Ok(packet) = LaxSlicedPacket::from_ethernet(frame) else {
+        return (None, None, None);
+    };
+    let (source, destination) = match packet.net {
+        Some(LaxNetSlice::Ipv4(ipv4)) => {
+            let header = ipv4.header();
+            let ends = (header.source_addr(), header.destination_addr());
+            (ends.0.into(), ends.1.into())
+        }
+        Some(LaxNetSlice::Ipv6(ipv6)) => {
+            let header = ipv6.header();
+            let ends = (header.source_addr(), header.destination_addr());
+            (ends.0.into(), ends.1.into())
+        }
+        Some(LaxNetSlice::Arp(_)) => return (None, None, Some("arp".to_owned())),
+        None => return (None, None, None),
+    };
+    let ports = |source_port, destination_port| {
+        (
+            Some(SocketAddr::new(source, source_port).to_string()),
+            Some(SocketAddr::new(destination, destination_port).to_string()),
+        )
+    };
+    let ((source, destination), protocol) = match packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => (ports(tcp.source_port(), tcp.destination_port()), "tcp"),
+        Some(TransportSlice::Udp(udp)) => (ports(udp.source_port(), udp.destination_port()), "udp"),
+        other => {
+            let protocol = match other {
+                Some(TransportSlice::Icmpv4(_)) => "icmp",
+                Some(TransportSlice::Icmpv6(_)) => "icmpv6",
+                _ => "ip",
+            };
+            let ends = (Some(source.to_string()), Some(destination.to_string()));
+            (ends, protocol)
+        }
+    };
+    (source, destination, Some(protocol.to_owned()))
+}

@@ -1,0 +1,347 @@
+//! `guard capture`: packets with their reasons, for Wireshark or to read.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, ErrorKind, IsTerminal as _, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use guard_common::layout::SNAP_LENGTH;
+use ipnet::IpNet;
+use jiff::{SignedDuration, tz::TimeZone};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+
+use super::{Failure, entries::parse_duration, figures, without_controls};
+use crate::{
+    api::{
+        capture::{CaptureRequest, Captured, DEFAULT_RATE, Form, HIGHEST_RATE, Line, reason},
+        client::Client,
+    },
+    policy::parse_prefix,
+};
+
+/// Without --all or --reason: what is dropped, and what would be if its mode were enforce. Ends with
+/// Ctrl-C, --count or --for. In a flood it takes a sample of each reason, and counts what it misses.
+#[derive(Debug, Args)]
+pub struct Capture {
+    /// Write pcapng, each packet with its reason and service as its comment; `-`: to standard output
+    #[arg(long, short, value_name = "FILE", conflicts_with = "json")]
+    write: Option<PathBuf>,
+    /// What passes, too
+    #[arg(long)]
+    all: bool,
+    /// Only packets with this reason, such as closed_port,packet_limit
+    #[arg(long, value_name = "R", value_delimiter = ',', value_parser = reason_name)]
+    reason: Vec<String>,
+    /// Only packets to this service of the policy
+    #[arg(long, value_name = "S")]
+    service: Option<String>,
+    /// Only packets from here
+    #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
+    from: Option<IpNet>,
+    /// How many packets a second at most
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(HIGHEST_RATE)))]
+    rate: u32,
+    /// How many bytes of each packet
+    #[arg(long, value_name = "BYTES", default_value_t = SNAP_LENGTH,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(SNAP_LENGTH)))]
+    snap_length: u32,
+    /// End after so many packets
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after this time, such as 30s or 10m
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    lasts: Option<SignedDuration>,
+    /// Print JSON, a line for each packet
+    #[arg(long)]
+    json: bool,
+}
+
+fn reason_name(text: &str) -> Result<String, String> {
+    reason(text).map(|reason| reason.name().to_owned())
+}
+
+impl Capture {
+    pub async fn run(self, client: &Client) -> Result<(), Failure> {
+        let is_stdout = self.write.as_deref() == Some(Path::new("-"));
+        if is_stdout && io::stdout().is_terminal() {
+            return Err(Failure::Usage(
+                "a terminal cannot show pcapng: pipe it (`guard capture -w - | wireshark -k -i -`), name \
+                 a file, or leave -w out to read the packets here"
+                    .to_owned(),
+            ));
+        }
+        let request = self.request();
+        let mut ended = Box::pin(self.end()?);
+        let mut response = client.capture(&request).await?;
+        let mut sink = self.open()?;
+        if let Some(file) = self.write.as_ref().filter(|_| !is_stdout) {
+            eprintln!("guard: capturing to {}; Ctrl-C ends it", file.display());
+        }
+        let mut arrived = Vec::new();
+        loop {
+            let chunk = tokio::select! {
+                () = &mut ended => break,
+                chunk = response.chunk() => chunk.context("the agent has ended")?,
+            };
+            arrived.extend(chunk.context("the agent has ended")?);
+            let (used, is_done) = match sink.take(&arrived, self.count) {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                taken => taken.context("the packets cannot be written")?,
+            };
+            arrived.drain(..used);
+            if is_done {
+                break;
+            }
+        }
+        eprintln!("guard: {}", sink.summary(&self));
+        Ok(())
+    }
+
+    fn request(&self) -> CaptureRequest {
+        CaptureRequest {
+            all: self.all,
+            reasons: (!self.reason.is_empty()).then(|| self.reason.join(",")),
+            service: self.service.clone(),
+            source: self.from,
+            rate: Some(self.rate),
+            length: Some(self.snap_length),
+            form: if self.write.is_some() {
+                Form::Pcapng
+            } else {
+                Form::Json
+            },
+        }
+    }
+
+    /// When the operator or the time says so.
+    fn end(&self) -> Result<impl Future<Output = ()> + use<>, Failure> {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
+        let lasts = self.lasts.map(SignedDuration::unsigned_abs);
+        Ok(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                () = sleep(lasts.unwrap_or(Duration::MAX)) => {}
+            }
+        })
+    }
+
+    fn open(&self) -> Result<Sink, Failure> {
+        let kind = match &self.write {
+            None if self.json => Kind::Json,
+            None => Kind::Text,
+            Some(_) => Kind::Pcapng,
+        };
+        let to: Box<dyn Write> = match &self.write {
+            Some(path) if path != Path::new("-") => {
+                let file = File::create(path);
+                let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
+                Box::new(BufWriter::new(file))
+            }
+            _ => Box::new(BufWriter::new(io::stdout())),
+        };
+        Ok(Sink {
+            kind,
+            to,
+            packets: 0,
+            missed: Missed::default(),
+        })
+    }
+}
+
+/// Where packets go.
+struct Sink {
+    kind: Kind,
+    to: Box<dyn Write>,
+    packets: u64,
+    missed: Missed,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Pcapng,
+    Json,
+    Text,
+}
+
+/// What is missed on each interface.
+#[derive(Default)]
+struct Missed(Vec<u64>);
+
+impl Missed {
+    fn set(&mut self, interface: usize, missed: u64) {
+        let Self(missed_on) = self;
+        if missed_on.len() <= interface {
+            missed_on.resize(interface + 1, 0);
+        }
+        missed_on[interface] = missed;
+    }
+
+    fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl Sink {
+    /// Writes what is whole of what has arrived. Returns how many bytes that is, and whether there are
+    /// as many packets as are wanted.
+    fn take(&mut self, arrived: &[u8], count: Option<u64>) -> io::Result<(usize, bool)> {
+        let mut used = 0;
+        let is_done = |sink: &Self| count.is_some_and(|count| sink.packets >= count);
+        while !is_done(self) {
+            let left = &arrived[used..];
+            let taken = match self.kind {
+                Kind::Pcapng => self.take_block(left)?,
+                Kind::Json | Kind::Text => self.take_line(left)?,
+            };
+            if taken == 0 {
+                break;
+            }
+            used += taken;
+        }
+        self.to.flush()?;
+        Ok((used, is_done(self)))
+    }
+
+    /// The length of the block that was written; 0: it is not whole yet.
+    fn take_block(&mut self, arrived: &[u8]) -> io::Result<usize> {
+        let Some(block) = Block::first(arrived) else {
+            return Ok(0);
+        };
+        match block {
+            Block::Packet(_) => self.packets += 1,
+            Block::Statistics {
+                interface, missed, ..
+            } => self.missed.set(interface, missed),
+            Block::Other(_) => {}
+        }
+        let bytes = block.bytes();
+        self.to.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn take_line(&mut self, arrived: &[u8]) -> io::Result<usize> {
+        let Some(end) = arrived.iter().position(|byte| *byte == b'\n') else {
+            return Ok(0);
+        };
+        let text = &arrived[..end];
+        match serde_json::from_slice(text)? {
+            Line::Missed { missed } => self.missed.set(0, missed),
+            Line::Packet(seen) => {
+                self.packets += 1;
+                match self.kind {
+                    Kind::Text => writeln!(self.to, "{}", without_controls(&describe(&seen)))?,
+                    Kind::Json | Kind::Pcapng => {
+                        self.to.write_all(text)?;
+                        self.to.write_all(b"\n")?;
+                    }
+                }
+            }
+        }
+        Ok(end + 1)
+    }
+
+    fn summary(&self, capture: &Capture) -> String {
+        let packets = match self.packets {
+            1 => "1 packet".to_owned(),
+            packets => format!("{packets} packets"),
+        };
+        let to = match &capture.write {
+            Some(path) if path != Path::new("-") => format!(" written to {}", path.display()),
+            _ => String::new(),
+        };
+        match self.missed.sum() {
+            0 => format!("{packets}{to}, none missed"),
+            missed => format!(
+                "{packets}{to}, about {} more missed: at most {} a second are taken",
+                figures::count(missed as f64),
+                capture.rate
+            ),
+        }
+    }
+}
+
+/// A block of pcapng as this agent writes it, with its bytes (draft-ietf-opsawg-pcapng, section 3.1).
+enum Block<'a> {
+    Packet(&'a [u8]),
+    Statistics {
+        bytes: &'a [u8],
+        interface: usize,
+        missed: u64,
+    },
+    Other(&'a [u8]),
+}
+
+impl<'a> Block<'a> {
+    const PACKET: u32 = 6;
+    const STATISTICS: u32 = 5;
+    /// Where isb_ifdrop's value is in the statistics: behind the block's head (12 bytes), its time (8)
+    /// and isb_ifrecv (12), and its own head (4).
+    const IFDROP: usize = 36;
+
+    /// `None`: it has not arrived whole.
+    fn first(arrived: &'a [u8]) -> Option<Self> {
+        let word = |at: usize| {
+            let bytes = arrived.get(at..at + 4)?;
+            Some(u32::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let bytes = arrived.get(..word(4)? as usize)?;
+        Some(match word(0)? {
+            Self::PACKET => Self::Packet(bytes),
+            Self::STATISTICS => Self::Statistics {
+                bytes,
+                interface: word(8)? as usize,
+                missed: u64::from(word(Self::IFDROP)?) | u64::from(word(Self::IFDROP + 4)?) << 32,
+            },
+            _ => Self::Other(bytes),
+        })
+    }
+
+    const fn bytes(&self) -> &'a [u8] {
+        match self {
+            Self::Packet(bytes) | Self::Statistics { bytes, .. } | Self::Other(bytes) => bytes,
+        }
+    }
+}
+
+/// `12:00:01.234567 eth0 drop closed_port  198.51.100.7:40000 > 203.0.113.5:8000 tcp 74 B`.
+fn describe(seen: &Captured) -> String {
+    let Captured {
+        time,
+        interface,
+        verdict,
+        would,
+        reason,
+        service,
+        source,
+        destination,
+        protocol,
+        length,
+        one_of,
+    } = seen;
+    let time = time.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.6f");
+    let verdict = match would {
+        Some(would) => format!("would {would}"),
+        None => verdict.clone(),
+    };
+    let service = service.as_ref().map(|service| format!(" at {service}"));
+    let service = service.unwrap_or_default();
+    let end = |end: &Option<String>| end.clone().unwrap_or_else(|| "?".to_owned());
+    let protocol = protocol.as_deref().unwrap_or("not read");
+    let sample = (*one_of > 1).then(|| format!(" (one of {one_of})"));
+    format!(
+        "{time} {interface} {verdict} {reason}{service}: {} > {} {protocol}, {length} bytes{}",
+        end(source),
+        end(destination),
+        sample.unwrap_or_default()
+    )
+}

@@ -1,0 +1,438 @@
+//! `guard capture`: what Wireshark's own reader finds in it, what a flood leaves of it, and what goes
+//! wrong.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use lab::{
+    flood::Flood,
+    guard::{Guard, binary, output, whereabouts},
+    process::{Daemon, run, wait_for},
+    topology::{FLOODER_V4, HOST_V4, Lab, USER_V4},
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::site::{OPEN, OPEN_80, Site, fails, policy};
+
+const LIMITED: &str = "
+[[service]]
+name = \"web\"
+ports = [\"tcp/80\"]
+[service.limit]
+connections = { rate = \"1/s\", burst = 3 }
+";
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// A capture under way.
+fn start(lab: &Lab, arguments: &[&str]) -> Daemon {
+    let mut command = lab.host.command(binary().unwrap().to_str().unwrap());
+    command
+        .args(whereabouts(lab))
+        .arg("capture")
+        .args(arguments);
+    let mut daemon = Daemon::start(&mut command, &lab.folder().join("capture.log")).unwrap();
+    daemon.check_alive().unwrap();
+    daemon
+}
+
+/// Ends it as an operator does, and returns what it says.
+fn interrupt(mut capture: Daemon) -> String {
+    capture.interrupt().unwrap();
+    let status = capture.wait(WAIT).unwrap();
+    let log = capture.log();
+    assert!(status.success(), "{log}");
+    log
+}
+
+fn file(lab: &Lab) -> PathBuf {
+    lab.folder().join("drops.pcapng")
+}
+
+/// A field or several of every packet, as tshark reads them.
+fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
+    let mut command = Command::new("tshark");
+    command
+        .args(["-n", "-T", "fields", "-E", "separator=|", "-r"])
+        .arg(file);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    // As anybody: it runs no scripts as root.
+    let text = run(command.stderr(Stdio::null())).unwrap();
+    text.lines()
+        .map(|line| line.split('|').map(str::to_owned).collect())
+        .collect()
+}
+
+fn wait_for_bytes(path: &Path, least: u64) {
+    wait_for(WAIT, || {
+        let length = fs::metadata(path)
+            .map(|file| file.len())
+            .unwrap_or_default();
+        anyhow::ensure!(length >= least, "{length} bytes in {}", path.display());
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// As long as the head of a capture, at least.
+const HEAD: u64 = 60;
+
+fn send(lab: &Lab, from: IpAddr, port: u16, count: u64) {
+    let flood = Flood::start(lab, from, port, Duration::from_millis(5), count).unwrap();
+    flood.wait(WAIT).unwrap();
+}
+
+#[test]
+fn tshark_shows_every_packet_with_its_reason() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let guard = site.start("enforce", LIMITED);
+    let path = file(lab);
+    let capture = start(lab, &["-w", path.to_str().unwrap()]);
+    wait_for_bytes(&path, HEAD);
+    assert_eq!(site.ask(), OPEN);
+    send(lab, FLOODER_V4, 8_000, 10);
+    send(lab, FLOODER_V4, 80, 10);
+    thread::sleep(Duration::from_millis(300));
+    let log = interrupt(capture);
+
+    let fields = [
+        "ip.src",
+        "tcp.dstport",
+        "frame.comment",
+        "frame.interface_name",
+    ];
+    let rows = tshark(&path, &fields);
+    let count = |port: &str, comment: &str| {
+        let flooder = FLOODER_V4.to_string();
+        let expected = [flooder.as_str(), port, comment, "wan"];
+        rows.iter().filter(|row| **row == expected).count()
+    };
+    assert_eq!(count("8000", "drop: closed_port"), 10, "{rows:?}");
+    let limited = count("80", "drop: connection_limit at web");
+    assert!(
+        (6..=7).contains(&limited),
+        "three, and at most one more in time, passed: {rows:?}"
+    );
+    assert_eq!(
+        rows.len(),
+        10 + limited,
+        "what passes is not in it: {rows:?}"
+    );
+    let dropped = guard.packets(&[("verdict", "drop".into())]).unwrap();
+    assert_eq!(rows.len() as u64, dropped, "it is what was counted");
+    assert!(
+        log.contains(&format!("{} packets written to", rows.len())),
+        "{log}"
+    );
+    assert!(log.contains("none missed"), "{log}");
+    // What it records can be judged again.
+    let replayed = site.guard(&[
+        "replay",
+        "--json",
+        "--policy",
+        &site.write("enforce", LIMITED),
+        path.to_str().unwrap(),
+    ]);
+    let replayed: Value = serde_json::from_str(&replayed).unwrap();
+    assert_eq!(replayed["packets"], rows.len() as u64);
+    assert_eq!(replayed["by_reason"]["closed_port"], 10);
+}
+
+#[test]
+fn in_observe_it_shows_what_would_be_dropped_and_with_all_what_passes() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let _guard = site.start("observe", OPEN_80);
+    let lines = |arguments: &[&str], cause: &dyn Fn()| -> Vec<Value> {
+        let log = lab.folder().join("capture.log");
+        let mut all = vec!["--json", "--for", "2s"];
+        all.extend(arguments);
+        let mut capture = start(lab, &all);
+        thread::sleep(Duration::from_millis(700));
+        cause();
+        assert!(capture.wait(WAIT).unwrap().success(), "{}", capture.log());
+        let text = fs::read_to_string(log).unwrap();
+        let json = text.lines().filter(|line| line.starts_with('{'));
+        json.map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let closed = || send(lab, FLOODER_V4, 8_000, 3);
+    let seen = lines(&[], &|| {
+        closed();
+        assert_eq!(site.ask(), OPEN);
+    });
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    for line in &seen {
+        assert_eq!(
+            (line["verdict"].as_str(), line["would"].as_str()),
+            (Some("pass"), Some("drop"))
+        );
+        assert_eq!(line["reason"], "closed_port");
+        assert_eq!(line["destination"], format!("{HOST_V4}:8000"));
+        assert_eq!(
+            (line["length"].as_u64(), line["protocol"].as_str()),
+            (Some(54), Some("tcp"))
+        );
+    }
+    let all = lines(&["--all"], &|| assert_eq!(site.ask(), OPEN));
+    let allowed = all
+        .iter()
+        .filter(|line| line["reason"] == "allowed" && line["service"] == "web");
+    assert!(allowed.count() >= 5, "a whole request: {all:?}");
+
+    // Each filter alone.
+    let both = || {
+        closed();
+        send(lab, USER_V4, 8_001, 2);
+        assert_eq!(site.ask(), OPEN);
+    };
+    let sources = |seen: &[Value]| -> Vec<String> {
+        seen.iter()
+            .map(|line| {
+                line["source"]
+                    .as_str()
+                    .unwrap()
+                    .split(':')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect()
+    };
+    let network = format!("{USER_V4}/32");
+    let from = sources(&lines(&["--from", &network], &both));
+    assert_eq!(from, [USER_V4.to_string(), USER_V4.to_string()]);
+    let web = lines(&["--all", "--service", "web"], &both);
+    assert!(
+        web.len() >= 5 && web.iter().all(|line| line["service"] == "web"),
+        "{web:?}"
+    );
+    let none = lines(&["--reason", "byte_limit,malformed"], &both);
+    assert_eq!(none.len(), 0, "{none:?}");
+    let two = lines(&["--count", "2"], &both);
+    assert_eq!(two.len(), 2);
+}
+
+#[test]
+fn a_flood_leaves_room_for_what_is_rare_and_costs_a_bounded_number() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let guard = site.start("enforce", LIMITED);
+    let dropped = || guard.packets(&[("verdict", "drop".into())]).unwrap();
+    let before = dropped();
+    let path = file(lab);
+    let capture = start(lab, &["-w", path.to_str().unwrap(), "--rate", "200"]);
+    wait_for_bytes(&path, HEAD);
+    // As fast as hping3 sends.
+    let mut flood = lab.internet.command("hping3");
+    flood.args([
+        "--flood",
+        "--rand-source",
+        "--syn",
+        "--destport",
+        "8000",
+        &HOST_V4.to_string(),
+    ]);
+    let flood = Daemon::start(&mut flood, &lab.folder().join("flood.log")).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    // Once the flood is known, a few packets that are dropped for something else are all there.
+    send(lab, USER_V4, 80, 8);
+    thread::sleep(Duration::from_secs(3));
+    drop(flood);
+    let after = dropped();
+    let log = interrupt(capture);
+
+    let rows = tshark(&path, &["frame.comment", "ip.src"]);
+    let of = |reason: &str| rows.iter().filter(|row| row[0].contains(reason)).count() as u64;
+    assert!(
+        of("connection_limit") >= 4,
+        "{} of {}",
+        of("connection_limit"),
+        rows.len()
+    );
+    let flood = after - before;
+    assert!(flood > 20_000, "a flood of {flood}");
+    // 200 a second for five or six seconds.
+    assert!(
+        (200..1_600).contains(&(rows.len() as u64)),
+        "{} of {flood}",
+        rows.len()
+    );
+    assert!(
+        rows.iter()
+            .any(|row| row[0].contains("closed_port; one of ")),
+        "a sample is taken"
+    );
+    assert!(
+        log.contains("missed: at most 200 a second are taken"),
+        "{log}"
+    );
+    // Those missed and those taken are those that were dropped, give or take a sample.
+    let missed = missed(&path);
+    let told = missed + rows.len() as u64;
+    assert!(
+        told.abs_diff(flood) < flood / 5,
+        "{told} told, {flood} counted"
+    );
+}
+
+/// The last statistics of a capture.
+fn missed(path: &Path) -> u64 {
+    let bytes = fs::read(path).unwrap();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (mut at, mut missed) = (0, 0);
+    while at < bytes.len() {
+        if word(at) == 5 {
+            missed = u64::from(word(at + 36));
+        }
+        at += word(at + 4) as usize;
+    }
+    missed
+}
+
+#[test]
+fn it_goes_on_over_reloads_and_whatever_ends_it_nothing_is_left() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let guard = site.start("enforce", OPEN_80);
+    let path = file(lab);
+    let capture = start(lab, &["-w", path.to_str().unwrap()]);
+    wait_for_bytes(&path, HEAD);
+    send(lab, FLOODER_V4, 8_000, 2);
+    site.write("enforce", LIMITED);
+    site.guard(&["reload"]);
+    send(lab, FLOODER_V4, 8_001, 2);
+    thread::sleep(Duration::from_millis(300));
+
+    // One at a time, and who is second is told.
+    let second = output(lab, &["capture", "--for", "1s"]).unwrap();
+    fails(&second, 1, &["somebody captures already"]);
+    let mut capture = capture;
+    capture.signal(Signal::SIGKILL).unwrap();
+    let _killed = capture.wait(WAIT).unwrap();
+    let ports: Vec<String> = tshark(&path, &["tcp.dstport"]).concat();
+    assert_eq!(ports, ["8000", "8000", "8001", "8001"]);
+    // The agent finds out that nobody is there any more.
+    let next = wait_for(WAIT, || {
+        let next = output(lab, &["capture", "--for", "1s"])?;
+        anyhow::ensure!(next.status.success());
+        Ok(next)
+    });
+    let next = next.unwrap();
+    assert!(String::from_utf8_lossy(&next.stderr).contains("0 packets, none missed"));
+    assert!(!is_wanted(lab), "nothing is handed over any more");
+
+    // With the agent's end a capture ends, and says so; what it has written is whole.
+    fs::remove_file(&path).unwrap();
+    let capture = start(lab, &["-w", path.to_str().unwrap()]);
+    wait_for_bytes(&path, HEAD);
+    send(lab, FLOODER_V4, 8_000, 2);
+    thread::sleep(Duration::from_millis(300));
+    guard.kill().unwrap();
+    let mut capture = capture;
+    let status = capture.wait(WAIT).unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        capture.log().contains("the agent has ended"),
+        "{}",
+        capture.log()
+    );
+    assert_eq!(tshark(&path, &["tcp.dstport"]).len(), 2);
+    // Nobody reads: the kernel hands over what it was granted, and then nothing.
+    send(lab, FLOODER_V4, 8_000, 300);
+    let _guard = Guard::start_again(lab).unwrap();
+    let text = output(lab, &["capture", "--json", "--for", "1s"]).unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&text.stdout),
+        "",
+        "what came before is not shown"
+    );
+    assert!(!is_wanted(lab));
+}
+
+/// Whether the kernel is asked for any packet.
+fn is_wanted(lab: &Lab) -> bool {
+    let folder = fs::read_dir(lab.pins()).unwrap().next().unwrap().unwrap();
+    let map = folder.path().join("wan/_data_capture");
+    let mut command = Command::new("bpftool");
+    command
+        .args(["map", "lookup", "pinned"])
+        .arg(map)
+        .args(["key", "0", "0", "0", "0", "--json"]);
+    let value: Value = serde_json::from_str(&run(&mut command).unwrap()).unwrap();
+    let bytes = value["value"].as_array().unwrap();
+    bytes
+        .iter()
+        .take(4 * 64)
+        .any(|byte| byte.as_str() != Some("0x00"))
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let refused = |arguments: &[&str], code: i32, words: &[&str]| {
+        let mut all = vec!["capture"];
+        all.extend(arguments);
+        fails(&output(lab, &all).unwrap(), code, words);
+    };
+    refused(&["--for", "1s"], 1, &["no agent answers", "guard run"]);
+    let _guard = site.start("enforce", OPEN_80);
+    refused(
+        &["--reason", "closed"],
+        2,
+        &["\"closed\" is no reason", "closed_port"],
+    );
+    refused(
+        &["--service", "mail"],
+        1,
+        &["there is no service \"mail\"", "web"],
+    );
+    refused(&["--from", "somewhere"], 2, &["somewhere"]);
+    refused(&["--rate", "0"], 2, &["--rate"]);
+    refused(
+        &["-w", "/nowhere/x.pcapng", "--for", "1s"],
+        1,
+        &["/nowhere/x.pcapng cannot be written"],
+    );
+    refused(&["-w", "-", "--json"], 2, &["cannot be used with"]);
+    // Whatever went wrong, the next one is served; `curl` can ask, too.
+    let socket = lab.folder().join("guard.sock");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--max-time", "2", "--output"])
+        .arg(file(lab));
+    curl.arg("--unix-socket")
+        .arg(&socket)
+        .arg("http://guard/v1/capture?all=true");
+    let curl = curl.spawn().unwrap();
+    thread::sleep(Duration::from_millis(700));
+    assert_eq!(site.ask(), OPEN);
+    let _status = { curl }.wait().unwrap();
+    assert!(tshark(&file(lab), &["frame.comment"]).len() >= 5);
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--unix-socket"]).arg(&socket);
+    let answer = run(curl.arg("http://guard/v1/capture?reasons=none")).unwrap();
+    assert!(answer.contains("is no reason"), "{answer}");
+    // A policy on trial is another program: it hands over as well.
+    let trial = lab.folder().join("tried.toml");
+    fs::write(&trial, policy("enforce", LIMITED)).unwrap();
+    site.guard(&["try", trial.to_str().unwrap(), "--for", "60s"]);
+    let path = file(lab);
+    fs::remove_file(&path).unwrap();
+    let capture = start(lab, &["-w", path.to_str().unwrap()]);
+    wait_for_bytes(&path, HEAD);
+    send(lab, FLOODER_V4, 8_000, 2);
+    thread::sleep(Duration::from_millis(300));
+    interrupt(capture);
+    assert_eq!(tshark(&path, &["tcp.dstport"]).len(), 2);
+}
