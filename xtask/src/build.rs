@@ -92,7 +92,8 @@ fn is_progress(line: &str) -> bool {
         "Locking",
         "Updating",
     ];
-    let Some(said) = line.strip_prefix("warning: guard-userspace@") else {
+    let of = |package: &str| line.strip_prefix(&format!("warning: {package}@"));
+    let Some(said) = of("guard-userspace").or_else(|| of("guard-bench")) else {
         return false;
     };
     let said = said.split_once(": ").map_or(said, |(_version, said)| said);

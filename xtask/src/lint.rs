@@ -12,17 +12,17 @@ pub fn run() -> Result<()> {
     println!("lint: cargo fmt --check");
     cargo(toolchain.cargo().args(["fmt", "--all", "--check"]))?;
     println!("lint: clippy");
-    cargo(toolchain.cargo().args([
-        "clippy",
-        "--quiet",
-        "--locked",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))?;
+    for packages in [&[][..], &["--package", "guard-bench"]] {
+        cargo(
+            toolchain
+                .cargo()
+                .args(["clippy", "--quiet", "--locked", "--all-targets"])
+                .args(packages)
+                .args(["--", "--deny", "warnings"]),
+        )?;
+    }
     println!(
-        "lint: clippy of the kernel program, with the toolchain {}",
+        "lint: clippy of the kernel programs, with the toolchain {}",
         toolchain.name
     );
     cargo(
@@ -35,6 +35,8 @@ pub fn run() -> Result<()> {
                 "--locked",
                 "--package",
                 "guard-ebpf",
+                "--package",
+                "guard-bench-ebpf",
                 "--release",
             ])
             .args([

@@ -1,5 +1,6 @@
 //! Builds, tests and shows guard: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod demo;
 mod fuzz;
@@ -9,7 +10,7 @@ mod setup;
 mod soak;
 mod test;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use lab::interrupt;
@@ -58,6 +59,12 @@ enum Command {
     },
     /// Reload, kill, upgrade and try for a quarter of an hour while packets keep coming
     Soak,
+    /// Measure what a packet costs, beside other programs; exits with 1 if it is more than it may be
+    Bench {
+        /// What the bench itself takes: `cargo xtask bench -- --help` says it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Make a Debian package
     Package(package::Options),
     /// Show the main job end to end, in a lab of its own
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
         Command::Test { filter, .. } => test::run(filter.as_deref()),
         Command::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
         Command::Soak => soak::run(),
+        Command::Bench { arguments } => bench::run(&arguments),
         Command::Package(options) => package::run(options),
         Command::Demo => demo::run(),
     };

@@ -52,6 +52,14 @@ pub fn for_kernels() -> Result<Toolchain> {
     Ok(toolchain)
 }
 
+/// What the bench needs: a toolchain, the programs of the lab, and those that guard is measured against.
+pub fn for_bench() -> Result<Toolchain> {
+    let toolchain = toolchain()?;
+    require_root()?;
+    find_tools(&[LAB.as_slice(), &BENCH].concat())?;
+    Ok(toolchain)
+}
+
 /// What makes a Debian package, besides the toolchain.
 pub fn for_package() -> Result<()> {
     find_tools(&PACKAGE)
@@ -115,6 +123,9 @@ const TESTS: [Tool; 17] = [
     tool("tmux", "tmux"),
 ];
 
+/// Peers.
+const BENCH: [Tool; 1] = [tool("xdp-filter", "xdp-tools")];
+
 /// Debian's tools for packages.
 const PACKAGE: [Tool; 5] = [
     tool("dpkg-deb", "dpkg"),
@@ -176,7 +187,8 @@ pub fn require_root() -> Result<()> {
 /// Runs a step of the setup, with its output on the terminal.
 fn announce_and_run(command: &mut Command) -> Result<()> {
     interrupt::check()?;
-    println!("setup: {}", describe(command));
+    // What is asked for goes to standard output, and may be read by a program.
+    eprintln!("setup: {}", describe(command));
     let status = command
         .status()
         .with_context(|| format!("{command:?} cannot be started"))?;

@@ -137,12 +137,12 @@ pub fn find_or_install() -> Result<Toolchain> {
     for install in [add_source_to_nightly, install_debian, install_nightly] {
         match install() {
             Ok(compiler) if compiler.is_usable() => return compiler.equip(),
-            Ok(compiler) => println!(
+            Ok(compiler) => eprintln!(
                 "setup: the toolchain {} does not do: it needs Rust {}.{}, the standard library's \
                  source and an LLVM that bpf-linker knows",
                 compiler.name, OLDEST.0, OLDEST.1
             ),
-            Err(error) => println!("setup: {error:#}"),
+            Err(error) => eprintln!("setup: {error:#}"),
         }
     }
     bail!(

@@ -1,0 +1,27 @@
+//! Builds the kernel programs of the bench from source, as guard-userspace/build.rs does guard's.
+
+use std::env;
+
+use anyhow::{Context as _, Result};
+use aya_build::{Package, Toolchain, build_ebpf};
+
+const TOOLCHAIN: &str = "GUARD_EBPF_TOOLCHAIN";
+
+fn main() -> Result<()> {
+    println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
+    let toolchain = env::var(TOOLCHAIN).unwrap_or_else(|_| "nightly".to_owned());
+    // SAFETY: the build script has one thread. The target needs core built from source, which a
+    // stable compiler does only with this; it reaches the kernel programs alone.
+    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    build_ebpf(
+        [Package {
+            name: "guard-bench-ebpf",
+            root_dir: "ebpf",
+            ..Package::default()
+        }],
+        Toolchain::Custom(&toolchain),
+    )
+    .with_context(|| {
+        format!("the kernel programs of the bench do not build with the toolchain {toolchain:?}")
+    })
+}

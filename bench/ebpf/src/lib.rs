@@ -1,0 +1,2 @@
+//! Empty: the programs are this crate's binaries.
+#![no_std]

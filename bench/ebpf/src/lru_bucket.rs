@@ -1,0 +1,90 @@
+//! A token bucket for each source in an LRU hash, as tutorials and most XDP rate limiters have it: what
+//! guard's budgets are measured against. It knows IPv4 alone, and neither ports nor counters.
+#![no_std]
+#![no_main]
+
+use core::{mem::offset_of, panic::PanicInfo, ptr::read_unaligned};
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::bpf_ktime_get_ns,
+    macros::{map, xdp},
+    maps::LruHashMap,
+    programs::XdpContext,
+};
+use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+
+struct TokenBucket {
+    tokens: u64,
+    refilled_ns: u64,
+}
+
+#[map]
+static BUCKETS: LruHashMap<u32, TokenBucket> = LruHashMap::with_max_entries(1 << 16, 0);
+
+const TOKENS_PER_SECOND: u64 = 1_000_000_000;
+const BURST: u64 = TOKENS_PER_SECOND;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+const ETHER_TYPE_IPV4: u16 = 0x0800;
+
+#[xdp(frags)]
+pub fn lru_bucket(ctx: XdpContext) -> u32 {
+    match source(&ctx) {
+        Some(source) if !has_token(source) => xdp_action::XDP_DROP,
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn source(ctx: &XdpContext) -> Option<u32> {
+    let start = ctx.data();
+    if start + EthHdr::LEN + Ipv4Hdr::LEN > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: the bounds were checked.
+    unsafe {
+        let ether_type = (start + offset_of!(EthHdr, ether_type)) as *const u16;
+        if u16::from_be(read_unaligned(ether_type)) != ETHER_TYPE_IPV4 {
+            return None;
+        }
+        let source = (start + EthHdr::LEN + offset_of!(Ipv4Hdr, src_addr)) as *const u32;
+        Some(read_unaligned(source))
+    }
+}
+
+#[inline(always)]
+fn has_token(source: u32) -> bool {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(bucket) = BUCKETS.get_ptr_mut(source) else {
+        let bucket = TokenBucket {
+            tokens: BURST - 1,
+            refilled_ns: now,
+        };
+        // A table that takes no more lets through.
+        let _ = BUCKETS.insert(source, bucket, 0);
+        return true;
+    };
+    // SAFETY: the pointer is to a value of the table. Two CPUs may lose a token or grant one twice.
+    let bucket = unsafe { &mut *bucket };
+    let elapsed = now.saturating_sub(bucket.refilled_ns).min(NS_PER_SECOND);
+    let tokens = bucket.tokens + elapsed * TOKENS_PER_SECOND / NS_PER_SECOND;
+    let tokens = tokens.min(BURST);
+    bucket.refilled_ns = now;
+    if tokens == 0 {
+        return false;
+    }
+    bucket.tokens = tokens - 1;
+    true
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

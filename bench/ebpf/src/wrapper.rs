@@ -1,0 +1,76 @@
+//! The empty program, which everything is measured against, and a wrapper that gives every packet a
+//! source of its own before it calls the program that is measured.
+#![no_std]
+#![no_main]
+
+use core::{
+    panic::PanicInfo,
+    ptr::{read_volatile, write_volatile},
+};
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::bpf_get_prandom_u32,
+    macros::{map, xdp},
+    maps::ProgramArray,
+    programs::XdpContext,
+};
+
+/// The program that is measured.
+#[map]
+static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// The first source, and how many there are; set before the program is loaded.
+#[unsafe(no_mangle)]
+static FIRST: u32 = 0;
+#[unsafe(no_mangle)]
+static COUNT: u32 = 1;
+
+/// Where the wrapper writes. Without tags, this is the source of IPv4, and of IPv6 the lower half of the
+/// source's /64.
+const SOURCE: usize = 26;
+
+#[xdp(frags)]
+pub fn empty(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[xdp(frags)]
+pub fn randomise(ctx: XdpContext) -> u32 {
+    let start = ctx.data() + SOURCE;
+    if start + size_of::<u32>() > ctx.data_end() {
+        return xdp_action::XDP_ABORTED;
+    }
+    // SAFETY: the pointers come from references to statics, which are read as they were loaded; the
+    // helper has no preconditions.
+    let (first, count, random) = unsafe {
+        (
+            read_volatile(&raw const FIRST),
+            read_volatile(&raw const COUNT),
+            bpf_get_prandom_u32(),
+        )
+    };
+    // Any of `count` numbers, without a division (Lemire: "Fast random integer generation in an
+    // interval", 2019).
+    let number = (u64::from(random) * u64::from(count)) >> 32;
+    let source = first.wrapping_add(number as u32).to_be();
+    // SAFETY: the bounds were checked. The place is that of two aligned halves.
+    unsafe {
+        write_volatile(start as *mut u16, source as u16);
+        write_volatile((start + 2) as *mut u16, (source >> 16) as u16);
+        // The call does not return.
+        TARGET.tail_call(&ctx, 0);
+    }
+    // There is no program to call.
+    xdp_action::XDP_ABORTED
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,63 @@
+//! What stands beside and around guard's program: the empty program, a source for every packet, and the
+//! token bucket of the tutorials.
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::ProgramArray,
+    programs::{ProgramFd, Xdp},
+};
+
+/// Compiled for the BPF virtual machine by this crate's build script.
+static WRAPPER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wrapper"));
+static LRU_BUCKET: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lru_bucket"));
+
+/// The sources that packets come from, one after the other from this one.
+#[derive(Clone, Copy)]
+pub struct Sources {
+    pub first: u32,
+    pub count: u32,
+}
+
+/// One program of its own.
+pub struct Beside {
+    ebpf: Ebpf,
+    name: &'static str,
+}
+
+impl Beside {
+    pub fn empty() -> Result<Self> {
+        Self::load(&mut EbpfLoader::new(), WRAPPER, "empty")
+    }
+
+    pub fn lru_bucket() -> Result<Self> {
+        Self::load(&mut EbpfLoader::new(), LRU_BUCKET, "lru_bucket")
+    }
+
+    /// The program with a source for every packet, each picked at random.
+    pub fn randomised(target: &ProgramFd, sources: Sources) -> Result<Self> {
+        let Sources { first, count } = sources;
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("FIRST", &first, true)
+            .override_global("COUNT", &count, true);
+        let mut wrapper = Self::load(&mut loader, WRAPPER, "randomise")?;
+        let map = wrapper.ebpf.map_mut("TARGET");
+        let map = map.context("the wrapper has no place for a program")?;
+        ProgramArray::try_from(map)?.set(0, target, 0)?;
+        Ok(wrapper)
+    }
+
+    fn load(loader: &mut EbpfLoader<'_>, object: &[u8], name: &'static str) -> Result<Self> {
+        let mut ebpf = loader.load(object)?;
+        let program = ebpf.program_mut(name);
+        let program: &mut Xdp = program.context(name)?.try_into()?;
+        program.load()?;
+        Ok(Self { ebpf, name })
+    }
+
+    pub fn program(&self) -> Result<&Xdp> {
+        let Self { ebpf, name } = self;
+        Ok(ebpf.program(name).context(*name)?.try_into()?)
+    }
+}

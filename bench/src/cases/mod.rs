@@ -1,0 +1,178 @@
+//! What is measured: a case for every way that a packet can go, and what follows from two of them.
+
+mod bars;
+mod paths;
+mod peers;
+
+use guard_common::reason::{Outcome, Reason};
+
+use crate::{
+    beside::Sources,
+    frames::{Network, syn},
+    policies::{DENIED_COUNT, DENIED_FIRST, Name as Policy, WEB, WEB_PORT},
+    xdp_filter::Filter,
+};
+
+/// One packet, one program, and what it may cost.
+pub struct Case {
+    pub name: &'static str,
+    pub group: Group,
+    pub about: &'static str,
+    pub subject: Subject,
+    pub frame: Vec<u8>,
+    /// `None`: every packet comes from the frame's own.
+    pub sources: Option<Sources>,
+    /// In nanoseconds more than the empty program.
+    pub bar: Option<f64>,
+}
+
+/// The program that gets the packet.
+#[derive(Clone, Copy)]
+pub enum Subject {
+    Guard {
+        policy: Policy,
+        service: Option<&'static str>,
+        /// What every packet must be counted as.
+        outcome: Outcome,
+    },
+    XdpFilter {
+        filter: Filter,
+        drops: bool,
+    },
+    LruBucket,
+}
+
+/// What follows from two cases, in every round anew.
+pub struct Derived {
+    pub name: &'static str,
+    pub group: Group,
+    pub about: &'static str,
+    pub kind: Kind,
+    pub of: &'static str,
+    pub than: &'static str,
+    pub bar: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// In nanoseconds.
+    Difference,
+    Ratio,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    Bars,
+    Deny,
+    Peers,
+    Paths,
+    Everything,
+}
+
+impl Group {
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Bars => "The fast path",
+            Self::Deny => "A deny list of a million addresses",
+            Self::Peers => "Beside others",
+            Self::Paths => "Every other way of a packet",
+            Self::Everything => "With a policy that uses everything",
+        }
+    }
+}
+
+pub fn cases() -> Vec<Case> {
+    let parts = [bars::cases(), peers::cases(), paths::cases()];
+    parts.into_iter().flatten().collect()
+}
+
+pub fn derived() -> Vec<Derived> {
+    [bars::derived(), peers::derived()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// A port that no service lists.
+const CLOSED_PORT: u16 = 8_001;
+
+/// Where flooding sources come from.
+const ANYWHERE: Sources = Sources {
+    first: u32::from_be_bytes([11, 0, 0, 0]),
+    count: 1 << 24,
+};
+
+/// All of the deny list.
+const DENIED: Sources = Sources {
+    first: DENIED_FIRST.to_bits(),
+    count: DENIED_COUNT,
+};
+
+fn closed() -> Vec<u8> {
+    syn(Network::V4, CLOSED_PORT)
+}
+
+fn open() -> Vec<u8> {
+    syn(Network::V4, WEB_PORT)
+}
+
+/// What a packet is counted as that concerns no service, and one that concerns the web.
+const fn nobody(reason: Reason) -> (Option<&'static str>, Reason) {
+    (None, reason)
+}
+
+const fn web(reason: Reason) -> (Option<&'static str>, Reason) {
+    (Some(WEB), reason)
+}
+
+impl Case {
+    fn guard(
+        group: Group,
+        (name, about): (&'static str, &'static str),
+        policy: Policy,
+        frame: Vec<u8>,
+        (service, reason): (Option<&'static str>, Reason),
+    ) -> Self {
+        let outcome = Outcome {
+            reason,
+            would_drop: false,
+        };
+        let subject = Subject::Guard {
+            policy,
+            service,
+            outcome,
+        };
+        Self::of(group, (name, about), subject, frame)
+    }
+
+    fn of(
+        group: Group,
+        (name, about): (&'static str, &'static str),
+        subject: Subject,
+        frame: Vec<u8>,
+    ) -> Self {
+        Self {
+            name,
+            group,
+            about,
+            subject,
+            frame,
+            sources: None,
+            bar: None,
+        }
+    }
+
+    fn from(self, sources: Sources) -> Self {
+        Self {
+            sources: Some(sources),
+            ..self
+        }
+    }
+
+    fn at_most(self, bar: f64) -> Self {
+        Self {
+            bar: Some(bar),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Every other way that a packet can go, and the first ones again under a policy that uses everything.
+
+use guard_common::reason::{
+    Outcome,
+    Reason::{
+        Allowed, ByteLimit, ClosedPort, ContainerAddress, Control, DeniedSource, Established,
+        Exempt, Fragment, Malformed, NotGuarded, PacketLimit, Reply, SourceNotAllowed, TotalLimit,
+    },
+};
+
+use super::{ANYWHERE, CLOSED_PORT, Case, Group, Subject, closed, nobody, open, web};
+use crate::{
+    frames::{
+        Network, ack, arp, later_fragment, malformed, neighbour_solicitation, syn, tagged, udp,
+    },
+    guarded::{ASKED, ASKED_FROM, CONTAINER, PUBLISHED},
+    policies::{
+        DENIED_FIRST, DENIED_PREFIX, FRIEND, LET_THROUGH, MONITOR,
+        Name::{
+            Connections, Containers, DenyPrefixes, Everything, Exceptions, Limits, Observe, Open,
+            Packets, Restricted, SpentBytes, SpentTotal,
+        },
+        OFFICE, PANEL, PANEL_PORT, SPENT, SPENT_PORT, SSH, SSH_PORT, UNWELCOME, WEB_PORT,
+    },
+};
+
+pub fn cases() -> Vec<Case> {
+    let path =
+        |names, policy, frame, expected| Case::guard(Group::Paths, names, policy, frame, expected);
+    let full =
+        |names, frame, expected| Case::guard(Group::Everything, names, Everything, frame, expected);
+    let from = |source, port| syn(Network::from(source), port);
+    let segment = || ack(Network::V4, CLOSED_PORT);
+    let reply = || udp(Network::V4, ASKED.port(), ASKED_FROM.port());
+    let spent = |reason| (Some(SPENT), reason);
+    let ssh = |reason| (Some(SSH), reason);
+    vec![
+        path(
+            ("off-scope", "a port of nobody's in scope containers"),
+            Containers,
+            closed(),
+            nobody(NotGuarded),
+        ),
+        path(("not-ip", "ARP"), Packets, arp(), nobody(NotGuarded)),
+        path(
+            ("control", "neighbour discovery"),
+            Packets,
+            neighbour_solicitation(),
+            nobody(Control),
+        ),
+        path(
+            ("fragment", "a later fragment"),
+            Packets,
+            later_fragment(open()),
+            nobody(Fragment),
+        ),
+        path(
+            ("malformed", "a header that lies, drop"),
+            Packets,
+            malformed(open()),
+            nobody(Malformed),
+        ),
+        path(
+            ("established", "TCP to a closed port, opens nothing"),
+            Packets,
+            segment(),
+            nobody(Established),
+        ),
+        path(
+            ("limits", "the same, within a budget"),
+            Limits,
+            segment(),
+            nobody(Established),
+        ),
+        path(
+            ("reply", "UDP that answers this host"),
+            Packets,
+            reply(),
+            nobody(Reply),
+        ),
+        path(
+            ("closed-udp", "UDP that answers nothing, drop"),
+            Packets,
+            udp(Network::V4, 53, CLOSED_PORT),
+            nobody(ClosedPort),
+        ),
+        path(
+            ("container", "a container's own address, drop"),
+            Packets,
+            syn(Network::to(CONTAINER), WEB_PORT),
+            nobody(ContainerAddress),
+        ),
+        path(
+            ("observed", "closed port, only observed"),
+            Observe,
+            closed(),
+            nobody(ClosedPort),
+        )
+        .observed(),
+        path(
+            ("open-no-budget", "open port without any budget"),
+            Open,
+            open(),
+            web(Allowed),
+        ),
+        path(
+            ("connections", "open port, within a budget of connections"),
+            Connections,
+            open(),
+            web(Allowed),
+        ),
+        path(
+            ("over-bytes", "over the bytes of its source, drop"),
+            SpentBytes,
+            open(),
+            web(ByteLimit),
+        ),
+        path(
+            ("over-total", "over the budget of all sources, drop"),
+            SpentTotal,
+            open(),
+            web(TotalLimit),
+        ),
+        path(
+            ("admitted", "a service for some sources, one of them"),
+            Restricted,
+            from(FRIEND, SSH_PORT),
+            ssh(Allowed),
+        ),
+        path(
+            ("not-admitted", "a service for some sources, another, drop"),
+            Restricted,
+            syn(Network::V4, SSH_PORT),
+            ssh(SourceNotAllowed),
+        ),
+        path(
+            ("denied-prefix", "in one of a thousand denied /24s, drop"),
+            DenyPrefixes,
+            from(DENIED_PREFIX, WEB_PORT),
+            nobody(DeniedSource),
+        ),
+        path(
+            ("not-denied-prefix", "in none of them, pass"),
+            DenyPrefixes,
+            open(),
+            web(Allowed),
+        ),
+        path(
+            ("denied-here", "denied at this service, drop"),
+            Exceptions,
+            from(UNWELCOME, WEB_PORT),
+            web(DeniedSource),
+        ),
+        path(
+            (
+                "over-with-exceptions",
+                "over its budget, others are excepted, drop",
+            ),
+            Exceptions,
+            syn(Network::V4, SPENT_PORT),
+            spent(PacketLimit),
+        ),
+        path(
+            ("exempt", "over its budget, but exempt"),
+            Exceptions,
+            from(MONITOR, SPENT_PORT),
+            spent(Exempt),
+        ),
+        path(
+            ("let-through", "over its budget, but let through"),
+            Exceptions,
+            from(LET_THROUGH, SPENT_PORT),
+            spent(Exempt),
+        ),
+        path(
+            ("crowd", "over twenty times its budget, drop"),
+            Exceptions,
+            from(OFFICE, SPENT_PORT),
+            spent(PacketLimit),
+        ),
+        full(
+            ("full-closed", "closed port, drop"),
+            closed(),
+            nobody(ClosedPort),
+        ),
+        full(
+            ("full-published", "a container's port, drop"),
+            syn(Network::V4, PUBLISHED),
+            nobody(ClosedPort),
+        ),
+        full(
+            ("full-open", "open port, all budgets"),
+            open(),
+            web(Allowed),
+        ),
+        full(
+            ("full-open-ipv6", "the same, IPv6"),
+            syn(Network::V6, WEB_PORT),
+            web(Allowed),
+        ),
+        full(
+            ("full-open-tagged", "the same, two VLAN tags"),
+            tagged(&open()),
+            web(Allowed),
+        ),
+        full(
+            ("full-segment", "the same, opens no connection"),
+            ack(Network::V4, WEB_PORT),
+            web(Allowed),
+        ),
+        full(
+            ("full-random", "the same, random sources"),
+            open(),
+            web(Allowed),
+        )
+        .from(ANYWHERE),
+        full(
+            ("full-addressed", "a service on one address, pass"),
+            syn(Network::V4, PANEL_PORT),
+            (Some(PANEL), Allowed),
+        ),
+        full(
+            ("full-over", "over its budget, drop"),
+            syn(Network::V4, SPENT_PORT),
+            spent(PacketLimit),
+        ),
+        full(
+            ("full-exempt", "over its budget, but exempt"),
+            from(MONITOR, SPENT_PORT),
+            spent(Exempt),
+        ),
+        full(
+            ("full-denied", "denied address, drop"),
+            from(DENIED_FIRST, WEB_PORT),
+            nobody(DeniedSource),
+        ),
+        full(
+            (
+                "full-not-admitted",
+                "a service for some sources, another, drop",
+            ),
+            syn(Network::V4, SSH_PORT),
+            ssh(SourceNotAllowed),
+        ),
+        full(
+            ("full-limits", "TCP to a closed port, within its budgets"),
+            segment(),
+            nobody(Established),
+        ),
+        full(
+            ("full-reply", "UDP that answers this host"),
+            reply(),
+            nobody(Reply),
+        ),
+    ]
+}
+
+impl Case {
+    /// The packet passes, and is counted as one that would be dropped.
+    fn observed(mut self) -> Self {
+        if let Subject::Guard {
+            outcome: Outcome { would_drop, .. },
+            ..
+        } = &mut self.subject
+        {
+            *would_drop = true;
+        }
+        self
+    }
+}

@@ -1,0 +1,138 @@
+//! Other programs on the same packets, and how guard stands to them.
+
+use super::{ANYWHERE, CLOSED_PORT, Case, Derived, Group, Kind, Subject, closed, open};
+use crate::{
+    frames::{Network, syn},
+    policies::{DENIED_FIRST, WEB_PORT},
+    xdp_filter::Filter,
+};
+
+pub fn cases() -> Vec<Case> {
+    let peer = |names, subject, frame| Case::of(Group::Peers, names, subject, frame);
+    let filter =
+        |names, filter, drops, frame| peer(names, Subject::XdpFilter { filter, drops }, frame);
+    let port = Filter::Port(CLOSED_PORT);
+    let address = Filter::Address(DENIED_FIRST);
+    let all = Filter::All(CLOSED_PORT, DENIED_FIRST);
+    let denied = || syn(Network::from(DENIED_FIRST), WEB_PORT);
+    vec![
+        filter(
+            (
+                "xdp-filter-closed",
+                "xdp-filter, a port and an address, drop",
+            ),
+            all,
+            true,
+            closed(),
+        ),
+        filter(
+            ("xdp-filter-open", "xdp-filter, a port and an address, pass"),
+            all,
+            false,
+            open(),
+        ),
+        filter(
+            (
+                "xdp-filter-denied",
+                "xdp-filter, a port and an address, drop by address",
+            ),
+            all,
+            true,
+            denied(),
+        ),
+        filter(
+            (
+                "xdp-filter-tcp-closed",
+                "xdp-filter for TCP ports alone, drop",
+            ),
+            port,
+            true,
+            closed(),
+        ),
+        filter(
+            (
+                "xdp-filter-tcp-open",
+                "xdp-filter for TCP ports alone, pass",
+            ),
+            port,
+            false,
+            open(),
+        ),
+        filter(
+            ("xdp-filter-ipv4-denied", "xdp-filter for IPv4 alone, drop"),
+            address,
+            true,
+            denied(),
+        ),
+        filter(
+            ("xdp-filter-ipv4-open", "xdp-filter for IPv4 alone, pass"),
+            address,
+            false,
+            open(),
+        ),
+        peer(
+            ("lru", "token bucket in an LRU hash, one source"),
+            Subject::LruBucket,
+            open(),
+        ),
+        peer(
+            ("lru-random", "token bucket in an LRU hash, random sources"),
+            Subject::LruBucket,
+            open(),
+        )
+        .from(ANYWHERE),
+    ]
+}
+
+/// The bars are against xdp-filter as it is loaded unless asked otherwise, which does about what guard
+/// does; with a part of it alone, guard is compared and not held to anything.
+pub fn derived() -> Vec<Derived> {
+    const THIRD: Option<f64> = Some(1.0 / 3.0);
+    const TENTH: Option<f64> = Some(0.1);
+    let ratio = |name, about, of, than, bar| Derived {
+        name,
+        group: Group::Peers,
+        about,
+        kind: Kind::Ratio,
+        of,
+        than,
+        bar,
+    };
+    vec![
+        ratio(
+            "to-xdp-filter-closed",
+            "guard to xdp-filter, closed port",
+            "closed",
+            "xdp-filter-closed",
+            THIRD,
+        ),
+        ratio(
+            "to-xdp-filter-open",
+            "guard with a budget to xdp-filter, pass",
+            "open",
+            "xdp-filter-open",
+            THIRD,
+        ),
+        ratio(
+            "to-xdp-filter-tcp",
+            "guard to xdp-filter for TCP ports alone, closed port",
+            "closed",
+            "xdp-filter-tcp-closed",
+            None,
+        ),
+        ratio(
+            "to-xdp-filter-denied",
+            "guard's list of a million to one address rule",
+            "denied",
+            "xdp-filter-ipv4-denied",
+            None,
+        ),
+        ratio(
+            "to-lru-random",
+            "guard's budget to the LRU hash, random sources",
+            "random",
+            "lru-random",
+            TENTH,
+        ),
+    ]
+}

@@ -1,0 +1,140 @@
+//! Guard's program as it is loaded for a policy: the policy's text takes the way that it takes in the
+//! agent, and the tables are filled as in service.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+};
+
+use anyhow::{Context as _, Result};
+use aya::programs::Xdp;
+use guard::{
+    dataplane::Generation,
+    host::{self, UdpFlow},
+    policy::{
+        Action, Clock, ContainerNetwork, Containers, Entry, Ground, Policy, PublishedFamily,
+        PublishedPort, Seats, Tables,
+    },
+};
+use guard_common::{exposure::NetworkKind, layout::PortProtocol, reason::Outcome};
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use crate::frames::{CLIENT_V4, HOST_V4};
+
+/// The ports that a kernel picks from by default.
+const LOCAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
+
+/// A port that a container publishes.
+pub const PUBLISHED: u16 = 8_000;
+
+/// In the first of them.
+pub const CONTAINER: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
+
+/// A flow that the host has opened.
+pub const ASKED_FROM: SocketAddr = SocketAddr::new(IpAddr::V4(HOST_V4), 40_053);
+pub const ASKED: SocketAddr = SocketAddr::new(IpAddr::V4(CLIENT_V4), 53);
+
+/// The networks that Docker makes first.
+const NETWORKS: [&str; 4] = [
+    "172.17.0.0/16",
+    "172.18.0.0/16",
+    "172.19.0.0/16",
+    "fd00:d0c::/64",
+];
+
+/// A policy, and what operators let through or drop besides.
+#[derive(Default)]
+pub struct Setup {
+    pub policy: String,
+    pub entries: Vec<Entry>,
+}
+
+impl Setup {
+    pub fn policy(policy: impl Into<String>) -> Self {
+        Self {
+            policy: policy.into(),
+            entries: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn entry(mut self, action: Action, prefix: IpNet, service: Option<&str>) -> Self {
+        self.entries.push(Entry {
+            id: self.entries.len() as u64,
+            action,
+            prefix,
+            service: service.map(str::to_owned),
+            owner: None,
+            reason: None,
+            created: Timestamp::UNIX_EPOCH,
+            expires: None,
+        });
+        self
+    }
+}
+
+pub fn single(address: Ipv4Addr) -> IpNet {
+    IpNet::from(IpAddr::from(address))
+}
+
+/// The program, attached nowhere.
+pub struct Guarded(Generation);
+
+/// Packets by the name of the service, if one was concerned, and the outcome.
+pub type Counted = BTreeMap<(Option<String>, Outcome), u64>;
+
+impl Guarded {
+    pub fn load(setup: &Setup) -> Result<Self> {
+        let tick_ns = host::tick_ns()?;
+        let policy = Policy::parse(&setup.policy, "bench.toml", Clock { tick_ns })?;
+        let containers = containers()?;
+        let ground = Ground {
+            containers: &containers,
+            local_ports: &LOCAL_PORTS,
+            now: host::timebase()?,
+            entries: &setup.entries,
+        };
+        let tables = Tables::compile_at(&policy, &ground, &Seats::new(&policy));
+        let generation = Generation::load(tables, tick_ns)?;
+        generation.seed_flows(&[UdpFlow {
+            local: ASKED_FROM,
+            peer: ASKED,
+        }])?;
+        Ok(Self(generation))
+    }
+
+    pub fn program(&self) -> Result<&Xdp> {
+        let Self(generation) = self;
+        Ok(generation.program()?)
+    }
+
+    pub fn counted(&self) -> Result<Counted> {
+        let Self(generation) = self;
+        let rows = generation.counters()?.into_iter();
+        Ok(rows
+            .map(|row| ((row.service, row.outcome), row.packets))
+            .collect())
+    }
+}
+
+/// A host with Docker: a few networks, and one port that is published and meant for nobody.
+fn containers() -> Result<Containers> {
+    let published = [PublishedFamily::Ipv4, PublishedFamily::Ipv6].map(|family| PublishedPort {
+        protocol: PortProtocol::Tcp,
+        port: PUBLISHED,
+        family,
+    });
+    let networks = NETWORKS.iter().map(|prefix| {
+        Ok(ContainerNetwork {
+            prefix: prefix.parse().context(*prefix)?,
+            kind: NetworkKind::Masqueraded,
+        })
+    });
+    Ok(Containers {
+        published: published.to_vec(),
+        networks: networks.collect::<Result<_>>()?,
+        labelled: Vec::new(),
+    })
+}

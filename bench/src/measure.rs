@@ -1,0 +1,274 @@
+//! Takes the measurements: in every round each case once, right after the empty program.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal as _},
+    rc::Rc,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::Xdp;
+use guard_common::reason::{Outcome, Verdict};
+use lab::topology::Lab;
+
+use crate::{
+    beside::Beside,
+    cases::{Case, Subject},
+    guarded::{Counted, Guarded},
+    policies,
+    run::{Run, XDP_DROP, XDP_PASS, run},
+    xdp_filter::Filter,
+};
+
+/// How long one measurement takes, about.
+const RUN_NS: f64 = 20e6;
+
+/// How many packets a measurement has at least, so that the system call does not show.
+const FEWEST: u32 = 100_000;
+const MOST: u32 = 2_000_000;
+
+/// A budget that is used up has room for one packet now and then.
+const STRAYS: u64 = 1;
+
+/// What is run before anything is measured.
+const WARM_UP: u32 = 20_000;
+
+/// What a case cost in each round, in nanoseconds.
+pub struct Samples {
+    pub net: Vec<f64>,
+    /// Of the empty program beside it.
+    pub empty: Vec<f64>,
+    /// Packets in each measurement.
+    pub repeat: u32,
+    /// The first thing that was not as it should be.
+    pub fault: Option<String>,
+}
+
+/// Measures all cases in so many rounds.
+pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<&'static str, Samples>> {
+    let mut loaded = Loaded::new()?;
+    let mut bouts = Vec::new();
+    for case in cases {
+        bouts.push(Bout::prepare(case, &mut loaded)?);
+    }
+    for round in 1..=rounds {
+        progress(&format!("round {round} of {rounds}"));
+        for bout in &mut bouts {
+            lab::interrupt::check()?;
+            bout.fight()?;
+        }
+    }
+    progress("");
+    let named = bouts.into_iter();
+    Ok(named.map(|bout| (bout.case.name, bout.samples)).collect())
+}
+
+/// Tells a person who waits where it is.
+fn progress(text: &str) {
+    /// Goes back to the start of the line, and removes what is there.
+    const AGAIN: &str = "\r\x1b[K";
+    if io::stderr().is_terminal() {
+        eprint!("{AGAIN}{text}");
+    }
+}
+
+/// The programs in the kernel, each policy's once.
+struct Loaded {
+    empty: Rc<Program>,
+    policies: BTreeMap<policies::Name, Rc<Guarded>>,
+    xdp_filters: BTreeMap<Filter, Rc<Xdp>>,
+    /// Where xdp-filter is loaded.
+    lab: Option<Lab>,
+}
+
+enum Program {
+    Guard(Rc<Guarded>),
+    XdpFilter(Rc<Xdp>),
+    Beside(Beside),
+}
+
+impl Program {
+    fn xdp(&self) -> Result<&Xdp> {
+        match self {
+            Self::Guard(guarded) => guarded.program(),
+            Self::XdpFilter(program) => Ok(program),
+            Self::Beside(beside) => beside.program(),
+        }
+    }
+}
+
+impl Loaded {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            empty: Rc::new(Program::Beside(Beside::empty()?)),
+            policies: BTreeMap::new(),
+            xdp_filters: BTreeMap::new(),
+            lab: None,
+        })
+    }
+
+    fn guarded(&mut self, policy: policies::Name) -> Result<Rc<Guarded>> {
+        if let Some(guarded) = self.policies.get(&policy) {
+            return Ok(Rc::clone(guarded));
+        }
+        progress(&format!("loading the policy {policy:?}"));
+        let guarded = Guarded::load(&policy.setup());
+        let guarded = Rc::new(guarded.with_context(|| format!("the policy {policy:?}"))?);
+        self.policies.insert(policy, Rc::clone(&guarded));
+        Ok(guarded)
+    }
+
+    fn xdp_filter(&mut self, filter: Filter) -> Result<Rc<Xdp>> {
+        if let Some(program) = self.xdp_filters.get(&filter) {
+            return Ok(Rc::clone(program));
+        }
+        let lab = match self.lab.take() {
+            Some(lab) => lab,
+            None => Lab::new()?,
+        };
+        let program = Rc::new(filter.load(self.lab.insert(lab))?);
+        self.xdp_filters.insert(filter, Rc::clone(&program));
+        Ok(program)
+    }
+}
+
+/// A case against the empty program.
+struct Bout<'a> {
+    case: &'a Case,
+    program: Rc<Program>,
+    empty: Rc<Program>,
+    /// The wrapper calls them; they live as long.
+    _wrapped: [Rc<Program>; 2],
+    /// What guard's counters must say after every measurement.
+    expected: Option<Expected>,
+    verdict: u32,
+    samples: Samples,
+}
+
+struct Expected {
+    guarded: Rc<Guarded>,
+    key: (Option<String>, Outcome),
+}
+
+impl<'a> Bout<'a> {
+    fn prepare(case: &'a Case, loaded: &mut Loaded) -> Result<Self> {
+        let (target, expected, verdict) = match case.subject {
+            Subject::Guard {
+                policy,
+                service,
+                outcome,
+            } => {
+                let guarded = loaded.guarded(policy)?;
+                let expected = Expected {
+                    guarded: Rc::clone(&guarded),
+                    key: (service.map(str::to_owned), outcome),
+                };
+                let verdict = match outcome.verdict() {
+                    Verdict::Pass => XDP_PASS,
+                    Verdict::Drop => XDP_DROP,
+                };
+                (Program::Guard(guarded), Some(expected), verdict)
+            }
+            Subject::XdpFilter { filter, drops } => {
+                let verdict = if drops { XDP_DROP } else { XDP_PASS };
+                (
+                    Program::XdpFilter(loaded.xdp_filter(filter)?),
+                    None,
+                    verdict,
+                )
+            }
+            Subject::LruBucket => (Program::Beside(Beside::lru_bucket()?), None, XDP_PASS),
+        };
+        let wrapped = [Rc::new(target), Rc::clone(&loaded.empty)];
+        let [program, empty] = match case.sources {
+            None => wrapped.clone(),
+            Some(sources) => {
+                let [target, empty] = &wrapped;
+                let wrap = |program: &Program| -> Result<_> {
+                    let fd = program.xdp()?.fd()?;
+                    Ok(Rc::new(Program::Beside(Beside::randomised(fd, sources)?)))
+                };
+                [wrap(target)?, wrap(empty)?]
+            }
+        };
+        let mut bout = Self {
+            case,
+            program,
+            empty,
+            _wrapped: wrapped,
+            expected,
+            verdict,
+            samples: Samples {
+                net: Vec::new(),
+                empty: Vec::new(),
+                repeat: WARM_UP,
+                fault: None,
+            },
+        };
+        run(bout.program.xdp()?, &case.frame, WARM_UP)?;
+        let Run { ns, .. } = run(bout.program.xdp()?, &case.frame, WARM_UP)?;
+        bout.samples.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
+        Ok(bout)
+    }
+
+    fn fight(&mut self) -> Result<()> {
+        let frame = &self.case.frame;
+        let repeat = self.samples.repeat;
+        let empty = run(self.empty.xdp()?, frame, repeat)?;
+        let before = self.counted()?;
+        let run = run(self.program.xdp()?, frame, repeat)?;
+        let after = self.counted()?;
+        ensure!(empty.verdict == XDP_PASS, "the empty program is not empty");
+        self.samples.net.push(run.ns - empty.ns);
+        self.samples.empty.push(empty.ns);
+        let fault = self.fault(&run, &before, &after);
+        if self.samples.fault.is_none() {
+            self.samples.fault = fault;
+        }
+        Ok(())
+    }
+
+    fn counted(&self) -> Result<Counted> {
+        match &self.expected {
+            Some(expected) => expected.guarded.counted(),
+            None => Ok(Counted::new()),
+        }
+    }
+
+    /// What is wrong if not every packet went the way that is measured.
+    fn fault(&self, run: &Run, before: &Counted, after: &Counted) -> Option<String> {
+        if run.verdict != self.verdict {
+            return Some(format!(
+                "the program returned {}, not {}",
+                run.verdict, self.verdict
+            ));
+        }
+        let Expected { key, .. } = self.expected.as_ref()?;
+        let moved = after.iter().filter_map(|(key, packets)| {
+            let moved = packets - before.get(key).copied().unwrap_or_default();
+            (moved != 0).then_some((key, moved))
+        });
+        let moved: Vec<_> = moved.collect();
+        let others = moved.iter().filter(|(other, _)| *other != key);
+        let strays: u64 = others.map(|(_, packets)| packets).sum();
+        let all: u64 = moved.iter().map(|(_, packets)| packets).sum();
+        if strays <= STRAYS && all == u64::from(self.samples.repeat) {
+            return None;
+        }
+        let said: Vec<String> = moved.iter().map(|(key, moved)| told(key, *moved)).collect();
+        Some(format!(
+            "counted: {}; expected: {}",
+            said.join(", "),
+            told(key, self.samples.repeat.into())
+        ))
+    }
+}
+
+fn told((service, outcome): &(Option<String>, Outcome), packets: u64) -> String {
+    format!(
+        "{packets} {}{} at {}",
+        if outcome.would_drop { "would-be " } else { "" },
+        outcome.reason.name(),
+        service.as_deref().unwrap_or("no service")
+    )
+}

@@ -1,0 +1,156 @@
+//! What comes out: a table for people, one document for programs.
+
+use comfy_table::{CellAlignment, Table, presets};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{machine::Machine, spread::Spread};
+
+#[derive(Serialize)]
+pub struct Report {
+    pub date: Timestamp,
+    pub machine: Machine,
+    /// What a packet costs that gets the empty program, in nanoseconds.
+    pub empty: Spread,
+    pub rounds: u32,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+pub struct Row {
+    pub name: String,
+    pub group: &'static str,
+    pub about: String,
+    pub unit: Unit,
+    /// The median, and the quartiles around it.
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
+    /// The median may be no more.
+    pub bar: Option<f64>,
+    /// `None`: there is no bar, and nothing wrong.
+    pub within: Option<bool>,
+    /// Why the number means nothing.
+    pub fault: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+pub enum Unit {
+    /// Nanoseconds more than the empty program.
+    #[serde(rename = "ns")]
+    Nanoseconds,
+    #[serde(rename = "ratio")]
+    Ratio,
+}
+
+impl Unit {
+    fn written(self, value: f64) -> String {
+        match self {
+            Self::Nanoseconds => format!("{value:.1} ns"),
+            Self::Ratio => format!("{value:.3}"),
+        }
+    }
+}
+
+impl Row {
+    pub fn new(
+        (name, group, about): (&str, &'static str, &str),
+        unit: Unit,
+        spread: Spread,
+        bar: Option<f64>,
+        fault: Option<String>,
+    ) -> Self {
+        let Spread { median, low, high } = spread;
+        let within = match (&fault, bar) {
+            (Some(_), _) => Some(false),
+            (None, bar) => bar.map(|bar| median <= bar),
+        };
+        Self {
+            name: name.to_owned(),
+            group,
+            about: about.to_owned(),
+            unit,
+            value: median,
+            low,
+            high,
+            bar,
+            within,
+            fault,
+        }
+    }
+}
+
+impl Report {
+    /// Whether every row is within its bar, and measured what it says.
+    pub fn is_within(&self) -> bool {
+        self.rows.iter().all(|row| row.within != Some(false))
+    }
+
+    pub fn print(&self) {
+        let Self {
+            date: _,
+            machine,
+            empty,
+            rounds,
+            rows,
+        } = self;
+        println!("{machine}");
+        println!(
+            "medians of {rounds} rounds; ns: more than the empty program, which takes {:.1} ns \
+             ({:.1} to {:.1})",
+            empty.median, empty.low, empty.high
+        );
+        let mut rest = rows.as_slice();
+        while let Some(first) = rest.first() {
+            let next = rest.iter().position(|row| row.group != first.group);
+            let (group, after) = rest.split_at(next.unwrap_or(rest.len()));
+            println!("\n{}\n{}", first.group, table(group));
+            rest = after;
+        }
+        for row in rows {
+            if let Some(fault) = &row.fault {
+                println!("{}: {fault}", row.name);
+            }
+        }
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["", "", "median", "quartiles", "bar", ""]);
+    for row in rows {
+        let Row {
+            name,
+            about,
+            unit,
+            value,
+            low,
+            high,
+            bar,
+            within,
+            fault,
+            group: _,
+        } = row;
+        table.add_row([
+            name.clone(),
+            about.clone(),
+            unit.written(*value),
+            format!("{} to {}", unit.written(*low), unit.written(*high)),
+            bar.map_or(String::new(), |bar| unit.written(bar)),
+            match (fault, within) {
+                (Some(_), _) => "WRONG PATH".to_owned(),
+                (None, Some(true)) => "within".to_owned(),
+                (None, Some(false)) => "OVER".to_owned(),
+                (None, None) => String::new(),
+            },
+        ]);
+    }
+    for column in [2, 3, 4] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}

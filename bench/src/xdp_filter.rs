@@ -1,0 +1,83 @@
+//! xdp-filter (xdp-tools), which an operator would take if ports and addresses were all there is to it.
+//!
+//! It is loaded by its own command onto an interface of the lab's, and then taken off again; the program
+//! goes on as long as somebody holds it. libxdp's dispatcher, which would cost another few nanoseconds,
+//! is left out in its favour.
+
+use std::{net::Ipv4Addr, path::Path, process::Command};
+
+use anyhow::{Context as _, Result};
+use aya::programs::Xdp;
+use aya_obj::programs::XdpAttachType;
+use lab::{
+    process::run,
+    topology::{INTERFACE, Lab},
+};
+
+/// It pins its tables below the first BPF file system that it finds; here, that is the lab's.
+const IN_BPFFS: &str = "mount --bind \"$0\" /sys/fs/bpf && exec xdp-filter \"$@\"";
+
+/// What it is loaded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Filter {
+    /// The least that closes a TCP port.
+    Port(u16),
+    /// The least that denies an address of IPv4.
+    Address(Ipv4Addr),
+    /// All of its features, and both rules.
+    All(u16, Ipv4Addr),
+}
+
+impl Filter {
+    /// The features that its command line asks for, and the program that they are in.
+    const fn features(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Port(_) => ("tcp", "xdpfilt_alw_tcp"),
+            Self::Address(_) => ("ipv4", "xdpfilt_alw_ip"),
+            Self::All(..) => ("all", "xdpfilt_alw_all"),
+        }
+    }
+
+    pub fn load(self, lab: &Lab) -> Result<Xdp> {
+        let pins = lab.pins();
+        let bpffs = pins.parent().context("the lab has no BPF file system")?;
+        let command = || -> Command {
+            let mut command = lab.host.command("unshare");
+            command
+                .args(["--mount", "sh", "-c", IN_BPFFS])
+                .arg(bpffs)
+                .env("LIBXDP_SKIP_DISPATCHER", "1");
+            command
+        };
+        let (features, name) = self.features();
+        run(command().args(["load", "--features", features, INTERFACE]))?;
+        let program = self.rule(command).and_then(|()| open(bpffs, name));
+        run(command().args(["unload", INTERFACE]))?;
+        program
+    }
+
+    fn rule(self, command: impl Fn() -> Command) -> Result<()> {
+        let (port, address) = match self {
+            Self::Port(port) => (Some(port), None),
+            Self::Address(address) => (None, Some(address)),
+            Self::All(port, address) => (Some(port), Some(address)),
+        };
+        if let Some(port) = port {
+            let rule = ["--mode", "dst", "--proto", "tcp"];
+            run(command().arg("port").arg(port.to_string()).args(rule))?;
+        }
+        if let Some(address) = address {
+            run(command()
+                .arg("ip")
+                .arg(address.to_string())
+                .args(["--mode", "src"]))?;
+        }
+        Ok(())
+    }
+}
+
+fn open(bpffs: &Path, name: &str) -> Result<Xdp> {
+    let pin = bpffs.join("xdp-filter/programs").join(INTERFACE).join(name);
+    let program = Xdp::from_pin(&pin, XdpAttachType::Interface);
+    program.with_context(|| format!("xdp-filter has not pinned {}", pin.display()))
+}

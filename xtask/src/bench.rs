@@ -1,0 +1,26 @@
+//! `cargo xtask bench`: what a packet costs on this machine.
+
+use std::{ffi::OsString, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build::{cargo, target_folder},
+    setup,
+};
+
+pub fn run(arguments: &[OsString]) -> Result<()> {
+    let toolchain = setup::for_bench()?;
+    let mut build = toolchain.cargo();
+    build.args(["build", "--locked", "--release"]);
+    cargo(build.args(["--package", "guard-bench"]))?;
+    let program = target_folder().join("release").join("guard-bench");
+    let status = Command::new(&program)
+        .args(arguments)
+        .status()
+        .with_context(|| format!("{} cannot be started", program.display()))?;
+    if !status.success() {
+        bail!("the bench failed, or a row is over its bar ({status})");
+    }
+    Ok(())
+}
