@@ -10,10 +10,16 @@ use crate::{machine::Machine, spread::Spread};
 pub struct Report {
     pub date: Timestamp,
     pub machine: Machine,
+    /// How the cost of packets was measured, if it was.
+    pub packets: Option<Packets>,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+pub struct Packets {
     /// What a packet costs that gets the empty program, in nanoseconds.
     pub empty: Spread,
     pub rounds: u32,
-    pub rows: Vec<Row>,
 }
 
 #[derive(Serialize)]
@@ -26,28 +32,61 @@ pub struct Row {
     pub value: f64,
     pub low: f64,
     pub high: f64,
-    /// The median may be no more.
-    pub bar: Option<f64>,
+    /// What the median is held to.
+    pub bar: Option<Bar>,
     /// `None`: there is no bar, and nothing wrong.
     pub within: Option<bool>,
     /// Why the number means nothing.
     pub fault: Option<String>,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bar {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+        }
+    }
+
+    fn written(self, unit: Unit) -> String {
+        match self {
+            Self::AtMost(most) => format!("≤ {}", unit.written(most)),
+            Self::AtLeast(least) => format!("≥ {}", unit.written(least)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Unit {
     /// Nanoseconds more than the empty program.
     #[serde(rename = "ns")]
     Nanoseconds,
     #[serde(rename = "ratio")]
     Ratio,
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Of one core.
+    #[serde(rename = "%")]
+    Percent,
+    #[serde(rename = "MB")]
+    Megabytes,
 }
 
 impl Unit {
-    fn written(self, value: f64) -> String {
+    pub fn written(self, value: f64) -> String {
         match self {
             Self::Nanoseconds => format!("{value:.1} ns"),
             Self::Ratio => format!("{value:.3}"),
+            Self::Milliseconds => format!("{value:.1} ms"),
+            Self::Percent => format!("{value:.2} %"),
+            Self::Megabytes => format!("{value:.1} MB"),
         }
     }
 }
@@ -57,13 +96,13 @@ impl Row {
         (name, group, about): (&str, &'static str, &str),
         unit: Unit,
         spread: Spread,
-        bar: Option<f64>,
+        bar: Option<Bar>,
         fault: Option<String>,
     ) -> Self {
         let Spread { median, low, high } = spread;
         let within = match (&fault, bar) {
             (Some(_), _) => Some(false),
-            (None, bar) => bar.map(|bar| median <= bar),
+            (None, bar) => bar.map(|bar| bar.holds(median)),
         };
         Self {
             name: name.to_owned(),
@@ -90,16 +129,17 @@ impl Report {
         let Self {
             date: _,
             machine,
-            empty,
-            rounds,
+            packets,
             rows,
         } = self;
         println!("{machine}");
-        println!(
-            "medians of {rounds} rounds; ns: more than the empty program, which takes {:.1} ns \
-             ({:.1} to {:.1})",
-            empty.median, empty.low, empty.high
-        );
+        if let Some(Packets { empty, rounds }) = packets {
+            println!(
+                "medians of {rounds} rounds; ns: more than the empty program, which takes {:.1} ns \
+                 ({:.1} to {:.1})",
+                empty.median, empty.low, empty.high
+            );
+        }
         let mut rest = rows.as_slice();
         while let Some(first) = rest.first() {
             let next = rest.iter().position(|row| row.group != first.group);
@@ -138,11 +178,11 @@ fn table(rows: &[Row]) -> Table {
             about.clone(),
             unit.written(*value),
             format!("{} to {}", unit.written(*low), unit.written(*high)),
-            bar.map_or(String::new(), |bar| unit.written(bar)),
+            bar.map_or(String::new(), |bar| bar.written(*unit)),
             match (fault, within) {
                 (Some(_), _) => "WRONG PATH".to_owned(),
                 (None, Some(true)) => "within".to_owned(),
-                (None, Some(false)) => "OVER".to_owned(),
+                (None, Some(false)) => "MISSED".to_owned(),
                 (None, None) => String::new(),
             },
         ]);

@@ -1,5 +1,7 @@
 //! Runs a program over one packet, again and again, and says what a packet cost.
 
+use std::thread;
+
 use anyhow::{Context as _, Result};
 use aya::{
     TestRun as _,
@@ -48,10 +50,23 @@ fn cpu_ns() -> Result<i64> {
     Ok(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
-/// Keeps this thread on one CPU.
-pub fn pin(cpu: usize) -> Result<()> {
+/// Does something on a thread that is kept on one CPU.
+pub fn on<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            pin(cpu)?;
+            work()
+        });
+        match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn pin(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)
-        .with_context(|| format!("this thread cannot be kept on CPU {cpu}"))
+        .with_context(|| format!("no thread can be kept on CPU {cpu}"))
 }

@@ -13,7 +13,8 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let toolchain = setup::for_bench()?;
     let mut build = toolchain.cargo();
     build.args(["build", "--locked", "--release"]);
-    cargo(build.args(["--package", "guard-bench"]))?;
+    // The binary as well: the agent is measured beside its program.
+    cargo(build.args(["--package", "guard-bench", "--package", "guard-userspace"]))?;
     let program = target_folder().join("release").join("guard-bench");
     let status = Command::new(&program)
         .args(arguments)

@@ -1,0 +1,201 @@
+//! What the agent costs: the release binary in a lab of its own, with a policy as large as they get.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{Ipv4Addr, UdpSocket},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use guard::api::{Reload, client::Client};
+use lab::{
+    guard::Guard,
+    topology::{HOST_V4, INTERFACE, Lab},
+};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    Asked,
+    report::{Bar, Row, Unit},
+    spread::Spread,
+};
+
+const RELOAD: &str = "agent-reload";
+const COUNTERS: &str = "agent-counters";
+const IDLE: &str = "agent-idle";
+const MEMORY: &str = "agent-memory";
+
+pub const NAMES: [&str; 4] = [RELOAD, COUNTERS, IDLE, MEMORY];
+
+const SERVICES: u16 = 1_000;
+const FIRST_PORT: u16 = 20_000;
+const DENIED: u32 = 100_000;
+
+/// How often a reload and a reading are timed.
+const RELOADS: u32 = 7;
+const READINGS: u32 = 51;
+
+/// How long the agent is watched while nobody asks it anything, and what it is left before.
+const WATCHED: Duration = Duration::from_secs(20);
+const SETTLED: Duration = Duration::from_secs(3);
+
+pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
+    if !NAMES.into_iter().any(|name| asked.is(name)) {
+        return Ok(Vec::new());
+    }
+    let lab = Lab::new()?;
+    let guard = Guard::start(&lab, &policy())?;
+    let agent = Agent {
+        client: Client::new(&lab.folder().join("guard.sock"))?,
+        runtime: Builder::new_current_thread().enable_all().build()?,
+    };
+    let row = |name, about, unit, values, bar, fault| -> Result<Row> {
+        let spread = Spread::of(values).context("there is no round")?;
+        let names = (name, "The control side", about);
+        Ok(Row::new(names, unit, spread, Some(Bar::AtMost(bar)), fault))
+    };
+    let mut rows = Vec::new();
+    let mut reloads = Vec::new();
+    for _ in 0..RELOADS {
+        lab::interrupt::check()?;
+        reloads.push(agent.reload()?);
+    }
+    rows.push(row(
+        RELOAD,
+        "1,000 services and 100,000 denied addresses, from the request to the answer",
+        Unit::Milliseconds,
+        reloads,
+        1_000.0,
+        None,
+    )?);
+    knock(&lab)?;
+    let mut readings = Vec::new();
+    let mut fewest = usize::MAX;
+    for _ in 0..READINGS {
+        let (took, counters) = agent.counters()?;
+        readings.push(took);
+        fewest = fewest.min(counters);
+    }
+    let fault = (fewest < usize::from(SERVICES))
+        .then(|| format!("{fewest} counters for {SERVICES} services"));
+    rows.push(row(
+        COUNTERS,
+        "all counters of 1,000 services, from the request to the answer",
+        Unit::Milliseconds,
+        readings,
+        10.0,
+        fault,
+    )?);
+    thread::sleep(SETTLED);
+    let before = cpu_time(guard.pid())?;
+    let start = Instant::now();
+    thread::sleep(WATCHED);
+    let spent = cpu_time(guard.pid())? - before;
+    let share = 100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64();
+    rows.push(row(
+        IDLE,
+        "the agent with that policy, when nobody asks: of one core",
+        Unit::Percent,
+        vec![share],
+        0.5,
+        None,
+    )?);
+    rows.push(row(
+        MEMORY,
+        "the same, after these reloads: resident memory",
+        Unit::Megabytes,
+        vec![resident_megabytes(guard.pid())?],
+        40.0,
+        None,
+    )?);
+    guard.remove()?;
+    Ok(rows.into_iter().filter(|row| asked.is(&row.name)).collect())
+}
+
+/// One that has as much of everything as is promised.
+fn policy() -> String {
+    let mut policy = format!(
+        "mode = \"enforce\"\nscope = \"host\"\ninterfaces = [\"{INTERFACE}\"]\n\
+         [docker]\nsocket = \"\"\n"
+    );
+    for number in 0..SERVICES {
+        let port = FIRST_PORT + number;
+        // Writing to memory does not fail.
+        let _ = write!(
+            policy,
+            "[[service]]\nname = \"service-{number}\"\nports = [\"tcp/{port}\", \"udp/{port}\"]\n\
+             limit.packets = \"1k/s\"\nlimit.connections = \"50/s\"\n"
+        );
+    }
+    policy += "[[source]]\nname = \"feed\"\ndeny = true\ncidrs = [\n";
+    let first = u32::from(Ipv4Addr::new(10, 0, 0, 0));
+    for number in 0..DENIED {
+        // Not one after the other: feeds are not, either.
+        let address = Ipv4Addr::from(first + number * 13);
+        let _ = writeln!(policy, "\"{address}\",");
+    }
+    policy + "]\n"
+}
+
+/// Sends a datagram to every service, so that there is something to count.
+fn knock(lab: &Lab) -> Result<()> {
+    lab.internet.enter(|| -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for number in 0..SERVICES {
+            // Nobody listens there, and the host says so.
+            let _ = socket.send_to(b"?", (HOST_V4, FIRST_PORT + number));
+        }
+        Ok(())
+    })?
+}
+
+/// The agent, asked as the command line asks it.
+struct Agent {
+    client: Client,
+    runtime: Runtime,
+}
+
+impl Agent {
+    /// In milliseconds.
+    fn reload(&self) -> Result<f64> {
+        let start = Instant::now();
+        let request = Reload::default();
+        self.runtime.block_on(self.client.reload(&request))?;
+        Ok(milliseconds(start))
+    }
+
+    /// In milliseconds, and how many there are.
+    fn counters(&self) -> Result<(f64, usize)> {
+        let start = Instant::now();
+        let counters = self.runtime.block_on(self.client.counters())?;
+        Ok((milliseconds(start), counters.len()))
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// What all threads of a process have spent on CPUs: the first number of each schedstat (proc_pid_schedstat
+/// in fs/proc/base.c). Those of `stat` are as coarse as the tick.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut spent = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let first = stat.split_whitespace().next();
+        spent += first.context("schedstat is empty")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(spent))
+}
+
+fn resident_megabytes(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(Path::new(&path))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next());
+    let kibibytes: f64 = kibibytes.context("status has no VmRSS")?.parse()?;
+    Ok(kibibytes * 1_024.0 / 1e6)
+}

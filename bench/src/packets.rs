@@ -1,0 +1,93 @@
+//! What a packet costs: every case against the empty program, and what follows from two of them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    Asked,
+    cases::{Case, Derived, Kind, cases, derived},
+    measure::{Samples, measure},
+    report::{Bar, Packets, Row, Unit},
+    run,
+    spread::Spread,
+};
+
+/// The CPU that is measured.
+const CPU: usize = 0;
+
+pub fn names() -> Vec<&'static str> {
+    let cases = cases().into_iter().map(|case| case.name);
+    cases
+        .chain(derived().into_iter().map(|derived| derived.name))
+        .collect()
+}
+
+/// The rows that are asked for, and what they follow from. `None`: that is nothing.
+pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)>> {
+    let (cases, derived) = (cases(), derived());
+    let derived: Vec<&Derived> = derived.iter().filter(|row| asked.is(row.name)).collect();
+    let is_needed =
+        |name: &str| asked.is(name) || derived.iter().any(|row| [row.of, row.than].contains(&name));
+    let cases: Vec<&Case> = cases.iter().filter(|case| is_needed(case.name)).collect();
+    if cases.is_empty() {
+        return Ok(None);
+    }
+    let samples = run::on(CPU, || measure(&cases, rounds))?;
+    let empty = samples.values().flat_map(|samples| &samples.empty);
+    let packets = Packets {
+        empty: Spread::of(empty.copied()).context("there is no round")?,
+        rounds,
+    };
+    Ok(Some((packets, rows(&cases, &derived, &samples)?)))
+}
+
+fn rows(
+    cases: &[&Case],
+    derived: &[&Derived],
+    samples: &BTreeMap<&'static str, Samples>,
+) -> Result<Vec<Row>> {
+    let of = |name| {
+        samples
+            .get(name)
+            .with_context(|| format!("{name} is missing"))
+    };
+    let mut rows = Vec::new();
+    for case in cases {
+        let samples = of(case.name)?;
+        let spread = Spread::of(samples.net.iter().copied()).context("there is no round")?;
+        rows.push((
+            case.group,
+            Row::new(
+                (case.name, case.group.title(), case.about),
+                Unit::Nanoseconds,
+                spread,
+                case.bar.map(Bar::AtMost),
+                samples.fault.clone(),
+            ),
+        ));
+    }
+    for derived in derived {
+        let (of, than) = (of(derived.of)?, of(derived.than)?);
+        let pairs = of.net.iter().zip(&than.net);
+        let (unit, values): (_, Vec<f64>) = match derived.kind {
+            Kind::Difference => (
+                Unit::Nanoseconds,
+                pairs.map(|(of, than)| of - than).collect(),
+            ),
+            Kind::Ratio => (Unit::Ratio, pairs.map(|(of, than)| of / than).collect()),
+        };
+        rows.push((
+            derived.group,
+            Row::new(
+                (derived.name, derived.group.title(), derived.about),
+                unit,
+                Spread::of(values).context("there is no round")?,
+                derived.bar.map(Bar::AtMost),
+                of.fault.clone().or_else(|| than.fault.clone()),
+            ),
+        ));
+    }
+    rows.sort_by_key(|(group, _)| *group);
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}

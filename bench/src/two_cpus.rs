@@ -1,0 +1,154 @@
+//! Two CPUs at once on one loaded program: what they do together, against what each does alone, and
+//! against how the empty program fares there.
+
+use std::sync::Barrier;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::Xdp;
+use guard_common::reason::{Outcome, Reason};
+
+use crate::{
+    Asked,
+    beside::Beside,
+    frames::{CLIENT_V4, Network, syn},
+    guarded::Guarded,
+    policies::{FRIEND, Name, WEB, WEB_PORT},
+    report::{Bar, Row, Unit},
+    run::{self, XDP_PASS, run},
+    spread::Spread,
+};
+
+const EMPTY: &str = "cpus-empty";
+const DIFFERENT: &str = "cpus-different";
+const SAME: &str = "cpus-same";
+const TOTAL: &str = "cpus-total";
+
+pub const NAMES: [&str; 4] = [EMPTY, DIFFERENT, SAME, TOTAL];
+
+const CPUS: [usize; 2] = [0, 1];
+
+/// Packets for each CPU in a measurement: about 20 ms, beside which the moment between the two starts is
+/// nothing.
+const REPEAT: u32 = 400_000;
+
+/// A program, and the packet that each CPU gets.
+struct Subject<'a> {
+    program: &'a Xdp,
+    frames: &'a [Vec<u8>; 2],
+}
+
+/// What both do at once, against what one does alone.
+fn scaling(subject: &Subject<'_>) -> Result<f64> {
+    let [first, second] = CPUS;
+    let alone = [alone(subject, first)?, alone(subject, second)?];
+    let together: f64 = at_once(subject)?.iter().sum();
+    Ok(together / (alone.iter().sum::<f64>() / 2.0))
+}
+
+/// Packets in a nanosecond of the CPU's time. Time that another process has the CPU for does not count.
+fn rate(subject: &Subject<'_>, cpu: usize) -> Result<f64> {
+    let run = run(subject.program, &subject.frames[cpu], REPEAT)?;
+    ensure!(
+        run.verdict == XDP_PASS,
+        "a packet that must pass does not: {}",
+        run.verdict
+    );
+    Ok(1.0 / run.ns)
+}
+
+fn alone(subject: &Subject<'_>, cpu: usize) -> Result<f64> {
+    run::on(cpu, || rate(subject, cpu))
+}
+
+fn at_once(subject: &Subject<'_>) -> Result<[f64; 2]> {
+    let start = Barrier::new(CPUS.len());
+    let [first, second] = CPUS;
+    let on = |cpu| {
+        run::on(cpu, || {
+            start.wait();
+            rate(subject, cpu)
+        })
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| on(second));
+        let own = on(first)?;
+        match other.join() {
+            Ok(other) => Ok([own, other?]),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
+    if !NAMES.into_iter().any(|name| asked.is(name)) {
+        return Ok(Vec::new());
+    }
+    let empty = Beside::empty()?;
+    let limited = Guarded::load(&Name::Packets.setup())?;
+    let shared = Guarded::load(&Name::AllBudgets.setup())?;
+    let frame = |source| syn(Network::from(source), WEB_PORT);
+    let different = [frame(CLIENT_V4), frame(FRIEND)];
+    let same = [frame(CLIENT_V4), frame(CLIENT_V4)];
+    let subject = |program, frames| Subject { program, frames };
+    let subjects = [
+        subject(empty.program()?, &different),
+        subject(limited.program()?, &different),
+        subject(limited.program()?, &same),
+        subject(shared.program()?, &different),
+    ];
+    let mut scalings: [Vec<f64>; 4] = Default::default();
+    for _ in 0..rounds {
+        lab::interrupt::check()?;
+        for (subject, scalings) in subjects.iter().zip(&mut scalings) {
+            scalings.push(scaling(subject)?);
+        }
+    }
+    let fault = strays(&limited)?.or(strays(&shared)?);
+    let [empty, different, same, total] = scalings;
+    let to_empty = |scalings: &[f64]| -> Vec<f64> {
+        let pairs = scalings.iter().zip(&empty);
+        pairs.map(|(scaling, empty)| scaling / empty).collect()
+    };
+    let row = |name, about, values: &[f64], bar, fault| -> Result<Row> {
+        let spread = Spread::of(values.iter().copied()).context("there is no round")?;
+        let names = (name, "Two CPUs", about);
+        Ok(Row::new(names, Unit::Ratio, spread, bar, fault))
+    };
+    let rows = [
+        row(EMPTY, "the empty program: both to one", &empty, None, None)?,
+        row(
+            DIFFERENT,
+            "a source for each, within its budget: to the empty program's",
+            &to_empty(&different),
+            Some(Bar::AtLeast(0.95)),
+            fault.clone(),
+        )?,
+        row(
+            SAME,
+            "one and the same source: both to one",
+            &same,
+            Some(Bar::AtLeast(1.0)),
+            fault.clone(),
+        )?,
+        row(
+            TOTAL,
+            "a budget that all sources share: both to one",
+            &total,
+            None,
+            fault,
+        )?,
+    ];
+    Ok(rows.into_iter().filter(|row| asked.is(&row.name)).collect())
+}
+
+/// What is wrong, if a packet went another way.
+fn strays(guarded: &Guarded) -> Result<Option<String>> {
+    let allowed = Outcome {
+        reason: Reason::Allowed,
+        would_drop: false,
+    };
+    let expected = (Some(WEB.to_owned()), allowed);
+    let counted = guarded.counted()?;
+    let stray = counted.keys().find(|key| **key != expected);
+    Ok(stray.map(|(_, outcome)| format!("some were counted as {}", outcome.reason.name())))
+}
