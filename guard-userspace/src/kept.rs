@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::{BufRead as _, Write as _},
+    io::{BufRead as _, BufWriter, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -263,13 +263,18 @@ impl StateFile {
 
     fn try_save(&self) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        let mut file = Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+        let file = Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+        // A policy's text has a piece for each of its lines, and each would be a system call.
+        let mut buffered = BufWriter::new(file);
         let lines = self.kept.lines();
         let end = Line::End { lines: lines.len() };
         for line in lines.iter().chain([&end]) {
-            serde_json::to_writer(&mut file, line)?;
-            file.write_all(b"\n")?;
+            serde_json::to_writer(&mut buffered, line)?;
+            buffered.write_all(b"\n")?;
         }
+        let file = buffered
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
         // The rename itself survives a power loss only when the folder is synced.
