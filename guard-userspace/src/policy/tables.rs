@@ -1,6 +1,11 @@
 //! A policy and what is known of containers, as the tables of the packet path.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    ops::RangeInclusive,
+};
 
 use guard_common::{
     address::{Address, Family},
@@ -522,11 +527,31 @@ pub(super) fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(prefix.supernet(), IpNet::supernet)
 }
 
+/// The lengths of prefixes that occur in a list, of IPv4 (`true`) and of IPv6. There are few: a list of a
+/// hundred thousand single addresses has one, and none of them needs to be held against the others.
+struct Lengths(BTreeSet<(bool, u8)>);
+
+impl Lengths {
+    fn of(prefixes: impl Iterator<Item = IpNet>) -> Self {
+        let lengths = prefixes.map(|prefix| (prefix.addr().is_ipv4(), prefix.prefix_len()));
+        Self(lengths.collect())
+    }
+
+    /// Those prefixes of such a length that this one lies in.
+    fn wider(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+        let Self(lengths) = self;
+        let is_v4 = prefix.addr().is_ipv4();
+        let wider = lengths.range((is_v4, 0)..(is_v4, prefix.prefix_len()));
+        wider.filter_map(move |(_, length)| Some(IpNet::new(prefix.addr(), *length).ok()?.trunc()))
+    }
+}
+
 /// Leaves out what lies in a wider prefix that lasts as long. A trie finds the longest match alone:
 /// so that it never finds one that is over while a wider one still holds.
 fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry> {
+    let lengths = Lengths::of(entries.keys().copied());
     let is_covered = |prefix: &IpNet, expiry: Expiry| {
-        supernets(*prefix).any(|wider| {
+        lengths.wider(*prefix).any(|wider| {
             entries
                 .get(&wider)
                 .is_some_and(|wide| wide.outlasts(expiry))
@@ -541,8 +566,9 @@ fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry>
 
 /// The same for each service by itself.
 fn without_covered_at(entries: &Listed) -> Listed {
+    let lengths = Lengths::of(entries.keys().map(|(_, prefix)| *prefix));
     let is_covered = |number: u16, prefix: IpNet, expiry: Expiry| {
-        supernets(prefix).any(|wider| {
+        lengths.wider(prefix).any(|wider| {
             let wide = entries.get(&(number, wider));
             wide.is_some_and(|wide| wide.outlasts(expiry))
         })
@@ -588,12 +614,15 @@ mod tests {
             ("192.0.2.7/32", 9),
             ("192.0.2.8/32", 0),
             ("192.0.2.9/32", 5),
+            // As many bits, and another family.
+            ("c000:200::/24", 5),
         ]);
         let kept = entries(&[
             ("198.51.0.0/16", 0),
             ("192.0.2.0/24", 5),
             ("192.0.2.7/32", 9),
             ("192.0.2.8/32", 0),
+            ("c000:200::/24", 5),
         ]);
         assert_eq!(without_covered(&all), kept);
     }
