@@ -13,6 +13,9 @@ fn main() -> Result<()> {
     // SAFETY: the build script has one thread. The target needs core built from source, which a
     // stable compiler does only with this; it reaches the kernel programs alone.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    // Compiled in pieces it is another program, which the verifier may refuse.
+    // SAFETY: as above.
+    unsafe { env::set_var("CARGO_INCREMENTAL", "0") };
     build_ebpf(
         [Package {
             name: "guard-bench-ebpf",
