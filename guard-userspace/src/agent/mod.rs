@@ -241,8 +241,10 @@ impl Agent {
         let followed = self.closer.follow(generations.chain(waiting));
         followed.map_err(anyhow::Error::from)?;
         self.docker.update(&next.policy, &self.netlink).await;
-        for step in &mut steps {
-            self.catch_up_with_docker(&mut step.generation)?;
+        if *self.docker.containers() != containers {
+            for step in &mut steps {
+                self.catch_up_with_docker(&mut step.generation)?;
+            }
         }
         let mut done = Vec::new();
         for step in steps {
