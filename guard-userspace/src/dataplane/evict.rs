@@ -2,7 +2,7 @@
 //! off.
 
 use std::{
-    io, mem,
+    io,
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
     process::Command,
 };
@@ -10,7 +10,7 @@ use std::{
 use aya::programs::{links::LinkType, loaded_links, loaded_programs};
 use nix::libc;
 
-use super::AttachError;
+use super::{AttachError, sys};
 use crate::host::XdpState;
 
 /// Names a program, as far as this process may know it.
@@ -58,42 +58,26 @@ pub fn evict(interface: &str, found: XdpState) -> Result<(), AttachError> {
     Err(failed(io::Error::other(words.trim().to_owned())))
 }
 
-/// BPF_LINK_GET_FD_BY_ID (Linux 5.8) and BPF_LINK_DETACH (Linux 5.9), which aya does not have
-/// (enum bpf_cmd in linux/bpf.h).
-const GET_FD_BY_ID: libc::c_long = 30;
-const DETACH: libc::c_long = 34;
-
 fn detach_link(id: u32) -> io::Result<()> {
-    let link = bpf(GET_FD_BY_ID, id)?;
+    let link = call(sys::LINK_GET_FD_BY_ID, id)?;
     let fd = RawFd::try_from(link).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for this process.
     let _link = unsafe { OwnedFd::from_raw_fd(fd) };
-    bpf(DETACH, fd.cast_unsigned())?;
+    call(sys::LINK_DETACH, fd.cast_unsigned())?;
     Ok(())
 }
 
 /// Calls bpf(2) with attributes that start with one word and are zero beyond it.
-fn bpf(command: libc::c_long, word: u32) -> io::Result<libc::c_long> {
+fn call(command: libc::c_long, word: u32) -> io::Result<libc::c_long> {
     #[repr(C)]
     struct Attributes {
         word: u32,
         rest: [u32; 15],
     }
-    let attributes = Attributes {
+    let mut attributes = Attributes {
         word,
         rest: [0; 15],
     };
-    // SAFETY: the attributes live through the call, and their size is theirs.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            &raw const attributes,
-            mem::size_of::<Attributes>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result)
+    // SAFETY: both commands read one word, which is no pointer.
+    unsafe { sys::bpf(command, &mut attributes) }
 }

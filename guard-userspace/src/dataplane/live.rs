@@ -14,7 +14,7 @@ use guard_common::layout::{self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS, p
 use ipnet::IpNet;
 
 use super::{
-    Generation, LoadError,
+    Generation, LoadError, batch,
     fill::{array, insert_v4, insert_v6, map_mut, trie},
     networks,
 };
@@ -92,9 +92,7 @@ pub(super) fn change(
     for (place, expiry) in news(allowed, &after.allowed) {
         insert_at(ebpf, ALLOWED, *place, *expiry)?;
     }
-    for (prefix, expiry) in news(denied, &after.denied) {
-        deny(ebpf, prefix, *expiry)?;
-    }
+    deny(ebpf, news(denied, &after.denied))?;
     for (place, expiry) in news(denied_at, &after.denied_at) {
         insert_at(ebpf, DENIED_AT, *place, *expiry)?;
     }
@@ -148,18 +146,28 @@ fn news<'a, K: Ord>(
 
 /// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
 /// slower to free.
-fn deny(ebpf: &mut Ebpf, prefix: &IpNet, expiry: Expiry) -> Result<(), LoadError> {
-    match prefix {
-        IpNet::V4(v4) if is_single(prefix) => {
-            hash::<[u8; 4]>(ebpf, layout::DENIED_V4)?.insert(v4.addr().octets(), expiry, 0)?;
+fn deny<'a>(
+    ebpf: &mut Ebpf,
+    news: impl Iterator<Item = (&'a IpNet, &'a Expiry)>,
+) -> Result<(), LoadError> {
+    let (mut keys_v4, mut values_v4) = (Vec::new(), Vec::new());
+    let (mut keys_v6, mut values_v6) = (Vec::new(), Vec::new());
+    for (prefix, expiry) in news {
+        match prefix {
+            IpNet::V4(v4) if is_single(prefix) => {
+                keys_v4.push(v4.addr().octets());
+                values_v4.push(*expiry);
+            }
+            IpNet::V6(v6) if is_single(prefix) => {
+                keys_v6.push(v6.addr().octets());
+                values_v6.push(*expiry);
+            }
+            IpNet::V4(v4) => insert_v4(ebpf, layout::DENIED_PREFIXES_V4, v4, *expiry)?,
+            IpNet::V6(v6) => insert_v6(ebpf, layout::DENIED_PREFIXES_V6, v6, *expiry)?,
         }
-        IpNet::V6(v6) if is_single(prefix) => {
-            hash::<[u8; 16]>(ebpf, layout::DENIED_V6)?.insert(v6.addr().octets(), expiry, 0)?;
-        }
-        IpNet::V4(v4) => insert_v4(ebpf, layout::DENIED_PREFIXES_V4, v4, expiry)?,
-        IpNet::V6(v6) => insert_v6(ebpf, layout::DENIED_PREFIXES_V6, v6, expiry)?,
     }
-    Ok(())
+    batch::insert(map_mut(ebpf, layout::DENIED_V4)?, &keys_v4, &values_v4)?;
+    batch::insert(map_mut(ebpf, layout::DENIED_V6)?, &keys_v6, &values_v6)
 }
 
 fn undeny(ebpf: &mut Ebpf, prefix: &IpNet) -> Result<(), LoadError> {

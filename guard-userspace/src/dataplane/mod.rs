@@ -2,6 +2,7 @@
 //! read what it counted, or replay packets through it.
 
 mod attach;
+mod batch;
 mod closer;
 mod clsact;
 mod counters;
@@ -13,6 +14,7 @@ mod networks;
 pub mod pins;
 mod replay;
 mod state;
+mod sys;
 mod talkers;
 mod tap;
 
