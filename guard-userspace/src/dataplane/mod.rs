@@ -137,6 +137,8 @@ impl Generation {
             features: tables.features,
         };
         let mut loader = EbpfLoader::new();
+        // The program asks for nothing of the kernel's types, which are megabytes to read and parse.
+        loader.btf(None);
         loader.override_global(layout::CONFIG, &config, true);
         for (map, entries) in fill::sizes(&tables) {
             loader.map_max_entries(map, entries);
