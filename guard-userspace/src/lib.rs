@@ -17,6 +17,7 @@ pub mod host;
 pub mod init;
 pub mod kept;
 pub mod lockout;
+pub mod memory;
 pub mod operator;
 pub mod pcapng;
 pub mod policy;

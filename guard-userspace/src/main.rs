@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use guard::commands::Arguments;
+use guard::{commands::Arguments, memory};
 use tokio::runtime::Builder;
 
 /// Two, so that somebody answers while a policy is loaded.
 const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
+    memory::be_frugal();
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

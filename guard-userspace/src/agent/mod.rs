@@ -41,6 +41,7 @@ use crate::{
     },
     host::{self, Netlink, UdpFlow, XdpState},
     kept::{self, KeepError, KeptPolicy, StateFile, Turn},
+    memory,
     operator::ssh_session,
     policy::{Clock, Containers, Ground},
 };
@@ -309,6 +310,7 @@ impl Agent {
             .map_err(anyhow::Error::from)?;
         // What has happened since the tables were made is not in them.
         self.listener.changed.notify_one();
+        memory::give_back();
         Ok(())
     }
 
