@@ -12,11 +12,18 @@ use aya::{
 static WRAPPER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wrapper"));
 static LRU_BUCKET: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lru_bucket"));
 
-/// The sources that packets come from, one after the other from this one.
+/// Addresses or ports, one after the other from this one.
 #[derive(Clone, Copy)]
-pub struct Sources {
+pub struct Numbers {
     pub first: u32,
     pub count: u32,
+}
+
+/// What is another in every packet, picked at random.
+#[derive(Clone, Copy)]
+pub enum Varied {
+    Source(Numbers),
+    Port(Numbers),
 }
 
 /// One program of its own.
@@ -34,14 +41,17 @@ impl Beside {
         Self::load(&mut EbpfLoader::new(), LRU_BUCKET, "lru_bucket")
     }
 
-    /// The program with a source for every packet, each picked at random.
-    pub fn randomised(target: &ProgramFd, sources: Sources) -> Result<Self> {
-        let Sources { first, count } = sources;
+    /// The program with a source or a port for every packet.
+    pub fn randomised(target: &ProgramFd, varied: Varied) -> Result<Self> {
+        let (name, Numbers { first, count }) = match varied {
+            Varied::Source(sources) => ("randomise", sources),
+            Varied::Port(ports) => ("randomise_port", ports),
+        };
         let mut loader = EbpfLoader::new();
         loader
             .override_global("FIRST", &first, true)
             .override_global("COUNT", &count, true);
-        let mut wrapper = Self::load(&mut loader, WRAPPER, "randomise")?;
+        let mut wrapper = Self::load(&mut loader, WRAPPER, name)?;
         let map = wrapper.ebpf.map_mut("TARGET");
         let map = map.context("the wrapper has no place for a program")?;
         ProgramArray::try_from(map)?.set(0, target, 0)?;

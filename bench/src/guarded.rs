@@ -49,14 +49,22 @@ const NETWORKS: [&str; 4] = [
 pub struct Setup {
     pub policy: String,
     pub entries: Vec<Entry>,
+    /// TCP ports that containers publish besides [`PUBLISHED`].
+    pub published: Vec<u16>,
 }
 
 impl Setup {
     pub fn policy(policy: impl Into<String>) -> Self {
         Self {
             policy: policy.into(),
-            entries: Vec::new(),
+            ..Self::default()
         }
+    }
+
+    #[must_use]
+    pub fn publishing(mut self, ports: impl Iterator<Item = u16>) -> Self {
+        self.published.extend(ports);
+        self
     }
 
     #[must_use]
@@ -82,14 +90,16 @@ pub fn single(address: Ipv4Addr) -> IpNet {
 /// The program, attached nowhere.
 pub struct Guarded(Generation);
 
-/// Packets by the name of the service, if one was concerned, and the outcome.
-pub type Counted = BTreeMap<(Option<String>, Outcome), u64>;
+/// The name of the service, if one was concerned, and the outcome.
+pub type Key = (Option<String>, Outcome);
+
+pub type Counted = BTreeMap<Key, u64>;
 
 impl Guarded {
     pub fn load(setup: &Setup) -> Result<Self> {
         let tick_ns = host::tick_ns()?;
         let policy = Policy::parse(&setup.policy, "bench.toml", Clock { tick_ns })?;
-        let containers = containers()?;
+        let containers = containers(&setup.published)?;
         let ground = Ground {
             containers: &containers,
             local_ports: &LOCAL_PORTS,
@@ -119,12 +129,15 @@ impl Guarded {
     }
 }
 
-/// A host with Docker: a few networks, and one port that is published and meant for nobody.
-fn containers() -> Result<Containers> {
-    let published = [PublishedFamily::Ipv4, PublishedFamily::Ipv6].map(|family| PublishedPort {
-        protocol: PortProtocol::Tcp,
-        port: PUBLISHED,
-        family,
+/// A host with Docker: a few networks, and ports that are published and meant for nobody.
+fn containers(published: &[u16]) -> Result<Containers> {
+    let ports = published.iter().copied().chain([PUBLISHED]);
+    let published = ports.flat_map(|port| {
+        [PublishedFamily::Ipv4, PublishedFamily::Ipv6].map(|family| PublishedPort {
+            protocol: PortProtocol::Tcp,
+            port,
+            family,
+        })
     });
     let networks = NETWORKS.iter().map(|prefix| {
         Ok(ContainerNetwork {
@@ -133,7 +146,7 @@ fn containers() -> Result<Containers> {
         })
     });
     Ok(Containers {
-        published: published.to_vec(),
+        published: published.collect(),
         networks: networks.collect::<Result<_>>()?,
         labelled: Vec::new(),
     })

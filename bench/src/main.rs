@@ -4,11 +4,14 @@
 mod beside;
 mod cases;
 mod control;
+mod docs;
 mod frames;
+mod growth;
 mod guarded;
 mod machine;
 mod measure;
 mod packets;
+mod plot;
 mod policies;
 mod report;
 mod run;
@@ -16,13 +19,16 @@ mod spread;
 mod two_cpus;
 mod xdp_filter;
 
-use std::process::ExitCode;
+use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 use jiff::Timestamp;
 
 use crate::{machine::Machine, report::Report};
+
+/// Where the documentation is, seen from the root of the workspace.
+const DOCS: &str = "docs";
 
 /// Measures what a packet costs, and what the agent does
 #[derive(Parser)]
@@ -37,6 +43,13 @@ struct Arguments {
     /// How often each row is measured
     #[arg(long, default_value_t = 21)]
     rounds: u32,
+    /// Measure what packets cost when there is more of something as well: sources, services, ports, denied
+    /// and named sources
+    #[arg(long)]
+    growth: bool,
+    /// Measure that, and write everything into performance.md in this folder, with the plots
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = DOCS)]
+    docs: Option<PathBuf>,
     /// Say the names of the rows, and measure nothing
     #[arg(long)]
     list: bool,
@@ -73,10 +86,13 @@ fn bench(arguments: Arguments) -> Result<bool> {
         json,
         filter,
         rounds,
+        growth,
+        docs,
         list,
     } = arguments;
     if list {
         let others = two_cpus::NAMES.into_iter().chain(control::NAMES);
+        let others = others.map(Cow::Borrowed);
         for name in packets::names().into_iter().chain(others) {
             println!("{name}");
         }
@@ -93,13 +109,25 @@ fn bench(arguments: Arguments) -> Result<bool> {
     };
     rows.extend(two_cpus::measured(&asked, rounds)?);
     rows.extend(control::measured(&asked)?);
-    ensure!(!rows.is_empty(), "no row has such a name: --list says them");
+    let growth = if growth || docs.is_some() {
+        growth::measured(rounds)?
+    } else {
+        Vec::new()
+    };
+    ensure!(
+        !rows.is_empty() || !growth.is_empty(),
+        "no row has such a name: --list says them"
+    );
     let report = Report {
         date: Timestamp::now(),
         machine: Machine::read()?,
         packets,
         rows,
+        growth,
     };
+    if let Some(folder) = docs {
+        docs::write(&folder, &report)?;
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -13,8 +13,8 @@ use lab::topology::Lab;
 
 use crate::{
     beside::Beside,
-    cases::{Case, Subject},
-    guarded::{Counted, Guarded},
+    cases::{Case, Subject, Whose},
+    guarded::{Counted, Guarded, Key},
     policies,
     run::{Run, XDP_DROP, XDP_PASS, run},
     xdp_filter::Filter,
@@ -45,7 +45,7 @@ pub struct Samples {
 }
 
 /// Measures all cases in so many rounds.
-pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<&'static str, Samples>> {
+pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>> {
     let mut loaded = Loaded::new()?;
     let mut bouts = Vec::new();
     for case in cases {
@@ -60,7 +60,9 @@ pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<&'static str, Sa
     }
     progress("");
     let named = bouts.into_iter();
-    Ok(named.map(|bout| (bout.case.name, bout.samples)).collect())
+    Ok(named
+        .map(|bout| (bout.case.name.to_string(), bout.samples))
+        .collect())
 }
 
 /// Tells a person who waits where it is.
@@ -147,7 +149,8 @@ struct Bout<'a> {
 
 struct Expected {
     guarded: Rc<Guarded>,
-    key: (Option<String>, Outcome),
+    service: Whose,
+    outcome: Outcome,
 }
 
 impl<'a> Bout<'a> {
@@ -161,7 +164,8 @@ impl<'a> Bout<'a> {
                 let guarded = loaded.guarded(policy)?;
                 let expected = Expected {
                     guarded: Rc::clone(&guarded),
-                    key: (service.map(str::to_owned), outcome),
+                    service,
+                    outcome,
                 };
                 let verdict = match outcome.verdict() {
                     Verdict::Pass => XDP_PASS,
@@ -180,13 +184,13 @@ impl<'a> Bout<'a> {
             Subject::LruBucket => (Program::Beside(Beside::lru_bucket()?), None, XDP_PASS),
         };
         let wrapped = [Rc::new(target), Rc::clone(&loaded.empty)];
-        let [program, empty] = match case.sources {
+        let [program, empty] = match case.varied {
             None => wrapped.clone(),
-            Some(sources) => {
+            Some(varied) => {
                 let [target, empty] = &wrapped;
                 let wrap = |program: &Program| -> Result<_> {
                     let fd = program.xdp()?.fd()?;
-                    Ok(Rc::new(Program::Beside(Beside::randomised(fd, sources)?)))
+                    Ok(Rc::new(Program::Beside(Beside::randomised(fd, varied)?)))
                 };
                 [wrap(target)?, wrap(empty)?]
             }
@@ -243,28 +247,33 @@ impl<'a> Bout<'a> {
                 run.verdict, self.verdict
             ));
         }
-        let Expected { key, .. } = self.expected.as_ref()?;
+        let Expected {
+            service, outcome, ..
+        } = self.expected.as_ref()?;
         let moved = after.iter().filter_map(|(key, packets)| {
             let moved = packets - before.get(key).copied().unwrap_or_default();
             (moved != 0).then_some((key, moved))
         });
         let moved: Vec<_> = moved.collect();
-        let others = moved.iter().filter(|(other, _)| *other != key);
-        let strays: u64 = others.map(|(_, packets)| packets).sum();
+        let is_stray = |(name, found): &Key| found != outcome || !service.is(name.as_deref());
+        let strays = moved.iter().filter(|(key, _)| is_stray(key));
+        let strays: Vec<String> = strays.map(|(key, packets)| told(key, *packets)).collect();
+        let stray_packets = moved.iter().filter(|(key, _)| is_stray(key));
+        let stray_packets: u64 = stray_packets.map(|(_, packets)| packets).sum();
         let all: u64 = moved.iter().map(|(_, packets)| packets).sum();
-        if strays <= STRAYS && all == u64::from(self.samples.repeat) {
+        let expected = u64::from(self.samples.repeat);
+        if stray_packets <= STRAYS && all == expected {
             return None;
         }
-        let said: Vec<String> = moved.iter().map(|(key, moved)| told(key, *moved)).collect();
         Some(format!(
-            "counted: {}; expected: {}",
-            said.join(", "),
-            told(key, self.samples.repeat.into())
+            "{all} packets were counted, {expected} sent; not {service:?} {}: {}",
+            outcome.reason.name(),
+            strays.join(", ")
         ))
     }
 }
 
-fn told((service, outcome): &(Option<String>, Outcome), packets: u64) -> String {
+fn told((service, outcome): &Key, packets: u64) -> String {
     format!(
         "{packets} {}{} at {}",
         if outcome.would_drop { "would-be " } else { "" },

@@ -1,6 +1,6 @@
 //! What a packet costs: every case against the empty program, and what follows from two of them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use anyhow::{Context as _, Result};
 
@@ -14,13 +14,12 @@ use crate::{
 };
 
 /// The CPU that is measured.
-const CPU: usize = 0;
+pub const CPU: usize = 0;
 
-pub fn names() -> Vec<&'static str> {
+pub fn names() -> Vec<Cow<'static, str>> {
     let cases = cases().into_iter().map(|case| case.name);
-    cases
-        .chain(derived().into_iter().map(|derived| derived.name))
-        .collect()
+    let derived = derived().into_iter().map(|derived| derived.name.into());
+    cases.chain(derived).collect()
 }
 
 /// The rows that are asked for, and what they follow from. `None`: that is nothing.
@@ -29,7 +28,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
     let derived: Vec<&Derived> = derived.iter().filter(|row| asked.is(row.name)).collect();
     let is_needed =
         |name: &str| asked.is(name) || derived.iter().any(|row| [row.of, row.than].contains(&name));
-    let cases: Vec<&Case> = cases.iter().filter(|case| is_needed(case.name)).collect();
+    let cases: Vec<&Case> = cases.iter().filter(|case| is_needed(&case.name)).collect();
     if cases.is_empty() {
         return Ok(None);
     }
@@ -45,21 +44,21 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
 fn rows(
     cases: &[&Case],
     derived: &[&Derived],
-    samples: &BTreeMap<&'static str, Samples>,
+    samples: &BTreeMap<String, Samples>,
 ) -> Result<Vec<Row>> {
-    let of = |name| {
+    let of = |name: &str| {
         samples
             .get(name)
             .with_context(|| format!("{name} is missing"))
     };
     let mut rows = Vec::new();
     for case in cases {
-        let samples = of(case.name)?;
+        let samples = of(&case.name)?;
         let spread = Spread::of(samples.net.iter().copied()).context("there is no round")?;
         rows.push((
             case.group,
             Row::new(
-                (case.name, case.group.title(), case.about),
+                (&case.name, case.group.title(), case.about),
                 Unit::Nanoseconds,
                 spread,
                 case.bar.map(Bar::AtMost),

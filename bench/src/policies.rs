@@ -69,7 +69,21 @@ pub enum Name {
     Exceptions,
     /// All that a policy can have.
     Everything,
+    /// So many services, the first at [`SERVICE_PORT`].
+    Services(u32),
+    /// So many published ports from 1 on, all closed.
+    Published(u32),
+    /// So many denied addresses.
+    Denied(u32),
+    /// A service for so many named sources, from [`NAMED`] on.
+    Admitted(u32),
+    /// So many named sources that are exempt at a service whose budget is used up.
+    Exempt(u32),
 }
+
+/// Where the services of [`Name::Services`] and the named sources are.
+pub const SERVICE_PORT: u32 = 20_000;
+pub const NAMED: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 0);
 
 /// Rates that no source reaches here.
 const PACKETS: &str = "limit.packets = \"1G/s\"\n";
@@ -106,6 +120,17 @@ impl Name {
             Self::DenyPrefixes => host(&[&web(PACKETS), &deny_prefixes()]),
             Self::Exceptions => with_entries(host(&[&web(PACKETS), &spent(), &exceptions()])),
             Self::Everything => everything(),
+            Self::Services(count) => host(&[&services(count)]),
+            Self::Published(count) => Setup::policy(format!(
+                "mode = \"enforce\"\nscope = \"containers\"\n{}",
+                service(WEB, "\"udp/443\"", PACKETS)
+            ))
+            .publishing((1..=count).filter_map(|port| u16::try_from(port).ok())),
+            Self::Denied(count) => host(&[&web(PACKETS), &deny_list(count)]),
+            Self::Admitted(count) => host(&[&web(PACKETS), &admitted(count)]),
+            Self::Exempt(count) => {
+                host(&[&web(PACKETS), &spent(), &named(count, "exempt = true\n")])
+            }
         }
     }
 }
@@ -145,6 +170,34 @@ fn exceptions() -> String {
         "[[source]]\nname = \"monitor\"\ncidrs = [\"{MONITOR}\"]\nexempt = true\n\
          [[source]]\nname = \"office\"\ncidrs = [\"{OFFICE}\"]\nfactor = 20\n"
     )
+}
+
+fn services(count: u32) -> String {
+    let services = (0..count).map(|number| {
+        let port = SERVICE_PORT + number;
+        service(
+            &format!("service-{number}"),
+            &format!("\"tcp/{port}\""),
+            PACKETS,
+        )
+    });
+    services.collect()
+}
+
+/// A source for each address, with what it is.
+fn named(count: u32, what: &str) -> String {
+    let sources = (0..count).map(|number| {
+        let address = Ipv4Addr::from(u32::from(NAMED) + number);
+        format!("[[source]]\nname = \"source-{number}\"\ncidrs = [\"{address}\"]\n{what}")
+    });
+    sources.collect()
+}
+
+fn admitted(count: u32) -> String {
+    let names = (0..count).map(|number| format!("\"source-{number}\","));
+    let from = format!("from = [{}]\n", names.collect::<String>());
+    let ssh = service(SSH, &format!("\"tcp/{SSH_PORT}\""), &from);
+    ssh + &named(count, "")
 }
 
 fn with_entries(setup: Setup) -> Setup {

@@ -4,7 +4,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{machine::Machine, spread::Spread};
+use crate::{
+    growth::{Growth, Series},
+    machine::Machine,
+    plot::grouped,
+    spread::Spread,
+};
 
 #[derive(Serialize)]
 pub struct Report {
@@ -13,6 +18,8 @@ pub struct Report {
     /// How the cost of packets was measured, if it was.
     pub packets: Option<Packets>,
     pub rows: Vec<Row>,
+    /// What packets cost when there is more of something, if that was asked for.
+    pub growth: Vec<Growth>,
 }
 
 #[derive(Serialize)]
@@ -55,7 +62,7 @@ impl Bar {
         }
     }
 
-    fn written(self, unit: Unit) -> String {
+    pub fn written(self, unit: Unit) -> String {
         match self {
             Self::AtMost(most) => format!("≤ {}", unit.written(most)),
             Self::AtLeast(least) => format!("≥ {}", unit.written(least)),
@@ -119,6 +126,17 @@ impl Row {
     }
 }
 
+impl Row {
+    pub fn judgement(&self) -> &'static str {
+        match (&self.fault, self.within) {
+            (Some(_), _) => "WRONG PATH",
+            (None, Some(true)) => "within",
+            (None, Some(false)) => "MISSED",
+            (None, None) => "",
+        }
+    }
+}
+
 impl Report {
     /// Whether every row is within its bar, and measured what it says.
     pub fn is_within(&self) -> bool {
@@ -131,6 +149,7 @@ impl Report {
             machine,
             packets,
             rows,
+            growth,
         } = self;
         println!("{machine}");
         if let Some(Packets { empty, rounds }) = packets {
@@ -146,6 +165,9 @@ impl Report {
             let (group, after) = rest.split_at(next.unwrap_or(rest.len()));
             println!("\n{}\n{}", first.group, table(group));
             rest = after;
+        }
+        for Growth { of, lines, .. } in growth {
+            println!("\nMore and more {of}\n{}", growing(lines));
         }
         for row in rows {
             if let Some(fault) = &row.fault {
@@ -169,8 +191,8 @@ fn table(rows: &[Row]) -> Table {
             low,
             high,
             bar,
-            within,
-            fault,
+            within: _,
+            fault: _,
             group: _,
         } = row;
         table.add_row([
@@ -179,15 +201,30 @@ fn table(rows: &[Row]) -> Table {
             unit.written(*value),
             format!("{} to {}", unit.written(*low), unit.written(*high)),
             bar.map_or(String::new(), |bar| bar.written(*unit)),
-            match (fault, within) {
-                (Some(_), _) => "WRONG PATH".to_owned(),
-                (None, Some(true)) => "within".to_owned(),
-                (None, Some(false)) => "MISSED".to_owned(),
-                (None, None) => String::new(),
-            },
+            row.judgement().to_owned(),
         ]);
     }
     for column in [2, 3, 4] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn growing(lines: &[Series]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let first = lines.first().map_or(&[][..], |line| &line.points);
+    let counts = first.iter().map(|point| grouped(point.count));
+    table.set_header([String::new()].into_iter().chain(counts));
+    for Series { about, points } in lines {
+        let costs = points
+            .iter()
+            .map(|point| format!("{:.1}", point.cost.median));
+        table.add_row([(*about).to_owned()].into_iter().chain(costs));
+    }
+    for column in 1..=first.len() {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -5,7 +5,7 @@ use std::{ffi::OsString, process::Command};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build::{cargo, target_folder},
+    build::{cargo, target_folder, workspace},
     setup,
 };
 
@@ -18,6 +18,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let program = target_folder().join("release").join("guard-bench");
     let status = Command::new(&program)
         .args(arguments)
+        .current_dir(workspace())
         .status()
         .with_context(|| format!("{} cannot be started", program.display()))?;
     if !status.success() {

@@ -1,5 +1,5 @@
-//! The empty program, which everything is measured against, and a wrapper that gives every packet a
-//! source of its own before it calls the program that is measured.
+//! The empty program, which everything is measured against, and wrappers that give every packet a
+//! source or a port of its own before they call the program that is measured.
 #![no_std]
 #![no_main]
 
@@ -20,7 +20,7 @@ use aya_ebpf::{
 #[map]
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// The first source, and how many there are; set before the program is loaded.
+/// The first source or port, and how many there are; set before the program is loaded.
 #[unsafe(no_mangle)]
 static FIRST: u32 = 0;
 #[unsafe(no_mangle)]
@@ -29,6 +29,9 @@ static COUNT: u32 = 1;
 /// Where the wrapper writes. Without tags, this is the source of IPv4, and of IPv6 the lower half of the
 /// source's /64.
 const SOURCE: usize = 26;
+
+/// And where it writes ports: the destination's, of IPv4 without tags or options.
+const PORT: usize = 36;
 
 #[xdp(frags)]
 pub fn empty(_ctx: XdpContext) -> u32 {
@@ -41,6 +44,30 @@ pub fn randomise(ctx: XdpContext) -> u32 {
     if start + size_of::<u32>() > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
     }
+    let source = pick().to_be();
+    // SAFETY: the bounds were checked. The place is that of two aligned halves.
+    unsafe {
+        write_volatile(start as *mut u16, source as u16);
+        write_volatile((start + 2) as *mut u16, (source >> 16) as u16);
+    }
+    judge(&ctx)
+}
+
+#[xdp(frags)]
+pub fn randomise_port(ctx: XdpContext) -> u32 {
+    let start = ctx.data() + PORT;
+    if start + size_of::<u16>() > ctx.data_end() {
+        return xdp_action::XDP_ABORTED;
+    }
+    let port = (pick() as u16).to_be();
+    // SAFETY: the bounds were checked, and the place is aligned.
+    unsafe { write_volatile(start as *mut u16, port) };
+    judge(&ctx)
+}
+
+/// Any of the numbers.
+#[inline(always)]
+fn pick() -> u32 {
     // SAFETY: the pointers come from references to statics, which are read as they were loaded; the
     // helper has no preconditions.
     let (first, count, random) = unsafe {
@@ -50,17 +77,15 @@ pub fn randomise(ctx: XdpContext) -> u32 {
             bpf_get_prandom_u32(),
         )
     };
-    // Any of `count` numbers, without a division (Lemire: "Fast random integer generation in an
-    // interval", 2019).
+    // Without a division (Lemire: "Fast random integer generation in an interval", 2019).
     let number = (u64::from(random) * u64::from(count)) >> 32;
-    let source = first.wrapping_add(number as u32).to_be();
-    // SAFETY: the bounds were checked. The place is that of two aligned halves.
-    unsafe {
-        write_volatile(start as *mut u16, source as u16);
-        write_volatile((start + 2) as *mut u16, (source >> 16) as u16);
-        // The call does not return.
-        TARGET.tail_call(&ctx, 0);
-    }
+    first.wrapping_add(number as u32)
+}
+
+#[inline(always)]
+fn judge(ctx: &XdpContext) -> u32 {
+    // SAFETY: the call does not return.
+    unsafe { TARGET.tail_call(ctx, 0) };
     // There is no program to call.
     xdp_action::XDP_ABORTED
 }

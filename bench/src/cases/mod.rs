@@ -1,13 +1,17 @@
 //! What is measured: a case for every way that a packet can go, and what follows from two of them.
 
 mod bars;
+mod growth;
 mod paths;
 mod peers;
 
+use std::borrow::Cow;
+
+pub use growth::{Axis, Line, axes};
 use guard_common::reason::{Outcome, Reason};
 
 use crate::{
-    beside::Sources,
+    beside::{Numbers, Varied},
     frames::{Network, syn},
     policies::{DENIED_COUNT, DENIED_FIRST, Name as Policy, WEB, WEB_PORT},
     xdp_filter::Filter,
@@ -15,13 +19,13 @@ use crate::{
 
 /// One packet, one program, and what it may cost.
 pub struct Case {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub group: Group,
     pub about: &'static str,
     pub subject: Subject,
     pub frame: Vec<u8>,
-    /// `None`: every packet comes from the frame's own.
-    pub sources: Option<Sources>,
+    /// `None`: every packet is the frame as it is.
+    pub varied: Option<Varied>,
     /// In nanoseconds more than the empty program.
     pub bar: Option<f64>,
 }
@@ -31,7 +35,7 @@ pub struct Case {
 pub enum Subject {
     Guard {
         policy: Policy,
-        service: Option<&'static str>,
+        service: Whose,
         /// What every packet must be counted as.
         outcome: Outcome,
     },
@@ -40,6 +44,25 @@ pub enum Subject {
         drops: bool,
     },
     LruBucket,
+}
+
+/// The service that a packet is counted at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    Nobodys,
+    Of(&'static str),
+    /// Of some service, each time another.
+    Somebodys,
+}
+
+impl Whose {
+    pub fn is(self, service: Option<&str>) -> bool {
+        match self {
+            Self::Nobodys => service.is_none(),
+            Self::Of(name) => service == Some(name),
+            Self::Somebodys => service.is_some(),
+        }
+    }
 }
 
 /// What follows from two cases, in every round anew.
@@ -67,6 +90,7 @@ pub enum Group {
     Peers,
     Paths,
     Everything,
+    Growth,
 }
 
 impl Group {
@@ -77,6 +101,7 @@ impl Group {
             Self::Peers => "Beside others",
             Self::Paths => "Every other way of a packet",
             Self::Everything => "With a policy that uses everything",
+            Self::Growth => "As it grows",
         }
     }
 }
@@ -97,13 +122,13 @@ pub fn derived() -> Vec<Derived> {
 const CLOSED_PORT: u16 = 8_001;
 
 /// Where flooding sources come from.
-const ANYWHERE: Sources = Sources {
+const ANYWHERE: Numbers = Numbers {
     first: u32::from_be_bytes([11, 0, 0, 0]),
     count: 1 << 24,
 };
 
 /// All of the deny list.
-const DENIED: Sources = Sources {
+const DENIED: Numbers = Numbers {
     first: DENIED_FIRST.to_bits(),
     count: DENIED_COUNT,
 };
@@ -117,21 +142,21 @@ fn open() -> Vec<u8> {
 }
 
 /// What a packet is counted as that concerns no service, and one that concerns the web.
-const fn nobody(reason: Reason) -> (Option<&'static str>, Reason) {
-    (None, reason)
+const fn nobody(reason: Reason) -> (Whose, Reason) {
+    (Whose::Nobodys, reason)
 }
 
-const fn web(reason: Reason) -> (Option<&'static str>, Reason) {
-    (Some(WEB), reason)
+const fn web(reason: Reason) -> (Whose, Reason) {
+    (Whose::Of(WEB), reason)
 }
 
 impl Case {
     fn guard(
         group: Group,
-        (name, about): (&'static str, &'static str),
+        (name, about): (impl Into<Cow<'static, str>>, &'static str),
         policy: Policy,
         frame: Vec<u8>,
-        (service, reason): (Option<&'static str>, Reason),
+        (service, reason): (Whose, Reason),
     ) -> Self {
         let outcome = Outcome {
             reason,
@@ -147,24 +172,31 @@ impl Case {
 
     fn of(
         group: Group,
-        (name, about): (&'static str, &'static str),
+        (name, about): (impl Into<Cow<'static, str>>, &'static str),
         subject: Subject,
         frame: Vec<u8>,
     ) -> Self {
         Self {
-            name,
+            name: name.into(),
             group,
             about,
             subject,
             frame,
-            sources: None,
+            varied: None,
             bar: None,
         }
     }
 
-    fn from(self, sources: Sources) -> Self {
+    fn from(self, sources: Numbers) -> Self {
         Self {
-            sources: Some(sources),
+            varied: Some(Varied::Source(sources)),
+            ..self
+        }
+    }
+
+    fn at_ports(self, ports: Numbers) -> Self {
+        Self {
+            varied: Some(Varied::Port(ports)),
             ..self
         }
     }

@@ -8,7 +8,7 @@ use guard_common::reason::{
     },
 };
 
-use super::{ANYWHERE, CLOSED_PORT, Case, Group, Subject, closed, nobody, open, web};
+use super::{ANYWHERE, CLOSED_PORT, Case, Group, Subject, Whose, closed, nobody, open, web};
 use crate::{
     frames::{
         Network, ack, arp, later_fragment, malformed, neighbour_solicitation, syn, tagged, udp,
@@ -32,8 +32,8 @@ pub fn cases() -> Vec<Case> {
     let from = |source, port| syn(Network::from(source), port);
     let segment = || ack(Network::V4, CLOSED_PORT);
     let reply = || udp(Network::V4, ASKED.port(), ASKED_FROM.port());
-    let spent = |reason| (Some(SPENT), reason);
-    let ssh = |reason| (Some(SSH), reason);
+    let spent = |reason| (Whose::Of(SPENT), reason);
+    let ssh = |reason| (Whose::Of(SSH), reason);
     vec![
         path(
             ("off-scope", "a port of nobody's in scope containers"),
@@ -217,7 +217,7 @@ pub fn cases() -> Vec<Case> {
         full(
             ("full-addressed", "a service on one address, pass"),
             syn(Network::V4, PANEL_PORT),
-            (Some(PANEL), Allowed),
+            (Whose::Of(PANEL), Allowed),
         ),
         full(
             ("full-over", "over its budget, drop"),

@@ -1,0 +1,194 @@
+//! Writes what was measured into `docs/performance.md`, between the markers there, and draws the plots
+//! beside it. What is written by hand stays.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    growth::Growth,
+    plot::{grouped, plot},
+    report::{Report, Row, Unit},
+};
+
+const PAGE: &str = "performance.md";
+const PLOTS: &str = "performance";
+
+/// The groups of rows, by the names of their places in the page.
+const GROUPS: [(&str, &[&str]); 4] = [
+    (
+        "packets",
+        &[
+            "The fast path",
+            "A deny list of a million addresses",
+            "Beside others",
+        ],
+    ),
+    (
+        "paths",
+        &[
+            "Every other way of a packet",
+            "With a policy that uses everything",
+        ],
+    ),
+    ("cpus", &["Two CPUs"]),
+    ("agent", &["The control side"]),
+];
+
+/// The rows whose share of a wire's time is told.
+const ON_THE_WIRE: [&str; 6] = [
+    "closed",
+    "open",
+    "budgets",
+    "over",
+    "random",
+    "denied-random",
+];
+
+/// How long a frame of 64 bytes takes on a wire, with preamble and gap: 84 bytes.
+const WIRES: [(&str, f64); 2] = [("10 Gbit/s", 67.2), ("25 Gbit/s", 26.88)];
+
+/// Writes what there is of the report into the page in this folder; of the rest, what is there stays.
+pub fn write(folder: &Path, report: &Report) -> Result<()> {
+    let path = folder.join(PAGE);
+    let mut page =
+        fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    put(&mut page, "machine", &about(report))?;
+    for (place, titles) in GROUPS {
+        let of_group = |row: &&Row| titles.contains(&row.group);
+        let rows: Vec<&Row> = report.rows.iter().filter(of_group).collect();
+        if !rows.is_empty() {
+            put(&mut page, place, &tables(&rows))?;
+        }
+    }
+    let wire = wire(report);
+    if !wire.is_empty() {
+        put(&mut page, "wire", &wire)?;
+    }
+    if !report.growth.is_empty() {
+        fs::create_dir_all(folder.join(PLOTS))?;
+    }
+    for growth in &report.growth {
+        let name = format!("{}.svg", growth.name);
+        fs::write(folder.join(PLOTS).join(&name), plot(growth)?)?;
+        let image = format!("![{}]({PLOTS}/{name})\n\n", growth.of);
+        put(&mut page, growth.name, &(image + &points(growth)))?;
+    }
+    fs::write(&path, page).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// Puts text between the two markers of a place.
+fn put(page: &mut String, place: &str, text: &str) -> Result<()> {
+    let (begin, end) = (format!("<!-- bench: {place} -->\n"), "<!-- end -->");
+    let start = page.find(&begin).map(|start| start + begin.len());
+    let start = start.with_context(|| format!("{PAGE} has no place for {place}"))?;
+    let length = page.get(start..).and_then(|rest| rest.find(end));
+    let length = length.with_context(|| format!("the place for {place} has no end"))?;
+    page.replace_range(start..start + length, &format!("\n{}\n\n", text.trim_end()));
+    Ok(())
+}
+
+fn about(report: &Report) -> String {
+    let Report {
+        date,
+        machine,
+        packets,
+        ..
+    } = report;
+    let mut text = format!("Measured on {}: {machine}.", date.strftime("%Y-%m-%d"));
+    if let Some(packets) = packets {
+        // Writing to memory does not fail.
+        let _ = write!(
+            text,
+            " Medians of {} rounds; the empty program takes {:.1} ns.",
+            packets.rounds, packets.empty.median
+        );
+    }
+    text
+}
+
+/// A table for each group.
+fn tables(rows: &[&Row]) -> String {
+    let mut text = String::new();
+    for group in rows.chunk_by(|row, next| row.group == next.group) {
+        let title = group.first().map_or("", |row| row.group);
+        let _ = writeln!(text, "| {title} | median | quartiles | bar | |");
+        text += "| --- | ---: | ---: | ---: | --- |\n";
+        for row in group {
+            let Row {
+                about,
+                unit,
+                value,
+                low,
+                high,
+                bar,
+                ..
+            } = row;
+            let _ = writeln!(
+                text,
+                "| {about} | {} | {} to {} | {} | {} |",
+                unit.written(*value),
+                unit.written(*low),
+                unit.written(*high),
+                bar.map_or(String::new(), |bar| bar.written(*unit)),
+                row.judgement().to_lowercase()
+            );
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// What a packet takes of the time until the next one, when the wire is full of the smallest.
+fn wire(report: &Report) -> String {
+    let mut text = String::new();
+    let rows = report.rows.iter();
+    for row in rows.filter(|row| ON_THE_WIRE.contains(&row.name.as_str())) {
+        let Row { about, value, .. } = row;
+        debug_assert_eq!(row.unit, Unit::Nanoseconds);
+        let shares = WIRES.map(|(_, ns)| format!("{:.0} %", 100.0 * value / ns));
+        let _ = writeln!(text, "| {about} | {value:.1} ns | {} |", shares.join(" | "));
+    }
+    if text.is_empty() {
+        return text;
+    }
+    let wires = WIRES.map(|(name, ns)| format!("of one core at {name} ({ns:.0} ns)"));
+    format!(
+        "| packet | guard | {} |\n| --- | ---: | ---: | ---: |\n{text}",
+        wires.join(" | ")
+    )
+}
+
+fn points(growth: &Growth) -> String {
+    let Growth { name: _, of, lines } = growth;
+    let heads: Vec<&str> = lines.iter().map(|line| line.about).collect();
+    let mut text = format!("| {of} | {} |\n| ---: |", heads.join(" | "));
+    text += &" ---: |".repeat(lines.len());
+    text.push('\n');
+    let first = lines.first().map_or(&[][..], |line| &line.points);
+    for (nth, point) in first.iter().enumerate() {
+        let costs = lines.iter().filter_map(|line| line.points.get(nth));
+        let costs: Vec<String> = costs
+            .map(|point| Unit::Nanoseconds.written(point.cost.median))
+            .collect();
+        let _ = writeln!(text, "| {} | {} |", grouped(point.count), costs.join(" | "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_by_hand_stays() {
+        let page = "before\n<!-- bench: cpus -->\nold\n<!-- end -->\nafter\n<!-- end -->\n";
+        let mut written = page.to_owned();
+        put(&mut written, "cpus", "new\n").unwrap();
+        let expected = "before\n<!-- bench: cpus -->\n\nnew\n\n<!-- end -->\nafter\n<!-- end -->\n";
+        assert_eq!(written, expected);
+        put(&mut written, "cpus", "new\n").unwrap();
+        assert_eq!(written, expected);
+        assert!(put(&mut written, "agent", "new").is_err());
+    }
+}

@@ -1,0 +1,74 @@
+//! What packets cost when there is more of something.
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::{
+    cases::{Axis, Case, Line, axes},
+    measure::{Samples, measure},
+    packets::CPU,
+    run,
+    spread::Spread,
+};
+
+/// What there is more and more of.
+#[derive(Serialize)]
+pub struct Growth {
+    pub name: &'static str,
+    pub of: &'static str,
+    pub lines: Vec<Series>,
+}
+
+/// One packet.
+#[derive(Serialize)]
+pub struct Series {
+    pub about: &'static str,
+    pub points: Vec<Point>,
+}
+
+#[derive(Serialize)]
+pub struct Point {
+    pub count: u32,
+    /// In nanoseconds more than the empty program.
+    pub cost: Spread,
+}
+
+pub fn measured(rounds: u32) -> Result<Vec<Growth>> {
+    // One after the other: each leaves its tables before the next makes its own.
+    axes()
+        .into_iter()
+        .map(|axis| {
+            eprintln!("bench: from few to many {}", axis.of);
+            grown(axis, rounds)
+        })
+        .collect()
+}
+
+fn grown(axis: Axis, rounds: u32) -> Result<Growth> {
+    let Axis { name, of, lines } = axis;
+    let cases = lines.iter().flat_map(|line| &line.cases);
+    let cases: Vec<&Case> = cases.map(|(_, case)| case).collect();
+    let samples = run::on(CPU, || measure(&cases, rounds))?;
+    let point = |(count, case): &(u32, Case)| {
+        let samples = samples.get(case.name.as_ref());
+        let Samples { net, fault, .. } = samples.context("a case is missing")?;
+        if let Some(fault) = fault {
+            anyhow::bail!("{}: {fault}", case.name);
+        }
+        Ok(Point {
+            count: *count,
+            cost: Spread::of(net.iter().copied()).context("there is no round")?,
+        })
+    };
+    let series = lines.iter().map(|Line { about, cases }| {
+        Ok(Series {
+            about,
+            points: cases.iter().map(point).collect::<Result<_>>()?,
+        })
+    });
+    Ok(Growth {
+        name,
+        of,
+        lines: series.collect::<Result<_>>()?,
+    })
+}
