@@ -6,6 +6,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
+    end_to_end,
     growth::Growth,
     plot::{grouped, plot},
     report::{Report, Row, Unit},
@@ -15,7 +16,7 @@ const PAGE: &str = "performance.md";
 const PLOTS: &str = "performance";
 
 /// The groups of rows, by the names of their places in the page.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     (
         "packets",
         &[
@@ -33,6 +34,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ),
     ("cpus", &["Two CPUs"]),
     ("agent", &["The control side"]),
+    ("end-to-end", &end_to_end::TITLES),
 ];
 
 /// The rows whose share of a wire's time is told.

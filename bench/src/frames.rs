@@ -61,6 +61,14 @@ pub fn syn(network: Network, port: u16) -> Vec<u8> {
     padded(|frame| segment.write(frame, &[]))
 }
 
+/// The same between two hardware addresses, from nowhere: source and source port are 0, and the checksums
+/// those of that.
+pub fn flooding_syn((from, to): ([u8; 6], [u8; 6]), port: u16) -> Vec<u8> {
+    let ip = PacketBuilder::ethernet2(from, to).ipv4([0; 4], HOST_V4.octets(), HOP_LIMIT);
+    let segment = ip.tcp(0, port, 1, 64_240).syn();
+    padded(|frame| segment.write(frame, &[]))
+}
+
 /// A TCP segment of an open connection.
 pub fn ack(network: Network, port: u16) -> Vec<u8> {
     let segment = network.build().tcp(CLIENT_PORT, port, 1, 64_240).ack(1);

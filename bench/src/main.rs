@@ -5,6 +5,7 @@ mod beside;
 mod cases;
 mod control;
 mod docs;
+mod end_to_end;
 mod frames;
 mod growth;
 mod guarded;
@@ -47,7 +48,10 @@ struct Arguments {
     /// and named sources
     #[arg(long)]
     growth: bool,
-    /// Measure that, and write everything into performance.md in this folder, with the plots
+    /// Measure what a web server keeps under a flood as well; it needs two CPUs for some minutes
+    #[arg(long)]
+    end_to_end: bool,
+    /// Measure with more of everything, and write everything into performance.md in this folder, with the plots
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = DOCS)]
     docs: Option<PathBuf>,
     /// Say the names of the rows, and measure nothing
@@ -87,12 +91,14 @@ fn bench(arguments: Arguments) -> Result<bool> {
         filter,
         rounds,
         growth,
+        end_to_end,
         docs,
         list,
     } = arguments;
     if list {
         let others = two_cpus::NAMES.into_iter().chain(control::NAMES);
-        let others = others.map(Cow::Borrowed);
+        let floods = end_to_end::names().into_iter().map(Cow::Owned);
+        let others = others.map(Cow::Borrowed).chain(floods);
         for name in packets::names().into_iter().chain(others) {
             println!("{name}");
         }
@@ -109,6 +115,9 @@ fn bench(arguments: Arguments) -> Result<bool> {
     };
     rows.extend(two_cpus::measured(&asked, rounds)?);
     rows.extend(control::measured(&asked)?);
+    if end_to_end {
+        rows.extend(end_to_end::measured(&asked)?);
+    }
     let growth = if growth || docs.is_some() {
         growth::measured(rounds)?
     } else {

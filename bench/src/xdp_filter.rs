@@ -4,7 +4,11 @@
 //! goes on as long as somebody holds it. libxdp's dispatcher, which would cost another few nanoseconds,
 //! is left out in its favour.
 
-use std::{net::Ipv4Addr, path::Path, process::Command};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 use aya::programs::Xdp;
@@ -39,16 +43,9 @@ impl Filter {
     }
 
     pub fn load(self, lab: &Lab) -> Result<Xdp> {
-        let pins = lab.pins();
-        let bpffs = pins.parent().context("the lab has no BPF file system")?;
-        let command = || -> Command {
-            let mut command = lab.host.command("unshare");
-            command
-                .args(["--mount", "sh", "-c", IN_BPFFS])
-                .arg(bpffs)
-                .env("LIBXDP_SKIP_DISPATCHER", "1");
-            command
-        };
+        let bpffs = bpffs(lab)?;
+        let bpffs = bpffs.as_path();
+        let command = || command(lab, bpffs);
         let (features, name) = self.features();
         run(command().args(["load", "--features", features, INTERFACE]))?;
         let program = self.rule(command).and_then(|()| open(bpffs, name));
@@ -74,6 +71,32 @@ impl Filter {
         }
         Ok(())
     }
+}
+
+/// Lets it stand before a lab's host, with a port closed, until the lab ends.
+pub fn stand(lab: &Lab, port: u16) -> Result<()> {
+    let bpffs = bpffs(lab)?;
+    let filter = Filter::Port(port);
+    let (features, _) = filter.features();
+    run(command(lab, &bpffs)
+        .args(["load", "--mode", "native"])
+        .args(["--features", features, INTERFACE]))?;
+    filter.rule(|| command(lab, &bpffs))
+}
+
+fn bpffs(lab: &Lab) -> Result<PathBuf> {
+    let pins = lab.pins();
+    let bpffs = pins.parent().context("the lab has no BPF file system")?;
+    Ok(bpffs.to_owned())
+}
+
+fn command(lab: &Lab, bpffs: &Path) -> Command {
+    let mut command = lab.host.command("unshare");
+    command
+        .args(["--mount", "sh", "-c", IN_BPFFS])
+        .arg(bpffs)
+        .env("LIBXDP_SKIP_DISPATCHER", "1");
+    command
 }
 
 fn open(bpffs: &Path, name: &str) -> Result<Xdp> {

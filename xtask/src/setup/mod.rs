@@ -123,8 +123,12 @@ const TESTS: [Tool; 17] = [
     tool("tmux", "tmux"),
 ];
 
-/// Peers.
-const BENCH: [Tool; 1] = [tool("xdp-filter", "xdp-tools")];
+/// Peers, and what the bench sets up a flood with.
+const BENCH: [Tool; 3] = [
+    tool("ethtool", "ethtool"),
+    tool("taskset", "util-linux"),
+    tool("xdp-filter", "xdp-tools"),
+];
 
 /// Debian's tools for packages.
 const PACKAGE: [Tool; 5] = [
