@@ -7,30 +7,45 @@ use crate::{
     setup::{self, Toolchain},
 };
 
+/// The bench is no default member.
+const BENCH: [&str; 2] = ["--package", "guard-bench"];
+
 pub fn run(filter: Option<&str>) -> Result<()> {
-    run_with(&setup::for_tests()?, filter.as_slice())
+    let toolchain = setup::for_tests()?;
+    match filter {
+        None => run_all(&toolchain, &[&[], &BENCH]),
+        Some(filter) => run_all(&toolchain, &[&[filter]]),
+    }
 }
 
 /// What is tested on each of Debian's kernels.
 pub fn on_kernels() -> Result<()> {
-    run_with(
+    run_all(
         &setup::for_kernels()?,
-        &["kernels::", "--", "--include-ignored"],
+        &[&["kernels::", "--", "--include-ignored"]],
     )
 }
 
-fn run_with(toolchain: &Toolchain, arguments: &[&str]) -> Result<()> {
+/// Runs `cargo test` with each of these arguments; the first failure is the result.
+fn run_all(toolchain: &Toolchain, runs: &[&[&str]]) -> Result<()> {
     let binary = build::guard(toolchain, false)?;
-    let mut command = toolchain.cargo();
-    command
-        .args(["test", "--locked", "--no-fail-fast"])
-        .args(arguments)
-        .env("GUARD_BINARY", binary);
     let mut sum = Sum::default();
-    let result = cargo_lines(&mut command, |line| {
-        println!("{line}");
-        sum.add(line);
-    });
+    let mut result = Ok(());
+    for arguments in runs {
+        if lab::interrupt::is_raised() {
+            break;
+        }
+        let mut command = toolchain.cargo();
+        command
+            .args(["test", "--locked", "--no-fail-fast"])
+            .args(*arguments)
+            .env("GUARD_BINARY", &binary);
+        let run = cargo_lines(&mut command, |line| {
+            println!("{line}");
+            sum.add(line);
+        });
+        result = result.and(run);
+    }
     // An interrupt ends the tests, too; what they leave is removed here.
     lab::sweep::dead_labs()?;
     let Sum { passed, failed } = sum;
