@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use guard::audit::compose::{ComposeError, Printed, Report, Request, Rule, audit, sarif};
+use guard::audit::compose::{ComposeError, Edit, Printed, Report, Request, Rule, audit, sarif};
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compose")
@@ -195,6 +195,53 @@ fn a_finding_is_gone_once_its_fix_is_made_and_nothing_else_has_come() {
     assert!(fixed > 100, "{fixed}");
 }
 
+/// The text with what an edit says in lines and columns.
+fn edited(text: &str, edit: &Edit) -> String {
+    let offset = |line: usize, column: usize| {
+        let lines = text.split_inclusive('\n');
+        let before: usize = lines.clone().take(line - 1).map(str::len).sum();
+        let characters = text[before..].chars().take(column - 1);
+        before + characters.map(char::len_utf8).sum::<usize>()
+    };
+    let start = offset(edit.line, edit.column);
+    let end = offset(edit.end_line, edit.end_column);
+    [&text[..start], &edit.text, &text[end..]].concat()
+}
+
+#[test]
+fn an_edit_names_its_own_file_and_shows_whole_lines() {
+    let mut alone = 0;
+    for project in projects(&corpus()) {
+        let report = run(&project).unwrap();
+        let printed = report.printed();
+        let edits = || printed.iter().filter_map(|printed| printed.fix.as_ref());
+        for (finding, printed) in report.findings.iter().zip(&printed) {
+            let Some(edit) = &printed.fix else {
+                continue;
+            };
+            let text = fs::read_to_string(&edit.file).unwrap();
+            let fixed = edited(&text, edit);
+            assert_eq!(Some(&fixed), finding.fixed().as_ref(), "{printed:?}");
+            let shares = |other: &&Edit| {
+                let is_before = other.last_line() < edit.line || edit.last_line() < other.line;
+                other.file == edit.file && !is_before
+            };
+            if edits().filter(shares).count() > 1 {
+                continue;
+            }
+            alone += 1;
+            let count = edit.corrected.lines().count();
+            let lines = fixed.lines().skip(edit.line - 1).take(count);
+            let lines: Vec<&str> = lines.map(str::trim_end).collect();
+            let shown: Vec<&str> = edit.corrected.lines().map(str::trim_end).collect();
+            assert_eq!(lines, shown, "{printed:?}");
+            let changed = text.lines().count() + count - fixed.lines().count();
+            assert_eq!(changed, edit.last_line() - edit.line + 1, "{printed:?}");
+        }
+    }
+    assert!(alone > 50, "{alone}");
+}
+
 /// A project in a folder of its own.
 struct Copy {
     _folder: tempfile::TempDir,
@@ -350,7 +397,7 @@ fn malicious_files_are_refused() {
 #[test]
 fn what_is_no_file_is_refused() {
     for (path, words) in [
-        ("/dev/zero", "longer than"),
+        ("/dev/zero", "not a file"),
         ("/", "folder"),
         ("/nonexistent/compose.yaml", "cannot be read"),
     ] {
@@ -401,15 +448,32 @@ fn profiles_are_selected_and_the_process_comes_before_the_files() {
         ("NEEDED", "0.0.0.0"),
     ];
     assert_eq!(lines(&bound), [7, 8, 10, 11, 12]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (weak, strong) = (file("weak", "BIND=0.0.0.0\n"), file("strong", "BIND=::1\n"));
+    let named = [("COMPOSE_ENV_FILES", format!("{weak},{strong}"))];
+    let named = named
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    assert_eq!(lines(&named), [7, 8, 10]);
 }
 
 /// The exit code, standard output and standard error.
 fn guard(arguments: &[&str]) -> (Option<i32>, String, String) {
+    guard_reading(Path::new("/dev/null"), arguments)
+}
+
+fn guard_reading(input: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_guard"))
         .args(["audit", "compose"])
         .args(arguments)
         .current_dir(corpus())
         .env_clear()
+        .stdin(File::open(input).unwrap())
         .output()
         .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -489,6 +553,33 @@ fn findings_are_printed_for_people_and_for_programs() {
     let (_, json, _) = guard(&["clean.yaml", "--sarif"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["runs"][0]["results"], serde_json::json!([]));
+}
+
+#[test]
+fn standard_input_is_a_file_and_a_pipe_is_none() {
+    let (code, text, _) = guard_reading(&corpus().join("invoice.yaml"), &["-"]);
+    assert!(
+        text.contains("-:12:9: high: published-beside-proxy"),
+        "{text}"
+    );
+    assert_eq!(code, Some(1));
+    let below = corpus().join("overrides/compose.yaml");
+    let (_, text, _) = guard_reading(&below, &["-", "overrides/compose.prod.yaml"]);
+    assert!(text.contains("overrides/compose.prod.yaml:4:5: "), "{text}");
+    let (code, _, error) = guard(&["-"]);
+    assert_eq!(
+        (code, error.as_str()),
+        (Some(2), "guard: -: is empty: it has no services\n")
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (code, _, error) = guard(&[&pipe.display().to_string()]);
+    assert_eq!(code, Some(2));
+    assert!(
+        error.contains("is a pipe or a device, not a file"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -273,7 +273,7 @@ fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
         let loopback = if is_ipv6 { "::1" } else { "127.0.0.1" };
         return match node.get("host_ip") {
             Some(address) => Fix::scalar(address, address.scalar()?, loopback),
-            None => Fix::first_key(node, &format!("host_ip: {loopback}")),
+            None => Fix::first_key(node, "host_ip", loopback),
         };
     };
     let loopback = if is_ipv6 { "[::1]" } else { "127.0.0.1" };

@@ -11,7 +11,7 @@ use super::super::{
         Severity,
     },
     service::{Mount, Service, is_true},
-    yaml::Node,
+    yaml::{Entry, Node},
 };
 
 pub fn judge(service: &Service<'_>) -> Vec<Finding> {
@@ -38,11 +38,11 @@ pub fn judge(service: &Service<'_>) -> Vec<Finding> {
 /// Takes a key away, with all that it has.
 fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
     let entry = service.node.entry(key)?;
-    let keys = service.node.mapping()?.len();
-    if keys < 2 {
+    let keys = service.node.mapping()?;
+    if keys.len() < 2 {
         return None;
     }
-    Fix::without(&entry.key, &entry.node)
+    Fix::without(&entry.key, &entry.node).or_else(|| Fix::without_flow_entry(keys, entry))
 }
 
 /// A longer list is no person's.
@@ -57,8 +57,9 @@ fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
     let beside = items
         .iter()
         .filter(|other| other.place.is_in(&item.place.source));
+    let is_in_place = |entry: &Entry| entry.key.is_in(&item.place.source);
     match (beside.count(), items.len()) {
-        (1, 1) => without_key(service, key),
+        (1, 1) if service.node.entry(key).is_some_and(is_in_place) => without_key(service, key),
         // The list would be left empty in its file.
         (1, _) => None,
         _ if item.in_flow => Fix::without_flow_item(items, item),
@@ -261,7 +262,7 @@ fn root(service: &Service<'_>) -> Option<Finding> {
     const USER: &str = "1000:1000";
     let Some(entry) = service.node.entry("user") else {
         let why = "no user: is set: the container runs as root unless its image says otherwise";
-        let fix = Fix::first_key(service.node, &format!("user: \"{USER}\""));
+        let fix = Fix::first_key(service.node, "user", USER);
         // `user:` without a value stands in the way.
         let is_absent = !service.node.mapping()?.contains_key("user");
         let fix = fix.filter(|_| is_absent);
