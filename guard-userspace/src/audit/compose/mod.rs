@@ -9,6 +9,7 @@ mod fix;
 mod interpolate;
 mod load;
 mod merge;
+mod network;
 mod port;
 mod rule;
 mod rules;

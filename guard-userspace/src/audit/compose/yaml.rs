@@ -1,6 +1,6 @@
 //! YAML 1.2 as a tree whose every node knows where it is written. Knows nothing of Compose but its tags.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle, Tag as RawTag};
 use indexmap::{IndexMap, map::Entry as MapEntry};
@@ -51,6 +51,39 @@ pub struct Scalar {
     pub style: ScalarStyle,
     /// Of a text that names variables.
     pub reference: Option<Box<Reference>>,
+}
+
+impl Scalar {
+    /// The number that stands without quotes, as Compose's reader of YAML takes it: `0o17`, `017`, `0xf`,
+    /// `0b1111` and `1_5` are fifteen.
+    pub fn integer(&self) -> Option<i64> {
+        if self.style != ScalarStyle::Plain || self.reference.is_some() {
+            return None;
+        }
+        let text = self.text.replace('_', "").to_ascii_lowercase();
+        let (sign, digits) = match text.strip_prefix(['+', '-']) {
+            Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
+            None => (1, text.as_str()),
+        };
+        let prefixes = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
+        let based = prefixes.iter().find_map(|(prefix, base)| {
+            let digits = digits.strip_prefix(prefix)?;
+            (!digits.is_empty()).then_some((digits, *base))
+        });
+        let (digits, base) = based.unwrap_or((digits, 10));
+        if !digits.chars().all(|c| c.is_digit(base)) {
+            return None;
+        }
+        Some(sign * i64::from_str_radix(digits, base).ok()?)
+    }
+
+    /// Its text, or its number with the digits that Docker is told.
+    pub fn decimal(&self) -> Cow<'_, str> {
+        match self.integer() {
+            Some(number) => Cow::Owned(number.to_string()),
+            None => Cow::Borrowed(&self.text),
+        }
+    }
 }
 
 /// What Compose does with a value when files are merged.

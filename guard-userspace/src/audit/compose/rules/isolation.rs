@@ -10,13 +10,13 @@ use super::super::{
         },
         Severity,
     },
-    service::{Mount, Service, is_true},
-    yaml::{Entry, Node},
+    service::{Mount, Project, Service, is_true},
+    yaml::{Entry, Mapping, Node, Scalar},
 };
 
-pub fn judge(service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(host_network(service));
+    findings.extend(host_network(project, service));
     findings.extend(
         ["pid", "ipc"]
             .into_iter()
@@ -67,23 +67,64 @@ fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
     }
 }
 
-fn host_network(service: &Service<'_>) -> Option<Finding> {
-    let entry = service.node.entry("network_mode")?;
-    if !service.is_on_host_network() {
-        return None;
-    }
-    let why = "the container has the host's network: what it listens on is open on the host without being \
-               published, and it reaches what listens on 127.0.0.1. Take the line out and publish what \
-               others need of it";
-    let fix = without_key(service, "network_mode");
+fn host_network(project: &Project<'_>, service: &Service<'_>) -> Option<Finding> {
+    const HAS: &str = "the container has the host's network: what it listens on is open on the host without \
+                       being published, and it reaches what listens on 127.0.0.1";
+    let why = format!("{HAS}. Take the line out and publish what others need of it");
+    let (place, why, fix) = if let Some(network) = project.host_network(service) {
+        match Attachment::find(service, &network) {
+            Some(Attachment::Item(item)) => {
+                (&item.place, why, without_item(service, "networks", item))
+            }
+            Some(Attachment::Entry(networks, entry)) => {
+                (&entry.key, why, without_network(service, networks, entry))
+            }
+            None => {
+                let why = format!("{HAS}, which is the project's network \"{network}\"");
+                (service.key, why, None)
+            }
+        }
+    } else {
+        let entry = service.node.entry("network_mode")?;
+        if !project.is_on_host_network(service) {
+            return None;
+        }
+        (&entry.key, why, without_key(service, "network_mode"))
+    };
+    let severity = Severity::Medium;
     Some(Finding::new(
         HostNetwork,
-        Severity::Medium,
+        severity,
         service,
-        &entry.key,
+        place,
         why,
         fix,
     ))
+}
+
+/// Where a service names a network.
+enum Attachment<'a> {
+    Item(&'a Node),
+    Entry(&'a Mapping, &'a Entry),
+}
+
+impl<'a> Attachment<'a> {
+    fn find(service: &Service<'a>, network: &str) -> Option<Self> {
+        let node = service.node.get("networks")?;
+        if let Some(networks) = node.mapping() {
+            return Some(Self::Entry(networks, networks.get(network)?));
+        }
+        let is_it = |item: &&Node| item.scalar().is_some_and(|scalar| scalar.text == network);
+        node.sequence()?.iter().find(is_it).map(Self::Item)
+    }
+}
+
+fn without_network(service: &Service<'_>, networks: &Mapping, entry: &Entry) -> Option<Fix> {
+    match networks.len() {
+        1 => without_key(service, "networks"),
+        _ => Fix::without(&entry.key, &entry.node)
+            .or_else(|| Fix::without_flow_entry(networks, entry)),
+    }
 }
 
 fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
@@ -276,18 +317,37 @@ fn root(service: &Service<'_>) -> Option<Finding> {
         ));
     };
     let scalar = entry.node.scalar()?;
-    let user = scalar.text.split(':').next().unwrap_or_default();
-    if !matches!(user, "root" | "0") {
+    let reference = scalar.reference.as_ref();
+    if reference.is_some_and(|reference| !reference.required.is_empty()) {
         return None;
     }
-    let why = "the container runs as root; write a user of its own, as far as the image lets it";
+    let unset = match reference.map(|reference| reference.unset.join(", ")) {
+        Some(unset) if !unset.is_empty() => format!(" while {unset} is not set"),
+        _ => String::new(),
+    };
+    let (severity, why) = if scalar.text.is_empty() {
+        let why = format!(
+            "no user is set{unset}: the container runs as root unless its image says otherwise"
+        );
+        (Severity::Low, why)
+    } else if is_root(scalar) {
+        let why = format!(
+            "the container runs as root{unset}; write a user of its own, as far as the image lets it"
+        );
+        (Severity::Medium, why)
+    } else {
+        return None;
+    };
     let fix = Fix::scalar(&entry.node, scalar, USER);
     Some(Finding::new(
-        RunsAsRoot,
-        Severity::Medium,
-        service,
-        &entry.key,
-        why,
-        fix,
+        RunsAsRoot, severity, service, &entry.key, why, fix,
     ))
+}
+
+/// Whether the user is root for Docker, which takes `00` and `+0` for numbers and nobody before a colon
+/// for root.
+fn is_root(scalar: &Scalar) -> bool {
+    let text = scalar.decimal();
+    let user = text.split(':').next().unwrap_or_default();
+    matches!(user, "" | "root") || user.parse::<i64>() == Ok(0)
 }

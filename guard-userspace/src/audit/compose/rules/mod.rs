@@ -11,7 +11,7 @@ use super::{
 
 pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let mut findings = ports::judge(project, service);
-    findings.extend(isolation::judge(service));
+    findings.extend(isolation::judge(project, service));
     findings.extend(secrets::judge(service));
     findings.retain(|finding| !service.accepted.contains(&finding.rule));
     findings
