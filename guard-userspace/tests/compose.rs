@@ -336,6 +336,97 @@ fn whole_or_refused(file: &Path, original: &[u8]) {
     }
 }
 
+/// What people and their tools do to lines.
+fn mutated(random: &mut fastrand::Rng, text: &str, other: &str) -> String {
+    let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
+    let words: Vec<&str> = text.split(' ').chain(other.split(' ')).collect();
+    let others: Vec<&str> = other.split_inclusive('\n').collect();
+    for _ in 0..random.usize(1..4) {
+        let Some(line) = random.choice(&lines).cloned() else {
+            break;
+        };
+        let index = lines.iter().position(|other| *other == line).unwrap();
+        let word = random.choice(&words).unwrap();
+        match random.u8(..12) {
+            0 => {
+                lines.remove(index);
+            }
+            1 => lines.insert(index, line),
+            2 => lines[index] = format!("  {line}"),
+            3 => lines[index] = line.strip_prefix("  ").unwrap_or(&line).to_owned(),
+            4 => lines[index] = line.trim_end().to_owned(),
+            5 => lines.insert(index, format!("    # {}\n", word.trim())),
+            6 => lines[index] = line.replacen(": ", ": &anchor ", 1),
+            7 => lines[index] = line.replacen("- ", "- !!str ", 1),
+            8 => {
+                let at = random.usize(..lines.len());
+                lines.swap(index, at);
+            }
+            9 => {
+                let own = random.choice(line.split(' ').collect::<Vec<_>>()).unwrap();
+                lines[index] = line.replacen(own, word, 1);
+            }
+            10 => lines.insert(index, random.choice(&others).unwrap().to_string()),
+            _ => lines[index] = line.replacen(['"', ':', '-', '[', '{', ','], word, 1),
+        }
+    }
+    lines.concat()
+}
+
+#[test]
+fn lines_of_a_spoilt_file_are_where_the_findings_say_and_fixes_still_mend_them() {
+    let rounds = std::env::var("ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
+    let seed = std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut random = fastrand::Rng::with_seed(seed);
+    let texts: Vec<String> = projects(&corpus())
+        .iter()
+        .map(|project| fs::read_to_string(files(project).remove(0)).unwrap())
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("compose.yaml");
+    let mut judged = 0;
+    for text in texts.iter().cycle().take(texts.len() * rounds) {
+        let other = random.choice(&texts).unwrap();
+        let text = mutated(&mut random, text, other);
+        fs::write(&path, &text).unwrap();
+        let Ok(report) = run(&path) else {
+            continue;
+        };
+        let before = counts(&report);
+        for (finding, printed) in report.findings.iter().zip(report.printed()) {
+            judged += 1;
+            let line = text.lines().nth(printed.line - 1).unwrap_or_default();
+            let named = line.chars().nth(printed.column - 1);
+            assert!(
+                named.is_some_and(|c| !c.is_whitespace() && c != '#'),
+                "{printed:?}\n{text}"
+            );
+            // Below one of two for the same thing, the other counts.
+            let is_twice = text.matches(line.trim()).count() > 1;
+            let Some(fixed) = finding.fixed().filter(|_| !is_twice) else {
+                continue;
+            };
+            fs::write(&path, &fixed).unwrap();
+            let after = run(&path)
+                .unwrap_or_else(|error| panic!("{error}: {printed:?}\n{text}\n=====\n{fixed}"));
+            let place = |printed: &Printed| (printed.line, printed.column, printed.why.clone());
+            let is_elsewhere = !after
+                .printed()
+                .iter()
+                .any(|other| place(other) == place(&printed));
+            let after = counts(&after);
+            for service in &finding.services {
+                let key = (service.clone(), finding.rule.name());
+                assert!(
+                    is_elsewhere || after.get(&key) < before.get(&key),
+                    "{printed:?}\n{text}\n=====\n{fixed}"
+                );
+            }
+        }
+    }
+    assert!(judged > 50 * rounds, "{judged}");
+}
+
 fn refused(text: &str) -> ComposeError {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("compose.yaml");

@@ -491,7 +491,7 @@ fn import(mut project: Node, included: Node) -> Result<Node, ComposeError> {
     let (Value::Mapping(into), Value::Mapping(from)) = (&mut project.value, included.value) else {
         return Ok(project);
     };
-    for section in ["services", "networks"] {
+    for section in ["services", "networks", "volumes"] {
         let Some(Entry { key, node }) = from.get(section) else {
             continue;
         };

@@ -1,5 +1,7 @@
 //! A service, and the project around it, as the rules ask about them.
 
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 
 use super::{
@@ -222,6 +224,8 @@ fn mount(node: &Node) -> Option<(String, Mount<'_>)> {
 pub struct Project<'a> {
     pub services: Vec<Service<'a>>,
     networks: Networks<'a>,
+    /// Volumes that are folders of the host, and whether they are read-only.
+    bound: HashMap<&'a str, (&'a str, bool)>,
     /// The first reverse proxy's name.
     proxy: Option<&'a str>,
 }
@@ -239,6 +243,7 @@ impl<'a> Project<'a> {
         let mut project = Self {
             services,
             networks,
+            bound: bound(root),
             proxy: None,
         };
         let proxy = project
@@ -247,6 +252,11 @@ impl<'a> Project<'a> {
             .find(|service| project.is_proxy(service));
         project.proxy = proxy.map(|service| service.name);
         project
+    }
+
+    /// The folder of the host that a volume is, and whether it is read-only.
+    pub fn bound(&self, volume: &str) -> Option<(&'a str, bool)> {
+        self.bound.get(volume).copied()
     }
 
     pub fn is_on_host_network(&self, service: &Service<'_>) -> bool {
@@ -304,6 +314,23 @@ impl<'a> Project<'a> {
         };
         self.published(service).iter().any(is_web)
     }
+}
+
+/// `driver_opts: {type: none, o: bind, device: /…}`.
+fn bound(root: &Node) -> HashMap<&str, (&str, bool)> {
+    let volumes = root.get("volumes").and_then(Node::mapping);
+    let volumes = volumes.into_iter().flatten();
+    volumes
+        .filter_map(|(name, entry)| {
+            let options = entry.node.get("driver_opts")?;
+            let text = |key: &str| Some(options.get(key)?.scalar()?.text.as_str());
+            let mut flags = text("o")?.split(',');
+            let is_bind = flags.clone().any(|flag| matches!(flag, "bind" | "rbind"));
+            let is_read_only = flags.any(|flag| flag == "ro");
+            let folder = text("device").filter(|_| is_bind)?;
+            Some((name.as_str(), (folder, is_read_only)))
+        })
+        .collect()
 }
 
 /// Which proxy is told to route to the service.

@@ -1,17 +1,20 @@
 //! What a container shares with its host.
 
-use super::super::{
-    fix::Fix,
-    rule::{
-        Finding,
-        Rule::{
-            self, DangerousCapability, DockerSocket, HostFiles, HostNamespace, HostNetwork,
-            Privileged, RunsAsRoot, Unconfined,
+use super::{
+    super::{
+        fix::Fix,
+        rule::{
+            Finding,
+            Rule::{
+                self, DangerousCapability, HostNamespace, HostNetwork, Privileged, RunsAsRoot,
+                Unconfined,
+            },
+            Severity,
         },
-        Severity,
+        service::{Project, Service, is_true},
+        yaml::{Entry, Mapping, Node, Scalar},
     },
-    service::{Mount, Project, Service, is_true},
-    yaml::{Entry, Mapping, Node, Scalar},
+    without_item, without_key,
 };
 
 pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
@@ -22,49 +25,11 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
             .into_iter()
             .filter_map(|key| host_namespace(service, key)),
     );
-    findings.extend(
-        service
-            .mounts()
-            .iter()
-            .filter_map(|mount| mounted(service, mount)),
-    );
     findings.extend(privileged(service));
     findings.extend(items(service, "cap_add", capability));
     findings.extend(items(service, "security_opt", confinement));
     findings.extend(root(service));
     findings
-}
-
-/// Takes a key away, with all that it has.
-fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
-    let entry = service.node.entry(key)?;
-    let keys = service.node.mapping()?;
-    if keys.len() < 2 {
-        return None;
-    }
-    Fix::without(&entry.key, &entry.node).or_else(|| Fix::without_flow_entry(keys, entry))
-}
-
-/// A longer list is no person's.
-const LONGEST_MENDED: usize = 1000;
-
-/// Takes an item out of a list, and the list if it was the only one.
-fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
-    let items = service.items(key);
-    if items.len() > LONGEST_MENDED {
-        return None;
-    }
-    let beside = items
-        .iter()
-        .filter(|other| other.place.is_in(&item.place.source));
-    let is_in_place = |entry: &Entry| entry.key.is_in(&item.place.source);
-    match (beside.count(), items.len()) {
-        (1, 1) if service.node.entry(key).is_some_and(is_in_place) => without_key(service, key),
-        // The list would be left empty in its file.
-        (1, _) => None,
-        _ if item.in_flow => Fix::without_flow_item(items, item),
-        _ => Fix::without(&item.place, item),
-    }
 }
 
 fn host_network(project: &Project<'_>, service: &Service<'_>) -> Option<Finding> {
@@ -152,82 +117,6 @@ fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
         why,
         fix,
     ))
-}
-
-/// Images that let only some requests through to Docker.
-const SOCKET_PROXIES: [&str; 2] = ["docker-socket-proxy", "socket-proxy"];
-
-const SOCKETS: [&str; 5] = [
-    "docker.sock",
-    "podman.sock",
-    "containerd.sock",
-    "crio.sock",
-    "cri-dockerd.sock",
-];
-
-fn mounted(service: &Service<'_>, mount: &Mount<'_>) -> Option<Finding> {
-    let source = mount.source.as_str();
-    let last = source.rsplit('/').next().unwrap_or(source);
-    let (rule, severity, why) = if SOCKETS.contains(&last) && source.contains('/') {
-        let why = format!(
-            "the container has the API behind {source}, and whoever may use that is root on most hosts; \
-             `ro` does not change it. Put a proxy between that lets through \
-             only what is needed, such as docker-socket-proxy"
-        );
-        let severity = match SOCKET_PROXIES.contains(&service.image()) {
-            true => Severity::Low,
-            false => Severity::High,
-        };
-        (DockerSocket, severity, why)
-    } else {
-        let what = match source.trim_end_matches('/') {
-            "" if source.starts_with('/') => "every file of the host",
-            "/etc" => "the host's settings and password hashes",
-            "/root" => "root's files, keys among them",
-            "/var/lib/docker" => "the files of every container",
-            "/run" | "/var/run" => "the sockets of the host's services, Docker's among them",
-            "/boot" | "/dev" => "what the host boots from, or its devices",
-            _ => return None,
-        };
-        let is_read_only = is_read_only(mount.node);
-        let severity = if is_read_only {
-            Severity::Medium
-        } else {
-            Severity::High
-        };
-        let how = if is_read_only {
-            "reads"
-        } else {
-            "reads and writes"
-        };
-        let why = format!(
-            "the container mounts {source} and so {how}, as far as its user may, {what}; mount only \
-             the files that it needs"
-        );
-        (HostFiles, severity, why)
-    };
-    let fix = without_item(service, "volumes", mount.node);
-    Some(Finding::new(
-        rule,
-        severity,
-        service,
-        &mount.node.place,
-        why,
-        fix,
-    ))
-}
-
-fn is_read_only(mount: &Node) -> bool {
-    match mount.scalar() {
-        Some(scalar) => {
-            let options = scalar.text.split(':').nth(2).unwrap_or_default();
-            options.split(',').any(|option| option == "ro")
-        }
-        None => {
-            let scalar = mount.get("read_only").and_then(Node::scalar);
-            scalar.is_some_and(|scalar| is_true(&scalar.text))
-        }
-    }
 }
 
 fn privileged(service: &Service<'_>) -> Option<Finding> {
