@@ -120,6 +120,12 @@ impl Fix {
         spans.sort_unstable();
         let index = spans.binary_search_by_key(&start, |span| span.0).ok()?;
         let end = spans[index].1;
+        let place = source.place(start, end);
+        // An anchor would come to stand for what follows.
+        let before = place.before().trim_end();
+        if !before.is_empty() && !before.ends_with(['[', '{', ',']) {
+            return None;
+        }
         let next = spans.get(index + 1).map(|span| span.0);
         let next = next.filter(|next| is_comma(source, end, *next));
         let next = next.map(|next| {
