@@ -265,10 +265,9 @@ fn parse_protocol(text: &str) -> Result<PortProtocol, String> {
 
 fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| {
-        let digits = text.strip_prefix('+').map_or(text, |_| "");
-        digits
-            .parse::<u16>()
-            .map_err(|_| format!("{text:?} is not a number from 0 to 65535"))
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let port = text.parse::<u16>().ok().filter(|_| is_number);
+        port.ok_or_else(|| format!("{text:?} is not a number from 0 to 65535"))
     };
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let range = port(first)?..=port(last)?;
@@ -406,6 +405,9 @@ mod tests {
             "localhost:80:80",
             "a:1:2:3",
             "-1",
+            "+80",
+            "8000:+80",
+            "0x50:80",
             "80 ",
         ] {
             assert!(text.parse::<Spec>().is_err(), "{text}");
