@@ -374,7 +374,7 @@ fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
 
 /// Whether an address is known in its own network alone (RFC 1918, 3927, 4193, 4291, 6598), or stands
 /// for a group.
-fn is_of_network(address: IpAddr) -> bool {
+pub fn is_of_network(address: IpAddr) -> bool {
     const SHARED: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
     let is_private = match address {
         IpAddr::V4(address) => address.is_private(),

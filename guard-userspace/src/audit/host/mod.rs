@@ -22,7 +22,7 @@ use self::{
 };
 pub use self::{
     describe::{columns, describe_owner},
-    endpoint::{Endpoint, Level, Owner, joined},
+    endpoint::{Endpoint, Level, Owner, is_of_network, joined},
     in_force::{Guard, InForce, Places},
     role::Role,
     survey::{DockerAsked, Survey, find_docker},
