@@ -307,7 +307,7 @@ impl Attachment {
     ) -> Result<Option<String>, AttachError> {
         let pins = self.state.pins.clone();
         let shared = self.pin_waiting(&next.generation, next.facts.trial_until != 0)?;
-        let cells = map_id(&next.generation, layout::CELLS)?;
+        let cells = map_id(&next.generation, next.generation.tables().cells_map())?;
         self.state
             .set_seats(&next.seats, cells)
             .map_err(StateError::from)?;
@@ -404,7 +404,8 @@ impl Attachment {
             }
             return;
         };
-        let cells = map_id(&before.generation, layout::CELLS).unwrap_or_default();
+        let cells = map_id(&before.generation, before.generation.tables().cells_map());
+        let cells = cells.unwrap_or_default();
         let _result = self.state.set_seats(&before.seats, cells);
         if let Ok(mut about) = self.state.about() {
             if before.generation.tables().uses(feature::FLOWS) {

@@ -237,6 +237,8 @@ fn the_page_shows_in_a_browser_who_floods_and_why_they_are_dropped() {
         &FLOODER_V4.to_string(),
         "<polyline",
         "dropped per second",
+        "tcp/80",
+        "open to any by web",
     ] {
         assert!(dom.contains(words), "{words} is not in\n{dom}");
     }

@@ -126,7 +126,7 @@ impl Judge<'_> {
             .map(|service| self.admitted(service))
             .unwrap_or_default();
         let target = self.target(protocol, port, address, &from, service);
-        let exposure = judge(target, &packet, self.policy.scope);
+        let exposure = judge(&target, &packet, self.policy.scope);
         let mode = service.map_or(self.policy.mode, |service| {
             service.mode.min(self.policy.mode)
         });
