@@ -33,6 +33,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use aya_log_ebpf::debug;
 use guard_common::{
     address::{Address, Family},
     exposure::Exposure,
@@ -57,6 +58,15 @@ pub fn guard(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     }
     let conclusion = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
+    if conclusion.counted == 1 {
+        // For developers: without the level the verifier removes it.
+        debug!(
+            &ctx,
+            "the first packet of outcome {} at service {} on this CPU",
+            conclusion.outcome.slot(),
+            conclusion.service
+        );
+    }
     events::offer(&ctx, &conclusion);
     match conclusion.outcome.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,

@@ -429,6 +429,13 @@ impl Attachment {
         prepared.map(|prepared| &prepared.generation)
     }
 
+    /// Passes on what the program in force has said.
+    pub fn flush_log(&mut self) {
+        if let Some(Prepared { generation, .. }) = &mut self.in_force {
+            generation.flush_log();
+        }
+    }
+
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
         self.in_force.as_mut()
     }
