@@ -21,7 +21,9 @@ use guard_common::layout::PortProtocol;
 const MOST_NAMED: usize = 10;
 
 /// Ports whose protocols an HTTP proxy does not carry.
-const NOT_WEB: [u16; 12] = [21, 22, 25, 53, 110, 143, 465, 587, 853, 993, 995, 25565];
+const NOT_WEB: [u16; 13] = [
+    21, 22, 25, 53, 110, 143, 465, 587, 853, 993, 995, 4190, 25565,
+];
 
 pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let is_proxy = project.is_proxy(service);
