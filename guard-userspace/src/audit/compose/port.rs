@@ -295,6 +295,7 @@ fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
         return None;
     }
     let text = match pieces.as_slice() {
+        [.., host, _] if may_hold_address(host) => return None,
         [container] => format!("{loopback}::{container}"),
         [.., host, container] => format!("{loopback}:{host}:{container}"),
         [] => return None,
@@ -322,6 +323,15 @@ fn pieces(text: &str) -> Vec<&str> {
         character == ':' && depth == 0
     })
     .collect()
+}
+
+/// Whether a variable's default or alternative has a colon: `${PORT:-127.0.0.1:8000}`. An address before
+/// it would be a second one for some values of the variable.
+fn may_hold_address(host: &str) -> bool {
+    let operators = [":-", ":+", ":?"];
+    let without = |text: String, operator: &&str| text.replace(operator, "");
+    let rest = operators.iter().fold(host.to_owned(), without);
+    rest.contains(':')
 }
 
 /// Numbers in base 60, as YAML 1.1 has them: `22:22` is 1342.
@@ -390,6 +400,20 @@ mod tests {
             assert_eq!(spec(text), expected, "{text}");
         }
         assert_eq!(spec("53:53/UDP").protocol, PortProtocol::Udp);
+    }
+
+    #[test]
+    fn a_variable_that_may_hold_an_address_is_told() {
+        for (host, expected) in [
+            ("8000", false),
+            ("${PORT}", false),
+            ("${PORT:-8000}", false),
+            ("${FIRST:?}-${LAST:-8010}", false),
+            ("${BOUND:+${BOUND}:}8000", true),
+            ("${PORT:-127.0.0.1:8000}", true),
+        ] {
+            assert_eq!(may_hold_address(host), expected, "{host}");
+        }
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Variable<'a> {
 /// A volume or a file of the host that a service mounts.
 pub struct Mount<'a> {
     pub source: String,
+    /// In the container.
+    pub target: String,
     pub node: &'a Node,
 }
 
@@ -156,40 +158,47 @@ fn environment(service: &Node) -> Vec<Variable<'_>> {
     let Some(node) = service.get("environment") else {
         return Vec::new();
     };
-    let variables = variables(node).into_iter();
-    let by_name: IndexMap<String, Variable<'_>> = variables
-        .map(|variable| (variable.name.clone(), variable))
-        .collect();
+    let mut by_name: IndexMap<String, Variable<'_>> = IndexMap::new();
+    for (name, variable) in variables(node) {
+        match variable {
+            Some(variable) => by_name.insert(name, variable),
+            None => by_name.shift_remove(&name),
+        };
+    }
     by_name.into_values().collect()
 }
 
-fn variables(node: &Node) -> Vec<Variable<'_>> {
+/// By their names; `None`: its value is that of the process, whatever stood below.
+fn variables(node: &Node) -> Vec<(String, Option<Variable<'_>>)> {
     match &node.value {
         Value::Mapping(mapping) => {
             let entries = mapping.iter().filter(|(_, entry)| !entry.node.is_reset());
             entries
-                .filter_map(|(name, Entry { key, node })| {
-                    Some(Variable {
+                .map(|(name, Entry { key, node })| {
+                    let variable = node.scalar().map(|scalar| Variable {
                         name: name.clone(),
                         place: key,
                         node,
-                        scalar: node.scalar()?,
+                        scalar,
                         is_assignment: false,
-                    })
+                    });
+                    (name.clone(), variable)
                 })
                 .collect()
         }
         Value::Sequence(items) => items.iter().flat_map(variables).collect(),
         Value::Scalar(scalar) => {
-            let name = scalar.text.split_once('=').map(|(name, _)| name.to_owned());
-            let variable = name.map(|name| Variable {
-                name,
+            let Some((name, _)) = scalar.text.split_once('=') else {
+                return vec![(scalar.text.clone(), None)];
+            };
+            let variable = Variable {
+                name: name.to_owned(),
                 place: &node.place,
                 node,
                 scalar,
                 is_assignment: true,
-            });
-            variable.into_iter().collect()
+            };
+            vec![(name.to_owned(), Some(variable))]
         }
         Value::Null => Vec::new(),
     }
@@ -215,6 +224,7 @@ fn mount(node: &Node) -> Option<(String, Mount<'_>)> {
     };
     let mount = Mount {
         source: source.to_owned(),
+        target: target.to_owned(),
         node,
     };
     Some((target.to_owned(), mount))

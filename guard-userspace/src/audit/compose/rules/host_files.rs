@@ -116,9 +116,12 @@ fn mounted(project: &Project<'_>, service: &Service<'_>, mount: &Mount<'_>) -> O
         Some(_) => format!("{}, which is {path} of the host,", mount.source),
         None => path.to_owned(),
     };
-    let path = normalised(path);
+    // Of a variable that is not set, only what the container calls it is known.
+    let path = normalised(if path.is_empty() { &mount.target } else { path });
     let (rule, severity, why) = if is_socket(&path) {
         (DockerSocket, of_socket(service), with_socket(&path))
+    } else if mount.source.is_empty() {
+        return None;
     } else {
         let (_, write, read, what) = FILES.iter().find(|row| is_path(&path, row.0))?;
         let (severity, how) = match is_volume_read_only || is_read_only(mount.node) {

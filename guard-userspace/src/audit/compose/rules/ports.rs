@@ -20,8 +20,12 @@ use guard_common::layout::PortProtocol;
 /// Of how many services in a range only the names are said.
 const MOST_NAMED: usize = 10;
 
-/// Ports whose protocols an HTTP proxy does not carry.
-const NOT_WEB: [u16; 12] = [21, 22, 25, 53, 110, 143, 465, 587, 853, 993, 995, 25565];
+/// Ports whose protocols an HTTP proxy does not carry: SSH, mail, DNS, streams, chat, databases, games.
+#[rustfmt::skip]
+const NOT_WEB: [u16; 24] = [
+    21, 22, 25, 53, 110, 143, 465, 554, 587, 853, 993, 995, 1935, 4190, 5222, 5269, 6543, 6881, 8554, 8883,
+    22000, 25565, 51413, 64738,
+];
 
 pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let is_proxy = project.is_proxy(service);
