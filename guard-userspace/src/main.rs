@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use guard::commands::Arguments;
+use guard::{commands::Arguments, privileges};
 use tokio::runtime::Builder;
 
 /// Two, so that somebody answers while a policy is loaded.
@@ -11,6 +11,9 @@ const WORKERS: usize = 2;
 fn main() -> ExitCode {
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .on_thread_start(privileges::follow)
+        .on_thread_park(privileges::follow)
+        .on_thread_unpark(privileges::follow)
         .enable_all()
         .build();
     let result = runtime

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufWriter, ErrorKind, IsTerminal as _, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -143,7 +144,10 @@ impl Capture {
         };
         let to: Box<dyn Write> = match &self.write {
             Some(path) if path != Path::new("-") => {
-                let file = File::create(path);
+                let mut options = File::options();
+                // What is in packets is not for everybody on this host.
+                options.write(true).create(true).truncate(true).mode(0o600);
+                let file = options.open(path);
                 let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
                 Box::new(BufWriter::new(file))
             }

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -146,6 +147,26 @@ fn tshark_shows_every_packet_with_its_reason() {
     let replayed: Value = serde_json::from_str(&replayed).unwrap();
     assert_eq!(replayed["packets"], rows.len() as u64);
     assert_eq!(replayed["by_reason"]["closed_port"], 10);
+}
+
+#[test]
+fn below_the_rate_nothing_is_missed_and_the_file_is_its_owners_alone() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let _guard = site.start("enforce", OPEN_80);
+    let path = file(lab);
+    let capture = start(lab, &["-w", path.to_str().unwrap()]);
+    wait_for_bytes(&path, HEAD);
+    // 400 a second at most, all for the same reason, where 1,000 are granted.
+    let pause = Duration::from_micros(2_500);
+    let flood = Flood::start(lab, FLOODER_V4, 8_000, pause, 600).unwrap();
+    flood.wait(WAIT).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let log = interrupt(capture);
+    assert!(log.contains("600 packets"), "{log}");
+    assert!(log.contains("none missed"), "{log}");
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]
