@@ -169,7 +169,9 @@ fn has_service(service: u16) -> bool {
 #[inline(always)]
 fn has_source(family: u32, source: Address) -> bool {
     let wanted = wanted!(family);
-    wanted == 0 || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
+    // Of a packet that could not be read, the reader of the event looks for the source itself.
+    let is_unread = family == 0;
+    wanted == 0 || is_unread || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
 }
 
 /// Whether one more packet may be handed over, and if so takes it off the grant.

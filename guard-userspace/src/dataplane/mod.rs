@@ -39,7 +39,7 @@ pub use self::{
     replay::{Direction, Judged, Replay},
     state::{State, StateError, text_of},
     talkers::TalkerRow,
-    tap::{ROUNDS, Tap, Tapped, Wanted},
+    tap::{ROUNDS, Tap, Tapped, Wanted, source_of},
 };
 use crate::{causes::io_error, policy::Tables};
 

@@ -5,7 +5,10 @@
 //! one by one. Each outcome has a sample of its own: a flood that is dropped for one reason does not
 //! crowd out the few packets that are dropped for another.
 
+use std::net::IpAddr;
+
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     address::Address,
     layout::{self, Capture, Event, SNAP_LENGTH},
@@ -110,8 +113,16 @@ impl Tap {
                 continue;
             };
             handed_over[outcome.slot() as usize] += 1;
-            round.missed += u64::from(event.one_of) - 1;
             let captured = event.frame.get(..event.captured as usize);
+            if let Some(wanted) = &self.wanted.source
+                && !captured
+                    .and_then(source_of)
+                    .is_some_and(|source| wanted.contains(&source))
+            {
+                // The kernel hands over what it could not read.
+                continue;
+            }
+            round.missed += u64::from(event.one_of) - 1;
             round.packets.push(Tapped {
                 boot_ns: event.boot_ns,
                 service: names.get(&event.service).cloned(),
@@ -229,6 +240,15 @@ fn thinned(offered: u64, share: u64) -> u32 {
     let times = offered.div_ceil(share.max(1)).clamp(1, THINNEST);
     // The smallest power of two that is not below it.
     times.next_power_of_two() as u32
+}
+
+/// The address that a frame says it comes from, whatever else is wrong with it.
+pub fn source_of(frame: &[u8]) -> Option<IpAddr> {
+    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
+        LaxNetSlice::Ipv4(ipv4) => Some(ipv4.header().source_addr().into()),
+        LaxNetSlice::Ipv6(ipv6) => Some(ipv6.header().source_addr().into()),
+        LaxNetSlice::Arp(_) => None,
+    }
 }
 
 /// `None`: it is no event of this layout.

@@ -399,6 +399,113 @@ fn is_wanted(lab: &Lab) -> bool {
 }
 
 #[test]
+fn a_reader_that_does_not_read_holds_up_neither_its_own_end_nor_the_next() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let guard = site.start("enforce", OPEN_80);
+    let mut flood = lab.internet.command("hping3");
+    flood.args([
+        "--interval",
+        "u300",
+        "--data",
+        "1200",
+        "--syn",
+        "--destport",
+        "8000",
+    ]);
+    flood.arg(HOST_V4.to_string());
+    let _flood = Daemon::start(&mut flood, &lab.folder().join("flood.log")).unwrap();
+
+    // A pipe whose reader sleeps: it ends in its time all the same.
+    let mut stalled = lab.host.command("sh");
+    stalled
+        .args(["-c", "\"$@\" | sleep 60", "sh"])
+        .arg(binary().unwrap());
+    stalled
+        .args(whereabouts(lab))
+        .args(["capture", "-w", "-", "--for", "3s"]);
+    let log = lab.folder().join("stalled.log");
+    let stalled = Daemon::start(&mut stalled, &log).unwrap();
+    wait_for(Duration::from_secs(15), || {
+        let text = fs::read_to_string(&log)?;
+        anyhow::ensure!(text.contains("nobody reads what is written"), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    stalled.signal(Signal::SIGKILL).unwrap();
+
+    // One that is stopped loses its turn.
+    let path = file(lab);
+    let stopped = start(lab, &["-w", path.to_str().unwrap(), "--rate", "5000"]);
+    wait_for_bytes(&path, HEAD);
+    stopped.signal(Signal::SIGSTOP).unwrap();
+    let next = wait_for(Duration::from_secs(60), || {
+        let next = output(lab, &["capture", "--json", "--count", "3"])?;
+        anyhow::ensure!(next.status.success(), "{next:?}");
+        Ok(next)
+    });
+    assert_eq!(
+        String::from_utf8_lossy(&next.unwrap().stdout)
+            .lines()
+            .count(),
+        3
+    );
+    stopped.signal(Signal::SIGCONT).unwrap();
+    let mut stopped = stopped;
+    assert_eq!(
+        stopped.wait(WAIT).unwrap().code(),
+        Some(1),
+        "{}",
+        stopped.log()
+    );
+    // Who captured is in the log.
+    let log = guard.log();
+    assert!(
+        log.contains("a capture begins") && log.contains("by=\"root, process"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_packet_that_cannot_be_read_is_found_by_its_source() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let _guard = site.start("enforce", OPEN_80);
+    let network = format!("{FLOODER_V4}/32");
+    let log = lab.folder().join("capture.log");
+    let mut capture = start(lab, &["--json", "--for", "3s", "--from", &network]);
+    thread::sleep(Duration::from_millis(700));
+    // A TCP header that claims to be shorter than it can be.
+    let mut odd = lab.internet.command("hping3");
+    odd.args([
+        "--count",
+        "3",
+        "--interval",
+        "u10000",
+        "--syn",
+        "--destport",
+        "80",
+    ]);
+    odd.args([
+        "--tcpoff",
+        "2",
+        "--spoof",
+        &FLOODER_V4.to_string(),
+        &HOST_V4.to_string(),
+    ]);
+    let _output = odd.output().unwrap();
+    send(lab, USER_V4, 8_000, 2);
+    assert!(capture.wait(WAIT).unwrap().success());
+    let text = fs::read_to_string(log).unwrap();
+    let found = text
+        .lines()
+        .filter(|line| line.contains("\"malformed\""))
+        .count();
+    assert_eq!(found, 3, "{text}");
+    assert!(!text.contains("closed_port"), "{text}");
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     let site = Site::new();
     let lab = &site.lab;
