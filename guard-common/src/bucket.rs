@@ -58,6 +58,8 @@ pub fn charge_pair_with_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) ->
 #[inline(always)]
 pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     let [first, second] = pair;
+    // An exchange waits for its line and lets nothing pass: both lines are asked for before the first.
+    second.read();
     let mut other = None;
     for _ in 0..ATTEMPTS {
         let (mut seen, mut charged) = look(first, now, price);

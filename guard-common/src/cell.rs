@@ -45,19 +45,22 @@ pub struct HashKey(pub [u64; 2]);
 /// splittable pseudorandom number generators", 2014).
 const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
-/// The hash of a source prefix. Each word is mixed with secret bits before it is
-/// multiplied, so which inputs collide depends on the key. Share and family join a word that is mixed
-/// already: next to the address they would be as good as bits of it, and two sources could share both
-/// cells whatever the key. Not a cryptographic hash: an attacker never sees its output.
+/// The hash of a source prefix. Each word is joined with secret bits before it is mixed, so which inputs
+/// collide depends on the key. Shares and families differ in the secret that they are joined with: a
+/// mark next to the address would be as good as a bit of it, and two sources could share both cells
+/// whatever the key. Not a cryptographic hash: an attacker never sees its output.
 #[inline(always)]
 pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -> u64 {
     let HashKey([first, second]) = key;
-    let head = (share as u64) << 8 | family as u64;
-    let mut h = prefix.low ^ first;
-    if matches!(family, Family::Ipv6) {
-        h = mix(h) ^ prefix.high;
+    let (first, second) = match share {
+        Share::Base => (first, second),
+        Share::Crowd => (second, first),
+    };
+    match family {
+        // An IPv4 address leaves the upper half of the word to the secret.
+        Family::Ipv4 => mix(prefix.low ^ first),
+        Family::Ipv6 => mix(mix(prefix.high ^ first) ^ prefix.low ^ second),
     }
-    mix(mix(h) ^ second ^ head << 40)
 }
 
 #[inline(always)]

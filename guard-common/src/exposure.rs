@@ -115,13 +115,13 @@ pub const fn judge_container_address(packet: &Packet, kind: NetworkKind) -> Expo
 /// connection of this host, and passes; so does an ICMP error, and a UDP packet that answers a flow of
 /// this host.
 #[inline(always)]
-pub const fn judge(target: Target, packet: &Packet, scope: Scope) -> Exposure {
+pub const fn judge(target: &Target, packet: &Packet, scope: Scope) -> Exposure {
     let Target {
         listed,
         admitted,
         published,
         ephemeral,
-    } = target;
+    } = *target;
     if listed && admitted {
         return Exposure::Open;
     }
@@ -183,7 +183,7 @@ mod tests {
         for scope in [Scope::Containers, Scope::Host] {
             for transport in [ATTEMPT, SEGMENT, UDP] {
                 let closed = Exposure::Closed(Reason::ClosedPort);
-                assert_eq!(judge(PUBLISHED, &transport, scope), closed);
+                assert_eq!(judge(&PUBLISHED, &transport, scope), closed);
             }
         }
     }
@@ -192,10 +192,10 @@ mod tests {
     fn inside_the_local_port_range_only_attempts_and_udp_are_dropped() {
         for scope in [Scope::Containers, Scope::Host] {
             let closed = Exposure::Closed(Reason::ClosedPort);
-            assert_eq!(judge(EPHEMERAL, &ATTEMPT, scope), closed);
-            assert_eq!(judge(EPHEMERAL, &UDP, scope), closed);
+            assert_eq!(judge(&EPHEMERAL, &ATTEMPT, scope), closed);
+            assert_eq!(judge(&EPHEMERAL, &UDP, scope), closed);
             let established = Exposure::Pass(Reason::Established);
-            assert_eq!(judge(EPHEMERAL, &SEGMENT, scope), established);
+            assert_eq!(judge(&EPHEMERAL, &SEGMENT, scope), established);
         }
     }
 
@@ -203,16 +203,16 @@ mod tests {
     fn the_scope_decides_on_ports_nobody_speaks_of() {
         let outside = Exposure::Pass(Reason::NotGuarded);
         for transport in [ATTEMPT, SEGMENT, UDP] {
-            assert_eq!(judge(UNKNOWN, &transport, Scope::Containers), outside);
+            assert_eq!(judge(&UNKNOWN, &transport, Scope::Containers), outside);
         }
         let closed = Exposure::Closed(Reason::ClosedPort);
-        assert_eq!(judge(UNKNOWN, &ATTEMPT, Scope::Host), closed);
+        assert_eq!(judge(&UNKNOWN, &ATTEMPT, Scope::Host), closed);
         let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
-        assert_eq!(judge(UNKNOWN, &UDP, Scope::Host), unless_reply);
+        assert_eq!(judge(&UNKNOWN, &UDP, Scope::Host), unless_reply);
         let reply = Exposure::Pass(Reason::Reply);
-        assert_eq!(judge(UNKNOWN, &UNREACHABLE, Scope::Host), reply);
+        assert_eq!(judge(&UNKNOWN, &UNREACHABLE, Scope::Host), reply);
         let established = Exposure::Pass(Reason::Established);
-        assert_eq!(judge(UNKNOWN, &SEGMENT, Scope::Host), established);
+        assert_eq!(judge(&UNKNOWN, &SEGMENT, Scope::Host), established);
     }
 
     #[test]
@@ -227,16 +227,16 @@ mod tests {
         };
         for scope in [Scope::Containers, Scope::Host] {
             for transport in [ATTEMPT, SEGMENT, UDP] {
-                assert_eq!(judge(admitted, &transport, scope), Exposure::Open);
+                assert_eq!(judge(&admitted, &transport, scope), Exposure::Open);
                 let closed = Exposure::Closed(Reason::SourceNotAllowed);
-                assert_eq!(judge(listed, &transport, scope), closed);
+                assert_eq!(judge(&listed, &transport, scope), closed);
             }
             let host_port = Target {
                 published: false,
                 ..listed
             };
             let established = Exposure::Pass(Reason::Established);
-            assert_eq!(judge(host_port, &SEGMENT, scope), established);
+            assert_eq!(judge(&host_port, &SEGMENT, scope), established);
         }
     }
 

@@ -69,6 +69,10 @@ pub const NETWORK_BITS_V6: &str = "NETWORK_BITS_V6";
 /// [`crate::cell::indices`].
 pub const CELLS: &str = "CELLS";
 
+/// The same with one bucket for a cell, an array of 64-bit times, for policies whose budgets are all of one
+/// kind ([`feature::NARROW`]): a flood of random sources costs what its cells take of the caches.
+pub const NARROW_CELLS: &str = "NARROW_CELLS";
+
 /// An array of [`crate::cell::Cell`], one for each service: the buckets that all sources share.
 pub const TOTALS: &str = "TOTALS";
 
@@ -191,6 +195,8 @@ pub mod feature {
     pub const WIDE_NETWORKS: u16 = 1 << 9;
     /// UDP flows that this host opens are recorded.
     pub const FLOWS: u16 = 1 << 10;
+    /// All budgets are of one kind.
+    pub const NARROW: u16 = 1 << 11;
 
     /// Any budget at all.
     pub const BUDGETS: u16 = PACKETS | BYTES | CONNECTIONS | TOTALS;

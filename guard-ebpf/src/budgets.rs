@@ -19,7 +19,7 @@ use guard_common::{
 use crate::{
     clock::Clock,
     config,
-    maps::{CELLS, TOTALS},
+    maps::{CELLS, NARROW_CELLS, TOTALS},
     sources::{find_relief, is_allowed},
 };
 
@@ -134,6 +134,33 @@ impl Kind {
     }
 }
 
+/// A source's buckets in one row.
+#[derive(Clone, Copy)]
+enum Place {
+    Wide(*mut Cell),
+    /// Of the one kind that there is.
+    Narrow(*mut u64),
+}
+
+impl Place {
+    #[inline(always)]
+    fn of(index: u32) -> Option<Self> {
+        if config::uses(feature::NARROW) {
+            NARROW_CELLS.get_ptr_mut(index).map(Self::Narrow)
+        } else {
+            CELLS.get_ptr_mut(index).map(Self::Wide)
+        }
+    }
+
+    #[inline(always)]
+    fn bucket(self, kind: Kind) -> MapBucket {
+        match self {
+            Self::Wide(cell) => kind.bucket(cell),
+            Self::Narrow(bucket) => MapBucket(bucket),
+        }
+    }
+}
+
 /// What [`guard_pay_as_crowd`] returns for a packet within its budgets: no [`Reason`] to drop.
 const WITHIN: u32 = 0;
 
@@ -215,12 +242,11 @@ impl Bill {
     #[inline(always)]
     fn pay(&self, settings: &Service) -> Result<(), Reason> {
         let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
-        let (Some(first), Some(second)) = (CELLS.get_ptr_mut(first), CELLS.get_ptr_mut(second))
-        else {
+        let (Some(first), Some(second)) = (Place::of(first), Place::of(second)) else {
             // Unreachable while the slices fit the array; a guard that is unsure lets through.
             return Ok(());
         };
-        let pair = |kind: Kind| [kind.bucket(first), kind.bucket(second)];
+        let pair = |kind: Kind| [first.bucket(kind), second.bucket(kind)];
         // Where there is only one budget, its charge tells whether there is room.
         let is_only = |kind: Kind| !config::uses(feature::BUDGETS & !kind.feature());
         for kind in KINDS {

@@ -10,7 +10,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::BPF_RB_NO_WAKEUP,
+    bindings::{BPF_RB_NO_WAKEUP, xdp_md},
     helpers::{bpf_ktime_get_boot_ns, bpf_xdp_load_bytes},
     programs::XdpContext,
 };
@@ -90,17 +90,34 @@ pub fn offer(ctx: &XdpContext, conclusion: &Conclusion) {
     let one_of = wanted!(one_of[facts.slot()]);
     if one_of != 0 && conclusion.counted & (u64::from(one_of) - 1) == 0 {
         let Address { high, low } = conclusion.source.address;
-        hand_over(ctx, facts, high, low, conclusion.length as u32);
+        guard_hand_over(ctx.ctx, facts.0, high, low, conclusion.length);
     }
 }
 
-/// Not inlined: what every packet passes through stays small.
+/// Copies a packet into the ring buffer if it is wanted and granted.
+///
+/// It is a global function, which the verifier looks at once (Linux 5.6) and not behind every way that a
+/// packet can take; and what every packet passes through stays small.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn hand_over(ctx: &XdpContext, facts: Facts, high: u64, low: u64, length: u32) {
+extern "C" fn guard_hand_over(
+    ctx: *mut xdp_md,
+    facts: u64,
+    high: u64,
+    low: u64,
+    length: u64,
+) -> u32 {
+    let facts = Facts(facts);
     let source = Address { high, low };
-    if !has_service(facts.service()) || !has_source(facts.family(), source) {
-        return;
+    let is_wanted = has_service(facts.service()) && has_source(facts.family(), source);
+    if is_wanted {
+        hand_over(ctx, facts, length as u32);
     }
+    0
+}
+
+#[inline(always)]
+fn hand_over(ctx: *mut xdp_md, facts: Facts, length: u32) {
     let event = if is_granted() {
         EVENTS.reserve::<Event>(0)
     } else {
@@ -132,7 +149,7 @@ fn hand_over(ctx: &XdpContext, facts: Facts, high: u64, low: u64, length: u32) {
         if captured < SHORTEST_FRAME {
             -1
         } else {
-            bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*to).frame).cast(), captured)
+            bpf_xdp_load_bytes(ctx, 0, (&raw mut (*to).frame).cast(), captured)
         }
     };
     // The reader looks by the clock: nobody is woken for a packet.
@@ -152,7 +169,9 @@ fn has_service(service: u16) -> bool {
 #[inline(always)]
 fn has_source(family: u32, source: Address) -> bool {
     let wanted = wanted!(family);
-    wanted == 0 || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
+    // Of a packet that could not be read, the reader of the event looks for the source itself.
+    let is_unread = family == 0;
+    wanted == 0 || is_unread || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
 }
 
 /// Whether one more packet may be handed over, and if so takes it off the grant.

@@ -74,7 +74,7 @@ pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
     Destination {
         service,
         settings,
-        exposure: judge(target, packet, config::scope()),
+        exposure: judge(&target, packet, config::scope()),
     }
 }
 

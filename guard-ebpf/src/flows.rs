@@ -33,7 +33,7 @@ const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 /// Records the flow of a packet that leaves this host.
 #[inline(always)]
 pub fn record<C: Clock>(frame: &Frame) {
-    let Parsed::Ip(packet) = parse(frame) else {
+    let Parsed::Ip(packet, _) = parse(frame) else {
         return;
     };
     let View::Udp {

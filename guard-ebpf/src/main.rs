@@ -33,6 +33,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use aya_log_ebpf::debug;
 use guard_common::{
     address::{Address, Family},
     exposure::Exposure,
@@ -57,6 +58,15 @@ pub fn guard(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     }
     let conclusion = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
+    if conclusion.counted == 1 {
+        // For developers: without the level the verifier removes it.
+        debug!(
+            &ctx,
+            "the first packet of outcome {} at service {} on this CPU",
+            conclusion.outcome.slot(),
+            conclusion.service
+        );
+    }
     events::offer(&ctx, &conclusion);
     match conclusion.outcome.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -112,9 +122,9 @@ fn conclude<C: Clock>(frame: &Frame) -> Conclusion {
         reason,
         mode,
         source,
+        length,
     } = judge::<C>(frame);
     let outcome = Outcome::new(reason, mode);
-    let length = frame.length;
     let counted = counters::count(service, outcome, length);
     let Source { family, address } = source;
     if let Some(family) = family {
@@ -135,6 +145,8 @@ struct Judgement {
     reason: Reason,
     mode: Mode,
     source: Source,
+    /// Of the frame, in bytes.
+    length: u64,
 }
 
 /// Where a packet comes from. The address is always some value: an undefined one would be refused by the
@@ -156,37 +168,44 @@ impl Source {
 impl Judgement {
     /// For a packet that concerns no service.
     #[inline(always)]
-    fn of_host(reason: Reason, source: Source) -> Self {
+    fn of_host(reason: Reason, source: Source, length: u64) -> Self {
         Self {
             service: NO_SERVICE,
             reason,
             mode: config::mode(),
             source,
+            length,
         }
+    }
+
+    /// For a packet that names no source.
+    #[inline(always)]
+    fn of_frame(reason: Reason, frame: &Frame) -> Self {
+        Self::of_host(reason, Source::UNKNOWN, frame.length())
     }
 }
 
 #[inline(always)]
 fn judge<C: Clock>(frame: &Frame) -> Judgement {
     if config::mode() == Mode::Off {
-        return Judgement::of_host(Reason::NotGuarded, Source::UNKNOWN);
+        return Judgement::of_frame(Reason::NotGuarded, frame);
     }
-    let packet = match parse(frame) {
-        Parsed::Ip(packet) => packet,
-        Parsed::NotIp => return Judgement::of_host(Reason::NotGuarded, Source::UNKNOWN),
-        Parsed::Malformed => return Judgement::of_host(Reason::Malformed, Source::UNKNOWN),
+    let (packet, length) = match parse(frame) {
+        Parsed::Ip(packet, length) => (packet, length),
+        Parsed::NotIp => return Judgement::of_frame(Reason::NotGuarded, frame),
+        Parsed::Malformed => return Judgement::of_frame(Reason::Malformed, frame),
     };
     let source = Source {
         family: Some(packet.family),
         address: packet.source,
     };
     if packet.is_control() || packet.is_dhcp_reply() && is_for_host(&packet) {
-        return Judgement::of_host(Reason::Control, source);
+        return Judgement::of_host(Reason::Control, source, length);
     }
     if sources::is_denied::<C>(packet.family, packet.source)
         && !sources::is_allowed::<C>(packet.family, packet.source, NO_SERVICE)
     {
-        return Judgement::of_host(Reason::DeniedSource, source);
+        return Judgement::of_host(Reason::DeniedSource, source, length);
     }
     let Destination {
         service,
@@ -202,14 +221,14 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
         _ if is_denied => Reason::DeniedSource,
         (_, Exposure::Open) => match settings {
             Some(settings) => {
-                budgets::charge::<C>(&packet, frame.length, service, settings, Reason::Allowed)
+                budgets::charge::<C>(&packet, length, service, settings, Reason::Allowed)
             }
             None => Reason::Allowed,
         },
-        (_, Exposure::Pass(reason)) => within_limits::<C>(&packet, frame.length, reason),
+        (_, Exposure::Pass(reason)) => within_limits::<C>(&packet, length, reason),
         (_, Exposure::ClosedUnlessReply(reason)) => {
             if flows::is_reply::<C>(&packet, settings.is_some()) {
-                within_limits::<C>(&packet, frame.length, Reason::Reply)
+                within_limits::<C>(&packet, length, Reason::Reply)
             } else {
                 if mode == Mode::Observe {
                     flows::note_stranger::<C>(&packet);
@@ -224,6 +243,7 @@ fn judge<C: Clock>(frame: &Frame) -> Judgement {
         reason,
         mode,
         source,
+        length,
     }
 }
 

@@ -88,6 +88,9 @@ pub static NETWORK_BITS_V6: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V
 pub static CELLS: Array<Cell> = Array::with_max_entries(DEFAULT_CELLS, 0);
 
 #[map]
+pub static NARROW_CELLS: Array<u64> = Array::with_max_entries(DEFAULT_CELLS, 0);
+
+#[map]
 pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SEATS, 0);
 
 #[map]

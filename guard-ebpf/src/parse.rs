@@ -4,6 +4,7 @@
 use core::{mem::offset_of, ptr::read_volatile};
 
 use aya_ebpf::{
+    bindings::xdp_md,
     helpers::bpf_xdp_get_buff_len,
     programs::{TcContext, XdpContext},
 };
@@ -61,13 +62,17 @@ const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 const IPV6_MORE_FRAGMENTS: u16 = 0x0001;
 const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 
+/// What Ethernet's shortest frame carries, in bytes (IEEE 802.3, section 3.2.7): less is padded.
+const SHORTEST_PAYLOAD: usize = 46;
+
 /// Where TCP's data offset and flags are, as one 16-bit word.
 const TCP_FLAGS: usize = 12;
 const TCP_SYN: u16 = 0x0002;
 const TCP_ACK: u16 = 0x0010;
 
 pub enum Parsed {
-    Ip(Packet),
+    /// With the frame's length in bytes.
+    Ip(Packet, u64),
     NotIp,
     Malformed,
 }
@@ -79,8 +84,15 @@ struct Malformed;
 pub struct Frame {
     start: usize,
     end: usize,
-    /// The length in bytes, with all fragments of the buffer.
-    pub length: u64,
+    /// What it was made from, to be asked how long it is.
+    buffer: Buffer,
+}
+
+#[derive(Clone, Copy)]
+enum Buffer {
+    Xdp(*mut xdp_md),
+    /// Its length is known.
+    Skb(u64),
 }
 
 impl Frame {
@@ -89,7 +101,7 @@ impl Frame {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
-            length: u64::from(ctx.len()),
+            buffer: Buffer::Skb(u64::from(ctx.len())),
         }
     }
 
@@ -98,9 +110,37 @@ impl Frame {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
-            // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
-            length: unsafe { bpf_xdp_get_buff_len(ctx.ctx) },
+            buffer: Buffer::Xdp(ctx.ctx),
         }
+    }
+
+    /// The length in bytes, with all fragments of the buffer.
+    #[inline(always)]
+    pub fn length(&self) -> u64 {
+        match self.buffer {
+            // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
+            Buffer::Xdp(ctx) => unsafe { bpf_xdp_get_buff_len(ctx) },
+            Buffer::Skb(length) => length,
+        }
+    }
+
+    /// The length of a frame with a packet of so many bytes at `packet`; `None`: it is shorter than that.
+    ///
+    /// A packet that ends with the linear part, or is padded to Ethernet's shortest frame there, has nothing
+    /// behind it. To ask the kernel would be a call, and where it guards its returns that costs more
+    /// than all of parsing.
+    #[inline(always)]
+    fn length_with(&self, packet: usize, length: usize) -> Option<u64> {
+        let packet_end = packet + length;
+        let linear = self.end - self.start;
+        let shortest = packet + SHORTEST_PAYLOAD;
+        if let Buffer::Xdp(_) = self.buffer
+            && (packet_end == linear || packet_end < linear && linear <= shortest)
+        {
+            return Some(linear as u64);
+        }
+        let length = self.length();
+        (packet_end as u64 <= length).then_some(length)
     }
 
     /// The header at `offset`, if all of it is there.
@@ -172,7 +212,7 @@ pub fn parse(frame: &Frame) -> Parsed {
         _ => return Parsed::NotIp,
     };
     match packet {
-        Ok(packet) => Parsed::Ip(packet),
+        Ok((packet, length)) => Parsed::Ip(packet, length),
         Err(Malformed) => Parsed::Malformed,
     }
 }
@@ -183,18 +223,16 @@ fn is_vlan(ether_type: u16) -> bool {
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
+fn parse_ipv4(frame: &Frame, offset: usize) -> Result<(Packet, u64), Malformed> {
     let header = frame.header::<Ipv4Hdr>(offset).ok_or(Malformed)?;
     let version_and_length = header.byte(offset_of!(Ipv4Hdr, vihl));
     let header_length = usize::from(version_and_length & 0x0f) * 4;
     let total_length = usize::from(header.half(offset_of!(Ipv4Hdr, tot_len)));
-    if version_and_length >> 4 != 4
-        || header_length < Ipv4Hdr::LEN
-        || total_length < header_length
-        || frame.length < (offset + total_length) as u64
+    if version_and_length >> 4 != 4 || header_length < Ipv4Hdr::LEN || total_length < header_length
     {
         return Err(Malformed);
     }
+    let length = frame.length_with(offset, total_length).ok_or(Malformed)?;
     let fragment = header.half(offset_of!(Ipv4Hdr, frags));
     let transport = if fragment & IPV4_FRAGMENT_OFFSET == 0 {
         Payload {
@@ -209,16 +247,17 @@ fn parse_ipv4(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
     } else {
         Transport::LATER_FRAGMENT
     };
-    Ok(Packet {
+    let packet = Packet {
         family: Family::Ipv4,
         source: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, src_addr))),
         destination: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, dst_addr))),
         transport,
-    })
+    };
+    Ok((packet, length))
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
+fn parse_ipv6(frame: &Frame, offset: usize) -> Result<(Packet, u64), Malformed> {
     let header = frame.header::<Ipv6Hdr>(offset).ok_or(Malformed)?;
     if header.byte(0) >> 4 != 6 {
         return Err(Malformed);
@@ -235,15 +274,19 @@ fn parse_ipv6(frame: &Frame, offset: usize) -> Result<Packet, Malformed> {
     // A length of 0 stands for a jumbogram (RFC 2675), which no frame that XDP sees can hold; the
     // kernel reads such a packet up to the frame's end.
     let is_jumbogram = length == 0 && payload.protocol == protocol::HOP_BY_HOP;
-    if is_jumbogram || frame.length < (payload.offset + length) as u64 {
+    if is_jumbogram {
         return Err(Malformed);
     }
-    Ok(Packet {
+    let frame_length = frame
+        .length_with(offset, Ipv6Hdr::LEN + length)
+        .ok_or(Malformed)?;
+    let packet = Packet {
         family: Family::Ipv6,
         source: header.ipv6_address(offset_of!(Ipv6Hdr, src_addr)),
         destination: header.ipv6_address(offset_of!(Ipv6Hdr, dst_addr)),
         transport: parse_ipv6_payload(frame, payload)?,
-    })
+    };
+    Ok((packet, frame_length))
 }
 
 /// Follows the chain of extension headers (RFC 8200, section 4) to the transport header.

@@ -208,7 +208,9 @@ fn is_way_in(endpoint: &Endpoint, session: Option<SshSession>) -> bool {
 fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<Service> {
     let is_left = |endpoint: &&Endpoint| {
         let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
-        endpoint.level <= Level::Network && !endpoint.may_be_client && !is_kept
+        // What no process holds is the kernel's own, such as WireGuard's, which others come in by.
+        let is_client = endpoint.may_be_client && !endpoint.owner.processes.is_empty();
+        endpoint.level <= Level::Network && !is_client && !is_kept
     };
     let continues = |before: &Endpoint, next: &Endpoint| {
         before.continues(next) && danger(before).is_none() && danger(next).is_none()
@@ -333,6 +335,37 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Containers;
+
+    #[test]
+    fn a_port_of_the_kernels_own_is_named_and_one_that_a_client_may_use_is_not() {
+        let endpoint = |port: u16, processes: &[&str]| Endpoint {
+            protocol: PortProtocol::Udp,
+            ports: port..=port,
+            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
+            interface: None,
+            level: Level::World,
+            owner: Owner {
+                kind: "unknown",
+                processes: processes.iter().map(|name| (*name).to_owned()).collect(),
+                ..Owner::default()
+            },
+            inside: None,
+            role: None,
+            may_be_client: true,
+        };
+        let survey = Survey {
+            endpoints: vec![endpoint(40_123, &["resolver"]), endpoint(51_820, &[])],
+            containers: Containers::default(),
+            docker: DockerAsked::default(),
+            links: Vec::new(),
+            own: Vec::new(),
+            notes: Vec::new(),
+        };
+        let text = write(&survey, None).unwrap();
+        assert!(text.contains("# ports = [\"udp/51820\"]"), "{text}");
+        assert!(!text.contains("40123"), "{text}");
+    }
 
     #[test]
     fn names_are_what_a_policy_takes_and_are_given_once() {

@@ -21,7 +21,7 @@ pub mod memory;
 pub mod operator;
 pub mod pcapng;
 pub mod policy;
-mod privileges;
+pub mod privileges;
 pub mod sessions;
 mod sock_diag;
 pub mod unattended;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use guard::{commands::Arguments, memory};
+use guard::{commands::Arguments, memory, privileges};
 use tokio::runtime::Builder;
 
 /// Two, so that somebody answers while a policy is loaded.
@@ -12,6 +12,9 @@ fn main() -> ExitCode {
     memory::be_frugal();
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .on_thread_start(privileges::follow)
+        .on_thread_park(privileges::follow)
+        .on_thread_unpark(privileges::follow)
         .enable_all()
         .build();
     let result = runtime

@@ -1,5 +1,10 @@
 //! What the agent may do once it runs: no more than loading programs and putting them on interfaces.
 
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
 use caps::{CapSet, Capability, CapsHashSet};
 use tracing::warn;
 
@@ -10,9 +15,28 @@ const NEEDED: [Capability; 3] = [
     Capability::CAP_NET_ADMIN,
 ];
 
-/// Gives up every other capability, for good. A process that cannot goes on with what it has, and says
-/// so: it is no less safe than it was.
+static IS_ENOUGH: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static IS_GIVEN_UP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Gives up every other capability, for good, in this thread and in every one that calls [`follow`]. A
+/// process that cannot goes on with what it has, and says so: it is no less safe than it was.
 pub fn keep_only_needed() {
+    IS_ENOUGH.store(true, Ordering::SeqCst);
+    follow();
+}
+
+/// What the threads of the runtime do when they start, wait and go on: to the kernel, each has capabilities
+/// of its own.
+pub fn follow() {
+    if IS_ENOUGH.load(Ordering::SeqCst) && !IS_GIVEN_UP.replace(true) {
+        give_up();
+    }
+}
+
+fn give_up() {
     let needed: CapsHashSet = NEEDED.into_iter().collect();
     let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
     let keep: CapsHashSet = permitted.intersection(&needed).copied().collect();

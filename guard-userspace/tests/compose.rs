@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use guard::audit::compose::{ComposeError, Printed, Report, Request, Rule, audit, sarif};
+use guard::audit::compose::{ComposeError, Edit, Printed, Report, Request, Rule, audit, sarif};
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compose")
@@ -195,6 +195,53 @@ fn a_finding_is_gone_once_its_fix_is_made_and_nothing_else_has_come() {
     assert!(fixed > 100, "{fixed}");
 }
 
+/// The text with what an edit says in lines and columns.
+fn edited(text: &str, edit: &Edit) -> String {
+    let offset = |line: usize, column: usize| {
+        let lines = text.split_inclusive('\n');
+        let before: usize = lines.clone().take(line - 1).map(str::len).sum();
+        let characters = text[before..].chars().take(column - 1);
+        before + characters.map(char::len_utf8).sum::<usize>()
+    };
+    let start = offset(edit.line, edit.column);
+    let end = offset(edit.end_line, edit.end_column);
+    [&text[..start], &edit.text, &text[end..]].concat()
+}
+
+#[test]
+fn an_edit_names_its_own_file_and_shows_whole_lines() {
+    let mut alone = 0;
+    for project in projects(&corpus()) {
+        let report = run(&project).unwrap();
+        let printed = report.printed();
+        let edits = || printed.iter().filter_map(|printed| printed.fix.as_ref());
+        for (finding, printed) in report.findings.iter().zip(&printed) {
+            let Some(edit) = &printed.fix else {
+                continue;
+            };
+            let text = fs::read_to_string(&edit.file).unwrap();
+            let fixed = edited(&text, edit);
+            assert_eq!(Some(&fixed), finding.fixed().as_ref(), "{printed:?}");
+            let shares = |other: &&Edit| {
+                let is_before = other.last_line() < edit.line || edit.last_line() < other.line;
+                other.file == edit.file && !is_before
+            };
+            if edits().filter(shares).count() > 1 {
+                continue;
+            }
+            alone += 1;
+            let count = edit.corrected.lines().count();
+            let lines = fixed.lines().skip(edit.line - 1).take(count);
+            let lines: Vec<&str> = lines.map(str::trim_end).collect();
+            let shown: Vec<&str> = edit.corrected.lines().map(str::trim_end).collect();
+            assert_eq!(lines, shown, "{printed:?}");
+            let changed = text.lines().count() + count - fixed.lines().count();
+            assert_eq!(changed, edit.last_line() - edit.line + 1, "{printed:?}");
+        }
+    }
+    assert!(alone > 50, "{alone}");
+}
+
 /// A project in a folder of its own.
 struct Copy {
     _folder: tempfile::TempDir,
@@ -289,6 +336,104 @@ fn whole_or_refused(file: &Path, original: &[u8]) {
     }
 }
 
+/// What people and their tools do to lines.
+fn mutated(random: &mut fastrand::Rng, text: &str, other: &str) -> String {
+    let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
+    let words: Vec<&str> = text.split(' ').chain(other.split(' ')).collect();
+    let others: Vec<&str> = other.split_inclusive('\n').collect();
+    for _ in 0..random.usize(1..4) {
+        let Some(line) = random.choice(&lines).cloned() else {
+            break;
+        };
+        let index = lines.iter().position(|other| *other == line).unwrap();
+        let word = random.choice(&words).unwrap();
+        match random.u8(..12) {
+            0 => {
+                lines.remove(index);
+            }
+            1 => lines.insert(index, line),
+            2 => lines[index] = format!("  {line}"),
+            3 => lines[index] = line.strip_prefix("  ").unwrap_or(&line).to_owned(),
+            4 => lines[index] = line.trim_end().to_owned(),
+            5 => lines.insert(index, format!("    # {}\n", word.trim())),
+            6 => lines[index] = line.replacen(": ", ": &anchor ", 1),
+            7 => lines[index] = line.replacen("- ", "- !!str ", 1),
+            8 => {
+                let at = random.usize(..lines.len());
+                lines.swap(index, at);
+            }
+            9 => {
+                let own = random.choice(line.split(' ').collect::<Vec<_>>()).unwrap();
+                lines[index] = line.replacen(own, word, 1);
+            }
+            10 => lines.insert(index, random.choice(&others).unwrap().to_string()),
+            _ => lines[index] = line.replacen(['"', ':', '-', '[', '{', ','], word, 1),
+        }
+    }
+    lines.concat()
+}
+
+#[test]
+fn lines_of_a_spoilt_file_are_where_the_findings_say_and_fixes_still_mend_them() {
+    let rounds = std::env::var("ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
+    let seed = std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut random = fastrand::Rng::with_seed(seed);
+    let texts: Vec<String> = projects(&corpus())
+        .iter()
+        .map(|project| fs::read_to_string(files(project).remove(0)).unwrap())
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["compose.yaml", "compose.override.yaml"].map(|name| folder.path().join(name));
+    let mut judged = 0;
+    for text in texts.iter().cycle().take(texts.len() * rounds) {
+        let other = random.choice(&texts).unwrap();
+        // Above itself, every value is another's.
+        let above = random.choice([other, text]).unwrap();
+        let files = paths[..random.usize(1..=2)].to_vec();
+        let texts = [text, above].map(|text| mutated(&mut random, text, other));
+        let texts: HashMap<&PathBuf, &String> = files.iter().zip(&texts).collect();
+        texts
+            .iter()
+            .for_each(|(path, text)| fs::write(path, text).unwrap());
+        let Ok(report) = run_files(files.clone()) else {
+            continue;
+        };
+        let before = counts(&report);
+        for (finding, printed) in report.findings.iter().zip(report.printed()) {
+            judged += 1;
+            let text = texts[&PathBuf::from(&printed.file)];
+            let line = text.lines().nth(printed.line - 1).unwrap_or_default();
+            let named = line.chars().nth(printed.column - 1);
+            assert!(
+                named.is_some_and(|c| !c.is_whitespace() && c != '#'),
+                "{printed:?}\n{texts:?}"
+            );
+            // Below one of two for the same thing, the other counts.
+            let is_twice = texts.len() > 1 || text.matches(line.trim()).count() > 1;
+            let (Some(fixed), Some(path)) = (finding.fixed(), finding.fix_path()) else {
+                continue;
+            };
+            fs::write(&path, &fixed).unwrap();
+            let says = || format!("{printed:?}\n{texts:?}\n=====\n{fixed}");
+            let after =
+                run_files(files.clone()).unwrap_or_else(|error| panic!("{error}: {}", says()));
+            fs::write(&path, texts[&path]).unwrap();
+            let place = |printed: &Printed| (printed.line, printed.column, printed.why.clone());
+            let is_elsewhere = !after
+                .printed()
+                .iter()
+                .any(|other| place(other) == place(&printed));
+            let after = counts(&after);
+            for service in &finding.services {
+                let key = (service.clone(), finding.rule.name());
+                let is_fewer = after.get(&key) < before.get(&key);
+                assert!(is_twice || is_elsewhere || is_fewer, "{}", says());
+            }
+        }
+    }
+    assert!(judged > 50 * rounds, "{judged}");
+}
+
 fn refused(text: &str) -> ComposeError {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("compose.yaml");
@@ -350,7 +495,7 @@ fn malicious_files_are_refused() {
 #[test]
 fn what_is_no_file_is_refused() {
     for (path, words) in [
-        ("/dev/zero", "longer than"),
+        ("/dev/zero", "not a file"),
         ("/", "folder"),
         ("/nonexistent/compose.yaml", "cannot be read"),
     ] {
@@ -401,15 +546,32 @@ fn profiles_are_selected_and_the_process_comes_before_the_files() {
         ("NEEDED", "0.0.0.0"),
     ];
     assert_eq!(lines(&bound), [7, 8, 10, 11, 12]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (weak, strong) = (file("weak", "BIND=0.0.0.0\n"), file("strong", "BIND=::1\n"));
+    let named = [("COMPOSE_ENV_FILES", format!("{weak},{strong}"))];
+    let named = named
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    assert_eq!(lines(&named), [7, 8, 10]);
 }
 
 /// The exit code, standard output and standard error.
 fn guard(arguments: &[&str]) -> (Option<i32>, String, String) {
+    guard_reading(Path::new("/dev/null"), arguments)
+}
+
+fn guard_reading(input: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_guard"))
         .args(["audit", "compose"])
         .args(arguments)
         .current_dir(corpus())
         .env_clear()
+        .stdin(File::open(input).unwrap())
         .output()
         .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -489,6 +651,33 @@ fn findings_are_printed_for_people_and_for_programs() {
     let (_, json, _) = guard(&["clean.yaml", "--sarif"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["runs"][0]["results"], serde_json::json!([]));
+}
+
+#[test]
+fn standard_input_is_a_file_and_a_pipe_is_none() {
+    let (code, text, _) = guard_reading(&corpus().join("invoice.yaml"), &["-"]);
+    assert!(
+        text.contains("-:12:9: high: published-beside-proxy"),
+        "{text}"
+    );
+    assert_eq!(code, Some(1));
+    let below = corpus().join("overrides/compose.yaml");
+    let (_, text, _) = guard_reading(&below, &["-", "overrides/compose.prod.yaml"]);
+    assert!(text.contains("overrides/compose.prod.yaml:4:5: "), "{text}");
+    let (code, _, error) = guard(&["-"]);
+    assert_eq!(
+        (code, error.as_str()),
+        (Some(2), "guard: -: is empty: it has no services\n")
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (code, _, error) = guard(&[&pipe.display().to_string()]);
+    assert_eq!(code, Some(2));
+    assert!(
+        error.contains("is a pipe or a device, not a file"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! namespace has a default route, and every one is removed when its owner is dropped. What a killed
 //! owner leaves behind, [`sweep::dead_labs`] removes.
 
+pub mod browser;
 pub mod cache;
 pub mod debian;
 pub mod docker;

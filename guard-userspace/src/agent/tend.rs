@@ -43,6 +43,7 @@ impl Agent {
             for attachment in self.attachments.values_mut() {
                 // Only readers without an agent miss it.
                 let _result = attachment.beat(now.boot_ns);
+                attachment.flush_log();
             }
             if self
                 .trial

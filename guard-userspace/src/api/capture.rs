@@ -1,6 +1,13 @@
 //! `GET /v1/capture`: packets as they come, until the client hangs up.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    mem,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
 
 use axum::{
     body::{Body, Bytes},
@@ -18,8 +25,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Interval, MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval, sleep},
 };
+use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
@@ -155,15 +163,50 @@ struct Source {
     missed: u64,
 }
 
+/// How long a client may leave unread what it is sent, until it loses its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a capture holds while its client reads.
+struct Held {
+    sources: Vec<Source>,
+    /// `None`: the client has not read for too long.
+    turn: Option<OwnedSemaphorePermit>,
+    asked: Instant,
+}
+
+type Shared = Arc<Mutex<Held>>;
+
+/// Whoever holds it does not wait, and a panic leaves it whole.
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A capture at work. It ends when it is dropped.
 struct Capture {
-    sources: Vec<Source>,
+    held: Shared,
+    head: Vec<u8>,
     form: Form,
     length: usize,
     beat: Interval,
     rounds: u32,
-    has_begun: bool,
-    _turn: OwnedSemaphorePermit,
+}
+
+/// Ends a capture that nobody reads: the next client must not wait for it.
+async fn watch(held: Weak<Mutex<Held>>) {
+    loop {
+        sleep(PATIENCE / 4).await;
+        let Some(held) = held.upgrade() else { return };
+        let mut held = lock(&held);
+        if held.asked.elapsed() > PATIENCE {
+            held.sources.clear();
+            held.turn = None;
+            warn!(
+                "a capture has ended: its client has not read for {} s",
+                PATIENCE.as_secs()
+            );
+            return;
+        }
+    }
 }
 
 /// Packets of these interfaces until the client hangs up. One that reads slowly is given fewer.
@@ -181,14 +224,28 @@ pub fn answer(
     let mut beat = interval(Duration::from_secs(1) / ROUNDS);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let length = request.length.unwrap_or(SNAP_LENGTH).clamp(1, SNAP_LENGTH);
+    let sources: Vec<Source> = sources.collect();
+    let head = match request.form {
+        Form::Json => Vec::new(),
+        Form::Pcapng => {
+            let names = sources.iter().map(|source| &source.interface);
+            let interfaces = names.flat_map(|name| pcapng::interface(name, length));
+            pcapng::section().into_iter().chain(interfaces).collect()
+        }
+    };
+    let held = Arc::new(Mutex::new(Held {
+        sources,
+        turn: Some(turn),
+        asked: Instant::now(),
+    }));
+    tokio::spawn(watch(Arc::downgrade(&held)));
     let capture = Capture {
-        sources: sources.collect(),
+        held,
+        head,
         form: request.form,
         length: length as usize,
         beat,
         rounds: 0,
-        has_begun: false,
-        _turn: turn,
     };
     let blocks = stream::try_unfold(capture, |mut capture| async move {
         let block = capture.next().await?;
@@ -204,12 +261,8 @@ pub fn answer(
 impl Capture {
     /// What there is to send next.
     async fn next(&mut self) -> anyhow::Result<Bytes> {
-        if !self.has_begun {
-            self.has_begun = true;
-            let head = self.head();
-            if !head.is_empty() {
-                return Ok(head.into());
-            }
+        if !self.head.is_empty() {
+            return Ok(mem::take(&mut self.head).into());
         }
         loop {
             self.beat.tick().await;
@@ -225,22 +278,17 @@ impl Capture {
         }
     }
 
-    fn head(&self) -> Vec<u8> {
-        if self.form == Form::Json {
-            return Vec::new();
-        }
-        let mut head = pcapng::section();
-        for source in &self.sources {
-            head.extend(pcapng::interface(&source.interface, self.length as u32));
-        }
-        head
-    }
-
     /// The packets of a round, in the order in which they came.
     fn round(&mut self) -> anyhow::Result<Vec<u8>> {
         let now = host::timebase()?;
         let mut packets = Vec::new();
-        for (number, source) in (0..).zip(&mut self.sources) {
+        let mut held = lock(&self.held);
+        ensure!(
+            held.turn.is_some(),
+            "what was sent has not been read for too long"
+        );
+        held.asked = Instant::now();
+        for (number, source) in (0..).zip(&mut held.sources) {
             let round = source.tap.round()?;
             source.wanted += round.packets.len() as u64 + round.missed;
             source.missed += round.missed;
@@ -249,7 +297,8 @@ impl Capture {
         packets.sort_by_key(|(_, packet)| packet.boot_ns);
         let mut block = Vec::new();
         for (number, packet) in packets {
-            self.write(&mut block, number, &packet, now)?;
+            let interface = &held.sources[number as usize].interface;
+            self.write(&mut block, (number, interface), &packet, now)?;
         }
         Ok(block)
     }
@@ -257,7 +306,7 @@ impl Capture {
     fn write(
         &self,
         block: &mut Vec<u8>,
-        number: u32,
+        (number, interface): (u32, &str),
         packet: &Tapped,
         now: Timebase,
     ) -> anyhow::Result<()> {
@@ -273,7 +322,6 @@ impl Capture {
                 comment: &comment(packet),
             })),
             Form::Json => {
-                let interface = &self.sources[number as usize].interface;
                 let line = Line::Packet(Box::new(seen(interface, packet, time_ns)));
                 serde_json::to_writer(&mut *block, &line)?;
                 block.push(b'\n');
@@ -284,13 +332,14 @@ impl Capture {
 
     fn tell_missed(&self, block: &mut Vec<u8>) -> anyhow::Result<()> {
         let now = host::timebase()?;
+        let held = lock(&self.held);
         if self.form == Form::Json {
-            let missed = self.sources.iter().map(|source| source.missed).sum();
+            let missed = held.sources.iter().map(|source| source.missed).sum();
             serde_json::to_writer(&mut *block, &Line::Missed { missed })?;
             block.push(b'\n');
             return Ok(());
         }
-        for (number, source) in (0..).zip(&self.sources) {
+        for (number, source) in (0..).zip(&held.sources) {
             let time_ns = unix_ns(now, now.boot_ns);
             let Source { wanted, missed, .. } = source;
             block.extend(pcapng::statistics(number, time_ns, *wanted, *missed));

@@ -16,8 +16,15 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{task::AbortHandle, time::timeout};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{Uid, User},
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    task::AbortHandle,
+    time::timeout,
+};
 
 /// How long a client may take to ask, and to say nothing between two questions.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,6 +61,35 @@ impl Lasting {
     }
 }
 
+/// Who is at the other end, as the kernel knows it.
+#[derive(Clone, Debug)]
+pub struct Client(pub String);
+
+pub trait Known {
+    fn client(&self) -> Client;
+}
+
+impl Known for UnixStream {
+    fn client(&self) -> Client {
+        let Ok(client) = self.peer_cred() else {
+            return Client("somebody".to_owned());
+        };
+        let user = User::from_uid(Uid::from_raw(client.uid())).ok().flatten();
+        let user = user.map_or_else(|| format!("user {}", client.uid()), |user| user.name);
+        Client(match client.pid() {
+            Some(pid) => format!("{user}, process {pid}"),
+            None => user,
+        })
+    }
+}
+
+impl Known for TcpStream {
+    fn client(&self) -> Client {
+        let peer = self.peer_addr();
+        Client(peer.map_or_else(|_| "somebody".to_owned(), |peer| peer.to_string()))
+    }
+}
+
 struct Connection {
     task: AbortHandle,
     lasting: Lasting,
@@ -62,13 +98,14 @@ struct Connection {
 /// Answers until this is dropped.
 pub async fn serve<L: Listener>(mut listener: L, router: Router)
 where
-    L::Io: 'static,
+    L::Io: Known + 'static,
 {
     let mut connections: VecDeque<Connection> = VecDeque::new();
     loop {
         let (stream, _) = listener.accept().await;
         let lasting = Lasting::default();
         let router = router.clone().layer(Extension(lasting.clone()));
+        let router = router.layer(Extension(stream.client()));
         let is_lasting = lasting.clone();
         let task = tokio::spawn(async move {
             let service = TowerToHyperService::new(router);

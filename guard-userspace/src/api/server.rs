@@ -16,7 +16,8 @@ use axum::{
         DefaultBodyLimit, FromRequest, Path, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::StatusCode,
+    http::{Method, StatusCode},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -33,7 +34,7 @@ use super::{
     Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
     Reload, Revocation, Status, Talker,
     capture::{self, CaptureRequest},
-    listen::{self, Lasting},
+    listen::{self, Client, Lasting},
 };
 use crate::{
     agent::{Agent, ChangeError},
@@ -128,6 +129,7 @@ impl ControlSocket {
             .route("/v1/detach", post(detach))
             .fallback(unknown)
             .layer(DefaultBodyLimit::max(MAX_BODY))
+            .layer(middleware::from_fn(told))
             .with_state(served);
         listen::serve(listener, router).await;
     }
@@ -146,6 +148,18 @@ impl ControlSocket {
     )
 )]
 pub struct Description;
+
+/// Every request for a change is in the log, with who asked for it.
+async fn told(Extension(Client(by)): Extension<Client>, request: Request, next: Next) -> Response {
+    if request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    let asked = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    let status = response.status().as_u16();
+    info!(by, status, "{asked}");
+    response
+}
 
 async fn description() -> Json<utoipa::openapi::OpenApi> {
     Json(Description::openapi())
@@ -295,6 +309,7 @@ async fn explain(
 async fn capture(
     State(served): State<Served>,
     Extension(lasting): Extension<Lasting>,
+    Extension(Client(by)): Extension<Client>,
     request: Result<Query<CaptureRequest>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(request) = request.map_err(wrong)?;
@@ -311,6 +326,7 @@ async fn capture(
         service = request.service,
         source = request.source.map(|source| source.to_string()),
         all = request.all,
+        by,
         "a capture begins"
     );
     Ok(capture::answer(&request, taps, turn))

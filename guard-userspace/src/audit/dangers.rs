@@ -100,6 +100,15 @@ pub fn danger_at(protocol: PortProtocol, port: u16) -> Option<&'static Danger> {
         .find(|danger| danger.protocol == protocol && danger.port == port)
 }
 
+/// Ports inside a container that say what listens there, web applications for the most part, and that it
+/// is nothing of [`DANGERS`], whatever number it has on the host.
+#[rustfmt::skip]
+pub const ORDINARY: [u16; 36] = [
+    21, 22, 25, 53, 80, 81, 110, 143, 443, 465, 587, 853, 993, 995,
+    1337, 3000, 3001, 4000, 4200, 5000, 5001, 5173, 8000, 8001, 8008, 8080, 8081, 8082, 8090, 8096, 8123,
+    8443, 9000, 9001, 9443, 25565,
+];
+
 /// Sorted by port. Only ports that are known for one service: a number that web applications use as
 /// they please, such as 8080, says nothing.
 #[rustfmt::skip]

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufWriter, ErrorKind, IsTerminal as _, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +15,8 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, tz::TimeZone};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::sleep,
+    task::spawn_blocking,
+    time::{sleep, timeout},
 };
 
 use super::{Failure, entries::parse_duration, figures, without_controls};
@@ -64,6 +66,9 @@ pub struct Capture {
     json: bool,
 }
 
+/// How long what has arrived may take to be written when it is to end.
+const GRACE: Duration = Duration::from_secs(1);
+
 fn reason_name(text: &str) -> Result<String, String> {
     reason(text).map(|reason| reason.name().to_owned())
 }
@@ -92,12 +97,30 @@ impl Capture {
                 chunk = response.chunk() => chunk.context("the agent has ended")?,
             };
             arrived.extend(chunk.context("the agent has ended")?);
-            let (used, is_done) = match sink.take(&arrived, self.count) {
+            let count = self.count;
+            // A pipe that nobody reads must not keep it from ending.
+            let mut writing = spawn_blocking(move || {
+                let taken = sink.take(&arrived, count);
+                (sink, arrived, taken)
+            });
+            let (written, is_over) = tokio::select! {
+                () = &mut ended => match timeout(GRACE, &mut writing).await {
+                    Ok(written) => (written, true),
+                    Err(_) => {
+                        eprintln!("guard: nobody reads what is written: the end is missing");
+                        return Ok(());
+                    }
+                },
+                written = &mut writing => (written, false),
+            };
+            let taken;
+            (sink, arrived, taken) = written.map_err(anyhow::Error::from)?;
+            let (used, is_done) = match taken {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                 taken => taken.context("the packets cannot be written")?,
             };
             arrived.drain(..used);
-            if is_done {
+            if is_done || is_over {
                 break;
             }
         }
@@ -141,9 +164,12 @@ impl Capture {
             None => Kind::Text,
             Some(_) => Kind::Pcapng,
         };
-        let to: Box<dyn Write> = match &self.write {
+        let to: Box<dyn Write + Send> = match &self.write {
             Some(path) if path != Path::new("-") => {
-                let file = File::create(path);
+                let mut options = File::options();
+                // What is in packets is not for everybody on this host.
+                options.write(true).create(true).truncate(true).mode(0o600);
+                let file = options.open(path);
                 let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
                 Box::new(BufWriter::new(file))
             }
@@ -161,7 +187,7 @@ impl Capture {
 /// Where packets go.
 struct Sink {
     kind: Kind,
-    to: Box<dyn Write>,
+    to: Box<dyn Write + Send>,
     packets: u64,
     missed: Missed,
 }

@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     exposure::NetworkKind,
     reason::{Mode, Outcome, Reason, Verdict},
@@ -23,7 +22,7 @@ use serde::Serialize;
 use super::{DEFAULT_POLICY, Failure, print, print_json, read_policy};
 use crate::{
     capture::{self, Recorded},
-    dataplane::{Direction, Judged, Replay as Program},
+    dataplane::{Direction, Judged, Replay as Program, source_of},
     host,
     policy::{
         ContainerNetwork, Containers, Policy, Ports, PublishedFamily, PublishedPort, Tables,
@@ -192,7 +191,7 @@ impl Replay {
             direction,
         } = recorded;
         let is_ours = *direction == Direction::Out
-            || source(frame).is_some_and(|source| self.local.contains(&source));
+            || source_of(frame).is_some_and(|source| self.local.contains(&source));
         let judged = if is_ours {
             program.sent(frame)?;
             Judged {
@@ -217,16 +216,6 @@ impl Replay {
         };
         sums.add(&line);
         Ok(line)
-    }
-}
-
-/// The address that a frame comes from.
-fn source(frame: &[u8]) -> Option<IpAddr> {
-    let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
-    match packet.net? {
-        LaxNetSlice::Ipv4(ipv4) => Some(ipv4.header().source_addr().into()),
-        LaxNetSlice::Ipv6(ipv6) => Some(ipv6.header().source_addr().into()),
-        LaxNetSlice::Arp(_) => None,
     }
 }
 

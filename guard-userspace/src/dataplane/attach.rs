@@ -307,7 +307,7 @@ impl Attachment {
     ) -> Result<Option<String>, AttachError> {
         let pins = self.state.pins.clone();
         let shared = self.pin_waiting(&next.generation, next.facts.trial_until != 0)?;
-        let cells = map_id(&next.generation, layout::CELLS)?;
+        let cells = map_id(&next.generation, next.generation.tables().cells_map())?;
         self.state
             .set_seats(&next.seats, cells)
             .map_err(StateError::from)?;
@@ -404,7 +404,8 @@ impl Attachment {
             }
             return;
         };
-        let cells = map_id(&before.generation, layout::CELLS).unwrap_or_default();
+        let cells = map_id(&before.generation, before.generation.tables().cells_map());
+        let cells = cells.unwrap_or_default();
         let _result = self.state.set_seats(&before.seats, cells);
         if let Ok(mut about) = self.state.about() {
             if before.generation.tables().uses(feature::FLOWS) {
@@ -426,6 +427,13 @@ impl Attachment {
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         let prepared = self.in_force.iter().chain(&self.fallback);
         prepared.map(|prepared| &prepared.generation)
+    }
+
+    /// Passes on what the program in force has said.
+    pub fn flush_log(&mut self) {
+        if let Some(Prepared { generation, .. }) = &mut self.in_force {
+            generation.flush_log();
+        }
     }
 
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {

@@ -24,7 +24,7 @@ const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
 /// How large the tables are whose size a policy decides.
-pub fn sizes(tables: &Tables) -> [(&'static str, u32); 8] {
+pub fn sizes(tables: &Tables) -> [(&'static str, u32); 9] {
     let singles = |is_v4: bool| {
         let prefixes = tables.denied.keys().filter(|prefix| is_single(prefix));
         let count = prefixes
@@ -35,9 +35,17 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 8] {
         count.saturating_add(HEADROOM.max(count / 2))
     };
     let if_used = |feature, size, unused| if tables.uses(feature) { size } else { unused };
+    let cells = |map| {
+        if map == tables.cells_map() {
+            if_used(feature::BUDGETS, tables.cells, ROWS)
+        } else {
+            ROWS
+        }
+    };
     let addressed = u32::try_from(tables.addressed.len()).unwrap_or(u32::MAX);
     [
-        (layout::CELLS, if_used(feature::BUDGETS, tables.cells, ROWS)),
+        (layout::CELLS, cells(layout::CELLS)),
+        (layout::NARROW_CELLS, cells(layout::NARROW_CELLS)),
         (layout::DENIED_V4, singles(true)),
         (layout::DENIED_V6, singles(false)),
         (layout::ADDRESSED, addressed.max(UNUSED)),

@@ -41,7 +41,7 @@ impl Generation {
         mut next: Tables,
         early: &BTreeSet<PublishedPort>,
     ) -> Result<(), LoadError> {
-        let Self { ebpf, tables } = self;
+        let Self { ebpf, tables, .. } = self;
         // What has been closed meanwhile is in no table that is known here: whatever it is, it is written.
         for port in early {
             let index = port_index(port.protocol, port.port);

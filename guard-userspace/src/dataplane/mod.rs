@@ -25,11 +25,13 @@ use aya::{
     maps::{Map, MapError},
     programs::{ProgramError, SchedClassifier, Xdp},
 };
+use aya_log::{EbpfLogger, Level};
 use guard_common::{
     cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
     layout::{self, Config, feature},
 };
+use tracing_log::{LogTracer, log};
 
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
@@ -39,7 +41,7 @@ pub use self::{
     replay::{Direction, Judged, Replay},
     state::{State, StateError, text_of},
     talkers::TalkerRow,
-    tap::{ROUNDS, Tap, Tapped, Wanted},
+    tap::{ROUNDS, Tap, Tapped, Wanted, source_of},
 };
 use crate::{causes::io_error, policy::Tables};
 
@@ -50,6 +52,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gu
 pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
+    /// What its programs say, if anybody listens at that level.
+    log: Option<EbpfLogger<LogTracer>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -146,9 +150,20 @@ impl Generation {
         for (map, path) in pins {
             loader.map_pin_path(map, path);
         }
+        let is_debugged = tracing::enabled!(tracing::Level::DEBUG);
+        let level = if is_debugged { Level::Debug as u8 } else { 0 };
+        loader.override_global(aya_log::LEVEL, &level, true);
         let mut ebpf = loader.load(OBJECT)?;
         fill::fill(&mut ebpf, &tables)?;
-        let mut generation = Self { ebpf, tables };
+        let log = if is_debugged {
+            // The tracer asks the crate `log` as well whether anybody listens.
+            log::set_max_level(log::LevelFilter::Debug);
+            // Debugging must not keep the guard from its work.
+            EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new()).ok()
+        } else {
+            None
+        };
+        let mut generation = Self { ebpf, tables, log };
         let (ingress, egress) = purpose.programs();
         let program = generation.xdp_mut(ingress)?;
         retry_interrupted(|| program.load())?;
@@ -157,6 +172,13 @@ impl Generation {
             retry_interrupted(|| program.load())?;
         }
         Ok(generation)
+    }
+
+    /// Passes on what the programs have said.
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
     }
 
     /// The kernel's number for the program.

@@ -149,9 +149,9 @@ impl State {
             asked: self.about()?.cells,
             ..Seats::default()
         };
-        let cells = map_info(&self.pins, layout::CELLS).map(|info| info.id());
+        let cells = CELLS.map(|map| map_info(&self.pins, map).map(|info| info.id()));
         for (number, seat) in self.named()? {
-            if seat.cells != 0 && Some(seat.cells) == cells {
+            if seat.cells != 0 && cells.contains(&Some(seat.cells)) {
                 let slice = Slice {
                     first_cell: seat.first_cell,
                     cell_mask: seat.cell_mask,
@@ -219,7 +219,7 @@ impl State {
     /// cells where they had them.
     pub(super) fn reusable(&self, tables: &Tables, cells: bool) -> Vec<(&'static str, PathBuf)> {
         let used = shared_maps(tables).into_iter();
-        used.filter(|map| cells || map.name != layout::CELLS)
+        used.filter(|map| cells || !CELLS.contains(&map.name))
             .filter(|map| map.fits(&self.pins))
             .map(|map| (map.name, self.pins.path(map.name)))
             .collect()
@@ -232,8 +232,11 @@ impl State {
     }
 }
 
+/// Where the cells of sources can be.
+const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
+
 /// The maps that generations share, if they use them.
-pub(super) const SHARED: [&str; 11] = [
+pub(super) const SHARED: [&str; 12] = [
     layout::COUNTERS,
     layout::TALKERS,
     layout::CAPTURE,
@@ -242,6 +245,7 @@ pub(super) const SHARED: [&str; 11] = [
     layout::EVENTS,
     layout::TOTALS,
     layout::CELLS,
+    layout::NARROW_CELLS,
     layout::FLOWS,
     layout::STRANGERS,
     layout::PREVIOUS,
@@ -316,7 +320,13 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         },
     ];
     if tables.uses(feature::BUDGETS) {
-        maps.push(array(layout::CELLS, MapType::Array, cell, tables.cells));
+        let value = if tables.uses(feature::NARROW) {
+            size_of::<u64>()
+        } else {
+            cell
+        };
+        let name = tables.cells_map();
+        maps.push(array(name, MapType::Array, value, tables.cells));
     }
     if tables.uses(feature::FLOWS) {
         maps.extend([flows(layout::FLOWS), flows(layout::STRANGERS)]);

@@ -5,7 +5,10 @@
 //! one by one. Each outcome has a sample of its own: a flood that is dropped for one reason does not
 //! crowd out the few packets that are dropped for another.
 
+use std::net::IpAddr;
+
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     address::Address,
     layout::{self, Capture, Event, SNAP_LENGTH},
@@ -110,8 +113,16 @@ impl Tap {
                 continue;
             };
             handed_over[outcome.slot() as usize] += 1;
-            round.missed += u64::from(event.one_of) - 1;
             let captured = event.frame.get(..event.captured as usize);
+            if let Some(wanted) = &self.wanted.source
+                && !captured
+                    .and_then(source_of)
+                    .is_some_and(|source| wanted.contains(&source))
+            {
+                // The kernel hands over what it could not read.
+                continue;
+            }
+            round.missed += u64::from(event.one_of) - 1;
             round.packets.push(Tapped {
                 boot_ns: event.boot_ns,
                 service: names.get(&event.service).cloned(),
@@ -125,13 +136,18 @@ impl Tap {
         // Services come and go with labels.
         let mut filter = self.filter()?;
         filter.one_of = self.in_force.one_of;
-        let share = u64::from(self.per_round()).div_ceil(self.wanted.outcomes.len().max(1) as u64);
+        let mut offered = [0u64; SLOTS];
         for outcome in &self.wanted.outcomes {
             let slot = outcome.slot() as usize;
             let one_of = u64::from(filter.one_of[slot]);
             let lost = lost[slot].wrapping_sub(self.lost[slot]);
             round.missed += lost * one_of;
-            filter.one_of[slot] = thinned((handed_over[slot] + lost) * one_of, share);
+            offered[slot] = (handed_over[slot] + lost) * one_of;
+        }
+        let share = share(&offered, u64::from(self.per_round()));
+        for outcome in &self.wanted.outcomes {
+            let slot = outcome.slot() as usize;
+            filter.one_of[slot] = thinned(offered[slot], share);
         }
         self.lost = lost;
         self.apply(filter)?;
@@ -194,13 +210,45 @@ impl Drop for Tap {
     }
 }
 
+/// What of the grant each outcome may have, where so many packets of each came in a round: what those that
+/// need less leave is for the others, and an outcome that comes next has a share, too.
+fn share(offered: &[u64], grant: u64) -> u64 {
+    if offered
+        .iter()
+        .fold(0, |sum: u64, one| sum.saturating_add(*one))
+        <= grant
+    {
+        return grant;
+    }
+    let mut left = grant;
+    let mut rest: Vec<u64> = offered.iter().copied().filter(|one| *one > 0).collect();
+    rest.sort_unstable();
+    let mut takers = rest.len() as u64 + 1;
+    for offered in rest {
+        if offered > left / takers {
+            break;
+        }
+        left -= offered;
+        takers -= 1;
+    }
+    left / takers
+}
+
 /// One packet of how many is looked at, where so many came in a round and this is their share of the
-/// grant: about twice the share gets through to the filter.
+/// grant.
 fn thinned(offered: u64, share: u64) -> u32 {
-    let times = offered / (2 * share.max(1));
-    let one_of = times.clamp(1, THINNEST);
-    // The largest power of two that is not above it.
-    1 << one_of.ilog2()
+    let times = offered.div_ceil(share.max(1)).clamp(1, THINNEST);
+    // The smallest power of two that is not below it.
+    times.next_power_of_two() as u32
+}
+
+/// The address that a frame says it comes from, whatever else is wrong with it.
+pub fn source_of(frame: &[u8]) -> Option<IpAddr> {
+    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
+        LaxNetSlice::Ipv4(ipv4) => Some(ipv4.header().source_addr().into()),
+        LaxNetSlice::Ipv6(ipv6) => Some(ipv6.header().source_addr().into()),
+        LaxNetSlice::Arp(_) => None,
+    }
 }
 
 /// `None`: it is no event of this layout.
@@ -221,14 +269,30 @@ mod tests {
     fn a_sample_is_as_thin_as_the_flood_is_thick() {
         for (offered, share, one_of) in [
             (0, 10, 1),
-            (20, 10, 1),
-            (39, 10, 1),
-            (40, 10, 2),
-            (500_000, 10, 16_384),
+            (10, 10, 1),
+            (11, 10, 2),
+            (40, 10, 4),
+            (500_000, 10, 65_536),
             (u64::MAX, 1, 1 << 20),
-            (7, 0, 2),
+            (7, 0, 8),
         ] {
             assert_eq!(thinned(offered, share), one_of, "{offered} for {share}");
+        }
+    }
+
+    #[test]
+    fn what_some_need_not_is_for_the_others() {
+        for (offered, grant, expected) in [
+            (&[][..], 100, 100),
+            (&[0, 0, 30, 0], 100, 100),
+            (&[0, 99, 1], 100, 100),
+            // Another half for who comes next.
+            (&[0, 1_000, 0], 100, 50),
+            (&[1_000, 2_000], 100, 33),
+            (&[10, 1_000, 10_000, 0], 100, 30),
+            (&[u64::MAX, u64::MAX], 1, 0),
+        ] {
+            assert_eq!(share(offered, grant), expected, "{offered:?} of {grant}");
         }
     }
 }

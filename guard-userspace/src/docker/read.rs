@@ -207,16 +207,22 @@ fn to_container(answer: ContainerInspectResponse) -> Container {
     } = answer;
     let config = config.unwrap_or_default();
     let host = host_config.unwrap_or_default();
-    let mut publishes = configured(&host);
-    let given = network_settings.and_then(|settings| settings.ports);
-    publishes.extend(given.iter().flat_map(publications));
+    let settings = network_settings.unwrap_or_default();
+    // Its mode may be the network's number instead of the name.
+    let networks = settings.networks.unwrap_or_default();
+    let on_host_network = host.network_mode.as_deref() == Some(HOST) || networks.contains_key(HOST);
+    let mut publishes = BTreeSet::new();
+    if !on_host_network {
+        publishes.extend(configured(&host));
+        publishes.extend(settings.ports.iter().flat_map(publications));
+    }
     let exposes = config.exposed_ports.unwrap_or_default();
     Container {
         name: name.unwrap_or_default().trim_start_matches('/').to_owned(),
         image: config.image.unwrap_or_default(),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         running: state.and_then(|state| state.running).unwrap_or_default(),
-        on_host_network: host.network_mode.as_deref() == Some(HOST),
+        on_host_network,
         publishes,
         exposes: exposes
             .iter()
@@ -340,6 +346,19 @@ mod tests {
         for not_yet in ["0", "", "x", "9-8", "70000"] {
             let text = format!(r#"{{"80/tcp": [{{"HostPort": "{not_yet}"}}], "x": null}}"#);
             assert_eq!(ports(&text), [], "{not_yet}");
+        }
+    }
+
+    #[test]
+    fn a_container_in_the_hosts_network_publishes_nothing_however_the_network_is_named() {
+        for mode in ["host", "1a2b3c4d5e6f"] {
+            let text = format!(
+                r#"{{"HostConfig": {{"NetworkMode": "{mode}", "PortBindings": {{"80/tcp":
+                [{{"HostPort": "8000"}}]}}}}, "NetworkSettings": {{"Networks": {{"host": {{}}}}}}}}"#
+            );
+            let container = to_container(serde_json::from_str(&text).unwrap());
+            assert!(container.on_host_network, "{mode}");
+            assert_eq!(container.publishes, BTreeSet::new(), "{mode}");
         }
     }
 }

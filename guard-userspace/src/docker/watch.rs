@@ -29,7 +29,7 @@ use super::{
     Container, DockerError, Inventory, PATIENCE, Publication,
     read::{self, Files, api_error, connect, patient},
 };
-use crate::policy::ContainerNetwork;
+use crate::{policy::ContainerNetwork, privileges};
 
 /// How often a quiet Docker is asked whether it is still there, and for everything, in case an event was
 /// lost.
@@ -71,7 +71,10 @@ impl Watch {
         let (end, ended) = oneshot::channel();
         let followed = socket.to_owned();
         thread::spawn(move || {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime::Builder::new_current_thread()
+                .on_thread_park(privileges::follow)
+                .enable_all()
+                .build();
             match runtime {
                 Ok(runtime) => runtime.block_on(async {
                     tokio::select! {

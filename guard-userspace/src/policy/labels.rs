@@ -293,14 +293,21 @@ fn narrowed(service: &Service, asked: &Asked, complaints: &mut Vec<String>) -> S
     let mut narrowed = service.clone();
     if let Some(from) = &asked.from {
         let (left, asks_for_more) = intersection(&service.from, from);
+        // Of several containers with one port all labels hold, also if together they admit nobody.
+        let is_of_label = service.name.contains(AT);
         if asks_for_more {
+            let whose = if is_of_label {
+                "label of another container with the same port"
+            } else {
+                "policy"
+            };
             complaints.push(format!(
-                "the label {FROM} asks for sources that the service \"{}\" does not allow: they stay \
-                 out",
+                "the label {FROM} asks for sources that the service \"{}\" does not allow by the {whose}: \
+                 they stay out",
                 service.name
             ));
         }
-        if left != From::Admitted(Vec::new()) {
+        if is_of_label || left != From::Admitted(Vec::new()) {
             narrowed.from = left;
         }
     }
@@ -476,6 +483,38 @@ cidrs = ["192.0.2.0/28"]
         assert_eq!(warnings, [""; 0]);
         let (services, _) = judge("off", 8003, &[("guard.from", "office")]);
         assert_eq!(services, [API, INNER]);
+    }
+
+    #[test]
+    fn where_containers_share_a_port_all_their_labels_hold() {
+        let policy = Policy::parse(POLICY, "guard.toml", CLOCK).unwrap();
+        let labelled = |container: &str, from: &str| Labelled {
+            container: container.to_owned(),
+            published: vec![PublishedPort {
+                protocol: PortProtocol::Tcp,
+                port: 8003,
+                family: PublishedFamily::Ipv4,
+            }],
+            labels: [(FROM.to_owned(), from.to_owned())].into(),
+        };
+        let admitted = |one: &str, other: &str| {
+            let containers = Containers {
+                labelled: vec![labelled("one", one), labelled("other", other)],
+                ..Containers::default()
+            };
+            let (applied, _) = apply(&policy, &containers, CLOCK);
+            let service = applied.services.into_iter().last().unwrap();
+            match service.from {
+                From::Any => panic!("{} is open to any", service.name),
+                From::Admitted(list) => list.len(),
+            }
+        };
+        assert_eq!(admitted("198.51.100.0/24", "198.51.100.7"), 1);
+        assert_eq!(
+            admitted("198.51.100.7", "198.51.100.66"),
+            0,
+            "nobody is in both"
+        );
     }
 
     #[test]

@@ -402,9 +402,23 @@ impl Tables {
                 self.scope == Scope::Host || has_routed || shares_with_client,
             ),
         ];
-        uses.into_iter()
-            .filter(|(_, used)| *used)
-            .fold(0, |features, (feature, _)| features | feature)
+        let used = uses.into_iter().filter(|(_, used)| *used);
+        let features = used.fold(0, |features, (feature, _)| features | feature);
+        let kinds = features & (feature::PACKETS | feature::BYTES | feature::CONNECTIONS);
+        if kinds.is_power_of_two() {
+            features | feature::NARROW
+        } else {
+            features
+        }
+    }
+
+    /// The table that the sources' cells are in.
+    pub fn cells_map(&self) -> &'static str {
+        if self.uses(feature::NARROW) {
+            layout::NARROW_CELLS
+        } else {
+            layout::CELLS
+        }
     }
 
     pub fn uses(&self, feature: u16) -> bool {

@@ -7,7 +7,7 @@ pub mod metrics;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -19,6 +19,7 @@ use axum::{
     routing::get,
 };
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, watch},
@@ -30,6 +31,9 @@ use self::history::{History, Hour};
 use crate::{
     agent::Agent,
     api::{Counter, Status, Talker, listen},
+    audit::host::{InForce, Report, Survey},
+    host,
+    policy::Clock,
 };
 
 /// How long a request may take, and how many may be under way.
@@ -51,7 +55,18 @@ const CONTENT_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; st
 struct Served {
     agent: Arc<Mutex<Agent>>,
     history: Arc<Mutex<History>>,
+    exposure: Arc<Mutex<Option<Exposure>>>,
 }
+
+/// What is exposed, as `guard audit --json` tells it, and when it was found.
+#[derive(Clone)]
+struct Exposure {
+    report: Value,
+    at: Instant,
+}
+
+/// For so long what was found to be exposed is told again: to look costs every socket and container.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Serves at the address that the policy in force names, and at another when that changes. Never returns.
 pub async fn serve(agent: Arc<Mutex<Agent>>) {
@@ -59,6 +74,7 @@ pub async fn serve(agent: Arc<Mutex<Agent>>) {
     let served = Served {
         agent,
         history: Arc::default(),
+        exposure: Arc::default(),
     };
     tokio::join!(remember(&served), listen_at(&served, address));
 }
@@ -113,6 +129,7 @@ fn router(served: Served) -> Router {
         .route("/v1/counters", get(counters))
         .route("/v1/talkers", get(talkers))
         .route("/v1/history", get(history))
+        .route("/v1/exposure", get(exposure))
         .layer(middleware::from_fn(move |request, next| {
             guarded(Arc::clone(&limit), request, next)
         }))
@@ -181,6 +198,30 @@ async fn talkers(State(served): State<Served>) -> Result<Json<Vec<Talker>>, Fail
 
 async fn history(State(served): State<Served>) -> Json<Hour> {
     Json(served.history.lock().await.hour())
+}
+
+async fn exposure(State(served): State<Served>) -> Result<Json<Value>, Failed> {
+    // Whoever asks meanwhile waits for the same answer.
+    let mut known = served.exposure.lock().await;
+    if let Some(Exposure { report, at }) = &*known
+        && at.elapsed() < LOOK_AGAIN
+    {
+        return Ok(Json(report.clone()));
+    }
+    let (status, text) = {
+        let agent = served.agent.lock().await;
+        (agent.status().await?, agent.policy_text())
+    };
+    let tick_ns = host::tick_ns()?;
+    let in_force = InForce::answered(text, &status, Clock { tick_ns })?;
+    let survey = Survey::make(in_force.policy.docker_socket.clone()).await?;
+    let report = Report::new(survey, Some(in_force), Vec::new()).await?;
+    let report = serde_json::to_value(report)?;
+    *known = Some(Exposure {
+        report: report.clone(),
+        at: Instant::now(),
+    });
+    Ok(Json(report))
 }
 
 struct Failed(anyhow::Error);

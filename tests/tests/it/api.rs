@@ -12,7 +12,10 @@ use std::{
 };
 
 use jsonschema::Validator;
-use lab::{guard::Guard, process::run};
+use lab::{
+    guard::Guard,
+    process::{run, wait_for},
+};
 use serde_json::{Value, json};
 
 use crate::site::{OPEN_80, Site};
@@ -42,6 +45,29 @@ fn is_well(socket: &PathBuf, guard: &Guard, what: &str) {
     assert!(answer.starts_with("HTTP/1.1 200"), "{what}: {answer}");
     assert!(start.elapsed() < Duration::from_secs(2), "{what}");
     assert_eq!(guard.json("status").unwrap()["enforcing"], true, "{what}");
+}
+
+/// Capabilities belong to threads, and those that read what clients send are others than the first.
+#[test]
+fn no_thread_of_the_agent_keeps_more_of_roots_powers_than_it_needs() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let socket = site.lab.folder().join("guard.sock");
+    // CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF.
+    let needed = format!("CapEff:\t{:016x}", (1_u64 << 12) | (1 << 38) | (1 << 39));
+    let permitted = needed.replace("Eff", "Prm");
+    wait_for(Duration::from_secs(10), || {
+        // A thread that sleeps gives them up when it wakes.
+        ask(&socket);
+        let threads = fs::read_dir(format!("/proc/{}/task", guard.pid()))?;
+        for thread in threads {
+            let status = fs::read_to_string(thread?.path().join("status"))?;
+            let is_small = status.contains(&needed) && status.contains(&permitted);
+            anyhow::ensure!(is_small, "{status}");
+        }
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -146,6 +147,26 @@ fn tshark_shows_every_packet_with_its_reason() {
     let replayed: Value = serde_json::from_str(&replayed).unwrap();
     assert_eq!(replayed["packets"], rows.len() as u64);
     assert_eq!(replayed["by_reason"]["closed_port"], 10);
+}
+
+#[test]
+fn below_the_rate_nothing_is_missed_and_the_file_is_its_owners_alone() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let _guard = site.start("enforce", OPEN_80);
+    let path = file(lab);
+    let capture = start(lab, &["-w", path.to_str().unwrap()]);
+    wait_for_bytes(&path, HEAD);
+    // 400 a second at most, all for the same reason, where 1,000 are granted.
+    let pause = Duration::from_micros(2_500);
+    let flood = Flood::start(lab, FLOODER_V4, 8_000, pause, 600).unwrap();
+    flood.wait(WAIT).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let log = interrupt(capture);
+    assert!(log.contains("600 packets"), "{log}");
+    assert!(log.contains("none missed"), "{log}");
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]
@@ -375,6 +396,113 @@ fn is_wanted(lab: &Lab) -> bool {
         .iter()
         .take(4 * 64)
         .any(|byte| byte.as_str() != Some("0x00"))
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_up_neither_its_own_end_nor_the_next() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let guard = site.start("enforce", OPEN_80);
+    let mut flood = lab.internet.command("hping3");
+    flood.args([
+        "--interval",
+        "u300",
+        "--data",
+        "1200",
+        "--syn",
+        "--destport",
+        "8000",
+    ]);
+    flood.arg(HOST_V4.to_string());
+    let _flood = Daemon::start(&mut flood, &lab.folder().join("flood.log")).unwrap();
+
+    // A pipe whose reader sleeps: it ends in its time all the same.
+    let mut stalled = lab.host.command("sh");
+    stalled
+        .args(["-c", "\"$@\" | sleep 60", "sh"])
+        .arg(binary().unwrap());
+    stalled
+        .args(whereabouts(lab))
+        .args(["capture", "-w", "-", "--for", "3s"]);
+    let log = lab.folder().join("stalled.log");
+    let stalled = Daemon::start(&mut stalled, &log).unwrap();
+    wait_for(Duration::from_secs(15), || {
+        let text = fs::read_to_string(&log)?;
+        anyhow::ensure!(text.contains("nobody reads what is written"), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    stalled.signal(Signal::SIGKILL).unwrap();
+
+    // One that is stopped loses its turn.
+    let path = file(lab);
+    let stopped = start(lab, &["-w", path.to_str().unwrap(), "--rate", "5000"]);
+    wait_for_bytes(&path, HEAD);
+    stopped.signal(Signal::SIGSTOP).unwrap();
+    let next = wait_for(Duration::from_secs(60), || {
+        let next = output(lab, &["capture", "--json", "--count", "3"])?;
+        anyhow::ensure!(next.status.success(), "{next:?}");
+        Ok(next)
+    });
+    assert_eq!(
+        String::from_utf8_lossy(&next.unwrap().stdout)
+            .lines()
+            .count(),
+        3
+    );
+    stopped.signal(Signal::SIGCONT).unwrap();
+    let mut stopped = stopped;
+    assert_eq!(
+        stopped.wait(WAIT).unwrap().code(),
+        Some(1),
+        "{}",
+        stopped.log()
+    );
+    // Who captured is in the log.
+    let log = guard.log();
+    assert!(
+        log.contains("a capture begins") && log.contains("by=\"root, process"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_packet_that_cannot_be_read_is_found_by_its_source() {
+    let site = Site::new();
+    let lab = &site.lab;
+    let _guard = site.start("enforce", OPEN_80);
+    let network = format!("{FLOODER_V4}/32");
+    let log = lab.folder().join("capture.log");
+    let mut capture = start(lab, &["--json", "--for", "3s", "--from", &network]);
+    thread::sleep(Duration::from_millis(700));
+    // A TCP header that claims to be shorter than it can be.
+    let mut odd = lab.internet.command("hping3");
+    odd.args([
+        "--count",
+        "3",
+        "--interval",
+        "u10000",
+        "--syn",
+        "--destport",
+        "80",
+    ]);
+    odd.args([
+        "--tcpoff",
+        "2",
+        "--spoof",
+        &FLOODER_V4.to_string(),
+        &HOST_V4.to_string(),
+    ]);
+    let _output = odd.output().unwrap();
+    send(lab, USER_V4, 8_000, 2);
+    assert!(capture.wait(WAIT).unwrap().success());
+    let text = fs::read_to_string(log).unwrap();
+    let found = text
+        .lines()
+        .filter(|line| line.contains("\"malformed\""))
+        .count();
+    assert_eq!(found, 3, "{text}");
+    assert!(!text.contains("closed_port"), "{text}");
 }
 
 #[test]

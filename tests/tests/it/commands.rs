@@ -6,14 +6,17 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use lab::{
-    guard::{Guard, binary, output, write_policy},
-    process::run,
+    guard::{Guard, binary, output, whereabouts, write_policy},
+    process::{Daemon, run, wait_for},
     topology::{INTERFACE, Lab},
 };
 use serde_json::Value;
+
+use crate::site::{OPEN, OPEN_80, Site, policy};
 
 const POLICY: &str = "
 mode = \"enforce\"
@@ -304,6 +307,46 @@ fn commands_without_an_agent_say_so() {
         2,
         &["/nowhere/guard.toml", "name another file"],
     );
+}
+
+/// The program's own lines come at that level alone, once for each counter and CPU.
+#[test]
+fn the_kernel_program_says_what_is_new_to_it_when_it_is_debugged() {
+    let site = Site::new();
+    let lab = &site.lab;
+    write_policy(lab, &policy("enforce", OPEN_80)).unwrap();
+    let log = lab.folder().join("debug.log");
+    let mut command = lab.host.command(binary().unwrap().to_str().unwrap());
+    command.args(whereabouts(lab)).args(["run", "--policy"]);
+    command
+        .arg(lab.folder().join("guard.toml"))
+        .env("RUST_LOG", "debug");
+    let _agent = Daemon::start(&mut command, &log).unwrap();
+    let lines = |least: usize| {
+        wait_for(Duration::from_secs(20), || {
+            let text = fs::read_to_string(&log)?;
+            let lines = text
+                .lines()
+                .filter(|line| line.contains("the first packet of outcome"));
+            let count = lines.count();
+            anyhow::ensure!(count >= least, "{count} lines in {text}");
+            Ok(count)
+        })
+        .unwrap()
+    };
+    wait_for(Duration::from_secs(20), || {
+        anyhow::ensure!(site.ask() == OPEN);
+        Ok(())
+    })
+    .unwrap();
+    lines(1);
+    for _ in 0..20 {
+        assert_eq!(site.ask(), OPEN);
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    // Allowed, and what keeps the network.
+    assert!(lines(1) <= 3 * cpus, "no line per packet");
 }
 
 #[test]

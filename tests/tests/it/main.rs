@@ -4,6 +4,7 @@
 mod api;
 mod audit;
 mod capture;
+mod clients;
 mod clocked;
 mod commands;
 mod containers;

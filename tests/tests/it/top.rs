@@ -3,63 +3,23 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::IpAddr,
+    path::Path,
     process::Stdio,
     time::Duration,
 };
 
 use lab::{
-    flood::Flood,
     guard::{Guard, binary, whereabouts},
     process::wait_for,
     screen::Screen,
-    topology::{FLOODER_V4, USER_V4},
+    topology::FLOODER_V4,
 };
 use serde_json::Value;
 
-use crate::site::Site;
-
-const OFFICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 20));
-
-const POLICY: &str = "
-[[service]]
-name = \"web\"
-ports = [\"tcp/80\"]
-[service.limit]
-packets = \"500/s\"
-connections = \"20/s\"
-[[source]]
-name = \"office\"
-cidrs = [\"198.51.100.20/32\"]
-factor = 5
-";
-
-/// Nobody waits longer for any of it.
-const ENDLESS: u64 = 1_000_000;
-
-/// What the three send.
-struct Traffic {
-    _good: Flood,
-    _office: Flood,
-    _flood: Flood,
-}
-
-impl Traffic {
-    fn start(site: &Site) -> Self {
-        let lab = &site.lab;
-        lab.internet
-            .ip(&format!("addr add {OFFICE} dev lo"))
-            .unwrap();
-        let send = |from, port, interval| {
-            Flood::start(lab, from, port, Duration::from_micros(interval), ENDLESS).unwrap()
-        };
-        Self {
-            _good: send(USER_V4, 80, 100_000),
-            _office: send(OFFICE, 80, 2_000),
-            _flood: send(FLOODER_V4, 8_000, 200),
-        }
-    }
-}
+use crate::{
+    clients::{POLICY, Traffic},
+    site::Site,
+};
 
 fn command(site: &Site, arguments: &[&str]) -> Vec<String> {
     let options = whereabouts(&site.lab).into_iter();
@@ -105,6 +65,12 @@ fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
         "{text}"
     );
 
+    if let Some(folder) = std::env::var_os("GUARD_SCREENSHOTS") {
+        // Long enough for a history.
+        std::thread::sleep(Duration::from_secs(15));
+        let text = screen.text().unwrap();
+        std::fs::write(Path::new(&folder).join("top.txt"), text).unwrap();
+    }
     press_every_key(&guard, &screen);
     screen.press(&["q"]).unwrap();
     let end = screen.wait_for_end().unwrap();

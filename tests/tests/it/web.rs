@@ -3,19 +3,23 @@
 use std::{
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use lab::{
+    browser::Browser,
     guard::Guard,
     process::{run, wait_for},
     topology::{FLOODER_V4, HOST_V4, USER_V4},
 };
 use serde_json::Value;
 
-use crate::site::{OPEN, Site};
+use crate::{
+    clients::{self, Traffic},
+    site::{OPEN, Site},
+};
 
 const LISTEN: &str = "127.0.0.1:9469";
 
@@ -176,72 +180,57 @@ fn alert_rules_pass_their_own_tests() {
 }
 
 /// Has a browser look at the page for some seconds.
-fn browse(site: &Site, arguments: &[String]) -> String {
-    let profile = site.lab.folder().join("chromium");
-    let mut command = site.lab.host.command("chromium");
-    command
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-        ])
-        .args(["--timeout=9000", "--virtual-time-budget=9000"])
-        .arg(format!("--user-data-dir={}", profile.display()))
-        .args(arguments)
-        .arg(format!("http://{LISTEN}/"));
-    let output = command.output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 #[test]
-fn the_page_shows_in_a_browser_who_floods_and_why_they_are_dropped() {
+fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_browser() {
     let site = Site::new();
-    let _guard = start(&site, "enforce");
-    let mut hping = site.lab.internet.command("hping3");
-    let mut flood = hping
-        .args(["--interval", "u2000", "--syn", "-p", "80"])
-        .args(["--spoof", &FLOODER_V4.to_string(), &HOST_V4.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let guard = site.start(
+        "enforce",
+        &format!("web.listen = \"{LISTEN}\"\n{}", clients::POLICY),
+    );
+    let _traffic = Traffic::start(&site);
     // An hour's chart has its first point after ten seconds.
     std::thread::sleep(Duration::from_secs(25));
-    let dom = browse(&site, &["--dump-dom".to_owned()]);
-    let shots = std::env::var_os("GUARD_SCREENSHOTS").map(PathBuf::from);
-    if let Some(folder) = shots {
-        for (name, extra) in [
-            ("page.png", vec!["--window-size=1100,1250"]),
-            (
-                "page-dark.png",
-                vec![
-                    "--window-size=1100,1250",
-                    "--force-dark-mode",
-                    "--blink-settings=preferredColorScheme=0",
-                ],
-            ),
-            ("page-telephone.png", vec!["--window-size=390,1900"]),
+    let mut browser = Browser::open(&site.lab, &format!("http://{LISTEN}/")).unwrap();
+    let flooder = FLOODER_V4.to_string();
+    let document = wait_for(Duration::from_secs(30), || {
+        let document = browser.document()?;
+        for words in [
+            "Enforcing: what the policy closes is closed",
+            &flooder,
+            "closed_port",
+            "198.51.100.20 (office)",
+            "connection_limit at web",
+            "<polyline",
+            "dropped per second",
+            "tcp/80",
+            "open to any by web",
         ] {
-            let file = folder.join(name);
-            let shot = format!("--screenshot={}", file.display());
-            let arguments = extra.into_iter().map(str::to_owned).chain([shot]);
-            browse(&site, &arguments.collect::<Vec<_>>());
+            anyhow::ensure!(document.contains(words), "{words} is not in\n{document}");
         }
-    }
-    flood.kill().unwrap();
-    flood.wait().unwrap();
-    for words in [
-        "Enforcing: what the policy closes is closed",
-        "packet_limit",
-        &FLOODER_V4.to_string(),
-        "<polyline",
-        "dropped per second",
-    ] {
-        assert!(dom.contains(words), "{words} is not in\n{dom}");
-    }
+        Ok(document)
+    })
+    .unwrap();
     // Nothing comes from elsewhere.
     for outside in ["src=\"http", "href=\"http", "url(http", "@import"] {
-        assert!(!dom.contains(outside), "{outside}");
+        assert!(!document.contains(outside), "{outside}");
     }
+    if let Some(folder) = std::env::var_os("GUARD_SCREENSHOTS") {
+        let folder = Path::new(&folder);
+        std::thread::sleep(Duration::from_secs(20));
+        for (name, width, dark) in [
+            ("page.png", 1_000, false),
+            ("page-dark.png", 1_000, true),
+            ("page-telephone.png", 390, false),
+        ] {
+            browser.picture(width, dark, &folder.join(name)).unwrap();
+        }
+    }
+    // It says so when the agent is gone, and goes on when it is back.
+    guard.kill().unwrap();
+    wait_for(Duration::from_secs(20), || {
+        let document = browser.document()?;
+        anyhow::ensure!(document.contains("The agent does not answer"), "{document}");
+        Ok(())
+    })
+    .unwrap();
 }

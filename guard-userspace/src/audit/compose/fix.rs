@@ -6,7 +6,7 @@ use granit_parser::ScalarStyle;
 
 use super::{
     source::{Place, Source},
-    yaml::{Node, Scalar},
+    yaml::{Entry, Mapping, Node, Scalar},
 };
 
 /// Writes a text in a place. An empty text takes away what stands there.
@@ -23,7 +23,9 @@ impl Fix {
             ScalarStyle::Plain if is_plain(text, node.in_flow) => text.to_owned(),
             ScalarStyle::SingleQuoted => format!("'{}'", text.replace('\'', "''")),
             ScalarStyle::Plain | ScalarStyle::DoubleQuoted => double_quoted(text),
-            _ => return None,
+            ScalarStyle::Literal | ScalarStyle::Folded => {
+                return Self::block_scalar(node, text);
+            }
         };
         Some(Self {
             place: node.place.clone(),
@@ -31,23 +33,44 @@ impl Fix {
         })
     }
 
-    /// A key at the beginning of a mapping.
-    pub fn first_key(mapping: &Node, line: &str) -> Option<Self> {
+    /// One line instead of `|` or `>` and the lines below.
+    fn block_scalar(node: &Node, text: &str) -> Option<Self> {
+        let Place { source, start, end } = &node.place;
+        let written = &source.text[*start..*end];
+        written.starts_with(['|', '>']).then(|| Self {
+            place: source.place(*start, start + written.trim_end().len()),
+            text: double_quoted(text),
+        })
+    }
+
+    /// A key at the beginning of a mapping, in quotes if the next one is.
+    pub fn first_key(mapping: &Node, key: &str, value: &str) -> Option<Self> {
+        mapping.mapping().filter(|keys| !keys.is_empty())?;
         let Place { source, start, .. } = &mapping.place;
         let is_flow = source.text[*start..].starts_with('{');
-        let (at, text) = if is_flow {
-            (start + 1, format!("{line}, "))
-        } else {
-            let column = mapping.place.column() - 1;
-            (
-                *start,
-                format!("{line}{}{}", ending(mapping), " ".repeat(column)),
-            )
+        let at = match is_flow {
+            true => source.next_word(start + 1),
+            false => *start,
         };
-        mapping.mapping().filter(|keys| !keys.is_empty())?;
+        let next = source.place(at, at);
+        let begins_line = next.before().trim().is_empty();
+        let behind = match (is_flow, begins_line) {
+            (true, false) => ", ".to_owned(),
+            (true, true) => format!(",{}{}", ending(mapping), next.before()),
+            (false, _) => format!("{}{}", ending(mapping), " ".repeat(next.column() - 1)),
+        };
+        let is_quoted = source.text[at..].starts_with('"');
+        let key = match is_quoted {
+            true => double_quoted(key),
+            false => key.to_owned(),
+        };
+        let value = match is_quoted || !is_plain(value, true) {
+            true => double_quoted(value),
+            false => value.to_owned(),
+        };
         Some(Self {
-            place: source.place(at, at),
-            text,
+            place: next,
+            text: format!("{key}: {value}{behind}"),
         })
     }
 
@@ -69,27 +92,52 @@ impl Fix {
         })
     }
 
-    /// Takes an item out of a list between brackets, with the comma that it leaves.
+    /// Takes an item out of a list between brackets.
     pub fn without_flow_item(items: &[Node], item: &Node) -> Option<Self> {
         let source = &item.place.source;
-        let index = items
-            .iter()
-            .position(|other| other.place.is_in(source) && other.place.start == item.place.start)?;
-        let before = source.text[..item.place.start].trim_end();
-        if !item.in_flow || !before.ends_with(['[', ',']) {
+        let items = items.iter().filter(|other| other.place.is_in(source));
+        let spans = items.map(|other| (other.place.start, other.end()));
+        Self::without_span(source, spans.collect(), item.place.start)
+    }
+
+    /// Takes a key and its value out of a mapping between braces.
+    pub fn without_flow_entry(mapping: &Mapping, entry: &Entry) -> Option<Self> {
+        let source = &entry.key.source;
+        let entries = mapping.values().filter(|other| other.key.is_in(source));
+        let spans = entries.map(|Entry { key, node }| {
+            let end = Some(node.end()).filter(|end| node.place.is_in(source) && *end > key.end);
+            (key.start, end.unwrap_or(key.end))
+        });
+        Self::without_span(source, spans.collect(), entry.key.start)
+    }
+
+    /// Takes what begins at `start` away from between its neighbours, with the comma that it leaves.
+    fn without_span(
+        source: &Arc<Source>,
+        mut spans: Vec<(usize, usize)>,
+        start: usize,
+    ) -> Option<Self> {
+        spans.sort_unstable();
+        let index = spans.binary_search_by_key(&start, |span| span.0).ok()?;
+        let end = spans[index].1;
+        let place = source.place(start, end);
+        // An anchor would come to stand for what follows.
+        let before = place.before().trim_end();
+        if !before.is_empty() && !before.ends_with(['[', '{', ',']) {
             return None;
         }
-        let beside = |index: Option<usize>| {
-            let other = items.get(index?)?;
-            other.place.is_in(source).then_some(other)
-        };
-        let next = beside(index.checked_add(1)).filter(|next| next.place.start > item.place.start);
-        let last = beside(index.checked_sub(1)).filter(|last| last.end() < item.place.start);
-        let (start, end) = match (next, last) {
-            (Some(next), _) => (item.place.start, next.place.start),
-            (None, Some(last)) => (last.end(), item.end()),
-            (None, None) => return None,
-        };
+        let next = spans.get(index + 1).map(|span| span.0);
+        let next = next.filter(|next| is_comma(source, end, *next));
+        let next = next.map(|next| {
+            let begins = |offset: &usize| source.place(*offset, *offset).before().trim().is_empty();
+            match begins(&start) && begins(&next) {
+                true => (source.line_start(start), source.line_start(next)),
+                false => (start, next),
+            }
+        });
+        let last = index.checked_sub(1).map(|last| (spans[last].1, end));
+        let last = last.filter(|(last, _)| is_comma(source, *last, start));
+        let (start, end) = next.or(last)?;
         Some(Self {
             place: source.place(start, end),
             text: String::new(),
@@ -102,6 +150,16 @@ impl Fix {
         let whole = &place.source.text;
         [&whole[..place.start], text, &whole[place.end..]].concat()
     }
+}
+
+/// Whether nothing but a comma and comments stands between two offsets.
+fn is_comma(source: &Source, start: usize, end: usize) -> bool {
+    let between = source.text.get(start..end).unwrap_or_default();
+    let code = between.lines().map(|line| match line.split_once('#') {
+        Some((code, _)) => code.trim(),
+        None => line.trim(),
+    });
+    code.collect::<String>() == ","
 }
 
 /// The line ends of the file.
@@ -158,7 +216,7 @@ fn key(source: &Arc<Source>, offset: usize) -> (usize, usize) {
     (Arc::as_ptr(source).addr(), offset)
 }
 
-/// Of a longer line, only what is new is shown.
+/// Of a longer line, only what is new is shown, if anything is.
 const LONGEST_LINE: usize = 2000;
 
 /// The lines of an edit as they are when it and the others of the same lines are made: a line with two
@@ -166,12 +224,19 @@ const LONGEST_LINE: usize = 2000;
 pub fn corrected(fix: &Fix, Fixes(others): &Fixes<'_>) -> String {
     let source = &fix.place.source;
     let first = source.line_start(fix.place.start);
-    let last = match fix.text.is_empty() && fix.place.end > fix.place.start {
+    let takes_lines = fix.text.is_empty()
+        && fix.place.start == first
+        && source.line_start(fix.place.end) == fix.place.end;
+    let last = match takes_lines {
         true => fix.place.end,
         false => source.line_end(fix.place.end),
     };
-    if last - first > LONGEST_LINE && !fix.text.is_empty() {
-        return fix.text.trim().to_owned();
+    if last - first > LONGEST_LINE {
+        return match fix.text.trim() {
+            "" if takes_lines => String::new(),
+            "" => "…".to_owned(),
+            text => text.to_owned(),
+        };
     }
     let others = others.range(key(source, first)..key(source, last));
     let mut edits = BTreeMap::from([(fix.place.start, fix)]);

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     rc::Rc,
     sync::Arc,
 };
@@ -13,7 +13,7 @@ use super::{
     environment::Environment,
     interpolate::interpolate,
     merge::merge,
-    source::{ComposeError, Place, Source},
+    source::{ComposeError, Place, STANDARD_INPUT, Source},
     yaml::{self, Budget, Entry, Mapping, Node, Value},
 };
 
@@ -27,6 +27,8 @@ const MAX_FILES: usize = 200;
 pub struct Loader {
     budget: Budget,
     files: usize,
+    /// By where they are, however they are named.
+    sources: HashMap<PathBuf, Arc<Source>>,
     pub warnings: Vec<Warning>,
 }
 
@@ -45,6 +47,7 @@ impl Loader {
         Self {
             budget: Budget::default(),
             files: 0,
+            sources: HashMap::new(),
             warnings: Vec::new(),
         }
     }
@@ -56,6 +59,11 @@ impl Loader {
         environment: &Rc<Environment>,
         env_files: Option<&[PathBuf]>,
     ) -> Result<Node, ComposeError> {
+        let input = Path::new(STANDARD_INPUT);
+        if files.iter().any(|file| file == input) {
+            let source = Source::read_standard_input()?;
+            self.sources.insert(input.to_owned(), source);
+        }
         self.layer(files, None, environment, env_files, &[])
     }
 
@@ -121,7 +129,13 @@ impl Loader {
             let problem = format!("is one file too many: a project reads at most {MAX_FILES}");
             return Err(ComposeError::of_file(file, problem));
         }
-        Source::read(file)
+        let location = location(file);
+        if let Some(source) = self.sources.get(&location) {
+            return Ok(Arc::clone(source));
+        }
+        let source = Source::read(file)?;
+        self.sources.insert(location, Arc::clone(&source));
+        Ok(source)
     }
 
     /// With variables put in.
@@ -131,7 +145,8 @@ impl Loader {
         environment: &Environment,
         cache: &mut Cache,
     ) -> Result<Rc<Vec<Node>>, ComposeError> {
-        if let Some(documents) = cache.get(file) {
+        let location = location(file);
+        if let Some(documents) = cache.get(&location) {
             return Ok(Rc::clone(documents));
         }
         let source = self.read(file)?;
@@ -145,7 +160,7 @@ impl Loader {
             self.put_in(document, environment)?;
         }
         let documents = Rc::new(documents);
-        cache.insert(file.to_owned(), Rc::clone(&documents));
+        cache.insert(location, Rc::clone(&documents));
         Ok(documents)
     }
 
@@ -248,7 +263,7 @@ impl Loader {
                 return Ok(entry.node.clone());
             }
             Some(file) => {
-                let file = folder_of(here).join(file);
+                let file = beside(folder_of(here), &file);
                 let documents = self
                     .documents(&file, &layer.environment, cache)
                     .map_err(|error| elsewhere(error, &file, &extends.place))?;
@@ -316,7 +331,7 @@ impl Loader {
             return Err(place.error(problem));
         }
         let base = folder_of(&place.source.path);
-        let paths: Vec<PathBuf> = paths.iter().map(|path| base.join(path)).collect();
+        let paths: Vec<PathBuf> = paths.iter().map(|path| beside(base, path)).collect();
         if let Some(path) = paths
             .iter()
             .find(|path| layer.chain.contains(&identity(path)))
@@ -374,6 +389,37 @@ fn folder_of(file: &Path) -> &Path {
     match file.parent() {
         Some(parent) => parent,
         None => Path::new(""),
+    }
+}
+
+/// A path that a file names, without the `..` and `.` that Compose takes out before it looks.
+fn beside(folder: &Path, path: &str) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for component in folder.join(path).components() {
+        match (component, cleaned.components().next_back()) {
+            (Component::CurDir, _) | (Component::ParentDir, Some(Component::RootDir)) => {}
+            (Component::ParentDir, Some(Component::Normal(_))) => {
+                cleaned.pop();
+            }
+            (component, _) => cleaned.push(component),
+        }
+    }
+    cleaned
+}
+
+/// The same for all spellings of a path, but not for links: what a file names is looked for beside its
+/// name.
+fn location(file: &Path) -> PathBuf {
+    if file == Path::new(STANDARD_INPUT) {
+        return file.to_owned();
+    }
+    let folder = match folder_of(file) {
+        folder if folder.as_os_str().is_empty() => Path::new("."),
+        folder => folder,
+    };
+    match (folder.canonicalize(), file.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => file.to_owned(),
     }
 }
 
@@ -445,7 +491,7 @@ fn import(mut project: Node, included: Node) -> Result<Node, ComposeError> {
     let (Value::Mapping(into), Value::Mapping(from)) = (&mut project.value, included.value) else {
         return Ok(project);
     };
-    for section in ["services", "networks"] {
+    for section in ["services", "networks", "volumes"] {
         let Some(Entry { key, node }) = from.get(section) else {
             continue;
         };

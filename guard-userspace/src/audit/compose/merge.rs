@@ -37,10 +37,12 @@ fn merge_mappings(mut base: Mapping, over: Mapping) -> Mapping {
             Some(below) => {
                 let place = below.node.place.clone();
                 let node = std::mem::replace(&mut below.node, Node::null(place));
-                if over.node.tag.is_some() {
+                let place = over.node.place.clone();
+                below.node = merge(node, over.node);
+                // The key that stands before the value.
+                if below.node.place.is_at(&place) {
                     below.key = over.key;
                 }
-                below.node = merge(node, over.node);
             }
             None => {
                 base.insert(name, over);

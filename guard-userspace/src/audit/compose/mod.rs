@@ -9,6 +9,7 @@ mod fix;
 mod interpolate;
 mod load;
 mod merge;
+mod network;
 mod port;
 mod rule;
 mod rules;
@@ -47,7 +48,7 @@ pub struct Request {
     pub files: Vec<PathBuf>,
     /// Empty: every service, whatever its profiles.
     pub profiles: Vec<String>,
-    /// Instead of `.env`.
+    /// Instead of `.env` and of what `COMPOSE_ENV_FILES` names.
     pub env_files: Option<Vec<PathBuf>>,
     /// Of the process.
     pub environment: HashMap<String, String>,
@@ -98,6 +99,7 @@ pub struct Printed {
 /// Replaces a stretch of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Edit {
+    pub file: String,
     pub line: usize,
     pub column: usize,
     pub end_line: usize,
@@ -116,6 +118,7 @@ pub fn audit(request: &Request) -> Result<Report, ComposeError> {
         environment,
     } = request;
     let process = Environment::new(environment.clone());
+    let env_files = env_files.clone().or_else(|| named_by(environment));
     let mut loader = Loader::new();
     let root = loader.project(files, &Rc::new(process), env_files.as_deref())?;
     let mut warnings = loader.warnings;
@@ -132,6 +135,13 @@ pub fn audit(request: &Request) -> Result<Report, ComposeError> {
         findings: gathered(findings),
         warnings,
     })
+}
+
+fn named_by(environment: &HashMap<String, String>) -> Option<Vec<PathBuf>> {
+    let files = environment.get("COMPOSE_ENV_FILES")?;
+    let files = files.split(',').filter(|file| !file.is_empty());
+    let files: Vec<PathBuf> = files.map(PathBuf::from).collect();
+    (!files.is_empty()).then_some(files)
 }
 
 fn services<'a>(
@@ -256,6 +266,7 @@ impl Edit {
         let Fix { place, text } = fix;
         let source = &place.source;
         Self {
+            file: source.name(),
             line: place.line(),
             column: place.column(),
             end_line: source.line(place.end),

@@ -1,7 +1,7 @@
 //! Ports as a service publishes them: `8000`, `8000:8000`, `127.0.0.1:8000-8010:80/udp`, and the long
 //! form.
 
-use std::{fmt, net::IpAddr, ops::RangeInclusive};
+use std::{borrow::Cow, fmt, net::IpAddr, ops::RangeInclusive};
 
 use granit_parser::ScalarStyle;
 use guard_common::layout::PortProtocol;
@@ -11,6 +11,7 @@ use super::{
     source::{ComposeError, Place},
     yaml::{Node, Scalar},
 };
+use crate::audit::host::is_of_network;
 
 pub struct Port {
     pub place: Place,
@@ -52,11 +53,12 @@ struct Spec {
 
 impl Address {
     pub fn is_loopback(&self) -> bool {
-        matches!(self, Self::One(address) if address.to_canonical().is_loopback())
+        matches!(self, Self::One(address) if address.is_loopback())
     }
 
-    pub fn is_one(&self) -> bool {
-        matches!(self, Self::One(_))
+    /// One that is known in its own network alone, if not on the host alone.
+    pub fn is_private(&self) -> bool {
+        matches!(self, Self::One(address) if address.is_loopback() || is_of_network(*address))
     }
 
     fn is_ipv6(&self) -> bool {
@@ -74,7 +76,8 @@ impl fmt::Display for Address {
             Self::Every => formatter.write_str("every address"),
             Self::EveryIpv4 => formatter.write_str("every IPv4 address"),
             Self::EveryIpv6 => formatter.write_str("every IPv6 address"),
-            Self::One(address) => write!(formatter, "{address}"),
+            Self::One(address) if self.is_private() => write!(formatter, "{address}"),
+            Self::One(address) => write!(formatter, "{address}, a public address"),
         }
     }
 }
@@ -127,7 +130,7 @@ impl Port {
             .flat_map(|reference| reference.unset.clone())
             .collect();
         let spec = match (node.scalar(), node.mapping()) {
-            (Some(scalar), _) => scalar.text.parse::<Spec>(),
+            (Some(scalar), _) => scalar.decimal().parse::<Spec>(),
             (None, Some(_)) => Spec::read_long(node),
             _ => Err(
                 "write it as \"127.0.0.1:8000:8000\", or with target: and published:".to_owned(),
@@ -152,6 +155,13 @@ impl Port {
                 unset,
             })),
         }
+    }
+
+    /// What a port of the host is in the container, if it is one.
+    pub fn inside(&self, on_host: u16) -> Option<u16> {
+        let ports = self.host_ports().filter(|ports| ports.contains(&on_host))?;
+        let is_even = ports.len() == self.container.len();
+        is_even.then(|| self.container.start() + (on_host - ports.start()))
     }
 
     /// The numbers on the host, if they are known.
@@ -182,9 +192,9 @@ impl std::str::FromStr for Spec {
 impl Spec {
     fn read_long(node: &Node) -> Result<Self, String> {
         let text = |key: &str| match node.get(key) {
-            None => Ok(""),
+            None => Ok(Cow::Borrowed("")),
             Some(value) => match value.scalar() {
-                Some(Scalar { text, .. }) => Ok(text.as_str()),
+                Some(scalar) => Ok(scalar.decimal()),
                 None => Err(format!("{key} is text or a number")),
             },
         };
@@ -192,20 +202,21 @@ impl Spec {
         if target.is_empty() {
             return Err("it has no target:, the port of the container".to_owned());
         }
-        let protocol = Some(text("protocol")?).filter(|protocol| !protocol.is_empty());
-        Self::new(
-            text("host_ip")?,
-            text("published")?,
-            target,
-            protocol.unwrap_or("tcp"),
-        )
+        let protocol = match text("protocol")? {
+            protocol if protocol.is_empty() => Cow::Borrowed("tcp"),
+            protocol => protocol,
+        };
+        Self::new(&text("host_ip")?, &text("published")?, &target, &protocol)
     }
 
     fn new(address: &str, host: &str, container: &str, protocol: &str) -> Result<Self, String> {
         let container = range(container)?;
         let host = match host {
-            "" | "0" => Host::Random,
-            host => Host::Ports(range(host)?),
+            "" => Host::Random,
+            host => match range(host)? {
+                ports if ports == (0..=0) => Host::Random,
+                ports => Host::Ports(ports),
+            },
         };
         if let Host::Ports(ports) = &host
             && ports.len() != container.len()
@@ -226,7 +237,7 @@ impl Spec {
     }
 }
 
-fn parse_address(text: &str) -> Result<Address, String> {
+pub fn parse_address(text: &str) -> Result<Address, String> {
     let inner = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));
@@ -237,7 +248,7 @@ fn parse_address(text: &str) -> Result<Address, String> {
     let address: IpAddr = address
         .parse()
         .map_err(|_| format!("{text:?} is no address of this host: write one such as 127.0.0.1"))?;
-    Ok(match address {
+    Ok(match address.to_canonical() {
         IpAddr::V4(address) if address.is_unspecified() => Address::EveryIpv4,
         IpAddr::V6(address) if address.is_unspecified() => Address::EveryIpv6,
         address => Address::One(address),
@@ -254,8 +265,9 @@ fn parse_protocol(text: &str) -> Result<PortProtocol, String> {
 
 fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| {
-        text.parse::<u16>()
-            .map_err(|_| format!("{text:?} is not a number from 0 to 65535"))
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let port = text.parse::<u16>().ok().filter(|_| is_number);
+        port.ok_or_else(|| format!("{text:?} is not a number from 0 to 65535"))
     };
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let range = port(first)?..=port(last)?;
@@ -273,16 +285,17 @@ fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
         let loopback = if is_ipv6 { "::1" } else { "127.0.0.1" };
         return match node.get("host_ip") {
             Some(address) => Fix::scalar(address, address.scalar()?, loopback),
-            None => Fix::first_key(node, &format!("host_ip: {loopback}")),
+            None => Fix::first_key(node, "host_ip", loopback),
         };
     };
     let loopback = if is_ipv6 { "[::1]" } else { "127.0.0.1" };
     let written = written(scalar);
-    let pieces = pieces(written);
+    let pieces = pieces(&written);
     if pieces.len() != self::pieces(&scalar.text).len() {
         return None;
     }
     let text = match pieces.as_slice() {
+        [.., host, _] if may_hold_address(host) => return None,
         [container] => format!("{loopback}::{container}"),
         [.., host, container] => format!("{loopback}:{host}:{container}"),
         [] => return None,
@@ -291,10 +304,10 @@ fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
 }
 
 /// Before variables were put in.
-fn written(scalar: &Scalar) -> &str {
+fn written(scalar: &Scalar) -> Cow<'_, str> {
     match &scalar.reference {
-        Some(reference) => &reference.written,
-        None => &scalar.text,
+        Some(reference) => Cow::Borrowed(&reference.written),
+        None => scalar.decimal(),
     }
 }
 
@@ -310,6 +323,15 @@ fn pieces(text: &str) -> Vec<&str> {
         character == ':' && depth == 0
     })
     .collect()
+}
+
+/// Whether a variable's default or alternative has a colon: `${PORT:-127.0.0.1:8000}`. An address before
+/// it would be a second one for some values of the variable.
+fn may_hold_address(host: &str) -> bool {
+    let operators = [":-", ":+", ":?"];
+    let without = |text: String, operator: &&str| text.replace(operator, "");
+    let rest = operators.iter().fold(host.to_owned(), without);
+    rest.contains(':')
 }
 
 /// Numbers in base 60, as YAML 1.1 has them: `22:22` is 1342.
@@ -381,6 +403,20 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_that_may_hold_an_address_is_told() {
+        for (host, expected) in [
+            ("8000", false),
+            ("${PORT}", false),
+            ("${PORT:-8000}", false),
+            ("${FIRST:?}-${LAST:-8010}", false),
+            ("${BOUND:+${BOUND}:}8000", true),
+            ("${PORT:-127.0.0.1:8000}", true),
+        ] {
+            assert_eq!(may_hold_address(host), expected, "{host}");
+        }
+    }
+
+    #[test]
     fn what_is_no_port_is_refused() {
         for text in [
             "",
@@ -393,6 +429,9 @@ mod tests {
             "localhost:80:80",
             "a:1:2:3",
             "-1",
+            "+80",
+            "8000:+80",
+            "0x50:80",
             "80 ",
         ] {
             assert!(text.parse::<Spec>().is_err(), "{text}");

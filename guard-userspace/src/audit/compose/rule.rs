@@ -66,6 +66,8 @@ rules! {
         "A port is published although a reverse proxy stands in front of the service"
     EveryAddress "every-address"
         "A port is published on every address of the host"
+    PublicAddress "public-address"
+        "A port is published on a public address of the host"
     Base60Port "base-60-port"
         "A port without quotes is a number in base 60 for readers of YAML 1.1"
     HostNetwork "host-network"

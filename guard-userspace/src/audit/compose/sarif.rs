@@ -49,19 +49,19 @@ fn result(finding: &Printed) -> Value {
         fix,
     } = finding;
     let index = Rule::ALL.iter().position(|known| known.name() == *rule);
-    let artifact = json!({ "uri": uri(file) });
     let mut result = json!({
         "ruleId": rule,
         "ruleIndex": index,
         "level": level(*severity),
         "message": { "text": format!("{}: {why}", services.join(", ")) },
         "locations": [{ "physicalLocation": {
-            "artifactLocation": artifact,
+            "artifactLocation": { "uri": uri(file) },
             "region": { "startLine": line, "startColumn": column },
         }}],
         "properties": { "severity": severity, "services": services },
     });
     if let Some(Edit {
+        file,
         line,
         column,
         end_line,
@@ -71,7 +71,7 @@ fn result(finding: &Printed) -> Value {
     }) = fix
     {
         result["fixes"] = json!([{ "artifactChanges": [{
-            "artifactLocation": artifact,
+            "artifactLocation": { "uri": uri(file) },
             "replacements": [{
                 "deletedRegion": {
                     "startLine": line, "startColumn": column,

@@ -1,13 +1,14 @@
 //! A service, and the project around it, as the rules ask about them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use indexmap::IndexMap;
 
 use super::{
     Warning,
     load::texts,
-    port::Port,
+    network::{Network, Networks},
+    port::{Address, Port},
     rule::Rule,
     source::{ComposeError, Place},
     yaml::{Entry, Node, Scalar, Value},
@@ -42,6 +43,8 @@ pub struct Variable<'a> {
 /// A volume or a file of the host that a service mounts.
 pub struct Mount<'a> {
     pub source: String,
+    /// In the container.
+    pub target: String,
     pub node: &'a Node,
 }
 
@@ -82,10 +85,6 @@ impl<'a> Service<'a> {
     pub fn image(&self) -> &'a str {
         let image = self.text("image").unwrap_or_default();
         image_name(image)
-    }
-
-    pub fn is_on_host_network(&self) -> bool {
-        self.text("network_mode") == Some("host")
     }
 
     pub fn labels(&self) -> Vec<String> {
@@ -159,40 +158,47 @@ fn environment(service: &Node) -> Vec<Variable<'_>> {
     let Some(node) = service.get("environment") else {
         return Vec::new();
     };
-    let variables = variables(node).into_iter();
-    let by_name: IndexMap<String, Variable<'_>> = variables
-        .map(|variable| (variable.name.clone(), variable))
-        .collect();
+    let mut by_name: IndexMap<String, Variable<'_>> = IndexMap::new();
+    for (name, variable) in variables(node) {
+        match variable {
+            Some(variable) => by_name.insert(name, variable),
+            None => by_name.shift_remove(&name),
+        };
+    }
     by_name.into_values().collect()
 }
 
-fn variables(node: &Node) -> Vec<Variable<'_>> {
+/// By their names; `None`: its value is that of the process, whatever stood below.
+fn variables(node: &Node) -> Vec<(String, Option<Variable<'_>>)> {
     match &node.value {
         Value::Mapping(mapping) => {
             let entries = mapping.iter().filter(|(_, entry)| !entry.node.is_reset());
             entries
-                .filter_map(|(name, Entry { key, node })| {
-                    Some(Variable {
+                .map(|(name, Entry { key, node })| {
+                    let variable = node.scalar().map(|scalar| Variable {
                         name: name.clone(),
                         place: key,
                         node,
-                        scalar: node.scalar()?,
+                        scalar,
                         is_assignment: false,
-                    })
+                    });
+                    (name.clone(), variable)
                 })
                 .collect()
         }
         Value::Sequence(items) => items.iter().flat_map(variables).collect(),
         Value::Scalar(scalar) => {
-            let name = scalar.text.split_once('=').map(|(name, _)| name.to_owned());
-            let variable = name.map(|name| Variable {
-                name,
+            let Some((name, _)) = scalar.text.split_once('=') else {
+                return vec![(scalar.text.clone(), None)];
+            };
+            let variable = Variable {
+                name: name.to_owned(),
                 place: &node.place,
                 node,
                 scalar,
                 is_assignment: true,
-            });
-            variable.into_iter().collect()
+            };
+            vec![(name.to_owned(), Some(variable))]
         }
         Value::Null => Vec::new(),
     }
@@ -218,6 +224,7 @@ fn mount(node: &Node) -> Option<(String, Mount<'_>)> {
     };
     let mount = Mount {
         source: source.to_owned(),
+        target: target.to_owned(),
         node,
     };
     Some((target.to_owned(), mount))
@@ -226,23 +233,27 @@ fn mount(node: &Node) -> Option<(String, Mount<'_>)> {
 /// What the rules know of the other services.
 pub struct Project<'a> {
     pub services: Vec<Service<'a>>,
-    /// Networks without a way to this host's ports.
-    unpublished: HashSet<&'a str>,
+    networks: Networks<'a>,
+    /// Volumes that are folders of the host, and whether they are read-only.
+    bound: HashMap<&'a str, (&'a str, bool)>,
     /// The first reverse proxy's name.
     proxy: Option<&'a str>,
 }
 
 impl<'a> Project<'a> {
-    pub fn new(root: &'a Node, services: Vec<Service<'a>>) -> Self {
-        let networks = root.get("networks").and_then(Node::mapping);
-        let unpublished = networks.into_iter().flatten().filter(|(_, entry)| {
-            let text = |key: &str| Some(entry.node.get(key)?.scalar()?.text.as_str());
-            let is_internal = text("internal").is_some_and(is_true);
-            is_internal || matches!(text("driver"), Some("macvlan" | "ipvlan"))
-        });
+    pub fn new(root: &'a Node, mut services: Vec<Service<'a>>) -> Self {
+        let networks = Networks::read(root);
+        for service in &mut services {
+            if let Some(binding) = networks.binding(service) {
+                let ports = service.ports.iter_mut();
+                let unbound = ports.filter(|port| port.address == Address::Every);
+                unbound.for_each(|port| port.address = binding);
+            }
+        }
         let mut project = Self {
             services,
-            unpublished: unpublished.map(|(name, _)| name.as_str()).collect(),
+            networks,
+            bound: bound(root),
             proxy: None,
         };
         let proxy = project
@@ -253,13 +264,29 @@ impl<'a> Project<'a> {
         project
     }
 
+    /// The folder of the host that a volume is, and whether it is read-only.
+    pub fn bound(&self, volume: &str) -> Option<(&'a str, bool)> {
+        self.bound.get(volume).copied()
+    }
+
+    pub fn is_on_host_network(&self, service: &Service<'_>) -> bool {
+        service.text("network_mode") == Some("host") || self.host_network(service).is_some()
+    }
+
+    /// The network that is the host's, by its name in the project.
+    pub fn host_network(&self, service: &Service<'_>) -> Option<String> {
+        let mut networks = self.networks.of(service).into_iter();
+        let (name, _) = networks.find(|(_, network)| *network == Network::Host)?;
+        Some(name)
+    }
+
     /// The ports that Docker does publish: not those of a service without a bridge of Docker's.
     pub fn published<'b>(&self, service: &'b Service<'_>) -> &'b [Port] {
-        let networks = service.networks();
-        let is_unpublished = |network: &String| self.unpublished.contains(network.as_str());
-        let has_no_bridge = !networks.is_empty() && networks.iter().all(is_unpublished);
+        let networks = self.networks.of(service);
+        let is_apart = |(_, network): &(String, Network)| *network == Network::Apart;
+        let has_no_bridge = !networks.is_empty() && networks.iter().all(is_apart);
         let mode = service.text("network_mode").unwrap_or_default();
-        let is_elsewhere = matches!(mode, "host" | "none") || mode.contains(':');
+        let is_elsewhere = mode == "none" || mode.contains(':') || self.is_on_host_network(service);
         match has_no_bridge || is_elsewhere {
             true => &[],
             false => &service.ports,
@@ -286,7 +313,7 @@ impl<'a> Project<'a> {
         let is_built = image.is_empty() && PROXY_NAMES.contains(&service.name);
         (is_built || WEB_SERVERS.contains(&image))
             && routed_by(service).is_none()
-            && (service.is_on_host_network() || self.serves_web(service))
+            && (self.is_on_host_network(service) || self.serves_web(service))
     }
 
     fn serves_web(&self, service: &Service<'_>) -> bool {
@@ -297,6 +324,23 @@ impl<'a> Project<'a> {
         };
         self.published(service).iter().any(is_web)
     }
+}
+
+/// `driver_opts: {type: none, o: bind, device: /…}`.
+fn bound(root: &Node) -> HashMap<&str, (&str, bool)> {
+    let volumes = root.get("volumes").and_then(Node::mapping);
+    let volumes = volumes.into_iter().flatten();
+    volumes
+        .filter_map(|(name, entry)| {
+            let options = entry.node.get("driver_opts")?;
+            let text = |key: &str| Some(options.get(key)?.scalar()?.text.as_str());
+            let mut flags = text("o")?.split(',');
+            let is_bind = flags.clone().any(|flag| matches!(flag, "bind" | "rbind"));
+            let is_read_only = flags.any(|flag| flag == "ro");
+            let folder = text("device").filter(|_| is_bind)?;
+            Some((name.as_str(), (folder, is_read_only)))
+        })
+        .collect()
 }
 
 /// Which proxy is told to route to the service.

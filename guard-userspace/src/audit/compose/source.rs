@@ -2,15 +2,20 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use nix::fcntl::OFlag;
 
 use crate::policy::Lines;
 
 /// More than any file that a person wrote.
 const MAX_BYTES: u64 = 1 << 20;
+
+pub const STANDARD_INPUT: &str = "-";
 
 /// What is wrong, and where.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -63,9 +68,28 @@ impl Source {
         if metadata.is_dir() {
             return Err(refused("is a folder: name a compose file".to_owned()));
         }
+        if !metadata.is_file() {
+            let problem = "is a pipe or a device, not a file: write - to read standard input";
+            return Err(refused(problem.to_owned()));
+        }
+        // A pipe that has come into its place would wait for its writer.
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        Self::read_from(path, options.open(path).map_err(unreadable)?)
+    }
+
+    /// `-`, as `docker compose -f -` has it.
+    pub fn read_standard_input() -> Result<Arc<Self>, ComposeError> {
+        Self::read_from(Path::new(STANDARD_INPUT), io::stdin().lock())
+    }
+
+    fn read_from(path: &Path, input: impl io::Read) -> Result<Arc<Self>, ComposeError> {
+        let refused = |problem: String| ComposeError::of_file(path, problem);
         let mut bytes = Vec::new();
-        let mut file = File::open(path).map_err(unreadable)?.take(MAX_BYTES + 1);
-        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        let mut input = input.take(MAX_BYTES + 1);
+        input
+            .read_to_end(&mut bytes)
+            .map_err(|error| refused(format!("cannot be read: {error}")))?;
         if bytes.len() as u64 > MAX_BYTES {
             return Err(refused(format!("is longer than {} MiB", MAX_BYTES >> 20)));
         }
@@ -120,6 +144,16 @@ impl Source {
             .map_or(self.text.len(), |end| offset + end + 1)
     }
 
+    /// The first word from an offset on that is in no comment.
+    pub fn next_word(&self, offset: usize) -> usize {
+        let mut rest = self.text[offset..].trim_start();
+        while rest.starts_with('#') {
+            let end = rest.find('\n').unwrap_or(rest.len());
+            rest = rest[end..].trim_start();
+        }
+        self.text.len() - rest.len()
+    }
+
     pub fn place(self: &Arc<Self>, start: usize, end: usize) -> Place {
         let start = self.border(start);
         Place {
@@ -156,6 +190,10 @@ impl Place {
         self.source.column(self.start)
     }
 
+    pub fn text(&self) -> &str {
+        &self.source.text[self.start..self.end]
+    }
+
     /// What stands before it in its line.
     pub fn before(&self) -> &str {
         &self.source.text[self.source.line_start(self.start)..self.start]
@@ -171,5 +209,9 @@ impl Place {
 
     pub fn is_in(&self, source: &Arc<Source>) -> bool {
         Arc::ptr_eq(&self.source, source)
+    }
+
+    pub fn is_at(&self, other: &Self) -> bool {
+        self.is_in(&other.source) && self.start == other.start
     }
 }

@@ -1,6 +1,6 @@
 //! YAML 1.2 as a tree whose every node knows where it is written. Knows nothing of Compose but its tags.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle, Tag as RawTag};
 use indexmap::{IndexMap, map::Entry as MapEntry};
@@ -51,6 +51,39 @@ pub struct Scalar {
     pub style: ScalarStyle,
     /// Of a text that names variables.
     pub reference: Option<Box<Reference>>,
+}
+
+impl Scalar {
+    /// The number that stands without quotes, as Compose's reader of YAML takes it: `0o17`, `017`, `0xf`,
+    /// `0b1111` and `1_5` are fifteen.
+    pub fn integer(&self) -> Option<i64> {
+        if self.style != ScalarStyle::Plain || self.reference.is_some() {
+            return None;
+        }
+        let text = self.text.replace('_', "").to_ascii_lowercase();
+        let (sign, digits) = match text.strip_prefix(['+', '-']) {
+            Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
+            None => (1, text.as_str()),
+        };
+        let prefixes = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
+        let based = prefixes.iter().find_map(|(prefix, base)| {
+            let digits = digits.strip_prefix(prefix)?;
+            (!digits.is_empty()).then_some((digits, *base))
+        });
+        let (digits, base) = based.unwrap_or((digits, 10));
+        if !digits.chars().all(|c| c.is_digit(base)) {
+            return None;
+        }
+        Some(sign * i64::from_str_radix(digits, base).ok()?)
+    }
+
+    /// Its text, or its number with the digits that Docker is told.
+    pub fn decimal(&self) -> Cow<'_, str> {
+        match self.integer() {
+            Some(number) => Cow::Owned(number.to_string()),
+            None => Cow::Borrowed(&self.text),
+        }
+    }
 }
 
 /// What Compose does with a value when files are merged.
@@ -233,7 +266,7 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, ComposeError> {
-        let place = self.place(&span);
+        let mut place = self.place(&span);
         self.budget.spend(1, &place)?;
         if depth > MAX_DEPTH {
             return Err(place.error(TOO_DEEP));
@@ -243,14 +276,21 @@ impl<'a> Builder<'a> {
             Event::Alias(anchor) => return self.alias(anchor, &place, depth),
             Event::Scalar(text, style, anchor, tag) => {
                 self.budget.spend(text.len() / BYTES_PER_NODE, &place)?;
+                if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded) {
+                    place.start = block_header(&place).unwrap_or(place.start);
+                }
                 (
                     scalar(text.into_owned(), style, tag.as_deref()),
                     anchor,
                     tag,
                 )
             }
-            Event::SequenceStart(style, anchor, tag) => (self.sequence(style, depth)?, anchor, tag),
-            Event::MappingStart(style, anchor, tag) => (self.mapping(style, depth)?, anchor, tag),
+            Event::SequenceStart(style, anchor, tag) => {
+                (self.sequence(style, &mut place, depth)?, anchor, tag)
+            }
+            Event::MappingStart(style, anchor, tag) => {
+                (self.mapping(style, &mut place, depth)?, anchor, tag)
+            }
             _ => (Value::Null, 0, None),
         };
         let node = Node {
@@ -279,12 +319,18 @@ impl<'a> Builder<'a> {
         Ok(node.clone())
     }
 
-    fn sequence(&mut self, style: StructureStyle, depth: usize) -> Result<Value, ComposeError> {
+    fn sequence(
+        &mut self,
+        style: StructureStyle,
+        place: &mut Place,
+        depth: usize,
+    ) -> Result<Value, ComposeError> {
         let flow = usize::from(style == StructureStyle::Flow);
         self.flows += flow;
         let mut items = Vec::new();
         while let Some((event, span)) = self.next()? {
             if matches!(event, Event::SequenceEnd) {
+                self.close(style, place, &span);
                 break;
             }
             items.push(self.node(event, span, depth + 1)?);
@@ -293,13 +339,26 @@ impl<'a> Builder<'a> {
         Ok(Value::Sequence(items))
     }
 
-    fn mapping(&mut self, style: StructureStyle, depth: usize) -> Result<Value, ComposeError> {
+    /// Brackets and braces belong to what stands between them.
+    fn close(&self, style: StructureStyle, place: &mut Place, span: &Span) {
+        if style == StructureStyle::Flow {
+            place.end = self.place(span).end;
+        }
+    }
+
+    fn mapping(
+        &mut self,
+        style: StructureStyle,
+        place: &mut Place,
+        depth: usize,
+    ) -> Result<Value, ComposeError> {
         let flow = usize::from(style == StructureStyle::Flow);
         self.flows += flow;
         let mut mapping = Mapping::new();
         let mut merged = Vec::new();
         while let Some((event, span)) = self.next()? {
             if matches!(event, Event::MappingEnd) {
+                self.close(style, place, &span);
                 break;
             }
             let key = self.node(event, span, depth + 1)?;
@@ -319,6 +378,21 @@ impl<'a> Builder<'a> {
         }
         Ok(Value::Mapping(mapping))
     }
+}
+
+/// Where the `|` or `>` stands whose text begins at a place.
+fn block_header(content: &Place) -> Option<usize> {
+    let text = &content.source.text;
+    let before = text[..content.source.line_start(content.start)].trim_end();
+    let start = content.source.line_start(before.len());
+    let signs = before[start..].match_indices(['|', '>']);
+    let mut starts = signs.map(|(index, _)| start + index);
+    starts.find(|start| {
+        let is_indicator = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-');
+        let rest = before[start + 1..].trim_start_matches(is_indicator);
+        let comment = rest.trim_start();
+        comment.is_empty() || (comment.starts_with('#') && comment.len() < rest.len())
+    })
 }
 
 const TOO_DEEP: &str = "is nested too deep: more than 64 levels";

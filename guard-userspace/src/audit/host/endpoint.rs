@@ -180,16 +180,28 @@ pub fn endpoints(
     {
         found.extend(of_container(container, setting));
     }
-    let published: BTreeSet<(PortProtocol, u16)> = found
+    let mut published: BTreeMap<(PortProtocol, u16), BTreeSet<IpAddr>> = BTreeMap::new();
+    for endpoint in found
         .iter()
         .filter(|endpoint| !endpoint.addresses.is_empty())
-        .map(|endpoint| (endpoint.protocol, *endpoint.ports.start()))
-        .collect();
+    {
+        let key = (endpoint.protocol, *endpoint.ports.start());
+        let addresses = published.entry(key).or_default();
+        addresses.extend(&endpoint.addresses);
+    }
     for socket in sockets {
         let holders = holders.by_inode.get(&socket.inode.into());
         let holders = holders.map_or(&[][..], Vec::as_slice);
-        let is_of_container = holders.iter().all(|holder| role::publishes(&holder.name));
-        if is_of_container && published.contains(&(socket.protocol, socket.local.port())) {
+        let publishes = holders.iter().all(|holder| role::publishes(&holder.name));
+        let at = published.get(&(socket.protocol, socket.local.port()));
+        // Of whom nothing is known, the address tells.
+        let own = socket.local.ip();
+        let covers = |at: &IpAddr| {
+            let is_wide = at.is_ipv4() == own.is_ipv4() || own.is_unspecified();
+            *at == own || at.is_unspecified() && is_wide
+        };
+        let is_there = |at: &BTreeSet<IpAddr>| !holders.is_empty() || at.iter().any(covers);
+        if publishes && at.is_some_and(is_there) {
             continue;
         }
         found.push(of_socket(socket, holders, inventory, setting));
@@ -374,7 +386,7 @@ fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
 
 /// Whether an address is known in its own network alone (RFC 1918, 3927, 4193, 4291, 6598), or stands
 /// for a group.
-fn is_of_network(address: IpAddr) -> bool {
+pub fn is_of_network(address: IpAddr) -> bool {
     const SHARED: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
     let is_private = match address {
         IpAddr::V4(address) => address.is_private(),
@@ -590,6 +602,21 @@ mod tests {
         }
         let found = found(&shop, &sockets[..1], &held_by("nginx", None));
         assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn of_a_listener_that_is_not_known_the_address_tells_whose_it_is() {
+        let shop = [container(&[(Some("127.0.0.1"), 8000, 8000, 80)])];
+        let sockets = ["127.0.0.1:8000", "203.0.113.10:8000"].map(|at| socket(Tcp, at));
+        let found = found(&shop, &sockets, &Holders::default());
+        let owners: Vec<_> = found
+            .iter()
+            .map(|one| (one.level, one.owner.kind))
+            .collect();
+        assert_eq!(
+            owners,
+            [(Level::World, "unknown"), (Level::Localhost, "container")]
+        );
     }
 
     #[test]

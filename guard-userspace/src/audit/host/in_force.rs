@@ -6,7 +6,7 @@ use guard_common::reason::Mode;
 use serde::Serialize;
 
 use crate::{
-    api::{ModeStatus, Status, client::Client},
+    api::{ModeStatus, PolicyText, Status, client::Client},
     host::Netlink,
     policy::{Clock, Policy, PolicyError},
     unattended,
@@ -100,6 +100,16 @@ impl InForce {
         })
     }
 
+    /// What an agent says of itself.
+    pub fn answered(
+        PolicyText { path, text }: PolicyText,
+        status: &Status,
+        clock: Clock,
+    ) -> Result<Self, PolicyError> {
+        let policy = Policy::parse(&text, &path, clock)?;
+        Ok(Self::with_status(path, policy, status))
+    }
+
     fn of_pins(
         status: &Status,
         clock: Clock,
@@ -156,8 +166,7 @@ pub struct Places<'a> {
 async fn ask(client: &Client, clock: Clock) -> anyhow::Result<InForce> {
     let status = client.status().await?;
     let text = client.policy().await?;
-    let policy = Policy::parse(&text.text, &text.path, clock)?;
-    Ok(InForce::with_status(text.path, policy, &status))
+    Ok(InForce::answered(text, &status, clock)?)
 }
 
 /// An agent may listen, but not to this user.

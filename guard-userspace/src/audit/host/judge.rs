@@ -10,6 +10,7 @@ use guard_common::{
     packet::{Packet, Transport},
     reason::Mode,
 };
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -123,10 +124,10 @@ impl Judge<'_> {
         let service = self.service_at(protocol, port, address);
         let packet = first_packet(protocol, port, address);
         let from = service
-            .map(|service| self.admitted(service))
+            .map(|service| self.admitted(service, address))
             .unwrap_or_default();
         let target = self.target(protocol, port, address, &from, service);
-        let exposure = judge(target, &packet, self.policy.scope);
+        let exposure = judge(&target, &packet, self.policy.scope);
         let mode = service.map_or(self.policy.mode, |service| {
             service.mode.min(self.policy.mode)
         });
@@ -204,14 +205,15 @@ impl Judge<'_> {
         }
     }
 
-    /// Whom a service is open to at this moment.
-    fn admitted(&self, service: &Service) -> Vec<String> {
+    /// Whom a service is open to at this moment on an address, to which only its own family can send.
+    fn admitted(&self, service: &Service, address: IpAddr) -> Vec<String> {
         let From::Admitted(admitted) = &service.from else {
             return vec![ANY.to_owned()];
         };
-        let valid = admitted
-            .iter()
-            .filter(|one| one.expires.is_none_or(|end| end > self.now));
+        let is_of_family = |prefix: &IpNet| prefix.addr().is_ipv4() == address.is_ipv4();
+        let valid = admitted.iter().filter(|one| {
+            one.expires.is_none_or(|end| end > self.now) && is_of_family(&one.prefix)
+        });
         valid.map(|one| one.prefix.to_string()).collect()
     }
 }
@@ -344,6 +346,15 @@ mod tests {
         assert_eq!(
             fate(&text.replace("\"198.51.100.0/24\", ", ""), 8000, true),
             Fate::Closed
+        );
+        assert_eq!(
+            fate(
+                &text.replace("198.51.100.0/24", "2001:db8::/32"),
+                8000,
+                true
+            ),
+            Fate::Closed,
+            "nobody of IPv6 reaches an IPv4 address"
         );
         let udp = decide(text, PortProtocol::Udp, 8000, true);
         assert_eq!(udp[0].fate, Fate::NotGuarded, "another protocol");

@@ -22,7 +22,7 @@ use self::{
 };
 pub use self::{
     describe::{columns, describe_owner},
-    endpoint::{Endpoint, Level, Owner, joined},
+    endpoint::{Endpoint, Level, Owner, is_of_network, joined},
     in_force::{Guard, InForce, Places},
     role::Role,
     survey::{DockerAsked, Survey, find_docker},
@@ -230,7 +230,12 @@ impl Audited {
         let policy = judge
             .map(|judge| judge.decide(&endpoint))
             .unwrap_or_default();
-        let settles = |decision: &Decision| matches!(decision.fate, Fate::Open | Fate::Closed);
+        // What a service lists for others than a stranger is listed, too.
+        let settles = |decision: &Decision| match decision.fate {
+            Fate::Open | Fate::Closed => true,
+            Fate::WouldBeClosed => decision.service.is_some(),
+            Fate::NotGuarded => false,
+        };
         let is_settled = !policy.is_empty() && policy.iter().all(settles);
         let finding = endpoint.level == Level::World && !endpoint.may_be_client && !is_settled;
         let known = danger(&endpoint);

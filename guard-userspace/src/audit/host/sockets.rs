@@ -113,7 +113,12 @@ pub fn holders(sockets: &[Socket]) -> Holders {
 
 /// `None`: it may not be asked.
 fn held(process: &Process, wanted: &HashSet<u64>) -> Option<BTreeSet<u64>> {
-    let files = process.fd().ok()?.flatten();
+    let files: Vec<_> = process.fd().ok()?.collect();
+    // Without CAP_SYS_PTRACE the files of others can be counted, and not one of them can be read.
+    if !files.is_empty() && files.iter().all(Result::is_err) {
+        return None;
+    }
+    let files = files.into_iter().flatten();
     let held = files.filter_map(|file| match file.target {
         FDTarget::Socket(inode) if wanted.contains(&inode) => Some(inode),
         _ => None,

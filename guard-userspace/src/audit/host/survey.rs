@@ -84,7 +84,9 @@ impl Survey {
         let holders = sockets::holders(&sockets);
         if !holders.complete {
             notes.push(match Uid::effective().is_root() {
-                true => "some processes may not be asked what they listen on".to_owned(),
+                true => "some processes may not be asked what they listen on (CAP_SYS_PTRACE is missing): \
+                         `guard audit`, typed by root, names them"
+                    .to_owned(),
                 false => "without root, the processes of other users are not known".to_owned(),
             });
         }

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    audit::compose::{ComposeError, Printed, Request, Severity, Warning, audit, sarif},
+    audit::compose::{ComposeError, Edit, Printed, Request, Severity, Warning, audit, sarif},
     commands::{Failure, print, print_json, print_warning},
 };
 
@@ -20,7 +20,7 @@ Variables are those of the environment, and then those of .env beside the first 
 
 Exit status: 0: nothing at or above --level; 1: something; 2: wrong usage, or a file that is refused.")]
 pub struct Compose {
-    /// The compose files of one project
+    /// The compose files of one project; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Exit with 1 if something this grave or graver is found
@@ -29,7 +29,7 @@ pub struct Compose {
     /// Judge the services of this profile, and those that need none; without it, all. May be repeated
     #[arg(long = "profile", value_name = "NAME")]
     profiles: Vec<String>,
-    /// Read variables from this file instead of .env. May be repeated
+    /// Read variables from this file instead of .env and COMPOSE_ENV_FILES. May be repeated
     #[arg(long = "env-file", value_name = "FILE")]
     env_files: Vec<PathBuf>,
     /// Print JSON, for scripts
@@ -146,10 +146,10 @@ fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
     match fix {
         None => {}
         Some(fix) if fix.corrected.is_empty() => {
-            writeln!(text, "    take out {}", lines(fix.line, fix.last_line()))?
+            writeln!(text, "    take out {}", lines(file, fix))?;
         }
         Some(fix) => {
-            writeln!(text, "    write in {}:", lines(fix.line, fix.last_line()))?;
+            writeln!(text, "    write in {}:", lines(file, fix))?;
             for line in fix.corrected.lines() {
                 writeln!(text, "        {}", line.trim_end())?;
             }
@@ -158,10 +158,15 @@ fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
     writeln!(text)
 }
 
-fn lines(first: usize, last: usize) -> String {
-    match first == last {
+fn lines(file: &str, fix: &Edit) -> String {
+    let (first, last) = (fix.line, fix.last_line());
+    let lines = match first == last {
         true => format!("line {first}"),
         false => format!("lines {first}-{last}"),
+    };
+    match fix.file == file {
+        true => lines,
+        false => format!("{}, {lines}", fix.file),
     }
 }
 

@@ -1,32 +1,29 @@
 //! What a container shares with its host.
 
-use super::super::{
-    fix::Fix,
-    rule::{
-        Finding,
-        Rule::{
-            self, DangerousCapability, DockerSocket, HostFiles, HostNamespace, HostNetwork,
-            Privileged, RunsAsRoot, Unconfined,
+use super::{
+    super::{
+        fix::Fix,
+        rule::{
+            Finding,
+            Rule::{
+                self, DangerousCapability, HostNamespace, HostNetwork, Privileged, RunsAsRoot,
+                Unconfined,
+            },
+            Severity,
         },
-        Severity,
+        service::{Project, Service, is_true},
+        yaml::{Entry, Mapping, Node, Scalar},
     },
-    service::{Mount, Service, is_true},
-    yaml::Node,
+    without_item, without_key,
 };
 
-pub fn judge(service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(host_network(service));
+    findings.extend(host_network(project, service));
     findings.extend(
         ["pid", "ipc"]
             .into_iter()
             .filter_map(|key| host_namespace(service, key)),
-    );
-    findings.extend(
-        service
-            .mounts()
-            .iter()
-            .filter_map(|mount| mounted(service, mount)),
     );
     findings.extend(privileged(service));
     findings.extend(items(service, "cap_add", capability));
@@ -35,54 +32,64 @@ pub fn judge(service: &Service<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Takes a key away, with all that it has.
-fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
-    let entry = service.node.entry(key)?;
-    let keys = service.node.mapping()?.len();
-    if keys < 2 {
-        return None;
-    }
-    Fix::without(&entry.key, &entry.node)
-}
-
-/// A longer list is no person's.
-const LONGEST_MENDED: usize = 1000;
-
-/// Takes an item out of a list, and the list if it was the only one.
-fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
-    let items = service.items(key);
-    if items.len() > LONGEST_MENDED {
-        return None;
-    }
-    let beside = items
-        .iter()
-        .filter(|other| other.place.is_in(&item.place.source));
-    match (beside.count(), items.len()) {
-        (1, 1) => without_key(service, key),
-        // The list would be left empty in its file.
-        (1, _) => None,
-        _ if item.in_flow => Fix::without_flow_item(items, item),
-        _ => Fix::without(&item.place, item),
-    }
-}
-
-fn host_network(service: &Service<'_>) -> Option<Finding> {
-    let entry = service.node.entry("network_mode")?;
-    if !service.is_on_host_network() {
-        return None;
-    }
-    let why = "the container has the host's network: what it listens on is open on the host without being \
-               published, and it reaches what listens on 127.0.0.1. Take the line out and publish what \
-               others need of it";
-    let fix = without_key(service, "network_mode");
+fn host_network(project: &Project<'_>, service: &Service<'_>) -> Option<Finding> {
+    const HAS: &str = "the container has the host's network: what it listens on is open on the host without \
+                       being published, and it reaches what listens on 127.0.0.1";
+    let why = format!("{HAS}. Take the line out and publish what others need of it");
+    let (place, why, fix) = if let Some(network) = project.host_network(service) {
+        match Attachment::find(service, &network) {
+            Some(Attachment::Item(item)) => {
+                (&item.place, why, without_item(service, "networks", item))
+            }
+            Some(Attachment::Entry(networks, entry)) => {
+                (&entry.key, why, without_network(service, networks, entry))
+            }
+            None => {
+                let why = format!("{HAS}, which is the project's network \"{network}\"");
+                (service.key, why, None)
+            }
+        }
+    } else {
+        let entry = service.node.entry("network_mode")?;
+        if !project.is_on_host_network(service) {
+            return None;
+        }
+        (&entry.key, why, without_key(service, "network_mode"))
+    };
+    let severity = Severity::Medium;
     Some(Finding::new(
         HostNetwork,
-        Severity::Medium,
+        severity,
         service,
-        &entry.key,
+        place,
         why,
         fix,
     ))
+}
+
+/// Where a service names a network.
+enum Attachment<'a> {
+    Item(&'a Node),
+    Entry(&'a Mapping, &'a Entry),
+}
+
+impl<'a> Attachment<'a> {
+    fn find(service: &Service<'a>, network: &str) -> Option<Self> {
+        let node = service.node.get("networks")?;
+        if let Some(networks) = node.mapping() {
+            return Some(Self::Entry(networks, networks.get(network)?));
+        }
+        let is_it = |item: &&Node| item.scalar().is_some_and(|scalar| scalar.text == network);
+        node.sequence()?.iter().find(is_it).map(Self::Item)
+    }
+}
+
+fn without_network(service: &Service<'_>, networks: &Mapping, entry: &Entry) -> Option<Fix> {
+    match networks.len() {
+        1 => without_key(service, "networks"),
+        _ => Fix::without(&entry.key, &entry.node)
+            .or_else(|| Fix::without_flow_entry(networks, entry)),
+    }
 }
 
 fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
@@ -110,82 +117,6 @@ fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
         why,
         fix,
     ))
-}
-
-/// Images that let only some requests through to Docker.
-const SOCKET_PROXIES: [&str; 2] = ["docker-socket-proxy", "socket-proxy"];
-
-const SOCKETS: [&str; 5] = [
-    "docker.sock",
-    "podman.sock",
-    "containerd.sock",
-    "crio.sock",
-    "cri-dockerd.sock",
-];
-
-fn mounted(service: &Service<'_>, mount: &Mount<'_>) -> Option<Finding> {
-    let source = mount.source.as_str();
-    let last = source.rsplit('/').next().unwrap_or(source);
-    let (rule, severity, why) = if SOCKETS.contains(&last) && source.contains('/') {
-        let why = format!(
-            "the container has the API behind {source}, and whoever may use that is root on most hosts; \
-             `ro` does not change it. Put a proxy between that lets through \
-             only what is needed, such as docker-socket-proxy"
-        );
-        let severity = match SOCKET_PROXIES.contains(&service.image()) {
-            true => Severity::Low,
-            false => Severity::High,
-        };
-        (DockerSocket, severity, why)
-    } else {
-        let what = match source.trim_end_matches('/') {
-            "" if source.starts_with('/') => "every file of the host",
-            "/etc" => "the host's settings and password hashes",
-            "/root" => "root's files, keys among them",
-            "/var/lib/docker" => "the files of every container",
-            "/run" | "/var/run" => "the sockets of the host's services, Docker's among them",
-            "/boot" | "/dev" => "what the host boots from, or its devices",
-            _ => return None,
-        };
-        let is_read_only = is_read_only(mount.node);
-        let severity = if is_read_only {
-            Severity::Medium
-        } else {
-            Severity::High
-        };
-        let how = if is_read_only {
-            "reads"
-        } else {
-            "reads and writes"
-        };
-        let why = format!(
-            "the container mounts {source} and so {how}, as far as its user may, {what}; mount only \
-             the files that it needs"
-        );
-        (HostFiles, severity, why)
-    };
-    let fix = without_item(service, "volumes", mount.node);
-    Some(Finding::new(
-        rule,
-        severity,
-        service,
-        &mount.node.place,
-        why,
-        fix,
-    ))
-}
-
-fn is_read_only(mount: &Node) -> bool {
-    match mount.scalar() {
-        Some(scalar) => {
-            let options = scalar.text.split(':').nth(2).unwrap_or_default();
-            options.split(',').any(|option| option == "ro")
-        }
-        None => {
-            let scalar = mount.get("read_only").and_then(Node::scalar);
-            scalar.is_some_and(|scalar| is_true(&scalar.text))
-        }
-    }
 }
 
 fn privileged(service: &Service<'_>) -> Option<Finding> {
@@ -261,7 +192,7 @@ fn root(service: &Service<'_>) -> Option<Finding> {
     const USER: &str = "1000:1000";
     let Some(entry) = service.node.entry("user") else {
         let why = "no user: is set: the container runs as root unless its image says otherwise";
-        let fix = Fix::first_key(service.node, &format!("user: \"{USER}\""));
+        let fix = Fix::first_key(service.node, "user", USER);
         // `user:` without a value stands in the way.
         let is_absent = !service.node.mapping()?.contains_key("user");
         let fix = fix.filter(|_| is_absent);
@@ -275,18 +206,37 @@ fn root(service: &Service<'_>) -> Option<Finding> {
         ));
     };
     let scalar = entry.node.scalar()?;
-    let user = scalar.text.split(':').next().unwrap_or_default();
-    if !matches!(user, "root" | "0") {
+    let reference = scalar.reference.as_ref();
+    if reference.is_some_and(|reference| !reference.required.is_empty()) {
         return None;
     }
-    let why = "the container runs as root; write a user of its own, as far as the image lets it";
+    let unset = match reference.map(|reference| reference.unset.join(", ")) {
+        Some(unset) if !unset.is_empty() => format!(" while {unset} is not set"),
+        _ => String::new(),
+    };
+    let (severity, why) = if scalar.text.is_empty() {
+        let why = format!(
+            "no user is set{unset}: the container runs as root unless its image says otherwise"
+        );
+        (Severity::Low, why)
+    } else if is_root(scalar) {
+        let why = format!(
+            "the container runs as root{unset}; write a user of its own, as far as the image lets it"
+        );
+        (Severity::Medium, why)
+    } else {
+        return None;
+    };
     let fix = Fix::scalar(&entry.node, scalar, USER);
     Some(Finding::new(
-        RunsAsRoot,
-        Severity::Medium,
-        service,
-        &entry.key,
-        why,
-        fix,
+        RunsAsRoot, severity, service, &entry.key, why, fix,
     ))
+}
+
+/// Whether the user is root for Docker, which takes `00` and `+0` for numbers and nobody before a colon
+/// for root.
+fn is_root(scalar: &Scalar) -> bool {
+    let text = scalar.decimal();
+    let user = text.split(':').next().unwrap_or_default();
+    matches!(user, "" | "root") || user.parse::<i64>() == Ok(0)
 }

@@ -1,25 +1,31 @@
 //! What a service publishes: one finding for a port, the gravest.
 
 use super::super::{
-    port::Port,
+    port::{Address, Port},
     rule::{
         Finding,
-        Rule::{self, Base60Port, DangerousPort, EveryAddress, PublishedBesideProxy},
+        Rule::{
+            self, Base60Port, DangerousPort, EveryAddress, PublicAddress, PublishedBesideProxy,
+        },
         Severity,
     },
     service::{Project, Service},
 };
 use crate::audit::{
-    dangers::{Danger, Harm, Login, danger_at},
+    dangers::{DANGERS, Danger, Harm, Login, ORDINARY, danger_at},
     proxies::WEB,
 };
 use guard_common::layout::PortProtocol;
 
-/// A longer range was hardly published for one number in it.
-const LONGEST_NAMED: usize = 16;
+/// Of how many services in a range only the names are said.
+const MOST_NAMED: usize = 10;
 
-/// Ports whose protocols an HTTP proxy does not carry.
-const NOT_WEB: [u16; 12] = [21, 22, 25, 53, 110, 143, 465, 587, 853, 993, 995, 25565];
+/// Ports whose protocols an HTTP proxy does not carry: SSH, mail, DNS, streams, chat, databases, games.
+#[rustfmt::skip]
+const NOT_WEB: [u16; 24] = [
+    21, 22, 25, 53, 110, 143, 465, 554, 587, 853, 993, 995, 1935, 4190, 5222, 5269, 6543, 6881, 8554, 8883,
+    22000, 25565, 51413, 64738,
+];
 
 pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     let is_proxy = project.is_proxy(service);
@@ -28,12 +34,16 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     ports
         .flat_map(|port| {
             let reasons = [
-                on_every_address(is_proxy, port),
+                open_to_all(is_proxy, port),
                 beside_proxy(proxy.as_deref(), port),
                 dangerous(port),
             ];
+            let is_accepted = |finding: &Finding| service.accepted.contains(&finding.rule);
             let exposed = exposed(service, port, reasons);
-            exposed.into_iter().chain(base_60(service, port))
+            // One line mends both.
+            exposed
+                .filter(|finding| !is_accepted(finding))
+                .or_else(|| base_60(service, port))
         })
         .collect()
 }
@@ -48,7 +58,7 @@ fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> 
     // Of two that are as grave, the later says more.
     let gravest = reasons.into_iter().flatten().max_by_key(|reason| reason.1);
     let (rule, severity, what) = gravest?;
-    let severity = match port.address.is_one() {
+    let severity = match port.address.is_private() {
         false => severity,
         true => severity.milder(),
     };
@@ -58,14 +68,50 @@ fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> 
 }
 
 fn dangerous(port: &Port) -> Option<Reason> {
-    let danger = danger(port)?;
-    let what = format!(": {danger}");
-    let severity = match (danger.harm, danger.login) {
+    let mut dangers = dangers(port);
+    let gravest = dangers
+        .iter()
+        .enumerate()
+        .max_by_key(|(_, (severity, danger))| (*severity, danger.harm, danger.login));
+    let (gravest, _) = gravest?;
+    let (severity, danger) = dangers.remove(gravest);
+    let others = dangers
+        .iter()
+        .map(|(_, Danger { port, service, .. })| format!("{port} ({service})"));
+    let named: Vec<String> = others.take(MOST_NAMED).collect();
+    let others = match (named.as_slice(), dangers.len().saturating_sub(MOST_NAMED)) {
+        ([], _) => String::new(),
+        (named, 0) => format!(". Known are also {}", named.join(", ")),
+        (named, more) => format!(". Known are also {} and {more} more", named.join(", ")),
+    };
+    Some((DangerousPort, severity, format!(": {danger}{others}")))
+}
+
+/// By the container's ports, which say what listens, or where they say nothing by the host's, which are
+/// often just free numbers.
+fn dangers(port: &Port) -> Vec<(Severity, &'static Danger)> {
+    let of_protocol = DANGERS
+        .iter()
+        .filter(|danger| danger.protocol == port.protocol);
+    of_protocol
+        .filter_map(|danger| {
+            if port.container.contains(&danger.port) {
+                Some((severity(danger), danger))
+            } else {
+                let inside = port.inside(danger.port)?;
+                let says = ORDINARY.contains(&inside) || danger_at(port.protocol, inside).is_some();
+                (!says).then(|| (severity(danger).milder(), danger))
+            }
+        })
+        .collect()
+}
+
+fn severity(danger: &Danger) -> Severity {
+    match (danger.harm, danger.login) {
         (Harm::Breach, Login::Open) => Severity::Critical,
         (Harm::Breach, Login::Varies | Login::Asked) => Severity::High,
         (Harm::Leak, _) => Severity::Medium,
-    };
-    Some((DangerousPort, severity, what))
+    }
 }
 
 fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<Reason> {
@@ -77,10 +123,12 @@ fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<Reason> {
     Some((PublishedBesideProxy, Severity::High, what))
 }
 
-fn on_every_address(is_proxy: bool, port: &Port) -> Option<Reason> {
-    if port.address.is_one() {
-        return None;
-    }
+fn open_to_all(is_proxy: bool, port: &Port) -> Option<Reason> {
+    let rule = match port.address {
+        address if address.is_private() => return None,
+        Address::One(_) => PublicAddress,
+        Address::Every | Address::EveryIpv4 | Address::EveryIpv6 => EveryAddress,
+    };
     let is_front = port.host_ports().is_some_and(|ports| {
         let is_one = ports.start() == ports.end();
         is_one && WEB.contains(ports.start())
@@ -91,7 +139,7 @@ fn on_every_address(is_proxy: bool, port: &Port) -> Option<Reason> {
         false => Severity::Medium,
     };
     let what = ": Docker lets it past the INPUT rules of ufw and firewalld".to_owned();
-    Some((EveryAddress, severity, what))
+    Some((rule, severity, what))
 }
 
 fn on(port: &Port) -> String {
@@ -100,18 +148,6 @@ fn on(port: &Port) -> String {
         [] => address.to_string(),
         unset => format!("{address} while {} is not set", unset.join(", ")),
     }
-}
-
-/// By the container's port, which says what listens, or else by the host's. The worst one of a range.
-fn danger(port: &Port) -> Option<&'static Danger> {
-    let worst = |ports: &std::ops::RangeInclusive<u16>| {
-        let few = ports.clone().take(LONGEST_NAMED + 1).count() <= LONGEST_NAMED;
-        let ports = few.then(|| ports.clone()).into_iter().flatten();
-        ports
-            .filter_map(|number| danger_at(port.protocol, number))
-            .max_by_key(|danger| (danger.harm, danger.login))
-    };
-    worst(&port.container).or_else(|| worst(port.host_ports()?))
 }
 
 fn is_web(port: &Port) -> bool {
