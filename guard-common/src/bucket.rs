@@ -22,6 +22,16 @@ pub trait Bucket: Copy {
 
     /// Whether the bucket still held `seen` and now holds `new`.
     fn exchange(self, seen: u64, new: u64) -> bool;
+
+    /// [`charge_pair`] and [`charge_one`] after another CPU was faster once: rare, and kept out of what
+    /// every packet goes through.
+    fn charge_pair_again(pair: [Self; 2], now: u64, price: Price) -> bool {
+        retry_pair(pair, now, price)
+    }
+
+    fn charge_one_again(self, now: u64, price: Price) -> bool {
+        retry_one(self, now, price)
+    }
 }
 
 /// Whether either of a source's two buckets has room: only a source that shares both of its cells with
@@ -35,12 +45,15 @@ pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 #[inline(always)]
 pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     let (seen, charged) = look(bucket, now, price);
-    if !charged.fits && seen > charged.arrival.saturating_add(SKEW) {
+    if charged.fits {
+        return true;
+    }
+    if seen.saturating_sub(charged.arrival) > SKEW {
         // The clock went back, or the budget shrank: the bucket is full, and refills from now. If
         // another CPU was faster, it did the same.
         bucket.exchange(seen, charged.arrival);
     }
-    charged.fits
+    false
 }
 
 /// Charges both buckets if either has room, in one look at a pair that has any.
@@ -57,46 +70,64 @@ pub fn charge_pair_with_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) ->
 /// Charges both buckets of a pair that had room; false, and nothing charged, if another CPU took it.
 #[inline(always)]
 pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
-    let [first, second] = pair;
-    // An exchange waits for its line and lets nothing pass: both lines are asked for before the first.
-    second.read();
-    let mut other = None;
-    for _ in 0..ATTEMPTS {
-        let (mut seen, mut charged) = look(first, now, price);
-        // The bucket that has room is charged before the other: it decides.
-        let in_first = charged.fits;
-        if !in_first {
-            (seen, charged) = look(second, now, price);
-            if !charged.fits {
-                return false;
-            }
-        }
-        let (deciding, beside) = if in_first {
-            (first, second)
-        } else {
-            (second, first)
-        };
-        if deciding.exchange(seen, charged.arrival) {
-            other = Some(beside);
-            break;
-        }
-    }
-    if let Some(other) = other {
-        charge_one(other, now, price);
-    }
-    true
+    try_pair(pair, now, price).unwrap_or_else(|| B::charge_pair_again(pair, now, price))
 }
 
 /// Charges a bucket, room or not, and says whether it had room.
 #[inline(always)]
 pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
-    for _ in 0..ATTEMPTS {
-        let (seen, charged) = look(bucket, now, price);
-        if seen == charged.arrival || bucket.exchange(seen, charged.arrival) {
-            return charged.fits;
+    try_one(bucket, look(bucket, now, price)).unwrap_or_else(|| bucket.charge_one_again(now, price))
+}
+
+/// The attempts behind the first.
+#[inline(always)]
+pub fn retry_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
+    for _ in 1..ATTEMPTS {
+        if let Some(fits) = try_pair(pair, now, price) {
+            return fits;
         }
     }
     true
+}
+
+/// The attempts behind the first.
+#[inline(always)]
+pub fn retry_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
+    for _ in 1..ATTEMPTS {
+        if let Some(fits) = try_one(bucket, look(bucket, now, price)) {
+            return fits;
+        }
+    }
+    true
+}
+
+/// `None`: another CPU was faster.
+#[inline(always)]
+fn try_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> Option<bool> {
+    let [first, second] = pair;
+    // An exchange waits for its line and lets nothing pass: both lines are asked for before the first.
+    let looks = (look(first, now, price), look(second, now, price));
+    let ((_, in_first), (_, in_second)) = looks;
+    // The bucket that has room is charged before the other: it decides.
+    let ((deciding, decisive), (other, beside)) = if in_first.fits {
+        ((first, looks.0), (second, looks.1))
+    } else if in_second.fits {
+        ((second, looks.1), (first, looks.0))
+    } else {
+        return Some(false);
+    };
+    try_one(deciding, decisive)?;
+    if try_one(other, beside).is_none() {
+        other.charge_one_again(now, price);
+    }
+    Some(true)
+}
+
+/// `None`: another CPU was faster.
+#[inline(always)]
+fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> Option<bool> {
+    let is_charged = seen == charged.arrival || bucket.exchange(seen, charged.arrival);
+    is_charged.then_some(charged.fits)
 }
 
 #[inline(always)]

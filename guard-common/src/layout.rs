@@ -82,7 +82,7 @@ pub const FLOWS: &str = "FLOWS";
 /// A hash from [`FlowKey`] to when a packet that is only observed asked for an answer.
 pub const STRANGERS: &str = "STRANGERS";
 
-/// A per-CPU array of [`Counter`], indexed by [`counter_index`].
+/// A per-CPU array of [`Counters`], indexed by the service's number.
 pub const COUNTERS: &str = "COUNTERS";
 
 /// A per-CPU array of [`Talker`], indexed by a hash of the source.
@@ -589,12 +589,6 @@ pub const fn network_bit_v6(address: Address) -> u32 {
 /// The widest IPv6 network whose every /64 has its bit set.
 pub const WIDEST_NETWORK_V6: u8 = 56;
 
-/// What [`REPLAY_PROGRAM`] returns: the slot of the outcome, and the service above it.
-#[inline(always)]
-pub const fn replay_result(service: u16, outcome: Outcome) -> u32 {
-    (service as u32) << 16 | outcome.slot()
-}
-
 /// A key of the tries: the number of the service in front of the address, so that one trie holds the
 /// lists of all services. The prefix length counts both.
 #[repr(C)]
@@ -616,13 +610,40 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// How long [`COUNTERS`] is.
-pub const COUNTER_ENTRIES: u32 = MAX_SEATS * Outcome::SLOTS;
+/// The counters of one service, indexed by [`Outcome::slot`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters(pub [Counter; Outcome::SLOTS as usize]);
 
-/// The place of a counter in [`COUNTERS`].
-#[inline(always)]
-pub const fn counter_index(service: u16, outcome: Outcome) -> u32 {
-    service as u32 * Outcome::SLOTS + outcome.slot()
+/// What a packet comes to: the number of the service that it concerns, and the [`Outcome::slot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conclusion {
+    pub service: u32,
+    pub slot: u32,
+}
+
+impl Conclusion {
+    #[inline(always)]
+    pub const fn new(service: u16, outcome: Outcome) -> Self {
+        Self {
+            service: service as u32,
+            slot: outcome.slot(),
+        }
+    }
+
+    /// Both in one word: what [`REPLAY_PROGRAM`] returns.
+    #[inline(always)]
+    pub const fn pack(self) -> u32 {
+        self.service << 16 | self.slot
+    }
+
+    #[inline(always)]
+    pub const fn unpack(word: u32) -> Self {
+        Self {
+            service: word >> 16,
+            slot: word & 0xffff,
+        }
+    }
 }
 
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
@@ -642,12 +663,12 @@ const _: () = assert!(size_of::<Event>() == 24 + SNAP_LENGTH as usize);
 const _: () = assert!(size_of::<Clock>() == 16);
 const _: () = assert!(size_of::<AdmittedKey<4>>() == 8);
 const _: () = assert!(size_of::<AdmittedKey<16>>() == 20);
-const _: () = assert!(size_of::<Counter>() == 16);
+const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, Capture, Clock, Config, Counter, Expiry, FlowKey,
+        About, AddressedKey, AdmittedKey, Capture, Clock, Config, Counters, Expiry, FlowKey,
         PortEntry, Relief, Seat, Service, Talker,
     };
     use crate::cell::Cell;
@@ -669,7 +690,7 @@ mod pod {
         Cell,
         Clock,
         Config,
-        Counter,
+        Counters,
         Expiry,
         FlowKey,
         PortEntry,

@@ -1,6 +1,9 @@
 //! What parsing yields. Everything behind the parser works on these values and never on the bytes.
 
-use crate::address::{Address, Family};
+use crate::{
+    address::{Address, Family},
+    layout::{PORT_ENTRIES, PortProtocol, port_index, protocol_index},
+};
 
 /// An IP packet, read up to its transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,158 +14,109 @@ pub struct Packet {
     pub transport: Transport,
 }
 
-/// What the transport header says, as far as a verdict depends on it; [`Transport::view`] shows it.
+/// What a verdict depends on behind the addresses, in one word: the packet's place in the table of ports
+/// ([`crate::layout::PORTS`]), its [`Traits`], and the source port of UDP.
 ///
-/// Every field always has a value. An enum's other variants have none, and where the compiler keeps
-/// such a field on the stack unwritten, verifiers before Linux 6.3 refuse the program.
+/// One word stays in one register, and each question to it is one instruction. An enum of what was read
+/// would be taken apart again in every later step, and verifiers before Linux 6.3 refuse the unwritten
+/// fields of its other variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transport {
-    kind: Kind,
-    source_port: u16,
-    destination_port: u16,
-    number: u8,
-    flag: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Tcp,
-    Udp,
-    Sctp,
-    Icmp,
-    Igmp,
-    Other,
-    LaterFragment,
-}
-
-/// A [`Transport`], taken apart. Ports are in host byte order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
-    Tcp {
-        destination_port: u16,
-        /// SYN without ACK, whatever the other flags: this segment asks for a connection.
-        attempt: bool,
-    },
-    Udp {
-        source_port: u16,
-        destination_port: u16,
-    },
-    Sctp {
-        destination_port: u16,
-    },
-    /// ICMP over IPv4, ICMPv6 over IPv6.
-    Icmp {
-        kind: u8,
-        /// The hop limit is 255: no router has passed this packet on (RFC 4861, section 6.1).
-        on_link: bool,
-    },
-    /// IGMP over IPv4.
-    Igmp {
-        /// The TTL is 1: no router passes this packet on.
-        last_hop: bool,
-    },
-    /// Any other protocol, by its IANA number.
-    Other {
-        protocol: u8,
-    },
-    /// A fragment that is not the first.
-    LaterFragment,
-}
+pub struct Transport(u64);
 
 impl Transport {
-    pub const LATER_FRAGMENT: Self = Self {
-        kind: Kind::LaterFragment,
-        source_port: 0,
-        destination_port: 0,
-        number: 0,
-        flag: false,
-    };
+    const PLACES: u64 = 1 << 18;
+    const TRAITS_SHIFT: u32 = 18;
+    const SOURCE_PORT_SHIFT: u32 = 48;
 
+    /// `place`: of [`crate::layout::PORTS`].
     #[inline(always)]
-    pub const fn tcp(destination_port: u16, attempt: bool) -> Self {
-        Self {
-            kind: Kind::Tcp,
-            destination_port,
-            flag: attempt,
-            ..Self::LATER_FRAGMENT
-        }
+    pub const fn new(place: u32, traits: Traits) -> Self {
+        Self(place as u64 | (traits.0 as u64) << Self::TRAITS_SHIFT)
+    }
+
+    #[must_use]
+    #[inline(always)]
+    const fn with_source_port(self, source_port: u16) -> Self {
+        Self(self.0 | (source_port as u64) << Self::SOURCE_PORT_SHIFT)
     }
 
     #[inline(always)]
-    pub const fn udp(source_port: u16, destination_port: u16) -> Self {
-        Self {
-            kind: Kind::Udp,
-            source_port,
-            destination_port,
-            ..Self::LATER_FRAGMENT
-        }
+    pub const fn place(self) -> u32 {
+        (self.0 & (Self::PLACES - 1)) as u32
+    }
+
+    /// The destination port, if it has any.
+    #[inline(always)]
+    pub const fn destination_port(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The source port of UDP; 0 of anything else.
+    #[inline(always)]
+    pub const fn source_port(self) -> u16 {
+        (self.0 >> Self::SOURCE_PORT_SHIFT) as u16
+    }
+
+    /// Whether it has any of these traits.
+    #[inline(always)]
+    pub const fn has(self, any: Traits) -> bool {
+        self.0 & (any.0 as u64) << Self::TRAITS_SHIFT != 0
+    }
+}
+
+const _: () = assert!((PORT_ENTRIES as u64) <= Transport::PLACES);
+
+/// What else a verdict depends on. Of twelve bits at most: see [`Transport`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits(u16);
+
+impl Traits {
+    pub const NONE: Self = Self(0);
+    /// TCP with SYN and without ACK, whatever the other flags: it asks for a connection.
+    pub const ATTEMPT: Self = Self(1 << 0);
+    /// Any other TCP segment.
+    pub const SEGMENT: Self = Self(1 << 1);
+    /// UDP.
+    pub const DATAGRAM: Self = Self(1 << 2);
+    /// An ICMP error: it answers a packet that this host sent, and without it a connection over a
+    /// narrower path hangs (RFC 1122, section 3.2.2; RFC 4890, section 4.3.1).
+    pub const ICMP_ERROR: Self = Self(1 << 3);
+    /// The answer to a ping.
+    pub const ECHO_REPLY: Self = Self(1 << 4);
+    /// The host would lose its network without this packet: it is never dropped.
+    ///
+    /// Only what the host itself would take for such, and only as neighbours send it: neighbour
+    /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
+    /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
+    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can
+    /// dress a flood in these clothes.
+    pub const CONTROL: Self = Self(1 << 5);
+    /// What a DHCP server sends to a client over IPv4. A lease may be renewed with a server on any
+    /// network (RFC 2131, section 4.4.5), so nothing in the packet tells it from what somebody far away
+    /// sends with these ports: it is control only where the host itself has the port.
+    pub const DHCP_REPLY: Self = Self(1 << 6);
+    /// A fragment that is not the first: it has no port.
+    pub const LATER_FRAGMENT: Self = Self(1 << 7);
+
+    /// All of these.
+    #[must_use]
+    #[inline(always)]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     #[inline(always)]
-    pub const fn sctp(destination_port: u16) -> Self {
-        Self {
-            kind: Kind::Sctp,
-            destination_port,
-            ..Self::LATER_FRAGMENT
-        }
+    const fn only_if(self, condition: bool) -> Self {
+        if condition { self } else { Self::NONE }
     }
+}
 
-    #[inline(always)]
-    pub const fn icmp(kind: u8, on_link: bool) -> Self {
-        Self {
-            kind: Kind::Icmp,
-            number: kind,
-            flag: on_link,
-            ..Self::LATER_FRAGMENT
-        }
-    }
-
-    #[inline(always)]
-    pub const fn igmp(last_hop: bool) -> Self {
-        Self {
-            kind: Kind::Igmp,
-            flag: last_hop,
-            ..Self::LATER_FRAGMENT
-        }
-    }
-
-    #[inline(always)]
-    pub const fn other(protocol: u8) -> Self {
-        Self {
-            kind: Kind::Other,
-            number: protocol,
-            ..Self::LATER_FRAGMENT
-        }
-    }
-
-    #[inline(always)]
-    pub const fn view(self) -> View {
-        let Self {
-            kind,
-            source_port,
-            destination_port,
-            number,
-            flag,
-        } = self;
-        match kind {
-            Kind::Tcp => View::Tcp {
-                destination_port,
-                attempt: flag,
-            },
-            Kind::Udp => View::Udp {
-                source_port,
-                destination_port,
-            },
-            Kind::Sctp => View::Sctp { destination_port },
-            Kind::Icmp => View::Icmp {
-                kind: number,
-                on_link: flag,
-            },
-            Kind::Igmp => View::Igmp { last_hop: flag },
-            Kind::Other => View::Other { protocol: number },
-            Kind::LaterFragment => View::LaterFragment,
-        }
-    }
+/// What IP says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    pub family: Family,
+    pub source: Address,
+    pub destination: Address,
 }
 
 /// ICMPv6 types of multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery
@@ -172,6 +126,10 @@ const MULTICAST_LISTENER_DONE: u8 = 132;
 const ROUTER_SOLICITATION: u8 = 133;
 const REDIRECT: u8 = 137;
 const MULTICAST_LISTENER_REPORT_V2: u8 = 143;
+
+/// ICMP's and ICMPv6's answer to a ping (RFC 792, RFC 4443).
+const ECHO_REPLY_V4: u8 = 0;
+const ECHO_REPLY_V6: u8 = 129;
 
 /// The server's and the client's port of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
 const DHCP: (u16, u16) = (67, 68);
@@ -185,73 +143,134 @@ const MULTICAST_V4_MASK: u64 = 0xf000_0000;
 const LINK_LOCAL: u64 = 0xfe80 << 48;
 const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
 
+/// Protocol numbers (IANA), shared by IPv4's protocol and IPv6's next header.
+pub mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMP: u8 = 1;
+    pub const IGMP: u8 = 2;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const ICMPV6: u8 = 58;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+    pub const SCTP: u8 = 132;
+}
+
 impl Packet {
-    /// Whether the host would lose its network without this packet: it is never dropped.
-    ///
-    /// Only what the host itself would take for such, and only as neighbours send it: neighbour
-    /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
-    /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
-    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can
-    /// dress a flood in these clothes. DHCP over IPv4 is apart: see [`Self::is_dhcp_reply`].
     #[inline(always)]
-    pub const fn is_control(&self) -> bool {
-        match self.transport.view() {
-            View::Icmp { kind, on_link } => match (self.family, kind) {
-                (Family::Ipv6, ROUTER_SOLICITATION..=REDIRECT) => on_link,
-                (
-                    Family::Ipv6,
-                    MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
-                    | MULTICAST_LISTENER_REPORT_V2,
-                ) => self.has_link_local_source() || self.has_no_source(),
-                _ => false,
-            },
-            // To one address it could come from afar, with a TTL that is 1 by the time it is here.
-            View::Igmp { last_hop } => {
-                last_hop && self.destination.low & MULTICAST_V4_MASK == MULTICAST_V4
+    const fn new(ends: Ends, place: u32, traits: Traits) -> Self {
+        let Ends {
+            family,
+            source,
+            destination,
+        } = ends;
+        Self {
+            family,
+            source,
+            destination,
+            transport: Transport::new(place, traits),
+        }
+    }
+
+    /// `attempt`: SYN without ACK.
+    #[inline(always)]
+    pub const fn tcp(ends: Ends, destination_port: u16, attempt: bool) -> Self {
+        let traits = if attempt {
+            Traits::ATTEMPT
+        } else {
+            Traits::SEGMENT
+        };
+        Self::new(
+            ends,
+            port_index(PortProtocol::Tcp, destination_port),
+            traits,
+        )
+    }
+
+    #[inline(always)]
+    pub const fn udp(ends: Ends, source_port: u16, destination_port: u16) -> Self {
+        let control = match ends.family {
+            Family::Ipv4 => {
+                Traits::DHCP_REPLY.only_if(source_port == DHCP.0 && destination_port == DHCP.1)
             }
-            View::Udp {
-                source_port,
-                destination_port,
-            } => {
-                matches!(self.family, Family::Ipv6)
-                    && source_port == DHCPV6.0
+            Family::Ipv6 => Traits::CONTROL.only_if(
+                source_port == DHCPV6.0
                     && destination_port == DHCPV6.1
-                    && self.has_link_local_source()
-            }
-            _ => false,
+                    && ends.has_link_local_source(),
+            ),
+        };
+        let place = port_index(PortProtocol::Udp, destination_port);
+        let packet = Self::new(ends, place, Traits::DATAGRAM.or(control));
+        Self {
+            transport: packet.transport.with_source_port(source_port),
+            ..packet
         }
     }
 
-    /// Whether this is what a DHCP server sends to a client over IPv4. A lease may be renewed with a
-    /// server on any network (RFC 2131, section 4.4.5), so nothing in the packet tells it from what
-    /// somebody far away sends with these ports: it is control only where the host itself has the port.
     #[inline(always)]
-    pub const fn is_dhcp_reply(&self) -> bool {
-        match (self.family, self.transport.view()) {
-            (
-                Family::Ipv4,
-                View::Udp {
-                    source_port,
-                    destination_port,
+    pub const fn sctp(ends: Ends, destination_port: u16) -> Self {
+        let place = port_index(PortProtocol::Sctp, destination_port);
+        Self::new(ends, place, Traits::NONE)
+    }
+
+    /// ICMP over IPv4, ICMPv6 over IPv6. `on_link`: the hop limit is 255, so no router has passed this
+    /// packet on (RFC 4861, section 6.1).
+    #[inline(always)]
+    pub const fn icmp(ends: Ends, kind: u8, on_link: bool) -> Self {
+        let (protocol, traits) = match ends.family {
+            Family::Ipv4 => (
+                protocol::ICMP,
+                match kind {
+                    3 | 11 | 12 => Traits::ICMP_ERROR,
+                    ECHO_REPLY_V4 => Traits::ECHO_REPLY,
+                    _ => Traits::NONE,
                 },
-            ) => source_port == DHCP.0 && destination_port == DHCP.1,
-            _ => false,
-        }
+            ),
+            Family::Ipv6 => (
+                protocol::ICMPV6,
+                match kind {
+                    1..=4 => Traits::ICMP_ERROR,
+                    ECHO_REPLY_V6 => Traits::ECHO_REPLY,
+                    ROUTER_SOLICITATION..=REDIRECT => Traits::CONTROL.only_if(on_link),
+                    MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
+                    | MULTICAST_LISTENER_REPORT_V2 => Traits::CONTROL
+                        .only_if(ends.has_link_local_source() || ends.has_no_source()),
+                    _ => Traits::NONE,
+                },
+            ),
+        };
+        Self::new(ends, protocol_index(protocol), traits)
     }
 
-    /// Whether this is an ICMP error: it answers a packet that this host sent, and without it a
-    /// connection over a narrower path hangs (RFC 1122, section 3.2.2; RFC 4890, section 4.3.1).
+    /// IGMP over IPv4. `last_hop`: the TTL is 1, so no router passes this packet on.
     #[inline(always)]
-    pub const fn is_icmp_error(&self) -> bool {
-        match self.transport.view() {
-            View::Icmp { kind, .. } => match self.family {
-                Family::Ipv4 => matches!(kind, 3 | 11 | 12),
-                Family::Ipv6 => matches!(kind, 1..=4),
-            },
-            _ => false,
-        }
+    pub const fn igmp(ends: Ends, last_hop: bool) -> Self {
+        // To one address it could come from afar, with a TTL that is 1 by the time it is here.
+        let to_group = ends.destination.low & MULTICAST_V4_MASK == MULTICAST_V4;
+        Self::new(
+            ends,
+            protocol_index(protocol::IGMP),
+            Traits::CONTROL.only_if(last_hop && to_group),
+        )
     }
 
+    /// Any other protocol, by its IANA number.
+    #[inline(always)]
+    pub const fn other(ends: Ends, protocol: u8) -> Self {
+        Self::new(ends, protocol_index(protocol), Traits::NONE)
+    }
+
+    /// A fragment that is not the first. It has no port, and is judged without.
+    #[inline(always)]
+    pub const fn later_fragment(ends: Ends) -> Self {
+        let place = protocol_index(protocol::FRAGMENT);
+        Self::new(ends, place, Traits::LATER_FRAGMENT)
+    }
+}
+
+impl Ends {
     #[inline(always)]
     const fn has_link_local_source(&self) -> bool {
         self.source.high & LINK_LOCAL_MASK == LINK_LOCAL
@@ -277,90 +296,123 @@ mod tests {
         low: 1,
     };
 
-    fn icmpv6(kind: u8, on_link: bool, source: Address) -> Packet {
-        Packet {
-            family: Family::Ipv6,
+    fn ends(family: Family, source: Address) -> Ends {
+        Ends {
+            family,
             source,
             destination: ANYWHERE,
-            transport: Transport::icmp(kind, on_link),
         }
     }
 
-    fn udp(family: Family, source_port: u16, destination_port: u16) -> Packet {
-        Packet {
-            family,
-            source: ANYWHERE,
-            destination: ANYWHERE,
-            transport: Transport::udp(source_port, destination_port),
-        }
+    fn is_control(packet: Packet) -> bool {
+        packet.transport.has(Traits::CONTROL)
+    }
+
+    fn icmpv6(kind: u8, on_link: bool, source: Address) -> bool {
+        is_control(Packet::icmp(ends(Family::Ipv6, source), kind, on_link))
     }
 
     #[test]
     fn neighbour_discovery_is_control_unless_a_router_passed_it_on() {
         for kind in ROUTER_SOLICITATION..=REDIRECT {
-            assert!(icmpv6(kind, true, ANYWHERE).is_control());
-            assert!(!icmpv6(kind, false, ANYWHERE).is_control());
+            assert!(icmpv6(kind, true, ANYWHERE));
+            assert!(!icmpv6(kind, false, ANYWHERE));
         }
-        assert!(!icmpv6(128, true, NEIGHBOUR).is_control(), "echo request");
+        assert!(!icmpv6(128, true, NEIGHBOUR), "echo request");
     }
 
     #[test]
-    fn icmp_errors_are_known_by_their_family() {
-        let mut packet = icmpv6(2, false, ANYWHERE);
-        assert!(packet.is_icmp_error(), "packet too big");
-        packet.family = Family::Ipv4;
-        assert!(!packet.is_icmp_error());
-        packet.transport = Transport::icmp(3, false);
-        assert!(packet.is_icmp_error(), "destination unreachable");
-        assert!(!icmpv6(128, false, ANYWHERE).is_icmp_error(), "echo");
+    fn icmp_errors_and_answers_to_a_ping_are_known_by_their_family() {
+        let icmp = |family, kind| {
+            let Transport(word) = Packet::icmp(ends(family, ANYWHERE), kind, false).transport;
+            Traits((word >> Transport::TRAITS_SHIFT) as u16)
+        };
+        assert_eq!(icmp(Family::Ipv6, 2), Traits::ICMP_ERROR, "packet too big");
+        assert_eq!(icmp(Family::Ipv4, 2), Traits::NONE);
+        assert_eq!(
+            icmp(Family::Ipv4, 3),
+            Traits::ICMP_ERROR,
+            "destination unreachable"
+        );
+        assert_eq!(icmp(Family::Ipv6, 128), Traits::NONE, "echo request");
+        for (family, answer, other) in [(Family::Ipv4, 0, 129), (Family::Ipv6, 129, 0)] {
+            assert_eq!(icmp(family, answer), Traits::ECHO_REPLY);
+            assert_eq!(icmp(family, other), Traits::NONE);
+        }
     }
 
     #[test]
     fn listener_discovery_is_control_from_a_neighbour_only() {
         for kind in [130, 131, 132, 143] {
-            assert!(icmpv6(kind, false, NEIGHBOUR).is_control());
-            assert!(icmpv6(kind, false, Address::default()).is_control());
-            assert!(!icmpv6(kind, false, ANYWHERE).is_control());
+            assert!(icmpv6(kind, false, NEIGHBOUR));
+            assert!(icmpv6(kind, false, Address::default()));
+            assert!(!icmpv6(kind, false, ANYWHERE));
         }
     }
 
     #[test]
     fn igmp_is_control_on_its_link_alone() {
-        let igmp = |destination, last_hop| Packet {
-            family: Family::Ipv4,
-            source: Address::from_ipv4(0xc633_6407),
-            destination: Address::from_ipv4(destination),
-            transport: Transport::igmp(last_hop),
+        let igmp = |destination, last_hop| {
+            let ends = Ends {
+                family: Family::Ipv4,
+                source: Address::from_ipv4(0xc633_6407),
+                destination: Address::from_ipv4(destination),
+            };
+            is_control(Packet::igmp(ends, last_hop))
         };
         for group in [0xe000_0001, 0xe000_0016, 0xefff_ffff] {
-            assert!(igmp(group, true).is_control());
-            assert!(!igmp(group, false).is_control());
+            assert!(igmp(group, true));
+            assert!(!igmp(group, false));
         }
         for address in [0xcb00_710a, 0xdfff_ffff, 0xf000_0000, 0xffff_ffff] {
-            assert!(!igmp(address, true).is_control());
+            assert!(!igmp(address, true));
         }
     }
 
     #[test]
     fn dhcp_replies_are_known_in_their_own_family() {
-        assert!(udp(Family::Ipv4, 67, 68).is_dhcp_reply());
-        assert!(!udp(Family::Ipv4, 68, 67).is_dhcp_reply(), "a request");
-        assert!(!udp(Family::Ipv4, 547, 546).is_dhcp_reply());
-        assert!(!udp(Family::Ipv6, 67, 68).is_dhcp_reply());
-        let dhcpv6 = |source| Packet {
-            source,
-            ..udp(Family::Ipv6, 547, 546)
+        let udp = |family, source, source_port, destination_port| {
+            Packet::udp(ends(family, source), source_port, destination_port).transport
         };
-        assert!(dhcpv6(NEIGHBOUR).is_control());
+        let is_reply = |family, source_port, destination_port| {
+            udp(family, ANYWHERE, source_port, destination_port).has(Traits::DHCP_REPLY)
+        };
+        assert!(is_reply(Family::Ipv4, 67, 68));
+        assert!(!is_reply(Family::Ipv4, 68, 67), "a request");
+        assert!(!is_reply(Family::Ipv4, 547, 546));
+        assert!(!is_reply(Family::Ipv6, 67, 68));
+        let dhcpv6 = |source| udp(Family::Ipv6, source, 547, 546).has(Traits::CONTROL);
+        assert!(dhcpv6(NEIGHBOUR));
         for source in [ANYWHERE, Address::default()] {
-            assert!(!dhcpv6(source).is_control());
+            assert!(!dhcpv6(source));
         }
         for (family, source_port) in [(Family::Ipv6, 67), (Family::Ipv4, 67), (Family::Ipv4, 547)] {
-            let packet = Packet {
-                source: NEIGHBOUR,
-                ..udp(family, source_port, source_port + 1)
-            };
-            assert!(!packet.is_control());
+            let traits = udp(family, NEIGHBOUR, source_port, source_port + 1);
+            assert!(!traits.has(Traits::CONTROL));
         }
+    }
+
+    #[test]
+    fn every_protocol_has_a_place_of_its_own() {
+        let ends = ends(Family::Ipv4, ANYWHERE);
+        let places = [
+            Packet::tcp(ends, 8000, true).transport.place(),
+            Packet::udp(ends, 1, 8000).transport.place(),
+            Packet::sctp(ends, 8000).transport.place(),
+            Packet::icmp(ends, 8, false).transport.place(),
+            Packet::igmp(ends, false).transport.place(),
+            Packet::other(ends, 47).transport.place(),
+            Packet::later_fragment(ends).transport.place(),
+        ];
+        for (n, place) in places.iter().enumerate() {
+            assert!(!places[..n].contains(place));
+        }
+        assert_eq!(Packet::tcp(ends, 8000, false).transport.place(), places[0]);
+        let udp = Packet::udp(ends, u16::MAX, 8000).transport;
+        assert_eq!(
+            (udp.source_port(), udp.destination_port()),
+            (u16::MAX, 8000)
+        );
+        assert!(udp.has(Traits::DATAGRAM) && !udp.has(Traits::SEGMENT));
     }
 }

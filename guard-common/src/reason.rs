@@ -183,6 +183,25 @@ impl Outcome {
         }
     }
 
+    /// Whether the packet that has this slot is dropped: [`Self::verdict`] without taking it apart.
+    #[inline(always)]
+    pub const fn is_dropped(slot: u32) -> bool {
+        let first = Reason::FIRST_DROP as u32;
+        slot & (Self::WOULD_DROP | first) == first
+    }
+
+    /// Whether it is dropped, or would be if the mode were another.
+    #[inline(always)]
+    pub const fn is_to_drop(slot: u32) -> bool {
+        slot & Reason::FIRST_DROP as u32 != 0
+    }
+
+    /// The number of the reason of this slot.
+    #[inline(always)]
+    pub const fn reason_of(slot: u32) -> u8 {
+        (slot % Self::WOULD_DROP) as u8
+    }
+
     /// The outcome with this slot.
     pub fn from_slot(slot: u32) -> Option<Self> {
         Self::all().find(|outcome| outcome.slot() == slot)
@@ -211,6 +230,17 @@ mod tests {
         let slots: BTreeSet<u32> = Outcome::all().map(Outcome::slot).collect();
         assert_eq!(slots.len(), Outcome::all().count());
         assert!(slots.iter().all(|slot| *slot < Outcome::SLOTS));
+    }
+
+    #[test]
+    fn a_slot_tells_the_verdict() {
+        for outcome in Outcome::all() {
+            let is_dropped = outcome.verdict() == Verdict::Drop;
+            assert_eq!(Outcome::is_dropped(outcome.slot()), is_dropped);
+            let is_to_drop = outcome.reason.verdict() == Verdict::Drop;
+            assert_eq!(Outcome::is_to_drop(outcome.slot()), is_to_drop);
+            assert_eq!(Outcome::reason_of(outcome.slot()), outcome.reason as u8);
+        }
     }
 
     #[test]

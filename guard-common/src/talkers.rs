@@ -2,9 +2,8 @@
 
 use crate::{
     address::{Address, Family},
-    cell::HashKey,
-    layout::{TALKER_SAMPLE, Talker},
-    reason::Reason,
+    layout::{Conclusion, TALKER_SAMPLE, Talker},
+    reason::Outcome,
 };
 
 /// How many bits of a word decide on one packet of [`TALKER_SAMPLE`].
@@ -25,22 +24,14 @@ const MOST_LEAD: u32 = 1 << 10;
 /// Multiples of the golden ratio fill the circle evenly whatever the step (Weyl; Knuth, "The Art of
 /// Computer Programming", 6.4), and every packet pays for one multiplication.
 #[inline(always)]
-pub const fn is_sampled(key: HashKey, counted: u64) -> bool {
-    let HashKey([first, _]) = key;
-    (counted ^ first).wrapping_mul(GOLDEN) >> (u64::BITS - SAMPLE_BITS) == 0
+pub const fn is_sampled(key: u64, counted: u64) -> bool {
+    (counted ^ key).wrapping_mul(GOLDEN) >> (u64::BITS - SAMPLE_BITS) == 0
 }
 
 impl Talker {
-    /// Counts a sampled packet for its source, if that has the place or takes it. `dropped`: why and at
-    /// which service it was or would be dropped.
+    /// Counts a sampled packet for its source, if that has the place or takes it.
     #[inline(always)]
-    pub fn vote(
-        &mut self,
-        family: Family,
-        source: Address,
-        length: u64,
-        dropped: Option<(Reason, u16)>,
-    ) {
+    pub fn vote(&mut self, family: Family, source: Address, length: u64, conclusion: Conclusion) {
         if self.family == family as u8 && self.source == source {
             if self.lead < MOST_LEAD {
                 self.lead += 1;
@@ -58,10 +49,10 @@ impl Talker {
         }
         self.packets += 1;
         self.bytes += length;
-        if let Some((reason, service)) = dropped {
+        if Outcome::is_to_drop(conclusion.slot) {
             self.dropped += 1;
-            self.dropped_for = reason as u8;
-            self.dropped_at = service;
+            self.dropped_for = Outcome::reason_of(conclusion.slot);
+            self.dropped_at = conclusion.service as u16;
         }
     }
 }
@@ -69,20 +60,21 @@ impl Talker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reason::{Mode, Reason};
 
-    const KEYS: [HashKey; 4] = [
-        HashKey([0, 0]),
-        HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]),
-        HashKey([0x6775_6172_6420_7265, 0x706c_6179_206b_6579]),
-        HashKey([1 << 63, u64::MAX]),
-    ];
+    const KEYS: [u64; 4] = [0, 0x0123_4567_89ab_cdef, 0x6775_6172_6420_7265, 1 << 63];
 
     fn source(n: u32) -> Address {
         Address::from_ipv4(n)
     }
 
+    fn at_service_3(reason: Reason) -> Conclusion {
+        Conclusion::new(3, Outcome::new(reason, Mode::Enforce))
+    }
+
     fn vote(talker: &mut Talker, n: u32) {
-        talker.vote(Family::Ipv4, source(n), 100, Some((Reason::ClosedPort, 3)));
+        let dropped = at_service_3(Reason::ClosedPort);
+        talker.vote(Family::Ipv4, source(n), 100, dropped);
     }
 
     #[test]
@@ -128,11 +120,11 @@ mod tests {
     fn the_last_drop_of_a_source_says_why_and_none_is_inherited_with_its_place() {
         let mut talker = Talker::default();
         vote(&mut talker, 7);
-        talker.vote(Family::Ipv4, source(7), 100, None);
+        talker.vote(Family::Ipv4, source(7), 100, at_service_3(Reason::Allowed));
         let why = |talker: &Talker| (talker.dropped, talker.dropped_for, talker.dropped_at);
         assert_eq!(why(&talker), (1, Reason::ClosedPort as u8, 3));
         for _ in 0..3 {
-            talker.vote(Family::Ipv4, source(8), 100, None);
+            talker.vote(Family::Ipv4, source(8), 100, at_service_3(Reason::Allowed));
         }
         assert_eq!((talker.source, why(&talker)), (source(8), (0, 0, 0)));
     }

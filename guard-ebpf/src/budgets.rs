@@ -6,13 +6,17 @@ use core::{
     ptr::read_volatile,
 };
 
+use aya_ebpf::maps::Array;
 use guard_common::{
     address::{Address, Family},
-    bucket::{Bucket, charge_one, charge_pair, charge_pair_with_room, has_room, pair_has_room},
+    bucket::{
+        Bucket, charge_one, charge_pair, charge_pair_with_room, has_room, pair_has_room, retry_one,
+        retry_pair,
+    },
     cell::{self, Cell, Share},
     gcra::{Budget, Price},
     layout::{Budgets, Relief, Service, feature},
-    packet::{Packet, View},
+    packet::{Packet, Traits},
     reason::Reason,
 };
 
@@ -46,7 +50,7 @@ pub fn charge<C: Clock>(
         hash: hash(Share::Base),
         terms: Terms {
             service,
-            attempt: matches!(packet.transport.view(), View::Tcp { attempt: true, .. }),
+            attempt: packet.transport.has(Traits::ATTEMPT),
         },
         times: None,
     };
@@ -113,6 +117,15 @@ impl Kind {
     }
 
     #[inline(always)]
+    fn require(self, is_within: bool) -> Result<(), Reason> {
+        if is_within {
+            Ok(())
+        } else {
+            Err(self.reason())
+        }
+    }
+
+    #[inline(always)]
     fn budget(self, budgets: &Budgets) -> *const Budget {
         match self {
             Self::Packets => &raw const budgets.packets,
@@ -131,33 +144,6 @@ impl Kind {
                 Self::Connections => &raw mut (*cell).connections,
             }
         })
-    }
-}
-
-/// A source's buckets in one row.
-#[derive(Clone, Copy)]
-enum Place {
-    Wide(*mut Cell),
-    /// Of the one kind that there is.
-    Narrow(*mut u64),
-}
-
-impl Place {
-    #[inline(always)]
-    fn of(index: u32) -> Option<Self> {
-        if config::uses(feature::NARROW) {
-            NARROW_CELLS.get_ptr_mut(index).map(Self::Narrow)
-        } else {
-            CELLS.get_ptr_mut(index).map(Self::Wide)
-        }
-    }
-
-    #[inline(always)]
-    fn bucket(self, kind: Kind) -> MapBucket {
-        match self {
-            Self::Wide(cell) => kind.bucket(cell),
-            Self::Narrow(bucket) => MapBucket(bucket),
-        }
     }
 }
 
@@ -241,39 +227,86 @@ impl Bill {
     /// if it is over any.
     #[inline(always)]
     fn pay(&self, settings: &Service) -> Result<(), Reason> {
-        let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
-        let (Some(first), Some(second)) = (Place::of(first), Place::of(second)) else {
-            // Unreachable while the slices fit the array; a guard that is unsure lets through.
+        if config::features() & (feature::NARROW | feature::TOTALS) == feature::NARROW {
+            self.pay_only(settings)
+        } else {
+            self.pay_each(settings)
+        }
+    }
+
+    /// Where there is no more than one kind of budget, its charge tells whether there is room.
+    #[inline(always)]
+    fn pay_only(&self, settings: &Service) -> Result<(), Reason> {
+        // The verifier removes all but one.
+        if config::uses(feature::PACKETS) {
+            self.pay_kind(Kind::Packets, settings)
+        } else if config::uses(feature::BYTES) {
+            self.pay_kind(Kind::Bytes, settings)
+        } else {
+            self.pay_kind(Kind::Connections, settings)
+        }
+    }
+
+    #[inline(always)]
+    fn pay_kind(&self, kind: Kind, settings: &Service) -> Result<(), Reason> {
+        let Some(price) = self.price(kind, &settings.source, self.times) else {
             return Ok(());
         };
-        let pair = |kind: Kind| [first.bucket(kind), second.bucket(kind)];
-        // Where there is only one budget, its charge tells whether there is room.
-        let is_only = |kind: Kind| !config::uses(feature::BUDGETS & !kind.feature());
-        for kind in KINDS {
-            if !is_only(kind)
-                && let Some(price) = self.price(kind, &settings.source, self.times)
-                && !pair_has_room(pair(kind), self.now, price)
-            {
-                return Err(kind.reason());
-            }
+        let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
+            return Ok(());
+        };
+        kind.require(charge_pair_with_room(pair.map(MapBucket), self.now, price))
+    }
+
+    #[inline(always)]
+    fn pay_each(&self, settings: &Service) -> Result<(), Reason> {
+        // Of one kind, but with budgets that all sources share.
+        if config::uses(feature::NARROW) {
+            let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
+                return Ok(());
+            };
+            self.pay_at(settings, |_| pair.map(MapBucket))
+        } else {
+            let Some(pair) = self.cells(settings, &CELLS) else {
+                return Ok(());
+            };
+            self.pay_at(settings, |kind| pair.map(|cell| kind.bucket(cell)))
         }
+    }
+
+    /// A source's cell of each row. `None` is unreachable while the slices fit the array; a guard that is
+    /// unsure lets through.
+    #[inline(always)]
+    fn cells<T>(&self, settings: &Service, cells: &Array<T>) -> Option<[*mut T; 2]> {
+        let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
+        Some([cells.get_ptr_mut(first)?, cells.get_ptr_mut(second)?])
+    }
+
+    #[inline(always)]
+    fn pay_at(
+        &self,
+        settings: &Service,
+        pair: impl Fn(Kind) -> [MapBucket; 2],
+    ) -> Result<(), Reason> {
+        let price = |kind| self.price(kind, &settings.source, self.times);
+        let look = |kind: Kind| match price(kind) {
+            Some(price) => kind.require(pair_has_room(pair(kind), self.now, price)),
+            None => Ok(()),
+        };
+        let charge = |kind: Kind| match price(kind) {
+            Some(price) => kind.require(charge_pair(pair(kind), self.now, price)),
+            None => Ok(()),
+        };
+        // One by one: as a loop it would not be unrolled, and costs twice as much.
+        look(Kind::Packets)?;
+        look(Kind::Bytes)?;
+        look(Kind::Connections)?;
         if config::uses(feature::TOTALS) {
             self.pay_totals(settings)?;
         }
-        for kind in KINDS {
-            let Some(price) = self.price(kind, &settings.source, self.times) else {
-                continue;
-            };
-            let is_charged = if is_only(kind) {
-                charge_pair_with_room(pair(kind), self.now, price)
-            } else {
-                charge_pair(pair(kind), self.now, price)
-            };
-            if !is_charged {
-                return Err(kind.reason());
-            }
-        }
-        Ok(())
+        charge(Kind::Packets)?;
+        charge(Kind::Bytes)?;
+        charge(Kind::Connections)
     }
 
     #[inline(always)]
@@ -281,21 +314,26 @@ impl Bill {
         let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
             return Ok(());
         };
-        for kind in KINDS {
-            if let Some(price) = self.price(kind, &settings.total, None)
-                && !has_room(kind.bucket(total), self.now, price)
-            {
-                return Err(Reason::TotalLimit);
-            }
+        let price = |kind| self.price(kind, &settings.total, None);
+        let look = |kind: Kind| match price(kind) {
+            Some(price) => has_room(kind.bucket(total), self.now, price),
+            None => true,
+        };
+        let charge = |kind: Kind| match price(kind) {
+            Some(price) => charge_one(kind.bucket(total), self.now, price),
+            None => true,
+        };
+        let is_within = look(Kind::Packets)
+            && look(Kind::Bytes)
+            && look(Kind::Connections)
+            && charge(Kind::Packets)
+            && charge(Kind::Bytes)
+            && charge(Kind::Connections);
+        if is_within {
+            Ok(())
+        } else {
+            Err(Reason::TotalLimit)
         }
-        for kind in KINDS {
-            if let Some(price) = self.price(kind, &settings.total, None)
-                && !charge_one(kind.bucket(total), self.now, price)
-            {
-                return Err(Reason::TotalLimit);
-            }
-        }
-        Ok(())
     }
 
     /// What the packet costs at a budget; `None`: not limited, or not concerned.
@@ -346,4 +384,41 @@ impl Bucket for MapBucket {
         };
         exchanged
     }
+
+    #[inline(always)]
+    fn charge_pair_again([first, second]: [Self; 2], now: u64, price: Price) -> bool {
+        guard_charge_pair_again(first.0, second.0, now, price.cost, price.burst) != 0
+    }
+
+    #[inline(always)]
+    fn charge_one_again(self, now: u64, price: Price) -> bool {
+        guard_charge_one_again(self.0, now, price.cost, price.burst) != 0
+    }
+}
+
+/// The loops for whom another CPU was faster are global functions too: inline, they were most of what the
+/// verifier had to follow. False is 0, and is said only of what is over its budget.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_charge_pair_again(
+    first: *mut u64,
+    second: *mut u64,
+    now: u64,
+    cost: u64,
+    burst: u64,
+) -> u32 {
+    if first.is_null() || second.is_null() {
+        return 1;
+    }
+    let pair = [MapBucket(first), MapBucket(second)];
+    u32::from(retry_pair(pair, now, Price { cost, burst }))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_charge_one_again(bucket: *mut u64, now: u64, cost: u64, burst: u64) -> u32 {
+    if bucket.is_null() {
+        return 1;
+    }
+    u32::from(retry_one(MapBucket(bucket), now, Price { cost, burst }))
 }

@@ -18,11 +18,17 @@ struct Live(UnsafeCell<u32>);
 // SAFETY: the kernel program only reads it, as one word.
 unsafe impl Sync for Live {}
 
+/// What the tables hold at this moment.
+#[inline(always)]
+pub fn live() -> u32 {
+    // SAFETY: the pointer comes from a reference to a static; user space writes the whole word.
+    unsafe { read_volatile(LIVE.0.get()) }
+}
+
 /// Whether the tables hold any of these at this moment.
 #[inline(always)]
-pub fn has(live: u32) -> bool {
-    // SAFETY: the pointer comes from a reference to a static; user space writes the whole word.
-    unsafe { read_volatile(LIVE.0.get()) & live != 0 }
+pub fn has(any: u32) -> bool {
+    live() & any != 0
 }
 
 /// Reads one field as it is when the program is loaded, not as it is compiled.
@@ -38,20 +44,38 @@ pub fn mode() -> Mode {
     Mode::from_raw(field!(mode))
 }
 
+/// The host's mode is [`Mode::Off`].
+#[inline(always)]
+pub fn is_off() -> bool {
+    field!(mode) == Mode::Off as u8
+}
+
 #[inline(always)]
 pub fn scope() -> Scope {
     Scope::from_raw(field!(scope))
 }
 
+/// What the policy uses, of [`guard_common::layout::feature`].
+#[inline(always)]
+pub fn features() -> u16 {
+    field!(features)
+}
+
 /// Whether the policy uses any of these, which are of [`guard_common::layout::feature`].
 #[inline(always)]
-pub fn uses(features: u16) -> bool {
-    field!(features) & features != 0
+pub fn uses(any: u16) -> bool {
+    features() & any != 0
 }
 
 #[inline(always)]
 pub fn hash_key() -> HashKey {
     HashKey([field!(hash_key.0[0]), field!(hash_key.0[1])])
+}
+
+/// Which packets are looked at for the talkers depends on this.
+#[inline(always)]
+pub fn sampling_key() -> u64 {
+    field!(hash_key.0[0])
 }
 
 /// When this policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.

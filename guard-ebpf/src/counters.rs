@@ -1,19 +1,23 @@
 //! Every packet is counted once, under its service and its outcome.
 
-use guard_common::{layout::counter_index, reason::Outcome};
+use guard_common::{
+    layout::{Conclusion, Counter},
+    reason::Outcome,
+};
 
 use crate::maps::COUNTERS;
 
 /// Counts a packet of `length` bytes, and says how many this CPU has counted there. XDP runs to its
 /// end on one CPU, so its own counter needs no atomics.
 #[inline(always)]
-pub fn count(service: u16, outcome: Outcome, length: u64) -> u64 {
+pub fn count(conclusion: Conclusion, length: u64) -> u64 {
     // The index is in range for every service that the tables can name.
-    let Some(counter) = COUNTERS.get_ptr_mut(counter_index(service, outcome)) else {
+    let Some(counters) = COUNTERS.get_ptr_mut(conclusion.service) else {
         return 0;
     };
-    // SAFETY: the pointer is to this CPU's own value.
-    let counter = unsafe { &mut *counter };
+    let slot = conclusion.slot % Outcome::SLOTS;
+    // SAFETY: the pointer is to this CPU's own value, and the slot is within it.
+    let counter = unsafe { &mut *counters.cast::<Counter>().add(slot as usize) };
     counter.packets += 1;
     counter.bytes += length;
     counter.packets

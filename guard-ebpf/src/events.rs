@@ -21,7 +21,7 @@ use guard_common::{
 };
 
 use crate::{
-    Conclusion,
+    Counted,
     maps::{EVENTS, GRANT, LOSSES},
 };
 
@@ -53,13 +53,12 @@ struct Facts(u64);
 
 impl Facts {
     #[inline(always)]
-    fn of(conclusion: &Conclusion) -> Self {
-        let family = match conclusion.source.family {
+    fn of(counted: &Counted) -> Self {
+        let family = match counted.source.family {
             Some(family) => family as u64,
             None => 0,
         };
-        let slot = u64::from(conclusion.outcome.slot());
-        Self(family << 32 | slot << 16 | u64::from(conclusion.service))
+        Self(family << 32 | u64::from(counted.conclusion.pack()))
     }
 
     /// Also where the compiler knows that it is in range: the verifier does not.
@@ -67,12 +66,12 @@ impl Facts {
     fn slot(self) -> usize {
         // SAFETY: the pointer comes from a reference.
         let facts = unsafe { read_volatile(&self.0) };
-        (facts >> 16) as usize % Outcome::SLOTS as usize
+        facts as usize % Outcome::SLOTS as usize
     }
 
     #[inline(always)]
     const fn service(self) -> u16 {
-        self.0 as u16
+        (self.0 >> 16) as u16
     }
 
     #[inline(always)]
@@ -82,15 +81,15 @@ impl Facts {
 }
 
 #[inline(always)]
-pub fn offer(ctx: &XdpContext, conclusion: &Conclusion) {
+pub fn offer(ctx: &XdpContext, counted: &Counted) {
     if wanted!(on) == 0 {
         return;
     }
-    let facts = Facts::of(conclusion);
+    let facts = Facts::of(counted);
     let one_of = wanted!(one_of[facts.slot()]);
-    if one_of != 0 && conclusion.counted & (u64::from(one_of) - 1) == 0 {
-        let Address { high, low } = conclusion.source.address;
-        guard_hand_over(ctx.ctx, facts.0, high, low, conclusion.length);
+    if one_of != 0 && counted.number & (u64::from(one_of) - 1) == 0 {
+        let Address { high, low } = counted.source.address;
+        guard_hand_over(ctx.ctx, facts.0, high, low, counted.length);
     }
 }
 

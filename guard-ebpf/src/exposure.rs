@@ -4,11 +4,8 @@
 use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, Target, judge, judge_container_address},
-    layout::{
-        AddressedKey, NO_SERVICE, PortEntry, PortProtocol, Service, feature, port_index,
-        protocol_index,
-    },
-    packet::{Packet, View},
+    layout::{AddressedKey, NO_SERVICE, PortEntry, Service, feature},
+    packet::{Packet, Traits},
     reason::Reason,
 };
 
@@ -17,73 +14,78 @@ use crate::{
     config,
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
     networks::find_network,
-    parse::protocol,
-    sources::{is_allowed, is_listed},
+    sources::is_listed,
 };
 
 /// Where a packet wants to go.
-pub struct Destination {
-    pub service: u16,
-    /// `None` if no service lists the place.
-    pub settings: Option<&'static Service>,
-    pub exposure: Exposure,
-}
-
-impl Destination {
-    /// A place that no service lists.
-    #[inline(always)]
-    fn of_host(exposure: Exposure) -> Self {
-        Self {
-            service: NO_SERVICE,
-            settings: None,
-            exposure,
-        }
-    }
+pub enum Destination {
+    /// To a service, with its settings and what else the table of ports says of the place.
+    Service(u16, &'static Service, PortEntry),
+    /// To a place that no service lists.
+    Nobody(Exposure),
 }
 
 #[inline(always)]
-pub fn find_destination<C: Clock>(packet: &Packet) -> Destination {
-    if packet.transport.view() == View::LaterFragment {
-        return Destination::of_host(Exposure::Pass(Reason::Fragment));
+pub fn find_destination(packet: &Packet) -> Destination {
+    if packet.transport.has(Traits::LATER_FRAGMENT) {
+        return Destination::Nobody(Exposure::Pass(Reason::Fragment));
     }
-    let index = place(packet);
-    let entry = PORTS.get(index).copied().unwrap_or_default();
-    let on_this_address = find_addressed(packet.family, packet.destination, index, entry);
-    // A service that names this very address is asked before the container networks.
-    if on_this_address.is_none()
-        && let Some(network) = find_network(packet.family, packet.destination)
-    {
-        return Destination::of_host(judge_container_address(packet, network));
+    let entry = find_entry(packet);
+    let mut on_this_address = None;
+    if config::uses(feature::ADDRESSED | feature::NETWORKS) {
+        let Packet {
+            family,
+            destination,
+            transport,
+            ..
+        } = *packet;
+        on_this_address = find_addressed(family, destination, transport.place(), entry);
+        // A service that names this very address is asked before the container networks.
+        if on_this_address.is_none()
+            && let Some(network) = find_network(family, destination)
+        {
+            return Destination::Nobody(judge_container_address(transport, network));
+        }
     }
     let service = on_this_address.unwrap_or(entry.service());
-    let settings = if service == NO_SERVICE {
-        None
-    } else {
-        SERVICES.get(u32::from(service))
-    };
+    if service != NO_SERVICE
+        && let Some(settings) = SERVICES.get(u32::from(service))
+    {
+        return Destination::Service(service, settings, entry);
+    }
+    Destination::Nobody(judge_closed(packet, entry, false))
+}
+
+/// Decides on a packet that a service lists, but not for its source.
+#[inline(always)]
+pub fn judge_refused(packet: &Packet, entry: PortEntry) -> Exposure {
+    judge_closed(packet, entry, true)
+}
+
+#[inline(always)]
+fn judge_closed(packet: &Packet, entry: PortEntry, listed: bool) -> Exposure {
     let target = Target {
-        listed: settings.is_some(),
-        admitted: settings.is_some_and(|settings| {
-            settings.restricted == 0
-                || is_admitted::<C>(packet, service)
-                || is_allowed::<C>(packet.family, packet.source, service)
-        }),
+        listed,
         published: is_published(packet.family, entry),
         ephemeral: entry.is_ephemeral(),
     };
-    Destination {
-        service,
-        settings,
-        exposure: judge(&target, packet, config::scope()),
-    }
+    judge(&target, packet.transport, config::scope())
+}
+
+#[inline(always)]
+fn find_entry(packet: &Packet) -> PortEntry {
+    PORTS
+        .get(packet.transport.place())
+        .copied()
+        .unwrap_or_default()
 }
 
 /// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and
 /// to no port that a container publishes.
 #[inline(always)]
 pub fn is_for_host(packet: &Packet) -> bool {
-    let entry = PORTS.get(place(packet)).copied().unwrap_or_default();
-    !is_published(packet.family, entry) && find_network(packet.family, packet.destination).is_none()
+    !is_published(packet.family, find_entry(packet))
+        && find_network(packet.family, packet.destination).is_none()
 }
 
 /// Whether a container publishes the port on addresses of this family.
@@ -95,28 +97,6 @@ pub fn is_published(family: Family, entry: PortEntry) -> bool {
     }
 }
 
-/// The packet's place in the table of ports.
-#[inline(always)]
-fn place(packet: &Packet) -> u32 {
-    match packet.transport.view() {
-        View::Tcp {
-            destination_port, ..
-        } => port_index(PortProtocol::Tcp, destination_port),
-        View::Udp {
-            destination_port, ..
-        } => port_index(PortProtocol::Udp, destination_port),
-        View::Sctp { destination_port } => port_index(PortProtocol::Sctp, destination_port),
-        View::Icmp { .. } => protocol_index(match packet.family {
-            Family::Ipv4 => protocol::ICMP,
-            Family::Ipv6 => protocol::ICMPV6,
-        }),
-        // A later fragment has no port, and is judged without.
-        View::LaterFragment => protocol_index(protocol::FRAGMENT),
-        View::Igmp { .. } => protocol_index(protocol::IGMP),
-        View::Other { protocol } => protocol_index(protocol),
-    }
-}
-
 /// The service that lists the port on this very address.
 #[inline(always)]
 pub fn find_addressed(
@@ -125,7 +105,7 @@ pub fn find_addressed(
     port: u32,
     entry: PortEntry,
 ) -> Option<u16> {
-    if !config::uses(feature::ADDRESSED) || !entry.is_addressed() {
+    if !entry.is_addressed() || !config::uses(feature::ADDRESSED) {
         return None;
     }
     let key = AddressedKey {

@@ -5,12 +5,15 @@
 //! leaves a service that is open to all, or goes to a source that its service admits. So a flood of
 //! spoofed packets cannot fill the table, and a source whose time is over holds on to no flow.
 
+use core::marker::PhantomData;
+
+use aya_ebpf::programs::TcContext;
 use guard_common::{
     address::{Address, Family},
     exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
     layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, port_index},
-    packet::{Packet, View},
+    packet::{Packet, Traits},
     reason::Mode,
 };
 
@@ -20,7 +23,7 @@ use crate::{
     exposure::{find_addressed, is_admitted, is_published},
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
-    parse::{Frame, Parsed, parse},
+    parse::{Frame, Reader, Unread, parse},
     sources::is_allowed,
 };
 
@@ -32,29 +35,45 @@ const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// Records the flow of a packet that leaves this host.
 #[inline(always)]
-pub fn record<C: Clock>(frame: &Frame) {
-    let Parsed::Ip(packet, _) = parse(frame) else {
-        return;
-    };
-    let View::Udp {
-        source_port,
-        destination_port,
-    } = packet.transport.view()
-    else {
-        return;
-    };
-    let Some(mode) = mode_of_answers(&packet, source_port) else {
-        return;
-    };
-    let key = flow(
-        packet.family,
-        (packet.source, source_port),
-        (packet.destination, destination_port),
-    );
-    if mode == Mode::Observe && is_stranger::<C>(&key) {
-        return;
+pub fn record<C: Clock>(ctx: &TcContext) {
+    let length = u64::from(ctx.len());
+    parse(&Frame::of_skb(ctx), length, Recorder::<C>(PhantomData));
+}
+
+struct Recorder<C>(PhantomData<C>);
+
+impl<C> Clone for Recorder<C> {
+    fn clone(&self) -> Self {
+        *self
     }
-    touch::<C>(&key);
+}
+
+impl<C> Copy for Recorder<C> {}
+
+impl<C: Clock> Reader for Recorder<C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn ip(self, packet: &Packet, _length: u64) {
+        if !packet.transport.has(Traits::DATAGRAM) {
+            return;
+        }
+        let Some(mode) = mode_of_answers(packet) else {
+            return;
+        };
+        let key = flow(
+            packet.family,
+            (packet.source, packet.transport.source_port()),
+            (packet.destination, packet.transport.destination_port()),
+        );
+        if mode == Mode::Observe && is_stranger::<C>(&key) {
+            return;
+        }
+        touch::<C>(&key);
+    }
+
+    #[inline(always)]
+    fn unread(self, _why: Unread) {}
 }
 
 /// Whether the packet answers a flow that this host opened. What answers keeps its flow alive, but not
@@ -62,21 +81,10 @@ pub fn record<C: Clock>(frame: &Frame) {
 /// service does not admit stays by talking on.
 #[inline(always)]
 pub fn is_reply<C: Clock>(packet: &Packet, is_listed: bool) -> bool {
-    let View::Udp {
-        source_port,
-        destination_port,
-    } = packet.transport.view()
-    else {
-        return false;
-    };
-    if !config::uses(feature::FLOWS) {
+    if !packet.transport.has(Traits::DATAGRAM) || !config::uses(feature::FLOWS) {
         return false;
     }
-    let key = flow(
-        packet.family,
-        (packet.destination, destination_port),
-        (packet.source, source_port),
-    );
+    let key = incoming(packet);
     let now = C::now();
     match age(&key, now) {
         Some(age) if age <= IDLE => {
@@ -113,6 +121,16 @@ fn refresh(key: &FlowKey, now: u64) {
     let _result = FLOWS.insert(key, now, 0);
 }
 
+/// The flow of a packet that comes in.
+#[inline(always)]
+fn incoming(packet: &Packet) -> FlowKey {
+    flow(
+        packet.family,
+        (packet.destination, packet.transport.destination_port()),
+        (packet.source, packet.transport.source_port()),
+    )
+}
+
 #[inline(always)]
 fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey {
     FlowKey {
@@ -131,8 +149,8 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 /// access ends with it. To a published port and into a masqueraded network no answer gets in, and where
 /// the mode is `off` every packet does.
 #[inline(always)]
-fn mode_of_answers(packet: &Packet, port: u16) -> Option<Mode> {
-    let index = port_index(PortProtocol::Udp, port);
+fn mode_of_answers(packet: &Packet) -> Option<Mode> {
+    let index = port_index(PortProtocol::Udp, packet.transport.source_port());
     let entry = PORTS.get(index).copied().unwrap_or_default();
     let on_this_address = find_addressed(packet.family, packet.source, index, entry);
     // As on the way in, a service that names this very address comes before the container networks.
@@ -173,19 +191,9 @@ fn has_admitted(packet: &Packet, service: u16) -> bool {
 /// flow of its own, or the guard would count less than it will drop.
 #[inline(always)]
 pub fn note_stranger<C: Clock>(packet: &Packet) {
-    if let View::Udp {
-        source_port,
-        destination_port,
-    } = packet.transport.view()
-        && config::uses(feature::FLOWS)
-    {
-        let key = flow(
-            packet.family,
-            (packet.destination, destination_port),
-            (packet.source, source_port),
-        );
+    if packet.transport.has(Traits::DATAGRAM) && config::uses(feature::FLOWS) {
         // The map evicts its oldest entry rather than refuse one.
-        let _result = STRANGERS.insert(key, C::now(), 0);
+        let _result = STRANGERS.insert(incoming(packet), C::now(), 0);
     }
 }
 

@@ -28,6 +28,8 @@ mod parse;
 mod sources;
 mod talkers;
 
+use core::marker::PhantomData;
+
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
     macros::{classifier, xdp},
@@ -37,15 +39,15 @@ use aya_log_ebpf::debug;
 use guard_common::{
     address::{Address, Family},
     exposure::Exposure,
-    layout::{NO_SERVICE, feature, replay_result},
-    packet::Packet,
-    reason::{Mode, Outcome, Reason, Verdict},
+    layout::{Conclusion, NO_SERVICE, Service, feature},
+    packet::{Packet, Traits},
+    reason::{Mode, Outcome, Reason},
 };
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
-    exposure::{Destination, find_destination, is_for_host},
-    parse::{Frame, Parsed, parse},
+    exposure::{Destination, find_destination, is_admitted, is_for_host, judge_refused},
+    parse::{Frame, Reader, Unread, length_of, parse, parse_plain},
 };
 
 #[xdp(frags)]
@@ -57,20 +59,45 @@ pub fn guard(ctx: XdpContext) -> u32 {
         // There is no program before this one: a guard that is unsure lets through.
         return xdp_action::XDP_PASS;
     }
-    let conclusion = conclude::<KernelClock>(&Frame::of_xdp(&ctx));
-    if conclusion.counted == 1 {
-        // For developers: without the level the verifier removes it.
-        debug!(
-            &ctx,
-            "the first packet of outcome {} at service {} on this CPU",
-            conclusion.outcome.slot(),
-            conclusion.service
-        );
+    judge_frame::<KernelClock, Act>(&ctx)
+}
+
+/// What becomes of a packet that has been judged and counted: the program's return value.
+trait Ending {
+    fn end(ctx: &XdpContext, counted: &Counted) -> u32;
+}
+
+/// Shows a packet to who wants to see it, and does what was concluded.
+struct Act;
+
+impl Ending for Act {
+    #[inline(always)]
+    fn end(ctx: &XdpContext, counted: &Counted) -> u32 {
+        if counted.number == 1 {
+            // For developers: without the level the verifier removes it.
+            debug!(
+                ctx,
+                "the first packet of outcome {} at service {} on this CPU",
+                counted.conclusion.slot,
+                counted.conclusion.service
+            );
+        }
+        events::offer(ctx, counted);
+        if Outcome::is_dropped(counted.conclusion.slot) {
+            xdp_action::XDP_DROP
+        } else {
+            xdp_action::XDP_PASS
+        }
     }
-    events::offer(&ctx, &conclusion);
-    match conclusion.outcome.verdict() {
-        Verdict::Pass => xdp_action::XDP_PASS,
-        Verdict::Drop => xdp_action::XDP_DROP,
+}
+
+/// Says the conclusion.
+struct Tell;
+
+impl Ending for Tell {
+    #[inline(always)]
+    fn end(_: &XdpContext, counted: &Counted) -> u32 {
+        counted.conclusion.pack()
     }
 }
 
@@ -82,71 +109,33 @@ fn is_trial_over() -> bool {
     end != 0 && KernelClock::boot_ns() >= end
 }
 
-/// The same with a clock from a map. It says the outcome, and is never attached.
+/// The same with a clock from a map. It says the conclusion, and is never attached.
 #[xdp(frags)]
 pub fn guard_replay(ctx: XdpContext) -> u32 {
-    let Conclusion {
-        service, outcome, ..
-    } = conclude::<ReplayClock>(&Frame::of_xdp(&ctx));
-    replay_result(service, outcome)
+    judge_frame::<ReplayClock, Tell>(&ctx)
 }
 
 #[classifier]
 pub fn guard_egress(ctx: TcContext) -> i32 {
-    flows::record::<KernelClock>(&Frame::of_skb(&ctx));
+    flows::record::<KernelClock>(&ctx);
     // The next program and the qdisc decide.
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn guard_egress_replay(ctx: TcContext) -> i32 {
-    flows::record::<ReplayClock>(&Frame::of_skb(&ctx));
+    flows::record::<ReplayClock>(&ctx);
     TC_ACT_UNSPEC
 }
 
-struct Conclusion {
-    service: u16,
-    outcome: Outcome,
+/// A packet that has been judged and counted.
+struct Counted {
+    conclusion: Conclusion,
     source: Source,
     /// Of the frame, in bytes.
     length: u64,
-    /// How many with this outcome there were at the service, on this CPU.
-    counted: u64,
-}
-
-/// The one exit: every packet is counted once, and the mode is applied to what the policy says.
-#[inline(always)]
-fn conclude<C: Clock>(frame: &Frame) -> Conclusion {
-    let Judgement {
-        service,
-        reason,
-        mode,
-        source,
-        length,
-    } = judge::<C>(frame);
-    let outcome = Outcome::new(reason, mode);
-    let counted = counters::count(service, outcome, length);
-    let Source { family, address } = source;
-    if let Some(family) = family {
-        talkers::watch(counted, family, address, service, outcome, length);
-    }
-    Conclusion {
-        service,
-        outcome,
-        source,
-        length,
-        counted,
-    }
-}
-
-/// What the policy says of a packet, and the mode that applies to it.
-struct Judgement {
-    service: u16,
-    reason: Reason,
-    mode: Mode,
-    source: Source,
-    /// Of the frame, in bytes.
-    length: u64,
+    /// How many with this conclusion there were on this CPU.
+    number: u64,
 }
 
 /// Where a packet comes from. The address is always some value: an undefined one would be refused by the
@@ -165,86 +154,152 @@ impl Source {
     };
 }
 
-impl Judgement {
-    /// For a packet that concerns no service.
-    #[inline(always)]
-    fn of_host(reason: Reason, source: Source, length: u64) -> Self {
-        Self {
-            service: NO_SERVICE,
-            reason,
-            mode: config::mode(),
-            source,
-            length,
-        }
+#[inline(always)]
+fn judge_frame<C: Clock, E: Ending>(ctx: &XdpContext) -> u32 {
+    let judge = Judge::<C, E> {
+        ctx,
+        rules: PhantomData,
+    };
+    if config::is_off() {
+        return judge.finish(of_host(Reason::NotGuarded), Source::UNKNOWN, length_of(ctx));
     }
+    if let Some(action) = parse_plain(&Frame::of_xdp(ctx), judge) {
+        return action;
+    }
+    let length = length_of(ctx);
+    parse(&Frame::of_xdp(ctx), length, judge)
+}
 
-    /// For a packet that names no source.
-    #[inline(always)]
-    fn of_frame(reason: Reason, frame: &Frame) -> Self {
-        Self::of_host(reason, Source::UNKNOWN, frame.length())
+/// Every packet is counted once, under its one conclusion.
+struct Judge<'a, C, E> {
+    ctx: &'a XdpContext,
+    rules: PhantomData<(C, E)>,
+}
+
+impl<C, E> Clone for Judge<'_, C, E> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
+impl<C, E> Copy for Judge<'_, C, E> {}
+
+impl<C: Clock, E: Ending> Judge<'_, C, E> {
+    #[inline(always)]
+    fn finish(&self, conclusion: Conclusion, source: Source, length: u64) -> u32 {
+        let number = counters::count(conclusion, length);
+        let Source { family, address } = source;
+        if let Some(family) = family {
+            talkers::watch(number, family, address, conclusion, length);
+        }
+        let counted = Counted {
+            conclusion,
+            source,
+            length,
+            number,
+        };
+        E::end(self.ctx, &counted)
+    }
+}
+
+impl<C: Clock, E: Ending> Reader for Judge<'_, C, E> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn ip(self, packet: &Packet, length: u64) -> u32 {
+        let source = Source {
+            family: Some(packet.family),
+            address: packet.source,
+        };
+        self.finish(judge::<C>(packet, length), source, length)
+    }
+
+    #[inline(always)]
+    fn unread(self, why: Unread) -> u32 {
+        let reason = match why {
+            Unread::NotIp => Reason::NotGuarded,
+            Unread::Malformed => Reason::Malformed,
+        };
+        self.finish(of_host(reason), Source::UNKNOWN, length_of(self.ctx))
+    }
+}
+
+/// The conclusion for a packet that concerns no service.
 #[inline(always)]
-fn judge<C: Clock>(frame: &Frame) -> Judgement {
-    if config::mode() == Mode::Off {
-        return Judgement::of_frame(Reason::NotGuarded, frame);
-    }
-    let (packet, length) = match parse(frame) {
-        Parsed::Ip(packet, length) => (packet, length),
-        Parsed::NotIp => return Judgement::of_frame(Reason::NotGuarded, frame),
-        Parsed::Malformed => return Judgement::of_frame(Reason::Malformed, frame),
-    };
-    let source = Source {
-        family: Some(packet.family),
-        address: packet.source,
-    };
-    if packet.is_control() || packet.is_dhcp_reply() && is_for_host(&packet) {
-        return Judgement::of_host(Reason::Control, source, length);
-    }
-    if sources::is_denied::<C>(packet.family, packet.source)
-        && !sources::is_allowed::<C>(packet.family, packet.source, NO_SERVICE)
+fn of_host(reason: Reason) -> Conclusion {
+    Conclusion::new(NO_SERVICE, Outcome::new(reason, config::mode()))
+}
+
+/// What the policy says of a packet, with the mode applied.
+#[inline(always)]
+fn judge<C: Clock>(packet: &Packet, length: u64) -> Conclusion {
+    let Packet {
+        family,
+        source,
+        transport,
+        ..
+    } = *packet;
+    if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY))
+        && (transport.has(Traits::CONTROL) || is_for_host(packet))
     {
-        return Judgement::of_host(Reason::DeniedSource, source, length);
+        return of_host(Reason::Control);
     }
-    let Destination {
-        service,
-        settings,
-        exposure,
-    } = find_destination::<C>(&packet);
-    let mode = settings.map_or(config::mode(), |settings| Mode::from_raw(settings.mode));
-    let is_denied = settings.is_some()
-        && sources::is_denied_at::<C>(packet.family, packet.source, service)
-        && !sources::is_allowed::<C>(packet.family, packet.source, service);
-    let reason = match (mode, exposure) {
-        (Mode::Off, _) => Reason::NotGuarded,
-        _ if is_denied => Reason::DeniedSource,
-        (_, Exposure::Open) => match settings {
-            Some(settings) => {
-                budgets::charge::<C>(&packet, length, service, settings, Reason::Allowed)
+    if sources::is_denied::<C>(family, source)
+        && !sources::is_allowed::<C>(family, source, NO_SERVICE)
+    {
+        return of_host(Reason::DeniedSource);
+    }
+    // What is open or closed is decided at once; the rest may answer somebody, or has limits.
+    let (service, mode, exposure) = match find_destination(packet) {
+        Destination::Nobody(Exposure::Closed(reason)) => return of_host(reason),
+        Destination::Service(service, settings, entry) => {
+            let mode = Mode::from_raw(settings.mode);
+            match judge_at_service::<C>(packet, length, service, settings, mode) {
+                Some(reason) => return Conclusion::new(service, Outcome::new(reason, mode)),
+                None => (service, mode, judge_refused(packet, entry)),
             }
-            None => Reason::Allowed,
-        },
-        (_, Exposure::Pass(reason)) => within_limits::<C>(&packet, length, reason),
-        (_, Exposure::ClosedUnlessReply(reason)) => {
-            if flows::is_reply::<C>(&packet, settings.is_some()) {
-                within_limits::<C>(&packet, length, Reason::Reply)
+        }
+        Destination::Nobody(exposure) => (NO_SERVICE, config::mode(), exposure),
+    };
+    let reason = match exposure {
+        Exposure::Closed(reason) => reason,
+        Exposure::Pass(reason) => within_limits::<C>(packet, length, reason),
+        Exposure::ClosedUnlessReply(reason) => {
+            if flows::is_reply::<C>(packet, service != NO_SERVICE) {
+                within_limits::<C>(packet, length, Reason::Reply)
             } else {
                 if mode == Mode::Observe {
-                    flows::note_stranger::<C>(&packet);
+                    flows::note_stranger::<C>(packet);
                 }
                 reason
             }
         }
-        (_, Exposure::Closed(reason)) => reason,
     };
-    Judgement {
-        service,
-        reason,
-        mode,
-        source,
-        length,
+    Conclusion::new(service, Outcome::new(reason, mode))
+}
+
+/// The reason of a packet that a service lists; `None`: it does not admit the source.
+#[inline(always)]
+fn judge_at_service<C: Clock>(
+    packet: &Packet,
+    length: u64,
+    service: u16,
+    settings: &Service,
+    mode: Mode,
+) -> Option<Reason> {
+    let Packet { family, source, .. } = *packet;
+    if mode == Mode::Off {
+        return Some(Reason::NotGuarded);
     }
+    if sources::is_denied_at::<C>(family, source, service)
+        && !sources::is_allowed::<C>(family, source, service)
+    {
+        return Some(Reason::DeniedSource);
+    }
+    let is_admitted = settings.restricted == 0
+        || is_admitted::<C>(packet, service)
+        || sources::is_allowed::<C>(family, source, service);
+    is_admitted.then(|| budgets::charge::<C>(packet, length, service, settings, Reason::Allowed))
 }
 
 /// A packet that reaches no service passes for this reason, within the policy's `limits`.

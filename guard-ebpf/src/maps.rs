@@ -8,10 +8,10 @@ use aya_ebpf::{
 use guard_common::{
     cell::Cell,
     layout::{
-        AddressedKey, AdmittedKey, COUNTER_ENTRIES, Clock, Counter, DEFAULT_CELLS, EVENTS_BYTES,
-        Expiry, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS,
-        MAX_NETWORKS, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES,
-        PortEntry, Relief, Service, TALKER_ENTRIES, Talker,
+        AddressedKey, AdmittedKey, Clock, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FlowKey,
+        MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
+        MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
+        TALKER_ENTRIES, Talker,
     },
     reason::Outcome,
 };
@@ -100,7 +100,7 @@ pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FL
 pub static STRANGERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 #[map]
-pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SEATS, 0);
 
 #[map]
 pub static TALKERS: PerCpuArray<Talker> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);

@@ -4,13 +4,12 @@
 use core::{mem::offset_of, ptr::read_volatile};
 
 use aya_ebpf::{
-    bindings::xdp_md,
     helpers::bpf_xdp_get_buff_len,
     programs::{TcContext, XdpContext},
 };
 use guard_common::{
     address::{Address, Family},
-    packet::{Packet, Transport},
+    packet::{Ends, Packet, protocol},
 };
 use network_types::{
     eth::EthHdr,
@@ -36,23 +35,11 @@ mod ether_type {
     pub const SERVICE_VLAN: u16 = 0x88a8;
 }
 
-/// Protocol numbers (IANA), shared by IPv4's protocol and IPv6's next header.
-pub mod protocol {
-    pub const HOP_BY_HOP: u8 = 0;
-    pub const ICMP: u8 = 1;
-    pub const IGMP: u8 = 2;
-    pub const TCP: u8 = 6;
-    pub const UDP: u8 = 17;
-    pub const ROUTING: u8 = 43;
-    pub const FRAGMENT: u8 = 44;
-    pub const AUTHENTICATION: u8 = 51;
-    pub const ICMPV6: u8 = 58;
-    pub const DESTINATION_OPTIONS: u8 = 60;
-    pub const SCTP: u8 = 132;
-}
-
 /// The header that ICMP and ICMPv6 share: the host reads no message that is shorter.
 const ICMP_HEADER_LENGTH: usize = 8;
+
+/// IPv4's version and the length of a header without options, in words.
+const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 
 /// The fragment field of IPv4: "more fragments" and the offset (RFC 791).
 const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
@@ -65,34 +52,35 @@ const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 /// What Ethernet's shortest frame carries, in bytes (IEEE 802.3, section 3.2.7): less is padded.
 const SHORTEST_PAYLOAD: usize = 46;
 
-/// Where TCP's data offset and flags are, as one 16-bit word.
-const TCP_FLAGS: usize = 12;
-const TCP_SYN: u16 = 0x0002;
-const TCP_ACK: u16 = 0x0010;
+/// Where TCP's data offset and its flags are.
+const TCP_DATA_OFFSET: usize = 12;
+const TCP_FLAGS: usize = 13;
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
 
-pub enum Parsed {
-    /// With the frame's length in bytes.
-    Ip(Packet, u64),
+/// Why a frame was not read up to its transport header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unread {
     NotIp,
     Malformed,
 }
 
-/// IP that cannot be read up to its transport header.
-struct Malformed;
+/// What is done with a frame that has been read.
+///
+/// It stands in the program once for each kind of packet: whoever has several kinds come together and
+/// tells them apart again pays for both.
+pub trait Reader: Copy {
+    type Output;
+
+    /// `length`: of the frame, in bytes.
+    fn ip(self, packet: &Packet, length: u64) -> Self::Output;
+    fn unread(self, why: Unread) -> Self::Output;
+}
 
 /// The bytes of a frame. Headers are read from its linear part; a jumbo frame has more behind it.
 pub struct Frame {
     start: usize,
     end: usize,
-    /// What it was made from, to be asked how long it is.
-    buffer: Buffer,
-}
-
-#[derive(Clone, Copy)]
-enum Buffer {
-    Xdp(*mut xdp_md),
-    /// Its length is known.
-    Skb(u64),
 }
 
 impl Frame {
@@ -101,7 +89,6 @@ impl Frame {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
-            buffer: Buffer::Skb(u64::from(ctx.len())),
         }
     }
 
@@ -110,37 +97,16 @@ impl Frame {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
-            buffer: Buffer::Xdp(ctx.ctx),
         }
     }
 
-    /// The length in bytes, with all fragments of the buffer.
+    /// The frame's length if nothing can be behind a packet of so many bytes: it ends with the linear part,
+    /// or is padded to Ethernet's shortest frame there.
     #[inline(always)]
-    pub fn length(&self) -> u64 {
-        match self.buffer {
-            // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
-            Buffer::Xdp(ctx) => unsafe { bpf_xdp_get_buff_len(ctx) },
-            Buffer::Skb(length) => length,
-        }
-    }
-
-    /// The length of a frame with a packet of so many bytes at `packet`; `None`: it is shorter than that.
-    ///
-    /// A packet that ends with the linear part, or is padded to Ethernet's shortest frame there, has nothing
-    /// behind it. To ask the kernel would be a call, and where it guards its returns that costs more
-    /// than all of parsing.
-    #[inline(always)]
-    fn length_with(&self, packet: usize, length: usize) -> Option<u64> {
-        let packet_end = packet + length;
-        let linear = self.end - self.start;
-        let shortest = packet + SHORTEST_PAYLOAD;
-        if let Buffer::Xdp(_) = self.buffer
-            && (packet_end == linear || packet_end < linear && linear <= shortest)
-        {
-            return Some(linear as u64);
-        }
-        let length = self.length();
-        (packet_end as u64 <= length).then_some(length)
+    fn length_with(&self, packet: Header, length: usize) -> Option<u64> {
+        let rest = self.end - packet.0;
+        let is_padded = rest <= SHORTEST_PAYLOAD && length < rest;
+        (length == rest || is_padded).then_some((self.end - self.start) as u64)
     }
 
     /// The header at `offset`, if all of it is there.
@@ -188,33 +154,132 @@ impl Header {
     }
 }
 
+/// The length of a frame in bytes, with all fragments of its buffer.
 #[inline(always)]
-pub fn parse(frame: &Frame) -> Parsed {
-    let Some(ethernet) = frame.header::<EthHdr>(0) else {
-        return Parsed::NotIp;
+pub fn length_of(ctx: &XdpContext) -> u64 {
+    // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+}
+
+/// Reads what most packets are: TCP or UDP over IPv4 without options or over IPv6 without extension
+/// headers, in one piece, with nothing behind it. `None`: it is anything else, which [`parse`] reads.
+///
+/// Nothing is concluded here from what a packet lacks, so that there is one place to be right about it.
+/// Nor is the kernel asked how long the frame is: where it guards its returns, that call costs more than
+/// all of this.
+#[inline(always)]
+pub fn parse_plain<R: Reader>(frame: &Frame, reader: R) -> Option<R::Output> {
+    let link = read_link(frame).ok()?;
+    match link.ether_type {
+        ether_type::IPV4 => {
+            let header = frame.header::<(Ipv4Hdr, TcpHdr)>(link.end)?;
+            if header.byte(offset_of!(Ipv4Hdr, vihl)) != IPV4_WITHOUT_OPTIONS
+                || header.half(offset_of!(Ipv4Hdr, frags))
+                    & (IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET)
+                    != 0
+            {
+                return None;
+            }
+            let total_length = usize::from(header.half(offset_of!(Ipv4Hdr, tot_len)));
+            let length = frame.length_with(header, total_length)?;
+            parse_plain_payload(
+                Header(header.0 + Ipv4Hdr::LEN),
+                (Ipv4Hdr::LEN, total_length),
+                header.byte(offset_of!(Ipv4Hdr, proto)),
+                ipv4_ends(header),
+                length,
+                reader,
+            )
+        }
+        ether_type::IPV6 => {
+            let header = frame.header::<(Ipv6Hdr, TcpHdr)>(link.end)?;
+            if header.byte(0) >> 4 != 6 {
+                return None;
+            }
+            let payload = usize::from(header.half(offset_of!(Ipv6Hdr, payload_len)));
+            let length = frame.length_with(header, Ipv6Hdr::LEN + payload)?;
+            parse_plain_payload(
+                Header(header.0 + Ipv6Hdr::LEN),
+                (0, payload),
+                header.byte(offset_of!(Ipv6Hdr, next_hdr)),
+                ipv6_ends(header),
+                length,
+                reader,
+            )
+        }
+        _ => None,
+    }
+}
+
+/// `header`: of the transport protocol, as long as that of TCP; `(before, length)`: it begins behind so many
+/// of the bytes whose length IP says.
+#[inline(always)]
+fn parse_plain_payload<R: Reader>(
+    header: Header,
+    (before, payload): (usize, usize),
+    protocol: u8,
+    ends: Ends,
+    length: u64,
+    reader: R,
+) -> Option<R::Output> {
+    let packet = match protocol {
+        protocol::TCP => {
+            let tcp = Tcp::read(header);
+            if !tcp.fits(before, payload) {
+                return None;
+            }
+            return Some(reader.ip(&tcp.packet(ends), length));
+        }
+        protocol::UDP => {
+            let udp = Udp::read(header);
+            if !udp.fits(before, payload) {
+                return None;
+            }
+            udp.packet(ends)
+        }
+        _ => return None,
     };
+    Some(reader.ip(&packet, length))
+}
+
+/// Reads any frame. `length`: of all of it, in bytes.
+#[inline(always)]
+pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
+    let packet = match read_link(frame) {
+        Ok(Link { ether_type, end }) => match ether_type {
+            ether_type::IPV4 => parse_ipv4(frame, length, end),
+            ether_type::IPV6 => parse_ipv6(frame, length, end),
+            tag if is_vlan(tag) => Err(Unread::Malformed),
+            _ => Err(Unread::NotIp),
+        },
+        Err(why) => Err(why),
+    };
+    match packet {
+        Ok(packet) => reader.ip(&packet, length),
+        Err(why) => reader.unread(why),
+    }
+}
+
+/// What Ethernet and its tags say: what follows, and where they end.
+struct Link {
+    ether_type: u16,
+    end: usize,
+}
+
+#[inline(always)]
+fn read_link(frame: &Frame) -> Result<Link, Unread> {
+    let ethernet = frame.header::<EthHdr>(0).ok_or(Unread::NotIp)?;
     let mut ether_type = ethernet.half(offset_of!(EthHdr, ether_type));
-    let mut offset = EthHdr::LEN;
+    let mut end = EthHdr::LEN;
     for _ in 0..MAX_VLAN_TAGS {
         if !is_vlan(ether_type) {
             break;
         }
-        let Some(tag) = frame.header::<VlanHdr>(offset) else {
-            return Parsed::Malformed;
-        };
+        let tag = frame.header::<VlanHdr>(end).ok_or(Unread::Malformed)?;
         ether_type = tag.half(offset_of!(VlanHdr, ether_type));
-        offset += VlanHdr::LEN;
+        end += VlanHdr::LEN;
     }
-    let packet = match ether_type {
-        ether_type::IPV4 => parse_ipv4(frame, offset),
-        ether_type::IPV6 => parse_ipv6(frame, offset),
-        tag if is_vlan(tag) => Err(Malformed),
-        _ => return Parsed::NotIp,
-    };
-    match packet {
-        Ok((packet, length)) => Parsed::Ip(packet, length),
-        Err(Malformed) => Parsed::Malformed,
-    }
+    Ok(Link { ether_type, end })
 }
 
 #[inline(always)]
@@ -223,75 +288,74 @@ fn is_vlan(ether_type: u16) -> bool {
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &Frame, offset: usize) -> Result<(Packet, u64), Malformed> {
-    let header = frame.header::<Ipv4Hdr>(offset).ok_or(Malformed)?;
+fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unread> {
+    let header = frame.header::<Ipv4Hdr>(offset).ok_or(Unread::Malformed)?;
     let version_and_length = header.byte(offset_of!(Ipv4Hdr, vihl));
     let header_length = usize::from(version_and_length & 0x0f) * 4;
     let total_length = usize::from(header.half(offset_of!(Ipv4Hdr, tot_len)));
-    if version_and_length >> 4 != 4 || header_length < Ipv4Hdr::LEN || total_length < header_length
+    if version_and_length >> 4 != 4
+        || header_length < Ipv4Hdr::LEN
+        || total_length < header_length
+        || (offset + total_length) as u64 > length
     {
-        return Err(Malformed);
+        return Err(Unread::Malformed);
     }
-    let length = frame.length_with(offset, total_length).ok_or(Malformed)?;
+    let ends = ipv4_ends(header);
     let fragment = header.half(offset_of!(Ipv4Hdr, frags));
-    let transport = if fragment & IPV4_FRAGMENT_OFFSET == 0 {
-        Payload {
-            protocol: header.byte(offset_of!(Ipv4Hdr, proto)),
-            offset: offset + header_length,
-            length: total_length - header_length,
-            is_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
-            family: Family::Ipv4,
-            hops: header.byte(offset_of!(Ipv4Hdr, ttl)),
-        }
-        .parse(frame)?
-    } else {
-        Transport::LATER_FRAGMENT
-    };
-    let packet = Packet {
-        family: Family::Ipv4,
-        source: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, src_addr))),
-        destination: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, dst_addr))),
-        transport,
-    };
-    Ok((packet, length))
+    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
+        return Ok(Packet::later_fragment(ends));
+    }
+    Payload {
+        protocol: header.byte(offset_of!(Ipv4Hdr, proto)),
+        offset: offset + header_length,
+        length: total_length - header_length,
+        is_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
+        hops: header.byte(offset_of!(Ipv4Hdr, ttl)),
+    }
+    .parse(frame, ends)
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &Frame, offset: usize) -> Result<(Packet, u64), Malformed> {
-    let header = frame.header::<Ipv6Hdr>(offset).ok_or(Malformed)?;
-    if header.byte(0) >> 4 != 6 {
-        return Err(Malformed);
+fn ipv4_ends(header: Header) -> Ends {
+    Ends {
+        family: Family::Ipv4,
+        source: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, src_addr))),
+        destination: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, dst_addr))),
     }
-    let length = usize::from(header.half(offset_of!(Ipv6Hdr, payload_len)));
+}
+
+#[inline(always)]
+fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unread> {
+    let header = frame.header::<Ipv6Hdr>(offset).ok_or(Unread::Malformed)?;
     let payload = Payload {
         protocol: header.byte(offset_of!(Ipv6Hdr, next_hdr)),
         offset: offset + Ipv6Hdr::LEN,
-        length,
+        length: usize::from(header.half(offset_of!(Ipv6Hdr, payload_len))),
         is_fragment: false,
-        family: Family::Ipv6,
         hops: header.byte(offset_of!(Ipv6Hdr, hop_limit)),
     };
     // A length of 0 stands for a jumbogram (RFC 2675), which no frame that XDP sees can hold; the
     // kernel reads such a packet up to the frame's end.
-    let is_jumbogram = length == 0 && payload.protocol == protocol::HOP_BY_HOP;
-    if is_jumbogram {
-        return Err(Malformed);
+    let is_jumbogram = payload.length == 0 && payload.protocol == protocol::HOP_BY_HOP;
+    if header.byte(0) >> 4 != 6 || is_jumbogram || (payload.offset + payload.length) as u64 > length
+    {
+        return Err(Unread::Malformed);
     }
-    let frame_length = frame
-        .length_with(offset, Ipv6Hdr::LEN + length)
-        .ok_or(Malformed)?;
-    let packet = Packet {
+    parse_ipv6_payload(frame, ipv6_ends(header), payload)
+}
+
+#[inline(always)]
+fn ipv6_ends(header: Header) -> Ends {
+    Ends {
         family: Family::Ipv6,
         source: header.ipv6_address(offset_of!(Ipv6Hdr, src_addr)),
         destination: header.ipv6_address(offset_of!(Ipv6Hdr, dst_addr)),
-        transport: parse_ipv6_payload(frame, payload)?,
-    };
-    Ok((packet, frame_length))
+    }
 }
 
 /// Follows the chain of extension headers (RFC 8200, section 4) to the transport header.
 #[inline(always)]
-fn parse_ipv6_payload(frame: &Frame, mut payload: Payload) -> Result<Transport, Malformed> {
+fn parse_ipv6_payload(frame: &Frame, ends: Ends, mut payload: Payload) -> Result<Packet, Unread> {
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(payload.protocol) {
             break;
@@ -303,7 +367,7 @@ fn parse_ipv6_payload(frame: &Frame, mut payload: Payload) -> Result<Transport, 
             protocol::FRAGMENT => {
                 let fragment = header.half(2);
                 if fragment & IPV6_FRAGMENT_OFFSET != 0 {
-                    return Ok(Transport::LATER_FRAGMENT);
+                    return Ok(Packet::later_fragment(ends));
                 }
                 payload.is_fragment |= fragment & IPV6_MORE_FRAGMENTS != 0;
                 8
@@ -313,12 +377,15 @@ fn parse_ipv6_payload(frame: &Frame, mut payload: Payload) -> Result<Transport, 
         };
         payload.protocol = header.byte(0);
         payload.offset += length;
-        payload.length = payload.length.checked_sub(length).ok_or(Malformed)?;
+        payload.length = payload
+            .length
+            .checked_sub(length)
+            .ok_or(Unread::Malformed)?;
     }
     if is_extension(payload.protocol) {
-        return Err(Malformed);
+        return Err(Unread::Malformed);
     }
-    payload.parse(frame)
+    payload.parse(frame, ends)
 }
 
 #[inline(always)]
@@ -340,77 +407,136 @@ struct Payload {
     length: usize,
     /// It is the first fragment of more.
     is_fragment: bool,
-    family: Family,
     /// How many routers may still pass it on: IPv4's TTL, IPv6's hop limit.
     hops: u8,
 }
 
 impl Payload {
     #[inline(always)]
-    fn parse(&self, frame: &Frame) -> Result<Transport, Malformed> {
+    fn parse(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
         match self.protocol {
-            protocol::TCP => self.parse_tcp(frame),
-            protocol::UDP => self.parse_udp(frame),
+            protocol::TCP => self.parse_tcp(frame, ends),
+            protocol::UDP => self.parse_udp(frame, ends),
             protocol::SCTP => {
                 let header = self.header::<SctpHdr>(frame)?;
-                Ok(Transport::sctp(header.half(offset_of!(SctpHdr, dst))))
+                Ok(Packet::sctp(ends, header.half(offset_of!(SctpHdr, dst))))
             }
-            protocol if protocol == self.own_icmp() => {
+            protocol if protocol == own_icmp(ends.family) => {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
-                Ok(Transport::icmp(header.byte(0), self.hops == 255))
+                Ok(Packet::icmp(ends, header.byte(0), self.hops == 255))
             }
-            protocol::IGMP if self.family == Family::Ipv4 => Ok(Transport::igmp(self.hops == 1)),
-            protocol => Ok(Transport::other(protocol)),
-        }
-    }
-
-    /// The other family's ICMP is a protocol like any other.
-    #[inline(always)]
-    fn own_icmp(&self) -> u8 {
-        match self.family {
-            Family::Ipv4 => protocol::ICMP,
-            Family::Ipv6 => protocol::ICMPV6,
+            protocol::IGMP if ends.family == Family::Ipv4 => Ok(Packet::igmp(ends, self.hops == 1)),
+            protocol => Ok(Packet::other(ends, protocol)),
         }
     }
 
     /// The transport header, if it lies in the packet and not only in the frame.
     #[inline(always)]
-    fn header<T>(&self, frame: &Frame) -> Result<Header, Malformed> {
+    fn header<T>(&self, frame: &Frame) -> Result<Header, Unread> {
         if self.length < size_of::<T>() {
-            return Err(Malformed);
+            return Err(Unread::Malformed);
         }
-        frame.header::<T>(self.offset).ok_or(Malformed)
+        frame.header::<T>(self.offset).ok_or(Unread::Malformed)
     }
 
     #[inline(always)]
-    fn parse_tcp(&self, frame: &Frame) -> Result<Transport, Malformed> {
-        let header = self.header::<TcpHdr>(frame)?;
-        let flags = header.half(TCP_FLAGS);
-        let header_length = usize::from(flags >> 12) * 4;
+    fn parse_tcp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
+        let tcp = Tcp::read(self.header::<TcpHdr>(frame)?);
         // The options may lie in a later fragment; ports and flags never do.
-        let fits = self.is_fragment || header_length <= self.length;
-        if header_length < TcpHdr::LEN || !fits {
-            return Err(Malformed);
+        let length = if self.is_fragment {
+            usize::MAX
+        } else {
+            self.length
+        };
+        if !tcp.fits(0, length) {
+            return Err(Unread::Malformed);
         }
-        Ok(Transport::tcp(
-            header.half(offset_of!(TcpHdr, dest)),
-            flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
-        ))
+        Ok(tcp.packet(ends))
     }
 
     #[inline(always)]
-    fn parse_udp(&self, frame: &Frame) -> Result<Transport, Malformed> {
-        let header = self.header::<UdpHdr>(frame)?;
-        let length = usize::from(header.half(offset_of!(UdpHdr, len)));
+    fn parse_udp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
+        let udp = Udp::read(self.header::<UdpHdr>(frame)?);
+        let length = if self.is_fragment {
+            usize::MAX
+        } else {
+            self.length
+        };
         // Over IPv6 the kernel takes 0 for "to the end of the packet".
-        let to_the_end = length == 0 && self.family == Family::Ipv6;
-        let fits = self.is_fragment || length <= self.length;
-        if (length < UdpHdr::LEN && !to_the_end) || !fits {
-            return Err(Malformed);
+        let to_the_end = udp.length == 0 && ends.family == Family::Ipv6;
+        if !to_the_end && !udp.fits(0, length) {
+            return Err(Unread::Malformed);
         }
-        Ok(Transport::udp(
-            header.half(offset_of!(UdpHdr, src)),
-            header.half(offset_of!(UdpHdr, dst)),
-        ))
+        Ok(udp.packet(ends))
+    }
+}
+
+/// TCP's header, as far as it is read.
+struct Tcp {
+    destination_port: u16,
+    /// In bytes.
+    header_length: usize,
+    flags: u8,
+}
+
+impl Tcp {
+    #[inline(always)]
+    fn read(header: Header) -> Self {
+        Self {
+            destination_port: header.half(offset_of!(TcpHdr, dest)),
+            header_length: usize::from(header.byte(TCP_DATA_OFFSET) >> 4) * 4,
+            flags: header.byte(TCP_FLAGS),
+        }
+    }
+
+    /// Whether the header with its options can be, and behind others lies in so many bytes.
+    #[inline(always)]
+    fn fits(&self, before: usize, length: usize) -> bool {
+        self.header_length >= TcpHdr::LEN && before + self.header_length <= length
+    }
+
+    #[inline(always)]
+    fn packet(&self, ends: Ends) -> Packet {
+        let attempt = self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        Packet::tcp(ends, self.destination_port, attempt)
+    }
+}
+
+/// UDP's header.
+struct Udp {
+    source_port: u16,
+    destination_port: u16,
+    /// As it says itself, with the header.
+    length: usize,
+}
+
+impl Udp {
+    #[inline(always)]
+    fn read(header: Header) -> Self {
+        Self {
+            source_port: header.half(offset_of!(UdpHdr, src)),
+            destination_port: header.half(offset_of!(UdpHdr, dst)),
+            length: usize::from(header.half(offset_of!(UdpHdr, len))),
+        }
+    }
+
+    /// Whether the length can be, and behind other headers is no more than so many bytes.
+    #[inline(always)]
+    fn fits(&self, before: usize, length: usize) -> bool {
+        self.length >= UdpHdr::LEN && before + self.length <= length
+    }
+
+    #[inline(always)]
+    fn packet(&self, ends: Ends) -> Packet {
+        Packet::udp(ends, self.source_port, self.destination_port)
+    }
+}
+
+/// The other family's ICMP is a protocol like any other.
+#[inline(always)]
+fn own_icmp(family: Family) -> u8 {
+    match family {
+        Family::Ipv4 => protocol::ICMP,
+        Family::Ipv6 => protocol::ICMPV6,
     }
 }

@@ -37,7 +37,11 @@ pub fn holds<C: Clock>(expiry: Expiry) -> bool {
 
 #[inline(always)]
 pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
-    if config::has(live::DENIED) {
+    let tables = config::live();
+    if tables & (live::DENIED | live::DENIED_PREFIXES) == 0 {
+        return false;
+    }
+    if tables & live::DENIED != 0 {
         let entry = match family {
             // SAFETY: the value is read at once, and an update replaces the whole element.
             Family::Ipv4 => unsafe { DENIED_V4.get(ipv4_key(source)) },
@@ -48,7 +52,7 @@ pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
             return true;
         }
     }
-    if config::has(live::DENIED_PREFIXES) {
+    if tables & live::DENIED_PREFIXES != 0 {
         let entry = match family {
             Family::Ipv4 => DENIED_PREFIXES_V4.get(Key::new(32, ipv4_key(source))),
             Family::Ipv6 => DENIED_PREFIXES_V6.get(Key::new(128, ipv6_key(source))),

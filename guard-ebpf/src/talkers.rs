@@ -7,8 +7,7 @@
 use guard_common::{
     address::{Address, Family},
     cell::{self, Share},
-    layout::TALKER_ENTRIES,
-    reason::{Outcome, Verdict},
+    layout::{Conclusion, TALKER_ENTRIES},
     talkers::is_sampled,
 };
 
@@ -16,15 +15,8 @@ use crate::{config, maps::TALKERS};
 
 /// Looks at the packet if it is one of the sample; `counted` is its number at its counter.
 #[inline(always)]
-pub fn watch(
-    counted: u64,
-    family: Family,
-    source: Address,
-    service: u16,
-    outcome: Outcome,
-    length: u64,
-) {
-    if !is_sampled(config::hash_key(), counted) {
+pub fn watch(counted: u64, family: Family, source: Address, conclusion: Conclusion, length: u64) {
+    if !is_sampled(config::sampling_key(), counted) {
         return;
     }
     let hash = cell::hash(config::hash_key(), Share::Base, family, source);
@@ -33,7 +25,5 @@ pub fn watch(
     };
     // SAFETY: the pointer is to this CPU's own value.
     let talker = unsafe { &mut *talker };
-    let is_dropped = matches!(outcome.reason.verdict(), Verdict::Drop);
-    let dropped = is_dropped.then_some((outcome.reason, service));
-    talker.vote(family, source, length, dropped);
+    talker.vote(family, source, length, conclusion);
 }

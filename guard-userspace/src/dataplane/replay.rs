@@ -10,7 +10,7 @@ use aya::{
 use guard_common::{
     cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
-    layout::{self, Clock, feature},
+    layout::{self, Clock, Conclusion, feature},
     reason::Outcome,
 };
 
@@ -94,10 +94,10 @@ impl Replay {
             ..TestRunOptions::new()
         };
         let program = self.generation.xdp(layout::REPLAY_PROGRAM)?;
-        let result = program.test_run(options)?.return_value;
-        let outcome = Outcome::from_slot(result & 0xffff);
+        let conclusion = Conclusion::unpack(program.test_run(options)?.return_value);
+        let outcome = Outcome::from_slot(conclusion.slot);
         Ok(Judged {
-            service: (result >> 16) as u16,
+            service: conclusion.service as u16,
             outcome: outcome.ok_or(LoadError::Incomplete("outcome"))?,
         })
     }

@@ -10,8 +10,8 @@ use aya::{
 use guard_common::{
     cell::{Cell, HashKey},
     layout::{
-        self, About, COUNTER_ENTRIES, Capture, Counter, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME,
-        MAX_SEATS, NO_SERVICE, Seat, TALKER_ENTRIES, Talker, feature,
+        self, About, Capture, Counters, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME, MAX_SEATS,
+        NO_SERVICE, Seat, TALKER_ENTRIES, Talker, feature,
     },
     reason::Outcome,
 };
@@ -293,8 +293,8 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         array(
             layout::COUNTERS,
             MapType::PerCpuArray,
-            size_of::<Counter>(),
-            COUNTER_ENTRIES,
+            size_of::<Counters>(),
+            MAX_SEATS,
         ),
         array(
             layout::TALKERS,

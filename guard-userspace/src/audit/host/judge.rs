@@ -4,10 +4,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use guard_common::{
-    address::Address,
     exposure::{Exposure, Target, judge},
     layout::{AddressedKey, NO_SERVICE, PortProtocol, port_index},
-    packet::{Packet, Transport},
+    packet::{Traits, Transport},
     reason::Mode,
 };
 use ipnet::IpNet;
@@ -122,12 +121,11 @@ impl Judge<'_> {
 
     fn decide_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Decision {
         let service = self.service_at(protocol, port, address);
-        let packet = first_packet(protocol, port, address);
         let from = service
             .map(|service| self.admitted(service, address))
             .unwrap_or_default();
-        let target = self.target(protocol, port, address, &from, service);
-        let exposure = judge(&target, &packet, self.policy.scope);
+        let target = self.target(protocol, port, address, service);
+        let exposure = judge(&target, first_packet(protocol, port), self.policy.scope);
         let mode = service.map_or(self.policy.mode, |service| {
             service.mode.min(self.policy.mode)
         });
@@ -135,7 +133,7 @@ impl Judge<'_> {
         let (fate, why) = match exposure {
             _ if self.unguarded.contains(&address) => (Fate::NotGuarded, Some(NOT_ITS_INTERFACE)),
             _ if mode == Mode::Off && service.is_none() => (Fate::NotGuarded, Some(OFF)),
-            Exposure::Open => (Fate::Open, None),
+            _ if !from.is_empty() => (Fate::Open, None),
             Exposure::Pass(_) => (Fate::NotGuarded, Some(OUT_OF_SCOPE)),
             Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => {
                 (Fate::Closed, None)
@@ -184,7 +182,6 @@ impl Judge<'_> {
         protocol: PortProtocol,
         port: u16,
         address: IpAddr,
-        from: &[String],
         service: Option<&Service>,
     ) -> Target {
         let entry = self
@@ -195,7 +192,6 @@ impl Judge<'_> {
             .unwrap_or_default();
         Target {
             listed: service.is_some(),
-            admitted: !from.is_empty(),
             published: if address.is_ipv4() {
                 entry.is_published_ipv4()
             } else {
@@ -224,19 +220,14 @@ const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
 
 pub const ANY: &str = "any";
 
-/// The first packet of a connection or exchange, from nobody in particular.
-fn first_packet(protocol: PortProtocol, port: u16, to: IpAddr) -> Packet {
-    let (family, destination) = split(to);
-    Packet {
-        family,
-        source: Address { high: 0, low: 0 },
-        destination,
-        transport: match protocol {
-            PortProtocol::Tcp => Transport::tcp(port, true),
-            PortProtocol::Udp => Transport::udp(0, port),
-            PortProtocol::Sctp => Transport::sctp(port),
-        },
-    }
+/// The first packet of a connection or exchange.
+fn first_packet(protocol: PortProtocol, port: u16) -> Transport {
+    let traits = match protocol {
+        PortProtocol::Tcp => Traits::ATTEMPT,
+        PortProtocol::Udp => Traits::DATAGRAM,
+        PortProtocol::Sctp => Traits::NONE,
+    };
+    Transport::new(port_index(protocol, port), traits)
 }
 
 fn limits_of(service: &Service) -> Vec<String> {

@@ -213,6 +213,7 @@ impl<'a> Model<'a> {
             Content::Icmp { kind } => (1..5).contains(kind),
             _ => false,
         };
+        let echo_reply = if source.is_ipv4() { 0 } else { 129 };
         let attempt = matches!(
             content,
             Content::Tcp {
@@ -237,7 +238,7 @@ impl<'a> Model<'a> {
                 _ if !routed => closed,
                 Content::Tcp { .. } if !attempt => Way::Pass(None, "established"),
                 Content::Udp { .. } if reply() => Way::Pass(None, "reply"),
-                Content::Icmp { kind: 0 | 129 } => Way::Pass(None, "reply"),
+                Content::Icmp { kind } if *kind == echo_reply => Way::Pass(None, "reply"),
                 _ if is_error => Way::Pass(None, "reply"),
                 _ => closed,
             };
