@@ -44,7 +44,7 @@ pub fn charge<C: Clock>(
     }
     let prefix = packet.source.masked(source_mask(packet.family, settings));
     let hash = |share| cell::hash(config::hash_key(), share, packet.family, prefix);
-    let bill = Bill {
+    let bill = Bill::<false> {
         length,
         now: C::now(),
         hash: hash(Share::Base),
@@ -135,7 +135,7 @@ impl Kind {
     }
 
     #[inline(always)]
-    fn bucket(self, cell: *mut Cell) -> MapBucket {
+    fn bucket<const CROWD: bool>(self, cell: *mut Cell) -> MapBucket<CROWD> {
         // SAFETY: the pointer is to a value of an array map.
         MapBucket(unsafe {
             match self {
@@ -170,7 +170,7 @@ extern "C" fn guard_pay_as_crowd(
     let Some(settings) = (unsafe { settings.as_ref() }) else {
         return WITHIN;
     };
-    let bill = Bill {
+    let bill = Bill::<true> {
         length,
         now,
         hash,
@@ -213,7 +213,7 @@ impl Terms {
 }
 
 /// One packet, as its budgets see it.
-struct Bill {
+struct Bill<const CROWD: bool> {
     length: u64,
     now: u64,
     hash: u64,
@@ -222,7 +222,7 @@ struct Bill {
     times: Option<u64>,
 }
 
-impl Bill {
+impl<const CROWD: bool> Bill<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
@@ -255,7 +255,11 @@ impl Bill {
         let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
             return Ok(());
         };
-        kind.require(charge_pair_with_room(pair.map(MapBucket), self.now, price))
+        kind.require(charge_pair_with_room(
+            pair.map(MapBucket::<CROWD>),
+            self.now,
+            price,
+        ))
     }
 
     #[inline(always)]
@@ -265,12 +269,12 @@ impl Bill {
             let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
                 return Ok(());
             };
-            self.pay_at(settings, |_| pair.map(MapBucket))
+            self.pay_at(settings, |_| pair.map(MapBucket::<CROWD>))
         } else {
             let Some(pair) = self.cells(settings, &CELLS) else {
                 return Ok(());
             };
-            self.pay_at(settings, |kind| pair.map(|cell| kind.bucket(cell)))
+            self.pay_at(settings, |kind| pair.map(|cell| kind.bucket::<CROWD>(cell)))
         }
     }
 
@@ -286,7 +290,7 @@ impl Bill {
     fn pay_at(
         &self,
         settings: &Service,
-        pair: impl Fn(Kind) -> [MapBucket; 2],
+        pair: impl Fn(Kind) -> [MapBucket<CROWD>; 2],
     ) -> Result<(), Reason> {
         let price = |kind| self.price(kind, &settings.source, self.times);
         let look = |kind: Kind| match price(kind) {
@@ -316,11 +320,11 @@ impl Bill {
         };
         let price = |kind| self.price(kind, &settings.total, None);
         let look = |kind: Kind| match price(kind) {
-            Some(price) => has_room(kind.bucket(total), self.now, price),
+            Some(price) => has_room(kind.bucket::<CROWD>(total), self.now, price),
             None => true,
         };
         let charge = |kind: Kind| match price(kind) {
-            Some(price) => charge_one(kind.bucket(total), self.now, price),
+            Some(price) => charge_one(kind.bucket::<CROWD>(total), self.now, price),
             None => true,
         };
         let is_within = look(Kind::Packets)
@@ -363,10 +367,13 @@ impl Bill {
 }
 
 /// A bucket in a value of an array map, which lives as long as the program.
+///
+/// That of a crowd is charged in a global function, whose loops stay inline: with one more function below it,
+/// the stack could come to more than the 512 bytes that all calls have together.
 #[derive(Clone, Copy)]
-struct MapBucket(*mut u64);
+struct MapBucket<const CROWD: bool>(*mut u64);
 
-impl Bucket for MapBucket {
+impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
     #[inline(always)]
     fn read(self) -> u64 {
         // SAFETY: see the type. An aligned 64-bit load is whole; `AtomicU64::load` does not link for
@@ -387,11 +394,17 @@ impl Bucket for MapBucket {
 
     #[inline(always)]
     fn charge_pair_again([first, second]: [Self; 2], now: u64, price: Price) -> bool {
+        if CROWD {
+            return retry_pair([first, second], now, price);
+        }
         guard_charge_pair_again(first.0, second.0, now, price.cost, price.burst) != 0
     }
 
     #[inline(always)]
     fn charge_one_again(self, now: u64, price: Price) -> bool {
+        if CROWD {
+            return retry_one(self, now, price);
+        }
         guard_charge_one_again(self.0, now, price.cost, price.burst) != 0
     }
 }
@@ -410,7 +423,7 @@ extern "C" fn guard_charge_pair_again(
     if first.is_null() || second.is_null() {
         return 1;
     }
-    let pair = [MapBucket(first), MapBucket(second)];
+    let pair = [MapBucket::<true>(first), MapBucket(second)];
     u32::from(retry_pair(pair, now, Price { cost, burst }))
 }
 
@@ -420,5 +433,9 @@ extern "C" fn guard_charge_one_again(bucket: *mut u64, now: u64, cost: u64, burs
     if bucket.is_null() {
         return 1;
     }
-    u32::from(retry_one(MapBucket(bucket), now, Price { cost, burst }))
+    u32::from(retry_one(
+        MapBucket::<true>(bucket),
+        now,
+        Price { cost, burst },
+    ))
 }
