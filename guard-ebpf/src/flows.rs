@@ -73,7 +73,7 @@ impl<C: Clock> Reader for Recorder<C> {
     }
 
     #[inline(always)]
-    fn unread(self, _why: Unread) {}
+    fn unread(self, _why: Unread, _length: u64) {}
 }
 
 /// Whether the packet answers a flow that this host opened. What answers keeps its flow alive, but not

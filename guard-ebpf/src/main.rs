@@ -215,12 +215,12 @@ impl<C: Clock, E: Ending> Reader for Judge<'_, C, E> {
     }
 
     #[inline(always)]
-    fn unread(self, why: Unread) -> u32 {
+    fn unread(self, why: Unread, length: u64) -> u32 {
         let reason = match why {
             Unread::NotIp => Reason::NotGuarded,
             Unread::Malformed => Reason::Malformed,
         };
-        self.finish(of_host(reason), Source::UNKNOWN, length_of(self.ctx))
+        self.finish(of_host(reason), Source::UNKNOWN, length)
     }
 }
 

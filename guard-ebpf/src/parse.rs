@@ -74,7 +74,7 @@ pub trait Reader: Copy {
 
     /// `length`: of the frame, in bytes.
     fn ip(self, packet: &Packet, length: u64) -> Self::Output;
-    fn unread(self, why: Unread) -> Self::Output;
+    fn unread(self, why: Unread, length: u64) -> Self::Output;
 }
 
 /// The bytes of a frame. Headers are read from its linear part; a jumbo frame has more behind it.
@@ -256,7 +256,7 @@ pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
     };
     match packet {
         Ok(packet) => reader.ip(&packet, length),
-        Err(why) => reader.unread(why),
+        Err(why) => reader.unread(why, length),
     }
 }
 
@@ -439,16 +439,21 @@ impl Payload {
         frame.header::<T>(self.offset).ok_or(Unread::Malformed)
     }
 
+    /// How much a transport header may say that there is, in bytes. Of a first fragment the rest is in later
+    /// ones, TCP's options too; ports and flags never are.
     #[inline(always)]
-    fn parse_tcp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
-        let tcp = Tcp::read(self.header::<TcpHdr>(frame)?);
-        // The options may lie in a later fragment; ports and flags never do.
-        let length = if self.is_fragment {
+    fn most(&self) -> usize {
+        if self.is_fragment {
             usize::MAX
         } else {
             self.length
-        };
-        if !tcp.fits(0, length) {
+        }
+    }
+
+    #[inline(always)]
+    fn parse_tcp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
+        let tcp = Tcp::read(self.header::<TcpHdr>(frame)?);
+        if !tcp.fits(0, self.most()) {
             return Err(Unread::Malformed);
         }
         Ok(tcp.packet(ends))
@@ -457,14 +462,9 @@ impl Payload {
     #[inline(always)]
     fn parse_udp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
         let udp = Udp::read(self.header::<UdpHdr>(frame)?);
-        let length = if self.is_fragment {
-            usize::MAX
-        } else {
-            self.length
-        };
         // Over IPv6 the kernel takes 0 for "to the end of the packet".
         let to_the_end = udp.length == 0 && ends.family == Family::Ipv6;
-        if !to_the_end && !udp.fits(0, length) {
+        if !to_the_end && !udp.fits(0, self.most()) {
             return Err(Unread::Malformed);
         }
         Ok(udp.packet(ends))

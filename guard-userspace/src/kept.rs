@@ -598,7 +598,7 @@ mod tests {
             }),
             refused: vec!["00ff".to_owned(), "ff00".to_owned()],
             trial: Some(Trial {
-                path: "/root/new.toml".into(),
+                path: "/etc/guard/new.toml".into(),
                 sha256: "00ff".to_owned(),
                 until: now,
             }),
