@@ -1,5 +1,7 @@
 //! What parsing yields. Everything behind the parser works on these values and never on the bytes.
 
+use core::ptr::read_volatile;
+
 use crate::{
     address::{Address, Family},
     layout::{PORT_ENTRIES, PortProtocol, port_index, protocol_index},
@@ -7,10 +9,8 @@ use crate::{
 
 /// An IP packet, read up to its transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
-    pub family: Family,
-    pub source: Address,
-    pub destination: Address,
+pub struct Packet<E> {
+    pub ends: E,
     pub transport: Transport,
 }
 
@@ -112,11 +112,157 @@ impl Traits {
 }
 
 /// What IP says of a packet.
+pub trait Ends {
+    fn family(&self) -> Family;
+    fn source(&self) -> Address;
+    fn destination(&self) -> Address;
+
+    /// Of what goes back.
+    #[inline(always)]
+    fn reversed(&self) -> ReadEnds {
+        ReadEnds {
+            family: self.family(),
+            source: self.destination(),
+            destination: self.source(),
+        }
+    }
+
+    #[inline(always)]
+    fn has_link_local_source(&self) -> bool {
+        self.source().high & LINK_LOCAL_MASK == LINK_LOCAL
+    }
+
+    #[inline(always)]
+    fn has_no_source(&self) -> bool {
+        self.source() == Address::default()
+    }
+}
+
+impl<E: Ends> Ends for &E {
+    #[inline(always)]
+    fn family(&self) -> Family {
+        (**self).family()
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Address {
+        (**self).source()
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Address {
+        (**self).destination()
+    }
+}
+
+/// Both addresses, of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct ReadEnds {
     pub family: Family,
     pub source: Address,
     pub destination: Address,
+}
+
+impl Ends for ReadEnds {
+    #[inline(always)]
+    fn family(&self) -> Family {
+        self.family
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Address {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Address {
+        self.destination
+    }
+}
+
+/// Both addresses as the header has them: they are put in order where they are asked for.
+///
+/// The kernel program keeps these words in memory. In registers an address would be put in order at once and
+/// kept through everything that may ask for it, and a closed port, which asks for none, would pay for both.
+/// That needs a family that the compiler knows: where it does not, a verifier refuses what is left unwritten
+/// for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireEnds {
+    family: Family,
+    /// The source and the destination, in network byte order: of IPv4 in one word, of IPv6 in two each.
+    words: [u64; 4],
+}
+
+impl WireEnds {
+    /// `addresses`: the last 8 bytes of a header without options (RFC 791).
+    #[inline(always)]
+    pub const fn ipv4(addresses: u64) -> Self {
+        Self {
+            family: Family::Ipv4,
+            words: [addresses, 0, 0, 0],
+        }
+    }
+
+    /// `addresses`: the last 32 bytes of the header (RFC 8200, section 3).
+    #[inline(always)]
+    pub const fn ipv6(addresses: [u64; 4]) -> Self {
+        Self {
+            family: Family::Ipv6,
+            words: addresses,
+        }
+    }
+
+    #[inline(always)]
+    pub fn read(&self) -> ReadEnds {
+        ReadEnds {
+            family: self.family(),
+            source: self.source(),
+            destination: self.destination(),
+        }
+    }
+
+    #[inline(always)]
+    fn ipv6_address(&self, first: usize) -> Address {
+        Address {
+            high: u64::from_be(self.word(first)),
+            low: u64::from_be(self.word(first + 1)),
+        }
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> u64 {
+        // SAFETY: the pointer comes from a reference.
+        unsafe { read_volatile(&raw const self.words[index]) }
+    }
+}
+
+impl Ends for WireEnds {
+    #[inline(always)]
+    fn family(&self) -> Family {
+        self.family
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Address {
+        match self.family {
+            Family::Ipv4 => {
+                let [a, b, c, d, ..] = self.word(0).to_ne_bytes();
+                Address::from_ipv4(u32::from_be_bytes([a, b, c, d]))
+            }
+            Family::Ipv6 => self.ipv6_address(0),
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Address {
+        match self.family {
+            Family::Ipv4 => {
+                let [.., a, b, c, d] = self.word(0).to_ne_bytes();
+                Address::from_ipv4(u32::from_be_bytes([a, b, c, d]))
+            }
+            Family::Ipv6 => self.ipv6_address(2),
+        }
+    }
 }
 
 /// ICMPv6 types of multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery
@@ -158,25 +304,18 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-impl Packet {
+impl<E: Ends> Packet<E> {
     #[inline(always)]
-    const fn new(ends: Ends, place: u32, traits: Traits) -> Self {
-        let Ends {
-            family,
-            source,
-            destination,
-        } = ends;
+    fn new(ends: E, place: u32, traits: Traits) -> Self {
         Self {
-            family,
-            source,
-            destination,
+            ends,
             transport: Transport::new(place, traits),
         }
     }
 
     /// `attempt`: SYN without ACK.
     #[inline(always)]
-    pub const fn tcp(ends: Ends, destination_port: u16, attempt: bool) -> Self {
+    pub fn tcp(ends: E, destination_port: u16, attempt: bool) -> Self {
         let traits = if attempt {
             Traits::ATTEMPT
         } else {
@@ -190,8 +329,8 @@ impl Packet {
     }
 
     #[inline(always)]
-    pub const fn udp(ends: Ends, source_port: u16, destination_port: u16) -> Self {
-        let control = match ends.family {
+    pub fn udp(ends: E, source_port: u16, destination_port: u16) -> Self {
+        let control = match ends.family() {
             Family::Ipv4 => {
                 Traits::DHCP_REPLY.only_if(source_port == DHCP.0 && destination_port == DHCP.1)
             }
@@ -210,7 +349,7 @@ impl Packet {
     }
 
     #[inline(always)]
-    pub const fn sctp(ends: Ends, destination_port: u16) -> Self {
+    pub fn sctp(ends: E, destination_port: u16) -> Self {
         let place = port_index(PortProtocol::Sctp, destination_port);
         Self::new(ends, place, Traits::NONE)
     }
@@ -218,8 +357,8 @@ impl Packet {
     /// ICMP over IPv4, ICMPv6 over IPv6. `on_link`: the hop limit is 255, so no router has passed this
     /// packet on (RFC 4861, section 6.1).
     #[inline(always)]
-    pub const fn icmp(ends: Ends, kind: u8, on_link: bool) -> Self {
-        let (protocol, traits) = match ends.family {
+    pub fn icmp(ends: E, kind: u8, on_link: bool) -> Self {
+        let (protocol, traits) = match ends.family() {
             Family::Ipv4 => (
                 protocol::ICMP,
                 match kind {
@@ -246,9 +385,9 @@ impl Packet {
 
     /// IGMP over IPv4. `last_hop`: the TTL is 1, so no router passes this packet on.
     #[inline(always)]
-    pub const fn igmp(ends: Ends, last_hop: bool) -> Self {
+    pub fn igmp(ends: E, last_hop: bool) -> Self {
         // To one address it could come from afar, with a TTL that is 1 by the time it is here.
-        let to_group = ends.destination.low & MULTICAST_V4_MASK == MULTICAST_V4;
+        let to_group = ends.destination().low & MULTICAST_V4_MASK == MULTICAST_V4;
         Self::new(
             ends,
             protocol_index(protocol::IGMP),
@@ -258,28 +397,15 @@ impl Packet {
 
     /// Any other protocol, by its IANA number.
     #[inline(always)]
-    pub const fn other(ends: Ends, protocol: u8) -> Self {
+    pub fn other(ends: E, protocol: u8) -> Self {
         Self::new(ends, protocol_index(protocol), Traits::NONE)
     }
 
     /// A fragment that is not the first. It has no port, and is judged without.
     #[inline(always)]
-    pub const fn later_fragment(ends: Ends) -> Self {
+    pub fn later_fragment(ends: E) -> Self {
         let place = protocol_index(protocol::FRAGMENT);
         Self::new(ends, place, Traits::LATER_FRAGMENT)
-    }
-}
-
-impl Ends {
-    #[inline(always)]
-    const fn has_link_local_source(&self) -> bool {
-        self.source.high & LINK_LOCAL_MASK == LINK_LOCAL
-    }
-
-    #[inline(always)]
-    const fn has_no_source(&self) -> bool {
-        let Address { high, low } = self.source;
-        high == 0 && low == 0
     }
 }
 
@@ -296,15 +422,32 @@ mod tests {
         low: 1,
     };
 
-    fn ends(family: Family, source: Address) -> Ends {
-        Ends {
+    fn ends(family: Family, source: Address) -> ReadEnds {
+        ReadEnds {
             family,
             source,
             destination: ANYWHERE,
         }
     }
 
-    fn is_control(packet: Packet) -> bool {
+    #[test]
+    fn each_end_is_read_where_it_stands() {
+        let [source, destination] = [0xc633_6407_u32, 0xcb00_710a];
+        let ipv4 = WireEnds::ipv4((u64::from(source) << 32 | u64::from(destination)).to_be());
+        assert_eq!(ipv4.source(), Address::from_ipv4(source));
+        assert_eq!(ipv4.destination(), Address::from_ipv4(destination));
+        let words = [NEIGHBOUR.high, NEIGHBOUR.low, ANYWHERE.high, ANYWHERE.low];
+        let ipv6 = WireEnds::ipv6(words.map(u64::to_be));
+        assert_eq!((ipv6.source(), ipv6.destination()), (NEIGHBOUR, ANYWHERE));
+        for ends in [ipv4, ipv6] {
+            let answer = ends.reversed();
+            assert_eq!(answer.family, ends.family());
+            assert_eq!(answer.source, ends.destination());
+            assert_eq!(answer.destination, ends.source());
+        }
+    }
+
+    fn is_control(packet: Packet<ReadEnds>) -> bool {
         packet.transport.has(Traits::CONTROL)
     }
 
@@ -353,7 +496,7 @@ mod tests {
     #[test]
     fn igmp_is_control_on_its_link_alone() {
         let igmp = |destination, last_hop| {
-            let ends = Ends {
+            let ends = ReadEnds {
                 family: Family::Ipv4,
                 source: Address::from_ipv4(0xc633_6407),
                 destination: Address::from_ipv4(destination),

@@ -16,7 +16,7 @@ use guard_common::{
     cell::{self, Cell, Share},
     gcra::{Budget, Price},
     layout::{Budgets, Relief, Service, feature},
-    packet::{Packet, Traits},
+    packet::{Ends, Packet, Traits},
     reason::Reason,
 };
 
@@ -24,6 +24,7 @@ use crate::{
     clock::Clock,
     config,
     maps::{CELLS, NARROW_CELLS, TOTALS},
+    pace::Pace,
     sources::{find_relief, is_allowed},
 };
 
@@ -32,22 +33,21 @@ use crate::{
 ///
 /// Exemptions are looked up last, only for a packet that is about to be dropped.
 #[inline(always)]
-pub fn charge<C: Clock>(
-    packet: &Packet,
+pub fn charge<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
     length: u64,
     service: u16,
     settings: &Service,
     reason: Reason,
-) -> Reason {
+) -> Result<Reason, P::Unsure> {
     if !config::uses(feature::BUDGETS) {
-        return reason;
+        return Ok(reason);
     }
-    let prefix = packet.source.masked(source_mask(packet.family, settings));
-    let hash = |share| cell::hash(config::hash_key(), share, packet.family, prefix);
+    let ends = &packet.ends;
     let bill = Bill::<false> {
         length,
         now: C::now(),
-        hash: hash(Share::Base),
+        hash: hash(Share::Base, ends, settings),
         terms: Terms {
             service,
             attempt: packet.transport.has(Traits::ATTEMPT),
@@ -55,18 +55,19 @@ pub fn charge<C: Clock>(
         times: None,
     };
     let Err(over) = bill.pay(settings) else {
-        return reason;
+        return Ok(reason);
     };
-    if is_allowed::<C>(packet.family, packet.source, service) {
-        return Reason::Exempt;
+    if is_allowed::<C, P>(ends, service)? {
+        return Ok(Reason::Exempt);
     }
-    match find_relief::<C>(packet.family, packet.source) {
+    Ok(match find_relief::<C, P>(ends)? {
         Some(Relief { exempt: 1, .. }) => Reason::Exempt,
         // What a crowd sends beyond one source's budget has further buckets, which are so much
         // larger that both together are `factor` times that budget.
         Some(Relief { factor, .. }) if factor > 1 => {
+            let hash = hash(Share::Crowd, ends, settings);
             let terms = bill.terms.pack() | u64::from(factor - 1) << CROWD_SHIFT;
-            match guard_pay_as_crowd(settings, bill.now, hash(Share::Crowd), length, terms) {
+            match guard_pay_as_crowd(settings, bill.now, hash, length, terms) {
                 WITHIN => reason,
                 over => KINDS
                     .map(Kind::reason)
@@ -76,7 +77,14 @@ pub fn charge<C: Clock>(
             }
         }
         _ => over,
-    }
+    })
+}
+
+#[inline(always)]
+fn hash(share: Share, ends: &impl Ends, settings: &Service) -> u64 {
+    let family = ends.family();
+    let prefix = ends.source().masked(source_mask(family, settings));
+    cell::hash(config::hash_key(), share, family, prefix)
 }
 
 #[inline(always)]
@@ -133,15 +141,30 @@ impl Kind {
             Self::Connections => &raw const budgets.connections,
         }
     }
+}
 
+/// A value of an array map that holds a source's buckets.
+trait Buckets: Copy {
+    fn bucket<const CROWD: bool>(self, kind: Kind) -> MapBucket<CROWD>;
+}
+
+/// Of the one kind that there is.
+impl Buckets for *mut u64 {
     #[inline(always)]
-    fn bucket<const CROWD: bool>(self, cell: *mut Cell) -> MapBucket<CROWD> {
+    fn bucket<const CROWD: bool>(self, _kind: Kind) -> MapBucket<CROWD> {
+        MapBucket(self)
+    }
+}
+
+impl Buckets for *mut Cell {
+    #[inline(always)]
+    fn bucket<const CROWD: bool>(self, kind: Kind) -> MapBucket<CROWD> {
         // SAFETY: the pointer is to a value of an array map.
         MapBucket(unsafe {
-            match self {
-                Self::Packets => &raw mut (*cell).packets,
-                Self::Bytes => &raw mut (*cell).bytes,
-                Self::Connections => &raw mut (*cell).connections,
+            match kind {
+                Kind::Packets => &raw mut (*self).packets,
+                Kind::Bytes => &raw mut (*self).bytes,
+                Kind::Connections => &raw mut (*self).connections,
             }
         })
     }
@@ -269,12 +292,12 @@ impl<const CROWD: bool> Bill<CROWD> {
             let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
                 return Ok(());
             };
-            self.pay_at(settings, |_| pair.map(MapBucket::<CROWD>))
+            self.pay_at(settings, pair)
         } else {
             let Some(pair) = self.cells(settings, &CELLS) else {
                 return Ok(());
             };
-            self.pay_at(settings, |kind| pair.map(|cell| kind.bucket::<CROWD>(cell)))
+            self.pay_at(settings, pair)
         }
     }
 
@@ -286,31 +309,43 @@ impl<const CROWD: bool> Bill<CROWD> {
         Some([cells.get_ptr_mut(first)?, cells.get_ptr_mut(second)?])
     }
 
+    /// One kind by one: as a loop it would not be unrolled, and costs twice as much.
     #[inline(always)]
-    fn pay_at(
-        &self,
-        settings: &Service,
-        pair: impl Fn(Kind) -> [MapBucket<CROWD>; 2],
-    ) -> Result<(), Reason> {
-        let price = |kind| self.price(kind, &settings.source, self.times);
-        let look = |kind: Kind| match price(kind) {
-            Some(price) => kind.require(pair_has_room(pair(kind), self.now, price)),
-            None => Ok(()),
-        };
-        let charge = |kind: Kind| match price(kind) {
-            Some(price) => kind.require(charge_pair(pair(kind), self.now, price)),
-            None => Ok(()),
-        };
-        // One by one: as a loop it would not be unrolled, and costs twice as much.
-        look(Kind::Packets)?;
-        look(Kind::Bytes)?;
-        look(Kind::Connections)?;
+    fn pay_at(&self, settings: &Service, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+        self.look(Kind::Packets, settings, pair)?;
+        self.look(Kind::Bytes, settings, pair)?;
+        self.look(Kind::Connections, settings, pair)?;
         if config::uses(feature::TOTALS) {
             self.pay_totals(settings)?;
         }
-        charge(Kind::Packets)?;
-        charge(Kind::Bytes)?;
-        charge(Kind::Connections)
+        self.charge(Kind::Packets, settings, pair)?;
+        self.charge(Kind::Bytes, settings, pair)?;
+        self.charge(Kind::Connections, settings, pair)
+    }
+
+    #[inline(always)]
+    fn look(&self, kind: Kind, settings: &Service, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+        let Some(price) = self.price(kind, &settings.source, self.times) else {
+            return Ok(());
+        };
+        let [first, second] = pair;
+        let pair = [first.bucket::<CROWD>(kind), second.bucket(kind)];
+        kind.require(pair_has_room(pair, self.now, price))
+    }
+
+    #[inline(always)]
+    fn charge(
+        &self,
+        kind: Kind,
+        settings: &Service,
+        pair: [impl Buckets; 2],
+    ) -> Result<(), Reason> {
+        let Some(price) = self.price(kind, &settings.source, self.times) else {
+            return Ok(());
+        };
+        let [first, second] = pair;
+        let pair = [first.bucket::<CROWD>(kind), second.bucket(kind)];
+        kind.require(charge_pair(pair, self.now, price))
     }
 
     #[inline(always)]
@@ -318,25 +353,32 @@ impl<const CROWD: bool> Bill<CROWD> {
         let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
             return Ok(());
         };
-        let price = |kind| self.price(kind, &settings.total, None);
-        let look = |kind: Kind| match price(kind) {
-            Some(price) => has_room(kind.bucket::<CROWD>(total), self.now, price),
-            None => true,
-        };
-        let charge = |kind: Kind| match price(kind) {
-            Some(price) => charge_one(kind.bucket::<CROWD>(total), self.now, price),
-            None => true,
-        };
-        let is_within = look(Kind::Packets)
-            && look(Kind::Bytes)
-            && look(Kind::Connections)
-            && charge(Kind::Packets)
-            && charge(Kind::Bytes)
-            && charge(Kind::Connections);
+        let is_within = self.look_total(Kind::Packets, settings, total)
+            && self.look_total(Kind::Bytes, settings, total)
+            && self.look_total(Kind::Connections, settings, total)
+            && self.charge_total(Kind::Packets, settings, total)
+            && self.charge_total(Kind::Bytes, settings, total)
+            && self.charge_total(Kind::Connections, settings, total);
         if is_within {
             Ok(())
         } else {
             Err(Reason::TotalLimit)
+        }
+    }
+
+    #[inline(always)]
+    fn look_total(&self, kind: Kind, settings: &Service, total: *mut Cell) -> bool {
+        match self.price(kind, &settings.total, None) {
+            Some(price) => has_room(total.bucket::<CROWD>(kind), self.now, price),
+            None => true,
+        }
+    }
+
+    #[inline(always)]
+    fn charge_total(&self, kind: Kind, settings: &Service, total: *mut Cell) -> bool {
+        match self.price(kind, &settings.total, None) {
+            Some(price) => charge_one(total.bucket::<CROWD>(kind), self.now, price),
+            None => true,
         }
     }
 

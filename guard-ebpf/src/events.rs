@@ -17,6 +17,7 @@ use aya_ebpf::{
 use guard_common::{
     address::Address,
     layout::{Capture, Event, SEAT_WORDS, SNAP_LENGTH},
+    packet::Ends,
     reason::Outcome,
 };
 
@@ -53,9 +54,9 @@ struct Facts(u64);
 
 impl Facts {
     #[inline(always)]
-    fn of(counted: &Counted) -> Self {
-        let family = match counted.source.family {
-            Some(family) => family as u64,
+    fn of(counted: &Counted<'_, impl Ends>) -> Self {
+        let family = match counted.ends {
+            Some(ends) => ends.family() as u64,
             None => 0,
         };
         Self(family << 32 | u64::from(counted.conclusion.pack()))
@@ -81,14 +82,17 @@ impl Facts {
 }
 
 #[inline(always)]
-pub fn offer(ctx: &XdpContext, counted: &Counted) {
+pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) {
     if wanted!(on) == 0 {
         return;
     }
     let facts = Facts::of(counted);
     let one_of = wanted!(one_of[facts.slot()]);
     if one_of != 0 && counted.number & (u64::from(one_of) - 1) == 0 {
-        let Address { high, low } = counted.source.address;
+        let Address { high, low } = match counted.ends {
+            Some(ends) => ends.source(),
+            None => Address::default(),
+        };
         guard_hand_over(ctx.ctx, facts.0, high, low, counted.length);
     }
 }

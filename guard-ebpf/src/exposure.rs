@@ -5,7 +5,7 @@ use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, Target, judge, judge_container_address},
     layout::{AddressedKey, NO_SERVICE, PortEntry, Service, feature},
-    packet::{Packet, Traits},
+    packet::{Ends, Packet, Traits},
     reason::Reason,
 };
 
@@ -13,7 +13,8 @@ use crate::{
     clock::Clock,
     config,
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
-    networks::find_network,
+    networks::{find_network, may_be_in_network},
+    pace::Pace,
     sources::is_listed,
 };
 
@@ -26,54 +27,54 @@ pub enum Destination {
 }
 
 #[inline(always)]
-pub fn find_destination(packet: &Packet) -> Destination {
+pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destination, P::Unsure> {
     if packet.transport.has(Traits::LATER_FRAGMENT) {
-        return Destination::Nobody(Exposure::Pass(Reason::Fragment));
+        return Ok(Destination::Nobody(Exposure::Pass(Reason::Fragment)));
     }
     let entry = find_entry(packet);
     let mut on_this_address = None;
     if config::uses(feature::ADDRESSED | feature::NETWORKS) {
-        let Packet {
-            family,
-            destination,
-            transport,
-            ..
-        } = *packet;
-        on_this_address = find_addressed(family, destination, transport.place(), entry);
-        // A service that names this very address is asked before the container networks.
-        if on_this_address.is_none()
-            && let Some(network) = find_network(family, destination)
-        {
-            return Destination::Nobody(judge_container_address(transport, network));
+        let Packet { ends, transport } = packet;
+        let (family, destination) = (ends.family(), ends.destination());
+        if entry.is_addressed() || may_be_in_network(family, destination) {
+            P::look_closer()?;
+            on_this_address = find_addressed(family, destination, transport.place(), entry);
+            // A service that names this very address is asked before the container networks.
+            if on_this_address.is_none()
+                && let Some(network) = find_network(family, destination)
+            {
+                let exposure = judge_container_address(*transport, network);
+                return Ok(Destination::Nobody(exposure));
+            }
         }
     }
     let service = on_this_address.unwrap_or(entry.service());
     if service != NO_SERVICE
         && let Some(settings) = SERVICES.get(u32::from(service))
     {
-        return Destination::Service(service, settings, entry);
+        return Ok(Destination::Service(service, settings, entry));
     }
-    Destination::Nobody(judge_closed(packet, entry, false))
+    Ok(Destination::Nobody(judge_closed(packet, entry, false)))
 }
 
 /// Decides on a packet that a service lists, but not for its source.
 #[inline(always)]
-pub fn judge_refused(packet: &Packet, entry: PortEntry) -> Exposure {
+pub fn judge_refused(packet: &Packet<impl Ends>, entry: PortEntry) -> Exposure {
     judge_closed(packet, entry, true)
 }
 
 #[inline(always)]
-fn judge_closed(packet: &Packet, entry: PortEntry, listed: bool) -> Exposure {
+fn judge_closed(packet: &Packet<impl Ends>, entry: PortEntry, listed: bool) -> Exposure {
     let target = Target {
         listed,
-        published: is_published(packet.family, entry),
+        published: is_published(packet.ends.family(), entry),
         ephemeral: entry.is_ephemeral(),
     };
     judge(&target, packet.transport, config::scope())
 }
 
 #[inline(always)]
-fn find_entry(packet: &Packet) -> PortEntry {
+fn find_entry(packet: &Packet<impl Ends>) -> PortEntry {
     PORTS
         .get(packet.transport.place())
         .copied()
@@ -83,9 +84,10 @@ fn find_entry(packet: &Packet) -> PortEntry {
 /// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and
 /// to no port that a container publishes.
 #[inline(always)]
-pub fn is_for_host(packet: &Packet) -> bool {
-    !is_published(packet.family, find_entry(packet))
-        && find_network(packet.family, packet.destination).is_none()
+pub fn is_for_host(packet: &Packet<impl Ends>) -> bool {
+    let Packet { ends, .. } = packet;
+    !is_published(ends.family(), find_entry(packet))
+        && find_network(ends.family(), ends.destination()).is_none()
 }
 
 /// Whether a container publishes the port on addresses of this family.
@@ -118,10 +120,11 @@ pub fn find_addressed(
     Some(*service as u16)
 }
 
-/// Whether the service, which is restricted, allows the packet's source.
+/// Whether the service, which is restricted, allows the source.
 #[inline(always)]
-pub fn is_admitted<C: Clock>(packet: &Packet, service: u16) -> bool {
-    let Packet { family, source, .. } = packet;
-    !config::uses(feature::RESTRICTED)
-        || is_listed::<C>(&ADMITTED_V4, &ADMITTED_V6, *family, *source, service)
+pub fn is_admitted<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
+    if !config::uses(feature::RESTRICTED) {
+        return Ok(true);
+    }
+    is_listed::<C, P>(&ADMITTED_V4, &ADMITTED_V6, ends, service)
 }

@@ -13,7 +13,7 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
     layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, port_index},
-    packet::{Packet, Traits},
+    packet::{Ends, Packet, Traits},
     reason::Mode,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     exposure::{find_addressed, is_admitted, is_published},
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
+    pace::{Pace, Thorough},
     parse::{Frame, Reader, Unread, parse},
     sources::is_allowed,
 };
@@ -54,17 +55,18 @@ impl<C: Clock> Reader for Recorder<C> {
     type Output = ();
 
     #[inline(always)]
-    fn ip(self, packet: &Packet, _length: u64) {
+    fn ip(self, packet: &Packet<impl Ends>, _length: u64) {
         if !packet.transport.has(Traits::DATAGRAM) {
             return;
         }
         let Some(mode) = mode_of_answers(packet) else {
             return;
         };
+        let Packet { ends, transport } = packet;
         let key = flow(
-            packet.family,
-            (packet.source, packet.transport.source_port()),
-            (packet.destination, packet.transport.destination_port()),
+            ends.family(),
+            (ends.source(), transport.source_port()),
+            (ends.destination(), transport.destination_port()),
         );
         if mode == Mode::Observe && is_stranger::<C>(&key) {
             return;
@@ -80,21 +82,23 @@ impl<C: Clock> Reader for Recorder<C> {
 /// at a port that a service lists: there only what this host sends does, so that nobody whom the
 /// service does not admit stays by talking on.
 #[inline(always)]
-pub fn is_reply<C: Clock>(packet: &Packet, is_listed: bool) -> bool {
+pub fn is_reply<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
+    is_listed: bool,
+) -> Result<bool, P::Unsure> {
     if !packet.transport.has(Traits::DATAGRAM) || !config::uses(feature::FLOWS) {
-        return false;
+        return Ok(false);
     }
     let key = incoming(packet);
     let now = C::now();
-    match age(&key, now) {
-        Some(age) if age <= IDLE => {
-            if age > REFRESH && !is_listed {
-                refresh(&key, now);
-            }
-            true
-        }
-        _ => false,
+    let Some(age) = age(&key, now) else {
+        return Ok(false);
+    };
+    P::look_closer()?;
+    if age <= IDLE && age > REFRESH && !is_listed {
+        refresh(&key, now);
     }
+    Ok(age <= IDLE)
 }
 
 #[inline(always)]
@@ -123,11 +127,12 @@ fn refresh(key: &FlowKey, now: u64) {
 
 /// The flow of a packet that comes in.
 #[inline(always)]
-fn incoming(packet: &Packet) -> FlowKey {
+fn incoming(packet: &Packet<impl Ends>) -> FlowKey {
+    let Packet { ends, transport } = packet;
     flow(
-        packet.family,
-        (packet.destination, packet.transport.destination_port()),
-        (packet.source, packet.transport.source_port()),
+        ends.family(),
+        (ends.destination(), transport.destination_port()),
+        (ends.source(), transport.source_port()),
     )
 }
 
@@ -149,17 +154,18 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 /// access ends with it. To a published port and into a masqueraded network no answer gets in, and where
 /// the mode is `off` every packet does.
 #[inline(always)]
-fn mode_of_answers(packet: &Packet) -> Option<Mode> {
+fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
+    let (family, local) = (packet.ends.family(), packet.ends.source());
     let index = port_index(PortProtocol::Udp, packet.transport.source_port());
     let entry = PORTS.get(index).copied().unwrap_or_default();
-    let on_this_address = find_addressed(packet.family, packet.source, index, entry);
+    let on_this_address = find_addressed(family, local, index, entry);
     // As on the way in, a service that names this very address comes before the container networks.
     if on_this_address.is_none()
-        && let Some(network) = find_network(packet.family, packet.source)
+        && let Some(network) = find_network(family, local)
     {
         return (network == NetworkKind::Routed).then(config::mode);
     }
-    if is_published(packet.family, entry) {
+    if is_published(family, entry) {
         return None;
     }
     let service = on_this_address.unwrap_or(entry.service());
@@ -176,21 +182,18 @@ fn mode_of_answers(packet: &Packet) -> Option<Mode> {
 
 /// Whether the service admits the peer of a packet that leaves it, or did until the peer's time was over.
 #[inline(always)]
-fn has_admitted(packet: &Packet, service: u16) -> bool {
-    let answer = Packet {
-        source: packet.destination,
-        destination: packet.source,
-        ..*packet
-    };
+fn has_admitted(packet: &Packet<impl Ends>, service: u16) -> bool {
+    let answer = packet.ends.reversed();
     // At the beginning nothing has ended.
-    is_admitted::<Beginning>(&answer, service)
-        || is_allowed::<Beginning>(answer.family, answer.source, service)
+    let Ok(is_admitted) = is_admitted::<Beginning, Thorough>(&answer, service);
+    let Ok(is_allowed) = is_allowed::<Beginning, Thorough>(&answer, service);
+    is_admitted || is_allowed
 }
 
 /// Takes note of a packet that only the mode lets in: while it observes, this host's answer to it is no
 /// flow of its own, or the guard would count less than it will drop.
 #[inline(always)]
-pub fn note_stranger<C: Clock>(packet: &Packet) {
+pub fn note_stranger<C: Clock>(packet: &Packet<impl Ends>) {
     if packet.transport.has(Traits::DATAGRAM) && config::uses(feature::FLOWS) {
         // The map evicts its oldest entry rather than refuse one.
         let _result = STRANGERS.insert(incoming(packet), C::now(), 0);

@@ -24,6 +24,7 @@ mod exposure;
 mod flows;
 mod maps;
 mod networks;
+mod pace;
 mod parse;
 mod sources;
 mod talkers;
@@ -37,17 +38,17 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use guard_common::{
-    address::{Address, Family},
     exposure::Exposure,
     layout::{Conclusion, NO_SERVICE, Service, feature},
-    packet::{Packet, Traits},
+    packet::{Ends, Packet, ReadEnds, Traits},
     reason::{Mode, Outcome, Reason},
 };
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
     exposure::{Destination, find_destination, is_admitted, is_for_host, judge_refused},
-    parse::{Frame, Reader, Unread, length_of, parse, parse_plain},
+    pace::{Pace, Quick, Thorough},
+    parse::{Frame, PlainReader, Reader, Unread, length_of, parse, parse_plain},
 };
 
 #[xdp(frags)]
@@ -64,7 +65,7 @@ pub fn guard(ctx: XdpContext) -> u32 {
 
 /// What becomes of a packet that has been judged and counted: the program's return value.
 trait Ending {
-    fn end(ctx: &XdpContext, counted: &Counted) -> u32;
+    fn end(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32;
 }
 
 /// Shows a packet to who wants to see it, and does what was concluded.
@@ -72,7 +73,7 @@ struct Act;
 
 impl Ending for Act {
     #[inline(always)]
-    fn end(ctx: &XdpContext, counted: &Counted) -> u32 {
+    fn end(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32 {
         if counted.number == 1 {
             // For developers: without the level the verifier removes it.
             debug!(
@@ -96,7 +97,7 @@ struct Tell;
 
 impl Ending for Tell {
     #[inline(always)]
-    fn end(_: &XdpContext, counted: &Counted) -> u32 {
+    fn end(_: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32 {
         counted.conclusion.pack()
     }
 }
@@ -129,89 +130,98 @@ pub fn guard_egress_replay(ctx: TcContext) -> i32 {
 }
 
 /// A packet that has been judged and counted.
-struct Counted {
+struct Counted<'a, E> {
     conclusion: Conclusion,
-    source: Source,
+    /// `None` if none could be read.
+    ends: Option<&'a E>,
     /// Of the frame, in bytes.
     length: u64,
     /// How many with this conclusion there were on this CPU.
     number: u64,
 }
 
-/// Where a packet comes from. The address is always some value: an undefined one would be refused by the
-/// verifier where the compiler keeps it.
-#[derive(Clone, Copy)]
-struct Source {
-    /// `None` if the packet names no source that could be read.
-    family: Option<Family>,
-    address: Address,
-}
-
-impl Source {
-    const UNKNOWN: Self = Self {
-        family: None,
-        address: Address::from_ipv4(0),
-    };
-}
+/// The ends of a packet that names none that could be read.
+const UNREAD: Option<&ReadEnds> = None;
 
 #[inline(always)]
 fn judge_frame<C: Clock, E: Ending>(ctx: &XdpContext) -> u32 {
-    let judge = Judge::<C, E> {
-        ctx,
-        rules: PhantomData,
-    };
     if config::is_off() {
-        return judge.finish(of_host(Reason::NotGuarded), Source::UNKNOWN, length_of(ctx));
+        let conclusion = of_host(Reason::NotGuarded);
+        return finish::<E>(ctx, conclusion, UNREAD, length_of(&Frame::of_xdp(ctx), ctx));
     }
-    if let Some(action) = parse_plain(&Frame::of_xdp(ctx), judge) {
+    if let Some(action) = parse_plain(&Frame::of_xdp(ctx), Judge::<C, E, Quick>::new(ctx)) {
         return action;
     }
-    let length = length_of(ctx);
-    parse(&Frame::of_xdp(ctx), length, judge)
+    let frame = Frame::of_xdp(ctx);
+    let length = length_of(&frame, ctx);
+    parse(&frame, length, Judge::<C, E, Thorough>::new(ctx))
 }
 
-/// Every packet is counted once, under its one conclusion.
-struct Judge<'a, C, E> {
+/// Counts a packet once, under its one conclusion.
+#[inline(always)]
+fn finish<E: Ending>(
+    ctx: &XdpContext,
+    conclusion: Conclusion,
+    ends: Option<&impl Ends>,
+    length: u64,
+) -> u32 {
+    let counted = Counted {
+        conclusion,
+        ends,
+        length,
+        number: counters::count(conclusion, length),
+    };
+    talkers::watch(&counted);
+    E::end(ctx, &counted)
+}
+
+/// Judges what has been read, and finishes it if there is an answer.
+struct Judge<'a, C, E, P> {
     ctx: &'a XdpContext,
-    rules: PhantomData<(C, E)>,
+    rules: PhantomData<(C, E, P)>,
 }
 
-impl<C, E> Clone for Judge<'_, C, E> {
+impl<'a, C, E, P> Judge<'a, C, E, P> {
+    #[inline(always)]
+    fn new(ctx: &'a XdpContext) -> Self {
+        Self {
+            ctx,
+            rules: PhantomData,
+        }
+    }
+}
+
+impl<C, E, P> Clone for Judge<'_, C, E, P> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<C, E> Copy for Judge<'_, C, E> {}
+impl<C, E, P> Copy for Judge<'_, C, E, P> {}
 
-impl<C: Clock, E: Ending> Judge<'_, C, E> {
-    #[inline(always)]
-    fn finish(&self, conclusion: Conclusion, source: Source, length: u64) -> u32 {
-        let number = counters::count(conclusion, length);
-        let Source { family, address } = source;
-        if let Some(family) = family {
-            talkers::watch(number, family, address, conclusion, length);
-        }
-        let counted = Counted {
-            conclusion,
-            source,
-            length,
-            number,
-        };
-        E::end(self.ctx, &counted)
-    }
-}
-
-impl<C: Clock, E: Ending> Reader for Judge<'_, C, E> {
+/// `None`: the packet needs a closer look.
+impl<C: Clock, E: Ending> PlainReader for Judge<'_, C, E, Quick> {
     type Output = u32;
 
     #[inline(always)]
-    fn ip(self, packet: &Packet, length: u64) -> u32 {
-        let source = Source {
-            family: Some(packet.family),
-            address: packet.source,
-        };
-        self.finish(judge::<C>(packet, length), source, length)
+    fn plain(self, packet: &Packet<impl Ends>, length: u64) -> Option<u32> {
+        let conclusion = judge::<C, Quick>(packet, length).ok()?;
+        Some(finish::<E>(
+            self.ctx,
+            conclusion,
+            Some(&packet.ends),
+            length,
+        ))
+    }
+}
+
+impl<C: Clock, E: Ending> Reader for Judge<'_, C, E, Thorough> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn ip(self, packet: &Packet<impl Ends>, length: u64) -> u32 {
+        let Ok(conclusion) = judge::<C, Thorough>(packet, length);
+        finish::<E>(self.ctx, conclusion, Some(&packet.ends), length)
     }
 
     #[inline(always)]
@@ -220,7 +230,7 @@ impl<C: Clock, E: Ending> Reader for Judge<'_, C, E> {
             Unread::NotIp => Reason::NotGuarded,
             Unread::Malformed => Reason::Malformed,
         };
-        self.finish(of_host(reason), Source::UNKNOWN, length)
+        finish::<E>(self.ctx, of_host(reason), UNREAD, length)
     }
 }
 
@@ -232,30 +242,27 @@ fn of_host(reason: Reason) -> Conclusion {
 
 /// What the policy says of a packet, with the mode applied.
 #[inline(always)]
-fn judge<C: Clock>(packet: &Packet, length: u64) -> Conclusion {
-    let Packet {
-        family,
-        source,
-        transport,
-        ..
-    } = *packet;
-    if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY))
-        && (transport.has(Traits::CONTROL) || is_for_host(packet))
-    {
-        return of_host(Reason::Control);
+fn judge<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
+    length: u64,
+) -> Result<Conclusion, P::Unsure> {
+    let Packet { ends, transport } = packet;
+    if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY)) {
+        P::look_closer()?;
+        if transport.has(Traits::CONTROL) || is_for_host(packet) {
+            return Ok(of_host(Reason::Control));
+        }
     }
-    if sources::is_denied::<C>(family, source)
-        && !sources::is_allowed::<C>(family, source, NO_SERVICE)
-    {
-        return of_host(Reason::DeniedSource);
+    if sources::is_denied::<C, P>(ends)? && !sources::is_allowed::<C, P>(ends, NO_SERVICE)? {
+        return Ok(of_host(Reason::DeniedSource));
     }
     // What is open or closed is decided at once; the rest may answer somebody, or has limits.
-    let (service, mode, exposure) = match find_destination(packet) {
-        Destination::Nobody(Exposure::Closed(reason)) => return of_host(reason),
+    let (service, mode, exposure) = match find_destination::<P>(packet)? {
+        Destination::Nobody(Exposure::Closed(reason)) => return Ok(of_host(reason)),
         Destination::Service(service, settings, entry) => {
             let mode = Mode::from_raw(settings.mode);
-            match judge_at_service::<C>(packet, length, service, settings, mode) {
-                Some(reason) => return Conclusion::new(service, Outcome::new(reason, mode)),
+            match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
+                Some(reason) => return Ok(Conclusion::new(service, Outcome::new(reason, mode))),
                 None => (service, mode, judge_refused(packet, entry)),
             }
         }
@@ -263,54 +270,62 @@ fn judge<C: Clock>(packet: &Packet, length: u64) -> Conclusion {
     };
     let reason = match exposure {
         Exposure::Closed(reason) => reason,
-        Exposure::Pass(reason) => within_limits::<C>(packet, length, reason),
+        Exposure::Pass(reason) => within_limits::<C, P>(packet, length, reason)?,
         Exposure::ClosedUnlessReply(reason) => {
-            if flows::is_reply::<C>(packet, service != NO_SERVICE) {
-                within_limits::<C>(packet, length, Reason::Reply)
+            if flows::is_reply::<C, P>(packet, service != NO_SERVICE)? {
+                within_limits::<C, P>(packet, length, Reason::Reply)?
             } else {
                 if mode == Mode::Observe {
+                    P::look_closer()?;
                     flows::note_stranger::<C>(packet);
                 }
                 reason
             }
         }
     };
-    Conclusion::new(service, Outcome::new(reason, mode))
+    Ok(Conclusion::new(service, Outcome::new(reason, mode)))
 }
 
 /// The reason of a packet that a service lists; `None`: it does not admit the source.
 #[inline(always)]
-fn judge_at_service<C: Clock>(
-    packet: &Packet,
+fn judge_at_service<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
     length: u64,
     service: u16,
     settings: &Service,
     mode: Mode,
-) -> Option<Reason> {
-    let Packet { family, source, .. } = *packet;
+) -> Result<Option<Reason>, P::Unsure> {
+    let Packet { ends, .. } = packet;
     if mode == Mode::Off {
-        return Some(Reason::NotGuarded);
+        return Ok(Some(Reason::NotGuarded));
     }
-    if sources::is_denied_at::<C>(family, source, service)
-        && !sources::is_allowed::<C>(family, source, service)
+    if sources::is_denied_at::<C, P>(ends, service)? && !sources::is_allowed::<C, P>(ends, service)?
     {
-        return Some(Reason::DeniedSource);
+        return Ok(Some(Reason::DeniedSource));
     }
     let is_admitted = settings.restricted == 0
-        || is_admitted::<C>(packet, service)
-        || sources::is_allowed::<C>(family, source, service);
-    is_admitted.then(|| budgets::charge::<C>(packet, length, service, settings, Reason::Allowed))
+        || is_admitted::<C, P>(ends, service)?
+        || sources::is_allowed::<C, P>(ends, service)?;
+    if !is_admitted {
+        return Ok(None);
+    }
+    budgets::charge::<C, P>(packet, length, service, settings, Reason::Allowed).map(Some)
 }
 
 /// A packet that reaches no service passes for this reason, within the policy's `limits`.
 #[inline(always)]
-fn within_limits<C: Clock>(packet: &Packet, length: u64, reason: Reason) -> Reason {
+fn within_limits<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
+    length: u64,
+    reason: Reason,
+) -> Result<Reason, P::Unsure> {
     if !config::uses(feature::LIMITS) {
-        return reason;
+        return Ok(reason);
     }
+    P::look_closer()?;
     match maps::SERVICES.get(u32::from(NO_SERVICE)) {
-        Some(limits) => budgets::charge::<C>(packet, length, NO_SERVICE, limits, reason),
-        None => reason,
+        Some(limits) => budgets::charge::<C, P>(packet, length, NO_SERVICE, limits, reason),
+        None => Ok(reason),
     }
 }
 

@@ -17,22 +17,29 @@ use crate::{
     sources::{ipv4_key, ipv6_key},
 };
 
+/// Whether the trie may know the address.
+#[inline(always)]
+pub fn may_be_in_network(family: Family, address: Address) -> bool {
+    if !config::uses(feature::NETWORKS) {
+        return false;
+    }
+    match family {
+        Family::Ipv4 => has_bit(&NETWORK_BITS_V4, network_bit_v4(address)),
+        Family::Ipv6 => {
+            config::uses(feature::WIDE_NETWORKS)
+                || has_bit(&NETWORK_BITS_V6, network_bit_v6(address))
+        }
+    }
+}
+
 #[inline(always)]
 pub fn find_network(family: Family, address: Address) -> Option<NetworkKind> {
-    if !config::uses(feature::NETWORKS) {
+    if !may_be_in_network(family, address) {
         return None;
     }
     let kind = match family {
-        Family::Ipv4 if has_bit(&NETWORK_BITS_V4, network_bit_v4(address)) => {
-            NETWORKS_V4.get(Key::new(32, ipv4_key(address)))
-        }
-        Family::Ipv6
-            if config::uses(feature::WIDE_NETWORKS)
-                || has_bit(&NETWORK_BITS_V6, network_bit_v6(address)) =>
-        {
-            NETWORKS_V6.get(Key::new(128, ipv6_key(address)))
-        }
-        _ => None,
+        Family::Ipv4 => NETWORKS_V4.get(Key::new(32, ipv4_key(address))),
+        Family::Ipv6 => NETWORKS_V6.get(Key::new(128, ipv6_key(address))),
     };
     kind.copied().map(NetworkKind::from_raw)
 }

@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use guard_common::{
-    address::{Address, Family},
-    packet::{Ends, Packet, protocol},
+    address::Family,
+    packet::{Ends, Packet, ReadEnds, WireEnds, protocol},
 };
 use network_types::{
     eth::EthHdr,
@@ -73,8 +73,16 @@ pub trait Reader: Copy {
     type Output;
 
     /// `length`: of the frame, in bytes.
-    fn ip(self, packet: &Packet, length: u64) -> Self::Output;
+    fn ip(self, packet: &Packet<impl Ends>, length: u64) -> Self::Output;
     fn unread(self, why: Unread, length: u64) -> Self::Output;
+}
+
+/// What is done with a packet that [`parse_plain`] has read.
+pub trait PlainReader: Copy {
+    type Output;
+
+    /// `None`: [`parse`] shall read it too.
+    fn plain(self, packet: &Packet<impl Ends>, length: u64) -> Option<Self::Output>;
 }
 
 /// The bytes of a frame. Headers are read from its linear part; a jumbo frame has more behind it.
@@ -94,9 +102,13 @@ impl Frame {
 
     #[inline(always)]
     pub fn of_xdp(ctx: &XdpContext) -> Self {
-        Self {
-            start: ctx.data(),
-            end: ctx.data_end(),
+        // SAFETY: the context is the one this program was called with. Volatile: who reads a frame again
+        // shall not have kept it meanwhile.
+        unsafe {
+            Self {
+                start: read_volatile(&raw const (*ctx.ctx).data) as usize,
+                end: read_volatile(&raw const (*ctx.ctx).data_end) as usize,
+            }
         }
     }
 
@@ -107,6 +119,25 @@ impl Frame {
         let rest = self.end - packet.0;
         let is_padded = rest <= SHORTEST_PAYLOAD && length < rest;
         (length == rest || is_padded).then_some((self.end - self.start) as u64)
+    }
+
+    /// [`Self::length_with`] the packet that it carries.
+    #[inline(always)]
+    fn plain_length(&self) -> Option<u64> {
+        let Link { ether_type, end } = read_link(self).ok()?;
+        match ether_type {
+            ether_type::IPV4 => {
+                let header = self.header::<Ipv4Hdr>(end)?;
+                let length = usize::from(header.half(offset_of!(Ipv4Hdr, tot_len)));
+                self.length_with(header, length)
+            }
+            ether_type::IPV6 => {
+                let header = self.header::<Ipv6Hdr>(end)?;
+                let payload = usize::from(header.half(offset_of!(Ipv6Hdr, payload_len)));
+                self.length_with(header, Ipv6Hdr::LEN + payload)
+            }
+            _ => None,
+        }
     }
 
     /// The header at `offset`, if all of it is there.
@@ -139,36 +170,27 @@ impl Header {
     fn half(self, offset: usize) -> u16 {
         u16::from_be(self.read(offset))
     }
-
-    #[inline(always)]
-    fn word(self, offset: usize) -> u32 {
-        u32::from_be(self.read(offset))
-    }
-
-    #[inline(always)]
-    fn ipv6_address(self, offset: usize) -> Address {
-        Address {
-            high: u64::from_be(self.read(offset)),
-            low: u64::from_be(self.read(offset + 8)),
-        }
-    }
 }
 
 /// The length of a frame in bytes, with all fragments of its buffer.
+///
+/// The kernel is asked only where something may be behind the packet: where it guards its returns, that call
+/// costs more than all that most packets need.
 #[inline(always)]
-pub fn length_of(ctx: &XdpContext) -> u64 {
-    // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
-    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+pub fn length_of(frame: &Frame, ctx: &XdpContext) -> u64 {
+    match frame.plain_length() {
+        Some(length) => length,
+        // SAFETY: the context is the one this program was called with (Linux 5.18 and later).
+        None => unsafe { bpf_xdp_get_buff_len(ctx.ctx) },
+    }
 }
 
 /// Reads what most packets are: TCP or UDP over IPv4 without options or over IPv6 without extension
 /// headers, in one piece, with nothing behind it. `None`: it is anything else, which [`parse`] reads.
 ///
 /// Nothing is concluded here from what a packet lacks, so that there is one place to be right about it.
-/// Nor is the kernel asked how long the frame is: where it guards its returns, that call costs more than
-/// all of this.
 #[inline(always)]
-pub fn parse_plain<R: Reader>(frame: &Frame, reader: R) -> Option<R::Output> {
+pub fn parse_plain<R: PlainReader>(frame: &Frame, reader: R) -> Option<R::Output> {
     let link = read_link(frame).ok()?;
     match link.ether_type {
         ether_type::IPV4 => {
@@ -186,7 +208,7 @@ pub fn parse_plain<R: Reader>(frame: &Frame, reader: R) -> Option<R::Output> {
                 Header(header.0 + Ipv4Hdr::LEN),
                 (Ipv4Hdr::LEN, total_length),
                 header.byte(offset_of!(Ipv4Hdr, proto)),
-                ipv4_ends(header),
+                &header.ipv4_ends(),
                 length,
                 reader,
             )
@@ -202,7 +224,7 @@ pub fn parse_plain<R: Reader>(frame: &Frame, reader: R) -> Option<R::Output> {
                 Header(header.0 + Ipv6Hdr::LEN),
                 (0, payload),
                 header.byte(offset_of!(Ipv6Hdr, next_hdr)),
-                ipv6_ends(header),
+                &header.ipv6_ends(),
                 length,
                 reader,
             )
@@ -214,11 +236,11 @@ pub fn parse_plain<R: Reader>(frame: &Frame, reader: R) -> Option<R::Output> {
 /// `header`: of the transport protocol, as long as that of TCP; `(before, length)`: it begins behind so many
 /// of the bytes whose length IP says.
 #[inline(always)]
-fn parse_plain_payload<R: Reader>(
+fn parse_plain_payload<R: PlainReader>(
     header: Header,
     (before, payload): (usize, usize),
     protocol: u8,
-    ends: Ends,
+    ends: &impl Ends,
     length: u64,
     reader: R,
 ) -> Option<R::Output> {
@@ -228,7 +250,7 @@ fn parse_plain_payload<R: Reader>(
             if !tcp.fits(before, payload) {
                 return None;
             }
-            return Some(reader.ip(&tcp.packet(ends), length));
+            return reader.plain(&tcp.packet(ends), length);
         }
         protocol::UDP => {
             let udp = Udp::read(header);
@@ -239,8 +261,11 @@ fn parse_plain_payload<R: Reader>(
         }
         _ => return None,
     };
-    Some(reader.ip(&packet, length))
+    reader.plain(&packet, length)
 }
+
+/// A packet that was read by the parser for all of them.
+type Any = Packet<ReadEnds>;
 
 /// Reads any frame. `length`: of all of it, in bytes.
 #[inline(always)]
@@ -288,7 +313,7 @@ fn is_vlan(ether_type: u16) -> bool {
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unread> {
+fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> {
     let header = frame.header::<Ipv4Hdr>(offset).ok_or(Unread::Malformed)?;
     let version_and_length = header.byte(offset_of!(Ipv4Hdr, vihl));
     let header_length = usize::from(version_and_length & 0x0f) * 4;
@@ -300,7 +325,7 @@ fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unrea
     {
         return Err(Unread::Malformed);
     }
-    let ends = ipv4_ends(header);
+    let ends = header.ipv4_ends().read();
     let fragment = header.half(offset_of!(Ipv4Hdr, frags));
     if fragment & IPV4_FRAGMENT_OFFSET != 0 {
         return Ok(Packet::later_fragment(ends));
@@ -316,16 +341,7 @@ fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unrea
 }
 
 #[inline(always)]
-fn ipv4_ends(header: Header) -> Ends {
-    Ends {
-        family: Family::Ipv4,
-        source: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, src_addr))),
-        destination: Address::from_ipv4(header.word(offset_of!(Ipv4Hdr, dst_addr))),
-    }
-}
-
-#[inline(always)]
-fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unread> {
+fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> {
     let header = frame.header::<Ipv6Hdr>(offset).ok_or(Unread::Malformed)?;
     let payload = Payload {
         protocol: header.byte(offset_of!(Ipv6Hdr, next_hdr)),
@@ -341,21 +357,26 @@ fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Packet, Unrea
     {
         return Err(Unread::Malformed);
     }
-    parse_ipv6_payload(frame, ipv6_ends(header), payload)
+    parse_ipv6_payload(frame, header.ipv6_ends().read(), payload)
 }
 
-#[inline(always)]
-fn ipv6_ends(header: Header) -> Ends {
-    Ends {
-        family: Family::Ipv6,
-        source: header.ipv6_address(offset_of!(Ipv6Hdr, src_addr)),
-        destination: header.ipv6_address(offset_of!(Ipv6Hdr, dst_addr)),
+/// Where the headers have both addresses. Those of IPv4 are half as long.
+impl Header {
+    #[inline(always)]
+    fn ipv4_ends(self) -> WireEnds {
+        WireEnds::ipv4(self.read(offset_of!(Ipv4Hdr, src_addr)))
+    }
+
+    #[inline(always)]
+    fn ipv6_ends(self) -> WireEnds {
+        let addresses = offset_of!(Ipv6Hdr, src_addr);
+        WireEnds::ipv6([0, 8, 16, 24].map(|offset| self.read(addresses + offset)))
     }
 }
 
 /// Follows the chain of extension headers (RFC 8200, section 4) to the transport header.
 #[inline(always)]
-fn parse_ipv6_payload(frame: &Frame, ends: Ends, mut payload: Payload) -> Result<Packet, Unread> {
+fn parse_ipv6_payload(frame: &Frame, ends: ReadEnds, mut payload: Payload) -> Result<Any, Unread> {
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(payload.protocol) {
             break;
@@ -413,7 +434,7 @@ struct Payload {
 
 impl Payload {
     #[inline(always)]
-    fn parse(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
+    fn parse(&self, frame: &Frame, ends: ReadEnds) -> Result<Any, Unread> {
         match self.protocol {
             protocol::TCP => self.parse_tcp(frame, ends),
             protocol::UDP => self.parse_udp(frame, ends),
@@ -421,7 +442,7 @@ impl Payload {
                 let header = self.header::<SctpHdr>(frame)?;
                 Ok(Packet::sctp(ends, header.half(offset_of!(SctpHdr, dst))))
             }
-            protocol if protocol == own_icmp(ends.family) => {
+            protocol if protocol == own_icmp(ends.family()) => {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
                 Ok(Packet::icmp(ends, header.byte(0), self.hops == 255))
             }
@@ -451,7 +472,7 @@ impl Payload {
     }
 
     #[inline(always)]
-    fn parse_tcp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
+    fn parse_tcp(&self, frame: &Frame, ends: ReadEnds) -> Result<Any, Unread> {
         let tcp = Tcp::read(self.header::<TcpHdr>(frame)?);
         if !tcp.fits(0, self.most()) {
             return Err(Unread::Malformed);
@@ -460,7 +481,7 @@ impl Payload {
     }
 
     #[inline(always)]
-    fn parse_udp(&self, frame: &Frame, ends: Ends) -> Result<Packet, Unread> {
+    fn parse_udp(&self, frame: &Frame, ends: ReadEnds) -> Result<Any, Unread> {
         let udp = Udp::read(self.header::<UdpHdr>(frame)?);
         // Over IPv6 the kernel takes 0 for "to the end of the packet".
         let to_the_end = udp.length == 0 && ends.family == Family::Ipv6;
@@ -496,7 +517,7 @@ impl Tcp {
     }
 
     #[inline(always)]
-    fn packet(&self, ends: Ends) -> Packet {
+    fn packet<E: Ends>(&self, ends: E) -> Packet<E> {
         let attempt = self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
         Packet::tcp(ends, self.destination_port, attempt)
     }
@@ -527,7 +548,7 @@ impl Udp {
     }
 
     #[inline(always)]
-    fn packet(&self, ends: Ends) -> Packet {
+    fn packet<E: Ends>(&self, ends: E) -> Packet<E> {
         Packet::udp(ends, self.source_port, self.destination_port)
     }
 }

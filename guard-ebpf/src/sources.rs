@@ -4,6 +4,7 @@ use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
     layout::{AdmittedKey, Expiry, MAX_ENDED, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
+    packet::Ends,
 };
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
         ALLOWED_V4, ALLOWED_V6, DENIED_AT_V4, DENIED_AT_V6, DENIED_PREFIXES_V4, DENIED_PREFIXES_V6,
         DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4, RELIEFS_V6,
     },
+    pace::Pace,
 };
 
 #[inline(always)]
@@ -31,106 +33,129 @@ pub fn ipv6_key(address: Address) -> Ipv6Key {
 
 /// Whether an entry that was found still holds. Only one that ends asks for the time.
 #[inline(always)]
-pub fn holds<C: Clock>(expiry: Expiry) -> bool {
-    expiry == Expiry::NEVER || !expiry.is_over(C::boot_ns())
+pub fn holds<C: Clock, P: Pace>(expiry: Expiry) -> Result<bool, P::Unsure> {
+    if expiry == Expiry::NEVER {
+        return Ok(true);
+    }
+    P::look_closer()?;
+    Ok(!expiry.is_over(C::boot_ns()))
+}
+
+/// Whether an entry was found that still holds.
+#[inline(always)]
+fn is_in_force<C: Clock, P: Pace>(entry: Option<&Expiry>) -> Result<bool, P::Unsure> {
+    match entry {
+        Some(expiry) => holds::<C, P>(*expiry),
+        None => Ok(false),
+    }
 }
 
 #[inline(always)]
-pub fn is_denied<C: Clock>(family: Family, source: Address) -> bool {
+pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure> {
     let tables = config::live();
     if tables & (live::DENIED | live::DENIED_PREFIXES) == 0 {
-        return false;
+        return Ok(false);
     }
     if tables & live::DENIED != 0 {
-        let entry = match family {
+        let entry = match ends.family() {
             // SAFETY: the value is read at once, and an update replaces the whole element.
-            Family::Ipv4 => unsafe { DENIED_V4.get(ipv4_key(source)) },
+            Family::Ipv4 => unsafe { DENIED_V4.get(ipv4_key(ends.source())) },
             // SAFETY: as above.
-            Family::Ipv6 => unsafe { DENIED_V6.get(ipv6_key(source)) },
+            Family::Ipv6 => unsafe { DENIED_V6.get(ipv6_key(ends.source())) },
         };
-        if entry.is_some_and(|expiry| holds::<C>(*expiry)) {
-            return true;
+        if is_in_force::<C, P>(entry)? {
+            return Ok(true);
         }
     }
     if tables & live::DENIED_PREFIXES != 0 {
-        let entry = match family {
-            Family::Ipv4 => DENIED_PREFIXES_V4.get(Key::new(32, ipv4_key(source))),
-            Family::Ipv6 => DENIED_PREFIXES_V6.get(Key::new(128, ipv6_key(source))),
+        let entry = match ends.family() {
+            Family::Ipv4 => DENIED_PREFIXES_V4.get(Key::new(32, ipv4_key(ends.source()))),
+            Family::Ipv6 => DENIED_PREFIXES_V6.get(Key::new(128, ipv6_key(ends.source()))),
         };
-        if entry.is_some_and(|expiry| holds::<C>(*expiry)) {
-            return true;
+        if is_in_force::<C, P>(entry)? {
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
 }
 
 /// Whether the source is denied at this one service.
 #[inline(always)]
-pub fn is_denied_at<C: Clock>(family: Family, source: Address, service: u16) -> bool {
-    config::has(live::DENIED_AT)
-        && is_listed::<C>(&DENIED_AT_V4, &DENIED_AT_V6, family, source, service)
+pub fn is_denied_at<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
+    if !config::has(live::DENIED_AT) {
+        return Ok(false);
+    }
+    is_listed::<C, P>(&DENIED_AT_V4, &DENIED_AT_V6, ends, service)
 }
 
 /// Whether the operator lets the source through for a while, everywhere or at this service. Asked only
 /// for a packet that is about to be dropped.
 #[inline(always)]
-pub fn is_allowed<C: Clock>(family: Family, source: Address, service: u16) -> bool {
-    config::has(live::ALLOWED)
-        && (service != NO_SERVICE
-            && is_listed::<C>(&ALLOWED_V4, &ALLOWED_V6, family, source, service)
-            || is_listed::<C>(&ALLOWED_V4, &ALLOWED_V6, family, source, NO_SERVICE))
+pub fn is_allowed<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
+    if !config::has(live::ALLOWED) {
+        return Ok(false);
+    }
+    if service != NO_SERVICE && is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ends, service)? {
+        return Ok(true);
+    }
+    is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ends, NO_SERVICE)
 }
 
 /// Whether a source is listed for a service, in tries that hold the lists of all services.
 #[inline(always)]
-pub fn is_listed<C: Clock>(
+pub fn is_listed<C: Clock, P: Pace>(
     v4: &LpmTrie<AdmittedKey<4>, Expiry>,
     v6: &LpmTrie<AdmittedKey<16>, Expiry>,
-    family: Family,
-    source: Address,
+    ends: &impl Ends,
     service: u16,
-) -> bool {
+) -> Result<bool, P::Unsure> {
     let service = u32::from(service);
-    let entry = match family {
+    let entry = match ends.family() {
         Family::Ipv4 => {
-            let address = ipv4_key(source);
+            let address = ipv4_key(ends.source());
             v4.get(Key::new(
                 SERVICE_BITS + 32,
                 AdmittedKey { service, address },
             ))
         }
         Family::Ipv6 => {
-            let address = ipv6_key(source);
+            let address = ipv6_key(ends.source());
             v6.get(Key::new(
                 SERVICE_BITS + 128,
                 AdmittedKey { service, address },
             ))
         }
     };
-    entry.is_some_and(|expiry| holds::<C>(*expiry))
+    is_in_force::<C, P>(entry)
 }
 
 /// What the source is granted when a budget would drop it; nothing for most. One that has ended does
 /// not hide a wider one that holds.
 #[inline(always)]
-pub fn find_relief<C: Clock>(family: Family, source: Address) -> Option<Relief> {
+pub fn find_relief<C: Clock, P: Pace>(ends: &impl Ends) -> Result<Option<Relief>, P::Unsure> {
     if !config::uses(feature::RELIEFS) {
-        return None;
+        return Ok(None);
     }
-    let mut length = match family {
+    let mut length = match ends.family() {
         Family::Ipv4 => 32,
         Family::Ipv6 => 128,
     };
     for _ in 0..=MAX_ENDED {
-        let relief = match family {
-            Family::Ipv4 => RELIEFS_V4.get(Key::new(length, ipv4_key(source))),
-            Family::Ipv6 => RELIEFS_V6.get(Key::new(length, ipv6_key(source))),
+        let relief = match ends.family() {
+            Family::Ipv4 => RELIEFS_V4.get(Key::new(length, ipv4_key(ends.source()))),
+            Family::Ipv6 => RELIEFS_V6.get(Key::new(length, ipv6_key(ends.source()))),
         };
-        let relief = relief.copied()?;
-        if holds::<C>(relief.expiry) {
-            return Some(relief);
+        let Some(relief) = relief.copied() else {
+            return Ok(None);
+        };
+        P::look_closer()?;
+        if holds::<C, P>(relief.expiry)? {
+            return Ok(Some(relief));
         }
-        length = u32::from(relief.wider).checked_sub(1)?;
+        match u32::from(relief.wider).checked_sub(1) {
+            Some(wider) => length = wider,
+            None => return Ok(None),
+        }
     }
-    None
+    Ok(None)
 }

@@ -5,20 +5,30 @@
 //! costs no more than one source.
 
 use guard_common::{
-    address::{Address, Family},
     cell::{self, Share},
-    layout::{Conclusion, TALKER_ENTRIES},
+    layout::TALKER_ENTRIES,
+    packet::Ends,
     talkers::is_sampled,
 };
 
-use crate::{config, maps::TALKERS};
+use crate::{Counted, config, maps::TALKERS};
 
-/// Looks at the packet if it is one of the sample; `counted` is its number at its counter.
+/// Looks at the packet if it is one of the sample.
 #[inline(always)]
-pub fn watch(counted: u64, family: Family, source: Address, conclusion: Conclusion, length: u64) {
-    if !is_sampled(config::sampling_key(), counted) {
+pub fn watch(counted: &Counted<'_, impl Ends>) {
+    let Counted {
+        conclusion,
+        length,
+        number,
+        ..
+    } = *counted;
+    let Some(ends) = counted.ends else {
+        return;
+    };
+    if !is_sampled(config::sampling_key(), number) {
         return;
     }
+    let (family, source) = (ends.family(), ends.source());
     let hash = cell::hash(config::hash_key(), Share::Base, family, source);
     let Some(talker) = TALKERS.get_ptr_mut(hash as u32 & (TALKER_ENTRIES - 1)) else {
         return;

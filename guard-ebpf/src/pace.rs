@@ -1,0 +1,44 @@
+//! Two ways through the same rules.
+//!
+//! Most packets need no more than a look at a few arrays. They are judged quickly, in code that holds nothing
+//! for later questions: a machine word that a list, a table of flows or a crowd's budget may ask for has to be
+//! saved before every packet and for every one of them. Whatever needs such a question begins again and is
+//! judged thoroughly.
+
+use core::convert::Infallible;
+
+/// How closely a packet is looked at.
+pub trait Pace {
+    /// Why there is no answer.
+    type Unsure;
+
+    /// What follows is for a closer look. Nothing has been charged or written for the packet yet.
+    fn look_closer() -> Result<(), Self::Unsure>;
+}
+
+/// Answers what can be answered at once.
+pub struct Quick;
+
+/// The packet needs a closer look.
+pub struct Unsure;
+
+impl Pace for Quick {
+    type Unsure = Unsure;
+
+    #[inline(always)]
+    fn look_closer() -> Result<(), Unsure> {
+        Err(Unsure)
+    }
+}
+
+/// Answers everything.
+pub struct Thorough;
+
+impl Pace for Thorough {
+    type Unsure = Infallible;
+
+    #[inline(always)]
+    fn look_closer() -> Result<(), Infallible> {
+        Ok(())
+    }
+}
