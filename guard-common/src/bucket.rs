@@ -116,8 +116,10 @@ fn try_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> Option<bool> {
     } else {
         return Some(false);
     };
-    try_one(deciding, decisive)?;
-    if try_one(other, beside).is_none() {
+    if !is_left_at(deciding, decisive) {
+        return None;
+    }
+    if !is_left_at(other, beside) {
         other.charge_one_again(now, price);
     }
     Some(true)
@@ -126,8 +128,13 @@ fn try_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> Option<bool> {
 /// `None`: another CPU was faster.
 #[inline(always)]
 fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> Option<bool> {
-    let is_charged = seen == charged.arrival || bucket.exchange(seen, charged.arrival);
-    is_charged.then_some(charged.fits)
+    is_left_at(bucket, (seen, charged)).then_some(charged.fits)
+}
+
+/// Leaves a bucket as it is after a charge. False: another CPU was faster.
+#[inline(always)]
+fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> bool {
+    seen == charged.arrival || bucket.exchange(seen, charged.arrival)
 }
 
 #[inline(always)]

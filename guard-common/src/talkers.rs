@@ -32,6 +32,15 @@ impl Talker {
     /// Counts a sampled packet for its source, if that has the place or takes it.
     #[inline(always)]
     pub fn vote(&mut self, family: Family, source: Address, length: u64, conclusion: Conclusion) {
+        // Not cleared in the table: for that the kernel's compiler would call a function.
+        let Self {
+            mut packets,
+            mut dropped,
+            mut bytes,
+            mut dropped_for,
+            mut dropped_at,
+            ..
+        } = *self;
         if self.family == family as u8 && self.source == source {
             if self.lead < MOST_LEAD {
                 self.lead += 1;
@@ -43,17 +52,16 @@ impl Talker {
             self.source = source;
             self.family = family as u8;
             self.lead = 1;
-            // One by one: the kernel's compiler would call a function to clear them.
-            (self.dropped_for, self.dropped_at) = (0, 0);
-            (self.packets, self.dropped, self.bytes) = (0, 0, 0);
+            (packets, dropped, bytes) = (0, 0, 0);
+            (dropped_for, dropped_at) = (0, 0);
         }
-        self.packets += 1;
-        self.bytes += length;
         if Outcome::is_to_drop(conclusion.slot) {
-            self.dropped += 1;
-            self.dropped_for = Outcome::reason_of(conclusion.slot);
-            self.dropped_at = conclusion.service as u16;
+            dropped += 1;
+            dropped_for = Outcome::reason_of(conclusion.slot);
+            dropped_at = conclusion.service as u16;
         }
+        (self.packets, self.dropped, self.bytes) = (packets + 1, dropped, bytes + length);
+        (self.dropped_for, self.dropped_at) = (dropped_for, dropped_at);
     }
 }
 

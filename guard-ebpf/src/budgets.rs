@@ -250,8 +250,9 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// if it is over any.
     #[inline(always)]
     fn pay(&self, settings: &Service) -> Result<(), Reason> {
-        if config::features() & (feature::NARROW | feature::TOTALS) == feature::NARROW {
-            self.pay_only(settings)
+        let features = config::features();
+        if features & (feature::NARROW | feature::TOTALS) == feature::NARROW {
+            self.pay_only(settings, features)
         } else {
             self.pay_each(settings)
         }
@@ -259,11 +260,11 @@ impl<const CROWD: bool> Bill<CROWD> {
 
     /// Where there is no more than one kind of budget, its charge tells whether there is room.
     #[inline(always)]
-    fn pay_only(&self, settings: &Service) -> Result<(), Reason> {
+    fn pay_only(&self, settings: &Service, features: u16) -> Result<(), Reason> {
         // The verifier removes all but one.
-        if config::uses(feature::PACKETS) {
+        if features & feature::PACKETS != 0 {
             self.pay_kind(Kind::Packets, settings)
-        } else if config::uses(feature::BYTES) {
+        } else if features & feature::BYTES != 0 {
             self.pay_kind(Kind::Bytes, settings)
         } else {
             self.pay_kind(Kind::Connections, settings)
@@ -272,7 +273,7 @@ impl<const CROWD: bool> Bill<CROWD> {
 
     #[inline(always)]
     fn pay_kind(&self, kind: Kind, settings: &Service) -> Result<(), Reason> {
-        let Some(price) = self.price(kind, &settings.source, self.times) else {
+        let Some(price) = self.price_where_used(kind, &settings.source, self.times) else {
             return Ok(());
         };
         let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
@@ -389,8 +390,17 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// empty `Option`, copied unwritten, is refused before Linux 6.3.
     #[inline(always)]
     fn price(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
-        if !config::uses(kind.feature()) || matches!(kind, Kind::Connections) && !self.terms.attempt
-        {
+        if config::uses(kind.feature()) {
+            self.price_where_used(kind, budgets, times)
+        } else {
+            None
+        }
+    }
+
+    /// [`Self::price`] of a kind that the policy uses.
+    #[inline(always)]
+    fn price_where_used(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
+        if matches!(kind, Kind::Connections) && !self.terms.attempt {
             return None;
         }
         // SAFETY: the pointer comes from a reference.
@@ -426,12 +436,12 @@ impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
     #[inline(always)]
     fn exchange(self, seen: u64, new: u64) -> bool {
         // SAFETY: see the type. SeqCst, because LLVM 22 miscompiles weaker orderings for this target.
-        let (_, exchanged) = unsafe {
+        let (found, _) = unsafe {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
                 self.0, seen, new,
             )
         };
-        exchanged
+        found == seen
     }
 
     #[inline(always)]
