@@ -75,13 +75,7 @@ pub struct Charge {
 #[inline(always)]
 pub const fn charge(arrival: u64, now: u64, price: Price) -> Charge {
     let full = now + price.burst;
-    let start = if arrival < now {
-        now
-    } else if arrival > full {
-        full
-    } else {
-        arrival
-    };
+    let start = if arrival < now { now } else { arrival };
     let charged = start + price.cost;
     let fits = charged <= full;
     Charge {

@@ -208,10 +208,16 @@ pub mod live {
     /// Some addresses, some prefixes are denied.
     pub const DENIED: u32 = 1 << 0;
     pub const DENIED_PREFIXES: u32 = 1 << 1;
-    /// Some sources are denied at some service.
-    pub const DENIED_AT: u32 = 1 << 2;
     /// Some sources are let through.
-    pub const ALLOWED: u32 = 1 << 3;
+    pub const ALLOWED: u32 = 1 << 2;
+}
+
+/// Which lists of sources a service has of its own: of [`Service::lists`].
+pub mod list {
+    /// Only sources in the tries may reach it.
+    pub const ADMITTED: u8 = 1 << 0;
+    /// Some sources are denied at it. This comes and goes while the program runs.
+    pub const DENIED: u8 = 1 << 1;
 }
 
 impl Config {
@@ -342,8 +348,8 @@ pub struct Budgets {
 pub struct Service {
     /// A [`Mode`], already no stricter than the host's.
     pub mode: u8,
-    /// Only sources in the tries may reach it.
-    pub restricted: u8,
+    /// Of [`list`].
+    pub lists: u8,
     pub reserved: [u8; 2],
     /// The first of its cells in [`CELLS`], and the number of them in a row less one.
     pub first_cell: u32,

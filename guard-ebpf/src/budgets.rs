@@ -40,7 +40,8 @@ pub fn charge<C: Clock, P: Pace>(
     settings: &Service,
     reason: Reason,
 ) -> Result<Reason, P::Unsure> {
-    if !config::uses(feature::BUDGETS) {
+    let features = config::features();
+    if features & feature::BUDGETS == 0 {
         return Ok(reason);
     }
     let ends = &packet.ends;
@@ -54,7 +55,7 @@ pub fn charge<C: Clock, P: Pace>(
         },
         times: None,
     };
-    let Err(over) = bill.pay(settings) else {
+    let Err(over) = bill.pay(settings, features) else {
         return Ok(reason);
     };
     if is_allowed::<C, P>(ends, service)? {
@@ -200,7 +201,7 @@ extern "C" fn guard_pay_as_crowd(
         terms: Terms::unpack(terms),
         times: Some(terms >> CROWD_SHIFT),
     };
-    match bill.pay(settings) {
+    match bill.pay(settings, config::features()) {
         Ok(()) => WITHIN,
         Err(over) => over as u32,
     }
@@ -249,8 +250,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
-    fn pay(&self, settings: &Service) -> Result<(), Reason> {
-        let features = config::features();
+    fn pay(&self, settings: &Service, features: u16) -> Result<(), Reason> {
         if features & (feature::NARROW | feature::TOTALS) == feature::NARROW {
             self.pay_only(settings, features)
         } else {

@@ -12,7 +12,9 @@ use guard_common::{
     address::{Address, Family},
     exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
-    layout::{FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, port_index},
+    layout::{
+        FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, list, port_index,
+    },
     packet::{Ends, Packet, Traits},
     reason::Mode,
 };
@@ -176,7 +178,8 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     }
     let settings = SERVICES.get(u32::from(service))?;
     let mode = Mode::from_raw(settings.mode);
-    let needs = settings.restricted != 0 && mode != Mode::Off && !has_admitted(packet, service);
+    let needs =
+        settings.lists & list::ADMITTED != 0 && mode != Mode::Off && !has_admitted(packet, service);
     needs.then_some(mode)
 }
 

@@ -39,7 +39,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use guard_common::{
     exposure::Exposure,
-    layout::{Conclusion, NO_SERVICE, Service, feature},
+    layout::{Conclusion, NO_SERVICE, Service, feature, list},
     packet::{Ends, Packet, ReadEnds, Traits},
     reason::{Mode, Outcome, Reason},
 };
@@ -299,15 +299,20 @@ fn judge_at_service<C: Clock, P: Pace>(
     if mode == Mode::Off {
         return Ok(Some(Reason::NotGuarded));
     }
-    if sources::is_denied_at::<C, P>(ends, service)? && !sources::is_allowed::<C, P>(ends, service)?
-    {
-        return Ok(Some(Reason::DeniedSource));
-    }
-    let is_admitted = settings.restricted == 0
-        || is_admitted::<C, P>(ends, service)?
-        || sources::is_allowed::<C, P>(ends, service)?;
-    if !is_admitted {
-        return Ok(None);
+    let lists = settings.lists;
+    if lists != 0 {
+        if lists & list::DENIED != 0
+            && sources::is_denied_at::<C, P>(ends, service)?
+            && !sources::is_allowed::<C, P>(ends, service)?
+        {
+            return Ok(Some(Reason::DeniedSource));
+        }
+        if lists & list::ADMITTED != 0
+            && !is_admitted::<C, P>(ends, service)?
+            && !sources::is_allowed::<C, P>(ends, service)?
+        {
+            return Ok(None);
+        }
     }
     budgets::charge::<C, P>(packet, length, service, settings, Reason::Allowed).map(Some)
 }

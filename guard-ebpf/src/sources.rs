@@ -82,9 +82,6 @@ pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure>
 /// Whether the source is denied at this one service.
 #[inline(always)]
 pub fn is_denied_at<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
-    if !config::has(live::DENIED_AT) {
-        return Ok(false);
-    }
     is_listed::<C, P>(&DENIED_AT_V4, &DENIED_AT_V6, ends, service)
 }
 

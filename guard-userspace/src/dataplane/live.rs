@@ -10,7 +10,9 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
-use guard_common::layout::{self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS, port_index};
+use guard_common::layout::{
+    self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS, Service, list, port_index,
+};
 use ipnet::IpNet;
 
 use super::{
@@ -96,6 +98,8 @@ pub(super) fn change(
     for (place, expiry) in news(denied_at, &after.denied_at) {
         insert_at(ebpf, DENIED_AT, *place, *expiry)?;
     }
+    let (had, has) = (services_of(denied_at), services_of(&after.denied_at));
+    mark_denied(ebpf, &has - &had, true)?;
     set_flags(ebpf, after.live() | before.map_or(0, Tables::live))?;
     for prefix in denied.keys().filter(|key| !after.denied.contains_key(key)) {
         undeny(ebpf, prefix)?;
@@ -106,6 +110,7 @@ pub(super) fn change(
     {
         remove_at(ebpf, DENIED_AT, *place)?;
     }
+    mark_denied(ebpf, &had - &has, false)?;
     for place in allowed
         .keys()
         .filter(|key| !after.allowed.contains_key(key))
@@ -113,6 +118,24 @@ pub(super) fn change(
         remove_at(ebpf, ALLOWED, *place)?;
     }
     set_flags(ebpf, after.live())
+}
+
+fn services_of(listed: &Listed) -> BTreeSet<u16> {
+    listed.keys().map(|(service, _)| *service).collect()
+}
+
+/// Says of services whether sources are denied at them.
+fn mark_denied(ebpf: &mut Ebpf, services: BTreeSet<u16>, is_denied: bool) -> Result<(), LoadError> {
+    let mut table = array::<Service>(ebpf, layout::SERVICES)?;
+    for service in services {
+        let mut settings = table.get(&service.into(), 0)?;
+        settings.lists &= !list::DENIED;
+        if is_denied {
+            settings.lists |= list::DENIED;
+        }
+        table.set(service.into(), settings, 0)?;
+    }
+    Ok(())
 }
 
 /// Each entry is one word: a packet finds the one before or the one after.

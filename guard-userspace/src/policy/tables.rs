@@ -13,7 +13,7 @@ use guard_common::{
     gcra,
     layout::{
         self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, WIDEST_NETWORK_V6,
-        feature, live, port_index,
+        feature, list, live, port_index,
     },
     reason::Mode,
 };
@@ -383,7 +383,7 @@ impl Tables {
         let uses = [
             (
                 feature::RESTRICTED,
-                settings().any(|settings| settings.restricted != 0),
+                settings().any(|settings| settings.lists & list::ADMITTED != 0),
             ),
             (feature::PACKETS, limited(|budgets| budgets.packets)),
             (feature::BYTES, limited(|budgets| budgets.bytes)),
@@ -437,7 +437,6 @@ impl Tables {
         let holds = [
             (live::DENIED, self.denied.keys().any(is_single)),
             (live::DENIED_PREFIXES, !self.denied.keys().all(is_single)),
-            (live::DENIED_AT, !self.denied_at.is_empty()),
             (live::ALLOWED, !self.allowed.is_empty()),
         ];
         holds
@@ -462,7 +461,11 @@ impl ServiceTable {
             number,
             settings: layout::Service {
                 mode: service.mode.min(host_mode) as u8,
-                restricted: (service.from != From::Any).into(),
+                lists: if service.from == From::Any {
+                    0
+                } else {
+                    list::ADMITTED
+                },
                 total: to_units(&service.total),
                 ..settings_of_limit(&service.limit)
             },
