@@ -33,7 +33,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("cpus", &["Two CPUs"]),
-    ("agent", &["The control side"]),
+    ("agent", &["The control side", "Watched"]),
     ("end-to-end", &end_to_end::TITLES),
 ];
 

@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod spread;
 mod two_cpus;
+mod watched;
 mod xdp_filter;
 
 use std::{borrow::Cow, path::PathBuf, process::ExitCode};
@@ -97,6 +98,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
     } = arguments;
     if list {
         let others = two_cpus::NAMES.into_iter().chain(control::NAMES);
+        let others = others.chain([watched::NAME]);
         let floods = end_to_end::names().into_iter().map(Cow::Owned);
         let others = others.map(Cow::Borrowed).chain(floods);
         for name in packets::names().into_iter().chain(others) {
@@ -115,6 +117,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
     };
     rows.extend(two_cpus::measured(&asked, rounds)?);
     rows.extend(control::measured(&asked)?);
+    rows.extend(watched::measured(&asked)?);
     if end_to_end {
         rows.extend(end_to_end::measured(&asked)?);
     }
