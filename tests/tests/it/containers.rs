@@ -378,6 +378,65 @@ fn labels_narrow_what_the_policy_allows_while_it_runs() {
 }
 
 #[test]
+fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let open = "[[service]]\nname = \"api\"\nports = [\"tcp/8000-8010\"]\n";
+    let guard = Guard::start(&lab, &policy(docker.socket(), open)).unwrap();
+    let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+    let start = |name: &str, port: u16, labels: &[&str]| {
+        let publish = format!("{port}:8000");
+        let labels = labels.iter().flat_map(|label| ["--label", label]);
+        let run = ["run", "--detach", "--name", name, "--publish", &publish];
+        let run: Vec<&str> = run.into_iter().chain(labels).chain([IMAGE]).collect();
+        docker.run(&run).unwrap();
+    };
+    let eventually = |port, answer| {
+        wait_for(Duration::from_secs(10), || {
+            let found = ask(port);
+            anyhow::ensure!(found == answer, "{port}: {found:?}\n{}", guard.log());
+            Ok(())
+        })
+        .unwrap();
+    };
+    let near = ["guard.from=198.51.100.0/24"];
+    start("plain", 8000, &[]);
+    start("inner", 8001, &near);
+    eventually(8000, Answer::Status(200));
+    eventually(8001, Answer::Status(200));
+    let user = USER_V4.to_string();
+    guard.run(&["deny", &user, "--service", "api"]).unwrap();
+    for port in [8000, 8001] {
+        assert_eq!(ask(port), Answer::TimedOut, "{port}");
+    }
+    // One that comes later, and one that comes again.
+    start("later", 8002, &near);
+    docker.remove("inner").unwrap();
+    start("inner", 8001, &near);
+    let denied = |service: &str| {
+        let facts = [
+            ("service", json!(service)),
+            ("reason", json!("denied_source")),
+        ];
+        guard.packets(&facts).unwrap()
+    };
+    wait_for(Duration::from_secs(10), || {
+        ask(8002);
+        anyhow::ensure!(denied("api@later") > 0, "{}", guard.log());
+        Ok(())
+    })
+    .unwrap();
+    for port in [8000, 8001, 8002] {
+        assert_eq!(ask(port), Answer::TimedOut, "{port}");
+    }
+    assert!(denied("api") > 0 && denied("api@inner") > 0);
+    guard.run(&["revoke", "1"]).unwrap();
+    for port in [8000, 8001, 8002] {
+        assert_eq!(ask(port), Answer::Status(200), "{port}");
+    }
+}
+
+#[test]
 fn nothing_opens_while_the_agent_is_busy() {
     let lab = Lab::new().unwrap();
     let docker = Docker::start(&lab).unwrap();

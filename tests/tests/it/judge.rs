@@ -44,21 +44,7 @@ impl Judge {
 
     /// What the program returns for a frame.
     pub fn verdict(&self, frame: &[u8]) -> Verdict {
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            ..TestRunOptions::new()
-        };
-        let result = self
-            .generation
-            .program()
-            .unwrap()
-            .test_run(options)
-            .unwrap();
-        match result.return_value {
-            XDP_DROP => Verdict::Drop,
-            XDP_PASS => Verdict::Pass,
-            other => panic!("the program returned {other}"),
-        }
+        test_run(&self.generation, frame)
     }
 
     /// Runs the program over the same frame many times, as fast as it goes.
@@ -108,6 +94,20 @@ impl Judge {
         let counted = BTreeMap::from([(key, (1, frame.len() as u64))]);
         assert_eq!(after, counted, "{what}");
         assert_eq!(verdict, expected.outcome.verdict(), "{what}");
+    }
+}
+
+/// What the program of a generation returns for a frame.
+pub fn test_run(generation: &Generation, frame: &[u8]) -> Verdict {
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        ..TestRunOptions::new()
+    };
+    let result = generation.program().unwrap().test_run(options).unwrap();
+    match result.return_value {
+        XDP_DROP => Verdict::Drop,
+        XDP_PASS => Verdict::Pass,
+        other => panic!("the program returned {other}"),
     }
 }
 

@@ -687,6 +687,82 @@ fn a_change_during_a_trial_goes_back_to_the_policy_before_it() {
 }
 
 #[test]
+fn a_denial_at_one_service_holds_through_whatever_else_changes_and_ends_when_it_does() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let user = USER_V4.to_string();
+    let deny = |extra: &[&str]| {
+        let command = [&["deny", &user, "--service", "web"], extra].concat();
+        site.guard(&command);
+    };
+    let limited = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
+    let limited = limited.to_str().unwrap().to_owned();
+    // The modes of the service and of the host, a reload, a restart.
+    deny(&[]);
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+    assert_eq!(site.ask(), OPEN, "observed");
+    guard.run(&["mode", "policy", "--service", "web"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard
+        .run(&["deny", &user, "--service", "web", "--for", "1h"])
+        .unwrap();
+    guard.run(&["revoke", "2"]).unwrap();
+    assert_eq!(site.ask(), CLOSED, "the first still holds");
+    site.write(
+        "enforce",
+        &format!("[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\n{OPEN_80}"),
+    );
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), CLOSED, "after a reload");
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), CLOSED, "with no agent");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED, "after a restart");
+    // It ends during a trial, which goes back.
+    guard.run(&["try", &limited, "--for", "5s"]).unwrap();
+    assert_eq!(site.ask(), CLOSED, "on trial");
+    guard.run(&["revoke", "1"]).unwrap();
+    assert_eq!(site.ask(), OPEN, "revoked on trial");
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(site.ask(), OPEN, "revoked, and gone back");
+    // It begins during a trial, and the kernel goes back by itself.
+    guard.run(&["try", &limited, "--for", "6s"]).unwrap();
+    deny(&[]);
+    assert_eq!(site.ask(), CLOSED);
+    guard.kill().unwrap();
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    // It is revoked while a policy without the service is on trial, and the kernel goes back.
+    let shut = other_policy(&site, SHUT);
+    guard
+        .run(&["try", shut.to_str().unwrap(), "--for", "6s"])
+        .unwrap();
+    guard.run(&["revoke", "3"]).unwrap();
+    guard.kill().unwrap();
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    // It ends by itself with no agent, and another begins after the restart.
+    deny(&["--for", "3s"]);
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(site.ask(), OPEN, "it ends in the kernel");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    deny(&[]);
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["allow", &user, "--service", "web"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["revoke", "6"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
 fn the_end_is_as_the_policy_says_whoever_is_connected() {
     let site = Site::new();
     let guard = site.start("enforce", "on_exit = \"detach\"\n");

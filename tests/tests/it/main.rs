@@ -28,4 +28,5 @@ mod site;
 mod soak;
 mod sources;
 mod top;
+mod ways;
 mod web;

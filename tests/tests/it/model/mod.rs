@@ -5,7 +5,7 @@
 //! the model as its own plain values.
 
 mod corpus;
-mod generate;
+pub mod generate;
 mod judge;
 mod parse;
 mod signature;
