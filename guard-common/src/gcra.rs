@@ -71,7 +71,7 @@ pub struct Charge {
 /// Charges one packet to the bucket `arrival` at the time `now`.
 ///
 /// A bucket in the past is empty. One further ahead than its burst can only come from a clock that
-/// went back or a budget that shrank: it counts as full, and refills from now.
+/// went back or a budget that shrank: it has no room, and is left full, to refill from now.
 #[inline(always)]
 pub const fn charge(arrival: u64, now: u64, price: Price) -> Charge {
     let full = now + price.burst;

@@ -12,7 +12,8 @@ pub trait Pace {
     /// Why there is no answer.
     type Unsure;
 
-    /// What follows is for a closer look. Nothing has been charged or written for the packet yet.
+    /// What follows is for a closer look. Nothing has been counted for the packet yet, nor charged, unless it
+    /// was within all of its budgets and another CPU took the room of one while it charged them.
     fn look_closer() -> Result<(), Self::Unsure>;
 }
 

@@ -52,6 +52,11 @@ const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 /// What Ethernet's shortest frame carries, in bytes (IEEE 802.3, section 3.2.7): less is padded.
 const SHORTEST_PAYLOAD: usize = 46;
 
+/// What Ethernet's longest frame carries that is no jumbo frame (IEEE 802.3, section 3.2.7): a buffer's linear part
+/// holds that much. Only a driver that parts headers from data begins another before; what it does not show of
+/// a packet that claims to end with its headers is not counted.
+const LONGEST_PAYLOAD: usize = 1500;
+
 /// Where TCP's data offset and its flags are.
 const TCP_DATA_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
@@ -112,13 +117,15 @@ impl Frame {
         }
     }
 
-    /// The frame's length if nothing can be behind a packet of so many bytes: it ends with the linear part,
-    /// or is padded to Ethernet's shortest frame there.
+    /// The frame's length if nothing is behind a packet of so many bytes: it ends with the linear part, or is
+    /// padded to Ethernet's shortest frame there. A jumbo frame may go on behind a linear part that is full,
+    /// whatever the packet says of its own length.
     #[inline(always)]
     fn length_with(&self, packet: Header, length: usize) -> Option<u64> {
         let rest = self.end - packet.0;
+        let is_whole = length == rest && rest <= LONGEST_PAYLOAD;
         let is_padded = rest <= SHORTEST_PAYLOAD && length < rest;
-        (length == rest || is_padded).then_some((self.end - self.start) as u64)
+        (is_whole || is_padded).then_some((self.end - self.start) as u64)
     }
 
     /// [`Self::length_with`] the packet that it carries.

@@ -52,8 +52,15 @@ impl Generation {
         }
         let lacks = next.features & !tables.features;
         next.features = tables.features;
-        change(ebpf, Some(tables), &next)?;
+        let changed = change(ebpf, Some(tables), &next);
+        if changed.is_err() {
+            doubt(&mut next.denied, &tables.denied);
+            doubt(&mut next.denied_at, &tables.denied_at);
+            doubt(&mut next.allowed, &tables.allowed);
+            next.networks.clone_from(&tables.networks);
+        }
         *tables = next;
+        changed?;
         if lacks == 0 {
             Ok(())
         } else {
@@ -68,56 +75,114 @@ pub fn needs_another(error: &LoadError) -> bool {
     if matches!(error, LoadError::Lacks(_)) {
         return true;
     }
-    let code = io_error(error).and_then(io::Error::raw_os_error);
-    matches!(code, Some(7 | 28))
+    matches!(raw_os_error(error), Some(7 | 28))
+}
+
+/// What comes first of what goes wrong. The rest is done all the same.
+#[derive(Default)]
+struct Outcome(Option<LoadError>);
+
+impl Outcome {
+    fn take(&mut self, step: Result<(), LoadError>) {
+        if let Err(error) = step {
+            self.0.get_or_insert(error);
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn end(self) -> Result<(), LoadError> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
+
+/// Marks what may be in a table or not, so that the next change writes it again if it shall be there, and
+/// removes it if not.
+fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, Expiry>) {
+    for (key, expiry) in after.iter_mut() {
+        if before.get(key) != Some(expiry) {
+            *expiry = Expiry::OVER;
+        }
+    }
+    for key in before.keys() {
+        after.entry(key.clone()).or_insert(Expiry::OVER);
+    }
 }
 
 /// Writes what is new, then removes what is gone: in between a source may be listed twice, never not at
 /// all. The flags come before what they announce is removed, and after it is written.
+///
+/// What finds no room keeps nothing else from being written or removed.
 pub(super) fn change(
     ebpf: &mut Ebpf,
     before: Option<&Tables>,
     after: &Tables,
 ) -> Result<(), LoadError> {
-    change_ports(ebpf, before, after)?;
-    networks::change(
+    let mut outcome = Outcome::default();
+    outcome.take(change_ports(ebpf, before, after));
+    outcome.take(networks::change(
         ebpf,
         before.map_or(&[], |tables| &tables.networks),
         &after.networks,
-    )?;
+    ));
     let none = BTreeMap::new();
     let none_at = Listed::new();
     let denied = before.map_or(&none, |tables| &tables.denied);
     let denied_at = before.map_or(&none_at, |tables| &tables.denied_at);
     let allowed = before.map_or(&none_at, |tables| &tables.allowed);
-    // Who is let through and denied is let through.
+    let mut allowance = Outcome::default();
     for (place, expiry) in news(allowed, &after.allowed) {
-        insert_at(ebpf, ALLOWED, *place, *expiry)?;
-    }
-    deny(ebpf, news(denied, &after.denied))?;
-    for (place, expiry) in news(denied_at, &after.denied_at) {
-        insert_at(ebpf, DENIED_AT, *place, *expiry)?;
+        allowance.take(insert_at(ebpf, ALLOWED, *place, *expiry));
     }
     let (had, has) = (services_of(denied_at), services_of(&after.denied_at));
-    mark_denied(ebpf, &has - &had, true)?;
-    set_flags(ebpf, after.live() | before.map_or(0, Tables::live))?;
+    // Who is let through and denied is let through: without room for the one, the other is not written.
+    if allowance.is_well() {
+        outcome.take(deny(ebpf, news(denied, &after.denied)));
+        for (place, expiry) in news(denied_at, &after.denied_at) {
+            outcome.take(insert_at(ebpf, DENIED_AT, *place, *expiry));
+        }
+        outcome.take(mark_denied(ebpf, &has - &had, true));
+    }
+    outcome.take(allowance.end());
+    outcome.take(set_flags(
+        ebpf,
+        after.live() | before.map_or(0, Tables::live),
+    ));
     for prefix in denied.keys().filter(|key| !after.denied.contains_key(key)) {
-        undeny(ebpf, prefix)?;
+        outcome.take(gone(undeny(ebpf, prefix)));
     }
     for place in denied_at
         .keys()
         .filter(|key| !after.denied_at.contains_key(key))
     {
-        remove_at(ebpf, DENIED_AT, *place)?;
+        outcome.take(gone(remove_at(ebpf, DENIED_AT, *place)));
     }
-    mark_denied(ebpf, &had - &has, false)?;
+    outcome.take(mark_denied(ebpf, &had - &has, false));
     for place in allowed
         .keys()
         .filter(|key| !after.allowed.contains_key(key))
     {
-        remove_at(ebpf, ALLOWED, *place)?;
+        outcome.take(gone(remove_at(ebpf, ALLOWED, *place)));
     }
-    set_flags(ebpf, after.live())
+    outcome.take(set_flags(ebpf, after.live()));
+    outcome.end()
+}
+
+/// What is not there need not be removed: it may have found no room.
+fn gone(removed: Result<(), LoadError>) -> Result<(), LoadError> {
+    match &removed {
+        Err(error) if raw_os_error(error) == Some(NOT_THERE) => Ok(()),
+        _ => removed,
+    }
+}
+
+/// ENOENT.
+const NOT_THERE: i32 = 2;
+
+fn raw_os_error(error: &LoadError) -> Option<i32> {
+    io_error(error).and_then(io::Error::raw_os_error)
 }
 
 fn services_of(listed: &Listed) -> BTreeSet<u16> {

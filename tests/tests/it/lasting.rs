@@ -771,3 +771,56 @@ fn the_end_is_as_the_policy_says_whoever_is_connected() {
     assert!(guard.stop().unwrap().success());
     assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
 }
+
+#[test]
+fn a_denial_that_is_revoked_is_revoked_in_what_a_trial_goes_back_to_also_where_others_have_no_room()
+{
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let path = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
+    guard
+        .run(&["deny", &USER_V4.to_string(), "--service", "web"])
+        .unwrap();
+    guard
+        .run(&["try", path.to_str().unwrap(), "--for", "20s"])
+        .unwrap();
+    let start = Instant::now();
+    deny_all(
+        &site.lab,
+        (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
+    );
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["revoke", "1"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    thread::sleep(Duration::from_secs(2));
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), OPEN, "on trial");
+    thread::sleep(Duration::from_secs(22).saturating_sub(start.elapsed()));
+    assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+}
+
+/// What a trial goes back to has no room for all, and still gets what fits.
+#[test]
+fn a_denial_at_one_service_reaches_what_a_trial_goes_back_to_also_where_others_have_no_room() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let path = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
+    guard
+        .run(&["try", path.to_str().unwrap(), "--for", "25s"])
+        .unwrap();
+    let start = Instant::now();
+    deny_all(
+        &site.lab,
+        (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
+    );
+    assert_eq!(site.ask(), OPEN);
+    guard
+        .run(&["deny", &USER_V4.to_string(), "--service", "web"])
+        .unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    thread::sleep(Duration::from_secs(2));
+    guard.kill().unwrap();
+    assert_eq!(site.ask(), CLOSED, "on trial");
+    thread::sleep(Duration::from_secs(27).saturating_sub(start.elapsed()));
+    assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+}

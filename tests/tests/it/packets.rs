@@ -761,3 +761,29 @@ fn a_service_can_be_milder_than_the_host_but_not_stricter() {
         }
     }
 }
+
+/// A packet may end where the linear part of its buffer does, and the frame go on in fragments.
+#[test]
+fn what_lies_in_fragments_behind_a_packet_counts_as_part_of_its_frame() {
+    use protocol::*;
+    const WHOLE: usize = 9_014;
+    // A test run fills the linear part with what a page has besides its headroom and tailroom.
+    let (headroom, page, tailroom) = (256, 4_096, 320);
+    let full = page - headroom - tailroom;
+    for (mode, service, reason) in [("enforce", None, ClosedPort), ("off", None, NotGuarded)] {
+        let judge = judge(mode, "host");
+        for length in full - 64..=full + 64 {
+            let data = |headers: usize| vec![0; length - headers];
+            let [v4, v6] = [
+                ipv4(CLIENT_V4, TCP, &tcp(8000, SYN, &data(54))),
+                ipv6(CLIENT_V6, TCP, &tcp(8000, SYN, &data(74))),
+            ];
+            for packet in [v4, v6] {
+                assert_eq!(packet.len(), length);
+                let frame = [packet, vec![0; WHOLE - length]].concat();
+                let what = format!("{mode}, {length} bytes");
+                judge.assert(&what, &frame, &because(service, reason));
+            }
+        }
+    }
+}
