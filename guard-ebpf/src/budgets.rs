@@ -66,6 +66,7 @@ pub fn charge<C: Clock, P: Pace>(
         // What a crowd sends beyond one source's budget has further buckets, which are so much
         // larger that both together are `factor` times that budget.
         Some(Relief { factor, .. }) if factor > 1 => {
+            P::look_closer()?;
             let hash = hash(Share::Crowd, ends, settings);
             let terms = bill.terms.pack() | u64::from(factor - 1) << CROWD_SHIFT;
             match guard_pay_as_crowd(settings, bill.now, hash, length, terms) {

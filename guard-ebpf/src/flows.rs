@@ -96,8 +96,11 @@ pub fn is_reply<C: Clock, P: Pace>(
     let Some(age) = age(&key, now) else {
         return Ok(false);
     };
+    if age <= REFRESH {
+        return Ok(true);
+    }
     P::look_closer()?;
-    if age <= IDLE && age > REFRESH && !is_listed {
+    if age <= IDLE && !is_listed {
         refresh(&key, now);
     }
     Ok(age <= IDLE)

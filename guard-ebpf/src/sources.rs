@@ -148,7 +148,6 @@ pub fn find_relief<C: Clock, P: Pace>(ends: &impl Ends) -> Result<Option<Relief>
         let Some(relief) = relief.copied() else {
             return Ok(None);
         };
-        P::look_closer()?;
         if holds::<C, P>(relief.expiry)? {
             return Ok(Some(relief));
         }
