@@ -3,10 +3,17 @@
 //! `GUARD_EBPF_TOOLCHAIN` names a rustup toolchain or a folder such as `/usr` with one that has the
 //! standard library's source; `nightly` if unset. `cargo xtask` finds one and sets it.
 
-use std::env;
+use std::{env, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain, build_ebpf};
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+
+/// The package, its program, and the file that it becomes.
+const PROGRAM: &str = "guard-ebpf";
 
 const TOOLCHAIN: &str = "GUARD_EBPF_TOOLCHAIN";
 
@@ -22,7 +29,7 @@ fn main() -> Result<()> {
     unsafe { env::set_var("CARGO_INCREMENTAL", "0") };
     build_ebpf(
         [Package {
-            name: "guard-ebpf",
+            name: PROGRAM,
             root_dir: "../guard-ebpf",
             ..Package::default()
         }],
@@ -33,5 +40,28 @@ fn main() -> Result<()> {
             "the kernel program does not build with the toolchain {toolchain:?}; \
              `cargo xtask build` finds or installs what it needs"
         )
-    })
+    })?;
+    let out = env::var_os("OUT_DIR").context("Cargo names no folder for what is built")?;
+    strip(&Path::new(&out).join(PROGRAM)).context("the kernel program cannot be stripped")
+}
+
+/// Leaves out what only a debugger reads, most of the file: the kernel has its own (BTF), and the agent would
+/// keep it in memory.
+fn strip(path: &Path) -> Result<()> {
+    let file = fs::read(path)?;
+    let mut program = Builder::read(&*file)?;
+    for section in &mut program.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    program.delete_orphans();
+    // The linker keeps the names of sections with those of symbols.
+    let names = program.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    program.write(&mut stripped)?;
+    Ok(fs::write(path, stripped)?)
 }
