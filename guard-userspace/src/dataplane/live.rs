@@ -143,7 +143,8 @@ pub(super) fn change(
         for (place, expiry) in news(denied_at, &after.denied_at) {
             outcome.take(insert_at(ebpf, DENIED_AT, *place, *expiry));
         }
-        outcome.take(mark_denied(ebpf, &has - &had, true));
+        // Also what is marked already: it may have been listed before, and not written.
+        outcome.take(mark_denied(ebpf, &has, true));
     }
     outcome.take(allowance.end());
     outcome.take(set_flags(
@@ -159,7 +160,7 @@ pub(super) fn change(
     {
         outcome.take(gone(remove_at(ebpf, DENIED_AT, *place)));
     }
-    outcome.take(mark_denied(ebpf, &had - &has, false));
+    outcome.take(mark_denied(ebpf, &(&had - &has), false));
     for place in allowed
         .keys()
         .filter(|key| !after.allowed.contains_key(key))
@@ -190,15 +191,20 @@ fn services_of(listed: &Listed) -> BTreeSet<u16> {
 }
 
 /// Says of services whether sources are denied at them.
-fn mark_denied(ebpf: &mut Ebpf, services: BTreeSet<u16>, is_denied: bool) -> Result<(), LoadError> {
+fn mark_denied(
+    ebpf: &mut Ebpf,
+    services: &BTreeSet<u16>,
+    is_denied: bool,
+) -> Result<(), LoadError> {
     let mut table = array::<Service>(ebpf, layout::SERVICES)?;
     for service in services {
-        let mut settings = table.get(&service.into(), 0)?;
+        let service = u32::from(*service);
+        let mut settings = table.get(&service, 0)?;
         settings.lists &= !list::DENIED;
         if is_denied {
             settings.lists |= list::DENIED;
         }
-        table.set(service.into(), settings, 0)?;
+        table.set(service, settings, 0)?;
     }
     Ok(())
 }
