@@ -11,8 +11,9 @@ use crate::{
 /// The version of everything below. State that is pinned with another one is not shared.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
 
-/// The XDP program, and the copy of it whose clock comes from [`CLOCK`].
+/// The XDP program, the copy of it for a policy on trial, and the one whose clock comes from [`CLOCK`].
 pub const PROGRAM: &str = "guard";
+pub const TRIAL_PROGRAM: &str = "guard_on_trial";
 pub const REPLAY_PROGRAM: &str = "guard_replay";
 
 /// The tc program that records the UDP flows that this host opens, and its copy with that clock.

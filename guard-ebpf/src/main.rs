@@ -6,7 +6,8 @@
 //!
 //! The steps work on plain values and the rules are pure functions of `guard-common`; only the
 //! modules beside this one touch the packet and the maps. A tc program on the way out records the
-//! UDP flows that this host opens. Each has a copy that takes its time from a map, for replay.
+//! UDP flows that this host opens. Each has a copy that takes its time from a map, for replay; and the first
+//! has one for a policy on trial, because a program that may call another pays for it with every packet.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -54,6 +55,13 @@ use crate::{
 #[xdp(frags)]
 #[inline(always)]
 pub fn guard(ctx: XdpContext) -> u32 {
+    judge_frame::<KernelClock, Act>(&ctx)
+}
+
+/// The same until the trial is over, and the program before it from then on.
+#[xdp(frags)]
+#[inline(always)]
+pub fn guard_on_trial(ctx: XdpContext) -> u32 {
     if is_trial_over() {
         // SAFETY: nothing has been taken from this context.
         unsafe { maps::PREVIOUS.tail_call(&ctx, 0) };
@@ -102,12 +110,11 @@ impl Ending for Tell {
     }
 }
 
-/// Whether this policy was on trial, and nobody confirmed it in time. Asked by the kernel itself, so
-/// that it goes back with no agent alive.
+/// Whether nobody confirmed the policy in time. Asked by the kernel itself, so that it goes back with no agent
+/// alive.
 #[inline(always)]
 fn is_trial_over() -> bool {
-    let end = config::trial_until();
-    end != 0 && KernelClock::boot_ns() >= end
+    KernelClock::boot_ns() >= config::trial_until()
 }
 
 /// The same with a clock from a map. It says the conclusion, and is never attached.

@@ -245,7 +245,12 @@ impl Attachment {
             pins,
             trial_until: facts.trial_until,
         };
-        let mut generation = Generation::load_for(Purpose::Service, tables, tick_ns, &shared)?;
+        let purpose = if facts.trial_until == 0 {
+            Purpose::Service
+        } else {
+            Purpose::Trial
+        };
+        let mut generation = Generation::load_for(purpose, tables, tick_ns, &shared)?;
         if facts.trial_until != 0
             && !goes_on
             && let Some(before) = &self.in_force
@@ -602,7 +607,7 @@ fn attach_or_swap(
 fn swap(pins: &Pins, generation: &mut Generation, link: FdLink) -> Result<(), AttachError> {
     let failed = |error: &(dyn std::error::Error + 'static)| link_error(pins, error);
     let link = XdpLink::try_from(link).map_err(|error| failed(&error))?;
-    let program = generation.xdp_mut(layout::PROGRAM)?;
+    let program = generation.program_mut()?;
     let id = program
         .attach_to_link(link)
         .map_err(|error| failed(&error))?;
@@ -646,7 +651,7 @@ fn attach(
     mode: AyaMode,
 ) -> Result<FdLink, Failure> {
     let program = generation
-        .xdp_mut(layout::PROGRAM)
+        .program_mut()
         .map_err(|error| Failure::Final(error.into()))?;
     let classify = |error: ProgramError| match error {
         ProgramError::UnknownInterface { name } => Failure::Final(AttachError::NoInterface(name)),

@@ -52,6 +52,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gu
 pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
+    /// The name of its XDP program.
+    ingress: &'static str,
     /// What its programs say, if anybody listens at that level.
     log: Option<EbpfLogger<LogTracer>>,
 }
@@ -85,6 +87,8 @@ pub enum LoadError {
 enum Purpose {
     /// To be attached.
     Service,
+    /// To be attached until a trial is over.
+    Trial,
     /// To be run over recorded packets, with their own clock.
     Replay,
 }
@@ -93,6 +97,7 @@ impl Purpose {
     const fn programs(self) -> (&'static str, &'static str) {
         match self {
             Self::Service => (layout::PROGRAM, layout::EGRESS_PROGRAM),
+            Self::Trial => (layout::TRIAL_PROGRAM, layout::EGRESS_PROGRAM),
             Self::Replay => (layout::REPLAY_PROGRAM, layout::REPLAY_EGRESS_PROGRAM),
         }
     }
@@ -163,9 +168,14 @@ impl Generation {
         } else {
             None
         };
-        let mut generation = Self { ebpf, tables, log };
         let (ingress, egress) = purpose.programs();
-        let program = generation.xdp_mut(ingress)?;
+        let mut generation = Self {
+            ebpf,
+            tables,
+            ingress,
+            log,
+        };
+        let program = generation.program_mut()?;
         retry_interrupted(|| program.load())?;
         if generation.tables.uses(feature::FLOWS) {
             let program = generation.classifier_mut(egress)?;
@@ -193,17 +203,14 @@ impl Generation {
 
     /// The XDP program, to run it over a packet of one's own.
     pub fn program(&self) -> Result<&Xdp, LoadError> {
-        self.xdp(layout::PROGRAM)
-    }
-
-    fn xdp(&self, name: &'static str) -> Result<&Xdp, LoadError> {
-        let program = self.ebpf.program(name).ok_or(LoadError::Incomplete(name))?;
+        let program = self.ebpf.program(self.ingress);
+        let program = program.ok_or(LoadError::Incomplete(self.ingress))?;
         Ok(program.try_into()?)
     }
 
-    fn xdp_mut(&mut self, name: &'static str) -> Result<&mut Xdp, LoadError> {
-        let program = self.ebpf.program_mut(name);
-        let program = program.ok_or(LoadError::Incomplete(name))?;
+    fn program_mut(&mut self) -> Result<&mut Xdp, LoadError> {
+        let program = self.ebpf.program_mut(self.ingress);
+        let program = program.ok_or(LoadError::Incomplete(self.ingress))?;
         Ok(program.try_into()?)
     }
 

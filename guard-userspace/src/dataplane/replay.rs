@@ -93,7 +93,7 @@ impl Replay {
             data_in: Some(&frame),
             ..TestRunOptions::new()
         };
-        let program = self.generation.xdp(layout::REPLAY_PROGRAM)?;
+        let program = self.generation.program()?;
         let conclusion = Conclusion::unpack(program.test_run(options)?.return_value);
         let outcome = Outcome::from_slot(conclusion.slot);
         Ok(Judged {
