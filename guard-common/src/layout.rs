@@ -24,14 +24,14 @@ pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 pub const CONFIG: &str = "CONFIG";
 
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
-pub const PORTS: &str = "PORTS";
+pub const PORTS: &str = ".bss.ports";
 
 /// A hash from [`AddressedKey`] to the number of the service that lists the port on that address.
 pub const ADDRESSED: &str = "ADDRESSED";
 
 /// An array of [`Service`], indexed by the service's number. That of [`NO_SERVICE`] holds the
 /// budgets of packets that reach no service.
-pub const SERVICES: &str = "SERVICES";
+pub const SERVICES: &str = ".bss.services";
 
 /// Tries of the sources that restricted services allow, with their [`Expiry`].
 pub const ADMITTED_V4: &str = "ADMITTED_V4";
@@ -63,8 +63,8 @@ pub const RELIEFS_V6: &str = "RELIEFS_V6";
 /// bitmaps that say whether a destination can be in one.
 pub const NETWORKS_V4: &str = "NETWORKS_V4";
 pub const NETWORKS_V6: &str = "NETWORKS_V6";
-pub const NETWORK_BITS_V4: &str = "NETWORK_BITS_V4";
-pub const NETWORK_BITS_V6: &str = "NETWORK_BITS_V6";
+pub const NETWORK_BITS_V4: &str = ".bss.bits_v4";
+pub const NETWORK_BITS_V6: &str = ".bss.bits_v6";
 
 /// An array of [`crate::cell::Cell`]: for each service two rows of a power of two, indexed by
 /// [`crate::cell::indices`].
@@ -192,12 +192,10 @@ pub mod feature {
     pub const ADDRESSED: u16 = 1 << 7;
     /// There are container networks.
     pub const NETWORKS: u16 = 1 << 8;
-    /// Some container network is wider than the bitmap of IPv6 tells apart.
-    pub const WIDE_NETWORKS: u16 = 1 << 9;
     /// UDP flows that this host opens are recorded.
-    pub const FLOWS: u16 = 1 << 10;
+    pub const FLOWS: u16 = 1 << 9;
     /// All budgets are of one kind.
-    pub const NARROW: u16 = 1 << 11;
+    pub const NARROW: u16 = 1 << 10;
 
     /// Any budget at all.
     pub const BUDGETS: u16 = PACKETS | BYTES | CONNECTIONS | TOTALS;
@@ -319,8 +317,8 @@ impl PortProtocol {
 const PORT_ROWS: u32 = 3;
 const PORTS_PER_ROW: u32 = 1 << 16;
 
-/// How long [`PORTS`] is: a row for each [`PortProtocol`], then one entry for every IP protocol.
-pub const PORT_ENTRIES: u32 = PORT_ROWS * PORTS_PER_ROW + 256;
+/// How long [`PORTS`] is: a row for each [`PortProtocol`], then a row that has one entry for every IP protocol.
+pub const PORT_ENTRIES: u32 = (PORT_ROWS + 1) * PORTS_PER_ROW;
 
 /// The place of a port in [`PORTS`].
 #[inline(always)]
@@ -574,23 +572,29 @@ pub struct Clock {
     pub boot_ns: u64,
 }
 
-/// Words of 64 bits in the bitmap of IPv4: one bit for each /24.
-pub const NETWORK_WORDS_V4: u32 = 1 << 18;
-
-/// Words in the bitmap of IPv6: one bit for every /64 with the same [`network_bit_v6`].
+/// Words of 64 bits in the bitmaps: one bit for every /24 with the same [`network_bit_v4`], and for every /64
+/// with the same [`network_bit_v6`].
+pub const NETWORK_WORDS_V4: u32 = 1 << 14;
 pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 
-/// The bit of an IPv4 address: its /24.
+/// The bit of an IPv4 address: a hash of its /24.
 #[inline(always)]
 pub const fn network_bit_v4(address: Address) -> u32 {
-    address.low as u32 >> 8
+    // Of the bytes as they are in a packet, which need not be swapped for it.
+    let network = (address.low as u32).swap_bytes() & 0x00ff_ffff;
+    (spread(network as u64) >> 44) as u32
+}
+
+/// Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
+#[inline(always)]
+const fn spread(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// The bit of an IPv6 address: a hash of its /64.
 #[inline(always)]
 pub const fn network_bit_v6(address: Address) -> u32 {
-    // Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
-    (address.high.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32
+    (spread(address.high) >> 48) as u32
 }
 
 /// The widest IPv6 network whose every /64 has its bit set.

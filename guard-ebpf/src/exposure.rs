@@ -4,7 +4,7 @@
 use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, Target, judge, judge_container_address},
-    layout::{AddressedKey, NO_SERVICE, PortEntry, Service, feature},
+    layout::{AddressedKey, NO_SERVICE, PORT_ENTRIES, PortEntry, Service, feature},
     packet::{Ends, Packet, Traits},
     reason::Reason,
 };
@@ -12,6 +12,7 @@ use guard_common::{
 use crate::{
     clock::Clock,
     config,
+    global::bounded,
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
     networks::{find_network, may_be_in_network},
     pace::Pace,
@@ -49,9 +50,8 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
         }
     }
     let service = on_this_address.unwrap_or(entry.service());
-    if service != NO_SERVICE
-        && let Some(settings) = SERVICES.get(u32::from(service))
-    {
+    if service != NO_SERVICE {
+        let settings = SERVICES.get(service.into());
         return Ok(Destination::Service(service, settings, entry));
     }
     Ok(Destination::Nobody(judge_closed(packet, entry, false)))
@@ -75,10 +75,7 @@ fn judge_closed(packet: &Packet<impl Ends>, entry: PortEntry, listed: bool) -> E
 
 #[inline(always)]
 fn find_entry(packet: &Packet<impl Ends>) -> PortEntry {
-    PORTS
-        .get(packet.transport.place())
-        .copied()
-        .unwrap_or_default()
+    *PORTS.get(bounded::<{ PORT_ENTRIES as usize }>(packet.transport.place() as usize))
 }
 
 /// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and

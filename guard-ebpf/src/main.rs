@@ -10,7 +10,7 @@
 //! has one for a policy on trial, because a program that may call another pays for it with every packet.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(
     internal_features,
     reason = "the target has no AtomicU64::compare_exchange; the intrinsic behind it works"
@@ -23,6 +23,7 @@ mod counters;
 mod events;
 mod exposure;
 mod flows;
+mod global;
 mod maps;
 mod networks;
 mod pace;
@@ -335,10 +336,8 @@ fn within_limits<C: Clock, P: Pace>(
         return Ok(reason);
     }
     P::look_closer()?;
-    match maps::SERVICES.get(u32::from(NO_SERVICE)) {
-        Some(limits) => budgets::charge::<C, P>(packet, length, NO_SERVICE, limits, reason),
-        None => Ok(reason),
-    }
+    let limits = maps::SERVICES.get(NO_SERVICE.into());
+    budgets::charge::<C, P>(packet, length, NO_SERVICE, limits, reason)
 }
 
 #[cfg(target_arch = "bpf")]

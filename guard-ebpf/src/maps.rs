@@ -16,19 +16,27 @@ use guard_common::{
     reason::Outcome,
 };
 
+use crate::global::Global;
+
 /// Addresses in network byte order, as keys.
 pub type Ipv4Key = [u8; 4];
 pub type Ipv6Key = [u8; 16];
 
-#[map]
-pub static PORTS: Array<PortEntry> = Array::with_max_entries(PORT_ENTRIES, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.ports")]
+pub static PORTS: Global<PortEntry, { PORT_ENTRIES as usize }> =
+    // SAFETY: zeros are a value.
+    unsafe { Global::zeroed() };
 
 #[map]
 pub static ADDRESSED: HashMap<AddressedKey, u32> =
     HashMap::with_max_entries(MAX_ADDRESSED, BPF_F_NO_PREALLOC);
 
-#[map]
-pub static SERVICES: Array<Service> = Array::with_max_entries(MAX_SEATS, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.services")]
+pub static SERVICES: Global<Service, { MAX_SEATS as usize }> =
+    // SAFETY: zeros are a value.
+    unsafe { Global::zeroed() };
 
 #[map]
 pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
@@ -78,11 +86,17 @@ pub static NETWORKS_V4: LpmTrie<Ipv4Key, u8> = LpmTrie::with_max_entries(MAX_NET
 #[map]
 pub static NETWORKS_V6: LpmTrie<Ipv6Key, u8> = LpmTrie::with_max_entries(MAX_NETWORKS, 0);
 
-#[map]
-pub static NETWORK_BITS_V4: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V4, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.bits_v4")]
+pub static NETWORK_BITS_V4: Global<u64, { NETWORK_WORDS_V4 as usize }> =
+    // SAFETY: zeros are a value.
+    unsafe { Global::zeroed() };
 
-#[map]
-pub static NETWORK_BITS_V6: Array<u64> = Array::with_max_entries(NETWORK_WORDS_V6, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.bits_v6")]
+pub static NETWORK_BITS_V6: Global<u64, { NETWORK_WORDS_V6 as usize }> =
+    // SAFETY: zeros are a value.
+    unsafe { Global::zeroed() };
 
 #[map]
 pub static CELLS: Array<Cell> = Array::with_max_entries(DEFAULT_CELLS, 0);

@@ -1,18 +1,18 @@
 //! Whether an address lies inside a container network.
 //!
-//! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: a hash of
-//! every /64) that holds part of a container network tells those apart for the price of one load;
-//! only what is left asks the trie.
+//! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: every /64) that holds
+//! part of a container network, by a hash, tells those apart for the price of one load; only what is left asks
+//! the trie.
 
-use aya_ebpf::maps::{Array, lpm_trie::Key};
+use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{
     address::{Address, Family},
     exposure::NetworkKind,
-    layout::{feature, network_bit_v4, network_bit_v6},
+    layout::{network_bit_v4, network_bit_v6},
 };
 
 use crate::{
-    config,
+    global::Global,
     maps::{NETWORK_BITS_V4, NETWORK_BITS_V6, NETWORKS_V4, NETWORKS_V6},
     sources::{ipv4_key, ipv6_key},
 };
@@ -20,15 +20,9 @@ use crate::{
 /// Whether the trie may know the address.
 #[inline(always)]
 pub fn may_be_in_network(family: Family, address: Address) -> bool {
-    if !config::uses(feature::NETWORKS) {
-        return false;
-    }
     match family {
         Family::Ipv4 => has_bit(&NETWORK_BITS_V4, network_bit_v4(address)),
-        Family::Ipv6 => {
-            config::uses(feature::WIDE_NETWORKS)
-                || has_bit(&NETWORK_BITS_V6, network_bit_v6(address))
-        }
+        Family::Ipv6 => has_bit(&NETWORK_BITS_V6, network_bit_v6(address)),
     }
 }
 
@@ -45,8 +39,7 @@ pub fn find_network(family: Family, address: Address) -> Option<NetworkKind> {
 }
 
 #[inline(always)]
-fn has_bit(words: &Array<u64>, bit: u32) -> bool {
-    words
-        .get(bit / u64::BITS)
-        .is_some_and(|word| word >> (bit % u64::BITS) & 1 != 0)
+fn has_bit<const WORDS: usize>(words: &'static Global<u64, WORDS>, bit: u32) -> bool {
+    let word = words.get((bit / u64::BITS) as usize);
+    word >> (bit % u64::BITS) & 1 != 0
 }

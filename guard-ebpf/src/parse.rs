@@ -27,12 +27,12 @@ const MAX_VLAN_TAGS: u32 = 2;
 /// IPv6 extension headers that are read through (RFC 8200, section 4.1, lists seven at most).
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
-/// EtherTypes (IEEE 802), in host byte order.
+/// EtherTypes (IEEE 802), in network byte order: as they are in a frame.
 mod ether_type {
-    pub const IPV4: u16 = 0x0800;
-    pub const IPV6: u16 = 0x86dd;
-    pub const VLAN: u16 = 0x8100;
-    pub const SERVICE_VLAN: u16 = 0x88a8;
+    pub const IPV4: u16 = 0x0800u16.to_be();
+    pub const IPV6: u16 = 0x86ddu16.to_be();
+    pub const VLAN: u16 = 0x8100u16.to_be();
+    pub const SERVICE_VLAN: u16 = 0x88a8u16.to_be();
 }
 
 /// The header that ICMP and ICMPv6 share: the host reads no message that is shorter.
@@ -301,14 +301,14 @@ struct Link {
 #[inline(always)]
 fn read_link(frame: &Frame) -> Result<Link, Unread> {
     let ethernet = frame.header::<EthHdr>(0).ok_or(Unread::NotIp)?;
-    let mut ether_type = ethernet.half(offset_of!(EthHdr, ether_type));
+    let mut ether_type = ethernet.read(offset_of!(EthHdr, ether_type));
     let mut end = EthHdr::LEN;
     for _ in 0..MAX_VLAN_TAGS {
         if !is_vlan(ether_type) {
             break;
         }
         let tag = frame.header::<VlanHdr>(end).ok_or(Unread::Malformed)?;
-        ether_type = tag.half(offset_of!(VlanHdr, ether_type));
+        ether_type = tag.read(offset_of!(VlanHdr, ether_type));
         end += VlanHdr::LEN;
     }
     Ok(Link { ether_type, end })

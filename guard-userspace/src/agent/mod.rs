@@ -239,8 +239,7 @@ impl Agent {
         // Meanwhile a container may have come, and others may come until the agent looks again.
         let waiting = steps.iter().map(|step| step.generation.generation());
         let generations = self.attachments.values().flat_map(Attachment::generations);
-        let followed = self.closer.follow(generations.chain(waiting));
-        followed.map_err(anyhow::Error::from)?;
+        self.closer.follow(generations.chain(waiting));
         self.docker.update(&next.policy, &self.netlink).await;
         if *self.docker.containers() != containers {
             for step in &mut steps {
@@ -305,9 +304,7 @@ impl Agent {
             .send_if_modified(|listen| mem::replace(listen, next.policy.web) != next.policy.web);
         self.loaded = next;
         let generations = self.attachments.values().flat_map(Attachment::generations);
-        self.closer
-            .follow(generations)
-            .map_err(anyhow::Error::from)?;
+        self.closer.follow(generations);
         // What has happened since the tables were made is not in them.
         self.listener.changed.notify_one();
         memory::give_back();

@@ -2,17 +2,15 @@
 //! milliseconds after it is created, and to load another generation takes longer than that.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
-    os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use aya::maps::{Array, Map, MapData};
-use guard_common::layout::{self, PortEntry, port_index};
+use guard_common::layout::{PortEntry, port_index};
 use tracing::warn;
 
-use super::{Generation, LoadError};
+use super::{Generation, globals::Ports};
 use crate::policy::PublishedPort;
 
 /// The port tables in force, shared by the agent and whoever hears first what containers publish.
@@ -21,27 +19,17 @@ pub struct Closer(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    tables: Vec<Map>,
+    tables: Vec<Ports>,
     /// What has been closed here, and the agent does not know of yet.
     early: BTreeSet<PublishedPort>,
 }
 
 impl Closer {
     /// The tables of these generations are in force from now on.
-    pub fn follow<'a>(
-        &self,
-        generations: impl Iterator<Item = &'a Generation>,
-    ) -> Result<(), LoadError> {
-        let tables = generations.map(|generation| {
-            let Map::Array(data) = generation.map(layout::PORTS)? else {
-                return Err(LoadError::Incomplete(layout::PORTS));
-            };
-            let fd = data.fd().as_fd().try_clone_to_owned();
-            let data = MapData::from_fd(fd.map_err(LoadError::Host)?)?;
-            Ok(Map::from_map_data(data)?)
-        });
-        self.lock().tables = tables.collect::<Result<_, LoadError>>()?;
-        Ok(())
+    pub fn follow<'a>(&self, generations: impl Iterator<Item = &'a Generation>) {
+        self.lock().tables = generations
+            .map(|generation| generation.ports.clone())
+            .collect();
     }
 
     /// Closes ports that no service lists. Others are only marked as published, which they are.
@@ -50,16 +38,17 @@ impl Closer {
         published: impl IntoIterator<Item = PublishedPort>,
         local_ports: &RangeInclusive<u16>,
     ) {
+        let published: BTreeSet<PublishedPort> = published.into_iter().collect();
         let mut inner = self.lock();
         let Inner { tables, early } = &mut *inner;
-        for port in published {
-            for table in tables.iter_mut() {
-                match mark(table, port, local_ports) {
-                    Ok(true) => {
-                        early.insert(port);
-                    }
-                    Ok(false) => {}
-                    Err(error) => warn!("{port} cannot be closed at once: {error}"),
+        for table in tables {
+            let mut new = BTreeSet::new();
+            let marked = table.change(|entries| mark(entries, &published, local_ports, &mut new));
+            match marked {
+                Ok(()) => early.append(&mut new),
+                Err(error) => {
+                    let ports: Vec<String> = new.iter().map(ToString::to_string).collect();
+                    warn!("{} cannot be closed at once: {error}", ports.join(", "));
                 }
             }
         }
@@ -76,19 +65,23 @@ impl Closer {
     }
 }
 
-/// Whether that is new.
+/// What marks these ports, and which of them that is news for.
 fn mark(
-    table: &mut Map,
-    port: PublishedPort,
+    entries: &[PortEntry],
+    published: &BTreeSet<PublishedPort>,
     local_ports: &RangeInclusive<u16>,
-) -> Result<bool, LoadError> {
-    let mut table = Array::<_, PortEntry>::try_from(table)?;
-    let index = port_index(port.protocol, port.port);
-    let before = table.get(&index, 0)?;
-    let after = port.marked(before, local_ports);
-    if after == before {
-        return Ok(false);
+    new: &mut BTreeSet<PublishedPort>,
+) -> Vec<(u32, PortEntry)> {
+    let mut marked = BTreeMap::new();
+    for port in published {
+        let index = port_index(port.protocol, port.port);
+        let before = marked.get(&index).or_else(|| entries.get(index as usize));
+        let before = before.copied().unwrap_or_default();
+        let after = port.marked(before, local_ports);
+        if after != before {
+            marked.insert(index, after);
+            new.insert(*port);
+        }
     }
-    table.set(index, after, 0)?;
-    Ok(true)
+    marked.into_iter().collect()
 }

@@ -1,18 +1,22 @@
 //! Fills the tables of a fresh generation.
 
+use std::collections::BTreeSet;
+
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
 };
 use guard_common::{
     cell::ROWS,
-    layout::{
-        self, AddressedKey, MAX_FLOWS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, NO_SERVICE, feature,
-    },
+    layout::{self, AddressedKey, MAX_FLOWS, NO_SERVICE, Service, feature},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{LoadError, live};
+use super::{
+    LoadError,
+    globals::{self, Ports},
+    live,
+};
 use crate::policy::{Tables, is_single};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -24,7 +28,7 @@ const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
 /// How large the tables are whose size a policy decides.
-pub fn sizes(tables: &Tables) -> [(&'static str, u32); 9] {
+pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
     let singles = |is_v4: bool| {
         let prefixes = tables.denied.keys().filter(|prefix| is_single(prefix));
         let count = prefixes
@@ -57,23 +61,19 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 9] {
             layout::STRANGERS,
             if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
         ),
-        (
-            layout::NETWORK_BITS_V4,
-            if_used(feature::NETWORKS, NETWORK_WORDS_V4, UNUSED),
-        ),
-        (
-            layout::NETWORK_BITS_V6,
-            if_used(feature::NETWORKS, NETWORK_WORDS_V6, UNUSED),
-        ),
     ]
 }
 
-pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
-    let mut services = array(ebpf, layout::SERVICES)?;
-    services.set(NO_SERVICE.into(), tables.limits, 0)?;
-    for service in &tables.services {
-        services.set(service.number.into(), service.settings, 0)?;
-    }
+pub fn fill(ebpf: &mut Ebpf, ports: &Ports, tables: &Tables) -> Result<(), LoadError> {
+    let settings = tables.services.iter();
+    let settings = settings.map(|service| (service.number, service.settings));
+    change_services(ebpf, |services| {
+        for (number, settings) in settings.chain([(NO_SERVICE, tables.limits)]) {
+            if let Some(place) = services.get_mut(usize::from(number)) {
+                *place = settings;
+            }
+        }
+    })?;
     let mut addressed =
         HashMap::<_, AddressedKey, u32>::try_from(map_mut(ebpf, layout::ADDRESSED)?)?;
     for (key, service) in &tables.addressed {
@@ -85,7 +85,7 @@ pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
             live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;
         }
     }
-    live::change(ebpf, None, tables)?;
+    live::change(ebpf, ports, None, tables, &BTreeSet::new())?;
     for (prefix, relief) in &tables.reliefs {
         match prefix {
             IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
@@ -93,6 +93,17 @@ pub fn fill(ebpf: &mut Ebpf, tables: &Tables) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+/// Changes the settings of services.
+pub(super) fn change_services(
+    ebpf: &mut Ebpf,
+    change: impl FnOnce(&mut [Service]),
+) -> Result<(), LoadError> {
+    let map = map_mut(ebpf, layout::SERVICES)?;
+    let mut services = globals::read(map)?;
+    change(&mut services);
+    globals::write(map, &services)
 }
 
 pub(super) fn insert_v4<V: Pod>(

@@ -11,13 +11,14 @@ use aya::{
     maps::{Array, HashMap, lpm_trie::Key},
 };
 use guard_common::layout::{
-    self, AdmittedKey, Expiry, PortEntry, SERVICE_BITS, Service, list, port_index,
+    self, AdmittedKey, Expiry, SERVICE_BITS, Service, list, port_index,
 };
 use ipnet::IpNet;
 
 use super::{
     Generation, LoadError, batch,
-    fill::{array, insert_v4, insert_v6, map_mut, trie},
+    fill::{change_services, insert_v4, insert_v6, map_mut, trie},
+    globals::Ports,
     networks,
 };
 use crate::{
@@ -43,16 +44,15 @@ impl Generation {
         mut next: Tables,
         early: &BTreeSet<PublishedPort>,
     ) -> Result<(), LoadError> {
-        let Self { ebpf, tables, .. } = self;
-        // What has been closed meanwhile is in no table that is known here: whatever it is, it is written.
-        for port in early {
-            let index = port_index(port.protocol, port.port);
-            let entry = next.ports.get(&index).copied().unwrap_or_default();
-            array(ebpf, layout::PORTS)?.set(index, entry, 0)?;
-        }
+        let Self {
+            ebpf,
+            tables,
+            ports,
+            ..
+        } = self;
         let lacks = next.features & !tables.features;
         next.features = tables.features;
-        let changed = change(ebpf, Some(tables), &next);
+        let changed = change(ebpf, ports, Some(tables), &next, early);
         if changed.is_err() {
             doubt(&mut next.denied, &tables.denied);
             doubt(&mut next.denied_at, &tables.denied_at);
@@ -117,11 +117,13 @@ fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, E
 /// What finds no room keeps nothing else from being written or removed.
 pub(super) fn change(
     ebpf: &mut Ebpf,
+    ports: &Ports,
     before: Option<&Tables>,
     after: &Tables,
+    early: &BTreeSet<PublishedPort>,
 ) -> Result<(), LoadError> {
     let mut outcome = Outcome::default();
-    outcome.take(change_ports(ebpf, before, after));
+    outcome.take(change_ports(ports, before, after, early));
     outcome.take(networks::change(
         ebpf,
         before.map_or(&[], |tables| &tables.networks),
@@ -196,36 +198,42 @@ fn mark_denied(
     services: &BTreeSet<u16>,
     is_denied: bool,
 ) -> Result<(), LoadError> {
-    let mut table = array::<Service>(ebpf, layout::SERVICES)?;
-    for service in services {
-        let service = u32::from(*service);
-        let mut settings = table.get(&service, 0)?;
-        settings.lists &= !list::DENIED;
-        if is_denied {
-            settings.lists |= list::DENIED;
-        }
-        table.set(service, settings, 0)?;
+    if services.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    change_services(ebpf, |table| {
+        for service in services {
+            if let Some(Service { lists, .. }) = table.get_mut(usize::from(*service)) {
+                *lists &= !list::DENIED;
+                if is_denied {
+                    *lists |= list::DENIED;
+                }
+            }
+        }
+    })
 }
 
-/// Each entry is one word: a packet finds the one before or the one after.
-fn change_ports(ebpf: &mut Ebpf, before: Option<&Tables>, after: &Tables) -> Result<(), LoadError> {
+/// What has been closed early is in no table that is known here: whatever it is, it is looked at.
+fn change_ports(
+    ports: &Ports,
+    before: Option<&Tables>,
+    after: &Tables,
+    early: &BTreeSet<PublishedPort>,
+) -> Result<(), LoadError> {
     let none = BTreeMap::new();
     let before = before.map_or(&none, |tables| &tables.ports);
-    let mut ports = array(ebpf, layout::PORTS)?;
-    for (index, entry) in &after.ports {
-        if before.get(index) != Some(entry) {
-            ports.set(*index, *entry, 0)?;
-        }
-    }
-    for index in before
-        .keys()
-        .filter(|index| !after.ports.contains_key(index))
-    {
-        ports.set(*index, PortEntry::default(), 0)?;
-    }
-    Ok(())
+    let early = early
+        .iter()
+        .map(|port| port_index(port.protocol, port.port));
+    let indices: BTreeSet<u32> = before.keys().chain(after.ports.keys()).copied().collect();
+    let indices = indices.into_iter().chain(early);
+    ports.change(|entries| {
+        let news = indices.filter_map(|index| {
+            let entry = after.ports.get(&index).copied().unwrap_or_default();
+            (entries.get(index as usize) != Some(&entry)).then_some((index, entry))
+        });
+        news.collect()
+    })
 }
 
 /// What is in `after` and not, or otherwise, in `before`.

@@ -9,6 +9,7 @@ mod counters;
 mod evict;
 mod fill;
 mod flows;
+mod globals;
 mod live;
 mod networks;
 pub mod pins;
@@ -43,6 +44,7 @@ pub use self::{
     talkers::TalkerRow,
     tap::{ROUNDS, Tap, Tapped, Wanted, source_of},
 };
+use self::globals::Ports;
 use crate::{causes::io_error, policy::Tables};
 
 /// The kernel program, compiled for the BPF virtual machine by this crate's build script.
@@ -52,6 +54,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gu
 pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
+    ports: Ports,
     /// The name of its XDP program.
     ingress: &'static str,
     /// What its programs say, if anybody listens at that level.
@@ -159,7 +162,8 @@ impl Generation {
         let level = if is_debugged { Level::Debug as u8 } else { 0 };
         loader.override_global(aya_log::LEVEL, &level, true);
         let mut ebpf = loader.load(OBJECT)?;
-        fill::fill(&mut ebpf, &tables)?;
+        let ports = Ports::of(&ebpf)?;
+        fill::fill(&mut ebpf, &ports, &tables)?;
         let log = if is_debugged {
             // The tracer asks the crate `log` as well whether anybody listens.
             log::set_max_level(log::LevelFilter::Debug);
@@ -172,6 +176,7 @@ impl Generation {
         let mut generation = Self {
             ebpf,
             tables,
+            ports,
             ingress,
             log,
         };

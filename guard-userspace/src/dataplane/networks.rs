@@ -1,15 +1,16 @@
-//! The networks of containers, as the packet path knows them: a bitmap that says where it is worth to ask,
+//! The networks of containers, as the packet path knows them: bitmaps that say where it is worth to ask,
 //! and tries that know.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use aya::Ebpf;
-use guard_common::layout::{self, WIDEST_NETWORK_V6, network_bit_v4, network_bit_v6};
+use guard_common::layout::{
+    self, NETWORK_WORDS_V4, NETWORK_WORDS_V6, WIDEST_NETWORK_V6, network_bit_v4, network_bit_v6,
+};
 use ipnet::IpNet;
 
 use super::{
     LoadError,
-    fill::{array, insert_v4, insert_v6, trie},
+    fill::{insert_v4, insert_v6, map_mut, trie},
+    globals,
 };
 use crate::policy::{ContainerNetwork, split};
 
@@ -25,18 +26,19 @@ pub fn change(
             IpNet::V6(prefix) => insert_v6(ebpf, layout::NETWORKS_V6, prefix, *kind as u8)?,
         }
     }
-    for (map, is_v4) in [
-        (layout::NETWORK_BITS_V4, true),
-        (layout::NETWORK_BITS_V6, false),
-    ] {
-        let before = words(before, is_v4);
-        let after = words(after, is_v4);
-        let indices: BTreeSet<u32> = before.keys().chain(after.keys()).copied().collect();
-        for index in indices {
-            if before.get(&index) != after.get(&index) {
-                let word = after.get(&index).copied().unwrap_or_default();
-                array::<u64>(ebpf, map)?.set(index, word, 0)?;
-            }
+    let bitmaps: [(_, _, fn(&ContainerNetwork, &mut [u64])); 2] = [
+        (layout::NETWORK_BITS_V4, NETWORK_WORDS_V4, mark_v4),
+        (layout::NETWORK_BITS_V6, NETWORK_WORDS_V6, mark_v6),
+    ];
+    for (map, words, mark) in bitmaps {
+        let bitmap = |networks: &[ContainerNetwork]| {
+            let mut bitmap = vec![0; words as usize];
+            networks.iter().for_each(|one| mark(one, &mut bitmap));
+            bitmap
+        };
+        let after = bitmap(after);
+        if bitmap(before) != after {
+            globals::write(map_mut(ebpf, map)?, &after)?;
         }
     }
     for ContainerNetwork { prefix, .. } in before {
@@ -64,26 +66,31 @@ fn key<const BYTES: usize>(
     aya::maps::lpm_trie::Key::new(length.into(), address)
 }
 
-/// The words of the bitmap that have a bit.
-fn words(networks: &[ContainerNetwork], is_v4: bool) -> BTreeMap<u32, u64> {
-    let mut words = BTreeMap::new();
-    let mut set = |bit: u32| *words.entry(bit / u64::BITS).or_default() |= 1 << (bit % u64::BITS);
-    for ContainerNetwork { prefix, .. } in networks {
-        match prefix {
-            IpNet::V4(prefix) if is_v4 => {
-                let first = network_bit_v4(split(prefix.network().into()).1);
-                let last = network_bit_v4(split(prefix.broadcast().into()).1);
-                (first..=last).for_each(&mut set);
-            }
-            // Of a wider one every packet asks the trie.
-            IpNet::V6(prefix) if !is_v4 && prefix.prefix_len() >= WIDEST_NETWORK_V6 => {
-                let subnets = prefix.subnets(prefix.prefix_len().max(64));
-                for subnet in subnets.into_iter().flatten() {
-                    set(network_bit_v6(split(subnet.network().into()).1));
-                }
-            }
-            IpNet::V4(_) | IpNet::V6(_) => {}
+fn mark_v4(network: &ContainerNetwork, bitmap: &mut [u64]) {
+    if let IpNet::V4(prefix) = network.prefix {
+        let subnets = prefix.subnets(prefix.prefix_len().max(24));
+        for subnet in subnets.into_iter().flatten() {
+            set(bitmap, network_bit_v4(split(subnet.network().into()).1));
         }
     }
-    words
+}
+
+/// A wide one has more /64 than there are bits.
+fn mark_v6(network: &ContainerNetwork, bitmap: &mut [u64]) {
+    if let IpNet::V6(prefix) = network.prefix {
+        if prefix.prefix_len() < WIDEST_NETWORK_V6 {
+            bitmap.fill(u64::MAX);
+            return;
+        }
+        let subnets = prefix.subnets(prefix.prefix_len().max(64));
+        for subnet in subnets.into_iter().flatten() {
+            set(bitmap, network_bit_v6(split(subnet.network().into()).1));
+        }
+    }
+}
+
+fn set(bitmap: &mut [u64], bit: u32) {
+    if let Some(word) = bitmap.get_mut((bit / u64::BITS) as usize) {
+        *word |= 1 << (bit % u64::BITS);
+    }
 }

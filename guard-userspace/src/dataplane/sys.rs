@@ -4,6 +4,10 @@ use std::{io, mem};
 
 use nix::libc;
 
+/// BPF_MAP_LOOKUP_ELEM and BPF_MAP_UPDATE_ELEM, for values that are too long for the stack.
+pub const LOOKUP_ELEM: libc::c_long = 1;
+pub const UPDATE_ELEM: libc::c_long = 2;
+
 /// BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6; of per-CPU arrays 5.13).
 pub const LOOKUP_BATCH: libc::c_long = 24;
 pub const UPDATE_BATCH: libc::c_long = 26;

@@ -12,7 +12,7 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra,
     layout::{
-        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, WIDEST_NETWORK_V6,
+        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief,
         feature, list, live, port_index,
     },
     reason::Mode,
@@ -374,7 +374,6 @@ impl Tables {
                 budget(&settings.source).is_limited() || budget(&settings.total).is_limited()
             })
         };
-        let is_wide = |network: &ContainerNetwork| matches!(network.prefix, IpNet::V6(prefix) if prefix.prefix_len() < WIDEST_NETWORK_V6);
         let has_routed = self
             .networks
             .iter()
@@ -396,7 +395,6 @@ impl Tables {
             (feature::RELIEFS, !self.reliefs.is_empty()),
             (feature::ADDRESSED, !self.addressed.is_empty()),
             (feature::NETWORKS, !self.networks.is_empty()),
-            (feature::WIDE_NETWORKS, self.networks.iter().any(is_wide)),
             (
                 feature::FLOWS,
                 self.scope == Scope::Host || has_routed || shares_with_client,
