@@ -102,8 +102,10 @@ fn about(report: &Report) -> String {
         // Writing to memory does not fail.
         let _ = write!(
             text,
-            " Medians of {} rounds; the empty program takes {:.1} ns.",
-            packets.rounds, packets.empty.median
+            " Medians of {} quiet rounds; the empty program takes {:.1} ns, and {:.0} % of all rounds were disturbed.",
+            packets.rounds,
+            packets.empty.median,
+            packets.disturbed * 100.0
         );
     }
     text

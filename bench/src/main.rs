@@ -14,6 +14,7 @@ mod measure;
 mod packets;
 mod plot;
 mod policies;
+mod quiet;
 mod report;
 mod run;
 mod spread;

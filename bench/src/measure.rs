@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
+    mem,
     rc::Rc,
 };
 
@@ -12,10 +13,11 @@ use guard_common::reason::{Outcome, Verdict};
 use lab::topology::Lab;
 
 use crate::{
-    beside::Beside,
+    beside::{Beside, Varied},
     cases::{Case, Subject, Whose},
     guarded::{Counted, Guarded, Key},
     policies,
+    quiet::{self, PATIENCE, Sample},
     run::{Run, XDP_DROP, XDP_PASS, run},
     xdp_filter::Filter,
 };
@@ -33,35 +35,59 @@ const STRAYS: u64 = 1;
 /// What is run before anything is measured.
 const WARM_UP: u32 = 20_000;
 
-/// What a case cost in each round, in nanoseconds.
+/// What a case cost in each round that counts, in nanoseconds.
 pub struct Samples {
     pub net: Vec<f64>,
     /// Of the empty program beside it.
     pub empty: Vec<f64>,
-    /// Packets in each measurement.
-    pub repeat: u32,
+    /// How many measurements there were, with those that were disturbed.
+    pub taken: usize,
     /// The first thing that was not as it should be.
     pub fault: Option<String>,
 }
 
-/// Measures all cases in so many rounds.
+/// Measures all cases in so many rounds in which nothing disturbs, if there are as many.
 pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>> {
     let mut loaded = Loaded::new()?;
     let mut bouts = Vec::new();
     for case in cases {
         bouts.push(Bout::prepare(case, &mut loaded)?);
     }
-    for round in 1..=rounds {
-        progress(&format!("round {round} of {rounds}"));
+    let enough = rounds as usize;
+    for round in 1..=rounds * PATIENCE {
+        progress(&format!("round {round}, of {rounds} that are quiet"));
+        let floors = quiet::floors(bouts.iter().map(|bout| (bout.beside(), &*bout.samples)));
+        let mut is_done = true;
         for bout in &mut bouts {
-            lab::interrupt::check()?;
-            bout.fight()?;
+            let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
+            if quiet::quiet(&bout.samples, floor).len() < enough {
+                lab::interrupt::check()?;
+                bout.fight(floor)?;
+                is_done = false;
+            }
+        }
+        if is_done {
+            break;
         }
     }
     progress("");
-    let named = bouts.into_iter();
-    Ok(named
-        .map(|bout| (bout.case.name.to_string(), bout.samples))
+    let mut rows: Vec<_> = bouts
+        .iter_mut()
+        .map(|bout| (bout.beside(), mem::take(&mut bout.samples)))
+        .collect();
+    let taken: Vec<usize> = bouts.iter().map(|bout| bout.taken).collect();
+    quiet::counting(&mut rows, enough);
+    let results = bouts.into_iter().zip(rows).zip(taken);
+    Ok(results
+        .map(|((bout, (_, samples)), taken)| {
+            let result = Samples {
+                net: samples.iter().map(|sample| sample.net).collect(),
+                empty: samples.iter().map(|sample| sample.empty).collect(),
+                taken,
+                fault: bout.fault,
+            };
+            (bout.case.name.to_string(), result)
+        })
         .collect())
 }
 
@@ -144,7 +170,13 @@ struct Bout<'a> {
     /// What guard's counters must say after every measurement.
     expected: Option<Expected>,
     verdict: u32,
-    samples: Samples,
+    /// Packets in each measurement.
+    repeat: u32,
+    samples: Vec<Sample>,
+    /// How many measurements were begun.
+    taken: usize,
+    /// The first thing that was not as it should be.
+    fault: Option<String>,
 }
 
 struct Expected {
@@ -202,34 +234,48 @@ impl<'a> Bout<'a> {
             _wrapped: wrapped,
             expected,
             verdict,
-            samples: Samples {
-                net: Vec::new(),
-                empty: Vec::new(),
-                repeat: WARM_UP,
-                fault: None,
-            },
+            repeat: WARM_UP,
+            samples: Vec::new(),
+            taken: 0,
+            fault: None,
         };
         run(bout.program.xdp()?, &case.frame, WARM_UP)?;
         let Run { ns, .. } = run(bout.program.xdp()?, &case.frame, WARM_UP)?;
-        bout.samples.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
+        bout.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
         Ok(bout)
     }
 
-    fn fight(&mut self) -> Result<()> {
+    /// Which empty program is beside it: the bare one, or one behind a wrapper.
+    fn beside(&self) -> u8 {
+        match self.case.varied {
+            None => 0,
+            Some(Varied::Source(_)) => 1,
+            Some(Varied::Port(_)) => 2,
+        }
+    }
+
+    /// `floor`: what the empty program takes where nothing disturbs it, as far as is known.
+    fn fight(&mut self, floor: f64) -> Result<()> {
         let frame = &self.case.frame;
-        let repeat = self.samples.repeat;
-        let empty = run(self.empty.xdp()?, frame, repeat)?;
+        let repeat = self.repeat;
+        self.taken += 1;
+        let before = run(self.empty.xdp()?, frame, repeat)?;
+        ensure!(before.verdict == XDP_PASS, "the empty program is not empty");
+        if quiet::is_disturbed(before.ns, floor) {
+            return Ok(());
+        }
         // A flood goes on: what it finds in the caches is what it left there, not what the row before left.
         run(self.program.xdp()?, frame, repeat)?;
-        let before = self.counted()?;
-        let run = run(self.program.xdp()?, frame, repeat)?;
+        let counted = self.counted()?;
+        let measured = run(self.program.xdp()?, frame, repeat)?;
         let after = self.counted()?;
-        ensure!(empty.verdict == XDP_PASS, "the empty program is not empty");
-        self.samples.net.push(run.ns - empty.ns);
-        self.samples.empty.push(empty.ns);
-        let fault = self.fault(&run, &before, &after);
-        if self.samples.fault.is_none() {
-            self.samples.fault = fault;
+        let behind = run(self.empty.xdp()?, frame, repeat)?;
+        self.samples.push(Sample {
+            net: measured.ns - before.ns,
+            empty: before.ns.max(behind.ns),
+        });
+        if self.fault.is_none() {
+            self.fault = self.find_fault(&measured, &counted, &after);
         }
         Ok(())
     }
@@ -242,7 +288,7 @@ impl<'a> Bout<'a> {
     }
 
     /// What is wrong if not every packet went the way that is measured.
-    fn fault(&self, run: &Run, before: &Counted, after: &Counted) -> Option<String> {
+    fn find_fault(&self, run: &Run, before: &Counted, after: &Counted) -> Option<String> {
         if run.verdict != self.verdict {
             return Some(format!(
                 "the program returned {}, not {}",
@@ -263,7 +309,7 @@ impl<'a> Bout<'a> {
         let stray_packets = moved.iter().filter(|(key, _)| is_stray(key));
         let stray_packets: u64 = stray_packets.map(|(_, packets)| packets).sum();
         let all: u64 = moved.iter().map(|(_, packets)| packets).sum();
-        let expected = u64::from(self.samples.repeat);
+        let expected = u64::from(self.repeat);
         if stray_packets <= STRAYS && all == expected {
             return None;
         }

@@ -34,9 +34,13 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
     }
     let samples = run::on(CPU, || measure(&cases, rounds))?;
     let empty = samples.values().flat_map(|samples| &samples.empty);
+    let (counted, taken) = samples.values().fold((0, 0), |(counted, taken), samples| {
+        (counted + samples.net.len(), taken + samples.taken)
+    });
     let packets = Packets {
         empty: Spread::of(empty.copied()).context("there is no round")?,
         rounds,
+        disturbed: 1.0 - counted as f64 / taken.max(1) as f64,
     };
     Ok(Some((packets, rows(&cases, &derived, &samples)?)))
 }

@@ -26,7 +26,10 @@ pub struct Report {
 pub struct Packets {
     /// What a packet costs that gets the empty program, in nanoseconds.
     pub empty: Spread,
+    /// In which nothing disturbed.
     pub rounds: u32,
+    /// How much of what was measured does not count, because the empty program beside it was slowed down.
+    pub disturbed: f64,
 }
 
 #[derive(Serialize)]
@@ -152,11 +155,19 @@ impl Report {
             growth,
         } = self;
         println!("{machine}");
-        if let Some(Packets { empty, rounds }) = packets {
+        if let Some(Packets {
+            empty,
+            rounds,
+            disturbed,
+        }) = packets
+        {
             println!(
-                "medians of {rounds} rounds; ns: more than the empty program, which takes {:.1} ns \
-                 ({:.1} to {:.1})",
-                empty.median, empty.low, empty.high
+                "medians of {rounds} quiet rounds ({:.0} % of all were disturbed); ns: more than the empty \
+                 program, which takes {:.1} ns ({:.1} to {:.1})",
+                disturbed * 100.0,
+                empty.median,
+                empty.low,
+                empty.high
             );
         }
         let mut rest = rows.as_slice();

@@ -4,7 +4,7 @@
 use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, Target, judge, judge_container_address},
-    layout::{AddressedKey, NO_SERVICE, PORT_ENTRIES, PortEntry, Service, feature},
+    layout::{AddressedKey, NO_SERVICE, PortEntry, Service, feature},
     packet::{Ends, Packet, Traits},
     reason::Reason,
 };
@@ -12,7 +12,6 @@ use guard_common::{
 use crate::{
     clock::Clock,
     config,
-    global::bounded,
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
     networks::{find_network, may_be_in_network},
     pace::Pace,
@@ -75,7 +74,7 @@ fn judge_closed(packet: &Packet<impl Ends>, entry: PortEntry, listed: bool) -> E
 
 #[inline(always)]
 fn find_entry(packet: &Packet<impl Ends>) -> PortEntry {
-    *PORTS.get(bounded::<{ PORT_ENTRIES as usize }>(packet.transport.place() as usize))
+    *PORTS.get_behind_swap(packet.transport.place() as usize)
 }
 
 /// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and

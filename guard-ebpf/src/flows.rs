@@ -13,7 +13,7 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
     layout::{
-        FLOW_IDLE_NS, FlowKey, NO_SERVICE, PORT_ENTRIES, PortProtocol, STRANGER_NS, feature, list, port_index,
+        FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, list, port_index,
     },
     packet::{Ends, Packet, Traits},
     reason::Mode,
@@ -23,7 +23,6 @@ use crate::{
     clock::{Beginning, Clock},
     config,
     exposure::{find_addressed, is_admitted, is_published},
-    global::bounded,
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
     pace::{Pace, Thorough},
@@ -163,7 +162,7 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     let (family, local) = (packet.ends.family(), packet.ends.source());
     let index = port_index(PortProtocol::Udp, packet.transport.source_port());
-    let entry = *PORTS.get(bounded::<{ PORT_ENTRIES as usize }>(index as usize));
+    let entry = *PORTS.get_behind_swap(index as usize);
     let on_this_address = find_addressed(family, local, index, entry);
     // As on the way in, a service that names this very address comes before the container networks.
     if on_this_address.is_none()

@@ -28,24 +28,31 @@ impl<T, const N: usize> Global<T, N> {
     /// The value at `index` modulo `N`.
     #[inline(always)]
     pub fn get(&'static self, index: usize) -> &'static T {
-        let offset = (index & Self::MASK) * size_of::<T>();
+        self.at(index & Self::MASK)
+    }
+
+    /// The same for an index with a number in it whose bytes were swapped: the compiler knows what bits such a
+    /// number has, and the verifier does not.
+    #[inline(always)]
+    pub fn get_behind_swap(&'static self, mut index: usize) -> &'static T {
+        // SAFETY: it is the one instruction that it says.
+        unsafe {
+            asm!("{0} &= {1}", inout(reg) index, const Self::MASK, options(pure, nomem, nostack));
+        }
+        self.at(index)
+    }
+
+    /// `index`: below `N`.
+    #[inline(always)]
+    fn at(&'static self, index: usize) -> &'static T {
         let mut value = self.0.get().cast::<T>().cast_const();
         // A variable that the program never writes, the compiler takes for what it is compiled with.
         // SAFETY: it is the one instruction that it says.
         unsafe {
+            let offset = index * size_of::<T>();
             asm!("{0} += {1}", inout(reg) value, in(reg) offset, options(pure, nomem, nostack));
         }
         // SAFETY: the place lies within the array, and any bytes are a value.
         unsafe { &*value }
     }
-}
-
-/// The index modulo `N`, a power of two, for the verifier as well: it does not know what the compiler knows of a
-/// number behind a byte swap.
-#[inline(always)]
-pub fn bounded<const N: usize>(mut index: usize) -> usize {
-    const { assert!(N.is_power_of_two()) };
-    // SAFETY: it is the one instruction that it says.
-    unsafe { asm!("{0} &= {1}", inout(reg) index, const N - 1, options(pure, nomem, nostack)) };
-    index
 }

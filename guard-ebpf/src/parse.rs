@@ -301,7 +301,17 @@ struct Link {
 #[inline(always)]
 fn read_link(frame: &Frame) -> Result<Link, Unread> {
     let ethernet = frame.header::<EthHdr>(0).ok_or(Unread::NotIp)?;
-    let mut ether_type = ethernet.read(offset_of!(EthHdr, ether_type));
+    let mut ether_type: u16 = ethernet.read(offset_of!(EthHdr, ether_type));
+    // IPv6 has a question of its own, and the rest is read again, or the compiler would make one search of both:
+    // with two jumps so early, a packet of IPv6 took 17 ns more in a third of all places in memory that the kernel
+    // may give the program.
+    if ether_type == ether_type::IPV6 {
+        return Ok(Link {
+            ether_type,
+            end: EthHdr::LEN,
+        });
+    }
+    ether_type = ethernet.read(offset_of!(EthHdr, ether_type));
     let mut end = EthHdr::LEN;
     for _ in 0..MAX_VLAN_TAGS {
         if !is_vlan(ether_type) {

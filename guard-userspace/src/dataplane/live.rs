@@ -10,9 +10,7 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
-use guard_common::layout::{
-    self, AdmittedKey, Expiry, SERVICE_BITS, Service, list, port_index,
-};
+use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, Service, list, port_index};
 use ipnet::IpNet;
 
 use super::{

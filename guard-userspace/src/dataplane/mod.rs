@@ -34,6 +34,7 @@ use guard_common::{
 };
 use tracing_log::{LogTracer, log};
 
+use self::globals::Ports;
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
     closer::Closer,
@@ -44,7 +45,6 @@ pub use self::{
     talkers::TalkerRow,
     tap::{ROUNDS, Tap, Tapped, Wanted, source_of},
 };
-use self::globals::Ports;
 use crate::{causes::io_error, policy::Tables};
 
 /// The kernel program, compiled for the BPF virtual machine by this crate's build script.

@@ -12,8 +12,8 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra,
     layout::{
-        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief,
-        feature, list, live, port_index,
+        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, feature, list,
+        live, port_index,
     },
     reason::Mode,
 };
