@@ -10,6 +10,9 @@ const DISTURBED: f64 = 1.06;
 /// Of so many rounds one may be faster than the empty program really is.
 const LUCKY: usize = 10;
 
+/// This part of the rounds that are asked for is enough, if no more are quiet.
+const ENOUGH: usize = 7;
+
 /// How often each row is begun at most, for each round that is asked for.
 pub const PATIENCE: u32 = 10;
 
@@ -49,7 +52,7 @@ pub fn counting<K: Ord + Copy>(rows: &mut [(K, Vec<Sample>)], rounds: usize) {
     for (key, samples) in rows {
         let floor = floors.get(key).copied().unwrap_or(f64::MAX);
         let quiet = quiet(samples, floor);
-        if quiet.len() >= rounds.div_ceil(4) {
+        if quiet.len() >= rounds.div_ceil(ENOUGH) {
             *samples = quiet;
         }
         samples.truncate(rounds);
