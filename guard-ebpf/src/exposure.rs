@@ -32,7 +32,7 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
         return Ok(Destination::Nobody(Exposure::Pass(Reason::Fragment)));
     }
     let entry = find_entry(packet);
-    let mut on_this_address = None;
+    let mut on_this_address = NO_SERVICE;
     if config::uses(feature::ADDRESSED | feature::NETWORKS) {
         let Packet { ends, transport } = packet;
         let (family, destination) = (ends.family(), ends.destination());
@@ -40,7 +40,7 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
             P::look_closer()?;
             on_this_address = find_addressed(family, destination, transport.place(), entry);
             // A service that names this very address is asked before the container networks.
-            if on_this_address.is_none()
+            if on_this_address == NO_SERVICE
                 && let Some(network) = find_network(family, destination)
             {
                 let exposure = judge_container_address(*transport, network);
@@ -48,7 +48,11 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
             }
         }
     }
-    let service = on_this_address.unwrap_or(entry.service());
+    let service = if on_this_address == NO_SERVICE {
+        entry.service()
+    } else {
+        on_this_address
+    };
     if service != NO_SERVICE {
         let settings = SERVICES.get(service.into());
         return Ok(Destination::Service(service, settings, entry));
@@ -95,16 +99,12 @@ pub fn is_published(family: Family, entry: PortEntry) -> bool {
     }
 }
 
-/// The service that lists the port on this very address.
+/// The service that lists the port on this very address, or [`NO_SERVICE`]. No option: of one that is none the
+/// compiler may read the value all the same, which the verifier of Linux 6.1 refuses.
 #[inline(always)]
-pub fn find_addressed(
-    family: Family,
-    address: Address,
-    port: u32,
-    entry: PortEntry,
-) -> Option<u16> {
+pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEntry) -> u16 {
     if !entry.is_addressed() || !config::uses(feature::ADDRESSED) {
-        return None;
+        return NO_SERVICE;
     }
     let key = AddressedKey {
         port,
@@ -112,8 +112,10 @@ pub fn find_addressed(
         address,
     };
     // SAFETY: the value is one word, read at once.
-    let service = unsafe { ADDRESSED.get(key) }?;
-    Some(*service as u16)
+    match unsafe { ADDRESSED.get(key) } {
+        Some(service) => *service as u16,
+        None => NO_SERVICE,
+    }
 }
 
 /// Whether the service, which is restricted, allows the source.

@@ -165,7 +165,7 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     let entry = *PORTS.get_behind_swap(index as usize);
     let on_this_address = find_addressed(family, local, index, entry);
     // As on the way in, a service that names this very address comes before the container networks.
-    if on_this_address.is_none()
+    if on_this_address == NO_SERVICE
         && let Some(network) = find_network(family, local)
     {
         return (network == NetworkKind::Routed).then(config::mode);
@@ -173,7 +173,11 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     if is_published(family, entry) {
         return None;
     }
-    let service = on_this_address.unwrap_or(entry.service());
+    let service = if on_this_address == NO_SERVICE {
+        entry.service()
+    } else {
+        on_this_address
+    };
     if service == NO_SERVICE {
         // On trial, a policy of scope `host` may come back, which will need what it would have recorded.
         let is_needed = config::scope() == Scope::Host || config::trial_until() != 0;

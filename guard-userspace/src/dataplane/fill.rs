@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
 };
 use guard_common::{
     cell::ROWS,
@@ -131,13 +131,6 @@ pub(super) fn map_mut<'a>(
     name: &'static str,
 ) -> Result<&'a mut Map, LoadError> {
     ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
-}
-
-pub(super) fn array<'a, V: Pod>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<Array<&'a mut MapData, V>, LoadError> {
-    Ok(Array::try_from(map_mut(ebpf, name)?)?)
 }
 
 pub(super) fn trie<'a, K: Pod, V: Pod>(
