@@ -104,7 +104,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
     } = arguments;
     if list {
         let others = two_cpus::NAMES.into_iter().chain(control::NAMES);
-        let others = others.chain([watched::NAME]);
+        let others = others.chain(watched::NAMES);
         let floods = end_to_end::names().into_iter().map(Cow::Owned);
         let others = others.map(Cow::Borrowed).chain(floods);
         let mut names = packets::names().into_iter().chain(others);
