@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
-    mem,
     rc::Rc,
 };
 
@@ -56,7 +55,7 @@ pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>
     let enough = rounds as usize;
     for round in 1..=rounds * PATIENCE {
         progress(&format!("round {round}, of {rounds} that are quiet"));
-        let floors = quiet::floors(bouts.iter().map(|bout| (bout.beside(), &*bout.samples)));
+        let floors = floors(&bouts);
         let mut is_done = true;
         for bout in &mut bouts {
             let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
@@ -71,24 +70,31 @@ pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>
         }
     }
     progress("");
-    let mut rows: Vec<_> = bouts
-        .iter_mut()
-        .map(|bout| (bout.beside(), mem::take(&mut bout.samples)))
-        .collect();
-    let taken: Vec<usize> = bouts.iter().map(|bout| bout.taken).collect();
-    quiet::counting(&mut rows, enough);
-    let results = bouts.into_iter().zip(rows).zip(taken);
-    Ok(results
-        .map(|((bout, (_, samples)), taken)| {
-            let result = Samples {
-                net: samples.iter().map(|sample| sample.net).collect(),
-                empty: samples.iter().map(|sample| sample.empty).collect(),
-                taken,
-                fault: bout.fault,
-            };
-            (bout.case.name.to_string(), result)
-        })
-        .collect())
+    let floors = floors(&bouts);
+    let results = bouts.into_iter().map(|bout| {
+        let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
+        let samples = quiet::counting(&bout.samples, floor, enough);
+        let result = Samples {
+            net: samples.iter().map(|sample| sample.net).collect(),
+            empty: samples.iter().map(|sample| sample.empty).collect(),
+            taken: bout.begun.len(),
+            fault: bout.fault,
+        };
+        (bout.case.name.to_string(), result)
+    });
+    Ok(results.collect())
+}
+
+/// What each empty program takes where nothing disturbs it, as far as is known.
+fn floors(bouts: &[Bout<'_>]) -> BTreeMap<u8, f64> {
+    let mut times: BTreeMap<u8, Vec<f64>> = BTreeMap::new();
+    for bout in bouts {
+        times.entry(bout.beside()).or_default().extend(&bout.begun);
+    }
+    let times = times.into_iter();
+    times
+        .map(|(beside, times)| (beside, quiet::undisturbed(times)))
+        .collect()
 }
 
 /// Tells a person who waits where it is.
@@ -173,8 +179,8 @@ struct Bout<'a> {
     /// Packets in each measurement.
     repeat: u32,
     samples: Vec<Sample>,
-    /// How many measurements were begun.
-    taken: usize,
+    /// What the empty program took before each measurement, and where none followed because it was disturbed.
+    begun: Vec<f64>,
     /// The first thing that was not as it should be.
     fault: Option<String>,
 }
@@ -236,7 +242,7 @@ impl<'a> Bout<'a> {
             verdict,
             repeat: WARM_UP,
             samples: Vec::new(),
-            taken: 0,
+            begun: Vec::new(),
             fault: None,
         };
         run(bout.program.xdp()?, &case.frame, WARM_UP)?;
@@ -258,9 +264,9 @@ impl<'a> Bout<'a> {
     fn fight(&mut self, floor: f64) -> Result<()> {
         let frame = &self.case.frame;
         let repeat = self.repeat;
-        self.taken += 1;
         let before = run(self.empty.xdp()?, frame, repeat)?;
         ensure!(before.verdict == XDP_PASS, "the empty program is not empty");
+        self.begun.push(before.ns);
         if quiet::is_disturbed(before.ns, floor) {
             return Ok(());
         }

@@ -2,8 +2,6 @@
 //! fills the core then takes much longer, and what waits a little. The empty program beside each measurement
 //! tells those rounds apart, whatever the measured program does.
 
-use std::collections::BTreeMap;
-
 /// So much slower than it can be, and the empty program is disturbed.
 const DISTURBED: f64 = 1.06;
 
@@ -45,31 +43,15 @@ pub fn quiet(samples: &[Sample], undisturbed: f64) -> Vec<Sample> {
         .collect()
 }
 
-/// What counts of each row's samples, at most so many: those that were not disturbed. A row with hardly any of
-/// them has all count: then there is no better. Rows with the same key stand beside the same empty program.
-pub fn counting<K: Ord + Copy>(rows: &mut [(K, Vec<Sample>)], rounds: usize) {
-    let floors = floors(rows.iter().map(|(key, samples)| (*key, samples.as_slice())));
-    for (key, samples) in rows {
-        let floor = floors.get(key).copied().unwrap_or(f64::MAX);
-        let quiet = quiet(samples, floor);
-        if quiet.len() >= rounds.div_ceil(ENOUGH) {
-            *samples = quiet;
-        }
-        samples.truncate(rounds);
+/// What counts of a row's samples, at most so many: those that were not disturbed. Of a row with hardly any of
+/// them all count: then there is no better.
+pub fn counting(samples: &[Sample], undisturbed: f64, rounds: usize) -> Vec<Sample> {
+    let mut counting = quiet(samples, undisturbed);
+    if counting.len() < rounds.div_ceil(ENOUGH) {
+        counting = samples.to_vec();
     }
-}
-
-/// [`undisturbed`] of each key.
-pub fn floors<'a, K: Ord>(rows: impl Iterator<Item = (K, &'a [Sample])>) -> BTreeMap<K, f64> {
-    let mut empties: BTreeMap<K, Vec<f64>> = BTreeMap::new();
-    for (key, samples) in rows {
-        let times = samples.iter().map(|sample| sample.empty);
-        empties.entry(key).or_default().extend(times);
-    }
-    let floors = empties.into_iter();
-    floors
-        .map(|(key, times)| (key, undisturbed(times)))
-        .collect()
+    counting.truncate(rounds);
+    counting
 }
 
 #[cfg(test)]
@@ -88,20 +70,23 @@ mod tests {
             sample(40.0, 31.5),
             sample(12.0, 37.0),
         ];
-        let mut rows = [((), samples.to_vec())];
-        counting(&mut rows, 3);
-        let [((), counted)] = rows;
+        let floor = undisturbed(samples.iter().map(|sample| sample.empty));
+        let counted = counting(&samples, floor, 3);
         // What the measured program takes decides nothing.
         assert_eq!(counted, [sample(7.0, 31.0), sample(40.0, 31.5)]);
     }
 
     #[test]
     fn with_hardly_any_quiet_round_all_count() {
-        let mut samples = vec![sample(12.0, 40.0); 9];
-        samples.push(sample(7.0, 31.0));
-        let mut rows = [(0, samples), (0, vec![sample(7.0, 31.0); 8])];
-        counting(&mut rows, 8);
-        assert_eq!(rows[0].1.len(), 8);
-        assert_eq!(rows[0].1[0], sample(12.0, 40.0));
+        let samples = [sample(12.0, 40.0), sample(7.0, 31.0), sample(13.0, 40.0)];
+        assert_eq!(counting(&samples, 31.0, 21), samples);
+        assert_eq!(counting(&samples, 31.0, 7), [samples[1]]);
+    }
+
+    #[test]
+    fn one_lucky_moment_makes_no_floor() {
+        let mut times = vec![31.5; 20];
+        times.push(29.0);
+        assert_eq!(undisturbed(times), 31.5);
     }
 }

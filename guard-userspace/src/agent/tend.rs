@@ -128,7 +128,10 @@ impl Agent {
                 );
                 self.containers = containers;
             }
-            Err(problem) => error!("what containers publish now is not in force: {problem}"),
+            Err(problem) => {
+                self.closer.give_back(early);
+                error!("what containers publish now is not in force: {problem}");
+            }
         }
         self.keep();
     }

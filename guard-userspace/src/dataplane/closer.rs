@@ -47,7 +47,7 @@ impl Closer {
             match marked {
                 Ok(()) => early.append(&mut new),
                 Err(error) => {
-                    let ports: Vec<String> = new.iter().map(ToString::to_string).collect();
+                    let ports: Vec<String> = published.iter().map(ToString::to_string).collect();
                     warn!("{} cannot be closed at once: {error}", ports.join(", "));
                 }
             }
@@ -57,6 +57,11 @@ impl Closer {
     /// The ports that have been closed since the last time, to be brought in line with the policy.
     pub fn take_early(&self) -> BTreeSet<PublishedPort> {
         std::mem::take(&mut self.lock().early)
+    }
+
+    /// They could not be brought in line: the next time, then.
+    pub fn give_back(&self, mut early: BTreeSet<PublishedPort>) {
+        self.lock().early.append(&mut early);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

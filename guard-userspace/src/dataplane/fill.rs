@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::{
     LoadError,
     globals::{self, Ports},
-    live,
+    live, networks,
 };
 use crate::policy::{Tables, is_single};
 
@@ -85,7 +85,9 @@ pub fn fill(ebpf: &mut Ebpf, ports: &Ports, tables: &Tables) -> Result<(), LoadE
             live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;
         }
     }
-    live::change(ebpf, ports, None, tables, &BTreeSet::new())?;
+    live::change_ports(ports, None, tables, &BTreeSet::new())?;
+    networks::change(ebpf, &[], &tables.networks)?;
+    live::change(ebpf, None, tables)?;
     for (prefix, relief) in &tables.reliefs {
         match prefix {
             IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
@@ -101,8 +103,12 @@ pub(super) fn change_services(
     change: impl FnOnce(&mut [Service]),
 ) -> Result<(), LoadError> {
     let map = map_mut(ebpf, layout::SERVICES)?;
-    let mut services = globals::read(map)?;
+    let before = globals::read(map)?;
+    let mut services = before.clone();
     change(&mut services);
+    if services == before {
+        return Ok(());
+    }
     globals::write(map, &services)
 }
 

@@ -1,5 +1,5 @@
 //! Tables that the kernel program has as variables. It looks at one with a single load; user space reads and
-//! writes all of it at once. The kernel copies by words: a packet finds each as it was or as it is.
+//! writes all of it at once. The kernel copies it as memory: a packet finds each word as it was or as it is.
 
 use std::{
     io,

@@ -50,15 +50,23 @@ impl Generation {
         } = self;
         let lacks = next.features & !tables.features;
         next.features = tables.features;
-        let changed = change(ebpf, ports, Some(tables), &next, early);
-        if changed.is_err() {
+        // All of the ports are written, or none.
+        let ports = change_ports(ports, Some(tables), &next, early);
+        if ports.is_err() {
+            next.ports.clone_from(&tables.ports);
+        }
+        let networks = networks::change(ebpf, &tables.networks, &next.networks);
+        if networks.is_err() {
+            next.networks.clone_from(&tables.networks);
+        }
+        let lists = change(ebpf, Some(tables), &next);
+        if lists.is_err() {
             doubt(&mut next.denied, &tables.denied);
             doubt(&mut next.denied_at, &tables.denied_at);
             doubt(&mut next.allowed, &tables.allowed);
-            next.networks.clone_from(&tables.networks);
         }
         *tables = next;
-        changed?;
+        ports.and(networks).and(lists)?;
         if lacks == 0 {
             Ok(())
         } else {
@@ -115,18 +123,10 @@ fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, E
 /// What finds no room keeps nothing else from being written or removed.
 pub(super) fn change(
     ebpf: &mut Ebpf,
-    ports: &Ports,
     before: Option<&Tables>,
     after: &Tables,
-    early: &BTreeSet<PublishedPort>,
 ) -> Result<(), LoadError> {
     let mut outcome = Outcome::default();
-    outcome.take(change_ports(ports, before, after, early));
-    outcome.take(networks::change(
-        ebpf,
-        before.map_or(&[], |tables| &tables.networks),
-        &after.networks,
-    ));
     let none = BTreeMap::new();
     let none_at = Listed::new();
     let denied = before.map_or(&none, |tables| &tables.denied);
@@ -172,7 +172,7 @@ pub(super) fn change(
 }
 
 /// What is not there need not be removed: it may have found no room.
-fn gone(removed: Result<(), LoadError>) -> Result<(), LoadError> {
+pub(super) fn gone(removed: Result<(), LoadError>) -> Result<(), LoadError> {
     match &removed {
         Err(error) if raw_os_error(error) == Some(NOT_THERE) => Ok(()),
         _ => removed,
@@ -211,8 +211,9 @@ fn mark_denied(
     })
 }
 
-/// What has been closed early is in no table that is known here: whatever it is, it is looked at.
-fn change_ports(
+/// What has been closed early is in no table that is known here: whatever it is, it is looked at. Nothing else
+/// is touched that does not change: it may have been closed a moment ago, and nobody here knows yet.
+pub(super) fn change_ports(
     ports: &Ports,
     before: Option<&Tables>,
     after: &Tables,
@@ -223,10 +224,14 @@ fn change_ports(
     let early = early
         .iter()
         .map(|port| port_index(port.protocol, port.port));
-    let indices: BTreeSet<u32> = before.keys().chain(after.ports.keys()).copied().collect();
-    let indices = indices.into_iter().chain(early);
+    let changed = before.keys().chain(after.ports.keys()).copied();
+    let changed = changed.filter(|index| before.get(index) != after.ports.get(index));
+    let indices: BTreeSet<u32> = changed.chain(early).collect();
+    if indices.is_empty() {
+        return Ok(());
+    }
     ports.change(|entries| {
-        let news = indices.filter_map(|index| {
+        let news = indices.into_iter().filter_map(|index| {
             let entry = after.ports.get(&index).copied().unwrap_or_default();
             (entries.get(index as usize) != Some(&entry)).then_some((index, entry))
         });

@@ -11,6 +11,7 @@ use super::{
     LoadError,
     fill::{insert_v4, insert_v6, map_mut, trie},
     globals,
+    live::gone,
 };
 use crate::policy::{ContainerNetwork, split};
 
@@ -20,6 +21,9 @@ pub fn change(
     before: &[ContainerNetwork],
     after: &[ContainerNetwork],
 ) -> Result<(), LoadError> {
+    if before == after {
+        return Ok(());
+    }
     for ContainerNetwork { prefix, kind } in after.iter().filter(|one| !before.contains(one)) {
         match prefix {
             IpNet::V4(prefix) => insert_v4(ebpf, layout::NETWORKS_V4, prefix, *kind as u8)?,
@@ -48,11 +52,13 @@ pub fn change(
         match prefix {
             IpNet::V4(prefix) => {
                 let key = key(prefix.prefix_len(), prefix.network().octets());
-                trie::<_, u8>(ebpf, layout::NETWORKS_V4)?.remove(&key)?;
+                let removed = trie::<_, u8>(ebpf, layout::NETWORKS_V4)?.remove(&key);
+                gone(removed.map_err(LoadError::from))?;
             }
             IpNet::V6(prefix) => {
                 let key = key(prefix.prefix_len(), prefix.network().octets());
-                trie::<_, u8>(ebpf, layout::NETWORKS_V6)?.remove(&key)?;
+                let removed = trie::<_, u8>(ebpf, layout::NETWORKS_V6)?.remove(&key);
+                gone(removed.map_err(LoadError::from))?;
             }
         }
     }
