@@ -44,6 +44,10 @@ impl<T, const N: usize> Global<T, N> {
 
     /// `index`: below `N`.
     #[inline(always)]
+    #[expect(
+        clippy::pointers_in_nomem_asm_block,
+        reason = "the instruction makes a pointer of another and follows neither"
+    )]
     fn at(&'static self, index: usize) -> &'static T {
         let mut value = self.0.get().cast::<T>().cast_const();
         // A variable that the program never writes, the compiler takes for what it is compiled with.

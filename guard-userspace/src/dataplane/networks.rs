@@ -15,6 +15,9 @@ use super::{
 };
 use crate::policy::{ContainerNetwork, split};
 
+/// Sets the bits of a network, if it is of the bitmap's family.
+type Mark = fn(&ContainerNetwork, &mut [u64]);
+
 /// Brings the tables from some networks to others: what is new is closed before what is gone is opened.
 pub fn change(
     ebpf: &mut Ebpf,
@@ -30,7 +33,7 @@ pub fn change(
             IpNet::V6(prefix) => insert_v6(ebpf, layout::NETWORKS_V6, prefix, *kind as u8)?,
         }
     }
-    let bitmaps: [(_, _, fn(&ContainerNetwork, &mut [u64])); 2] = [
+    let bitmaps: [(_, _, Mark); 2] = [
         (layout::NETWORK_BITS_V4, NETWORK_WORDS_V4, mark_v4),
         (layout::NETWORK_BITS_V6, NETWORK_WORDS_V6, mark_v6),
     ];
