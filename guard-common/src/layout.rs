@@ -90,8 +90,11 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const TALKERS: &str = "TALKERS";
 
 /// The section of a writable global, one [`Capture`]: which packets somebody wants to see. It is as good as
-/// free to read, and every load of the program clears it.
+/// free to read; a program that is loaded writes it first.
 pub const CAPTURE: &str = ".data.capture";
+
+/// The global itself.
+pub const CAPTURE_GLOBAL: &str = "CAPTURE";
 
 /// An array of one 64-bit number: how many more packets the kernel may hand over. User space sets it,
 /// the kernel counts it down; so a reader that died costs nothing more.

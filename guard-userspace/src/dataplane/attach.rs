@@ -19,7 +19,7 @@ use aya::{
 };
 use guard_common::{
     exposure::Scope,
-    layout::{self, About, feature},
+    layout::{self, About, Capture, feature},
     reason::Mode,
 };
 
@@ -27,6 +27,7 @@ use super::{
     CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, Tap, Wanted, clsact,
     pins::{EGRESS_LINK, LINK, PinError, Pins},
     state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
+    tap,
 };
 use crate::{
     causes::{innermost, io_error},
@@ -166,6 +167,8 @@ impl Attachment {
             None => None,
         };
         let (state, seats) = State::open(pins, namespace, link_program)?;
+        // There may be none. What nobody reads ends with its grant in any case.
+        let _result = tap::end(&state);
         Ok(Self {
             state,
             seats,
@@ -235,6 +238,11 @@ impl Attachment {
         } else {
             Vec::new()
         };
+        let capture = if pins.iter().any(|(name, _)| *name == layout::CAPTURE) {
+            tap::wanted_now(&self.state)
+        } else {
+            Capture::NONE
+        };
         // What changes during a trial goes back to where the trial would.
         let goes_on = facts.trial_until != 0 && self.is_on_trial();
         if goes_on {
@@ -243,6 +251,7 @@ impl Attachment {
         let shared = Shared {
             hash_key: about.hash_key,
             pins,
+            capture,
             trial_until: facts.trial_until,
         };
         let purpose = if facts.trial_until == 0 {
@@ -251,6 +260,8 @@ impl Attachment {
             Purpose::Trial
         };
         let mut generation = Generation::load_for(purpose, tables, tick_ns, &shared)?;
+        // If it fails, the next capture puts it right.
+        let _result = tap::end_ungranted(&self.state);
         if facts.trial_until != 0
             && !goes_on
             && let Some(before) = &self.in_force
@@ -524,6 +535,7 @@ pub fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
     let shared = Shared {
         hash_key: about.hash_key,
         pins: state.reusable(&tables, true),
+        capture: Capture::NONE,
         trial_until: 0,
     };
     let mut generation = Generation::load_for(Purpose::Service, tables, tick_ns, &shared)?;

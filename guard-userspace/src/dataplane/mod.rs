@@ -30,7 +30,7 @@ use aya_log::{EbpfLogger, Level};
 use guard_common::{
     cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
-    layout::{self, Config, feature},
+    layout::{self, Capture, Config, feature},
 };
 use tracing_log::{LogTracer, log};
 
@@ -137,6 +137,7 @@ impl Generation {
         let Shared {
             hash_key,
             pins,
+            capture,
             trial_until,
         } = shared;
         let config = Config {
@@ -152,6 +153,7 @@ impl Generation {
         // The program asks for nothing of the kernel's types, which are megabytes to read and parse.
         loader.btf(None);
         loader.override_global(layout::CONFIG, &config, true);
+        loader.override_global(layout::CAPTURE_GLOBAL, capture, true);
         for (map, entries) in fill::sizes(&tables) {
             loader.map_max_entries(map, entries);
         }
@@ -244,6 +246,8 @@ struct Shared {
     hash_key: HashKey,
     /// The maps that are there already, and where they are pinned.
     pins: Vec<(&'static str, PathBuf)>,
+    /// Which packets somebody wants to see, if the map that says so is among these.
+    capture: Capture,
     /// See [`Config::trial_until`].
     trial_until: u64,
 }
@@ -258,6 +262,7 @@ impl Shared {
         Self {
             hash_key,
             pins: Vec::new(),
+            capture: Capture::NONE,
             trial_until: 0,
         }
     }

@@ -159,7 +159,6 @@ impl Tap {
     }
 
     fn apply(&mut self, filter: Capture) -> Result<(), StateError> {
-        // A program that was loaded meanwhile has cleared it.
         self.filter.set(0, filter, 0)?;
         self.in_force = filter;
         Ok(self.grant.set(0, u64::from(self.per_round()), 0)?)
@@ -200,6 +199,31 @@ impl Tap {
         }
         Ok(lost)
     }
+}
+
+/// Which packets are wanted at this moment: a program that is loaded writes it again.
+pub(super) fn wanted_now(state: &State) -> Capture {
+    let read = || -> Result<Capture, StateError> {
+        let filter: Array<MapData, Capture> = state.map(layout::CAPTURE)?.try_into()?;
+        Ok(filter.get(&0, 0)?)
+    };
+    // What cannot be read, a capture under way writes within a round.
+    read().unwrap_or(Capture::NONE)
+}
+
+/// Ends what nobody reads: what an agent that has ended was asked for, and what was asked for until a
+/// program was loaded. A capture under way that has used up its grant asks again within a round.
+pub(super) fn end_ungranted(state: &State) -> Result<(), StateError> {
+    let grant: Array<MapData, u64> = state.map(layout::GRANT)?.try_into()?;
+    if grant.get(&0, 0)?.cast_signed() <= 0 {
+        end(state)?;
+    }
+    Ok(())
+}
+
+pub(super) fn end(state: &State) -> Result<(), StateError> {
+    let mut filter: Array<MapData, Capture> = state.map(layout::CAPTURE)?.try_into()?;
+    Ok(filter.set(0, Capture::NONE, 0)?)
 }
 
 impl Drop for Tap {
