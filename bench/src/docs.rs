@@ -9,7 +9,7 @@ use crate::{
     end_to_end,
     growth::Growth,
     plot::{grouped, plot},
-    report::{Report, Row, Unit},
+    report::{Report, Row, Unit, told},
 };
 
 const PAGE: &str = "performance.md";
@@ -108,6 +108,13 @@ fn about(report: &Report) -> String {
             packets.disturbed * 100.0
         );
     }
+    let of_growth = report.growth.iter().flat_map(|growth| &growth.unquiet);
+    let of_packets = packets.iter().flat_map(|packets| &packets.unquiet);
+    let unquiet: Vec<String> = of_packets.chain(of_growth).cloned().collect();
+    if !unquiet.is_empty() {
+        text.push(' ');
+        text.push_str(&told(&unquiet));
+    }
     text
 }
 
@@ -164,7 +171,7 @@ fn wire(report: &Report) -> String {
 }
 
 fn points(growth: &Growth) -> String {
-    let Growth { name: _, of, lines } = growth;
+    let Growth { of, lines, .. } = growth;
     let heads: Vec<&str> = lines.iter().map(|line| line.about).collect();
     let mut text = format!("| {of} | {} |\n| ---: |", heads.join(" | "));
     text += &" ---: |".repeat(lines.len());

@@ -1,15 +1,20 @@
 //! What packets cost when there is more of something.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::{
     cases::{Axis, Case, Line, axes},
     measure::{Samples, measure},
-    packets::CPU,
+    packets::{CPU, unquiet},
     run,
     spread::Spread,
 };
+
+/// How long quiet rounds are waited for, for each axis.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What there is more and more of.
 #[derive(Serialize)]
@@ -17,6 +22,8 @@ pub struct Growth {
     pub name: &'static str,
     pub of: &'static str,
     pub lines: Vec<Series>,
+    /// As in [`crate::report::Packets`].
+    pub unquiet: Vec<String>,
 }
 
 /// One packet.
@@ -48,7 +55,7 @@ fn grown(axis: Axis, rounds: u32) -> Result<Growth> {
     let Axis { name, of, lines } = axis;
     let cases = lines.iter().flat_map(|line| &line.cases);
     let cases: Vec<&Case> = cases.map(|(_, case)| case).collect();
-    let samples = run::on(CPU, || measure(&cases, rounds))?;
+    let samples = run::on(CPU, || measure(&cases, rounds, PATIENCE))?;
     let point = |(count, case): &(u32, Case)| {
         let samples = samples.get(case.name.as_ref());
         let Samples { net, fault, .. } = samples.context("a case is missing")?;
@@ -70,5 +77,6 @@ fn grown(axis: Axis, rounds: u32) -> Result<Growth> {
         name,
         of,
         lines: series.collect::<Result<_>>()?,
+        unquiet: unquiet(&samples),
     })
 }

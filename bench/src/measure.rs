@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,17 +17,21 @@ use crate::{
     cases::{Case, Subject, Whose},
     guarded::{Counted, Guarded, Key},
     policies,
-    quiet::{self, PATIENCE, Sample},
+    quiet::{self, Sample},
     run::{Run, XDP_DROP, XDP_PASS, run},
     xdp_filter::Filter,
 };
 
-/// How long one measurement takes, about.
-const RUN_NS: f64 = 20e6;
+/// How long one measurement takes, about: undisturbed moments can be short.
+const RUN_NS: f64 = 10e6;
 
-/// How many packets a measurement has at least, so that the system call does not show.
+/// How many packets a measurement has at least, so that the system call does not show, nor what is in no cache
+/// at first.
 const FEWEST: u32 = 100_000;
 const MOST: u32 = 2_000_000;
+
+/// The same of a flood that is another packet each time: it comes by everything several times.
+const FEWEST_VARIED: u32 = 400_000;
 
 /// A budget that is used up has room for one packet now and then.
 const STRAYS: u64 = 1;
@@ -41,19 +46,26 @@ pub struct Samples {
     pub empty: Vec<f64>,
     /// How many measurements there were, with those that were disturbed.
     pub taken: usize,
+    /// Whether disturbed rounds count as well, since hardly any was not.
+    pub is_disturbed: bool,
     /// The first thing that was not as it should be.
     pub fault: Option<String>,
 }
 
-/// Measures all cases in so many rounds in which nothing disturbs, if there are as many.
-pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>> {
+/// Measures all cases in so many rounds in which nothing disturbs, if there are as many until `patience` ends.
+pub fn measure(
+    cases: &[&Case],
+    rounds: u32,
+    patience: Duration,
+) -> Result<BTreeMap<String, Samples>> {
     let mut loaded = Loaded::new()?;
     let mut bouts = Vec::new();
     for case in cases {
         bouts.push(Bout::prepare(case, &mut loaded)?);
     }
     let enough = rounds as usize;
-    for round in 1..=rounds * PATIENCE {
+    let begin = Instant::now();
+    for round in 1.. {
         progress(&format!("round {round}, of {rounds} that are quiet"));
         let floors = floors(&bouts);
         let mut is_done = true;
@@ -65,7 +77,7 @@ pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>
                 is_done = false;
             }
         }
-        if is_done {
+        if is_done || round >= rounds && begin.elapsed() > patience {
             break;
         }
     }
@@ -73,8 +85,11 @@ pub fn measure(cases: &[&Case], rounds: u32) -> Result<BTreeMap<String, Samples>
     let floors = floors(&bouts);
     let results = bouts.into_iter().map(|bout| {
         let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
-        let samples = quiet::counting(&bout.samples, floor, enough);
+        let counting = quiet::counting(&bout.samples, floor, enough);
+        let is_disturbed = counting.is_none();
+        let samples = counting.unwrap_or(bout.samples);
         let result = Samples {
+            is_disturbed,
             net: samples.iter().map(|sample| sample.net).collect(),
             empty: samples.iter().map(|sample| sample.empty).collect(),
             taken: bout.begun.len(),
@@ -247,7 +262,11 @@ impl<'a> Bout<'a> {
         };
         run(bout.program.xdp()?, &case.frame, WARM_UP)?;
         let Run { ns, .. } = run(bout.program.xdp()?, &case.frame, WARM_UP)?;
-        bout.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
+        let fewest = match case.varied {
+            None => FEWEST,
+            Some(_) => FEWEST_VARIED,
+        };
+        bout.repeat = ((RUN_NS / ns) as u32).clamp(fewest, MOST);
         Ok(bout)
     }
 
@@ -270,8 +289,10 @@ impl<'a> Bout<'a> {
         if quiet::is_disturbed(before.ns, floor) {
             return Ok(());
         }
-        // A flood goes on: what it finds in the caches is what it left there, not what the row before left.
-        run(self.program.xdp()?, frame, repeat)?;
+        if self.case.varied.is_some() {
+            // A flood goes on: what it finds in the caches is what it left there, not what the row before left.
+            run(self.program.xdp()?, frame, repeat)?;
+        }
         let counted = self.counted()?;
         let measured = run(self.program.xdp()?, frame, repeat)?;
         let after = self.counted()?;

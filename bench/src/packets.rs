@@ -1,6 +1,6 @@
 //! What a packet costs: every case against the empty program, and what follows from two of them.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -15,6 +15,9 @@ use crate::{
 
 /// The CPU that is measured.
 pub const CPU: usize = 0;
+
+/// How long quiet rounds are waited for.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub fn names() -> Vec<Cow<'static, str>> {
     let cases = cases().into_iter().map(|case| case.name);
@@ -32,7 +35,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
     if cases.is_empty() {
         return Ok(None);
     }
-    let samples = run::on(CPU, || measure(&cases, rounds))?;
+    let samples = run::on(CPU, || measure(&cases, rounds, PATIENCE))?;
     let empty = samples.values().flat_map(|samples| &samples.empty);
     let (counted, taken) = samples.values().fold((0, 0), |(counted, taken), samples| {
         (counted + samples.net.len(), taken + samples.taken)
@@ -41,8 +44,15 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
         empty: Spread::of(empty.copied()).context("there is no round")?,
         rounds,
         disturbed: 1.0 - counted as f64 / taken.max(1) as f64,
+        unquiet: unquiet(&samples),
     };
     Ok(Some((packets, rows(&cases, &derived, &samples)?)))
+}
+
+/// The cases with hardly a quiet round.
+pub fn unquiet(samples: &BTreeMap<String, Samples>) -> Vec<String> {
+    let unquiet = samples.iter().filter(|(_, samples)| samples.is_disturbed);
+    unquiet.map(|(name, _)| name.clone()).collect()
 }
 
 fn rows(

@@ -33,7 +33,7 @@ pub fn plot(growth: &Growth) -> Result<String> {
 }
 
 fn draw(growth: &Growth, svg: &mut String) -> Result<()> {
-    let Growth { name: _, of, lines } = growth;
+    let Growth { of, lines, .. } = growth;
     let points = || lines.iter().flat_map(|line| &line.points);
     let most = points().map(|point| point.count).max().unwrap_or(1);
     let highest = points().map(|point| point.cost.high).fold(1.0, f64::max);

@@ -5,20 +5,17 @@
 /// So much slower than it can be, and the empty program is disturbed.
 const DISTURBED: f64 = 1.06;
 
-/// Of so many rounds one may be faster than the empty program really is.
-const LUCKY: usize = 10;
+/// Of so many measurements one may be faster than the empty program really is, and one of all.
+const LUCKY: usize = 200;
 
 /// This part of the rounds that are asked for is enough, if no more are quiet.
 const ENOUGH: usize = 7;
-
-/// How often each row is begun at most, for each round that is asked for.
-pub const PATIENCE: u32 = 10;
 
 /// One measurement, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
     pub net: f64,
-    /// Of the empty program beside it, before or after it: the slower of both.
+    /// Of the empty program beside it, before or behind it: the slower of both.
     pub empty: f64,
 }
 
@@ -31,7 +28,12 @@ pub fn is_disturbed(empty: f64, undisturbed: f64) -> bool {
 pub fn undisturbed(empty: impl IntoIterator<Item = f64>) -> f64 {
     let mut times: Vec<f64> = empty.into_iter().collect();
     times.sort_by(f64::total_cmp);
-    times.get(times.len() / LUCKY).copied().unwrap_or(f64::MAX)
+    let place = (times.len() / LUCKY).max(1);
+    times
+        .get(place)
+        .or(times.last())
+        .copied()
+        .unwrap_or(f64::MAX)
 }
 
 /// Those that were not disturbed.
@@ -43,15 +45,12 @@ pub fn quiet(samples: &[Sample], undisturbed: f64) -> Vec<Sample> {
         .collect()
 }
 
-/// What counts of a row's samples, at most so many: those that were not disturbed. Of a row with hardly any of
-/// them all count: then there is no better.
-pub fn counting(samples: &[Sample], undisturbed: f64, rounds: usize) -> Vec<Sample> {
+/// What counts of a row's samples, at most so many: those that were not disturbed. `None`: there are hardly any.
+pub fn counting(samples: &[Sample], undisturbed: f64, rounds: usize) -> Option<Vec<Sample>> {
     let mut counting = quiet(samples, undisturbed);
-    if counting.len() < rounds.div_ceil(ENOUGH) {
-        counting = samples.to_vec();
-    }
+    let is_enough = counting.len() >= rounds.div_ceil(ENOUGH);
     counting.truncate(rounds);
-    counting
+    is_enough.then_some(counting)
 }
 
 #[cfg(test)]
@@ -71,16 +70,16 @@ mod tests {
             sample(12.0, 37.0),
         ];
         let floor = undisturbed(samples.iter().map(|sample| sample.empty));
-        let counted = counting(&samples, floor, 3);
+        let counted = counting(&samples, floor, 3).unwrap();
         // What the measured program takes decides nothing.
         assert_eq!(counted, [sample(7.0, 31.0), sample(40.0, 31.5)]);
     }
 
     #[test]
-    fn with_hardly_any_quiet_round_all_count() {
+    fn hardly_any_quiet_round_is_told_from_enough() {
         let samples = [sample(12.0, 40.0), sample(7.0, 31.0), sample(13.0, 40.0)];
-        assert_eq!(counting(&samples, 31.0, 21), samples);
-        assert_eq!(counting(&samples, 31.0, 7), [samples[1]]);
+        assert_eq!(counting(&samples, 31.0, 21), None);
+        assert_eq!(counting(&samples, 31.0, 7).unwrap(), [samples[1]]);
     }
 
     #[test]

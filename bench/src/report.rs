@@ -30,6 +30,8 @@ pub struct Packets {
     pub rounds: u32,
     /// How much of what was measured does not count, because the empty program beside it was slowed down.
     pub disturbed: f64,
+    /// Cases with hardly a quiet round: all of theirs count.
+    pub unquiet: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -159,6 +161,7 @@ impl Report {
             empty,
             rounds,
             disturbed,
+            unquiet,
         }) = packets
         {
             println!(
@@ -169,6 +172,7 @@ impl Report {
                 empty.low,
                 empty.high
             );
+            print!("{}", told(unquiet));
         }
         let mut rest = rows.as_slice();
         while let Some(first) = rest.first() {
@@ -177,8 +181,12 @@ impl Report {
             println!("\n{}\n{}", first.group, table(group));
             rest = after;
         }
-        for Growth { of, lines, .. } in growth {
+        for Growth {
+            of, lines, unquiet, ..
+        } in growth
+        {
             println!("\nMore and more {of}\n{}", growing(lines));
+            print!("{}", told(unquiet));
         }
         for row in rows {
             if let Some(fault) = &row.fault {
@@ -186,6 +194,15 @@ impl Report {
             }
         }
     }
+}
+
+/// Which cases had hardly a quiet round, in a line if there are any.
+pub fn told(unquiet: &[String]) -> String {
+    if unquiet.is_empty() {
+        return String::new();
+    }
+    let names = unquiet.join(", ");
+    format!("Too few quiet rounds, so that all rounds count: {names}.\n")
 }
 
 fn table(rows: &[Row]) -> Table {
