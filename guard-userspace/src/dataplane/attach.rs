@@ -4,18 +4,11 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{collections::BTreeSet, io, mem, process};
+use std::{collections::BTreeSet, process};
 
 use aya::{
     maps::{Map, ProgramArray},
     pin::PinError as AyaPinError,
-    programs::{
-        ProgramError,
-        links::{FdLink, LinkError, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle},
-        xdp::{XdpLink, XdpMode as AyaMode},
-    },
-    util::KernelVersion,
 };
 use guard_common::{
     exposure::Scope,
@@ -24,13 +17,13 @@ use guard_common::{
 };
 
 use super::{
-    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, Tap, Wanted, clsact,
-    pins::{EGRESS_LINK, LINK, PinError, Pins},
+    CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, Tap, Wanted, egress,
+    link::{attach_or_swap, info_of, own_link, swap},
+    pins::{LINK, PinError, Pins},
     state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
     tap,
 };
 use crate::{
-    causes::{innermost, io_error},
     host::{UdpFlow, XdpState},
     policy::{Ground, Policy, PublishedPort, Seats, Tables},
 };
@@ -334,13 +327,13 @@ impl Attachment {
 
         let keeps_flows = next.generation.tables().uses(feature::FLOWS);
         if keeps_flows {
-            attach_egress(&mut self.state, &mut next.generation, &mut about)?;
+            egress::attach(&mut self.state, &mut next.generation, &mut about)?;
             next.generation.seed_flows(&open_flows())?;
         }
         let (mode, refusal) = attach_or_swap(&pins, &mut next.generation, found, force)?;
         self.mode = mode;
         if !keeps_flows {
-            detach_egress(&pins, &mut about)?;
+            egress::detach(&pins, &mut about)?;
         }
         for name in pins.waiting()? {
             pins.take_next(&name)?;
@@ -425,9 +418,9 @@ impl Attachment {
         let _result = self.state.set_seats(&before.seats, cells);
         if let Ok(mut about) = self.state.about() {
             if before.generation.tables().uses(feature::FLOWS) {
-                let _result = attach_egress(&mut self.state, &mut before.generation, &mut about);
+                let _result = egress::attach(&mut self.state, &mut before.generation, &mut about);
             } else if refused.generation.tables().uses(feature::FLOWS) {
-                let _result = detach_egress(&self.state.pins, &mut about);
+                let _result = egress::detach(&self.state.pins, &mut about);
             }
             about.next_program = 0;
             let _result = self.state.set_about(&about);
@@ -519,7 +512,7 @@ pub fn detach(pins: &Pins) -> Result<(), AttachError> {
     if let Some(state) = State::existing(pins)? {
         let mut about = state.about().map_err(StateError::from)?;
         pins.remove(LINK)?;
-        detach_egress(pins, &mut about)?;
+        egress::detach(pins, &mut about)?;
     }
     Ok(pins.remove_all()?)
 }
@@ -550,264 +543,6 @@ pub fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
     };
     state.set_about(&about).map_err(StateError::from)?;
     Ok(true)
-}
-
-/// The link that holds the program, by this layout's pin or another's, which is the second value.
-fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> {
-    for pins in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
-        if pins.has(LINK) {
-            let link = PinnedLink::from_pin(pins.path(LINK));
-            let link = link.map_err(|error| link_error(&pins, &error))?;
-            return Ok(Some((link, pins)));
-        }
-    }
-    Ok(None)
-}
-
-/// The kernel's number of the program that a link holds.
-fn info_of(pins: &Pins, link: &FdLink) -> Result<u32, AttachError> {
-    let info = link.info().map_err(|error| link_error(pins, &error))?;
-    Ok(info.program_id())
-}
-
-fn link_error(pins: &Pins, error: &(dyn std::error::Error + 'static)) -> AttachError {
-    AttachError::Link {
-        interface: pins.interface().to_owned(),
-        reason: innermost(error),
-    }
-}
-
-/// Swaps the program into the link that is pinned, or makes a link.
-fn attach_or_swap(
-    pins: &Pins,
-    generation: &mut Generation,
-    found: Option<XdpState>,
-    force: Force,
-) -> Result<(XdpMode, Option<String>), AttachError> {
-    if let Some((link, owner)) = own_link(pins)? {
-        let link = FdLink::from(link);
-        match found {
-            Some(XdpState { program_id, native }) if program_id == info_of(pins, &link)? => {
-                swap(pins, generation, link)?;
-                if !pins.has(LINK) {
-                    let link = PinnedLink::from_pin(owner.path(LINK));
-                    let link = link.map_err(|error| link_error(pins, &error))?;
-                    FdLink::from(link).pin(pins.path(LINK))?;
-                }
-                let mode = if native {
-                    XdpMode::Native
-                } else {
-                    XdpMode::Generic
-                };
-                return Ok((mode, None));
-            }
-            // Of an interface that is gone.
-            _ => owner.remove(LINK)?,
-        }
-    }
-    if force == Force::Yes
-        && let Some(found) = found
-    {
-        super::evict::evict(pins.interface(), found)?;
-    }
-    let (link, mode, refusal) = attach_somehow(pins, generation, found)?;
-    link.pin(pins.path(LINK))?;
-    Ok((mode, refusal))
-}
-
-/// One atomic step: every packet is judged by the program before it or by this one.
-fn swap(pins: &Pins, generation: &mut Generation, link: FdLink) -> Result<(), AttachError> {
-    let failed = |error: &(dyn std::error::Error + 'static)| link_error(pins, error);
-    let link = XdpLink::try_from(link).map_err(|error| failed(&error))?;
-    let program = generation.program_mut()?;
-    let id = program
-        .attach_to_link(link)
-        .map_err(|error| failed(&error))?;
-    // Closed at once: the pin holds it.
-    drop(program.take_link(id).map_err(|error| failed(&error))?);
-    Ok(())
-}
-
-fn attach_somehow(
-    pins: &Pins,
-    generation: &mut Generation,
-    found: Option<XdpState>,
-) -> Result<(FdLink, XdpMode, Option<String>), AttachError> {
-    let interface = pins.interface();
-    match attach(generation, interface, found, AyaMode::Driver) {
-        Ok(link) => Ok((link, XdpMode::Native, None)),
-        Err(Failure::Final(error)) => Err(error),
-        Err(Failure::Refused(native)) => match attach(generation, interface, found, AyaMode::Skb) {
-            Ok(link) => Ok((link, XdpMode::Generic, Some(native))),
-            Err(Failure::Final(error)) => Err(error),
-            Err(Failure::Refused(generic)) => Err(AttachError::Refused {
-                interface: interface.to_owned(),
-                native,
-                generic,
-            }),
-        },
-    }
-}
-
-enum Failure {
-    /// Another mode would not help.
-    Final(AttachError),
-    /// The reason, in the kernel's words.
-    Refused(String),
-}
-
-fn attach(
-    generation: &mut Generation,
-    interface: &str,
-    found: Option<XdpState>,
-    mode: AyaMode,
-) -> Result<FdLink, Failure> {
-    let program = generation
-        .program_mut()
-        .map_err(|error| Failure::Final(error.into()))?;
-    let classify = |error: ProgramError| match error {
-        ProgramError::UnknownInterface { name } => Failure::Final(AttachError::NoInterface(name)),
-        error => match io_error(&error).and_then(io::Error::raw_os_error) {
-            // EBUSY: a link holds the interface. EEXIST: a program without a link does, or one in
-            // the other mode (dev_xdp_attach in net/core/dev.c).
-            Some(16) => Failure::Final(AttachError::Held {
-                interface: interface.to_owned(),
-                program: super::evict::describe(found),
-            }),
-            Some(17) => Failure::Final(AttachError::Occupied {
-                interface: interface.to_owned(),
-                program: super::evict::describe(found),
-            }),
-            Some(1 | 13) => Failure::Final(AttachError::Load(LoadError::NotPermitted)),
-            _ => Failure::Refused(innermost(&error)),
-        },
-    };
-    let id = program.attach(interface, mode).map_err(classify)?;
-    let link = program.take_link(id).map_err(classify)?;
-    // aya falls back to netlink when the kernel refuses a link, and such an attachment would neither
-    // outlive this process in a pin nor be swapped atomically. Dropping it detaches it.
-    FdLink::try_from(link).map_err(|error: LinkError| Failure::Refused(innermost(&error)))
-}
-
-/// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
-/// qdisc. If a program is there already, it is replaced.
-fn attach_egress(
-    state: &mut State,
-    generation: &mut Generation,
-    about: &mut About,
-) -> Result<(), AttachError> {
-    if !has_tcx() {
-        return attach_filter(state, generation, about);
-    }
-    let pins = &state.pins;
-    let interface = pins.interface();
-    let refused = |error: &(dyn std::error::Error + 'static)| no_egress(interface, error);
-    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
-    for owner in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
-        if !owner.has(EGRESS_LINK) {
-            continue;
-        }
-        let link =
-            PinnedLink::from_pin(owner.path(EGRESS_LINK)).map_err(|error| refused(&error))?;
-        let link = SchedClassifierLink::try_from(FdLink::from(link));
-        let link = link.map_err(|error| refused(&error))?;
-        if let Ok(id) = program.attach_to_link(link) {
-            let link = program.take_link(id).map_err(|error| refused(&error))?;
-            let link = FdLink::try_from(link).map_err(|error| refused(&error))?;
-            if !pins.has(EGRESS_LINK) {
-                link.pin(pins.path(EGRESS_LINK))?;
-            }
-            return Ok(());
-        }
-        // Of an interface that is gone.
-        owner.remove(EGRESS_LINK)?;
-    }
-    let link = program
-        .attach(interface, TcAttachType::Egress)
-        .and_then(|id| program.take_link(id))
-        .map_err(|error| refused(&error))?;
-    let link = FdLink::try_from(link).map_err(|error| refused(&error))?;
-    link.pin(pins.path(EGRESS_LINK))?;
-    Ok(())
-}
-
-fn no_egress(interface: &str, error: &(dyn std::error::Error + 'static)) -> AttachError {
-    AttachError::NoEgress {
-        interface: interface.to_owned(),
-        reason: innermost(error),
-    }
-}
-
-/// Of the guard's filter. What others leave to the kernel comes near 49152, and a priority takes filters
-/// of one kind alone.
-const EGRESS_PRIORITY: u16 = 0x6775;
-
-/// The same without tcx. Where the filter will be is written down first: an agent that dies at any
-/// moment leaves none that the next one does not find.
-fn attach_filter(
-    state: &mut State,
-    generation: &mut Generation,
-    about: &mut About,
-) -> Result<(), AttachError> {
-    let interface = state.pins.interface().to_owned();
-    let refused = |error: &(dyn std::error::Error + 'static)| no_egress(&interface, error);
-    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
-    let known = (about.egress_priority != 0)
-        .then(|| filter(&interface, about))
-        .and_then(Result::ok);
-    let replaced = known.map(|link| program.attach_to_link(link));
-    let id = match replaced {
-        Some(Ok(id)) => id,
-        // There is none, or the interface has come back without it.
-        Some(Err(_)) | None => {
-            let is_new = clsact::make(&interface).map_err(|error| refused(&error))?;
-            let info = program.info().map_err(|error| refused(&error))?;
-            about.clsact = u8::from(is_new);
-            about.egress_priority = EGRESS_PRIORITY;
-            // Nobody else's while the program is loaded.
-            about.egress_handle = info.id();
-            state.set_about(about).map_err(StateError::from)?;
-            let options = TcAttachOptions::Netlink(NlOptions {
-                priority: about.egress_priority,
-                handle: about.egress_handle.into(),
-                ..NlOptions::default()
-            });
-            program
-                .attach_with_options(&interface, TcAttachType::Egress, options)
-                .map_err(|error| refused(&error))?
-        }
-    };
-    let link = program.take_link(id).map_err(|error| refused(&error))?;
-    // Dropped, it would detach; a filter needs nobody to hold it.
-    mem::forget(link);
-    Ok(())
-}
-
-fn detach_egress(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
-    pins.remove(EGRESS_LINK)?;
-    // An interface that is gone has neither filter nor qdisc.
-    if about.egress_priority != 0 {
-        // Dropped, it detaches.
-        drop(filter(pins.interface(), about));
-        about.egress_priority = 0;
-        about.egress_handle = 0;
-    }
-    if about.clsact != 0 {
-        let _result = clsact::remove_unused(pins.interface());
-        about.clsact = 0;
-    }
-    Ok(())
-}
-
-/// The filter that records flows on a kernel without tcx.
-fn filter(interface: &str, about: &About) -> io::Result<SchedClassifierLink> {
-    let handle = TcHandle::from(about.egress_handle);
-    let egress = TcAttachType::Egress;
-    SchedClassifierLink::attached(interface, egress, about.egress_priority, handle, None)
-}
-
-fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(6, 6, 0))
 }
 
 /// The kernel's number of a generation's map.

@@ -10,7 +10,7 @@ use std::{
 use guard_common::layout::{PortEntry, port_index};
 use tracing::warn;
 
-use super::{Generation, globals::Ports};
+use super::{Generation, ports::Ports};
 use crate::policy::PublishedPort;
 
 /// The port tables in force, shared by the agent and whoever hears first what containers publish.

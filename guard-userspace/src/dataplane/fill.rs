@@ -1,6 +1,6 @@
 //! Fills the tables of a fresh generation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Ebpf, Pod,
@@ -12,11 +12,7 @@ use guard_common::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{
-    LoadError,
-    globals::{self, Ports},
-    live, networks,
-};
+use super::{LoadError, globals, live, networks, ports::Ports};
 use crate::policy::{Tables, is_single};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -85,7 +81,7 @@ pub fn fill(ebpf: &mut Ebpf, ports: &Ports, tables: &Tables) -> Result<(), LoadE
             live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;
         }
     }
-    live::change_ports(ports, None, tables, &BTreeSet::new())?;
+    ports.bring(&BTreeMap::new(), &tables.ports, &BTreeSet::new())?;
     networks::change(ebpf, &[], &tables.networks)?;
     live::change(ebpf, None, tables)?;
     for (prefix, relief) in &tables.reliefs {

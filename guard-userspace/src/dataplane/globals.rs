@@ -4,15 +4,13 @@
 use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use aya::{
-    Ebpf, Pod,
+    Pod,
     maps::{Map, MapData, MapError},
     sys::SyscallError,
 };
-use guard_common::layout::{self, PortEntry};
 use nix::libc;
 
 use super::{LoadError, sys};
@@ -68,7 +66,7 @@ unsafe fn call(command: libc::c_long, data: &MapData, value: u64) -> io::Result<
     unsafe { sys::bpf(command, &mut attributes) }.map(|_| ())
 }
 
-fn data_of(map: &Map) -> Result<&MapData, LoadError> {
+pub fn data_of(map: &Map) -> Result<&MapData, LoadError> {
     match map {
         Map::Array(data) => Ok(data),
         _ => Err(LoadError::Incomplete("array")),
@@ -81,38 +79,4 @@ fn unfit(size: usize, expected: usize) -> LoadError {
 
 fn failed(call: &'static str) -> impl Fn(io::Error) -> LoadError {
     move |io_error| MapError::SyscallError(SyscallError { call, io_error }).into()
-}
-
-/// The table of ports of one generation, which two threads change: the agent, and who closes ports at once.
-#[derive(Clone)]
-pub struct Ports(Arc<Mutex<Map>>);
-
-impl Ports {
-    pub fn of(ebpf: &Ebpf) -> Result<Self, LoadError> {
-        let missing = LoadError::Incomplete(layout::PORTS);
-        let data = data_of(ebpf.map(layout::PORTS).ok_or(missing)?)?;
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let data = MapData::from_fd(fd.map_err(LoadError::Host)?)?;
-        Ok(Self(Arc::new(Mutex::new(Map::from_map_data(data)?))))
-    }
-
-    /// Writes what `news` finds to be new, at which indices.
-    pub fn change(
-        &self,
-        news: impl FnOnce(&[PortEntry]) -> Vec<(u32, PortEntry)>,
-    ) -> Result<(), LoadError> {
-        let Self(map) = self;
-        // Whoever panicked with it has changed nothing by halves.
-        let map = map.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut entries = read::<PortEntry>(&map)?;
-        let news = news(&entries);
-        if news.is_empty() {
-            return Ok(());
-        }
-        for (index, entry) in news {
-            let place = entries.get_mut(index as usize);
-            *place.ok_or(LoadError::Incomplete(layout::PORTS))? = entry;
-        }
-        write(&map, &entries)
-    }
 }

@@ -10,13 +10,12 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
-use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, Service, list, port_index};
+use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, Service, list};
 use ipnet::IpNet;
 
 use super::{
     Generation, LoadError, batch,
     fill::{change_services, insert_v4, insert_v6, map_mut, trie},
-    globals::Ports,
     networks,
 };
 use crate::{
@@ -51,7 +50,7 @@ impl Generation {
         let lacks = next.features & !tables.features;
         next.features = tables.features;
         // All of the ports are written, or none.
-        let ports = change_ports(ports, Some(tables), &next, early);
+        let ports = ports.bring(&tables.ports, &next.ports, early);
         if ports.is_err() {
             next.ports.clone_from(&tables.ports);
         }
@@ -208,34 +207,6 @@ fn mark_denied(
                 }
             }
         }
-    })
-}
-
-/// What has been closed early is in no table that is known here: whatever it is, it is looked at. Nothing else
-/// is touched that does not change: it may have been closed a moment ago, and nobody here knows yet.
-pub(super) fn change_ports(
-    ports: &Ports,
-    before: Option<&Tables>,
-    after: &Tables,
-    early: &BTreeSet<PublishedPort>,
-) -> Result<(), LoadError> {
-    let none = BTreeMap::new();
-    let before = before.map_or(&none, |tables| &tables.ports);
-    let early = early
-        .iter()
-        .map(|port| port_index(port.protocol, port.port));
-    let changed = before.keys().chain(after.ports.keys()).copied();
-    let changed = changed.filter(|index| before.get(index) != after.ports.get(index));
-    let indices: BTreeSet<u32> = changed.chain(early).collect();
-    if indices.is_empty() {
-        return Ok(());
-    }
-    ports.change(|entries| {
-        let news = indices.into_iter().filter_map(|index| {
-            let entry = after.ports.get(&index).copied().unwrap_or_default();
-            (entries.get(index as usize) != Some(&entry)).then_some((index, entry))
-        });
-        news.collect()
     })
 }
 

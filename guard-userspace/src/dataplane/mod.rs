@@ -6,13 +6,16 @@ mod batch;
 mod closer;
 mod clsact;
 mod counters;
+mod egress;
 mod evict;
 mod fill;
 mod flows;
 mod globals;
+mod link;
 mod live;
 mod networks;
 pub mod pins;
+mod ports;
 mod replay;
 mod state;
 mod sys;
@@ -34,7 +37,7 @@ use guard_common::{
 };
 use tracing_log::{LogTracer, log};
 
-use self::globals::Ports;
+use self::ports::Ports;
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
     closer::Closer,

@@ -1,0 +1,244 @@
+//! What the state file says, line by line.
+
+use std::{collections::BTreeMap, io::BufRead as _};
+
+use guard_common::exposure::NetworkKind;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{ChangedMode, Kept, KeptPolicy, Modes, Trial};
+use crate::policy::{
+    ContainerNetwork, Containers, Entry, Labelled, Ports, PublishedFamily, PublishedPort,
+};
+
+/// Of the format. A file with another one is set aside.
+const VERSION: u32 = 1;
+
+/// One line of the file.
+#[derive(Deserialize, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Line {
+    Guard {
+        version: u32,
+    },
+    LastId {
+        id: u64,
+    },
+    Entry {
+        entry: Entry,
+    },
+    Mode {
+        /// `None`: the host's.
+        service: Option<String>,
+        changed: ChangedMode,
+    },
+    /// Docker has said what follows.
+    Docker,
+    Published {
+        port: String,
+        ipv6: bool,
+    },
+    Network {
+        prefix: IpNet,
+        masqueraded: bool,
+    },
+    Labelled {
+        container: String,
+        /// As in `Published`.
+        published: Vec<(String, bool)>,
+        labels: BTreeMap<String, String>,
+    },
+    Policy {
+        policy: KeptPolicy,
+    },
+    Refused {
+        sha256: String,
+    },
+    Trial {
+        trial: Trial,
+    },
+    Detached,
+    /// The last line: without it the file has been cut off.
+    End {
+        lines: usize,
+    },
+}
+
+impl Kept {
+    pub fn lines(&self) -> Vec<Line> {
+        let Self {
+            last_id,
+            entries,
+            modes: Modes { host, services },
+            containers,
+            policy,
+            refused,
+            trial,
+            detached,
+        } = self.clone();
+        let mut lines = vec![
+            Line::Guard { version: VERSION },
+            Line::LastId { id: last_id },
+        ];
+        if detached {
+            lines.push(Line::Detached);
+        }
+        lines.extend(host.map(|changed| Line::Mode {
+            service: None,
+            changed,
+        }));
+        let services = services.into_iter().map(|(name, changed)| Line::Mode {
+            service: Some(name),
+            changed,
+        });
+        lines.extend(services);
+        lines.extend(entries.into_iter().map(|entry| Line::Entry { entry }));
+        lines.extend(containers.is_some().then_some(Line::Docker));
+        let Containers {
+            published,
+            networks,
+            labelled,
+        } = containers.unwrap_or_default();
+        lines.extend(published.iter().map(|port| {
+            let (port, ipv6) = write_port(port);
+            Line::Published { port, ipv6 }
+        }));
+        lines.extend(labelled.into_iter().map(|labelled| {
+            let Labelled {
+                container,
+                published,
+                labels,
+            } = labelled;
+            Line::Labelled {
+                container,
+                published: published.iter().map(write_port).collect(),
+                labels,
+            }
+        }));
+        lines.extend(networks.iter().map(|network| Line::Network {
+            prefix: network.prefix,
+            masqueraded: network.kind == NetworkKind::Masqueraded,
+        }));
+        let refused = refused.into_iter();
+        lines.extend(refused.map(|sha256| Line::Refused { sha256 }));
+        lines.extend(trial.map(|trial| Line::Trial { trial }));
+        lines.extend(policy.map(|policy| Line::Policy { policy }));
+        lines
+    }
+
+    fn add(&mut self, line: Line) -> Result<(), String> {
+        match line {
+            Line::Guard { version: VERSION } | Line::End { .. } => {}
+            Line::Guard { version } => {
+                return Err(format!("its format is {version}, not {VERSION}"));
+            }
+            Line::LastId { id } => self.last_id = self.last_id.max(id),
+            Line::Entry { entry } => {
+                self.last_id = self.last_id.max(entry.id);
+                self.entries.push(entry);
+            }
+            Line::Mode {
+                service: None,
+                changed,
+            } => self.modes.host = Some(changed),
+            Line::Mode {
+                service: Some(name),
+                changed,
+            } => {
+                self.modes.services.insert(name, changed);
+            }
+            Line::Docker => {
+                self.containers.get_or_insert_default();
+            }
+            Line::Published { port, ipv6 } => {
+                let port = read_port(&port, ipv6)?;
+                self.containers.get_or_insert_default().published.push(port);
+            }
+            Line::Labelled {
+                container,
+                published,
+                labels,
+            } => {
+                let published = published.iter().map(|(port, ipv6)| read_port(port, *ipv6));
+                let labelled = Labelled {
+                    container,
+                    published: published.collect::<Result<_, _>>()?,
+                    labels,
+                };
+                self.containers
+                    .get_or_insert_default()
+                    .labelled
+                    .push(labelled);
+            }
+            Line::Network {
+                prefix,
+                masqueraded,
+            } => {
+                let containers = self.containers.get_or_insert_default();
+                containers.networks.push(ContainerNetwork {
+                    prefix: prefix.trunc(),
+                    kind: if masqueraded {
+                        NetworkKind::Masqueraded
+                    } else {
+                        NetworkKind::Routed
+                    },
+                });
+            }
+            Line::Policy { policy } => self.policy = Some(policy),
+            Line::Refused { sha256 } => self.refused.push(sha256),
+            Line::Trial { trial } => self.trial = Some(trial),
+            Line::Detached => self.detached = true,
+        }
+        Ok(())
+    }
+}
+
+fn write_port(port: &PublishedPort) -> (String, bool) {
+    (port.to_string(), port.family == PublishedFamily::Ipv6)
+}
+
+fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
+    match port.parse::<Ports>()? {
+        Ports::Range { protocol, ports } if ports.start() == ports.end() => Ok(PublishedPort {
+            protocol,
+            port: *ports.start(),
+            family: if ipv6 {
+                PublishedFamily::Ipv6
+            } else {
+                PublishedFamily::Ipv4
+            },
+        }),
+        _ => Err(format!("{port} is no single port")),
+    }
+}
+
+/// What is sound, and what is not.
+pub fn read(bytes: &[u8]) -> (Kept, Vec<String>) {
+    let mut kept = Kept::default();
+    let mut problems = Vec::new();
+    let mut end = None;
+    let mut sound = 0;
+    for (number, line) in (1..).zip(bytes.lines()) {
+        let added = line
+            .map_err(|_| "no text".to_owned())
+            .and_then(|line| serde_json::from_str(&line).map_err(|error| error.to_string()))
+            .and_then(|line| {
+                if let Line::End { lines } = line {
+                    end = Some(lines);
+                } else {
+                    sound += 1;
+                }
+                kept.add(line)
+            });
+        if let Err(problem) = added {
+            problems.push(format!("line {number}: {problem}"));
+        }
+    }
+    if problems.is_empty() && end != Some(sound) {
+        problems.push(match end {
+            None => "it has been cut off: its last line is missing".to_owned(),
+            Some(lines) => format!("it has {sound} lines instead of {lines}"),
+        });
+    }
+    (kept, problems)
+}
