@@ -4,12 +4,13 @@
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::ProgramArray,
+    maps::{HashMap, ProgramArray},
     programs::{ProgramFd, Xdp},
 };
 
 /// Compiled for the BPF virtual machine by this crate's build script.
 static WRAPPER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wrapper"));
+static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors"));
 static LRU_BUCKET: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lru_bucket"));
 
 /// Addresses or ports, one after the other from this one.
@@ -39,6 +40,22 @@ impl Beside {
 
     pub fn lru_bucket() -> Result<Self> {
         Self::load(&mut EbpfLoader::new(), LRU_BUCKET, "lru_bucket")
+    }
+
+    /// Counts each packet in two cells of its source, and does nothing else.
+    pub fn two_cells() -> Result<Self> {
+        Self::load(&mut EbpfLoader::new(), FLOORS, "two_cells")
+    }
+
+    /// Drops these sources, and does nothing else.
+    pub fn one_lookup(Numbers { first, count }: Numbers) -> Result<Self> {
+        let mut floor = Self::load(&mut EbpfLoader::new(), FLOORS, "one_lookup")?;
+        let map = floor.ebpf.map_mut("LISTED").context("there is no list")?;
+        let mut listed = HashMap::<_, u32, u64>::try_from(map)?;
+        for source in first..first + count {
+            listed.insert(source.to_be(), 0, 0)?;
+        }
+        Ok(floor)
     }
 
     /// The program with a source or a port for every packet.

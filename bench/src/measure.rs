@@ -14,7 +14,7 @@ use lab::topology::Lab;
 
 use crate::{
     beside::{Beside, Varied},
-    cases::{Case, Subject, Whose},
+    cases::{Case, DENIED, Subject, Whose},
     guarded::{Counted, Guarded, Key},
     policies,
     quiet::{self, Sample},
@@ -235,6 +235,11 @@ impl<'a> Bout<'a> {
                 )
             }
             Subject::LruBucket => (Program::Beside(Beside::lru_bucket()?), None, XDP_PASS),
+            Subject::TwoCells => (Program::Beside(Beside::two_cells()?), None, XDP_PASS),
+            Subject::OneLookup { drops } => {
+                let verdict = if drops { XDP_DROP } else { XDP_PASS };
+                (Program::Beside(Beside::one_lookup(DENIED)?), None, verdict)
+            }
         };
         let wrapped = [Rc::new(target), Rc::clone(&loaded.empty)];
         let [program, empty] = match case.varied {

@@ -3,7 +3,9 @@
 #![no_std]
 #![no_main]
 
-use core::{mem::offset_of, panic::PanicInfo, ptr::read_unaligned};
+mod ipv4;
+
+use core::panic::PanicInfo;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -12,7 +14,8 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::XdpContext,
 };
-use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+
+use self::ipv4::source;
 
 struct TokenBucket {
     tokens: u64,
@@ -26,30 +29,11 @@ const TOKENS_PER_SECOND: u64 = 1_000_000_000;
 const BURST: u64 = TOKENS_PER_SECOND;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
-const ETHER_TYPE_IPV4: u16 = 0x0800;
-
 #[xdp(frags)]
 pub fn lru_bucket(ctx: XdpContext) -> u32 {
     match source(&ctx) {
         Some(source) if !has_token(source) => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
-    }
-}
-
-#[inline(always)]
-fn source(ctx: &XdpContext) -> Option<u32> {
-    let start = ctx.data();
-    if start + EthHdr::LEN + Ipv4Hdr::LEN > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: the bounds were checked.
-    unsafe {
-        let ether_type = (start + offset_of!(EthHdr, ether_type)) as *const u16;
-        if u16::from_be(read_unaligned(ether_type)) != ETHER_TYPE_IPV4 {
-            return None;
-        }
-        let source = (start + EthHdr::LEN + offset_of!(Ipv4Hdr, src_addr)) as *const u32;
-        Some(read_unaligned(source))
     }
 }
 

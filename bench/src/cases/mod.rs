@@ -44,6 +44,12 @@ pub enum Subject {
         drops: bool,
     },
     LruBucket,
+    /// What only waits for memory: two cells of the source.
+    TwoCells,
+    /// The same: the source in a list as long as the longest deny list.
+    OneLookup {
+        drops: bool,
+    },
 }
 
 /// The service that a packet is counted at.
@@ -128,7 +134,7 @@ const ANYWHERE: Numbers = Numbers {
 };
 
 /// All of the deny list.
-const DENIED: Numbers = Numbers {
+pub const DENIED: Numbers = Numbers {
     first: DENIED_FIRST.to_bits(),
     count: DENIED_COUNT,
 };

@@ -1,6 +1,6 @@
 //! Other programs on the same packets, and how guard stands to them.
 
-use super::{ANYWHERE, CLOSED_PORT, Case, Derived, Group, Kind, Subject, closed, open};
+use super::{ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, Group, Kind, Subject, closed, open};
 use crate::{
     frames::{Network, syn},
     policies::{DENIED_FIRST, WEB_PORT},
@@ -78,6 +78,33 @@ pub fn cases() -> Vec<Case> {
         peer(
             ("lru-random", "token bucket in an LRU hash, random sources"),
             Subject::LruBucket,
+            open(),
+        )
+        .from(ANYWHERE),
+        peer(
+            (
+                "floor-random",
+                "two cells of 4 MiB and nothing else, random sources",
+            ),
+            Subject::TwoCells,
+            open(),
+        )
+        .from(ANYWHERE),
+        peer(
+            (
+                "floor-denied-random",
+                "a hash of a million and nothing else, a random one of them",
+            ),
+            Subject::OneLookup { drops: true },
+            open(),
+        )
+        .from(DENIED),
+        peer(
+            (
+                "floor-list-random",
+                "a hash of a million and nothing else, random others",
+            ),
+            Subject::OneLookup { drops: false },
             open(),
         )
         .from(ANYWHERE),
