@@ -42,9 +42,9 @@ impl Beside {
         Self::load(&mut EbpfLoader::new(), LRU_BUCKET, "lru_bucket")
     }
 
-    /// Counts each packet in two cells of its source, and does nothing else.
-    pub fn two_cells() -> Result<Self> {
-        Self::load(&mut EbpfLoader::new(), FLOORS, "two_cells")
+    /// Counts each packet in two cells of its source, so that no CPU loses a count, and does nothing else.
+    pub fn two_exchanges() -> Result<Self> {
+        Self::load(&mut EbpfLoader::new(), FLOORS, "two_exchanges")
     }
 
     /// Drops these sources, and does nothing else.

@@ -15,6 +15,10 @@ use lab::{
     guard::Guard,
     topology::{HOST_V4, INTERFACE, Lab},
 };
+use nix::{
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
@@ -179,16 +183,11 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// What all threads of a process have spent on CPUs: the first number of each schedstat (proc_pid_schedstat
-/// in fs/proc/base.c). Those of `stat` are as coarse as the tick.
+/// What a process has spent on CPUs, with those of its threads that have ended (clock_getcpuclockid(3)). What
+/// /proc tells is as coarse as the tick.
 fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut spent = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
-        let first = stat.split_whitespace().next();
-        spent += first.context("schedstat is empty")?.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(spent))
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?))?;
+    Ok(clock_gettime(clock)?.into())
 }
 
 fn resident_megabytes(pid: u32) -> Result<f64> {

@@ -15,6 +15,8 @@ use crate::{
 const PAGE: &str = "performance.md";
 const PLOTS: &str = "performance";
 
+const END_TO_END: &str = "end-to-end";
+
 /// The groups of rows, by the names of their places in the page.
 const GROUPS: [(&str, &[&str]); 5] = [
     (
@@ -34,7 +36,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
     ("cpus", &["Two CPUs"]),
     ("agent", &["The control side", "Watched"]),
-    ("end-to-end", &end_to_end::TITLES),
+    (END_TO_END, &end_to_end::TITLES),
 ];
 
 /// The rows whose share of a wire's time is told.
@@ -60,7 +62,13 @@ pub fn write(folder: &Path, report: &Report) -> Result<()> {
         let of_group = |row: &&Row| titles.contains(&row.group);
         let rows: Vec<&Row> = report.rows.iter().filter(of_group).collect();
         if !rows.is_empty() {
-            put(&mut page, place, &tables(&rows))?;
+            let mut text = tables(&rows);
+            if place == END_TO_END {
+                // It is not in every run.
+                let date = report.date.strftime("%Y-%m-%d");
+                text.insert_str(0, &format!("Measured on {date}.\n\n"));
+            }
+            put(&mut page, place, &text)?;
         }
     }
     let wire = wire(report);
@@ -102,7 +110,7 @@ fn about(report: &Report) -> String {
         // Writing to memory does not fail.
         let _ = write!(
             text,
-            " Medians of {} quiet rounds; the empty program takes {:.1} ns, and {:.0} % of all rounds were disturbed.",
+            " Medians of up to {} quiet rounds; the empty program takes {:.1} ns, and {:.0} % of all rounds were disturbed.",
             packets.rounds,
             packets.empty.median,
             packets.disturbed * 100.0

@@ -33,7 +33,10 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use jiff::Timestamp;
 
-use crate::{machine::Machine, report::Report};
+use crate::{
+    machine::Machine,
+    report::{Report, Row},
+};
 
 /// Where the documentation is, seen from the root of the workspace.
 const DOCS: &str = "docs";
@@ -59,7 +62,7 @@ struct Arguments {
     #[arg(long)]
     end_to_end: bool,
     /// Measure with more of everything, and write everything into performance.md in this folder, with the plots
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = DOCS)]
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = DOCS, conflicts_with = "filter")]
     docs: Option<PathBuf>,
     /// Say the names of the rows, and measure nothing
     #[arg(long)]
@@ -121,11 +124,16 @@ fn bench(arguments: Arguments) -> Result<bool> {
         }
         None => None,
     };
-    rows.extend(two_cpus::measured(&asked, rounds)?);
-    rows.extend(control::measured(&asked)?);
-    rows.extend(watched::measured(&asked)?);
+    // What fails late leaves what was measured before.
+    let mut add = |group, measured: Result<Vec<Row>>| match measured {
+        Ok(measured) => rows.extend(measured),
+        Err(error) => rows.push(Row::failed(group, &error)),
+    };
+    add("Two CPUs", two_cpus::measured(&asked, rounds));
+    add("The control side", control::measured(&asked));
+    add("Watched", watched::measured(&asked));
     if end_to_end {
-        rows.extend(end_to_end::measured(&asked)?);
+        add("A server under a flood", end_to_end::measured(&asked));
     }
     let growth = if growth || docs.is_some() {
         growth::measured(rounds)?

@@ -13,7 +13,7 @@ use guard_common::reason::{Outcome, Verdict};
 use lab::topology::Lab;
 
 use crate::{
-    beside::{Beside, Varied},
+    beside::Beside,
     cases::{Case, DENIED, Subject, Whose},
     guarded::{Counted, Guarded, Key},
     policies,
@@ -44,6 +44,8 @@ pub struct Samples {
     pub net: Vec<f64>,
     /// Of the empty program beside it.
     pub empty: Vec<f64>,
+    /// Whether that is behind a wrapper, as the case is.
+    pub is_wrapped: bool,
     /// How many measurements there were, with those that were disturbed.
     pub taken: usize,
     /// Whether disturbed rounds count as well, since hardly any was not.
@@ -92,6 +94,7 @@ pub fn measure(
             is_disturbed,
             net: samples.iter().map(|sample| sample.net).collect(),
             empty: samples.iter().map(|sample| sample.empty).collect(),
+            is_wrapped: bout.case.varied.is_some(),
             taken: bout.begun.len(),
             fault: bout.fault,
         };
@@ -101,8 +104,8 @@ pub fn measure(
 }
 
 /// What each empty program takes where nothing disturbs it, as far as is known.
-fn floors(bouts: &[Bout<'_>]) -> BTreeMap<u8, f64> {
-    let mut times: BTreeMap<u8, Vec<f64>> = BTreeMap::new();
+fn floors(bouts: &[Bout<'_>]) -> BTreeMap<*const Program, f64> {
+    let mut times: BTreeMap<*const Program, Vec<f64>> = BTreeMap::new();
     for bout in bouts {
         times.entry(bout.beside()).or_default().extend(&bout.begun);
     }
@@ -235,7 +238,7 @@ impl<'a> Bout<'a> {
                 )
             }
             Subject::LruBucket => (Program::Beside(Beside::lru_bucket()?), None, XDP_PASS),
-            Subject::TwoCells => (Program::Beside(Beside::two_cells()?), None, XDP_PASS),
+            Subject::TwoExchanges => (Program::Beside(Beside::two_exchanges()?), None, XDP_PASS),
             Subject::OneLookup { drops } => {
                 let verdict = if drops { XDP_DROP } else { XDP_PASS };
                 (Program::Beside(Beside::one_lookup(DENIED)?), None, verdict)
@@ -275,13 +278,9 @@ impl<'a> Bout<'a> {
         Ok(bout)
     }
 
-    /// Which empty program is beside it: the bare one, or one behind a wrapper.
-    fn beside(&self) -> u8 {
-        match self.case.varied {
-            None => 0,
-            Some(Varied::Source(_)) => 1,
-            Some(Varied::Port(_)) => 2,
-        }
+    /// Which loaded program is beside it: the bare empty one, or the one behind this case's wrapper.
+    fn beside(&self) -> *const Program {
+        Rc::as_ptr(&self.empty)
     }
 
     /// `floor`: what the empty program takes where nothing disturbs it, as far as is known.
@@ -294,20 +293,22 @@ impl<'a> Bout<'a> {
         if quiet::is_disturbed(before.ns, floor) {
             return Ok(());
         }
+        let counted = self.counted()?;
+        let mut packets = u64::from(repeat);
         if self.case.varied.is_some() {
             // A flood goes on: what it finds in the caches is what it left there, not what the row before left.
             run(self.program.xdp()?, frame, repeat)?;
+            packets *= 2;
         }
-        let counted = self.counted()?;
         let measured = run(self.program.xdp()?, frame, repeat)?;
-        let after = self.counted()?;
         let behind = run(self.empty.xdp()?, frame, repeat)?;
+        let after = self.counted()?;
         self.samples.push(Sample {
-            net: measured.ns - before.ns,
+            net: measured.ns - f64::midpoint(before.ns, behind.ns),
             empty: before.ns.max(behind.ns),
         });
         if self.fault.is_none() {
-            self.fault = self.find_fault(&measured, &counted, &after);
+            self.fault = self.find_fault(&measured, packets, &counted, &after);
         }
         Ok(())
     }
@@ -320,7 +321,13 @@ impl<'a> Bout<'a> {
     }
 
     /// What is wrong if not every packet went the way that is measured.
-    fn find_fault(&self, run: &Run, before: &Counted, after: &Counted) -> Option<String> {
+    fn find_fault(
+        &self,
+        run: &Run,
+        expected: u64,
+        before: &Counted,
+        after: &Counted,
+    ) -> Option<String> {
         if run.verdict != self.verdict {
             return Some(format!(
                 "the program returned {}, not {}",
@@ -341,7 +348,6 @@ impl<'a> Bout<'a> {
         let stray_packets = moved.iter().filter(|(key, _)| is_stray(key));
         let stray_packets: u64 = stray_packets.map(|(_, packets)| packets).sum();
         let all: u64 = moved.iter().map(|(_, packets)| packets).sum();
-        let expected = u64::from(self.repeat);
         if stray_packets <= STRAYS && all == expected {
             return None;
         }

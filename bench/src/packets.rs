@@ -36,12 +36,18 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
         return Ok(None);
     }
     let samples = run::on(CPU, || measure(&cases, rounds, PATIENCE))?;
-    let empty = samples.values().flat_map(|samples| &samples.empty);
+    let empties = |is_wrapped| {
+        let samples = samples.values();
+        let samples = samples.filter(move |samples| samples.is_wrapped == is_wrapped);
+        Spread::of(samples.flat_map(|samples| &samples.empty).copied())
+    };
+    // If only packets that vary are asked for, it is with what varies them.
+    let empty = empties(false).or_else(|| empties(true));
     let (counted, taken) = samples.values().fold((0, 0), |(counted, taken), samples| {
         (counted + samples.net.len(), taken + samples.taken)
     });
     let packets = Packets {
-        empty: Spread::of(empty.copied()).context("there is no round")?,
+        empty: empty.context("there is no round")?,
         rounds,
         disturbed: 1.0 - counted as f64 / taken.max(1) as f64,
         unquiet: unquiet(&samples),

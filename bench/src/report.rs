@@ -132,6 +132,17 @@ impl Row {
 }
 
 impl Row {
+    /// Instead of rows that could not be measured.
+    pub fn failed(group: &'static str, error: &anyhow::Error) -> Self {
+        let none = Spread {
+            median: f64::NAN,
+            low: f64::NAN,
+            high: f64::NAN,
+        };
+        let about = (group, group, "could not be measured");
+        Self::new(about, Unit::Ratio, none, None, Some(format!("{error:#}")))
+    }
+
     pub fn judgement(&self) -> &'static str {
         match (&self.fault, self.within) {
             (Some(_), _) => "WRONG PATH",
@@ -165,7 +176,7 @@ impl Report {
         }) = packets
         {
             println!(
-                "medians of {rounds} quiet rounds ({:.0} % of all were disturbed); ns: more than the empty \
+                "medians of up to {rounds} quiet rounds ({:.0} % of all were disturbed); ns: more than the empty \
                  program, which takes {:.1} ns ({:.1} to {:.1})",
                 disturbed * 100.0,
                 empty.median,
@@ -202,7 +213,7 @@ pub fn told(unquiet: &[String]) -> String {
         return String::new();
     }
     let names = unquiet.join(", ");
-    format!("Too few quiet rounds, so that all rounds count: {names}.\n")
+    format!("Hardly a quiet round, so that whatever was measured counts: {names}.\n")
 }
 
 fn table(rows: &[Row]) -> Table {

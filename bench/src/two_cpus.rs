@@ -21,9 +21,10 @@ use crate::{
 const EMPTY: &str = "cpus-empty";
 const DIFFERENT: &str = "cpus-different";
 const SAME: &str = "cpus-same";
+const FLOOR: &str = "cpus-same-floor";
 const TOTAL: &str = "cpus-total";
 
-pub const NAMES: [&str; 4] = [EMPTY, DIFFERENT, SAME, TOTAL];
+pub const NAMES: [&str; 5] = [EMPTY, DIFFERENT, SAME, FLOOR, TOTAL];
 
 const CPUS: [usize; 2] = [0, 1];
 
@@ -84,6 +85,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let empty = Beside::empty()?;
+    let floor = Beside::two_exchanges()?;
     let limited = Guarded::load(&Name::Packets.setup())?;
     let shared = Guarded::load(&Name::AllBudgets.setup())?;
     let frame = |source| syn(Network::from(source), WEB_PORT);
@@ -94,9 +96,10 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
         subject(empty.program()?, &different),
         subject(limited.program()?, &different),
         subject(limited.program()?, &same),
+        subject(floor.program()?, &same),
         subject(shared.program()?, &different),
     ];
-    let mut scalings: [Vec<f64>; 4] = Default::default();
+    let mut scalings: [Vec<f64>; 5] = Default::default();
     for _ in 0..rounds {
         lab::interrupt::check()?;
         for (subject, scalings) in subjects.iter().zip(&mut scalings) {
@@ -104,7 +107,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
         }
     }
     let fault = strays(&limited)?.or(strays(&shared)?);
-    let [empty, different, same, total] = scalings;
+    let [empty, different, same, floor, total] = scalings;
     let to_empty = |scalings: &[f64]| -> Vec<f64> {
         let pairs = scalings.iter().zip(&empty);
         pairs.map(|(scaling, empty)| scaling / empty).collect()
@@ -129,6 +132,13 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
             &same,
             Some(Bar::AtLeast(1.0)),
             fault.clone(),
+        )?,
+        row(
+            FLOOR,
+            "for comparison: two exchanges for one and the same source and nothing else",
+            &floor,
+            None,
+            None,
         )?,
         row(
             TOTAL,

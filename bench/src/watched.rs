@@ -19,6 +19,7 @@ use crate::{
     Asked,
     beside::{Beside, Numbers, Varied},
     frames::{Network, syn},
+    quiet::{self, Sample},
     report::{Bar, Row, Unit},
     run::{Run, XDP_DROP, XDP_PASS, run},
     spread::Spread,
@@ -57,17 +58,35 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     let lab = Lab::new()?;
     let guard = Guard::start(&lab, &policy())?;
     let flood = Flood::of(&lab)?;
-    let (mut whole, mut alone) = (Vec::new(), Vec::new());
+    let mut turns = Vec::new();
     for _ in 0..TURNS {
         lab::interrupt::check()?;
         let watchers = Watchers::start(&lab)?;
-        let watched = flood.cost()?;
+        let watched = flood.measure()?;
         watchers.end()?;
-        let unwatched = flood.cost()?;
-        whole.push(watched.whole / unwatched.whole);
-        alone.push(watched.alone / unwatched.alone);
+        turns.push([watched, flood.measure()?]);
     }
     guard.remove()?;
+    let empties = turns.iter().flatten().flatten().map(|sample| sample.empty);
+    let floor = quiet::undisturbed(empties);
+    let ratios = |floor| -> (Vec<f64>, Vec<f64>) {
+        let costs = turns.iter().filter_map(|[watched, unwatched]| {
+            Some((Cost::of(watched, floor)?, Cost::of(unwatched, floor)?))
+        });
+        costs
+            .map(|(watched, unwatched)| {
+                (
+                    watched.whole / unwatched.whole,
+                    watched.alone / unwatched.alone,
+                )
+            })
+            .unzip()
+    };
+    let (mut whole, mut alone) = ratios(floor);
+    if whole.is_empty() {
+        // There is nothing better.
+        (whole, alone) = ratios(f64::INFINITY);
+    }
     let row = |name, about, ratios, bar| -> Result<Row> {
         let spread = Spread::of(ratios).context("there is no turn")?;
         let names = (name, "Watched", about);
@@ -106,6 +125,19 @@ struct Cost {
     alone: f64,
 }
 
+impl Cost {
+    /// Of what was not disturbed. `None`: that is too little.
+    fn of(samples: &[Sample], floor: f64) -> Option<Self> {
+        let samples = quiet::counting(samples, floor, MEASUREMENTS)?;
+        let median = |costs: Vec<f64>| Spread::of(costs).map(|spread| spread.median);
+        let whole = samples.iter().map(|Sample { net, empty }| net + empty);
+        Some(Self {
+            whole: median(whole.collect())?,
+            alone: median(samples.iter().map(|sample| sample.net).collect())?,
+        })
+    }
+}
+
 /// Packets to a closed port, run through the attached program.
 struct Flood {
     program: Beside,
@@ -136,9 +168,9 @@ impl Flood {
         })
     }
 
-    fn cost(&self) -> Result<Cost> {
+    fn measure(&self) -> Result<Vec<Sample>> {
         let frame = syn(Network::V4, CLOSED_PORT);
-        let (mut whole, mut alone) = (Vec::new(), Vec::new());
+        let mut samples = Vec::new();
         for _ in 0..MEASUREMENTS {
             let empty = run(self.empty.program()?, &frame, PACKETS)?;
             let Run { ns, verdict } = run(self.program.program()?, &frame, PACKETS)?;
@@ -147,14 +179,12 @@ impl Flood {
                 "the empty program returned {}, guard's {verdict}",
                 empty.verdict
             );
-            whole.push(ns);
-            alone.push(ns - empty.ns);
+            samples.push(Sample {
+                net: ns - empty.ns,
+                empty: empty.ns,
+            });
         }
-        let median = |costs| Spread::of(costs).map(|spread| spread.median);
-        Ok(Cost {
-            whole: median(whole).context("nothing was measured")?,
-            alone: median(alone).context("nothing was measured")?,
-        })
+        Ok(samples)
     }
 }
 

@@ -32,8 +32,9 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 #[xdp(frags)]
 pub fn lru_bucket(ctx: XdpContext) -> u32 {
     match source(&ctx) {
-        Some(source) if !has_token(source) => xdp_action::XDP_DROP,
-        _ => xdp_action::XDP_PASS,
+        Some(source) if has_token(source) => xdp_action::XDP_PASS,
+        Some(_) => xdp_action::XDP_DROP,
+        None => xdp_action::XDP_ABORTED,
     }
 }
 

@@ -154,6 +154,12 @@ fn denied() -> Axis {
                 MOST,
                 |name, count| guard(name, Denied(count), open(), web(Allowed)),
             ),
+            line(
+                "denied-random-miss",
+                "the same, random sources",
+                MOST,
+                |name, count| guard(name, Denied(count), open(), web(Allowed)).from(ANYWHERE),
+            ),
         ],
     }
 }

@@ -44,8 +44,8 @@ pub enum Subject {
         drops: bool,
     },
     LruBucket,
-    /// What only waits for memory: two cells of the source.
-    TwoCells,
+    /// What only waits for memory: two cells of the source are charged.
+    TwoExchanges,
     /// The same: the source in a list as long as the longest deny list.
     OneLookup {
         drops: bool,
@@ -71,7 +71,7 @@ impl Whose {
     }
 }
 
-/// What follows from two cases, in every round anew.
+/// What follows from two cases: of each a quiet round at a time, which need not be the same one.
 pub struct Derived {
     pub name: &'static str,
     pub group: Group,

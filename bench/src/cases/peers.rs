@@ -84,9 +84,9 @@ pub fn cases() -> Vec<Case> {
         peer(
             (
                 "floor-random",
-                "two cells of 4 MiB and nothing else, random sources",
+                "two exchanges in 4 MiB and nothing else, random sources",
             ),
-            Subject::TwoCells,
+            Subject::TwoExchanges,
             open(),
         )
         .from(ANYWHERE),
@@ -141,6 +141,13 @@ pub fn derived() -> Vec<Derived> {
             THIRD,
         ),
         ratio(
+            "to-xdp-filter-denied",
+            "guard's list of a million to xdp-filter's one address, drop",
+            "denied",
+            "xdp-filter-denied",
+            THIRD,
+        ),
+        ratio(
             "to-xdp-filter-tcp",
             "guard to xdp-filter for TCP ports alone, closed port",
             "closed",
@@ -148,8 +155,8 @@ pub fn derived() -> Vec<Derived> {
             None,
         ),
         ratio(
-            "to-xdp-filter-denied",
-            "guard's list of a million to one address rule",
+            "to-xdp-filter-ipv4-denied",
+            "guard's list of a million to xdp-filter for IPv4 alone",
             "denied",
             "xdp-filter-ipv4-denied",
             None,

@@ -4,7 +4,7 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{collections::BTreeSet, process};
+use std::{collections::BTreeSet, process, sync::Arc};
 
 use aya::{
     maps::{Map, ProgramArray},
@@ -150,6 +150,8 @@ pub struct Attachment {
     /// During a trial: what the kernel goes back to by itself.
     fallback: Option<Prepared>,
     mode: XdpMode,
+    /// Whoever reads packets holds it as well.
+    tapped: Arc<()>,
 }
 
 impl Attachment {
@@ -168,6 +170,7 @@ impl Attachment {
             in_force: None,
             fallback: None,
             mode: XdpMode::Native,
+            tapped: Arc::new(()),
         })
     }
 
@@ -253,8 +256,10 @@ impl Attachment {
             Purpose::Trial
         };
         let mut generation = Generation::load_for(purpose, tables, tick_ns, &shared)?;
-        // If it fails, the next capture puts it right.
-        let _result = tap::end_ungranted(&self.state);
+        if !self.is_tapped() {
+            // A capture may have ended while the program was loaded. If this fails, the next one puts it right.
+            let _result = tap::end(&self.state);
+        }
         if facts.trial_until != 0
             && !goes_on
             && let Some(before) = &self.in_force
@@ -497,7 +502,11 @@ impl Attachment {
 
     /// Asks the kernel for packets. There is one reader at a time.
     pub fn tap(&self, wanted: Wanted) -> Result<Tap, StateError> {
-        Tap::open(&self.state.pins, wanted)
+        Tap::open(&self.state.pins, wanted, Arc::clone(&self.tapped))
+    }
+
+    fn is_tapped(&self) -> bool {
+        Arc::strong_count(&self.tapped) > 1
     }
 
     /// Takes the programs off the interface, and leaves nothing of the guard in the kernel.

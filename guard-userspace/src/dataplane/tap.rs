@@ -5,7 +5,7 @@
 //! one by one. Each outcome has a sample of its own: a flood that is dropped for one reason does not
 //! crowd out the few packets that are dropped for another.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
@@ -76,10 +76,12 @@ pub struct Tap {
     losses: PerCpuArray<MapData, u64>,
     lost: [u64; SLOTS],
     in_force: Capture,
+    /// As long as it is held, somebody reads.
+    _held: Arc<()>,
 }
 
 impl Tap {
-    pub(super) fn open(pins: &Pins, wanted: Wanted) -> Result<Self, StateError> {
+    pub(super) fn open(pins: &Pins, wanted: Wanted, held: Arc<()>) -> Result<Self, StateError> {
         let state = State::existing(pins)?;
         let state = state.ok_or(LoadError::Incomplete("state"))?;
         let mut tap = Self {
@@ -91,6 +93,7 @@ impl Tap {
             wanted,
             lost: [0; SLOTS],
             in_force: Capture::NONE,
+            _held: held,
         };
         // What a reader before this one has left.
         while tap.events.next().is_some() {}
@@ -133,6 +136,11 @@ impl Tap {
             });
         }
         let lost = self.read_losses()?;
+        // A program that was loaded in the middle of a round has the samples of the round before.
+        let in_force = self.filter.get(&0, 0)?;
+        if in_force.on != 0 {
+            self.in_force = in_force;
+        }
         // Services come and go with labels.
         let mut filter = self.filter()?;
         filter.one_of = self.in_force.one_of;
@@ -211,16 +219,7 @@ pub(super) fn wanted_now(state: &State) -> Capture {
     read().unwrap_or(Capture::NONE)
 }
 
-/// Ends what nobody reads: what an agent that has ended was asked for, and what was asked for until a
-/// program was loaded. A capture under way that has used up its grant asks again within a round.
-pub(super) fn end_ungranted(state: &State) -> Result<(), StateError> {
-    let grant: Array<MapData, u64> = state.map(layout::GRANT)?.try_into()?;
-    if grant.get(&0, 0)?.cast_signed() <= 0 {
-        end(state)?;
-    }
-    Ok(())
-}
-
+/// Ends what nobody reads any more.
 pub(super) fn end(state: &State) -> Result<(), StateError> {
     let mut filter: Array<MapData, Capture> = state.map(layout::CAPTURE)?.try_into()?;
     Ok(filter.set(0, Capture::NONE, 0)?)
