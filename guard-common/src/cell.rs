@@ -1,7 +1,7 @@
 //! Where a source's bucket lives: one cell in each of two rows, found by a keyed hash.
 //!
-//! Nothing is inserted and nothing is evicted, so a flood of spoofed sources costs what one source
-//! costs. Two sources that share a cell in one row rarely share one in the other, and a packet
+//! Nothing is inserted and nothing is evicted, so a flood of spoofed sources takes the same steps as one
+//! source. Two sources that share a cell in one row rarely share one in the other, and a packet
 //! passes if either cell has room.
 //!
 //! Each service has cells of its own: what floods one cannot fill or empty the buckets of another,
