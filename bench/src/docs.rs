@@ -59,7 +59,8 @@ pub fn write(folder: &Path, report: &Report) -> Result<()> {
         fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     put(&mut page, "machine", &about(report))?;
     for (place, titles) in GROUPS {
-        let of_group = |row: &&Row| titles.contains(&row.group);
+        // What could not be measured leaves the table that is there.
+        let of_group = |row: &&Row| titles.contains(&row.group) && row.value.is_finite();
         let rows: Vec<&Row> = report.rows.iter().filter(of_group).collect();
         if !rows.is_empty() {
             let mut text = tables(&rows);

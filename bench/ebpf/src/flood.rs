@@ -3,10 +3,9 @@
 #![no_std]
 #![no_main]
 
-use core::{
-    panic::PanicInfo,
-    ptr::{read_volatile, write_volatile},
-};
+mod whole;
+
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::xdp_action, helpers::bpf_get_prandom_u32, macros::xdp, programs::XdpContext,
@@ -82,13 +81,3 @@ fn checksum(sum: u32) -> u32 {
     let sum = (sum & 0xffff) + (sum >> 16);
     !sum
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

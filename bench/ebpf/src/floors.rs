@@ -9,11 +9,9 @@
 )]
 
 mod ipv4;
+mod whole;
 
-use core::{
-    intrinsics::{AtomicOrdering, atomic_xadd},
-    panic::PanicInfo,
-};
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, xdp_action},
@@ -72,13 +70,3 @@ pub fn one_lookup(ctx: XdpContext) -> u32 {
         None => xdp_action::XDP_PASS,
     }
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

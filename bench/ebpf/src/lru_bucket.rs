@@ -4,8 +4,7 @@
 #![no_main]
 
 mod ipv4;
-
-use core::panic::PanicInfo;
+mod whole;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -63,13 +62,3 @@ fn has_token(source: u32) -> bool {
     bucket.tokens = tokens - 1;
     true
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -3,10 +3,9 @@
 #![no_std]
 #![no_main]
 
-use core::{
-    panic::PanicInfo,
-    ptr::{read_volatile, write_volatile},
-};
+mod whole;
+
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -88,13 +87,3 @@ fn judge(ctx: &XdpContext) -> u32 {
     // There is no program to call.
     xdp_action::XDP_ABORTED
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

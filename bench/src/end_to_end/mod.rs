@@ -132,7 +132,7 @@ const COUNTED: Duration = Duration::from_millis(1_000);
 
 const ROUNDS: u32 = 5;
 
-/// The same of a row with a bar: what is left of the server at the highest rate comes and goes by a tenth.
+/// The same of a row with a bar: what is left of the server at the highest rate comes and goes.
 const HELD: u32 = 15;
 
 /// Of the groups of rows.

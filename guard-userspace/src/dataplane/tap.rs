@@ -86,7 +86,7 @@ impl Tap {
         let state = state.ok_or(LoadError::Incomplete("state"))?;
         let mut tap = Self {
             events: state.map(layout::EVENTS)?.try_into()?,
-            filter: state.map(layout::CAPTURE)?.try_into()?,
+            filter: filter_of(&state)?,
             grant: state.map(layout::GRANT)?.try_into()?,
             losses: state.map(layout::LOSSES)?.try_into()?,
             state,
@@ -211,18 +211,18 @@ impl Tap {
 
 /// Which packets are wanted at this moment: a program that is loaded writes it again.
 pub(super) fn wanted_now(state: &State) -> Capture {
-    let read = || -> Result<Capture, StateError> {
-        let filter: Array<MapData, Capture> = state.map(layout::CAPTURE)?.try_into()?;
-        Ok(filter.get(&0, 0)?)
-    };
+    let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
     // What cannot be read, a capture under way writes within a round.
     read().unwrap_or(Capture::NONE)
 }
 
 /// Ends what nobody reads any more.
 pub(super) fn end(state: &State) -> Result<(), StateError> {
-    let mut filter: Array<MapData, Capture> = state.map(layout::CAPTURE)?.try_into()?;
-    Ok(filter.set(0, Capture::NONE, 0)?)
+    Ok(filter_of(state)?.set(0, Capture::NONE, 0)?)
+}
+
+fn filter_of(state: &State) -> Result<Array<MapData, Capture>, StateError> {
+    Ok(state.map(layout::CAPTURE)?.try_into()?)
 }
 
 impl Drop for Tap {

@@ -1,0 +1,14 @@
+//! What every program needs to be whole: somewhere to go in a panic, which none has, and its licence.
+
+#[cfg(target_arch = "bpf")]
+use core::panic::PanicInfo;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
