@@ -37,7 +37,10 @@ pub const SERVICES: &str = ".bss.services";
 pub const ADMITTED_V4: &str = "ADMITTED_V4";
 pub const ADMITTED_V6: &str = "ADMITTED_V6";
 
-/// Denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
+/// An array of [`crate::deny_list::Line`]: denied IPv4 addresses that never end, if there are many.
+pub const DENIED_LINES: &str = "DENIED_LINES";
+
+/// Other denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
 pub const DENIED_V4: &str = "DENIED_V4";
 pub const DENIED_V6: &str = "DENIED_V6";
 pub const DENIED_PREFIXES_V4: &str = "DENIED_PREFIXES_V4";
@@ -168,7 +171,8 @@ pub struct Config {
     pub hash_key: HashKey,
     /// When a policy on trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
     pub trial_until: u64,
-    pub reserved: u32,
+    /// How many bits the number of a line has in [`DENIED_LINES`]; 0: nothing is there.
+    pub deny_line_bits: u32,
     /// A [`Mode`]: that of the host.
     pub mode: u8,
     /// A [`Scope`].
@@ -207,7 +211,7 @@ pub mod feature {
 /// What the tables of the running generation hold of what comes and goes while it runs. A load from
 /// memory and a branch are all that an empty table costs.
 pub mod live {
-    /// Some addresses, some prefixes are denied.
+    /// Some addresses in the hashes, some prefixes are denied.
     pub const DENIED: u32 = 1 << 0;
     pub const DENIED_PREFIXES: u32 = 1 << 1;
     /// Some sources are let through.
@@ -227,7 +231,7 @@ impl Config {
         jiffy: 1,
         hash_key: HashKey([0; 2]),
         trial_until: 0,
-        reserved: 0,
+        deny_line_bits: 0,
         mode: Mode::Off as u8,
         scope: Scope::Containers as u8,
         features: 0,
@@ -685,7 +689,7 @@ mod pod {
         About, AddressedKey, AdmittedKey, Capture, Clock, Config, Counters, Expiry, FlowKey,
         PortEntry, Relief, Seat, Service, Talker,
     };
-    use crate::cell::Cell;
+    use crate::{cell::Cell, deny_list::Line};
 
     macro_rules! pod {
         ($($layout:ty),* $(,)?) => {
@@ -707,6 +711,7 @@ mod pod {
         Counters,
         Expiry,
         FlowKey,
+        Line,
         PortEntry,
         Relief,
         Seat,

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod bucket;
 pub mod cell;
+pub mod deny_list;
 pub mod exposure;
 pub mod gcra;
 pub mod layout;

@@ -84,6 +84,12 @@ pub fn trial_until() -> u64 {
     field!(trial_until)
 }
 
+/// How many bits the number of a line of the deny list has; 0: there is none.
+#[inline(always)]
+pub fn deny_line_bits() -> u32 {
+    field!(deny_line_bits)
+}
+
 /// Units of time in one jiffy.
 #[inline(always)]
 pub fn jiffy() -> u64 {

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     cell::Cell,
+    deny_list::Line,
     layout::{
         AddressedKey, AdmittedKey, Clock, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FlowKey,
         MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
@@ -45,6 +46,9 @@ pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
 #[map]
 pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, Expiry> =
     LpmTrie::with_max_entries(MAX_ADMITTED, 0);
+
+#[map]
+pub static DENIED_LINES: Array<Line> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static DENIED_V4: HashMap<Ipv4Key, Expiry> =

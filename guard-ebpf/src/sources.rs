@@ -3,6 +3,7 @@
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
+    deny_list::Place,
     layout::{AdmittedKey, Expiry, MAX_ENDED, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
     packet::Ends,
 };
@@ -11,8 +12,8 @@ use crate::{
     clock::Clock,
     config,
     maps::{
-        ALLOWED_V4, ALLOWED_V6, DENIED_AT_V4, DENIED_AT_V6, DENIED_PREFIXES_V4, DENIED_PREFIXES_V6,
-        DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4, RELIEFS_V6,
+        ALLOWED_V4, ALLOWED_V6, DENIED_AT_V4, DENIED_AT_V6, DENIED_LINES, DENIED_PREFIXES_V4,
+        DENIED_PREFIXES_V6, DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4, RELIEFS_V6,
     },
     pace::Pace,
 };
@@ -52,7 +53,12 @@ fn is_in_force<C: Clock, P: Pace>(entry: Option<&Expiry>) -> Result<bool, P::Uns
 
 #[inline(always)]
 pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure> {
-    let tables = config::live();
+    let mut tables = config::live();
+    match look_into_list(ends) {
+        InList::Yes => return Ok(true),
+        InList::Elsewhere => tables |= live::DENIED,
+        InList::No => {}
+    }
     if tables & (live::DENIED | live::DENIED_PREFIXES) == 0 {
         return Ok(false);
     }
@@ -77,6 +83,29 @@ pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure>
         }
     }
     Ok(false)
+}
+
+enum InList {
+    Yes,
+    No,
+    /// Its line is full.
+    Elsewhere,
+}
+
+/// Whether the source is in the long list of denied addresses.
+#[inline(always)]
+fn look_into_list(ends: &impl Ends) -> InList {
+    let bits = config::deny_line_bits();
+    if bits == 0 || ends.family() != Family::Ipv4 {
+        return InList::No;
+    }
+    let Place { line, tag } = Place::of(ends.source().low as u32, bits);
+    // `None` is unreachable: there are as many lines as the bits can name.
+    match DENIED_LINES.get(line) {
+        Some(line) if line.has(tag) => InList::Yes,
+        Some(line) if line.is_full() => InList::Elsewhere,
+        _ => InList::No,
+    }
 }
 
 /// Whether the source is denied at this one service.

@@ -9,7 +9,10 @@ mod protection;
 mod web;
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -38,10 +41,11 @@ use crate::{
     spread::Spread,
 };
 
-/// Who is on which CPU.
+/// Who is on which CPU. A veth with one queue for what it sends uses its peer's first, and the kernel's live frames go
+/// to the one that has their CPU's number: so the flood and the clients' packets each have a queue of their own.
 mod cpu {
-    pub const FLOODED: usize = 0;
-    pub const CLIENTS: usize = 1;
+    pub const FLOODED: usize = 1;
+    pub const CLIENTS: usize = 0;
 }
 
 /// The end of the veth that is the internet's.
@@ -97,28 +101,31 @@ impl Flood {
     }
 
     /// What the server must keep behind guard.
-    const fn bar(self) -> Option<Bar> {
-        match self {
-            Self::Closed | Self::Over => Some(Bar::AtLeast(90.0)),
-            Self::Random => None,
-        }
+    fn bar(self, rate: &str) -> Option<Bar> {
+        let [breaking, _, highest] = Rates::NAMES;
+        let is_held = self != Self::Random && (rate == breaking || rate == highest);
+        is_held.then_some(Bar::AtLeast(90.0))
     }
 }
 
-/// Packets a second: what brings a server without protection under half, and half of what the generator
-/// makes with a CPU of its own, so that it leaves the server the other half.
+/// Packets a second.
 struct Rates {
+    /// What brings a server without protection under half.
     breaking: u32,
-    highest: u32,
+    /// Half of what the generator makes with a CPU of its own.
+    half: u32,
 }
 
-impl Rates {
-    const NAMES: [&str; 2] = ["breaking", "highest"];
+/// As many packets as the generator makes of the time that it gets.
+const HIGHEST: u32 = u32::MAX;
 
-    fn named(&self) -> [(&'static str, u32); 2] {
-        let Self { breaking, highest } = *self;
-        let [first, second] = Self::NAMES;
-        [(first, breaking), (second, highest)]
+impl Rates {
+    const NAMES: [&str; 3] = ["breaking", "half", "highest"];
+
+    fn named(&self) -> [(&'static str, u32); 3] {
+        let Self { breaking, half } = *self;
+        let [first, second, third] = Self::NAMES;
+        [(first, breaking), (second, half), (third, HIGHEST)]
     }
 }
 
@@ -126,9 +133,19 @@ impl Rates {
 const RATES: [u32; 6] = [100_000, 200_000, 300_000, 400_000, 600_000, 800_000];
 const HALF: f64 = 0.5;
 
-/// How long a flood lasts before it is counted what is served, and while.
+/// How long clients and floods have been at work before anything is counted.
 const RISING: Duration = Duration::from_millis(300);
+
+/// How long it is counted what the generator makes alone.
 const COUNTED: Duration = Duration::from_millis(1_000);
+
+/// How long the flood goes to one host before it goes to the other, and how long before it is counted what is
+/// served meanwhile: what the machine does besides is on both sides.
+const TURN: Duration = Duration::from_millis(150);
+const TURNING: Duration = Duration::from_millis(50);
+
+/// How often each host is flooded in a round.
+const TURNS: u32 = 5;
 
 const ROUNDS: u32 = 5;
 
@@ -160,11 +177,12 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let elsewhere = Lab::new()?;
+    give_queues(&elsewhere)?;
     let _sink = Sink::attach(&elsewhere.host, INTERFACE)?;
     Generator::settle(&elsewhere.internet)?;
     let rates = Rates {
         breaking: breaking_rate(&elsewhere)?,
-        highest: highest_rate(&elsewhere)?,
+        half: half_rate(&elsewhere)?,
     };
     let mut rows = Vec::new();
     for protection in Protection::ALL {
@@ -174,7 +192,8 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
             .into_iter()
             .filter(|flood| protection.knows(*flood))
         {
-            for (name, rate) in rates.named() {
+            for rate in rates.named() {
+                let (name, _) = rate;
                 let name = format!("flood-{}-{}-{name}", flood.name(), protection.name());
                 if asked.is(&name) {
                     rows.push((flood as u8, scene.row(&name, flood, rate)?));
@@ -187,7 +206,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
-/// A row with a bar has sent as much as the other host got, and as was meant to be sent: this part, at least.
+/// The generator must be as busy against one host as against the other, but for this part.
 const ALIKE: f64 = 0.95;
 
 /// Packets a second that bring the server under half if nothing stops them.
@@ -196,7 +215,7 @@ fn breaking_rate(elsewhere: &Lab) -> Result<u32> {
     for rate in RATES {
         let mut kept = Vec::new();
         for _ in 0..ROUNDS {
-            kept.push(scene.bout(Flood::Closed, rate, 0)?.kept);
+            kept.push(scene.bout(Flood::Closed, rate, 0)?.kept());
         }
         if Spread::of(kept).is_some_and(|kept| kept.high < HALF) {
             return Ok(rate);
@@ -207,24 +226,53 @@ fn breaking_rate(elsewhere: &Lab) -> Result<u32> {
 }
 
 /// Half of the packets a second that the generator makes when nobody else wants its CPU.
-fn highest_rate(elsewhere: &Lab) -> Result<u32> {
-    let mut generator = generator(elsewhere, Flood::Closed)?;
-    let progress = Progress::default();
+fn half_rate(elsewhere: &Lab) -> Result<u32> {
+    let flood = Flooding::new(elsewhere, Flood::Closed, HIGHEST)?;
     thread::scope(|scope| {
-        let flooding =
-            scope.spawn(|| generator.run(&elsewhere.internet, OUTSIDE, u32::MAX, &progress));
-        thread::sleep(RISING + COUNTED);
+        let flooding = flood.start(scope);
+        let progress = &flood.progress;
+        progress.on.store(true, Ordering::Relaxed);
+        thread::sleep(RISING);
+        let (before, start) = (progress.sent.load(Ordering::Relaxed), Instant::now());
+        thread::sleep(COUNTED);
+        let sent = progress.sent.load(Ordering::Relaxed) - before;
+        let rate = sent as f64 / start.elapsed().as_secs_f64();
         progress.stop.store(true, Ordering::Relaxed);
-        joined(flooding.join())
-    })?;
-    let seconds = (RISING + COUNTED).as_secs_f64();
-    Ok((progress.sent.load(Ordering::Relaxed) as f64 / seconds / 2.0) as u32)
+        joined(flooding.join())?;
+        Ok((rate / 2.0) as u32)
+    })
 }
 
-fn generator(flooded: &Lab, flood: Flood) -> Result<Generator> {
-    let (port, sources) = flood.shape();
-    let macs = (mac(flooded, Side::Outside)?, mac(flooded, Side::Host)?);
-    Generator::load(flooding_syn(macs, port), sources)
+/// A flood to one host, which comes and goes.
+struct Flooding<'a> {
+    flooded: &'a Lab,
+    generator: Mutex<Generator>,
+    rate: u32,
+    progress: Progress,
+}
+
+impl<'a> Flooding<'a> {
+    fn new(flooded: &'a Lab, flood: Flood, rate: u32) -> Result<Self> {
+        let (port, sources) = flood.shape();
+        let macs = (mac(flooded, Side::Outside)?, mac(flooded, Side::Host)?);
+        let generator = Generator::load(flooding_syn(macs, port), sources)?;
+        Ok(Self {
+            flooded,
+            generator: Mutex::new(generator),
+            rate,
+            progress: Progress::default(),
+        })
+    }
+
+    fn start<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+    ) -> thread::ScopedJoinHandle<'scope, Result<()>> {
+        scope.spawn(|| {
+            let mut generator = self.generator.lock().unwrap_or_else(PoisonError::into_inner);
+            generator.run(&self.flooded.internet, OUTSIDE, self.rate, &self.progress)
+        })
+    }
 }
 
 /// A server, its clients, and what protects it.
@@ -238,13 +286,26 @@ struct Scene<'a> {
 
 /// What came of one flood.
 struct Bout {
+    /// While the flood comes here.
+    here: Served,
+    /// While it goes to the other host.
+    elsewhere: Served,
+}
+
+impl Bout {
     /// The share of what the server serves while the flood goes elsewhere.
-    kept: f64,
-    /// Answers and packets in a second.
-    served: f64,
-    sent: f64,
-    /// The same to the other host, while the server is left alone.
-    sent_elsewhere: f64,
+    fn kept(&self) -> f64 {
+        self.here.answers / self.elsewhere.answers
+    }
+}
+
+/// In a second.
+#[derive(Clone, Copy)]
+struct Served {
+    answers: f64,
+    packets: f64,
+    /// What the generator has of its CPU, with what that CPU does on receiving the flood.
+    busy: f64,
 }
 
 impl<'a> Scene<'a> {
@@ -256,6 +317,7 @@ impl<'a> Scene<'a> {
             .command("ip")
             .args(["route", "add", "198.18.0.0/15"])
             .args(["via", "203.0.113.1"]))?;
+        give_queues(&lab)?;
         Generator::settle(&lab.internet)?;
         let nginx = web::serve(&lab)?;
         let standing = protection.put_up(&lab)?;
@@ -272,88 +334,145 @@ impl<'a> Scene<'a> {
         self.standing.take_down()
     }
 
-    fn row(&self, name: &str, flood: Flood, rate: u32) -> Result<Row> {
-        let (mut kept, mut served, mut sent) = (Vec::new(), Vec::new(), Vec::new());
-        let mut sent_elsewhere = Vec::new();
-        let bar = flood.bar().filter(|_| self.protection == Protection::Guard);
+    fn row(&self, name: &str, flood: Flood, (rate_name, rate): (&str, u32)) -> Result<Row> {
+        let bar = flood.bar(rate_name);
+        let bar = bar.filter(|_| self.protection == Protection::Guard);
         let rounds = if bar.is_some() { HELD } else { ROUNDS };
+        let mut bouts = Vec::new();
         for round in 0..rounds {
             lab::interrupt::check()?;
-            let bout = self.bout(flood, rate, round)?;
-            kept.push(100.0 * bout.kept);
-            served.push(bout.served);
-            sent.push(bout.sent);
-            sent_elsewhere.push(bout.sent_elsewhere);
+            bouts.push(self.bout(flood, rate, round)?);
         }
-        let middle = |values: Vec<f64>| Spread::of(values).map_or(0.0, |spread| spread.median);
-        let (sent, sent_elsewhere) = (middle(sent), middle(sent_elsewhere));
-        let about = format!(
-            "{}: {:.0} answers/s at {sent:.0} packets/s, of {rate}",
-            self.protection.about(),
-            middle(served),
+        let middle = |value: fn(&Bout) -> f64| {
+            Spread::of(bouts.iter().map(value)).map_or(0.0, |spread| spread.median)
+        };
+        let (sent, elsewhere) = (
+            middle(|bout| bout.here.packets),
+            middle(|bout| bout.elsewhere.packets),
         );
+        let all = if rate == HIGHEST {
+            format!("all that it makes ({elsewhere:.0} elsewhere)")
+        } else {
+            format!("of {rate}")
+        };
+        let about = format!(
+            "{}: {:.0} answers/s at {sent:.0} packets/s, {all}",
+            self.protection.about(),
+            middle(|bout| bout.here.answers),
+        );
+        let kept = Spread::of(bouts.iter().map(|bout| 100.0 * bout.kept()));
+        let kept = kept.context("there is no round")?;
         // Of other rows it is told: where a flood is stopped late, the generator does not get to send all of it.
-        let is_as_busy =
-            sent >= ALIKE * sent_elsewhere && sent_elsewhere >= ALIKE * f64::from(rate);
-        let fault = (bar.is_some() && !is_as_busy).then(|| {
-            format!("{sent:.0} packets/s were sent here, {sent_elsewhere:.0} elsewhere, of {rate}")
-        });
-        let kept = Spread::of(kept).context("there is no round")?;
+        let fault = if bar.is_none() {
+            None
+        } else if rate == HIGHEST {
+            let busy = middle(|bout| bout.here.busy / bout.elsewhere.busy);
+            (busy < ALIKE).then(|| format!("the generator was as busy as elsewhere times {busy:.2}"))
+        } else {
+            let is_sent = sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate);
+            (!is_sent).then(|| {
+                format!("{sent:.0} packets/s were sent here, {elsewhere:.0} elsewhere, of {rate}")
+            })
+        };
         let names = (name, flood.title(), about.as_str());
         Ok(Row::new(names, Unit::Percent, kept, bar, fault))
     }
 
-    /// Which host is flooded first is the other one in every other round: what the machine does meanwhile is on
-    /// both sides.
+    /// The flood goes to this host and to the other one in turns. Which is first is the other one in every other
+    /// round.
     fn bout(&self, flood: Flood, rate: u32, round: u32) -> Result<Bout> {
-        let elsewhere = || self.served_while(self.elsewhere, flood, rate);
-        let here = || self.served_while(&self.lab, flood, rate);
-        let ((elsewhere, sent_elsewhere), (here, sent)) = if round.is_multiple_of(2) {
-            (elsewhere()?, here()?)
-        } else {
-            let here = here()?;
-            (elsewhere()?, here)
-        };
-        ensure!(elsewhere > 0.0, "the server serves nothing without a flood");
-        Ok(Bout {
-            kept: here / elsewhere,
-            served: here,
-            sent,
-            sent_elsewhere,
-        })
-    }
-
-    /// What this server answers in a second while a lab's host is flooded, and how many packets are sent.
-    fn served_while(&self, flooded: &Lab, flood: Flood, rate: u32) -> Result<(f64, f64)> {
-        let mut generator = generator(flooded, flood)?;
+        let here = Flooding::new(&self.lab, flood, rate)?;
+        let elsewhere = Flooding::new(self.elsewhere, flood, rate)?;
         let answered = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
-        let progress = Progress::default();
+        let (mut at_here, mut at_elsewhere) = (Counted::default(), Counted::default());
         thread::scope(|scope| {
             let clients: Vec<_> = (0..web::CLIENTS)
                 .map(|_| scope.spawn(|| self.lab.internet.enter(|| web::ask(&answered, &stop))))
                 .collect();
+            let floods = [here.start(scope), elsewhere.start(scope)];
             thread::sleep(RISING);
-            let flooding =
-                scope.spawn(|| generator.run(&flooded.internet, OUTSIDE, rate, &progress));
-            thread::sleep(RISING);
-            let count = || {
-                let answered = answered.load(Ordering::Relaxed);
-                (answered, progress.sent.load(Ordering::Relaxed))
-            };
-            let (before, start) = (count(), Instant::now());
-            thread::sleep(COUNTED);
-            let (after, seconds) = (count(), start.elapsed().as_secs_f64());
-            progress.stop.store(true, Ordering::Relaxed);
-            joined(flooding.join())?;
+            for turn in 0..TURNS {
+                let mut both = [(&here, &mut at_here), (&elsewhere, &mut at_elsewhere)];
+                if (round + turn).is_multiple_of(2) {
+                    both.reverse();
+                }
+                for (flooding, counted) in both {
+                    counted.take(&flooding.progress, &answered);
+                }
+            }
+            for flooding in [&here, &elsewhere] {
+                flooding.progress.stop.store(true, Ordering::Relaxed);
+            }
             stop.store(true, Ordering::Relaxed);
+            for flood in floods {
+                joined(flood.join())?;
+            }
             for client in clients {
                 joined(client.join())??;
             }
-            let a_second = |before: u64, after: u64| (after - before) as f64 / seconds;
-            Ok((a_second(before.0, after.0), a_second(before.1, after.1)))
-        })
+            Ok::<_, anyhow::Error>(())
+        })?;
+        let bout = Bout {
+            here: at_here.a_second(),
+            elsewhere: at_elsewhere.a_second(),
+        };
+        ensure!(
+            bout.elsewhere.answers > 0.0,
+            "the server serves nothing while another host is flooded"
+        );
+        Ok(bout)
     }
+}
+
+/// What came of a flood in all of its turns.
+#[derive(Default)]
+struct Counted {
+    answered: u64,
+    sent: u64,
+    busy: Duration,
+    time: Duration,
+}
+
+impl Counted {
+    /// Has a flood its turn.
+    fn take(&mut self, flood: &Progress, answered: &AtomicU64) {
+        let count =
+            || [answered, &flood.sent, &flood.busy_ns].map(|count| count.load(Ordering::Relaxed));
+        flood.on.store(true, Ordering::Relaxed);
+        thread::sleep(TURNING);
+        let (before, start) = (count(), Instant::now());
+        thread::sleep(TURN);
+        let ([answered, sent, busy_ns], time) = (count(), start.elapsed());
+        flood.on.store(false, Ordering::Relaxed);
+        let [answered_before, sent_before, busy_before] = before;
+        self.busy += Duration::from_nanos(busy_ns - busy_before);
+        self.answered += answered - answered_before;
+        self.sent += sent - sent_before;
+        self.time += time;
+    }
+
+    fn a_second(&self) -> Served {
+        let Self {
+            answered,
+            sent,
+            busy,
+            time,
+        } = self;
+        let seconds = time.as_secs_f64();
+        Served {
+            answers: *answered as f64 / seconds,
+            packets: *sent as f64 / seconds,
+            busy: busy.as_secs_f64() / seconds,
+        }
+    }
+}
+
+/// Gives the host a queue for each CPU, as cards have. With one for all, whichever CPU is at it takes all that
+/// comes: the clients' CPU would take part of the flood.
+fn give_queues(lab: &Lab) -> Result<()> {
+    let arguments = ["-L", INTERFACE, "rx", "2"];
+    run(lab.host.command("ethtool").args(arguments)).map(drop)
 }
 
 fn joined<T>(result: thread::Result<Result<T>>) -> Result<T> {

@@ -42,12 +42,12 @@ struct Attributes {
     flags: u64,
 }
 
-/// Inserts or replaces entries of a hash.
+/// Inserts or replaces entries of a hash, or replaces those of an array, whose keys are words.
 ///
 /// # Errors
 /// As one entry after the other; those before the one that fails are in.
 pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result<(), LoadError> {
-    let Map::HashMap(data) = map else {
+    let (Map::HashMap(data) | Map::Array(data)) = map else {
         return Err(LoadError::Incomplete("hash"));
     };
     require_sizes(data, size_of::<K>(), size_of::<V>())?;

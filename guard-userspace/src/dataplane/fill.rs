@@ -12,7 +12,7 @@ use guard_common::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{LoadError, globals, live, networks, ports::Ports};
+use super::{LoadError, deny_list::DenyList, globals, live, networks, ports::Ports};
 use crate::policy::{Tables, is_single};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -24,12 +24,14 @@ const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
 /// How large the tables are whose size a policy decides.
-pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
+pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] {
     let singles = |is_v4: bool| {
-        let prefixes = tables.denied.keys().filter(|prefix| is_single(prefix));
-        let count = prefixes
-            .filter(|prefix| prefix.addr().is_ipv4() == is_v4)
-            .count();
+        let entries = tables.denied.iter().filter(|(prefix, expiry)| {
+            is_single(prefix)
+                && prefix.addr().is_ipv4() == is_v4
+                && !deny_list.has(prefix, **expiry)
+        });
+        let count = entries.count();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         // With every generation there is room for half as many again, so that few are needed.
         count.saturating_add(HEADROOM.max(count / 2))
@@ -46,6 +48,7 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
     [
         (layout::CELLS, cells(layout::CELLS)),
         (layout::NARROW_CELLS, cells(layout::NARROW_CELLS)),
+        (layout::DENIED_LINES, deny_list.size()),
         (layout::DENIED_V4, singles(true)),
         (layout::DENIED_V6, singles(false)),
         (layout::ADDRESSED, addressed.max(UNUSED)),
@@ -60,7 +63,12 @@ pub fn sizes(tables: &Tables) -> [(&'static str, u32); 7] {
     ]
 }
 
-pub fn fill(ebpf: &mut Ebpf, ports: &Ports, tables: &Tables) -> Result<(), LoadError> {
+pub fn fill(
+    ebpf: &mut Ebpf,
+    ports: &Ports,
+    tables: &Tables,
+    deny_list: &DenyList,
+) -> Result<(), LoadError> {
     let settings = tables.services.iter();
     let settings = settings.map(|service| (service.number, service.settings));
     change_services(ebpf, |services| {
@@ -83,7 +91,7 @@ pub fn fill(ebpf: &mut Ebpf, ports: &Ports, tables: &Tables) -> Result<(), LoadE
     }
     ports.bring(&BTreeMap::new(), &tables.ports, &BTreeSet::new())?;
     networks::change(ebpf, &[], &tables.networks)?;
-    live::change(ebpf, None, tables)?;
+    live::fill(ebpf, tables, deny_list)?;
     for (prefix, relief) in &tables.reliefs {
         match prefix {
             IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::Ipv4Addr,
 };
 
 use aya::{
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 use super::{
     Generation, LoadError, batch,
+    deny_list::DenyList,
     fill::{change_services, insert_v4, insert_v6, map_mut, trie},
     networks,
 };
@@ -45,6 +47,7 @@ impl Generation {
             ebpf,
             tables,
             ports,
+            deny_list,
             ..
         } = self;
         let lacks = next.features & !tables.features;
@@ -58,7 +61,10 @@ impl Generation {
         if networks.is_err() {
             next.networks.clone_from(&tables.networks);
         }
-        let lists = change(ebpf, Some(tables), &next);
+        if differ_in_addresses(&tables.denied, &next.denied) {
+            deny_list.ask_hashes();
+        }
+        let lists = change(ebpf, Some(tables), &next, deny_list);
         if lists.is_err() {
             doubt(&mut next.denied, &tables.denied);
             doubt(&mut next.denied_at, &tables.denied_at);
@@ -116,14 +122,33 @@ fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, E
     }
 }
 
+/// Enters what is denied and allowed into the empty tables of a fresh generation, but for what its list has.
+pub(super) fn fill(
+    ebpf: &mut Ebpf,
+    tables: &Tables,
+    deny_list: &DenyList,
+) -> Result<(), LoadError> {
+    change(ebpf, None, tables, deny_list)
+}
+
+/// Whether any single address is denied in one and not, or otherwise, in the other.
+fn differ_in_addresses(
+    before: &BTreeMap<IpNet, Expiry>,
+    after: &BTreeMap<IpNet, Expiry>,
+) -> bool {
+    let mut news = news(before, after).chain(news(after, before));
+    news.any(|(prefix, _)| is_single(prefix))
+}
+
 /// Writes what is new, then removes what is gone: in between a source may be listed twice, never not at
 /// all. The flags come before what they announce is removed, and after it is written.
 ///
 /// What finds no room keeps nothing else from being written or removed.
-pub(super) fn change(
+fn change(
     ebpf: &mut Ebpf,
     before: Option<&Tables>,
     after: &Tables,
+    deny_list: &DenyList,
 ) -> Result<(), LoadError> {
     let mut outcome = Outcome::default();
     let none = BTreeMap::new();
@@ -138,7 +163,14 @@ pub(super) fn change(
     let (had, has) = (services_of(denied_at), services_of(&after.denied_at));
     // Who is let through and denied is let through: without room for the one, the other is not written.
     if allowance.is_well() {
-        outcome.take(deny(ebpf, news(denied, &after.denied)));
+        let new = news(denied, &after.denied);
+        outcome.take(if before.is_none() {
+            let rest = new.filter(|(prefix, expiry)| !deny_list.has(prefix, **expiry));
+            deny(ebpf, rest).map(drop)
+        } else {
+            deny(ebpf, new)
+                .and_then(|addresses| take_out_of_list(ebpf, deny_list, &addresses))
+        });
         for (place, expiry) in news(denied_at, &after.denied_at) {
             outcome.take(insert_at(ebpf, DENIED_AT, *place, *expiry));
         }
@@ -146,11 +178,14 @@ pub(super) fn change(
         outcome.take(mark_denied(ebpf, &has, true));
     }
     outcome.take(allowance.end());
-    outcome.take(set_flags(
-        ebpf,
-        after.live() | before.map_or(0, Tables::live),
-    ));
+    let flags = after.live() | before.map_or(0, Tables::live);
+    outcome.take(set_flags(ebpf, deny_list.flags(flags)));
     for prefix in denied.keys().filter(|key| !after.denied.contains_key(key)) {
+        if let IpNet::V4(v4) = prefix
+            && is_single(prefix)
+        {
+            outcome.take(deny_list.remove(ebpf, v4.addr()));
+        }
         outcome.take(gone(undeny(ebpf, prefix)));
     }
     for place in denied_at
@@ -166,7 +201,7 @@ pub(super) fn change(
     {
         outcome.take(gone(remove_at(ebpf, ALLOWED, *place)));
     }
-    outcome.take(set_flags(ebpf, after.live()));
+    outcome.take(set_flags(ebpf, deny_list.flags(after.live())));
     outcome.end()
 }
 
@@ -221,11 +256,11 @@ fn news<'a, K: Ord>(
 }
 
 /// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
-/// slower to free.
+/// slower to free. Returns the addresses of IPv4.
 fn deny<'a>(
     ebpf: &mut Ebpf,
     news: impl Iterator<Item = (&'a IpNet, &'a Expiry)>,
-) -> Result<(), LoadError> {
+) -> Result<Vec<[u8; 4]>, LoadError> {
     let (mut keys_v4, mut values_v4) = (Vec::new(), Vec::new());
     let (mut keys_v6, mut values_v6) = (Vec::new(), Vec::new());
     for (prefix, expiry) in news {
@@ -243,7 +278,18 @@ fn deny<'a>(
         }
     }
     batch::insert(map_mut(ebpf, layout::DENIED_V4)?, &keys_v4, &values_v4)?;
-    batch::insert(map_mut(ebpf, layout::DENIED_V6)?, &keys_v6, &values_v6)
+    batch::insert(map_mut(ebpf, layout::DENIED_V6)?, &keys_v6, &values_v6)?;
+    Ok(keys_v4)
+}
+
+/// The hash has them, and says until when.
+fn take_out_of_list(
+    ebpf: &mut Ebpf,
+    deny_list: &DenyList,
+    addresses: &[[u8; 4]],
+) -> Result<(), LoadError> {
+    let mut addresses = addresses.iter();
+    addresses.try_for_each(|address| deny_list.remove(ebpf, Ipv4Addr::from(*address)))
 }
 
 fn undeny(ebpf: &mut Ebpf, prefix: &IpNet) -> Result<(), LoadError> {

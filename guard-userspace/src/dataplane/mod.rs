@@ -6,6 +6,7 @@ mod batch;
 mod closer;
 mod clsact;
 mod counters;
+mod deny_list;
 mod egress;
 mod evict;
 mod fill;
@@ -37,7 +38,7 @@ use guard_common::{
 };
 use tracing_log::{LogTracer, log};
 
-use self::ports::Ports;
+use self::{deny_list::DenyList, ports::Ports};
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
     closer::Closer,
@@ -58,6 +59,7 @@ pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
     ports: Ports,
+    deny_list: DenyList,
     /// The name of its XDP program.
     ingress: &'static str,
     /// What its programs say, if anybody listens at that level.
@@ -143,11 +145,12 @@ impl Generation {
             capture,
             trial_until,
         } = shared;
+        let (deny_list, lines) = DenyList::of(&tables.denied);
         let config = Config {
             jiffy: tick_ns * UNITS_PER_NANOSECOND,
             hash_key: *hash_key,
             trial_until: *trial_until,
-            reserved: 0,
+            deny_line_bits: deny_list.line_bits(),
             mode: tables.mode as u8,
             scope: tables.scope as u8,
             features: tables.features,
@@ -157,7 +160,7 @@ impl Generation {
         loader.btf(None);
         loader.override_global(layout::CONFIG, &config, true);
         loader.override_global(layout::CAPTURE_GLOBAL, capture, true);
-        for (map, entries) in fill::sizes(&tables) {
+        for (map, entries) in fill::sizes(&tables, &deny_list) {
             loader.map_max_entries(map, entries);
         }
         for (map, path) in pins {
@@ -168,7 +171,10 @@ impl Generation {
         loader.override_global(aya_log::LEVEL, &level, true);
         let mut ebpf = loader.load(OBJECT)?;
         let ports = Ports::of(&ebpf)?;
-        fill::fill(&mut ebpf, &ports, &tables)?;
+        deny_list.fill(&mut ebpf, &lines)?;
+        // Its megabytes are not kept.
+        drop(lines);
+        fill::fill(&mut ebpf, &ports, &tables, &deny_list)?;
         let log = if is_debugged {
             // The tracer asks the crate `log` as well whether anybody listens.
             log::set_max_level(log::LevelFilter::Debug);
@@ -182,6 +188,7 @@ impl Generation {
             ebpf,
             tables,
             ports,
+            deny_list,
             ingress,
             log,
         };

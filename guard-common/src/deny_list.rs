@@ -1,0 +1,228 @@
+//! A long list of exact IPv4 addresses in four bytes each, one look at memory for every packet.
+//!
+//! The 32 bits of an address are permuted, so that neighbours are spread, and cut in two: the upper ones say
+//! in which line the address is, and the line holds only what is left of it (quotienting: Knuth, "The Art of
+//! Computer Programming", volume 3, exercise 6.4-13). Nothing of the address is lost, so no other address is
+//! ever taken for it. A line is half a line of a CPU's cache.
+//!
+//! What finds no room in its line is listed elsewhere. A line that is full says so by its last tag, and whoever
+//! finds it full has to ask there.
+
+/// How many addresses a line has room for.
+pub const TAGS: usize = 16;
+
+const TAG_BITS: u32 = 16;
+const TAGS_PER_WORD: usize = (u64::BITS / TAG_BITS) as usize;
+const WORDS: usize = TAGS / TAGS_PER_WORD;
+
+/// A tag has this bit, and an empty place has none.
+const USED: u16 = 1 << 15;
+
+/// A line's number has so many bits at least: what it leaves of an address fits a tag.
+const FEWEST_LINE_BITS: u32 = u32::BITS - (TAG_BITS - 1);
+
+/// A one, and the highest bit, for each tag of a word.
+const ONES: u64 = 0x0001_0001_0001_0001;
+const HIGHEST: u64 = 0x8000_8000_8000_8000;
+
+/// The tags of addresses whose place is the same.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Line(pub [u64; WORDS]);
+
+const _: () = assert!(size_of::<Line>() == 32);
+
+/// Where an address is, if it is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub line: u32,
+    pub tag: u16,
+}
+
+/// How many bits the number of a line has in a list of so many addresses: a line is half full at most on
+/// average, so that one in two hundred runs over.
+#[inline(always)]
+pub const fn line_bits(addresses: u32) -> u32 {
+    let lines = addresses.div_ceil(TAGS as u32 / 2);
+    let bits = u32::BITS - lines.saturating_sub(1).leading_zeros();
+    if bits < FEWEST_LINE_BITS {
+        FEWEST_LINE_BITS
+    } else {
+        bits
+    }
+}
+
+impl Place {
+    /// `line_bits`: what [`line_bits`] says for the list.
+    #[inline(always)]
+    pub const fn of(address: u32, line_bits: u32) -> Self {
+        let permuted = permute(address);
+        Self {
+            line: permuted >> (u32::BITS - line_bits),
+            tag: permuted as u16 | USED,
+        }
+    }
+}
+
+/// The finalizer of MurmurHash3 (Appleby, 2011): every step can be undone, so no two addresses meet.
+#[inline(always)]
+const fn permute(address: u32) -> u32 {
+    let word = (address ^ (address >> 16)).wrapping_mul(0x85eb_ca6b);
+    let word = (word ^ (word >> 13)).wrapping_mul(0xc2b2_ae35);
+    word ^ (word >> 16)
+}
+
+impl Line {
+    /// Whether an address with this tag is in this line. All tags are compared at once, a word's in a few steps
+    /// (Anderson: "Bit Twiddling Hacks", "Determine if a word has a zero byte").
+    #[inline(always)]
+    pub const fn has(&self, tag: u16) -> bool {
+        let Self([first, second, third, fourth]) = *self;
+        let wanted = tag as u64 * ONES;
+        let found = has_zero(first ^ wanted)
+            | has_zero(second ^ wanted)
+            | has_zero(third ^ wanted)
+            | has_zero(fourth ^ wanted);
+        found != 0
+    }
+
+    /// Whether addresses of this line may be listed elsewhere.
+    #[inline(always)]
+    pub const fn is_full(&self) -> bool {
+        let Self([.., last]) = *self;
+        last >> (u64::BITS - 1) != 0
+    }
+
+    /// False: there is no room.
+    pub fn add(&mut self, tag: u16) -> bool {
+        if self.has(tag) {
+            return true;
+        }
+        let empty = (0..TAGS).find(|nth| self.tag(*nth) == 0);
+        let Some(nth) = empty else {
+            return false;
+        };
+        self.set(nth, tag);
+        true
+    }
+
+    /// Whether it was there. A line that was full no longer says that others of it are listed elsewhere: whoever
+    /// removes something has to see to it that they are asked for there.
+    pub fn remove(&mut self, tag: u16) -> bool {
+        let found = (0..TAGS).find(|nth| self.tag(*nth) == tag);
+        if let Some(nth) = found {
+            self.set(nth, 0);
+        }
+        found.is_some() && tag != 0
+    }
+
+    fn tag(&self, nth: usize) -> u16 {
+        let Self(words) = self;
+        (words[nth / TAGS_PER_WORD] >> shift(nth)) as u16
+    }
+
+    fn set(&mut self, nth: usize, tag: u16) {
+        let Self(words) = self;
+        let word = &mut words[nth / TAGS_PER_WORD];
+        *word &= !(u64::from(u16::MAX) << shift(nth));
+        *word |= u64::from(tag) << shift(nth);
+    }
+}
+
+const fn shift(nth: usize) -> u32 {
+    (nth % TAGS_PER_WORD) as u32 * TAG_BITS
+}
+
+/// Not 0 if one of the word's tags is 0. Tags whose highest bit is set are never taken for one.
+#[inline(always)]
+const fn has_zero(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & HIGHEST
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A list as user space makes it, and what is listed elsewhere.
+    fn list(addresses: impl Iterator<Item = u32> + Clone) -> (Vec<Line>, BTreeSet<u32>, u32) {
+        let bits = line_bits(addresses.clone().count() as u32);
+        let mut lines = vec![Line::default(); 1 << bits];
+        let elsewhere = addresses.filter(|address| {
+            let Place { line, tag } = Place::of(*address, bits);
+            !lines[line as usize].add(tag)
+        });
+        let elsewhere = elsewhere.collect();
+        (lines, elsewhere, bits)
+    }
+
+    fn is_listed((lines, elsewhere, bits): &(Vec<Line>, BTreeSet<u32>, u32), address: u32) -> bool {
+        let Place { line, tag } = Place::of(address, *bits);
+        let line = &lines[line as usize];
+        line.has(tag) || line.is_full() && elsewhere.contains(&address)
+    }
+
+    #[test]
+    fn nobody_is_taken_for_somebody_else() {
+        // Neighbours, as feeds of whole networks have them, and far ones.
+        let addresses = (0..1u32 << 20).map(|n| if n % 2 == 0 { 0x0a00_0000 + n } else { n << 12 });
+        let list = list(addresses.clone());
+        let listed: BTreeSet<u32> = addresses.collect();
+        for address in &listed {
+            assert!(is_listed(&list, *address), "{address:#x}");
+        }
+        for n in 0..1u32 << 22 {
+            let address = n.wrapping_mul(0x9e37_79b1);
+            assert_eq!(is_listed(&list, address), listed.contains(&address), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn hardly_a_line_of_a_long_list_runs_over() {
+        for count in [1 << 20, (1 << 20) + 1, 1 << 21] {
+            let (lines, elsewhere, _) = list(0..count);
+            assert!(elsewhere.len() < count as usize / 500, "{} of {count}", elsewhere.len());
+            let full = lines.iter().filter(|line| line.is_full()).count();
+            assert!(full < lines.len() / 100, "{full} of {}", lines.len());
+        }
+    }
+
+    #[test]
+    fn the_permutation_joins_no_two_addresses() {
+        // What it does to the upper half it undoes with the lower: a part stands for all.
+        let permuted: BTreeSet<u32> = (0..1 << 20).map(|n: u32| permute(n.rotate_left(10))).collect();
+        assert_eq!(permuted.len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_line_holds_sixteen_and_says_when_it_is_full() {
+        let mut line = Line::default();
+        for tag in 0..TAGS as u16 {
+            assert!(!line.is_full());
+            assert!(!line.has(USED | tag));
+            assert!(line.add(USED | tag));
+            assert!(line.add(USED | tag), "it is there already");
+            assert!(line.has(USED | tag));
+        }
+        assert!(line.is_full());
+        assert!(!line.add(USED | 0x1000));
+        assert!((TAGS as u16..1 << 15).all(|tag| !line.has(USED | tag)));
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_and_leaves_its_place() {
+        for removed in 0..TAGS as u16 {
+            let mut line = Line::default();
+            (0..TAGS as u16).for_each(|tag| assert!(line.add(USED | tag)));
+            assert!(line.remove(USED | removed));
+            assert!(!line.remove(USED | removed));
+            for tag in 0..TAGS as u16 {
+                assert_eq!(line.has(USED | tag), tag != removed);
+            }
+            assert!(line.add(USED | 0x1000) && line.is_full());
+        }
+        assert!(!Line::default().remove(USED));
+        assert!(!Line::default().remove(0));
+    }
+}

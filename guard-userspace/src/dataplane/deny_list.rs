@@ -1,0 +1,123 @@
+//! Denied IPv4 addresses of which there are many: they are in a list that costs a packet one look at memory,
+//! made for a generation when it is loaded. The hashes have what ends, what comes later, and what finds no room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use aya::{Ebpf, maps::Array};
+use guard_common::{
+    deny_list::{Line, Place, line_bits},
+    layout::{self, Expiry, live},
+};
+use ipnet::IpNet;
+
+use super::{LoadError, batch, fill::map_mut};
+use crate::policy::is_single;
+
+/// So many addresses are worth a list, which has 4 MiB at least.
+const MANY: usize = 1 << 12;
+
+/// What of a generation's denied addresses is in its list, and what in its hashes.
+pub struct DenyList {
+    /// 0: there is no list.
+    line_bits: u32,
+    /// Found no room in their lines.
+    elsewhere: BTreeSet<Ipv4Addr>,
+    /// The hashes hold something besides those, or the list is no longer as it was made.
+    asks_hashes: bool,
+}
+
+impl DenyList {
+    /// The list for a fresh generation, and its lines; none if there are few.
+    pub fn of(denied: &BTreeMap<IpNet, Expiry>) -> (Self, Vec<Line>) {
+        let singles = denied.keys().filter(|prefix| is_single(prefix)).count();
+        let listed = || {
+            denied
+                .iter()
+                .filter_map(|(prefix, expiry)| may_be_listed(prefix, *expiry))
+        };
+        let count = listed().count();
+        if count < MANY {
+            let none = Self {
+                line_bits: 0,
+                elsewhere: BTreeSet::new(),
+                asks_hashes: true,
+            };
+            return (none, Vec::new());
+        }
+        let line_bits = line_bits(u32::try_from(count).unwrap_or(u32::MAX));
+        let mut lines = vec![Line::default(); 1 << line_bits];
+        let elsewhere = listed().filter(|address| {
+            let Place { line, tag } = Place::of(address.to_bits(), line_bits);
+            let line = lines.get_mut(line as usize);
+            !line.is_some_and(|line| line.add(tag))
+        });
+        let list = Self {
+            line_bits,
+            elsewhere: elsewhere.collect(),
+            asks_hashes: singles > count,
+        };
+        (list, lines)
+    }
+
+    pub fn line_bits(&self) -> u32 {
+        self.line_bits
+    }
+
+    /// How many lines the kernel's table has room for.
+    pub fn size(&self) -> u32 {
+        1 << self.line_bits
+    }
+
+    pub fn fill(&self, ebpf: &mut Ebpf, lines: &[Line]) -> Result<(), LoadError> {
+        let used = (0..).zip(lines);
+        let used = used.filter(|(_, line)| **line != Line::default());
+        let (places, lines): (Vec<u32>, Vec<Line>) = used.unzip();
+        batch::insert(map_mut(ebpf, layout::DENIED_LINES)?, &places, &lines)
+    }
+
+    /// Whether an address of the fresh generation is in the list, and so in no hash.
+    pub fn has(&self, prefix: &IpNet, expiry: Expiry) -> bool {
+        self.line_bits != 0
+            && may_be_listed(prefix, expiry).is_some_and(|one| !self.elsewhere.contains(&one))
+    }
+
+    /// From now on the hashes are asked about every source: they are about to hold more than the list says.
+    pub fn ask_hashes(&mut self) {
+        self.asks_hashes = true;
+    }
+
+    /// Takes an address out of the list of a running generation. Call [`Self::ask_hashes`] before.
+    pub fn remove(&self, ebpf: &mut Ebpf, address: Ipv4Addr) -> Result<(), LoadError> {
+        if self.line_bits == 0 {
+            return Ok(());
+        }
+        let mut lines = Array::<_, Line>::try_from(map_mut(ebpf, layout::DENIED_LINES)?)?;
+        let Place { line: place, tag } = Place::of(address.to_bits(), self.line_bits);
+        let mut line = lines.get(&place, 0)?;
+        if line.remove(tag) {
+            // The kernel copies it by words: a packet finds each tag as it was or as it is.
+            lines.set(place, line, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What of [`live`] the tables really have, of what they could.
+    pub fn flags(&self, live: u32) -> u32 {
+        if self.asks_hashes {
+            live
+        } else {
+            live & !live::DENIED
+        }
+    }
+}
+
+/// An IPv4 address that is denied for good.
+fn may_be_listed(prefix: &IpNet, expiry: Expiry) -> Option<Ipv4Addr> {
+    match prefix {
+        IpNet::V4(v4) if is_single(prefix) && expiry == Expiry::NEVER => Some(v4.addr()),
+        _ => None,
+    }
+}
