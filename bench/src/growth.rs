@@ -13,7 +13,7 @@ use crate::{
     spread::Spread,
 };
 
-/// How long quiet rounds are waited for, for each axis.
+/// How long quiet rounds are waited for at most, for each axis.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What there is more and more of.
@@ -40,22 +40,22 @@ pub struct Point {
     pub cost: Spread,
 }
 
-pub fn measured(rounds: u32) -> Result<Vec<Growth>> {
+pub fn measured(rounds: u32, patience: Duration) -> Result<Vec<Growth>> {
     // One after the other: each leaves its tables before the next makes its own.
     axes()
         .into_iter()
         .map(|axis| {
             eprintln!("bench: from few to many {}", axis.of);
-            grown(axis, rounds)
+            grown(axis, rounds, patience.min(PATIENCE))
         })
         .collect()
 }
 
-fn grown(axis: Axis, rounds: u32) -> Result<Growth> {
+fn grown(axis: Axis, rounds: u32, patience: Duration) -> Result<Growth> {
     let Axis { name, of, lines } = axis;
     let cases = lines.iter().flat_map(|line| &line.cases);
     let cases: Vec<&Case> = cases.map(|(_, case)| case).collect();
-    let samples = run::on(CPU, || measure(&cases, rounds, PATIENCE))?;
+    let samples = run::on(CPU, || measure(&cases, rounds, patience))?;
     let point = |(count, case): &(u32, Case)| {
         let samples = samples.get(case.name.as_ref());
         let Samples { net, fault, .. } = samples.context("a case is missing")?;

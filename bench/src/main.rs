@@ -27,6 +27,7 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -54,6 +55,10 @@ struct Arguments {
     /// How often each row is measured
     #[arg(long, default_value_t = 21)]
     rounds: u32,
+    /// How many seconds quiet rounds are waited for, if the machine is disturbed; with more of something, for
+    /// each of those at most 180
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    patience: u64,
     /// Measure what packets cost when there is more of something as well: sources, services, ports, denied
     /// and named sources
     #[arg(long)]
@@ -100,6 +105,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
         json,
         filter,
         rounds,
+        patience,
         growth,
         end_to_end,
         docs,
@@ -115,9 +121,10 @@ fn bench(arguments: Arguments) -> Result<bool> {
         let _ = names.try_for_each(|name| writeln!(io::stdout(), "{name}"));
         return Ok(true);
     }
+    let patience = Duration::from_secs(patience);
     let asked = Asked { parts: filter };
     let mut rows = Vec::new();
-    let packets = match packets::measured(&asked, rounds)? {
+    let packets = match packets::measured(&asked, rounds, patience)? {
         Some((packets, measured)) => {
             rows.extend(measured);
             Some(packets)
@@ -136,7 +143,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
         add("A server under a flood", end_to_end::measured(&asked));
     }
     let growth = if growth || docs.is_some() {
-        growth::measured(rounds)?
+        growth::measured(rounds, patience)?
     } else {
         Vec::new()
     };

@@ -16,9 +16,6 @@ use crate::{
 /// The CPU that is measured.
 pub const CPU: usize = 0;
 
-/// How long quiet rounds are waited for.
-const PATIENCE: Duration = Duration::from_secs(600);
-
 pub fn names() -> Vec<Cow<'static, str>> {
     let cases = cases().into_iter().map(|case| case.name);
     let derived = derived().into_iter().map(|derived| derived.name.into());
@@ -26,7 +23,13 @@ pub fn names() -> Vec<Cow<'static, str>> {
 }
 
 /// The rows that are asked for, and what they follow from. `None`: that is nothing.
-pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)>> {
+///
+/// `patience`: how long quiet rounds are waited for.
+pub fn measured(
+    asked: &Asked,
+    rounds: u32,
+    patience: Duration,
+) -> Result<Option<(Packets, Vec<Row>)>> {
     let (cases, derived) = (cases(), derived());
     let derived: Vec<&Derived> = derived.iter().filter(|row| asked.is(row.name)).collect();
     let is_needed =
@@ -35,7 +38,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Option<(Packets, Vec<Row>)
     if cases.is_empty() {
         return Ok(None);
     }
-    let samples = run::on(CPU, || measure(&cases, rounds, PATIENCE))?;
+    let samples = run::on(CPU, || measure(&cases, rounds, patience))?;
     let empties = |is_wrapped| {
         let samples = samples.values();
         let samples = samples.filter(move |samples| samples.is_wrapped == is_wrapped);

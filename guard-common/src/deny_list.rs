@@ -174,7 +174,11 @@ mod tests {
         }
         for n in 0..1u32 << 22 {
             let address = n.wrapping_mul(0x9e37_79b1);
-            assert_eq!(is_listed(&list, address), listed.contains(&address), "{address:#x}");
+            assert_eq!(
+                is_listed(&list, address),
+                listed.contains(&address),
+                "{address:#x}"
+            );
         }
     }
 
@@ -182,7 +186,11 @@ mod tests {
     fn hardly_a_line_of_a_long_list_runs_over() {
         for count in [1 << 20, (1 << 20) + 1, 1 << 21] {
             let (lines, elsewhere, _) = list(0..count);
-            assert!(elsewhere.len() < count as usize / 500, "{} of {count}", elsewhere.len());
+            assert!(
+                elsewhere.len() < count as usize / 500,
+                "{} of {count}",
+                elsewhere.len()
+            );
             let full = lines.iter().filter(|line| line.is_full()).count();
             assert!(full < lines.len() / 100, "{full} of {}", lines.len());
         }
@@ -191,7 +199,9 @@ mod tests {
     #[test]
     fn the_permutation_joins_no_two_addresses() {
         // What it does to the upper half it undoes with the lower: a part stands for all.
-        let permuted: BTreeSet<u32> = (0..1 << 20).map(|n: u32| permute(n.rotate_left(10))).collect();
+        let permuted: BTreeSet<u32> = (0..1 << 20)
+            .map(|n: u32| permute(n.rotate_left(10)))
+            .collect();
         assert_eq!(permuted.len(), 1 << 20);
     }
 

@@ -269,7 +269,10 @@ impl<'a> Flooding<'a> {
         scope: &'scope thread::Scope<'scope, '_>,
     ) -> thread::ScopedJoinHandle<'scope, Result<()>> {
         scope.spawn(|| {
-            let mut generator = self.generator.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut generator = self
+                .generator
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             generator.run(&self.flooded.internet, OUTSIDE, self.rate, &self.progress)
         })
     }
@@ -367,7 +370,8 @@ impl<'a> Scene<'a> {
             None
         } else if rate == HIGHEST {
             let busy = middle(|bout| bout.here.busy / bout.elsewhere.busy);
-            (busy < ALIKE).then(|| format!("the generator was as busy as elsewhere times {busy:.2}"))
+            (busy < ALIKE)
+                .then(|| format!("the generator was as busy as elsewhere times {busy:.2}"))
         } else {
             let is_sent = sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate);
             (!is_sent).then(|| {

@@ -84,24 +84,44 @@ impl DenyList {
             && may_be_listed(prefix, expiry).is_some_and(|one| !self.elsewhere.contains(&one))
     }
 
-    /// From now on the hashes are asked about every source: they are about to hold more than the list says.
+    /// From now on the hashes are asked about every source: they may be about to hold more than full lines say.
     pub fn ask_hashes(&mut self) {
         self.asks_hashes = true;
     }
 
-    /// Takes an address out of the list of a running generation. Call [`Self::ask_hashes`] before.
+    /// Enters an address into the list of a running generation, if that is where it belongs and there is room.
+    pub fn add(&self, ebpf: &mut Ebpf, prefix: &IpNet, expiry: Expiry) -> Result<bool, LoadError> {
+        match may_be_listed(prefix, expiry) {
+            Some(address) => self.change(ebpf, address, Line::add),
+            None => Ok(false),
+        }
+    }
+
+    /// Takes an address out of it. Call [`Self::ask_hashes`] before.
     pub fn remove(&self, ebpf: &mut Ebpf, address: Ipv4Addr) -> Result<(), LoadError> {
+        self.change(ebpf, address, Line::remove).map(drop)
+    }
+
+    /// What `change` says of the address' tag and line.
+    fn change(
+        &self,
+        ebpf: &mut Ebpf,
+        address: Ipv4Addr,
+        change: fn(&mut Line, u16) -> bool,
+    ) -> Result<bool, LoadError> {
         if self.line_bits == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let mut lines = Array::<_, Line>::try_from(map_mut(ebpf, layout::DENIED_LINES)?)?;
         let Place { line: place, tag } = Place::of(address.to_bits(), self.line_bits);
-        let mut line = lines.get(&place, 0)?;
-        if line.remove(tag) {
+        let before = lines.get(&place, 0)?;
+        let mut line = before;
+        let answer = change(&mut line, tag);
+        if line != before {
             // The kernel copies it by words: a packet finds each tag as it was or as it is.
             lines.set(place, line, 0)?;
         }
-        Ok(())
+        Ok(answer)
     }
 
     /// What of [`live`] the tables really have, of what they could.

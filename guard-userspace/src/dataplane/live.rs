@@ -132,10 +132,7 @@ pub(super) fn fill(
 }
 
 /// Whether any single address is denied in one and not, or otherwise, in the other.
-fn differ_in_addresses(
-    before: &BTreeMap<IpNet, Expiry>,
-    after: &BTreeMap<IpNet, Expiry>,
-) -> bool {
+fn differ_in_addresses(before: &BTreeMap<IpNet, Expiry>, after: &BTreeMap<IpNet, Expiry>) -> bool {
     let mut news = news(before, after).chain(news(after, before));
     news.any(|(prefix, _)| is_single(prefix))
 }
@@ -168,8 +165,7 @@ fn change(
             let rest = new.filter(|(prefix, expiry)| !deny_list.has(prefix, **expiry));
             deny(ebpf, rest).map(drop)
         } else {
-            deny(ebpf, new)
-                .and_then(|addresses| take_out_of_list(ebpf, deny_list, &addresses))
+            deny_again(ebpf, deny_list, new)
         });
         for (place, expiry) in news(denied_at, &after.denied_at) {
             outcome.take(insert_at(ebpf, DENIED_AT, *place, *expiry));
@@ -282,14 +278,22 @@ fn deny<'a>(
     Ok(keys_v4)
 }
 
-/// The hash has them, and says until when.
-fn take_out_of_list(
+/// The same in a running generation, whose list has room, too.
+fn deny_again<'a>(
     ebpf: &mut Ebpf,
     deny_list: &DenyList,
-    addresses: &[[u8; 4]],
+    news: impl Iterator<Item = (&'a IpNet, &'a Expiry)>,
 ) -> Result<(), LoadError> {
-    let mut addresses = addresses.iter();
-    addresses.try_for_each(|address| deny_list.remove(ebpf, Ipv4Addr::from(*address)))
+    let mut rest = Vec::new();
+    for (prefix, expiry) in news {
+        if !deny_list.add(ebpf, prefix, *expiry)? {
+            rest.push((prefix, expiry));
+        }
+    }
+    // What ends is in the hash first, and then no longer in the list.
+    let addresses = deny(ebpf, rest.into_iter())?;
+    let mut addresses = addresses.into_iter().map(Ipv4Addr::from);
+    addresses.try_for_each(|address| deny_list.remove(ebpf, address))
 }
 
 fn undeny(ebpf: &mut Ebpf, prefix: &IpNet) -> Result<(), LoadError> {

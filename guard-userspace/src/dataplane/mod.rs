@@ -38,7 +38,6 @@ use guard_common::{
 };
 use tracing_log::{LogTracer, log};
 
-use self::{deny_list::DenyList, ports::Ports};
 pub use self::{
     attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
     closer::Closer,
@@ -49,6 +48,7 @@ pub use self::{
     talkers::TalkerRow,
     tap::{ROUNDS, Tap, Tapped, Wanted, source_of},
 };
+use self::{deny_list::DenyList, ports::Ports};
 use crate::{causes::io_error, policy::Tables};
 
 /// The kernel program, compiled for the BPF virtual machine by this crate's build script.

@@ -8,6 +8,7 @@ mod clients;
 mod clocked;
 mod commands;
 mod containers;
+mod deny_list;
 mod docker;
 mod doctor;
 mod flows;

@@ -1,0 +1,256 @@
+//! Many denied addresses: the list that they are in, and what changes in it while it is in use.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    thread,
+    time::Duration,
+};
+
+use guard::{
+    dataplane::Generation,
+    host,
+    policy::{Action, Clock, Containers, Entry, Ground, Policy, Seats, Tables},
+};
+use guard_common::{
+    deny_list::{Place, TAGS, line_bits},
+    reason::Verdict,
+};
+
+use crate::{
+    frames::{flags::*, protocol, *},
+    judge::test_run,
+};
+
+const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+
+/// How many are denied: enough for a list.
+const COUNT: u32 = 20_000;
+
+/// Neighbours from here on.
+const FIRST: u32 = u32::from_be_bytes([100, 64, 0, 0]);
+
+fn frame(source: u32) -> Vec<u8> {
+    ipv4(Ipv4Addr::from(source), protocol::TCP, &tcp(80, SYN, &[]))
+}
+
+/// More addresses of one line than it has room for, none of them among the neighbours.
+fn of_one_line(count: usize) -> Vec<u32> {
+    let line = |address| Place::of(address, line_bits(COUNT)).line;
+    let far = u32::from_be_bytes([198, 18, 0, 0]);
+    let same = (far..).filter(|address| line(*address) == line(far));
+    same.take(count).collect()
+}
+
+fn policy(denied: impl Iterator<Item = u32>) -> String {
+    let denied = denied.map(|address| format!("\"{}\",\n", Ipv4Addr::from(address)));
+    let denied: String = denied.collect();
+    format!(
+        "mode = \"enforce\"\nscope = \"host\"\ndocker.socket = \"\"\n\
+         [[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n\
+         [[source]]\nname = \"feed\"\ndeny = true\ncidrs = [\n{denied}]\n"
+    )
+}
+
+struct Changing {
+    policy: Policy,
+    tick_ns: u64,
+    entries: Vec<Entry>,
+}
+
+impl Changing {
+    fn new(text: &str) -> Self {
+        let tick_ns = host::tick_ns().unwrap();
+        Self {
+            policy: Policy::parse(text, "test.toml", Clock { tick_ns }).unwrap(),
+            tick_ns,
+            entries: Vec::new(),
+        }
+    }
+
+    fn tables(&self) -> Tables {
+        let ground = Ground {
+            containers: &Containers::default(),
+            local_ports: &LOCAL_PORTS,
+            now: host::timebase().unwrap(),
+            entries: &self.entries,
+        };
+        Tables::compile_at(&self.policy, &ground, &Seats::new(&self.policy))
+    }
+
+    fn load(&self) -> Generation {
+        Generation::load(self.tables(), self.tick_ns).unwrap()
+    }
+
+    fn deny(&mut self, prefix: &str, lasts: Option<Duration>) {
+        let now = host::timebase().unwrap();
+        self.entries.push(Entry {
+            id: self.entries.len() as u64,
+            action: Action::Deny,
+            prefix: prefix.parse().unwrap(),
+            service: None,
+            owner: None,
+            reason: None,
+            created: now.world,
+            expires: lasts.map(|lasts| now.world + lasts),
+        });
+    }
+}
+
+/// Asserts who is denied, by a running generation and by one that is filled afresh.
+#[track_caller]
+fn assert_denied(changing: &Changing, running: &Generation, what: &str, expected: &[(&str, bool)]) {
+    let expected: BTreeMap<_, _> = expected.iter().copied().collect();
+    let fresh = changing.load();
+    for (which, generation) in [("changed", running), ("fresh", &fresh)] {
+        let found = expected.keys().map(|source| {
+            let address: Ipv4Addr = source.parse().unwrap();
+            let verdict = test_run(generation, &frame(address.to_bits()));
+            (*source, verdict == Verdict::Drop)
+        });
+        assert_eq!(
+            found.collect::<BTreeMap<_, _>>(),
+            expected,
+            "{what}, {which}"
+        );
+    }
+}
+
+#[test]
+fn a_long_list_denies_each_of_its_addresses_and_nobody_else() {
+    let crowded = of_one_line(2 * TAGS);
+    let (listed, others) = crowded.split_at(TAGS + 4);
+    let few = COUNT - listed.len() as u32;
+    let neighbours = FIRST..FIRST + few;
+    let edges = [u32::MIN, u32::MAX - 1];
+    let changing = Changing::new(&policy(
+        neighbours
+            .clone()
+            .chain(listed.iter().copied())
+            .chain(edges),
+    ));
+    let generation = changing.load();
+    let is_denied = |address| test_run(&generation, &frame(address)) == Verdict::Drop;
+    for address in neighbours.clone().step_by(197).chain(edges) {
+        assert!(is_denied(address), "{}", Ipv4Addr::from(address));
+    }
+    for address in listed {
+        assert!(
+            is_denied(*address),
+            "the line of {}",
+            Ipv4Addr::from(*address)
+        );
+    }
+    for address in others {
+        assert!(
+            !is_denied(*address),
+            "the line of {}",
+            Ipv4Addr::from(*address)
+        );
+    }
+    let beside = [FIRST - 1, FIRST + few, 1, u32::MAX];
+    let far = (1..100u32).map(|n| n.wrapping_mul(0x9e37_79b1));
+    let denied: BTreeSet<u32> = neighbours.chain(crowded).chain(edges).collect();
+    for address in beside
+        .into_iter()
+        .chain(far)
+        .filter(|one| !denied.contains(one))
+    {
+        assert!(!is_denied(address), "{}", Ipv4Addr::from(address));
+    }
+    // Another family, whose sources end alike.
+    let v6 = ipv6(
+        Ipv4Addr::from(FIRST).to_ipv6_mapped(),
+        protocol::TCP,
+        &tcp(80, SYN, &[]),
+    );
+    assert_eq!(test_run(&generation, &v6), Verdict::Pass);
+}
+
+#[test]
+fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh() {
+    let crowded = of_one_line(TAGS + 2);
+    let names: Vec<String> = crowded
+        .iter()
+        .map(|address| Ipv4Addr::from(*address).to_string())
+        .collect();
+    let [full, .., over] = &names[..] else {
+        panic!("the line is empty");
+    };
+    let neighbours = FIRST..FIRST + COUNT - crowded.len() as u32;
+    let mut changing = Changing::new(&policy(neighbours.chain(crowded.iter().copied())));
+    // An operator's, which is in the list as well.
+    changing.deny("192.0.2.1/32", None);
+    let mut running = changing.load();
+    let none = BTreeSet::new();
+    let listed = ("100.64.0.9", true);
+    let in_full_line = [(full.as_str(), true), (over.as_str(), true)];
+    let mut expect = |changing: &Changing, what: &str, expected: &[(&str, bool)]| {
+        running.change(changing.tables(), &none).unwrap();
+        let always = [listed].into_iter().chain(in_full_line);
+        let expected: Vec<_> = always.chain(expected.iter().copied()).collect();
+        assert_denied(changing, &running, what, &expected);
+    };
+    expect(
+        &changing,
+        "as it was made",
+        &[("192.0.2.1", true), ("192.0.2.2", false)],
+    );
+    changing.deny("192.0.2.2/32", None);
+    expect(
+        &changing,
+        "one more",
+        &[("192.0.2.1", true), ("192.0.2.2", true)],
+    );
+    changing.entries.remove(0);
+    expect(
+        &changing,
+        "the first revoked",
+        &[("192.0.2.1", false), ("192.0.2.2", true)],
+    );
+    changing.deny("192.0.2.1/32", None);
+    expect(
+        &changing,
+        "and denied again",
+        &[("192.0.2.1", true), ("192.0.2.2", true)],
+    );
+    // A wider one that holds as long takes the place of what it covers.
+    changing.deny("100.64.0.0/24", None);
+    expect(
+        &changing,
+        "covered",
+        &[("100.64.0.200", true), ("100.64.1.9", true)],
+    );
+    changing.entries.pop();
+    expect(
+        &changing,
+        "uncovered",
+        &[("100.64.0.200", true), ("100.64.1.9", true)],
+    );
+    // All of a full line leave it, and come back.
+    changing.deny("198.18.0.0/15", None);
+    expect(&changing, "the line covered", &[("198.18.0.1", true)]);
+    changing.entries.pop();
+    expect(&changing, "the line uncovered", &[("198.18.0.1", false)]);
+    changing.entries.clear();
+    expect(
+        &changing,
+        "all revoked",
+        &[("192.0.2.1", false), ("192.0.2.2", false)],
+    );
+}
+
+#[test]
+fn what_is_in_the_list_for_good_ends_once_only_a_denial_for_a_while_is_left() {
+    let mut changing = Changing::new(&policy(FIRST..FIRST + COUNT));
+    changing.deny("192.0.2.1/32", None);
+    changing.deny("192.0.2.1/32", Some(Duration::from_secs(2)));
+    let mut running = changing.load();
+    assert_denied(&changing, &running, "both", &[("192.0.2.1", true)]);
+    changing.entries.remove(0);
+    running.change(changing.tables(), &BTreeSet::new()).unwrap();
+    assert_denied(&changing, &running, "for a while", &[("192.0.2.1", true)]);
+    thread::sleep(Duration::from_secs(2));
+    let expected = [("192.0.2.1", false), ("100.64.0.1", true)];
+    assert_denied(&changing, &running, "afterwards", &expected);
+}
