@@ -13,8 +13,8 @@ use guard_common::reason::{Outcome, Verdict};
 use lab::topology::Lab;
 
 use crate::{
-    beside::Beside,
-    cases::{Case, DENIED, Subject, Whose},
+    beside::{Beside, Varied},
+    cases::{ANYWHERE, Case, DENIED, Subject, Whose, open},
     guarded::{Counted, Guarded, Key},
     policies,
     quiet::{self, Sample},
@@ -33,11 +33,18 @@ const MOST: u32 = 2_000_000;
 /// The same of a flood that is another packet each time: it comes by everything several times.
 const FEWEST_VARIED: u32 = 400_000;
 
+/// How often that is measured before anything else.
+const MEMORY_FIRST: u32 = 5;
+
 /// A budget that is used up has room for one packet now and then.
 const STRAYS: u64 = 1;
 
 /// What is run before anything is measured.
 const WARM_UP: u32 = 20_000;
+
+/// What waits for memory, beside what is measured with a flood that is another packet each time: sources of a
+/// few megabytes of cells.
+const MEMORY: Varied = Varied::Source(ANYWHERE);
 
 /// What a case cost in each round that counts, in nanoseconds.
 pub struct Samples {
@@ -70,12 +77,13 @@ pub fn measure(
     for round in 1.. {
         progress(&format!("round {round}, of {rounds} that are quiet"));
         let floors = floors(&bouts);
+        loaded.memory.learn();
         let mut is_done = true;
         for bout in &mut bouts {
             let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
             if quiet::quiet(&bout.samples, floor).len() < enough {
                 lab::interrupt::check()?;
-                bout.fight(floor)?;
+                bout.fight(floor, &mut loaded.memory)?;
                 is_done = false;
             }
         }
@@ -124,9 +132,54 @@ fn progress(text: &str) {
     }
 }
 
+/// What nothing but memory takes, to tell when others fill the caches that this machine shares.
+struct Memory {
+    program: Rc<Program>,
+    empty: Rc<Program>,
+    /// The wrappers call them; they live as long.
+    _wrapped: [Rc<Program>; 2],
+    frame: Vec<u8>,
+    /// In nanoseconds more than the empty program.
+    taken: Vec<f64>,
+    undisturbed: f64,
+}
+
+impl Memory {
+    fn new(empty: &Rc<Program>) -> Result<Self> {
+        let bare = Rc::new(Program::Beside(Beside::two_exchanges()?));
+        let mut memory = Self {
+            program: Rc::new(wrap(&bare, MEMORY)?),
+            empty: Rc::new(wrap(empty, MEMORY)?),
+            _wrapped: [bare, Rc::clone(empty)],
+            frame: open(),
+            taken: Vec::new(),
+            undisturbed: f64::MAX,
+        };
+        for _ in 0..MEMORY_FIRST {
+            memory.is_quiet()?;
+        }
+        memory.learn();
+        Ok(memory)
+    }
+
+    /// What it takes where nothing disturbs, as far as is known.
+    fn learn(&mut self) {
+        self.undisturbed = quiet::undisturbed(self.taken.iter().copied());
+    }
+
+    /// Whether it takes now what it takes where nothing disturbs.
+    fn is_quiet(&mut self) -> Result<bool> {
+        let empty = run(self.empty.xdp()?, &self.frame, FEWEST_VARIED)?;
+        let taken = run(self.program.xdp()?, &self.frame, FEWEST_VARIED)?.ns - empty.ns;
+        self.taken.push(taken);
+        Ok(!quiet::is_memory_disturbed(taken, self.undisturbed))
+    }
+}
+
 /// The programs in the kernel, each policy's once.
 struct Loaded {
     empty: Rc<Program>,
+    memory: Memory,
     policies: BTreeMap<policies::Name, Rc<Guarded>>,
     xdp_filters: BTreeMap<Filter, Rc<Xdp>>,
     /// Where xdp-filter is loaded.
@@ -151,8 +204,10 @@ impl Program {
 
 impl Loaded {
     fn new() -> Result<Self> {
+        let empty = Rc::new(Program::Beside(Beside::empty()?));
         Ok(Self {
-            empty: Rc::new(Program::Beside(Beside::empty()?)),
+            memory: Memory::new(&empty)?,
+            empty,
             policies: BTreeMap::new(),
             xdp_filters: BTreeMap::new(),
             lab: None,
@@ -182,6 +237,12 @@ impl Loaded {
         self.xdp_filters.insert(filter, Rc::clone(&program));
         Ok(program)
     }
+}
+
+/// The program with a source or a port for every packet. It must live as long.
+fn wrap(program: &Program, varied: Varied) -> Result<Program> {
+    let fd = program.xdp()?.fd()?;
+    Ok(Program::Beside(Beside::randomised(fd, varied)?))
 }
 
 /// A case against the empty program.
@@ -249,11 +310,10 @@ impl<'a> Bout<'a> {
             None => wrapped.clone(),
             Some(varied) => {
                 let [target, empty] = &wrapped;
-                let wrap = |program: &Program| -> Result<_> {
-                    let fd = program.xdp()?.fd()?;
-                    Ok(Rc::new(Program::Beside(Beside::randomised(fd, varied)?)))
-                };
-                [wrap(target)?, wrap(empty)?]
+                [
+                    Rc::new(wrap(target, varied)?),
+                    Rc::new(wrap(empty, varied)?),
+                ]
             }
         };
         let mut bout = Self {
@@ -284,13 +344,17 @@ impl<'a> Bout<'a> {
     }
 
     /// `floor`: what the empty program takes where nothing disturbs it, as far as is known.
-    fn fight(&mut self, floor: f64) -> Result<()> {
+    fn fight(&mut self, floor: f64, memory: &mut Memory) -> Result<()> {
         let frame = &self.case.frame;
         let repeat = self.repeat;
         let before = run(self.empty.xdp()?, frame, repeat)?;
         ensure!(before.verdict == XDP_PASS, "the empty program is not empty");
         self.begun.push(before.ns);
         if quiet::is_disturbed(before.ns, floor) {
+            return Ok(());
+        }
+        let waits_for_memory = matches!(self.case.varied, Some(Varied::Source(_)));
+        if waits_for_memory && !memory.is_quiet()? {
             return Ok(());
         }
         let counted = self.counted()?;
@@ -303,9 +367,11 @@ impl<'a> Bout<'a> {
         let measured = run(self.program.xdp()?, frame, repeat)?;
         let behind = run(self.empty.xdp()?, frame, repeat)?;
         let after = self.counted()?;
+        let is_quiet = !waits_for_memory || memory.is_quiet()?;
         self.samples.push(Sample {
             net: measured.ns - f64::midpoint(before.ns, behind.ns),
             empty: before.ns.max(behind.ns),
+            is_memory_quiet: is_quiet,
         });
         if self.fault.is_none() {
             self.fault = self.find_fault(&measured, packets, &counted, &after);

@@ -5,6 +5,9 @@
 /// So much slower than it can be, and the empty program is disturbed.
 const DISTURBED: f64 = 1.06;
 
+/// The same of what waits for memory: what others leave of the caches that all share is never twice the same.
+const MEMORY_DISTURBED: f64 = 1.5;
+
 /// Of so many measurements one may be faster than the empty program really is, and one of all.
 const LUCKY: usize = 200;
 
@@ -17,11 +20,19 @@ pub struct Sample {
     pub net: f64,
     /// Of the empty program beside it, before or behind it: the slower of both.
     pub empty: f64,
+    /// What does nothing but wait for memory took no longer than it must, before and behind it; true where packets
+    /// do not vary.
+    pub is_memory_quiet: bool,
 }
 
 /// Whether something keeps the empty program from running as it does undisturbed.
 pub fn is_disturbed(empty: f64, undisturbed: f64) -> bool {
     empty > undisturbed * DISTURBED
+}
+
+/// The same of what waits for memory.
+pub fn is_memory_disturbed(net: f64, undisturbed: f64) -> bool {
+    net > undisturbed * MEMORY_DISTURBED
 }
 
 /// What one empty program takes where nothing disturbs it.
@@ -40,7 +51,7 @@ pub fn undisturbed(empty: impl IntoIterator<Item = f64>) -> f64 {
 pub fn quiet(samples: &[Sample], undisturbed: f64) -> Vec<Sample> {
     let samples = samples.iter();
     samples
-        .filter(|sample| !is_disturbed(sample.empty, undisturbed))
+        .filter(|sample| !is_disturbed(sample.empty, undisturbed) && sample.is_memory_quiet)
         .copied()
         .collect()
 }
@@ -58,7 +69,11 @@ mod tests {
     use super::*;
 
     fn sample(net: f64, empty: f64) -> Sample {
-        Sample { net, empty }
+        Sample {
+            net,
+            empty,
+            is_memory_quiet: true,
+        }
     }
 
     #[test]
@@ -73,6 +88,17 @@ mod tests {
         let counted = counting(&samples, floor, 3).unwrap();
         // What the measured program takes decides nothing.
         assert_eq!(counted, [sample(7.0, 31.0), sample(40.0, 31.5)]);
+    }
+
+    #[test]
+    fn a_round_in_which_others_fill_the_caches_does_not_count() {
+        let mut noisy = sample(90.0, 31.0);
+        noisy.is_memory_quiet = false;
+        assert_eq!(
+            quiet(&[noisy, sample(40.0, 31.0)], 31.0),
+            [sample(40.0, 31.0)]
+        );
+        assert!(is_memory_disturbed(40.0, 20.0) && !is_memory_disturbed(25.0, 20.0));
     }
 
     #[test]

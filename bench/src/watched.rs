@@ -130,7 +130,7 @@ impl Cost {
     fn of(samples: &[Sample], floor: f64) -> Option<Self> {
         let samples = quiet::counting(samples, floor, MEASUREMENTS)?;
         let median = |costs: Vec<f64>| Spread::of(costs).map(|spread| spread.median);
-        let whole = samples.iter().map(|Sample { net, empty }| net + empty);
+        let whole = samples.iter().map(|sample| sample.net + sample.empty);
         Some(Self {
             whole: median(whole.collect())?,
             alone: median(samples.iter().map(|sample| sample.net).collect())?,
@@ -182,6 +182,7 @@ impl Flood {
             samples.push(Sample {
                 net: ns - empty.ns,
                 empty: empty.ns,
+                is_memory_quiet: true,
             });
         }
         Ok(samples)

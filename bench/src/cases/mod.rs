@@ -128,7 +128,7 @@ pub fn derived() -> Vec<Derived> {
 const CLOSED_PORT: u16 = 8_001;
 
 /// Where flooding sources come from.
-const ANYWHERE: Numbers = Numbers {
+pub const ANYWHERE: Numbers = Numbers {
     first: u32::from_be_bytes([11, 0, 0, 0]),
     count: 1 << 24,
 };
@@ -143,7 +143,7 @@ fn closed() -> Vec<u8> {
     syn(Network::V4, CLOSED_PORT)
 }
 
-fn open() -> Vec<u8> {
+pub fn open() -> Vec<u8> {
     syn(Network::V4, WEB_PORT)
 }
 
