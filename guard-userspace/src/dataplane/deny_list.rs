@@ -141,3 +141,59 @@ fn may_be_listed(prefix: &IpNet, expiry: Expiry) -> Option<Ipv4Addr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn denied(count: u32) -> BTreeMap<IpNet, Expiry> {
+        let addresses = (0..count).map(|n| IpNet::from(IpAddr::from(Ipv4Addr::from(n << 8))));
+        addresses.map(|prefix| (prefix, Expiry::NEVER)).collect()
+    }
+
+    fn prefix(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_few_addresses_are_in_the_hash_and_many_in_a_list() {
+        let many = u32::try_from(MANY).unwrap();
+        let (few, lines) = DenyList::of(&denied(many - 1));
+        assert_eq!((few.line_bits(), few.size(), lines.len()), (0, 1, 0));
+        assert!(!few.has(&prefix("0.0.1.0/32"), Expiry::NEVER));
+        assert_eq!(few.flags(live::DENIED), live::DENIED);
+        let (list, lines) = DenyList::of(&denied(many));
+        assert_eq!((lines.len(), list.size()), (1 << 17, 1 << 17));
+        assert!(list.has(&prefix("0.0.1.0/32"), Expiry::NEVER));
+        // The hashes are not asked, and what else there is to ask stays.
+        assert_eq!(list.flags(live::DENIED | live::ALLOWED), live::ALLOWED);
+    }
+
+    #[test]
+    fn what_ends_and_what_is_no_address_of_ipv4_is_in_no_list() {
+        let mut denied = denied(u32::try_from(MANY).unwrap());
+        let others = [
+            (prefix("192.0.2.1/32"), Expiry(1 << 60)),
+            (prefix("2001:db8::1/128"), Expiry::NEVER),
+            (prefix("198.51.100.0/24"), Expiry::NEVER),
+        ];
+        denied.extend(others);
+        let (list, lines) = DenyList::of(&denied);
+        for (prefix, expiry) in others {
+            assert!(!list.has(&prefix, expiry), "{prefix}");
+        }
+        let Place { line, tag } = Place::of(0xc000_0201, list.line_bits());
+        assert!(!lines[line as usize].has(tag));
+        assert_eq!(list.flags(live::DENIED), live::DENIED);
+    }
+
+    #[test]
+    fn once_it_is_changed_the_hashes_are_asked() {
+        let (mut list, _) = DenyList::of(&denied(u32::try_from(MANY).unwrap()));
+        list.ask_hashes();
+        assert_eq!(list.flags(live::DENIED), live::DENIED);
+        assert_eq!(list.flags(0), 0);
+    }
+}
