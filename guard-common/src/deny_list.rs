@@ -116,6 +116,20 @@ impl Line {
         found.is_some() && tag != 0
     }
 
+    /// What is written in between when tags are added or removed: each that changes has lost its upper byte, and so is
+    /// no tag. Written before `after`, no tag is ever seen that is half of what was and half of what will be, even
+    /// if memory is copied by bytes.
+    #[must_use]
+    pub fn on_the_way_to(&self, after: &Self) -> Self {
+        let mut between = *after;
+        for nth in 0..TAGS {
+            if self.tag(nth) != after.tag(nth) {
+                between.set(nth, (self.tag(nth) | after.tag(nth)) & 0x00ff);
+            }
+        }
+        between
+    }
+
     fn tag(&self, nth: usize) -> u16 {
         let Self(words) = self;
         (words[nth / TAGS_PER_WORD] >> shift(nth)) as u16
@@ -218,6 +232,34 @@ mod tests {
         assert!(line.is_full());
         assert!(!line.add(USED | 0x1000));
         assert!((TAGS as u16..1 << 15).all(|tag| !line.has(USED | tag)));
+    }
+
+    #[test]
+    fn whatever_bytes_of_a_change_are_seen_nobody_is_taken_for_somebody_else() {
+        let (kept, changed) = (USED | 0x0a07, USED | 0x0a12);
+        let mut with = Line::default();
+        assert!(with.add(kept));
+        let without = with;
+        assert!(with.add(changed));
+        for (before, after) in [(without, with), (with, without)] {
+            let between = before.on_the_way_to(&after);
+            for (from, to) in [(before, between), (between, after)] {
+                // The bytes of the changed tag that are there already.
+                for seen in 0..4u16 {
+                    let mut torn = from;
+                    for (bit, mask) in [(1, 0x00ff), (2, 0xff00)] {
+                        if seen & bit != 0 {
+                            torn.set(1, torn.tag(1) & !mask | to.tag(1) & mask);
+                        }
+                    }
+                    let found = (0..1 << 15)
+                        .map(|tag| USED | tag)
+                        .filter(|tag| torn.has(*tag));
+                    assert!(found.into_iter().all(|tag| tag == kept || tag == changed));
+                    assert!(torn.has(kept));
+                }
+            }
+        }
     }
 
     #[test]

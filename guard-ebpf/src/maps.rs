@@ -1,7 +1,7 @@
 //! The tables. Their layouts, indices and uses are those of `guard_common::layout`.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
@@ -47,8 +47,10 @@ pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
 pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, Expiry> =
     LpmTrie::with_max_entries(MAX_ADMITTED, 0);
 
+/// Nobody maps it into memory; but what may be mapped begins at the start of a page, so that each line is in one line of
+/// a CPU's cache.
 #[map]
-pub static DENIED_LINES: Array<Line> = Array::with_max_entries(1, 0);
+pub static DENIED_LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static DENIED_V4: HashMap<Ipv4Key, Expiry> =

@@ -1,9 +1,11 @@
 //! What the policy and the operator say of a source as such: denied, let through, exempt, a crowd.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
-    deny_list::Place,
+    deny_list::{Line, Place},
     layout::{AdmittedKey, Expiry, MAX_ENDED, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
     packet::Ends,
 };
@@ -53,12 +55,14 @@ fn is_in_force<C: Clock, P: Pace>(entry: Option<&Expiry>) -> Result<bool, P::Uns
 
 #[inline(always)]
 pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure> {
-    let mut tables = config::live();
-    match look_into_list(ends) {
+    // The list before the flags, and these before the hashes: what leaves the list is in a hash by then, and user
+    // space has said so.
+    let found = look_into_list(ends);
+    let tables = match found {
         InList::Yes => return Ok(true),
-        InList::Elsewhere => tables |= live::DENIED,
-        InList::No => {}
-    }
+        InList::Elsewhere => config::live() | live::DENIED,
+        InList::No => config::live(),
+    };
     if tables & (live::DENIED | live::DENIED_PREFIXES) == 0 {
         return Ok(false);
     }
@@ -101,10 +105,25 @@ fn look_into_list(ends: &impl Ends) -> InList {
     }
     let Place { line, tag } = Place::of(ends.source().low as u32, bits);
     // `None` is unreachable: there are as many lines as the bits can name.
-    match DENIED_LINES.get(line) {
-        Some(line) if line.has(tag) => InList::Yes,
-        Some(line) if line.is_full() => InList::Elsewhere,
-        _ => InList::No,
+    let Some(line) = DENIED_LINES.get(line) else {
+        return InList::No;
+    };
+    let [first, second, third, fourth] = &line.0;
+    // SAFETY: the pointers come from references, and user space writes meanwhile. Such reads stay in their order.
+    let line = Line(unsafe {
+        [
+            read_volatile(first),
+            read_volatile(second),
+            read_volatile(third),
+            read_volatile(fourth),
+        ]
+    });
+    if line.has(tag) {
+        InList::Yes
+    } else if line.is_full() {
+        InList::Elsewhere
+    } else {
+        InList::No
     }
 }
 

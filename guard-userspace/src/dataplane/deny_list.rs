@@ -118,7 +118,7 @@ impl DenyList {
         let mut line = before;
         let answer = change(&mut line, tag);
         if line != before {
-            // The kernel copies it by words: a packet finds each tag as it was or as it is.
+            lines.set(place, before.on_the_way_to(&line), 0)?;
             lines.set(place, line, 0)?;
         }
         Ok(answer)

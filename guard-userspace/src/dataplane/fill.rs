@@ -19,6 +19,9 @@ use crate::policy::{Tables, is_single};
 /// generation, with more room.
 const HEADROOM: u32 = 1 << 8;
 
+/// The same beside a long list, whose hash has hardly anything.
+const HEADROOM_BESIDE_LIST: u32 = 1 << 14;
+
 /// The smallest table that the kernel makes of any kind, for what a policy does not use.
 const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
@@ -34,7 +37,12 @@ pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] 
         let count = entries.count();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         // With every generation there is room for half as many again, so that few are needed.
-        count.saturating_add(HEADROOM.max(count / 2))
+        let headroom = if is_v4 && deny_list.line_bits() != 0 {
+            HEADROOM_BESIDE_LIST
+        } else {
+            HEADROOM
+        };
+        count.saturating_add(headroom.max(count / 2))
     };
     let if_used = |feature, size, unused| if tables.uses(feature) { size } else { unused };
     let cells = |map| {

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
 };
 
 use aya::{
@@ -138,7 +137,7 @@ fn differ_in_addresses(before: &BTreeMap<IpNet, Expiry>, after: &BTreeMap<IpNet,
 }
 
 /// Writes what is new, then removes what is gone: in between a source may be listed twice, never not at
-/// all. The flags come before what they announce is removed, and after it is written.
+/// all. The flags come before everything that they announce, and go behind it.
 ///
 /// What finds no room keeps nothing else from being written or removed.
 fn change(
@@ -153,7 +152,11 @@ fn change(
     let denied = before.map_or(&none, |tables| &tables.denied);
     let denied_at = before.map_or(&none_at, |tables| &tables.denied_at);
     let allowed = before.map_or(&none_at, |tables| &tables.allowed);
+    // To ask a table in vain costs a look; not to ask it would let pass who is only there.
+    let flags = after.live() | before.map_or(0, Tables::live);
+    outcome.take(set_flags(ebpf, deny_list.flags(flags)));
     let mut allowance = Outcome::default();
+    let mut is_denied = false;
     for (place, expiry) in news(allowed, &after.allowed) {
         allowance.take(insert_at(ebpf, ALLOWED, *place, *expiry));
     }
@@ -161,12 +164,14 @@ fn change(
     // Who is let through and denied is let through: without room for the one, the other is not written.
     if allowance.is_well() {
         let new = news(denied, &after.denied);
-        outcome.take(if before.is_none() {
+        let written = if before.is_none() {
             let rest = new.filter(|(prefix, expiry)| !deny_list.has(prefix, **expiry));
-            deny(ebpf, rest).map(drop)
+            deny(ebpf, rest)
         } else {
-            deny_again(ebpf, deny_list, new)
-        });
+            deny_again(ebpf, deny_list, denied, new)
+        };
+        is_denied = written.is_ok();
+        outcome.take(written);
         for (place, expiry) in news(denied_at, &after.denied_at) {
             outcome.take(insert_at(ebpf, DENIED_AT, *place, *expiry));
         }
@@ -174,9 +179,11 @@ fn change(
         outcome.take(mark_denied(ebpf, &has, true));
     }
     outcome.take(allowance.end());
-    let flags = after.live() | before.map_or(0, Tables::live);
-    outcome.take(set_flags(ebpf, deny_list.flags(flags)));
     for prefix in denied.keys().filter(|key| !after.denied.contains_key(key)) {
+        // What it covers comes back in its place, and may have found no room.
+        if !is_denied && news(denied, &after.denied).any(|(new, _)| prefix.contains(new)) {
+            continue;
+        }
         if let IpNet::V4(v4) = prefix
             && is_single(prefix)
         {
@@ -197,7 +204,9 @@ fn change(
     {
         outcome.take(gone(remove_at(ebpf, ALLOWED, *place)));
     }
-    outcome.take(set_flags(ebpf, deny_list.flags(after.live())));
+    if outcome.is_well() {
+        outcome.take(set_flags(ebpf, deny_list.flags(after.live())));
+    }
     outcome.end()
 }
 
@@ -252,11 +261,11 @@ fn news<'a, K: Ord>(
 }
 
 /// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
-/// slower to free. Returns the addresses of IPv4.
+/// slower to free.
 fn deny<'a>(
     ebpf: &mut Ebpf,
     news: impl Iterator<Item = (&'a IpNet, &'a Expiry)>,
-) -> Result<Vec<[u8; 4]>, LoadError> {
+) -> Result<(), LoadError> {
     let (mut keys_v4, mut values_v4) = (Vec::new(), Vec::new());
     let (mut keys_v6, mut values_v6) = (Vec::new(), Vec::new());
     for (prefix, expiry) in news {
@@ -274,14 +283,14 @@ fn deny<'a>(
         }
     }
     batch::insert(map_mut(ebpf, layout::DENIED_V4)?, &keys_v4, &values_v4)?;
-    batch::insert(map_mut(ebpf, layout::DENIED_V6)?, &keys_v6, &values_v6)?;
-    Ok(keys_v4)
+    batch::insert(map_mut(ebpf, layout::DENIED_V6)?, &keys_v6, &values_v6)
 }
 
 /// The same in a running generation, whose list has room, too.
 fn deny_again<'a>(
     ebpf: &mut Ebpf,
     deny_list: &DenyList,
+    before: &BTreeMap<IpNet, Expiry>,
     news: impl Iterator<Item = (&'a IpNet, &'a Expiry)>,
 ) -> Result<(), LoadError> {
     let mut rest = Vec::new();
@@ -290,10 +299,17 @@ fn deny_again<'a>(
             rest.push((prefix, expiry));
         }
     }
-    // What ends is in the hash first, and then no longer in the list.
-    let addresses = deny(ebpf, rest.into_iter())?;
-    let mut addresses = addresses.into_iter().map(Ipv4Addr::from);
-    addresses.try_for_each(|address| deny_list.remove(ebpf, address))
+    deny(ebpf, rest.iter().copied())?;
+    // What ends is in the hash by now. It may be in the list only if it was denied for good, or nobody knows.
+    for (prefix, _) in rest {
+        if let IpNet::V4(v4) = prefix
+            && is_single(prefix)
+            && matches!(before.get(prefix), Some(&Expiry::NEVER | &Expiry::OVER))
+        {
+            deny_list.remove(ebpf, v4.addr())?;
+        }
+    }
+    Ok(())
 }
 
 fn undeny(ebpf: &mut Ebpf, prefix: &IpNet) -> Result<(), LoadError> {

@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
+use aya::programs::Xdp;
+use aya_obj::programs::XdpAttachType;
 use guard::{
-    dataplane::Generation,
+    dataplane::{Generation, LoadError, needs_another},
     host,
     policy::{Action, Clock, Containers, Entry, Ground, Policy, Seats, Tables},
 };
@@ -19,7 +22,7 @@ use guard_common::{
 
 use crate::{
     frames::{flags::*, protocol, *},
-    judge::test_run,
+    judge::{run_program, test_run},
 };
 
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
@@ -95,6 +98,36 @@ impl Changing {
             expires: lasts.map(|lasts| now.world + lasts),
         });
     }
+}
+
+/// How often each of these frames passes while a running generation is changed.
+fn passes_while(
+    running: &mut Generation,
+    tables: Tables,
+    frames: &[Vec<u8>],
+) -> (Vec<u64>, Result<(), LoadError>) {
+    let program = running.program().unwrap().info().unwrap();
+    let program = Xdp::from_program_info(program, "guard".into(), XdpAttachType::Interface);
+    let program = program.unwrap();
+    let (is_looking, is_changed) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            let mut passed = vec![0; frames.len()];
+            while !is_changed.load(Ordering::Relaxed) {
+                for (frame, passed) in frames.iter().zip(&mut passed) {
+                    *passed += u64::from(run_program(&program, frame) == Verdict::Pass);
+                }
+                is_looking.store(true, Ordering::Relaxed);
+            }
+            passed
+        });
+        while !is_looking.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        let changed = running.change(tables, &BTreeSet::new());
+        is_changed.store(true, Ordering::Relaxed);
+        (looker.join().unwrap(), changed)
+    })
 }
 
 /// Asserts who is denied, by a running generation and by one that is filled afresh.
@@ -253,4 +286,55 @@ fn what_is_in_the_list_for_good_ends_once_only_a_denial_for_a_while_is_left() {
     thread::sleep(Duration::from_secs(2));
     let expected = [("192.0.2.1", false), ("100.64.0.1", true)];
     assert_denied(&changing, &running, "afterwards", &expected);
+}
+
+#[test]
+fn nobody_passes_while_denials_for_good_become_denials_for_a_while() {
+    const SHORTENED: u32 = 200;
+    let crowded = of_one_line(TAGS + 4);
+    let (inside, over) = crowded.split_at(TAGS);
+    let (last, others) = inside.split_last().unwrap();
+    let few = FIRST..FIRST + COUNT - 1_000;
+    let mut changing = Changing::new(&policy(few.chain(others.iter().chain(over).copied())));
+    let far = u32::from_be_bytes([223, 0, 0, 0]);
+    // One of them has the last place of a full line.
+    let operators: Vec<u32> = (0..SHORTENED).map(|n| far + n).chain([*last]).collect();
+    for lasts in [None, Some(Duration::from_secs(3_600))] {
+        for address in &operators {
+            changing.deny(&format!("{}/32", Ipv4Addr::from(*address)), lasts);
+        }
+    }
+    let mut running = changing.load();
+    let watched = [far, far + SHORTENED / 2, others[0], *last, over[0], over[3]];
+    let frames = watched.map(frame);
+    changing.entries.drain(..operators.len());
+    let (passed, changed) = passes_while(&mut running, changing.tables(), &frames);
+    changed.unwrap();
+    assert_eq!(passed, [0; 6]);
+    assert!(
+        frames
+            .iter()
+            .all(|frame| test_run(&running, frame) == Verdict::Drop)
+    );
+}
+
+#[test]
+fn a_wider_denial_stays_until_there_is_room_for_what_it_covers() {
+    let mut changing = Changing::new(&policy(FIRST..FIRST + COUNT));
+    changing.deny("100.64.0.0/10", None);
+    changing.deny("192.0.2.0/24", None);
+    // All that is listed is covered, so that there is no list.
+    let mut running = changing.load();
+    changing.entries.clear();
+    let frames: Vec<_> = (0..20).map(|n| frame(FIRST + n * 997)).collect();
+    let (passed, changed) = passes_while(&mut running, changing.tables(), &frames);
+    assert!(needs_another(&changed.unwrap_err()));
+    assert_eq!(passed, [0; 20]);
+    let is_denied = |frame: &Vec<u8>| test_run(&running, frame) == Verdict::Drop;
+    assert!(frames.iter().all(is_denied));
+    let other = frame(u32::from_be_bytes([192, 0, 2, 1]));
+    assert!(!is_denied(&other), "it covers nobody, and is gone");
+    let another = changing.load();
+    let is_denied = |frame: &Vec<u8>| test_run(&another, frame) == Verdict::Drop;
+    assert!(frames.iter().all(is_denied));
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use aya::{TestRun as _, programs::TestRunOptions};
+use aya::{
+    TestRun as _,
+    programs::{TestRunOptions, Xdp},
+};
 use guard::{
     dataplane::Generation,
     host,
@@ -99,11 +102,15 @@ impl Judge {
 
 /// What the program of a generation returns for a frame.
 pub fn test_run(generation: &Generation, frame: &[u8]) -> Verdict {
+    run_program(generation.program().unwrap(), frame)
+}
+
+pub fn run_program(program: &Xdp, frame: &[u8]) -> Verdict {
     let options = TestRunOptions {
         data_in: Some(frame),
         ..TestRunOptions::new()
     };
-    let result = generation.program().unwrap().test_run(options).unwrap();
+    let result = program.test_run(options).unwrap();
     match result.return_value {
         XDP_DROP => Verdict::Drop,
         XDP_PASS => Verdict::Pass,
