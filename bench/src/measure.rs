@@ -354,7 +354,9 @@ impl<'a> Bout<'a> {
             return Ok(());
         }
         let waits_for_memory = matches!(self.case.varied, Some(Varied::Source(_)));
-        if waits_for_memory && !memory.is_quiet()? {
+        let was_quiet = !waits_for_memory || memory.is_quiet()?;
+        // One that is disturbed is better than none.
+        if !was_quiet && !self.samples.is_empty() {
             return Ok(());
         }
         let counted = self.counted()?;
@@ -367,7 +369,7 @@ impl<'a> Bout<'a> {
         let measured = run(self.program.xdp()?, frame, repeat)?;
         let behind = run(self.empty.xdp()?, frame, repeat)?;
         let after = self.counted()?;
-        let is_quiet = !waits_for_memory || memory.is_quiet()?;
+        let is_quiet = was_quiet && (!waits_for_memory || memory.is_quiet()?);
         self.samples.push(Sample {
             net: measured.ns - f64::midpoint(before.ns, behind.ns),
             empty: before.ns.max(behind.ns),
