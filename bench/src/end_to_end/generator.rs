@@ -122,7 +122,9 @@ impl Generator {
                 let at_once = f64::from(rate) * NAP.as_secs_f64();
                 let count = (due as u32).min(MOST);
                 if f64::from(count) < at_once.min(f64::from(MOST)) {
-                    thread::sleep(Duration::from_secs_f64((at_once - due) / f64::from(rate)));
+                    // Part of a packet may be due besides.
+                    let ahead = (at_once - due).max(0.0);
+                    thread::sleep(Duration::from_secs_f64(ahead / f64::from(rate)));
                     continue;
                 }
                 program.test_run(TestRunOptions {

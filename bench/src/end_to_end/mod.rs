@@ -369,14 +369,10 @@ impl<'a> Scene<'a> {
         let kept = Spread::of(bouts.iter().map(|bout| 100.0 * bout.kept()));
         let kept = kept.context("there is no round")?;
         // Of other rows it is told: where a flood is stopped late, the generator does not get to send all of it.
-        let fault = if bar.is_none() {
-            None
-        } else {
-            let is_sent = sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate);
-            (!is_sent).then(|| {
-                format!("{sent:.0} packets/s were sent here, {elsewhere:.0} elsewhere, of {rate}")
-            })
-        };
+        let is_sent = sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate);
+        let fault = (bar.is_some() && !is_sent).then(|| {
+            format!("{sent:.0} packets/s were sent here, {elsewhere:.0} elsewhere, of {rate}")
+        });
         let names = (name, flood.title(), about.as_str());
         Ok(Row::new(names, Unit::Percent, kept, bar, fault))
     }
