@@ -18,6 +18,7 @@ mod quiet;
 mod report;
 mod run;
 mod spread;
+mod stage;
 mod two_cpus;
 mod watched;
 mod xdp_filter;

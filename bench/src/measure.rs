@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
 use guard_common::reason::{Outcome, Verdict};
-use lab::topology::Lab;
 
 use crate::{
     beside::{Beside, Varied},
@@ -19,28 +18,34 @@ use crate::{
     policies,
     quiet::{self, Sample},
     run::{Run, XDP_DROP, XDP_PASS, run},
+    stage::Stage,
     xdp_filter::Filter,
 };
 
-/// How long one measurement takes, about: undisturbed moments can be short.
-const RUN_NS: f64 = 10e6;
+/// How long one measurement takes, about: undisturbed moments are short.
+const RUN_NS: f64 = 0.4e6;
 
-/// How many packets a measurement has at least, so that the system call does not show, nor what is in no cache
-/// at first.
-const FEWEST: u32 = 100_000;
-const MOST: u32 = 2_000_000;
+/// How many packets a measurement has at least, so that the system call does not show.
+const FEWEST: u32 = 4_000;
+const MOST: u32 = 20_000;
 
-/// The same of a flood that is another packet each time: it comes by everything several times.
-const FEWEST_VARIED: u32 = 400_000;
+/// How many measurements follow each other before another row has its turn, and how many of them are enough.
+const ATTEMPTS: u32 = 12;
+const ENOUGH_AT_ONCE: usize = 3;
 
-/// How often that is measured before anything else.
-const MEMORY_FIRST: u32 = 5;
+/// A flood that is another packet each time has come by everything several times before it is measured: what it
+/// finds in the caches is what it left there, not what the row before left.
+const VARIED_BEFORE: u32 = 400_000;
+
+/// Packets that tell whether others fill the caches, and how often they are sent before anything else.
+const MEMORY_PACKETS: u32 = 100_000;
+const MEMORY_FIRST: u32 = 20;
 
 /// A budget that is used up has room for one packet now and then.
 const STRAYS: u64 = 1;
 
-/// What is run before anything is measured.
-const WARM_UP: u32 = 20_000;
+/// What is run right before each measurement, so that neither the system call's way nor the program is new to the CPU.
+const WARM_UP: u32 = 1_000;
 
 /// What waits for memory, beside what is measured with a flood that is another packet each time: sources of a
 /// few megabytes of cells.
@@ -83,7 +88,7 @@ pub fn measure(
             let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
             if quiet::quiet(&bout.samples, floor).len() < enough {
                 lab::interrupt::check()?;
-                bout.fight(floor, &mut loaded.memory)?;
+                bout.fight(floor, &mut loaded)?;
                 is_done = false;
             }
         }
@@ -147,7 +152,7 @@ struct Memory {
 impl Memory {
     fn new(empty: &Rc<Program>) -> Result<Self> {
         let bare = Rc::new(Program::Beside(Beside::two_exchanges()?));
-        let mut memory = Self {
+        let memory = Self {
             program: Rc::new(wrap(&bare, MEMORY)?),
             empty: Rc::new(wrap(empty, MEMORY)?),
             _wrapped: [bare, Rc::clone(empty)],
@@ -155,11 +160,16 @@ impl Memory {
             taken: Vec::new(),
             undisturbed: f64::MAX,
         };
-        for _ in 0..MEMORY_FIRST {
-            memory.is_quiet()?;
-        }
-        memory.learn();
         Ok(memory)
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        run(self.program.xdp()?, &self.frame, VARIED_BEFORE)?;
+        for _ in 0..MEMORY_FIRST {
+            self.is_quiet()?;
+        }
+        self.learn();
+        Ok(())
     }
 
     /// What it takes where nothing disturbs, as far as is known.
@@ -169,8 +179,8 @@ impl Memory {
 
     /// Whether it takes now what it takes where nothing disturbs.
     fn is_quiet(&mut self) -> Result<bool> {
-        let empty = run(self.empty.xdp()?, &self.frame, FEWEST_VARIED)?;
-        let taken = run(self.program.xdp()?, &self.frame, FEWEST_VARIED)?.ns - empty.ns;
+        let empty = run(self.empty.xdp()?, &self.frame, MEMORY_PACKETS)?;
+        let taken = run(self.program.xdp()?, &self.frame, MEMORY_PACKETS)?.ns - empty.ns;
         self.taken.push(taken);
         Ok(!quiet::is_memory_disturbed(taken, self.undisturbed))
     }
@@ -182,8 +192,7 @@ struct Loaded {
     memory: Memory,
     policies: BTreeMap<policies::Name, Rc<Guarded>>,
     xdp_filters: BTreeMap<Filter, Rc<Xdp>>,
-    /// Where xdp-filter is loaded.
-    lab: Option<Lab>,
+    stage: Stage,
 }
 
 enum Program {
@@ -205,12 +214,16 @@ impl Program {
 impl Loaded {
     fn new() -> Result<Self> {
         let empty = Rc::new(Program::Beside(Beside::empty()?));
+        let mut memory = Memory::new(&empty)?;
+        let mut stage = Stage::new()?;
+        stage.show(&[memory.empty.xdp()?, memory.program.xdp()?])?;
+        memory.begin()?;
         Ok(Self {
-            memory: Memory::new(&empty)?,
+            memory,
             empty,
             policies: BTreeMap::new(),
             xdp_filters: BTreeMap::new(),
-            lab: None,
+            stage,
         })
     }
 
@@ -229,11 +242,7 @@ impl Loaded {
         if let Some(program) = self.xdp_filters.get(&filter) {
             return Ok(Rc::clone(program));
         }
-        let lab = match self.lab.take() {
-            Some(lab) => lab,
-            None => Lab::new()?,
-        };
-        let program = Rc::new(filter.load(self.lab.insert(lab))?);
+        let program = Rc::new(filter.load(self.stage.lab())?);
         self.xdp_filters.insert(filter, Rc::clone(&program));
         Ok(program)
     }
@@ -323,18 +332,16 @@ impl<'a> Bout<'a> {
             _wrapped: wrapped,
             expected,
             verdict,
-            repeat: WARM_UP,
+            repeat: FEWEST,
             samples: Vec::new(),
             begun: Vec::new(),
             fault: None,
         };
-        run(bout.program.xdp()?, &case.frame, WARM_UP)?;
-        let Run { ns, .. } = run(bout.program.xdp()?, &case.frame, WARM_UP)?;
-        let fewest = match case.varied {
-            None => FEWEST,
-            Some(_) => FEWEST_VARIED,
-        };
-        bout.repeat = ((RUN_NS / ns) as u32).clamp(fewest, MOST);
+        let program = bout.program.xdp()?;
+        loaded.stage.show(&[bout.empty.xdp()?, program])?;
+        run(program, &case.frame, FEWEST)?;
+        let Run { ns, .. } = run(program, &case.frame, FEWEST)?;
+        bout.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
         Ok(bout)
     }
 
@@ -343,39 +350,57 @@ impl<'a> Bout<'a> {
         Rc::as_ptr(&self.empty)
     }
 
-    /// `floor`: what the empty program takes where nothing disturbs it, as far as is known.
-    fn fight(&mut self, floor: f64, memory: &mut Memory) -> Result<()> {
-        let frame = &self.case.frame;
-        let repeat = self.repeat;
-        let before = run(self.empty.xdp()?, frame, repeat)?;
-        ensure!(before.verdict == XDP_PASS, "the empty program is not empty");
-        self.begun.push(before.ns);
-        if quiet::is_disturbed(before.ns, floor) {
-            return Ok(());
-        }
+    /// Measures it a few times. `floor`: what the empty program takes where nothing disturbs it, as far as is known.
+    fn fight(&mut self, floor: f64, loaded: &mut Loaded) -> Result<()> {
+        let Loaded { memory, stage, .. } = loaded;
+        let (frame, repeat) = (&self.case.frame, self.repeat);
+        let (program, empty) = (self.program.xdp()?, self.empty.xdp()?);
+        stage.show(&[empty, program])?;
         let waits_for_memory = matches!(self.case.varied, Some(Varied::Source(_)));
-        let was_quiet = !waits_for_memory || memory.is_quiet()?;
-        // One that is disturbed is better than none.
-        if !was_quiet && !self.samples.is_empty() {
-            return Ok(());
+        if waits_for_memory {
+            stage.show(&[memory.empty.xdp()?, memory.program.xdp()?])?;
         }
+        let mut is_memory_quiet = !waits_for_memory || memory.is_quiet()?;
         let counted = self.counted()?;
-        let mut packets = u64::from(repeat);
+        let mut packets = 0;
         if self.case.varied.is_some() {
-            // A flood goes on: what it finds in the caches is what it left there, not what the row before left.
-            run(self.program.xdp()?, frame, repeat)?;
-            packets *= 2;
+            run(program, frame, VARIED_BEFORE)?;
+            packets += u64::from(VARIED_BEFORE);
         }
-        let measured = run(self.program.xdp()?, frame, repeat)?;
-        let behind = run(self.empty.xdp()?, frame, repeat)?;
+        let first = self.samples.len();
+        let mut last = None;
+        let warm = |program| {
+            run(program, frame, WARM_UP)?;
+            run(program, frame, repeat)
+        };
+        let mut before = warm(empty)?;
+        for _ in 0..ATTEMPTS {
+            ensure!(before.verdict == XDP_PASS, "the empty program is not empty");
+            self.begun.push(before.ns);
+            if quiet::is_disturbed(before.ns, floor) {
+                before = warm(empty)?;
+                continue;
+            }
+            let measured = warm(program)?;
+            packets += u64::from(repeat + WARM_UP);
+            let behind = warm(empty)?;
+            self.samples.push(Sample {
+                net: measured.ns - f64::midpoint(before.ns, behind.ns),
+                empty: before.ns.max(behind.ns),
+                is_memory_quiet: true,
+            });
+            (before, last) = (behind, Some(measured));
+            let new = self.samples.get(first..).unwrap_or_default();
+            if quiet::quiet(new, floor).len() >= ENOUGH_AT_ONCE {
+                break;
+            }
+        }
         let after = self.counted()?;
-        let is_quiet = was_quiet && (!waits_for_memory || memory.is_quiet()?);
-        self.samples.push(Sample {
-            net: measured.ns - f64::midpoint(before.ns, behind.ns),
-            empty: before.ns.max(behind.ns),
-            is_memory_quiet: is_quiet,
-        });
-        if self.fault.is_none() {
+        is_memory_quiet = is_memory_quiet && (!waits_for_memory || memory.is_quiet()?);
+        for sample in self.samples.iter_mut().skip(first) {
+            sample.is_memory_quiet = is_memory_quiet;
+        }
+        if let (None, Some(measured)) = (&self.fault, last) {
             self.fault = self.find_fault(&measured, packets, &counted, &after);
         }
         Ok(())

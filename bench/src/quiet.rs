@@ -3,13 +3,13 @@
 //! tells those rounds apart, whatever the measured program does.
 
 /// So much slower than it can be, and the empty program is disturbed.
-const DISTURBED: f64 = 1.06;
+const DISTURBED: f64 = 1.1;
 
 /// The same of what waits for memory: what others leave of the caches that all share is never twice the same.
 const MEMORY_DISTURBED: f64 = 1.5;
 
 /// Of so many measurements one may be faster than the empty program really is, and one of all.
-const LUCKY: usize = 200;
+const LUCKY: usize = 100;
 
 /// This part of the rounds that are asked for is enough, if no more are quiet.
 const ENOUGH: usize = 7;
