@@ -7,6 +7,15 @@ use aya_build::{Package, Toolchain, build_ebpf};
 
 const TOOLCHAIN: &str = "GUARD_EBPF_TOOLCHAIN";
 
+const CPU: [(&str, &str); 3] = [
+    ("CARGO_UNSTABLE_PROFILE_RUSTFLAGS", "true"),
+    ("CARGO_PROFILE_RELEASE_RUSTFLAGS", "-Ctarget-cpu=v3"),
+    (
+        "CARGO_PROFILE_RELEASE_BUILD_OVERRIDE_RUSTFLAGS",
+        "-Copt-level=0",
+    ),
+];
+
 fn main() -> Result<()> {
     println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
     let toolchain = env::var(TOOLCHAIN).unwrap_or_else(|_| "nightly".to_owned());
@@ -16,6 +25,11 @@ fn main() -> Result<()> {
     // Compiled in pieces it is another program, which the verifier may refuse.
     // SAFETY: as above.
     unsafe { env::set_var("CARGO_INCREMENTAL", "0") };
+    // As guard's own: see there.
+    for (key, value) in CPU {
+        // SAFETY: as above.
+        unsafe { env::set_var(key, value) };
+    }
     build_ebpf(
         [Package {
             name: "guard-bench-ebpf",

@@ -17,6 +17,18 @@ const PROGRAM: &str = "guard-ebpf";
 
 const TOOLCHAIN: &str = "GUARD_EBPF_TOOLCHAIN";
 
+/// All instructions that Linux 6.1 has: 32-bit arithmetic and every comparison (Linux 5.1), where the oldest
+/// machine makes several of one. The builder of the program has its own idea of the flags that are for all profiles.
+const CPU: [(&str, &str); 3] = [
+    ("CARGO_UNSTABLE_PROFILE_RUSTFLAGS", "true"),
+    ("CARGO_PROFILE_RELEASE_RUSTFLAGS", "-Ctarget-cpu=v3"),
+    // What runs here while it builds has another machine: instead of the flag above, what is so anyway.
+    (
+        "CARGO_PROFILE_RELEASE_BUILD_OVERRIDE_RUSTFLAGS",
+        "-Copt-level=0",
+    ),
+];
+
 fn main() -> Result<()> {
     println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
     println!("cargo::rerun-if-changed=../guard-common/src");
@@ -27,6 +39,10 @@ fn main() -> Result<()> {
     // Compiled in pieces it is another program, which the verifier may refuse.
     // SAFETY: as above.
     unsafe { env::set_var("CARGO_INCREMENTAL", "0") };
+    for (key, value) in CPU {
+        // SAFETY: as above.
+        unsafe { env::set_var(key, value) };
+    }
     build_ebpf(
         [Package {
             name: PROGRAM,

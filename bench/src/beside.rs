@@ -47,6 +47,11 @@ impl Beside {
         Self::load(&mut EbpfLoader::new(), FLOORS, "two_exchanges")
     }
 
+    /// Drops what is sent to closed ports, which are all, counts it, and does nothing else.
+    pub fn one_port() -> Result<Self> {
+        Self::load(&mut EbpfLoader::new(), FLOORS, "one_port")
+    }
+
     /// Drops these sources, and does nothing else.
     pub fn one_lookup(Numbers { first, count }: Numbers) -> Result<Self> {
         let mut floor = Self::load(&mut EbpfLoader::new(), FLOORS, "one_lookup")?;

@@ -308,6 +308,7 @@ impl<'a> Bout<'a> {
                 )
             }
             Subject::LruBucket => (Program::Beside(Beside::lru_bucket()?), None, XDP_PASS),
+            Subject::OnePort => (Program::Beside(Beside::one_port()?), None, XDP_DROP),
             Subject::TwoExchanges => (Program::Beside(Beside::two_exchanges()?), None, XDP_PASS),
             Subject::OneLookup { drops } => {
                 let verdict = if drops { XDP_DROP } else { XDP_PASS };

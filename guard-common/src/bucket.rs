@@ -44,33 +44,43 @@ pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 
 #[inline(always)]
 pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
-    let (seen, charged) = look(bucket, now, price);
-    if charged.fits {
-        return true;
+    let looked = look(bucket, now, price);
+    let (_, Charge { fits, .. }) = looked;
+    if !fits {
+        take_back(bucket, looked);
     }
-    if seen.saturating_sub(charged.arrival) > SKEW {
-        // The clock went back, or the budget shrank: the bucket is full, and refills from now. If
-        // another CPU was faster, it did the same.
-        bucket.exchange(seen, charged.arrival);
-    }
-    false
+    fits
 }
 
-/// Charges both buckets if either has room, in one look at a pair that has any.
+/// Takes a bucket without room back to where it is full, if it is far beyond.
+#[inline(always)]
+fn take_back<B: Bucket>(bucket: B, (seen, full): (u64, Charge)) {
+    if seen.saturating_sub(full.arrival) > SKEW {
+        // The clock went back, or the budget shrank: the bucket is full, and refills from now. If
+        // another CPU was faster, it did the same.
+        bucket.exchange(seen, full.arrival);
+    }
+}
+
+/// Charges both buckets if either has room, in one look at the pair. If neither has, none of them is left far beyond its
+/// burst.
 #[inline(always)]
 pub fn charge_pair_with_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
-    let charged = charge_pair(pair, now, price);
-    if !charged {
-        // Buckets from beyond their burst are not left there.
-        pair_has_room(pair, now, price);
+    let [first, second] = pair;
+    let looked = [look(first, now, price), look(second, now, price)];
+    let [(_, in_first), (_, in_second)] = looked;
+    if !in_first.fits && !in_second.fits {
+        take_back(first, looked[0]);
+        take_back(second, looked[1]);
+        return false;
     }
-    charged
+    try_pair(pair, looked, now, price).unwrap_or_else(|| B::charge_pair_again(pair, now, price))
 }
 
 /// Charges both buckets of a pair that had room; false, and nothing charged, if another CPU took it.
 #[inline(always)]
 pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
-    try_pair(pair, now, price).unwrap_or_else(|| B::charge_pair_again(pair, now, price))
+    look_and_try_pair(pair, now, price).unwrap_or_else(|| B::charge_pair_again(pair, now, price))
 }
 
 /// Charges a bucket, room or not, and says whether it had room.
@@ -83,7 +93,7 @@ pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
 #[inline(always)]
 pub fn retry_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     for _ in 1..ATTEMPTS {
-        if let Some(fits) = try_pair(pair, now, price) {
+        if let Some(fits) = look_and_try_pair(pair, now, price) {
             return fits;
         }
     }
@@ -101,18 +111,26 @@ pub fn retry_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     true
 }
 
+#[inline(always)]
+fn look_and_try_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> Option<bool> {
+    // An exchange waits for its line and lets nothing pass: both lines are asked for before the first.
+    let looked = pair.map(|bucket| look(bucket, now, price));
+    try_pair(pair, looked, now, price)
+}
+
 /// `None`: another CPU was faster.
 #[inline(always)]
-fn try_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> Option<bool> {
-    let [first, second] = pair;
-    // An exchange waits for its line and lets nothing pass: both lines are asked for before the first.
-    let looks = (look(first, now, price), look(second, now, price));
-    let ((_, in_first), (_, in_second)) = looks;
+fn try_pair<B: Bucket>(
+    [first, second]: [B; 2],
+    [in_first, in_second]: [(u64, Charge); 2],
+    now: u64,
+    price: Price,
+) -> Option<bool> {
     // The bucket that has room is charged before the other: it decides.
-    let ((deciding, decisive), (other, beside)) = if in_first.fits {
-        ((first, looks.0), (second, looks.1))
-    } else if in_second.fits {
-        ((second, looks.1), (first, looks.0))
+    let ((deciding, decisive), (other, beside)) = if in_first.1.fits {
+        ((first, in_first), (second, in_second))
+    } else if in_second.1.fits {
+        ((second, in_second), (first, in_first))
     } else {
         return Some(false);
     };

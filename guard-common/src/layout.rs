@@ -1,12 +1,6 @@
 //! The tables of the kernel program: names, sizes and the layout of each value.
 
-use crate::{
-    address::Address,
-    cell::HashKey,
-    exposure::Scope,
-    gcra::Budget,
-    reason::{Mode, Outcome},
-};
+use crate::{address::Address, cell::HashKey, gcra::Budget, reason::Outcome};
 
 /// The version of everything below. State that is pinned with another one is not shared.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
@@ -19,9 +13,6 @@ pub const REPLAY_PROGRAM: &str = "guard_replay";
 /// The tc program that records the UDP flows that this host opens, and its copy with that clock.
 pub const EGRESS_PROGRAM: &str = "guard_egress";
 pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
-
-/// The read-only global with a [`Config`].
-pub const CONFIG: &str = "CONFIG";
 
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
 pub const PORTS: &str = ".bss.ports";
@@ -161,26 +152,6 @@ pub const EVENTS_BYTES: u32 = 1 << 20;
 /// How much of a packet is handed over, in bytes: all of an Ethernet frame with two tags.
 pub const SNAP_LENGTH: u32 = 1_536;
 
-/// What is fixed for one generation of the program: the verifier sees these values as constants and
-/// removes what they switch off.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Units of time in one jiffy (see [`crate::gcra`]).
-    pub jiffy: u64,
-    pub hash_key: HashKey,
-    /// When a policy on trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
-    pub trial_until: u64,
-    /// How many bits the number of a line has in [`DENIED_LINES`]; 0: nothing is there.
-    pub deny_line_bits: u32,
-    /// A [`Mode`]: that of the host.
-    pub mode: u8,
-    /// A [`Scope`].
-    pub scope: u8,
-    /// Of [`feature`].
-    pub features: u16,
-}
-
 /// What a policy uses. What it does not use costs nothing.
 pub mod feature {
     /// Some service allows only some sources.
@@ -215,7 +186,13 @@ pub mod live {
     pub const DENIED: u32 = 1 << 0;
     pub const DENIED_PREFIXES: u32 = 1 << 1;
     /// Some sources are let through.
-    pub const ALLOWED: u32 = 1 << 2;
+    pub const ALLOWED: u32 = 1 << 8;
+
+    /// The lower byte says what is denied, and nothing else.
+    pub const DENIED_BYTE: u32 = 0xff;
+
+    const _: () = assert!((DENIED | DENIED_PREFIXES) & !DENIED_BYTE == 0);
+    const _: () = assert!(ALLOWED & DENIED_BYTE == 0);
 }
 
 /// Which lists of sources a service has of its own: of [`Service::lists`].
@@ -224,18 +201,6 @@ pub mod list {
     pub const ADMITTED: u8 = 1 << 0;
     /// Some sources are denied at it. This comes and goes while the program runs.
     pub const DENIED: u8 = 1 << 1;
-}
-
-impl Config {
-    pub const EMPTY: Self = Self {
-        jiffy: 1,
-        hash_key: HashKey([0; 2]),
-        trial_until: 0,
-        deny_line_bits: 0,
-        mode: Mode::Off as u8,
-        scope: Scope::Containers as u8,
-        features: 0,
-    };
 }
 
 /// What the tables know of a port or a protocol: the number of the service that lists it, and flags.
@@ -273,6 +238,12 @@ impl PortEntry {
     #[must_use]
     pub const fn addressed(self) -> Self {
         Self(self.0 | Self::ADDRESSED)
+    }
+
+    /// Nobody speaks of the place.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
     #[inline(always)]
@@ -584,12 +555,12 @@ pub struct Clock {
 pub const NETWORK_WORDS_V4: u32 = 1 << 14;
 pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 
-/// The bit of an IPv4 address: a hash of its /24.
+/// The bit of an IPv4 address: its /24 without the upper half of the third byte. One bit stands for sixteen /24 of the
+/// same /16, which the trie tells apart: an address that shares its bit with a network is judged with a closer look.
 #[inline(always)]
 pub const fn network_bit_v4(address: Address) -> u32 {
     // Of the bytes as they are in a packet, which need not be swapped for it.
-    let network = (address.low as u32).swap_bytes() & 0x00ff_ffff;
-    (spread(network as u64) >> 44) as u32
+    (address.low as u32).swap_bytes() & 0x000f_ffff
 }
 
 /// Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
@@ -665,7 +636,6 @@ impl Conclusion {
 }
 
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
-const _: () = assert!(size_of::<Config>() == 40);
 const _: () = assert!(size_of::<About>() == 408);
 const _: () = assert!(size_of::<Seat>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
@@ -686,8 +656,8 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, Capture, Clock, Config, Counters, Expiry, FlowKey,
-        PortEntry, Relief, Seat, Service, Talker,
+        About, AddressedKey, AdmittedKey, Capture, Clock, Counters, Expiry, FlowKey, PortEntry,
+        Relief, Seat, Service, Talker,
     };
     use crate::{cell::Cell, deny_list::Line};
 
@@ -707,7 +677,6 @@ mod pod {
         Capture,
         Cell,
         Clock,
-        Config,
         Counters,
         Expiry,
         FlowKey,

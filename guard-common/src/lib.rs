@@ -10,6 +10,7 @@ pub mod deny_list;
 pub mod exposure;
 pub mod gcra;
 pub mod layout;
+pub mod literal;
 pub mod packet;
 pub mod reason;
 pub mod talkers;

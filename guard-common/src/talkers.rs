@@ -11,8 +11,8 @@ const SAMPLE_BITS: u32 = TALKER_SAMPLE.ilog2();
 
 const _: () = assert!(TALKER_SAMPLE.is_power_of_two());
 
-/// An odd number with well spread bits: 2^64 divided by the golden ratio.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// An odd number with well spread bits: 2^32 divided by the golden ratio.
+const GOLDEN: u32 = 0x9e37_79b9;
 
 /// The furthest that a source gets ahead of the others of its place. One that has gone silent has lost
 /// it after so many sampled packets of theirs, whatever it sent before; one that sends more than
@@ -25,7 +25,7 @@ const MOST_LEAD: u32 = 1 << 10;
 /// Computer Programming", 6.4), and every packet pays for one multiplication.
 #[inline(always)]
 pub const fn is_sampled(key: u64, counted: u64) -> bool {
-    (counted ^ key).wrapping_mul(GOLDEN) >> (u64::BITS - SAMPLE_BITS) == 0
+    ((counted ^ key) as u32).wrapping_mul(GOLDEN) < 1 << (u32::BITS - SAMPLE_BITS)
 }
 
 impl Talker {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::reason::{Mode, Reason};
 
-    const KEYS: [u64; 4] = [0, 0x0123_4567_89ab_cdef, 0x6775_6172_6420_7265, 1 << 63];
+    const KEYS: [u64; 4] = [0, 0x0123_4567_89ab_cdef, 0x6775_6172_6420_7265, 1 << 31];
 
     fn source(n: u32) -> Address {
         Address::from_ipv4(n)

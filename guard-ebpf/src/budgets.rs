@@ -22,7 +22,7 @@ use guard_common::{
 
 use crate::{
     clock::Clock,
-    config,
+    config::{self, uses},
     maps::{CELLS, NARROW_CELLS, TOTALS},
     pace::Pace,
     sources::{find_relief, is_allowed},
@@ -40,8 +40,7 @@ pub fn charge<C: Clock, P: Pace>(
     settings: &Service,
     reason: Reason,
 ) -> Result<Reason, P::Unsure> {
-    let features = config::features();
-    if features & feature::BUDGETS == 0 {
+    if !uses!(feature::BUDGETS) {
         return Ok(reason);
     }
     let ends = &packet.ends;
@@ -55,7 +54,7 @@ pub fn charge<C: Clock, P: Pace>(
         },
         times: None,
     };
-    let Err(over) = bill.pay(settings, features) else {
+    let Err(over) = bill.pay(settings) else {
         return Ok(reason);
     };
     if is_allowed::<C, P>(ends, service)? {
@@ -109,11 +108,11 @@ const KINDS: [Kind; 3] = [Kind::Packets, Kind::Bytes, Kind::Connections];
 
 impl Kind {
     #[inline(always)]
-    fn feature(self) -> u16 {
+    fn is_used(self) -> bool {
         match self {
-            Self::Packets => feature::PACKETS,
-            Self::Bytes => feature::BYTES,
-            Self::Connections => feature::CONNECTIONS,
+            Self::Packets => uses!(feature::PACKETS),
+            Self::Bytes => uses!(feature::BYTES),
+            Self::Connections => uses!(feature::CONNECTIONS),
         }
     }
 
@@ -202,7 +201,7 @@ extern "C" fn guard_pay_as_crowd(
         terms: Terms::unpack(terms),
         times: Some(terms >> CROWD_SHIFT),
     };
-    match bill.pay(settings, config::features()) {
+    match bill.pay(settings) {
         Ok(()) => WITHIN,
         Err(over) => over as u32,
     }
@@ -251,9 +250,9 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
-    fn pay(&self, settings: &Service, features: u16) -> Result<(), Reason> {
-        if features & (feature::NARROW | feature::TOTALS) == feature::NARROW {
-            self.pay_only(settings, features)
+    fn pay(&self, settings: &Service) -> Result<(), Reason> {
+        if uses!(feature::NARROW) && !uses!(feature::TOTALS) {
+            self.pay_only(settings)
         } else {
             self.pay_each(settings)
         }
@@ -261,11 +260,11 @@ impl<const CROWD: bool> Bill<CROWD> {
 
     /// Where there is no more than one kind of budget, its charge tells whether there is room.
     #[inline(always)]
-    fn pay_only(&self, settings: &Service, features: u16) -> Result<(), Reason> {
+    fn pay_only(&self, settings: &Service) -> Result<(), Reason> {
         // The verifier removes all but one.
-        if features & feature::PACKETS != 0 {
+        if uses!(feature::PACKETS) {
             self.pay_kind(Kind::Packets, settings)
-        } else if features & feature::BYTES != 0 {
+        } else if uses!(feature::BYTES) {
             self.pay_kind(Kind::Bytes, settings)
         } else {
             self.pay_kind(Kind::Connections, settings)
@@ -290,7 +289,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     #[inline(always)]
     fn pay_each(&self, settings: &Service) -> Result<(), Reason> {
         // Of one kind, but with budgets that all sources share.
-        if config::uses(feature::NARROW) {
+        if uses!(feature::NARROW) {
             let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
                 return Ok(());
             };
@@ -317,7 +316,7 @@ impl<const CROWD: bool> Bill<CROWD> {
         self.look(Kind::Packets, settings, pair)?;
         self.look(Kind::Bytes, settings, pair)?;
         self.look(Kind::Connections, settings, pair)?;
-        if config::uses(feature::TOTALS) {
+        if uses!(feature::TOTALS) {
             self.pay_totals(settings)?;
         }
         self.charge(Kind::Packets, settings, pair)?;
@@ -391,7 +390,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// empty `Option`, copied unwritten, is refused before Linux 6.3.
     #[inline(always)]
     fn price(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
-        if config::uses(kind.feature()) {
+        if kind.is_used() {
             self.price_where_used(kind, budgets, times)
         } else {
             None

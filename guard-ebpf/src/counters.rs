@@ -5,7 +5,9 @@ use guard_common::{
     reason::Outcome,
 };
 
-use crate::maps::COUNTERS;
+use crate::{maps::COUNTERS, order::masked};
+
+const _: () = assert!(Outcome::SLOTS.is_power_of_two());
 
 /// Counts a packet of `length` bytes, and says how many this CPU has counted there. XDP runs to its
 /// end on one CPU, so its own counter needs no atomics.
@@ -15,7 +17,7 @@ pub fn count(conclusion: Conclusion, length: u64) -> u64 {
     let Some(counters) = COUNTERS.get_ptr_mut(conclusion.service) else {
         return 0;
     };
-    let slot = conclusion.slot % Outcome::SLOTS;
+    let slot = masked::<{ Outcome::SLOTS as u64 - 1 }>(conclusion.slot.into());
     // SAFETY: the pointer is to this CPU's own value, and the slot is within it.
     let counter = unsafe { &mut *counters.cast::<Counter>().add(slot as usize) };
     counter.packets += 1;

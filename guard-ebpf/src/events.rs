@@ -5,7 +5,8 @@
 
 use core::{
     cell::UnsafeCell,
-    intrinsics::{AtomicOrdering, atomic_xsub},
+    ffi::c_void,
+    intrinsics::{AtomicOrdering, atomic_xsub, likely},
     ptr::read_volatile,
 };
 
@@ -24,6 +25,7 @@ use guard_common::{
 use crate::{
     Counted,
     maps::{EVENTS, GRANT, LOSSES},
+    order::unforeseen,
 };
 
 /// Alone in its section, which is a table of its own.
@@ -83,7 +85,7 @@ impl Facts {
 
 #[inline(always)]
 pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) {
-    if wanted!(on) == 0 {
+    if likely(wanted!(on) == 0) {
         return;
     }
     let facts = Facts::of(counted);
@@ -149,11 +151,8 @@ fn hand_over(ctx: *mut xdp_md, facts: Facts, length: u32) {
         (&raw mut (*to).service).write(facts.service());
         (&raw mut (*to).slot).write(facts.slot() as u16);
         (&raw mut (*to).one_of).write(one_of);
-        if captured < SHORTEST_FRAME {
-            -1
-        } else {
-            bpf_xdp_load_bytes(ctx, 0, (&raw mut (*to).frame).cast(), captured)
-        }
+        let to = (&raw mut (*to).frame).cast();
+        load(ctx, to, captured)
     };
     // The reader looks by the clock: nobody is woken for a packet.
     if result == 0 {
@@ -161,6 +160,27 @@ fn hand_over(ctx: *mut xdp_md, facts: Facts, length: u32) {
     } else {
         event.discard(BPF_RB_NO_WAKEUP.into());
     }
+}
+
+/// The first bytes of a frame, if it is none that is too short. Not 0: they could not be read.
+///
+/// # Safety
+/// There must be room for [`SNAP_LENGTH`] bytes.
+#[inline(always)]
+unsafe fn load(ctx: *mut xdp_md, to: *mut c_void, length: u32) -> i64 {
+    const UNREADABLE: i64 = -1;
+    // The verifier must see both bounds of the very register that the helper gets: asked at once, they would become
+    // one question to another.
+    let length = unforeseen(length.into());
+    if length < SHORTEST_FRAME.into() {
+        return UNREADABLE;
+    }
+    let length = unforeseen(length);
+    if length > SNAP_LENGTH.into() {
+        return UNREADABLE;
+    }
+    // SAFETY: the caller's, and the context is the one that this program was called with.
+    unsafe { bpf_xdp_load_bytes(ctx, 0, to, length as u32) }
 }
 
 #[inline(always)]

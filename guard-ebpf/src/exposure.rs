@@ -11,7 +11,7 @@ use guard_common::{
 
 use crate::{
     clock::Clock,
-    config,
+    config::{self, uses},
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
     networks::{find_network, may_be_in_network},
     pace::Pace,
@@ -32,8 +32,22 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
         return Ok(Destination::Nobody(Exposure::Pass(Reason::Fragment)));
     }
     let entry = find_entry(packet);
+    // What most of a flood is sent to: with one question, three others are answered.
+    if P::IS_QUICK && entry.is_empty() {
+        let Packet { ends, .. } = packet;
+        if uses!(feature::ADDRESSED | feature::NETWORKS)
+            && may_be_in_network(ends.family(), ends.destination())
+        {
+            P::look_closer()?;
+        }
+        return Ok(Destination::Nobody(judge_closed(
+            packet,
+            PortEntry::default(),
+            false,
+        )));
+    }
     let mut on_this_address = NO_SERVICE;
-    if config::uses(feature::ADDRESSED | feature::NETWORKS) {
+    if uses!(feature::ADDRESSED | feature::NETWORKS) {
         let Packet { ends, transport } = packet;
         let (family, destination) = (ends.family(), ends.destination());
         if entry.is_addressed() || may_be_in_network(family, destination) {
@@ -103,7 +117,7 @@ pub fn is_published(family: Family, entry: PortEntry) -> bool {
 /// compiler may read the value all the same, which the verifier of Linux 6.1 refuses.
 #[inline(always)]
 pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEntry) -> u16 {
-    if !entry.is_addressed() || !config::uses(feature::ADDRESSED) {
+    if !entry.is_addressed() || !uses!(feature::ADDRESSED) {
         return NO_SERVICE;
     }
     let key = AddressedKey {
@@ -121,7 +135,7 @@ pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEn
 /// Whether the service, which is restricted, allows the source.
 #[inline(always)]
 pub fn is_admitted<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
-    if !config::uses(feature::RESTRICTED) {
+    if !uses!(feature::RESTRICTED) {
         return Ok(true);
     }
     is_listed::<C, P>(&ADMITTED_V4, &ADMITTED_V6, ends, service)

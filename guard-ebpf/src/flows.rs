@@ -21,7 +21,7 @@ use guard_common::{
 
 use crate::{
     clock::{Beginning, Clock},
-    config,
+    config::{self, uses},
     exposure::{find_addressed, is_admitted, is_published},
     maps::{FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
@@ -88,7 +88,7 @@ pub fn is_reply<C: Clock, P: Pace>(
     packet: &Packet<impl Ends>,
     is_listed: bool,
 ) -> Result<bool, P::Unsure> {
-    if !packet.transport.has(Traits::DATAGRAM) || !config::uses(feature::FLOWS) {
+    if !packet.transport.has(Traits::DATAGRAM) || !uses!(feature::FLOWS) {
         return Ok(false);
     }
     let key = incoming(packet);
@@ -204,7 +204,7 @@ fn has_admitted(packet: &Packet<impl Ends>, service: u16) -> bool {
 /// flow of its own, or the guard would count less than it will drop.
 #[inline(always)]
 pub fn note_stranger<C: Clock>(packet: &Packet<impl Ends>) {
-    if packet.transport.has(Traits::DATAGRAM) && config::uses(feature::FLOWS) {
+    if packet.transport.has(Traits::DATAGRAM) && uses!(feature::FLOWS) {
         // The map evicts its oldest entry rather than refuse one.
         let _result = STRANGERS.insert(incoming(packet), C::now(), 0);
     }

@@ -26,6 +26,7 @@ mod flows;
 mod global;
 mod maps;
 mod networks;
+mod order;
 mod pace;
 mod parse;
 mod sources;
@@ -48,7 +49,9 @@ use guard_common::{
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
+    config::uses,
     exposure::{Destination, find_destination, is_admitted, is_for_host, judge_refused},
+    order::unforeseen,
     pace::{Pace, Quick, Thorough},
     parse::{Frame, PlainReader, Reader, Unread, length_of, parse, parse_plain},
 };
@@ -83,8 +86,8 @@ struct Act;
 impl Ending for Act {
     #[inline(always)]
     fn end(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32 {
-        if counted.number == 1 {
-            // For developers: without the level the verifier removes it.
+        // For developers: else the verifier removes it, with the question that is asked behind it.
+        if config::is_debugged() && unforeseen(counted.number) == 1 {
             debug!(
                 ctx,
                 "the first packet of outcome {} at service {} on this CPU",
@@ -213,13 +216,22 @@ impl<C: Clock, E: Ending> PlainReader for Judge<'_, C, E, Quick> {
 
     #[inline(always)]
     fn plain(self, packet: &Packet<impl Ends>, length: u64) -> Option<u32> {
-        let conclusion = judge::<C, Quick>(packet, length).ok()?;
-        Some(finish::<E>(
-            self.ctx,
-            conclusion,
-            Some(&packet.ends),
-            length,
-        ))
+        let judged = judge::<C, Quick>(packet, length).ok()?;
+        let (ctx, ends) = (self.ctx, Some(&packet.ends));
+        Some(match judged {
+            // What a flood is made of has an end of its own, in which everything is known.
+            Judged::Closed(reason) => match config::mode() {
+                Mode::Enforce => {
+                    let outcome = Outcome::new(reason, Mode::Enforce);
+                    finish::<E>(ctx, Conclusion::new(NO_SERVICE, outcome), ends, length)
+                }
+                mode => {
+                    let outcome = Outcome::new(reason, mode);
+                    finish::<E>(ctx, Conclusion::new(NO_SERVICE, outcome), ends, length)
+                }
+            },
+            Judged::Otherwise(conclusion) => finish::<E>(ctx, conclusion, ends, length),
+        })
     }
 }
 
@@ -228,7 +240,10 @@ impl<C: Clock, E: Ending> Reader for Judge<'_, C, E, Thorough> {
 
     #[inline(always)]
     fn ip(self, packet: &Packet<impl Ends>, length: u64) -> u32 {
-        let Ok(conclusion) = judge::<C, Thorough>(packet, length);
+        let conclusion = match judge::<C, Thorough>(packet, length) {
+            Ok(Judged::Closed(reason)) => of_host(reason),
+            Ok(Judged::Otherwise(conclusion)) => conclusion,
+        };
         finish::<E>(self.ctx, conclusion, Some(&packet.ends), length)
     }
 
@@ -248,29 +263,36 @@ fn of_host(reason: Reason) -> Conclusion {
     Conclusion::new(NO_SERVICE, Outcome::new(reason, config::mode()))
 }
 
-/// What the policy says of a packet, with the mode applied.
+/// What the policy says of a packet.
+enum Judged {
+    /// That nobody may reach the place.
+    Closed(Reason),
+    /// Anything else, with the mode applied.
+    Otherwise(Conclusion),
+}
+
 #[inline(always)]
-fn judge<C: Clock, P: Pace>(
-    packet: &Packet<impl Ends>,
-    length: u64,
-) -> Result<Conclusion, P::Unsure> {
+fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<Judged, P::Unsure> {
     let Packet { ends, transport } = packet;
     if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY)) {
         P::look_closer()?;
         if transport.has(Traits::CONTROL) || is_for_host(packet) {
-            return Ok(of_host(Reason::Control));
+            return Ok(Judged::Otherwise(of_host(Reason::Control)));
         }
     }
     if sources::is_denied::<C, P>(ends)? && !sources::is_allowed::<C, P>(ends, NO_SERVICE)? {
-        return Ok(of_host(Reason::DeniedSource));
+        return Ok(Judged::Otherwise(of_host(Reason::DeniedSource)));
     }
     // What is open or closed is decided at once; the rest may answer somebody, or has limits.
     let (service, mode, exposure) = match find_destination::<P>(packet)? {
-        Destination::Nobody(Exposure::Closed(reason)) => return Ok(of_host(reason)),
+        Destination::Nobody(Exposure::Closed(reason)) => return Ok(Judged::Closed(reason)),
         Destination::Service(service, settings, entry) => {
             let mode = Mode::from_raw(settings.mode);
             match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
-                Some(reason) => return Ok(Conclusion::new(service, Outcome::new(reason, mode))),
+                Some(reason) => {
+                    let outcome = Outcome::new(reason, mode);
+                    return Ok(Judged::Otherwise(Conclusion::new(service, outcome)));
+                }
                 None => (service, mode, judge_refused(packet, entry)),
             }
         }
@@ -291,7 +313,8 @@ fn judge<C: Clock, P: Pace>(
             }
         }
     };
-    Ok(Conclusion::new(service, Outcome::new(reason, mode)))
+    let outcome = Outcome::new(reason, mode);
+    Ok(Judged::Otherwise(Conclusion::new(service, outcome)))
 }
 
 /// The reason of a packet that a service lists; `None`: it does not admit the source.
@@ -332,7 +355,7 @@ fn within_limits<C: Clock, P: Pace>(
     length: u64,
     reason: Reason,
 ) -> Result<Reason, P::Unsure> {
-    if !config::uses(feature::LIMITS) {
+    if !uses!(feature::LIMITS) {
         return Ok(reason);
     }
     P::look_closer()?;

@@ -1,8 +1,7 @@
 //! Whether an address lies inside a container network.
 //!
-//! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: every /64) that holds
-//! part of a container network, by a hash, tells those apart for the price of one load; only what is left asks
-//! the trie.
+//! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: every /64, by a hash) that
+//! holds part of a container network tells those apart for the price of one load; only what is left asks the trie.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{

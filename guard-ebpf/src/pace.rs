@@ -12,6 +12,8 @@ pub trait Pace {
     /// Why there is no answer.
     type Unsure;
 
+    const IS_QUICK: bool;
+
     /// What follows is for a closer look. Nothing has been counted for the packet yet, nor charged, unless it
     /// was within all of its budgets and another CPU took the room of one while it charged them.
     fn look_closer() -> Result<(), Self::Unsure>;
@@ -26,6 +28,8 @@ pub struct Unsure;
 impl Pace for Quick {
     type Unsure = Unsure;
 
+    const IS_QUICK: bool = true;
+
     #[inline(always)]
     fn look_closer() -> Result<(), Unsure> {
         Err(Unsure)
@@ -37,6 +41,8 @@ pub struct Thorough;
 
 impl Pace for Thorough {
     type Unsure = Infallible;
+
+    const IS_QUICK: bool = false;
 
     #[inline(always)]
     fn look_closer() -> Result<(), Infallible> {

@@ -1,6 +1,6 @@
 //! What the policy and the operator say of a source as such: denied, let through, exempt, a crowd.
 
-use core::ptr::read_volatile;
+use core::{intrinsics::likely, ptr::read_volatile};
 
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
@@ -12,7 +12,7 @@ use guard_common::{
 
 use crate::{
     clock::Clock,
-    config,
+    config::{self, uses},
     maps::{
         ALLOWED_V4, ALLOWED_V6, DENIED_AT_V4, DENIED_AT_V6, DENIED_LINES, DENIED_PREFIXES_V4,
         DENIED_PREFIXES_V6, DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4, RELIEFS_V6,
@@ -60,10 +60,10 @@ pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure>
     let found = look_into_list(ends);
     let tables = match found {
         InList::Yes => return Ok(true),
-        InList::Elsewhere => config::live() | live::DENIED,
-        InList::No => config::live(),
+        InList::Elsewhere => config::denied() | live::DENIED,
+        InList::No => config::denied(),
     };
-    if tables & (live::DENIED | live::DENIED_PREFIXES) == 0 {
+    if likely(tables == 0) {
         return Ok(false);
     }
     if tables & live::DENIED != 0 {
@@ -178,7 +178,7 @@ pub fn is_listed<C: Clock, P: Pace>(
 /// not hide a wider one that holds.
 #[inline(always)]
 pub fn find_relief<C: Clock, P: Pace>(ends: &impl Ends) -> Result<Option<Relief>, P::Unsure> {
-    if !config::uses(feature::RELIEFS) {
+    if !uses!(feature::RELIEFS) {
         return Ok(None);
     }
     let mut length = match ends.family() {

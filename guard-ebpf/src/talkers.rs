@@ -4,6 +4,8 @@
 //! all others of a place together keeps it, so a flood of random sources displaces nobody heavy, and
 //! costs no more than one source.
 
+use core::intrinsics::likely;
+
 use guard_common::{
     cell::{self, Share},
     layout::TALKER_ENTRIES,
@@ -25,7 +27,7 @@ pub fn watch(counted: &Counted<'_, impl Ends>) {
     let Some(ends) = counted.ends else {
         return;
     };
-    if !is_sampled(config::sampling_key(), number) {
+    if likely(!is_sampled(config::sampling_key(), number)) {
         return;
     }
     let (family, source) = (ends.family(), ends.source());

@@ -5,7 +5,7 @@ use core::{mem::offset_of, ptr::read_unaligned};
 use aya_ebpf::programs::XdpContext;
 use network_types::{eth::EthHdr, ip::Ipv4Hdr};
 
-const ETHER_TYPE_IPV4: u16 = 0x0800;
+pub const ETHER_TYPE_IPV4: u16 = 0x0800;
 
 /// In network byte order. `None`: it is no IPv4.
 #[inline(always)]

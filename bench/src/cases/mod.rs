@@ -44,6 +44,8 @@ pub enum Subject {
         drops: bool,
     },
     LruBucket,
+    /// The least that closes ports: it reads TCP, looks the port up, and counts what it drops.
+    OnePort,
     /// What only waits for memory: two cells of the source are charged.
     TwoExchanges,
     /// The same: the source in a list as long as the longest deny list.

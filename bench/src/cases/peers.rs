@@ -83,6 +83,14 @@ pub fn cases() -> Vec<Case> {
         .from(ANYWHERE),
         peer(
             (
+                "floor-closed",
+                "TCP's port looked up and a drop counted, and nothing else",
+            ),
+            Subject::OnePort,
+            closed(),
+        ),
+        peer(
+            (
                 "floor-random",
                 "two exchanges in 4 MiB and nothing else, random sources",
             ),

@@ -100,12 +100,10 @@ impl Flood {
         }
     }
 
-    /// What the server must keep behind guard.
-    fn bar(self, rate: &str) -> Option<Bar> {
-        // At the highest rate everybody keeps what the scheduler gives, also who is not protected at all.
-        let [breaking, half, _] = Rates::NAMES;
-        let is_held = self != Self::Random && (rate == breaking || rate == half);
-        is_held.then_some(Bar::AtLeast(90.0))
+    /// What the server must keep behind guard, at every rate. At the highest one everybody keeps what the scheduler
+    /// gives, also who is not protected at all: what guard takes for a packet shows at half of it.
+    fn bar(self) -> Option<Bar> {
+        (self != Self::Random).then_some(Bar::AtLeast(90.0))
     }
 }
 
@@ -193,8 +191,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
             .into_iter()
             .filter(|flood| protection.knows(*flood))
         {
-            for rate in rates.named() {
-                let (name, _) = rate;
+            for (name, rate) in rates.named() {
                 let name = format!("flood-{}-{}-{name}", flood.name(), protection.name());
                 if asked.is(&name) {
                     rows.push((flood as u8, scene.row(&name, flood, rate)?));
@@ -207,7 +204,8 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
-/// A row with a bar has sent as much as the other host got, and as was meant to be sent: this part, at least.
+/// A row with a bar has sent as much as the other host got, and as was meant to be sent, or has been as busy with it
+/// if it sends all that it makes: this part, at least.
 const ALIKE: f64 = 0.95;
 
 /// Packets a second that bring the server under half if nothing stops them.
@@ -338,8 +336,8 @@ impl<'a> Scene<'a> {
         self.standing.take_down()
     }
 
-    fn row(&self, name: &str, flood: Flood, (rate_name, rate): (&str, u32)) -> Result<Row> {
-        let bar = flood.bar(rate_name);
+    fn row(&self, name: &str, flood: Flood, rate: u32) -> Result<Row> {
+        let bar = flood.bar();
         let bar = bar.filter(|_| self.protection == Protection::Guard);
         let rounds = if bar.is_some() { HELD } else { ROUNDS };
         let mut bouts = Vec::new();
@@ -354,6 +352,10 @@ impl<'a> Scene<'a> {
             middle(|bout| bout.here.packets),
             middle(|bout| bout.elsewhere.packets),
         );
+        let (busy, busy_elsewhere) = (
+            middle(|bout| bout.here.busy),
+            middle(|bout| bout.elsewhere.busy),
+        );
         let all = if rate == HIGHEST {
             format!("all that it makes ({elsewhere:.0} elsewhere)")
         } else {
@@ -363,15 +365,23 @@ impl<'a> Scene<'a> {
             "{}: {:.0} answers/s at {sent:.0} packets/s, {all}, in {:.0} % of the CPU ({:.0} % elsewhere)",
             self.protection.about(),
             middle(|bout| bout.here.answers),
-            100.0 * middle(|bout| bout.here.busy),
-            100.0 * middle(|bout| bout.elsewhere.busy),
+            100.0 * busy,
+            100.0 * busy_elsewhere,
         );
         let kept = Spread::of(bouts.iter().map(|bout| 100.0 * bout.kept()));
         let kept = kept.context("there is no round")?;
         // Of other rows it is told: where a flood is stopped late, the generator does not get to send all of it.
-        let is_sent = sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate);
-        let fault = (bar.is_some() && !is_sent).then(|| {
-            format!("{sent:.0} packets/s were sent here, {elsewhere:.0} elsewhere, of {rate}")
+        let is_alike = if rate == HIGHEST {
+            busy >= ALIKE * busy_elsewhere
+        } else {
+            sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate)
+        };
+        let fault = (bar.is_some() && !is_alike).then(|| {
+            format!(
+                "{sent:.0} packets/s were sent here, {elsewhere:.0} elsewhere, {all}, in {:.0} and {:.0} % of the CPU",
+                100.0 * busy,
+                100.0 * busy_elsewhere
+            )
         });
         let names = (name, flood.title(), about.as_str());
         Ok(Row::new(names, Unit::Percent, kept, bar, fault))

@@ -6,7 +6,10 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::PermissionsExt as _,
     path::{self, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -173,6 +176,7 @@ pub struct Served {
     pub capture: Arc<Semaphore>,
     /// Told when the guard has been taken off, and the agent must end.
     pub detached: Arc<Notify>,
+    pub is_asked_to_detach: Arc<AtomicBool>,
 }
 
 fn agent(served: &Served) -> Arc<Mutex<Agent>> {
@@ -481,7 +485,10 @@ async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     )
 )]
 async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {
-    served.agent.lock().await.detach()?;
+    let mut agent = served.agent.lock().await;
+    // Before it is: whoever looks after the agent may see that first, and must know that somebody waits for an answer.
+    served.is_asked_to_detach.store(true, Ordering::Release);
+    agent.detach()?;
     served.detached.notify_one();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -5,7 +5,10 @@ use std::{
     io::{self, IsTerminal as _},
     mem,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,7 +18,7 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Mutex, Notify, Semaphore},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -66,10 +69,12 @@ impl Run {
         privileges::keep_only_needed();
         let agent = Arc::new(Mutex::new(agent));
         let detached = Arc::new(Notify::new());
+        let is_asked_to_detach = Arc::new(AtomicBool::new(false));
         let served = Served {
             agent: Arc::clone(&agent),
             capture: Arc::new(Semaphore::new(1)),
             detached: Arc::clone(&detached),
+            is_asked_to_detach: Arc::clone(&is_asked_to_detach),
         };
         let tell = |state: &[NotifyState<'_>]| {
             // Nobody listens unless systemd started it.
@@ -85,6 +90,9 @@ impl Run {
         };
         tell(&[NotifyState::Stopping]);
         info!("{ended}: ending");
+        if is_asked_to_detach.load(Ordering::Acquire) {
+            sleep(ANSWERING).await;
+        }
         let mut agent = agent.lock().await;
         let end = agent.end();
         // Nobody changes anything any more.
@@ -92,6 +100,9 @@ impl Run {
         Ok(end?)
     }
 }
+
+/// How long who has asked for the end over the socket has to get the answer: their connection ends with this process.
+const ANSWERING: Duration = Duration::from_millis(100);
 
 /// Looks after everything until the guard has been taken off.
 async fn tend(agent: &Mutex<Agent>) {

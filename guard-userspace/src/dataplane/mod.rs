@@ -15,6 +15,7 @@ mod globals;
 mod link;
 mod live;
 mod networks;
+mod object;
 pub mod pins;
 mod ports;
 mod replay;
@@ -34,7 +35,8 @@ use aya_log::{EbpfLogger, Level};
 use guard_common::{
     cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
-    layout::{self, Capture, Config, feature},
+    layout::{self, Capture, feature},
+    literal::Config,
 };
 use tracing_log::{LogTracer, log};
 
@@ -48,11 +50,8 @@ pub use self::{
     talkers::TalkerRow,
     tap::{ROUNDS, Tap, Tapped, Wanted, source_of},
 };
-use self::{deny_list::DenyList, ports::Ports};
+use self::{deny_list::DenyList, object::Object, ports::Ports};
 use crate::{causes::io_error, policy::Tables};
-
-/// The kernel program, compiled for the BPF virtual machine by this crate's build script.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard-ebpf"));
 
 /// One loaded copy of the kernel programs: their switches are constants, their tables are full.
 pub struct Generation {
@@ -146,19 +145,20 @@ impl Generation {
             trial_until,
         } = shared;
         let (deny_list, lines) = DenyList::of(&tables.denied);
+        let is_debugged = tracing::enabled!(tracing::Level::DEBUG);
         let config = Config {
             jiffy: tick_ns * UNITS_PER_NANOSECOND,
             hash_key: *hash_key,
             trial_until: *trial_until,
             deny_line_bits: deny_list.line_bits(),
-            mode: tables.mode as u8,
-            scope: tables.scope as u8,
+            mode: tables.mode,
+            scope: tables.scope,
             features: tables.features,
+            is_debugged,
         };
         let mut loader = EbpfLoader::new();
         // The program asks for nothing of the kernel's types, which are megabytes to read and parse.
         loader.btf(None);
-        loader.override_global(layout::CONFIG, &config, true);
         loader.override_global(layout::CAPTURE_GLOBAL, capture, true);
         for (map, entries) in fill::sizes(&tables, &deny_list) {
             loader.map_max_entries(map, entries);
@@ -166,10 +166,9 @@ impl Generation {
         for (map, path) in pins {
             loader.map_pin_path(map, path);
         }
-        let is_debugged = tracing::enabled!(tracing::Level::DEBUG);
         let level = if is_debugged { Level::Debug as u8 } else { 0 };
         loader.override_global(aya_log::LEVEL, &level, true);
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(Object::with(&config)?.bytes())?;
         let ports = Ports::of(&ebpf)?;
         deny_list.fill(&mut ebpf, &lines)?;
         // Its megabytes are not kept.

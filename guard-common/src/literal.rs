@@ -1,0 +1,192 @@
+//! Numbers that stand in the program's instructions.
+//!
+//! What is fixed for one generation of the program is no table: where the program wants such a number it has an
+//! instruction that loads a placeholder, and user space writes the number over it before the kernel gets the
+//! program. The verifier then knows the number, removes what it switches off, and leaves one instruction that
+//! waits for no memory.
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "instructions and the bytes of tables are taken for those of a machine with little-endian words"
+);
+
+use crate::{cell::HashKey, exposure::Scope, reason::Mode};
+
+/// What is fixed for one generation of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Units of time in one jiffy (see [`crate::gcra`]).
+    pub jiffy: u64,
+    pub hash_key: HashKey,
+    /// When a policy on trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
+    pub trial_until: u64,
+    /// How many bits the number of a line has in [`crate::layout::DENIED_LINES`]; 0: nothing is there.
+    pub deny_line_bits: u32,
+    /// That of the host.
+    pub mode: Mode,
+    pub scope: Scope,
+    /// Of [`crate::layout::feature`].
+    pub features: u16,
+    /// Whether the program says what it does, for developers.
+    pub is_debugged: bool,
+}
+
+/// `BPF_LD | BPF_IMM | BPF_DW`, without its register: it loads the 64 bits that stand in it (RFC 9669, section 5.4).
+const LOAD: u64 = 0x18;
+const REGISTER: u64 = 0x0f00;
+
+/// The upper half of every placeholder, and the byte below it.
+const MARK: u64 = 0x6775_6172_6400_0000;
+const MARK_MASK: u64 = 0xffff_ffff_ff00_0000;
+const MASK_BITS: u32 = 16;
+
+/// Which number.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Literal {
+    Jiffy = 1,
+    FirstHashKey = 2,
+    SecondHashKey = 3,
+    TrialUntil = 4,
+    DenyLineBits = 5,
+    Mode = 6,
+    Scope = 7,
+    /// Those of a mask.
+    Features = 8,
+    IsDebugged = 9,
+}
+
+impl Literal {
+    const ALL: [Self; 9] = [
+        Self::Jiffy,
+        Self::FirstHashKey,
+        Self::SecondHashKey,
+        Self::TrialUntil,
+        Self::DenyLineBits,
+        Self::Mode,
+        Self::Scope,
+        Self::Features,
+        Self::IsDebugged,
+    ];
+
+    /// What stands in the program for it.
+    pub const fn placeholder(self) -> u64 {
+        self.masked(u16::MAX)
+    }
+
+    /// The same for some of its bits.
+    pub const fn masked(self, mask: u16) -> u64 {
+        MARK | (self as u64) << MASK_BITS | mask as u64
+    }
+
+    /// The number, and which of its bits are wanted.
+    fn find(placeholder: u64) -> Option<(Self, u16)> {
+        if placeholder & MARK_MASK != MARK {
+            return None;
+        }
+        let number = (placeholder >> MASK_BITS) as u8;
+        let literal = Self::ALL
+            .into_iter()
+            .find(|literal| *literal as u8 == number)?;
+        Some((literal, placeholder as u16))
+    }
+}
+
+impl Config {
+    fn value(&self, literal: Literal, mask: u16) -> u64 {
+        let [first, second] = self.hash_key.0;
+        match literal {
+            Literal::Jiffy => self.jiffy,
+            Literal::FirstHashKey => first,
+            Literal::SecondHashKey => second,
+            Literal::TrialUntil => self.trial_until,
+            Literal::DenyLineBits => self.deny_line_bits.into(),
+            Literal::Mode => self.mode as u64,
+            Literal::Scope => self.scope as u64,
+            Literal::Features => (self.features & mask).into(),
+            Literal::IsDebugged => self.is_debugged.into(),
+        }
+    }
+
+    /// Writes the numbers into a program's object file, given as words of 8 bytes in this machine's order. Says how
+    /// many it has written.
+    pub fn write_into(&self, object: &mut [u64]) -> usize {
+        let mut written = 0;
+        for place in 1..object.len() {
+            // Two words: the instruction with the lower half of the number, and its upper half.
+            let [first, second] = [object[place - 1], object[place]];
+            if first & u64::from(u32::MAX) & !REGISTER != LOAD || second & u64::from(u32::MAX) != 0
+            {
+                continue;
+            }
+            let number = second & !u64::from(u32::MAX) | first >> 32;
+            let Some((literal, mask)) = Literal::find(number) else {
+                continue;
+            };
+            let value = self.value(literal, mask);
+            object[place - 1] = first & u64::from(u32::MAX) | value << 32;
+            object[place] = value & !u64::from(u32::MAX);
+            written += 1;
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::feature;
+
+    const CONFIG: Config = Config {
+        jiffy: 7,
+        hash_key: HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]),
+        trial_until: u64::MAX,
+        deny_line_bits: 16,
+        mode: Mode::Enforce,
+        scope: Scope::Host,
+        features: feature::PACKETS | feature::NARROW,
+        is_debugged: true,
+    };
+
+    /// As the compiler writes it: `r3 = NUMBER ll`.
+    fn load(number: u64) -> [u64; 2] {
+        [LOAD | 3 << 8 | number << 32, number & !u64::from(u32::MAX)]
+    }
+
+    fn written(number: u64) -> u64 {
+        let mut object = load(number);
+        CONFIG.write_into(&mut object);
+        let [first, second] = object;
+        assert_eq!(first & u64::from(u32::MAX), LOAD | 3 << 8);
+        second | first >> 32
+    }
+
+    #[test]
+    fn each_number_is_written_where_its_placeholder_is() {
+        let numbers = Literal::ALL.map(|literal| written(literal.placeholder()));
+        let [first, second] = CONFIG.hash_key.0;
+        let features = u64::from(CONFIG.features);
+        assert_eq!(numbers, [7, first, second, u64::MAX, 16, 2, 1, features, 1]);
+        let uses = |mask| written(Literal::Features.masked(mask));
+        assert_eq!(
+            uses(feature::PACKETS | feature::BYTES),
+            feature::PACKETS.into()
+        );
+        assert_eq!(uses(feature::TOTALS), 0);
+    }
+
+    #[test]
+    fn nothing_else_is_touched() {
+        let stranger = MARK | 0xff << MASK_BITS;
+        let others = [load(0), load(u64::MAX), load(stranger), load(MARK)];
+        // An instruction with the same bytes that loads the address of a map, and bytes that are no instruction.
+        let [first, second] = load(Literal::Mode.placeholder());
+        let address = [first | 1 << 12, second];
+        let mut object: Vec<u64> = others.into_iter().chain([address]).flatten().collect();
+        object.push(Literal::Mode.placeholder());
+        let before = object.clone();
+        assert_eq!(CONFIG.write_into(&mut object), 0);
+        assert_eq!(object, before);
+        assert_eq!(CONFIG.write_into(&mut []), 0);
+    }
+}
