@@ -23,6 +23,12 @@ pub trait Bucket: Copy {
     /// Whether the bucket still held `seen` and now holds `new`.
     fn exchange(self, seen: u64, new: u64) -> bool;
 
+    /// Whatever the bucket holds by then.
+    fn write(self, new: u64);
+
+    /// Takes as much off, whatever the bucket holds by then.
+    fn take_off(self, amount: u64);
+
     /// [`charge_pair`] and [`charge_one`] after another CPU was faster once: rare, and kept out of what
     /// every packet goes through.
     fn charge_pair_again(pair: [Self; 2], now: u64, price: Price) -> bool {
@@ -50,6 +56,16 @@ pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
         take_back(bucket, looked);
     }
     fits
+}
+
+/// Whether half of the burst would still be free.
+#[inline(always)]
+pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) -> bool {
+    let half = Price {
+        cost,
+        burst: burst / 2,
+    };
+    charge(bucket.read(), now, half).fits
 }
 
 /// Takes a bucket without room back to where it is full, if it is far beyond.
@@ -86,7 +102,8 @@ pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 /// Charges a bucket, room or not, and says whether it had room.
 #[inline(always)]
 pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
-    try_one(bucket, look(bucket, now, price)).unwrap_or_else(|| bucket.charge_one_again(now, price))
+    try_one(bucket, look(bucket, now, price), now)
+        .unwrap_or_else(|| bucket.charge_one_again(now, price))
 }
 
 /// The attempts behind the first.
@@ -104,7 +121,7 @@ pub fn retry_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 #[inline(always)]
 pub fn retry_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     for _ in 1..ATTEMPTS {
-        if let Some(fits) = try_one(bucket, look(bucket, now, price)) {
+        if let Some(fits) = try_one(bucket, look(bucket, now, price), now) {
             return fits;
         }
     }
@@ -134,10 +151,10 @@ fn try_pair<B: Bucket>(
     } else {
         return Some(false);
     };
-    if !is_left_at(deciding, decisive) {
+    if !is_left_at(deciding, decisive, now) {
         return None;
     }
-    if !is_left_at(other, beside) {
+    if !is_left_at(other, beside, now) {
         other.charge_one_again(now, price);
     }
     Some(true)
@@ -145,13 +162,21 @@ fn try_pair<B: Bucket>(
 
 /// `None`: another CPU was faster.
 #[inline(always)]
-fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> Option<bool> {
-    is_left_at(bucket, (seen, charged)).then_some(charged.fits)
+fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> Option<bool> {
+    is_left_at(bucket, (seen, charged), now).then_some(charged.fits)
 }
 
 /// Leaves a bucket as it is after a charge. False: another CPU was faster.
+///
+/// One that was empty is written without asking who else does: an exchange waits for the bucket's line, and nothing
+/// behind it begins before it has it. What is lost to a race are the charges of those few nanoseconds to a bucket
+/// that had its whole burst free.
 #[inline(always)]
-fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> bool {
+fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> bool {
+    if seen < now {
+        bucket.write(charged.arrival);
+        return true;
+    }
     seen == charged.arrival || bucket.exchange(seen, charged.arrival)
 }
 
@@ -198,6 +223,14 @@ mod tests {
             assert_eq!(self.arrival.get(), seen);
             self.arrival.set(new);
             true
+        }
+
+        fn write(self, new: u64) {
+            self.arrival.set(new);
+        }
+
+        fn take_off(self, amount: u64) {
+            self.arrival.set(self.arrival.get() - amount);
         }
     }
 
@@ -266,6 +299,28 @@ mod tests {
         let alone = Contended::new(NOW, ATTEMPTS - 1, 10);
         assert!(charge_one(&alone, NOW, PRICE));
         assert_eq!(alone.arrival.get(), NOW + 40);
+    }
+
+    #[test]
+    fn an_empty_bucket_is_written_without_an_exchange() {
+        let (first, second) = (
+            Contended::new(NOW - 1, u32::MAX, 0),
+            Contended::new(0, u32::MAX, 0),
+        );
+        assert!(charge_pair([&first, &second], NOW, PRICE));
+        assert_eq!((first.arrival.get(), second.arrival.get()), (1_010, 1_010));
+        assert_eq!(first.losses.get(), u32::MAX, "nobody was asked");
+    }
+
+    #[test]
+    fn plenty_is_half_of_the_burst() {
+        let at = |arrival| has_plenty(&Contended::new(arrival, 0, 0), NOW, PRICE);
+        assert!(at(0));
+        assert!(at(NOW + 40));
+        assert!(!at(NOW + 41));
+        let bucket = Contended::new(NOW + 30, 0, 0);
+        (&bucket).take_off(10);
+        assert_eq!(bucket.arrival.get(), NOW + 20);
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! The tables of the kernel program: names, sizes and the layout of each value.
 
-use crate::{address::Address, cell::HashKey, gcra::Budget, reason::Outcome};
+use crate::{
+    account::Advance,
+    address::Address,
+    cell::HashKey,
+    gcra::Budget,
+    reason::{Applied, Outcome, Reason},
+};
 
 /// The version of everything below. State that is pinned with another one is not shared.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
@@ -70,6 +76,10 @@ pub const NARROW_CELLS: &str = "NARROW_CELLS";
 
 /// An array of [`crate::cell::Cell`], one for each service: the buckets that all sources share.
 pub const TOTALS: &str = "TOTALS";
+
+/// A per-CPU array of one: [`crate::account::ACCOUNTS`] accounts. Each generation has its own, so that none knows of
+/// the budgets of another.
+pub const ACCOUNTS: &str = "ACCOUNTS";
 
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
@@ -323,11 +333,12 @@ pub struct Budgets {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// A [`Mode`], already no stricter than the host's.
-    pub mode: u8,
+    /// No stricter than the host's.
+    pub mode: Applied,
     /// Of [`list`].
     pub lists: u8,
-    pub reserved: [u8; 2],
+    /// How much a source may pay in advance.
+    pub advance: Advance,
     /// The first of its cells in [`CELLS`], and the number of them in a row less one.
     pub first_cell: u32,
     pub cell_mask: u32,
@@ -613,10 +624,10 @@ pub struct Conclusion {
 
 impl Conclusion {
     #[inline(always)]
-    pub const fn new(service: u16, outcome: Outcome) -> Self {
+    pub const fn new(service: u16, reason: Reason, mode: Applied) -> Self {
         Self {
             service: service as u32,
-            slot: outcome.slot(),
+            slot: Outcome::slot_of(reason, mode),
         }
     }
 

@@ -3,6 +3,7 @@
 //! is tested on the host with plain values and runs unchanged in the kernel.
 #![cfg_attr(not(test), no_std)]
 
+pub mod account;
 pub mod address;
 pub mod bucket;
 pub mod cell;

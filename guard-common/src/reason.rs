@@ -142,6 +142,51 @@ impl Mode {
     }
 }
 
+/// A mode as the kernel program has it in its tables: in bits that make the slot of an [`Outcome`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied(u8);
+
+const _: () = assert!((Reason::FIRST_DROP as u32) << 1 == Outcome::WOULD_DROP);
+
+impl Applied {
+    /// Packets are judged. What has not this bit is [`Mode::Off`], which blocks nobody.
+    const JUDGED: u8 = 1 << 0;
+    /// What is to be dropped passes: the bit of a reason to drop, one place higher.
+    const OBSERVED: u8 = Outcome::WOULD_DROP as u8;
+
+    #[inline(always)]
+    pub const fn of(mode: Mode) -> Self {
+        Self(match mode {
+            Mode::Off => Self::OBSERVED,
+            Mode::Observe => Self::JUDGED | Self::OBSERVED,
+            Mode::Enforce => Self::JUDGED,
+        })
+    }
+
+    #[inline(always)]
+    pub const fn mode(self) -> Mode {
+        if self.is_off() {
+            Mode::Off
+        } else if self.is_observed() {
+            Mode::Observe
+        } else {
+            Mode::Enforce
+        }
+    }
+
+    #[inline(always)]
+    pub const fn is_off(self) -> bool {
+        self.0 & Self::JUDGED == 0
+    }
+
+    /// What is to be dropped passes.
+    #[inline(always)]
+    pub const fn is_observed(self) -> bool {
+        self.0 & Self::OBSERVED != 0
+    }
+}
+
 /// What a packet is counted as: its reason, and whether a drop was only observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Outcome {
@@ -167,7 +212,6 @@ impl Outcome {
         })
     }
 
-    #[inline(always)]
     pub const fn new(reason: Reason, mode: Mode) -> Self {
         let would_drop =
             matches!(reason.verdict(), Verdict::Drop) && !matches!(mode, Mode::Enforce);
@@ -207,8 +251,14 @@ impl Outcome {
         Self::all().find(|outcome| outcome.slot() == slot)
     }
 
-    /// The counter's place among those of its service, below [`Outcome::SLOTS`].
+    /// The slot of what a reason comes to in a mode: that of [`Self::new`], without a question.
     #[inline(always)]
+    pub const fn slot_of(reason: Reason, Applied(applied): Applied) -> u32 {
+        let reason = reason as u32;
+        reason | reason << 1 & applied as u32
+    }
+
+    /// The counter's place among those of its service, below [`Outcome::SLOTS`].
     pub const fn slot(self) -> u32 {
         let reason = self.reason as u32;
         if self.would_drop {
@@ -240,6 +290,24 @@ mod tests {
             let is_to_drop = outcome.reason.verdict() == Verdict::Drop;
             assert_eq!(Outcome::is_to_drop(outcome.slot()), is_to_drop);
             assert_eq!(Outcome::reason_of(outcome.slot()), outcome.reason as u8);
+        }
+    }
+
+    #[test]
+    fn a_mode_is_the_same_in_the_tables() {
+        for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
+            assert_eq!(Applied::of(mode).mode(), mode);
+        }
+        assert_eq!(Applied::default().mode(), Mode::Off);
+    }
+
+    #[test]
+    fn the_slot_of_a_reason_in_a_mode_is_that_of_its_outcome() {
+        for reason in Reason::ALL {
+            for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
+                let slot = Outcome::slot_of(reason, Applied::of(mode));
+                assert_eq!(slot, Outcome::new(reason, mode).slot());
+            }
         }
     }
 

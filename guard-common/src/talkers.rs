@@ -68,7 +68,7 @@ impl Talker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reason::{Mode, Reason};
+    use crate::reason::{Applied, Mode, Reason};
 
     const KEYS: [u64; 4] = [0, 0x0123_4567_89ab_cdef, 0x6775_6172_6420_7265, 1 << 31];
 
@@ -77,7 +77,7 @@ mod tests {
     }
 
     fn at_service_3(reason: Reason) -> Conclusion {
-        Conclusion::new(3, Outcome::new(reason, Mode::Enforce))
+        Conclusion::new(3, reason, Applied::of(Mode::Enforce))
     }
 
     fn vote(talker: &mut Talker, n: u32) {

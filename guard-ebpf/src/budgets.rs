@@ -2,16 +2,17 @@
 //! sources share.
 
 use core::{
-    intrinsics::{AtomicOrdering, atomic_cxchg},
-    ptr::read_volatile,
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xsub},
+    ptr::{read_volatile, write_volatile},
 };
 
 use aya_ebpf::maps::Array;
 use guard_common::{
+    account::Account,
     address::{Address, Family},
     bucket::{
-        Bucket, charge_one, charge_pair, charge_pair_with_room, has_room, pair_has_room, retry_one,
-        retry_pair,
+        Bucket, charge_one, charge_pair, charge_pair_with_room, has_plenty, has_room,
+        pair_has_room, retry_one, retry_pair,
     },
     cell::{self, Cell, Share},
     gcra::{Budget, Price},
@@ -21,6 +22,7 @@ use guard_common::{
 };
 
 use crate::{
+    accounts,
     clock::Clock,
     config::{self, uses},
     maps::{CELLS, NARROW_CELLS, TOTALS},
@@ -44,17 +46,11 @@ pub fn charge<C: Clock, P: Pace>(
         return Ok(reason);
     }
     let ends = &packet.ends;
-    let bill = Bill::<false> {
-        length,
-        now: C::now(),
-        hash: hash(Share::Base, ends, settings),
-        terms: Terms {
-            service,
-            attempt: packet.transport.has(Traits::ATTEMPT),
-        },
-        times: None,
+    let terms = Terms {
+        service,
+        attempt: packet.transport.has(Traits::ATTEMPT),
     };
-    let Err(over) = bill.pay(settings) else {
+    let Err(over) = accounts::pay::<C>(ends, length, terms, settings) else {
         return Ok(reason);
     };
     if is_allowed::<C, P>(ends, service)? {
@@ -66,9 +62,10 @@ pub fn charge<C: Clock, P: Pace>(
         // larger that both together are `factor` times that budget.
         Some(Relief { factor, .. }) if factor > 1 => {
             P::look_closer()?;
-            let hash = hash(Share::Crowd, ends, settings);
-            let terms = bill.terms.pack() | u64::from(factor - 1) << CROWD_SHIFT;
-            match guard_pay_as_crowd(settings, bill.now, hash, length, terms) {
+            let prefix = prefix(ends, settings);
+            let hash = cell::hash(config::hash_key(), Share::Crowd, ends.family(), prefix);
+            let terms = terms.pack() | u64::from(factor - 1) << CROWD_SHIFT;
+            match guard_pay_as_crowd(settings, C::now(), hash, length, terms) {
                 WITHIN => reason,
                 over => KINDS
                     .map(Kind::reason)
@@ -81,11 +78,10 @@ pub fn charge<C: Clock, P: Pace>(
     })
 }
 
+/// What counts as one source.
 #[inline(always)]
-fn hash(share: Share, ends: &impl Ends, settings: &Service) -> u64 {
-    let family = ends.family();
-    let prefix = ends.source().masked(source_mask(family, settings));
-    cell::hash(config::hash_key(), share, family, prefix)
+pub fn prefix(ends: &impl Ends, settings: &Service) -> Address {
+    ends.source().masked(source_mask(ends.family(), settings))
 }
 
 #[inline(always)]
@@ -209,10 +205,10 @@ extern "C" fn guard_pay_as_crowd(
 
 /// What else a packet is charged by, in one argument: the kernel's functions take five.
 #[derive(Clone, Copy)]
-struct Terms {
-    service: u16,
+pub struct Terms {
+    pub service: u16,
     /// It opens a connection.
-    attempt: bool,
+    pub attempt: bool,
 }
 
 /// The terms of a crowd have its size above this bit.
@@ -237,20 +233,20 @@ impl Terms {
 }
 
 /// One packet, as its budgets see it.
-struct Bill<const CROWD: bool> {
-    length: u64,
-    now: u64,
-    hash: u64,
-    terms: Terms,
+pub struct Bill<const CROWD: bool> {
+    pub length: u64,
+    pub now: u64,
+    pub hash: u64,
+    pub terms: Terms,
     /// How many times its budgets fit into the buckets of its crowd; `None`: it pays as one source.
-    times: Option<u64>,
+    pub times: Option<u64>,
 }
 
 impl<const CROWD: bool> Bill<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
-    fn pay(&self, settings: &Service) -> Result<(), Reason> {
+    pub fn pay(&self, settings: &Service) -> Result<(), Reason> {
         if uses!(feature::NARROW) && !uses!(feature::TOTALS) {
             self.pay_only(settings)
         } else {
@@ -418,6 +414,111 @@ impl<const CROWD: bool> Bill<CROWD> {
     }
 }
 
+impl Bill<true> {
+    /// For packets of one source at one service.
+    #[inline(always)]
+    pub fn of_account(account: &Account, now: u64) -> Self {
+        let terms = Terms {
+            service: account.service(),
+            attempt: false,
+        };
+        Self {
+            length: 0,
+            now,
+            terms,
+            hash: account.who().hash(config::hash_key()),
+            times: None,
+        }
+    }
+
+    /// Charges all buckets for so much, if each of them has plenty of room.
+    #[inline(always)]
+    pub fn pay_in_advance(&self, settings: &Service, packets: u64, bytes: u64) -> bool {
+        let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
+        let mut has_plenty_of_room = true;
+        self.for_each_bucket(settings, amounts, |bucket, price| {
+            has_plenty_of_room &= has_plenty(bucket, self.now, price);
+        });
+        if has_plenty_of_room {
+            self.for_each_bucket(settings, amounts, |bucket, price| {
+                // If another CPU has filled it meanwhile, it is left full.
+                charge_one(bucket, self.now, price);
+            });
+        }
+        has_plenty_of_room
+    }
+
+    /// Gives so much back to all buckets.
+    #[inline(always)]
+    pub fn give_back(&self, settings: &Service, packets: u64, bytes: u64) {
+        let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
+        self.for_each_bucket(settings, amounts, |bucket, Price { cost, .. }| {
+            bucket.take_off(cost);
+        });
+    }
+
+    /// Every bucket that is limited, of the source and of all sources, with the price of so much there.
+    #[inline(always)]
+    fn for_each_bucket(
+        &self,
+        settings: &Service,
+        amounts: [(Kind, u64); 2],
+        mut take: impl FnMut(MapBucket<true>, Price),
+    ) {
+        if uses!(feature::NARROW) {
+            if let Some(pair) = self.cells(settings, &NARROW_CELLS) {
+                for_each_of_source(settings, pair, amounts, &mut take);
+            }
+        } else if let Some(pair) = self.cells(settings, &CELLS) {
+            for_each_of_source(settings, pair, amounts, &mut take);
+        }
+        if uses!(feature::TOTALS)
+            && let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into())
+        {
+            for (kind, amount) in amounts {
+                if let Some(price) = price_of(kind, &settings.total, amount) {
+                    take(total.bucket::<true>(kind), price);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn for_each_of_source(
+    settings: &Service,
+    [first, second]: [impl Buckets; 2],
+    amounts: [(Kind, u64); 2],
+    take: &mut impl FnMut(MapBucket<true>, Price),
+) {
+    for (kind, amount) in amounts {
+        if let Some(price) = price_of(kind, &settings.source, amount) {
+            take(first.bucket(kind), price);
+            take(second.bucket(kind), price);
+        }
+    }
+}
+
+/// What so many packets or bytes cost; `None`: not limited.
+#[inline(always)]
+fn price_of(kind: Kind, budgets: &Budgets, amount: u64) -> Option<Price> {
+    if !kind.is_used() {
+        return None;
+    }
+    // SAFETY: the pointer comes from a reference.
+    let budget = unsafe { read_volatile(kind.budget(budgets)) };
+    if !budget.is_limited() {
+        return None;
+    }
+    Some(match kind {
+        Kind::Bytes => budget.price_of_bytes(amount),
+        Kind::Packets | Kind::Connections => Price {
+            cost: budget.cost.wrapping_mul(amount),
+            burst: budget.burst,
+        },
+    })
+}
+
 /// A bucket in a value of an array map, which lives as long as the program.
 ///
 /// That of a crowd is charged in a global function, whose loops stay inline: with one more function below it,
@@ -442,6 +543,18 @@ impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
             )
         };
         found == seen
+    }
+
+    #[inline(always)]
+    fn write(self, new: u64) {
+        // SAFETY: see the type. An aligned 64-bit store is whole.
+        unsafe { write_volatile(self.0, new) };
+    }
+
+    #[inline(always)]
+    fn take_off(self, amount: u64) {
+        // SAFETY: as above.
+        unsafe { atomic_xsub::<u64, u64, { AtomicOrdering::SeqCst }>(self.0, amount) };
     }
 
     #[inline(always)]

@@ -6,8 +6,20 @@ use guard_common::layout;
 use crate::{config, maps::CLOCK};
 
 pub trait Clock {
-    /// The time in the units of [`guard_common::gcra`].
-    fn now() -> u64;
+    /// Many packets have the same time, so that accounts are worth their keeping.
+    const IN_TICKS: bool;
+
+    /// The number of the tick, or whatever else [`Self::time_of`] knows the time of.
+    fn tick() -> u64;
+
+    /// The time of a tick in the units of [`guard_common::gcra`].
+    fn time_of(tick: u64) -> u64;
+
+    /// The time in these units.
+    #[inline(always)]
+    fn now() -> u64 {
+        Self::time_of(Self::tick())
+    }
 
     /// Nanoseconds of CLOCK_BOOTTIME, which goes on while the host sleeps.
     fn boot_ns() -> u64;
@@ -17,10 +29,17 @@ pub trait Clock {
 pub struct KernelClock;
 
 impl Clock for KernelClock {
+    const IN_TICKS: bool = true;
+
     #[inline(always)]
-    fn now() -> u64 {
+    fn tick() -> u64 {
         // SAFETY: the helper has no preconditions (Linux 5.5 and later).
-        unsafe { bpf_jiffies64() }.wrapping_mul(config::jiffy())
+        unsafe { bpf_jiffies64() }
+    }
+
+    #[inline(always)]
+    fn time_of(tick: u64) -> u64 {
+        tick.wrapping_mul(config::jiffy())
     }
 
     #[inline(always)]
@@ -41,9 +60,16 @@ impl ReplayClock {
 }
 
 impl Clock for ReplayClock {
+    const IN_TICKS: bool = false;
+
     #[inline(always)]
-    fn now() -> u64 {
+    fn tick() -> u64 {
         Self::read().now
+    }
+
+    #[inline(always)]
+    fn time_of(tick: u64) -> u64 {
+        tick
     }
 
     #[inline(always)]
@@ -56,9 +82,16 @@ impl Clock for ReplayClock {
 pub struct Beginning;
 
 impl Clock for Beginning {
+    const IN_TICKS: bool = false;
+
     #[inline(always)]
-    fn now() -> u64 {
+    fn tick() -> u64 {
         0
+    }
+
+    #[inline(always)]
+    fn time_of(tick: u64) -> u64 {
+        tick
     }
 
     #[inline(always)]

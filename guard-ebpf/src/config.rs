@@ -96,9 +96,9 @@ pub fn hash_key() -> HashKey {
     ])
 }
 
-/// Which packets are looked at for the talkers depends on this.
+/// Of the hash key, where one word is enough.
 #[inline(always)]
-pub fn sampling_key() -> u64 {
+pub fn first_hash_key() -> u64 {
     number!(Literal::FirstHashKey.placeholder())
 }
 

@@ -184,7 +184,7 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
         return is_needed.then(config::mode);
     }
     let settings = SERVICES.get(service.into());
-    let mode = Mode::from_raw(settings.mode);
+    let mode = settings.mode.mode();
     let needs =
         settings.lists & list::ADMITTED != 0 && mode != Mode::Off && !has_admitted(packet, service);
     needs.then_some(mode)

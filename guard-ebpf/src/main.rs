@@ -16,6 +16,7 @@
     reason = "the target has no AtomicU64::compare_exchange; the intrinsic behind it works"
 )]
 
+mod accounts;
 mod budgets;
 mod clock;
 mod config;
@@ -44,7 +45,7 @@ use guard_common::{
     exposure::Exposure,
     layout::{Conclusion, NO_SERVICE, Service, feature, list},
     packet::{Ends, Packet, ReadEnds, Traits},
-    reason::{Mode, Outcome, Reason},
+    reason::{Applied, Outcome, Reason},
 };
 
 use crate::{
@@ -96,12 +97,30 @@ impl Ending for Act {
             );
         }
         events::offer(ctx, counted);
-        if Outcome::is_dropped(counted.conclusion.slot) {
-            xdp_action::XDP_DROP
-        } else {
-            xdp_action::XDP_PASS
-        }
+        action(counted.conclusion.slot)
     }
+}
+
+/// The program's return value for a slot, without a question: two bits of a word for each quarter of the slots.
+#[inline(always)]
+const fn action(slot: u32) -> u32 {
+    const QUARTER: u32 = Outcome::SLOTS / 4;
+    const ACTIONS: u32 = {
+        let mut actions = 0;
+        let mut quarter = 0;
+        while quarter < 4 {
+            let action = if Outcome::is_dropped(quarter * QUARTER) {
+                xdp_action::XDP_DROP
+            } else {
+                xdp_action::XDP_PASS
+            };
+            actions |= action << (2 * quarter);
+            quarter += 1;
+        }
+        actions
+    };
+    const _: () = assert!(xdp_action::XDP_DROP < 4 && xdp_action::XDP_PASS < 4);
+    ACTIONS >> (slot / QUARTER % 4 * 2) & 3
 }
 
 /// Says the conclusion.
@@ -219,17 +238,7 @@ impl<C: Clock, E: Ending> PlainReader for Judge<'_, C, E, Quick> {
         let judged = judge::<C, Quick>(packet, length).ok()?;
         let (ctx, ends) = (self.ctx, Some(&packet.ends));
         Some(match judged {
-            // What a flood is made of has an end of its own, in which everything is known.
-            Judged::Closed(reason) => match config::mode() {
-                Mode::Enforce => {
-                    let outcome = Outcome::new(reason, Mode::Enforce);
-                    finish::<E>(ctx, Conclusion::new(NO_SERVICE, outcome), ends, length)
-                }
-                mode => {
-                    let outcome = Outcome::new(reason, mode);
-                    finish::<E>(ctx, Conclusion::new(NO_SERVICE, outcome), ends, length)
-                }
-            },
+            Judged::Closed(reason) => finish::<E>(ctx, of_host(reason), ends, length),
             Judged::Otherwise(conclusion) => finish::<E>(ctx, conclusion, ends, length),
         })
     }
@@ -260,7 +269,7 @@ impl<C: Clock, E: Ending> Reader for Judge<'_, C, E, Thorough> {
 /// The conclusion for a packet that concerns no service.
 #[inline(always)]
 fn of_host(reason: Reason) -> Conclusion {
-    Conclusion::new(NO_SERVICE, Outcome::new(reason, config::mode()))
+    Conclusion::new(NO_SERVICE, reason, Applied::of(config::mode()))
 }
 
 /// What the policy says of a packet.
@@ -287,16 +296,16 @@ fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<J
     let (service, mode, exposure) = match find_destination::<P>(packet)? {
         Destination::Nobody(Exposure::Closed(reason)) => return Ok(Judged::Closed(reason)),
         Destination::Service(service, settings, entry) => {
-            let mode = Mode::from_raw(settings.mode);
+            let mode = settings.mode;
             match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
                 Some(reason) => {
-                    let outcome = Outcome::new(reason, mode);
-                    return Ok(Judged::Otherwise(Conclusion::new(service, outcome)));
+                    let conclusion = Conclusion::new(service, reason, mode);
+                    return Ok(Judged::Otherwise(conclusion));
                 }
                 None => (service, mode, judge_refused(packet, entry)),
             }
         }
-        Destination::Nobody(exposure) => (NO_SERVICE, config::mode(), exposure),
+        Destination::Nobody(exposure) => (NO_SERVICE, Applied::of(config::mode()), exposure),
     };
     let reason = match exposure {
         Exposure::Closed(reason) => reason,
@@ -305,7 +314,7 @@ fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<J
             if flows::is_reply::<C, P>(packet, service != NO_SERVICE)? {
                 within_limits::<C, P>(packet, length, Reason::Reply)?
             } else {
-                if mode == Mode::Observe {
+                if mode.is_observed() {
                     P::look_closer()?;
                     flows::note_stranger::<C>(packet);
                 }
@@ -313,8 +322,7 @@ fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<J
             }
         }
     };
-    let outcome = Outcome::new(reason, mode);
-    Ok(Judged::Otherwise(Conclusion::new(service, outcome)))
+    Ok(Judged::Otherwise(Conclusion::new(service, reason, mode)))
 }
 
 /// The reason of a packet that a service lists; `None`: it does not admit the source.
@@ -324,10 +332,10 @@ fn judge_at_service<C: Clock, P: Pace>(
     length: u64,
     service: u16,
     settings: &Service,
-    mode: Mode,
+    mode: Applied,
 ) -> Result<Option<Reason>, P::Unsure> {
     let Packet { ends, .. } = packet;
-    if mode == Mode::Off {
+    if mode.is_off() {
         return Ok(Some(Reason::NotGuarded));
     }
     let lists = settings.lists;

@@ -6,6 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use guard_common::{
+    account::{self, Account},
     cell::Cell,
     deny_list::Line,
     layout::{
@@ -112,6 +113,10 @@ pub static NARROW_CELLS: Array<u64> = Array::with_max_entries(DEFAULT_CELLS, 0);
 
 #[map]
 pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SEATS, 0);
+
+#[map]
+pub static ACCOUNTS: PerCpuArray<[Account; account::ACCOUNTS]> =
+    PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);

@@ -27,7 +27,7 @@ pub fn watch(counted: &Counted<'_, impl Ends>) {
     let Some(ends) = counted.ends else {
         return;
     };
-    if likely(!is_sampled(config::sampling_key(), number)) {
+    if likely(!is_sampled(config::first_hash_key(), number)) {
         return;
     }
     let (family, source) = (ends.family(), ends.source());

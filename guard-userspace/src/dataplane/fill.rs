@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::{
     Ebpf, Pod,
     maps::{HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    util::nr_cpus,
 };
 use guard_common::{
+    account::Advance,
     cell::ROWS,
     layout::{self, AddressedKey, MAX_FLOWS, NO_SERVICE, Service, feature},
 };
@@ -79,9 +81,11 @@ pub fn fill(
 ) -> Result<(), LoadError> {
     let settings = tables.services.iter();
     let settings = settings.map(|service| (service.number, service.settings));
+    let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))? as u64;
     change_services(ebpf, |services| {
-        for (number, settings) in settings.chain([(NO_SERVICE, tables.limits)]) {
+        for (number, mut settings) in settings.chain([(NO_SERVICE, tables.limits)]) {
             if let Some(place) = services.get_mut(usize::from(number)) {
+                settings.advance = Advance::of(settings.source, settings.total, cpus);
                 *place = settings;
             }
         }

@@ -15,7 +15,7 @@ use guard_common::{
         self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, feature, list,
         live, port_index,
     },
-    reason::Mode,
+    reason::{Applied, Mode},
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -458,7 +458,7 @@ impl ServiceTable {
             name: service.name.clone(),
             number,
             settings: layout::Service {
-                mode: service.mode.min(host_mode) as u8,
+                mode: Applied::of(service.mode.min(host_mode)),
                 lists: if service.from == From::Any {
                     0
                 } else {

@@ -12,7 +12,13 @@ use nix::{
 };
 
 use crate::{
-    frames::{CLIENT_V4, OTHER_V4, flags::SYN, ipv4, ipv6, protocol::TCP, tcp},
+    frames::{
+        CLIENT_V4, OTHER_V4,
+        flags::{ACK, SYN},
+        ipv4, ipv6,
+        protocol::TCP,
+        tcp,
+    },
     judge::{Judge, because, observed},
 };
 
@@ -110,6 +116,131 @@ fn observed_a_budget_drops_nothing() {
     }
 }
 
+/// So large that packets are paid for in advance.
+const LARGE: u64 = 1_500;
+
+fn large(limit: &str) -> String {
+    format!(
+        "mode = \"enforce\"
+         docker.socket = \"\"
+         [[service]]
+         name = \"web\"
+         ports = [\"tcp/80\"]
+         {limit}
+         [[service]]
+         name = \"mail\"
+         ports = [\"tcp/25\"]
+         {limit}"
+    )
+}
+
+/// Runs on one CPU alone.
+fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> T + Send) -> T {
+    let run = move || {
+        let mut cpus = CpuSet::new();
+        cpus.set(cpu).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+        run()
+    };
+    thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+fn passed(judge: &Judge, service: &str) -> u64 {
+    let counters = judge.counters();
+    counters
+        .get(&format!("{service}: pass allowed"))
+        .map_or(0, |(packets, _)| *packets)
+}
+
+/// Each call comes in a tick of its own: what the last one has left of its advance was given back. With another
+/// service of the same source in between, which shares its account, the account was taken away as well.
+#[test]
+fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
+    const CALLS: u32 = 40;
+    const PACKETS: u32 = 50;
+    let budgets = [
+        "limit.packets = { rate = \"1/h\", burst = 1500 }",
+        "limit.packets = { rate = \"1/h\", burst = 1500 }\n\
+         limit.bytes = { rate = \"1B/s\", burst = \"1MB\" }",
+        "limit.packets = { rate = \"1/h\", burst = 2000 }\n\
+         total.packets = { rate = \"1/h\", burst = 1500 }",
+        "limit.bytes = { rate = \"1B/s\", burst = \"81000B\" }",
+    ];
+    for limit in budgets {
+        let judge = Judge::new(&large(limit), &[]);
+        let web = ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &[]));
+        let mail = ipv4(CLIENT_V4, TCP, &tcp(25, ACK, &[]));
+        assert_eq!(web.len() as u64 * LARGE, 81_000);
+        on_cpu(0, || {
+            for _ in 0..CALLS {
+                judge.repeat(&web, PACKETS);
+                judge.repeat(&mail, PACKETS);
+            }
+        });
+        for service in ["web", "mail"] {
+            // A byte a second comes back: less than a packet.
+            assert_eq!(passed(&judge, service), LARGE, "{service} with {limit}");
+        }
+    }
+}
+
+#[test]
+fn frames_of_any_length_are_paid_for_to_the_byte() {
+    const BURST: u64 = 1_000_000;
+    let judge = Judge::new(
+        &large("limit.bytes = { rate = \"1B/s\", burst = \"1MB\" }"),
+        &[],
+    );
+    let frames =
+        [0, 1_446, 200].map(|length| ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &vec![0; length])));
+    on_cpu(0, || {
+        for _ in 0..20 {
+            for frame in &frames {
+                judge.repeat(frame, 60);
+            }
+        }
+    });
+    let (_, bytes) = judge.counters()["web: pass allowed"];
+    let shortest = frames[0].len() as u64;
+    // A few seconds at a byte each come back.
+    assert!(bytes <= BURST + 100, "{bytes} bytes passed");
+    assert!(bytes > BURST - shortest, "{bytes} bytes passed");
+}
+
+/// What one CPU has paid for and not given back, the source has not on another: a small share of the burst.
+#[test]
+fn a_source_that_changes_cpus_loses_and_gains_next_to_nothing() {
+    let judge = Judge::new(
+        &large("limit.packets = { rate = \"1/h\", burst = 1500 }"),
+        &[],
+    );
+    let frame = ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &[]));
+    for round in 0..50 {
+        on_cpu(round % 2, || judge.repeat(&frame, 40));
+    }
+    let passed = passed(&judge, "web");
+    let share = LARGE / guard_common::account::SHARE;
+    assert!(
+        passed.abs_diff(LARGE) <= share,
+        "{passed} of {LARGE} passed"
+    );
+}
+
+#[test]
+fn who_is_over_a_budget_of_bytes_still_gets_what_fits() {
+    let judge = Judge::new(
+        &large("limit.bytes = { rate = \"1B/s\", burst = \"1600B\" }"),
+        &[],
+    );
+    let long = ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &[0; 1_446]));
+    let short = ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &[]));
+    on_cpu(0, || {
+        judge.repeat(&long, 10);
+        judge.repeat(&short, 10);
+    });
+    assert_eq!(passed(&judge, "web"), 2, "one long, and one of 54 bytes");
+}
+
 #[test]
 fn two_cpus_on_one_source_pass_no_more_than_its_rate() {
     /// A machine that holds a CPU up for longer than the burst lasts takes tokens from the source, and
@@ -159,12 +290,11 @@ fn contend() -> Contended {
         for cpu in 0..2 {
             let (judge, frame) = (&judge, &frame);
             scope.spawn(move || {
-                let mut cpus = CpuSet::new();
-                cpus.set(cpu).unwrap();
-                sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-                while start.elapsed() < duration {
-                    judge.repeat(frame, 10_000);
-                }
+                on_cpu(cpu, || {
+                    while start.elapsed() < duration {
+                        judge.repeat(frame, 10_000);
+                    }
+                });
             });
         }
     });

@@ -1,0 +1,450 @@
+//! What a CPU knows of a source at a service until the next tick: what has been paid in advance, or that the
+//! source is over its budget.
+//!
+//! An exchange of a bucket that other CPUs charge as well costs more than all the rest of a packet's way. So a
+//! source that sends again within one tick of the clock pays for several packets at once, and those that come by
+//! this CPU are taken off its account there. What is left when the tick is over goes back to the buckets: they are
+//! exact again as often as the clock moves. Nothing is granted that is not paid for, so all CPUs together admit no
+//! more than the budget. What they hold meanwhile, the source cannot spend elsewhere: it is no more than a
+//! [`SHARE`]th of its burst on all CPUs together, and is held only while half of the burst is free.
+//!
+//! Within a tick a budget refills nothing: who is over it is over it until the next one.
+//!
+//! There are few accounts on each CPU, and a source has one by its hash. Until the tick is over nobody else gets
+//! it; who finds it taken pays packet by packet. So a flood of random sources costs nobody anything but speed.
+
+use crate::{
+    address::{Address, Family},
+    cell::{HashKey, Share, hash},
+    gcra::{BYTE_COST_SHIFT, Budget},
+    layout::Budgets,
+};
+
+/// How many accounts a CPU has: they stay in the first cache. A power of two.
+pub const ACCOUNTS: usize = 1 << 8;
+
+/// What all CPUs together may hold of a burst: one part of so many.
+pub const SHARE: u64 = 32;
+
+/// The most packets that are paid for at once.
+pub const MOST_PACKETS: u64 = 64;
+
+/// And the most bytes: more than those packets can have.
+const MOST_BYTES: u64 = 1 << 31;
+
+/// The account of a source at a service on one CPU.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    who: u64,
+    stamp: u64,
+    /// Paid for, and not come yet.
+    packets: u32,
+    bytes: u32,
+    standing: u32,
+    /// Who is over a budget of bytes, is with packets of this length or more.
+    over_from: u32,
+}
+
+const _: () = assert!(size_of::<Account>() == 32);
+
+/// Standings: it may pay in advance; it may not, in this tick; it is over its packets or its bytes.
+const GOOD: u32 = 0;
+const EXACT: u32 = 1;
+const OVER_PACKETS: u32 = 2;
+const OVER_BYTES: u32 = 3;
+
+/// The budget that a source is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Packets,
+    Bytes,
+}
+
+/// A source, as accounts know it: an IPv4 prefix, or the hash of another. To compare an address costs less than to
+/// hash it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Who(u64);
+
+impl Who {
+    /// This bit of a hash finds no cell: all rows together have fewer than 2^32.
+    const IS_HASH: u64 = 1 << 63;
+
+    #[inline(always)]
+    pub fn of(key: impl FnOnce() -> HashKey, family: Family, prefix: Address) -> Self {
+        match family {
+            Family::Ipv4 => Self(prefix.low),
+            Family::Ipv6 => Self(hash(key(), Share::Base, family, prefix) | Self::IS_HASH),
+        }
+    }
+
+    /// [`cell::hash`](hash()) of the prefix, in those bits that find cells.
+    #[inline(always)]
+    pub const fn hash(self, key: HashKey) -> u64 {
+        let Self(who) = self;
+        if who & Self::IS_HASH != 0 {
+            return who;
+        }
+        let prefix = Address { high: 0, low: who };
+        hash(key, Share::Base, Family::Ipv4, prefix)
+    }
+
+    /// The place of its account. Without the key nobody can say who shares one.
+    #[inline(always)]
+    pub const fn place(self, key: u64) -> usize {
+        let Self(who) = self;
+        let mixed = ((who ^ key) as u32).wrapping_mul(GOLDEN);
+        (mixed >> (u32::BITS - ACCOUNTS.trailing_zeros())) as usize
+    }
+}
+
+/// An odd number with well spread bits: 2^32 divided by the golden ratio.
+const GOLDEN: u32 = 0x9e37_79b9;
+
+/// In which tick and at which service it is whose account.
+#[inline(always)]
+pub const fn stamp(tick: u64, service: u16) -> u64 {
+    tick << u16::BITS | service as u64
+}
+
+impl Account {
+    /// Whether it belongs to this source at this service, in this tick.
+    #[inline(always)]
+    pub const fn is_of(&self, Who(who): Who, stamp: u64) -> bool {
+        self.who == who && self.stamp == stamp
+    }
+
+    #[inline(always)]
+    pub const fn who(&self) -> Who {
+        Who(self.who)
+    }
+
+    /// Whether it belongs to anybody in this tick.
+    #[inline(always)]
+    pub const fn is_taken(&self, stamp: u64) -> bool {
+        (self.stamp ^ stamp) >> u16::BITS == 0
+    }
+
+    #[inline(always)]
+    pub const fn service(&self) -> u16 {
+        self.stamp as u16
+    }
+
+    /// Gives it to a source for this tick. What was left must have gone back.
+    #[inline(always)]
+    pub const fn open(&mut self, Who(who): Who, stamp: u64) {
+        self.who = who;
+        self.stamp = stamp;
+        self.packets = 0;
+        self.bytes = 0;
+        self.standing = GOOD;
+    }
+
+    /// Takes a packet off what was paid in advance; false: there is not enough of it.
+    #[inline(always)]
+    pub const fn spend(&mut self, length: u64, counts_bytes: bool) -> bool {
+        if self.packets == 0 {
+            return false;
+        }
+        if counts_bytes {
+            if (self.bytes as u64) < length {
+                return false;
+            }
+            self.bytes -= length as u32;
+        }
+        self.packets -= 1;
+        true
+    }
+
+    /// What is left of what was paid, in packets and in bytes.
+    #[inline(always)]
+    pub const fn left(&self) -> (u32, u32) {
+        (self.packets, self.bytes)
+    }
+
+    /// It holds what was paid for, and nothing else.
+    #[inline(always)]
+    pub const fn hold(&mut self, packets: u32, bytes: u32) {
+        self.packets = packets;
+        self.bytes = bytes;
+    }
+
+    /// Whether it may pay in advance.
+    #[inline(always)]
+    pub const fn is_good(&self) -> bool {
+        self.standing == GOOD
+    }
+
+    /// Each packet is paid for itself until the next tick.
+    #[inline(always)]
+    pub const fn be_exact(&mut self) {
+        self.standing = EXACT;
+    }
+
+    /// The source is over a budget with a packet of this length, and so are those to come that are no shorter.
+    #[inline(always)]
+    pub const fn close(&mut self, over: Over, length: u64) {
+        self.standing = match over {
+            Over::Packets => OVER_PACKETS,
+            Over::Bytes => OVER_BYTES,
+        };
+        self.over_from = length as u32;
+    }
+
+    /// Which budget a packet of this length is over, if that is known.
+    #[inline(always)]
+    pub const fn over(&self, length: u64) -> Option<Over> {
+        match self.standing {
+            OVER_PACKETS => Some(Over::Packets),
+            OVER_BYTES if length >= self.over_from as u64 => Some(Over::Bytes),
+            _ => None,
+        }
+    }
+}
+
+/// How much a source may pay in advance at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Advance {
+    /// Of fewer than two, nothing is gained.
+    pub packets: u8,
+    /// The binary logarithm of the number of bytes.
+    pub bytes_log2: u8,
+}
+
+impl Advance {
+    /// At a service with such budgets on a host with so many CPUs.
+    pub fn of(source: Budgets, total: Budgets, cpus: u64) -> Self {
+        let share = SHARE.saturating_mul(cpus.max(1));
+        // How many times the cost fits into one part of the burst; `None`: not limited.
+        let fits = |budget: Budget| (budget.burst / share).checked_div(budget.cost);
+        let packets = [source.packets, total.packets].into_iter().filter_map(fits);
+        let packets = packets.fold(MOST_PACKETS, u64::min);
+        let bytes = [source.bytes, total.bytes].into_iter().filter_map(fits);
+        // The cost of a byte has bits behind the point.
+        let bytes = bytes.map(|units| units.saturating_mul(1 << BYTE_COST_SHIFT));
+        let bytes = bytes.fold(MOST_BYTES, u64::min);
+        Self {
+            packets: packets as u8,
+            bytes_log2: bytes.checked_ilog2().unwrap_or(0) as u8,
+        }
+    }
+
+    /// What is paid for together with a packet of this length, in packets and in bytes with that packet; `None`: nothing.
+    #[inline(always)]
+    pub const fn with(self, length: u64) -> Option<(u64, u64)> {
+        let packets = self.packets as u64;
+        let wanted = packets * length;
+        let most = 1 << (self.bytes_log2 % 32);
+        let bytes = if wanted < most { wanted } else { most };
+        if packets >= 2 && bytes >= 2 * length {
+            Some((packets, bytes))
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cell::indices,
+        gcra::{Price, UNITS_PER_NANOSECOND, charge},
+    };
+
+    const KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+    const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
+    const MASK: u32 = (1 << 25) - 1;
+
+    fn who(family: Family, prefix: Address) -> Who {
+        Who::of(|| KEY, family, prefix)
+    }
+
+    fn ipv4(n: u32) -> Who {
+        who(Family::Ipv4, Address::from_ipv4(n))
+    }
+
+    /// A budget of packets or, with the cost's bits behind the point, of bytes.
+    fn budget(rate: u64, burst: u64, shift: u32) -> Budget {
+        let cost = (SECOND << shift) / rate;
+        Budget {
+            cost,
+            burst: (cost >> shift) * burst,
+        }
+    }
+
+    fn packets(rate: u64, burst: u64) -> Budgets {
+        Budgets {
+            packets: budget(rate, burst, 0),
+            ..Budgets::default()
+        }
+    }
+
+    #[test]
+    fn an_account_finds_the_cells_of_its_source() {
+        for n in 0..1_000u32 {
+            let v4 = (
+                Family::Ipv4,
+                Address::from_ipv4(n.wrapping_mul(0x0101_0101)),
+            );
+            let v6 = Address {
+                high: 0x2001_0db8_0000_0000 + u64::from(n),
+                low: 0,
+            };
+            for (family, prefix) in [v4, (Family::Ipv6, v6)] {
+                let expected = indices(hash(KEY, Share::Base, family, prefix), 0, MASK);
+                let found = indices(who(family, prefix).hash(KEY), 0, MASK);
+                assert_eq!(found, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_and_prefixes_spread_over_all_accounts() {
+        for step in [1, 1 << 8, 1 << 16, 1 << 24] {
+            let places = (0..ACCOUNTS as u32).map(|n| ipv4(n.wrapping_mul(step)).place(KEY.0[0]));
+            let mut places: Vec<usize> = places.collect();
+            places.sort_unstable();
+            places.dedup();
+            // At random, 162 of 256 would be taken.
+            assert!(places.len() > 120, "{} with steps of {step}", places.len());
+            assert!(places.iter().all(|place| *place < ACCOUNTS));
+        }
+    }
+
+    #[test]
+    fn an_account_is_of_one_source_at_one_service_in_one_tick() {
+        let mut account = Account::default();
+        account.open(ipv4(7), stamp(1_000, 3));
+        assert!(account.is_of(ipv4(7), stamp(1_000, 3)));
+        assert!(!account.is_of(ipv4(8), stamp(1_000, 3)));
+        assert!(!account.is_of(ipv4(7), stamp(1_000, 4)));
+        assert!(!account.is_of(ipv4(7), stamp(1_001, 3)));
+        assert!(account.is_taken(stamp(1_000, 9)));
+        assert!(!account.is_taken(stamp(1_001, 3)));
+        assert_eq!((account.who(), account.service()), (ipv4(7), 3));
+    }
+
+    #[test]
+    fn what_is_held_is_spent_by_packets_and_by_bytes() {
+        let mut account = Account::default();
+        assert!(!account.spend(60, false));
+        account.hold(2, 1_000);
+        assert!(!account.spend(1_001, true));
+        assert_eq!(account.left(), (2, 1_000), "nothing was taken");
+        assert!(account.spend(600, true));
+        assert!(!account.spend(600, true));
+        assert!(account.spend(400, true));
+        assert!(!account.spend(0, true));
+        account.hold(1, 0);
+        assert!(account.spend(1_500, false), "without a budget of bytes");
+    }
+
+    #[test]
+    fn who_is_over_is_so_until_the_account_is_opened_again() {
+        let mut account = Account::default();
+        account.open(ipv4(7), stamp(1, 0));
+        assert_eq!(account.over(1_500), None);
+        account.close(Over::Bytes, 1_000);
+        assert_eq!(account.over(999), None, "a shorter one may fit");
+        assert_eq!(account.over(1_000), Some(Over::Bytes));
+        account.close(Over::Packets, 1_000);
+        assert_eq!(account.over(60), Some(Over::Packets));
+        assert!(!account.is_good());
+        account.open(ipv4(7), stamp(2, 0));
+        assert_eq!(account.over(1_500), None);
+        assert!(account.is_good());
+        account.be_exact();
+        assert_eq!((account.over(1_500), account.is_good()), (None, false));
+    }
+
+    #[test]
+    fn all_cpus_together_hold_no_more_than_their_share_of_a_burst() {
+        for cpus in [1, 2, 16, 64, 512] {
+            for burst in [1, 31, 64, 2_000, 100_000, 1_000_000_000] {
+                let advance = Advance::of(packets(2_000, burst), Budgets::default(), cpus);
+                let held = u64::from(advance.packets) * cpus;
+                assert!(held * SHARE <= burst, "{held} of {burst} on {cpus} CPUs");
+                let bytes = Budgets {
+                    bytes: budget(20_000_000, burst, BYTE_COST_SHIFT),
+                    ..Budgets::default()
+                };
+                let advance = Advance::of(Budgets::default(), bytes, cpus);
+                let most = 1u64 << advance.bytes_log2;
+                assert!(
+                    most == 1 || most * cpus * SHARE <= burst,
+                    "{most} of {burst}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_advance_is_what_the_narrowest_budget_allows() {
+        let of = |source, total| Advance::of(source, total, 2).packets;
+        assert_eq!(of(packets(2_000, 2_000), Budgets::default()), 31);
+        assert_eq!(of(packets(2_000, 2_000), packets(500, 640)), 10);
+        assert_eq!(of(packets(1_000_000, 1_000_000), Budgets::default()), 64);
+        let unlimited = Advance::of(Budgets::default(), Budgets::default(), 2);
+        assert_eq!(unlimited.with(1_500), Some((64, 64 * 1_500)));
+        assert_eq!(unlimited.with(65_535), Some((64, 64 * 65_535)));
+    }
+
+    #[test]
+    fn bytes_are_paid_for_if_they_are_worth_it() {
+        let advance = |packets, bytes_log2| Advance {
+            packets,
+            bytes_log2,
+        };
+        assert_eq!(advance(10, 20).with(1_500), Some((10, 15_000)));
+        assert_eq!(advance(10, 12).with(1_500), Some((10, 4_096)));
+        assert_eq!(advance(10, 11).with(1_500), None, "only this one fits");
+        assert_eq!(advance(1, 20).with(1_500), None);
+    }
+
+    /// One CPU pays in advance and gives back what is left in every tick: what passes is what passes packet by
+    /// packet.
+    #[test]
+    fn with_accounts_as_many_pass_as_without() {
+        const TICK: u64 = SECOND / 250;
+        let budget = budget(2_000, 2_000, 0);
+        let price = budget.price();
+        let advance = u64::from(Advance::of(packets(2_000, 2_000), Budgets::default(), 2).packets);
+        for per_tick in [1, 3, 8, 9, 40, 700] {
+            let (mut exact, mut bucket) = (0u64, 0u64);
+            let mut passed = [0u64; 2];
+            for tick in 1_000..1_500u64 {
+                let now = tick * TICK;
+                let (mut held, mut may_hold) = (0, false);
+                for _ in 0..per_tick {
+                    let charged = charge(exact, now, price);
+                    exact = charged.arrival;
+                    passed[0] += u64::from(charged.fits);
+                    if held > 0 {
+                        held -= 1;
+                        passed[1] += 1;
+                        continue;
+                    }
+                    let ahead = Price {
+                        cost: price.cost * advance,
+                        burst: price.burst / 2,
+                    };
+                    let charged = charge(bucket, now, ahead);
+                    if may_hold && charged.fits {
+                        bucket = charged.arrival;
+                        held = advance - 1;
+                        passed[1] += 1;
+                        continue;
+                    }
+                    may_hold = true;
+                    let charged = charge(bucket, now, price);
+                    bucket = charged.arrival;
+                    passed[1] += u64::from(charged.fits);
+                }
+                bucket -= held * price.cost;
+            }
+            assert_eq!(passed[0], passed[1], "{per_tick} packets a tick");
+        }
+    }
+}

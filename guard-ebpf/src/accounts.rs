@@ -1,0 +1,136 @@
+//! Accounts of sources on this CPU, [`guard_common::account`]: most packets of a source that sends much are
+//! paid for, or known to be over its budget, before anybody looks at a bucket.
+
+use guard_common::{
+    account::{self, Account, Over, Who},
+    cell::{Share, hash},
+    layout::{Service, feature},
+    packet::Ends,
+    reason::Reason,
+};
+
+use crate::{
+    budgets::{Bill, Terms, prefix},
+    clock::Clock,
+    config::{self, uses},
+    maps::{ACCOUNTS, SERVICES},
+};
+
+/// Charges a packet to its source's account on this CPU, or to its buckets; to none of them if it is over any.
+#[inline(always)]
+pub fn pay<C: Clock>(
+    ends: &impl Ends,
+    length: u64,
+    terms: Terms,
+    settings: &Service,
+) -> Result<(), Reason> {
+    let bill = |prefix, tick| Bill::<false> {
+        length,
+        now: C::time_of(tick),
+        hash: hash(config::hash_key(), Share::Base, ends.family(), prefix),
+        terms,
+        times: None,
+    };
+    if !C::IN_TICKS {
+        return bill(prefix(ends, settings), C::tick()).pay(settings);
+    }
+    // Before anything else: what is at hand by then would have to be saved.
+    let Some(accounts) = ACCOUNTS.get_ptr_mut(0) else {
+        // Unreachable; a guard that is unsure lets through.
+        return Ok(());
+    };
+    let tick = C::tick();
+    let prefix = prefix(ends, settings);
+    let who = Who::of(config::hash_key, ends.family(), prefix);
+    // SAFETY: the pointer is to this CPU's own value, which lives as long as the program, and the place is within it.
+    // XDP runs to its end on one CPU, so its own accounts need no atomics.
+    let account = unsafe {
+        let place = who.place(config::first_hash_key());
+        &mut *accounts.cast::<Account>().add(place)
+    };
+    let stamp = account::stamp(tick, terms.service);
+    if account.is_of(who, stamp) {
+        // Nobody pays for connections in advance.
+        let is_exact = terms.attempt && uses!(feature::CONNECTIONS);
+        if !is_exact && account.spend(length, uses!(feature::BYTES)) {
+            return Ok(());
+        }
+        if let Some(over) = account.over(length) {
+            return Err(match over {
+                Over::Packets => Reason::PacketLimit,
+                Over::Bytes => Reason::ByteLimit,
+            });
+        }
+        if !is_exact
+            && account.is_good()
+            && guard_pay_in_advance(settings, account, C::time_of(tick), length) != 0
+        {
+            return Ok(());
+        }
+    } else if !account.is_taken(stamp) {
+        if account.left().0 != 0 {
+            guard_give_back(account);
+        }
+        account.open(who, stamp);
+    }
+    let paid = bill(prefix, tick).pay(settings);
+    if let Err(reason) = paid
+        && account.is_of(who, stamp)
+    {
+        match reason {
+            Reason::PacketLimit => account.close(Over::Packets, length),
+            Reason::ByteLimit => account.close(Over::Bytes, length),
+            _ => {}
+        }
+    }
+    paid
+}
+
+/// Pays for this packet and some more of its like, if there is plenty of room. 1: it has.
+///
+/// A global function, which the verifier looks at once: see `guard_pay_as_crowd`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_pay_in_advance(
+    settings: *const Service,
+    account: *mut Account,
+    now: u64,
+    length: u64,
+) -> u32 {
+    // SAFETY: the verifier holds every caller to what the types say.
+    let (Some(settings), Some(account)) = (unsafe { (settings.as_ref(), account.as_mut()) }) else {
+        return 0;
+    };
+    let bill = Bill::<true>::of_account(account, now);
+    // What is left is too short for this packet.
+    give_back(&bill, settings, account);
+    if let Some((packets, bytes)) = settings.advance.with(length)
+        && bill.pay_in_advance(settings, packets, bytes)
+    {
+        account.hold((packets - 1) as u32, (bytes - length) as u32);
+        return 1;
+    }
+    account.be_exact();
+    0
+}
+
+/// Gives what is left in an account whose tick is over back to the buckets that it was taken from.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_give_back(account: *mut Account) -> u32 {
+    // SAFETY: the verifier holds every caller to what the type says.
+    if let Some(account) = unsafe { account.as_mut() } {
+        let settings = SERVICES.get(account.service().into());
+        give_back(&Bill::of_account(account, 0), settings, account);
+    }
+    0
+}
+
+#[inline(always)]
+fn give_back(bill: &Bill<true>, settings: &Service, account: &mut Account) {
+    let (packets, bytes) = account.left();
+    if packets != 0 {
+        bill.give_back(settings, packets.into(), bytes.into());
+        account.hold(0, 0);
+    }
+}
