@@ -3,12 +3,15 @@
 //!
 //! An exchange of a bucket that other CPUs charge as well costs more than all the rest of a packet's way. So a
 //! source that sends again within one tick of the clock pays for several packets at once, and those that come by
-//! this CPU are taken off its account there. What is left when the tick is over goes back to the buckets: they are
-//! exact again as often as the clock moves. Nothing is granted that is not paid for, so all CPUs together admit no
-//! more than the budget. What they hold meanwhile, the source cannot spend elsewhere: it is no more than a
-//! [`SHARE`]th of its burst on all CPUs together, and is held only while half of the burst is free.
+//! this CPU are taken off its account there. What is left goes back to the buckets when the account is next looked
+//! at in another tick, for this source or another. Nothing is granted that is not paid for, so all CPUs together admit
+//! no more than the budget; but what goes back after the bucket has refilled, wholly or partly, adds to the next
+//! burst. And what other CPUs hold, the source cannot spend on this one. Both are no more than a [`SHARE`]th of its
+//! burst on all CPUs together, and nobody pays in advance once half of the burst is used.
 //!
-//! Within a tick a budget refills nothing: who is over it is over it until the next one.
+//! The buckets that all sources share are charged packet by packet: every account would hold a share of them.
+//!
+//! The clock stands still within a tick: who is over a budget is taken to be over it until the next one.
 //!
 //! There are few accounts on each CPU, and a source has one by its hash. Until the tick is over nobody else gets
 //! it; who finds it taken pays packet by packet. So a flood of random sources costs nobody anything but speed.
@@ -23,17 +26,17 @@ use crate::{
 /// How many accounts a CPU has: they stay in the first cache. A power of two.
 pub const ACCOUNTS: usize = 1 << 8;
 
-/// What all CPUs together may hold of a burst: one part of so many.
+/// What all CPUs together may hold of a source's burst: one part of so many.
 pub const SHARE: u64 = 32;
 
 /// The most packets that are paid for at once.
-pub const MOST_PACKETS: u64 = 64;
+pub const MOST_PACKETS: u64 = u8::MAX as u64;
 
 /// And the most bytes: more than those packets can have.
 const MOST_BYTES: u64 = 1 << 31;
 
 /// The account of a source at a service on one CPU.
-#[repr(C, align(32))]
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     who: u64,
@@ -89,7 +92,7 @@ impl Who {
         hash(key, Share::Base, Family::Ipv4, prefix)
     }
 
-    /// The place of its account. Without the key nobody can say who shares one.
+    /// The place of its account, which depends on the key.
     #[inline(always)]
     pub const fn place(self, key: u64) -> usize {
         let Self(who) = self;
@@ -140,20 +143,25 @@ impl Account {
         self.standing = GOOD;
     }
 
-    /// Takes a packet off what was paid in advance; false: there is not enough of it.
+    /// Whether a packet of this length is paid for.
     #[inline(always)]
-    pub const fn spend(&mut self, length: u64, counts_bytes: bool) -> bool {
-        if self.packets == 0 {
-            return false;
-        }
+    pub const fn has(&self, length: u64, counts_bytes: bool) -> bool {
+        self.packets != 0 && (!counts_bytes || self.bytes as u64 >= length)
+    }
+
+    /// Takes such a packet off.
+    #[inline(always)]
+    pub const fn spend(&mut self, length: u64, counts_bytes: bool) {
         if counts_bytes {
-            if (self.bytes as u64) < length {
-                return false;
-            }
             self.bytes -= length as u32;
         }
         self.packets -= 1;
-        true
+    }
+
+    /// Whether anything is left: packets may run out before bytes.
+    #[inline(always)]
+    pub const fn is_held(&self) -> bool {
+        self.packets | self.bytes != 0
     }
 
     /// What is left of what was paid, in packets and in bytes.
@@ -213,24 +221,24 @@ pub struct Advance {
 }
 
 impl Advance {
-    /// At a service with such budgets on a host with so many CPUs.
-    pub fn of(source: Budgets, total: Budgets, cpus: u64) -> Self {
+    /// At a service with such budgets of each source on a host with so many CPUs.
+    pub fn of(source: Budgets, cpus: u64) -> Self {
         let share = SHARE.saturating_mul(cpus.max(1));
         // How many times the cost fits into one part of the burst; `None`: not limited.
         let fits = |budget: Budget| (budget.burst / share).checked_div(budget.cost);
-        let packets = [source.packets, total.packets].into_iter().filter_map(fits);
-        let packets = packets.fold(MOST_PACKETS, u64::min);
-        let bytes = [source.bytes, total.bytes].into_iter().filter_map(fits);
-        // The cost of a byte has bits behind the point.
-        let bytes = bytes.map(|units| units.saturating_mul(1 << BYTE_COST_SHIFT));
-        let bytes = bytes.fold(MOST_BYTES, u64::min);
+        let packets = fits(source.packets).map_or(MOST_PACKETS, |fit| fit.min(MOST_PACKETS));
+        let bytes = fits(source.bytes).map_or(MOST_BYTES, |fit| {
+            // The cost of a byte has bits behind the point, and that of all of them must fit into a word.
+            let fit = fit.saturating_mul(1 << BYTE_COST_SHIFT);
+            fit.min(u64::MAX / source.bytes.cost).min(MOST_BYTES)
+        });
         Self {
             packets: packets as u8,
             bytes_log2: bytes.checked_ilog2().unwrap_or(0) as u8,
         }
     }
 
-    /// What is paid for together with a packet of this length, in packets and in bytes with that packet; `None`: nothing.
+    /// What is paid for when a packet of this length has come, in packets and in bytes; `None`: nothing.
     #[inline(always)]
     pub const fn with(self, length: u64) -> Option<(u64, u64)> {
         let packets = self.packets as u64;
@@ -329,16 +337,19 @@ mod tests {
     #[test]
     fn what_is_held_is_spent_by_packets_and_by_bytes() {
         let mut account = Account::default();
-        assert!(!account.spend(60, false));
+        assert!(!account.has(60, false) && !account.is_held());
         account.hold(2, 1_000);
-        assert!(!account.spend(1_001, true));
-        assert_eq!(account.left(), (2, 1_000), "nothing was taken");
-        assert!(account.spend(600, true));
-        assert!(!account.spend(600, true));
-        assert!(account.spend(400, true));
-        assert!(!account.spend(0, true));
+        assert!(!account.has(1_001, true));
+        assert!(account.has(600, true));
+        account.spend(600, true);
+        assert_eq!(account.left(), (1, 400));
+        assert!(!account.has(600, true));
+        account.spend(300, true);
+        assert!(!account.has(0, true), "the packets have run out");
+        assert!(account.is_held(), "and bytes are left, to be given back");
         account.hold(1, 0);
-        assert!(account.spend(1_500, false), "without a budget of bytes");
+        assert!(account.has(1_500, false), "without a budget of bytes");
+        assert!(account.is_held());
     }
 
     #[test]
@@ -363,14 +374,14 @@ mod tests {
     fn all_cpus_together_hold_no_more_than_their_share_of_a_burst() {
         for cpus in [1, 2, 16, 64, 512] {
             for burst in [1, 31, 64, 2_000, 100_000, 1_000_000_000] {
-                let advance = Advance::of(packets(2_000, burst), Budgets::default(), cpus);
+                let advance = Advance::of(packets(2_000, burst), cpus);
                 let held = u64::from(advance.packets) * cpus;
                 assert!(held * SHARE <= burst, "{held} of {burst} on {cpus} CPUs");
                 let bytes = Budgets {
                     bytes: budget(20_000_000, burst, BYTE_COST_SHIFT),
                     ..Budgets::default()
                 };
-                let advance = Advance::of(Budgets::default(), bytes, cpus);
+                let advance = Advance::of(bytes, cpus);
                 let most = 1u64 << advance.bytes_log2;
                 assert!(
                     most == 1 || most * cpus * SHARE <= burst,
@@ -381,14 +392,31 @@ mod tests {
     }
 
     #[test]
-    fn an_advance_is_what_the_narrowest_budget_allows() {
-        let of = |source, total| Advance::of(source, total, 2).packets;
-        assert_eq!(of(packets(2_000, 2_000), Budgets::default()), 31);
-        assert_eq!(of(packets(2_000, 2_000), packets(500, 640)), 10);
-        assert_eq!(of(packets(1_000_000, 1_000_000), Budgets::default()), 64);
-        let unlimited = Advance::of(Budgets::default(), Budgets::default(), 2);
-        assert_eq!(unlimited.with(1_500), Some((64, 64 * 1_500)));
-        assert_eq!(unlimited.with(65_535), Some((64, 64 * 65_535)));
+    fn an_advance_is_a_share_of_the_burst_and_has_a_limit() {
+        let of = |source| Advance::of(source, 2).packets;
+        assert_eq!(of(packets(2_000, 2_000)), 31);
+        assert_eq!(of(packets(500, 640)), 10);
+        assert_eq!(of(packets(1_000_000, 1_000_000)), 255);
+        let unlimited = Advance::of(Budgets::default(), 2);
+        assert_eq!(unlimited.with(1_500), Some((255, 255 * 1_500)));
+        assert_eq!(unlimited.with(65_535), Some((255, 255 * 65_535)));
+    }
+
+    /// A byte a second and the longest burst: what is paid for at once still costs no more than a word holds.
+    #[test]
+    fn the_dearest_bytes_in_advance_do_not_overflow() {
+        let cost = crate::gcra::MAX_BYTE_COST;
+        let dear = Budgets {
+            bytes: Budget {
+                cost,
+                burst: crate::gcra::MAX_BURST,
+            },
+            ..Budgets::default()
+        };
+        for cpus in [1, 2] {
+            let most = 1u64 << Advance::of(dear, cpus).bytes_log2;
+            assert!(cost.checked_mul(most).is_some(), "{most} bytes");
+        }
     }
 
     #[test]
@@ -410,7 +438,7 @@ mod tests {
         const TICK: u64 = SECOND / 250;
         let budget = budget(2_000, 2_000, 0);
         let price = budget.price();
-        let advance = u64::from(Advance::of(packets(2_000, 2_000), Budgets::default(), 2).packets);
+        let advance = u64::from(Advance::of(packets(2_000, 2_000), 2).packets);
         for per_tick in [1, 3, 8, 9, 40, 700] {
             let (mut exact, mut bucket) = (0u64, 0u64);
             let mut passed = [0u64; 2];

@@ -26,6 +26,9 @@ pub trait Bucket: Copy {
     /// Whatever the bucket holds by then.
     fn write(self, new: u64);
 
+    /// Adds as much, whatever the bucket holds by then.
+    fn add(self, amount: u64);
+
     /// Takes as much off, whatever the bucket holds by then.
     fn take_off(self, amount: u64);
 
@@ -68,6 +71,17 @@ pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) 
     charge(bucket.read(), now, half).fits
 }
 
+/// Charges a bucket that [`has_plenty`] for packets to come. It is charged whatever other CPUs do: what is left of it
+/// goes back.
+#[inline(always)]
+pub fn charge_ahead<B: Bucket>(bucket: B, now: u64, Price { cost, .. }: Price) {
+    let seen = bucket.read();
+    // One that another CPU has charged meanwhile is empty no more.
+    if seen >= now || !bucket.exchange(seen, now + cost) {
+        bucket.add(cost);
+    }
+}
+
 /// Takes a bucket without room back to where it is full, if it is far beyond.
 #[inline(always)]
 fn take_back<B: Bucket>(bucket: B, (seen, full): (u64, Charge)) {
@@ -102,8 +116,7 @@ pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 /// Charges a bucket, room or not, and says whether it had room.
 #[inline(always)]
 pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
-    try_one(bucket, look(bucket, now, price), now)
-        .unwrap_or_else(|| bucket.charge_one_again(now, price))
+    try_one(bucket, look(bucket, now, price)).unwrap_or_else(|| bucket.charge_one_again(now, price))
 }
 
 /// The attempts behind the first.
@@ -121,7 +134,7 @@ pub fn retry_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
 #[inline(always)]
 pub fn retry_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     for _ in 1..ATTEMPTS {
-        if let Some(fits) = try_one(bucket, look(bucket, now, price), now) {
+        if let Some(fits) = try_one(bucket, look(bucket, now, price)) {
             return fits;
         }
     }
@@ -151,10 +164,10 @@ fn try_pair<B: Bucket>(
     } else {
         return Some(false);
     };
-    if !is_left_at(deciding, decisive, now) {
+    if !is_source_left_at(deciding, decisive, now) {
         return None;
     }
-    if !is_left_at(other, beside, now) {
+    if !is_source_left_at(other, beside, now) {
         other.charge_one_again(now, price);
     }
     Some(true)
@@ -162,21 +175,28 @@ fn try_pair<B: Bucket>(
 
 /// `None`: another CPU was faster.
 #[inline(always)]
-fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> Option<bool> {
-    is_left_at(bucket, (seen, charged), now).then_some(charged.fits)
+fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> Option<bool> {
+    is_left_at(bucket, (seen, charged)).then_some(charged.fits)
 }
 
-/// Leaves a bucket as it is after a charge. False: another CPU was faster.
+/// [`is_left_at`] for a bucket of one source.
 ///
 /// One that was empty is written without asking who else does: an exchange waits for the bucket's line, and nothing
-/// behind it begins before it has it. What is lost to a race are the charges of those few nanoseconds to a bucket
-/// that had its whole burst free.
+/// behind it begins before it has it. What other CPUs have charged between the look and the write is lost, and the source
+/// admitted so much more often: a packet or two, but all that they charged if this CPU was held up in between for as
+/// long. It lets through, and only of a bucket that had its whole burst free.
 #[inline(always)]
-fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> bool {
+fn is_source_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> bool {
     if seen < now {
         bucket.write(charged.arrival);
         return true;
     }
+    is_left_at(bucket, (seen, charged))
+}
+
+/// Leaves a bucket as it is after a charge. False: another CPU was faster.
+#[inline(always)]
+fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> bool {
     seen == charged.arrival || bucket.exchange(seen, charged.arrival)
 }
 
@@ -227,6 +247,10 @@ mod tests {
 
         fn write(self, new: u64) {
             self.arrival.set(new);
+        }
+
+        fn add(self, amount: u64) {
+            self.arrival.set(self.arrival.get() + amount);
         }
 
         fn take_off(self, amount: u64) {
@@ -321,6 +345,28 @@ mod tests {
         let bucket = Contended::new(NOW + 30, 0, 0);
         (&bucket).take_off(10);
         assert_eq!(bucket.arrival.get(), NOW + 20);
+    }
+
+    #[test]
+    fn what_is_paid_in_advance_is_charged_whoever_is_faster() {
+        let price = Price { cost: 40, ..PRICE };
+        let empty = Contended::new(NOW - 5, 0, 0);
+        charge_ahead(&empty, NOW, price);
+        assert_eq!(empty.arrival.get(), NOW + 40);
+        // Another CPU charges it from empty to 20 ahead.
+        let raced = Contended::new(NOW - 5, u32::MAX, 25);
+        charge_ahead(&raced, NOW, price);
+        assert_eq!(raced.arrival.get(), NOW + 60);
+        let used = Contended::new(NOW + 20, u32::MAX, 0);
+        charge_ahead(&used, NOW, price);
+        assert_eq!(used.arrival.get(), NOW + 60);
+    }
+
+    #[test]
+    fn the_bucket_of_all_sources_is_never_written_without_an_exchange() {
+        let shared = Contended::new(0, 1, 10);
+        assert!(charge_one(&shared, NOW, PRICE));
+        assert_eq!(shared.losses.get(), 0, "it was asked");
     }
 
     #[test]

@@ -150,7 +150,7 @@ pub struct Applied(u8);
 const _: () = assert!((Reason::FIRST_DROP as u32) << 1 == Outcome::WOULD_DROP);
 
 impl Applied {
-    /// Packets are judged. What has not this bit is [`Mode::Off`], which blocks nobody.
+    /// Packets are judged. What has not this bit is [`Mode::Off`]: whoever sees that asks for no slot of a drop.
     const JUDGED: u8 = 1 << 0;
     /// What is to be dropped passes: the bit of a reason to drop, one place higher.
     const OBSERVED: u8 = Outcome::WOULD_DROP as u8;

@@ -16,7 +16,8 @@ use crate::{
     maps::{ACCOUNTS, SERVICES},
 };
 
-/// Charges a packet to its source's account on this CPU, or to its buckets; to none of them if it is over any.
+/// Charges a packet to its source's account on this CPU or to its buckets, and to those of all sources; to none of
+/// them if it is over any.
 #[inline(always)]
 pub fn pay<C: Clock>(
     ends: &impl Ends,
@@ -52,7 +53,11 @@ pub fn pay<C: Clock>(
     if account.is_of(who, stamp) {
         // Nobody pays for connections in advance.
         let is_exact = terms.attempt && uses!(feature::CONNECTIONS);
-        if !is_exact && account.spend(length, uses!(feature::BYTES)) {
+        if !is_exact && account.has(length, uses!(feature::BYTES)) {
+            if uses!(feature::TOTALS) {
+                bill(prefix, tick).pay_totals(settings)?;
+            }
+            account.spend(length, uses!(feature::BYTES));
             return Ok(());
         }
         if let Some(over) = account.over(length) {
@@ -61,14 +66,15 @@ pub fn pay<C: Clock>(
                 Over::Bytes => Reason::ByteLimit,
             });
         }
-        if !is_exact
-            && account.is_good()
-            && guard_pay_in_advance(settings, account, C::time_of(tick), length) != 0
-        {
-            return Ok(());
+        // This one is paid for below, those to come here.
+        if account.is_held() {
+            guard_give_back(account);
+        }
+        if !is_exact && account.is_good() {
+            guard_pay_in_advance(settings, account, C::time_of(tick), length);
         }
     } else if !account.is_taken(stamp) {
-        if account.left().0 != 0 {
+        if account.is_held() {
             guard_give_back(account);
         }
         account.open(who, stamp);
@@ -86,7 +92,7 @@ pub fn pay<C: Clock>(
     paid
 }
 
-/// Pays for this packet and some more of its like, if there is plenty of room. 1: it has.
+/// Pays for some packets like this one that may come, into the account, which holds nothing, if there is plenty of room.
 ///
 /// A global function, which the verifier looks at once: see `guard_pay_as_crowd`.
 #[unsafe(no_mangle)]
@@ -101,36 +107,26 @@ extern "C" fn guard_pay_in_advance(
     let (Some(settings), Some(account)) = (unsafe { (settings.as_ref(), account.as_mut()) }) else {
         return 0;
     };
-    let bill = Bill::<true>::of_account(account, now);
-    // What is left is too short for this packet.
-    give_back(&bill, settings, account);
     if let Some((packets, bytes)) = settings.advance.with(length)
-        && bill.pay_in_advance(settings, packets, bytes)
+        && Bill::of_account(account, now).pay_in_advance(settings, packets, bytes)
     {
-        account.hold((packets - 1) as u32, (bytes - length) as u32);
-        return 1;
+        account.hold(packets as u32, bytes as u32);
+    } else {
+        account.be_exact();
     }
-    account.be_exact();
     0
 }
 
-/// Gives what is left in an account whose tick is over back to the buckets that it was taken from.
+/// Gives what is left in an account back to the buckets that it was taken from.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_give_back(account: *mut Account) -> u32 {
     // SAFETY: the verifier holds every caller to what the type says.
     if let Some(account) = unsafe { account.as_mut() } {
+        let (packets, bytes) = account.left();
         let settings = SERVICES.get(account.service().into());
-        give_back(&Bill::of_account(account, 0), settings, account);
-    }
-    0
-}
-
-#[inline(always)]
-fn give_back(bill: &Bill<true>, settings: &Service, account: &mut Account) {
-    let (packets, bytes) = account.left();
-    if packets != 0 {
-        bill.give_back(settings, packets.into(), bytes.into());
+        Bill::of_account(account, 0).give_back(settings, packets.into(), bytes.into());
         account.hold(0, 0);
     }
+    0
 }

@@ -2,7 +2,7 @@
 //! sources share.
 
 use core::{
-    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xsub},
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xsub},
     ptr::{read_volatile, write_volatile},
 };
 
@@ -11,7 +11,7 @@ use guard_common::{
     account::Account,
     address::{Address, Family},
     bucket::{
-        Bucket, charge_one, charge_pair, charge_pair_with_room, has_plenty, has_room,
+        Bucket, charge_ahead, charge_one, charge_pair, charge_pair_with_room, has_plenty, has_room,
         pair_has_room, retry_one, retry_pair,
     },
     cell::{self, Cell, Share},
@@ -345,8 +345,9 @@ impl<const CROWD: bool> Bill<CROWD> {
         kind.require(charge_pair(pair, self.now, price))
     }
 
+    /// Charges it to the buckets that all sources share.
     #[inline(always)]
-    fn pay_totals(&self, settings: &Service) -> Result<(), Reason> {
+    pub fn pay_totals(&self, settings: &Service) -> Result<(), Reason> {
         let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
             return Ok(());
         };
@@ -431,7 +432,7 @@ impl Bill<true> {
         }
     }
 
-    /// Charges all buckets for so much, if each of them has plenty of room.
+    /// Charges the source's buckets for so much, if each of them has plenty of room.
     #[inline(always)]
     pub fn pay_in_advance(&self, settings: &Service, packets: u64, bytes: u64) -> bool {
         let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
@@ -441,14 +442,13 @@ impl Bill<true> {
         });
         if has_plenty_of_room {
             self.for_each_bucket(settings, amounts, |bucket, price| {
-                // If another CPU has filled it meanwhile, it is left full.
-                charge_one(bucket, self.now, price);
+                charge_ahead(bucket, self.now, price);
             });
         }
         has_plenty_of_room
     }
 
-    /// Gives so much back to all buckets.
+    /// Gives so much back to the source's buckets.
     #[inline(always)]
     pub fn give_back(&self, settings: &Service, packets: u64, bytes: u64) {
         let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
@@ -457,29 +457,20 @@ impl Bill<true> {
         });
     }
 
-    /// Every bucket that is limited, of the source and of all sources, with the price of so much there.
+    /// Every bucket of the source that is limited, with the price of so much there.
     #[inline(always)]
     fn for_each_bucket(
         &self,
         settings: &Service,
         amounts: [(Kind, u64); 2],
-        mut take: impl FnMut(MapBucket<true>, Price),
+        take: impl FnMut(MapBucket<true>, Price),
     ) {
         if uses!(feature::NARROW) {
             if let Some(pair) = self.cells(settings, &NARROW_CELLS) {
-                for_each_of_source(settings, pair, amounts, &mut take);
+                for_each_of_source(settings, pair, amounts, take);
             }
         } else if let Some(pair) = self.cells(settings, &CELLS) {
-            for_each_of_source(settings, pair, amounts, &mut take);
-        }
-        if uses!(feature::TOTALS)
-            && let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into())
-        {
-            for (kind, amount) in amounts {
-                if let Some(price) = price_of(kind, &settings.total, amount) {
-                    take(total.bucket::<true>(kind), price);
-                }
-            }
+            for_each_of_source(settings, pair, amounts, take);
         }
     }
 }
@@ -489,7 +480,7 @@ fn for_each_of_source(
     settings: &Service,
     [first, second]: [impl Buckets; 2],
     amounts: [(Kind, u64); 2],
-    take: &mut impl FnMut(MapBucket<true>, Price),
+    mut take: impl FnMut(MapBucket<true>, Price),
 ) {
     for (kind, amount) in amounts {
         if let Some(price) = price_of(kind, &settings.source, amount) {
@@ -549,6 +540,12 @@ impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
     fn write(self, new: u64) {
         // SAFETY: see the type. An aligned 64-bit store is whole.
         unsafe { write_volatile(self.0, new) };
+    }
+
+    #[inline(always)]
+    fn add(self, amount: u64) {
+        // SAFETY: as above. LLVM 22 miscompiles weaker orderings for this target if the result is used.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.0, amount) };
     }
 
     #[inline(always)]

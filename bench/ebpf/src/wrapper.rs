@@ -25,9 +25,15 @@ static FIRST: u32 = 0;
 #[unsafe(no_mangle)]
 static COUNT: u32 = 1;
 
-/// Where the wrapper writes. Without tags, this is the source of IPv4, and of IPv6 the lower half of the
-/// source's /64.
-const SOURCE: usize = 26;
+/// The EtherType, and IPv6's as it is read there.
+const ETHER_TYPE: usize = 12;
+const IPV6: u16 = 0x86dd_u16.to_be();
+
+/// The words of which the wrapper writes a half, without tags: source and destination of IPv4, of which it is the
+/// source, and the source's /64 of IPv6, of which it is the lower half. It writes all of the word: a CPU makes whoever
+/// reads more than was written at once wait until that has left its pipeline, as nothing does that a card has written.
+const ADDRESSES: usize = 26;
+const NETWORK: usize = 22;
 
 /// And where it writes ports: the destination's, of IPv4 without tags or options.
 const PORT: usize = 36;
@@ -39,15 +45,24 @@ pub fn empty(_ctx: XdpContext) -> u32 {
 
 #[xdp(frags)]
 pub fn randomise(ctx: XdpContext) -> u32 {
-    let start = ctx.data() + SOURCE;
-    if start + size_of::<u32>() > ctx.data_end() {
+    let start = ctx.data();
+    if start + ADDRESSES + size_of::<u64>() > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
     }
-    let source = pick().to_be();
-    // SAFETY: the bounds were checked, and a store of this machine needs no alignment. It is one store: a
-    // CPU makes whoever reads two as one word wait until all before them is done, as nothing does that a
-    // card has written.
-    unsafe { write_volatile(start as *mut u32, source) };
+    let source = u64::from(pick().to_be());
+    // SAFETY: the bounds were checked, and this machine's loads and stores need no alignment. Its first byte is the
+    // lowest.
+    unsafe {
+        if read_volatile((start + ETHER_TYPE) as *const u16) == IPV6 {
+            let word = (start + NETWORK) as *mut u64;
+            let kept = read_volatile(word) & u64::from(u32::MAX);
+            write_volatile(word, kept | source << u32::BITS);
+        } else {
+            let word = (start + ADDRESSES) as *mut u64;
+            let kept = read_volatile(word) & !u64::from(u32::MAX);
+            write_volatile(word, kept | source);
+        }
+    }
     judge(&ctx)
 }
 

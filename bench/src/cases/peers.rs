@@ -176,5 +176,12 @@ pub fn derived() -> Vec<Derived> {
             "lru-random",
             TENTH,
         ),
+        ratio(
+            "to-lru-floor",
+            "for comparison: two exchanges in 4 MiB and nothing else to the LRU hash",
+            "floor-random",
+            "lru-random",
+            None,
+        ),
     ]
 }

@@ -100,10 +100,11 @@ impl Flood {
         }
     }
 
-    /// What the server must keep behind guard, at every rate. At the highest one everybody keeps what the scheduler
-    /// gives, also who is not protected at all: what guard takes for a packet shows at half of it.
-    fn bar(self) -> Option<Bar> {
-        (self != Self::Random).then_some(Bar::AtLeast(90.0))
+    /// What the server must keep behind guard at the rate that breaks it unprotected, and at the highest. At that one
+    /// everybody keeps what the scheduler gives, also who is not protected at all: what a packet takes shows at half
+    /// of it, where the row stands beside those of others.
+    fn bar(self, rate: &Rate) -> Option<Bar> {
+        (self != Self::Random && rate.name != HALF_RATE).then_some(Bar::AtLeast(90.0))
     }
 }
 
@@ -118,13 +119,22 @@ struct Rates {
 /// As many packets as the generator makes of the time that it gets.
 const HIGHEST: u32 = u32::MAX;
 
-impl Rates {
-    const NAMES: [&str; 3] = ["breaking", "half", "highest"];
+/// One of them.
+struct Rate {
+    name: &'static str,
+    packets: u32,
+}
 
-    fn named(&self) -> [(&'static str, u32); 3] {
+const HALF_RATE: &str = "half";
+
+impl Rates {
+    const NAMES: [&str; 3] = ["breaking", HALF_RATE, "highest"];
+
+    fn named(&self) -> [Rate; 3] {
         let Self { breaking, half } = *self;
         let [first, second, third] = Self::NAMES;
         [(first, breaking), (second, half), (third, HIGHEST)]
+            .map(|(name, packets)| Rate { name, packets })
     }
 }
 
@@ -191,10 +201,10 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
             .into_iter()
             .filter(|flood| protection.knows(*flood))
         {
-            for (name, rate) in rates.named() {
-                let name = format!("flood-{}-{}-{name}", flood.name(), protection.name());
+            for rate in rates.named() {
+                let name = format!("flood-{}-{}-{}", flood.name(), protection.name(), rate.name);
                 if asked.is(&name) {
-                    rows.push((flood as u8, scene.row(&name, flood, rate)?));
+                    rows.push((flood as u8, scene.row(&name, flood, &rate)?));
                 }
             }
         }
@@ -336,9 +346,10 @@ impl<'a> Scene<'a> {
         self.standing.take_down()
     }
 
-    fn row(&self, name: &str, flood: Flood, rate: u32) -> Result<Row> {
-        let bar = flood.bar();
+    fn row(&self, name: &str, flood: Flood, rate: &Rate) -> Result<Row> {
+        let bar = flood.bar(rate);
         let bar = bar.filter(|_| self.protection == Protection::Guard);
+        let rate = rate.packets;
         let rounds = if bar.is_some() { HELD } else { ROUNDS };
         let mut bouts = Vec::new();
         for round in 0..rounds {

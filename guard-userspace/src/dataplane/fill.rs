@@ -85,7 +85,7 @@ pub fn fill(
     change_services(ebpf, |services| {
         for (number, mut settings) in settings.chain([(NO_SERVICE, tables.limits)]) {
             if let Some(place) = services.get_mut(usize::from(number)) {
-                settings.advance = Advance::of(settings.source, settings.total, cpus);
+                settings.advance = Advance::of(settings.source, cpus);
                 *place = settings;
             }
         }

@@ -134,6 +134,9 @@ fn large(limit: &str) -> String {
     )
 }
 
+/// No kernel has a longer one.
+const TICK: Duration = Duration::from_millis(10);
+
 /// Runs on one CPU alone.
 fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> T + Send) -> T {
     let run = move || {
@@ -174,7 +177,9 @@ fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
         on_cpu(0, || {
             for _ in 0..CALLS {
                 judge.repeat(&web, PACKETS);
+                thread::sleep(TICK);
                 judge.repeat(&mail, PACKETS);
+                thread::sleep(TICK);
             }
         });
         for service in ["web", "mail"] {
@@ -182,6 +187,62 @@ fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
             assert_eq!(passed(&judge, service), LARGE, "{service} with {limit}");
         }
     }
+}
+
+/// Nearly all in one tick: what is left of an advance of long frames when its packets have run out is not lost.
+#[test]
+fn short_frames_behind_long_ones_use_up_the_burst() {
+    const BURST: u64 = 1_000_000;
+    let judge = Judge::new(
+        &large("limit.bytes = { rate = \"1B/s\", burst = \"1MB\" }"),
+        &[],
+    );
+    let frames = [1_446, 0].map(|length| ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &vec![0; length])));
+    on_cpu(0, || {
+        for _ in 0..60 {
+            judge.repeat(&frames[0], 6);
+            judge.repeat(&frames[1], 200);
+        }
+    });
+    let (_, bytes) = judge.counters()["web: pass allowed"];
+    assert!(
+        (BURST - 54..BURST + 100).contains(&bytes),
+        "{bytes} bytes passed"
+    );
+}
+
+#[test]
+fn a_budget_of_all_sources_is_exact_whatever_they_pay_in_advance() {
+    let judge = Judge::new(
+        &large(
+            "limit.packets = { rate = \"1/h\", burst = 1500 }
+             total.packets = { rate = \"1/h\", burst = 1500 }",
+        ),
+        &[],
+    );
+    on_cpu(0, || {
+        for n in 0..60 {
+            judge.repeat(&from_v4(&format!("198.51.100.{n}"), 80), 20);
+        }
+        judge.repeat(&from_v4("198.51.100.200", 80), 1_000);
+    });
+    assert_eq!(passed(&judge, "web"), LARGE);
+}
+
+/// Those that open connections are counted one by one, and find what others have paid for.
+#[test]
+fn who_opens_connections_gets_the_burst_to_the_packet_as_well() {
+    let limit = "limit.packets = { rate = \"1/h\", burst = 1500 }
+         limit.connections = { rate = \"1/h\", burst = 4000 }";
+    let judge = Judge::new(&large(limit), &[]);
+    let [opens, goes_on] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
+    on_cpu(0, || {
+        for _ in 0..40 {
+            judge.repeat(&goes_on, 3);
+            judge.repeat(&opens, 50);
+        }
+    });
+    assert_eq!(passed(&judge, "web"), LARGE);
 }
 
 #[test]
