@@ -51,17 +51,20 @@ pub struct Account {
 
 const _: () = assert!(size_of::<Account>() == 32);
 
-/// Standings: it may pay in advance; it may not, in this tick; it is over its packets or its bytes.
+/// Standings: it may pay in advance, but may be over its connections; it may not, in this tick; it is over its packets or
+/// its bytes.
 const GOOD: u32 = 0;
-const EXACT: u32 = 1;
-const OVER_PACKETS: u32 = 2;
-const OVER_BYTES: u32 = 3;
+const OVER_CONNECTIONS: u32 = 1;
+const EXACT: u32 = 2;
+const OVER_PACKETS: u32 = 3;
+const OVER_BYTES: u32 = 4;
 
 /// The budget that a source is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     Packets,
     Bytes,
+    Connections,
 }
 
 /// A source, as accounts know it: an IPv4 prefix, or the hash of another. To compare an address costs less than to
@@ -180,7 +183,7 @@ impl Account {
     /// Whether it may pay in advance.
     #[inline(always)]
     pub const fn is_good(&self) -> bool {
-        self.standing == GOOD
+        self.standing <= OVER_CONNECTIONS
     }
 
     /// Each packet is paid for itself until the next tick.
@@ -189,22 +192,25 @@ impl Account {
         self.standing = EXACT;
     }
 
-    /// The source is over a budget with a packet of this length, and so are those to come that are no shorter.
+    /// The source is over a budget with a packet of this length, and so are those to come that are no shorter; over its
+    /// connections, those that open some.
     #[inline(always)]
     pub const fn close(&mut self, over: Over, length: u64) {
         self.standing = match over {
             Over::Packets => OVER_PACKETS,
             Over::Bytes => OVER_BYTES,
+            Over::Connections => OVER_CONNECTIONS,
         };
         self.over_from = length as u32;
     }
 
-    /// Which budget a packet of this length is over, if that is known.
+    /// Which budget a packet of this length is over, if that is known. `opens`: it opens a connection that is counted.
     #[inline(always)]
-    pub const fn over(&self, length: u64) -> Option<Over> {
+    pub const fn over(&self, length: u64, opens: bool) -> Option<Over> {
         match self.standing {
             OVER_PACKETS => Some(Over::Packets),
             OVER_BYTES if length >= self.over_from as u64 => Some(Over::Bytes),
+            OVER_CONNECTIONS if opens => Some(Over::Connections),
             _ => None,
         }
     }
@@ -356,18 +362,28 @@ mod tests {
     fn who_is_over_is_so_until_the_account_is_opened_again() {
         let mut account = Account::default();
         account.open(ipv4(7), stamp(1, 0));
-        assert_eq!(account.over(1_500), None);
+        assert_eq!(account.over(1_500, true), None);
         account.close(Over::Bytes, 1_000);
-        assert_eq!(account.over(999), None, "a shorter one may fit");
-        assert_eq!(account.over(1_000), Some(Over::Bytes));
+        assert_eq!(account.over(999, true), None, "a shorter one may fit");
+        assert_eq!(account.over(1_000, true), Some(Over::Bytes));
+        account.close(Over::Connections, 1_000);
+        assert_eq!(account.over(60, true), Some(Over::Connections));
+        assert_eq!(account.over(1_500, false), None, "it opens nothing");
+        assert!(
+            account.is_good(),
+            "what opens nothing may be paid in advance"
+        );
         account.close(Over::Packets, 1_000);
-        assert_eq!(account.over(60), Some(Over::Packets));
+        assert_eq!(account.over(60, false), Some(Over::Packets));
         assert!(!account.is_good());
         account.open(ipv4(7), stamp(2, 0));
-        assert_eq!(account.over(1_500), None);
+        assert_eq!(account.over(1_500, true), None);
         assert!(account.is_good());
         account.be_exact();
-        assert_eq!((account.over(1_500), account.is_good()), (None, false));
+        assert_eq!(
+            (account.over(1_500, true), account.is_good()),
+            (None, false)
+        );
     }
 
     #[test]

@@ -51,26 +51,27 @@ pub fn pay<C: Clock>(
     };
     let stamp = account::stamp(tick, terms.service);
     if account.is_of(who, stamp) {
-        // Nobody pays for connections in advance.
-        let is_exact = terms.attempt && uses!(feature::CONNECTIONS);
-        if !is_exact && account.has(length, uses!(feature::BYTES)) {
+        // Nobody pays for connections in advance: such a packet is paid for by itself.
+        let opens = terms.attempt && uses!(feature::CONNECTIONS);
+        if !opens && account.has(length, uses!(feature::BYTES)) {
             if uses!(feature::TOTALS) {
                 bill(prefix, tick).pay_totals(settings)?;
             }
             account.spend(length, uses!(feature::BYTES));
             return Ok(());
         }
-        if let Some(over) = account.over(length) {
+        if let Some(over) = account.over(length, opens) {
             return Err(match over {
                 Over::Packets => Reason::PacketLimit,
                 Over::Bytes => Reason::ByteLimit,
+                Over::Connections => Reason::ConnectionLimit,
             });
         }
         // This one is paid for below, those to come here.
         if account.is_held() {
             guard_give_back(account);
         }
-        if !is_exact && account.is_good() {
+        if !opens && account.is_good() {
             guard_pay_in_advance(settings, account, C::time_of(tick), length);
         }
     } else if !account.is_taken(stamp) {
@@ -86,6 +87,7 @@ pub fn pay<C: Clock>(
         match reason {
             Reason::PacketLimit => account.close(Over::Packets, length),
             Reason::ByteLimit => account.close(Over::Bytes, length),
+            Reason::ConnectionLimit => account.close(Over::Connections, length),
             _ => {}
         }
     }

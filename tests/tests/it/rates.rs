@@ -245,6 +245,24 @@ fn who_opens_connections_gets_the_burst_to_the_packet_as_well() {
     assert_eq!(passed(&judge, "web"), LARGE);
 }
 
+/// The same tick: what is known of one kind is not held against the other.
+#[test]
+fn who_is_over_its_connections_keeps_those_it_has() {
+    let limit = "limit.packets = { rate = \"1/h\", burst = 1500 }
+         limit.connections = { rate = \"1/h\", burst = 10 }";
+    let judge = Judge::new(&large(limit), &[]);
+    let [opens, goes_on] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
+    on_cpu(0, || {
+        for _ in 0..10 {
+            judge.repeat(&opens, 20);
+            judge.repeat(&goes_on, 100);
+        }
+    });
+    assert_eq!(passed(&judge, "web"), 10 + 1_000);
+    let (refused, _) = judge.counters()["web: drop connection_limit"];
+    assert_eq!(refused, 190);
+}
+
 #[test]
 fn frames_of_any_length_are_paid_for_to_the_byte() {
     const BURST: u64 = 1_000_000;
