@@ -143,10 +143,17 @@ pub fn derived() -> Vec<Derived> {
         ),
         ratio(
             "to-xdp-filter-open",
-            "guard with a budget to xdp-filter, pass",
-            "open",
+            "guard to xdp-filter, which knows no budgets, pass",
+            "open-no-budget",
             "xdp-filter-open",
             THIRD,
+        ),
+        ratio(
+            "to-xdp-filter-budget",
+            "guard with a budget to xdp-filter without, pass",
+            "open",
+            "xdp-filter-open",
+            None,
         ),
         ratio(
             "to-xdp-filter-denied",
