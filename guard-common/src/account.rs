@@ -21,6 +21,7 @@ use crate::{
     cell::{HashKey, Share, hash},
     gcra::{BYTE_COST_SHIFT, Budget},
     layout::Budgets,
+    talkers::GOLDEN,
 };
 
 /// How many accounts a CPU has: they stay in the first cache. A power of two.
@@ -103,9 +104,6 @@ impl Who {
         (mixed >> (u32::BITS - ACCOUNTS.trailing_zeros())) as usize
     }
 }
-
-/// An odd number with well spread bits: 2^32 divided by the golden ratio.
-const GOLDEN: u32 = 0x9e37_79b9;
 
 /// In which tick and at which service it is whose account.
 #[inline(always)]
@@ -261,10 +259,13 @@ impl Advance {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::{
+        bucket::{Bucket, charge_ahead, charge_one, has_plenty},
         cell::indices,
-        gcra::{Price, UNITS_PER_NANOSECOND, charge},
+        gcra::{Price, UNITS_PER_NANOSECOND},
     };
 
     const KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
@@ -447,46 +448,71 @@ mod tests {
         assert_eq!(advance(1, 20).with(1_500), None);
     }
 
+    /// A bucket that nobody else charges.
+    impl Bucket for &Cell<u64> {
+        fn read(self) -> u64 {
+            self.get()
+        }
+
+        fn exchange(self, seen: u64, new: u64) -> bool {
+            assert_eq!(self.get(), seen);
+            self.set(new);
+            true
+        }
+
+        fn write(self, new: u64) {
+            self.set(new);
+        }
+
+        fn add(self, amount: u64) {
+            self.set(self.get() + amount);
+        }
+
+        fn take_off(self, amount: u64) {
+            self.set(self.get() - amount);
+        }
+    }
+
     /// One CPU pays in advance and gives back what is left in every tick: what passes is what passes packet by
     /// packet.
     #[test]
     fn with_accounts_as_many_pass_as_without() {
         const TICK: u64 = SECOND / 250;
-        let budget = budget(2_000, 2_000, 0);
-        let price = budget.price();
-        let advance = u64::from(Advance::of(packets(2_000, 2_000), 2).packets);
+        let price = budget(2_000, 2_000, 0).price();
+        let advance = Advance::of(packets(2_000, 2_000), 2);
         for per_tick in [1, 3, 8, 9, 40, 700] {
-            let (mut exact, mut bucket) = (0u64, 0u64);
+            let [exact, bucket] = [0, 0].map(Cell::new);
+            let mut account = Account::default();
             let mut passed = [0u64; 2];
             for tick in 1_000..1_500u64 {
                 let now = tick * TICK;
-                let (mut held, mut may_hold) = (0, false);
-                for _ in 0..per_tick {
-                    let charged = charge(exact, now, price);
-                    exact = charged.arrival;
-                    passed[0] += u64::from(charged.fits);
-                    if held > 0 {
-                        held -= 1;
+                let (left, _) = account.left();
+                (&bucket).take_off(u64::from(left) * price.cost);
+                account.open(ipv4(7), stamp(tick, 0));
+                for n in 0..per_tick {
+                    passed[0] += u64::from(charge_one(&exact, now, price));
+                    if account.has(60, false) {
+                        account.spend(60, false);
                         passed[1] += 1;
                         continue;
                     }
-                    let ahead = Price {
-                        cost: price.cost * advance,
-                        burst: price.burst / 2,
-                    };
-                    let charged = charge(bucket, now, ahead);
-                    if may_hold && charged.fits {
-                        bucket = charged.arrival;
-                        held = advance - 1;
-                        passed[1] += 1;
-                        continue;
+                    if n > 0
+                        && account.is_good()
+                        && let Some((packets, _)) = advance.with(60)
+                    {
+                        let ahead = Price {
+                            cost: price.cost * packets,
+                            ..price
+                        };
+                        if has_plenty(&bucket, now, ahead) {
+                            charge_ahead(&bucket, now, ahead);
+                            account.hold(packets as u32, 0);
+                        } else {
+                            account.be_exact();
+                        }
                     }
-                    may_hold = true;
-                    let charged = charge(bucket, now, price);
-                    bucket = charged.arrival;
-                    passed[1] += u64::from(charged.fits);
+                    passed[1] += u64::from(charge_one(&bucket, now, price));
                 }
-                bucket -= held * price.cost;
             }
             assert_eq!(passed[0], passed[1], "{per_tick} packets a tick");
         }

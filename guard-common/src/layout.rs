@@ -77,10 +77,6 @@ pub const NARROW_CELLS: &str = "NARROW_CELLS";
 /// An array of [`crate::cell::Cell`], one for each service: the buckets that all sources share.
 pub const TOTALS: &str = "TOTALS";
 
-/// A per-CPU array of one: [`crate::account::ACCOUNTS`] accounts. Each generation has its own, so that none knows of
-/// the budgets of another.
-pub const ACCOUNTS: &str = "ACCOUNTS";
-
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
 

@@ -114,6 +114,7 @@ pub static NARROW_CELLS: Array<u64> = Array::with_max_entries(DEFAULT_CELLS, 0);
 #[map]
 pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SEATS, 0);
 
+/// One value. Each generation has its own, so that none knows of the budgets of another; user space never asks.
 #[map]
 pub static ACCOUNTS: PerCpuArray<[Account; account::ACCOUNTS]> =
     PerCpuArray::with_max_entries(1, 0);
