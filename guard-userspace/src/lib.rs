@@ -20,9 +20,10 @@ pub mod lockout;
 pub mod memory;
 pub mod operator;
 pub mod pcapng;
-pub mod policy;
 pub mod privileges;
 pub mod sessions;
 mod sock_diag;
 pub mod unattended;
 pub mod web;
+
+pub use guard_policy as policy;

@@ -126,7 +126,7 @@ fn too_small(budgets: &Budgets, whose: &str, interface: &str, mtu: u32) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Clock;
+    use crate::Clock;
 
     fn policy(text: &str) -> Policy {
         let clock = Clock { tick_ns: 4_000_000 };

@@ -118,7 +118,7 @@ fn cut(cells: u32, names: &[&str]) -> BTreeMap<String, Slice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Clock;
+    use crate::Clock;
 
     fn policy(services: &[&str], extra: &str) -> Policy {
         let services: String = services

@@ -1,8 +1,8 @@
 //! A policy file that has been cut off, or spoilt: a policy, or one clear line.
 
-use guard::policy::{Clock, Policy};
+use guard_policy::{Clock, Policy};
 
-const EXAMPLE: &str = include_str!("../../packaging/guard.toml");
+const EXAMPLE: &str = include_str!("../../../packaging/guard.toml");
 
 /// Every key that a policy has.
 const FULL: &str = r#"

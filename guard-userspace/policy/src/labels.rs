@@ -406,7 +406,7 @@ fn is_within(asked: Budget, allowed: Budget) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{PublishedFamily, PublishedPort};
+    use crate::{PublishedFamily, PublishedPort};
 
     const CLOCK: Clock = Clock { tick_ns: 4_000_000 };
 

@@ -2,6 +2,7 @@
 //! Nothing here knows how the tables reach the kernel.
 
 mod check;
+mod containers;
 mod entry;
 mod file;
 pub mod labels;
@@ -23,17 +24,15 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::place::Lines;
+pub use self::place::Lines;
 pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
+    containers::{ContainerNetwork, Containers, Labelled, PublishedFamily, PublishedPort},
     entry::{Action, Entry, Listed},
     port::Ports,
     rate::{Budget, Period, Rate, Unit},
     seats::{Exhausted, Seats, Slice},
-    tables::{
-        ContainerNetwork, Containers, Ground, Labelled, PublishedFamily, PublishedPort,
-        ServiceTable, Tables, Timebase, is_single, split,
-    },
+    tables::{Ground, ServiceTable, Tables, Timebase, is_single, split},
     warnings::Warning,
 };
 
