@@ -8,6 +8,7 @@ use std::{
 use guard_common::layout::{
     DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
 };
+use guard_text::Lines;
 use ipnet::IpNet;
 use jiff::{Timestamp, fmt::temporal::Pieces};
 use toml::{Spanned, value::Datetime};
@@ -15,7 +16,7 @@ use toml::{Spanned, value::Datetime};
 use super::{
     Admitted, Budgets, Clock, From, Interface, Limit, Per, Policy, Ports, Service, Source,
     Treatment, file,
-    place::{Lines, Listed, Problem, Unique},
+    place::{Listed, Problem, Unique},
     rate::{Budget, Rate, Unit, parse_burst},
     tables::supernets,
 };

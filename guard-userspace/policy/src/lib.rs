@@ -20,11 +20,11 @@ use std::{
 };
 
 use guard_common::{exposure::Scope, reason::Mode};
+use guard_text::Lines;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-pub use self::place::Lines;
 pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     containers::{ContainerNetwork, Containers, Labelled, PublishedFamily, PublishedPort},
@@ -219,7 +219,7 @@ impl Policy {
 
     /// Checks a policy's text; `file` is its name in errors.
     pub fn parse(text: &str, file: &str, clock: Clock) -> Result<Self, PolicyError> {
-        let lines = place::Lines::new(text);
+        let lines = Lines::new(text);
         let refuse = |problem: place::Problem| PolicyError::Refused {
             file: file.to_owned(),
             line: lines.line(problem.offset),

@@ -30,8 +30,8 @@ use crate::{
         Reload, listen,
         server::{ControlSocket, Served},
     },
-    dataplane::Force,
-    host::{self, LinkEvents},
+    dataplane::{Force, require_capabilities},
+    host::LinkEvents,
     privileges, web,
 };
 
@@ -52,7 +52,7 @@ impl Run {
     pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
         let Self { policy, force } = self;
         log_to_stderr();
-        host::require_capabilities().map_err(anyhow::Error::from)?;
+        require_capabilities().map_err(anyhow::Error::from)?;
         // Asked for before anything is attached, so that no signal finds the guard half done.
         let signals = Signals::new()?;
         let socket = ControlSocket::bind(&whereabouts.socket)

@@ -10,8 +10,9 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::{
     Audited, DockerAsked, Guard, JudgedBy, Report, Role,
-    endpoint::{EVERYWHERE, Endpoint, Level, Owner, range},
+    endpoint::{EVERYWHERE, Endpoint, Level, range},
     judge::{ANY, Decision, Fate},
+    owner::Owner,
 };
 
 /// Narrow enough for every terminal.

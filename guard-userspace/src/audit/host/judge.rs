@@ -13,8 +13,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::endpoint::{Endpoint, Level, is_link_local};
+use super::endpoint::{Endpoint, Level};
 use crate::{
+    audit::compose::address::is_link_local,
     explain::describe_budgets,
     policy::{From, Policy, Service, Tables, split},
 };
@@ -242,7 +243,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::host::endpoint::Owner,
+        audit::host::owner::Owner,
         policy::{Clock, Containers, PublishedFamily, PublishedPort, Timebase},
     };
 

@@ -6,6 +6,7 @@ mod describe;
 mod endpoint;
 mod in_force;
 mod judge;
+mod owner;
 mod role;
 mod sockets;
 mod survey;
@@ -17,16 +18,17 @@ use serde::Serialize;
 
 use self::{
     change::changes,
-    endpoint::is_link_local,
     judge::{ANY, Decision, Fate, Judge},
 };
 pub use self::{
     describe::{columns, describe_owner},
-    endpoint::{Endpoint, Level, Owner, is_of_network, joined},
+    endpoint::{Endpoint, Level, joined},
     in_force::{Guard, InForce, Places},
+    owner::Owner,
     role::Role,
     survey::{DockerAsked, Survey, find_docker},
 };
+use super::compose::address::is_link_local;
 use super::dangers::{Danger, danger_at};
 use crate::{
     host::{self, Netlink},

@@ -3,9 +3,9 @@
 use guard_common::layout::PortProtocol;
 use serde::Serialize;
 
-use super::endpoint::Owner;
+use super::owner::Owner;
 use crate::{
-    audit::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS, image_name},
+    audit::compose::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS, image_name},
     docker::Container,
 };
 
