@@ -10,13 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
+pub use guard_api::{Explanation, Seen, Step};
 use guard_common::{
     exposure::Scope,
     layout::PortProtocol,
     reason::{Mode, Reason, Verdict},
 };
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::{
     dataplane::{Judged, LoadError, Replay},
@@ -77,45 +76,6 @@ impl Destination {
         let address = service.address;
         Some(Self { address, ports })
     }
-}
-
-/// What `guard explain --json` prints.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-pub struct Explanation {
-    pub verdict: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub would: Option<String>,
-    pub reason: String,
-    pub service: Option<String>,
-    /// The packet that was judged.
-    pub packet: String,
-    pub steps: Vec<Step>,
-    /// The line of the policy that decided, if one did.
-    pub line: Option<usize>,
-    /// What the attached program has seen of the source; absent without an agent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen: Option<Seen>,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-pub struct Step {
-    pub step: String,
-    pub finding: String,
-    /// Of the policy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub line: Option<usize>,
-}
-
-/// Estimated from a sample of the source's packets.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
-pub struct Seen {
-    pub packets: u64,
-    pub dropped: u64,
-    /// Why the last of `dropped` was, and at which service, if one was concerned.
-    #[serde(default)]
-    pub reason: Option<String>,
-    #[serde(default)]
-    pub service: Option<String>,
 }
 
 /// What the question is asked about.

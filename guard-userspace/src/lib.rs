@@ -8,6 +8,7 @@ pub mod api;
 pub mod audit;
 pub mod capture;
 pub mod commands;
+mod counted;
 pub mod doctor;
 pub mod explain;
 pub mod init;

@@ -4,14 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use guard_api::{AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus};
 use guard_common::{exposure::Scope, layout::About, reason::Mode};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    api::{
-        AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus,
-        to_counter, to_talker,
-    },
+    counted::{to_counter, to_talker},
     dataplane::{
         State, StateError, detach as detach_pins, pass_everything,
         pins::{self, Pins},

@@ -3,16 +3,18 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
+use guard_api::{
+    self as api, AgentStatus, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, PolicyText,
+    Status, TrialStatus,
+    capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
+};
 use guard_common::reason::Mode;
 use ipnet::IpNet;
 
 use super::{Agent, ChangeError};
 use crate::{
-    api::{
-        self, AgentStatus, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, PolicyText,
-        Status, TrialStatus, capture::CaptureRequest, to_counter, to_talker,
-    },
-    dataplane::Tap,
+    counted::{to_counter, to_talker},
+    dataplane::{Tap, Wanted},
     explain::{Destination, Explanation, Seen, Situation, explain},
     host,
     policy::{Entry, Policy, Source, labels},
@@ -148,7 +150,7 @@ impl Agent {
                 self.require_service(service)?;
             }
         }
-        let wanted = request.wanted(self.attachments.len());
+        let wanted = wanted(request, self.attachments.len());
         let wanted = wanted.map_err(ChangeError::Wrong)?;
         let mut taps = Vec::with_capacity(self.attachments.len());
         for (name, attachment) in &self.attachments {
@@ -241,6 +243,26 @@ impl Agent {
             ),
         }))
     }
+}
+
+/// What the kernel is asked for on each of so many interfaces.
+///
+/// # Errors
+/// What is wrong, in words.
+fn wanted(request: &CaptureRequest, interfaces: usize) -> Result<Wanted, String> {
+    let rate = request.rate.unwrap_or(DEFAULT_RATE);
+    if !(1..=HIGHEST_RATE).contains(&rate) {
+        return Err(format!(
+            "{rate} packets a second are none or too many: {HIGHEST_RATE} are the most"
+        ));
+    }
+    let interfaces = u32::try_from(interfaces.max(1)).unwrap_or(u32::MAX);
+    Ok(Wanted {
+        outcomes: request.outcomes()?,
+        service: request.service.clone(),
+        source: request.source.map(|source| source.trunc()),
+        per_second: rate.div_ceil(interfaces),
+    })
 }
 
 /// Gives talkers the policy's names for them. Sorting them costs less than to ask a hundred thousand

@@ -2,18 +2,19 @@
 
 use std::{collections::BTreeSet, mem, path::PathBuf};
 
+use guard_api::{
+    Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation, operator::SshSession,
+};
 use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{info, warn};
 
 use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
-    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
     dataplane::{Force, LoadError, needs_another},
     host,
     kept::{self, ChangedMode, KeepError},
     lockout,
-    operator::SshSession,
     policy::{Action, Clock, Entry, Ground, Policy, PolicyError, PublishedPort},
 };
 

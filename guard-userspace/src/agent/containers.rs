@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use guard_api::DockerStatus;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::{
-    api::DockerStatus,
     dataplane::Closer,
     docker::{self, Seen, Watch},
     host::{self, Netlink},

@@ -7,10 +7,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
-    Reload, Revocation, Status, Talker, capture::CaptureRequest,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, Explanation, ModeChange, NewTrial,
+    PolicyText, Question, Reload, Revocation, Status, Talker, capture::CaptureRequest,
 };
-use crate::{causes::innermost, explain::Explanation, policy::Entry};
+use crate::{causes::innermost, policy::Entry};
 
 /// How long the agent may take to answer, and to change what is in force: a large policy takes the
 /// kernel's verifier and the tables a while.

@@ -34,14 +34,13 @@ use tracing::info;
 use utoipa::OpenApi;
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
-    Reload, Revocation, Status, Talker,
+    Applied, Changed, Counter, EntryRequest, ErrorBody, Explanation, ModeChange, NewTrial,
+    PolicyText, Question, Reload, Revocation, Status, Talker,
     capture::{self, CaptureRequest},
     listen::{self, Client, Lasting},
 };
 use crate::{
     agent::{Agent, ChangeError},
-    explain::Explanation,
     policy::Entry,
 };
 
