@@ -14,7 +14,7 @@ use guard_common::{
 use guard_policy::is_single;
 use ipnet::IpNet;
 
-use super::{LoadError, batch, fill::map_mut};
+use super::{LoadError, batch, maps::map_mut};
 
 /// So many addresses are worth a list, which has 4 MiB at least.
 const MANY: usize = 1 << 12;

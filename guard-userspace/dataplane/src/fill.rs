@@ -2,20 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::{
-    Ebpf, Pod,
-    maps::{HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
-    util::nr_cpus,
-};
+use aya::{Ebpf, maps::HashMap, util::nr_cpus};
 use guard_common::{
     account::Advance,
     cell::ROWS,
-    layout::{self, AddressedKey, MAX_FLOWS, NO_SERVICE, Service, feature},
+    layout::{self, AddressedKey, MAX_FLOWS, NO_SERVICE, feature},
 };
 use guard_policy::{Tables, is_single};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use super::{LoadError, deny_list::DenyList, globals, live, networks, ports::Ports};
+use super::{
+    LoadError,
+    deny_list::DenyList,
+    live,
+    maps::{change_services, insert_v4, insert_v6, map_mut},
+    networks,
+    ports::Ports,
+};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
 /// generation, with more room.
@@ -111,53 +114,4 @@ pub fn fill(
         }
     }
     Ok(())
-}
-
-/// Changes the settings of services.
-pub(super) fn change_services(
-    ebpf: &mut Ebpf,
-    change: impl FnOnce(&mut [Service]),
-) -> Result<(), LoadError> {
-    let map = map_mut(ebpf, layout::SERVICES)?;
-    let before = globals::read(map)?;
-    let mut services = before.clone();
-    change(&mut services);
-    if services == before {
-        return Ok(());
-    }
-    globals::write(map, &services)
-}
-
-pub(super) fn insert_v4<V: Pod>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    prefix: &Ipv4Net,
-    value: V,
-) -> Result<(), LoadError> {
-    let key = Key::new(prefix.prefix_len().into(), prefix.network().octets());
-    Ok(trie(ebpf, name)?.insert(&key, value, 0)?)
-}
-
-pub(super) fn insert_v6<V: Pod>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    prefix: &Ipv6Net,
-    value: V,
-) -> Result<(), LoadError> {
-    let key = Key::new(prefix.prefix_len().into(), prefix.network().octets());
-    Ok(trie(ebpf, name)?.insert(&key, value, 0)?)
-}
-
-pub(super) fn map_mut<'a>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut Map, LoadError> {
-    ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
-}
-
-pub(super) fn trie<'a, K: Pod, V: Pod>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<LpmTrie<&'a mut MapData, K, V>, LoadError> {
-    Ok(LpmTrie::try_from(map_mut(ebpf, name)?)?)
 }

@@ -15,6 +15,7 @@ mod flows;
 mod globals;
 mod link;
 mod live;
+mod maps;
 mod mode;
 mod networks;
 mod object;

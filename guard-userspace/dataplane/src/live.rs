@@ -1,24 +1,20 @@
 //! What comes and goes in the tables of a generation while it runs: published ports, container networks,
 //! denied and allowed sources. The same code fills a fresh generation, which is a change from nothing.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
 use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, Service, list};
-use guard_host::causes::io_error;
 use guard_policy::{Listed, PublishedPort, Tables, is_single};
 use ipnet::IpNet;
 
 use super::{
     Generation, LoadError, batch,
     deny_list::DenyList,
-    fill::{change_services, insert_v4, insert_v6, map_mut, trie},
+    maps::{change_services, gone, insert_v4, insert_v6, map_mut, raw_os_error, trie},
     networks,
 };
 
@@ -206,21 +202,6 @@ fn change(
         outcome.take(set_flags(ebpf, deny_list.flags(after.live())));
     }
     outcome.end()
-}
-
-/// What is not there need not be removed: it may have found no room.
-pub(super) fn gone(removed: Result<(), LoadError>) -> Result<(), LoadError> {
-    match &removed {
-        Err(error) if raw_os_error(error) == Some(NOT_THERE) => Ok(()),
-        _ => removed,
-    }
-}
-
-/// ENOENT.
-const NOT_THERE: i32 = 2;
-
-fn raw_os_error(error: &LoadError) -> Option<i32> {
-    io_error(error).and_then(io::Error::raw_os_error)
 }
 
 fn services_of(listed: &Listed) -> BTreeSet<u16> {

@@ -9,10 +9,8 @@ use guard_policy::{ContainerNetwork, split};
 use ipnet::IpNet;
 
 use super::{
-    LoadError,
-    fill::{insert_v4, insert_v6, map_mut, trie},
-    globals,
-    live::gone,
+    LoadError, globals,
+    maps::{gone, insert_v4, insert_v6, map_mut, trie},
 };
 
 /// Sets the bits of a network, if it is of the bitmap's family.

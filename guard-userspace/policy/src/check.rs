@@ -17,8 +17,8 @@ use super::{
     Admitted, Budgets, Clock, From, Interface, Limit, Per, Policy, Ports, Service, Source,
     Treatment, file,
     place::{Listed, Problem, Unique},
+    prefix::supernets,
     rate::{Budget, Rate, Unit, parse_burst},
-    tables::supernets,
 };
 
 /// Interface names are shorter than the kernel's IFNAMSIZ.

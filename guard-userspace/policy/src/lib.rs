@@ -8,6 +8,7 @@ mod file;
 pub mod labels;
 mod place;
 mod port;
+mod prefix;
 mod rate;
 mod seats;
 mod tables;

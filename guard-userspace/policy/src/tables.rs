@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use super::{
     Action, Budgets, ContainerNetwork, Containers, Entry, From, Limit, Per, Policy, Ports,
     PublishedPort, Seats, Service, Slice, Source, Treatment, entry::Listed, labels::base_name,
+    prefix::supernets,
 };
 
 /// A moment on both clocks: expiries are written in the world's time and kept in the kernel's.
@@ -472,11 +473,6 @@ fn lengthen_at(entries: &mut Listed, place: (u16, IpNet), expiry: Expiry) {
 /// Whether it is one address: those go into hashes.
 pub fn is_single(prefix: &IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
-}
-
-/// The prefixes that this one lies in, the narrowest first.
-pub(super) fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
-    std::iter::successors(prefix.supernet(), IpNet::supernet)
 }
 
 /// The lengths of prefixes that occur in a list, of IPv4 (`true`) and of IPv6. There are few: a list of a
