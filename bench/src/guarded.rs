@@ -13,7 +13,7 @@ use guard::{
     dataplane::Generation,
     host::{self, UdpFlow},
     policy::{
-        Action, Clock, ContainerNetwork, Containers, Entry, Ground, Policy, PublishedFamily,
+        Action, Clock, ContainerNetwork, Containers, Entry, Ground, Policy, PublishedAt,
         PublishedPort, Seats, Tables,
     },
 };
@@ -133,10 +133,10 @@ impl Guarded {
 fn containers(published: &[u16]) -> Result<Containers> {
     let ports = published.iter().copied().chain([PUBLISHED]);
     let published = ports.flat_map(|port| {
-        [PublishedFamily::Ipv4, PublishedFamily::Ipv6].map(|family| PublishedPort {
+        PublishedAt::EVERYWHERE.map(|at| PublishedPort {
             protocol: PortProtocol::Tcp,
             port,
-            family,
+            at,
         })
     });
     let networks = NETWORKS.iter().map(|prefix| {

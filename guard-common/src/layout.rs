@@ -23,7 +23,8 @@ pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
 pub const PORTS: &str = ".bss.ports";
 
-/// A hash from [`AddressedKey`] to the number of the service that lists the port on that address.
+/// A hash from [`AddressedKey`] to what is known of the port on that address alone, a [`PortEntry`]: the service that
+/// lists it there, and whether a container publishes it there.
 pub const ADDRESSED: &str = "ADDRESSED";
 
 /// An array of [`Service`], indexed by the service's number. That of [`NO_SERVICE`] holds the
@@ -172,7 +173,7 @@ pub mod feature {
     pub const LIMITS: u16 = 1 << 5;
     /// Some sources are exempt or crowds.
     pub const RELIEFS: u16 = 1 << 6;
-    /// Some services are listed on one address alone.
+    /// Some ports are listed or published on one address alone.
     pub const ADDRESSED: u16 = 1 << 7;
     /// There are container networks.
     pub const NETWORKS: u16 = 1 << 8;
@@ -240,10 +241,23 @@ impl PortEntry {
         Self(self.0 | Self::EPHEMERAL)
     }
 
-    /// Some services list it on one address alone; [`ADDRESSED`] knows which.
+    /// Some services list it or some containers publish it on one address alone; [`ADDRESSED`] knows which.
     #[must_use]
     pub const fn addressed(self) -> Self {
         Self(self.0 | Self::ADDRESSED)
+    }
+
+    /// What holds on an address that [`ADDRESSED`] knows this of. A service that names the address comes before one
+    /// that does not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_address(self, here: Self) -> Self {
+        let service = if here.service() == NO_SERVICE {
+            self.service()
+        } else {
+            here.service()
+        };
+        Self((self.0 | here.0) & !0xffff | service as u32)
     }
 
     /// Nobody speaks of the place.
@@ -350,7 +364,7 @@ pub struct Service {
 
 /// A port on one address. The port is its index in [`PORTS`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AddressedKey {
     pub port: u32,
     /// A [`crate::address::Family`].

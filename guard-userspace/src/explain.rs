@@ -21,8 +21,8 @@ use utoipa::ToSchema;
 use crate::{
     dataplane::{Judged, LoadError, Replay},
     policy::{
-        Budgets, Containers, Entry, From, Ground, Policy, Ports, PublishedFamily, Seats, Service,
-        Source, Tables, Timebase, Treatment,
+        Budgets, Containers, Entry, From, Ground, Policy, Ports, Seats, Service, Source, Tables,
+        Timebase, Treatment,
     },
 };
 
@@ -447,19 +447,21 @@ impl<'a> Way<'a> {
             self.add("which service?", finding, Some(service.line));
             return;
         }
-        let family = if self.from.is_ipv4() {
-            PublishedFamily::Ipv4
-        } else {
-            PublishedFamily::Ipv6
-        };
-        let is_published = self.situation.containers.published.iter().any(|published| {
-            published.family == family && published.to_string() == ports.to_string()
-        });
+        let index = *ports.indices().start();
+        let published = self.situation.containers.published.iter();
+        let mut places = published.filter(|published| published.index() == index);
+        let is_elsewhere = places.clone().next().is_some();
+        let is_published = places.any(|published| published.at.covers(self.address));
         let finding = match (is_published, self.situation.policy.scope) {
             (true, _) => format!("no service lists {ports}, and a container publishes it: closed"),
             (false, Scope::Host) => {
                 format!("no service lists {ports}: closed, as every such port in scope `host`")
             }
+            (false, Scope::Containers) if is_elsewhere => format!(
+                "no service lists {ports} and no container publishes it on {}: it is not guarded in scope \
+                 `containers`",
+                self.address
+            ),
             (false, Scope::Containers) => format!(
                 "no service lists {ports} and no container publishes it: it is not guarded in scope \
                  `containers`"

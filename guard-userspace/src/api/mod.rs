@@ -112,7 +112,8 @@ pub struct DockerStatus {
     pub connected: bool,
     /// What is wrong, if it should be connected and is not.
     pub error: Option<String>,
-    /// The published ports that the guard knows of, such as `tcp/8000`.
+    /// The published ports that the guard knows of, such as `tcp/8000`; with its address, such as
+    /// `203.0.113.11:tcp/443`, what is published on one alone.
     pub published: Vec<String>,
     /// What labels of containers ask for in vain.
     #[serde(default)]

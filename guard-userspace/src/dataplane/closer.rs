@@ -2,12 +2,11 @@
 //! milliseconds after it is created, and to load another generation takes longer than that.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use guard_common::layout::{PortEntry, port_index};
 use tracing::warn;
 
 use super::{Generation, ports::Ports};
@@ -42,14 +41,9 @@ impl Closer {
         let mut inner = self.lock();
         let Inner { tables, early } = &mut *inner;
         for table in tables {
-            let mut new = BTreeSet::new();
-            let marked = table.change(|entries| mark(entries, &published, local_ports, &mut new));
-            match marked {
-                Ok(()) => early.append(&mut new),
-                Err(error) => {
-                    let ports: Vec<String> = published.iter().map(ToString::to_string).collect();
-                    warn!("{} cannot be closed at once: {error}", ports.join(", "));
-                }
+            if let Err(error) = table.mark(&published, local_ports, early) {
+                let ports: Vec<String> = published.iter().map(ToString::to_string).collect();
+                warn!("{} cannot be closed at once: {error}", ports.join(", "));
             }
         }
     }
@@ -68,25 +62,4 @@ impl Closer {
         let Self(inner) = self;
         inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What marks these ports, and which of them that is news for.
-fn mark(
-    entries: &[PortEntry],
-    published: &BTreeSet<PublishedPort>,
-    local_ports: &RangeInclusive<u16>,
-    new: &mut BTreeSet<PublishedPort>,
-) -> Vec<(u32, PortEntry)> {
-    let mut marked = BTreeMap::new();
-    for port in published {
-        let index = port_index(port.protocol, port.port);
-        let before = marked.get(&index).or_else(|| entries.get(index as usize));
-        let before = before.copied().unwrap_or_default();
-        let after = port.marked(before, local_ports);
-        if after != before {
-            marked.insert(index, after);
-            new.insert(*port);
-        }
-    }
-    marked.into_iter().collect()
 }

@@ -1,21 +1,21 @@
 //! Fills the tables of a fresh generation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{LpmTrie, Map, MapData, lpm_trie::Key},
     util::nr_cpus,
 };
 use guard_common::{
     account::Advance,
     cell::ROWS,
-    layout::{self, AddressedKey, MAX_FLOWS, NO_SERVICE, Service, feature},
+    layout::{self, MAX_FLOWS, NO_SERVICE, Service, feature},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{LoadError, deny_list::DenyList, globals, live, networks, ports::Ports};
-use crate::policy::{Tables, is_single};
+use crate::policy::{PortTables, Tables, is_single};
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
 /// generation, with more room.
@@ -54,14 +54,18 @@ pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] 
             ROWS
         }
     };
-    let addressed = u32::try_from(tables.addressed.len()).unwrap_or(u32::MAX);
+    let addressed = u32::try_from(tables.ports.addressed.len()).unwrap_or(u32::MAX);
+    let addressed = addressed.saturating_add(HEADROOM.max(addressed / 2));
     [
         (layout::CELLS, cells(layout::CELLS)),
         (layout::NARROW_CELLS, cells(layout::NARROW_CELLS)),
         (layout::DENIED_LINES, deny_list.size()),
         (layout::DENIED_V4, singles(true)),
         (layout::DENIED_V6, singles(false)),
-        (layout::ADDRESSED, addressed.max(UNUSED)),
+        (
+            layout::ADDRESSED,
+            if_used(feature::ADDRESSED, addressed, UNUSED),
+        ),
         (
             layout::FLOWS,
             if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
@@ -90,18 +94,14 @@ pub fn fill(
             }
         }
     })?;
-    let mut addressed =
-        HashMap::<_, AddressedKey, u32>::try_from(map_mut(ebpf, layout::ADDRESSED)?)?;
-    for (key, service) in &tables.addressed {
-        addressed.insert(key, service, 0)?;
-    }
     for service in &tables.services {
         for (prefix, expiry) in &service.admitted {
             let place = (service.number, *prefix);
             live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;
         }
     }
-    ports.bring(&BTreeMap::new(), &tables.ports, &BTreeSet::new())?;
+    let nothing = PortTables::default();
+    ports.bring(&nothing, &mut tables.ports.clone(), &BTreeSet::new())?;
     networks::change(ebpf, &[], &tables.networks)?;
     live::fill(ebpf, tables, deny_list)?;
     for (prefix, relief) in &tables.reliefs {

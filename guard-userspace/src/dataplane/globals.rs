@@ -66,7 +66,7 @@ unsafe fn call(command: libc::c_long, data: &MapData, value: u64) -> io::Result<
     unsafe { sys::bpf(command, &mut attributes) }.map(|_| ())
 }
 
-pub fn data_of(map: &Map) -> Result<&MapData, LoadError> {
+fn data_of(map: &Map) -> Result<&MapData, LoadError> {
     match map {
         Map::Array(data) => Ok(data),
         _ => Err(LoadError::Incomplete("array")),

@@ -51,11 +51,7 @@ impl Generation {
         } = self;
         let lacks = next.features & !tables.features;
         next.features = tables.features;
-        // All of the ports are written, or none.
-        let ports = ports.bring(&tables.ports, &next.ports, early);
-        if ports.is_err() {
-            next.ports.clone_from(&tables.ports);
-        }
+        let ports = ports.bring(&tables.ports, &mut next.ports, early);
         let networks = networks::change(ebpf, &tables.networks, &next.networks);
         if networks.is_err() {
             next.networks.clone_from(&tables.networks);
@@ -90,10 +86,10 @@ pub fn needs_another(error: &LoadError) -> bool {
 
 /// What comes first of what goes wrong. The rest is done all the same.
 #[derive(Default)]
-struct Outcome(Option<LoadError>);
+pub(super) struct Outcome(Option<LoadError>);
 
 impl Outcome {
-    fn take(&mut self, step: Result<(), LoadError>) {
+    pub fn take(&mut self, step: Result<(), LoadError>) {
         if let Err(error) = step {
             self.0.get_or_insert(error);
         }
@@ -103,7 +99,7 @@ impl Outcome {
         self.0.is_none()
     }
 
-    fn end(self) -> Result<(), LoadError> {
+    pub fn end(self) -> Result<(), LoadError> {
         self.0.map_or(Ok(()), Err)
     }
 }

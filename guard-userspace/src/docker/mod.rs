@@ -16,7 +16,7 @@ pub use self::{
     read::{read, version},
     watch::{Seen, Watch},
 };
-use crate::policy::{ContainerNetwork, Containers, Labelled, PublishedFamily, PublishedPort};
+use crate::policy::{ContainerNetwork, Containers, Labelled, PublishedAt, PublishedPort};
 
 /// How long Docker may take to answer; one that hangs must not hold up the guard.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,19 +79,11 @@ impl Publication {
 
     /// As it is seen from outside; nothing if it is on a loopback address alone.
     fn reachable(&self) -> impl Iterator<Item = PublishedPort> {
-        let families: &[PublishedFamily] = match self.address {
-            Some(address) if address.is_loopback() => &[],
-            Some(IpAddr::V4(_)) => &[PublishedFamily::Ipv4],
-            Some(IpAddr::V6(_)) => &[PublishedFamily::Ipv6],
-            None => &[PublishedFamily::Ipv4, PublishedFamily::Ipv6],
-        };
-        let protocol = self.protocol;
+        let Self {
+            protocol, address, ..
+        } = *self;
         self.ports().flat_map(move |port| {
-            families.iter().map(move |family| PublishedPort {
-                protocol,
-                port,
-                family: *family,
-            })
+            PublishedAt::reachable(address).map(move |at| PublishedPort { protocol, port, at })
         })
     }
 }
@@ -165,7 +157,7 @@ impl Inventory {
 mod tests {
     use super::*;
 
-    fn published(address: Option<&str>) -> Vec<PublishedFamily> {
+    fn published(address: Option<&str>) -> Vec<PublishedAt> {
         let publication = Publication {
             protocol: PortProtocol::Tcp,
             address: address.map(|address| address.parse().unwrap()),
@@ -174,23 +166,24 @@ mod tests {
             inside: 80,
         };
         let reachable = publication.reachable();
-        reachable.map(|port| port.family).collect()
+        reachable.map(|port| port.at).collect()
     }
 
     #[test]
     fn only_what_others_can_reach_counts_as_published() {
-        use PublishedFamily::{Ipv4, Ipv6};
-        for (address, families) in [
-            ("0.0.0.0", vec![Ipv4]),
-            ("203.0.113.5", vec![Ipv4]),
-            ("::", vec![Ipv6]),
-            ("2001:db8::5", vec![Ipv6]),
+        use PublishedAt::{Address, EveryIpv4, EveryIpv6};
+        let one = |address: &str| Address(address.parse().unwrap());
+        for (address, places) in [
+            ("0.0.0.0", vec![EveryIpv4]),
+            ("203.0.113.5", vec![one("203.0.113.5")]),
+            ("::", vec![EveryIpv6]),
+            ("2001:db8::5", vec![one("2001:db8::5")]),
             ("127.0.0.1", vec![]),
             ("127.8.8.8", vec![]),
             ("::1", vec![]),
         ] {
-            assert_eq!(published(Some(address)), families, "{address}");
+            assert_eq!(published(Some(address)), places, "{address}");
         }
-        assert_eq!(published(None), [Ipv4, Ipv6], "every address");
+        assert_eq!(published(None), [EveryIpv4, EveryIpv6], "every address");
     }
 }

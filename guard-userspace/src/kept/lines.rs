@@ -2,14 +2,12 @@
 
 use std::{collections::BTreeMap, io::BufRead as _};
 
-use guard_common::exposure::NetworkKind;
+use guard_common::{address::Family, exposure::NetworkKind};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{ChangedMode, Kept, KeptPolicy, Modes, Trial};
-use crate::policy::{
-    ContainerNetwork, Containers, Entry, Labelled, Ports, PublishedFamily, PublishedPort,
-};
+use crate::policy::{ContainerNetwork, Containers, Entry, Labelled, PublishedPort};
 
 /// Of the format. A file with another one is set aside.
 const VERSION: u32 = 1;
@@ -35,6 +33,7 @@ pub enum Line {
     /// Docker has said what follows.
     Docker,
     Published {
+        /// With its address, if it is published on one alone.
         port: String,
         ipv6: bool,
     },
@@ -194,20 +193,16 @@ impl Kept {
 }
 
 fn write_port(port: &PublishedPort) -> (String, bool) {
-    (port.to_string(), port.family == PublishedFamily::Ipv6)
+    (port.to_string(), port.at.family() == Family::Ipv6)
 }
 
 fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
-    match port.parse::<Ports>()? {
-        Ports::Range { protocol, ports } if ports.start() == ports.end() => Ok(PublishedPort {
-            protocol,
-            port: *ports.start(),
-            family: if ipv6 {
-                PublishedFamily::Ipv6
-            } else {
-                PublishedFamily::Ipv4
-            },
-        }),
+    let family = if ipv6 { Family::Ipv6 } else { Family::Ipv4 };
+    // Without an address it is published on every one of both families.
+    let mut ports = PublishedPort::parse(port)?;
+    ports.retain(|port| port.at.family() == family);
+    match ports[..] {
+        [port] => Ok(port),
         _ => Err(format!("{port} is no single port")),
     }
 }

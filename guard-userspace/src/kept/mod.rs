@@ -316,7 +316,7 @@ mod tests {
     use guard_common::{exposure::NetworkKind, layout::PortProtocol};
 
     use super::*;
-    use crate::policy::{Action, ContainerNetwork, Labelled, PublishedFamily, PublishedPort};
+    use crate::policy::{Action, ContainerNetwork, Labelled, PublishedAt, PublishedPort};
 
     fn full() -> Kept {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -343,11 +343,17 @@ mod tests {
                 services: BTreeMap::from([("web".to_owned(), changed(Mode::Observe))]),
             },
             containers: Some(Containers {
-                published: vec![PublishedPort {
+                published: [
+                    PublishedAt::EveryIpv6,
+                    PublishedAt::Address("203.0.113.11".parse().unwrap()),
+                    PublishedAt::Address("2001:db8::11".parse().unwrap()),
+                ]
+                .map(|at| PublishedPort {
                     protocol: PortProtocol::Udp,
                     port: 53,
-                    family: PublishedFamily::Ipv6,
-                }],
+                    at,
+                })
+                .into(),
                 networks: vec![ContainerNetwork {
                     prefix: "172.17.0.0/16".parse().unwrap(),
                     kind: NetworkKind::Masqueraded,
@@ -357,7 +363,7 @@ mod tests {
                     published: vec![PublishedPort {
                         protocol: PortProtocol::Tcp,
                         port: 8000,
-                        family: PublishedFamily::Ipv4,
+                        at: PublishedAt::Address("203.0.113.11".parse().unwrap()),
                     }],
                     labels: BTreeMap::from([("guard.from".to_owned(), "office".to_owned())]),
                 }],
@@ -392,6 +398,28 @@ mod tests {
         let file = StateFile::open(folder.path()).unwrap();
         assert_eq!(file.kept, full());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// As versions before 0.2 wrote them, which knew of no addresses.
+    #[test]
+    fn ports_that_are_kept_without_an_address_are_published_on_all_of_their_family() {
+        let lines = br#"{"what":"published","port":"tcp/8000","ipv6":false}
+{"what":"published","port":"tcp/8000","ipv6":true}
+{"what":"labelled","container":"api","published":[["udp/53",true]],"labels":{}}
+{"what":"published","port":"tcp/1-2","ipv6":true}
+"#;
+        let (kept, problems) = read(lines);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("no single port"), "{problems:?}");
+        let Containers {
+            published,
+            labelled,
+            ..
+        } = kept.containers.unwrap();
+        let places: Vec<_> = published.iter().map(|port| port.at).collect();
+        assert_eq!(places, PublishedAt::EVERYWHERE);
+        let labelled = &labelled[0].published[0];
+        assert_eq!(labelled.at, PublishedAt::EveryIpv6);
     }
 
     #[test]

@@ -406,7 +406,7 @@ fn is_within(asked: Budget, allowed: Budget) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{PublishedFamily, PublishedPort};
+    use crate::policy::{PublishedAt, PublishedPort};
 
     const CLOCK: Clock = Clock { tick_ns: 4_000_000 };
 
@@ -436,7 +436,7 @@ cidrs = ["192.0.2.0/28"]
                 published: vec![PublishedPort {
                     protocol: PortProtocol::Tcp,
                     port,
-                    family: PublishedFamily::Ipv4,
+                    at: PublishedAt::EveryIpv4,
                 }],
                 labels: labels.collect(),
             }],
@@ -493,7 +493,7 @@ cidrs = ["192.0.2.0/28"]
             published: vec![PublishedPort {
                 protocol: PortProtocol::Tcp,
                 port: 8003,
-                family: PublishedFamily::Ipv4,
+                at: PublishedAt::EveryIpv4,
             }],
             labels: [(FROM.to_owned(), from.to_owned())].into(),
         };
@@ -629,7 +629,7 @@ cidrs = ["192.0.2.0/28"]
             published: vec![PublishedPort {
                 protocol: PortProtocol::Tcp,
                 port: 8000,
-                family: PublishedFamily::Ipv4,
+                at: PublishedAt::EveryIpv4,
             }],
             labels: BTreeMap::from([(FROM.to_owned(), from.to_owned())]),
         };

@@ -7,6 +7,7 @@ mod file;
 pub mod labels;
 mod place;
 mod port;
+mod published;
 mod rate;
 mod seats;
 mod tables;
@@ -28,11 +29,12 @@ pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     entry::{Action, Entry, Listed},
     port::Ports,
+    published::{PortTables, PublishedAt, PublishedPort},
     rate::{Budget, Period, Rate, Unit},
     seats::{Exhausted, Seats, Slice},
     tables::{
-        ContainerNetwork, Containers, Ground, Labelled, PublishedFamily, PublishedPort,
-        ServiceTable, Tables, Timebase, is_single, split,
+        ContainerNetwork, Containers, Ground, Labelled, ServiceTable, Tables, Timebase, is_single,
+        split,
     },
     warnings::Warning,
 };

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     ops::RangeInclusive,
 };
@@ -11,56 +10,16 @@ use guard_common::{
     address::{Address, Family},
     exposure::{NetworkKind, Scope},
     gcra,
-    layout::{
-        self, AddressedKey, Expiry, NO_SERVICE, PortEntry, PortProtocol, Relief, feature, list,
-        live, port_index,
-    },
+    layout::{self, Expiry, NO_SERVICE, PortProtocol, Relief, feature, list, live},
     reason::{Applied, Mode},
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{
-    Action, Budgets, Entry, From, Limit, Per, Policy, Ports, Seats, Service, Slice, Source,
-    Treatment, entry::Listed, labels::base_name,
+    Action, Budgets, Entry, From, Limit, Per, Policy, PortTables, Ports, PublishedPort, Seats,
+    Service, Slice, Source, Treatment, entry::Listed, labels::base_name,
 };
-
-/// A host port that a container publishes, on an address that others can reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PublishedPort {
-    pub protocol: PortProtocol,
-    pub port: u16,
-    pub family: PublishedFamily,
-}
-
-impl PublishedPort {
-    /// An entry of the port table, with this port published.
-    #[must_use]
-    pub fn marked(self, entry: PortEntry, local_ports: &RangeInclusive<u16>) -> PortEntry {
-        let entry = match self.family {
-            PublishedFamily::Ipv4 => entry.published_ipv4(),
-            PublishedFamily::Ipv6 => entry.published_ipv6(),
-        };
-        if local_ports.contains(&self.port) {
-            entry.ephemeral()
-        } else {
-            entry
-        }
-    }
-}
-
-impl fmt::Display for PublishedPort {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.protocol.name(), self.port)
-    }
-}
-
-/// The family whose addresses it is published on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PublishedFamily {
-    Ipv4,
-    Ipv6,
-}
 
 /// A network of containers on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,10 +94,7 @@ pub struct Tables {
     /// The budgets of packets that reach no service.
     pub limits: layout::Service,
     pub services: Vec<ServiceTable>,
-    /// The entries of the port table that say anything.
-    pub ports: BTreeMap<u32, PortEntry>,
-    /// Ports that services list on one address alone, and the numbers of those services.
-    pub addressed: Vec<(AddressedKey, u32)>,
+    pub ports: PortTables,
     pub denied: BTreeMap<IpNet, Expiry>,
     /// Denied at one service.
     pub denied_at: Listed,
@@ -213,7 +169,7 @@ impl Tables {
             tables.list(seats.number(&service.name), service);
         }
         for port in &containers.published {
-            tables.publish(*port, local_ports);
+            tables.ports.publish(*port, local_ports);
         }
         for source in sources {
             tables.treat(source, now);
@@ -229,7 +185,7 @@ impl Tables {
         tables.features = tables.used_features(services.iter().any(may_share_with_client));
         if docker_socket.is_some() {
             // They come and go while the generation runs.
-            tables.features |= feature::NETWORKS;
+            tables.features |= feature::NETWORKS | feature::ADDRESSED;
         }
         tables
     }
@@ -243,8 +199,7 @@ impl Tables {
             cells: 0,
             limits: layout::Service::default(),
             services: Vec::new(),
-            ports: BTreeMap::new(),
-            addressed: Vec::new(),
+            ports: PortTables::default(),
             denied: BTreeMap::new(),
             denied_at: Listed::new(),
             allowed: Listed::new(),
@@ -255,27 +210,8 @@ impl Tables {
 
     fn list(&mut self, number: u16, service: &Service) {
         for index in service.ports.iter().flat_map(Ports::indices) {
-            let entry = self.ports.entry(index).or_default();
-            match service.address {
-                None => *entry = entry.with_service(number),
-                Some(address) => {
-                    *entry = entry.addressed();
-                    let (family, address) = split(address);
-                    let key = AddressedKey {
-                        port: index,
-                        family: family as u32,
-                        address,
-                    };
-                    self.addressed.push((key, number.into()));
-                }
-            }
+            self.ports.list(index, service.address, number);
         }
-    }
-
-    fn publish(&mut self, published: PublishedPort, local_ports: &RangeInclusive<u16>) {
-        let index = port_index(published.protocol, published.port);
-        let entry = self.ports.entry(index).or_default();
-        *entry = published.marked(*entry, local_ports);
     }
 
     /// Tells each service that limits its sources which cells it has.
@@ -393,7 +329,7 @@ impl Tables {
                 self.limits.source != layout::Budgets::default(),
             ),
             (feature::RELIEFS, !self.reliefs.is_empty()),
-            (feature::ADDRESSED, !self.addressed.is_empty()),
+            (feature::ADDRESSED, !self.ports.addressed.is_empty()),
             (feature::NETWORKS, !self.networks.is_empty()),
             (
                 feature::FLOWS,

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -516,4 +516,59 @@ fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goe
     drop(docker);
     let guard = Guard::start(&lab, &gone).unwrap();
     assert!(published(&guard).contains(&"tcp/8000".to_owned()));
+}
+
+#[test]
+fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
+    const OTHER: &str = "203.0.113.11";
+    let lab = Lab::new().unwrap();
+    lab.host
+        .ip(&format!("address add {OTHER}/24 dev {INTERFACE}"))
+        .unwrap();
+    let other: IpAddr = OTHER.parse().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    // The host's own, which scope `containers` has nothing to do with.
+    let own = lab
+        .host
+        .enter(|| TcpListener::bind((HOST_V4, 8_008)))
+        .unwrap()
+        .unwrap();
+    let connects = || {
+        lab.internet
+            .enter(|| {
+                let to = SocketAddr::new(HOST_V4, 8_008);
+                TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok()
+            })
+            .unwrap()
+    };
+    let ask = || get(&lab, USER_V4, other, 8_008).unwrap();
+    let publish = format!("{OTHER}:8008:8000");
+    docker.run_invoices("web", &[&publish]).unwrap();
+    wait_for(Duration::from_secs(10), || {
+        anyhow::ensure!(ask() == Answer::Status(200), "{}", ask());
+        Ok(())
+    })
+    .unwrap();
+    docker.remove("web").unwrap();
+
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    for when in ["created while it runs", "created again"] {
+        docker.run_invoices("web", &[&publish]).unwrap();
+        assert_eq!(ask(), Answer::TimedOut, "{when}");
+        assert!(connects(), "{when}: {}", guard.log());
+        assert_eq!(published(&guard), [format!("{OTHER}:tcp/8008")]);
+        docker.remove("web").unwrap();
+        wait_for(Duration::from_secs(5), || {
+            anyhow::ensure!(ask() == Answer::Refused, "{when}: {}", ask());
+            Ok(())
+        })
+        .unwrap();
+    }
+    // Known from the start.
+    docker.run_invoices("web", &[&publish]).unwrap();
+    guard.remove().unwrap();
+    let _guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    assert_eq!(ask(), Answer::TimedOut);
+    assert!(connects());
+    drop(own);
 }

@@ -32,7 +32,7 @@ pub struct InForce {
     /// With the modes that operators have set.
     pub policy: Policy,
     pub guard: Guard,
-    /// Published ports that the agent knows of, such as `tcp/8000`.
+    /// Published ports that the agent knows of, such as `tcp/8000`, `203.0.113.11:tcp/443`.
     pub published: Vec<String>,
 }
 

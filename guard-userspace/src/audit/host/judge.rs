@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use guard_common::{
     exposure::{Exposure, Target, judge},
-    layout::{AddressedKey, NO_SERVICE, PortProtocol, port_index},
+    layout::{NO_SERVICE, PortProtocol, port_index},
     packet::{Traits, Transport},
     reason::Mode,
 };
@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::endpoint::{Endpoint, Level, is_link_local};
 use crate::{
     explain::describe_budgets,
-    policy::{From, Policy, Service, Tables, split},
+    policy::{From, Policy, Service, Tables},
 };
 
 /// What becomes of a stranger's first packet.
@@ -155,18 +155,8 @@ impl Judge<'_> {
     }
 
     fn service_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
-        let index = port_index(protocol, port);
-        let entry = self.tables.ports.get(&index).copied().unwrap_or_default();
-        let (family, cut) = split(address);
-        let key = AddressedKey {
-            port: index,
-            family: family as u32,
-            address: cut,
-        };
-        let mut addressed = self.tables.addressed.iter();
-        let on_this = addressed.find(|(other, _)| *other == key);
-        let on_this = on_this.and_then(|(_, number)| u16::try_from(*number).ok());
-        let number = on_this.unwrap_or(entry.service());
+        let entry = self.tables.ports.at(port_index(protocol, port), address);
+        let number = entry.service();
         let name = self
             .tables
             .service_name(number)
@@ -184,12 +174,7 @@ impl Judge<'_> {
         address: IpAddr,
         service: Option<&Service>,
     ) -> Target {
-        let entry = self
-            .tables
-            .ports
-            .get(&port_index(protocol, port))
-            .copied()
-            .unwrap_or_default();
+        let entry = self.tables.ports.at(port_index(protocol, port), address);
         Target {
             listed: service.is_some(),
             published: if address.is_ipv4() {
@@ -243,21 +228,20 @@ mod tests {
     use super::*;
     use crate::{
         audit::host::endpoint::Owner,
-        policy::{Clock, Containers, PublishedFamily, PublishedPort, Timebase},
+        policy::{Clock, Containers, PublishedPort, Timebase},
     };
 
     const NOW: &str = "2026-01-01T00:00:00Z";
 
-    /// What becomes of a port on every IPv4 address, where containers publish 8000.
+    /// What becomes of a port on every IPv4 address, where containers publish 8000, and 8443 on one.
     fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
         let clock = Clock { tick_ns: 4_000_000 };
         let policy = Policy::parse(text, "test.toml", clock).unwrap();
         let containers = Containers {
-            published: vec![PublishedPort {
-                protocol: PortProtocol::Tcp,
-                port: 8000,
-                family: PublishedFamily::Ipv4,
-            }],
+            published: ["0.0.0.0:tcp/8000", "203.0.113.5:tcp/8443"]
+                .iter()
+                .flat_map(|text| PublishedPort::parse(text).unwrap())
+                .collect(),
             ..Containers::default()
         };
         let now = Timebase {
@@ -349,6 +333,17 @@ mod tests {
         );
         let udp = decide(text, PortProtocol::Udp, 8000, true);
         assert_eq!(udp[0].fate, Fate::NotGuarded, "another protocol");
+    }
+
+    #[test]
+    fn what_is_published_on_one_address_is_closed_there_alone() {
+        let decisions = decide("mode = \"enforce\"", PortProtocol::Tcp, 8443, true);
+        let closed = decisions.iter().filter(|one| one.fate == Fate::Closed);
+        let closed: Vec<_> = closed.flat_map(|one| &one.addresses).collect();
+        assert_eq!(closed, [&"203.0.113.5".parse::<IpAddr>().unwrap()]);
+        let open = decisions.iter().find(|one| one.fate == Fate::NotGuarded);
+        let open = &open.unwrap().addresses;
+        assert!(open.contains(&"203.0.113.6".parse().unwrap()), "{open:?}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::dangers::{Danger, danger_at};
 use crate::{
     host::{self, Netlink},
     lockout::arrival::Arrivals,
-    policy::{Clock, Policy, Ports, PublishedFamily, PublishedPort, Tables, labels},
+    policy::{Clock, Policy, PublishedPort, Tables, labels},
 };
 
 /// What `guard audit --json` prints.
@@ -143,9 +143,8 @@ async fn judge_all(
     let mut containers = survey.containers.clone();
     if !survey.docker.answered {
         let published = in_force.published.iter();
-        containers
-            .published
-            .extend(published.flat_map(|port| parse_published(port)));
+        let published = published.filter_map(|port| PublishedPort::parse(port).ok());
+        containers.published.extend(published.flatten());
     }
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
     let (policy, _) = labels::apply(&in_force.policy, &containers, Clock { tick_ns });
@@ -206,22 +205,6 @@ async fn unguarded(
         ));
     }
     Ok(addresses)
-}
-
-/// A port as the agent's status names it, on both families.
-fn parse_published(port: &str) -> Vec<PublishedPort> {
-    let Ok(Ports::Range { protocol, ports }) = port.parse() else {
-        return Vec::new();
-    };
-    let families = [PublishedFamily::Ipv4, PublishedFamily::Ipv6];
-    let on = |port| {
-        families.map(|family| PublishedPort {
-            protocol,
-            port,
-            family,
-        })
-    };
-    ports.flat_map(on).collect()
 }
 
 impl Audited {
