@@ -4,9 +4,11 @@ use crate::{
     account::Advance,
     address::Address,
     cell::HashKey,
-    gcra::Budget,
     reason::{Applied, Outcome, Reason},
+    spread::spread,
 };
+
+pub use crate::gcra::Budgets;
 
 /// The version of everything below. State that is pinned with another one is not shared.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
@@ -330,15 +332,6 @@ pub const fn protocol_index(protocol: u8) -> u32 {
     PORT_ROWS * PORTS_PER_ROW + protocol as u32
 }
 
-/// Budgets of packets, bytes and connections.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budgets {
-    pub packets: Budget,
-    pub bytes: Budget,
-    pub connections: Budget,
-}
-
 /// A service as the packet path needs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -582,12 +575,6 @@ pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 pub const fn network_bit_v4(address: Address) -> u32 {
     // Of the bytes as they are in a packet, which need not be swapped for it.
     (address.low as u32).swap_bytes() & 0x000f_ffff
-}
-
-/// Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
-#[inline(always)]
-const fn spread(number: u64) -> u64 {
-    number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// The bit of an IPv6 address: a hash of its /64.

@@ -17,6 +17,7 @@
 )]
 
 mod accounts;
+mod bill;
 mod budgets;
 mod clock;
 mod config;

@@ -317,6 +317,39 @@ fn ip_packet(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
     }
 }
 
+/// What a packet is asked on its way, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Question {
+    Denied,
+    Address,
+    Port,
+    Source,
+    Budgets,
+}
+
+impl Question {
+    /// That which decided on this reason.
+    fn last(reason: Reason) -> Self {
+        match reason {
+            Reason::DeniedSource => Self::Denied,
+            Reason::ContainerAddress => Self::Address,
+            Reason::Control | Reason::ClosedPort | Reason::Malformed => Self::Port,
+            Reason::SourceNotAllowed => Self::Source,
+            // What reaches no service has budgets, too.
+            Reason::Allowed
+            | Reason::Established
+            | Reason::Reply
+            | Reason::Exempt
+            | Reason::Fragment
+            | Reason::NotGuarded
+            | Reason::PacketLimit
+            | Reason::ByteLimit
+            | Reason::ConnectionLimit
+            | Reason::TotalLimit => Self::Budgets,
+        }
+    }
+}
+
 /// The steps of the packet's way, as the policy tells them.
 struct Way<'a> {
     situation: &'a Situation<'a>,
@@ -331,7 +364,8 @@ impl<'a> Way<'a> {
     fn describe(&mut self, reason: Reason) -> Option<usize> {
         self.describe_entries();
         let denied = self.describe_denial();
-        if reason == Reason::DeniedSource {
+        let last = Question::last(reason);
+        if last == Question::Denied {
             return denied;
         }
         let service = self.find_service();
@@ -339,12 +373,12 @@ impl<'a> Way<'a> {
         if service.is_none_or(|service| service.address.is_none()) {
             self.describe_network();
         }
-        if reason == Reason::ContainerAddress {
+        if last == Question::Address {
             return None;
         }
         self.describe_service(service);
         let Some(service) = service else {
-            if reason.verdict() == Verdict::Pass {
+            if last == Question::Budgets {
                 self.describe_limits();
             }
             return None;
@@ -355,11 +389,12 @@ impl<'a> Way<'a> {
             self.add("which mode?", finding, line);
             return line;
         }
-        self.describe_sources(service);
-        if reason == Reason::SourceNotAllowed {
-            return line;
+        if last >= Question::Source {
+            self.describe_sources(service);
         }
-        self.describe_budgets(service);
+        if last >= Question::Budgets {
+            self.describe_budgets(service);
+        }
         line
     }
 
