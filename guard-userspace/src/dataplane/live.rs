@@ -1,10 +1,7 @@
 //! What comes and goes in the tables of a generation while it runs: published ports, container networks,
 //! denied and allowed sources. The same code fills a fresh generation, which is a change from nothing.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Ebpf, Pod,
@@ -18,11 +15,9 @@ use super::{
     deny_list::DenyList,
     fill::{change_services, insert_v4, insert_v6, map_mut, trie},
     networks,
+    steps::{FirstError, gone, raw_os_error},
 };
-use crate::{
-    causes::io_error,
-    policy::{Listed, PublishedPort, Tables, is_single},
-};
+use crate::policy::{Listed, PublishedPort, Tables, is_single};
 
 /// Tries that hold the lists of all services, of IPv4 and of IPv6.
 type Tries = (&'static str, &'static str);
@@ -84,26 +79,6 @@ pub fn needs_another(error: &LoadError) -> bool {
     matches!(raw_os_error(error), Some(7 | 28))
 }
 
-/// What comes first of what goes wrong. The rest is done all the same.
-#[derive(Default)]
-pub(super) struct Outcome(Option<LoadError>);
-
-impl Outcome {
-    pub fn take(&mut self, step: Result<(), LoadError>) {
-        if let Err(error) = step {
-            self.0.get_or_insert(error);
-        }
-    }
-
-    fn is_well(&self) -> bool {
-        self.0.is_none()
-    }
-
-    pub fn end(self) -> Result<(), LoadError> {
-        self.0.map_or(Ok(()), Err)
-    }
-}
-
 /// Marks what may be in a table or not, so that the next change writes it again if it shall be there, and
 /// removes it if not.
 fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, Expiry>) {
@@ -142,7 +117,7 @@ fn change(
     after: &Tables,
     deny_list: &DenyList,
 ) -> Result<(), LoadError> {
-    let mut outcome = Outcome::default();
+    let mut outcome = FirstError::default();
     let none = BTreeMap::new();
     let none_at = Listed::new();
     let denied = before.map_or(&none, |tables| &tables.denied);
@@ -151,7 +126,7 @@ fn change(
     // To ask a table in vain costs a look; not to ask it would let pass who is only there.
     let flags = after.live() | before.map_or(0, Tables::live);
     outcome.take(set_flags(ebpf, deny_list.flags(flags)));
-    let mut allowance = Outcome::default();
+    let mut allowance = FirstError::default();
     let mut is_denied = false;
     for (place, expiry) in news(allowed, &after.allowed) {
         allowance.take(insert_at(ebpf, ALLOWED, *place, *expiry));
@@ -204,21 +179,6 @@ fn change(
         outcome.take(set_flags(ebpf, deny_list.flags(after.live())));
     }
     outcome.end()
-}
-
-/// What is not there need not be removed: it may have found no room.
-pub(super) fn gone(removed: Result<(), LoadError>) -> Result<(), LoadError> {
-    match &removed {
-        Err(error) if raw_os_error(error) == Some(NOT_THERE) => Ok(()),
-        _ => removed,
-    }
-}
-
-/// ENOENT.
-const NOT_THERE: i32 = 2;
-
-fn raw_os_error(error: &LoadError) -> Option<i32> {
-    io_error(error).and_then(io::Error::raw_os_error)
 }
 
 fn services_of(listed: &Listed) -> BTreeSet<u16> {

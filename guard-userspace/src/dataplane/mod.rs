@@ -20,6 +20,7 @@ pub mod pins;
 mod ports;
 mod replay;
 mod state;
+mod steps;
 mod sys;
 mod talkers;
 mod tap;

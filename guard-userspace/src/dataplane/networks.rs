@@ -11,7 +11,7 @@ use super::{
     LoadError,
     fill::{insert_v4, insert_v6, map_mut, trie},
     globals,
-    live::gone,
+    steps::gone,
 };
 use crate::policy::{ContainerNetwork, split};
 

@@ -16,7 +16,7 @@ use guard_common::layout::{self, AddressedKey, PortEntry};
 use super::{
     LoadError,
     globals::{read, write},
-    live::{Outcome, gone},
+    steps::{FirstError, gone},
 };
 use crate::policy::{PortTables, PublishedPort};
 
@@ -53,7 +53,7 @@ impl Ports {
         let mut kernel = self.lock();
         let entries = read::<PortEntry>(&kernel.everywhere)?;
         let news = marks(&entries, &kernel.held, published, local_ports, new);
-        let mut outcome = Outcome::default();
+        let mut outcome = FirstError::default();
         for (key, entry) in news.addressed {
             outcome.take(kernel.hold(key, entry));
         }
@@ -81,7 +81,7 @@ impl Ports {
             return Ok(());
         }
         let mut kernel = self.lock();
-        let mut outcome = Outcome::default();
+        let mut outcome = FirstError::default();
         // What holds on one address is there before the port's entry says that there is any, and goes after it.
         let mut waiting = Vec::new();
         for key in &keys {
