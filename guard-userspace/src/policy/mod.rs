@@ -29,12 +29,11 @@ pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     entry::{Action, Entry, Listed},
     port::Ports,
-    published::{PortTables, PublishedAt, PublishedPort},
+    published::{PortTables, PublishedAt, PublishedPort, split},
     rate::{Budget, Period, Rate, Unit},
     seats::{Exhausted, Seats, Slice},
     tables::{
         ContainerNetwork, Containers, Ground, Labelled, ServiceTable, Tables, Timebase, is_single,
-        split,
     },
     warnings::Warning,
 };

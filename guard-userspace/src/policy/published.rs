@@ -8,11 +8,11 @@ use std::{
 };
 
 use guard_common::{
-    address::Family,
+    address::{Address, Family},
     layout::{AddressedKey, PortEntry, PortProtocol, port_index},
 };
 
-use super::{Ports, split};
+use super::Ports;
 
 /// A host port that a container publishes, where others can reach it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,6 +181,21 @@ impl PortTables {
         if let Some(key) = port.key() {
             let here = self.addressed.entry(key).or_default();
             *here = port.marked_here(*here);
+        }
+    }
+}
+
+/// An address in the packet path's own shape.
+pub fn split(address: IpAddr) -> (Family, Address) {
+    match address {
+        IpAddr::V4(address) => (Family::Ipv4, Address::from_ipv4(address.to_bits())),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            let address = Address {
+                high: (bits >> 64) as u64,
+                low: bits as u64,
+            };
+            (Family::Ipv6, address)
         }
     }
 }

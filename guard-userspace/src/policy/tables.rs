@@ -2,12 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     ops::RangeInclusive,
 };
 
 use guard_common::{
-    address::{Address, Family},
+    address::Address,
     exposure::{NetworkKind, Scope},
     gcra,
     layout::{self, Expiry, NO_SERVICE, PortProtocol, Relief, feature, list, live},
@@ -529,21 +528,6 @@ fn without_covered_at(entries: &Listed) -> Listed {
         .filter(|((number, prefix), expiry)| !is_covered(*number, *prefix, **expiry))
         .map(|(place, expiry)| (*place, *expiry))
         .collect()
-}
-
-/// An address in the packet path's own shape.
-pub fn split(address: IpAddr) -> (Family, Address) {
-    match address {
-        IpAddr::V4(address) => (Family::Ipv4, Address::from_ipv4(address.to_bits())),
-        IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            let address = Address {
-                high: (bits >> 64) as u64,
-                low: bits as u64,
-            };
-            (Family::Ipv6, address)
-        }
-    }
 }
 
 #[cfg(test)]
