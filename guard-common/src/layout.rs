@@ -126,7 +126,7 @@ pub const NO_SERVICE: u16 = 0;
 pub const MAX_SERVICES: u32 = 1024;
 
 /// Room for the services of the policies to come as well: a service keeps its number, and with it its
-/// counters, as long as the state is kept.
+/// counters, until it is gone and others need it.
 pub const MAX_SEATS: u32 = 2 * MAX_SERVICES;
 
 /// How many cells all services have together unless the policy says otherwise: 16 MiB.
@@ -403,7 +403,8 @@ pub struct About {
     pub policy: [u8; 256],
 }
 
-/// Whose number this is, and its cells.
+/// Whose number this is, and its cells. The last two fields were a word of zeros before, which is what they
+/// say of a service that the policy lists: pins of an agent that did not know them can be read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seat {
@@ -413,7 +414,11 @@ pub struct Seat {
     pub cell_mask: u32,
     /// The kernel's number of the array of cells that these are in; 0: it has none.
     pub cells: u32,
-    pub reserved: u32,
+    /// The number of the service that labels have made this one of, its own if of none; 0: the policy lists
+    /// it.
+    pub made_of: u16,
+    /// How many policies have come since the last that listed it, or about as many; 0: it is listed.
+    pub idle: u16,
 }
 
 /// How long the name of a service may be, in bytes.

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     host::{UdpFlow, XdpState},
-    policy::{Ground, Policy, PublishedPort, Seats, Tables},
+    policy::{Exhausted, Ground, Policy, PublishedPort, Seats, Tables},
 };
 
 /// Where the program runs.
@@ -74,6 +74,11 @@ pub enum AttachError {
     NoEgress { interface: String, reason: String },
     #[error("the link of {interface} cannot be used: {reason}")]
     Link { interface: String, reason: String },
+    #[error(
+        "interface {0} has no room for all services: those of this policy, of the policy in force and of \
+         the one that the trial goes back to are counted apart; end the trial first"
+    )]
+    NoRoom(String),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
@@ -215,11 +220,14 @@ impl Attachment {
         tick_ns: u64,
         facts: Facts,
     ) -> Result<Prepared, AttachError> {
-        // If more names have come and gone than there are numbers, counters start afresh.
-        let (seats, keeps) = match self.seats.next(policy) {
-            Ok(seats) => (seats, true),
-            Err(_exhausted) => (Seats::new(policy), false),
-        };
+        // What a trial goes back to judges again without being asked.
+        let held: BTreeSet<&str> = self
+            .generations()
+            .flat_map(|generation| &generation.tables().services)
+            .map(|service| service.name.as_str())
+            .collect();
+        let seats = self.seats.next(policy, |name| held.contains(name));
+        let seats = seats.map_err(|Exhausted| AttachError::NoRoom(self.interface().to_owned()))?;
         let mut tables = Tables::compile_at(policy, ground, &seats);
         if facts.trial_until != 0
             && let Some(before) = &self.in_force
@@ -228,12 +236,9 @@ impl Attachment {
             tables.features |= before.generation.tables().features & feature::FLOWS;
         }
         let about = self.state.about().map_err(LoadError::from)?;
-        let mut pins = if keeps {
-            self.state
-                .reusable(&tables, self.seats.shares_cells(&seats))
-        } else {
-            Vec::new()
-        };
+        let mut pins = self
+            .state
+            .reusable(&tables, self.seats.shares_cells(&seats));
         let capture = if pins.iter().any(|(name, _)| *name == layout::CAPTURE) {
             tap::wanted_now(&self.state)
         } else {
@@ -322,6 +327,8 @@ impl Attachment {
         let pins = self.state.pins.clone();
         let shared = self.pin_waiting(&next.generation, next.facts.trial_until != 0)?;
         let cells = map_id(&next.generation, next.generation.tables().cells_map())?;
+        let changes = next.seats.changes_since(&self.seats);
+        next.generation.empty(pins.interface(), &changes)?;
         self.state
             .set_seats(&next.seats, cells)
             .map_err(StateError::from)?;
@@ -334,6 +341,10 @@ impl Attachment {
         if keeps_flows {
             egress::attach(&mut self.state, &mut next.generation, &mut about)?;
             next.generation.seed_flows(&open_flows())?;
+        }
+        if let Some(before) = &self.in_force {
+            let slices = next.seats.unmoved(&before.seats);
+            next.generation.take_over(&before.generation, slices)?;
         }
         let (mode, refusal) = attach_or_swap(&pins, &mut next.generation, found, force)?;
         self.mode = mode;

@@ -75,13 +75,41 @@ pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result
 pub fn read_per_cpu<V: Pod>(
     map: &Map,
     ranges: impl Iterator<Item = Range<u32>>,
-    mut take: impl FnMut(u32, &mut dyn Iterator<Item = V>),
+    take: impl FnMut(u32, &mut dyn Iterator<Item = V>),
 ) -> Result<(), LoadError> {
     let Map::PerCpuArray(data) = map else {
         return Err(LoadError::Incomplete("per-CPU array"));
     };
-    require_sizes(data, size_of::<u32>(), size_of::<V>())?;
     let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))?;
+    read_places(data, cpus, ranges, take)
+}
+
+/// Reads places of an array whose values are a multiple of eight bytes long.
+pub fn read<V: Pod>(
+    map: &Map,
+    ranges: impl Iterator<Item = Range<u32>>,
+    mut take: impl FnMut(u32, V),
+) -> Result<(), LoadError> {
+    let Map::Array(data) = map else {
+        return Err(LoadError::Incomplete("array"));
+    };
+    read_places(
+        data,
+        1,
+        ranges,
+        |place, values: &mut dyn Iterator<Item = V>| {
+            values.for_each(|value| take(place, value));
+        },
+    )
+}
+
+fn read_places<V: Pod>(
+    data: &MapData,
+    cpus: usize,
+    ranges: impl Iterator<Item = Range<u32>>,
+    mut take: impl FnMut(u32, &mut dyn Iterator<Item = V>),
+) -> Result<(), LoadError> {
+    require_sizes(data, size_of::<u32>(), size_of::<V>())?;
     let stride = size_of::<V>().next_multiple_of(ALIGNMENT);
     let of_place = stride * cpus;
     let at_once = (READ_AT_ONCE / of_place).max(1);

@@ -12,6 +12,7 @@ mod evict;
 mod fill;
 mod flows;
 mod globals;
+mod handover;
 mod link;
 mod live;
 mod networks;

@@ -21,7 +21,7 @@ use super::{
     pins::{LINK, PinError, Pins},
     random_hash_key,
 };
-use crate::policy::{Seats, Slice, Tables};
+use crate::policy::{Place, Seats, Slice, Tables};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -145,13 +145,17 @@ impl State {
 
     /// Numbers, and those cells that are in the pinned array.
     fn seats(&self) -> Result<Seats, StateError> {
+        let cells = CELLS.map(|map| map_info(&self.pins, map));
+        let cells = cells.into_iter().flatten();
+        let lengths: BTreeMap<u32, u32> =
+            cells.map(|info| (info.id(), info.max_entries())).collect();
         let mut seats = Seats {
             asked: self.about()?.cells,
             ..Seats::default()
         };
-        let cells = CELLS.map(|map| map_info(&self.pins, map).map(|info| info.id()));
         for (number, seat) in self.named()? {
-            if seat.cells != 0 && cells.contains(&Some(seat.cells)) {
+            if let Some(length) = lengths.get(&seat.cells) {
+                seats.length = *length;
                 let slice = Slice {
                     first_cell: seat.first_cell,
                     cell_mask: seat.cell_mask,
@@ -159,7 +163,12 @@ impl State {
                 seats.slices.insert(name_of(&seat), slice);
             }
             if number != NO_SERVICE {
-                seats.numbers.insert(name_of(&seat), number);
+                let place = Place {
+                    number,
+                    idle: seat.idle,
+                    made_of: (seat.made_of != NO_SERVICE).then_some(seat.made_of),
+                };
+                seats.places.insert(name_of(&seat), place);
             }
         }
         Ok(seats)
@@ -171,6 +180,22 @@ impl State {
         Ok(named
             .filter(|(number, _)| *number != NO_SERVICE)
             .map(|(number, seat)| (number, name_of(&seat)))
+            .collect())
+    }
+
+    /// The numbers of a service that the policy lists, or labels have made, and of those that labels have made
+    /// of it.
+    pub(super) fn numbers_of(&self, service: &str) -> Result<Vec<u16>, StateError> {
+        let named = self.named()?;
+        let mut own = named.iter().filter(|(_, seat)| name_of(seat) == service);
+        let own = own.find_map(|(number, _)| (*number != NO_SERVICE).then_some(*number));
+        let Some(own) = own else {
+            return Ok(Vec::new());
+        };
+        let numbers = named.into_iter();
+        Ok(numbers
+            .filter(|(number, seat)| *number == own || seat.made_of == own)
+            .map(|(number, _)| number)
             .collect())
     }
 
@@ -191,21 +216,32 @@ impl State {
     /// `cells` is the kernel's number of the array that the slices are in.
     pub fn set_seats(&mut self, seats: &Seats, cells: u32) -> Result<(), MapError> {
         let mut places = Array::<_, Seat>::try_from(&mut self.places)?;
-        let numbered = seats.numbers.iter();
-        let numbered = numbered.map(|(name, number)| (name.as_str(), *number));
-        for (name, number) in numbered.chain([("", NO_SERVICE)]) {
+        let host = Place {
+            number: NO_SERVICE,
+            idle: 0,
+            made_of: None,
+        };
+        let placed = seats.places.iter();
+        let placed = placed.map(|(name, place)| (name.as_str(), *place));
+        for (name, place) in placed.chain([("", host)]) {
+            let Place {
+                number,
+                idle,
+                made_of,
+            } = place;
             let slice = seats.slices.get(name);
             let seat = Seat {
                 name: bytes_of::<MAX_NAME>(name),
                 first_cell: slice.map_or(0, |slice| slice.first_cell),
                 cell_mask: slice.map_or(0, |slice| slice.cell_mask),
                 cells: slice.map_or(0, |_| cells),
-                reserved: 0,
+                made_of: made_of.unwrap_or(NO_SERVICE),
+                idle,
             };
             places.set(number.into(), seat, 0)?;
         }
-        // When the numbers ran out, they start again, and those before them have no name.
-        let given = seats.numbers.values().max().copied();
+        // A policy that is put back may have fewer than the one that failed.
+        let given = seats.places.values().map(|place| place.number).max();
         for number in given.unwrap_or(NO_SERVICE) + 1..MAX_SEATS as u16 {
             if places.get(&number.into(), 0)?.name[0] == 0 {
                 break;
@@ -406,7 +442,8 @@ fn empty_seat() -> Seat {
         first_cell: 0,
         cell_mask: 0,
         cells: 0,
-        reserved: 0,
+        made_of: NO_SERVICE,
+        idle: 0,
     }
 }
 

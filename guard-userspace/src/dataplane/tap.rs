@@ -21,7 +21,7 @@ use super::{
     pins::Pins,
     state::{State, StateError},
 };
-use crate::policy::{labels::base_name, split};
+use crate::policy::split;
 
 const SLOTS: usize = Outcome::SLOTS as usize;
 
@@ -181,10 +181,8 @@ impl Tap {
         match &self.wanted.service {
             None => filter.services.fill(u64::MAX),
             Some(wanted) => {
-                for (number, name) in self.state.names()? {
-                    if name == *wanted || base_name(&name) == wanted {
-                        filter.services[usize::from(number) / 64] |= 1 << (number % 64);
-                    }
+                for number in self.state.numbers_of(wanted)? {
+                    filter.services[usize::from(number) / 64] |= 1 << (number % 64);
                 }
             }
         }

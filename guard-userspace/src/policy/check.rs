@@ -453,6 +453,7 @@ fn check_service(
         limit: check_limit(&limit, clock)?,
         total: check_budgets(&packets, &bytes, &connections, clock)?,
         name: name.into_inner(),
+        made: None,
     })
 }
 

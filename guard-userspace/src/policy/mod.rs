@@ -30,7 +30,7 @@ pub use self::{
     entry::{Action, Entry, Listed},
     port::Ports,
     rate::{Budget, Period, Rate, Unit},
-    seats::{Exhausted, Seats, Slice},
+    seats::{Changes, Exhausted, Place, Seats, Slice},
     tables::{
         ContainerNetwork, Containers, Ground, Labelled, PublishedFamily, PublishedPort,
         ServiceTable, Tables, Timebase, is_single, split,
@@ -104,6 +104,37 @@ pub struct Service {
     pub limit: Limit,
     /// For all sources together.
     pub total: Budgets,
+    /// `None`: the policy lists it.
+    pub made: Option<Made>,
+}
+
+/// What the labels of a container have made a service of. Its name may be cut, and says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// The service of the policy; `None`: ports that the policy lists nowhere.
+    pub base: Option<String>,
+    /// The service whose cells it has, because there is no room for others; `None`: its own.
+    pub cells_of: Option<String>,
+}
+
+impl Service {
+    /// The service of the policy that labels have made this one of.
+    pub fn base(&self) -> Option<&str> {
+        self.made.as_ref()?.base.as_deref()
+    }
+
+    /// Whether what is said of this name is said of this service: its own, or that of the policy's service
+    /// that it was made of.
+    pub fn goes_by(&self, name: &str) -> bool {
+        self.name == name || self.base() == Some(name)
+    }
+
+    /// The service whose cells its sources have.
+    pub(super) fn cells_of(&self) -> &str {
+        let made = self.made.as_ref();
+        let others = made.and_then(|made| made.cells_of.as_deref());
+        others.unwrap_or(&self.name)
+    }
 }
 
 /// Who may reach a service.
@@ -150,6 +181,17 @@ pub struct Budgets {
     pub packets: Option<Budget>,
     pub bytes: Option<Budget>,
     pub connections: Option<Budget>,
+}
+
+impl Budgets {
+    /// Those of others where there are none.
+    pub(super) fn or(self, others: Self) -> Self {
+        Self {
+            packets: self.packets.or(others.packets),
+            bytes: self.bytes.or(others.bytes),
+            connections: self.connections.or(others.connections),
+        }
+    }
 }
 
 /// Budgets of each source, and what counts as one.

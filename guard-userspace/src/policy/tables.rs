@@ -22,7 +22,7 @@ use jiff::Timestamp;
 
 use super::{
     Action, Budgets, Entry, From, Limit, Per, Policy, Ports, Seats, Service, Slice, Source,
-    Treatment, entry::Listed, labels::base_name,
+    Treatment, entry::Listed,
 };
 
 /// A host port that a container publishes, on an address that others can reach.
@@ -219,10 +219,10 @@ impl Tables {
             tables.treat(source, now);
         }
         for entry in entries {
-            tables.enter(entry, now);
+            tables.enter(entry, services, now);
         }
         tables.link_reliefs();
-        tables.assign_cells(seats);
+        tables.assign_cells(seats, services);
         tables.denied = without_covered(&tables.denied);
         tables.denied_at = without_covered_at(&tables.denied_at);
         tables.allowed = without_covered_at(&tables.allowed);
@@ -279,10 +279,10 @@ impl Tables {
     }
 
     /// Tells each service that limits its sources which cells it has.
-    fn assign_cells(&mut self, seats: &Seats) {
+    fn assign_cells(&mut self, seats: &Seats, services: &[Service]) {
         self.cells = seats.cells();
-        let services = self.services.iter_mut();
-        let named = services.map(|service| (service.name.as_str(), &mut service.settings));
+        let settings = self.services.iter_mut().map(|table| &mut table.settings);
+        let named = services.iter().map(Service::cells_of).zip(settings);
         for (name, settings) in named.chain([("", &mut self.limits)]) {
             if let Some(Slice {
                 first_cell,
@@ -298,7 +298,7 @@ impl Tables {
 
     /// Enters what operators let through or drop for a while. An entry for a service that the policy no
     /// longer lists says nothing.
-    fn enter(&mut self, entry: &Entry, now: Timebase) {
+    fn enter(&mut self, entry: &Entry, services: &[Service], now: Timebase) {
         let Entry {
             action,
             prefix,
@@ -312,11 +312,11 @@ impl Tables {
         let numbers: Vec<u16> = match service {
             None => vec![NO_SERVICE],
             // With those that labels have made of it.
-            Some(name) => self
-                .services
+            Some(name) => services
                 .iter()
-                .filter(|service| base_name(&service.name) == name)
-                .map(|service| service.number)
+                .zip(&self.services)
+                .filter(|(service, _)| service.goes_by(name))
+                .map(|(_, table)| table.number)
                 .collect(),
         };
         for number in numbers {
@@ -544,16 +544,16 @@ pub(super) fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
 
 /// The lengths of prefixes that occur in a list, of IPv4 (`true`) and of IPv6. There are few: a list of a
 /// hundred thousand single addresses has one, and none of them needs to be held against the others.
-struct Lengths(BTreeSet<(bool, u8)>);
+pub(super) struct Lengths(BTreeSet<(bool, u8)>);
 
 impl Lengths {
-    fn of(prefixes: impl Iterator<Item = IpNet>) -> Self {
+    pub(super) fn of(prefixes: impl Iterator<Item = IpNet>) -> Self {
         let lengths = prefixes.map(|prefix| (prefix.addr().is_ipv4(), prefix.prefix_len()));
         Self(lengths.collect())
     }
 
     /// Those prefixes of such a length that this one lies in.
-    fn wider(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+    pub(super) fn wider(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
         let Self(lengths) = self;
         let is_v4 = prefix.addr().is_ipv4();
         let wider = lengths.range((is_v4, 0)..(is_v4, prefix.prefix_len()));
