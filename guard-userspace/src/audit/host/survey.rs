@@ -14,7 +14,7 @@ use crate::{
     agent::of_others,
     docker::{self, Inventory},
     host::{self, Link, Netlink},
-    policy::{Containers, DEFAULT_DOCKER_SOCKET},
+    policy::{Containers, DEFAULT_DOCKER_SOCKET, untrusted},
 };
 
 /// What has been found.
@@ -153,7 +153,7 @@ fn unseen(inventory: Option<&Inventory>, endpoints: &[Endpoint]) -> Vec<String> 
             format!(
                 "container {} is on the host's network: what it listens on, if anything, is among the \
                  host's own",
-                container.name
+                untrusted::name(&container.name, 64)
             )
         })
         .collect()
