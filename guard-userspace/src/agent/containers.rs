@@ -10,9 +10,9 @@ use tracing::warn;
 use crate::{
     api::DockerStatus,
     dataplane::Closer,
-    docker::{self, Seen, Watch},
+    docker::{self, Connection, Seen, Watch},
     host::{self, Netlink},
-    policy::{ContainerNetwork, Containers, Policy, PublishedPort},
+    policy::{ContainerNetwork, Containers, Labelled, Policy, PublishedPort},
 };
 
 /// What is known of Docker, and where it comes from.
@@ -48,8 +48,8 @@ pub struct Listener {
 
 impl Listener {
     fn hear(&self, seen: &Seen) {
-        if let (Some(inventory), Ok(local_ports)) = (&seen.inventory, host::local_port_range()) {
-            let containers = inventory.containers();
+        if let Ok(local_ports) = host::local_port_range() {
+            let containers = seen.runtime.inventory.containers();
             self.closer.close(containers.published, &local_ports);
         }
         self.changed.notify_one();
@@ -84,31 +84,32 @@ impl Docker {
 
     /// Takes in what Docker has said. Returns when the event happened that it was about, by Docker's clock.
     pub async fn update(&mut self, policy: &Policy, netlink: &Netlink) -> Option<Timestamp> {
-        let Seen {
-            inventory,
-            trouble,
-            event,
-        } = self.watch.as_ref()?.seen();
+        let Seen { runtime, event } = self.watch.as_ref()?.seen();
         let before = self.said().or(self.last()).cloned();
-        let said = match inventory {
-            Some(inventory) => {
-                let guarded = netlink.interfaces_of(policy).await.unwrap_or_default();
-                let containers = inventory.containers();
-                Some(of_others(containers, &mut self.shared, &guarded, netlink).await)
-            }
-            None => before.clone(),
-        };
-        self.known = match (trouble, said) {
-            (None, Some(containers)) => Known::Connected(containers),
-            (trouble, last) => {
-                let error = trouble.map_or_else(String::new, |trouble| trouble.to_string());
-                if !matches!(self.known, Known::Lost { .. }) || self.error() == Some("") {
-                    warn_of_loss(&error, last.is_some());
-                }
-                Known::Lost { error, last }
-            }
+        let found = runtime.inventory.containers();
+        let guarded = netlink.interfaces_of(policy).await.unwrap_or_default();
+        let found = of_others(found, &mut self.shared, &guarded, netlink).await;
+        self.known = match runtime.connection {
+            Connection::Connected => Known::Connected(found),
+            Connection::Lost { error, .. } => self.lost(error, Some(found)),
+            // What is known in part opens nothing that was known before.
+            Connection::NeverAnswered { error } => self.lost(error, join(before, found)),
+            Connection::Reading => Known::Lost {
+                error: format!(
+                    "Docker at {} has not answered everything yet",
+                    runtime.socket
+                ),
+                last: join(before, found),
+            },
         };
         event
+    }
+
+    fn lost(&self, error: String, last: Option<Containers>) -> Known {
+        if !matches!(self.known, Known::Lost { .. }) || self.error() == Some("") {
+            warn_of_loss(&error, last.is_some());
+        }
+        Known::Lost { error, last }
     }
 
     /// Whether this follows the Docker that a policy names.
@@ -208,6 +209,30 @@ pub async fn ask_docker(policy: &Policy, netlink: &Netlink) -> Docker {
         known,
         ..Docker::default()
     }
+}
+
+/// What was known before, and what has been found since; `None`: nothing is known.
+fn join(before: Option<Containers>, found: Containers) -> Option<Containers> {
+    let Some(mut joined) = before else {
+        return (found != Containers::default()).then_some(found);
+    };
+    joined.published.extend(found.published);
+    joined.published.sort_unstable();
+    joined.published.dedup();
+    joined.networks.extend(found.networks);
+    joined
+        .networks
+        .sort_unstable_by_key(|network| network.prefix);
+    joined.networks.dedup();
+    let is_found = |one: &Labelled| {
+        found
+            .labelled
+            .iter()
+            .any(|other| other.container == one.container)
+    };
+    joined.labelled.retain(|labelled| !is_found(labelled));
+    joined.labelled.extend(found.labelled);
+    Some(joined)
 }
 
 /// Without the networks that are not the containers' alone, of which it is said once.

@@ -1,25 +1,31 @@
 //! This host's containers, asked from Docker over its API (Docker and Podman's compatible socket).
 
+mod answers;
+mod client;
+mod files;
+mod follower;
 mod read;
+#[cfg(test)]
+mod tales;
+mod text;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::RangeInclusive,
-    time::Duration,
+    sync::Arc,
 };
 
-use guard_common::layout::PortProtocol;
+use guard_common::{exposure::NetworkKind, layout::PortProtocol};
+use ipnet::IpNet;
+use jiff::Timestamp;
 
 pub use self::{
     read::{read, version},
     watch::{Seen, Watch},
 };
 use crate::policy::{ContainerNetwork, Containers, Labelled, PublishedFamily, PublishedPort};
-
-/// How long Docker may take to answer; one that hangs must not hold up the guard.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Labels that begin so are the guard's.
 const LABEL: &str = "guard.";
@@ -28,12 +34,52 @@ const LABEL: &str = "guard.";
 const COMPOSE_PROJECT: &str = "com.docker.compose.project";
 const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 
+/// What an image says of itself (OCI image specification, "Annotations").
+pub const TITLE: &str = "org.opencontainers.image.title";
+
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum DockerError {
-    #[error("Docker does not answer at {socket}: {error}")]
-    Api { socket: String, error: String },
-    #[error("Docker at {socket} has not answered within {} s", PATIENCE.as_secs())]
-    Hung { socket: String },
+#[error("Docker does not answer at {socket}: {error}")]
+pub struct DockerError {
+    socket: String,
+    error: String,
+}
+
+/// What is known of the daemon at a socket, and of its containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    pub socket: String,
+    /// Whose containers these are: the daemon's identifier and its folder, which Docker before version 25
+    /// needs besides (all daemons of a host share `/etc/docker/key.json`). Podman has its folder alone: its
+    /// `ID` is another one each time. `None`: it has not told.
+    pub daemon: Option<String>,
+    pub connection: Connection,
+    /// While the daemon does not answer, what it answered last. While another daemon at the socket is being
+    /// read, the containers of both.
+    pub inventory: Arc<Inventory>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// The daemon is asked for the first time, or another one than before: the inventory is not whole.
+    Reading,
+    /// The inventory is whole, but for what it names as half known or left out.
+    Connected,
+    /// The daemon does not answer, or has not been read whole again; the inventory is its last one, and what
+    /// its events have added since.
+    Lost { error: String, since: Timestamp },
+    /// What the daemon's containers publish has never been known.
+    NeverAnswered { error: String },
+}
+
+impl Runtime {
+    pub fn new(socket: &str) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            daemon: None,
+            connection: Connection::Reading,
+            inventory: Arc::default(),
+        }
+    }
 }
 
 /// Everything that Docker says of this host's containers, running or not.
@@ -41,7 +87,9 @@ pub enum DockerError {
 pub struct Inventory {
     /// By Docker's identifier.
     pub containers: BTreeMap<String, Container>,
-    pub networks: Vec<ContainerNetwork>,
+    pub networks: Vec<Network>,
+    /// Why networks may be missing.
+    pub networks_left_out: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +97,11 @@ pub struct Container {
     pub name: String,
     /// As it was asked for, such as `nginx:1.27`.
     pub image: String,
+    /// Those that something reads: the guard's own, Compose's, and the image's title.
     pub labels: BTreeMap<String, String>,
+    /// How many of the guard's labels are not among them or have been cut: there were too many, or they were
+    /// too long.
+    pub labels_left_out: usize,
     pub running: bool,
     /// It has no network of its own: its listeners are the host's.
     pub on_host_network: bool,
@@ -57,7 +109,44 @@ pub struct Container {
     pub publishes: BTreeSet<Publication>,
     /// The ports that its image and its configuration name, published or not.
     pub exposes: BTreeSet<(u16, PortProtocol)>,
+    /// In all its networks, while it runs.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Why it could not be inspected. What is known of it comes from the list of containers, from Docker's
+    /// files and from when it could be inspected last.
+    pub half_known: Option<String>,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub id: String,
+    pub name: String,
+    /// `bridge`, `macvlan`, `ipvlan`, `host`, `overlay`…
+    pub driver: String,
+    /// Its Linux interface, if its driver is `bridge`.
+    pub bridge: Option<String>,
+    pub subnets: Vec<IpNet>,
+    pub gateways: Vec<IpAddr>,
+    /// Of its IPv4 subnets; whether IPv6 is masqueraded is an option of the daemon, which the API does not
+    /// tell, so IPv6 counts as routed.
+    pub kind: NetworkKind,
+}
+
+impl Network {
+    /// What packets sent to its addresses from outside are judged by. Bridges alone: the addresses of a
+    /// macvlan or ipvlan network are the uplink's own.
+    fn prefixes(&self) -> impl Iterator<Item = ContainerNetwork> {
+        let subnets = self.subnets.iter().filter(|_| self.driver == BRIDGE);
+        subnets.map(|subnet| ContainerNetwork {
+            prefix: subnet.trunc(),
+            kind: match subnet {
+                IpNet::V4(_) => self.kind,
+                IpNet::V6(_) => NetworkKind::Routed,
+            },
+        })
+    }
+}
+
+const BRIDGE: &str = "bridge";
 
 /// A port of a container, and where it can be reached on the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,9 +215,12 @@ impl Inventory {
         let containers = self.containers.values();
         let published: BTreeSet<PublishedPort> =
             containers.clone().flat_map(Container::published).collect();
+        let mut networks: Vec<_> = self.networks.iter().flat_map(Network::prefixes).collect();
+        networks.sort_unstable_by_key(|network| network.prefix);
+        networks.dedup();
         Containers {
             published: published.into_iter().collect(),
-            networks: self.networks.clone(),
+            networks,
             labelled: self.labelled(),
         }
     }

@@ -1,137 +1,211 @@
-//! Docker's answers, read into what the guard knows of containers.
+//! Docker's answers, turned into what the guard knows of containers.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
-
-use bollard::{
-    API_DEFAULT_VERSION, Docker,
-    errors::Error,
-    models::{
-        ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum, HostConfig, Network,
-        PortBinding, PortMap, PortSummary, PortSummaryTypeEnum,
-    },
-    query_parameters::{
-        InspectContainerOptions, ListContainersOptionsBuilder, ListNetworksOptions,
-    },
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    time::Duration,
 };
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use futures_util::{StreamExt as _, stream};
 use guard_common::{exposure::NetworkKind, layout::PortProtocol};
 use ipnet::IpNet;
-use tokio::time::timeout;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, timeout_at};
 
-use super::{Container, DockerError, Inventory, PATIENCE, Publication};
-use crate::policy::ContainerNetwork;
+use super::{
+    BRIDGE, COMPOSE_PROJECT, COMPOSE_SERVICE, Container, DockerError, Inventory, LABEL, Network,
+    Publication, TITLE,
+    answers::{
+        self, Binding, Element, Endpoint, HostConfig, Info, Inspected, NetworkAnswer,
+        NetworkSettings, PodmanNetwork, PortMap, Summary, SummaryPort,
+    },
+    client::{Client, ClientError, DAEMON, Limit, ONE_CONTAINER, WHOLE_LIST},
+    files::Files,
+    text,
+};
 
-/// How long Docker may take to answer for one container.
-pub(super) const PATIENCE_FOR_ONE: Duration = Duration::from_secs(2);
+/// How long a container may take to be inspected before it counts as half known.
+pub(super) const BUDGET_OF_ONE: Duration = Duration::from_secs(2);
 
-/// How many containers are asked for at once.
-const CONCURRENCY: usize = 16;
+/// How many containers are inspected at once.
+pub(super) const AT_ONCE: usize = 32;
+
+/// How long all may take together where the result is waited for.
+const BUDGET_OF_ALL: Duration = Duration::from_secs(10);
+
+/// How many of the guard's labels of a container are kept, and how long a name and a value may be.
+const MOST_LABELS: usize = 64;
+const LONGEST_LABEL: usize = 128;
+const LONGEST_VALUE: usize = 4096;
+
+/// The most ports that a container's publications are written down for one by one. There are 196,605 of all
+/// three protocols.
+const MOST_PORTS: usize = 1 << 18;
+
+/// The longest name of a Linux interface.
+const LONGEST_INTERFACE: usize = 15;
 
 /// Asks once for everything.
 pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
-    patient(socket, async {
-        let docker = connect(socket).await?;
-        let files = Files::find(&docker).await;
-        inventory(&docker, &files, &Inventory::default()).await
-    })
-    .await
+    let told = async {
+        let client = Client::connect(Path::new(socket)).await?;
+        let info = daemon(&client).await.unwrap_or_default();
+        let files = Files::below(info.docker_root_dir.as_deref());
+        let listed = list(&client).await?;
+        let mut inventory = Inventory::default();
+        inventory.take_networks(networks(&client).await);
+        let end = Instant::now() + BUDGET_OF_ALL;
+        let (client, files) = (&client, &files);
+        let asked = stream::iter(listed).map(async |listed| {
+            let (id, listed) = identified(listed)?;
+            let end = end.min(Instant::now() + BUDGET_OF_ONE);
+            let found = timeout_at(end, container(client, &id)).await;
+            let found = found.unwrap_or(Err(ClientError::Slow(BUDGET_OF_ONE)));
+            let found = match found {
+                Ok(found) => found?,
+                Err(error) => half_known(&id, listed.as_ref(), None, files, &error.to_string()),
+            };
+            Some((id, found))
+        });
+        let containers: Vec<_> = asked.buffer_unordered(AT_ONCE).collect().await;
+        inventory.containers = containers.into_iter().flatten().collect();
+        Ok(inventory)
+    };
+    told.await.map_err(|error| api_error(socket, &error))
 }
 
 /// Which version answers.
 pub async fn version(socket: &str) -> Result<String, DockerError> {
-    patient(socket, async {
-        let version = connect(socket).await?.version().await?;
-        Ok(version.version.unwrap_or_else(|| "unknown".to_owned()))
-    })
-    .await
+    let client = Client::connect(Path::new(socket)).await;
+    let client = client.map_err(|error| api_error(socket, &error))?;
+    Ok(client.release.unwrap_or_else(|| "unknown".to_owned()))
 }
 
-/// Docker has so long, and no longer.
-pub(super) async fn patient<T>(
-    socket: &str,
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, DockerError> {
-    match timeout(PATIENCE, answer).await {
-        Ok(answer) => answer.map_err(|error| api_error(socket, &error)),
-        Err(_) => Err(DockerError::Hung {
-            socket: socket.to_owned(),
-        }),
-    }
-}
-
-pub(super) fn api_error(socket: &str, error: &Error) -> DockerError {
-    DockerError::Api {
+pub(super) fn api_error(socket: &str, error: &ClientError) -> DockerError {
+    DockerError {
         socket: socket.to_owned(),
         error: error.to_string(),
     }
 }
 
-pub(super) async fn connect(socket: &str) -> Result<Docker, Error> {
-    Docker::connect_with_unix(socket, PATIENCE.as_secs(), API_DEFAULT_VERSION)?
-        .negotiate_version()
-        .await
+pub(super) async fn daemon(client: &Client) -> Result<Info, ClientError> {
+    let limit = Limit {
+        time: BUDGET_OF_ONE,
+        ..DAEMON
+    };
+    client.get("/info", limit).await
 }
 
-/// `known` is what was known before.
-pub(super) async fn inventory(
-    docker: &Docker,
-    files: &Files,
-    known: &Inventory,
-) -> Result<Inventory, Error> {
-    let all = ListContainersOptionsBuilder::default().all(true).build();
-    let listed = docker.list_containers(Some(all)).await?;
-    let asked = stream::iter(listed).map(async |listed| {
-        let id = listed.id.clone().unwrap_or_default();
-        let found = match timeout(PATIENCE_FOR_ONE, container(docker, &id)).await {
-            Ok(found) => found?,
-            // Docker holds it while it starts.
-            Err(_) => Some(half_known(
-                listed,
-                known.containers.get(&id),
-                files.publishes(&id),
-            )),
-        };
-        Ok::<_, Error>(found.map(|container| (id, container)))
-    });
-    let containers: Vec<_> = asked.buffer_unordered(CONCURRENCY).try_collect().await?;
-    Ok(Inventory {
-        containers: containers.into_iter().flatten().collect(),
-        networks: networks(docker).await?,
-    })
+/// Whose containers a daemon has.
+pub(super) fn identity(client: &Client, info: &Info) -> Option<String> {
+    let folder = info.docker_root_dir.as_deref().unwrap_or_default();
+    if client.is_podman {
+        return Some(format!("Podman at {}", text::plain(folder)));
+    }
+    let id = info.id.as_deref().filter(|id| !id.is_empty())?;
+    Some(format!("{} at {}", text::plain(id), text::plain(folder)))
 }
 
-/// A container that Docker only lists at this moment: whatever it may publish is published.
-fn half_known(
-    listed: ContainerSummary,
+/// A container as the list shows it, by its identifier; `None`: it could not be parsed.
+pub(super) type Listed = Element<Summary>;
+
+pub(super) async fn list(client: &Client) -> Result<Vec<Listed>, ClientError> {
+    let path = "/containers/json?all=true";
+    let list: Option<Vec<Box<RawValue>>> = client.get(path, WHOLE_LIST).await?;
+    Ok(answers::elements(&list.unwrap_or_default()))
+}
+
+/// `None`: it has no name that it could be asked for by.
+pub(super) fn identified(listed: Listed) -> Option<(String, Option<Container>)> {
+    let (id, container) = match listed {
+        Ok(summary) => (summary.id.clone(), Some(of_list(summary))),
+        Err(unparsed) => (unparsed.id, None),
+    };
+    answers::is_identifier(&id).then_some((id, container))
+}
+
+/// `None`: it is gone.
+pub(super) async fn container(client: &Client, id: &str) -> Result<Option<Container>, ClientError> {
+    let path = format!("/containers/{id}/json");
+    match client.get::<Inspected>(&path, ONE_CONTAINER).await {
+        Ok(answer) => Ok(Some(inspected(answer))),
+        Err(ClientError::Refused { status: 404, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Behind the reason why a container is half known.
+const UNCONFIGURED: &str = "; its configuration is not known either";
+
+/// A container that cannot be inspected at this moment: whatever it may publish is published.
+pub(super) fn half_known(
+    id: &str,
+    listed: Option<&Container>,
     known: Option<&Container>,
-    configured: BTreeSet<Publication>,
+    files: &Files,
+    why: &str,
 ) -> Container {
-    let names = listed.names.unwrap_or_default();
-    let name = names.first().map(|name| name.trim_start_matches('/'));
-    let mut container = known.cloned().unwrap_or_else(|| Container {
-        name: name.unwrap_or_default().to_owned(),
-        image: listed.image.unwrap_or_default(),
-        labels: listed.labels.unwrap_or_default().into_iter().collect(),
-        ..Container::default()
-    });
-    container.running = listed.state == Some(ContainerSummaryStateEnum::RUNNING);
-    container.publishes.extend(configured);
-    let given = listed.ports.unwrap_or_default();
-    container
-        .publishes
-        .extend(given.iter().filter_map(given_port));
+    let mut container = known.or(listed).cloned().unwrap_or_default();
+    if container.name.is_empty() {
+        container.name = id.chars().take(12).collect();
+    }
+    if let Some(listed) = listed {
+        container.running = listed.running;
+        container.on_host_network |= listed.on_host_network;
+        container.publishes.extend(listed.publishes.iter().cloned());
+        container.addresses.extend(&listed.addresses);
+    }
+    let why = why.trim_end_matches(UNCONFIGURED);
+    let why = match files.host_config(id) {
+        Ok(config) => {
+            container.on_host_network |= config.is_on_host_network();
+            container.publishes.extend(configured(&config));
+            why.to_owned()
+        }
+        Err(_) => format!("{why}{UNCONFIGURED}"),
+    };
+    if container.on_host_network {
+        container.publishes.clear();
+    }
+    container.half_known = Some(why);
     container
 }
 
-fn given_port(port: &PortSummary) -> Option<Publication> {
-    let public = port.public_port?;
+/// A container as the list of containers shows it.
+fn of_list(summary: Summary) -> Container {
+    let names = summary.names.unwrap_or_default();
+    let settings = summary.network_settings.unwrap_or_default();
+    let host = summary.host_config.unwrap_or_default();
+    let on_host_network = host.is_on_host_network() || settings.is_on_host_network();
+    let mut publishes = BTreeSet::new();
+    if !on_host_network {
+        let ports = summary.ports.unwrap_or_default();
+        publishes.extend(ports.iter().filter_map(given_port));
+    }
+    // A paused container is a running one, and `stopping` is Podman's.
+    let state = summary.state.unwrap_or_default();
+    let running = ["running", "paused", "restarting", "stopping"].contains(&state.as_str());
+    let (labels, labels_left_out) = kept_labels(summary.labels.unwrap_or_default());
+    let name = names.first().map(String::as_str).unwrap_or_default();
+    Container {
+        name: text::plain(name.trim_start_matches('/')),
+        image: text::plain(&summary.image.unwrap_or_default()),
+        labels,
+        labels_left_out,
+        running,
+        on_host_network,
+        publishes: bounded(publishes),
+        exposes: BTreeSet::new(),
+        addresses: settings.addresses(),
+        half_known: None,
+    }
+}
+
+fn given_port(port: &SummaryPort) -> Option<Publication> {
+    let public = port.public_port.filter(|port| *port != 0)?;
     Some(Publication {
-        protocol: match port.typ? {
-            PortSummaryTypeEnum::TCP => PortProtocol::Tcp,
-            PortSummaryTypeEnum::UDP => PortProtocol::Udp,
-            PortSummaryTypeEnum::SCTP => PortProtocol::Sctp,
-            PortSummaryTypeEnum::EMPTY => return None,
-        },
+        protocol: protocol(&port.protocol)?,
         address: port.ip.as_deref().and_then(|address| address.parse().ok()),
         first: public,
         last: public,
@@ -139,97 +213,210 @@ fn given_port(port: &PortSummary) -> Option<Publication> {
     })
 }
 
-/// `None`: it is gone.
-pub(super) async fn container(docker: &Docker, id: &str) -> Result<Option<Container>, Error> {
-    let options = None::<InspectContainerOptions>;
-    match docker.inspect_container(id, options).await {
-        Ok(answer) => Ok(Some(to_container(answer))),
-        Err(Error::DockerResponseServerError {
-            status_code: 404, ..
-        }) => Ok(None),
-        Err(error) => Err(error),
+fn inspected(answer: Inspected) -> Container {
+    let config = answer.config.unwrap_or_default();
+    let host = answer.host_config.unwrap_or_default();
+    let settings = answer.network_settings.unwrap_or_default();
+    let on_host_network = host.is_on_host_network() || settings.is_on_host_network();
+    let mut publishes = BTreeSet::new();
+    if !on_host_network {
+        publishes.extend(configured(&host));
+        publishes.extend(settings.ports.iter().flat_map(publications));
+    }
+    let (labels, labels_left_out) = kept_labels(config.labels.unwrap_or_default());
+    let exposes = config.exposed_ports.unwrap_or_default();
+    let name = answer.name.unwrap_or_default();
+    Container {
+        name: text::plain(name.trim_start_matches('/')),
+        image: text::plain(&config.image.unwrap_or_default()),
+        labels,
+        labels_left_out,
+        running: answer.state.unwrap_or_default().running.unwrap_or_default(),
+        on_host_network,
+        publishes: bounded(publishes),
+        exposes: exposes
+            .keys()
+            .filter_map(|port| parse_inside(port))
+            .collect(),
+        addresses: settings.addresses(),
+        half_known: None,
     }
 }
 
-/// Docker's own files. Its API does not answer for a container while it starts, which is just when the
-/// ports that it will publish must be known; they are written down when it is created.
-pub(super) struct Files(Option<PathBuf>);
+/// A container of which only its event is known: the attributes are its name, its image and its labels.
+pub(super) fn created(attributes: BTreeMap<String, String>) -> Container {
+    let mut labels = attributes;
+    let name = labels.remove("name").unwrap_or_default();
+    let image = labels.remove("image").unwrap_or_default();
+    let (labels, labels_left_out) = kept_labels(labels);
+    Container {
+        name: text::plain(&name),
+        image: text::plain(&image),
+        labels,
+        labels_left_out,
+        ..Container::default()
+    }
+}
 
-impl Files {
-    /// Where they are, if Docker says so.
-    pub(super) async fn find(docker: &Docker) -> Self {
-        let root = docker
-            .info()
-            .await
-            .ok()
-            .and_then(|info| info.docker_root_dir);
-        Self(root.map(|root| PathBuf::from(root).join("containers")))
+/// The labels that something reads, and how many of the guard's have been left out or cut. Who makes a
+/// container chooses how many it has and what is in them.
+fn kept_labels(labels: BTreeMap<String, String>) -> (BTreeMap<String, String>, usize) {
+    let mut kept = BTreeMap::new();
+    let (mut of_guard, mut left_out) = (0, 0);
+    for (name, mut value) in labels {
+        let is_of_guard = name.starts_with(LABEL);
+        if !is_of_guard && ![COMPOSE_PROJECT, COMPOSE_SERVICE, TITLE].contains(&name.as_str()) {
+            continue;
+        }
+        of_guard += usize::from(is_of_guard);
+        if is_of_guard && (of_guard > MOST_LABELS || name.len() > LONGEST_LABEL) {
+            left_out += 1;
+            continue;
+        }
+        if value.len() > LONGEST_VALUE {
+            // Between two elements of a list: half a prefix would be a wider one.
+            let start = value.floor_char_boundary(LONGEST_VALUE);
+            let end = value[..start].rfind(',').unwrap_or(start);
+            value.truncate(end);
+            left_out += usize::from(is_of_guard);
+        }
+        kept.insert(text::plain(&name), value);
+    }
+    (kept, left_out)
+}
+
+/// A container that publishes more than there is publishes everything in between. Otherwise ranges of 65,535
+/// ports, written down a hundred thousand times, would be taken apart again and again.
+fn bounded(publishes: BTreeSet<Publication>) -> BTreeSet<Publication> {
+    let ports: usize = publishes
+        .iter()
+        .map(|publication| publication.ports().len())
+        .sum();
+    if ports <= MOST_PORTS {
+        return publishes;
+    }
+    let mut hulls: BTreeMap<PortProtocol, Publication> = BTreeMap::new();
+    for publication in publishes {
+        let hull = hulls.entry(publication.protocol);
+        let hull = hull.or_insert_with(|| publication.clone());
+        hull.address = None;
+        hull.first = hull.first.min(publication.first);
+        hull.last = hull.last.max(publication.last);
+    }
+    hulls.into_values().collect()
+}
+
+impl HostConfig {
+    fn is_on_host_network(&self) -> bool {
+        self.network_mode.as_deref() == Some(HOST)
+    }
+}
+
+impl NetworkSettings {
+    /// The mode of a container may be the network's number instead of its name.
+    fn is_on_host_network(&self) -> bool {
+        let networks = self.networks.as_ref();
+        networks.is_some_and(|networks| networks.contains_key(HOST))
     }
 
-    /// The ports that a container is configured to publish. Nothing, if Docker keeps no such file or this
-    /// process may not read it (Podman, a daemon without root).
-    pub(super) fn publishes(&self, id: &str) -> BTreeSet<Publication> {
-        let Self(Some(root)) = self else {
-            return BTreeSet::new();
-        };
-        let text = fs::read(root.join(id).join("hostconfig.json")).unwrap_or_default();
-        let host: HostConfig = serde_json::from_slice(&text).unwrap_or_default();
-        configured(&host)
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        let of_default = [&self.ip_address, &self.global_ipv6_address];
+        let networks = self.networks.iter().flat_map(BTreeMap::values).flatten();
+        let of_networks = networks.flat_map(|network| {
+            let Endpoint {
+                ip_address,
+                global_ipv6_address,
+            } = network;
+            [ip_address, global_ipv6_address]
+        });
+        let addresses = of_default.into_iter().chain(of_networks).flatten();
+        let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
+        // Podman writes `::` for none.
+        addresses
+            .filter(|address| !address.is_unspecified())
+            .collect()
     }
 }
 
 /// What a container will publish when it is started.
 fn configured(host: &HostConfig) -> BTreeSet<Publication> {
     let ports = host.port_bindings.as_ref();
-    let ports = ports.filter(|_| host.network_mode.as_deref() != Some(HOST));
-    ports.into_iter().flat_map(publications).collect()
+    let ports = ports.filter(|_| !host.is_on_host_network());
+    bounded(ports.into_iter().flat_map(publications).collect())
 }
 
-pub(super) async fn networks(docker: &Docker) -> Result<Vec<ContainerNetwork>, Error> {
-    let networks = docker.list_networks(None::<ListNetworksOptions>).await?;
-    let mut networks: Vec<_> = networks.iter().flat_map(container_networks).collect();
-    networks.sort_unstable_by_key(|network| network.prefix);
-    networks.dedup();
+/// The networks of a daemon, and why some may be missing.
+pub(super) struct Networks {
+    pub known: Vec<Network>,
+    pub unparsed: Vec<answers::Unparsed>,
+}
+
+pub(super) async fn networks(client: &Client) -> Result<Networks, ClientError> {
+    let list: Option<Vec<Box<RawValue>>> = client.get("/networks", WHOLE_LIST).await?;
+    let bridges = if client.is_podman {
+        podman_bridges(client).await
+    } else {
+        BTreeMap::new()
+    };
+    let mut networks = Networks {
+        known: Vec::new(),
+        unparsed: Vec::new(),
+    };
+    for element in answers::elements::<NetworkAnswer>(&list.unwrap_or_default()) {
+        match element {
+            Ok(answer) => {
+                let bridge = bridges.get(&answer.id).cloned();
+                networks.known.push(network(answer, bridge));
+            }
+            Err(unparsed) => networks.unparsed.push(unparsed),
+        }
+    }
+    networks
+        .known
+        .sort_unstable_by(|one, other| one.id.cmp(&other.id));
     Ok(networks)
+}
+
+/// The interfaces of Podman's networks, which its own API tells and the compatible one does not.
+async fn podman_bridges(client: &Client) -> BTreeMap<String, String> {
+    let path = "/v4.0.0/libpod/networks/json";
+    let list: Option<Vec<Box<RawValue>>> = client
+        .get_unversioned(path, WHOLE_LIST)
+        .await
+        .unwrap_or_default();
+    let networks = answers::elements::<PodmanNetwork>(&list.unwrap_or_default());
+    let networks = networks.into_iter().filter_map(Result::ok);
+    networks
+        .filter_map(|network| Some((network.id, network.network_interface?)))
+        .collect()
+}
+
+impl Inventory {
+    /// What is not told stays as it was.
+    pub(super) fn take_networks(&mut self, told: Result<Networks, ClientError>) {
+        match told {
+            Ok(Networks {
+                mut known,
+                unparsed,
+            }) => {
+                self.networks_left_out = unparsed
+                    .iter()
+                    .map(|unparsed| format!("a network cannot be read: {}", unparsed.why))
+                    .collect();
+                let is_unparsed =
+                    |network: &&Network| unparsed.iter().any(|unparsed| unparsed.id == network.id);
+                known.extend(self.networks.iter().filter(is_unparsed).cloned());
+                self.networks = known;
+            }
+            Err(error) => {
+                self.networks_left_out = vec![format!("networks cannot be listed: {error}")];
+            }
+        }
+    }
 }
 
 /// The mode of a container without a network of its own.
 const HOST: &str = "host";
-
-fn to_container(answer: ContainerInspectResponse) -> Container {
-    let ContainerInspectResponse {
-        name,
-        config,
-        host_config,
-        network_settings,
-        state,
-        ..
-    } = answer;
-    let config = config.unwrap_or_default();
-    let host = host_config.unwrap_or_default();
-    let settings = network_settings.unwrap_or_default();
-    // Its mode may be the network's number instead of the name.
-    let networks = settings.networks.unwrap_or_default();
-    let on_host_network = host.network_mode.as_deref() == Some(HOST) || networks.contains_key(HOST);
-    let mut publishes = BTreeSet::new();
-    if !on_host_network {
-        publishes.extend(configured(&host));
-        publishes.extend(settings.ports.iter().flat_map(publications));
-    }
-    let exposes = config.exposed_ports.unwrap_or_default();
-    Container {
-        name: name.unwrap_or_default().trim_start_matches('/').to_owned(),
-        image: config.image.unwrap_or_default(),
-        labels: config.labels.unwrap_or_default().into_iter().collect(),
-        running: state.and_then(|state| state.running).unwrap_or_default(),
-        on_host_network,
-        publishes,
-        exposes: exposes
-            .iter()
-            .filter_map(|port| parse_inside(port))
-            .collect(),
-    }
-}
 
 fn publications(ports: &PortMap) -> Vec<Publication> {
     let mut publications = Vec::new();
@@ -237,7 +424,7 @@ fn publications(ports: &PortMap) -> Vec<Publication> {
         let Some((inside, protocol)) = parse_inside(inside) else {
             continue;
         };
-        for PortBinding { host_ip, host_port } in bindings.iter().flatten() {
+        for Binding { host_ip, host_port } in bindings.iter().flatten() {
             // Left out, Docker chooses when the container starts.
             let Some((first, last)) = host_port.as_deref().and_then(parse_range) else {
                 continue;
@@ -257,14 +444,17 @@ fn publications(ports: &PortMap) -> Vec<Publication> {
 
 /// Parses `80/tcp`.
 fn parse_inside(text: &str) -> Option<(u16, PortProtocol)> {
-    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = match protocol {
-        "tcp" => PortProtocol::Tcp,
-        "udp" => PortProtocol::Udp,
-        "sctp" => PortProtocol::Sctp,
-        _ => return None,
-    };
-    Some((port.parse().ok()?, protocol))
+    let (port, name) = text.split_once('/').unwrap_or((text, "tcp"));
+    Some((port.parse().ok()?, protocol(name)?))
+}
+
+fn protocol(name: &str) -> Option<PortProtocol> {
+    match name {
+        "tcp" => Some(PortProtocol::Tcp),
+        "udp" => Some(PortProtocol::Udp),
+        "sctp" => Some(PortProtocol::Sctp),
+        _ => None,
+    }
 }
 
 /// Parses `8000` and `8000-8010`, of which Docker chooses one. Zero is none.
@@ -274,36 +464,60 @@ fn parse_range(text: &str) -> Option<(u16, u16)> {
     (first != 0 && first <= last).then_some((first, last))
 }
 
-/// Only bridges: the addresses of a macvlan or ipvlan network are the uplink's own.
-const BRIDGE: &str = "bridge";
-
 /// Docker's switch for masquerading what a bridge's containers send over IPv4; on if not set.
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 
 /// Docker's switch for routing a bridge's IPv4 addresses instead (Docker 27).
 const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 
-fn container_networks(network: &Network) -> Vec<ContainerNetwork> {
-    if network.driver.as_deref() != Some(BRIDGE) {
-        return Vec::new();
-    }
-    let options = network.options.as_ref();
-    let option = |name| options.and_then(|options| options.get(name));
-    let masquerades = option(MASQUERADE).is_none_or(|value| value != "false")
-        && option(GATEWAY_MODE).is_none_or(|value| value != "routed");
-    let configs = network.ipam.as_ref().and_then(|ipam| ipam.config.as_ref());
-    let subnets = configs.into_iter().flatten();
-    subnets
-        .filter_map(|config| config.subnet.as_deref()?.parse::<IpNet>().ok())
-        .map(|prefix| ContainerNetwork {
-            prefix: prefix.trunc(),
-            // Whether IPv6 is masqueraded is an option of the daemon, which the API does not tell.
-            kind: match prefix {
-                IpNet::V4(_) if masquerades => NetworkKind::Masqueraded,
-                IpNet::V4(_) | IpNet::V6(_) => NetworkKind::Routed,
-            },
+/// The name that was chosen for a bridge, and whether it is the default network's.
+const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
+
+/// `bridge` is what Podman calls its interface.
+fn network(answer: NetworkAnswer, bridge: Option<String>) -> Network {
+    let options = answer.options.unwrap_or_default();
+    let option = |name| options.get(name).map(String::as_str);
+    let masquerades = option(MASQUERADE) != Some("false") && option(GATEWAY_MODE) != Some("routed");
+    let driver = answer.driver.unwrap_or_default();
+    let bridge = (driver == BRIDGE)
+        .then(|| {
+            let named = bridge.or_else(|| option(BRIDGE_NAME).map(str::to_owned));
+            named.unwrap_or_else(|| match option(DEFAULT_BRIDGE) {
+                Some("true") => "docker0".to_owned(),
+                _ => format!("br-{}", answer.id.chars().take(12).collect::<String>()),
+            })
         })
-        .collect()
+        .filter(|name| is_interface(name));
+    let configs = answer.ipam.unwrap_or_default().config.unwrap_or_default();
+    let subnets = configs.iter().filter_map(|config| config.subnet.as_deref());
+    let gateways = configs
+        .iter()
+        .filter_map(|config| config.gateway.as_deref());
+    Network {
+        bridge,
+        subnets: subnets.filter_map(|subnet| subnet.parse().ok()).collect(),
+        gateways: gateways.filter_map(parse_gateway).collect(),
+        kind: match masquerades {
+            true => NetworkKind::Masqueraded,
+            false => NetworkKind::Routed,
+        },
+        id: text::plain(&answer.id),
+        name: text::plain(&answer.name.unwrap_or_default()),
+        driver: text::plain(&driver),
+    }
+}
+
+/// Docker has written the prefix's length behind it at times.
+fn parse_gateway(text: &str) -> Option<IpAddr> {
+    let address = text.parse();
+    let address = address.or_else(|_| text.parse().map(|network: IpNet| network.addr()));
+    address.ok()
+}
+
+fn is_interface(name: &str) -> bool {
+    let is_bad = |byte: u8| byte == b'/' || !byte.is_ascii_graphic();
+    (1..=LONGEST_INTERFACE).contains(&name.len()) && !name.bytes().any(is_bad)
 }
 
 #[cfg(test)]
@@ -356,7 +570,7 @@ mod tests {
                 r#"{{"HostConfig": {{"NetworkMode": "{mode}", "PortBindings": {{"80/tcp":
                 [{{"HostPort": "8000"}}]}}}}, "NetworkSettings": {{"Networks": {{"host": {{}}}}}}}}"#
             );
-            let container = to_container(serde_json::from_str(&text).unwrap());
+            let container = inspected(serde_json::from_str(&text).unwrap());
             assert!(container.on_host_network, "{mode}");
             assert_eq!(container.publishes, BTreeSet::new(), "{mode}");
         }

@@ -1,39 +1,30 @@
-//! Follows what Docker does. Everything is read again after each reconnect, and a container that is
-//! named in an event is asked for at once.
+//! Follows what Docker does, on a thread of its own. Events come first: they are followed before everything is
+//! listed, and whatever is learnt is told at once. A container that is named in an event is asked for at once,
+//! and everything is read again now and then and after each reconnect.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    convert::Infallible,
-    sync::Arc,
-    thread,
-    time::Duration,
+    convert::Infallible, fs, io, os::unix::fs::MetadataExt as _, path::Path, pin::Pin, sync::Arc,
+    thread, time::Duration,
 };
 
-use bollard::{
-    Docker,
-    errors::Error,
-    models::{EventMessage, EventMessageTypeEnum},
-    query_parameters::EventsOptionsBuilder,
-};
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{Stream, StreamExt as _, stream::ReadyChunks};
 use jiff::Timestamp;
 use tokio::{
     net::UnixStream,
     runtime,
     sync::{oneshot, watch},
-    time::{Instant, interval_at, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::{info, warn};
 
 use super::{
-    Container, DockerError, Inventory, PATIENCE, Publication,
-    read::{self, Files, api_error, connect, patient},
+    Connection, DockerError, Runtime,
+    client::{Client, ClientError, Line},
+    files::Files,
+    follower::Follower,
+    read::{self, api_error},
 };
-use crate::{policy::ContainerNetwork, privileges};
-
-/// How often a quiet Docker is asked whether it is still there, and for everything, in case an event was
-/// lost.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+use crate::privileges;
 
 /// The first pause before Docker is tried again, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -42,13 +33,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How many events that have come at once are answered at once.
 const EVENTS_AT_ONCE: usize = 64;
 
+/// How often a quiet daemon is asked whether it is still there, and for everything, in case an event was
+/// lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether the socket is still the same.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
+
 /// What is known of Docker at a moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Seen {
-    /// The last that it said; `None`: it has not said anything yet.
-    pub inventory: Option<Arc<Inventory>>,
-    /// Why it says no more.
-    pub trouble: Option<DockerError>,
+    pub runtime: Runtime,
     /// When the event happened that led to this, by Docker's clock.
     pub event: Option<Timestamp>,
 }
@@ -65,32 +60,29 @@ pub struct Watch {
 impl Watch {
     /// `hear` is told of everything that is new, at once.
     pub fn start(socket: &str, hear: impl Fn(&Seen) + Send + Sync + 'static) -> Self {
-        let (sender, seen) = watch::channel(Seen::default());
+        Self::start_at(socket, LOOK_AGAIN, hear)
+    }
+
+    /// `look_again`: how often everything is read again.
+    pub(super) fn start_at(
+        socket: &str,
+        look_again: Duration,
+        hear: impl Fn(&Seen) + Send + Sync + 'static,
+    ) -> Self {
+        let (sender, seen) = watch::channel(Seen {
+            runtime: Runtime::new(socket),
+            event: None,
+        });
         let hear = Box::new(hear);
-        let teller = Teller { sender, hear };
+        let teller = Teller {
+            sender,
+            hear,
+            was_whole: false,
+            look_again,
+        };
         let (end, ended) = oneshot::channel();
         let followed = socket.to_owned();
-        thread::spawn(move || {
-            let runtime = runtime::Builder::new_current_thread()
-                .on_thread_park(privileges::follow)
-                .enable_all()
-                .build();
-            match runtime {
-                Ok(runtime) => runtime.block_on(async {
-                    tokio::select! {
-                        () = follow(&followed, &teller) => {}
-                        _ = ended => {}
-                    }
-                }),
-                Err(error) => teller.tell(Seen {
-                    trouble: Some(DockerError::Api {
-                        socket: followed,
-                        error: error.to_string(),
-                    }),
-                    ..Seen::default()
-                }),
-            }
-        });
+        thread::spawn(move || run(&followed, teller, ended));
         Self {
             socket: socket.to_owned(),
             seen,
@@ -109,63 +101,123 @@ impl Watch {
 
     /// Waits until Docker has answered, or could not.
     pub async fn first(&mut self) -> Seen {
-        let known = |seen: &Seen| seen.inventory.is_some() || seen.trouble.is_some();
-        match self.seen.wait_for(known).await {
-            Ok(seen) => seen.clone(),
-            // The task goes on for as long as this lives.
-            Err(_) => Seen::default(),
-        }
+        let known = |seen: &Seen| seen.runtime.connection != Connection::Reading;
+        // It fails if the thread has ended; then what it has told last is all there is.
+        let _result = self.seen.wait_for(known).await.map(drop);
+        self.seen()
+    }
+}
+
+fn run(socket: &str, mut teller: Teller, ended: oneshot::Receiver<Infallible>) {
+    let runtime = runtime::Builder::new_current_thread()
+        .on_thread_park(privileges::follow)
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                () = follow(socket, &mut teller) => {}
+                _ = ended => {}
+            }
+        }),
+        Err(error) => teller.tell_trouble(&api_error(socket, &error.into())),
     }
 }
 
 struct Teller {
     sender: watch::Sender<Seen>,
     hear: Box<dyn Fn(&Seen) + Send + Sync>,
+    /// What the daemon's containers publish has been known.
+    was_whole: bool,
+    look_again: Duration,
 }
 
 impl Teller {
-    fn known(&self) -> Option<Arc<Inventory>> {
-        self.sender.borrow().inventory.clone()
+    fn runtime(&self) -> Runtime {
+        self.sender.borrow().runtime.clone()
     }
 
-    fn tell(&self, seen: Seen) {
+    fn tell(&self, runtime: Runtime, event: Option<Timestamp>) {
+        let before = self.sender.borrow().runtime.clone();
+        if before == runtime {
+            return;
+        }
+        match (&before.connection, &runtime.connection) {
+            (
+                Connection::Reading | Connection::Connected,
+                Connection::Lost { error, .. } | Connection::NeverAnswered { error },
+            ) => warn!("{error}: trying again"),
+            (Connection::Lost { .. } | Connection::NeverAnswered { .. }, Connection::Connected) => {
+                info!(socket = runtime.socket, "Docker answers again")
+            }
+            _ => {}
+        }
+        let seen = Seen { runtime, event };
         self.sender.send_replace(seen.clone());
         (self.hear)(&seen);
     }
 
-    fn tell_inventory(&self, inventory: Inventory, event: Option<Timestamp>) {
-        let before = self.sender.borrow().clone();
-        if before.trouble.is_none() && before.inventory.as_deref() == Some(&inventory) {
-            return;
+    fn tell_trouble(&self, trouble: &DockerError) {
+        let mut runtime = self.runtime();
+        runtime.connection = self.troubled(runtime.connection, trouble);
+        self.tell(runtime, None);
+    }
+
+    fn troubled(&self, before: Connection, trouble: &DockerError) -> Connection {
+        let error = trouble.to_string();
+        match before {
+            Connection::Lost { since, .. } => Connection::Lost { error, since },
+            _ if self.was_whole => Connection::Lost {
+                error,
+                since: Timestamp::now(),
+            },
+            _ => Connection::NeverAnswered { error },
         }
-        self.tell(Seen {
-            inventory: Some(Arc::new(inventory)),
-            trouble: None,
-            event,
-        });
+    }
+
+    /// Tells of everything that a follower knows.
+    fn tell_all(
+        &mut self,
+        follower: &mut Follower,
+        daemon: Option<&String>,
+        event: Option<Timestamp>,
+    ) {
+        let mut runtime = self.runtime();
+        runtime.connection = match (follower.trouble(), runtime.connection) {
+            (Some(trouble), before) => self.troubled(before, &api_error(&runtime.socket, trouble)),
+            (None, _) if follower.is_whole() => {
+                follower.forget_others();
+                runtime.daemon = daemon.cloned();
+                self.was_whole = true;
+                Connection::Connected
+            }
+            // Another daemon is being read.
+            (None, Connection::Connected) => Connection::Reading,
+            (None, before) => before,
+        };
+        runtime.inventory = Arc::new(follower.inventory());
+        self.tell(runtime, event);
     }
 }
 
-async fn follow(socket: &str, teller: &Teller) {
+async fn follow(socket: &str, teller: &mut Teller) {
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
         let trouble = match follow_once(socket, teller).await {
-            Err(trouble) => trouble,
-            Ok(never) => match never {},
+            Ended::Otherwise(trouble) => api_error(socket, &trouble),
+            Ended::OtherDaemon => {
+                info!(
+                    socket,
+                    "another daemon answers: it is read from the beginning"
+                );
+                continue;
+            }
         };
         if started.elapsed() > LONGEST_PAUSE {
             pause = FIRST_PAUSE;
         }
-        let was_known = teller.sender.borrow().trouble.is_some();
-        if !was_known {
-            warn!("{trouble}: trying again");
-        }
-        teller.tell(Seen {
-            inventory: teller.known(),
-            trouble: Some(trouble),
-            event: None,
-        });
+        teller.tell_trouble(&trouble);
         // One that is not there costs little to look for, and may start containers as soon as it is.
         if UnixStream::connect(socket).await.is_err() {
             while UnixStream::connect(socket).await.is_err() {
@@ -179,219 +231,106 @@ async fn follow(socket: &str, teller: &Teller) {
     }
 }
 
-async fn follow_once(socket: &str, teller: &Teller) -> Result<Infallible, DockerError> {
-    let docker = patient(socket, connect(socket)).await?;
-    let files = timeout(PATIENCE, Files::find(&docker)).await;
-    let files = files.map_err(|_| DockerError::Hung {
-        socket: socket.to_owned(),
-    })?;
-    // Events from before everything is read, so that nothing falls in between.
-    let options = EventsOptionsBuilder::default()
-        .since(&since(Timestamp::now()))
-        .filters(&HashMap::from([("type", vec!["container", "network"])]))
-        .build();
-    let known = teller.known().unwrap_or_default();
-    let inventory = patient(socket, read::inventory(&docker, &files, &known)).await?;
-    let mut follower = Follower {
-        inventory,
-        docker: &docker,
-        files: &files,
-        asked: FuturesUnordered::new(),
-        newest: HashMap::new(),
-        count: 0,
-        touched: BTreeSet::new(),
-    };
-    if teller.sender.borrow().trouble.is_some() {
-        info!(socket, "Docker answers again");
+/// Why a daemon is followed no longer.
+enum Ended {
+    OtherDaemon,
+    Otherwise(ClientError),
+}
+
+impl From<ClientError> for Ended {
+    fn from(error: ClientError) -> Self {
+        Self::Otherwise(error)
     }
-    teller.tell_inventory(follower.inventory.clone(), None);
-    let events = docker.events(Some(options)).ready_chunks(EVENTS_AT_ONCE);
-    tokio::pin!(events);
-    let mut look_again = interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
-    // What takes Docker its time must not hold up what it says meanwhile.
-    let mut looking: Option<BoxFuture<'_, Result<Inventory, DockerError>>> = None;
+}
+
+async fn follow_once(socket: &str, teller: &mut Teller) -> Ended {
+    let ended = try_follow(socket, teller).await;
+    let Err(ended) = ended;
+    ended
+}
+
+type Events = ReadyChunks<Pin<Box<dyn Stream<Item = Result<Line, ClientError>> + Send>>>;
+
+async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, Ended> {
+    // From before everything is read, so that nothing falls in between.
+    let started = Timestamp::now();
+    let place = place(socket).map_err(ClientError::from)?;
+    let client = Client::connect(Path::new(socket)).await?;
+    let info = read::daemon(&client).await.ok();
+    let mut daemon = info.as_ref().and_then(|info| read::identity(&client, info));
+    let root = info
+        .as_ref()
+        .and_then(|info| info.docker_root_dir.as_deref());
+    let before = teller.runtime();
+    let is_same = daemon.is_some() && before.daemon == daemon;
+    let mut follower = Follower::new(
+        client.clone(),
+        Files::below(root),
+        before.inventory.as_ref().clone(),
+        is_same,
+        teller.look_again,
+    );
+    let mut events = events(&client, started);
+    let mut look_at_socket = interval(SOCKET_CHECK);
+    look_at_socket.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             biased;
             chunk = events.next() => {
-                let Some(chunk) = chunk else {
-                    return Err(DockerError::Api {
-                        socket: socket.to_owned(),
-                        error: "it has ended the connection".to_owned(),
-                    });
-                };
-                let chunk: Result<Vec<EventMessage>, Error> = chunk.into_iter().collect();
-                let chunk = chunk.map_err(|error| api_error(socket, &error))?;
-                follower.take_up(&chunk);
-                chunk.iter().rev().find_map(moment)
+                let mut moment = None;
+                for line in chunk.ok_or(ClientError::Ended)? {
+                    match parse(line?) {
+                        Some(event) => moment = follower.take_up(event).or(moment),
+                        None => follower.look_soon(),
+                    }
+                }
+                moment
             }
-            Some(Asked { event, answer }) = follower.asked.next() => {
-                let answer = answer.map_err(|error| api_error(socket, &error))?;
-                follower.learn(answer);
-                event
+            news = follower.next() => {
+                let now = news.info.as_ref().and_then(|info| read::identity(&client, info));
+                if now.is_some() && daemon.is_some() && now != daemon {
+                    return Err(Ended::OtherDaemon);
+                }
+                daemon = daemon.or(now);
+                if let Some(since) = news.lost_since {
+                    warn!(socket, "Docker has not told of all its events: following them anew");
+                    events = self::events(&client, since);
+                }
+                news.event
             }
-            Some(all) = async { Some(looking.as_mut()?.await) } => {
-                looking = None;
-                follower.replace(all?);
-                None
-            }
-            _ = look_again.tick(), if looking.is_none() => {
-                let known = follower.inventory.clone();
-                let (docker, files) = (&docker, &files);
-                follower.touched.clear();
-                looking = Some(Box::pin(async move {
-                    patient(socket, read::inventory(docker, files, &known)).await
-                }));
-                continue;
+            _ = look_at_socket.tick() => {
+                // Requests go to who is there now, events come from who was.
+                match self::place(socket) {
+                    Ok(now) if now != place => return Err(Ended::OtherDaemon),
+                    _ => continue,
+                }
             }
         };
-        teller.tell_inventory(follower.inventory.clone(), event);
+        teller.tell_all(&mut follower, daemon.as_ref(), event);
     }
 }
 
-/// What Docker has said, and what it is being asked.
-struct Follower<'a> {
-    docker: &'a Docker,
-    files: &'a Files,
-    inventory: Inventory,
-    /// One that Docker holds must not hold up the others.
-    asked: FuturesUnordered<BoxFuture<'a, Asked>>,
-    /// The newest question about each container, which alone counts.
-    newest: HashMap<String, u64>,
-    count: u64,
-    /// The containers that have changed since everything was last asked for.
-    touched: BTreeSet<String>,
+/// Where a socket is: another one at its path is another daemon's, or a daemon's that has started again.
+fn place(socket: &str) -> io::Result<(u64, u64)> {
+    let found = fs::metadata(socket)?;
+    Ok((found.dev(), found.ino()))
 }
 
-/// The answer to a question, and the event that led to it.
-struct Asked {
-    event: Option<Timestamp>,
-    answer: Result<Answer, Error>,
+fn events(client: &Client, since: Timestamp) -> Events {
+    // Docker reads seconds with a fraction. The filter is {"type":["container","network"]}.
+    let path = format!(
+        "/events?since={}.{:09}&filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D",
+        since.as_second(),
+        since.subsec_nanosecond()
+    );
+    let lines: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(client.lines(&path));
+    lines.ready_chunks(EVENTS_AT_ONCE)
 }
 
-enum Answer {
-    Container {
-        id: String,
-        number: u64,
-        /// `None`: it is gone.
-        found: Option<Box<Container>>,
-    },
-    Networks(Vec<ContainerNetwork>),
-    /// Docker has not answered in time; what was known holds.
-    Unknown,
-}
-
-impl<'a> Follower<'a> {
-    fn take_up(&mut self, events: &[EventMessage]) {
-        for event in events {
-            let actor = event.actor.as_ref();
-            let Some(id) = actor.and_then(|actor| actor.id.clone()) else {
-                continue;
-            };
-            match (event.typ, event.action.as_deref().unwrap_or_default()) {
-                (Some(EventMessageTypeEnum::NETWORK), "create" | "destroy" | "update") => {
-                    self.ask_for_networks(moment(event));
-                }
-                (Some(EventMessageTypeEnum::CONTAINER), "create") => {
-                    let attributes = actor.and_then(|actor| actor.attributes.clone());
-                    let container = created(attributes, self.files.publishes(&id));
-                    self.inventory.containers.insert(id.clone(), container);
-                    // Docker may answer when it has been started, and not before.
-                    self.ask(id, None);
-                }
-                (Some(EventMessageTypeEnum::CONTAINER), "destroy") => {
-                    self.inventory.containers.remove(&id);
-                    self.newest.remove(&id);
-                    self.touched.insert(id);
-                }
-                // Health checks and what is typed into a container change no port.
-                (_, action) if action.starts_with("exec_") => {}
-                (Some(EventMessageTypeEnum::CONTAINER), _) => self.ask(id, moment(event)),
-                _ => {}
-            }
-        }
+/// `None`: it must be read what it was about.
+fn parse(line: Line) -> Option<super::answers::Event> {
+    match line {
+        Line::Text(text) => serde_json::from_str(&text).ok(),
+        Line::TooLong => None,
     }
-
-    fn ask(&mut self, id: String, event: Option<Timestamp>) {
-        self.count += 1;
-        let number = self.count;
-        self.newest.insert(id.clone(), number);
-        self.touched.insert(id.clone());
-        let docker = self.docker;
-        self.asked.push(Box::pin(async move {
-            let answer = match timeout(PATIENCE, read::container(docker, &id)).await {
-                Ok(Ok(found)) => Ok(Answer::Container {
-                    id,
-                    number,
-                    found: found.map(Box::new),
-                }),
-                Ok(Err(error)) => Err(error),
-                Err(_) => Ok(Answer::Unknown),
-            };
-            Asked { event, answer }
-        }));
-    }
-
-    fn ask_for_networks(&self, event: Option<Timestamp>) {
-        let docker = self.docker;
-        self.asked.push(Box::pin(async move {
-            let answer = match timeout(PATIENCE, read::networks(docker)).await {
-                Ok(networks) => networks.map(Answer::Networks),
-                Err(_) => Ok(Answer::Unknown),
-            };
-            Asked { event, answer }
-        }));
-    }
-
-    fn learn(&mut self, answer: Answer) {
-        match answer {
-            Answer::Container { id, number, found } if self.newest.get(&id) == Some(&number) => {
-                self.newest.remove(&id);
-                match found {
-                    Some(container) => self.inventory.containers.insert(id, *container),
-                    None => self.inventory.containers.remove(&id),
-                };
-            }
-            Answer::Networks(networks) => self.inventory.networks = networks,
-            Answer::Container { .. } | Answer::Unknown => {}
-        }
-    }
-
-    /// Takes in everything at once, but for what has changed since it was asked for.
-    fn replace(&mut self, all: Inventory) {
-        let Inventory {
-            containers,
-            networks,
-        } = all;
-        let touched = &self.touched;
-        let is_touched = |id: &String| touched.contains(id);
-        self.inventory.containers.retain(|id, _| is_touched(id));
-        let others = containers.into_iter().filter(|(id, _)| !is_touched(id));
-        self.inventory.containers.extend(others);
-        self.inventory.networks = networks;
-    }
-}
-
-/// A container of which only its event is known: the attributes are its name, its image and its labels.
-fn created(
-    attributes: Option<HashMap<String, String>>,
-    publishes: BTreeSet<Publication>,
-) -> Container {
-    let mut labels: BTreeMap<String, String> = attributes.unwrap_or_default().into_iter().collect();
-    Container {
-        name: labels.remove("name").unwrap_or_default(),
-        image: labels.remove("image").unwrap_or_default(),
-        labels,
-        publishes,
-        ..Container::default()
-    }
-}
-
-/// Docker reads seconds with a fraction.
-fn since(moment: Timestamp) -> String {
-    format!("{}.{:09}", moment.as_second(), moment.subsec_nanosecond())
-}
-
-fn moment(event: &EventMessage) -> Option<Timestamp> {
-    Timestamp::from_nanosecond(event.time_nano?.into()).ok()
 }

@@ -482,7 +482,7 @@ mod tests {
             containers: numbered
                 .map(|(n, container): (u8, _)| (format!("{n:064x}"), container.clone()))
                 .collect(),
-            networks: networks(),
+            ..Inventory::default()
         };
         let setting = Setting {
             networks: &networks(),
