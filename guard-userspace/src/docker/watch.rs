@@ -13,7 +13,7 @@ use tokio::{
     net::UnixStream,
     runtime,
     sync::{oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -29,6 +29,9 @@ use crate::privileges;
 /// The first pause before Docker is tried again, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the first answers are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many events that have come at once are answered at once.
 const EVENTS_AT_ONCE: usize = 64;
@@ -99,11 +102,11 @@ impl Watch {
         self.seen.borrow().clone()
     }
 
-    /// Waits until Docker has answered, or could not.
+    /// Waits until Docker has answered everything, or could not, or has had its time.
     pub async fn first(&mut self) -> Seen {
         let known = |seen: &Seen| seen.runtime.connection != Connection::Reading;
         // It fails if the thread has ended; then what it has told last is all there is.
-        let _result = self.seen.wait_for(known).await.map(drop);
+        let _result = timeout(PATIENCE, self.seen.wait_for(known)).await.map(drop);
         self.seen()
     }
 }
@@ -274,8 +277,8 @@ async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, End
     let mut look_at_socket = interval(SOCKET_CHECK);
     look_at_socket.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        // Not biased: a stream of events without a pause must not hold up the answers.
         let event = tokio::select! {
-            biased;
             chunk = events.next() => {
                 let mut moment = None;
                 for line in chunk.ok_or(ClientError::Ended)? {

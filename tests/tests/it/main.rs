@@ -25,6 +25,7 @@ mod package;
 mod packets;
 mod rates;
 mod replay;
+mod runtime;
 mod site;
 mod soak;
 mod sources;
