@@ -190,7 +190,7 @@ pub(super) fn elements<T: DeserializeOwned>(list: &[Box<RawValue>]) -> Vec<Eleme
         #[serde(alias = "Id", alias = "ID")]
         id: String,
     }
-    let parse = |element: &Box<RawValue>| {
+    let parse = |element: &RawValue| {
         serde_json::from_str(element.get()).map_err(|error| {
             let found = serde_json::from_str::<Identified>(element.get());
             Unparsed {
@@ -199,7 +199,7 @@ pub(super) fn elements<T: DeserializeOwned>(list: &[Box<RawValue>]) -> Vec<Eleme
             }
         })
     };
-    list.iter().map(parse).collect()
+    list.iter().map(|element| parse(element)).collect()
 }
 
 /// Docker's and Podman's identifiers have 64 hexadecimal digits. They become parts of paths.

@@ -275,8 +275,10 @@ fn kept_labels(labels: BTreeMap<String, String>) -> (BTreeMap<String, String>, u
         }
         if value.len() > LONGEST_VALUE {
             // Between two elements of a list: half a prefix would be a wider one.
-            let start = value.floor_char_boundary(LONGEST_VALUE);
-            let end = value[..start].rfind(',').unwrap_or(start);
+            let starts = value.char_indices().map(|(start, _)| start);
+            let most = starts.take_while(|start| *start <= LONGEST_VALUE).last();
+            let most = most.unwrap_or_default();
+            let end = value[..most].rfind(',').unwrap_or(most);
             value.truncate(end);
             left_out += usize::from(is_of_guard);
         }
