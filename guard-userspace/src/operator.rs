@@ -8,6 +8,7 @@ use std::{
     str::FromStr,
 };
 
+use nix::unistd::{Uid, User};
 use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -90,9 +91,55 @@ fn ancestors() -> impl Iterator<Item = Process> {
     iter::successors(first, parent).take(MAX_ANCESTORS)
 }
 
+/// The longest account of a client that is believed to be a name.
+const MAX_SAID: usize = 64;
+
+/// Who runs this process, as the kernel knows it, and beside it who they say that they are.
+pub fn doer(says: Option<&str>) -> String {
+    let own = Process::myself().ok();
+    // `None`: nobody has logged in, as where a service runs.
+    let login = own.and_then(|own| own.loginuid().ok());
+    let login = login.filter(|login| *login != u32::MAX);
+    describe(Uid::effective(), login.map(Uid::from_raw), says)
+}
+
+fn describe(runs_as: Uid, login: Option<Uid>, says: Option<&str>) -> String {
+    let mut text = name_of(runs_as);
+    if let Some(login) = login.filter(|login| *login != runs_as) {
+        text = format!("{} as {text}", name_of(login));
+    }
+    let names = [Some(runs_as), login].map(|user| user.map(name_of));
+    match says.filter(|says| !names.contains(&Some((*says).to_owned()))) {
+        Some(says) => {
+            let said: String = says.chars().take(MAX_SAID).collect();
+            format!("{text} (says {said:?})")
+        }
+        None => text,
+    }
+}
+
+fn name_of(user: Uid) -> String {
+    let known = User::from_uid(user).ok().flatten();
+    known.map_or_else(|| format!("user {user}"), |known| known.name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_did_it_is_what_the_kernel_says_and_what_they_say_stands_beside_it() {
+        let [root, unknown] = [0, 4_000_000_000].map(Uid::from_raw);
+        assert_eq!(describe(root, None, None), "root");
+        assert_eq!(describe(root, Some(root), Some("root")), "root");
+        assert_eq!(
+            describe(root, Some(unknown), None),
+            "user 4000000000 as root"
+        );
+        let said = describe(root, None, Some("ana\nmode off\u{202e}"));
+        assert_eq!(said, "root (says \"ana\\nmode off\\u{202e}\")");
+        assert!(describe(root, None, Some(&"x".repeat(9_999))).len() < 100);
+    }
 
     #[test]
     fn a_session_reads_as_sshd_writes_it() {

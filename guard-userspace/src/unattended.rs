@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use guard_common::{exposure::Scope, layout::About, reason::Mode};
 use jiff::{SignedDuration, Timestamp};
 
@@ -13,12 +13,11 @@ use crate::{
         to_counter, to_talker,
     },
     dataplane::{
-        State, StateError, detach as detach_pins, pass_everything,
-        pins::{self, Pins},
-        text_of,
+        Passing, State, StateError, detach_all, pass_everything_everywhere, pins::Pins, text_of,
     },
     host::{self, Netlink},
-    kept::{ChangedMode, KeepError, Kept, StateFile},
+    kept::{ChangedMode, StateStore},
+    operator,
     policy::Timebase,
 };
 
@@ -149,47 +148,96 @@ fn of_every_interface<T>(
     Ok(found)
 }
 
-/// Lets everything pass, and keeps it so when an agent comes back. Returns the interfaces.
-pub fn switch_off(root: &Path, state: &Path, by: Option<String>) -> Result<Vec<String>> {
+/// What was done, and what could not be.
+#[derive(Clone, Debug, Default)]
+pub struct Stopped {
+    /// The interfaces.
+    pub interfaces: Vec<String>,
+    /// What is not as it should be, though everything passes.
+    pub warnings: Vec<String>,
+}
+
+/// Lets everything pass, and then keeps it so for an agent that comes back, if it can. `says`: who asks, by
+/// their own account.
+///
+/// # Errors
+/// Packets are still judged on an interface, or whether they are cannot be told.
+pub fn switch_off(root: &Path, state: &Path, says: Option<&str>) -> Result<Stopped> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-    // The state first: an agent that wakes up must not undo it.
-    let kept = change_state(state, |kept| {
+    let passing = pass_everything_everywhere(root, tick_ns);
+    let ((), kept) = StateStore::open(state).update(|kept| {
         kept.modes.host = Some(ChangedMode {
             mode: Mode::Off,
             since: Timestamp::now(),
-            by,
+            by: Some(operator::doer(says)),
         });
     });
-    let mut switched = Vec::new();
-    for pins in Pins::existing(root)? {
-        if pass_everything(&pins, tick_ns)? {
-            switched.push(pins.interface().to_owned());
-        }
-    }
-    // Said last: that nothing is blocked is worth more than that it is kept.
-    kept?;
-    Ok(switched)
+    let Passing {
+        interfaces,
+        taken_off,
+        failed,
+    } = passing?;
+    ensure!(
+        failed.is_empty(),
+        "packets are still judged: {}",
+        failed.join("; ")
+    );
+    let mut warnings: Vec<String> = taken_off
+        .into_iter()
+        .map(|why| format!("no program that lets everything pass could be put in place, so it was taken off {why}"))
+        .collect();
+    warnings.extend(kept.err().map(|error| {
+        format!(
+            "everything passes, but an agent that starts or wakes up does not know of it: {error}"
+        )
+    }));
+    Ok(Stopped {
+        interfaces,
+        warnings,
+    })
 }
 
 /// Takes the guard off every interface, whatever layout its pins have, and tells an agent that wakes up to
-/// end. Returns the interfaces.
-pub fn detach(root: &Path, state: &Path) -> Result<Vec<String>> {
+/// end, if it can.
+///
+/// # Errors
+/// A program is still on an interface, or whether one is cannot be told.
+pub fn detach(root: &Path, state: &Path) -> Result<Stopped> {
+    let first = detach_all(root);
     let kept = if state.is_dir() {
-        change_state(state, |kept| kept.detached = true)
+        let ((), kept) = StateStore::open(state).update(|kept| kept.detached = true);
+        kept
     } else {
         Ok(())
     };
-    let mut detached = Vec::new();
-    for pins in pins::all(root)? {
-        detach_pins(&pins)?;
-        detached.push(pins.interface().to_owned());
+    // An agent that woke up in between may have put back what it was not yet told to leave.
+    let second = detach_all(root);
+    let (first, second) = (first?, second?);
+    ensure!(
+        second.still_attached.is_empty(),
+        "the program is still attached: {}",
+        second.still_attached.join("; ")
+    );
+    let mut interfaces = first.interfaces;
+    for name in second.interfaces {
+        if !interfaces.contains(&name) {
+            interfaces.push(name);
+        }
     }
-    kept?;
-    Ok(detached)
-}
-
-fn change_state(folder: &Path, change: impl FnOnce(&mut Kept)) -> Result<(), KeepError> {
-    let mut file = StateFile::open(folder)?;
-    change(&mut file.kept);
-    file.save()
+    let mut warnings = Vec::new();
+    if !second.left.is_empty() {
+        warnings.push(format!(
+            "nothing is judged any more, but this is left below the pins: {}",
+            second.left.join("; ")
+        ));
+    }
+    warnings.extend(kept.err().map(|error| {
+        format!(
+            "the guard is off, but an agent that hangs and wakes up does not know of it: {error}"
+        )
+    }));
+    Ok(Stopped {
+        interfaces,
+        warnings,
+    })
 }

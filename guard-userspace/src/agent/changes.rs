@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
-    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
+    api::{Applied, Detached, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
     dataplane::{Force, LoadError, needs_another},
     host,
     kept::{self, ChangedMode, KeepError},
@@ -46,7 +46,8 @@ impl Agent {
 
     /// What was changed without this agent, while it hung, holds.
     fn catch_up(&mut self) -> Result<(), ChangeError> {
-        if self.state.catch_up() && self.state.kept.detached {
+        self.state.look();
+        if self.state.kept.detached {
             return Err(ChangeError::Wrong(
                 "the guard has been taken off, and this agent ends".to_owned(),
             ));
@@ -403,17 +404,22 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes the guard off every interface. The agent must end.
-    pub fn detach(&mut self) -> Result<(), ChangeError> {
-        self.state.kept.detached = true;
-        // Said last: that nothing is blocked is worth more than that it is kept.
-        let kept = self.state.save();
-        for (name, attachment) in std::mem::take(&mut self.attachments) {
-            attachment.detach().map_err(anyhow::Error::from)?;
-            info!(interface = name, "detached");
+    /// Takes the guard off every interface. The agent must end, whatever is told here: nothing is put in
+    /// force any more.
+    pub fn detach(&mut self) -> Detached {
+        let mut removal = self.take_off();
+        // Kept last: that nothing is blocked is worth more.
+        let ((), kept) = self.state.update(|kept| kept.detached = true);
+        let not_kept = kept.err().map(|error| error.to_string());
+        if let Some(error) = &not_kept {
+            warn!("the guard is off, which is not kept: {error}");
         }
         self.names.clear();
-        Ok(kept?)
+        Detached {
+            not_kept,
+            still_attached: mem::take(&mut removal.still_attached),
+            left: removal.left,
+        }
     }
 
     fn applied(&self) -> Applied {

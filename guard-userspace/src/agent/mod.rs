@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -36,14 +36,15 @@ use self::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Facts, Force, Prepared, needs_another,
-        pins::{Pins, network_namespace},
+        AttachError, Attachment, Closer, Facts, Force, Prepared, Removal, detach_all,
+        needs_another,
+        pins::{Hold, Pins, network_namespace},
     },
     host::{self, Netlink, UdpFlow, XdpState},
-    kept::{self, KeepError, KeptPolicy, StateFile, Turn},
+    kept::{self, KeepError, KeptPolicy, KnownContainers, StateStore, Turn},
     memory,
     operator::ssh_session,
-    policy::{Clock, Containers, Ground},
+    policy::{Clock, Containers, Ground, Policy},
 };
 
 /// Where the agent finds and keeps its things.
@@ -63,9 +64,11 @@ pub struct Agent {
     loaded: Loaded,
     /// If the policy is on trial: what it goes back to.
     trial: Option<Trial>,
-    state: StateFile,
+    state: StateStore,
     /// Held for its drop: no other agent has this state meanwhile.
-    _turn: Turn,
+    _turn: Option<Turn>,
+    /// The same of the pins; `None`: another agent has them, and this one ends.
+    hold: Option<Hold>,
     /// The names of the interfaces to guard, and those of them that are.
     names: Vec<String>,
     attachments: BTreeMap<String, Attachment>,
@@ -132,9 +135,18 @@ impl Agent {
     pub async fn start(places: Places, force: Force) -> Result<Self, ChangeError> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-        let turn = kept::take(&places.state)?;
-        let mut state = StateFile::open(&places.state)?;
-        state.kept.detached = false;
+        let turn = kept::take(&places.state).await?;
+        let hold = kept::patiently(|| Hold::take(&places.pins)).await;
+        let hold = hold.map_err(anyhow::Error::from)?;
+        let hold = hold.ok_or_else(|| anyhow::Error::from(Hold::taken(&places.pins)))?;
+        let mut state = StateStore::open(&places.state);
+        if state.kept.detached {
+            // Who detaches from now on means this agent. If it cannot be written, that is told below.
+            let _result = state.update(|kept| kept.detached = false);
+        }
+        for warning in state.kept.modes.warnings(Timestamp::now()) {
+            warn!("{warning}");
+        }
         if let Some(trial) = state.kept.trial.take() {
             warn!(
                 "the policy {} was on trial when the agent before this one ended, and was not \
@@ -144,7 +156,7 @@ impl Agent {
             state.kept.refuse(trial.sha256);
         }
         let loaded = Loaded::at_start(&places.policy, &state.kept, Clock { tick_ns })?;
-        let last = state.kept.containers.clone();
+        let last = known_of(&state, &loaded.policy);
         let closer = Closer::default();
         let listener = Listener {
             changed: Arc::default(),
@@ -171,6 +183,7 @@ impl Agent {
             places,
             state,
             _turn: turn,
+            hold: Some(hold),
         };
         // Started by hand, it asks as `reload` does; a service manager comes over no SSH.
         agent
@@ -466,7 +479,12 @@ impl Agent {
         // Those of a trial are forgotten with it.
         let docker = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
         if let Some(containers) = docker.unwrap_or(&self.docker).said() {
-            self.state.kept.containers = Some(containers.clone());
+            let policy = &in_force.policy;
+            self.state.kept.containers = Some(KnownContainers {
+                socket: policy.docker_socket.clone(),
+                daemon: None,
+                containers: containers.clone(),
+            });
         }
         self.state.save()
     }
@@ -479,19 +497,46 @@ impl Agent {
     /// Takes the programs off, or leaves them, as the policy says.
     pub fn end(&mut self) -> Result<()> {
         match self.loaded.policy.on_exit {
-            crate::policy::OnExit::Keep => {
+            crate::policy::OnExit::Detach if self.hold.is_some() => {
+                let removal = self.take_off();
+                ensure!(
+                    removal.still_attached.is_empty(),
+                    "the program is still attached: {}",
+                    removal.still_attached.join("; ")
+                );
+                Ok(())
+            }
+            _ => {
                 info!("the kernel goes on with the policy in force");
                 Ok(())
             }
-            crate::policy::OnExit::Detach => self.take_off(),
         }
     }
 
-    fn take_off(&mut self) -> Result<()> {
-        for (name, attachment) in mem::take(&mut self.attachments) {
-            info!(interface = name, "detached");
-            attachment.detach()?;
+    /// Takes everything off that can go; the rest is told.
+    fn take_off(&mut self) -> Removal {
+        self.attachments.clear();
+        let removal = detach_all(&self.places.pins).unwrap_or_else(|error| Removal {
+            still_attached: vec![error.to_string()],
+            ..Removal::default()
+        });
+        for interface in &removal.interfaces {
+            info!(interface, "detached");
         }
-        Ok(())
+        for problem in removal.still_attached.iter().chain(&removal.left) {
+            warn!("not removed: {problem}");
+        }
+        removal
     }
+
+    /// What is known from before of the daemon that a policy names.
+    fn known_of(&self, policy: &Policy) -> Option<Containers> {
+        known_of(&self.state, policy)
+    }
+}
+
+fn known_of(state: &StateStore, policy: &Policy) -> Option<Containers> {
+    let socket = policy.docker_socket.as_ref()?;
+    let known = state.kept.containers.as_ref()?;
+    known.of(socket, None).cloned()
 }

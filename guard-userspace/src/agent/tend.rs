@@ -30,11 +30,21 @@ impl Agent {
     /// Looks after everything once. `something_happened`: to an interface.
     pub async fn tend(&mut self, something_happened: bool) -> Tended {
         // First of all: what is written below must not undo it.
-        if self.state.catch_up() {
-            if self.state.kept.detached {
-                warn!("the guard has been taken off: the agent ends");
-                return Tended::Detached;
-            }
+        let is_news = self.state.changed_outside();
+        if self.state.kept.detached {
+            warn!("the guard has been taken off: the agent ends");
+            // It may have been put back before this was known.
+            self.take_off();
+            return Tended::Detached;
+        }
+        if let Some(hold) = &mut self.hold
+            && let Err(problem) = hold.hold_on()
+        {
+            error!("{problem}: this agent ends, and leaves what is in force to the other");
+            self.hold = None;
+            return Tended::Detached;
+        }
+        if is_news {
             if let Err(problem) = self.put_again().await {
                 warn!("what was changed without this agent is not in force: {problem}");
             }
@@ -142,8 +152,7 @@ impl Agent {
             self.docker.update(policy, &self.netlink).await;
             return None;
         }
-        let last = policy.docker_socket.as_ref();
-        let last = last.and(self.state.kept.containers.clone());
+        let last = self.known_of(policy);
         let docker = Docker::follow(policy, &self.netlink, last, &self.listener).await;
         Some(mem::replace(&mut self.docker, docker))
     }

@@ -299,6 +299,20 @@ pub struct Changed<T> {
     pub not_kept: Option<String>,
 }
 
+/// What `POST /v1/detach` answers: the guard is off, and the agent ends.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+pub struct Detached {
+    /// Why it is not kept that the guard is off, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_kept: Option<String>,
+    /// Why a program is still on an interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub still_attached: Vec<String>,
+    /// What is left below the pins, and judges nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<String>,
+}
+
 /// The policy in force, as it was written. What operators have changed since is in the status.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct PolicyText {

@@ -34,8 +34,8 @@ use tracing::info;
 use utoipa::OpenApi;
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
-    Reload, Revocation, Status, Talker,
+    Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText,
+    Question, Reload, Revocation, Status, Talker,
     capture::{self, CaptureRequest},
     listen::{self, Client, Lasting},
 };
@@ -480,17 +480,18 @@ async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     post,
     path = "/v1/detach",
     responses(
-        (status = 204, description = "Nothing of the guard is left in the kernel"),
+        (status = 200, body = Detached, description = "The guard is off, and the agent ends"),
         (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
     )
 )]
-async fn detach(State(served): State<Served>) -> Result<StatusCode, ApiError> {
+async fn detach(State(served): State<Served>) -> Json<Detached> {
     let mut agent = served.agent.lock().await;
     // Before it is: whoever looks after the agent may see that first, and must know that somebody waits for an answer.
     served.is_asked_to_detach.store(true, Ordering::Release);
-    agent.detach()?;
+    let detached = agent.detach();
+    // Whatever went wrong.
     served.detached.notify_one();
-    Ok(StatusCode::NO_CONTENT)
+    Json(detached)
 }
 
 /// What a client sends, with what is wrong in the shape of every other error.

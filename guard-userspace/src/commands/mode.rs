@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::{Failure, Forced, Whereabouts, print};
+use super::{Failure, Forced, Whereabouts, print, print_warning};
 use crate::{api::ModeChange, operator::ssh_session, unattended};
 
 #[derive(Debug, Args)]
@@ -58,7 +58,11 @@ impl ChangeMode {
             // Whatever keeps the agent from it: stopping must work.
             Err(error) if is_kill_switch => {
                 let Whereabouts { pins, state, .. } = whereabouts;
-                let switched = unattended::switch_off(pins, state, change.by)?;
+                let switched = unattended::switch_off(pins, state, change.by.as_deref())?;
+                for warning in &switched.warnings {
+                    print_warning(warning);
+                }
+                let switched = switched.interfaces;
                 if switched.is_empty() {
                     return Ok(print(&format!(
                         "there is no program on any interface: nothing is blocked ({error})"

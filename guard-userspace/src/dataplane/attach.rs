@@ -4,7 +4,7 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{collections::BTreeSet, process, sync::Arc};
+use std::{collections::BTreeSet, path::Path, process, sync::Arc};
 
 use aya::{
     maps::{Map, ProgramArray},
@@ -19,11 +19,12 @@ use guard_common::{
 use super::{
     CounterRow, Generation, LoadError, Purpose, Shared, TalkerRow, Tap, Wanted, egress,
     link::{attach_or_swap, info_of, own_link, swap},
-    pins::{LINK, PinError, Pins},
+    pins::{self, EGRESS_LINK, LINK, PinError, Pins},
     state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
     tap,
 };
 use crate::{
+    causes::innermost,
     host::{UdpFlow, XdpState},
     policy::{Ground, Policy, PublishedPort, Seats, Tables},
 };
@@ -347,7 +348,8 @@ impl Attachment {
             pins.remove(name)?;
         }
         for older in pins.of_other_layouts()? {
-            older.remove_all()?;
+            // What is not guard's stays there, and harms nobody.
+            let _left = older.remove_all();
         }
         let Facts {
             path,
@@ -516,19 +518,134 @@ impl Attachment {
 }
 
 /// Takes the programs off an interface, whoever put them there, and removes all state.
-pub fn detach(pins: &Pins) -> Result<(), AttachError> {
-    // The interface may be gone, and its link with it: whatever is left goes.
-    if let Some(state) = State::existing(pins)? {
-        let mut about = state.about().map_err(StateError::from)?;
-        pins.remove(LINK)?;
-        egress::detach(pins, &mut about)?;
+///
+/// # Errors
+/// A program is still on the interface.
+fn detach(pins: &Pins) -> Result<(), AttachError> {
+    let removal = detach_pins(vec![pins.clone()], Vec::new());
+    match removal.still_attached.into_iter().next() {
+        Some(reason) => Err(AttachError::Link {
+            interface: pins.interface().to_owned(),
+            reason,
+        }),
+        None => Ok(()),
     }
-    Ok(pins.remove_all()?)
+}
+
+/// What came of taking the guard off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// The interfaces that had pins.
+    pub interfaces: Vec<String>,
+    /// Why a program is still on an interface.
+    pub still_attached: Vec<String>,
+    /// What stays below the root of the pins and judges nothing, with the reason.
+    pub left: Vec<String>,
+}
+
+/// Takes the programs off every interface that has pins of any layout below this root, and removes all
+/// state. What cannot be removed keeps nothing else from going.
+///
+/// # Errors
+/// Whether there are pins cannot be told.
+pub fn detach_all(root: &Path) -> Result<Removal, PinError> {
+    let (all, odd) = pins::all(root)?;
+    Ok(detach_pins(all, odd))
+}
+
+fn detach_pins(all: Vec<Pins>, odd: Vec<String>) -> Removal {
+    let mut removal = Removal {
+        left: odd,
+        ..Removal::default()
+    };
+    // Where the filter on the way out is stands in the state, which goes last.
+    let states: Vec<Option<About>> = all.iter().map(about_of).collect();
+    // The links of every interface before anything else can fail.
+    for pins in &all {
+        if let Err(error) = pins.remove(LINK)
+            && pins.may_hold_program()
+        {
+            removal.still_attached.push(error.to_string());
+        }
+    }
+    for (pins, about) in all.iter().zip(states) {
+        // Without the state, what is pinned is all that is known.
+        let detached = match about {
+            Some(mut about) => egress::detach(pins, &mut about),
+            None => pins.remove(EGRESS_LINK).map_err(AttachError::from),
+        };
+        // A file that cannot be removed is named with the others.
+        drop(detached);
+    }
+    for pins in &all {
+        removal.left.extend(pins.remove_files());
+    }
+    for pins in &all {
+        removal.left.extend(pins.remove_folders());
+    }
+    removal.interfaces = interfaces_of(&all);
+    removal
+}
+
+/// The interface may be gone, or its state be spoilt: then there is none.
+fn about_of(pins: &Pins) -> Option<About> {
+    let state = State::existing(pins).ok().flatten()?;
+    state.about().ok()
+}
+
+fn interfaces_of(all: &[Pins]) -> Vec<String> {
+    let names: BTreeSet<&str> = all.iter().map(Pins::interface).collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// What came of letting everything pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passing {
+    /// The interfaces on which everything passes now.
+    pub interfaces: Vec<String>,
+    /// Interfaces whose program was taken off, because none that passes everything could be put in its
+    /// place, and why.
+    pub taken_off: Vec<String>,
+    /// Interfaces on which a program goes on, and why.
+    pub failed: Vec<String>,
+}
+
+/// Lets everything pass on every interface that has a program of any layout pinned below this root, with
+/// no agent.
+///
+/// # Errors
+/// Whether there are pins cannot be told.
+pub fn pass_everything_everywhere(root: &Path, tick_ns: u64) -> Result<Passing, PinError> {
+    let mut passing = Passing::default();
+    let (all, _odd) = pins::all(root)?;
+    for pins in all.iter().filter(|pins| pins.may_hold_program()) {
+        let interface = pins.interface();
+        let why = match pass_everything(pins, tick_ns) {
+            Ok(true) => {
+                passing.interfaces.push(interface.to_owned());
+                continue;
+            }
+            Ok(false) => "its state is of another version of guard, or spoilt".to_owned(),
+            Err(error) => innermost(&error),
+        };
+        // To stop is what was asked for. The state stays, for the next agent.
+        match pins.remove(LINK) {
+            Ok(()) => {
+                passing.interfaces.push(interface.to_owned());
+                passing.taken_off.push(format!("{interface}: {why}"));
+            }
+            Err(error) => passing.failed.push(error.to_string()),
+        }
+    }
+    Ok(passing)
 }
 
 /// Lets everything pass on an interface, with no agent: a program with no tables takes the place of the
-/// one in force. The state stays, for the next agent. `false`: nothing is attached.
-pub fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
+/// one in force. The state stays, for the next agent. `false`: there is no state that this version can read.
+fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
+    if !pins.is_of_this_layout() {
+        return Ok(false);
+    }
     let (Some(mut state), Some((link, _))) = (State::existing(pins)?, own_link(pins)?) else {
         return Ok(false);
     };

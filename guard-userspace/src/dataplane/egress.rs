@@ -17,6 +17,7 @@ use super::{
     clsact,
     pins::{EGRESS_LINK, Pins},
     state::{State, StateError},
+    sys,
 };
 use crate::causes::innermost;
 
@@ -36,6 +37,10 @@ pub fn attach(
     let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
     for owner in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
         if !owner.has(EGRESS_LINK) {
+            continue;
+        }
+        if !sys::is_link(&owner.path(EGRESS_LINK)).unwrap_or(true) {
+            owner.remove(EGRESS_LINK)?;
             continue;
         }
         let link =
@@ -115,7 +120,7 @@ fn attach_filter(
 }
 
 pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
-    pins.remove(EGRESS_LINK)?;
+    let removed = pins.remove(EGRESS_LINK);
     // An interface that is gone has neither filter nor qdisc.
     if about.egress_priority != 0 {
         // Dropped, it detaches.
@@ -127,7 +132,7 @@ pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
         let _result = clsact::remove_unused(pins.interface());
         about.clsact = 0;
     }
-    Ok(())
+    Ok(removed?)
 }
 
 /// The filter that records flows on a kernel without tcx.

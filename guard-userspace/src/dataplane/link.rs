@@ -13,6 +13,7 @@ use super::{
     attach::{AttachError, Force, XdpMode},
     evict,
     pins::{LINK, Pins},
+    sys,
 };
 use crate::{
     causes::{innermost, io_error},
@@ -22,8 +23,10 @@ use crate::{
 /// The link that holds the program, by this layout's pin or another's, which is the second value.
 pub fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> {
     for pins in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
-        if pins.has(LINK) {
-            let link = PinnedLink::from_pin(pins.path(LINK));
+        let path = pins.path(LINK);
+        // What is in its place and holds no program is as if there were none.
+        if pins.may_hold_program() && sys::is_link(&path).unwrap_or(true) {
+            let link = PinnedLink::from_pin(path);
             let link = link.map_err(|error| link_error(&pins, &error))?;
             return Ok(Some((link, pins)));
         }
@@ -56,7 +59,8 @@ pub fn attach_or_swap(
         match found {
             Some(XdpState { program_id, native }) if program_id == info_of(pins, &link)? => {
                 swap(pins, generation, link)?;
-                if !pins.has(LINK) {
+                if owner.path(LINK) != pins.path(LINK) {
+                    pins.remove(LINK)?;
                     let link = PinnedLink::from_pin(owner.path(LINK));
                     let link = link.map_err(|error| link_error(pins, &error))?;
                     FdLink::from(link).pin(pins.path(LINK))?;
@@ -78,6 +82,7 @@ pub fn attach_or_swap(
         evict::evict(pins.interface(), found)?;
     }
     let (link, mode, refusal) = attach_somehow(pins, generation, found)?;
+    pins.remove(LINK)?;
     link.pin(pins.path(LINK))?;
     Ok((mode, refusal))
 }

@@ -41,7 +41,10 @@ use guard_common::{
 use tracing_log::{LogTracer, log};
 
 pub use self::{
-    attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
+    attach::{
+        AttachError, Attachment, Facts, Force, Passing, Prepared, Removal, XdpMode, detach_all,
+        pass_everything_everywhere,
+    },
     closer::Closer,
     counters::CounterRow,
     live::needs_another,

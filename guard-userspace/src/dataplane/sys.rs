@@ -1,12 +1,23 @@
 //! bpf(2), for the commands that aya 0.14 does not have (enum bpf_cmd in linux/bpf.h).
 
-use std::{io, mem};
+use std::{
+    ffi::CString,
+    fs, io, mem,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
 
 use nix::libc;
 
 /// BPF_MAP_LOOKUP_ELEM and BPF_MAP_UPDATE_ELEM, for values that are too long for the stack.
 pub const LOOKUP_ELEM: libc::c_long = 1;
 pub const UPDATE_ELEM: libc::c_long = 2;
+
+/// BPF_OBJ_GET (Linux 4.4).
+const OBJ_GET: libc::c_long = 7;
 
 /// BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6; of per-CPU arrays 5.13).
 pub const LOOKUP_BATCH: libc::c_long = 24;
@@ -33,4 +44,29 @@ pub unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<li
         return Err(io::Error::last_os_error());
     }
     Ok(result)
+}
+
+/// Whether a link is pinned here. The kernel's answer about a descriptor has no word for what it is: of a
+/// map it would be read as that of a link.
+pub fn is_link(path: &Path) -> io::Result<bool> {
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjGet {
+        pathname: path.as_ptr().expose_provenance() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: laid out as the kernel has it for BPF_OBJ_*, and the path lives through the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut attributes) }?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for this process.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // anon_inode_getfd in kernel/bpf/syscall.c: bpf_link, bpf-map, bpf-prog.
+    let kind = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(kind.as_os_str() == "anon_inode:bpf_link")
 }
