@@ -28,6 +28,7 @@ mod replay;
 mod site;
 mod soak;
 mod sources;
+mod state;
 mod top;
 mod ways;
 mod web;
