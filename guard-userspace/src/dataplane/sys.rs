@@ -66,7 +66,9 @@ pub fn is_link(path: &Path) -> io::Result<bool> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made it for this process.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // anon_inode_getfd in kernel/bpf/syscall.c: bpf_link, bpf-map, bpf-prog.
+    // anon_inode_getfd in kernel/bpf/syscall.c. A link is bpf_link where it is made and bpf-link where it
+    // is opened again, so what is asked is whether it is one of the others.
     let kind = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-    Ok(kind.as_os_str() == "anon_inode:bpf_link")
+    let others = ["anon_inode:bpf-map", "anon_inode:bpf-prog"];
+    Ok(others.iter().all(|other| kind.as_os_str() != *other))
 }
