@@ -44,10 +44,8 @@ impl Agent {
             self.hold = None;
             return Tended::Detached;
         }
-        if is_news {
-            if let Err(problem) = self.put_again().await {
-                warn!("what was changed without this agent is not in force: {problem}");
-            }
+        if is_news && let Err(problem) = self.put_again().await {
+            warn!("what was changed without this agent is not in force: {problem}");
         }
         if let Ok(now) = host::timebase() {
             for attachment in self.attachments.values_mut() {

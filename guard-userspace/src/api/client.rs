@@ -141,7 +141,6 @@ impl Client {
         let request = self.http.post(address("detach"));
         let response = self.send(request, PATIENCE).await?;
         if response.status() == StatusCode::NO_CONTENT {
-            // An agent before this version.
             return Ok(Detached::default());
         }
         if !response.status().is_success() {

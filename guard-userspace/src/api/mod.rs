@@ -299,8 +299,8 @@ pub struct Changed<T> {
     pub not_kept: Option<String>,
 }
 
-/// What `POST /v1/detach` answers: the guard is off, and the agent ends.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+/// What `POST /v1/detach` answers if something is to be told: the guard is off, and the agent ends.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct Detached {
     /// Why it is not kept that the guard is off, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -480,18 +480,22 @@ async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
     post,
     path = "/v1/detach",
     responses(
-        (status = 200, body = Detached, description = "The guard is off, and the agent ends"),
+        (status = 200, body = Detached, description = "The guard is off and the agent ends, but something is to be told"),
+        (status = 204, description = "Nothing of the guard is left in the kernel"),
         (status = "5XX", body = ErrorBody, description = "What went wrong inside the agent"),
     )
 )]
-async fn detach(State(served): State<Served>) -> Json<Detached> {
+async fn detach(State(served): State<Served>) -> Response {
     let mut agent = served.agent.lock().await;
     // Before it is: whoever looks after the agent may see that first, and must know that somebody waits for an answer.
     served.is_asked_to_detach.store(true, Ordering::Release);
     let detached = agent.detach();
     // Whatever went wrong.
     served.detached.notify_one();
-    Json(detached)
+    if detached == Detached::default() {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    Json(detached).into_response()
 }
 
 /// What a client sends, with what is wrong in the shape of every other error.

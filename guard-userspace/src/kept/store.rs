@@ -268,7 +268,7 @@ impl StateStore {
             }
             Err(error) => return Err(error.into()),
         }
-        let expected = mem::replace(&mut self.seen, Some(identity));
+        let expected = self.seen.replace(identity);
         let before = mem::replace(&mut self.base, written);
         // What was in its place has this file's name now.
         if expected.is_some() && identity_of(&file) != expected {
@@ -541,7 +541,6 @@ mod tests {
         assert!(is_off(&found) && found.entries.len() == 1, "{found:?}");
         // And over what it did not know.
         agent.update(|kept| kept.modes.host = None).1.unwrap();
-        let mut operator = operator;
         let ((), result) = operator.update(|kept| kept.detached = true);
         result.unwrap();
         let found = StateStore::open(folder.path()).kept;
