@@ -184,6 +184,7 @@ fn the_server_is_as_its_openapi_document_says() {
     let reload = json!({"operator": null});
     let mut asked = BTreeSet::new();
     for (method, path, resource, body) in [
+        ("get", "/v1/openapi.json", "/v1/openapi.json", None),
         ("get", "/v1/status", "/v1/status", None),
         ("get", "/v1/policy", "/v1/policy", None),
         ("get", "/v1/counters", "/v1/counters", None),
