@@ -76,6 +76,8 @@ impl Setup {
             service: service.map(str::to_owned),
             owner: None,
             reason: None,
+            by: None,
+            process: None,
             created: Timestamp::UNIX_EPOCH,
             expires: None,
         });

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     api::{
         AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus,
-        to_counter, to_talker,
+        actor::Actor, to_counter, to_talker,
     },
     dataplane::{
         State, StateError, detach as detach_pins, pass_everything,
@@ -104,6 +104,8 @@ fn describe(
             path,
             until: at(about.trial_until, now),
             back_to: "the policy before it".to_owned(),
+            by: None,
+            process: None,
         }),
         docker: None,
         not_kept: None,
@@ -150,14 +152,17 @@ fn of_every_interface<T>(
 }
 
 /// Lets everything pass, and keeps it so when an agent comes back. Returns the interfaces.
-pub fn switch_off(root: &Path, state: &Path, by: Option<String>) -> Result<Vec<String>> {
+pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Result<Vec<String>> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+    let by = Actor::own();
     // The state first: an agent that wakes up must not undo it.
     let kept = change_state(state, |kept| {
         kept.modes.host = Some(ChangedMode {
             mode: Mode::Off,
             since: Timestamp::now(),
-            by,
+            claimed_by: claimed_by.filter(|claimed| *claimed != by.user),
+            by: Some(by.user),
+            process: by.process,
         });
     });
     let mut switched = Vec::new();

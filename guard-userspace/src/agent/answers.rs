@@ -68,6 +68,8 @@ impl Agent {
                 path: self.loaded.path.display().to_string(),
                 until: trial.until,
                 back_to: trial.before.path.display().to_string(),
+                by: Some(trial.by.user.clone()),
+                process: trial.by.process,
             }),
             docker: Some(DockerStatus {
                 warnings: self.label_warnings(&self.loaded.policy),
@@ -113,6 +115,8 @@ impl Agent {
                 mode: changed.mode.name().to_owned(),
                 since: changed.since,
                 by: changed.by.clone(),
+                process: changed.process,
+                claimed_by: changed.claimed_by.clone(),
             })
             .collect()
     }

@@ -8,7 +8,10 @@ use tracing::{info, warn};
 
 use super::{Agent, Names, Trial, loaded::Loaded};
 use crate::{
-    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
+    api::{
+        Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation,
+        actor::{Actor, OneLine},
+    },
     dataplane::{Force, LoadError, needs_another},
     host,
     kept::{self, ChangedMode, KeepError},
@@ -78,7 +81,11 @@ impl Agent {
     }
 
     /// Puts a policy in force that goes back by itself unless it is confirmed in time.
-    pub async fn try_policy(&mut self, request: NewTrial) -> Result<Applied, ChangeError> {
+    pub async fn try_policy(
+        &mut self,
+        request: NewTrial,
+        by: Actor,
+    ) -> Result<Applied, ChangeError> {
         self.catch_up()?;
         let NewTrial {
             path,
@@ -96,7 +103,7 @@ impl Agent {
                 "a trial of {seconds} s cannot be: write one from 1s to 24h"
             )));
         };
-        let path = PathBuf::from(path);
+        let path = PathBuf::from(path.into_inner());
         let next = Loaded::parse(text, &path, self.clock())?;
         if self.trial.is_some() {
             return Err(ChangeError::Wrong(
@@ -105,7 +112,7 @@ impl Agent {
             ));
         }
         let docker = self.follow_docker_of(&next.policy).await;
-        let tried = self.begin_trial(next, path, lasts, operator, force);
+        let tried = self.begin_trial(next, path, lasts, (operator, force), by);
         let tried = tried.await;
         match (&tried, &mut self.trial) {
             (Ok(()), Some(trial)) => trial.docker = docker,
@@ -120,8 +127,8 @@ impl Agent {
         next: Loaded,
         path: PathBuf,
         lasts: SignedDuration,
-        operator: Option<SshSession>,
-        force: bool,
+        (operator, force): (Option<SshSession>, bool),
+        by: Actor,
     ) -> Result<(), ChangeError> {
         self.require_no_lockout(&next.policy, operator, force)
             .await?;
@@ -133,6 +140,7 @@ impl Agent {
             until_ns: now.boot_ns.saturating_add(lasts_ns),
             before,
             docker: None,
+            by,
         };
         // Kept first: an agent that dies in between starts with the policy before.
         self.state.kept.trial = Some(kept::Trial {
@@ -149,7 +157,7 @@ impl Agent {
             self.keep();
             return Err(error);
         }
-        warn!(until = %trial.until, "a policy is on trial: `guard confirm` keeps it");
+        warn!(until = %trial.until, by = %trial.by, "a policy is on trial: `guard confirm` keeps it");
         self.trial = Some(trial);
         Ok(())
     }
@@ -203,7 +211,11 @@ impl Agent {
     }
 
     /// Sets the mode of the host or of a service, or gives it back to the policy.
-    pub async fn set_mode(&mut self, request: ModeChange) -> Result<Applied, ChangeError> {
+    pub async fn set_mode(
+        &mut self,
+        request: ModeChange,
+        actor: Actor,
+    ) -> Result<Applied, ChangeError> {
         self.catch_up()?;
         let ModeChange {
             service,
@@ -212,6 +224,7 @@ impl Agent {
             operator,
             force,
         } = request;
+        let claimed_by = by.map(OneLine::into_inner).filter(|by| *by != actor.user);
         let before = self.state.kept.modes.clone();
         if let Some(service) = &service
             // The mode of a service that is gone can still be taken back.
@@ -223,7 +236,9 @@ impl Agent {
         let changed = asked.map(|mode| ChangedMode {
             mode,
             since: Timestamp::now(),
-            by: by.clone(),
+            by: Some(actor.user.clone()),
+            process: actor.process,
+            claimed_by: claimed_by.clone(),
         });
         let modes = &mut self.state.kept.modes;
         match &service {
@@ -248,7 +263,8 @@ impl Agent {
         info!(
             mode = mode.as_deref().unwrap_or("the policy's"),
             service = service.as_deref().unwrap_or("-"),
-            by = by.as_deref().unwrap_or("-"),
+            by = %actor,
+            claimed_by = claimed_by.as_deref().unwrap_or("-"),
             "mode changed"
         );
         Ok(self.applied())
@@ -266,7 +282,11 @@ impl Agent {
     }
 
     /// Lets sources through or drops them for a while.
-    pub async fn enter(&mut self, request: EntryRequest) -> Result<Entry, ChangeError> {
+    pub async fn enter(
+        &mut self,
+        request: EntryRequest,
+        actor: Actor,
+    ) -> Result<Entry, ChangeError> {
         self.catch_up()?;
         let EntryRequest {
             action,
@@ -307,8 +327,10 @@ impl Agent {
             action,
             prefix: prefix.trunc(),
             service,
-            owner,
-            reason,
+            owner: owner.map(OneLine::into_inner),
+            reason: reason.map(OneLine::into_inner),
+            by: Some(actor.user.clone()),
+            process: actor.process,
             created,
             expires,
         };
@@ -319,6 +341,7 @@ impl Agent {
             id = entry.id,
             action = action.name(),
             prefix = %entry.prefix,
+            by = %actor,
             service = entry.service.as_deref().unwrap_or("-"),
             owner = entry.owner.as_deref().unwrap_or("-"),
             reason = entry.reason.as_deref().unwrap_or("-"),
@@ -328,7 +351,12 @@ impl Agent {
     }
 
     /// Ends an entry.
-    pub async fn revoke(&mut self, id: u64, request: Revocation) -> Result<Entry, ChangeError> {
+    pub async fn revoke(
+        &mut self,
+        id: u64,
+        request: Revocation,
+        by: &Actor,
+    ) -> Result<Entry, ChangeError> {
         self.catch_up()?;
         let Revocation { operator, force } = request;
         let before = self.state.kept.entries.clone();
@@ -347,7 +375,7 @@ impl Agent {
             }
         }
         self.change_entries(before).await?;
-        info!(id, prefix = %entry.prefix, "revoked");
+        info!(id, prefix = %entry.prefix, %by, "revoked");
         Ok(entry)
     }
 

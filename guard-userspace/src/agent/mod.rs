@@ -35,6 +35,7 @@ use self::{
     tend::PATIENCE,
 };
 use crate::{
+    api::actor::Actor,
     dataplane::{
         AttachError, Attachment, Closer, Facts, Force, Prepared, needs_another,
         pins::{Pins, network_namespace},
@@ -97,6 +98,7 @@ struct Trial {
     until_ns: u64,
     /// The Docker of the policy before, if it is another one.
     docker: Option<Docker>,
+    by: Actor,
 }
 
 /// A generation that is put in force on an interface.

@@ -1,6 +1,7 @@
 //! The control API: HTTP and JSON over a Unix socket, so that `curl --unix-socket` works as well as
 //! the command line.
 
+pub mod actor;
 pub mod capture;
 pub mod client;
 pub mod listen;
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::actor::OneLine;
 use crate::{
     dataplane::{CounterRow, TalkerRow},
     operator::SshSession,
@@ -68,7 +70,14 @@ pub struct ModeStatus {
     pub mode: String,
     #[schema(value_type = String)]
     pub since: Timestamp,
+    /// The user whose process asked for it, as the kernel says.
     pub by: Option<String>,
+    /// That process.
+    #[serde(default)]
+    pub process: Option<u32>,
+    /// Who the process said it was, if that is somebody else.
+    #[serde(default)]
+    pub claimed_by: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -78,6 +87,11 @@ pub struct TrialStatus {
     pub until: Timestamp,
     /// The policy file that it goes back to.
     pub back_to: String,
+    /// The user whose process asked for it, as the kernel says, and that process.
+    #[serde(default)]
+    pub by: Option<String>,
+    #[serde(default)]
+    pub process: Option<u32>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -211,7 +225,8 @@ pub struct Reload {
 #[serde(deny_unknown_fields)]
 pub struct NewTrial {
     /// The policy file's name, for errors and for the status.
-    pub path: String,
+    #[schema(value_type = String, max_length = 4096)]
+    pub path: OneLine<4_096>,
     pub text: String,
     pub seconds: u64,
     pub operator: Option<SshSession>,
@@ -227,8 +242,9 @@ pub struct ModeChange {
     pub service: Option<String>,
     /// `null`: the policy's own.
     pub mode: Option<String>,
-    /// Who asks.
-    pub by: Option<String>,
+    /// Who the client says it is: shown beside what the kernel says.
+    #[schema(value_type = Option<String>, max_length = 256)]
+    pub by: Option<OneLine>,
     pub operator: Option<SshSession>,
     #[serde(default)]
     pub force: bool,
@@ -242,8 +258,11 @@ pub struct EntryRequest {
     #[schema(value_type = String)]
     pub prefix: IpNet,
     pub service: Option<String>,
-    pub owner: Option<String>,
-    pub reason: Option<String>,
+    /// Who answers for it. One line, as `reason`.
+    #[schema(value_type = Option<String>, max_length = 256)]
+    pub owner: Option<OneLine>,
+    #[schema(value_type = Option<String>, max_length = 256)]
+    pub reason: Option<OneLine>,
     /// `null`: until it is revoked.
     pub seconds: Option<u64>,
     pub operator: Option<SshSession>,

@@ -38,6 +38,7 @@ use crate::{
     agent::ChangeError,
     api::{
         self,
+        actor::OneLine,
         client::{Client, ClientError},
     },
     dataplane::pins,
@@ -280,13 +281,20 @@ fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
     Ok(Policy::read(path, Clock { tick_ns })?)
 }
 
-/// Who types this: the user that sudo was called by, or this process's.
-fn user() -> Option<String> {
+/// Who types this, as far as the environment says: the user that sudo was called by, or this process's.
+fn user() -> Option<OneLine> {
     let name = std::env::var("SUDO_USER").ok();
-    name.filter(|name| !name.is_empty()).or_else(|| {
+    let name = name.filter(|name| !name.is_empty()).or_else(|| {
         let user = User::from_uid(Uid::current());
         user.ok().flatten().map(|user| user.name)
-    })
+    });
+    name?.try_into().ok()
+}
+
+/// Text that others will read, such as `--reason`.
+fn one_line<const MAX: usize>(what: &str, text: String) -> Result<OneLine<MAX>, Failure> {
+    let text = OneLine::try_from(text);
+    text.map_err(|error| Failure::Usage(format!("{what} is not taken: {error}")))
 }
 
 /// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.

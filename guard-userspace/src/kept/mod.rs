@@ -122,7 +122,13 @@ pub struct ChangedMode {
     #[serde(with = "mode_name")]
     pub mode: Mode,
     pub since: Timestamp,
+    /// The user whose process asked for it, as the kernel says. Older versions wrote what the client said.
     pub by: Option<String>,
+    #[serde(default)]
+    pub process: Option<u32>,
+    /// What the client said, if that is somebody else.
+    #[serde(default)]
+    pub claimed_by: Option<String>,
 }
 
 impl Modes {
@@ -323,7 +329,9 @@ mod tests {
         let changed = |mode| ChangedMode {
             mode,
             since: now,
-            by: Some("ana".to_owned()),
+            by: Some("root".to_owned()),
+            process: Some(4_711),
+            claimed_by: Some("ana".to_owned()),
         };
         let entry = |id, action| Entry {
             id,
@@ -332,6 +340,8 @@ mod tests {
             service: (id == 2).then(|| "web".to_owned()),
             owner: Some("ana".to_owned()),
             reason: Some("a \"flood\"\nof theirs".to_owned()),
+            by: Some("root".to_owned()),
+            process: Some(4_711),
             created: now,
             expires: Some(now),
         };

@@ -8,6 +8,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::untrusted::quoted;
+
+/// How many characters of what a client said are shown.
+const MAX_SHOWN: usize = 256;
+
 /// A temporary allow or deny entry. One element of the list that `guard list --json` prints.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Entry {
@@ -20,6 +25,12 @@ pub struct Entry {
     pub service: Option<String>,
     pub owner: Option<String>,
     pub reason: Option<String>,
+    /// The user whose process asked for it, as the kernel says. `null`: an older version made it.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// That process.
+    #[serde(default)]
+    pub process: Option<u32>,
     #[schema(value_type = String)]
     pub created: Timestamp,
     /// `null`: never.
@@ -54,6 +65,8 @@ impl fmt::Display for Entry {
             service,
             owner,
             reason,
+            by,
+            process: _,
             created: _,
             expires,
         } = self;
@@ -66,10 +79,13 @@ impl fmt::Display for Entry {
             write!(formatter, " at service \"{service}\"")?;
         }
         if let Some(owner) = owner {
-            write!(formatter, ", owned by {owner}")?;
+            write!(formatter, ", owned by {}", quoted(owner, MAX_SHOWN))?;
         }
         if let Some(reason) = reason {
-            write!(formatter, ", because: {reason}")?;
+            write!(formatter, ", because: {}", quoted(reason, MAX_SHOWN))?;
+        }
+        if let Some(by) = by {
+            write!(formatter, ", entered by {by}")?;
         }
         match expires {
             Some(expires) => write!(formatter, ", until {expires}"),

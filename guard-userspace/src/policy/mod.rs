@@ -10,6 +10,7 @@ mod port;
 mod rate;
 mod seats;
 mod tables;
+pub mod untrusted;
 mod warnings;
 
 use std::{

@@ -56,6 +56,8 @@ fn entry(rng: &mut Rng, services: &[String], now: Timebase, lasts: &[Option<Dura
         service: services.get(service).cloned(),
         owner: None,
         reason: None,
+        by: None,
+        process: None,
         created: now.world,
         expires: lasts[rng.usize(..lasts.len())].map(|lasts| now.world + lasts),
     }

@@ -30,8 +30,9 @@ use crate::{
     api::{
         Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText,
         Question, Reload, Revocation, Status, Talker,
+        actor::Actor,
         capture::{self, CaptureRequest},
-        listen::{Client, Lasting},
+        listen::Lasting,
     },
     explain::Explanation,
     policy::Entry,
@@ -103,15 +104,24 @@ fn unknown(error: String) -> Response {
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
+/// A client chooses the path; those that there are, are shorter.
+const LONGEST_PATH_TOLD: usize = 100;
+
 /// Every request for a change is in the log, with who asked for it.
-async fn told(Extension(Client(by)): Extension<Client>, request: Request, next: Next) -> Response {
+async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> Response {
     if request.method() == Method::GET {
         return next.run(request).await;
     }
-    let asked = format!("{} {}", request.method(), request.uri().path());
+    let path: String = request
+        .uri()
+        .path()
+        .chars()
+        .take(LONGEST_PATH_TOLD)
+        .collect();
+    let asked = format!("{} {path}", request.method());
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    info!(by, status, "{asked}");
+    info!(%by, status, "{asked}");
     response
 }
 
@@ -239,7 +249,7 @@ async fn explain(
 async fn capture(
     State(served): State<Served>,
     Extension(lasting): Extension<Lasting>,
-    Extension(Client(by)): Extension<Client>,
+    Extension(by): Extension<Actor>,
     request: Result<Query<CaptureRequest>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(request) = request.map_err(wrong)?;
@@ -256,7 +266,7 @@ async fn capture(
         service = request.service,
         source = request.source.map(|source| source.to_string()),
         all = request.all,
-        by,
+        %by,
         "a capture begins"
     );
     Ok(capture::answer(&request, taps, turn))
@@ -281,10 +291,11 @@ async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
 )]
 async fn enter(
     State(served): State<Served>,
+    Extension(by): Extension<Actor>,
     Asked(Json(request)): Asked<Json<EntryRequest>>,
 ) -> Answer<Changed<Entry>> {
     whole(agent(&served), async move {
-        served.agent.lock().await.enter(request).await
+        served.agent.lock().await.enter(request, by).await
     })
     .await
 }
@@ -298,13 +309,14 @@ async fn enter(
 )]
 async fn revoke(
     State(served): State<Served>,
+    Extension(by): Extension<Actor>,
     id: Result<Path<u64>, PathRejection>,
     request: Result<Query<Revocation>, QueryRejection>,
 ) -> Answer<Changed<Entry>> {
     let Path(id) = id.map_err(wrong)?;
     let Query(request) = request.map_err(wrong)?;
     whole(agent(&served), async move {
-        served.agent.lock().await.revoke(id, request).await
+        served.agent.lock().await.revoke(id, request, &by).await
     })
     .await
 }
@@ -318,10 +330,11 @@ async fn revoke(
 )]
 async fn mode(
     State(served): State<Served>,
+    Extension(by): Extension<Actor>,
     Asked(Json(request)): Asked<Json<ModeChange>>,
 ) -> Answer<Changed<Applied>> {
     whole(agent(&served), async move {
-        served.agent.lock().await.set_mode(request).await
+        served.agent.lock().await.set_mode(request, by).await
     })
     .await
 }
@@ -352,10 +365,11 @@ async fn reload(
 )]
 async fn try_policy(
     State(served): State<Served>,
+    Extension(by): Extension<Actor>,
     Asked(Json(request)): Asked<Json<NewTrial>>,
 ) -> Answer<Changed<Applied>> {
     whole(agent(&served), async move {
-        served.agent.lock().await.try_policy(request).await
+        served.agent.lock().await.try_policy(request, by).await
     })
     .await
 }
