@@ -196,6 +196,38 @@ impl Agent {
         force: Force,
         which: Names,
     ) -> Result<(), ChangeError> {
+        let before: BTreeSet<String> = self.attachments.keys().cloned().collect();
+        let put = self.try_put_in_force(next, trial_until, force, which).await;
+        if put.is_err() && !self.names.is_empty() {
+            self.forget_all_but(&before);
+        }
+        put
+    }
+
+    /// Lets go of interfaces that a refused policy named for the first time: nothing is in force there, and
+    /// what their pins held may be gone, so that to read them would fail.
+    fn forget_all_but(&mut self, before: &BTreeSet<String>) {
+        let names: Vec<String> = self.attachments.keys().cloned().collect();
+        for name in names.into_iter().filter(|name| !before.contains(name)) {
+            let Some(attachment) = self.attachments.remove(&name) else {
+                continue;
+            };
+            if !attachment.is_pinned()
+                && let Err(error) = attachment.detach()
+            {
+                let error = anyhow::Error::from(error);
+                warn!(interface = name, "pins cannot be removed: {error:#}");
+            }
+        }
+    }
+
+    async fn try_put_in_force(
+        &mut self,
+        next: Loaded,
+        trial_until: u64,
+        force: Force,
+        which: Names,
+    ) -> Result<(), ChangeError> {
         let mut names = match (interfaces::names(&next, &self.netlink).await, which) {
             (Err(_), Names::AlsoThoseBefore) if !self.names.is_empty() => Vec::new(),
             (names, _) => names?,
