@@ -6,7 +6,6 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
-pub mod capture;
 mod causes;
 pub mod commands;
 pub mod dataplane;
@@ -19,6 +18,7 @@ pub mod kept;
 pub mod lockout;
 pub mod memory;
 pub mod operator;
+pub mod pcap;
 pub mod pcapng;
 pub mod policy;
 pub mod privileges;

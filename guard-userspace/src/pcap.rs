@@ -1,8 +1,9 @@
 //! Reads recorded packets: pcap and pcapng, as Ethernet frames.
 
-use std::{borrow::Cow, fs::File, path::Path};
+use std::{fs::File, path::Path};
 
 use anyhow::{Context as _, Result, bail};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use pcap_parser::{
     Block, EnhancedPacketBlock, Linktype, PcapBlockOwned, PcapError, PcapHeader, create_reader,
     pcapng::OptionCode, traits::PcapNGPacketBlock as _,
@@ -17,10 +18,11 @@ const BUFFER: usize = 1 << 20;
 const LONGEST: usize = 1 << 17;
 
 /// A packet as it was recorded.
-pub struct Recorded<'a> {
+pub struct Recorded {
     /// Nanoseconds since 1970.
     pub time_ns: i64,
-    pub frame: Cow<'a, [u8]>,
+    /// Copied out of the file's buffer, which is used again.
+    pub frame: Bytes,
     /// As far as the file says it; most do not.
     pub direction: Direction,
 }
@@ -29,7 +31,7 @@ pub struct Recorded<'a> {
 ///
 /// A file that is cut off, as one that is still being written, is an error after its last whole
 /// packet.
-pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded<'_>) -> Result<()>) -> Result<()> {
+pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded) -> Result<()>) -> Result<()> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
     let mut reader = create_reader(BUFFER, file)
@@ -84,7 +86,7 @@ struct Interface {
 
 impl Interfaces {
     /// The packet in a block; `None` if it holds something else.
-    fn read<'a>(&mut self, block: PcapBlockOwned<'a>) -> Result<Option<Recorded<'a>>> {
+    fn read(&mut self, block: PcapBlockOwned<'_>) -> Result<Option<Recorded>> {
         let Self(interfaces) = self;
         match block {
             PcapBlockOwned::LegacyHeader(header) => {
@@ -200,14 +202,14 @@ impl Interface {
 
     /// The packet as an Ethernet frame. What the capture left off its end is filled with zeros, so
     /// that its lengths are true.
-    fn recorded(self, time_ns: i64, data: &[u8], length: usize) -> Result<Recorded<'_>> {
+    fn recorded(self, time_ns: i64, data: &[u8], length: usize) -> Result<Recorded> {
         let missing = length.min(LONGEST).saturating_sub(data.len());
-        let (frame, direction) = match self.linktype {
-            Linktype::ETHERNET => (Cow::Borrowed(data), Direction::In),
+        let (ether_type, packet, direction) = match self.linktype {
+            Linktype::ETHERNET => (None, data, Direction::In),
             Linktype::RAW | Linktype::IPV4 | Linktype::IPV6 => {
                 let is_v6 = data.first().is_some_and(|byte| byte >> 4 == 6);
                 let ether_type: u16 = if is_v6 { 0x86dd } else { 0x0800 };
-                (ethernet(ether_type.to_be_bytes(), data), Direction::In)
+                (Some(ether_type.to_be_bytes()), data, Direction::In)
             }
             Linktype::LINUX_SLL => cooked(data, 16, 14, 1),
             Linktype::LINUX_SLL2 => cooked(data, 20, 0, 10),
@@ -215,45 +217,44 @@ impl Interface {
                 "its link type is {other}, which is not read: Ethernet, raw IP and Linux cooked are"
             ),
         };
-        let frame = if missing == 0 {
-            frame
-        } else {
-            let mut frame = frame.into_owned();
-            frame.resize(frame.len() + missing, 0);
-            Cow::Owned(frame)
-        };
+        let mut frame = BytesMut::with_capacity(ETHERNET + packet.len() + missing);
+        if let Some(ether_type) = ether_type {
+            frame.put_bytes(0, ETHERNET - ether_type.len());
+            frame.put_slice(&ether_type);
+        }
+        frame.put_slice(packet);
+        frame.put_bytes(0, missing);
         Ok(Recorded {
             time_ns,
-            frame,
+            frame: frame.freeze(),
             direction,
         })
     }
 }
 
+/// The length of Ethernet's header: two addresses and a type.
+const ETHERNET: usize = 14;
+
 /// A Linux cooked capture, with a header of this length that has the protocol and the packet's type
 /// at these places.
-fn cooked(data: &[u8], header: usize, protocol: usize, kind: usize) -> (Cow<'_, [u8]>, Direction) {
+fn cooked(
+    data: &[u8],
+    header: usize,
+    protocol: usize,
+    kind: usize,
+) -> (Option<[u8; 2]>, &[u8], Direction) {
     /// PACKET_OUTGOING (linux/if_packet.h).
     const OUTGOING: u8 = 4;
     let Some((header, payload)) = data.split_at_checked(header) else {
-        return (Cow::Borrowed(&[]), Direction::In);
+        return (None, &[], Direction::In);
     };
     let direction = if header[kind] == OUTGOING {
         Direction::Out
     } else {
         Direction::In
     };
-    (
-        ethernet([header[protocol], header[protocol + 1]], payload),
-        direction,
-    )
-}
-
-fn ethernet(ether_type: [u8; 2], payload: &[u8]) -> Cow<'static, [u8]> {
-    let mut frame = vec![0; 12];
-    frame.extend(ether_type);
-    frame.extend(payload);
-    Cow::Owned(frame)
+    let ether_type = [header[protocol], header[protocol + 1]];
+    (Some(ether_type), payload, direction)
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use std::{
 use anyhow::ensure;
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
+use bytes::{BufMut as _, Bytes, BytesMut};
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use futures_util::stream;
 use guard_common::{
@@ -184,7 +185,7 @@ fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
 /// A capture at work. It ends when it is dropped.
 struct Capture {
     held: Shared,
-    head: Vec<u8>,
+    head: Bytes,
     form: Form,
     length: usize,
     beat: Interval,
@@ -226,11 +227,14 @@ pub fn answer(
     let length = request.length.unwrap_or(SNAP_LENGTH).clamp(1, SNAP_LENGTH);
     let sources: Vec<Source> = sources.collect();
     let head = match request.form {
-        Form::Json => Vec::new(),
+        Form::Json => Bytes::new(),
         Form::Pcapng => {
-            let names = sources.iter().map(|source| &source.interface);
-            let interfaces = names.flat_map(|name| pcapng::interface(name, length));
-            pcapng::section().into_iter().chain(interfaces).collect()
+            let mut head = BytesMut::new();
+            pcapng::section(&mut head);
+            for Source { interface, .. } in &sources {
+                pcapng::interface(&mut head, interface, length);
+            }
+            head.freeze()
         }
     };
     let held = Arc::new(Mutex::new(Held {
@@ -262,7 +266,7 @@ impl Capture {
     /// What there is to send next.
     async fn next(&mut self) -> anyhow::Result<Bytes> {
         if !self.head.is_empty() {
-            return Ok(mem::take(&mut self.head).into());
+            return Ok(mem::take(&mut self.head));
         }
         loop {
             self.beat.tick().await;
@@ -273,13 +277,13 @@ impl Capture {
                 self.tell_missed(&mut block)?;
             }
             if !block.is_empty() {
-                return Ok(block.into());
+                return Ok(block.freeze());
             }
         }
     }
 
     /// The packets of a round, in the order in which they came.
-    fn round(&mut self) -> anyhow::Result<Vec<u8>> {
+    fn round(&mut self) -> anyhow::Result<BytesMut> {
         let now = host::timebase()?;
         let mut packets = Vec::new();
         let mut held = lock(&self.held);
@@ -295,54 +299,57 @@ impl Capture {
             packets.extend(round.packets.into_iter().map(|packet| (number, packet)));
         }
         packets.sort_by_key(|(_, packet)| packet.boot_ns);
-        let mut block = Vec::new();
+        let mut block = BytesMut::new();
         for (number, packet) in packets {
             let interface = &held.sources[number as usize].interface;
-            self.write(&mut block, (number, interface), &packet, now)?;
+            self.write(&mut block, (number, interface), packet, now)?;
         }
         Ok(block)
     }
 
     fn write(
         &self,
-        block: &mut Vec<u8>,
+        block: &mut BytesMut,
         (number, interface): (u32, &str),
-        packet: &Tapped,
+        mut packet: Tapped,
         now: Timebase,
     ) -> anyhow::Result<()> {
-        let frame = &packet.frame[..packet.frame.len().min(self.length)];
+        packet.frame.truncate(self.length);
         let time_ns = unix_ns(now, packet.boot_ns);
         match self.form {
-            Form::Pcapng => block.extend(pcapng::packet(&Packet {
-                interface: number,
-                time_ns,
-                frame,
-                length: packet.length,
-                verdict: packet.outcome.verdict(),
-                comment: &comment(packet),
-            })),
+            Form::Pcapng => {
+                let packet = Packet {
+                    interface: number,
+                    time_ns,
+                    frame: &packet.frame,
+                    length: packet.length,
+                    verdict: packet.outcome.verdict(),
+                    comment: &comment(&packet),
+                };
+                pcapng::packet(block, &packet);
+            }
             Form::Json => {
-                let line = Line::Packet(Box::new(seen(interface, packet, time_ns)));
-                serde_json::to_writer(&mut *block, &line)?;
-                block.push(b'\n');
+                let line = Line::Packet(Box::new(seen(interface, &packet, time_ns)));
+                serde_json::to_writer(block.writer(), &line)?;
+                block.put_u8(b'\n');
             }
         }
         Ok(())
     }
 
-    fn tell_missed(&self, block: &mut Vec<u8>) -> anyhow::Result<()> {
+    fn tell_missed(&self, block: &mut BytesMut) -> anyhow::Result<()> {
         let now = host::timebase()?;
         let held = lock(&self.held);
         if self.form == Form::Json {
             let missed = held.sources.iter().map(|source| source.missed).sum();
-            serde_json::to_writer(&mut *block, &Line::Missed { missed })?;
-            block.push(b'\n');
+            serde_json::to_writer(block.writer(), &Line::Missed { missed })?;
+            block.put_u8(b'\n');
             return Ok(());
         }
         for (number, source) in (0..).zip(&held.sources) {
             let time_ns = unix_ns(now, now.boot_ns);
             let Source { wanted, missed, .. } = source;
-            block.extend(pcapng::statistics(number, time_ns, *wanted, *missed));
+            pcapng::statistics(block, number, time_ns, *wanted, *missed);
         }
         Ok(())
     }

@@ -21,9 +21,9 @@ use serde::Serialize;
 
 use super::{DEFAULT_POLICY, Failure, print, print_json, read_policy};
 use crate::{
-    capture::{self, Recorded},
     dataplane::{Direction, Judged, Replay as Program, source_of},
     host,
+    pcap::{self, Recorded},
     policy::{
         ContainerNetwork, Containers, Policy, Ports, PublishedFamily, PublishedPort, Tables,
         Timebase,
@@ -116,12 +116,12 @@ impl Replay {
     fn replay(&self, policy: &Policy, sums: &mut Sums) -> Result<()> {
         let mut stdout = BufWriter::new(io::stdout().lock());
         let mut program: Option<(Program, i64)> = None;
-        let result = capture::read(&self.file, |recorded| {
+        let result = pcap::read(&self.file, |recorded| {
             let (program, start) = match &mut program {
                 Some(running) => running,
                 None => program.insert(self.load(policy, recorded.time_ns)?),
             };
-            let place = || capture::place(&self.file, sums.packets);
+            let place = || pcap::place(&self.file, sums.packets);
             let after_first_ns = recorded.time_ns.saturating_sub(*start);
             program.set_clock(after_first_ns).with_context(place)?;
             let line = self.judge(program, &recorded, sums)?;
@@ -182,7 +182,7 @@ impl Replay {
     fn judge<'a>(
         &self,
         program: &'a Program,
-        recorded: &Recorded<'_>,
+        recorded: &Recorded,
         sums: &mut Sums,
     ) -> Result<Line<'a>> {
         let Recorded {

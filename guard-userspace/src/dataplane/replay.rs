@@ -1,6 +1,6 @@
 //! Runs the real kernel programs over recorded packets, unattached and with the packets' own clock.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use aya::{
     TestRun as _,
@@ -137,11 +137,11 @@ impl Generation {
 }
 
 /// The frame as long as the kernel takes it. One that is too short for Ethernet has no IP either way.
-fn normalised(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame.truncate(LONGEST_FRAME);
+fn normalised(frame: &[u8]) -> Cow<'_, [u8]> {
     if frame.len() < SHORTEST_FRAME {
-        frame.resize(SHORTEST_FRAME, 0);
+        let mut longer = frame.to_vec();
+        longer.resize(SHORTEST_FRAME, 0);
+        return longer.into();
     }
-    frame
+    frame.get(..LONGEST_FRAME).unwrap_or(frame).into()
 }

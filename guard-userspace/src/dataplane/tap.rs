@@ -8,10 +8,11 @@
 use std::{net::IpAddr, sync::Arc};
 
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use bytes::Bytes;
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     address::Address,
-    layout::{self, Capture, Event, SNAP_LENGTH},
+    layout::{self, Capture, Event},
     reason::Outcome,
 };
 use ipnet::IpNet;
@@ -52,8 +53,8 @@ pub struct Tapped {
     pub outcome: Outcome,
     /// The frame's whole length in bytes.
     pub length: u32,
-    /// As much of it as is handed over.
-    pub frame: Vec<u8>,
+    /// As much of it as is handed over, copied out of the ring buffer.
+    pub frame: Bytes,
     /// It stands for so many.
     pub one_of: u32,
 }
@@ -112,15 +113,12 @@ impl Tap {
         let mut round = Round::default();
         let mut handed_over = [0u64; SLOTS];
         while let Some(event) = self.events.next() {
-            let Some((event, outcome)) = read(&event) else {
+            let Some((event, outcome, frame)) = read(&event) else {
                 continue;
             };
             handed_over[outcome.slot() as usize] += 1;
-            let captured = event.frame.get(..event.captured as usize);
             if let Some(wanted) = &self.wanted.source
-                && !captured
-                    .and_then(source_of)
-                    .is_some_and(|source| wanted.contains(&source))
+                && !source_of(frame).is_some_and(|source| wanted.contains(&source))
             {
                 // The kernel hands over what it could not read.
                 continue;
@@ -131,7 +129,7 @@ impl Tap {
                 service: names.get(&event.service).cloned(),
                 outcome,
                 length: event.length,
-                frame: captured.unwrap_or(&event.frame).to_vec(),
+                frame: Bytes::copy_from_slice(frame),
                 one_of: event.one_of,
             });
         }
@@ -274,14 +272,21 @@ pub fn source_of(frame: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// `None`: it is no event of this layout.
-fn read(bytes: &[u8]) -> Option<(Event, Outcome)> {
+/// The event, where it lies, with its outcome and what of the frame it holds. `None`: it is no event of this
+/// layout.
+fn read(bytes: &[u8]) -> Option<(&Event, Outcome, &[u8])> {
     let bytes: &[u8; size_of::<Event>()] = bytes.try_into().ok()?;
-    // SAFETY: `Event` is made of integers without padding, so every bit pattern is a value; it is read
-    // as it lies, aligned or not.
-    let event = unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() };
+    let event = bytes.as_ptr().cast::<Event>();
+    // The kernel aligns the records of a ring buffer to 8 bytes, as `Event` is (kernel/bpf/ringbuf.c).
+    if !event.is_aligned() {
+        return None;
+    }
+    // SAFETY: `Event` is made of integers without padding, so every bit pattern is a value; it is as long as
+    // `bytes`, aligned, and lives as long.
+    let event = unsafe { &*event };
     let outcome = Outcome::from_slot(event.slot.into())?;
-    (event.captured <= SNAP_LENGTH && event.one_of != 0).then_some((event, outcome))
+    let frame = event.frame.get(..event.captured as usize)?;
+    (event.one_of != 0).then_some((event, outcome, frame))
 }
 
 #[cfg(test)]
