@@ -157,7 +157,7 @@ impl Agent {
             self.keep();
             return Err(error);
         }
-        warn!(until = %trial.until, by = %trial.by, "a policy is on trial: `guard confirm` keeps it");
+        warn!(until = %trial.until, by = trial.by.to_string(), "a policy is on trial: `guard confirm` keeps it");
         self.trial = Some(trial);
         Ok(())
     }
@@ -263,7 +263,7 @@ impl Agent {
         info!(
             mode = mode.as_deref().unwrap_or("the policy's"),
             service = service.as_deref().unwrap_or("-"),
-            by = %actor,
+            by = actor.to_string(),
             claimed_by = claimed_by.as_deref().unwrap_or("-"),
             "mode changed"
         );
@@ -341,7 +341,7 @@ impl Agent {
             id = entry.id,
             action = action.name(),
             prefix = %entry.prefix,
-            by = %actor,
+            by = actor.to_string(),
             service = entry.service.as_deref().unwrap_or("-"),
             owner = entry.owner.as_deref().unwrap_or("-"),
             reason = entry.reason.as_deref().unwrap_or("-"),
@@ -375,7 +375,7 @@ impl Agent {
             }
         }
         self.change_entries(before).await?;
-        info!(id, prefix = %entry.prefix, %by, "revoked");
+        info!(id, prefix = %entry.prefix, by = by.to_string(), "revoked");
         Ok(entry)
     }
 

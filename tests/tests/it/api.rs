@@ -229,7 +229,7 @@ fn who_changes_something_is_what_the_kernel_says_and_what_the_client_says_stands
         lines.any(|line| words.iter().all(|word| line.contains(word)))
     };
     for what in ["entered", "mode changed", "a policy is on trial"] {
-        assert!(told([what, "by=nobody, process "]), "{what}: {log}");
+        assert!(told([what, "by=\"nobody, process "]), "{what}: {log}");
     }
 
     // Nothing that would forge a line or fill a screen is taken.

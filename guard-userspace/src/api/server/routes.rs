@@ -121,7 +121,7 @@ async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> 
     let asked = format!("{} {path}", request.method());
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    info!(%by, status, "{asked}");
+    info!(by = by.to_string(), status, "{asked}");
     response
 }
 
@@ -266,7 +266,7 @@ async fn capture(
         service = request.service,
         source = request.source.map(|source| source.to_string()),
         all = request.all,
-        %by,
+        by = by.to_string(),
         "a capture begins"
     );
     Ok(capture::answer(&request, taps, turn))
