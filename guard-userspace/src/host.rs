@@ -14,11 +14,19 @@ use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_route::{
         address::AddressAttribute,
-        link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+        link::{
+            LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+        },
         route::{RouteAttribute, RouteMessage, RouteType},
     },
 };
 
+mod picture;
+
+pub use self::picture::{
+    ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatRule, NatRules, NatTarget,
+    Reading, Route, Sysctls,
+};
 use crate::{
     dataplane::LoadError,
     policy::{Policy, Timebase, Warning},
@@ -159,41 +167,50 @@ impl LinkEvents {
     }
 }
 
-/// An interface, and what it stands on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    pub index: u32,
-    pub name: String,
-    /// The interface that carries its packets, such as a VLAN's.
-    pub below: Option<u32>,
-    /// The bridge or bond that it is a port of.
-    pub controller: Option<u32>,
-}
-
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
         let mut link = Self {
-            index: message.header.index,
-            name: String::new(),
-            below: None,
-            controller: None,
+            arphrd: u16::from(message.header.link_layer_type),
+            up: message.header.flags.contains(LinkFlags::Up),
+            ..Self::ethernet(message.header.index, "")
         };
-        let mut is_below_elsewhere = false;
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Link(index) => link.below = Some(index),
-                LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Link(index) => link.lower = Some(index),
                 // The other one is in another network namespace, where indices are others'.
-                LinkAttribute::LinkNetNsId(_) => is_below_elsewhere = true,
+                LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+                LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::LinkInfo(facts) => {
+                    link.kind = facts.into_iter().find_map(|fact| match fact {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                LinkAttribute::Xdp(facts) => link.xdp = xdp_state(facts),
                 _ => {}
             }
         }
-        if is_below_elsewhere {
-            link.below = None;
+        if link.peer_elsewhere {
+            link.lower = None;
         }
         link
     }
+}
+
+/// The program of an interface. `None`: it has none.
+fn xdp_state(facts: Vec<LinkXdp>) -> Option<XdpState> {
+    let mut program_id = None;
+    let mut native = false;
+    for fact in facts {
+        match fact {
+            LinkXdp::ProgId(id) => program_id = Some(id),
+            LinkXdp::Attached(XdpAttached::Driver) => native = true,
+            _ => {}
+        }
+    }
+    program_id.map(|program_id| XdpState { program_id, native })
 }
 
 /// Questions to the kernel over route netlink.
@@ -254,22 +271,7 @@ impl Netlink {
     /// The kernel's, which for an interface that does not exist is ENODEV.
     pub async fn xdp(&self, interface: &str) -> Result<Option<XdpState>, rtnetlink::Error> {
         let link = self.link(interface).await?;
-        let attributes = link.into_iter().flat_map(|link| link.attributes);
-        let mut program_id = None;
-        let mut native = false;
-        for attribute in attributes {
-            let LinkAttribute::Xdp(xdp) = attribute else {
-                continue;
-            };
-            for fact in xdp {
-                match fact {
-                    LinkXdp::ProgId(id) => program_id = Some(id),
-                    LinkXdp::Attached(XdpAttached::Driver) => native = true,
-                    _ => {}
-                }
-            }
-        }
-        Ok(program_id.map(|program_id| XdpState { program_id, native }))
+        Ok(link.and_then(|link| Link::from(link).xdp))
     }
 
     /// Every interface of this host.
