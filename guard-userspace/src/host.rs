@@ -21,11 +21,18 @@ use rtnetlink::{
     },
 };
 
+mod dump;
 mod picture;
+pub mod read;
+mod watch;
 
-pub use self::picture::{
-    ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatRule, NatRules, NatTarget,
-    Reading, Route, Sysctls,
+pub use self::{
+    dump::ReadError,
+    picture::{
+        ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatRule, NatRules,
+        NatTarget, Reading, Route, Sysctls,
+    },
+    watch::HostWatch,
 };
 use crate::{
     dataplane::LoadError,

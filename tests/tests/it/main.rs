@@ -13,6 +13,7 @@ mod docker;
 mod doctor;
 mod flows;
 mod frames;
+mod host;
 mod host_scope;
 mod judge;
 mod kernels;
