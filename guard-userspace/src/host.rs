@@ -1,6 +1,7 @@
 //! Facts about this host that the guard goes by: its clock, its local ports, its interfaces.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{self, IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -279,6 +280,25 @@ impl Netlink {
     pub async fn xdp(&self, interface: &str) -> Result<Option<XdpState>, rtnetlink::Error> {
         let link = self.link(interface).await?;
         Ok(link.and_then(|link| Link::from(link).xdp))
+    }
+
+    /// The device above an interface whose XDP program keeps the kernel from attaching another below.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn xdp_above(
+        &self,
+        interface: &str,
+    ) -> Result<Option<(String, XdpState)>, rtnetlink::Error> {
+        let links = self.links().await?.into_iter();
+        let links: BTreeMap<u32, Link> = links.map(|link| (link.index, link)).collect();
+        let host = Host {
+            links: links.into(),
+            ..Host::unread(0)
+        };
+        let link = host.link_named(interface);
+        let above = link.and_then(|link| host.xdp_above(link.index));
+        Ok(above.and_then(|above| Some((above.name.clone(), above.xdp?))))
     }
 
     /// Every interface of this host.

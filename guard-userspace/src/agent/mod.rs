@@ -36,7 +36,7 @@ use self::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Facts, Force, Prepared, needs_another,
+        AttachError, Attachment, Closer, Facts, Force, Prepared, Programs, needs_another,
         pins::{Pins, network_namespace},
     },
     host::{self, Netlink, UdpFlow, XdpState},
@@ -254,10 +254,11 @@ impl Agent {
                 generation,
                 swaps,
             } = step;
+            let found = programs(&self.netlink, &name, xdp).await;
             let Some(attachment) = self.attachments.get_mut(&name) else {
                 continue;
             };
-            let put = attachment.put_in_force(generation, xdp, force, || open_flows.clone());
+            let put = attachment.put_in_force(generation, found, force, || open_flows.clone());
             match put {
                 Ok((before, refusal)) => {
                     self.tell(&next, &name, refusal);
@@ -375,9 +376,10 @@ impl Agent {
         } in done
         {
             let xdp = self.netlink.xdp(&name).await.unwrap_or_default();
+            let found = programs(&self.netlink, &name, xdp).await;
             let result = match (self.attachments.get_mut(&name), before) {
                 (Some(attachment), Some(before)) => attachment
-                    .put_in_force(before, xdp, Force::No, Vec::new)
+                    .put_in_force(before, found, Force::No, Vec::new)
                     .map(drop),
                 // It had none before. What an agent before this one left cannot be put back.
                 (Some(_), None) if !swapped => match self.attachments.remove(&name) {
@@ -493,5 +495,12 @@ impl Agent {
             attachment.detach()?;
         }
         Ok(())
+    }
+}
+/// What is on an interface, and above it.
+async fn programs(netlink: &Netlink, interface: &str, on: Option<XdpState>) -> Programs {
+    Programs {
+        on,
+        above: netlink.xdp_above(interface).await.unwrap_or_default(),
     }
 }

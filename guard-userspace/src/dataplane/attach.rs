@@ -61,6 +61,21 @@ pub enum AttachError {
     )]
     Occupied { interface: String, program: String },
     #[error(
+        "{above} stands on interface {interface} and has an XDP program, {program}: the kernel takes \
+         none below it (`ip link set dev {above} xdp off` removes it)"
+    )]
+    OccupiedAbove {
+        interface: String,
+        /// A macvlan, a bridge or another device.
+        above: String,
+        program: String,
+    },
+    #[error(
+        "interface {0} has no XDP program, and the kernel takes none because of another: one on a \
+         device that stands on {0} and cannot be seen from here, such as a macvlan in a container"
+    )]
+    OccupiedElsewhere(String),
+    #[error(
         "interface {interface} takes the program neither in its driver ({native}) nor in the generic path ({generic})"
     )]
     Refused {
@@ -90,6 +105,15 @@ impl From<AyaPinError> for AttachError {
     fn from(error: AyaPinError) -> Self {
         Self::State(error.into())
     }
+}
+
+/// The XDP programs that the kernel looks at when one is attached to an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Programs {
+    /// On the interface itself.
+    pub on: Option<XdpState>,
+    /// On a device directly above it, by name.
+    pub above: Option<(String, XdpState)>,
 }
 
 /// What becomes of somebody else's program on the interface.
@@ -285,9 +309,8 @@ impl Attachment {
     /// Puts a generation in force, in one atomic step, and returns the one before it, which can be put
     /// back the same way.
     ///
-    /// `found` is the program that the interface has at this moment. The second value says why the
-    /// driver did not take the program, if it did not: the caller must tell, since the generic path is
-    /// slow.
+    /// `found` is what is on the interface at this moment. The second value says why the driver did not
+    /// take the program, if it did not: the caller must tell, since the generic path is slow.
     ///
     /// Flows are recorded before anything is judged, and those that are open already are known.
     ///
@@ -296,7 +319,7 @@ impl Attachment {
     pub fn put_in_force(
         &mut self,
         mut next: Prepared,
-        found: Option<XdpState>,
+        found: Programs,
         force: Force,
         open_flows: impl FnOnce() -> Vec<UdpFlow>,
     ) -> Result<(Option<Prepared>, Option<String>), AttachError> {
@@ -315,7 +338,7 @@ impl Attachment {
     fn try_put_in_force(
         &mut self,
         next: &mut Prepared,
-        found: Option<XdpState>,
+        found: Programs,
         force: Force,
         open_flows: impl FnOnce() -> Vec<UdpFlow>,
     ) -> Result<Option<String>, AttachError> {
@@ -335,7 +358,7 @@ impl Attachment {
             egress::attach(&mut self.state, &mut next.generation, &mut about)?;
             next.generation.seed_flows(&open_flows())?;
         }
-        let (mode, refusal) = attach_or_swap(&pins, &mut next.generation, found, force)?;
+        let (mode, refusal) = attach_or_swap(&pins, &mut next.generation, &found, force)?;
         self.mode = mode;
         if !keeps_flows {
             egress::detach(&pins, &mut about)?;

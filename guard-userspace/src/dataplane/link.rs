@@ -10,7 +10,7 @@ use aya::programs::{
 
 use super::{
     Generation, LoadError,
-    attach::{AttachError, Force, XdpMode},
+    attach::{AttachError, Force, Programs, XdpMode},
     evict,
     pins::{LINK, Pins},
 };
@@ -48,12 +48,12 @@ fn link_error(pins: &Pins, error: &(dyn std::error::Error + 'static)) -> AttachE
 pub fn attach_or_swap(
     pins: &Pins,
     generation: &mut Generation,
-    found: Option<XdpState>,
+    found: &Programs,
     force: Force,
 ) -> Result<(XdpMode, Option<String>), AttachError> {
     if let Some((link, owner)) = own_link(pins)? {
         let link = FdLink::from(link);
-        match found {
+        match found.on {
             Some(XdpState { program_id, native }) if program_id == info_of(pins, &link)? => {
                 swap(pins, generation, link)?;
                 if !pins.has(LINK) {
@@ -73,7 +73,7 @@ pub fn attach_or_swap(
         }
     }
     if force == Force::Yes
-        && let Some(found) = found
+        && let Some(found) = found.on
     {
         evict::evict(pins.interface(), found)?;
     }
@@ -98,7 +98,7 @@ pub fn swap(pins: &Pins, generation: &mut Generation, link: FdLink) -> Result<()
 fn attach_somehow(
     pins: &Pins,
     generation: &mut Generation,
-    found: Option<XdpState>,
+    found: &Programs,
 ) -> Result<(FdLink, XdpMode, Option<String>), AttachError> {
     let interface = pins.interface();
     match attach(generation, interface, found, AyaMode::Driver) {
@@ -116,6 +116,29 @@ fn attach_somehow(
     }
 }
 
+/// Why there is a program already. The kernel looks above before it looks at the interface.
+fn exists(interface: &str, found: &Programs) -> AttachError {
+    let interface = interface.to_owned();
+    match found {
+        Programs {
+            above: Some((above, program)),
+            ..
+        } => AttachError::OccupiedAbove {
+            interface,
+            above: above.clone(),
+            program: evict::describe(Some(*program)),
+        },
+        Programs { on: Some(_), .. } => AttachError::Occupied {
+            interface,
+            program: evict::describe(found.on),
+        },
+        Programs {
+            on: None,
+            above: None,
+        } => AttachError::OccupiedElsewhere(interface),
+    }
+}
+
 enum Failure {
     /// Another mode would not help.
     Final(AttachError),
@@ -126,7 +149,7 @@ enum Failure {
 fn attach(
     generation: &mut Generation,
     interface: &str,
-    found: Option<XdpState>,
+    found: &Programs,
     mode: AyaMode,
 ) -> Result<FdLink, Failure> {
     let program = generation
@@ -136,15 +159,12 @@ fn attach(
         ProgramError::UnknownInterface { name } => Failure::Final(AttachError::NoInterface(name)),
         error => match io_error(&error).and_then(io::Error::raw_os_error) {
             // EBUSY: a link holds the interface. EEXIST: a program without a link does, or one in
-            // the other mode (dev_xdp_attach in net/core/dev.c).
+            // the other mode, or a device above has one (dev_xdp_attach in net/core/dev.c).
             Some(16) => Failure::Final(AttachError::Held {
                 interface: interface.to_owned(),
-                program: evict::describe(found),
+                program: evict::describe(found.on),
             }),
-            Some(17) => Failure::Final(AttachError::Occupied {
-                interface: interface.to_owned(),
-                program: evict::describe(found),
-            }),
+            Some(17) => Failure::Final(exists(interface, found)),
             Some(1 | 13) => Failure::Final(AttachError::Load(LoadError::NotPermitted)),
             _ => Failure::Refused(innermost(&error)),
         },

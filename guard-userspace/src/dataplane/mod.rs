@@ -41,7 +41,9 @@ use guard_common::{
 use tracing_log::{LogTracer, log};
 
 pub use self::{
-    attach::{AttachError, Attachment, Facts, Force, Prepared, XdpMode, detach, pass_everything},
+    attach::{
+        AttachError, Attachment, Facts, Force, Prepared, Programs, XdpMode, detach, pass_everything,
+    },
     closer::Closer,
     counters::CounterRow,
     live::needs_another,

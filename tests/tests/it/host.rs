@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::IpAddr,
-    process::Stdio,
+    process::{Output, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,8 +13,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use guard::host::{Host, HostWatch, Link, LinkAddress, Route};
 use guard_common::layout::PortProtocol;
-use lab::namespace::Namespace;
+use lab::{guard::output, namespace::Namespace, topology::INTERFACE};
+use nix::sys::socket::{UnixAddr, getsockname};
 use tokio::time::timeout;
+
+use crate::site::{Site, fails};
 
 /// Runs in the namespace, on a runtime whose threads are all there.
 fn follow<T: Send>(
@@ -85,7 +88,7 @@ type Change = (&'static str, &'static str, fn(&Host) -> bool);
 #[test]
 fn what_changes_on_the_host_is_seen_within_a_second_both_ways() {
     let namespace = namespace("host").unwrap();
-    let changes: [Change; 15] = [
+    let changes: [Change; 16] = [
         ("link add up0 type veth peer name far0", "a link", |host| {
             link(host, "up0").is_some_and(|link| {
                 link.kind.as_deref() == Some("veth")
@@ -125,12 +128,12 @@ fn what_changes_on_the_host_is_seen_within_a_second_both_ways() {
             "an IPv6 route",
             |host| route(host, "::/0").is_some(),
         ),
-        ("link add link up0 up0.7 type vlan id 7", "a VLAN", |host| {
-            let index = |name| host.link_named(name).map(|link| link.index);
-            let (Some(up0), Some(vlan)) = (index("up0"), index("up0.7")) else {
-                return false;
-            };
-            host.uppers(up0) == BTreeSet::from([vlan])
+        ("link add br0 type bridge", "a bridge", |host| {
+            link(host, "br0").is_some()
+        }),
+        ("link set up0 master br0", "what is above", |host| {
+            let index = |name| host.link_named(name).unwrap().index;
+            host.uppers(index("up0")) == BTreeSet::from([index("br0")])
         }),
         ("link set up0 name wan", "another name", |host| {
             link(host, "wan").is_some() && link(host, "up0").is_none()
@@ -148,7 +151,7 @@ fn what_changes_on_the_host_is_seen_within_a_second_both_ways() {
             link(host, "wan").is_some_and(|link| !link.up)
         }),
         ("link del wan", "no link", |host| {
-            ["wan", "far0", "up0.7"]
+            ["wan", "far0"]
                 .iter()
                 .all(|name| link(host, name).is_none())
         }),
@@ -168,8 +171,8 @@ fn what_changes_on_the_host_is_seen_within_a_second_both_ways() {
 fn routes_of_the_main_table_alone_count_whatever_they_go_by() {
     let namespace = namespace("routes").unwrap();
     for command in [
-        "link add a0 type dummy",
-        "link add b0 type dummy",
+        "link add a0 type ifb",
+        "link add b0 type ifb",
         "link set a0 up",
         "link set b0 up",
         "address add 192.0.2.7/24 dev a0",
@@ -249,7 +252,7 @@ fn batch(namespace: &Namespace, commands: &str) -> Result<()> {
 fn lost_notifications_lead_to_the_right_picture() {
     const MANY: u32 = 3_000;
     let namespace = namespace("burst").unwrap();
-    namespace.ip("link add many0 type dummy").unwrap();
+    namespace.ip("link add many0 type ifb").unwrap();
     namespace.ip("link set many0 up").unwrap();
     let test = async |watch: &mut HostWatch| {
         let count = |host: &Host| {
@@ -275,7 +278,7 @@ fn lost_notifications_lead_to_the_right_picture() {
 #[test]
 fn a_reading_that_fails_keeps_the_last_picture_and_says_so() {
     let namespace = namespace("unread").unwrap();
-    namespace.ip("link add own0 type dummy").unwrap();
+    namespace.ip("link add own0 type ifb").unwrap();
     namespace.ip("address add 192.0.2.7/24 dev own0").unwrap();
     let test = async |watch: &mut HostWatch| {
         let before = watch.borrow();
@@ -325,7 +328,7 @@ fn change_meanwhile(namespace: &Namespace, hoard: &mut Vec<File>) -> Result<()> 
     Ok(())
 }
 
-/// Gives this thread a table of descriptors of its own, with standard input, output and error.
+/// Gives this thread a table of descriptors of its own, without what the other tests have open.
 fn own_descriptors() -> Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
     let all = fs::read_dir("/proc/thread-self/fd")?;
@@ -333,8 +336,11 @@ fn own_descriptors() -> Result<()> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for descriptor in all.into_iter().filter(|descriptor| *descriptor > 2) {
-        // The directory's own is closed already.
-        let _closed = nix::unistd::close(descriptor);
+        // All runtimes of a process share the pair of sockets that tokio hears of signals by.
+        if getsockname::<UnixAddr>(descriptor).is_err() {
+            // The directory's own is closed already.
+            let _result = nix::unistd::close(descriptor);
+        }
     }
     Ok(())
 }
@@ -344,7 +350,7 @@ fn a_picture_that_is_asked_for_has_what_was_done_before() {
     let namespace = namespace("forced").unwrap();
     follow(&namespace, async |watch| {
         for n in 0..50 {
-            namespace.ip(&format!("link add forced{n} type dummy"))?;
+            namespace.ip(&format!("link add forced{n} type ifb"))?;
             let host: Arc<Host> = watch.read_again().await?;
             ensure!(host.link_named(&format!("forced{n}")).is_some(), "{n}");
         }
@@ -356,7 +362,7 @@ fn a_picture_that_is_asked_for_has_what_was_done_before() {
 #[test]
 fn sysctls_and_listeners_are_read() {
     let namespace = namespace("sysctls").unwrap();
-    namespace.ip("link add own0 type dummy").unwrap();
+    namespace.ip("link add own0 type ifb").unwrap();
     for setting in [
         "net/ipv4/conf/own0/route_localnet=1",
         "net/ipv4/ip_local_port_range=40000 50000",
@@ -402,4 +408,51 @@ fn sysctls_and_listeners_are_read() {
             (PortProtocol::Udp, "127.0.0.1:5353".to_owned(), false),
         ]
     );
+}
+
+#[test]
+fn a_program_on_a_device_above_is_named_and_force_is_not_offered() {
+    let site = Site::new();
+    let guard = site.start("observe", "");
+    let pins = site.keep_program(&guard);
+    guard.remove().unwrap();
+    let host = &site.lab.host;
+    let add = format!("link add link {INTERFACE} over0 type macvlan");
+    host.ip(&add).unwrap();
+    site.put_foreign("over0", &pins);
+    let path = site.write("observe", "");
+    let untrue = |output: &Output| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("--force"), "{said}");
+        assert!(!said.contains("already has"), "{said}");
+    };
+    let run = |extra: &[&str]| {
+        let all = [&["run", "--policy", &path], extra].concat();
+        output(&site.lab, &all).unwrap()
+    };
+    for extra in [&[][..], &["--force"]] {
+        let refused = run(extra);
+        let said = [
+            INTERFACE,
+            "over0 stands on",
+            "ip link set dev over0 xdp off",
+        ];
+        fails(&refused, 1, &said);
+        untrue(&refused);
+    }
+    let doctor = output(&site.lab, &["doctor", "--policy", &path]).unwrap();
+    let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(text.contains("over0 stands on it"), "{text}");
+    fails(&doctor, 1, &["one thing fails"]);
+
+    // In a container's namespace it cannot be seen.
+    let away = site.lab.internet.name();
+    host.ip(&format!("link set over0 netns {away}")).unwrap();
+    let refused = run(&[]);
+    fails(&refused, 1, &[INTERFACE, "cannot be seen from here"]);
+    untrue(&refused);
+
+    site.lab.internet.ip("link set dev over0 xdp off").unwrap();
+    let guard = site.start("observe", "");
+    guard.remove().unwrap();
 }
