@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::endpoint::{Endpoint, Level, is_link_local};
 use crate::{
     explain::describe_budgets,
-    policy::{From, Policy, Service, Tables, split},
+    policy::{From, Policy, PublishedPort, Service, Tables, split},
 };
 
 /// What becomes of a stranger's first packet.
@@ -60,6 +60,8 @@ pub struct Judge<'a> {
     pub own: &'a [IpAddr],
     /// Those that belong to interfaces where nothing is judged.
     pub unguarded: BTreeSet<IpAddr>,
+    /// Ports that containers publish and the agent does not know of.
+    pub unknown: Vec<PublishedPort>,
     pub now: Timestamp,
     /// The guard is at work, or is taken to be.
     pub is_at_work: bool,
@@ -134,6 +136,9 @@ impl Judge<'_> {
             _ if self.unguarded.contains(&address) => (Fate::NotGuarded, Some(NOT_ITS_INTERFACE)),
             _ if mode == Mode::Off && service.is_none() => (Fate::NotGuarded, Some(OFF)),
             _ if !from.is_empty() => (Fate::Open, None),
+            Exposure::Pass(_) if self.is_unknown(protocol, port) => {
+                (Fate::NotGuarded, Some(UNKNOWN_TO_AGENT))
+            }
             Exposure::Pass(_) => (Fate::NotGuarded, Some(OUT_OF_SCOPE)),
             Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => {
                 (Fate::Closed, None)
@@ -152,6 +157,11 @@ impl Judge<'_> {
             limits: service.map(limits_of).unwrap_or_default(),
             enforced,
         }
+    }
+
+    fn is_unknown(&self, protocol: PortProtocol, port: u16) -> bool {
+        let mut unknown = self.unknown.iter();
+        unknown.any(|published| (published.protocol, published.port) == (protocol, port))
     }
 
     fn service_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
@@ -216,6 +226,7 @@ impl Judge<'_> {
 
 pub const NOT_ITS_INTERFACE: &str = "the policy does not guard its interface";
 const OFF: &str = "no service lists it, and the mode is off";
+const UNKNOWN_TO_AGENT: &str = "the agent does not know that a container publishes it";
 const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
 
 pub const ANY: &str = "any";
@@ -271,6 +282,7 @@ mod tests {
             own: &["203.0.113.5", "203.0.113.6", "10.0.0.1", "127.0.0.1"]
                 .map(|address| address.parse().unwrap()),
             unguarded: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+            unknown: Vec::new(),
             now: now.world,
             is_at_work,
         };
