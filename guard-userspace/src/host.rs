@@ -23,12 +23,14 @@ use rtnetlink::{
 };
 
 mod dump;
+mod nat;
 mod picture;
 pub mod read;
 mod watch;
 
 pub use self::{
     dump::ReadError,
+    nat::NatError,
     picture::{
         ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatRule, NatRules,
         NatTarget, Reading, Route, Sysctls,

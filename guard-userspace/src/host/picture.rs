@@ -22,6 +22,7 @@ pub struct Host {
     pub addresses: Reading<Vec<LinkAddress>>,
     /// Unicast routes of the main table, IPv4 and IPv6.
     pub routes: Reading<Vec<Route>>,
+    /// Read on demand alone, not when something changed.
     pub nat: Reading<NatRules>,
     pub sysctls: Reading<Sysctls>,
     /// Read on demand alone, not when something changed.

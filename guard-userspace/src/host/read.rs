@@ -23,7 +23,7 @@ use super::{
 use crate::sock_diag::{SockDiagError, Transport, dump as dump_sockets, is_v6_only};
 
 impl Host {
-    /// Reads everything again but the listeners. What fails keeps its last value, and the reason.
+    /// Reads everything again but the listeners and the NAT rules. What fails keeps its last value, and the reason.
     /// Returns whether nothing failed.
     pub fn read_again(&mut self) -> bool {
         let Self {

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Host, read, tick_ns};
+use super::{Host, nat::nat_rules, read, tick_ns};
 
 /// Notifications that come this soon after the first are about the same change.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -68,9 +68,16 @@ pub struct HostWatch {
 
 #[derive(Debug)]
 struct Request {
-    with_listeners: bool,
+    also: Option<OnDemand>,
     /// Gets the picture that was read for it.
     done: oneshot::Sender<Arc<Host>>,
+}
+
+/// What no notification tells of, and takes long to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnDemand {
+    Listeners,
+    Nat,
 }
 
 impl HostWatch {
@@ -129,7 +136,7 @@ impl HostWatch {
     /// If nothing is followed any longer, since the runtime ends. A reading that fails is none: the
     /// picture says it.
     pub async fn read_again(&self) -> io::Result<Arc<Host>> {
-        self.request(false).await
+        self.request(None).await
     }
 
     /// The same with the listening sockets, which nothing else reads.
@@ -137,16 +144,22 @@ impl HostWatch {
     /// # Errors
     /// As above.
     pub async fn read_listeners(&self) -> io::Result<Arc<Host>> {
-        self.request(true).await
+        self.request(Some(OnDemand::Listeners)).await
     }
 
-    async fn request(&self, with_listeners: bool) -> io::Result<Arc<Host>> {
+    /// The same with the NAT rules, which nothing else reads: it runs `nft` and, where there are rules
+    /// of theirs, the `iptables` programs.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn read_nat(&self) -> io::Result<Arc<Host>> {
+        self.request(Some(OnDemand::Nat)).await
+    }
+
+    async fn request(&self, also: Option<OnDemand>) -> io::Result<Arc<Host>> {
         let ended = || io::Error::other("the host is not followed any longer");
         let (done, picture) = oneshot::channel();
-        let request = Request {
-            with_listeners,
-            done,
-        };
+        let request = Request { also, done };
         self.requests.send(request).map_err(|_| ended())?;
         picture.await.map_err(|_| ended())
     }
@@ -239,11 +252,16 @@ impl Follower {
     /// Reads, publishes what differs, and answers. Returns whether all of it could be read.
     async fn read(&self, requests: Vec<Request>) -> bool {
         let mut host = Host::clone(&self.pictures.borrow());
-        let with_listeners = requests.iter().any(|request| request.with_listeners);
+        let is_wanted = |what| requests.iter().any(|request| request.also == Some(what));
+        let with_listeners = is_wanted(OnDemand::Listeners);
+        let with_nat = is_wanted(OnDemand::Nat);
         let read = spawn_blocking(move || {
             let is_whole = host.read_again();
             if with_listeners {
                 host.listeners.renew(read::listeners());
+            }
+            if with_nat {
+                host.nat.renew(nat_rules());
             }
             (host, is_whole)
         });

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use guard::host::{Host, HostWatch, Link, LinkAddress, Route};
+use guard::host::{Host, HostWatch, Link, LinkAddress, NatRule, NatTarget, Route};
 use guard_common::layout::PortProtocol;
 use lab::{guard::output, namespace::Namespace, topology::INTERFACE};
 use nix::sys::socket::{UnixAddr, getsockname};
@@ -406,6 +406,51 @@ fn sysctls_and_listeners_are_read() {
             (PortProtocol::Tcp, "0.0.0.0:80".to_owned(), false),
             (PortProtocol::Tcp, "[::]:2222".to_owned(), true),
             (PortProtocol::Udp, "127.0.0.1:5353".to_owned(), false),
+        ]
+    );
+}
+
+#[test]
+fn nat_rules_of_nftables_and_iptables_are_read_on_demand() {
+    let namespace = namespace("nat").unwrap();
+    let run = |command: &str| {
+        let mut words = command.split(' ');
+        let mut program = namespace.command(words.next().unwrap());
+        lab::process::run(program.args(words)).unwrap();
+    };
+    let read = || {
+        follow(&namespace, async |watch| {
+            ensure!(watch.borrow().nat.known().is_none(), "on demand alone");
+            Ok(watch.read_nat().await?)
+        })
+        .unwrap()
+    };
+    assert_eq!(read().nat.known().unwrap().rules, []);
+    run(
+        "iptables-nft -t nat -A PREROUTING -p tcp --dport 8000 -j DNAT --to-destination 10.0.0.2:80",
+    );
+    run("ip6tables-nft -t nat -A PREROUTING -p udp --dport 53 -j REDIRECT");
+    run("nft add table ip own");
+    run("nft add chain ip own in { type nat hook prerouting priority -90; }");
+    run("nft add rule ip own in tcp dport 9000 dnat to 10.0.0.4:90");
+    let host = read();
+    assert_eq!(host.errors(), []);
+    let rule = |protocol, port: u16, to| NatRule {
+        protocol: Some(protocol),
+        ports: Some(port..=port),
+        destination: None,
+        to,
+    };
+    let address = |address: &str, port: u16| NatTarget::Address {
+        address: address.parse().unwrap(),
+        ports: Some(port..=port),
+    };
+    assert_eq!(
+        host.nat.known().unwrap().rules,
+        [
+            rule(PortProtocol::Tcp, 9_000, address("10.0.0.4", 90)),
+            rule(PortProtocol::Tcp, 8_000, address("10.0.0.2", 80)),
+            rule(PortProtocol::Udp, 53, NatTarget::ThisHost { ports: None }),
         ]
     );
 }
