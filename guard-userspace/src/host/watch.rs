@@ -5,7 +5,7 @@
 //! a moment and no correctness.
 
 use std::{
-    io,
+    io, mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -218,7 +218,7 @@ impl Follower {
             if self.notifications.is_none() {
                 self.subscribe_again();
             }
-            let is_whole = self.read(waiting.drain(..).collect()).await;
+            let is_whole = self.read(mem::take(&mut waiting)).await;
             let now = Instant::now();
             earliest = now + GAP.max((now - began) * GAP_PER_READING);
             if is_whole && self.notifications.is_some() {
