@@ -1,4 +1,5 @@
-//! Builds the kernel programs of the bench from source, as guard-userspace/build.rs does guard's.
+//! Builds the kernel programs of the bench from source, as guard-userspace/dataplane/build.rs does
+//! guard's.
 
 use std::env;
 

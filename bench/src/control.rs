@@ -23,7 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     Asked,
-    report::{Bar, Row, Unit},
+    row::{Bar, Row, Unit},
     spread::Spread,
 };
 

@@ -9,7 +9,8 @@ use crate::{
     end_to_end,
     growth::Growth,
     plot::{grouped, plot},
-    report::{Report, Row, Unit, told},
+    report::{Report, told},
+    row::{Row, Unit},
 };
 
 const PAGE: &str = "performance.md";

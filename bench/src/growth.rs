@@ -22,7 +22,7 @@ pub struct Growth {
     pub name: &'static str,
     pub of: &'static str,
     pub lines: Vec<Series>,
-    /// As in [`crate::report::Packets`].
+    /// As in [`crate::row::Packets`].
     pub unquiet: Vec<String>,
 }
 

@@ -13,7 +13,7 @@ use guard::{
     dataplane::Generation,
     host::{self, UdpFlow},
     policy::{
-        Action, Clock, ContainerNetwork, Containers, Entry, Ground, Policy, PublishedFamily,
+        Action, Clock, ContainerNetwork, Containers, Entry, Ground, Policy, PublishedAt,
         PublishedPort, Seats, Tables,
     },
 };
@@ -76,6 +76,8 @@ impl Setup {
             service: service.map(str::to_owned),
             owner: None,
             reason: None,
+            by: None,
+            process: None,
             created: Timestamp::UNIX_EPOCH,
             expires: None,
         });
@@ -133,10 +135,10 @@ impl Guarded {
 fn containers(published: &[u16]) -> Result<Containers> {
     let ports = published.iter().copied().chain([PUBLISHED]);
     let published = ports.flat_map(|port| {
-        [PublishedFamily::Ipv4, PublishedFamily::Ipv6].map(|family| PublishedPort {
+        PublishedAt::EVERYWHERE.map(|at| PublishedPort {
             protocol: PortProtocol::Tcp,
             port,
-            family,
+            at,
         })
     });
     let networks = NETWORKS.iter().map(|prefix| {

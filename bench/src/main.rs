@@ -16,6 +16,7 @@ mod plot;
 mod policies;
 mod quiet;
 mod report;
+mod row;
 mod run;
 mod spread;
 mod stage;
@@ -35,10 +36,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use jiff::Timestamp;
 
-use crate::{
-    machine::Machine,
-    report::{Report, Row},
-};
+use crate::{machine::Machine, report::Report, row::Row};
 
 /// Where the documentation is, seen from the root of the workspace.
 const DOCS: &str = "docs";

@@ -8,7 +8,7 @@ use crate::{
     Asked,
     cases::{Case, Derived, Kind, cases, derived},
     measure::{Samples, measure},
-    report::{Bar, Packets, Row, Unit},
+    row::{Bar, Packets, Row, Unit},
     run,
     spread::Spread,
 };

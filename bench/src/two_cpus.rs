@@ -13,7 +13,7 @@ use crate::{
     frames::{CLIENT_V4, Network, syn},
     guarded::Guarded,
     policies::{FRIEND, Name, WEB, WEB_PORT},
-    report::{Bar, Row, Unit},
+    row::{Bar, Row, Unit},
     run::{self, XDP_PASS, run},
     spread::Spread,
 };

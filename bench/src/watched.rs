@@ -20,7 +20,7 @@ use crate::{
     beside::{Beside, Numbers, Varied},
     frames::{Network, syn},
     quiet::{self, Sample},
-    report::{Bar, Row, Unit},
+    row::{Bar, Row, Unit},
     run::{Run, XDP_DROP, XDP_PASS, run},
     spread::Spread,
 };

@@ -19,9 +19,8 @@
 use crate::{
     address::{Address, Family},
     cell::{HashKey, Share, hash},
-    gcra::{BYTE_COST_SHIFT, Budget},
-    layout::Budgets,
-    talkers::GOLDEN,
+    gcra::{BYTE_COST_SHIFT, Budget, Budgets},
+    spread::GOLDEN,
 };
 
 /// How many accounts a CPU has: they stay in the first cache. A power of two.

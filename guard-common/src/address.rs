@@ -13,7 +13,7 @@ pub enum Family {
 /// An IPv4 or IPv6 address in host byte order. IPv4 fills the lower 32 bits; which of the two it is
 /// says the [`Family`] beside it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     pub high: u64,
     pub low: u64,

@@ -52,6 +52,15 @@ impl Budget {
     }
 }
 
+/// Budgets of packets, bytes and connections.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budgets {
+    pub packets: Budget,
+    pub bytes: Budget,
+    pub connections: Budget,
+}
+
 /// What a packet costs at a budget, in units, and how far ahead the bucket may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {

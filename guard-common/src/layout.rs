@@ -4,9 +4,11 @@ use crate::{
     account::Advance,
     address::Address,
     cell::HashKey,
-    gcra::Budget,
     reason::{Applied, Outcome, Reason},
+    spread::spread,
 };
+
+pub use crate::gcra::Budgets;
 
 /// The version of everything below. State that is pinned with another one is not shared.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
@@ -23,7 +25,8 @@ pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
 pub const PORTS: &str = ".bss.ports";
 
-/// A hash from [`AddressedKey`] to the number of the service that lists the port on that address.
+/// A hash from [`AddressedKey`] to what is known of the port on that address alone, a [`PortEntry`]: the service that
+/// lists it there, and whether a container publishes it there.
 pub const ADDRESSED: &str = "ADDRESSED";
 
 /// An array of [`Service`], indexed by the service's number. That of [`NO_SERVICE`] holds the
@@ -126,7 +129,7 @@ pub const NO_SERVICE: u16 = 0;
 pub const MAX_SERVICES: u32 = 1024;
 
 /// Room for the services of the policies to come as well: a service keeps its number, and with it its
-/// counters, as long as the state is kept.
+/// counters, until it is gone and others need it.
 pub const MAX_SEATS: u32 = 2 * MAX_SERVICES;
 
 /// How many cells all services have together unless the policy says otherwise: 16 MiB.
@@ -172,7 +175,7 @@ pub mod feature {
     pub const LIMITS: u16 = 1 << 5;
     /// Some sources are exempt or crowds.
     pub const RELIEFS: u16 = 1 << 6;
-    /// Some services are listed on one address alone.
+    /// Some ports are listed or published on one address alone.
     pub const ADDRESSED: u16 = 1 << 7;
     /// There are container networks.
     pub const NETWORKS: u16 = 1 << 8;
@@ -240,10 +243,23 @@ impl PortEntry {
         Self(self.0 | Self::EPHEMERAL)
     }
 
-    /// Some services list it on one address alone; [`ADDRESSED`] knows which.
+    /// Some services list it or some containers publish it on one address alone; [`ADDRESSED`] knows which.
     #[must_use]
     pub const fn addressed(self) -> Self {
         Self(self.0 | Self::ADDRESSED)
+    }
+
+    /// What holds on an address that [`ADDRESSED`] knows this of. A service that names the address comes before one
+    /// that does not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_address(self, here: Self) -> Self {
+        let service = if here.service() == NO_SERVICE {
+            self.service()
+        } else {
+            here.service()
+        };
+        Self((self.0 | here.0) & !0xffff | service as u32)
     }
 
     /// Nobody speaks of the place.
@@ -316,15 +332,6 @@ pub const fn protocol_index(protocol: u8) -> u32 {
     PORT_ROWS * PORTS_PER_ROW + protocol as u32
 }
 
-/// Budgets of packets, bytes and connections.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budgets {
-    pub packets: Budget,
-    pub bytes: Budget,
-    pub connections: Budget,
-}
-
 /// A service as the packet path needs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -350,7 +357,7 @@ pub struct Service {
 
 /// A port on one address. The port is its index in [`PORTS`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AddressedKey {
     pub port: u32,
     /// A [`crate::address::Family`].
@@ -403,7 +410,8 @@ pub struct About {
     pub policy: [u8; 256],
 }
 
-/// Whose number this is, and its cells.
+/// Whose number this is, and its cells. The last two fields were a word of zeros before, which is what they
+/// say of a service that the policy lists: pins of an agent that did not know them can be read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seat {
@@ -413,7 +421,11 @@ pub struct Seat {
     pub cell_mask: u32,
     /// The kernel's number of the array of cells that these are in; 0: it has none.
     pub cells: u32,
-    pub reserved: u32,
+    /// The number of the service that labels have made this one of, its own if of none; 0: the policy lists
+    /// it.
+    pub made_of: u16,
+    /// How many policies have come since the last that listed it, or about as many; 0: it is listed.
+    pub idle: u16,
 }
 
 /// How long the name of a service may be, in bytes.
@@ -568,12 +580,6 @@ pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 pub const fn network_bit_v4(address: Address) -> u32 {
     // Of the bytes as they are in a packet, which need not be swapped for it.
     (address.low as u32).swap_bytes() & 0x000f_ffff
-}
-
-/// Fibonacci hashing: the upper bits of a product with 2^64 divided by the golden ratio.
-#[inline(always)]
-const fn spread(number: u64) -> u64 {
-    number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// The bit of an IPv6 address: a hash of its /64.

@@ -14,4 +14,5 @@ pub mod layout;
 pub mod literal;
 pub mod packet;
 pub mod reason;
+mod spread;
 pub mod talkers;

@@ -1,63 +1,80 @@
 //! Why a packet passed or was dropped. Names and numbers are a contract: none is ever changed.
 
-/// The one reason that every packet has.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
-    /// Reaches a listed service, from a source that may, within its budgets.
-    Allowed = 0,
-    /// A TCP segment that opens no connection, to a port that no service lists.
-    Established = 1,
-    /// Answers a UDP flow that this host opened.
-    Reply = 2,
-    /// Over a budget, but its source is exempt.
-    Exempt = 3,
-    /// Keeps the host on its network: neighbour discovery, MLD, IGMP, DHCP replies.
-    Control = 4,
-    /// A fragment other than the first: it has no port.
-    Fragment = 5,
-    /// Nothing to judge: not IP, outside the scope, or the mode is off.
-    NotGuarded = 6,
-    /// No service lists the port.
-    ClosedPort = 16,
-    /// A service lists the port, but not for this source.
-    SourceNotAllowed = 17,
-    /// Sent from outside straight to an address inside a container network.
-    ContainerAddress = 18,
-    /// The policy denies the source.
-    DeniedSource = 19,
-    /// Over the packets of its source.
-    PacketLimit = 20,
-    /// Over the bytes of its source.
-    ByteLimit = 21,
-    /// Over the connections of its source.
-    ConnectionLimit = 22,
-    /// Over a budget that all sources share.
-    TotalLimit = 23,
-    /// IP that cannot be read up to its transport header.
-    Malformed = 24,
+/// Makes the reasons from one list: the number and the name of each, under its verdict.
+macro_rules! reasons {
+    (
+        pass { $($(#[$pass_doc:meta])* $pass:ident = $pass_number:literal $pass_name:literal,)* }
+        drop { $($(#[$drop_doc:meta])* $drop:ident = $drop_number:literal $drop_name:literal,)* }
+    ) => {
+        /// The one reason that every packet has.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[$pass_doc])* $pass = $pass_number,)*
+            $($(#[$drop_doc])* $drop = $drop_number,)*
+        }
+
+        impl Reason {
+            pub const ALL: [Self; [$($pass_name,)* $($drop_name,)*].len()] =
+                [$(Self::$pass,)* $(Self::$drop,)*];
+
+            /// The name in JSON, metrics and text.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$pass => $pass_name,)*
+                    $(Self::$drop => $drop_name,)*
+                }
+            }
+        }
+
+        // The number tells the verdict, and is the slot of a counter.
+        $(const _: () = assert!($pass_number < Reason::FIRST_DROP);)*
+        $(const _: () = assert!(
+            $drop_number >= Reason::FIRST_DROP && ($drop_number as u32) < Outcome::WOULD_DROP
+        );)*
+    };
+}
+
+reasons! {
+    pass {
+        /// Reaches a listed service, from a source that may, within its budgets.
+        Allowed = 0 "allowed",
+        /// A TCP segment that opens no connection, to a port that no service lists.
+        Established = 1 "established",
+        /// Answers a UDP flow that this host opened.
+        Reply = 2 "reply",
+        /// Over a budget, but its source is exempt.
+        Exempt = 3 "exempt",
+        /// Keeps the host on its network: neighbour discovery, MLD, IGMP, DHCP replies.
+        Control = 4 "control",
+        /// A fragment other than the first: it has no port.
+        Fragment = 5 "fragment",
+        /// Nothing to judge: not IP, outside the scope, or the mode is off.
+        NotGuarded = 6 "not_guarded",
+    }
+    drop {
+        /// No service lists the port.
+        ClosedPort = 16 "closed_port",
+        /// A service lists the port, but not for this source.
+        SourceNotAllowed = 17 "source_not_allowed",
+        /// Sent from outside straight to an address inside a container network.
+        ContainerAddress = 18 "container_address",
+        /// The policy denies the source.
+        DeniedSource = 19 "denied_source",
+        /// Over the packets of its source.
+        PacketLimit = 20 "packet_limit",
+        /// Over the bytes of its source.
+        ByteLimit = 21 "byte_limit",
+        /// Over the connections of its source.
+        ConnectionLimit = 22 "connection_limit",
+        /// Over a budget that all sources share.
+        TotalLimit = 23 "total_limit",
+        /// IP that cannot be read up to its transport header.
+        Malformed = 24 "malformed",
+    }
 }
 
 impl Reason {
-    pub const ALL: [Self; 16] = [
-        Self::Allowed,
-        Self::Established,
-        Self::Reply,
-        Self::Exempt,
-        Self::Control,
-        Self::Fragment,
-        Self::NotGuarded,
-        Self::ClosedPort,
-        Self::SourceNotAllowed,
-        Self::ContainerAddress,
-        Self::DeniedSource,
-        Self::PacketLimit,
-        Self::ByteLimit,
-        Self::ConnectionLimit,
-        Self::TotalLimit,
-        Self::Malformed,
-    ];
-
     /// The first number of a reason to drop; what lies below is a reason to pass.
     const FIRST_DROP: u8 = 16;
 
@@ -68,28 +85,6 @@ impl Reason {
             Verdict::Pass
         } else {
             Verdict::Drop
-        }
-    }
-
-    /// The name in JSON, metrics and text.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Allowed => "allowed",
-            Self::Established => "established",
-            Self::Reply => "reply",
-            Self::Exempt => "exempt",
-            Self::Control => "control",
-            Self::Fragment => "fragment",
-            Self::NotGuarded => "not_guarded",
-            Self::ClosedPort => "closed_port",
-            Self::SourceNotAllowed => "source_not_allowed",
-            Self::ContainerAddress => "container_address",
-            Self::DeniedSource => "denied_source",
-            Self::PacketLimit => "packet_limit",
-            Self::ByteLimit => "byte_limit",
-            Self::ConnectionLimit => "connection_limit",
-            Self::TotalLimit => "total_limit",
-            Self::Malformed => "malformed",
         }
     }
 }

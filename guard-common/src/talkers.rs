@@ -4,15 +4,13 @@ use crate::{
     address::{Address, Family},
     layout::{Conclusion, TALKER_SAMPLE, Talker},
     reason::Outcome,
+    spread::GOLDEN,
 };
 
 /// How many bits of a word decide on one packet of [`TALKER_SAMPLE`].
 const SAMPLE_BITS: u32 = TALKER_SAMPLE.ilog2();
 
 const _: () = assert!(TALKER_SAMPLE.is_power_of_two());
-
-/// An odd number with well spread bits: 2^32 divided by the golden ratio.
-pub(crate) const GOLDEN: u32 = 0x9e37_79b9;
 
 /// The furthest that a source gets ahead of the others of its place. One that has gone silent has lost
 /// it after so many sampled packets of theirs, whatever it sent before; one that sends more than

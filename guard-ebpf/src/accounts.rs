@@ -10,7 +10,7 @@ use guard_common::{
 };
 
 use crate::{
-    budgets::{Bill, Terms, prefix},
+    bill::{Bill, Terms, prefix},
     clock::Clock,
     config::{self, uses},
     maps::{ACCOUNTS, SERVICES},

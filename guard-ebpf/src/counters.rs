@@ -9,6 +9,17 @@ use crate::{maps::COUNTERS, order::masked};
 
 const _: () = assert!(Outcome::SLOTS.is_power_of_two());
 
+/// A packet that has been judged and counted.
+pub struct Counted<'a, E> {
+    pub conclusion: Conclusion,
+    /// `None` if none could be read.
+    pub ends: Option<&'a E>,
+    /// Of the frame, in bytes.
+    pub length: u64,
+    /// How many with this conclusion there were on this CPU.
+    pub number: u64,
+}
+
 /// Counts a packet of `length` bytes, and says how many this CPU has counted there. XDP runs to its
 /// end on one CPU, so its own counter needs no atomics.
 #[inline(always)]

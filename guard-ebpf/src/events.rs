@@ -23,7 +23,7 @@ use guard_common::{
 };
 
 use crate::{
-    Counted,
+    counters::Counted,
     maps::{EVENTS, GRANT, LOSSES},
     order::unforeseen,
 };

@@ -46,15 +46,16 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
             false,
         )));
     }
-    let mut on_this_address = NO_SERVICE;
+    let mut known = entry;
     if uses!(feature::ADDRESSED | feature::NETWORKS) {
         let Packet { ends, transport } = packet;
         let (family, destination) = (ends.family(), ends.destination());
         if entry.is_addressed() || may_be_in_network(family, destination) {
             P::look_closer()?;
-            on_this_address = find_addressed(family, destination, transport.place(), entry);
+            let here = find_addressed(family, destination, transport.place(), entry);
+            known = entry.on_address(here);
             // A service that names this very address is asked before the container networks.
-            if on_this_address == NO_SERVICE
+            if here.service() == NO_SERVICE
                 && let Some(network) = find_network(family, destination)
             {
                 let exposure = judge_container_address(*transport, network);
@@ -62,16 +63,12 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
             }
         }
     }
-    let service = if on_this_address == NO_SERVICE {
-        entry.service()
-    } else {
-        on_this_address
-    };
+    let service = known.service();
     if service != NO_SERVICE {
         let settings = SERVICES.get(service.into());
-        return Ok(Destination::Service(service, settings, entry));
+        return Ok(Destination::Service(service, settings, known));
     }
-    Ok(Destination::Nobody(judge_closed(packet, entry, false)))
+    Ok(Destination::Nobody(judge_closed(packet, known, false)))
 }
 
 /// Decides on a packet that a service lists, but not for its source.
@@ -99,12 +96,14 @@ fn find_entry(packet: &Packet<impl Ends>) -> PortEntry {
 /// to no port that a container publishes.
 #[inline(always)]
 pub fn is_for_host(packet: &Packet<impl Ends>) -> bool {
-    let Packet { ends, .. } = packet;
-    !is_published(ends.family(), find_entry(packet))
-        && find_network(ends.family(), ends.destination()).is_none()
+    let Packet { ends, transport } = packet;
+    let (family, destination) = (ends.family(), ends.destination());
+    let entry = find_entry(packet);
+    let here = find_addressed(family, destination, transport.place(), entry);
+    !is_published(family, entry.on_address(here)) && find_network(family, destination).is_none()
 }
 
-/// Whether a container publishes the port on addresses of this family.
+/// Whether a container publishes the port: on every address of this family, or on the one that the entry is of.
 #[inline(always)]
 pub fn is_published(family: Family, entry: PortEntry) -> bool {
     match family {
@@ -113,12 +112,12 @@ pub fn is_published(family: Family, entry: PortEntry) -> bool {
     }
 }
 
-/// The service that lists the port on this very address, or [`NO_SERVICE`]. No option: of one that is none the
+/// What is known of the port on this very address, for [`PortEntry::on_address`]. No option: of one that is none the
 /// compiler may read the value all the same, which the verifier of Linux 6.1 refuses.
 #[inline(always)]
-pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEntry) -> u16 {
+pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEntry) -> PortEntry {
     if !entry.is_addressed() || !uses!(feature::ADDRESSED) {
-        return NO_SERVICE;
+        return PortEntry::default();
     }
     let key = AddressedKey {
         port,
@@ -127,8 +126,8 @@ pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEn
     };
     // SAFETY: the value is one word, read at once.
     match unsafe { ADDRESSED.get(key) } {
-        Some(service) => *service as u16,
-        None => NO_SERVICE,
+        Some(here) => *here,
+        None => PortEntry::default(),
     }
 }
 

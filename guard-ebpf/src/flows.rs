@@ -163,9 +163,10 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     let (family, local) = (packet.ends.family(), packet.ends.source());
     let index = port_index(PortProtocol::Udp, packet.transport.source_port());
     let entry = *PORTS.get_behind_swap(index as usize);
-    let on_this_address = find_addressed(family, local, index, entry);
+    let here = find_addressed(family, local, index, entry);
+    let entry = entry.on_address(here);
     // As on the way in, a service that names this very address comes before the container networks.
-    if on_this_address == NO_SERVICE
+    if here.service() == NO_SERVICE
         && let Some(network) = find_network(family, local)
     {
         return (network == NetworkKind::Routed).then(config::mode);
@@ -173,11 +174,7 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     if is_published(family, entry) {
         return None;
     }
-    let service = if on_this_address == NO_SERVICE {
-        entry.service()
-    } else {
-        on_this_address
-    };
+    let service = entry.service();
     if service == NO_SERVICE {
         // On trial, a policy of scope `host` may come back, which will need what it would have recorded.
         let is_needed = config::scope() == Scope::Host || config::trial_until() != 0;

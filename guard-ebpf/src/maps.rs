@@ -31,7 +31,7 @@ pub static PORTS: Global<PortEntry, { PORT_ENTRIES as usize }> =
     unsafe { Global::zeroed() };
 
 #[map]
-pub static ADDRESSED: HashMap<AddressedKey, u32> =
+pub static ADDRESSED: HashMap<AddressedKey, PortEntry> =
     HashMap::with_max_entries(MAX_ADDRESSED, BPF_F_NO_PREALLOC);
 
 #[unsafe(no_mangle)]

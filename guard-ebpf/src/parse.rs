@@ -75,7 +75,8 @@ pub enum Unread {
 /// What is done with a frame that has been read.
 ///
 /// It stands in the program once for each kind of packet: whoever has several kinds come together and
-/// tells them apart again pays for both.
+/// tells them apart again pays for both. To return the packet as a value instead costs 2 ns of 6 to 17 in every row
+/// with a bar (the table in `pace.rs`).
 pub trait Reader: Copy {
     type Output;
 

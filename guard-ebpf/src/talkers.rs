@@ -13,7 +13,7 @@ use guard_common::{
     talkers::is_sampled,
 };
 
-use crate::{Counted, config, maps::TALKERS};
+use crate::{config, counters::Counted, maps::TALKERS};
 
 /// Looks at the packet if it is one of the sample.
 #[inline(always)]

@@ -10,19 +10,18 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
+pub use guard_api::{Explanation, Seen, Step};
 use guard_common::{
     exposure::Scope,
     layout::PortProtocol,
     reason::{Mode, Reason, Verdict},
 };
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::{
     dataplane::{Judged, LoadError, Replay},
     policy::{
-        Budgets, Containers, Entry, From, Ground, Policy, Ports, PublishedFamily, Seats, Service,
-        Source, Tables, Timebase, Treatment,
+        Budgets, Containers, Entry, From, Ground, Policy, Ports, Seats, Service, Source, Tables,
+        Timebase, Treatment,
     },
 };
 
@@ -77,45 +76,6 @@ impl Destination {
         let address = service.address;
         Some(Self { address, ports })
     }
-}
-
-/// What `guard explain --json` prints.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-pub struct Explanation {
-    pub verdict: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub would: Option<String>,
-    pub reason: String,
-    pub service: Option<String>,
-    /// The packet that was judged.
-    pub packet: String,
-    pub steps: Vec<Step>,
-    /// The line of the policy that decided, if one did.
-    pub line: Option<usize>,
-    /// What the attached program has seen of the source; absent without an agent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen: Option<Seen>,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-pub struct Step {
-    pub step: String,
-    pub finding: String,
-    /// Of the policy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub line: Option<usize>,
-}
-
-/// Estimated from a sample of the source's packets.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
-pub struct Seen {
-    pub packets: u64,
-    pub dropped: u64,
-    /// Why the last of `dropped` was, and at which service, if one was concerned.
-    #[serde(default)]
-    pub reason: Option<String>,
-    #[serde(default)]
-    pub service: Option<String>,
 }
 
 /// What the question is asked about.
@@ -317,6 +277,39 @@ fn ip_packet(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
     }
 }
 
+/// What a packet is asked on its way, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Question {
+    Denied,
+    Address,
+    Port,
+    Source,
+    Budgets,
+}
+
+impl Question {
+    /// That which decided on this reason.
+    fn last(reason: Reason) -> Self {
+        match reason {
+            Reason::DeniedSource => Self::Denied,
+            Reason::ContainerAddress => Self::Address,
+            Reason::Control | Reason::ClosedPort | Reason::Malformed => Self::Port,
+            Reason::SourceNotAllowed => Self::Source,
+            // What reaches no service has budgets, too.
+            Reason::Allowed
+            | Reason::Established
+            | Reason::Reply
+            | Reason::Exempt
+            | Reason::Fragment
+            | Reason::NotGuarded
+            | Reason::PacketLimit
+            | Reason::ByteLimit
+            | Reason::ConnectionLimit
+            | Reason::TotalLimit => Self::Budgets,
+        }
+    }
+}
+
 /// The steps of the packet's way, as the policy tells them.
 struct Way<'a> {
     situation: &'a Situation<'a>,
@@ -331,7 +324,8 @@ impl<'a> Way<'a> {
     fn describe(&mut self, reason: Reason) -> Option<usize> {
         self.describe_entries();
         let denied = self.describe_denial();
-        if reason == Reason::DeniedSource {
+        let last = Question::last(reason);
+        if last == Question::Denied {
             return denied;
         }
         let service = self.find_service();
@@ -339,12 +333,12 @@ impl<'a> Way<'a> {
         if service.is_none_or(|service| service.address.is_none()) {
             self.describe_network();
         }
-        if reason == Reason::ContainerAddress {
+        if last == Question::Address {
             return None;
         }
         self.describe_service(service);
         let Some(service) = service else {
-            if reason.verdict() == Verdict::Pass {
+            if last == Question::Budgets {
                 self.describe_limits();
             }
             return None;
@@ -355,11 +349,12 @@ impl<'a> Way<'a> {
             self.add("which mode?", finding, line);
             return line;
         }
-        self.describe_sources(service);
-        if reason == Reason::SourceNotAllowed {
-            return line;
+        if last >= Question::Source {
+            self.describe_sources(service);
         }
-        self.describe_budgets(service);
+        if last >= Question::Budgets {
+            self.describe_budgets(service);
+        }
         line
     }
 
@@ -447,19 +442,21 @@ impl<'a> Way<'a> {
             self.add("which service?", finding, Some(service.line));
             return;
         }
-        let family = if self.from.is_ipv4() {
-            PublishedFamily::Ipv4
-        } else {
-            PublishedFamily::Ipv6
-        };
-        let is_published = self.situation.containers.published.iter().any(|published| {
-            published.family == family && published.to_string() == ports.to_string()
-        });
+        let index = *ports.indices().start();
+        let published = self.situation.containers.published.iter();
+        let mut places = published.filter(|published| published.index() == index);
+        let is_elsewhere = places.clone().next().is_some();
+        let is_published = places.any(|published| published.at.covers(self.address));
         let finding = match (is_published, self.situation.policy.scope) {
             (true, _) => format!("no service lists {ports}, and a container publishes it: closed"),
             (false, Scope::Host) => {
                 format!("no service lists {ports}: closed, as every such port in scope `host`")
             }
+            (false, Scope::Containers) if is_elsewhere => format!(
+                "no service lists {ports} and no container publishes it on {}: it is not guarded in scope \
+                 `containers`",
+                self.address
+            ),
             (false, Scope::Containers) => format!(
                 "no service lists {ports} and no container publishes it: it is not guarded in scope \
                  `containers`"

@@ -6,23 +6,23 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
-pub mod capture;
-mod causes;
 pub mod commands;
-pub mod dataplane;
-pub mod docker;
+mod counted;
 pub mod doctor;
 pub mod explain;
-pub mod host;
 pub mod init;
 pub mod kept;
 pub mod lockout;
 pub mod memory;
 pub mod operator;
+pub mod pcap;
 pub mod pcapng;
-pub mod policy;
-pub mod privileges;
-pub mod sessions;
-mod sock_diag;
 pub mod unattended;
 pub mod web;
+
+// Their places in this crate, for what is left of it.
+pub use guard_dataplane as dataplane;
+pub use guard_host::{self as host, docker, privileges, sessions};
+pub use guard_policy as policy;
+
+use guard_host::{causes, sock_diag};

@@ -3,37 +3,54 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use guard_api::{AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus};
 use guard_common::{exposure::Scope, layout::About, reason::Mode};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    api::{
-        AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus,
-        to_counter, to_talker,
-    },
+    counted::{to_counter, to_talker},
     dataplane::{
-        State, StateError, detach as detach_pins, pass_everything,
-        pins::{self, Pins},
+        Passing, State, StateError, detach_all, pass_everything_everywhere,
+        pins::{self, Pins, Word},
         text_of,
     },
-    host::{self, Netlink},
-    kept::{ChangedMode, KeepError, Kept, StateFile},
+    host::{self, read},
+    kept::{ChangedMode, KeepError, StateStore},
+    operator,
     policy::Timebase,
 };
 
+/// How often the kernel is asked again that seems to have taken a program off.
+const LOOKS: usize = 3;
+
 /// What `guard status` says if the agent does not answer; `trouble` is how. `None`: nothing is pinned.
-pub async fn status(root: &Path, trouble: String) -> Result<Option<Status>> {
-    let netlink = Netlink::connect().context("route netlink cannot be reached")?;
+pub fn status(root: &Path, trouble: String) -> Result<Option<Status>> {
+    let is_whole = |status: &Status| status.interfaces.iter().all(|one| one.attached);
+    for _ in 1..LOOKS {
+        // An agent that is slow and not dead may swap programs between two reads of one look.
+        match look(root, trouble.clone())? {
+            Some(status) if !is_whole(&status) => {}
+            status => return Ok(status),
+        }
+    }
+    look(root, trouble)
+}
+
+fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
+    let links = read::links().context("this host's interfaces cannot be read")?;
     let now = host::timebase().context("the clocks cannot be read")?;
     let mut interfaces = Vec::new();
     let mut newest: Option<About> = None;
     for pins in Pins::existing(root)? {
+        // An interface may have been renamed since it was attached.
+        let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
         let Some(state) = State::existing(&pins)? else {
             continue;
         };
         let about = state.about()?;
-        let found = netlink.xdp(pins.interface()).await.unwrap_or_default();
+        let mut found = links.values().filter(|link| link.name == pins.interface());
+        let found = found.find_map(|link| link.xdp);
         interfaces.push(InterfaceStatus {
             name: pins.interface().to_owned(),
             // An agent that ended just after a swap has not said so.
@@ -104,8 +121,11 @@ fn describe(
             path,
             until: at(about.trial_until, now),
             back_to: "the policy before it".to_owned(),
+            by: None,
+            process: None,
         }),
         docker: None,
+        warnings: Vec::new(),
         not_kept: None,
     }
 }
@@ -137,59 +157,126 @@ pub fn talkers(root: &Path) -> Result<Option<Vec<Talker>>> {
 
 fn of_every_interface<T>(
     root: &Path,
-    read: impl Fn(&str, &State) -> Result<Vec<T>, StateError>,
+    rows: impl Fn(&str, &State) -> Result<Vec<T>, StateError>,
 ) -> Result<Option<Vec<T>>> {
     let mut found = None;
+    // Without the names of today, those that were attached.
+    let links = read::links().unwrap_or_default();
     for pins in Pins::existing(root)? {
+        let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
         if let Some(state) = State::existing(&pins)? {
-            let rows = read(pins.interface(), &state)?;
+            let rows = rows(pins.interface(), &state)?;
             found.get_or_insert_with(Vec::new).extend(rows);
         }
     }
     Ok(found)
 }
 
-/// Lets everything pass, and keeps it so when an agent comes back. Returns the interfaces.
-pub fn switch_off(root: &Path, state: &Path, by: Option<String>) -> Result<Vec<String>> {
+/// What was done, and what could not be.
+#[derive(Clone, Debug, Default)]
+pub struct Stopped {
+    /// The interfaces.
+    pub interfaces: Vec<String>,
+    /// What is not as it should be, though everything passes.
+    pub warnings: Vec<String>,
+}
+
+/// Lets everything pass, and then keeps it so for an agent that comes back, if it can. `claimed_by`: who asks, by
+/// their own account.
+///
+/// # Errors
+/// Packets are still judged on an interface, or whether they are cannot be told.
+pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Result<Stopped> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-    // The state first: an agent that wakes up must not undo it.
-    let kept = change_state(state, |kept| {
+    let passing = pass_everything_everywhere(root, tick_ns);
+    let by = operator::doer();
+    let ((), kept) = StateStore::open(state).update(|kept| {
         kept.modes.host = Some(ChangedMode {
             mode: Mode::Off,
             since: Timestamp::now(),
-            by,
+            claimed_by: claimed_by.filter(|claimed| *claimed != by),
+            by: Some(by),
+            process: Some(std::process::id()),
         });
     });
-    let mut switched = Vec::new();
-    for pins in Pins::existing(root)? {
-        if pass_everything(&pins, tick_ns)? {
-            switched.push(pins.interface().to_owned());
-        }
-    }
-    // Said last: that nothing is blocked is worth more than that it is kept.
-    kept?;
-    Ok(switched)
+    let Passing {
+        interfaces,
+        taken_off,
+        failed,
+    } = passing?;
+    ensure!(
+        failed.is_empty(),
+        "packets are still judged: {}",
+        failed.join("; ")
+    );
+    let mut warnings: Vec<String> = taken_off
+        .into_iter()
+        .map(|why| format!("no program that lets everything pass could be put in place, so it was taken off {why}"))
+        .collect();
+    warnings.extend(kept.err().map(|error| leave_word(Word::Off, root, &error)));
+    Ok(Stopped {
+        interfaces,
+        warnings,
+    })
 }
 
 /// Takes the guard off every interface, whatever layout its pins have, and tells an agent that wakes up to
-/// end. Returns the interfaces.
-pub fn detach(root: &Path, state: &Path) -> Result<Vec<String>> {
+/// end, if it can.
+///
+/// # Errors
+/// A program is still on an interface, or whether one is cannot be told.
+pub fn detach(root: &Path, state: &Path) -> Result<Stopped> {
+    let is_held = pins::is_held(root);
+    Word::Off.take(root);
+    let first = detach_all(root);
     let kept = if state.is_dir() {
-        change_state(state, |kept| kept.detached = true)
+        let ((), kept) = StateStore::open(state).update(|kept| kept.detached = true);
+        kept
     } else {
         Ok(())
     };
-    let mut detached = Vec::new();
-    for pins in pins::all(root)? {
-        detach_pins(&pins)?;
-        detached.push(pins.interface().to_owned());
+    // An agent that woke up in between may have put back what it was not yet told to leave.
+    let second = detach_all(root);
+    let (first, second) = (first?, second?);
+    ensure!(
+        second.still_attached.is_empty(),
+        "the program is still attached: {}",
+        second.still_attached.join("; ")
+    );
+    let mut interfaces = first.interfaces;
+    for name in second.interfaces {
+        if !interfaces.contains(&name) {
+            interfaces.push(name);
+        }
     }
-    kept?;
-    Ok(detached)
+    let mut warnings = Vec::new();
+    if !second.left.is_empty() {
+        warnings.push(format!(
+            "nothing is judged any more, but this is left below the pins: {}",
+            second.left.join("; ")
+        ));
+    }
+    if let Err(error) = kept {
+        warnings.push(match is_held {
+            true => leave_word(Word::Detached, root, &error),
+            // Nobody has to know.
+            false => format!("the guard is off, which is not kept: {error}"),
+        });
+    }
+    Ok(Stopped {
+        interfaces,
+        warnings,
+    })
 }
 
-fn change_state(folder: &Path, change: impl FnOnce(&mut Kept)) -> Result<(), KeepError> {
-    let mut file = StateFile::open(folder)?;
-    change(&mut file.kept);
-    file.save()
+/// Tells an agent that wakes up or starts, without the disk. Returns what is to be told of it.
+fn leave_word(word: Word, root: &Path, error: &KeepError) -> String {
+    match word.leave(root) {
+        Ok(()) => format!("done, but not kept over a reboot: {error}"),
+        Err(second) => {
+            format!(
+                "done, but an agent that wakes up or starts does not know of it: {error}; {second}"
+            )
+        }
+    }
 }

@@ -29,10 +29,23 @@ pub enum Mood {
     Silent,
 }
 
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its answer is the error that Docker gives for a container whose layer is missing.
+    Refused,
+    /// It is never answered, as while Docker starts a container.
+    Held,
+}
+
+/// Requests whose first line contains the text.
+type Fates = Vec<(String, Fate)>;
+
 /// A socket of its own, before Docker's. It is removed when this is dropped.
 pub struct Relay {
     socket: PathBuf,
     mood: Arc<Mutex<Mood>>,
+    fates: Arc<Mutex<Fates>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -43,18 +56,24 @@ impl Relay {
         let relay = Self {
             socket: socket.to_owned(),
             mood: Arc::new(Mutex::new(Mood::Well)),
+            fates: Arc::default(),
             stop: Arc::new(AtomicBool::new(false)),
         };
-        let (docker, mood, stop) = (
+        let (docker, mood, fates, stop) = (
             docker.to_owned(),
             Arc::clone(&relay.mood),
+            Arc::clone(&relay.fates),
             Arc::clone(&relay.stop),
         );
         thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 match listener.accept() {
                     // Docker may be gone for the moment: the client is hung up on.
-                    Ok((client, _)) => drop(serve(client, &docker, &mood)),
+                    Ok((client, _)) => {
+                        let (docker, mood) = (docker.clone(), Arc::clone(&mood));
+                        let fates = Arc::clone(&fates);
+                        thread::spawn(move || drop(serve(client, &docker, &mood, &fates)));
+                    }
                     Err(_) => thread::sleep(Duration::from_millis(5)),
                 }
             }
@@ -66,6 +85,12 @@ impl Relay {
     pub fn set(&self, mood: Mood) {
         *self.mood.lock().unwrap_or_else(PoisonError::into_inner) = mood;
     }
+
+    /// From now on, for requests whose first line contains this text.
+    pub fn decide(&self, text: &str, fate: Fate) {
+        let mut fates = self.fates.lock().unwrap_or_else(PoisonError::into_inner);
+        fates.push((text.to_owned(), fate));
+    }
 }
 
 impl Drop for Relay {
@@ -76,16 +101,45 @@ impl Drop for Relay {
     }
 }
 
-fn serve(client: UnixStream, docker: &Path, mood: &Arc<Mutex<Mood>>) -> Result<()> {
+fn serve(
+    mut client: UnixStream,
+    docker: &Path,
+    mood: &Arc<Mutex<Mood>>,
+    fates: &Mutex<Fates>,
+) -> Result<()> {
     client.set_nonblocking(false)?;
-    let docker = UnixStream::connect(docker)?;
+    let mut request = [0; 1 << 14];
+    let length = client.read(&mut request)?;
+    let request = &request[..length];
+    let line = String::from_utf8_lossy(request);
+    let line = line.lines().next().unwrap_or_default();
+    let fate = {
+        let fates = fates.lock().unwrap_or_else(PoisonError::into_inner);
+        let fate = fates.iter().find(|(text, _)| line.contains(text.as_str()));
+        fate.map(|(_, fate)| *fate)
+    };
+    match fate {
+        Some(Fate::Refused) => {
+            let body = "{\"message\":\"layer does not exist\"}";
+            let head = "HTTP/1.1 500 Internal Server Error\r\nConnection: close";
+            let length = body.len();
+            write!(client, "{head}\r\nContent-Length: {length}\r\n\r\n{body}")?;
+            return Ok(());
+        }
+        Some(Fate::Held) => {
+            // Until the client hangs up.
+            while client.read(&mut [0; 64])? > 0 {}
+            return Ok(());
+        }
+        None => {}
+    }
+    let mut docker = UnixStream::connect(docker)?;
+    docker.write_all(request)?;
     let (asks, answers) = (client.try_clone()?, docker.try_clone()?);
     thread::spawn(move || pass(asks, docker, || Mood::Well));
     let mood = Arc::clone(mood);
-    thread::spawn(move || {
-        pass(answers, client, || {
-            *mood.lock().unwrap_or_else(PoisonError::into_inner)
-        });
+    pass(answers, client, || {
+        *mood.lock().unwrap_or_else(PoisonError::into_inner)
     });
     Ok(())
 }

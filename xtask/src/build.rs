@@ -18,11 +18,13 @@ pub fn run(release: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the binary and says where it is.
+/// Builds the binary and says where it is. `guard-compose` is beside it.
 pub fn guard(toolchain: &Toolchain, release: bool) -> Result<PathBuf> {
     let profile = if release { "release" } else { "debug" };
     let mut command = toolchain.cargo();
-    command.args(["build", "--locked", "--package", "guard-userspace"]);
+    command
+        .args(["build", "--locked", "--package", "guard-userspace"])
+        .args(["--package", "guard-compose"]);
     if release {
         command.arg("--release");
     }
@@ -93,7 +95,7 @@ fn is_progress(line: &str) -> bool {
         "Updating",
     ];
     let of = |package: &str| line.strip_prefix(&format!("warning: {package}@"));
-    let Some(said) = of("guard-userspace").or_else(|| of("guard-bench")) else {
+    let Some(said) = of("guard-dataplane").or_else(|| of("guard-bench")) else {
         return false;
     };
     let said = said.split_once(": ").map_or(said, |(_version, said)| said);

@@ -1,11 +1,26 @@
-//! `cargo xtask lint`: format and clippy, of the kernel program too.
+//! `cargo xtask lint`: format and clippy, of the kernel program too, and what builds without it.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use lab::process::run as output;
 
 use crate::{
     build::{cargo, target_folder, workspace},
     setup,
 };
+
+/// What must build where there is no bpf-linker and no toolchain for the kernel program, such as in CI.
+const ALONE: [&str; 2] = ["guard-compose", "guard-policy"];
+
+/// What needs that toolchain, or is of no use without it.
+const OF_THE_KERNEL_SIDE: [&str; 5] = [
+    "aya",
+    "aya-build",
+    "aya-obj",
+    "guard-dataplane",
+    "guard-ebpf",
+];
 
 pub fn run() -> Result<()> {
     let toolchain = setup::toolchain()?;
@@ -49,6 +64,34 @@ pub fn run() -> Result<()> {
             .arg(target_folder().join("lint-ebpf"))
             .args(["--", "--deny", "warnings"]),
     )?;
+    println!("lint: what builds without a toolchain for the kernel program");
+    for package in ALONE {
+        require_alone(toolchain.cargo(), package)?;
+    }
     println!("lint: clean");
+    Ok(())
+}
+
+/// Fails if the package, or what builds it, needs anything of the kernel side.
+fn require_alone(mut cargo: Command, package: &str) -> Result<()> {
+    let needed = output(
+        cargo
+            .args(["tree", "--locked", "--package", package])
+            .args(["--edges", "normal,build", "--prefix", "none"]),
+    )?;
+    let names: Vec<&str> = needed
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    ensure!(
+        names.contains(&package),
+        "`cargo tree` does not name {package} itself"
+    );
+    let needless = names.iter().find(|name| OF_THE_KERNEL_SIDE.contains(name));
+    ensure!(
+        needless.is_none(),
+        "{package} depends on {}: it must build without the kernel side's toolchain",
+        needless.unwrap_or(&"")
+    );
     Ok(())
 }

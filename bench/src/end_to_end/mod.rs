@@ -37,7 +37,7 @@ use crate::{
     beside::Numbers,
     frames::flooding_syn,
     policies::WEB_PORT,
-    report::{Bar, Row, Unit},
+    row::{Bar, Row, Unit},
     spread::Spread,
 };
 

@@ -1,20 +1,32 @@
-//! What operators change while the agent runs: each change is in force when its answer comes, and kept.
+//! What operators change: each change is in force on every interface when its answer comes, or on none.
 
-use std::{collections::BTreeSet, mem, path::PathBuf};
+use std::{path::PathBuf, sync::Arc};
 
 use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{info, warn};
 
-use super::{Agent, Names, Trial, loaded::Loaded};
+use super::{
+    Trial, Wanted,
+    apply::Unit,
+    command::{Command, Reply},
+    gate::Overtaken,
+    loaded::Loaded,
+    plan::plan,
+    reconciler::{CUTS_TOLD, Reconciler},
+    snapshot::require_service,
+};
 use crate::{
-    api::{Applied, EntryRequest, ModeChange, NewTrial, Reload, Revocation},
-    dataplane::{Force, LoadError, needs_another},
+    api::{
+        Applied, Changed, EntryRequest, ModeChange, NewTrial, Reload, Revocation,
+        actor::{Actor, OneLine},
+    },
+    dataplane::{AttachError, Force, LoadError},
     host,
     kept::{self, ChangedMode, KeepError},
     lockout,
     operator::SshSession,
-    policy::{Action, Clock, Entry, Ground, Policy, PolicyError, PublishedPort},
+    policy::{Action, Clock, Entry, PolicyError},
 };
 
 /// Why a change was not made. What was in force before stays so.
@@ -25,61 +37,108 @@ pub enum ChangeError {
     /// The request makes no sense here.
     #[error("{0}")]
     Wrong(String),
-    /// It would harm whoever asks; `--force` does it all the same.
+    /// It would harm the operator who asks; `--force` does it all the same.
     #[error("{0}")]
     Harmful(String),
     #[error(transparent)]
     Keep(#[from] KeepError),
     #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
-/// The longest trial: longer than anybody should be able to wait for their way in.
+impl From<LoadError> for ChangeError {
+    fn from(error: LoadError) -> Self {
+        Self::Attach(error.into())
+    }
+}
+
+impl From<Overtaken> for ChangeError {
+    fn from(overtaken: Overtaken) -> Self {
+        Self::Wrong(overtaken.to_string())
+    }
+}
+
+/// The longest trial: longer than an operator who is locked out should have to wait.
 const LONGEST_TRIAL: SignedDuration = SignedDuration::from_hours(24);
 
-impl Agent {
-    pub(super) fn clock(&self) -> Clock {
+impl Reconciler {
+    /// Makes a change and answers it.
+    pub(super) async fn change(&mut self, command: Command) {
+        match command {
+            Command::Reload(request, reply) => {
+                let done = self.reload(&request).await;
+                self.answer(reply, done);
+            }
+            Command::Try(request, by, reply) => {
+                let done = self.try_policy(request, by).await;
+                self.answer(reply, done);
+            }
+            Command::Confirm(reply) => {
+                let done = self.confirm().await;
+                self.answer(reply, done);
+            }
+            Command::Mode(request, by, reply) => {
+                let done = self.set_mode(request, by).await;
+                self.answer(reply, done);
+            }
+            Command::Enter(request, by, reply) => {
+                let done = self.enter(request, by).await;
+                self.answer(reply, done);
+            }
+            Command::Revoke(id, request, by, reply) => {
+                let done = self.revoke(id, request, &by).await;
+                self.answer(reply, done);
+            }
+            Command::Leave(_) | Command::End => {}
+        }
+    }
+
+    fn answer<T>(&self, reply: Reply<T>, done: Result<T, ChangeError>) {
+        // A reader that comes after the answer sees what was changed.
+        self.publish();
+        let not_kept = self.not_kept();
+        // The client may have hung up.
+        let _result = reply.send(done.map(|done| Changed { done, not_kept }));
+    }
+
+    fn clock(&self) -> Clock {
         Clock {
-            tick_ns: self.tick_ns,
+            tick_ns: self.tick_ns(),
         }
     }
 
-    /// What was changed without this agent, while it hung, holds.
-    fn catch_up(&mut self) -> Result<(), ChangeError> {
-        if self.state.catch_up() && self.state.kept.detached {
-            return Err(ChangeError::Wrong(
-                "the guard has been taken off, and this agent ends".to_owned(),
-            ));
-        }
-        Ok(())
+    /// Puts another policy in force on all interfaces, or on none.
+    async fn put_whole(&mut self, next: Wanted) -> Result<(), ChangeError> {
+        self.put_in_force(next, Force::No, Unit::Whole).await
     }
 
-    /// Reads the policy file again and puts it in force.
-    pub async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
-        self.catch_up()?;
-        let next = Loaded::read(&self.places.policy, self.clock())?;
-        let before = self.follow_docker_of(&next.policy).await;
-        let put = match self
-            .require_no_lockout(&next.policy, request.operator, request.force)
-            .await
-        {
-            Ok(()) => self.put_in_force(next, 0, Force::No, Names::OfPolicy).await,
-            Err(error) => Err(error),
+    async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
+        let loaded = Loaded::read(&self.places.policy, self.clock())?;
+        let next = Wanted {
+            loaded: Arc::new(loaded),
+            revision: self.wanted.revision + 1,
+            trial: None,
+            keeps_guarded: false,
+            ..self.wanted.clone()
         };
-        if let Err(error) = put {
-            self.docker = before.unwrap_or(mem::take(&mut self.docker));
-            return Err(error);
-        }
-        self.trial = None;
-        self.state.kept.trial = None;
-        self.state.kept.accept(&self.loaded.policy.sha256);
-        self.keep();
+        self.require_no_lockout(&next, request.operator, request.force)
+            .await?;
+        self.put_whole(next).await?;
+        self.accept();
         Ok(self.applied())
     }
 
-    /// Puts a policy in force that goes back by itself unless it is confirmed in time.
-    pub async fn try_policy(&mut self, request: NewTrial) -> Result<Applied, ChangeError> {
-        self.catch_up()?;
+    /// Keeps the policy in force as the one that an operator wants.
+    fn accept(&mut self) {
+        let sha256 = self.wanted.loaded.policy.sha256.clone();
+        self.store.kept.trial = None;
+        self.store.kept.accept(&sha256);
+        self.keep();
+    }
+
+    async fn try_policy(&mut self, request: NewTrial, by: Actor) -> Result<Applied, ChangeError> {
         let NewTrial {
             path,
             text,
@@ -96,71 +155,55 @@ impl Agent {
                 "a trial of {seconds} s cannot be: write one from 1s to 24h"
             )));
         };
-        let path = PathBuf::from(path);
-        let next = Loaded::parse(text, &path, self.clock())?;
-        if self.trial.is_some() {
+        let path = PathBuf::from(path.into_inner());
+        let loaded = Loaded::parse(text, &path, self.clock())?;
+        if self.wanted.trial.is_some() {
             return Err(ChangeError::Wrong(
                 "another policy is being tried: confirm it, or wait until it has gone back"
                     .to_owned(),
             ));
         }
-        let docker = self.follow_docker_of(&next.policy).await;
-        let tried = self.begin_trial(next, path, lasts, operator, force);
-        let tried = tried.await;
-        match (&tried, &mut self.trial) {
-            (Ok(()), Some(trial)) => trial.docker = docker,
-            _ => self.docker = docker.unwrap_or(mem::take(&mut self.docker)),
-        }
-        tried?;
-        Ok(self.applied())
-    }
-
-    async fn begin_trial(
-        &mut self,
-        next: Loaded,
-        path: PathBuf,
-        lasts: SignedDuration,
-        operator: Option<SshSession>,
-        force: bool,
-    ) -> Result<(), ChangeError> {
-        self.require_no_lockout(&next.policy, operator, force)
-            .await?;
-        let before = self.loaded.clone();
         let now = host::timebase().map_err(anyhow::Error::from)?;
         let lasts_ns = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
         let trial = Trial {
+            before: Arc::clone(&self.wanted.loaded),
             until: now.world.saturating_add(lasts).unwrap_or(now.world),
             until_ns: now.boot_ns.saturating_add(lasts_ns),
-            before,
-            docker: None,
+            by: by.clone(),
         };
-        // Kept first: an agent that dies in between starts with the policy before.
-        self.state.kept.trial = Some(kept::Trial {
+        let until = trial.until;
+        let kept_trial = kept::Trial {
             path,
-            sha256: next.policy.sha256.clone(),
-            until: trial.until,
-        });
-        self.try_keep()?;
-        if let Err(error) = self
-            .put_in_force(next, trial.until_ns, Force::No, Names::AlsoThoseBefore)
-            .await
-        {
-            self.state.kept.trial = None;
+            sha256: loaded.policy.sha256.clone(),
+            until,
+        };
+        let next = Wanted {
+            loaded: Arc::new(loaded),
+            revision: self.wanted.revision + 1,
+            trial: Some(trial),
+            keeps_guarded: true,
+            ..self.wanted.clone()
+        };
+        self.require_no_lockout(&next, operator, force).await?;
+        // Kept first: an agent that dies in between starts with the policy before.
+        let ((), kept) = self.store.update(|kept| kept.trial = Some(kept_trial));
+        if let Err(error) = kept {
+            self.store.kept.trial = None;
+            return Err(error.into());
+        }
+        if let Err(error) = self.put_whole(next).await {
+            self.store.kept.trial = None;
             self.keep();
             return Err(error);
         }
-        warn!(until = %trial.until, "a policy is on trial: `guard confirm` keeps it");
-        self.trial = Some(trial);
-        Ok(())
+        warn!(%until, by = by.to_string(), "a policy is on trial: `guard confirm` keeps it");
+        Ok(self.applied())
     }
 
-    /// Keeps the policy on trial.
-    pub async fn confirm(&mut self) -> Result<Applied, ChangeError> {
-        self.catch_up()?;
-        let Some(trial) = &self.trial else {
+    async fn confirm(&mut self) -> Result<Applied, ChangeError> {
+        let Some(trial) = &self.wanted.trial else {
             return Err(ChangeError::Wrong(
-                "no policy is being tried: if one was, its time is over and the policy before it is \
-                 in force"
+                "no policy is being tried: if one was, its time is over and the policy before it is in force"
                     .to_owned(),
             ));
         };
@@ -171,61 +214,58 @@ impl Agent {
                 "too late: the trial is over and the policy before it is in force".to_owned(),
             ));
         }
-        self.put_in_force(self.loaded.clone(), 0, Force::No, Names::OfPolicy)
-            .await?;
-        self.trial = None;
-        self.state.kept.trial = None;
-        self.state.kept.accept(&self.loaded.policy.sha256);
-        self.keep();
+        let next = Wanted {
+            revision: self.wanted.revision + 1,
+            trial: None,
+            keeps_guarded: false,
+            ..self.wanted.clone()
+        };
+        self.put_whole(next).await?;
+        self.accept();
         info!("the policy on trial is confirmed");
         Ok(self.applied())
     }
 
-    /// Ends a trial that nobody confirmed.
+    /// Ends a trial that no operator confirmed.
     pub(super) async fn go_back(&mut self) -> Result<(), ChangeError> {
-        let Some(trial) = &self.trial else {
+        let Some(trial) = &self.wanted.trial else {
             return Ok(());
         };
-        let refused = self.loaded.policy.sha256.clone();
-        let before = trial.before.clone();
-        if let Some(docker) = self.trial.as_mut().and_then(|trial| trial.docker.take()) {
-            self.docker = docker;
-        }
-        self.follow_docker_of(&before.policy).await;
-        self.put_in_force(before, 0, Force::No, Names::OfPolicy)
-            .await?;
-        self.trial = None;
-        self.state.kept.trial = None;
-        self.state.kept.refuse(refused);
+        let refused = self.wanted.loaded.policy.sha256.clone();
+        let next = Wanted {
+            loaded: Arc::clone(&trial.before),
+            revision: self.wanted.revision + 1,
+            trial: None,
+            keeps_guarded: false,
+            ..self.wanted.clone()
+        };
+        self.put_whole(next).await?;
+        self.store.kept.trial = None;
+        self.store.kept.refuse(refused);
         self.keep();
         warn!("nobody confirmed the policy on trial: the one before it is in force");
         Ok(())
     }
 
-    /// Sets the mode of the host or of a service, or gives it back to the policy.
-    pub async fn set_mode(&mut self, request: ModeChange) -> Result<Applied, ChangeError> {
-        self.catch_up()?;
+    async fn set_mode(&mut self, request: ModeChange, by: Actor) -> Result<Applied, ChangeError> {
         let ModeChange {
             service,
             mode,
-            by,
+            by: claimed,
             operator,
             force,
         } = request;
-        let before = self.state.kept.modes.clone();
+        let modes = &self.wanted.modes;
         if let Some(service) = &service
             // The mode of a service that is gone can still be taken back.
-            && (mode.is_some() || !before.services.contains_key(service))
+            && (mode.is_some() || !modes.services.contains_key(service))
         {
-            self.require_service(service)?;
+            require_service(&self.wanted.loaded.policy, service)?;
         }
         let asked = mode.as_deref().map(parse_mode).transpose()?;
-        let changed = asked.map(|mode| ChangedMode {
-            mode,
-            since: Timestamp::now(),
-            by: by.clone(),
-        });
-        let modes = &mut self.state.kept.modes;
+        let changed = asked.map(|mode| changed_mode(mode, claimed.clone(), &by));
+        let claimed_by = changed.as_ref().and_then(|mode| mode.claimed_by.clone());
+        let mut modes = modes.clone();
         match &service {
             None => modes.host = changed,
             Some(name) => {
@@ -235,39 +275,49 @@ impl Agent {
                 }
             }
         }
-        let policy = self.loaded.policy.clone();
-        let result = match self.require_no_lockout(&policy, operator, force).await {
-            Ok(()) => self.put_again().await,
-            Err(error) => Err(error),
+        let next = Wanted {
+            modes,
+            revision: self.wanted.revision + 1,
+            ..self.wanted.clone()
         };
-        if let Err(error) = result {
-            self.state.kept.modes = before;
-            return Err(error);
+        if service.is_none() && asked == Some(Mode::Off) {
+            self.switch_off(next).await?;
+        } else {
+            // What lets everything pass shuts nobody out.
+            if asked != Some(Mode::Off) {
+                self.require_no_lockout(&next, operator, force).await?;
+            }
+            self.put_whole(next).await?;
+            self.keep();
         }
-        self.keep();
         info!(
             mode = mode.as_deref().unwrap_or("the policy's"),
             service = service.as_deref().unwrap_or("-"),
-            by = by.as_deref().unwrap_or("-"),
+            by = by.to_string(),
+            claimed_by = claimed_by.as_deref().unwrap_or("-"),
             "mode changed"
         );
         Ok(self.applied())
     }
 
-    /// Puts what is in force there again, with what has changed around it.
-    pub(super) async fn put_again(&mut self) -> Result<(), ChangeError> {
-        // What is off stays off, whatever a trial would go back to.
-        let is_off = self.effective().mode == Mode::Off;
-        let trial = self.trial.as_ref().filter(|_| !is_off);
-        let until = trial.map_or(0, |trial| trial.until_ns);
-        let loaded = self.loaded.clone();
-        self.put_in_force(loaded, until, Force::No, Names::AlsoThoseBefore)
-            .await
+    /// Everything passes already, or shall. It holds whatever comes of the plan: an interface that refuses a program
+    /// must not bring the others back to what an operator has stopped.
+    async fn switch_off(&mut self, next: Wanted) -> Result<(), ChangeError> {
+        self.wanted.modes = next.modes.clone();
+        self.keep();
+        self.try_again();
+        let put = self.put_in_force(next, Force::No, Unit::Interface).await;
+        let judging = self.judging();
+        match put {
+            _ if judging.is_empty() => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                Err(anyhow::anyhow!("packets are still judged on {}", judging.join(", ")).into())
+            }
+        }
     }
 
-    /// Lets sources through or drops them for a while.
-    pub async fn enter(&mut self, request: EntryRequest) -> Result<Entry, ChangeError> {
-        self.catch_up()?;
+    async fn enter(&mut self, request: EntryRequest, by: Actor) -> Result<Entry, ChangeError> {
         let EntryRequest {
             action,
             prefix,
@@ -279,7 +329,7 @@ impl Agent {
             force,
         } = request;
         if let Some(service) = &service {
-            self.require_service(service)?;
+            require_service(&self.wanted.loaded.policy, service)?;
         }
         let created = Timestamp::now();
         if seconds == Some(0) {
@@ -291,8 +341,8 @@ impl Agent {
             && lockout::covers_operator(prefix, &session)
         {
             return Err(ChangeError::Harmful(format!(
-                "{prefix} has your own address in it, {}, from which you are logged in: it is not \
-                 denied without --force",
+                "{prefix} has your own address in it, {}, from which you are logged in: it is not denied \
+                 without --force",
                 session.client.ip()
             )));
         }
@@ -300,21 +350,23 @@ impl Agent {
         let lasts = seconds.and_then(|seconds| i64::try_from(seconds).ok());
         let lasts = lasts.map(SignedDuration::from_secs);
         let expires = lasts.and_then(|lasts| created.checked_add(lasts).ok());
-        let kept = &mut self.state.kept;
-        kept.last_id += 1;
+        self.store.kept.last_id += 1;
+        let id = self.store.kept.last_id;
         let entry = Entry {
-            id: kept.last_id,
+            id,
             action,
             prefix: prefix.trunc(),
             service,
-            owner,
-            reason,
+            owner: owner.map(OneLine::into_inner),
+            reason: reason.map(OneLine::into_inner),
+            by: Some(by.user.clone()),
+            process: by.process,
             created,
             expires,
         };
-        let before = kept.entries.clone();
-        kept.entries.push(entry.clone());
-        self.change_entries(before).await?;
+        let mut entries = self.wanted.entries.to_vec();
+        entries.push(entry.clone());
+        self.put_entries(entries).await?;
         info!(
             id = entry.id,
             action = action.name(),
@@ -322,124 +374,78 @@ impl Agent {
             service = entry.service.as_deref().unwrap_or("-"),
             owner = entry.owner.as_deref().unwrap_or("-"),
             reason = entry.reason.as_deref().unwrap_or("-"),
+            by = by.to_string(),
             "entered"
         );
         Ok(entry)
     }
 
-    /// Ends an entry.
-    pub async fn revoke(&mut self, id: u64, request: Revocation) -> Result<Entry, ChangeError> {
-        self.catch_up()?;
+    async fn revoke(
+        &mut self,
+        id: u64,
+        request: Revocation,
+        by: &Actor,
+    ) -> Result<Entry, ChangeError> {
         let Revocation { operator, force } = request;
-        let before = self.state.kept.entries.clone();
-        let Some(index) = before.iter().position(|entry| entry.id == id) else {
+        let mut entries = self.wanted.entries.to_vec();
+        let Some(index) = entries.iter().position(|entry| entry.id == id) else {
             return Err(ChangeError::Wrong(format!(
                 "there is no entry {id}: `guard list` shows those that there are"
             )));
         };
-        let entry = self.state.kept.entries.remove(index);
+        let entry = entries.remove(index);
         if entry.action == Action::Allow {
-            let policy = self.loaded.policy.clone();
-            let lockout = self.require_no_lockout(&policy, operator, force).await;
-            if let Err(error) = lockout {
-                self.state.kept.entries = before;
-                return Err(error);
-            }
+            let next = Wanted {
+                entries: Arc::new(entries.clone()),
+                ..self.wanted.clone()
+            };
+            self.require_no_lockout(&next, operator, force).await?;
         }
-        self.change_entries(before).await?;
-        info!(id, prefix = %entry.prefix, "revoked");
+        self.put_entries(entries).await?;
+        info!(id, prefix = %entry.prefix, by = by.to_string(), "revoked");
         Ok(entry)
     }
 
-    /// Brings the tables to the entries; `before` are those that are put back if it fails.
-    pub(super) async fn change_entries(&mut self, before: Vec<Entry>) -> Result<(), ChangeError> {
-        let result = match self.change_tables(&BTreeSet::new()) {
-            Err(error) if needs_another(&error) => self.put_again().await,
-            result => result.map_err(|error| anyhow::Error::from(error).into()),
+    async fn put_entries(&mut self, entries: Vec<Entry>) -> Result<(), ChangeError> {
+        let next = Wanted {
+            entries: Arc::new(entries),
+            ..self.wanted.clone()
         };
-        if let Err(error) = result {
-            self.state.kept.entries = before;
-            if let Err(again) = self.change_tables(&BTreeSet::new()) {
-                warn!("entries cannot be put back: {again}");
-            }
-            return Err(error);
-        }
+        self.put_whole(next).await?;
         self.keep();
         Ok(())
     }
 
-    /// Brings the tables to what has changed around the policy. Also those of what a trial goes back to,
-    /// perhaps without an agent.
-    ///
-    /// `early`: ports that were closed before the agent knew, as of before it knew what it knows now.
-    pub(super) fn change_tables(
-        &mut self,
-        early: &BTreeSet<PublishedPort>,
-    ) -> Result<(), LoadError> {
-        let local_ports = host::local_port_range().map_err(LoadError::Host)?;
-        let before = self.trial.as_ref().and_then(|trial| trial.docker.as_ref());
-        let in_force = Ground {
-            containers: self.docker.containers(),
-            local_ports: &local_ports,
-            now: host::timebase().map_err(LoadError::Host)?,
-            entries: &self.state.kept.entries,
-        };
-        let fallback = Ground {
-            containers: before.unwrap_or(&self.docker).containers(),
-            ..in_force
-        };
-        for attachment in self.attachments.values_mut() {
-            if let Some(prepared) = attachment.in_force_mut() {
-                prepared.change(&in_force, early)?;
-            }
-            if let Some(prepared) = attachment.fallback_mut() {
-                match prepared.change(&fallback, early) {
-                    // It is loaded afresh when the trial ends; what fits is in force.
-                    Err(error) if needs_another(&error) => {}
-                    result => result?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the guard off every interface. The agent must end.
-    pub fn detach(&mut self) -> Result<(), ChangeError> {
-        self.state.kept.detached = true;
-        // Said last: that nothing is blocked is worth more than that it is kept.
-        let kept = self.state.save();
-        for (name, attachment) in std::mem::take(&mut self.attachments) {
-            attachment.detach().map_err(anyhow::Error::from)?;
-            info!(interface = name, "detached");
-        }
-        self.names.clear();
-        Ok(kept?)
-    }
-
     fn applied(&self) -> Applied {
-        let about = self.attachments.values().find_map(|a| a.about().ok());
+        let loaded = &self.wanted.loaded;
         Applied {
-            path: self.loaded.path.display().to_string(),
-            sha256: self.loaded.policy.sha256.clone(),
-            mode: self.effective().mode.name().to_owned(),
-            generation: about.map_or(0, |about| about.generation),
-            until: self.trial.as_ref().map(|trial| trial.until),
+            path: loaded.path.display().to_string(),
+            sha256: loaded.policy.sha256.clone(),
+            mode: self.plan().content.policy.mode.name().to_owned(),
+            generation: self.generation(),
+            until: self.wanted.trial.as_ref().map(|trial| trial.until),
         }
     }
 
-    /// Holds a policy, with the modes that operators have set, against the sessions that are open into
-    /// this host. What it cuts is told; what closes the operator's own way in is refused.
+    /// Holds what is wanted against the sessions that are open into this host. What it cuts is told; what closes the
+    /// operator's own way in is refused.
     pub(super) async fn require_no_lockout(
-        &self,
-        policy: &Policy,
+        &mut self,
+        next: &Wanted,
         operator: Option<SshSession>,
         force: bool,
     ) -> Result<(), ChangeError> {
-        let policy = self.effective_of(policy);
-        let containers = self.docker.containers();
-        let entries = &self.state.kept.entries;
-        let lockout = lockout::of_host(&policy, containers, entries, &self.netlink, operator).await;
-        let lockout = match lockout {
+        self.runtimes.follow(&next.loaded.policy).await;
+        let (host, runtimes) = (self.host_now(), self.runtimes.known());
+        let content = plan(&host, &runtimes, next).content;
+        let lockout = lockout::of_host(
+            &content.policy,
+            &content.containers,
+            &content.entries,
+            &self.netlink,
+            operator,
+        );
+        let lockout = match lockout.await {
             Ok(lockout) => lockout,
             // Not to know whom it cuts is no reason to leave a host unguarded.
             Err(error) => {
@@ -447,12 +453,8 @@ impl Agent {
                 return Ok(());
             }
         };
-        for cut in lockout
-            .cut
-            .iter()
-            .filter(|cut| cut.is_enforced())
-            .take(CUTS_TOLD)
-        {
+        let enforced = lockout.cut.iter().filter(|cut| cut.is_enforced());
+        for cut in enforced.take(CUTS_TOLD) {
             warn!(session = %cut, reason = cut.reason, "this policy closes an open session: {}", cut.because);
         }
         match lockout.refusal() {
@@ -466,8 +468,17 @@ impl Agent {
     }
 }
 
-/// How many of the sessions that a policy cuts are named in the log.
-const CUTS_TOLD: usize = 20;
+/// A mode that an operator asks for. `claimed`: who that is by their own account.
+pub(super) fn changed_mode(mode: Mode, claimed: Option<OneLine>, by: &Actor) -> ChangedMode {
+    let claimed = claimed.map(OneLine::into_inner);
+    ChangedMode {
+        mode,
+        since: Timestamp::now(),
+        by: Some(by.user.clone()),
+        process: by.process,
+        claimed_by: claimed.filter(|name| *name != by.user),
+    }
+}
 
 fn parse_mode(name: &str) -> Result<Mode, ChangeError> {
     let modes = [Mode::Off, Mode::Observe, Mode::Enforce];

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -15,7 +16,7 @@ use crate::{
 
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     pub text: String,
     pub path: PathBuf,
     pub at: Timestamp,
@@ -32,7 +33,7 @@ impl Loaded {
         // What is no text is refused with its line.
         let policy = Policy::from_bytes(&bytes, &path.display().to_string(), clock)?;
         Ok(Self {
-            policy,
+            policy: Arc::new(policy),
             text: String::from_utf8_lossy(&bytes).into_owned(),
             path: path.to_owned(),
             at: Timestamp::now(),
@@ -42,7 +43,7 @@ impl Loaded {
 
     pub fn parse(text: String, path: &Path, clock: Clock) -> Result<Self, PolicyError> {
         Ok(Self {
-            policy: Policy::parse(&text, &path.display().to_string(), clock)?,
+            policy: Arc::new(Policy::parse(&text, &path.display().to_string(), clock)?),
             text,
             path: path.to_owned(),
             at: Timestamp::now(),

@@ -10,150 +10,30 @@ use std::{
 use anyhow::ensure;
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
+use bytes::{BufMut as _, Bytes, BytesMut};
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use futures_util::stream;
-use guard_common::{
-    layout::SNAP_LENGTH,
-    reason::{Outcome, Reason, Verdict},
+pub use guard_api::capture::{
+    CaptureRequest, Captured, DEFAULT_RATE, Form, HIGHEST_RATE, Line, reason,
 };
-use ipnet::IpNet;
+use guard_common::{layout::SNAP_LENGTH, reason::Verdict};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Interval, MissedTickBehavior, interval, sleep},
 };
 use tracing::warn;
-use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    dataplane::{ROUNDS, Tap, Tapped, Wanted},
+    dataplane::{ROUNDS, Tap, Tapped},
     host,
     pcapng::{self, Packet},
     policy::Timebase,
 };
-
-/// How many packets a second are handed over unless told otherwise, and at most.
-pub const DEFAULT_RATE: u32 = 1_000;
-pub const HIGHEST_RATE: u32 = 5_000;
-
-/// The query of `GET /v1/capture`: which packets, and in which form.
-#[derive(Clone, Debug, Default, Deserialize, IntoParams, Serialize)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct CaptureRequest {
-    /// Those that passed and that policy lets pass, too; without it, what was or would be dropped.
-    #[serde(default)]
-    pub all: bool,
-    /// Only those with one of these reasons, such as `closed_port,packet_limit`.
-    pub reasons: Option<String>,
-    /// Only those of this service.
-    pub service: Option<String>,
-    /// Only those from here.
-    #[param(value_type = Option<String>)]
-    pub source: Option<IpNet>,
-    /// How many a second at most, on all interfaces together: 1,000 if left out, 5,000 at most.
-    pub rate: Option<u32>,
-    /// How many bytes of each; all if left out.
-    pub length: Option<u32>,
-    #[serde(default)]
-    pub form: Form,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Form {
-    /// For Wireshark. Of what is missed, its statistics tell every second.
-    #[default]
-    Pcapng,
-    /// A line with a [`Line`] for each packet, and every second one with what is missed.
-    Json,
-}
-
-/// A line of a capture in JSON.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-#[serde(untagged)]
-pub enum Line {
-    Packet(Box<Captured>),
-    /// How many more packets were wanted since the capture began. An estimate where a sample is taken.
-    Missed {
-        missed: u64,
-    },
-}
-
-/// A packet that was judged.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-pub struct Captured {
-    #[schema(value_type = String)]
-    pub time: Timestamp,
-    pub interface: String,
-    /// `pass` or `drop`.
-    pub verdict: String,
-    /// `drop`, if only the mode kept it from being dropped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub would: Option<String>,
-    pub reason: String,
-    /// `null`: no service was concerned.
-    pub service: Option<String>,
-    /// With their ports, where they have some: `198.51.100.7:40000`.
-    pub source: Option<String>,
-    pub destination: Option<String>,
-    /// Such as `tcp`, or the number of another.
-    pub protocol: Option<String>,
-    /// Of the frame, in bytes.
-    pub length: u32,
-    /// It stands for so many.
-    pub one_of: u32,
-}
-
-impl CaptureRequest {
-    /// What the kernel is asked for on each of so many interfaces.
-    ///
-    /// # Errors
-    /// What is wrong, in words.
-    pub fn wanted(&self, interfaces: usize) -> Result<Wanted, String> {
-        let rate = self.rate.unwrap_or(DEFAULT_RATE);
-        if !(1..=HIGHEST_RATE).contains(&rate) {
-            return Err(format!(
-                "{rate} packets a second are none or too many: {HIGHEST_RATE} are the most"
-            ));
-        }
-        let interfaces = u32::try_from(interfaces.max(1)).unwrap_or(u32::MAX);
-        Ok(Wanted {
-            outcomes: self.outcomes()?,
-            service: self.service.clone(),
-            source: self.source.map(|source| source.trunc()),
-            per_second: rate.div_ceil(interfaces),
-        })
-    }
-
-    fn outcomes(&self) -> Result<Vec<Outcome>, String> {
-        let is_drop = |reason: &Reason| reason.verdict() == Verdict::Drop;
-        let reasons: Vec<Reason> = match &self.reasons {
-            None if self.all => Reason::ALL.to_vec(),
-            None => Reason::ALL.into_iter().filter(is_drop).collect(),
-            Some(names) => names.split(',').map(reason).collect::<Result<_, _>>()?,
-        };
-        let outcomes = Outcome::all().filter(|outcome| reasons.contains(&outcome.reason));
-        Ok(outcomes.collect())
-    }
-}
-
-/// The reason with this name.
-///
-/// # Errors
-/// Which there are.
-pub fn reason(name: &str) -> Result<Reason, String> {
-    let reason = Reason::ALL.into_iter().find(|reason| reason.name() == name);
-    reason.ok_or_else(|| {
-        let names = Reason::ALL.map(Reason::name).join(", ");
-        format!("{name:?} is no reason: there are {names}")
-    })
-}
 
 /// One interface's packets, and how many were wanted and missed until now.
 struct Source {
@@ -184,7 +64,7 @@ fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
 /// A capture at work. It ends when it is dropped.
 struct Capture {
     held: Shared,
-    head: Vec<u8>,
+    head: Bytes,
     form: Form,
     length: usize,
     beat: Interval,
@@ -226,11 +106,14 @@ pub fn answer(
     let length = request.length.unwrap_or(SNAP_LENGTH).clamp(1, SNAP_LENGTH);
     let sources: Vec<Source> = sources.collect();
     let head = match request.form {
-        Form::Json => Vec::new(),
+        Form::Json => Bytes::new(),
         Form::Pcapng => {
-            let names = sources.iter().map(|source| &source.interface);
-            let interfaces = names.flat_map(|name| pcapng::interface(name, length));
-            pcapng::section().into_iter().chain(interfaces).collect()
+            let mut head = BytesMut::new();
+            pcapng::section(&mut head);
+            for Source { interface, .. } in &sources {
+                pcapng::interface(&mut head, interface, length);
+            }
+            head.freeze()
         }
     };
     let held = Arc::new(Mutex::new(Held {
@@ -262,7 +145,7 @@ impl Capture {
     /// What there is to send next.
     async fn next(&mut self) -> anyhow::Result<Bytes> {
         if !self.head.is_empty() {
-            return Ok(mem::take(&mut self.head).into());
+            return Ok(mem::take(&mut self.head));
         }
         loop {
             self.beat.tick().await;
@@ -273,13 +156,13 @@ impl Capture {
                 self.tell_missed(&mut block)?;
             }
             if !block.is_empty() {
-                return Ok(block.into());
+                return Ok(block.freeze());
             }
         }
     }
 
     /// The packets of a round, in the order in which they came.
-    fn round(&mut self) -> anyhow::Result<Vec<u8>> {
+    fn round(&mut self) -> anyhow::Result<BytesMut> {
         let now = host::timebase()?;
         let mut packets = Vec::new();
         let mut held = lock(&self.held);
@@ -295,54 +178,57 @@ impl Capture {
             packets.extend(round.packets.into_iter().map(|packet| (number, packet)));
         }
         packets.sort_by_key(|(_, packet)| packet.boot_ns);
-        let mut block = Vec::new();
+        let mut block = BytesMut::new();
         for (number, packet) in packets {
             let interface = &held.sources[number as usize].interface;
-            self.write(&mut block, (number, interface), &packet, now)?;
+            self.write(&mut block, (number, interface), packet, now)?;
         }
         Ok(block)
     }
 
     fn write(
         &self,
-        block: &mut Vec<u8>,
+        block: &mut BytesMut,
         (number, interface): (u32, &str),
-        packet: &Tapped,
+        mut packet: Tapped,
         now: Timebase,
     ) -> anyhow::Result<()> {
-        let frame = &packet.frame[..packet.frame.len().min(self.length)];
+        packet.frame.truncate(self.length);
         let time_ns = unix_ns(now, packet.boot_ns);
         match self.form {
-            Form::Pcapng => block.extend(pcapng::packet(&Packet {
-                interface: number,
-                time_ns,
-                frame,
-                length: packet.length,
-                verdict: packet.outcome.verdict(),
-                comment: &comment(packet),
-            })),
+            Form::Pcapng => {
+                let packet = Packet {
+                    interface: number,
+                    time_ns,
+                    frame: &packet.frame,
+                    length: packet.length,
+                    verdict: packet.outcome.verdict(),
+                    comment: &comment(&packet),
+                };
+                pcapng::packet(block, &packet);
+            }
             Form::Json => {
-                let line = Line::Packet(Box::new(seen(interface, packet, time_ns)));
-                serde_json::to_writer(&mut *block, &line)?;
-                block.push(b'\n');
+                let line = Line::Packet(Box::new(seen(interface, &packet, time_ns)));
+                serde_json::to_writer(block.writer(), &line)?;
+                block.put_u8(b'\n');
             }
         }
         Ok(())
     }
 
-    fn tell_missed(&self, block: &mut Vec<u8>) -> anyhow::Result<()> {
+    fn tell_missed(&self, block: &mut BytesMut) -> anyhow::Result<()> {
         let now = host::timebase()?;
         let held = lock(&self.held);
         if self.form == Form::Json {
             let missed = held.sources.iter().map(|source| source.missed).sum();
-            serde_json::to_writer(&mut *block, &Line::Missed { missed })?;
-            block.push(b'\n');
+            serde_json::to_writer(block.writer(), &Line::Missed { missed })?;
+            block.put_u8(b'\n');
             return Ok(());
         }
         for (number, source) in (0..).zip(&held.sources) {
             let time_ns = unix_ns(now, now.boot_ns);
             let Source { wanted, missed, .. } = source;
-            block.extend(pcapng::statistics(number, time_ns, *wanted, *missed));
+            pcapng::statistics(block, number, time_ns, *wanted, *missed);
         }
         Ok(())
     }

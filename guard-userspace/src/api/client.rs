@@ -2,15 +2,15 @@
 
 use std::{os::unix::net::UnixStream, path::Path, time::Duration};
 
-use reqwest::RequestBuilder;
+use reqwest::{RequestBuilder, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use super::{
-    Applied, Changed, Counter, EntryRequest, ErrorBody, ModeChange, NewTrial, PolicyText, Question,
-    Reload, Revocation, Status, Talker, capture::CaptureRequest,
+    Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, Explanation, ModeChange,
+    NewTrial, PolicyText, Question, Reload, Revocation, Status, Talker, capture::CaptureRequest,
 };
-use crate::{causes::innermost, explain::Explanation, policy::Entry};
+use crate::{causes::innermost, policy::Entry};
 
 /// How long the agent may take to answer, and to change what is in force: a large policy takes the
 /// kernel's verifier and the tables a while.
@@ -137,13 +137,17 @@ impl Client {
         self.change("confirm", &()).await
     }
 
-    pub async fn detach(&self) -> Answer<()> {
+    pub async fn detach(&self) -> Answer<Detached> {
         let request = self.http.post(address("detach"));
         let response = self.send(request, PATIENCE).await?;
-        if response.status().is_success() {
-            return Ok(());
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(Detached::default());
         }
-        Err(self.refusal(response).await)
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await);
+        }
+        let detached = response.json().await;
+        detached.map_err(|error| self.garbled(&error))
     }
 
     /// Whether somebody listens on the socket.

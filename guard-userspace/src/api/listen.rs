@@ -18,13 +18,15 @@ use hyper_util::{
 };
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{Uid, User},
+    unistd::Uid,
 };
 use tokio::{
     net::{TcpStream, UnixStream},
     task::AbortHandle,
     time::timeout,
 };
+
+use super::actor::Actor;
 
 /// How long a client may take to ask, and to say nothing between two questions.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,32 +63,41 @@ impl Lasting {
     }
 }
 
-/// Who is at the other end, as the kernel knows it.
-#[derive(Clone, Debug)]
-pub struct Client(pub String);
-
+/// A connection whose other end is known.
 pub trait Known {
-    fn client(&self) -> Client;
+    fn actor(&self) -> Actor;
 }
 
 impl Known for UnixStream {
-    fn client(&self) -> Client {
-        let Ok(client) = self.peer_cred() else {
-            return Client("somebody".to_owned());
-        };
-        let user = User::from_uid(Uid::from_raw(client.uid())).ok().flatten();
-        let user = user.map_or_else(|| format!("user {}", client.uid()), |user| user.name);
-        Client(match client.pid() {
-            Some(pid) => format!("{user}, process {pid}"),
-            None => user,
-        })
+    fn actor(&self) -> Actor {
+        match self.peer_cred() {
+            Ok(peer) => {
+                // 0: a process of a PID namespace that this one does not see.
+                let process = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+                let process = process.filter(|pid| *pid != 0);
+                Actor::new(Uid::from_raw(peer.uid()), process)
+            }
+            Err(_) => unknown(),
+        }
     }
 }
 
 impl Known for TcpStream {
-    fn client(&self) -> Client {
-        let peer = self.peer_addr();
-        Client(peer.map_or_else(|_| "somebody".to_owned(), |peer| peer.to_string()))
+    fn actor(&self) -> Actor {
+        self.peer_addr().map_or_else(
+            |_| unknown(),
+            |peer| Actor {
+                user: peer.to_string(),
+                process: None,
+            },
+        )
+    }
+}
+
+fn unknown() -> Actor {
+    Actor {
+        user: "an unknown user".to_owned(),
+        process: None,
     }
 }
 
@@ -105,7 +116,7 @@ where
         let (stream, _) = listener.accept().await;
         let lasting = Lasting::default();
         let router = router.clone().layer(Extension(lasting.clone()));
-        let router = router.layer(Extension(stream.client()));
+        let router = router.layer(Extension(stream.actor()));
         let is_lasting = lasting.clone();
         let task = tokio::spawn(async move {
             let service = TowerToHyperService::new(router);

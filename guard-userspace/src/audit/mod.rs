@@ -1,6 +1,6 @@
 //! What is exposed, on this host and in compose files, and what to change.
 
-pub mod compose;
-pub mod dangers;
 pub mod host;
-mod proxies;
+
+pub use guard_compose as compose;
+pub use guard_compose::dangers;

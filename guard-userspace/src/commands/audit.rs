@@ -1,9 +1,9 @@
 //! `guard audit`: what is exposed, and what to change.
 
-mod compose;
 mod host;
 
 use clap::{Args, Subcommand};
+use guard_compose::command as compose;
 
 use super::{Failure, Whereabouts};
 
@@ -28,7 +28,7 @@ impl Audit {
             None => host.run(whereabouts).await,
             Some(What::Compose(compose)) => {
                 host.require_unused()?;
-                compose.run()
+                Ok(compose.run()?)
             }
         }
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bytes::{Bytes, BytesMut};
 use clap::Args;
 use guard_common::layout::SNAP_LENGTH;
 use ipnet::IpNet;
@@ -90,17 +91,23 @@ impl Capture {
         if let Some(file) = self.write.as_ref().filter(|_| !is_stdout) {
             eprintln!("guard: capturing to {}; Ctrl-C ends it", file.display());
         }
-        let mut arrived = Vec::new();
+        let mut arrived = BytesMut::new();
         loop {
             let chunk = tokio::select! {
                 () = &mut ended => break,
                 chunk = response.chunk() => chunk.context("the agent has ended")?,
             };
-            arrived.extend(chunk.context("the agent has ended")?);
+            let chunk = chunk.context("the agent has ended")?;
+            if arrived.is_empty() {
+                arrived = chunk.into();
+            } else {
+                // Behind what has not arrived whole.
+                arrived.extend_from_slice(&chunk);
+            }
             let count = self.count;
             // A pipe that nobody reads must not keep it from ending.
             let mut writing = spawn_blocking(move || {
-                let taken = sink.take(&arrived, count);
+                let taken = sink.take(&mut arrived, count);
                 (sink, arrived, taken)
             });
             let (written, is_over) = tokio::select! {
@@ -115,11 +122,10 @@ impl Capture {
             };
             let taken;
             (sink, arrived, taken) = written.map_err(anyhow::Error::from)?;
-            let (used, is_done) = match taken {
+            let is_done = match taken {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                 taken => taken.context("the packets cannot be written")?,
             };
-            arrived.drain(..used);
             if is_done || is_over {
                 break;
             }
@@ -218,62 +224,47 @@ impl Missed {
 }
 
 impl Sink {
-    /// Writes what is whole of what has arrived. Returns how many bytes that is, and whether there are
-    /// as many packets as are wanted.
-    fn take(&mut self, arrived: &[u8], count: Option<u64>) -> io::Result<(usize, bool)> {
-        let mut used = 0;
+    /// Takes what has arrived whole, and writes it. Returns whether there are as many packets as are wanted.
+    fn take(&mut self, arrived: &mut BytesMut, count: Option<u64>) -> io::Result<bool> {
         let is_done = |sink: &Self| count.is_some_and(|count| sink.packets >= count);
         while !is_done(self) {
-            let left = &arrived[used..];
-            let taken = match self.kind {
-                Kind::Pcapng => self.take_block(left)?,
-                Kind::Json | Kind::Text => self.take_line(left)?,
-            };
-            if taken == 0 {
+            let Some(length) = (match self.kind {
+                Kind::Pcapng => block_length(arrived),
+                Kind::Json | Kind::Text => line_length(arrived),
+            }) else {
                 break;
+            };
+            let whole = arrived.split_to(length).freeze();
+            match self.kind {
+                Kind::Pcapng => self.write_block(&whole)?,
+                Kind::Json | Kind::Text => self.write_line(&whole)?,
             }
-            used += taken;
         }
         self.to.flush()?;
-        Ok((used, is_done(self)))
+        Ok(is_done(self))
     }
 
-    /// The length of the block that was written; 0: it is not whole yet.
-    fn take_block(&mut self, arrived: &[u8]) -> io::Result<usize> {
-        let Some(block) = Block::first(arrived) else {
-            return Ok(0);
-        };
-        match block {
-            Block::Packet(_) => self.packets += 1,
-            Block::Statistics {
-                interface, missed, ..
-            } => self.missed.set(interface, missed),
-            Block::Other(_) => {}
+    fn write_block(&mut self, block: &Bytes) -> io::Result<()> {
+        match Block::of(block) {
+            Some(Block::Packet) => self.packets += 1,
+            Some(Block::Statistics { interface, missed }) => self.missed.set(interface, missed),
+            None => {}
         }
-        let bytes = block.bytes();
-        self.to.write_all(bytes)?;
-        Ok(bytes.len())
+        self.to.write_all(block)
     }
 
-    fn take_line(&mut self, arrived: &[u8]) -> io::Result<usize> {
-        let Some(end) = arrived.iter().position(|byte| *byte == b'\n') else {
-            return Ok(0);
-        };
-        let text = &arrived[..end];
-        match serde_json::from_slice(text)? {
+    fn write_line(&mut self, line: &Bytes) -> io::Result<()> {
+        match serde_json::from_slice(line)? {
             Line::Missed { missed } => self.missed.set(0, missed),
             Line::Packet(seen) => {
                 self.packets += 1;
                 match self.kind {
                     Kind::Text => writeln!(self.to, "{}", without_controls(&describe(&seen)))?,
-                    Kind::Json | Kind::Pcapng => {
-                        self.to.write_all(text)?;
-                        self.to.write_all(b"\n")?;
-                    }
+                    Kind::Json | Kind::Pcapng => self.to.write_all(line)?,
                 }
             }
         }
-        Ok(end + 1)
+        Ok(())
     }
 
     fn summary(&self, capture: &Capture) -> String {
@@ -296,45 +287,46 @@ impl Sink {
     }
 }
 
-/// A block of pcapng as this agent writes it, with its bytes (draft-ietf-opsawg-pcapng, section 3.1).
-enum Block<'a> {
-    Packet(&'a [u8]),
-    Statistics {
-        bytes: &'a [u8],
-        interface: usize,
-        missed: u64,
-    },
-    Other(&'a [u8]),
+/// With its end. `None`: it has not arrived whole.
+fn line_length(arrived: &[u8]) -> Option<usize> {
+    let end = arrived.iter().position(|byte| *byte == b'\n')?;
+    Some(end + 1)
 }
 
-impl<'a> Block<'a> {
+/// Of a block of pcapng (draft-ietf-opsawg-pcapng, section 3.1). `None`: it has not arrived whole.
+fn block_length(arrived: &[u8]) -> Option<usize> {
+    let length = word(arrived, 4)? as usize;
+    (length != 0 && length <= arrived.len()).then_some(length)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at + 4)?;
+    Some(u32::from_le_bytes(bytes.try_into().ok()?))
+}
+
+/// What a block of pcapng tells, as this agent writes it.
+enum Block {
+    Packet,
+    Statistics { interface: usize, missed: u64 },
+}
+
+impl Block {
     const PACKET: u32 = 6;
     const STATISTICS: u32 = 5;
     /// Where isb_ifdrop's value is in the statistics: behind the block's head (12 bytes), its time (8)
     /// and isb_ifrecv (12), and its own head (4).
     const IFDROP: usize = 36;
 
-    /// `None`: it has not arrived whole.
-    fn first(arrived: &'a [u8]) -> Option<Self> {
-        let word = |at: usize| {
-            let bytes = arrived.get(at..at + 4)?;
-            Some(u32::from_le_bytes(bytes.try_into().ok()?))
-        };
-        let bytes = arrived.get(..word(4)? as usize)?;
-        Some(match word(0)? {
-            Self::PACKET => Self::Packet(bytes),
-            Self::STATISTICS => Self::Statistics {
-                bytes,
-                interface: word(8)? as usize,
-                missed: u64::from(word(Self::IFDROP)?) | u64::from(word(Self::IFDROP + 4)?) << 32,
-            },
-            _ => Self::Other(bytes),
-        })
-    }
-
-    const fn bytes(&self) -> &'a [u8] {
-        match self {
-            Self::Packet(bytes) | Self::Statistics { bytes, .. } | Self::Other(bytes) => bytes,
+    /// `None`: it is another one.
+    fn of(block: &[u8]) -> Option<Self> {
+        match word(block, 0)? {
+            Self::PACKET => Some(Self::Packet),
+            Self::STATISTICS => Some(Self::Statistics {
+                interface: word(block, 8)? as usize,
+                missed: u64::from(word(block, Self::IFDROP)?)
+                    | u64::from(word(block, Self::IFDROP + 4)?) << 32,
+            }),
+            _ => None,
         }
     }
 }

@@ -53,16 +53,6 @@ fn table(counters: &[Metered<Counter>]) -> Table {
     table
 }
 
-impl Counter {
-    /// `pass`, `drop` or `pass (would drop)`.
-    pub fn what_became(&self) -> String {
-        match &self.would {
-            Some(would) => format!("{} (would {would})", self.verdict),
-            None => self.verdict.clone(),
-        }
-    }
-}
-
 /// A table of facts, totals and perhaps rates: words to the left, numbers to the right.
 pub fn aligned(facts: &[&str], totals: &[&str], rates: Option<&[&str]>) -> Table {
     let numbers = [totals, rates.unwrap_or_default()].concat();

@@ -1,22 +1,34 @@
 //! `guard detach`: off every interface, agent or not.
 
-use super::{Failure, Whereabouts, print};
-use crate::unattended;
+use super::{Failure, Whereabouts, print, print_warning};
+use crate::{api::Detached, unattended};
 
 pub async fn run(whereabouts: &Whereabouts) -> Result<(), Failure> {
     let asked = whereabouts.client()?.detach().await;
-    let told = match asked {
-        Ok(()) => "the agent has taken the guard off and ends",
-        Err(error) if error.is_without_agent() => "there was no agent to ask",
-        Err(error) => return Err(error.into()),
-    };
     // Of other layouts, of interfaces that the agent did not know, of an agent that hangs.
     let Whereabouts { pins, state, .. } = whereabouts;
-    let detached = unattended::detach(pins, state)?;
-    let left = if detached.is_empty() {
-        "nothing is left in the kernel".to_owned()
+    let stopped = unattended::detach(pins, state)?;
+    let mut warnings = stopped.warnings;
+    let told = match asked {
+        Ok(Detached {
+            not_kept, left: _, ..
+        }) => {
+            // It ends, and knows. What is left has just been looked at again.
+            warnings.retain(|warning| !not_kept.iter().any(|why| warning.contains(why.as_str())));
+            warnings
+                .extend(not_kept.map(|why| format!("the guard is off, which is not kept: {why}")));
+            "the agent has taken the guard off and ends".to_owned()
+        }
+        Err(error) if error.is_without_agent() => "there was no agent to ask".to_owned(),
+        Err(error) => format!("the agent was no help ({error})"),
+    };
+    for warning in &warnings {
+        print_warning(warning);
+    }
+    let left = if stopped.interfaces.is_empty() {
+        "nothing judges packets any more".to_owned()
     } else {
-        format!("taken off {}", detached.join(", "))
+        format!("taken off {}", stopped.interfaces.join(", "))
     };
     Ok(print(&format!("{told}; {left}"))?)
 }

@@ -5,12 +5,15 @@ use comfy_table::{Table, presets::NOTHING};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 
-use super::{Failure, Forced, Output, print, print_json};
+use super::{Failure, Forced, Output, one_line, print, print_json};
 use crate::{
     api::{EntryRequest, Revocation, client::Client},
     operator::ssh_session,
-    policy::{Action, Entry, parse_prefix},
+    policy::{Action, Entry, parse_prefix, untrusted::quoted},
 };
+
+/// How many characters of an owner and a reason are shown.
+const MAX_SHOWN: usize = 256;
 
 #[derive(Debug, Args)]
 pub struct Enter {
@@ -56,6 +59,10 @@ impl Enter {
             forced: Forced { force },
             output,
         } = self;
+        let owner = owner.map(|owner| one_line("--owner", owner)).transpose()?;
+        let reason = reason
+            .map(|reason| one_line("--reason", reason))
+            .transpose()?;
         let entry = client
             .enter(&EntryRequest {
                 action,
@@ -106,7 +113,7 @@ fn table(entries: &[Entry]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header([
-        "ID", "ACTION", "PREFIX", "SERVICE", "OWNER", "UNTIL", "REASON",
+        "ID", "ACTION", "PREFIX", "SERVICE", "BY", "OWNER", "UNTIL", "REASON",
     ]);
     for entry in entries {
         let Entry {
@@ -116,6 +123,8 @@ fn table(entries: &[Entry]) -> Table {
             service,
             owner,
             reason,
+            by,
+            process: _,
             created: _,
             expires,
         } = entry;
@@ -124,15 +133,21 @@ fn table(entries: &[Entry]) -> Table {
             action.name().to_owned(),
             prefix.to_string(),
             service.clone().unwrap_or_else(|| "-".to_owned()),
-            owner.clone().unwrap_or_else(|| "-".to_owned()),
+            by.clone().unwrap_or_else(|| "-".to_owned()),
+            said(owner.as_deref()),
             match expires {
                 Some(expires) => format!("{expires:.0}"),
                 None => "revoked".to_owned(),
             },
-            reason.clone().unwrap_or_else(|| "-".to_owned()),
+            said(reason.as_deref()),
         ]);
     }
     table
+}
+
+/// What a client said, which the kernel does not answer for.
+fn said(text: Option<&str>) -> String {
+    text.map_or_else(|| "-".to_owned(), |text| quoted(text, MAX_SHOWN))
 }
 
 /// Parses `90s`, `30m`, `2h`, `7d`. A day has 24 hours.

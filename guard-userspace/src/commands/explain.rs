@@ -11,10 +11,10 @@ use clap::Args;
 
 use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
 use crate::{
-    agent::ask_docker,
+    agent::find_once,
     api::{Question, client::Client},
     explain::{Destination, Explanation, Seen, Situation, Step, explain},
-    host::{self, Netlink},
+    host::{self, Host},
     policy::{Clock, labels},
 };
 
@@ -63,17 +63,20 @@ async fn explain_file(
 ) -> Result<Explanation, Failure> {
     let path = policy.unwrap_or_else(|| DEFAULT_POLICY.into());
     let policy = read_policy(&path)?;
-    let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-    let docker = ask_docker(&policy, &netlink).await;
-    let own = netlink
-        .addresses()
-        .await
-        .context("this host's addresses cannot be read")?;
-    let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
-    let (policy, _) = labels::apply(&policy, docker.containers(), Clock { tick_ns });
+    let host = Host::read_once().context("this host cannot be read")?;
+    let docker = find_once(&policy, &host).await;
+    let own: Vec<IpAddr> = match host.own_addresses() {
+        Some(own) => own.into_iter().collect(),
+        None => {
+            let why = host.addresses.error.unwrap_or_default();
+            return Err(anyhow::anyhow!("this host's addresses cannot be read: {why}").into());
+        }
+    };
+    let tick_ns = host.tick_ns;
+    let (policy, _) = labels::apply(&policy, &docker.containers, Clock { tick_ns });
     let situation = Situation {
         policy: &policy,
-        containers: docker.containers(),
+        containers: &docker.containers,
         local_ports: host::local_port_range().map_err(anyhow::Error::from)?,
         now: host::timebase().map_err(anyhow::Error::from)?,
         tick_ns,

@@ -27,7 +27,7 @@ the control socket of the agent, for root and the group guard
 
 #[derive(Debug, Args)]
 pub struct ManualPages {
-    /// The folder to write guard.1 and a page for each command to
+    /// The folder to write guard.1, a page for each command and guard-compose.1 to
     folder: PathBuf,
 }
 
@@ -38,6 +38,7 @@ impl ManualPages {
         // Gives the commands their full names and the arguments that they inherit.
         guard.build();
         write_pages(&guard, &folder)?;
+        write_page(&guard_compose::command::command(), &folder, "")?;
         Ok(())
     }
 }
@@ -48,11 +49,15 @@ fn write_pages(command: &Command, folder: &Path) -> anyhow::Result<()> {
     for command in commands.filter(|command| !command.is_hide_set()) {
         write_pages(command, folder)?;
     }
+    write_page(command, folder, FURTHER)
+}
+
+fn write_page(command: &Command, folder: &Path, further: &str) -> anyhow::Result<()> {
     let man = page(command);
     let path = folder.join(man.get_filename());
     let mut text = Vec::new();
     man.render(&mut text)?;
-    text.extend(FURTHER.as_bytes());
+    text.extend(further.as_bytes());
     fs::write(&path, text).with_context(|| path.display().to_string())
 }
 

@@ -93,13 +93,6 @@ fn rate_of(now: Sums, before: Sums, seconds: f64) -> Rate {
     }
 }
 
-impl Counter {
-    /// Whether its packets were dropped, or would have been.
-    pub fn is_drop(&self) -> bool {
-        self.would.is_some() || self.verdict == "drop"
-    }
-}
-
 impl Counting for Counter {
     type Key = (String, Option<String>, String, bool);
 

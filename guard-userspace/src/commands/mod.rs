@@ -24,20 +24,18 @@ mod top;
 mod trial;
 mod watch;
 
-use std::{
-    fmt,
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{fmt, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use guard_compose::command::{self as compose, wrong_usage};
+use guard_text::{print, print_json, print_warning, without_controls, write};
 use nix::unistd::{Uid, User};
 
 use crate::{
     agent::ChangeError,
     api::{
         self,
+        actor::OneLine,
         client::{Client, ClientError},
     },
     dataplane::pins,
@@ -151,13 +149,7 @@ impl Arguments {
             if !error.use_stderr() || error.kind() == MISSING_COMMAND {
                 error.exit();
             }
-            // clap says what is wrong in its first paragraph.
-            let text = error.to_string();
-            let lines = text.lines().take_while(|line| !line.is_empty());
-            let what: Vec<&str> = lines.map(str::trim).collect();
-            let what = what.join(" ");
-            let what = what.strip_prefix("error: ").unwrap_or(&what);
-            Failure::Usage(format!("{what}: `guard --help` shows what there is"))
+            Failure::Usage(wrong_usage(&error, "guard"))
         })
     }
 
@@ -226,22 +218,8 @@ impl fmt::Display for Failure {
             Self::Policy(error) => error.to_string(),
             Self::Other(error) => format!("{error:#}"),
         };
-        // One line, whatever a library wrote.
-        let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        formatter.write_str(&without_controls(&lines.join(" ")))
+        formatter.write_str(&guard_text::one_line(&text))
     }
-}
-
-/// What a policy says does not move the terminal's cursor.
-fn without_controls(text: &str) -> String {
-    let harmless = |c: char| {
-        if c.is_control() && c != '\n' {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        }
-    };
-    text.chars().map(harmless).collect()
 }
 
 impl From<PolicyError> for Failure {
@@ -268,6 +246,16 @@ impl From<ChangeError> for Failure {
     }
 }
 
+impl From<compose::Failure> for Failure {
+    fn from(failure: compose::Failure) -> Self {
+        match failure {
+            compose::Failure::Refused(error) => Self::Usage(error.to_string()),
+            failure @ compose::Failure::Found(_) => Self::Other(failure.into()),
+            compose::Failure::Output(error) => Self::Other(error),
+        }
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Other(error)
@@ -280,34 +268,18 @@ fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
     Ok(Policy::read(path, Clock { tick_ns })?)
 }
 
-/// Who types this: the user that sudo was called by, or this process's.
-fn user() -> Option<String> {
+/// Who types this, as far as the environment says: the user that sudo was called by, or this process's.
+fn user() -> Option<OneLine> {
     let name = std::env::var("SUDO_USER").ok();
-    name.filter(|name| !name.is_empty()).or_else(|| {
+    let name = name.filter(|name| !name.is_empty()).or_else(|| {
         let user = User::from_uid(Uid::current());
         user.ok().flatten().map(|user| user.name)
-    })
+    });
+    name?.try_into().ok()
 }
 
-/// Prints a command's whole output. A reader that stops reading, such as `head`, is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
-    match write(text) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
-    }
-}
-
-fn write(text: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end()))
-}
-
-/// Says what is to be looked at again, beside a command's output.
-fn print_warning(text: &str) {
-    let text = without_controls(&text.replace('\n', " "));
-    // Whoever closed standard error does not want to know.
-    let _result = writeln!(io::stderr().lock(), "warning: {text}");
-}
-
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&serde_json::to_string_pretty(value)?)
+/// Text that others will read, such as `--reason`.
+fn one_line<const MAX: usize>(what: &str, text: String) -> Result<OneLine<MAX>, Failure> {
+    let text = OneLine::try_from(text);
+    text.map_err(|error| Failure::Usage(format!("{what} is not taken: {error}")))
 }

@@ -2,8 +2,12 @@
 
 use clap::{Args, ValueEnum};
 
-use super::{Failure, Forced, Whereabouts, print};
-use crate::{api::ModeChange, operator::ssh_session, unattended};
+use super::{Failure, Forced, Whereabouts, print, print_warning};
+use crate::{
+    api::{ModeChange, actor::OneLine},
+    operator::ssh_session,
+    unattended,
+};
 
 #[derive(Debug, Args)]
 pub struct ChangeMode {
@@ -58,7 +62,12 @@ impl ChangeMode {
             // Whatever keeps the agent from it: stopping must work.
             Err(error) if is_kill_switch => {
                 let Whereabouts { pins, state, .. } = whereabouts;
-                let switched = unattended::switch_off(pins, state, change.by)?;
+                let claimed_by = change.by.map(OneLine::into_inner);
+                let switched = unattended::switch_off(pins, state, claimed_by)?;
+                for warning in &switched.warnings {
+                    print_warning(warning);
+                }
+                let switched = switched.interfaces;
                 if switched.is_empty() {
                     return Ok(print(&format!(
                         "there is no program on any interface: nothing is blocked ({error})"

@@ -34,7 +34,7 @@ impl Reader {
             ClientError::Silent { .. } => "it hangs",
             _ => "it is dead",
         };
-        let status = unattended::status(&self.pins, trouble.to_owned()).await;
+        let status = unattended::status(&self.pins, trouble.to_owned());
         status.ok().flatten().ok_or(error)
     }
 

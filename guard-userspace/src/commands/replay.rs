@@ -21,13 +21,10 @@ use serde::Serialize;
 
 use super::{DEFAULT_POLICY, Failure, print, print_json, read_policy};
 use crate::{
-    capture::{self, Recorded},
     dataplane::{Direction, Judged, Replay as Program, source_of},
     host,
-    policy::{
-        ContainerNetwork, Containers, Policy, Ports, PublishedFamily, PublishedPort, Tables,
-        Timebase,
-    },
+    pcap::{self, Recorded},
+    policy::{ContainerNetwork, Containers, Policy, PublishedPort, Tables, Timebase},
 };
 
 #[derive(Debug, Args)]
@@ -38,9 +35,9 @@ pub struct Replay {
     /// Judge as if every mode were `enforce`
     #[arg(long)]
     enforce: bool,
-    /// Ports that containers publish, in Docker's place: tcp/8000,udp/9000-9010
+    /// Ports that containers publish, in Docker's place: tcp/8000,udp/9000-9010,203.0.113.11:tcp/443
     #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-    publish: Vec<Ports>,
+    publish: Vec<String>,
     /// Container networks, in Docker's place: 172.17.0.0/16
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
     network: Vec<IpNet>,
@@ -88,12 +85,7 @@ struct Sums {
 
 impl Replay {
     pub fn run(self) -> Result<(), Failure> {
-        for ports in &self.publish {
-            if let Ports::Protocol { .. } = ports {
-                let problem = format!("{ports} cannot be published: name ports, such as tcp/8000");
-                return Err(Failure::Usage(problem));
-            }
-        }
+        let containers = self.containers().map_err(Failure::Usage)?;
         let mut policy = read_policy(&self.policy)?;
         if self.enforce {
             policy.mode = Mode::Enforce;
@@ -102,7 +94,7 @@ impl Replay {
             }
         }
         let mut sums = Sums::default();
-        let result = self.replay(&policy, &mut sums);
+        let result = self.replay(&policy, &containers, &mut sums);
         if result.is_err() && sums.packets == 0 {
             // There is nothing to sum up.
         } else if self.json {
@@ -113,15 +105,15 @@ impl Replay {
         Ok(result?)
     }
 
-    fn replay(&self, policy: &Policy, sums: &mut Sums) -> Result<()> {
+    fn replay(&self, policy: &Policy, containers: &Containers, sums: &mut Sums) -> Result<()> {
         let mut stdout = BufWriter::new(io::stdout().lock());
         let mut program: Option<(Program, i64)> = None;
-        let result = capture::read(&self.file, |recorded| {
+        let result = pcap::read(&self.file, |recorded| {
             let (program, start) = match &mut program {
                 Some(running) => running,
-                None => program.insert(self.load(policy, recorded.time_ns)?),
+                None => program.insert(load(policy, containers, recorded.time_ns)?),
             };
-            let place = || capture::place(&self.file, sums.packets);
+            let place = || pcap::place(&self.file, sums.packets);
             let after_first_ns = recorded.time_ns.saturating_sub(*start);
             program.set_clock(after_first_ns).with_context(place)?;
             let line = self.judge(program, &recorded, sums)?;
@@ -137,34 +129,9 @@ impl Replay {
         }
     }
 
-    /// Loads the program as it would have been when the first packet came.
-    fn load(&self, policy: &Policy, first_ns: i64) -> Result<(Program, i64)> {
-        let now = Timebase {
-            world: Timestamp::from_nanosecond(first_ns.into())?,
-            boot_ns: Program::BOOT_NS,
-        };
-        let tick_ns = host::tick_ns()?;
-        let local_ports = host::local_port_range()?;
-        let tables = Tables::compile(policy, &self.containers(), &local_ports, now);
-        Ok((Program::new(tables, tick_ns)?, first_ns))
-    }
-
-    fn containers(&self) -> Containers {
-        let mut published = Vec::new();
-        for ports in &self.publish {
-            let Ports::Range { protocol, ports } = ports else {
-                continue;
-            };
-            for port in ports.clone() {
-                for family in [PublishedFamily::Ipv4, PublishedFamily::Ipv6] {
-                    published.push(PublishedPort {
-                        protocol: *protocol,
-                        port,
-                        family,
-                    });
-                }
-            }
-        }
+    fn containers(&self) -> Result<Containers, String> {
+        let published = self.publish.iter().map(|ports| PublishedPort::parse(ports));
+        let published: Vec<_> = published.collect::<Result<_, _>>()?;
         let networks = self.network.iter().map(|prefix| ContainerNetwork {
             prefix: prefix.trunc(),
             kind: match prefix {
@@ -172,17 +139,17 @@ impl Replay {
                 IpNet::V6(_) => NetworkKind::Routed,
             },
         });
-        Containers {
-            published,
+        Ok(Containers {
+            published: published.concat(),
             networks: networks.collect(),
             labelled: Vec::new(),
-        }
+        })
     }
 
     fn judge<'a>(
         &self,
         program: &'a Program,
-        recorded: &Recorded<'_>,
+        recorded: &Recorded,
         sums: &mut Sums,
     ) -> Result<Line<'a>> {
         let Recorded {
@@ -225,6 +192,18 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         let io = cause.downcast_ref::<io::Error>();
         io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
+}
+
+/// Loads the program as it would have been when the first packet came.
+fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<(Program, i64)> {
+    let now = Timebase {
+        world: Timestamp::from_nanosecond(first_ns.into())?,
+        boot_ns: Program::BOOT_NS,
+    };
+    let tick_ns = host::tick_ns()?;
+    let local_ports = host::local_port_range()?;
+    let tables = Tables::compile(policy, containers, &local_ports, now);
+    Ok((Program::new(tables, tick_ns)?, first_ns))
 }
 
 impl Sums {

@@ -1,14 +1,9 @@
 //! `guard run`: the agent in the foreground.
 
 use std::{
-    future::pending,
     io::{self, IsTerminal as _},
-    mem,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -17,21 +12,19 @@ use clap::Args;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Mutex, Notify, Semaphore},
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{error, info, warn};
+use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, Failure, Whereabouts};
 use crate::{
-    agent::{Agent, ChangeError, Places, Tended},
+    agent::{Agent, ChangeError, Places},
     api::{
-        Reload, listen,
+        Changed, Reload, listen,
         server::{ControlSocket, Served},
     },
-    dataplane::Force,
-    host::{self, LinkEvents},
+    dataplane::{Force, require_capabilities},
     privileges, web,
 };
 
@@ -45,14 +38,14 @@ pub struct Run {
     force: bool,
 }
 
-/// How often the agent looks after everything, and says that it is alive.
+/// How often systemd's watchdog is fed.
 const BEAT: Duration = Duration::from_secs(1);
 
 impl Run {
     pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
         let Self { policy, force } = self;
         log_to_stderr();
-        host::require_capabilities().map_err(anyhow::Error::from)?;
+        require_capabilities().map_err(anyhow::Error::from)?;
         // Asked for before anything is attached, so that no signal finds the guard half done.
         let signals = Signals::new()?;
         let socket = ControlSocket::bind(&whereabouts.socket)
@@ -64,79 +57,48 @@ impl Run {
             state: whereabouts.state.clone(),
         };
         let force = if force { Force::Yes } else { Force::No };
-        let agent = Agent::start(places, force).await?;
+        let (agent, ended) = Agent::start(places, force).await?;
         listen::raise_file_limit();
         privileges::keep_only_needed();
-        let agent = Arc::new(Mutex::new(agent));
-        let detached = Arc::new(Notify::new());
-        let is_asked_to_detach = Arc::new(AtomicBool::new(false));
-        let served = Served {
-            agent: Arc::clone(&agent),
-            capture: Arc::new(Semaphore::new(1)),
-            detached: Arc::clone(&detached),
-            is_asked_to_detach: Arc::clone(&is_asked_to_detach),
-        };
-        let tell = |state: &[NotifyState<'_>]| {
-            // Nobody listens unless systemd started it.
-            let _result = sd_notify::notify(state);
-        };
-        tell(&[NotifyState::Ready]);
-        let ended = tokio::select! {
+        let served = Served::new(agent.clone());
+        let is_asked_to_detach = Arc::clone(&served.is_asked_to_detach);
+        notify(&[NotifyState::Ready]);
+        let why = tokio::select! {
             () = socket.serve(served) => "the control socket is closed",
-            () = web::serve(Arc::clone(&agent)) => "nobody is left to serve",
-            () = tend(&agent) => "taken off",
-            () = detached.notified() => "taken off",
+            () = web::serve(agent.clone()) => "no server is left",
+            // Nothing can be waited for: a service manager starts another.
+            () = feed_watchdog(&agent) => return Err(anyhow::anyhow!("the agent hangs").into()),
+            _ = ended => "taken off",
             signal = signals.wait(&agent) => signal,
         };
-        tell(&[NotifyState::Stopping]);
-        info!("{ended}: ending");
+        notify(&[NotifyState::Stopping]);
+        info!("{why}: ending");
         if is_asked_to_detach.load(Ordering::Acquire) {
             sleep(ANSWERING).await;
         }
-        let mut agent = agent.lock().await;
-        let end = agent.end();
-        // Nobody changes anything any more.
-        mem::forget(agent);
-        Ok(end?)
+        Ok(agent.end().await?)
     }
 }
 
-/// How long who has asked for the end over the socket has to get the answer: their connection ends with this process.
+/// How long a client that asked for the end over the socket has to get the answer: its connection ends with this
+/// process.
 const ANSWERING: Duration = Duration::from_millis(100);
 
-/// Looks after everything until the guard has been taken off.
-async fn tend(agent: &Mutex<Agent>) {
-    let mut beat = interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut events = LinkEvents::subscribe()
-        .inspect_err(|error| warn!("changes of interfaces are seen late: {error}"))
-        .ok();
-    let docker_changed = agent.lock().await.docker_changed();
-    loop {
-        let something_happened = tokio::select! {
-            () = docker_changed.notified() => {
-                agent.lock().await.take_in_docker().await;
-                continue;
-            }
-            _ = beat.tick() => false,
-            () = next(&mut events) => true,
-        };
-        let tended = agent.lock().await.tend(something_happened).await;
-        let _result = sd_notify::notify(&[NotifyState::Watchdog]);
-        if tended == Tended::Detached {
-            return;
-        }
-    }
+fn notify(state: &[NotifyState<'_>]) {
+    // Nobody listens unless systemd started it.
+    let _result = sd_notify::notify(state);
 }
 
-async fn next(events: &mut Option<LinkEvents>) {
-    match events {
-        Some(events) => {
-            if events.next().await.is_none() {
-                pending().await
-            }
+/// Tells systemd that the agent goes on, for as long as it does: while it loads a program, too. Returns once it hangs.
+async fn feed_watchdog(agent: &Agent) {
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        if !agent.is_alive() {
+            return;
         }
-        None => pending().await,
+        notify(&[NotifyState::Watchdog]);
     }
 }
 
@@ -157,13 +119,13 @@ impl Signals {
     }
 
     /// Reloads on SIGHUP; returns the signal that ends the agent.
-    async fn wait(mut self, agent: &Mutex<Agent>) -> &'static str {
+    async fn wait(mut self, agent: &Agent) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.hangup.recv() => match agent.lock().await.reload(&Reload::default()).await {
-                    Ok(applied) => info!(generation = applied.generation, "SIGHUP: reloaded"),
+                _ = self.hangup.recv() => match agent.reload(Reload::default()).await {
+                    Ok(Changed { done, .. }) => info!(generation = done.generation, "SIGHUP: reloaded"),
                     Err(ChangeError::Policy(problem)) => {
                         error!("SIGHUP: {problem}: the policy before it stays in force");
                     }

@@ -13,9 +13,13 @@ use super::{
     reading::Reader,
     watch::Watched,
 };
-use crate::api::{
-    Counter, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus,
+use crate::{
+    api::{Counter, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus},
+    policy::untrusted::quoted,
 };
+
+/// How many characters of what a client said are shown.
+const MAX_SHOWN: usize = 256;
 
 /// What `--watch --json` prints in each line.
 #[derive(Serialize)]
@@ -110,6 +114,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         modes,
         trial,
         docker,
+        warnings,
         not_kept,
     } = status;
     writeln!(text, "guard {version} is {}", headline(status))?;
@@ -129,11 +134,14 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         path,
         until,
         back_to,
+        by,
+        process,
     }) = trial
     {
         writeln!(
             text,
-            "trial      {path} until {until:.0}, then back to {back_to}: `guard confirm` keeps it"
+            "trial      {path}{} until {until:.0}, then back to {back_to}: `guard confirm` keeps it",
+            made_by(by.as_deref(), *process)
         )?;
     }
     for ModeStatus {
@@ -141,16 +149,21 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         mode,
         since,
         by,
+        process,
+        claimed_by,
     } in modes
     {
         let whose = service.as_deref().unwrap_or("host");
-        let by = by.as_ref().map(|by| format!(" by {by}"));
+        let by = made_by(by.as_deref(), *process);
+        let claimed = claimed_by.as_ref();
+        let claimed =
+            claimed.map(|name| format!(" (the client names {})", quoted(name, MAX_SHOWN)));
         let option = service.as_ref().map(|name| format!(" --service {name}"));
         writeln!(
             text,
-            "mode       {whose}: {mode} since {since:.0}{}, whatever the policy says: `guard mode \
+            "mode       {whose}: {mode} since {since:.0}{by}{}, whatever the policy says: `guard mode \
              policy{}` ends it",
-            by.unwrap_or_default(),
+            claimed.unwrap_or_default(),
             option.unwrap_or_default()
         )?;
     }
@@ -191,10 +204,22 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         }
         None => writeln!(text, "docker     nobody asks it without an agent")?,
     }
+    for warning in warnings {
+        writeln!(text, "warning    {warning}")?;
+    }
     if let Some(not_kept) = not_kept {
         writeln!(text, "state      LOST AT THE NEXT START: {not_kept}")?;
     }
     Ok(text)
+}
+
+/// ` by root, process 4711`: as the kernel says.
+fn made_by(user: Option<&str>, process: Option<u32>) -> String {
+    match (user, process) {
+        (Some(user), Some(process)) => format!(" by {user}, process {process}"),
+        (Some(user), None) => format!(" by {user}"),
+        (None, _) => String::new(),
+    }
 }
 
 fn describe_docker(docker: &DockerStatus) -> String {

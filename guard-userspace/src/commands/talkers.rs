@@ -80,25 +80,6 @@ impl By {
     }
 }
 
-impl Talker {
-    /// `198.51.100.7 office`.
-    pub fn who(&self) -> String {
-        match &self.name {
-            Some(name) => format!("{} {name}", self.source),
-            None => self.source.to_string(),
-        }
-    }
-
-    /// Why the last of its packets that was dropped was: `packet_limit at web`.
-    pub fn why(&self) -> Option<String> {
-        let reason = self.reason.as_ref()?;
-        Some(match &self.service {
-            Some(service) => format!("{reason} at {service}"),
-            None => reason.clone(),
-        })
-    }
-}
-
 fn table(talkers: &[Metered<Talker>]) -> Table {
     let is_metered = talkers.iter().any(|talker| talker.rate.is_some());
     let mut table = aligned(

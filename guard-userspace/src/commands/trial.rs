@@ -5,7 +5,9 @@ use std::{fs, path::PathBuf};
 use clap::Args;
 use jiff::SignedDuration;
 
-use super::{Failure, Forced, Output, entries::parse_duration, print, print_json, read_policy};
+use super::{
+    Failure, Forced, Output, entries::parse_duration, one_line, print, print_json, read_policy,
+};
 use crate::{
     api::{Applied, NewTrial, client::Client},
     operator::ssh_session,
@@ -38,7 +40,7 @@ impl Try {
         let text = fs::read_to_string(&file).map_err(anyhow::Error::from)?;
         let path = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
         let request = NewTrial {
-            path: path.display().to_string(),
+            path: one_line("the policy file's name", path.display().to_string())?,
             text,
             seconds: u64::try_from(lasts.as_secs()).unwrap_or_default(),
             operator: ssh_session(),

@@ -29,8 +29,9 @@ pub async fn examine(name: &str, known: &Known<'_>, netlink: &Netlink) -> Vec<Fi
     let status = known.status.as_ref().ok();
     let mut guarded = status.into_iter().flat_map(|status| &status.interfaces);
     let guarded = guarded.find(|interface| interface.name == name);
+    let above = netlink.xdp_above(name).await.unwrap_or_default();
     let mut findings = vec![
-        program(xdp, guarded),
+        program(xdp, guarded, above),
         driver(name),
         mtu(netlink.mtu(name).await.ok().flatten(), xdp),
         queues(name),
@@ -48,7 +49,21 @@ pub async fn examine(name: &str, known: &Known<'_>, netlink: &Netlink) -> Vec<Fi
         .collect()
 }
 
-fn program(xdp: Option<XdpState>, guarded: Option<&InterfaceStatus>) -> Finding {
+fn program(
+    xdp: Option<XdpState>,
+    guarded: Option<&InterfaceStatus>,
+    above: Option<(String, XdpState)>,
+) -> Finding {
+    // It hinders what is to be attached, and not what is.
+    if let (None, Some((above, XdpState { program_id, .. }))) = (xdp, above) {
+        return Finding::failure(
+            "xdp",
+            format!(
+                "{above} stands on it and has an XDP program, {program_id}: the kernel takes none below"
+            ),
+            format!("`ip link set dev {above} xdp off` removes it"),
+        );
+    }
     match (xdp, guarded) {
         (Some(XdpState { native, .. }), Some(guarded)) if guarded.attached => {
             if native {
@@ -212,16 +227,19 @@ mod tests {
                 native,
             })
         };
-        for (xdp, guarded, health) in [
-            (xdp(true), Some(guarded(true)), Health::Ok),
-            (xdp(false), Some(guarded(true)), Health::Warning),
-            (None, Some(guarded(false)), Health::Failure),
-            (xdp(true), Some(guarded(false)), Health::Failure),
-            (xdp(true), None, Health::Failure),
-            (None, None, Health::Ok),
+        let above = |native| Some(("br0".to_owned(), xdp(native)?));
+        for (xdp, guarded, above, health) in [
+            (xdp(true), Some(guarded(true)), None, Health::Ok),
+            (xdp(false), Some(guarded(true)), None, Health::Warning),
+            (None, Some(guarded(false)), None, Health::Failure),
+            (xdp(true), Some(guarded(false)), None, Health::Failure),
+            (xdp(true), None, None, Health::Failure),
+            (None, None, None, Health::Ok),
+            (None, None, above(false), Health::Failure),
+            (xdp(true), Some(guarded(true)), above(false), Health::Ok),
         ] {
             assert_eq!(
-                program(xdp, guarded.as_ref()).health,
+                program(xdp, guarded.as_ref(), above).health,
                 health,
                 "{xdp:?} {guarded:?}"
             );

@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::Finding;
-use crate::{dataplane::pins, host};
+use crate::{
+    dataplane::{self, pins},
+    host,
+};
 
 /// `bpf_xdp_get_buff_len`, multi-buffer XDP.
 const OLDEST: (u32, u32) = (5, 18);
@@ -73,7 +76,7 @@ fn bpffs(folder: &Path) -> Finding {
 }
 
 fn capabilities() -> Finding {
-    match host::require_capabilities() {
+    match dataplane::require_capabilities() {
         Ok(()) => Finding::ok("capabilities", "this user may load and attach programs"),
         Err(_) => Finding::warning(
             "capabilities",

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use guard_common::layout::PortProtocol;
 use jiff::Timestamp;
 
 use super::Finding;
 use crate::{
     api::Status,
     docker, host,
-    policy::{Policy, PolicyError},
+    policy::{Policy, PolicyError, PublishedPort},
 };
 
 pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> Finding {
@@ -80,8 +81,9 @@ pub fn local_ports(status: &Result<Status, String>) -> Finding {
     let published = docker.into_iter().flat_map(|docker| &docker.published);
     let inside: Vec<&str> = published
         .filter(|port| {
-            let number = port.strip_prefix("tcp/").and_then(|port| port.parse().ok());
-            number.is_some_and(|number| range.contains(&number))
+            let ports = PublishedPort::parse(port).unwrap_or_default();
+            let mut ports = ports.iter();
+            ports.any(|port| port.protocol == PortProtocol::Tcp && range.contains(&port.port))
         })
         .map(String::as_str)
         .collect();

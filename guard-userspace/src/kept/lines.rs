@@ -2,14 +2,12 @@
 
 use std::{collections::BTreeMap, io::BufRead as _};
 
-use guard_common::exposure::NetworkKind;
+use guard_common::{address::Family, exposure::NetworkKind};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangedMode, Kept, KeptPolicy, Modes, Trial};
-use crate::policy::{
-    ContainerNetwork, Containers, Entry, Labelled, Ports, PublishedFamily, PublishedPort,
-};
+use super::{ChangedMode, Kept, KeptPolicy, KnownContainers, Modes, Trial};
+use crate::policy::{ContainerNetwork, Containers, Entry, Labelled, PublishedPort};
 
 /// Of the format. A file with another one is set aside.
 const VERSION: u32 = 1;
@@ -32,9 +30,16 @@ pub enum Line {
         service: Option<String>,
         changed: ChangedMode,
     },
-    /// Docker has said what follows.
-    Docker,
+    /// A Docker daemon has said what follows.
+    Docker {
+        // Left out where they are unknown: a guard before this one reads the line as it wrote it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        socket: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        daemon: Option<String>,
+    },
     Published {
+        /// With its address, if it is published on one alone.
         port: String,
         ipv6: bool,
     },
@@ -93,12 +98,18 @@ impl Kept {
         });
         lines.extend(services);
         lines.extend(entries.into_iter().map(|entry| Line::Entry { entry }));
-        lines.extend(containers.is_some().then_some(Line::Docker));
-        let Containers {
-            published,
-            networks,
-            labelled,
+        let is_known = containers.is_some();
+        let KnownContainers {
+            socket,
+            daemon,
+            containers:
+                Containers {
+                    published,
+                    networks,
+                    labelled,
+                },
         } = containers.unwrap_or_default();
+        lines.extend(is_known.then_some(Line::Docker { socket, daemon }));
         lines.extend(published.iter().map(|port| {
             let (port, ipv6) = write_port(port);
             Line::Published { port, ipv6 }
@@ -126,6 +137,10 @@ impl Kept {
         lines
     }
 
+    fn known(&mut self) -> &mut Containers {
+        &mut self.containers.get_or_insert_default().containers
+    }
+
     fn add(&mut self, line: Line) -> Result<(), String> {
         match line {
             Line::Guard { version: VERSION } | Line::End { .. } => {}
@@ -147,12 +162,14 @@ impl Kept {
             } => {
                 self.modes.services.insert(name, changed);
             }
-            Line::Docker => {
-                self.containers.get_or_insert_default();
+            Line::Docker { socket, daemon } => {
+                let known = self.containers.get_or_insert_default();
+                known.socket = socket;
+                known.daemon = daemon;
             }
             Line::Published { port, ipv6 } => {
                 let port = read_port(&port, ipv6)?;
-                self.containers.get_or_insert_default().published.push(port);
+                self.known().published.push(port);
             }
             Line::Labelled {
                 container,
@@ -165,17 +182,13 @@ impl Kept {
                     published: published.collect::<Result<_, _>>()?,
                     labels,
                 };
-                self.containers
-                    .get_or_insert_default()
-                    .labelled
-                    .push(labelled);
+                self.known().labelled.push(labelled);
             }
             Line::Network {
                 prefix,
                 masqueraded,
             } => {
-                let containers = self.containers.get_or_insert_default();
-                containers.networks.push(ContainerNetwork {
+                self.known().networks.push(ContainerNetwork {
                     prefix: prefix.trunc(),
                     kind: if masqueraded {
                         NetworkKind::Masqueraded
@@ -194,20 +207,16 @@ impl Kept {
 }
 
 fn write_port(port: &PublishedPort) -> (String, bool) {
-    (port.to_string(), port.family == PublishedFamily::Ipv6)
+    (port.to_string(), port.at.family() == Family::Ipv6)
 }
 
 fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
-    match port.parse::<Ports>()? {
-        Ports::Range { protocol, ports } if ports.start() == ports.end() => Ok(PublishedPort {
-            protocol,
-            port: *ports.start(),
-            family: if ipv6 {
-                PublishedFamily::Ipv6
-            } else {
-                PublishedFamily::Ipv4
-            },
-        }),
+    let family = if ipv6 { Family::Ipv6 } else { Family::Ipv4 };
+    // Without an address it is published on every one of both families.
+    let mut ports = PublishedPort::parse(port)?;
+    ports.retain(|port| port.at.family() == family);
+    match ports[..] {
+        [port] => Ok(port),
         _ => Err(format!("{port} is no single port")),
     }
 }

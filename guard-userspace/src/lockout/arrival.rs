@@ -95,7 +95,7 @@ impl Arrivals {
                 let is_itself = link.index == index;
                 is_port
                     .then_some(link.index)
-                    .or(link.below.filter(|_| is_itself))
+                    .or(link.lower.filter(|_| is_itself))
             }));
         }
         false
@@ -108,11 +108,10 @@ mod tests {
 
     #[test]
     fn a_vlan_and_a_bridge_lead_to_what_they_stand_on_and_a_vpn_does_not() {
-        let link = |index, below, controller| Link {
-            index,
-            name: format!("link{index}"),
-            below,
+        let link = |index, lower, controller| Link {
+            lower,
             controller,
+            ..Link::ethernet(index, format!("link{index}"))
         };
         let mut arrivals = Arrivals {
             links: vec![

@@ -8,7 +8,7 @@ pub(crate) mod arrival;
 mod remedy;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -29,6 +29,7 @@ use crate::{
     host::{self, Netlink},
     operator::SshSession,
     policy::{Action, Budgets, Containers, Entry, Limit, Policy, Ports, Service},
+    privileges,
     sessions::{self, Session},
 };
 
@@ -124,12 +125,36 @@ pub async fn of_host(
     netlink: &Netlink,
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
-    let sessions = tokio::task::spawn_blocking(sessions::inbound).await?;
+    let sessions = privileges::spawn_blocking(sessions::inbound).await?;
     // The operator's own way in is known without them.
     let sessions = sessions.unwrap_or_else(|error| {
         warn!("open sessions cannot be held against the policy: {error}");
         Vec::new()
     });
+    hold(policy, containers, entries, netlink, &sessions, operator).await
+}
+
+/// The same for the sessions to these local ports, whether a socket of this host still listens there or not: a
+/// container may have taken the port over.
+pub async fn at_ports(
+    policy: &Policy,
+    containers: &Containers,
+    entries: &[Entry],
+    netlink: &Netlink,
+    ports: BTreeSet<u16>,
+) -> Result<Lockout> {
+    let sessions = privileges::spawn_blocking(move || sessions::at_ports(&ports)).await??;
+    hold(policy, containers, entries, netlink, &sessions, None).await
+}
+
+async fn hold(
+    policy: &Policy,
+    containers: &Containers,
+    entries: &[Entry],
+    netlink: &Netlink,
+    sessions: &[Session],
+    operator: Option<SshSession>,
+) -> Result<Lockout> {
     let own = netlink.addresses().await;
     let own = own.context("this host's addresses cannot be read")?;
     let situation = Situation {
@@ -141,7 +166,7 @@ pub async fn of_host(
         own: &own,
         entries,
     };
-    let mut lockout = judge(&situation, &sessions, operator)?;
+    let mut lockout = judge(&situation, sessions, operator)?;
     Arrivals::new(policy, netlink)
         .await
         .context("this host's interfaces cannot be read")?

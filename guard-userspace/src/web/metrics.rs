@@ -48,9 +48,9 @@ pub fn encode(
 struct Families(Vec<MetricFamily>);
 
 impl Families {
-    /// Of rows that differ in `would` alone, the sum: their reason tells a would-drop from a pass.
+    /// One series for each set of labels: what several rows count under the same labels is added up.
     fn count(&mut self, counters: &[Counter]) {
-        let mut sums: HashMap<[&str; 4], (u64, u64)> = HashMap::new();
+        let mut sums: HashMap<[&str; 5], (u64, u64)> = HashMap::new();
         let mut order = Vec::new();
         for counter in counters {
             let labels = [
@@ -58,6 +58,7 @@ impl Families {
                 counter.service.as_deref().unwrap_or_default(),
                 &counter.verdict,
                 &counter.reason,
+                counter.would.as_deref().unwrap_or_default(),
             ];
             let (packets, bytes) = sums.entry(labels).or_insert_with(|| {
                 order.push(labels);
@@ -66,12 +67,12 @@ impl Families {
             *packets += counter.packets;
             *bytes += counter.bytes;
         }
-        let names = ["interface", "service", "verdict", "reason"];
+        let names = ["interface", "service", "verdict", "reason", "would"];
         for labels in order {
             let (packets, bytes) = sums.get(&labels).copied().unwrap_or_default();
             let labels: Vec<(&str, &str)> = names.into_iter().zip(labels).collect();
-            let help = "Packets by what became of them; of those that pass, a reason to drop is one for \
-                        which `enforce` would have dropped them.";
+            let help = "Packets by what became of them; `would` is `drop` for those that only the mode \
+                        kept from being dropped.";
             self.counter("guard_packets_total", help, &labels, packets);
             let help = "Bytes of frames by what became of them.";
             self.counter("guard_bytes_total", help, &labels, bytes);
@@ -210,4 +211,188 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
     let mut metric = Metric::default();
     metric.set_label(pairs.collect());
     metric
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use guard_common::reason::Reason;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn row(verdict: &str, would: Option<&str>, packets: u64) -> Counter {
+        Counter {
+            interface: "eth0".to_owned(),
+            service: Some("web".to_owned()),
+            verdict: verdict.to_owned(),
+            would: would.map(str::to_owned),
+            reason: "packet_limit".to_owned(),
+            packets,
+            bytes: packets * 60,
+        }
+    }
+
+    #[test]
+    fn what_would_be_dropped_is_a_series_of_its_own() {
+        let mut families = Families::default();
+        families.count(&[
+            row("drop", None, 1),
+            row("pass", Some("drop"), 20),
+            row("pass", Some("drop"), 300),
+        ]);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families.0, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let labels = "interface=\"eth0\",service=\"web\"";
+        for series in [
+            "verdict=\"drop\",reason=\"packet_limit\",would=\"\"} 1",
+            "verdict=\"pass\",reason=\"packet_limit\",would=\"drop\"} 320",
+        ] {
+            let series = format!("guard_packets_total{{{labels},{series}");
+            assert!(
+                text.lines().any(|line| line == series),
+                "{series} is not in\n{text}"
+            );
+        }
+    }
+
+    fn read(file: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    fn reasons() -> BTreeSet<String> {
+        let names = Reason::ALL.into_iter().map(Reason::name);
+        names.map(str::to_owned).collect()
+    }
+
+    /// What comes after `reason` and an operator, as PromQL and YAML have it: `reason="a"`,
+    /// `reason=~"a|b"`, `reason: a`.
+    fn named(text: &str) -> BTreeSet<String> {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut named = BTreeSet::new();
+        for (place, word) in text.match_indices("reason") {
+            let is_inside = text[..place].ends_with(is_word);
+            let rest = text[place + word.len()..].trim_start();
+            let value = rest.trim_start_matches(['=', '!', '~', ':']);
+            if is_inside || value.len() == rest.len() {
+                continue;
+            }
+            let value = value.trim_start().trim_start_matches(['\\', '"', '\'']);
+            let end = value.find(|c| !is_word(c) && c != '|');
+            let alternatives = value[..end.unwrap_or(value.len())].split('|');
+            named.extend(
+                alternatives
+                    .filter(|name| !name.is_empty())
+                    .map(str::to_owned),
+            );
+        }
+        named
+    }
+
+    #[test]
+    fn rules_dashboard_and_page_tell_drops_by_labels_and_list_no_reasons() {
+        assert_eq!(
+            named(r#"x{reason=~"a_b|c", y="d"} reason: e, by (reason) reason!=\"f\" reasons=1"#),
+            ["a_b", "c", "e", "f"].map(str::to_owned).into(),
+            "what is looked for is found"
+        );
+        let none = BTreeSet::new();
+        let rules = read("packaging/prometheus/guard.rules.yml");
+        assert_eq!(
+            named(&rules),
+            none,
+            "use verdict=\"drop\" or would=\"drop\""
+        );
+        let dashboard = read("packaging/grafana/guard.json");
+        assert_eq!(
+            named(&dashboard),
+            none,
+            "use verdict=\"drop\" or would=\"drop\""
+        );
+        for (file, text) in [
+            ("guard.rules.yml", rules.as_str()),
+            ("guard.json", &dashboard),
+            ("page.html", super::super::PAGE),
+        ] {
+            let words: BTreeSet<&str> = text
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .collect();
+            for reason in reasons() {
+                // Some are words of English as well, which nobody minds but in quotes.
+                let is_listed = if reason.contains('_') {
+                    words.contains(reason.as_str())
+                } else {
+                    ["\"", "'", "`", "|"]
+                        .iter()
+                        .any(|end| text.contains(&format!("{end}{reason}{end}")))
+                };
+                assert!(
+                    !is_listed,
+                    "{file} lists {reason}: a new reason would be missing"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_that_packaging_names_exists() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+        // The `reason` of a policy's source is for people.
+        let mut folders = vec![folder.join("prometheus"), folder.join("grafana")];
+        let mut all = BTreeSet::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let named = named(&fs::read_to_string(&path).unwrap());
+                let unknown: Vec<_> = named.difference(&reasons()).cloned().collect();
+                assert!(unknown.is_empty(), "{}: {unknown:?}", path.display());
+                all.extend(named);
+            }
+        }
+        assert!(
+            all.contains("packet_limit"),
+            "the rules' tests name some: {all:?}"
+        );
+    }
+
+    #[test]
+    fn the_table_of_reasons_has_every_reason_and_its_verdict() {
+        let text = read("docs/operations.md");
+        let table = text.split_once("\n## Reasons\n").unwrap().1;
+        let table = table.split("\n## ").next().unwrap();
+        let rows = table.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+            let name = cells.next()?.trim_end_matches('`').to_owned();
+            Some((name, cells.next()?.to_owned()))
+        });
+        let documented: Vec<(String, String)> = rows.collect();
+        let every = Reason::ALL.map(|reason| {
+            let verdict = reason.verdict().name();
+            (reason.name().to_owned(), verdict.to_owned())
+        });
+        assert_eq!(documented, every);
+    }
+
+    #[test]
+    fn every_metric_of_rules_and_dashboard_is_one_that_is_written() {
+        // What is recorded by a rule has a colon behind its prefix.
+        let source = include_str!("metrics.rs");
+        let of = |text: &str| -> BTreeSet<String> {
+            let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let names = words.filter(|word| word.starts_with("guard_"));
+            names.map(str::to_owned).collect()
+        };
+        let dashboard: Value = serde_json::from_str(&read("packaging/grafana/guard.json")).unwrap();
+        let rules = read("packaging/prometheus/guard.rules.yml");
+        for name in of(&dashboard.to_string()).union(&of(&rules)) {
+            assert!(source.contains(&format!("\"{name}\"")), "{name}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ pub mod metrics;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,18 +18,22 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, watch},
+    sync::watch,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{info, warn};
 
 use self::history::{History, Hour};
 use crate::{
-    agent::Agent,
+    agent::{Agent, Snapshot},
     api::{Counter, Status, Talker, listen},
     audit::host::{InForce, Report, Survey},
     host,
@@ -53,15 +57,14 @@ const CONTENT_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; st
 
 #[derive(Clone)]
 struct Served {
-    agent: Arc<Mutex<Agent>>,
+    agent: Agent,
     history: Arc<Mutex<History>>,
     exposure: Arc<Mutex<Option<Exposure>>>,
 }
 
-/// What is exposed, as `guard audit --json` tells it, and when it was found.
-#[derive(Clone)]
+/// A look at what is exposed, under way or over, and when it began.
 struct Exposure {
-    report: Value,
+    look: Shared<BoxFuture<'static, Result<Value, String>>>,
     at: Instant,
 }
 
@@ -69,14 +72,14 @@ struct Exposure {
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Serves at the address that the policy in force names, and at another when that changes. Never returns.
-pub async fn serve(agent: Arc<Mutex<Agent>>) {
-    let address = agent.lock().await.web_address();
+pub async fn serve(agent: Agent) {
+    let snapshots = agent.snapshots();
     let served = Served {
         agent,
         history: Arc::default(),
         exposure: Arc::default(),
     };
-    tokio::join!(remember(&served), listen_at(&served, address));
+    tokio::join!(remember(&served), listen_at(&served, snapshots));
 }
 
 async fn remember(served: &Served) {
@@ -84,36 +87,43 @@ async fn remember(served: &Served) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let counters = served.agent.lock().await.counters();
+        let counters = served.agent.counters().await;
         match counters {
-            Ok(counters) => served.history.lock().await.add(Timestamp::now(), &counters),
+            Ok(counters) => {
+                let mut history = served
+                    .history
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                history.add(Timestamp::now(), &counters);
+            }
             Err(error) => warn!("counters cannot be read: {error:#}"),
         }
     }
 }
 
-async fn listen_at(served: &Served, mut address: watch::Receiver<Option<SocketAddr>>) {
+async fn listen_at(served: &Served, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     loop {
-        let wanted = *address.borrow_and_update();
+        let wanted = snapshots.borrow_and_update().web();
         let Some(wanted) = wanted else {
-            if address.changed().await.is_err() {
+            if snapshots.changed().await.is_err() {
                 return;
             }
             continue;
         };
+        let is_another = |snapshot: &Arc<Snapshot>| snapshot.web() != Some(wanted);
         match TcpListener::bind(wanted).await {
             Ok(listener) => {
                 info!("metrics and the page are at http://{wanted}/");
                 tokio::select! {
                     () = listen::serve(listener, router(served.clone())) => {}
-                    _ = address.changed() => {}
+                    _ = snapshots.wait_for(is_another) => {}
                 }
             }
             Err(error) => {
                 warn!("nothing can be served at {wanted}: {error}");
                 tokio::select! {
                     () = sleep(TRY_AGAIN) => {}
-                    _ = address.changed() => {}
+                    _ = snapshots.wait_for(is_another) => {}
                 }
             }
         }
@@ -179,49 +189,71 @@ async fn page() -> Html<&'static str> {
 }
 
 async fn metrics(State(served): State<Served>) -> Result<Response, Failed> {
-    let agent = served.agent.lock().await;
-    let text = metrics::encode(&agent.status().await?, &agent.counters()?, agent.entries())?;
+    let agent = &served.agent;
+    let snapshot = agent.snapshot();
+    let text = metrics::encode(
+        &agent.status().await?,
+        &agent.counters().await?,
+        snapshot.entries(),
+    )?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 async fn status(State(served): State<Served>) -> Result<Json<Status>, Failed> {
-    Ok(Json(served.agent.lock().await.status().await?))
+    Ok(Json(served.agent.status().await?))
 }
 
 async fn counters(State(served): State<Served>) -> Result<Json<Vec<Counter>>, Failed> {
-    Ok(Json(served.agent.lock().await.counters()?))
+    Ok(Json(served.agent.counters().await?))
 }
 
 async fn talkers(State(served): State<Served>) -> Result<Json<Vec<Talker>>, Failed> {
-    Ok(Json(served.agent.lock().await.talkers()?))
+    Ok(Json(served.agent.talkers().await?))
 }
 
 async fn history(State(served): State<Served>) -> Json<Hour> {
-    Json(served.history.lock().await.hour())
+    let history = served
+        .history
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    Json(history.hour())
 }
 
 async fn exposure(State(served): State<Served>) -> Result<Json<Value>, Failed> {
-    // Whoever asks meanwhile waits for the same answer.
-    let mut known = served.exposure.lock().await;
-    if let Some(Exposure { report, at }) = &*known
-        && at.elapsed() < LOOK_AGAIN
-    {
-        return Ok(Json(report.clone()));
-    }
-    let (status, text) = {
-        let agent = served.agent.lock().await;
-        (agent.status().await?, agent.policy_text())
+    // Clients that ask meanwhile wait for the same look, and for no lock.
+    let look = {
+        let mut exposure = served
+            .exposure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*exposure {
+            Some(Exposure { look, at }) if at.elapsed() < LOOK_AGAIN => look.clone(),
+            _ => {
+                let look = look_at_exposure(served.agent.clone()).boxed().shared();
+                *exposure = Some(Exposure {
+                    look: look.clone(),
+                    at: Instant::now(),
+                });
+                look
+            }
+        }
     };
-    let tick_ns = host::tick_ns()?;
-    let in_force = InForce::answered(text, &status, Clock { tick_ns })?;
-    let survey = Survey::make(in_force.policy.docker_socket.clone()).await?;
-    let report = Report::new(survey, Some(in_force), Vec::new()).await?;
-    let report = serde_json::to_value(report)?;
-    *known = Some(Exposure {
-        report: report.clone(),
-        at: Instant::now(),
-    });
+    let report = look.await.map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(Json(report))
+}
+
+/// What `guard audit --json` tells. Its error is one line, since several clients get it.
+async fn look_at_exposure(agent: Agent) -> Result<Value, String> {
+    let look = async {
+        let status = agent.status().await?;
+        let text = agent.snapshot().policy_text();
+        let tick_ns = host::tick_ns()?;
+        let in_force = InForce::answered(text, &status, Clock { tick_ns })?;
+        let survey = Survey::make(in_force.policy.docker_socket.clone()).await?;
+        let report = Report::new(survey, Some(in_force), Vec::new()).await?;
+        Ok::<_, anyhow::Error>(serde_json::to_value(report)?)
+    };
+    look.await.map_err(|error| format!("{error:#}"))
 }
 
 struct Failed(anyhow::Error);

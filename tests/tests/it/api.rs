@@ -13,12 +13,12 @@ use std::{
 
 use jsonschema::Validator;
 use lab::{
-    guard::Guard,
+    guard::{Guard, output},
     process::{run, wait_for},
 };
 use serde_json::{Value, json};
 
-use crate::site::{OPEN_80, Site};
+use crate::site::{OPEN_80, Site, fails};
 
 fn connect(socket: &PathBuf) -> UnixStream {
     let stream = UnixStream::connect(socket).unwrap();
@@ -155,6 +155,114 @@ fn request(site: &Site, method: &str, resource: &str, body: Option<&Value>) -> (
     )
 }
 
+/// The same by user nobody, whom the socket's mode would keep out but for a power of root's.
+fn request_by_nobody(site: &Site, method: &str, resource: &str, body: &Value) -> (u16, Value) {
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid=nobody",
+        "--clear-groups",
+        "--inh-caps=+dac_override",
+    ]);
+    command.args(["--ambient-caps=+dac_override", "curl", "--silent"]);
+    command.args(["--write-out", "\n%{http_code}", "--request", method]);
+    command.arg("--unix-socket");
+    command.arg(site.lab.folder().join("guard.sock"));
+    // More than an argument may have.
+    command.args(["--json", "@-", &format!("http://guard{resource}")]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(body.to_string().as_bytes()).unwrap();
+    drop(stdin);
+    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let (body, code) = output.rsplit_once('\n').unwrap();
+    let answer = serde_json::from_str(body).unwrap_or_else(|_| Value::from(body));
+    (code.parse().unwrap(), answer)
+}
+
+#[test]
+fn who_changes_something_is_what_the_kernel_says_and_what_the_client_says_stands_beside_it() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let entry = |owner: &str, reason: &str| {
+        json!({"action": "deny", "prefix": "192.0.2.0/24", "service": null, "owner": owner,
+               "reason": reason, "seconds": 600, "operator": null})
+    };
+    let (code, entered) = request_by_nobody(
+        &site,
+        "POST",
+        "/v1/entries",
+        &entry("root", "mine, \"honest\""),
+    );
+    assert_eq!(code, 200, "{entered}");
+    let mode = json!({"service": "web", "mode": "observe", "by": "root", "operator": null});
+    let (code, answer) = request_by_nobody(&site, "POST", "/v1/mode", &mode);
+    assert_eq!(code, 200, "{answer}");
+    let policy = fs::read_to_string(site.lab.folder().join("guard.toml")).unwrap();
+    let trial = json!({"path": "tried.toml", "text": policy, "seconds": 60, "operator": null});
+    let (code, answer) = request_by_nobody(&site, "POST", "/v1/try", &trial);
+    assert_eq!(code, 200, "{answer}");
+
+    let list = guard.json("list").unwrap();
+    assert_eq!(list[0]["by"], "nobody", "{list}");
+    assert!(list[0]["process"].as_u64().unwrap() > 1, "{list}");
+    assert_eq!(list[0]["owner"], "root", "what it claims: {list}");
+    let list = guard.run(&["list"]).unwrap();
+    for words in ["nobody", "\"root\"", r#""mine, \"honest\"""#] {
+        assert!(list.contains(words), "{words} is not in {list}");
+    }
+    let status = guard.json("status").unwrap();
+    let mode = &status["modes"][0];
+    assert_eq!(mode["by"], "nobody", "{status}");
+    assert!(mode["process"].as_u64().unwrap() > 1, "{status}");
+    assert_eq!(mode["claimed_by"], "root", "{status}");
+    assert_eq!(status["trial"]["by"], "nobody", "{status}");
+    let status = guard.run(&["status"]).unwrap();
+    assert!(status.contains(" by nobody, process "), "{status}");
+    assert!(status.contains("(the client names \"root\")"), "{status}");
+    let log = guard.log();
+    let told = |words: [&str; 2]| {
+        let mut lines = log.lines();
+        lines.any(|line| words.iter().all(|word| line.contains(word)))
+    };
+    for what in ["entered", "mode changed", "a policy is on trial"] {
+        assert!(told([what, "by=\"nobody, process "]), "{what}: {log}");
+    }
+
+    // Nothing that would forge a line or fill a screen is taken.
+    let long = "x".repeat(100_000);
+    for (text, words) in [
+        ("a\n1 allow 0.0.0.0/0", "U+000A"),
+        ("\u{202e}toor", "U+202E"),
+        ("\u{1b}[2J", "U+001B"),
+        (&long, "100000 characters"),
+    ] {
+        let mode = json!({"service": null, "mode": "off", "by": text, "operator": null});
+        let trial = json!({"path": text, "text": "", "seconds": 60, "operator": null});
+        for (resource, key, body) in [
+            ("/v1/entries", "owner", &entry(text, "")),
+            ("/v1/entries", "reason", &entry("ana", text)),
+            ("/v1/mode", "by", &mode),
+            ("/v1/try", "path", &trial),
+        ] {
+            let (code, answer) = request_by_nobody(&site, "POST", resource, body);
+            assert_eq!(code, 400, "{resource}: {answer}");
+            let error = answer["error"].as_str().unwrap();
+            assert!(error.contains(key) && error.contains(words), "{error}");
+            assert!(error.len() < 400, "{error}");
+        }
+    }
+    let wrong = output(&site.lab, &["deny", "192.0.2.1", "--reason", "a\nb"]).unwrap();
+    fails(&wrong, 2, &["--reason", "U+000A"]);
+    let wrong = output(&site.lab, &["deny", "192.0.2.1", "--owner", &long]).unwrap();
+    fails(&wrong, 2, &["--owner", "100000 characters"]);
+    assert!(wrong.stderr.len() < 400);
+    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1);
+}
+
 /// The schema of an answer, with everything that it refers to.
 fn schema(document: &Value, method: &str, path: &str, code: &str) -> Validator {
     schema_of(document, method, path, code, "application/json")
@@ -184,6 +292,7 @@ fn the_server_is_as_its_openapi_document_says() {
     let reload = json!({"operator": null});
     let mut asked = BTreeSet::new();
     for (method, path, resource, body) in [
+        ("get", "/v1/openapi.json", "/v1/openapi.json", None),
         ("get", "/v1/status", "/v1/status", None),
         ("get", "/v1/policy", "/v1/policy", None),
         ("get", "/v1/counters", "/v1/counters", None),

@@ -17,6 +17,7 @@ use lab::{
     http::{Answer, get, get_with_login},
     process::{run, wait_for},
     proxy::{LOGIN, Proxy},
+    relay::{Mood, Relay},
     ssh::Ssh,
     topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
 };
@@ -425,6 +426,67 @@ fn docker_that_is_not_there_or_talks_nonsense_is_told_and_the_rest_is_audited() 
         assert!(report["docker"]["error"].as_str().unwrap().contains(socket));
         assert_eq!(endpoint(&report, "tcp", 9100)["finding"], true);
     }
+}
+
+#[test]
+fn what_the_agent_does_not_know_of_is_not_said_to_be_closed() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker.run_invoices("known", &["8000:8000"]).unwrap();
+    let relayed = lab.folder().join("relay.sock");
+    let relay = Relay::start(&relayed, docker.socket()).unwrap();
+    let relayed = relayed.display().to_string();
+    let guard = Guard::start(&lab, &policy("enforce", &relayed, "")).unwrap();
+    let own = socket(&docker);
+    let fate = |report: &Value, port| endpoint(report, "tcp", port)["policy"][0]["fate"].clone();
+    let reached = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+
+    // What the agent hears is what audit hears: all is closed.
+    let (code, report) = audit_json(&lab, &["--docker", &own]);
+    assert_eq!(
+        (code, fate(&report, 8000)),
+        (0, json!("closed")),
+        "{report:#}"
+    );
+
+    relay.set(Mood::Silent);
+    docker.run_invoices("unknown", &["8001:8000"]).unwrap();
+    wait_for(Duration::from_secs(10), || {
+        anyhow::ensure!(reached(8001) == OK, "{}", reached(8001));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(reached(8000), Answer::TimedOut);
+    let (code, report) = audit_json(&lab, &["--docker", &own]);
+    assert_eq!(code, 1, "{report:#}");
+    assert_eq!(report["docker"]["answered"], true, "{report:#}");
+    assert_eq!(fate(&report, 8000), "closed", "{report:#}");
+    assert_eq!(fate(&report, 8001), "not_guarded", "{report:#}");
+    assert_eq!(endpoint(&report, "tcp", 8001)["finding"], true);
+    let (_, text) = audit(&lab, &["--docker", &own]);
+    assert_says(
+        &text,
+        &[
+            "the agent does not know that containers publish tcp/8001",
+            "the agent does not know that a container publishes it",
+        ],
+    );
+
+    relay.set(Mood::Well);
+    docker.run_invoices("another", &["8002:8000"]).unwrap();
+    wait_for(Duration::from_secs(60), || {
+        let published = guard.json("status")?["docker"]["published"].clone();
+        let all = json!(["tcp/8000", "tcp/8001", "tcp/8002"]);
+        anyhow::ensure!(published == all, "{published}");
+        Ok(())
+    })
+    .unwrap();
+    let (code, report) = audit_json(&lab, &["--docker", &own]);
+    assert_eq!(
+        (code, fate(&report, 8001)),
+        (0, json!("closed")),
+        "{report:#}"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -436,6 +436,125 @@ fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first(
     }
 }
 
+/// Starts a container with labels, whose port 8000 is published at another.
+fn start_labelled(docker: &Docker, name: &str, port: u16, labels: &[&str]) {
+    let publish = format!("{port}:8000");
+    let labels = labels.iter().flat_map(|label| ["--label", label]);
+    let run = ["run", "--detach", "--name", name, "--publish", &publish];
+    let run: Vec<&str> = run.into_iter().chain(labels).chain([IMAGE]).collect();
+    docker.run(&run).unwrap();
+}
+
+#[test]
+fn a_denial_at_a_service_with_a_long_name_and_a_from_that_is_too_long_are_heeded() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let long = "s".repeat(60);
+    let open = format!("[[service]]\nname = \"{long}\"\nports = [\"tcp/8000-8010\"]\n");
+    let guard = Guard::start(&lab, &policy(docker.socket(), &open)).unwrap();
+    let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+    let eventually = |port, answer| {
+        wait_for(Duration::from_secs(10), || {
+            let found = ask(port);
+            anyhow::ensure!(found == answer, "{port}: {found:?}\n{}", guard.log());
+            Ok(())
+        })
+        .unwrap();
+    };
+    // Every second address, so that none can be merged; and one of them may come in.
+    let many: Vec<String> = (0..257)
+        .map(|n| format!("198.51.{}.{}", n / 128, 2 * n % 256 + 1))
+        .collect();
+    let many = format!("guard.from={},198.51.100.0/24", many.join(","));
+    let hostile = "guard.x\n\u{202e}forged=1";
+    start_labelled(&docker, "plain", 8000, &[]);
+    start_labelled(&docker, "greedy", 8001, &[&many, hostile]);
+    start_labelled(&docker, "modest", 8002, &["guard.from=192.0.2.0/24"]);
+    start_labelled(&docker, "website", 8003, &["guard.from=198.51.100.0/24"]);
+    eventually(8000, Answer::Status(200));
+    eventually(8001, Answer::TimedOut);
+    eventually(8002, Answer::TimedOut);
+    eventually(8003, Answer::Status(200));
+    let status = guard.json("status").unwrap();
+    let warnings = status["docker"]["warnings"].to_string();
+    assert!(
+        warnings.contains("container greedy: its ports are closed"),
+        "{warnings}"
+    );
+    let said = guard.run(&["status"]).unwrap() + &guard.log();
+    assert!(said.contains("u{202e}forged"), "{said}");
+    assert!(
+        !said.lines().any(|line| line.starts_with("forged")),
+        "{said}"
+    );
+    assert!(!said.contains('\u{202e}'), "{said}");
+
+    let user = USER_V4.to_string();
+    guard.run(&["deny", &user, "--service", &long]).unwrap();
+    assert_eq!(ask(8000), Answer::TimedOut);
+    assert_eq!(ask(8003), Answer::TimedOut, "what labels made of it");
+    guard.run(&["revoke", "1"]).unwrap();
+    assert_eq!(ask(8000), Answer::Status(200));
+    assert_eq!(ask(8003), Answer::Status(200));
+}
+
+#[test]
+fn containers_with_limits_that_come_and_go_refill_nobody_elses_budget() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let open = "[[service]]\nname = \"api\"\nports = [\"tcp/8000-8010\"]\n\
+                limit.connections = { rate = \"1/h\", burst = 30 }\n";
+    let guard = Guard::start(&lab, &policy(docker.socket(), open)).unwrap();
+    let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+    let exhaust = |port| {
+        let asked = (0..40).find(|_| ask(port) == Answer::TimedOut);
+        assert!(asked.is_some(), "{port} is not limited: {}", guard.log());
+    };
+    let limited = |service: &str| {
+        let facts = [
+            ("service", json!(service)),
+            ("reason", json!("connection_limit")),
+        ];
+        guard.packets(&facts).unwrap()
+    };
+    start_labelled(&docker, "plain", 8000, &[]);
+    exhaust(8000);
+    assert!(limited("api") > 0);
+    let few = "guard.limit.connections={ rate = \"1/h\", burst = 9 }";
+    for number in 0..4 {
+        let name = format!("limited-{number}");
+        // The second kind of budget takes another kind of array, and goes again.
+        let packets = "guard.limit.packets=1k/s";
+        let labels = if number % 2 == 1 {
+            &[few, packets][..]
+        } else {
+            &[few][..]
+        };
+        start_labelled(&docker, &name, 8001, labels);
+        let service = format!("api@{name}");
+        wait_for(Duration::from_secs(20), || {
+            ask(8001);
+            anyhow::ensure!(limited(&service) > 0, "{service}: {}", guard.log());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(ask(8000), Answer::TimedOut, "{name} came");
+        if number < 3 {
+            docker.remove(&name).unwrap();
+            wait_for(Duration::from_secs(10), || {
+                anyhow::ensure!(!published(&guard).contains(&"tcp/8001".to_owned()));
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(ask(8000), Answer::TimedOut, "{name} is gone");
+        }
+    }
+    guard.kill().unwrap();
+    let _guard = Guard::start_again(&lab).unwrap();
+    assert_eq!(ask(8000), Answer::TimedOut, "after a restart");
+    assert_eq!(ask(8001), Answer::TimedOut, "after a restart");
+}
+
 #[test]
 fn nothing_opens_while_the_agent_is_busy() {
     let lab = Lab::new().unwrap();
@@ -474,7 +593,10 @@ fn a_network_over_the_hosts_own_addresses_locks_nobody_out() {
         .unwrap();
     wait_for(Duration::from_secs(10), || {
         let log = guard.log();
-        anyhow::ensure!(log.contains("overlaps one of this host's own"), "{log}");
+        anyhow::ensure!(
+            log.contains("overlaps a network of this host's own"),
+            "{log}"
+        );
         Ok(())
     })
     .unwrap();
@@ -512,8 +634,63 @@ fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goe
     })
     .unwrap();
     // The next agent, which Docker does not answer, knows what was published before the trial.
-    let gone = policy(Path::new("/nonexistent.sock"), "");
+    let same = policy(docker.socket(), "");
     drop(docker);
-    let guard = Guard::start(&lab, &gone).unwrap();
+    let guard = Guard::start(&lab, &same).unwrap();
     assert!(published(&guard).contains(&"tcp/8000".to_owned()));
+}
+
+#[test]
+fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
+    const OTHER: &str = "203.0.113.11";
+    let lab = Lab::new().unwrap();
+    lab.host
+        .ip(&format!("address add {OTHER}/24 dev {INTERFACE}"))
+        .unwrap();
+    let other: IpAddr = OTHER.parse().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    // The host's own, which scope `containers` has nothing to do with.
+    let own = lab
+        .host
+        .enter(|| TcpListener::bind((HOST_V4, 8_008)))
+        .unwrap()
+        .unwrap();
+    let connects = || {
+        lab.internet
+            .enter(|| {
+                let to = SocketAddr::new(HOST_V4, 8_008);
+                TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok()
+            })
+            .unwrap()
+    };
+    let ask = || get(&lab, USER_V4, other, 8_008).unwrap();
+    let publish = format!("{OTHER}:8008:8000");
+    docker.run_invoices("web", &[&publish]).unwrap();
+    wait_for(Duration::from_secs(10), || {
+        anyhow::ensure!(ask() == Answer::Status(200), "{}", ask());
+        Ok(())
+    })
+    .unwrap();
+    docker.remove("web").unwrap();
+
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    for when in ["created while it runs", "created again"] {
+        docker.run_invoices("web", &[&publish]).unwrap();
+        assert_eq!(ask(), Answer::TimedOut, "{when}");
+        assert!(connects(), "{when}: {}", guard.log());
+        assert_eq!(published(&guard), [format!("{OTHER}:tcp/8008")]);
+        docker.remove("web").unwrap();
+        wait_for(Duration::from_secs(5), || {
+            anyhow::ensure!(ask() == Answer::Refused, "{when}: {}", ask());
+            Ok(())
+        })
+        .unwrap();
+    }
+    // Known from the start.
+    docker.run_invoices("web", &[&publish]).unwrap();
+    guard.remove().unwrap();
+    let _guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    assert_eq!(ask(), Answer::TimedOut);
+    assert!(connects());
+    drop(own);
 }

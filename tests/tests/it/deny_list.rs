@@ -94,6 +94,8 @@ impl Changing {
             service: None,
             owner: None,
             reason: None,
+            by: None,
+            process: None,
             created: now.world,
             expires: lasts.map(|lasts| now.world + lasts),
         });

@@ -76,7 +76,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
         published: vec![guard::policy::PublishedPort {
             protocol: guard_common::layout::PortProtocol::Udp,
             port: 9_000,
-            family: guard::policy::PublishedFamily::Ipv4,
+            at: guard::policy::PublishedAt::EveryIpv4,
         }],
         networks: [
             ("10.50.0.0/16", NetworkKind::Routed),

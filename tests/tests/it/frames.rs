@@ -126,6 +126,17 @@ pub fn igmp(group: [u8; 4]) -> Vec<u8> {
     patched(&frame, IPV4_AT + 16, &group)
 }
 
+/// The frame, sent to another address of the host.
+pub fn to_v4(frame: &[u8], address: &str) -> Vec<u8> {
+    let address: Ipv4Addr = address.parse().unwrap();
+    patched(frame, IPV4_AT + 16, &address.octets())
+}
+
+pub fn to_v6(frame: &[u8], address: &str) -> Vec<u8> {
+    let address: Ipv6Addr = address.parse().unwrap();
+    patched(frame, IPV6_AT + 24, &address.octets())
+}
+
 pub fn tcp_v4(port: u16, flags: u8) -> Vec<u8> {
     ipv4(CLIENT_V4, protocol::TCP, &tcp(port, flags, &[]))
 }

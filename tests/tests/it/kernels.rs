@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guard::policy::{ContainerNetwork, Containers, PublishedFamily, PublishedPort};
+use guard::policy::{ContainerNetwork, Containers, PublishedAt, PublishedPort};
 use guard_common::{exposure::NetworkKind, layout::PortProtocol};
 use lab::{
     guard::binary,
@@ -87,11 +87,11 @@ const TESTS: [&str; 6] = [
 #[test]
 fn a_policy_of_everything_is_loaded() {
     let containers = Containers {
-        published: [PublishedFamily::Ipv4, PublishedFamily::Ipv6]
-            .map(|family| PublishedPort {
+        published: PublishedAt::EVERYWHERE
+            .map(|at| PublishedPort {
                 protocol: PortProtocol::Tcp,
                 port: 8000,
-                family,
+                at,
             })
             .into(),
         networks: [

@@ -13,6 +13,7 @@ use std::{
 use anyhow::ensure;
 use lab::{
     guard::{Guard, binary, output, whereabouts, write_policy},
+    http::get,
     process::{run, wait_for},
     ssh::Ssh,
     topology::{HOST_V4, INTERFACE, Lab, USER_V4, USER_V6},
@@ -153,6 +154,61 @@ fn a_budget_is_not_refilled_by_a_reload_or_a_restart() {
     guard.kill().unwrap();
     let _guard = Guard::start_again(&site.lab).unwrap();
     assert_eq!(site.ask(), CLOSED, "after a restart");
+}
+
+#[test]
+fn numbers_of_services_that_are_gone_are_used_again_and_nobody_else_loses_anything() {
+    let site = Site::new();
+    // What limits keeps its cells: no others have any.
+    let web = format!("{OPEN_80}limit.connections = {{ rate = \"1/h\", burst = 2 }}\n");
+    let batch = |name: &str| {
+        let services = (0..1_000).map(|n| {
+            let port = 1_000 + n;
+            format!("[[service]]\nname = \"{name}{n}\"\nports = [\"tcp/{port}\"]\nfrom = [\"192.0.2.0/24\"]\n")
+        });
+        web.clone() + &services.collect::<String>()
+    };
+    let knock = || get(&site.lab, USER_V4, HOST_V4, 1_000).unwrap();
+    let of_batch = |guard: &Guard, name: &str| {
+        guard
+            .packets(&[("service", json!(format!("{name}0")))])
+            .unwrap()
+    };
+    let guard = site.start("enforce", &batch("a"));
+    assert_eq!((site.ask(), site.ask(), site.ask()), (OPEN, OPEN, CLOSED));
+    assert_eq!(knock(), CLOSED);
+    assert!(of_batch(&guard, "a") > 0);
+    let counted = |guard: &Guard| guard.packets(&[("service", json!("web"))]).unwrap();
+    let before = counted(&guard);
+    for name in ["b", "c"] {
+        site.write("enforce", &batch(name));
+        guard.run(&["reload"]).unwrap();
+        assert_eq!(site.ask(), CLOSED, "its budget goes on at {name}");
+        assert!(counted(&guard) > before, "its counters go on at {name}");
+    }
+    assert_eq!(
+        of_batch(&guard, "c"),
+        0,
+        "c0 has the number of a0 or another of them"
+    );
+    let all = guard.json("counters").unwrap();
+    let of_c = |row: &Value| {
+        row["service"]
+            .as_str()
+            .is_some_and(|name| name.starts_with('c'))
+    };
+    assert!(!all.as_array().unwrap().iter().any(of_c), "{all}");
+    assert_eq!(knock(), CLOSED);
+    assert!(of_batch(&guard, "c") > 0);
+    let log = guard.log();
+    assert!(
+        log.contains("are used again") && log.contains(" more"),
+        "{log}"
+    );
+    guard.kill().unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert!(of_batch(&guard, "c") > 0, "after a restart");
+    assert_eq!(site.ask(), CLOSED);
 }
 
 #[test]

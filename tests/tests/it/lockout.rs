@@ -630,6 +630,8 @@ fn what_operators_have_entered_is_judged_too() {
         service: service.map(str::to_owned),
         owner: None,
         reason: None,
+        by: None,
+        process: None,
         created: "2026-01-01T00:00:00Z".parse().unwrap(),
         expires: None,
     };

@@ -1,7 +1,7 @@
 //! What goes wrong around a guard that runs: hands that are quicker than thought, full disks, interfaces
 //! that somebody else holds.
 
-use std::{fs, thread, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, thread, time::Duration};
 
 use lab::{
     guard::{Guard, binary, output, whereabouts, write_policy},
@@ -61,6 +61,68 @@ fn a_start_that_one_interface_refuses_changes_nothing_on_the_other() {
     fails(&refused, 1, &["second already has an XDP program"]);
     assert_eq!(site.attached(), "");
     assert_eq!(site.ask(), OPEN);
+}
+
+#[test]
+fn a_reload_that_a_second_interface_refuses_changes_nothing_and_reads_go_on() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let foreign = site.keep_program(&guard);
+    let host = &site.lab.host;
+    let peer = site.lab.internet.name();
+    let link = format!("link add second type veth peer name lan.7 netns {peer}");
+    host.ip(&link).unwrap();
+    host.ip("link set second up").unwrap();
+    site.put_foreign("second", &foreign);
+    let facts = || {
+        let status = guard.json("status").unwrap();
+        let ways = ["interfaces", "policy", "mode", "enforcing"];
+        (
+            site.attached(),
+            pinned(&site),
+            ways.map(|way| status[way].clone()),
+        )
+    };
+    let before = facts();
+    let both = format!("[\"{INTERFACE}\", \"second\"]");
+    let both = policy("enforce", OPEN_80).replace(&format!("[\"{INTERFACE}\"]"), &both);
+    write_policy(&site.lab, &both).unwrap();
+    for _ in 0..2 {
+        let refused = output(&site.lab, &["reload"]).unwrap();
+        fails(&refused, 1, &["second already has an XDP program"]);
+        assert_eq!(facts(), before);
+        let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        assert!(guard.packets(&[("verdict", json!("drop"))]).unwrap() > dropped);
+        guard.json("talkers").unwrap();
+        let source = USER_V4.to_string();
+        guard
+            .run(&["explain", "--from", &source, "--to", "80/tcp"])
+            .unwrap();
+    }
+    // Changes go on as well.
+    guard.run(&["mode", "observe"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    host.ip("link set dev second xdp off").unwrap();
+    guard.run(&["reload"]).unwrap();
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["interfaces"][1]["attached"], true, "{status}");
+}
+
+/// What is pinned for each interface.
+fn pinned(site: &Site) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![site.lab.pins()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path.clone());
+            }
+            found.insert(path);
+        }
+    }
+    found
 }
 
 #[test]

@@ -61,6 +61,7 @@ fn a_fresh_debian_takes_the_package_and_after_a_purge_no_file_is_left() {
     for file in [
         "etc/guard/guard.toml",
         "usr/bin/guard",
+        "usr/bin/guard-compose",
         "usr/lib/systemd/system/guard.service",
         "usr/share/bash-completion/completions/guard",
         "usr/share/fish/vendor_completions.d/guard.fish",

@@ -1,6 +1,6 @@
 //! One table: a packet, and the verdict, reason and counter that it must get.
 
-use guard::policy::{PublishedFamily, PublishedPort};
+use guard::policy::{PublishedAt, PublishedPort};
 use guard_common::{
     layout::PortProtocol,
     reason::Reason::{self, *},
@@ -39,13 +39,8 @@ const SERVICES: &str = r#"
 "#;
 
 fn published() -> Vec<PublishedPort> {
-    let both = |protocol, port| {
-        [PublishedFamily::Ipv4, PublishedFamily::Ipv6].map(|family| PublishedPort {
-            protocol,
-            port,
-            family,
-        })
-    };
+    let both =
+        |protocol, port| PublishedAt::EVERYWHERE.map(|at| PublishedPort { protocol, port, at });
     let mut published = Vec::new();
     for port in [8000, 5432, 40_000, 7005] {
         published.extend(both(PortProtocol::Tcp, port));
@@ -56,7 +51,7 @@ fn published() -> Vec<PublishedPort> {
     published.push(PublishedPort {
         protocol: PortProtocol::Tcp,
         port: 8080,
-        family: PublishedFamily::Ipv4,
+        at: PublishedAt::EveryIpv4,
     });
     published
 }
@@ -716,6 +711,210 @@ fn the_longest_packets_are_judged_and_counted_to_the_last_byte_and_replayed() {
         judge.assert(what, cut_off, &because(None, Malformed));
         assert_eq!(simulation.reason(&frame), ClosedPort, "{what}, replayed");
         assert_eq!(simulation.reason(cut_off), Malformed, "{what}, replayed");
+    }
+}
+
+/// What is published on 203.0.113.11 and 2001:db8:113::11 alone, and services that meet it there and on .10.
+#[test]
+fn what_is_published_on_one_address_is_closed_there_and_nowhere_else() {
+    const SERVICES: &str = r#"
+        [docker]
+        socket = ""
+        [[service]]
+        name = "web"
+        ports = ["tcp/443"]
+        address = "203.0.113.10"
+        [[service]]
+        name = "database"
+        ports = ["tcp/5432", "udp/5432"]
+        address = "203.0.113.11"
+        from = ["198.51.100.0/24"]
+        [[service]]
+        name = "mail"
+        ports = ["tcp/25"]
+        from = ["2001:db8:51::/48"]
+    "#;
+    let published: Vec<PublishedPort> = [
+        "203.0.113.11:tcp/443",
+        "203.0.113.11:tcp/22",
+        "203.0.113.11:tcp/5432",
+        "203.0.113.11:udp/5432",
+        "203.0.113.11:tcp/40001",
+        "203.0.113.11:udp/9000",
+        "203.0.113.11:sctp/9899",
+        "203.0.113.11:tcp/25",
+        "[2001:db8:113::11]:tcp/443",
+        "[2001:db8:113::11]:tcp/25",
+        "0.0.0.0:tcp/8080",
+        "203.0.113.11:tcp/8080",
+    ]
+    .iter()
+    .flat_map(|text| PublishedPort::parse(text).unwrap())
+    .collect();
+    let on_v4 = |end: u8, frame: &[u8]| to_v4(frame, &format!("203.0.113.{end}"));
+    let on_v6 = |end: u8, frame: &[u8]| to_v6(frame, &format!("2001:db8:113::{end}"));
+    let other = |flags| ipv4(OTHER_V4, protocol::TCP, &tcp(5432, flags, &[]));
+    let (web, database, mail) = (Some("web"), Some("database"), Some("mail"));
+    let rows = [
+        same(
+            "closed on .11",
+            on_v4(11, &tcp_v4(443, SYN)),
+            None,
+            ClosedPort,
+        ),
+        same(
+            "a later segment on .11",
+            on_v4(11, &tcp_v4(443, ACK)),
+            None,
+            ClosedPort,
+        ),
+        same(
+            "a service on .10",
+            on_v4(10, &tcp_v4(443, SYN)),
+            web,
+            Allowed,
+        ),
+        by_scope(
+            "on .12",
+            on_v4(12, &tcp_v4(443, SYN)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "closed on ::11",
+            on_v6(11, &tcp_v6(443, SYN)),
+            None,
+            ClosedPort,
+        ),
+        by_scope(
+            "on ::10",
+            on_v6(10, &tcp_v6(443, SYN)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "no service on .11",
+            on_v4(11, &tcp_v4(22, SYN)),
+            None,
+            ClosedPort,
+        ),
+        by_scope(
+            "the host's own on .10",
+            on_v4(10, &tcp_v4(22, SYN)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        by_scope(
+            "a session of the host's own on .10",
+            on_v4(10, &tcp_v4(22, ACK)),
+            NotGuarded,
+            Established,
+        ),
+        by_scope(
+            "of the other family",
+            on_v6(11, &tcp_v6(22, SYN)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "with a service, its source",
+            on_v4(11, &tcp_v4(5432, SYN)),
+            database,
+            Allowed,
+        ),
+        same(
+            "with a service, another",
+            on_v4(11, &other(SYN)),
+            database,
+            SourceNotAllowed,
+        ),
+        same(
+            "with a service, another's later segment",
+            on_v4(11, &other(ACK)),
+            database,
+            SourceNotAllowed,
+        ),
+        by_scope(
+            "beside it",
+            on_v4(10, &tcp_v4(5432, SYN)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "with a service on every address, on ::11",
+            on_v6(11, &tcp_v6(25, SYN)),
+            mail,
+            Allowed,
+        ),
+        same(
+            "with a service on every address, another's later segment on .11",
+            on_v4(11, &tcp_v4(25, ACK)),
+            mail,
+            SourceNotAllowed,
+        ),
+        same(
+            "with a service on every address, another's later segment on .10",
+            on_v4(10, &tcp_v4(25, ACK)),
+            mail,
+            Established,
+        ),
+        same(
+            "local range, attempt",
+            on_v4(11, &tcp_v4(40_001, SYN)),
+            None,
+            ClosedPort,
+        ),
+        same(
+            "local range, segment",
+            on_v4(11, &tcp_v4(40_001, ACK)),
+            None,
+            Established,
+        ),
+        by_scope(
+            "local range beside it",
+            on_v4(10, &tcp_v4(40_001, SYN)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same("UDP", on_v4(11, &udp_v4(9000)), None, ClosedPort),
+        by_scope(
+            "UDP beside it",
+            on_v4(10, &udp_v4(9000)),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "SCTP",
+            on_v4(11, &ipv4(CLIENT_V4, protocol::SCTP, &sctp(9899))),
+            None,
+            ClosedPort,
+        ),
+        by_scope(
+            "SCTP beside it",
+            on_v4(10, &ipv4(CLIENT_V4, protocol::SCTP, &sctp(9899))),
+            NotGuarded,
+            ClosedPort,
+        ),
+        same(
+            "also everywhere, on .11",
+            on_v4(11, &tcp_v4(8080, SYN)),
+            None,
+            ClosedPort,
+        ),
+        same(
+            "also everywhere, on .10",
+            on_v4(10, &tcp_v4(8080, SYN)),
+            None,
+            ClosedPort,
+        ),
+    ];
+    for scope in ["containers", "host"] {
+        let policy = format!("mode = \"enforce\"\nscope = \"{scope}\"\n{SERVICES}");
+        let judge = Judge::new(&policy, &published);
+        for (what, frame, containers, host) in &rows {
+            let expected = if scope == "host" { host } else { containers };
+            judge.assert(&format!("{what}, {scope}"), frame, expected);
+        }
     }
 }
 

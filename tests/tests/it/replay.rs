@@ -230,6 +230,16 @@ fn a_capture_is_judged_by_its_own_clock_and_link_type() {
         replay_of(1, &direct, &["--publish", "tcp/8000,udp/9000-9010"]),
         ["closed_port"]
     );
+    for (publish, reason) in [
+        ("203.0.113.10:tcp/8000", "closed_port"),
+        (
+            "203.0.113.11:tcp/8000,[2001:db8::1]:tcp/8000",
+            "not_guarded",
+        ),
+        ("127.0.0.1:tcp/8000", "not_guarded"),
+    ] {
+        assert_eq!(replay_of(1, &direct, &["--publish", publish]), [reason]);
+    }
     let network = ["--network", "203.0.113.0/24"];
     assert_eq!(replay_of(1, &direct, &network), ["container_address"]);
 }

@@ -1,6 +1,6 @@
 //! Services on one address, and addresses inside container networks.
 
-use guard::policy::{ContainerNetwork, Containers, PublishedFamily, PublishedPort};
+use guard::policy::{ContainerNetwork, Containers, PublishedAt, PublishedPort};
 use guard_common::{
     exposure::NetworkKind,
     layout::PortProtocol,
@@ -13,16 +13,6 @@ use crate::{
 };
 
 /// The frame sent to another address than the host's.
-fn to_v4(frame: &[u8], address: &str) -> Vec<u8> {
-    let address: std::net::Ipv4Addr = address.parse().unwrap();
-    patched(frame, IPV4_AT + 16, &address.octets())
-}
-
-fn to_v6(frame: &[u8], address: &str) -> Vec<u8> {
-    let address: std::net::Ipv6Addr = address.parse().unwrap();
-    patched(frame, IPV6_AT + 24, &address.octets())
-}
-
 #[test]
 fn a_service_on_one_address_is_closed_on_the_others() {
     let policy = "scope = \"host\"
@@ -59,7 +49,7 @@ fn networks() -> Containers {
         published: vec![PublishedPort {
             protocol: PortProtocol::Tcp,
             port: 8000,
-            family: PublishedFamily::Ipv4,
+            at: PublishedAt::EveryIpv4,
         }],
         networks: vec![
             network("172.17.0.0/16", NetworkKind::Masqueraded),
@@ -151,7 +141,7 @@ fn a_dhcp_reply_is_control_for_the_host_alone() {
         containers.published.push(PublishedPort {
             protocol: PortProtocol::Udp,
             port,
-            family: PublishedFamily::Ipv4,
+            at: PublishedAt::EveryIpv4,
         });
         containers
     };
@@ -169,5 +159,47 @@ fn a_dhcp_reply_is_control_for_the_host_alone() {
         }
         let simulation = Simulation::with_containers(denied, &publishing(68));
         assert_eq!(simulation.reason(&reply), published);
+    }
+    // Published on one address, it is the host's on the others.
+    let mut containers = networks();
+    containers.published = PublishedPort::parse("203.0.113.11:udp/68").unwrap();
+    let simulation = Simulation::with_containers("", &containers);
+    for (own, reason) in [
+        ("203.0.113.10", Control),
+        ("255.255.255.255", Control),
+        ("203.0.113.11", ClosedPort),
+    ] {
+        assert_eq!(simulation.reason(&to_v4(&reply, own)), reason, "{own}");
+    }
+}
+
+#[test]
+fn an_answer_gets_in_to_an_address_that_does_not_publish_the_port() {
+    let containers = Containers {
+        published: [
+            PublishedPort::parse("203.0.113.11:udp/9000").unwrap(),
+            PublishedPort::parse("[2001:db8:113::11]:udp/9000").unwrap(),
+        ]
+        .concat(),
+        ..Containers::default()
+    };
+    for (own_v4, own_v6, flows, reason) in [
+        ("203.0.113.10", "2001:db8:113::10", 2, Reply),
+        ("203.0.113.11", "2001:db8:113::11", 0, ClosedPort),
+    ] {
+        let simulation = Simulation::with_containers("scope = \"host\"", &containers);
+        let (v4, v6) = (own_v4.parse().unwrap(), own_v6.parse().unwrap());
+        let (peer_v4, peer_v6) = (OTHER_V4.to_string(), OTHER_V6.to_string());
+        let question = udp(9_000, 53, b"question");
+        simulation.sent(&to_v4(&ipv4(v4, UDP, &question), &peer_v4));
+        simulation.sent(&to_v6(&ipv6(v6, UDP, &question), &peer_v6));
+        assert_eq!(simulation.flows(), flows, "{own_v4}");
+        let answer = udp(53, 9_000, b"answer");
+        for answer in [
+            to_v4(&ipv4(OTHER_V4, UDP, &answer), own_v4),
+            to_v6(&ipv6(OTHER_V6, UDP, &answer), own_v6),
+        ] {
+            assert_eq!(simulation.reason(&answer), reason, "{own_v4}");
+        }
     }
 }

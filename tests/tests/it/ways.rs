@@ -9,14 +9,13 @@ use std::{
 
 use fastrand::Rng;
 use guard::{
-    dataplane::{Generation, Replay},
+    dataplane::{Generation, Replay, needs_another},
     host,
     policy::{
-        Action, Clock, Containers, Entry, Ground, Policy, PublishedFamily, PublishedPort, Seats,
-        Tables, Timebase,
+        Action, Clock, Containers, Entry, Ground, Policy, PublishedPort, Seats, Tables, Timebase,
     },
 };
-use guard_common::{layout::PortProtocol, reason::Reason};
+use guard_common::reason::{Reason, Verdict};
 use ipnet::IpNet;
 
 use crate::{
@@ -56,6 +55,8 @@ fn entry(rng: &mut Rng, services: &[String], now: Timebase, lasts: &[Option<Dura
         service: services.get(service).cloned(),
         owner: None,
         reason: None,
+        by: None,
+        process: None,
         created: now.world,
         expires: lasts[rng.usize(..lasts.len())].map(|lasts| now.world + lasts),
     }
@@ -238,6 +239,15 @@ fn count(generation: &Generation, frames: &[Vec<u8>]) -> BTreeMap<String, (u64, 
 fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() {
     const ROUNDS: u64 = 3;
     const CHANGES: u32 = 25;
+    // Some meet services, and some are on an address that no frame is sent to.
+    const PUBLISHED: [&str; 6] = [
+        "0.0.0.0:tcp/8001",
+        "203.0.113.10:tcp/22",
+        "203.0.113.11:tcp/22",
+        "203.0.113.10:tcp/8001",
+        "[2001:db8:113::10]:tcp/8000",
+        "[2001:db8:113::10]:udp/443",
+    ];
     let text = "mode = \"enforce\"\nscope = \"host\"\ndocker.socket = \"\"\n\
         [[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nlimit.packets = { rate = \"1/h\", burst = 1 }\n\
         [[service]]\nname = \"some\"\nports = [\"tcp/443\", \"udp/443\"]\nfrom = [\"198.51.100.0/24\", \"2001:db8:51::/48\"]\n\
@@ -294,12 +304,11 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
             }
             if rng.u8(..4) == 0 {
                 containers.published.clear();
-                if rng.bool() {
-                    containers.published.push(PublishedPort {
-                        protocol: PortProtocol::Tcp,
-                        port: 8001,
-                        family: PublishedFamily::Ipv4,
-                    });
+                for published in PUBLISHED {
+                    if rng.bool() {
+                        let ports = PublishedPort::parse(published).unwrap();
+                        containers.published.extend(ports);
+                    }
                 }
             }
             running
@@ -312,4 +321,52 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
             assert_eq!(found, expected, "seed {seed}, change {n}: {entries:#?}");
         }
     }
+}
+
+#[test]
+fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_ask_for_another_generation()
+ {
+    let tick_ns = host::tick_ns().unwrap();
+    let text = "mode = \"enforce\"\n";
+    let policy = Policy::parse(text, "test.toml", Clock { tick_ns }).unwrap();
+    let seats = Seats::new(&policy);
+    let compile = |published: &str| {
+        let containers = Containers {
+            published: PublishedPort::parse(published).unwrap(),
+            ..Containers::default()
+        };
+        let ground = Ground {
+            containers: &containers,
+            local_ports: &LOCAL_PORTS,
+            now: host::timebase().unwrap(),
+            entries: &[],
+        };
+        Tables::compile_at(&policy, &ground, &seats)
+    };
+    let closed = |generation: &Generation| {
+        (1..=1_000)
+            .filter(|port| test_run(generation, &tcp_v4(*port, SYN)) == Verdict::Drop)
+            .count()
+    };
+    let none = BTreeSet::new();
+    let mut running = Generation::load(compile("203.0.113.11:tcp/1"), tick_ns).unwrap();
+    let all = "203.0.113.10:tcp/1-1000";
+    let error = running.change(compile(all), &none).unwrap_err();
+    assert!(needs_another(&error), "{error}");
+    let fitted = closed(&running);
+    assert!(
+        (200..1_000).contains(&fitted),
+        "{fitted} of 1000 are closed"
+    );
+    assert_eq!(running.tables().ports.addressed.len(), fitted);
+    // The same again finds no more room, and forgets nothing.
+    running.change(compile(all), &none).unwrap_err();
+    assert_eq!(closed(&running), fitted);
+    let fresh = Generation::load(compile(all), tick_ns).unwrap();
+    assert_eq!(closed(&fresh), 1_000);
+    // What goes makes room.
+    running
+        .change(compile("203.0.113.10:tcp/901-1000"), &none)
+        .unwrap();
+    assert_eq!(closed(&running), 100);
 }

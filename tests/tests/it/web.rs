@@ -11,6 +11,7 @@ use std::{
 use lab::{
     browser::Browser,
     guard::Guard,
+    http::get,
     process::{run, wait_for},
     topology::{FLOODER_V4, HOST_V4, USER_V4},
 };
@@ -94,7 +95,12 @@ fn metrics_are_as_prometheus_wants_them_and_true() {
         .lines()
         .find(|line| line.starts_with("guard_packets_total{") && line.contains("\"allowed\""))
         .unwrap();
-    for label in ["interface=\"wan\"", "service=\"web\"", "verdict=\"pass\""] {
+    for label in [
+        "interface=\"wan\"",
+        "service=\"web\"",
+        "verdict=\"pass\"",
+        "would=\"\"",
+    ] {
         assert!(allowed.contains(label), "{allowed}");
     }
     let counted: u64 = allowed.rsplit_once(' ').unwrap().1.parse().unwrap();
@@ -103,6 +109,21 @@ fn metrics_are_as_prometheus_wants_them_and_true() {
     for address in [USER_V4, FLOODER_V4] {
         assert!(!text.contains(&address.to_string()), "a source is no label");
     }
+    // What only the mode lets pass is told from what passes by right.
+    guard.run(&["mode", "observe"]).unwrap();
+    get(&site.lab, USER_V4, HOST_V4, 81).unwrap();
+    let text = curl(&site, &[], "/metrics");
+    let labels = "verdict=\"pass\",reason=\"closed_port\",would=\"drop\"}";
+    let would = text
+        .lines()
+        .find(|line| line.starts_with("guard_packets_total{") && line.contains(labels))
+        .unwrap_or_else(|| panic!("{text}"));
+    let counted: u64 = would.rsplit_once(' ').unwrap().1.parse().unwrap();
+    let facts = [("would", "drop".into()), ("reason", "closed_port".into())];
+    assert!(
+        (1..=guard.packets(&facts).unwrap()).contains(&counted),
+        "{would}"
+    );
     // A page elsewhere that a browser takes for ours.
     let foreign = curl(&site, &["--header", "Host: evil.example"], "/v1/status");
     assert!(foreign.contains("localhost alone"), "{foreign}");

@@ -22,7 +22,7 @@ use crate::{
 
 #[derive(Args)]
 pub struct Options {
-    /// Pack this binary instead of building one
+    /// Pack this binary, and the guard-compose beside it, instead of building them
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Where to put the package, if not into target/debian
@@ -62,6 +62,9 @@ struct Package {
 
 const EXECUTABLE: u32 = 0o755;
 const FILE: u32 = 0o644;
+
+/// What is installed into /usr/bin.
+const PROGRAMS: [&str; 2] = ["guard", "guard-compose"];
 
 /// The scripts that dpkg runs.
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
@@ -143,12 +146,20 @@ impl Package {
     }
 
     fn stage_program(&self) -> Result<()> {
-        let program = self.place("usr/bin/guard")?;
-        output(
-            Command::new("strip")
-                .args(["--strip-unneeded", "--remove-section=.comment", "-o"])
-                .args([&program, &self.binary]),
-        )?;
+        let compose = self.binary.with_file_name(PROGRAMS[1]);
+        ensure!(
+            compose.is_file(),
+            "{} is missing: `cargo build --package guard-compose` makes it",
+            compose.display()
+        );
+        for (name, binary) in PROGRAMS.into_iter().zip([&self.binary, &compose]) {
+            let program = self.place(&format!("usr/bin/{name}"))?;
+            output(
+                Command::new("strip")
+                    .args(["--strip-unneeded", "--remove-section=.comment", "-o"])
+                    .args([&program, binary]),
+            )?;
+        }
         self.copy(
             "packaging/guard.service",
             "usr/lib/systemd/system/guard.service",
@@ -246,7 +257,7 @@ impl Package {
         // The shared libraries that the program needs, by the packages that have them.
         output(
             Command::new("dpkg-shlibdeps")
-                .arg("root/usr/bin/guard")
+                .args(PROGRAMS.map(|name| format!("root/usr/bin/{name}")))
                 .current_dir(&self.work),
         )?;
         output(
@@ -320,7 +331,10 @@ fn set_modes(folder: &Path) -> Result<()> {
             .parent()
             .is_some_and(|folder| folder.ends_with("DEBIAN"))
             && SCRIPTS.contains(&&*name);
-        let mode = if path.ends_with("usr/bin/guard") || is_script {
+        let is_program = path
+            .parent()
+            .is_some_and(|folder| folder.ends_with("usr/bin"));
+        let mode = if is_program || is_script {
             EXECUTABLE
         } else {
             FILE

@@ -20,7 +20,7 @@ pub struct Toolchain {
     pub linker: PathBuf,
 }
 
-/// Read by `guard-userspace/build.rs`.
+/// Read by `guard-userspace/dataplane/build.rs`.
 const VARIABLE: &str = "GUARD_EBPF_TOOLCHAIN";
 
 const NIGHTLY: &str = "nightly";

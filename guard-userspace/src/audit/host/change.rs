@@ -8,6 +8,7 @@ use super::{
     judge::NOT_ITS_INTERFACE,
     role::publishes,
 };
+use crate::policy::untrusted;
 
 /// What would end what is to be said of an endpoint: one of them is enough.
 pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
@@ -86,7 +87,10 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
         }
         None => {
             let name = owner.processes.iter().next();
-            let name = name.map_or("the service", String::as_str);
+            let name = name.map_or_else(
+                || "the service".to_owned(),
+                |name| untrusted::name(name, 64),
+            );
             vec![format!(
                 "if only this host reaches it, bind {name} to 127.0.0.1"
             )]

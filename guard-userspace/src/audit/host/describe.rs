@@ -10,9 +10,14 @@ use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::{
     Audited, DockerAsked, Guard, JudgedBy, Report, Role,
-    endpoint::{EVERYWHERE, Endpoint, Level, Owner, range},
+    endpoint::{EVERYWHERE, Endpoint, Level, range},
     judge::{ANY, Decision, Fate},
+    owner::Owner,
 };
+use crate::policy::untrusted;
+
+/// How much is shown of the name of a container, a project or a process.
+const LONGEST_NAME: usize = 64;
 
 /// Narrow enough for every terminal.
 const WIDTH: u16 = 84;
@@ -233,8 +238,12 @@ pub fn describe_owner(owner: &Owner) -> String {
         pids: _,
         user,
     } = owner;
-    let names: Vec<&str> = processes.iter().map(String::as_str).collect();
+    // Whoever runs a container or a process names it.
+    let shown = |name: &String| untrusted::name(name, LONGEST_NAME);
+    let names: Vec<String> = processes.iter().map(shown).collect();
     let names = names.join(", ");
+    let [container, project, service] =
+        [container, project, service].map(|name| name.as_ref().map(shown));
     let mut text = match (container, project, service) {
         (Some(container), Some(project), Some(service)) => {
             format!("{service} of {project}, container {container}")

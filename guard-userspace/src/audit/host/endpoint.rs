@@ -7,16 +7,16 @@ use std::{
 };
 
 use guard_common::layout::PortProtocol;
-use ipnet::IpNet;
-use nix::unistd::{Uid, User};
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{
+    owner::Owner,
     role,
     role::Role,
     sockets::{Holder, Holders, Socket},
 };
 use crate::{
+    audit::compose::address::is_of_network,
     docker::{Container, Inventory, Publication},
     policy::ContainerNetwork,
 };
@@ -51,26 +51,6 @@ pub struct Endpoint {
     pub role: Option<Role>,
     /// It may be the local end of what this host itself asks others.
     pub may_be_client: bool,
-}
-
-/// Who answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Owner {
-    /// `container`, `process`, `kernel` or `unknown`.
-    pub kind: &'static str,
-    /// The name of the container, or its identifier if Docker does not know it.
-    pub container: Option<String>,
-    pub image: Option<String>,
-    /// Compose's.
-    pub project: Option<String>,
-    pub service: Option<String>,
-    /// The container has no network of its own.
-    pub host_network: bool,
-    /// The names of the processes that listen.
-    pub processes: BTreeSet<String>,
-    pub pids: BTreeSet<i32>,
-    /// Whose socket it is, if no more is known.
-    pub user: Option<String>,
 }
 
 impl Serialize for Endpoint {
@@ -384,82 +364,6 @@ fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
     }
 }
 
-/// Whether an address is known in its own network alone (RFC 1918, 3927, 4193, 4291, 6598), or stands
-/// for a group.
-pub fn is_of_network(address: IpAddr) -> bool {
-    const SHARED: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
-    let is_private = match address {
-        IpAddr::V4(address) => address.is_private(),
-        IpAddr::V6(address) => address.is_unique_local(),
-    };
-    is_private || is_link_local(address) || address.is_multicast() || SHARED.contains(&address)
-}
-
-pub fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
-impl Owner {
-    fn of_container(container: &Container) -> Self {
-        let compose = container.compose();
-        Self {
-            kind: "container",
-            container: Some(container.name.clone()),
-            image: Some(container.image.clone()).filter(|image| !image.is_empty()),
-            project: compose.map(|(project, _)| project.to_owned()),
-            service: compose.map(|(_, service)| service.to_owned()),
-            host_network: container.on_host_network,
-            ..Self::default()
-        }
-    }
-
-    fn of_socket(socket: &Socket, holders: &[Holder], inventory: &Inventory) -> Self {
-        let named = Self {
-            processes: holders.iter().map(|holder| holder.name.clone()).collect(),
-            pids: holders.iter().map(|holder| holder.pid).collect(),
-            ..Self::default()
-        };
-        let identifier = holders.iter().find_map(|holder| holder.container.as_ref());
-        match (identifier, holders) {
-            (Some(identifier), _) => {
-                let known = inventory.containers.get(identifier).map(Self::of_container);
-                let unknown = || Self {
-                    container: identifier.get(..12).map(str::to_owned),
-                    ..Self::default()
-                };
-                Self {
-                    kind: "container",
-                    host_network: true,
-                    processes: named.processes,
-                    pids: named.pids,
-                    ..known.unwrap_or_else(unknown)
-                }
-            }
-            (None, []) if socket.inode == 0 => Self {
-                kind: "kernel",
-                ..named
-            },
-            (None, []) => Self {
-                kind: "unknown",
-                user: Some(user_of(socket.uid)),
-                ..named
-            },
-            (None, _) => Self {
-                kind: "process",
-                ..named
-            },
-        }
-    }
-}
-
-fn user_of(uid: u32) -> String {
-    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    user.map_or_else(|| uid.to_string(), |user| user.name)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -482,7 +386,7 @@ mod tests {
             containers: numbered
                 .map(|(n, container): (u8, _)| (format!("{n:064x}"), container.clone()))
                 .collect(),
-            networks: networks(),
+            ..Inventory::default()
         };
         let setting = Setting {
             networks: &networks(),

@@ -32,8 +32,22 @@ pub struct InForce {
     /// With the modes that operators have set.
     pub policy: Policy,
     pub guard: Guard,
-    /// Published ports that the agent knows of, such as `tcp/8000`.
-    pub published: Vec<String>,
+    pub knowledge: Knowledge,
+}
+
+/// Where published ports are known from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Knowledge {
+    /// No agent answers: what this process learns from Docker is all there is.
+    #[default]
+    OwnAlone,
+    /// Of the agent that answers: what it does not know of, it does not close.
+    Agent {
+        /// Such as `tcp/8000`, `203.0.113.11:tcp/443`.
+        published: Vec<String>,
+        /// Whether it hears from Docker.
+        connected: bool,
+    },
 }
 
 impl InForce {
@@ -56,7 +70,7 @@ impl InForce {
                 Err(error) => notes.push(format!("{error:#}; what is pinned is gone by")),
             }
         }
-        let pinned = unattended::status(pins, "no agent".to_owned()).await;
+        let pinned = unattended::status(pins, "no agent".to_owned());
         if let Ok(Some(status)) = pinned {
             return Self::of_pins(&status, clock, notes).map(Some);
         }
@@ -86,7 +100,7 @@ impl InForce {
             path: default.display().to_string(),
             policy,
             guard,
-            published: Vec::new(),
+            knowledge: Knowledge::OwnAlone,
         }))
     }
 
@@ -96,7 +110,7 @@ impl InForce {
             path: path.display().to_string(),
             policy: Policy::read(path, clock)?,
             guard: Guard::Supposed,
-            published: Vec::new(),
+            knowledge: Knowledge::OwnAlone,
         })
     }
 
@@ -147,9 +161,11 @@ impl InForce {
             } else {
                 Guard::NotAtWork
             },
-            published: docker
-                .map(|docker| docker.published.clone())
-                .unwrap_or_default(),
+            // Without an agent, the status has nothing of Docker.
+            knowledge: docker.map_or(Knowledge::OwnAlone, |docker| Knowledge::Agent {
+                published: docker.published.clone(),
+                connected: docker.connected,
+            }),
         }
     }
 }

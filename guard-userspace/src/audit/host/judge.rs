@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use guard_common::{
     exposure::{Exposure, Target, judge},
-    layout::{AddressedKey, NO_SERVICE, PortProtocol, port_index},
+    layout::{NO_SERVICE, PortProtocol, port_index},
     packet::{Traits, Transport},
     reason::Mode,
 };
@@ -13,10 +13,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::endpoint::{Endpoint, Level, is_link_local};
+use super::endpoint::{Endpoint, Level};
 use crate::{
+    audit::compose::address::is_link_local,
     explain::describe_budgets,
-    policy::{From, Policy, Service, Tables, split},
+    policy::{From, Policy, PublishedPort, Service, Tables},
 };
 
 /// What becomes of a stranger's first packet.
@@ -60,6 +61,8 @@ pub struct Judge<'a> {
     pub own: &'a [IpAddr],
     /// Those that belong to interfaces where nothing is judged.
     pub unguarded: BTreeSet<IpAddr>,
+    /// Ports that containers publish and the agent does not know of.
+    pub unknown: Vec<PublishedPort>,
     pub now: Timestamp,
     /// The guard is at work, or is taken to be.
     pub is_at_work: bool,
@@ -134,6 +137,9 @@ impl Judge<'_> {
             _ if self.unguarded.contains(&address) => (Fate::NotGuarded, Some(NOT_ITS_INTERFACE)),
             _ if mode == Mode::Off && service.is_none() => (Fate::NotGuarded, Some(OFF)),
             _ if !from.is_empty() => (Fate::Open, None),
+            Exposure::Pass(_) if self.is_unknown(protocol, port) => {
+                (Fate::NotGuarded, Some(UNKNOWN_TO_AGENT))
+            }
             Exposure::Pass(_) => (Fate::NotGuarded, Some(OUT_OF_SCOPE)),
             Exposure::Closed(_) | Exposure::ClosedUnlessReply(_) if enforced => {
                 (Fate::Closed, None)
@@ -154,19 +160,14 @@ impl Judge<'_> {
         }
     }
 
+    fn is_unknown(&self, protocol: PortProtocol, port: u16) -> bool {
+        let mut unknown = self.unknown.iter();
+        unknown.any(|published| (published.protocol, published.port) == (protocol, port))
+    }
+
     fn service_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
-        let index = port_index(protocol, port);
-        let entry = self.tables.ports.get(&index).copied().unwrap_or_default();
-        let (family, cut) = split(address);
-        let key = AddressedKey {
-            port: index,
-            family: family as u32,
-            address: cut,
-        };
-        let mut addressed = self.tables.addressed.iter();
-        let on_this = addressed.find(|(other, _)| *other == key);
-        let on_this = on_this.and_then(|(_, number)| u16::try_from(*number).ok());
-        let number = on_this.unwrap_or(entry.service());
+        let entry = self.tables.ports.at(port_index(protocol, port), address);
+        let number = entry.service();
         let name = self
             .tables
             .service_name(number)
@@ -184,12 +185,7 @@ impl Judge<'_> {
         address: IpAddr,
         service: Option<&Service>,
     ) -> Target {
-        let entry = self
-            .tables
-            .ports
-            .get(&port_index(protocol, port))
-            .copied()
-            .unwrap_or_default();
+        let entry = self.tables.ports.at(port_index(protocol, port), address);
         Target {
             listed: service.is_some(),
             published: if address.is_ipv4() {
@@ -216,6 +212,7 @@ impl Judge<'_> {
 
 pub const NOT_ITS_INTERFACE: &str = "the policy does not guard its interface";
 const OFF: &str = "no service lists it, and the mode is off";
+const UNKNOWN_TO_AGENT: &str = "the agent does not know that a container publishes it";
 const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
 
 pub const ANY: &str = "any";
@@ -242,22 +239,21 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::host::endpoint::Owner,
-        policy::{Clock, Containers, PublishedFamily, PublishedPort, Timebase},
+        audit::host::owner::Owner,
+        policy::{Clock, Containers, PublishedPort, Timebase},
     };
 
     const NOW: &str = "2026-01-01T00:00:00Z";
 
-    /// What becomes of a port on every IPv4 address, where containers publish 8000.
+    /// What becomes of a port on every IPv4 address, where containers publish 8000, and 8443 on one.
     fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
         let clock = Clock { tick_ns: 4_000_000 };
         let policy = Policy::parse(text, "test.toml", clock).unwrap();
         let containers = Containers {
-            published: vec![PublishedPort {
-                protocol: PortProtocol::Tcp,
-                port: 8000,
-                family: PublishedFamily::Ipv4,
-            }],
+            published: ["0.0.0.0:tcp/8000", "203.0.113.5:tcp/8443"]
+                .iter()
+                .flat_map(|text| PublishedPort::parse(text).unwrap())
+                .collect(),
             ..Containers::default()
         };
         let now = Timebase {
@@ -271,6 +267,7 @@ mod tests {
             own: &["203.0.113.5", "203.0.113.6", "10.0.0.1", "127.0.0.1"]
                 .map(|address| address.parse().unwrap()),
             unguarded: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+            unknown: Vec::new(),
             now: now.world,
             is_at_work,
         };
@@ -349,6 +346,17 @@ mod tests {
         );
         let udp = decide(text, PortProtocol::Udp, 8000, true);
         assert_eq!(udp[0].fate, Fate::NotGuarded, "another protocol");
+    }
+
+    #[test]
+    fn what_is_published_on_one_address_is_closed_there_alone() {
+        let decisions = decide("mode = \"enforce\"", PortProtocol::Tcp, 8443, true);
+        let closed = decisions.iter().filter(|one| one.fate == Fate::Closed);
+        let closed: Vec<_> = closed.flat_map(|one| &one.addresses).collect();
+        assert_eq!(closed, [&"203.0.113.5".parse::<IpAddr>().unwrap()]);
+        let open = decisions.iter().find(|one| one.fate == Fate::NotGuarded);
+        let open = &open.unwrap().addresses;
+        assert!(open.contains(&"203.0.113.6".parse().unwrap()), "{open:?}");
     }
 
     #[test]

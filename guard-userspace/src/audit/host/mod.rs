@@ -6,6 +6,7 @@ mod describe;
 mod endpoint;
 mod in_force;
 mod judge;
+mod owner;
 mod role;
 mod sockets;
 mod survey;
@@ -17,21 +18,22 @@ use serde::Serialize;
 
 use self::{
     change::changes,
-    endpoint::is_link_local,
     judge::{ANY, Decision, Fate, Judge},
 };
 pub use self::{
     describe::{columns, describe_owner},
-    endpoint::{Endpoint, Level, Owner, is_of_network, joined},
-    in_force::{Guard, InForce, Places},
+    endpoint::{Endpoint, Level, joined},
+    in_force::{Guard, InForce, Knowledge, Places},
+    owner::Owner,
     role::Role,
     survey::{DockerAsked, Survey, find_docker},
 };
+use super::compose::address::is_link_local;
 use super::dangers::{Danger, danger_at};
 use crate::{
     host::{self, Netlink},
     lockout::arrival::Arrivals,
-    policy::{Clock, Policy, Ports, PublishedFamily, PublishedPort, Tables, labels},
+    policy::{Clock, Containers, Policy, PublishedPort, Tables, labels},
 };
 
 /// What `guard audit --json` prints.
@@ -62,7 +64,7 @@ impl From<InForce> for JudgedBy {
             path,
             policy,
             guard,
-            published: _,
+            knowledge: _,
         } = in_force;
         Self {
             path,
@@ -141,12 +143,13 @@ async fn judge_all(
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Audited>> {
     let mut containers = survey.containers.clone();
-    if !survey.docker.answered {
-        let published = in_force.published.iter();
-        containers
-            .published
-            .extend(published.flat_map(|port| parse_published(port)));
-    }
+    let unknown = match &in_force.knowledge {
+        Knowledge::OwnAlone => Vec::new(),
+        Knowledge::Agent {
+            published,
+            connected,
+        } => go_by_agent(&mut containers, published, *connected, notes),
+    };
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
     let (policy, _) = labels::apply(&in_force.policy, &containers, Clock { tick_ns });
     let now = host::timebase().context("the clocks cannot be read")?;
@@ -157,6 +160,7 @@ async fn judge_all(
         tables: Tables::compile(&policy, &containers, &local_ports, now),
         own: &own,
         unguarded: unguarded(survey, &policy, notes).await?,
+        unknown,
         now: now.world,
         is_at_work: in_force.guard != Guard::NotAtWork,
     };
@@ -208,20 +212,53 @@ async fn unguarded(
     Ok(addresses)
 }
 
-/// A port as the agent's status names it, on both families.
-fn parse_published(port: &str) -> Vec<PublishedPort> {
-    let Ok(Ports::Range { protocol, ports }) = port.parse() else {
-        return Vec::new();
+/// Leaves of the containers what the agent knows of as well: it closes nothing else. Returns the ports
+/// that it does not know of, which `notes` names.
+fn go_by_agent(
+    containers: &mut Containers,
+    published: &[String],
+    connected: bool,
+    notes: &mut Vec<String>,
+) -> Vec<PublishedPort> {
+    let known: Vec<PublishedPort> = published
+        .iter()
+        .filter_map(|port| PublishedPort::parse(port).ok())
+        .flatten()
+        .collect();
+    let (mut both, unknown): (Vec<_>, Vec<_>) = containers
+        .published
+        .drain(..)
+        .partition(|port| known.contains(port));
+    // The agent's status names no family. Where this process sees the port, it knows it.
+    let is_seen = |port: &PublishedPort| {
+        let mut seen = both.iter();
+        seen.any(|seen| (seen.protocol, seen.port) == (port.protocol, port.port))
     };
-    let families = [PublishedFamily::Ipv4, PublishedFamily::Ipv6];
-    let on = |port| {
-        families.map(|family| PublishedPort {
-            protocol,
-            port,
-            family,
-        })
-    };
-    ports.flat_map(on).collect()
+    let by_agent_alone: Vec<_> = known
+        .iter()
+        .filter(|port| !is_seen(port))
+        .copied()
+        .collect();
+    both.extend(by_agent_alone);
+    containers.published = both;
+    containers.labelled.retain(|container| {
+        let mut ports = container.published.iter();
+        ports.all(|port| known.contains(port))
+    });
+    if !connected && known.is_empty() {
+        // It has never heard of any container.
+        containers.networks.clear();
+    }
+    if !unknown.is_empty() {
+        let mut names: Vec<String> = unknown.iter().map(PublishedPort::to_string).collect();
+        names.dedup();
+        notes.push(format!(
+            "the agent does not know that containers publish {}, and does not close what it does not \
+             know: `guard status` says what it hears from Docker",
+            names.join(", ")
+        ));
+    }
+    unknown
 }
 
 impl Audited {
@@ -288,4 +325,66 @@ pub fn danger(endpoint: &Endpoint) -> Option<&'static Danger> {
         .inside
         .and_then(known)
         .or_else(|| known(*endpoint.ports.start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Labelled;
+    use crate::policy::PublishedAt;
+
+    fn ports(ports: &[&str]) -> Vec<PublishedPort> {
+        let ports = ports
+            .iter()
+            .filter_map(|port| PublishedPort::parse(port).ok())
+            .flatten();
+        ports.collect()
+    }
+
+    fn labelled(container: &str, published: &[&str]) -> Labelled {
+        Labelled {
+            container: container.to_owned(),
+            published: ports(published),
+            labels: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_the_agent_does_not_know_of_is_left_out_and_named() {
+        let mut seen = ports(&["tcp/8000", "tcp/8001"]);
+        // On IPv4 alone, as this process sees it.
+        seen.retain(|port| port.port != 8000 || port.at == PublishedAt::EveryIpv4);
+        let mut containers = Containers {
+            published: seen.clone(),
+            labelled: vec![
+                labelled("known", &["tcp/8000"]),
+                labelled("unknown", &["tcp/8000", "tcp/8001"]),
+            ],
+            ..Containers::default()
+        };
+        let mut notes = Vec::new();
+        let known = ["tcp/8000".to_owned(), "udp/53".to_owned()];
+        let unknown = go_by_agent(&mut containers, &known, true, &mut notes);
+        assert_eq!(unknown, ports(&["tcp/8001"]));
+        assert_eq!(
+            containers.published,
+            [&seen[..1], &ports(&["udp/53"])].concat()
+        );
+        assert_eq!(containers.labelled, [labelled("known", &["tcp/8000"])]);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("publish tcp/8001, and"), "{notes:?}");
+    }
+
+    #[test]
+    fn an_agent_that_knows_all_of_it_is_no_note() {
+        let mut containers = Containers {
+            published: ports(&["tcp/8000"]),
+            ..Containers::default()
+        };
+        let mut notes = Vec::new();
+        let known = ["tcp/8000".to_owned()];
+        assert_eq!(go_by_agent(&mut containers, &known, true, &mut notes), []);
+        assert_eq!(containers.published, ports(&["tcp/8000"]));
+        assert!(notes.is_empty());
+    }
 }

@@ -3,10 +3,10 @@
 use guard_common::layout::PortProtocol;
 use serde::Serialize;
 
-use super::endpoint::Owner;
+use super::owner::Owner;
 use crate::{
-    audit::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS, image_name},
-    docker::Container,
+    audit::compose::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS, image_name},
+    docker::{Container, TITLE},
 };
 
 /// What an endpoint is for, if it is recognised.
@@ -17,9 +17,6 @@ pub enum Role {
     /// The web, by a reverse proxy.
     Proxy,
 }
-
-/// What an image says of itself (OCI image specification, "Annotations").
-const TITLE: &str = "org.opencontainers.image.title";
 
 const PROXY_PROCESSES: [&str; 9] = [
     "nginx",

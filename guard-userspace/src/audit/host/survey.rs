@@ -1,6 +1,6 @@
 //! Asks the kernel, Docker and the processes what of this host can be reached.
 
-use std::{collections::BTreeSet, env, net::IpAddr, path::Path};
+use std::{env, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 use nix::unistd::Uid;
@@ -11,10 +11,10 @@ use super::{
     sockets,
 };
 use crate::{
-    agent::of_others,
+    agent::plan::compile_containers,
     docker::{self, Inventory},
-    host::{self, Link, Netlink},
-    policy::{Containers, DEFAULT_DOCKER_SOCKET},
+    host::{self, Host, Link, Netlink},
+    policy::{Containers, DEFAULT_DOCKER_SOCKET, untrusted},
 };
 
 /// What has been found.
@@ -66,14 +66,9 @@ impl Survey {
         let (inventory, docker) = ask(docker).await;
         let containers = match &inventory {
             Some(inventory) => {
-                let outward = netlink.default_route_interfaces().await.unwrap_or_default();
-                of_others(
-                    inventory.containers(),
-                    &mut BTreeSet::new(),
-                    &outward,
-                    &netlink,
-                )
-                .await
+                let host = Host::read_once().context("this host cannot be read")?;
+                let guarded = host.default_route_links().unwrap_or_default();
+                compile_containers(inventory, &host, &guarded).containers
             }
             None => Containers::default(),
         };
@@ -153,7 +148,7 @@ fn unseen(inventory: Option<&Inventory>, endpoints: &[Endpoint]) -> Vec<String> 
             format!(
                 "container {} is on the host's network: what it listens on, if anything, is among the \
                  host's own",
-                container.name
+                untrusted::name(&container.name, 64)
             )
         })
         .collect()

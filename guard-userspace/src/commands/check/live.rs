@@ -6,9 +6,9 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::{
-    agent::ask_docker,
+    agent::find_once,
     api::client::Client,
-    host::{self, Netlink},
+    host::{Host, Netlink},
     lockout::{self, Cut, Lockout},
     operator::{SshSession, ssh_session},
     policy::{Clock, Policy, labels},
@@ -31,20 +31,23 @@ impl Live {
     /// With what the agent knows of entries, if there is one.
     pub async fn ask(policy: &Policy, client: &Client) -> anyhow::Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-        let docker = ask_docker(policy, &netlink).await;
+        let host = Host::read_once().context("this host cannot be read")?;
+        let docker = find_once(policy, &host).await;
         let entries = if client.has_agent() {
             client.entries().await?
         } else {
             Vec::new()
         };
         let ssh_session = ssh_session();
-        let containers = docker.containers();
-        let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-        let (policy, _) = labels::apply(policy, containers, Clock { tick_ns });
+        let containers = &docker.containers;
+        let clock = Clock {
+            tick_ns: host.tick_ns,
+        };
+        let (policy, _) = labels::apply(policy, containers, clock);
         let lockout = lockout::of_host(&policy, containers, &entries, &netlink, ssh_session);
         Ok(Self {
             ssh_session,
-            docker_error: docker.ignorance().map(str::to_owned),
+            docker_error: docker.error,
             lockout: lockout.await?,
         })
     }

@@ -188,7 +188,7 @@ async fn answer(reader: Arc<Reader>, request: Request, news: Sender<News>) {
                 prefix,
                 service: None,
                 owner: super::user(),
-                reason: Some("guard top".to_owned()),
+                reason: "guard top".parse().ok(),
                 seconds: Some(seconds),
                 operator: ssh_session(),
                 force: false,

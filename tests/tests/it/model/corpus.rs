@@ -381,10 +381,15 @@ fn opens(sent: &Packet, packet: &Packet) -> bool {
 fn checksum(policy: &ModelPolicy) -> u32 {
     let ModelPolicy {
         published,
+        published_at,
         networks,
         ..
     } = policy;
-    let text = format!("{}{published:?}{networks:?}", policy.to_text().text);
+    let text = policy.to_text().text;
+    let mut text = format!("{text}{published:?}{networks:?}");
+    if !published_at.is_empty() {
+        write!(text, "{published_at:?}").unwrap();
+    }
     text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })

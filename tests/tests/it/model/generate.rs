@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, net::IpAddr};
 
 use fastrand::Rng;
-use guard::policy::{ContainerNetwork, Containers, PublishedFamily, PublishedPort};
+use guard::policy::{ContainerNetwork, Containers, PublishedAt, PublishedPort};
 use guard_common::{exposure::NetworkKind, layout::PortProtocol};
 use ipnet::IpNet;
 
@@ -20,6 +20,8 @@ pub struct ModelPolicy {
     pub denied: Vec<IpNet>,
     /// Protocol, port, over IPv4.
     pub published: Vec<(&'static str, u16, bool)>,
+    /// Those on one address alone.
+    pub published_at: Vec<(&'static str, u16, IpAddr)>,
     /// The network, and whether it is routed.
     pub networks: Vec<(IpNet, bool)>,
 }
@@ -118,11 +120,32 @@ fn prefix(rng: &mut Rng) -> IpNet {
 }
 
 /// The policy that a seed stands for.
+/// Addresses of the host, one of them inside a container network.
+const OWN: [&str; 5] = [
+    "203.0.113.10",
+    "203.0.113.11",
+    "172.17.0.2",
+    "2001:db8:113::10",
+    "2001:db8:113::11",
+];
+
 pub fn policy_of(seed: u64) -> ModelPolicy {
     policy(&mut Rng::with_seed(seed))
 }
 
+/// For half of the policies.
+fn published_at(rng: &mut Rng) -> Vec<(&'static str, u16, IpAddr)> {
+    let most = if rng.bool() { 8 } else { 1 };
+    let ports = (0..rng.usize(..most)).map(|_| {
+        let own = pick(rng, &OWN).parse().unwrap();
+        (pick(rng, &PROTOCOLS), pick(rng, &PORTS), own)
+    });
+    ports.collect()
+}
+
 pub fn policy(rng: &mut Rng) -> ModelPolicy {
+    // What came later is drawn beside the rest: the policies that the corpus was made with stay as they are.
+    let mut aside = Rng::with_seed(rng.clone().u64(..));
     let mut services: Vec<ModelService> = Vec::new();
     for n in 0..rng.usize(..8) {
         let mut service = budgeted(rng, format!("s{n}"));
@@ -214,6 +237,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         published: (0..rng.usize(..8))
             .map(|_| (pick(rng, &PROTOCOLS), pick(rng, &PORTS), rng.bool()))
             .collect(),
+        published_at: published_at(&mut aside),
         networks: NETWORKS
             .iter()
             .filter_map(|network| {
@@ -341,11 +365,17 @@ impl ModelPolicy {
         let published = self.published.iter().map(|(name, port, v4)| PublishedPort {
             protocol: protocol(name),
             port: *port,
-            family: if *v4 {
-                PublishedFamily::Ipv4
+            at: if *v4 {
+                PublishedAt::EveryIpv4
             } else {
-                PublishedFamily::Ipv6
+                PublishedAt::EveryIpv6
             },
+        });
+        let published_at = self.published_at.iter();
+        let published_at = published_at.map(|(name, port, own)| PublishedPort {
+            protocol: protocol(name),
+            port: *port,
+            at: PublishedAt::Address(*own),
         });
         let networks = self
             .networks
@@ -361,7 +391,7 @@ impl ModelPolicy {
         PolicyText {
             text,
             containers: Containers {
-                published: published.collect(),
+                published: published.chain(published_at).collect(),
                 networks: networks.collect(),
                 labelled: Vec::new(),
             },

@@ -169,8 +169,15 @@ impl<'a> Model<'a> {
         let mut networks = self.policy.networks.iter();
         destination.is_ipv4()
             && *content == from_server
-            && !self.policy.published.contains(&("udp", 68, true))
+            && !self.is_published("udp", 68, *destination)
             && !networks.any(|(network, _)| network.contains(destination))
+    }
+
+    fn is_published(&self, protocol: &str, port: u16, on: IpAddr) -> bool {
+        let mut everywhere = self.policy.published.iter();
+        let mut here = self.policy.published_at.iter();
+        everywhere.any(|one| *one == (protocol, port, on.is_ipv4()))
+            || here.any(|one| *one == (protocol, port, on))
     }
 
     fn way(&self, datagram: &Datagram) -> Way<'a> {
@@ -252,9 +259,7 @@ impl<'a> Model<'a> {
         {
             return Way::Service(number, service);
         }
-        let published = self.policy.published.iter().any(|published| {
-            (published.0, published.1, published.2) == (protocol, port, source.is_ipv4())
-        });
+        let published = self.is_published(protocol, port, *destination);
         let number = listed.map(|(number, _)| number);
         if number.is_none() && !published && self.policy.scope == "containers" {
             return Way::Pass(None, "not_guarded");

@@ -1,0 +1,11 @@
+//! Fibonacci hashing (Knuth, "The Art of Computer Programming", 6.4): the upper bits of a product with 2^n divided by
+//! the golden ratio are well spread, whatever the factor's step.
+
+/// For 32 bits: an odd number with well spread bits.
+pub(crate) const GOLDEN: u32 = 0x9e37_79b9;
+
+/// For 64 bits.
+#[inline(always)]
+pub(crate) const fn spread(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

@@ -1,0 +1,574 @@
+//! What a packet pays: the buckets of a source at a service, kept in one cell of each of two rows, and those that all
+//! sources share.
+
+use core::{
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xsub},
+    ptr::{read_volatile, write_volatile},
+};
+
+use aya_ebpf::maps::Array;
+use guard_common::{
+    account::Account,
+    address::{Address, Family},
+    bucket::{
+        Bucket, charge_ahead, charge_one, charge_pair, charge_pair_with_room, has_plenty, has_room,
+        pair_has_room, retry_one, retry_pair,
+    },
+    cell::{self, Cell, Share},
+    gcra::{Budget, Price},
+    layout::{Budgets, Service, feature},
+    packet::Ends,
+    reason::Reason,
+};
+
+use crate::{
+    config::{self, uses},
+    maps::{CELLS, NARROW_CELLS, TOTALS},
+};
+
+/// What counts as one source.
+#[inline(always)]
+pub fn prefix(ends: &impl Ends, settings: &Service) -> Address {
+    ends.source().masked(source_mask(ends.family(), settings))
+}
+
+#[inline(always)]
+fn source_mask(family: Family, settings: &Service) -> Address {
+    match family {
+        Family::Ipv4 => Address::from_ipv4(settings.source_mask_v4),
+        Family::Ipv6 => settings.source_mask_v6,
+    }
+}
+
+/// What a budget counts.
+#[derive(Clone, Copy)]
+enum Kind {
+    Packets,
+    Bytes,
+    Connections,
+}
+
+const KINDS: [Kind; 3] = [Kind::Packets, Kind::Bytes, Kind::Connections];
+
+impl Kind {
+    #[inline(always)]
+    fn is_used(self) -> bool {
+        match self {
+            Self::Packets => uses!(feature::PACKETS),
+            Self::Bytes => uses!(feature::BYTES),
+            Self::Connections => uses!(feature::CONNECTIONS),
+        }
+    }
+
+    #[inline(always)]
+    fn reason(self) -> Reason {
+        match self {
+            Self::Packets => Reason::PacketLimit,
+            Self::Bytes => Reason::ByteLimit,
+            Self::Connections => Reason::ConnectionLimit,
+        }
+    }
+
+    #[inline(always)]
+    fn require(self, is_within: bool) -> Result<(), Reason> {
+        if is_within {
+            Ok(())
+        } else {
+            Err(self.reason())
+        }
+    }
+
+    #[inline(always)]
+    fn budget(self, budgets: &Budgets) -> *const Budget {
+        match self {
+            Self::Packets => &raw const budgets.packets,
+            Self::Bytes => &raw const budgets.bytes,
+            Self::Connections => &raw const budgets.connections,
+        }
+    }
+}
+
+/// A value of an array map that holds a source's buckets.
+trait Buckets: Copy {
+    fn bucket<const CROWD: bool>(self, kind: Kind) -> MapBucket<CROWD>;
+}
+
+/// Of the one kind that there is.
+impl Buckets for *mut u64 {
+    #[inline(always)]
+    fn bucket<const CROWD: bool>(self, _kind: Kind) -> MapBucket<CROWD> {
+        MapBucket(self)
+    }
+}
+
+impl Buckets for *mut Cell {
+    #[inline(always)]
+    fn bucket<const CROWD: bool>(self, kind: Kind) -> MapBucket<CROWD> {
+        // SAFETY: the pointer is to a value of an array map.
+        MapBucket(unsafe {
+            match kind {
+                Kind::Packets => &raw mut (*self).packets,
+                Kind::Bytes => &raw mut (*self).bytes,
+                Kind::Connections => &raw mut (*self).connections,
+            }
+        })
+    }
+}
+
+/// Charges a packet to the further buckets of its crowd, into which its budgets fit so many times.
+#[inline(always)]
+pub fn pay_as_crowd(
+    ends: &impl Ends,
+    now: u64,
+    length: u64,
+    terms: Terms,
+    settings: &Service,
+    times: u32,
+) -> Result<(), Reason> {
+    let prefix = prefix(ends, settings);
+    let hash = cell::hash(config::hash_key(), Share::Crowd, ends.family(), prefix);
+    let terms = terms.pack() | u64::from(times) << CROWD_SHIFT;
+    match guard_pay_as_crowd(settings, now, hash, length, terms) {
+        WITHIN => Ok(()),
+        over => Err(KINDS
+            .map(Kind::reason)
+            .into_iter()
+            .find(|limit| *limit as u32 == over)
+            .unwrap_or(Reason::TotalLimit)),
+    }
+}
+
+/// What [`guard_pay_as_crowd`] returns for a packet within its budgets: no [`Reason`] to drop.
+const WITHIN: u32 = 0;
+
+/// Charges a packet to buckets into which its budgets fit as many times as `terms` says, and returns
+/// the number of the [`Reason`] if it is over one.
+///
+/// It is a global function, which the verifier looks at once (Linux 5.6, with pointers 5.13). Followed
+/// from every budget that a packet can be over, it came close to the million instructions that are
+/// allowed. What every packet goes through is none: where the kernel guards its returns, a call costs
+/// more than the charge.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_pay_as_crowd(
+    settings: *const Service,
+    now: u64,
+    hash: u64,
+    length: u64,
+    terms: u64,
+) -> u32 {
+    // SAFETY: the verifier holds every caller to what the type says.
+    let Some(settings) = (unsafe { settings.as_ref() }) else {
+        return WITHIN;
+    };
+    let bill = Bill::<true> {
+        length,
+        now,
+        hash,
+        terms: Terms::unpack(terms),
+        times: Some(terms >> CROWD_SHIFT),
+    };
+    match bill.pay(settings) {
+        Ok(()) => WITHIN,
+        Err(over) => over as u32,
+    }
+}
+
+/// What else a packet is charged by, in one argument: the kernel's functions take five.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    pub service: u16,
+    /// It opens a connection.
+    pub attempt: bool,
+}
+
+/// The terms of a crowd have its size above this bit.
+const CROWD_SHIFT: u32 = 32;
+
+impl Terms {
+    const ATTEMPT: u64 = 1 << 16;
+
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        let attempt = if self.attempt { Self::ATTEMPT } else { 0 };
+        u64::from(self.service) | attempt
+    }
+
+    #[inline(always)]
+    fn unpack(terms: u64) -> Self {
+        Self {
+            service: terms as u16,
+            attempt: terms & Self::ATTEMPT != 0,
+        }
+    }
+}
+
+/// One packet, as its budgets see it.
+pub struct Bill<const CROWD: bool> {
+    pub length: u64,
+    pub now: u64,
+    pub hash: u64,
+    pub terms: Terms,
+    /// How many times its budgets fit into the buckets of its crowd; `None`: it pays as one source.
+    pub times: Option<u64>,
+}
+
+impl<const CROWD: bool> Bill<CROWD> {
+    /// Charges the packet to the buckets of its source and to those of all sources; to none of them
+    /// if it is over any.
+    #[inline(always)]
+    pub fn pay(&self, settings: &Service) -> Result<(), Reason> {
+        if uses!(feature::NARROW) && !uses!(feature::TOTALS) {
+            self.pay_only(settings)
+        } else {
+            self.pay_each(settings)
+        }
+    }
+
+    /// Where there is no more than one kind of budget, its charge tells whether there is room.
+    #[inline(always)]
+    fn pay_only(&self, settings: &Service) -> Result<(), Reason> {
+        // The verifier removes all but one.
+        if uses!(feature::PACKETS) {
+            self.pay_kind(Kind::Packets, settings)
+        } else if uses!(feature::BYTES) {
+            self.pay_kind(Kind::Bytes, settings)
+        } else {
+            self.pay_kind(Kind::Connections, settings)
+        }
+    }
+
+    #[inline(always)]
+    fn pay_kind(&self, kind: Kind, settings: &Service) -> Result<(), Reason> {
+        let Some(price) = self.price_where_used(kind, &settings.source, self.times) else {
+            return Ok(());
+        };
+        let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
+            return Ok(());
+        };
+        kind.require(charge_pair_with_room(
+            pair.map(MapBucket::<CROWD>),
+            self.now,
+            price,
+        ))
+    }
+
+    #[inline(always)]
+    fn pay_each(&self, settings: &Service) -> Result<(), Reason> {
+        // Of one kind, but with budgets that all sources share.
+        if uses!(feature::NARROW) {
+            let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
+                return Ok(());
+            };
+            self.pay_at(settings, pair)
+        } else {
+            let Some(pair) = self.cells(settings, &CELLS) else {
+                return Ok(());
+            };
+            self.pay_at(settings, pair)
+        }
+    }
+
+    /// A source's cell of each row. `None` is unreachable while the slices fit the array; a guard that is
+    /// unsure lets through.
+    #[inline(always)]
+    fn cells<T>(&self, settings: &Service, cells: &Array<T>) -> Option<[*mut T; 2]> {
+        let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
+        Some([cells.get_ptr_mut(first)?, cells.get_ptr_mut(second)?])
+    }
+
+    /// One kind by one: as a loop it would not be unrolled, and costs twice as much.
+    #[inline(always)]
+    fn pay_at(&self, settings: &Service, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+        self.look(Kind::Packets, settings, pair)?;
+        self.look(Kind::Bytes, settings, pair)?;
+        self.look(Kind::Connections, settings, pair)?;
+        if uses!(feature::TOTALS) {
+            self.pay_totals(settings)?;
+        }
+        self.charge(Kind::Packets, settings, pair)?;
+        self.charge(Kind::Bytes, settings, pair)?;
+        self.charge(Kind::Connections, settings, pair)
+    }
+
+    #[inline(always)]
+    fn look(&self, kind: Kind, settings: &Service, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+        let Some(price) = self.price(kind, &settings.source, self.times) else {
+            return Ok(());
+        };
+        let [first, second] = pair;
+        let pair = [first.bucket::<CROWD>(kind), second.bucket(kind)];
+        kind.require(pair_has_room(pair, self.now, price))
+    }
+
+    #[inline(always)]
+    fn charge(
+        &self,
+        kind: Kind,
+        settings: &Service,
+        pair: [impl Buckets; 2],
+    ) -> Result<(), Reason> {
+        let Some(price) = self.price(kind, &settings.source, self.times) else {
+            return Ok(());
+        };
+        let [first, second] = pair;
+        let pair = [first.bucket::<CROWD>(kind), second.bucket(kind)];
+        kind.require(charge_pair(pair, self.now, price))
+    }
+
+    /// Charges it to the buckets that all sources share.
+    #[inline(always)]
+    pub fn pay_totals(&self, settings: &Service) -> Result<(), Reason> {
+        let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
+            return Ok(());
+        };
+        let is_within = self.look_total(Kind::Packets, settings, total)
+            && self.look_total(Kind::Bytes, settings, total)
+            && self.look_total(Kind::Connections, settings, total)
+            && self.charge_total(Kind::Packets, settings, total)
+            && self.charge_total(Kind::Bytes, settings, total)
+            && self.charge_total(Kind::Connections, settings, total);
+        if is_within {
+            Ok(())
+        } else {
+            Err(Reason::TotalLimit)
+        }
+    }
+
+    #[inline(always)]
+    fn look_total(&self, kind: Kind, settings: &Service, total: *mut Cell) -> bool {
+        match self.price(kind, &settings.total, None) {
+            Some(price) => has_room(total.bucket::<CROWD>(kind), self.now, price),
+            None => true,
+        }
+    }
+
+    #[inline(always)]
+    fn charge_total(&self, kind: Kind, settings: &Service, total: *mut Cell) -> bool {
+        match self.price(kind, &settings.total, None) {
+            Some(price) => charge_one(total.bucket::<CROWD>(kind), self.now, price),
+            None => true,
+        }
+    }
+
+    /// What the packet costs at a budget; `None`: not limited, or not concerned.
+    ///
+    /// It is asked for where it is used, and read from the table each time. Kept in between, it would
+    /// have the verifier follow every mixture of limited and unlimited budgets; and the half of an
+    /// empty `Option`, copied unwritten, is refused before Linux 6.3.
+    #[inline(always)]
+    fn price(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
+        if kind.is_used() {
+            self.price_where_used(kind, budgets, times)
+        } else {
+            None
+        }
+    }
+
+    /// [`Self::price`] of a kind that the policy uses.
+    #[inline(always)]
+    fn price_where_used(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
+        if matches!(kind, Kind::Connections) && !self.terms.attempt {
+            return None;
+        }
+        // SAFETY: the pointer comes from a reference.
+        let budget = unsafe { read_volatile(kind.budget(budgets)) };
+        if !budget.is_limited() {
+            return None;
+        }
+        let Price { cost, burst } = match kind {
+            Kind::Bytes => budget.price_of_bytes(self.length),
+            Kind::Packets | Kind::Connections => budget.price(),
+        };
+        let shared = times.and_then(|times| cost.checked_div(times));
+        let cost = shared.unwrap_or(cost);
+        Some(Price { cost, burst })
+    }
+}
+
+impl Bill<true> {
+    /// For packets of one source at one service.
+    #[inline(always)]
+    pub fn of_account(account: &Account, now: u64) -> Self {
+        let terms = Terms {
+            service: account.service(),
+            attempt: false,
+        };
+        Self {
+            length: 0,
+            now,
+            terms,
+            hash: account.who().hash(config::hash_key()),
+            times: None,
+        }
+    }
+
+    /// Charges the source's buckets for so much, if each of them has plenty of room.
+    #[inline(always)]
+    pub fn pay_in_advance(&self, settings: &Service, packets: u64, bytes: u64) -> bool {
+        let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
+        let mut has_plenty_of_room = true;
+        self.for_each_bucket(settings, amounts, |bucket, price| {
+            has_plenty_of_room &= has_plenty(bucket, self.now, price);
+        });
+        if has_plenty_of_room {
+            self.for_each_bucket(settings, amounts, |bucket, price| {
+                charge_ahead(bucket, self.now, price);
+            });
+        }
+        has_plenty_of_room
+    }
+
+    /// Gives so much back to the source's buckets.
+    #[inline(always)]
+    pub fn give_back(&self, settings: &Service, packets: u64, bytes: u64) {
+        let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
+        self.for_each_bucket(settings, amounts, |bucket, Price { cost, .. }| {
+            bucket.take_off(cost);
+        });
+    }
+
+    /// Every bucket of the source that is limited, with the price of so much there.
+    #[inline(always)]
+    fn for_each_bucket(
+        &self,
+        settings: &Service,
+        amounts: [(Kind, u64); 2],
+        take: impl FnMut(MapBucket<true>, Price),
+    ) {
+        if uses!(feature::NARROW) {
+            if let Some(pair) = self.cells(settings, &NARROW_CELLS) {
+                for_each_of_source(settings, pair, amounts, take);
+            }
+        } else if let Some(pair) = self.cells(settings, &CELLS) {
+            for_each_of_source(settings, pair, amounts, take);
+        }
+    }
+}
+
+#[inline(always)]
+fn for_each_of_source(
+    settings: &Service,
+    [first, second]: [impl Buckets; 2],
+    amounts: [(Kind, u64); 2],
+    mut take: impl FnMut(MapBucket<true>, Price),
+) {
+    for (kind, amount) in amounts {
+        if let Some(price) = price_of(kind, &settings.source, amount) {
+            take(first.bucket(kind), price);
+            take(second.bucket(kind), price);
+        }
+    }
+}
+
+/// What so many packets or bytes cost; `None`: not limited.
+#[inline(always)]
+fn price_of(kind: Kind, budgets: &Budgets, amount: u64) -> Option<Price> {
+    if !kind.is_used() {
+        return None;
+    }
+    // SAFETY: the pointer comes from a reference.
+    let budget = unsafe { read_volatile(kind.budget(budgets)) };
+    if !budget.is_limited() {
+        return None;
+    }
+    Some(match kind {
+        Kind::Bytes => budget.price_of_bytes(amount),
+        Kind::Packets | Kind::Connections => Price {
+            cost: budget.cost.wrapping_mul(amount),
+            burst: budget.burst,
+        },
+    })
+}
+
+/// A bucket in a value of an array map, which lives as long as the program.
+///
+/// That of a crowd is charged in a global function, whose loops stay inline: with one more function below it,
+/// the stack could come to more than the 512 bytes that all calls have together.
+#[derive(Clone, Copy)]
+struct MapBucket<const CROWD: bool>(*mut u64);
+
+impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
+    #[inline(always)]
+    fn read(self) -> u64 {
+        // SAFETY: see the type. An aligned 64-bit load is whole; `AtomicU64::load` does not link for
+        // this target.
+        unsafe { read_volatile(self.0) }
+    }
+
+    #[inline(always)]
+    fn exchange(self, seen: u64, new: u64) -> bool {
+        // SAFETY: see the type. SeqCst, because LLVM 22 miscompiles weaker orderings for this target.
+        let (found, _) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                self.0, seen, new,
+            )
+        };
+        found == seen
+    }
+
+    #[inline(always)]
+    fn write(self, new: u64) {
+        // SAFETY: see the type. An aligned 64-bit store is whole.
+        unsafe { write_volatile(self.0, new) };
+    }
+
+    #[inline(always)]
+    fn add(self, amount: u64) {
+        // SAFETY: as above. LLVM 22 miscompiles weaker orderings for this target if the result is used.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.0, amount) };
+    }
+
+    #[inline(always)]
+    fn take_off(self, amount: u64) {
+        // SAFETY: as above.
+        unsafe { atomic_xsub::<u64, u64, { AtomicOrdering::SeqCst }>(self.0, amount) };
+    }
+
+    #[inline(always)]
+    fn charge_pair_again([first, second]: [Self; 2], now: u64, price: Price) -> bool {
+        if CROWD {
+            return retry_pair([first, second], now, price);
+        }
+        guard_charge_pair_again(first.0, second.0, now, price.cost, price.burst) != 0
+    }
+
+    #[inline(always)]
+    fn charge_one_again(self, now: u64, price: Price) -> bool {
+        if CROWD {
+            return retry_one(self, now, price);
+        }
+        guard_charge_one_again(self.0, now, price.cost, price.burst) != 0
+    }
+}
+
+/// The loops for whom another CPU was faster are global functions too: inline, they were most of what the
+/// verifier had to follow. False is 0, and is said only of what is over its budget.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_charge_pair_again(
+    first: *mut u64,
+    second: *mut u64,
+    now: u64,
+    cost: u64,
+    burst: u64,
+) -> u32 {
+    if first.is_null() || second.is_null() {
+        return 1;
+    }
+    let pair = [MapBucket::<true>(first), MapBucket(second)];
+    u32::from(retry_pair(pair, now, Price { cost, burst }))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_charge_one_again(bucket: *mut u64, now: u64, cost: u64, burst: u64) -> u32 {
+    if bucket.is_null() {
+        return 1;
+    }
+    u32::from(retry_one(
+        MapBucket::<true>(bucket),
+        now,
+        Price { cost, burst },
+    ))
+}

@@ -1,0 +1,192 @@
+//! What the policy says of a packet, step by step. The steps ask the tables; the rules are those of `guard-common`.
+
+use core::marker::PhantomData;
+
+use aya_ebpf::programs::XdpContext;
+use guard_common::{
+    exposure::Exposure,
+    layout::{Conclusion, NO_SERVICE, Service, feature, list},
+    packet::{Ends, Packet, ReadEnds, Traits},
+    reason::{Applied, Reason},
+};
+
+use crate::{
+    budgets,
+    clock::Clock,
+    config::{self, uses},
+    ending::{Ending, finish},
+    exposure::{Destination, find_destination, is_admitted, is_for_host, judge_refused},
+    flows, maps,
+    pace::{Pace, Quick, Thorough},
+    parse::{PlainReader, Reader, Unread},
+    sources,
+};
+
+/// The ends of a packet that names none that could be read.
+pub const UNREAD: Option<&ReadEnds> = None;
+
+/// Judges what has been read, and finishes it if there is an answer.
+pub struct Judge<'a, C, P> {
+    ctx: &'a XdpContext,
+    rules: PhantomData<(C, P)>,
+}
+
+impl<'a, C, P> Judge<'a, C, P> {
+    #[inline(always)]
+    pub fn new(ctx: &'a XdpContext) -> Self {
+        Self {
+            ctx,
+            rules: PhantomData,
+        }
+    }
+}
+
+impl<C, P> Clone for Judge<'_, C, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C, P> Copy for Judge<'_, C, P> {}
+
+/// `None`: the packet needs a closer look.
+impl<C: Ending> PlainReader for Judge<'_, C, Quick> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn plain(self, packet: &Packet<impl Ends>, length: u64) -> Option<u32> {
+        let judged = judge::<C, Quick>(packet, length).ok()?;
+        let (ctx, ends) = (self.ctx, Some(&packet.ends));
+        Some(match judged {
+            Judged::Closed(reason) => finish::<C>(ctx, of_host(reason), ends, length),
+            Judged::Otherwise(conclusion) => finish::<C>(ctx, conclusion, ends, length),
+        })
+    }
+}
+
+impl<C: Ending> Reader for Judge<'_, C, Thorough> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn ip(self, packet: &Packet<impl Ends>, length: u64) -> u32 {
+        let conclusion = match judge::<C, Thorough>(packet, length) {
+            Ok(Judged::Closed(reason)) => of_host(reason),
+            Ok(Judged::Otherwise(conclusion)) => conclusion,
+        };
+        finish::<C>(self.ctx, conclusion, Some(&packet.ends), length)
+    }
+
+    #[inline(always)]
+    fn unread(self, why: Unread, length: u64) -> u32 {
+        let reason = match why {
+            Unread::NotIp => Reason::NotGuarded,
+            Unread::Malformed => Reason::Malformed,
+        };
+        finish::<C>(self.ctx, of_host(reason), UNREAD, length)
+    }
+}
+
+/// The conclusion for a packet that concerns no service.
+#[inline(always)]
+pub fn of_host(reason: Reason) -> Conclusion {
+    Conclusion::new(NO_SERVICE, reason, Applied::of(config::mode()))
+}
+
+/// What the policy says of a packet.
+enum Judged {
+    /// That nobody may reach the place.
+    Closed(Reason),
+    /// Anything else, with the mode applied.
+    Otherwise(Conclusion),
+}
+
+#[inline(always)]
+fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<Judged, P::Unsure> {
+    let Packet { ends, transport } = packet;
+    if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY)) {
+        P::look_closer()?;
+        if transport.has(Traits::CONTROL) || is_for_host(packet) {
+            return Ok(Judged::Otherwise(of_host(Reason::Control)));
+        }
+    }
+    if sources::is_denied::<C, P>(ends)? && !sources::is_allowed::<C, P>(ends, NO_SERVICE)? {
+        return Ok(Judged::Otherwise(of_host(Reason::DeniedSource)));
+    }
+    // What is open or closed is decided at once; the rest may answer somebody, or has limits.
+    let (service, mode, exposure) = match find_destination::<P>(packet)? {
+        Destination::Nobody(Exposure::Closed(reason)) => return Ok(Judged::Closed(reason)),
+        Destination::Service(service, settings, entry) => {
+            let mode = settings.mode;
+            match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
+                Some(reason) => {
+                    let conclusion = Conclusion::new(service, reason, mode);
+                    return Ok(Judged::Otherwise(conclusion));
+                }
+                None => (service, mode, judge_refused(packet, entry)),
+            }
+        }
+        Destination::Nobody(exposure) => (NO_SERVICE, Applied::of(config::mode()), exposure),
+    };
+    let reason = match exposure {
+        Exposure::Closed(reason) => reason,
+        Exposure::Pass(reason) => within_limits::<C, P>(packet, length, reason)?,
+        Exposure::ClosedUnlessReply(reason) => {
+            if flows::is_reply::<C, P>(packet, service != NO_SERVICE)? {
+                within_limits::<C, P>(packet, length, Reason::Reply)?
+            } else {
+                if mode.is_observed() {
+                    P::look_closer()?;
+                    flows::note_stranger::<C>(packet);
+                }
+                reason
+            }
+        }
+    };
+    Ok(Judged::Otherwise(Conclusion::new(service, reason, mode)))
+}
+
+/// The reason of a packet that a service lists; `None`: it does not admit the source.
+#[inline(always)]
+fn judge_at_service<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
+    length: u64,
+    service: u16,
+    settings: &Service,
+    mode: Applied,
+) -> Result<Option<Reason>, P::Unsure> {
+    let Packet { ends, .. } = packet;
+    if mode.is_off() {
+        return Ok(Some(Reason::NotGuarded));
+    }
+    let lists = settings.lists;
+    if lists != 0 {
+        if lists & list::DENIED != 0
+            && sources::is_denied_at::<C, P>(ends, service)?
+            && !sources::is_allowed::<C, P>(ends, service)?
+        {
+            return Ok(Some(Reason::DeniedSource));
+        }
+        if lists & list::ADMITTED != 0
+            && !is_admitted::<C, P>(ends, service)?
+            && !sources::is_allowed::<C, P>(ends, service)?
+        {
+            return Ok(None);
+        }
+    }
+    budgets::charge::<C, P>(packet, length, service, settings, Reason::Allowed).map(Some)
+}
+
+/// A packet that reaches no service passes for this reason, within the policy's `limits`.
+#[inline(always)]
+fn within_limits<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
+    length: u64,
+    reason: Reason,
+) -> Result<Reason, P::Unsure> {
+    if !uses!(feature::LIMITS) {
+        return Ok(reason);
+    }
+    P::look_closer()?;
+    let limits = maps::SERVICES.get(NO_SERVICE.into());
+    budgets::charge::<C, P>(packet, length, NO_SERVICE, limits, reason)
+}

@@ -1,0 +1,212 @@
+//! `guard audit compose`, and the same as a command of its own, `guard-compose`: for CI, and for people who
+//! write compose files.
+
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+};
+
+use clap::{Args, Command};
+use guard_text::{print, print_json, print_warning};
+use serde::Serialize;
+
+use super::{ComposeError, Edit, Printed, Request, Severity, Warning, audit, sarif};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Several files are one project, the later on top of the earlier, as with `docker compose -f A -f B`. \
+Variables are those of the environment, and then those of .env beside the first file.
+
+Exit status: 0: nothing at or above --level; 1: something; 2: wrong usage, or a file that is refused.")]
+pub struct Compose {
+    /// The compose files of one project; - is standard input
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Exit with 1 if something this grave or graver is found
+    #[arg(long, value_enum, default_value_t = Severity::Medium)]
+    level: Severity,
+    /// Judge the services of this profile, and those that need none; without it, all. May be repeated
+    #[arg(long = "profile", value_name = "NAME")]
+    profiles: Vec<String>,
+    /// Read variables from this file instead of .env and COMPOSE_ENV_FILES. May be repeated
+    #[arg(long = "env-file", value_name = "FILE")]
+    env_files: Vec<PathBuf>,
+    /// Print JSON, for scripts
+    #[arg(long, conflicts_with = "sarif")]
+    json: bool,
+    /// Print SARIF 2.1.0, for code hosts
+    #[arg(long)]
+    sarif: bool,
+}
+
+/// What `guard audit compose --json` prints.
+#[derive(Serialize)]
+struct Audited<'a> {
+    findings: &'a [Printed],
+    warnings: &'a [Warning],
+}
+
+impl Compose {
+    pub fn run(self) -> Result<(), Failure> {
+        let Self {
+            files,
+            level,
+            profiles,
+            env_files,
+            json,
+            sarif: as_sarif,
+        } = self;
+        let report = audit(&Request {
+            files,
+            profiles,
+            env_files: (!env_files.is_empty()).then_some(env_files),
+            environment: environment(),
+        })?;
+        let findings = report.printed();
+        let warnings = &report.warnings;
+        if as_sarif {
+            print_json(&sarif(&findings, warnings))?;
+        } else if json {
+            let findings = findings.as_slice();
+            print_json(&Audited { findings, warnings })?;
+        } else {
+            for Warning {
+                file,
+                line,
+                problem,
+            } in warnings
+            {
+                print_warning(&format!("{file}:{line}: {problem}"));
+            }
+            print(&described(&findings)?)?;
+        }
+        let grave = findings.iter().filter(|finding| finding.severity >= level);
+        match grave.count() {
+            0 => Ok(()),
+            1 => Err(Failure::Found(format!(
+                "1 finding is {} or graver",
+                level.name()
+            ))),
+            count => Err(Failure::Found(format!(
+                "{count} findings are {} or graver",
+                level.name()
+            ))),
+        }
+    }
+}
+
+/// Variables that are no UTF-8 stand in no compose file.
+fn environment() -> std::collections::HashMap<String, String> {
+    let variables = std::env::vars_os();
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+fn described(findings: &[Printed]) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    for finding in findings {
+        describe(&mut text, finding)?;
+    }
+    let counts = Severity::ALL.map(|severity| {
+        let same = findings
+            .iter()
+            .filter(|finding| finding.severity == severity);
+        (same.count(), severity.name())
+    });
+    let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<String> = counts
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect();
+    match counts.as_slice() {
+        [] => text.push_str("nothing found"),
+        counts => write!(text, "found: {}", counts.join(", "))?,
+    }
+    Ok(text)
+}
+
+fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
+    let Printed {
+        rule,
+        severity,
+        file,
+        line,
+        column,
+        services,
+        profiles,
+        why,
+        fix,
+    } = finding;
+    let services = services.join(", ");
+    let severity = severity.name();
+    let profiles = match profiles.as_slice() {
+        [] => String::new(),
+        profiles => format!(" (profile {})", profiles.join(" or ")),
+    };
+    writeln!(
+        text,
+        "{file}:{line}:{column}: {severity}: {rule}: {services}{profiles}"
+    )?;
+    writeln!(text, "    {why}")?;
+    match fix {
+        None => {}
+        Some(fix) if fix.corrected.is_empty() => {
+            writeln!(text, "    take out {}", lines(file, fix))?;
+        }
+        Some(fix) => {
+            writeln!(text, "    write in {}:", lines(file, fix))?;
+            for line in fix.corrected.lines() {
+                writeln!(text, "        {}", line.trim_end())?;
+            }
+        }
+    }
+    writeln!(text)
+}
+
+fn lines(file: &str, fix: &Edit) -> String {
+    let (first, last) = (fix.line, fix.last_line());
+    let lines = match first == last {
+        true => format!("line {first}"),
+        false => format!("lines {first}-{last}"),
+    };
+    match fix.file == file {
+        true => lines,
+        false => format!("{}, {lines}", fix.file),
+    }
+}
+
+/// Why the command fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A file is refused.
+    #[error(transparent)]
+    Refused(#[from] ComposeError),
+    #[error("{0}")]
+    Found(String),
+    /// What was found cannot be printed.
+    #[error("{0:#}")]
+    Output(#[from] anyhow::Error),
+}
+
+impl From<fmt::Error> for Failure {
+    fn from(error: fmt::Error) -> Self {
+        Self::Output(error.into())
+    }
+}
+
+/// The command line of `guard-compose`.
+pub fn command() -> Command {
+    let command = Command::new("guard-compose").version(env!("CARGO_PKG_VERSION"));
+    Compose::augment_args(command)
+        .about("Find in compose files what they would expose, and what to write instead")
+}
+
+/// What clap says is wrong with a command line, in one line: its first paragraph says it.
+pub fn wrong_usage(error: &clap::Error, program: &str) -> String {
+    let text = error.to_string();
+    let lines = text.lines().take_while(|line| !line.is_empty());
+    let what: Vec<&str> = lines.map(str::trim).collect();
+    let what = what.join(" ");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    format!("{what}: `{program} --help` shows what there is")
+}

@@ -1,0 +1,42 @@
+//! What the rules find.
+
+use super::{
+    fix::Fix,
+    rule::{Rule, Severity},
+    service::Service,
+    source::Place,
+};
+
+/// What a rule found in a service.
+pub struct Finding {
+    pub rule: Rule,
+    pub severity: Severity,
+    pub place: Place,
+    /// Several if they share the place.
+    pub services: Vec<String>,
+    /// One of these is needed for the service to run; none: it always runs.
+    pub profiles: Vec<String>,
+    pub why: String,
+    pub fix: Option<Fix>,
+}
+
+impl Finding {
+    pub fn new(
+        rule: Rule,
+        severity: Severity,
+        service: &Service<'_>,
+        place: &Place,
+        why: impl Into<String>,
+        fix: Option<Fix>,
+    ) -> Self {
+        Self {
+            rule,
+            severity,
+            place: place.clone(),
+            services: vec![service.name.to_owned()],
+            profiles: service.profiles.clone(),
+            why: why.into(),
+            fix,
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What a compose file would expose, found in the file itself: for people who write it, and for CI.
+//!
+//! A file becomes a tree that knows its lines (`source`, `yaml`), the trees become the project that
+//! Compose would run (`interpolate`, `environment`, `merge`, `load`), and rules judge its services
+//! (`service`, `project`, `port`, `rules`). Nothing here asks Docker or the network.
+
+pub mod address;
+pub mod command;
+pub mod dangers;
+mod environment;
+mod finding;
+mod fix;
+mod interpolate;
+mod load;
+mod merge;
+mod network;
+mod port;
+mod project;
+pub mod proxies;
+mod rule;
+mod rules;
+mod sarif;
+mod service;
+mod source;
+mod yaml;
+
+use std::{collections::HashMap, path::PathBuf, rc::Rc};
+
+use indexmap::IndexMap;
+use serde::Serialize;
+
+use self::{
+    environment::Environment,
+    fix::{Fix, Fixes},
+    load::Loader,
+    project::Project,
+    service::Service,
+    source::Place,
+    yaml::Node,
+};
+
+pub use self::{
+    finding::Finding,
+    rule::{Rule, Severity},
+    sarif::sarif,
+    source::ComposeError,
+};
+
+/// More than anybody reads.
+const MAX_FINDINGS: usize = 10_000;
+
+/// What Compose is told on its command line and by its environment.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// The later on top of the earlier.
+    pub files: Vec<PathBuf>,
+    /// Empty: every service, whatever its profiles.
+    pub profiles: Vec<String>,
+    /// Instead of `.env` and of what `COMPOSE_ENV_FILES` names.
+    pub env_files: Option<Vec<PathBuf>>,
+    /// Of the process.
+    pub environment: HashMap<String, String>,
+}
+
+/// Something that could not be judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    pub file: String,
+    pub line: usize,
+    pub problem: String,
+}
+
+impl Warning {
+    fn at(place: &Place, problem: String) -> Self {
+        Self {
+            file: place.source.name(),
+            line: place.line(),
+            problem,
+        }
+    }
+}
+
+/// What was found, in the order of the files.
+pub struct Report {
+    pub findings: Vec<Finding>,
+    pub warnings: Vec<Warning>,
+}
+
+/// A finding as it is printed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Printed {
+    pub rule: &'static str,
+    pub severity: Severity,
+    pub file: String,
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    pub services: Vec<String>,
+    /// One of these is needed for the services to run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+    pub why: String,
+    /// What to write instead of what stands from `line` and `column` on; `null`: the reason says it.
+    pub fix: Option<Edit>,
+}
+
+/// Replaces a stretch of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Edit {
+    pub file: String,
+    pub line: usize,
+    pub column: usize,
+    pub end_line: usize,
+    pub end_column: usize,
+    pub text: String,
+    /// The whole lines as they are afterwards; empty: they go.
+    pub corrected: String,
+}
+
+/// Judges the project that these files are.
+pub fn audit(request: &Request) -> Result<Report, ComposeError> {
+    let Request {
+        files,
+        profiles,
+        env_files,
+        environment,
+    } = request;
+    let process = Environment::new(environment.clone());
+    let env_files = env_files.clone().or_else(|| named_by(environment));
+    let mut loader = Loader::new();
+    let root = loader.project(files, &Rc::new(process), env_files.as_deref())?;
+    let mut warnings = loader.warnings;
+    let services = services(&root, profiles, &mut warnings)?;
+    let project = Project::new(&root, services);
+    let services = project.services.iter();
+    let findings = services.flat_map(|service| rules::judge(&project, service));
+    let findings: Vec<Finding> = findings.take(MAX_FINDINGS + 1).collect();
+    if findings.len() > MAX_FINDINGS {
+        let problem = format!("has more than {MAX_FINDINGS} findings");
+        return Err(root.place.error(problem));
+    }
+    Ok(Report {
+        findings: gathered(findings),
+        warnings,
+    })
+}
+
+fn named_by(environment: &HashMap<String, String>) -> Option<Vec<PathBuf>> {
+    let files = environment.get("COMPOSE_ENV_FILES")?;
+    let files = files.split(',').filter(|file| !file.is_empty());
+    let files: Vec<PathBuf> = files.map(PathBuf::from).collect();
+    (!files.is_empty()).then_some(files)
+}
+
+fn services<'a>(
+    root: &'a Node,
+    profiles: &[String],
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Service<'a>>, ComposeError> {
+    let Some(node) = root.get("services") else {
+        return Err(root
+            .place
+            .error("has no services: they stand under a key services:"));
+    };
+    let Some(mapping) = node.mapping() else {
+        return Err(node
+            .place
+            .error("services is a mapping from names to services"));
+    };
+    let mut services = Vec::new();
+    for (name, entry) in mapping.iter().filter(|(_, entry)| !entry.node.is_reset()) {
+        let service = Service::read(name, entry, warnings)?;
+        if is_selected(&service.profiles, profiles) {
+            services.push(service);
+        }
+    }
+    Ok(services)
+}
+
+fn is_selected(of_service: &[String], selected: &[String]) -> bool {
+    let is_named =
+        |profile: &String| selected.contains(profile) || selected.iter().any(|s| s == "*");
+    selected.is_empty() || of_service.is_empty() || of_service.iter().any(is_named)
+}
+
+/// One for each place and reason, whichever services share it; in the order of files and lines.
+fn gathered(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut gathered: IndexMap<_, Finding> = IndexMap::new();
+    for finding in findings {
+        let Place { source, start, .. } = &finding.place;
+        let key = (
+            source.path.clone(),
+            *start,
+            finding.rule,
+            finding.why.clone(),
+        );
+        match gathered.get_mut(&key) {
+            Some(first) => {
+                // Without a profile for one of them, it always runs.
+                match first.profiles.is_empty() || finding.profiles.is_empty() {
+                    true => first.profiles.clear(),
+                    false => first.profiles.extend(finding.profiles),
+                }
+                first.services.extend(finding.services);
+            }
+            None => {
+                gathered.insert(key, finding);
+            }
+        }
+    }
+    gathered.sort_by(|a, _, b, _| a.cmp(b));
+    let mut findings: Vec<Finding> = gathered.into_values().collect();
+    for finding in &mut findings {
+        finding.profiles.sort_unstable();
+        finding.profiles.dedup();
+    }
+    findings
+}
+
+impl Report {
+    pub fn printed(&self) -> Vec<Printed> {
+        let fixes = self.findings.iter();
+        let fixes: Fixes<'_> = fixes.filter_map(|finding| finding.fix.as_ref()).collect();
+        let findings = self.findings.iter();
+        findings.map(|finding| finding.printed(&fixes)).collect()
+    }
+}
+
+impl Finding {
+    fn printed(&self, fixes: &Fixes<'_>) -> Printed {
+        let Self {
+            rule,
+            severity,
+            place,
+            services,
+            profiles,
+            why,
+            fix,
+        } = self;
+        Printed {
+            rule: rule.name(),
+            severity: *severity,
+            file: place.source.name(),
+            line: place.line(),
+            column: place.column(),
+            services: services.clone(),
+            profiles: profiles.clone(),
+            why: why.clone(),
+            fix: fix.as_ref().map(|fix| Edit::new(fix, fixes)),
+        }
+    }
+
+    /// The text of its file when the finding is fixed.
+    pub fn fixed(&self) -> Option<String> {
+        self.fix.as_ref().map(Fix::applied)
+    }
+
+    /// The file that its fix is made in.
+    pub fn fix_path(&self) -> Option<PathBuf> {
+        self.fix.as_ref().map(|fix| fix.place.source.path.clone())
+    }
+}
+
+impl Edit {
+    /// The last line that it changes.
+    pub fn last_line(&self) -> usize {
+        match self.end_column {
+            1 if self.end_line > self.line => self.end_line - 1,
+            _ => self.end_line,
+        }
+    }
+
+    fn new(fix: &Fix, fixes: &Fixes<'_>) -> Self {
+        let Fix { place, text } = fix;
+        let source = &place.source;
+        Self {
+            file: source.name(),
+            line: place.line(),
+            column: place.column(),
+            end_line: source.line(place.end),
+            end_column: source.column(place.end),
+            text: text.clone(),
+            corrected: fix::corrected(fix, fixes),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The `guard-compose` command: `guard audit compose` alone, which needs no kernel program.
+
+use std::process::ExitCode;
+
+use clap::FromArgMatches as _;
+use guard_compose::command::{Compose, Failure, command, wrong_usage};
+use guard_text::one_line;
+
+fn main() -> ExitCode {
+    let matches = command().try_get_matches();
+    let arguments = matches.and_then(|matches| Compose::from_arg_matches(&matches));
+    let (text, code) = match arguments {
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => (wrong_usage(&error, "guard-compose"), 2),
+        Ok(arguments) => match arguments.run() {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => (failure.to_string(), exit_code(&failure)),
+        },
+    };
+    eprintln!("guard-compose: {}", one_line(&text));
+    ExitCode::from(code)
+}
+
+/// As `guard audit compose` ends.
+fn exit_code(failure: &Failure) -> u8 {
+    match failure {
+        Failure::Refused(_) => 2,
+        Failure::Found(_) | Failure::Output(_) => 1,
+    }
+}

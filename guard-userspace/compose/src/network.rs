@@ -1,0 +1,91 @@
+//! Networks of a project: what a container in one has of the host's.
+
+use std::collections::HashMap;
+
+use super::{
+    port::{Address, parse_address},
+    service::Service,
+    yaml::{Node, is_true},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The host's own.
+    Host,
+    /// Without a way to the host's ports.
+    Apart,
+    /// A bridge: where ports are bound that name no address, if it says so.
+    Bridge(Option<Address>),
+}
+
+/// What a service is in that names no network.
+pub const DEFAULT: &str = "default";
+
+const BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+
+pub struct Networks<'a>(HashMap<&'a str, Network>);
+
+impl<'a> Networks<'a> {
+    pub fn read(root: &'a Node) -> Self {
+        let networks = root.get("networks").and_then(Node::mapping);
+        let networks = networks.into_iter().flatten();
+        Self(
+            networks
+                .map(|(name, entry)| (name.as_str(), Network::read(name, &entry.node)))
+                .collect(),
+        )
+    }
+
+    /// Those of a service; none if it has a `network_mode` instead.
+    pub fn of(&self, service: &Service<'_>) -> Vec<(String, Network)> {
+        if service.node.get("network_mode").is_some() {
+            return Vec::new();
+        }
+        let mut names = service.networks();
+        if names.is_empty() {
+            names.push(DEFAULT.to_owned());
+        }
+        let network = |name: &String| self.0.get(name.as_str()).copied();
+        let named = |name: String| {
+            let network = network(&name).unwrap_or(Network::Bridge(None));
+            (name, network)
+        };
+        names.into_iter().map(named).collect()
+    }
+
+    /// The one address that ports without another are bound to.
+    pub fn binding(&self, service: &Service<'_>) -> Option<Address> {
+        let networks = self.of(service).into_iter();
+        let mut bindings = networks.filter_map(|(_, network)| match network {
+            Network::Bridge(binding) => Some(binding),
+            Network::Host | Network::Apart => None,
+        });
+        let first = bindings.next()??;
+        bindings
+            .all(|binding| binding == Some(first))
+            .then_some(first)
+    }
+}
+
+impl Network {
+    fn read(key: &str, node: &Node) -> Self {
+        let text = |key: &str| Some(node.get(key)?.scalar()?.text.as_str());
+        let is = |key: &str| text(key).is_some_and(is_true);
+        // `external: {name: …}`, as files of version 2 have it.
+        let external = || Some(node.get("external")?.get("name")?.scalar()?.text.as_str());
+        let own_key = is("external").then_some(key);
+        let name = text("name").or_else(external).or(own_key);
+        match (name, text("driver")) {
+            (Some("host"), _) | (_, Some("host")) => Self::Host,
+            (Some("none"), _) | (_, Some("none" | "macvlan" | "ipvlan")) => Self::Apart,
+            _ if is("internal") => Self::Apart,
+            _ => Self::Bridge(binding(node)),
+        }
+    }
+}
+
+fn binding(network: &Node) -> Option<Address> {
+    let options = network.get("driver_opts")?;
+    let address = options.get(BINDING)?.scalar()?;
+    parse_address(&address.text).ok()
+}

@@ -1,0 +1,440 @@
+//! Ports as a service publishes them: `8000`, `8000:8000`, `127.0.0.1:8000-8010:80/udp`, and the long
+//! form.
+
+use std::{borrow::Cow, fmt, net::IpAddr, ops::RangeInclusive};
+
+use granit_parser::ScalarStyle;
+use guard_common::layout::PortProtocol;
+
+use super::{
+    fix::Fix,
+    source::{ComposeError, Place},
+    yaml::{Node, Scalar},
+};
+use crate::address::is_of_network;
+
+pub struct Port {
+    pub place: Place,
+    pub address: Address,
+    pub host: Host,
+    pub container: RangeInclusive<u16>,
+    pub protocol: PortProtocol,
+    /// Publishes it on the loopback address.
+    pub fix: Option<Fix>,
+    /// Puts it in quotes, if readers of YAML 1.1 take it for a number in base 60.
+    pub quoted: Option<Fix>,
+    /// Variables in it that have no value.
+    pub unset: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    Every,
+    EveryIpv4,
+    EveryIpv6,
+    One(IpAddr),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// Docker chooses.
+    Random,
+    Ports(RangeInclusive<u16>),
+}
+
+/// What a port says, apart from where it is written.
+#[derive(Debug, PartialEq, Eq)]
+struct Spec {
+    address: Address,
+    host: Host,
+    container: RangeInclusive<u16>,
+    protocol: PortProtocol,
+}
+
+impl Address {
+    pub fn is_loopback(&self) -> bool {
+        matches!(self, Self::One(address) if address.is_loopback())
+    }
+
+    /// One that is known in its own network alone, if not on the host alone.
+    pub fn is_private(&self) -> bool {
+        matches!(self, Self::One(address) if address.is_loopback() || is_of_network(*address))
+    }
+
+    fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Every | Self::EveryIpv4 => false,
+            Self::EveryIpv6 => true,
+            Self::One(address) => address.is_ipv6(),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Every => formatter.write_str("every address"),
+            Self::EveryIpv4 => formatter.write_str("every IPv4 address"),
+            Self::EveryIpv6 => formatter.write_str("every IPv6 address"),
+            Self::One(address) if self.is_private() => write!(formatter, "{address}"),
+            Self::One(address) => write!(formatter, "{address}, a public address"),
+        }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = self.protocol.name();
+        let inside = format!("{}/{protocol}", Range(&self.container));
+        match &self.host {
+            Host::Random => write!(formatter, "{inside} of the container"),
+            Host::Ports(ports) if *ports == self.container => formatter.write_str(&inside),
+            Host::Ports(ports) => {
+                write!(
+                    formatter,
+                    "{}/{protocol}, which is {inside} of the container,",
+                    Range(ports)
+                )
+            }
+        }
+    }
+}
+
+struct Range<'a>(&'a RangeInclusive<u16>);
+
+impl fmt::Display for Range<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(range) = self;
+        match (range.start(), range.end()) {
+            (first, last) if first == last => write!(formatter, "{first}"),
+            (first, last) => write!(formatter, "{first}-{last}"),
+        }
+    }
+}
+
+impl Port {
+    /// `None` if what it says depends on variables that are not set.
+    pub fn read(node: &Node) -> Result<Option<Self>, ComposeError> {
+        let values = match node.mapping() {
+            Some(mapping) => mapping
+                .values()
+                .filter_map(|entry| entry.node.scalar())
+                .collect(),
+            None => Vec::from_iter(node.scalar()),
+        };
+        let references = || values.iter().filter_map(|scalar| scalar.reference.as_ref());
+        if references().any(|reference| !reference.required.is_empty()) {
+            return Ok(None);
+        }
+        let unset: Vec<String> = references()
+            .flat_map(|reference| reference.unset.clone())
+            .collect();
+        let spec = match (node.scalar(), node.mapping()) {
+            (Some(scalar), _) => scalar.decimal().parse::<Spec>(),
+            (None, Some(_)) => Spec::read_long(node),
+            _ => Err(
+                "write it as \"127.0.0.1:8000:8000\", or with target: and published:".to_owned(),
+            ),
+        };
+        match spec {
+            Err(_) if !unset.is_empty() => Ok(None),
+            Err(problem) => Err(node.place.error(format!("is no port: {problem}"))),
+            Ok(Spec {
+                address,
+                host,
+                container,
+                protocol,
+            }) => Ok(Some(Self {
+                place: node.place.clone(),
+                address,
+                host,
+                container,
+                protocol,
+                fix: on_loopback(node, address),
+                quoted: quoted(node),
+                unset,
+            })),
+        }
+    }
+
+    /// What a port of the host is in the container, if it is one.
+    pub fn inside(&self, on_host: u16) -> Option<u16> {
+        let ports = self.host_ports().filter(|ports| ports.contains(&on_host))?;
+        let is_even = ports.len() == self.container.len();
+        is_even.then(|| self.container.start() + (on_host - ports.start()))
+    }
+
+    /// The numbers on the host, if they are known.
+    pub fn host_ports(&self) -> Option<&RangeInclusive<u16>> {
+        match &self.host {
+            Host::Random => None,
+            Host::Ports(ports) => Some(ports),
+        }
+    }
+}
+
+impl std::str::FromStr for Spec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let mut parts = ports.rsplitn(3, ':');
+        let container = parts.next().unwrap_or_default();
+        let host = parts.next().unwrap_or_default();
+        let address = parts.next().unwrap_or_default();
+        if container.is_empty() {
+            return Err(format!("\"{text}\" names no port of the container"));
+        }
+        Self::new(address, host, container, protocol)
+    }
+}
+
+impl Spec {
+    fn read_long(node: &Node) -> Result<Self, String> {
+        let text = |key: &str| match node.get(key) {
+            None => Ok(Cow::Borrowed("")),
+            Some(value) => match value.scalar() {
+                Some(scalar) => Ok(scalar.decimal()),
+                None => Err(format!("{key} is text or a number")),
+            },
+        };
+        let target = text("target")?;
+        if target.is_empty() {
+            return Err("it has no target:, the port of the container".to_owned());
+        }
+        let protocol = match text("protocol")? {
+            protocol if protocol.is_empty() => Cow::Borrowed("tcp"),
+            protocol => protocol,
+        };
+        Self::new(&text("host_ip")?, &text("published")?, &target, &protocol)
+    }
+
+    fn new(address: &str, host: &str, container: &str, protocol: &str) -> Result<Self, String> {
+        let container = range(container)?;
+        let host = match host {
+            "" => Host::Random,
+            host => match range(host)? {
+                ports if ports == (0..=0) => Host::Random,
+                ports => Host::Ports(ports),
+            },
+        };
+        if let Host::Ports(ports) = &host
+            && ports.len() != container.len()
+            && container.len() != 1
+        {
+            return Err(format!(
+                "{} on the host are not as many as {} in the container",
+                Range(ports),
+                Range(&container)
+            ));
+        }
+        Ok(Self {
+            address: parse_address(address)?,
+            host,
+            container,
+            protocol: parse_protocol(protocol)?,
+        })
+    }
+}
+
+pub fn parse_address(text: &str) -> Result<Address, String> {
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let address = inner.unwrap_or(text);
+    if address.is_empty() {
+        return Ok(Address::Every);
+    }
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("{text:?} is no address of this host: write one such as 127.0.0.1"))?;
+    Ok(match address.to_canonical() {
+        IpAddr::V4(address) if address.is_unspecified() => Address::EveryIpv4,
+        IpAddr::V6(address) if address.is_unspecified() => Address::EveryIpv6,
+        address => Address::One(address),
+    })
+}
+
+fn parse_protocol(text: &str) -> Result<PortProtocol, String> {
+    let protocols = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp];
+    let mut protocols = protocols.into_iter();
+    protocols
+        .find(|protocol| text.eq_ignore_ascii_case(protocol.name()))
+        .ok_or_else(|| format!("{text:?} is no protocol: write tcp, udp or sctp"))
+}
+
+fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let port = |text: &str| {
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let port = text.parse::<u16>().ok().filter(|_| is_number);
+        port.ok_or_else(|| format!("{text:?} is not a number from 0 to 65535"))
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range = port(first)?..=port(last)?;
+    if range.is_empty() {
+        return Err(format!(
+            "{text:?} is no range: write the smaller number first"
+        ));
+    }
+    Ok(range)
+}
+
+fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
+    let is_ipv6 = address.is_ipv6();
+    let Some(scalar) = node.scalar() else {
+        let loopback = if is_ipv6 { "::1" } else { "127.0.0.1" };
+        return match node.get("host_ip") {
+            Some(address) => Fix::scalar(address, address.scalar()?, loopback),
+            None => Fix::first_key(node, "host_ip", loopback),
+        };
+    };
+    let loopback = if is_ipv6 { "[::1]" } else { "127.0.0.1" };
+    let written = written(scalar);
+    let pieces = pieces(&written);
+    if pieces.len() != self::pieces(&scalar.text).len() {
+        return None;
+    }
+    let text = match pieces.as_slice() {
+        [.., host, _] if may_hold_address(host) => return None,
+        [container] => format!("{loopback}::{container}"),
+        [.., host, container] => format!("{loopback}:{host}:{container}"),
+        [] => return None,
+    };
+    Fix::scalar(node, scalar, &text)
+}
+
+/// Before variables were put in.
+fn written(scalar: &Scalar) -> Cow<'_, str> {
+    match &scalar.reference {
+        Some(reference) => Cow::Borrowed(&reference.written),
+        None => scalar.decimal(),
+    }
+}
+
+/// Between the colons, but for those in braces and brackets.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    text.split(|character| {
+        match character {
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        character == ':' && depth == 0
+    })
+    .collect()
+}
+
+/// Whether a variable's default or alternative has a colon: `${PORT:-127.0.0.1:8000}`. An address before
+/// it would be a second one for some values of the variable.
+fn may_hold_address(host: &str) -> bool {
+    let operators = [":-", ":+", ":?"];
+    let without = |text: String, operator: &&str| text.replace(operator, "");
+    let rest = operators.iter().fold(host.to_owned(), without);
+    rest.contains(':')
+}
+
+/// Numbers in base 60, as YAML 1.1 has them: `22:22` is 1342.
+fn quoted(node: &Node) -> Option<Fix> {
+    let scalar = node.scalar()?;
+    if scalar.style != ScalarStyle::Plain || scalar.reference.is_some() {
+        return None;
+    }
+    let (first, rest) = scalar.text.split_once(':')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_digit = |text: &str| {
+        is_number(text) && text.len() <= 2 && text.parse::<u8>().is_ok_and(|digit| digit < 60)
+    };
+    let is_base_60 = is_number(first) && !first.starts_with('0') && rest.split(':').all(is_digit);
+    is_base_60.then(|| Fix {
+        place: node.place.clone(),
+        text: format!("\"{}\"", scalar.text),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Spec {
+        text.parse()
+            .unwrap_or_else(|problem| panic!("{text}: {problem}"))
+    }
+
+    #[test]
+    fn ports_are_read_as_docker_does() {
+        let every = Address::Every;
+        let one = |address: &str| Address::One(address.parse().unwrap());
+        let at = |first: u16, last: u16| Host::Ports(first..=last);
+        for (text, address, host, container) in [
+            ("80", every, Host::Random, 80..=80),
+            ("8000-8002", every, Host::Random, 8000..=8002),
+            ("8080:80", every, at(8080, 8080), 80..=80),
+            (":80", every, Host::Random, 80..=80),
+            ("8000-8002:9000-9002", every, at(8000, 8002), 9000..=9002),
+            ("8000-8010:80", every, at(8000, 8010), 80..=80),
+            (
+                "127.0.0.1:8080:80",
+                one("127.0.0.1"),
+                at(8080, 8080),
+                80..=80,
+            ),
+            ("127.0.0.1::80", one("127.0.0.1"), Host::Random, 80..=80),
+            (
+                "0.0.0.0:8080:80",
+                Address::EveryIpv4,
+                at(8080, 8080),
+                80..=80,
+            ),
+            ("[::]:8080:80", Address::EveryIpv6, at(8080, 8080), 80..=80),
+            ("[::1]:8080:80", one("::1"), at(8080, 8080), 80..=80),
+            ("::1:8080:80", one("::1"), at(8080, 8080), 80..=80),
+        ] {
+            let protocol = PortProtocol::Tcp;
+            let expected = Spec {
+                address,
+                host,
+                container,
+                protocol,
+            };
+            assert_eq!(spec(text), expected, "{text}");
+        }
+        assert_eq!(spec("53:53/UDP").protocol, PortProtocol::Udp);
+    }
+
+    #[test]
+    fn a_variable_that_may_hold_an_address_is_told() {
+        for (host, expected) in [
+            ("8000", false),
+            ("${PORT}", false),
+            ("${PORT:-8000}", false),
+            ("${FIRST:?}-${LAST:-8010}", false),
+            ("${BOUND:+${BOUND}:}8000", true),
+            ("${PORT:-127.0.0.1:8000}", true),
+        ] {
+            assert_eq!(may_hold_address(host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for text in [
+            "",
+            "80a",
+            "80:",
+            "70000",
+            "8000-8001:80-82",
+            "9-8",
+            "80/icmp",
+            "localhost:80:80",
+            "a:1:2:3",
+            "-1",
+            "+80",
+            "8000:+80",
+            "0x50:80",
+            "80 ",
+        ] {
+            assert!(text.parse::<Spec>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What a service publishes: one finding for a port, the gravest.
+
+use super::super::{
+    finding::Finding,
+    port::{Address, Port},
+    project::Project,
+    rule::{
+        Rule::{
+            self, Base60Port, DangerousPort, EveryAddress, PublicAddress, PublishedBesideProxy,
+        },
+        Severity,
+    },
+    service::Service,
+};
+use crate::{
+    dangers::{DANGERS, Danger, Harm, Login, ORDINARY, danger_at},
+    proxies::WEB,
+};
+use guard_common::layout::PortProtocol;
+
+/// Of how many services in a range only the names are said.
+const MOST_NAMED: usize = 10;
+
+/// Ports whose protocols an HTTP proxy does not carry: SSH, mail, DNS, streams, chat, databases, games.
+#[rustfmt::skip]
+const NOT_WEB: [u16; 24] = [
+    21, 22, 25, 53, 110, 143, 465, 554, 587, 853, 993, 995, 1935, 4190, 5222, 5269, 6543, 6881, 8554, 8883,
+    22000, 25565, 51413, 64738,
+];
+
+pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
+    let is_proxy = project.is_proxy(service);
+    let proxy = project.proxy_of(service);
+    let ports = project.published(service).iter();
+    ports
+        .flat_map(|port| {
+            let reasons = [
+                open_to_all(is_proxy, port),
+                beside_proxy(proxy.as_deref(), port),
+                dangerous(port),
+            ];
+            let is_accepted = |finding: &Finding| service.accepted.contains(&finding.rule);
+            let exposed = exposed(service, port, reasons);
+            // One line mends both.
+            exposed
+                .filter(|finding| !is_accepted(finding))
+                .or_else(|| base_60(service, port))
+        })
+        .collect()
+}
+
+/// What makes a port worth a finding, and how grave it is on every address.
+type Reason = (Rule, Severity, String);
+
+fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> Option<Finding> {
+    if port.address.is_loopback() {
+        return None;
+    }
+    // Of two that are as grave, the later says more.
+    let gravest = reasons.into_iter().flatten().max_by_key(|reason| reason.1);
+    let (rule, severity, what) = gravest?;
+    let severity = match port.address.is_private() {
+        false => severity,
+        true => severity.milder(),
+    };
+    let why = format!("{port} is published on {}{what}", on(port));
+    let fix = port.fix.clone();
+    Some(Finding::new(rule, severity, service, &port.place, why, fix))
+}
+
+fn dangerous(port: &Port) -> Option<Reason> {
+    let mut dangers = dangers(port);
+    let gravest = dangers
+        .iter()
+        .enumerate()
+        .max_by_key(|(_, (severity, danger))| (*severity, danger.harm, danger.login));
+    let (gravest, _) = gravest?;
+    let (severity, danger) = dangers.remove(gravest);
+    let others = dangers
+        .iter()
+        .map(|(_, Danger { port, service, .. })| format!("{port} ({service})"));
+    let named: Vec<String> = others.take(MOST_NAMED).collect();
+    let others = match (named.as_slice(), dangers.len().saturating_sub(MOST_NAMED)) {
+        ([], _) => String::new(),
+        (named, 0) => format!(". Known are also {}", named.join(", ")),
+        (named, more) => format!(". Known are also {} and {more} more", named.join(", ")),
+    };
+    Some((DangerousPort, severity, format!(": {danger}{others}")))
+}
+
+/// By the container's ports, which say what listens, or where they say nothing by the host's, which are
+/// often just free numbers.
+fn dangers(port: &Port) -> Vec<(Severity, &'static Danger)> {
+    let of_protocol = DANGERS
+        .iter()
+        .filter(|danger| danger.protocol == port.protocol);
+    of_protocol
+        .filter_map(|danger| {
+            if port.container.contains(&danger.port) {
+                Some((severity(danger), danger))
+            } else {
+                let inside = port.inside(danger.port)?;
+                let says = ORDINARY.contains(&inside) || danger_at(port.protocol, inside).is_some();
+                (!says).then(|| (severity(danger).milder(), danger))
+            }
+        })
+        .collect()
+}
+
+fn severity(danger: &Danger) -> Severity {
+    match (danger.harm, danger.login) {
+        (Harm::Breach, Login::Open) => Severity::Critical,
+        (Harm::Breach, Login::Varies | Login::Asked) => Severity::High,
+        (Harm::Leak, _) => Severity::Medium,
+    }
+}
+
+fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<Reason> {
+    let proxy = proxy.filter(|_| is_web(port))?;
+    let what = format!(
+        " beside the proxy {proxy}: who asks this port goes round the proxy, with its TLS, logins and \
+         limits"
+    );
+    Some((PublishedBesideProxy, Severity::High, what))
+}
+
+fn open_to_all(is_proxy: bool, port: &Port) -> Option<Reason> {
+    let rule = match port.address {
+        address if address.is_private() => return None,
+        Address::One(_) => PublicAddress,
+        Address::Every | Address::EveryIpv4 | Address::EveryIpv6 => EveryAddress,
+    };
+    let is_front = port.host_ports().is_some_and(|ports| {
+        let is_one = ports.start() == ports.end();
+        is_one && WEB.contains(ports.start())
+    });
+    let severity = match is_front {
+        true if is_proxy => return None,
+        true => Severity::Low,
+        false => Severity::Medium,
+    };
+    let what = ": Docker lets it past the INPUT rules of ufw and firewalld".to_owned();
+    Some((rule, severity, what))
+}
+
+fn on(port: &Port) -> String {
+    let address = port.address;
+    match port.unset.as_slice() {
+        [] => address.to_string(),
+        unset => format!("{address} while {} is not set", unset.join(", ")),
+    }
+}
+
+fn is_web(port: &Port) -> bool {
+    let is_other = |number: &u16| port.container.contains(number);
+    port.protocol == PortProtocol::Tcp && !NOT_WEB.iter().any(is_other)
+}
+
+fn base_60(service: &Service<'_>, port: &Port) -> Option<Finding> {
+    let fix = port.quoted.clone()?;
+    let why = "readers of YAML 1.1, such as docker-compose 1, take this port for a number in base 60: \
+               put it in quotes";
+    let fix = Some(fix);
+    Some(Finding::new(
+        Base60Port,
+        Severity::Low,
+        service,
+        &port.place,
+        why,
+        fix,
+    ))
+}

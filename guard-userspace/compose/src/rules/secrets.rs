@@ -1,0 +1,314 @@
+//! Secrets that stand in `environment`, told by the variable's name or by their own shape. What a finding
+//! says never holds the secret.
+
+use super::super::{
+    finding::Finding,
+    fix::Fix,
+    rule::{Rule::SecretInEnvironment, Severity},
+    service::{Service, Variable},
+};
+
+pub fn judge(service: &Service<'_>) -> Vec<Finding> {
+    let variables = service.environment.iter();
+    variables
+        .filter_map(|variable| {
+            let literal = literal(variable);
+            let secret = secret(&variable.name, literal.trim())?;
+            Some(finding(service, variable, &secret))
+        })
+        .collect()
+}
+
+/// What stands in the file itself: variables have nothing but their defaults.
+fn literal<'a>(variable: &'a Variable<'_>) -> &'a str {
+    let scalar = variable.scalar;
+    let text = match &scalar.reference {
+        Some(reference) => &reference.literal,
+        None => &scalar.text,
+    };
+    value(variable, text)
+}
+
+/// What stands behind the name.
+fn value<'a>(variable: &Variable<'_>, text: &'a str) -> &'a str {
+    match variable.is_assignment {
+        true => text.split_once('=').map_or("", |(_, value)| value),
+        false => text,
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Secret {
+    /// It is shaped like one.
+    Token(&'static str),
+    /// Between the colon and the `@` of an address.
+    InAddress,
+    /// Its variable is named like one.
+    Named,
+}
+
+fn secret(name: &str, value: &str) -> Option<Secret> {
+    if let Some((_, _, what)) = TOKENS.iter().find(|token| is_token(value, token)) {
+        return Some(Secret::Token(what));
+    }
+    if value.contains("PRIVATE KEY-----") {
+        return Some(Secret::Token("a private key"));
+    }
+    if has_password(value) {
+        return Some(Secret::InAddress);
+    }
+    (is_secret_name(name) && is_secret_value(value)).then_some(Secret::Named)
+}
+
+/// How tokens begin, how many letters, digits, `-`, `_` and `.` follow at least, and what they are.
+const TOKENS: [(&str, usize, &str); 29] = [
+    ("AKIA", 16, "an access key of AWS"),
+    ("ASIA", 16, "an access key of AWS"),
+    ("AIza", 35, "a key of Google's"),
+    ("GOCSPX-", 20, "a client secret of Google's"),
+    ("SG.", 40, "a key of SendGrid's"),
+    ("dckr_pat_", 20, "a token of Docker Hub's"),
+    ("dop_v1_", 40, "a token of DigitalOcean's"),
+    ("ghp_", 30, "a token of GitHub's"),
+    ("gho_", 30, "a token of GitHub's"),
+    ("ghs_", 30, "a token of GitHub's"),
+    ("ghu_", 30, "a token of GitHub's"),
+    ("github_pat_", 30, "a token of GitHub's"),
+    ("glpat-", 20, "a token of GitLab's"),
+    ("glrt-", 20, "a token of GitLab's"),
+    ("hf_", 30, "a token of Hugging Face's"),
+    ("npm_", 30, "a token of npm's"),
+    ("pypi-AgE", 40, "a token of PyPI's"),
+    ("rk_live_", 16, "a key of Stripe's"),
+    ("sk_live_", 16, "a key of Stripe's"),
+    ("whsec_", 24, "a webhook secret of Stripe's"),
+    ("sk-ant-", 20, "a key of Anthropic's"),
+    ("sk-proj-", 20, "a key of OpenAI's"),
+    ("tskey-", 20, "a key of Tailscale's"),
+    ("xoxb-", 20, "a token of Slack's"),
+    ("xoxp-", 20, "a token of Slack's"),
+    ("xapp-", 20, "a token of Slack's"),
+    ("hvs.", 20, "a token of Vault's"),
+    ("key-", 32, "a key of Mailgun's"),
+    ("AGE-SECRET-KEY-1", 40, "a key of age's"),
+];
+
+fn is_token(value: &str, (prefix, least, _): &(&str, usize, &str)) -> bool {
+    let Some(rest) = value.strip_prefix(prefix) else {
+        return false;
+    };
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    rest.len() >= *least && rest.chars().all(fits)
+}
+
+/// `scheme://user:password@host`, of any scheme.
+fn has_password(value: &str) -> bool {
+    password_of(value).is_some_and(is_secret_value)
+}
+
+fn password_of(value: &str) -> Option<&str> {
+    let (scheme, rest) = value.split_once("://")?;
+    let is_scheme = scheme
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c));
+    let authority = rest.split(['/', '?', '#', ' ']).next()?;
+    let (user, _) = authority.rsplit_once('@')?;
+    let (_, password) = user.split_once(':')?;
+    is_scheme.then_some(password)
+}
+
+/// Ends of the last word of a name.
+const WORDS: [&str; 11] = [
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "SECRET",
+    "TOKEN",
+    "APIKEY",
+    "PASSWORT",
+    "CREDENTIALS",
+    "SECRETKEY",
+    "PRIVATEKEY",
+    "ENCRYPTIONKEY",
+];
+
+/// Last words that are too short to be the end of another.
+const SHORT_WORDS: [&str; 3] = ["PASS", "PWD", "PW"];
+
+/// What stands before a last word `KEY` that is secret.
+const SECRET_KEYS: [&str; 12] = [
+    "API",
+    "SECRET",
+    "PRIVATE",
+    "ACCESS",
+    "ENCRYPTION",
+    "MASTER",
+    "SIGNING",
+    "AUTH",
+    "APP",
+    "JWT",
+    "SESSION",
+    "LICENSE",
+];
+
+fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    let mut words = name
+        .rsplit(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
+    let last = words.next().unwrap_or_default();
+    let before = words.next();
+    let is_word = WORDS.iter().any(|word| last.ends_with(word));
+    let is_short = SHORT_WORDS.contains(&last) && before.is_some();
+    let is_key = last == "KEY" && before.is_some_and(|before| SECRET_KEYS.contains(&before));
+    let is_base = (before, last) == (Some("KEY"), "BASE");
+    is_word || is_short || is_key || is_base
+}
+
+/// Neither a switch, nor a place where the secret is kept, nor a blank to be filled in.
+fn is_secret_value(value: &str) -> bool {
+    const SWITCHES: [&str; 13] = [
+        "", "0", "1", "true", "false", "yes", "no", "on", "off", "none", "null", "required",
+        "optional",
+    ];
+    let lower = value.to_ascii_lowercase();
+    let is_switch = SWITCHES.contains(&lower.as_str());
+    let is_place = value.starts_with(['/', '.', '~'])
+        || ["file:", "http://", "https://", "vault:", "op://"]
+            .iter()
+            .any(|scheme| lower.starts_with(scheme));
+    let is_blank = (value.starts_with('<') && value.ends_with('>'))
+        || (value.starts_with("{{") && value.ends_with("}}"))
+        || lower.starts_with("your")
+        || lower.chars().all(|c| matches!(c, 'x' | '*' | '.' | '-'));
+    !is_switch && !is_place && !is_blank && !is_hash(value)
+}
+
+/// Of a password, as crypt(3) and PHC write it: what is asked for cannot be read off it.
+fn is_hash(value: &str) -> bool {
+    const HASHES: [&str; 9] = [
+        "$argon2", "$2a$", "$2b$", "$2y$", "$5$", "$6$", "$y$", "$scrypt$", "$pbkdf2",
+    ];
+    HASHES.iter().any(|hash| value.starts_with(hash))
+}
+
+fn finding(service: &Service<'_>, variable: &Variable<'_>, secret: &Secret) -> Finding {
+    let Variable {
+        name,
+        place,
+        node,
+        scalar,
+        is_assignment,
+    } = variable;
+    let (severity, what) = match secret {
+        Secret::Token(what) => (Severity::Critical, (*what).to_owned()),
+        Secret::InAddress => (Severity::High, "an address with a password".to_owned()),
+        Secret::Named => (
+            Severity::High,
+            "a value that its name calls a secret".to_owned(),
+        ),
+    };
+    let default = match scalar.reference {
+        Some(_) => ", as a default",
+        None => "",
+    };
+    let why = format!(
+        "{name} holds {what}{default}: whoever reads this file or inspects the container has it. Keep it \
+         out of the file, in .env or in a file under secrets:"
+    );
+    let asked = asked(variable, secret);
+    let text = match is_assignment {
+        true => format!("{name}={asked}"),
+        false => asked,
+    };
+    let fix = Fix::scalar(node, scalar, &text);
+    let rule = SecretInEnvironment;
+    Finding::new(rule, severity, service, place, why, fix)
+}
+
+/// The value with a variable instead of the secret.
+fn asked(variable: &Variable<'_>, secret: &Secret) -> String {
+    let name = variable_name(&variable.name);
+    if let Some(reference) = &variable.scalar.reference {
+        let name = defaulted(value(variable, &reference.written)).unwrap_or(&name);
+        return format!("${{{name}:?}}");
+    }
+    let value = value(variable, &variable.scalar.text);
+    match password_of(value).filter(|_| *secret == Secret::InAddress) {
+        Some(password) => {
+            let asked = format!(":${{{name}_PASSWORD:?}}@");
+            value.replacen(&format!(":{password}@"), &asked, 1)
+        }
+        None => format!("${{{name}:?}}"),
+    }
+}
+
+/// The variable whose default the whole value is.
+fn defaulted(written: &str) -> Option<&str> {
+    let inside = written.strip_prefix("${")?.strip_suffix('}')?;
+    let (name, default) = inside.split_once('-')?;
+    let name = name.strip_suffix(':').unwrap_or(name);
+    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    (is_name && !default.contains(['$', '}'])).then_some(name)
+}
+
+/// A name that Compose takes for a variable's.
+fn variable_name(name: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let name: String = name.chars().map(allowed).collect();
+    match name.starts_with(|c: char| c.is_ascii_digit()) {
+        true => format!("_{name}"),
+        false => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_told_by_name_shape_and_place() {
+        let github = format!("ghp_{}", "a1".repeat(18));
+        for (name, value, expected) in [
+            ("POSTGRES_PASSWORD", "hunter2", Some(Secret::Named)),
+            ("PGPASSWORD", "123456", Some(Secret::Named)),
+            ("MINIO_ROOT_PASSWORD", "changeme", Some(Secret::Named)),
+            ("GITEA__database__PASSWD", "gitea", Some(Secret::Named)),
+            ("RABBITMQ_DEFAULT_PASS", "guest", Some(Secret::Named)),
+            ("SECRET_KEY_BASE", "abc", Some(Secret::Named)),
+            ("N8N_ENCRYPTION_KEY", "abc", Some(Secret::Named)),
+            (
+                "ANYTHING",
+                github.as_str(),
+                Some(Secret::Token("a token of GitHub's")),
+            ),
+            (
+                "DATABASE_URL",
+                "postgres://u:p4ss@db/x",
+                Some(Secret::InAddress),
+            ),
+            ("DATABASE_URL", "postgres://u:@db/x", None),
+            ("DATABASE_URL", "postgres://u@db/x:y", None),
+            ("POSTGRES_PASSWORD", "", None),
+            ("POSTGRES_PASSWORD_FILE", "/run/secrets/db", None),
+            ("POSTGRES_PASSWORD", "/run/secrets/db", None),
+            ("MYSQL_RANDOM_ROOT_PASSWORD", "yes", None),
+            ("PASSWORD_MIN_LENGTH", "12", None),
+            ("PWD", "app", None),
+            ("ADMIN_TOKEN", "$argon2id$v=19$m=65540", None),
+            ("API_KEY", "<your key>", None),
+            ("API_KEY", "your-api-key", None),
+            (
+                "STRIPE_PUBLISHABLE_KEY",
+                "pk_live_abcdefghijklmnopqrst",
+                None,
+            ),
+            ("VAPID_PUBLIC_KEY", "BNc", None),
+            ("BYPASS", "some", None),
+            ("OAUTH_TOKEN_URL", "https://id.example/token", None),
+            ("GITHUB_TOKEN", "https://id.example/token", None),
+        ] {
+            assert_eq!(secret(name, value), expected, "{name}={value}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A service, as the rules ask about it.
+
+use indexmap::IndexMap;
+
+use super::{
+    Warning,
+    load::texts,
+    port::Port,
+    rule::Rule,
+    source::{ComposeError, Place},
+    yaml::{Entry, Node, Scalar, Value},
+};
+use crate::proxies::image_name;
+
+pub struct Service<'a> {
+    pub name: &'a str,
+    pub key: &'a Place,
+    pub node: &'a Node,
+    pub ports: Vec<Port>,
+    pub environment: Vec<Variable<'a>>,
+    pub profiles: Vec<String>,
+    /// Rules whose findings are meant to be.
+    pub accepted: Vec<Rule>,
+}
+
+/// Where a service says which findings are accepted.
+const ACCEPT: &str = "x-guard-accept";
+
+/// A variable that a container is given.
+pub struct Variable<'a> {
+    pub name: String,
+    /// Where it begins.
+    pub place: &'a Place,
+    pub node: &'a Node,
+    pub scalar: &'a Scalar,
+    /// `NAME=value` in one text, as a list has it.
+    pub is_assignment: bool,
+}
+
+/// A volume or a file of the host that a service mounts.
+pub struct Mount<'a> {
+    pub source: String,
+    /// In the container.
+    pub target: String,
+    pub node: &'a Node,
+}
+
+impl<'a> Service<'a> {
+    /// What cannot be judged for lack of variables is put into the warnings.
+    pub fn read(
+        name: &'a str,
+        entry: &'a Entry,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Self, ComposeError> {
+        let Entry { key, node } = entry;
+        if !matches!(node.value, Value::Mapping(_)) {
+            return Err(key.error(format!(
+                "service \"{name}\" is a mapping, such as image: and a name"
+            )));
+        }
+        Ok(Self {
+            name,
+            key,
+            node,
+            ports: ports(node, warnings)?,
+            environment: environment(node),
+            profiles: node.get("profiles").map(texts).unwrap_or_default(),
+            accepted: accepted(node)?,
+        })
+    }
+
+    pub fn text(&self, key: &str) -> Option<&'a str> {
+        Some(&self.node.get(key)?.scalar()?.text)
+    }
+
+    /// Those of a list; none if it is no list.
+    pub fn items(&self, key: &str) -> &'a [Node] {
+        self.node.get(key).and_then(Node::sequence).unwrap_or(&[])
+    }
+
+    /// The image's name without registry, tag and digest.
+    pub fn image(&self) -> &'a str {
+        let image = self.text("image").unwrap_or_default();
+        image_name(image)
+    }
+
+    pub fn labels(&self) -> Vec<String> {
+        self.node.get("labels").map(names).unwrap_or_default()
+    }
+
+    pub fn networks(&self) -> Vec<String> {
+        self.node.get("networks").map(names).unwrap_or_default()
+    }
+
+    /// The last mount of each place in the container.
+    pub fn mounts(&self) -> Vec<Mount<'a>> {
+        let mounts = self.items("volumes").iter().filter_map(mount);
+        let by_target: IndexMap<String, Mount<'a>> = mounts.collect();
+        by_target.into_values().collect()
+    }
+}
+
+fn accepted(service: &Node) -> Result<Vec<Rule>, ComposeError> {
+    let Some(node) = service.get(ACCEPT) else {
+        return Ok(Vec::new());
+    };
+    let rule = |name: &String| {
+        let rule = Rule::ALL.iter().find(|rule| rule.name() == name);
+        rule.copied().ok_or_else(|| {
+            let known: Vec<&str> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+            node.place
+                .error(format!("there is no rule \"{name}\": {}", known.join(", ")))
+        })
+    };
+    texts(node).iter().map(rule).collect()
+}
+
+/// The keys of a mapping; the texts of a list up to `=`.
+fn names(node: &Node) -> Vec<String> {
+    match &node.value {
+        Value::Mapping(mapping) => mapping.keys().cloned().collect(),
+        Value::Sequence(items) => items.iter().flat_map(names).collect(),
+        Value::Scalar(scalar) => {
+            let name = scalar.text.split('=').next().unwrap_or(&scalar.text);
+            vec![name.to_owned()]
+        }
+        Value::Null => Vec::new(),
+    }
+}
+
+fn ports(service: &Node, warnings: &mut Vec<Warning>) -> Result<Vec<Port>, ComposeError> {
+    let Some(node) = service.get("ports") else {
+        return Ok(Vec::new());
+    };
+    let Some(items) = node.sequence() else {
+        return Err(node
+            .place
+            .error("ports is a list, such as - \"127.0.0.1:8000:8000\""));
+    };
+    let mut ports = Vec::new();
+    for item in items.iter().filter(|item| !item.is_reset()) {
+        match Port::read(item)? {
+            Some(port) => ports.push(port),
+            None => warnings.push(Warning::at(
+                &item.place,
+                "this port needs variables that are not set here, and was not judged".to_owned(),
+            )),
+        }
+    }
+    Ok(ports)
+}
+
+/// The last value of each name.
+fn environment(service: &Node) -> Vec<Variable<'_>> {
+    let Some(node) = service.get("environment") else {
+        return Vec::new();
+    };
+    let mut by_name: IndexMap<String, Variable<'_>> = IndexMap::new();
+    for (name, variable) in variables(node) {
+        match variable {
+            Some(variable) => by_name.insert(name, variable),
+            None => by_name.shift_remove(&name),
+        };
+    }
+    by_name.into_values().collect()
+}
+
+/// By their names; `None`: its value is that of the process, whatever stood below.
+fn variables(node: &Node) -> Vec<(String, Option<Variable<'_>>)> {
+    match &node.value {
+        Value::Mapping(mapping) => {
+            let entries = mapping.iter().filter(|(_, entry)| !entry.node.is_reset());
+            entries
+                .map(|(name, Entry { key, node })| {
+                    let variable = node.scalar().map(|scalar| Variable {
+                        name: name.clone(),
+                        place: key,
+                        node,
+                        scalar,
+                        is_assignment: false,
+                    });
+                    (name.clone(), variable)
+                })
+                .collect()
+        }
+        Value::Sequence(items) => items.iter().flat_map(variables).collect(),
+        Value::Scalar(scalar) => {
+            let Some((name, _)) = scalar.text.split_once('=') else {
+                return vec![(scalar.text.clone(), None)];
+            };
+            let variable = Variable {
+                name: name.to_owned(),
+                place: &node.place,
+                node,
+                scalar,
+                is_assignment: true,
+            };
+            vec![(name.to_owned(), Some(variable))]
+        }
+        Value::Null => Vec::new(),
+    }
+}
+
+/// With the place in the container. `None` if it mounts nothing of the host's.
+fn mount(node: &Node) -> Option<(String, Mount<'_>)> {
+    if node.is_reset() {
+        return None;
+    }
+    let (source, target) = match node.scalar() {
+        Some(scalar) => {
+            let mut parts = scalar.text.split(':');
+            (parts.next()?, parts.next()?)
+        }
+        None => {
+            let text = |key: &str| Some(node.get(key)?.scalar()?.text.as_str());
+            (
+                text("source").or_else(|| text("src"))?,
+                text("target").or_else(|| text("dst"))?,
+            )
+        }
+    };
+    let mount = Mount {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        node,
+    };
+    Some((target.to_owned(), mount))
+}

@@ -1,0 +1,484 @@
+//! YAML 1.2 as a tree whose every node knows where it is written. Knows nothing of Compose but its tags.
+
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
+
+use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle, Tag as RawTag};
+use indexmap::{IndexMap, map::Entry as MapEntry};
+
+use super::{
+    interpolate::Reference,
+    source::{ComposeError, Place, Source},
+};
+
+/// How deep collections may nest, those behind aliases included.
+const MAX_DEPTH: usize = 64;
+
+/// How much all files together may hold, aliases, merges and `extends` written out.
+const MAX_NODES: usize = 100_000;
+
+/// So many bytes of text count as a node more.
+const BYTES_PER_NODE: usize = 256;
+
+#[derive(Clone)]
+pub struct Node {
+    /// Of an alias, the place that it stands for.
+    pub place: Place,
+    pub value: Value,
+    pub tag: Option<Tag>,
+    /// Written between brackets or braces.
+    pub in_flow: bool,
+}
+
+#[derive(Clone)]
+pub enum Value {
+    Null,
+    Scalar(Scalar),
+    Sequence(Vec<Node>),
+    Mapping(Mapping),
+}
+
+pub type Mapping = IndexMap<String, Entry>;
+
+#[derive(Clone)]
+pub struct Entry {
+    pub key: Place,
+    pub node: Node,
+}
+
+#[derive(Clone)]
+pub struct Scalar {
+    pub text: String,
+    pub style: ScalarStyle,
+    /// Of a text that names variables.
+    pub reference: Option<Box<Reference>>,
+}
+
+impl Scalar {
+    /// The number that stands without quotes, as Compose's reader of YAML takes it: `0o17`, `017`, `0xf`,
+    /// `0b1111` and `1_5` are fifteen.
+    pub fn integer(&self) -> Option<i64> {
+        if self.style != ScalarStyle::Plain || self.reference.is_some() {
+            return None;
+        }
+        let text = self.text.replace('_', "").to_ascii_lowercase();
+        let (sign, digits) = match text.strip_prefix(['+', '-']) {
+            Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
+            None => (1, text.as_str()),
+        };
+        let prefixes = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
+        let based = prefixes.iter().find_map(|(prefix, base)| {
+            let digits = digits.strip_prefix(prefix)?;
+            (!digits.is_empty()).then_some((digits, *base))
+        });
+        let (digits, base) = based.unwrap_or((digits, 10));
+        if !digits.chars().all(|c| c.is_digit(base)) {
+            return None;
+        }
+        Some(sign * i64::from_str_radix(digits, base).ok()?)
+    }
+
+    /// Its text, or its number with the digits that Docker is told.
+    pub fn decimal(&self) -> Cow<'_, str> {
+        match self.integer() {
+            Some(number) => Cow::Owned(number.to_string()),
+            None => Cow::Borrowed(&self.text),
+        }
+    }
+}
+
+/// What Compose does with a value when files are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    Reset,
+    Override,
+}
+
+/// What may still be built, so that no file takes all memory.
+pub struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(MAX_NODES)
+    }
+}
+
+impl Budget {
+    pub fn spend(&mut self, size: usize, place: &Place) -> Result<(), ComposeError> {
+        let Self(left) = self;
+        *left = left.checked_sub(size).ok_or_else(|| {
+            place.error(format!(
+                "is too much: with aliases and extends written out, more than {MAX_NODES} values"
+            ))
+        })?;
+        Ok(())
+    }
+}
+
+impl Node {
+    pub fn null(place: Place) -> Self {
+        Self {
+            place,
+            value: Value::Null,
+            tag: None,
+            in_flow: false,
+        }
+    }
+
+    pub fn is_reset(&self) -> bool {
+        self.tag == Some(Tag::Reset)
+    }
+
+    pub fn mapping(&self) -> Option<&Mapping> {
+        match &self.value {
+            Value::Mapping(mapping) => Some(mapping),
+            _ => None,
+        }
+    }
+
+    pub fn sequence(&self) -> Option<&[Node]> {
+        match &self.value {
+            Value::Sequence(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    pub fn scalar(&self) -> Option<&Scalar> {
+        match &self.value {
+            Value::Scalar(scalar) => Some(scalar),
+            _ => None,
+        }
+    }
+
+    /// What stands at a key of a mapping; what is reset or null does not stand there.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
+        let entry = self.mapping()?.get(key)?;
+        let is_there = !entry.node.is_reset() && !matches!(entry.node.value, Value::Null);
+        is_there.then_some(entry)
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        Some(&self.entry(key)?.node)
+    }
+
+    /// The end of its last word, in its own text.
+    pub fn end(&self) -> usize {
+        let inside =
+            |place: &Place| place.is_in(&self.place.source) && place.start >= self.place.start;
+        let ends = match &self.value {
+            Value::Null | Value::Scalar(_) => None,
+            Value::Sequence(items) => {
+                let items = items.iter().filter(|item| inside(&item.place));
+                items.map(Self::end).max()
+            }
+            Value::Mapping(mapping) => {
+                let entries = mapping.values().filter(|entry| inside(&entry.key));
+                let end = |entry: &Entry| {
+                    let value = Some(&entry.node).filter(|node| inside(&node.place));
+                    value.map_or(entry.key.end, Self::end).max(entry.key.end)
+                };
+                entries.map(end).max()
+            }
+        };
+        ends.unwrap_or(self.place.end).max(self.place.end)
+    }
+
+    /// What it takes of the [`Budget`].
+    pub fn size(&self) -> usize {
+        1 + match &self.value {
+            Value::Null => 0,
+            Value::Scalar(Scalar { text, .. }) => text.len() / BYTES_PER_NODE,
+            Value::Sequence(items) => items.iter().map(Self::size).sum(),
+            Value::Mapping(mapping) => mapping.values().map(|entry| entry.node.size()).sum(),
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match &self.value {
+            Value::Null | Value::Scalar(_) => 0,
+            Value::Sequence(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
+            Value::Mapping(mapping) => {
+                let depths = mapping.values().map(|entry| entry.node.depth());
+                1 + depths.max().unwrap_or(0)
+            }
+        }
+    }
+}
+
+/// The documents of a text, without those that are empty.
+pub fn parse(source: &Arc<Source>, budget: &mut Budget) -> Result<Vec<Node>, ComposeError> {
+    let options = granit_parser::options! {
+        emit_comments: false,
+        flow_nesting_limit: MAX_DEPTH,
+        block_nesting_limit: MAX_DEPTH,
+    };
+    let mut builder = Builder {
+        source,
+        parser: Parser::new_from_str_with_options(&source.text, options),
+        anchors: HashMap::new(),
+        flows: 0,
+        budget,
+    };
+    let mut documents = Vec::new();
+    while let Some((event, _)) = builder.next()? {
+        if let Event::DocumentStart(..) = event {
+            builder.anchors.clear();
+            let document = builder.root()?;
+            documents.extend(document.filter(|node| !matches!(node.value, Value::Null)));
+        }
+    }
+    Ok(documents)
+}
+
+struct Builder<'a> {
+    source: &'a Arc<Source>,
+    parser: Parser<'a, granit_parser::StrInput<'a>>,
+    /// What each anchor stands for, with its depth.
+    anchors: HashMap<usize, (Node, usize)>,
+    /// How many flow collections are open.
+    flows: usize,
+    budget: &'a mut Budget,
+}
+
+impl<'a> Builder<'a> {
+    fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, ComposeError> {
+        match self.parser.next() {
+            None => Ok(None),
+            Some(Ok(next)) => Ok(Some(next)),
+            Some(Err(error)) => {
+                let offset = error.marker().byte_offset().unwrap_or(0);
+                let place = self.source.place(offset, offset);
+                Err(place.error(format!("is no YAML: {}{}", error.info(), hint(&place))))
+            }
+        }
+    }
+
+    fn root(&mut self) -> Result<Option<Node>, ComposeError> {
+        match self.next()? {
+            None | Some((Event::DocumentEnd, _)) => Ok(None),
+            Some((event, span)) => self.node(event, span, 0).map(Some),
+        }
+    }
+
+    fn place(&self, span: &Span) -> Place {
+        let start = span.start.byte_offset().unwrap_or(0);
+        self.source
+            .place(start, span.end.byte_offset().unwrap_or(start))
+    }
+
+    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, ComposeError> {
+        let mut place = self.place(&span);
+        self.budget.spend(1, &place)?;
+        if depth > MAX_DEPTH {
+            return Err(place.error(TOO_DEEP));
+        }
+        let in_flow = self.flows > 0;
+        let (value, anchor, tag) = match event {
+            Event::Alias(anchor) => return self.alias(anchor, &place, depth),
+            Event::Scalar(text, style, anchor, tag) => {
+                self.budget.spend(text.len() / BYTES_PER_NODE, &place)?;
+                if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded) {
+                    place.start = block_header(&place).unwrap_or(place.start);
+                }
+                (
+                    scalar(text.into_owned(), style, tag.as_deref()),
+                    anchor,
+                    tag,
+                )
+            }
+            Event::SequenceStart(style, anchor, tag) => {
+                (self.sequence(style, &mut place, depth)?, anchor, tag)
+            }
+            Event::MappingStart(style, anchor, tag) => {
+                (self.mapping(style, &mut place, depth)?, anchor, tag)
+            }
+            _ => (Value::Null, 0, None),
+        };
+        let node = Node {
+            place,
+            value,
+            tag: tag.as_deref().and_then(directive),
+            in_flow,
+        };
+        if anchor != 0 {
+            self.budget.spend(node.size(), &node.place)?;
+            let depth = node.depth();
+            self.anchors.insert(anchor, (node.clone(), depth));
+        }
+        Ok(node)
+    }
+
+    fn alias(&mut self, anchor: usize, place: &Place, depth: usize) -> Result<Node, ComposeError> {
+        let Some((node, nested)) = self.anchors.get(&anchor) else {
+            let alias = &self.source.text[place.start..place.end];
+            return Err(place.error(format!("{alias} stands for what it is part of")));
+        };
+        if depth + nested > MAX_DEPTH {
+            return Err(place.error(TOO_DEEP));
+        }
+        self.budget.spend(node.size(), place)?;
+        Ok(node.clone())
+    }
+
+    fn sequence(
+        &mut self,
+        style: StructureStyle,
+        place: &mut Place,
+        depth: usize,
+    ) -> Result<Value, ComposeError> {
+        let flow = usize::from(style == StructureStyle::Flow);
+        self.flows += flow;
+        let mut items = Vec::new();
+        while let Some((event, span)) = self.next()? {
+            if matches!(event, Event::SequenceEnd) {
+                self.close(style, place, &span);
+                break;
+            }
+            items.push(self.node(event, span, depth + 1)?);
+        }
+        self.flows -= flow;
+        Ok(Value::Sequence(items))
+    }
+
+    /// Brackets and braces belong to what stands between them.
+    fn close(&self, style: StructureStyle, place: &mut Place, span: &Span) {
+        if style == StructureStyle::Flow {
+            place.end = self.place(span).end;
+        }
+    }
+
+    fn mapping(
+        &mut self,
+        style: StructureStyle,
+        place: &mut Place,
+        depth: usize,
+    ) -> Result<Value, ComposeError> {
+        let flow = usize::from(style == StructureStyle::Flow);
+        self.flows += flow;
+        let mut mapping = Mapping::new();
+        let mut merged = Vec::new();
+        while let Some((event, span)) = self.next()? {
+            if matches!(event, Event::MappingEnd) {
+                self.close(style, place, &span);
+                break;
+            }
+            let key = self.node(event, span, depth + 1)?;
+            let Some((event, span)) = self.next()? else {
+                break;
+            };
+            let node = self.node(event, span, depth + 1)?;
+            if is_merge(&key) {
+                merged.push(node);
+            } else {
+                insert(&mut mapping, key, node)?;
+            }
+        }
+        self.flows -= flow;
+        for node in merged {
+            merge_key(&mut mapping, node)?;
+        }
+        Ok(Value::Mapping(mapping))
+    }
+}
+
+/// Where the `|` or `>` stands whose text begins at a place.
+fn block_header(content: &Place) -> Option<usize> {
+    let text = &content.source.text;
+    let before = text[..content.source.line_start(content.start)].trim_end();
+    let start = content.source.line_start(before.len());
+    let signs = before[start..].match_indices(['|', '>']);
+    let mut starts = signs.map(|(index, _)| start + index);
+    starts.find(|start| {
+        let is_indicator = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-');
+        let rest = before[start + 1..].trim_start_matches(is_indicator);
+        let comment = rest.trim_start();
+        comment.is_empty() || (comment.starts_with('#') && comment.len() < rest.len())
+    })
+}
+
+const TOO_DEEP: &str = "is nested too deep: more than 64 levels";
+
+/// What is usually meant where the parser stops.
+fn hint(place: &Place) -> &'static str {
+    let line = &place.source.text[place.source.line_start(place.start)..];
+    let indent = line.trim_start_matches([' ', '\t']);
+    if line[..line.len() - indent.len()].contains('\t') {
+        ": indent with spaces, not with tabs"
+    } else {
+        ""
+    }
+}
+
+fn scalar(text: String, style: ScalarStyle, tag: Option<&RawTag>) -> Value {
+    let is_null = matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL");
+    if style == ScalarStyle::Plain && is_null && tag.and_then(RawTag::core_suffix) != Some("str") {
+        return Value::Null;
+    }
+    Value::Scalar(Scalar {
+        text,
+        style,
+        reference: None,
+    })
+}
+
+fn directive(tag: &RawTag) -> Option<Tag> {
+    match (tag.handle(), tag.suffix()) {
+        ("!", "reset") => Some(Tag::Reset),
+        ("!", "override") => Some(Tag::Override),
+        _ => None,
+    }
+}
+
+fn insert(mapping: &mut Mapping, key: Node, node: Node) -> Result<(), ComposeError> {
+    let text = match key.value {
+        Value::Scalar(Scalar { text, .. }) => text,
+        Value::Null => String::new(),
+        Value::Sequence(_) | Value::Mapping(_) => {
+            return Err(key.place.error("a key is text, not a list or a mapping"));
+        }
+    };
+    match mapping.entry(text) {
+        MapEntry::Occupied(first) => {
+            let (name, line) = (first.key(), first.get().key.line());
+            let problem = format!("\"{name}\" is already in line {line}: a key stands once");
+            Err(key.place.error(problem))
+        }
+        MapEntry::Vacant(vacant) => {
+            vacant.insert(Entry {
+                key: key.place,
+                node,
+            });
+            Ok(())
+        }
+    }
+}
+
+fn is_merge(key: &Node) -> bool {
+    let scalar = key.scalar();
+    scalar.is_some_and(|scalar| scalar.text == "<<" && scalar.style == ScalarStyle::Plain)
+}
+
+/// `<<`: what the mapping does not say itself, the earlier of several first.
+fn merge_key(mapping: &mut Mapping, node: Node) -> Result<(), ComposeError> {
+    match node.value {
+        Value::Null => Ok(()),
+        Value::Mapping(other) => {
+            for (name, entry) in other {
+                mapping.entry(name).or_insert(entry);
+            }
+            Ok(())
+        }
+        Value::Sequence(others) => {
+            let mut mappings = others.into_iter();
+            mappings.try_for_each(|other| merge_key(mapping, other))
+        }
+        Value::Scalar(_) => {
+            let problem = "<< takes a mapping or a list of mappings, such as *defaults";
+            Err(node.place.error(problem))
+        }
+    }
+}
+
+/// What Compose takes for true.
+pub fn is_true(text: &str) -> bool {
+    ["true", "yes", "y", "on", "1"].contains(&text.to_ascii_lowercase().as_str())
+}

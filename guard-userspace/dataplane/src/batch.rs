@@ -1,0 +1,182 @@
+//! Many entries of a table in one system call: a hundred thousand of a deny list, or every counter.
+
+use std::{
+    io,
+    mem::size_of,
+    ops::Range,
+    os::fd::{AsFd as _, AsRawFd as _},
+    ptr,
+};
+
+use aya::{
+    Pod,
+    maps::{Map, MapData, MapError},
+    sys::SyscallError,
+    util::nr_cpus,
+};
+use nix::libc;
+
+use super::{LoadError, sys};
+
+/// How many entries are written in one call. The kernel holds no lock over them.
+const WRITTEN_AT_ONCE: usize = 1 << 12;
+
+/// How many bytes are read in one call, about.
+const READ_AT_ONCE: usize = 1 << 18;
+
+/// The kernel gives each CPU's value this alignment.
+const ALIGNMENT: usize = 8;
+
+/// Of `union bpf_attr`, what these commands read and write.
+#[repr(C)]
+struct Attributes {
+    /// Where the keys start: behind this one. Null: at the first.
+    after: u64,
+    last: u64,
+    keys: u64,
+    values: u64,
+    /// How many there is room for; then, how many were done.
+    count: u32,
+    map: u32,
+    entry_flags: u64,
+    flags: u64,
+}
+
+/// Inserts or replaces entries of a hash, or replaces those of an array, whose keys are words.
+///
+/// # Errors
+/// As one entry after the other; those before the one that fails are in.
+pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result<(), LoadError> {
+    let (Map::HashMap(data) | Map::Array(data)) = map else {
+        return Err(LoadError::Incomplete("hash"));
+    };
+    require_sizes(data, size_of::<K>(), size_of::<V>())?;
+    let chunks = keys.chunks(WRITTEN_AT_ONCE);
+    for (keys, values) in chunks.zip(values.chunks(WRITTEN_AT_ONCE)) {
+        let mut attributes = Attributes {
+            after: 0,
+            last: 0,
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: keys.len().min(values.len()) as u32,
+            map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
+            entry_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes are those of the command. Both slices are as long as it says at least,
+        // and their entries have the map's sizes.
+        let done = unsafe { sys::bpf(sys::UPDATE_BATCH, &mut attributes) };
+        done.map_err(failed("bpf_map_update_batch"))?;
+    }
+    Ok(())
+}
+
+/// Reads places of a per-CPU array: `take` gets each with the values of all CPUs.
+pub fn read_per_cpu<V: Pod>(
+    map: &Map,
+    ranges: impl Iterator<Item = Range<u32>>,
+    take: impl FnMut(u32, &mut dyn Iterator<Item = V>),
+) -> Result<(), LoadError> {
+    let Map::PerCpuArray(data) = map else {
+        return Err(LoadError::Incomplete("per-CPU array"));
+    };
+    let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))?;
+    read_places(data, cpus, ranges, take)
+}
+
+/// Reads places of an array whose values are a multiple of eight bytes long.
+pub fn read<V: Pod>(
+    map: &Map,
+    ranges: impl Iterator<Item = Range<u32>>,
+    mut take: impl FnMut(u32, V),
+) -> Result<(), LoadError> {
+    let Map::Array(data) = map else {
+        return Err(LoadError::Incomplete("array"));
+    };
+    read_places(
+        data,
+        1,
+        ranges,
+        |place, values: &mut dyn Iterator<Item = V>| {
+            values.for_each(|value| take(place, value));
+        },
+    )
+}
+
+fn read_places<V: Pod>(
+    data: &MapData,
+    cpus: usize,
+    ranges: impl Iterator<Item = Range<u32>>,
+    mut take: impl FnMut(u32, &mut dyn Iterator<Item = V>),
+) -> Result<(), LoadError> {
+    require_sizes(data, size_of::<u32>(), size_of::<V>())?;
+    let stride = size_of::<V>().next_multiple_of(ALIGNMENT);
+    let of_place = stride * cpus;
+    let at_once = (READ_AT_ONCE / of_place).max(1);
+    let mut keys = vec![0u32; at_once];
+    let mut values = vec![0u64; at_once * of_place / ALIGNMENT];
+    for Range { mut start, end } in ranges {
+        while start < end {
+            let after = start.wrapping_sub(1);
+            let mut last = 0u32;
+            let mut attributes = Attributes {
+                after: if start == 0 {
+                    0
+                } else {
+                    (&raw const after) as u64
+                },
+                last: (&raw mut last) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: at_once.min((end - start) as usize) as u32,
+                map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
+                entry_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: the attributes are those of the command, and there is room for as many keys and
+            // values as it says: of an array, keys and the place to go on at are words.
+            let done = unsafe { sys::bpf(sys::LOOKUP_BATCH, &mut attributes) };
+            match done {
+                Ok(_) => {}
+                // The array ends here.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(failed("bpf_map_lookup_batch")(error)),
+            }
+            let count = attributes.count;
+            if count == 0 {
+                break;
+            }
+            for (nth, place) in (start..).take(count as usize).enumerate() {
+                let first = values.as_ptr().cast::<u8>();
+                let mut of_cpus = (0..cpus).map(|cpu| {
+                    let offset = nth * of_place + cpu * stride;
+                    // SAFETY: the kernel has written that many places, each with a value for every
+                    // possible CPU, and any bytes are a value.
+                    unsafe { ptr::read_unaligned(first.add(offset).cast::<V>()) }
+                });
+                take(place, &mut of_cpus);
+            }
+            start += count;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel copies as many bytes as the map was made for.
+fn require_sizes(data: &MapData, key: usize, value: usize) -> Result<(), LoadError> {
+    let info = data.info()?;
+    let sizes = [
+        (info.key_size() as usize, key),
+        (info.value_size() as usize, value),
+    ];
+    for (size, expected) in sizes {
+        if size != expected {
+            return Err(MapError::InvalidValueSize { size, expected }.into());
+        }
+    }
+    Ok(())
+}
+
+fn failed(call: &'static str) -> impl Fn(io::Error) -> LoadError {
+    move |io_error| MapError::SyscallError(SyscallError { call, io_error }).into()
+}

@@ -1,0 +1,65 @@
+//! Closes ports at once, whatever else the agent is busy with: a container may be started a few
+//! milliseconds after it is created, and to load another generation takes longer than that.
+
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use guard_policy::PublishedPort;
+use tracing::warn;
+
+use super::{Generation, ports::Ports};
+
+/// The port tables in force, shared by the agent and whoever hears first what containers publish.
+#[derive(Clone, Default)]
+pub struct Closer(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    tables: Vec<Ports>,
+    /// What has been closed here, and the agent does not know of yet.
+    early: BTreeSet<PublishedPort>,
+}
+
+impl Closer {
+    /// The tables of these generations are in force from now on.
+    pub fn follow<'a>(&self, generations: impl Iterator<Item = &'a Generation>) {
+        self.lock().tables = generations
+            .map(|generation| generation.ports.clone())
+            .collect();
+    }
+
+    /// Closes ports that no service lists. Others are only marked as published, which they are.
+    pub fn close(
+        &self,
+        published: impl IntoIterator<Item = PublishedPort>,
+        local_ports: &RangeInclusive<u16>,
+    ) {
+        let published: BTreeSet<PublishedPort> = published.into_iter().collect();
+        let mut inner = self.lock();
+        let Inner { tables, early } = &mut *inner;
+        for table in tables {
+            if let Err(error) = table.mark(&published, local_ports, early) {
+                let ports: Vec<String> = published.iter().map(ToString::to_string).collect();
+                warn!("{} cannot be closed at once: {error}", ports.join(", "));
+            }
+        }
+    }
+
+    /// The ports that have been closed since the last time, to be brought in line with the policy.
+    pub fn take_early(&self) -> BTreeSet<PublishedPort> {
+        std::mem::take(&mut self.lock().early)
+    }
+
+    /// They could not be brought in line: the next time, then.
+    pub fn give_back(&self, mut early: BTreeSet<PublishedPort>) {
+        self.lock().early.append(&mut early);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        let Self(inner) = self;
+        inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,199 @@
+//! Denied IPv4 addresses of which there are many: they are in a list that costs a packet one look at memory,
+//! made for a generation when it is loaded. The hashes have what ends, what comes later, and what finds no room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use aya::{Ebpf, maps::Array};
+use guard_common::{
+    deny_list::{Line, Place, line_bits},
+    layout::{self, Expiry, live},
+};
+use guard_policy::is_single;
+use ipnet::IpNet;
+
+use super::{LoadError, batch, maps::map_mut};
+
+/// So many addresses are worth a list, which has 4 MiB at least.
+const MANY: usize = 1 << 12;
+
+/// What of a generation's denied addresses is in its list, and what in its hashes.
+pub struct DenyList {
+    /// 0: there is no list.
+    line_bits: u32,
+    /// Found no room in their lines.
+    elsewhere: BTreeSet<Ipv4Addr>,
+    /// The hashes hold something besides those, or the list is no longer as it was made.
+    asks_hashes: bool,
+}
+
+impl DenyList {
+    /// The list for a fresh generation, and its lines; none if there are few.
+    pub fn of(denied: &BTreeMap<IpNet, Expiry>) -> (Self, Vec<Line>) {
+        let singles = denied.keys().filter(|prefix| is_single(prefix)).count();
+        let listed = || {
+            denied
+                .iter()
+                .filter_map(|(prefix, expiry)| may_be_listed(prefix, *expiry))
+        };
+        let count = listed().count();
+        if count < MANY {
+            let none = Self {
+                line_bits: 0,
+                elsewhere: BTreeSet::new(),
+                asks_hashes: true,
+            };
+            return (none, Vec::new());
+        }
+        let line_bits = line_bits(u32::try_from(count).unwrap_or(u32::MAX));
+        let mut lines = vec![Line::default(); 1 << line_bits];
+        let elsewhere = listed().filter(|address| {
+            let Place { line, tag } = Place::of(address.to_bits(), line_bits);
+            let line = lines.get_mut(line as usize);
+            !line.is_some_and(|line| line.add(tag))
+        });
+        let list = Self {
+            line_bits,
+            elsewhere: elsewhere.collect(),
+            asks_hashes: singles > count,
+        };
+        (list, lines)
+    }
+
+    pub fn line_bits(&self) -> u32 {
+        self.line_bits
+    }
+
+    /// How many lines the kernel's table has room for.
+    pub fn size(&self) -> u32 {
+        1 << self.line_bits
+    }
+
+    pub fn fill(&self, ebpf: &mut Ebpf, lines: &[Line]) -> Result<(), LoadError> {
+        let used = (0..).zip(lines);
+        let used = used.filter(|(_, line)| **line != Line::default());
+        let (places, lines): (Vec<u32>, Vec<Line>) = used.unzip();
+        batch::insert(map_mut(ebpf, layout::DENIED_LINES)?, &places, &lines)
+    }
+
+    /// Whether an address of the fresh generation is in the list, and so in no hash.
+    pub fn has(&self, prefix: &IpNet, expiry: Expiry) -> bool {
+        self.line_bits != 0
+            && may_be_listed(prefix, expiry).is_some_and(|one| !self.elsewhere.contains(&one))
+    }
+
+    /// From now on the hashes are asked about every source: they may be about to hold more than full lines say.
+    pub fn ask_hashes(&mut self) {
+        self.asks_hashes = true;
+    }
+
+    /// Enters an address into the list of a running generation, if that is where it belongs and there is room.
+    pub fn add(&self, ebpf: &mut Ebpf, prefix: &IpNet, expiry: Expiry) -> Result<bool, LoadError> {
+        match may_be_listed(prefix, expiry) {
+            Some(address) => self.change(ebpf, address, Line::add),
+            None => Ok(false),
+        }
+    }
+
+    /// Takes an address out of it. Call [`Self::ask_hashes`] before.
+    pub fn remove(&self, ebpf: &mut Ebpf, address: Ipv4Addr) -> Result<(), LoadError> {
+        self.change(ebpf, address, Line::remove).map(drop)
+    }
+
+    /// What `change` says of the address' tag and line.
+    fn change(
+        &self,
+        ebpf: &mut Ebpf,
+        address: Ipv4Addr,
+        change: fn(&mut Line, u16) -> bool,
+    ) -> Result<bool, LoadError> {
+        if self.line_bits == 0 {
+            return Ok(false);
+        }
+        let mut lines = Array::<_, Line>::try_from(map_mut(ebpf, layout::DENIED_LINES)?)?;
+        let Place { line: place, tag } = Place::of(address.to_bits(), self.line_bits);
+        let before = lines.get(&place, 0)?;
+        let mut line = before;
+        let answer = change(&mut line, tag);
+        if line != before {
+            lines.set(place, before.on_the_way_to(&line), 0)?;
+            lines.set(place, line, 0)?;
+        }
+        Ok(answer)
+    }
+
+    /// What of [`live`] the tables really have, of what they could.
+    pub fn flags(&self, live: u32) -> u32 {
+        if self.asks_hashes {
+            live
+        } else {
+            live & !live::DENIED
+        }
+    }
+}
+
+/// An IPv4 address that is denied for good.
+fn may_be_listed(prefix: &IpNet, expiry: Expiry) -> Option<Ipv4Addr> {
+    match prefix {
+        IpNet::V4(v4) if is_single(prefix) && expiry == Expiry::NEVER => Some(v4.addr()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn denied(count: u32) -> BTreeMap<IpNet, Expiry> {
+        let addresses = (0..count).map(|n| IpNet::from(IpAddr::from(Ipv4Addr::from(n << 8))));
+        addresses.map(|prefix| (prefix, Expiry::NEVER)).collect()
+    }
+
+    fn prefix(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_few_addresses_are_in_the_hash_and_many_in_a_list() {
+        let many = u32::try_from(MANY).unwrap();
+        let (few, lines) = DenyList::of(&denied(many - 1));
+        assert_eq!((few.line_bits(), few.size(), lines.len()), (0, 1, 0));
+        assert!(!few.has(&prefix("0.0.1.0/32"), Expiry::NEVER));
+        assert_eq!(few.flags(live::DENIED), live::DENIED);
+        let (list, lines) = DenyList::of(&denied(many));
+        assert_eq!((lines.len(), list.size()), (1 << 17, 1 << 17));
+        assert!(list.has(&prefix("0.0.1.0/32"), Expiry::NEVER));
+        // The hashes are not asked, and what else there is to ask stays.
+        assert_eq!(list.flags(live::DENIED | live::ALLOWED), live::ALLOWED);
+    }
+
+    #[test]
+    fn what_ends_and_what_is_no_address_of_ipv4_is_in_no_list() {
+        let mut denied = denied(u32::try_from(MANY).unwrap());
+        let others = [
+            (prefix("192.0.2.1/32"), Expiry(1 << 60)),
+            (prefix("2001:db8::1/128"), Expiry::NEVER),
+            (prefix("198.51.100.0/24"), Expiry::NEVER),
+        ];
+        denied.extend(others);
+        let (list, lines) = DenyList::of(&denied);
+        for (prefix, expiry) in others {
+            assert!(!list.has(&prefix, expiry), "{prefix}");
+        }
+        let Place { line, tag } = Place::of(0xc000_0201, list.line_bits());
+        assert!(!lines[line as usize].has(tag));
+        assert_eq!(list.flags(live::DENIED), live::DENIED);
+    }
+
+    #[test]
+    fn once_it_is_changed_the_hashes_are_asked() {
+        let (mut list, _) = DenyList::of(&denied(u32::try_from(MANY).unwrap()));
+        list.ask_hashes();
+        assert_eq!(list.flags(live::DENIED), live::DENIED);
+        assert_eq!(list.flags(0), 0);
+    }
+}

@@ -1,0 +1,146 @@
+//! The program on an interface's way out, which records the flows of this host.
+
+use std::{io, mem};
+
+use aya::{
+    programs::{
+        links::{FdLink, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle},
+    },
+    util::KernelVersion,
+};
+use guard_common::layout::{self, About};
+use guard_host::causes::innermost;
+
+use super::{
+    Generation, clsact,
+    error::AttachError,
+    pins::{EGRESS_LINK, Pins},
+    state::{State, StateError},
+    sys,
+};
+
+/// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
+/// qdisc. If a program is there already, it is replaced.
+pub fn attach(
+    state: &mut State,
+    generation: &mut Generation,
+    about: &mut About,
+) -> Result<(), AttachError> {
+    if !has_tcx() {
+        return attach_filter(state, generation, about);
+    }
+    let pins = &state.pins;
+    let interface = pins.interface();
+    let refused = |error: &(dyn std::error::Error + 'static)| no_egress(interface, error);
+    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
+    for owner in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
+        if !owner.has(EGRESS_LINK) {
+            continue;
+        }
+        if !sys::is_link(&owner.path(EGRESS_LINK)).unwrap_or(true) {
+            owner.remove(EGRESS_LINK)?;
+            continue;
+        }
+        let link =
+            PinnedLink::from_pin(owner.path(EGRESS_LINK)).map_err(|error| refused(&error))?;
+        let link = SchedClassifierLink::try_from(FdLink::from(link));
+        let link = link.map_err(|error| refused(&error))?;
+        if let Ok(id) = program.attach_to_link(link) {
+            let link = program.take_link(id).map_err(|error| refused(&error))?;
+            let link = FdLink::try_from(link).map_err(|error| refused(&error))?;
+            if !pins.has(EGRESS_LINK) {
+                link.pin(pins.path(EGRESS_LINK))?;
+            }
+            return Ok(());
+        }
+        // Of an interface that is gone.
+        owner.remove(EGRESS_LINK)?;
+    }
+    let link = program
+        .attach(interface, TcAttachType::Egress)
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| refused(&error))?;
+    let link = FdLink::try_from(link).map_err(|error| refused(&error))?;
+    link.pin(pins.path(EGRESS_LINK))?;
+    Ok(())
+}
+
+fn no_egress(interface: &str, error: &(dyn std::error::Error + 'static)) -> AttachError {
+    AttachError::NoEgress {
+        interface: interface.to_owned(),
+        reason: innermost(error),
+    }
+}
+
+/// Of the guard's filter. What others leave to the kernel comes near 49152, and a priority takes filters
+/// of one kind alone.
+const EGRESS_PRIORITY: u16 = 0x6775;
+
+/// The same without tcx. Where the filter will be is written down first: an agent that dies at any
+/// moment leaves none that the next one does not find.
+fn attach_filter(
+    state: &mut State,
+    generation: &mut Generation,
+    about: &mut About,
+) -> Result<(), AttachError> {
+    let interface = state.pins.interface().to_owned();
+    let refused = |error: &(dyn std::error::Error + 'static)| no_egress(&interface, error);
+    let program = generation.classifier_mut(layout::EGRESS_PROGRAM)?;
+    let known = (about.egress_priority != 0)
+        .then(|| filter(&interface, about))
+        .and_then(Result::ok);
+    let replaced = known.map(|link| program.attach_to_link(link));
+    let id = match replaced {
+        Some(Ok(id)) => id,
+        // There is none, or the interface has come back without it.
+        Some(Err(_)) | None => {
+            let is_new = clsact::make(&interface).map_err(|error| refused(&error))?;
+            let info = program.info().map_err(|error| refused(&error))?;
+            about.clsact = u8::from(is_new);
+            about.egress_priority = EGRESS_PRIORITY;
+            // Nobody else's while the program is loaded.
+            about.egress_handle = info.id();
+            state.set_about(about).map_err(StateError::from)?;
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority: about.egress_priority,
+                handle: about.egress_handle.into(),
+                ..NlOptions::default()
+            });
+            program
+                .attach_with_options(&interface, TcAttachType::Egress, options)
+                .map_err(|error| refused(&error))?
+        }
+    };
+    let link = program.take_link(id).map_err(|error| refused(&error))?;
+    // Dropped, it would detach; a filter needs nobody to hold it.
+    mem::forget(link);
+    Ok(())
+}
+
+pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
+    let removed = pins.remove(EGRESS_LINK);
+    // An interface that is gone has neither filter nor qdisc.
+    if about.egress_priority != 0 {
+        // Dropped, it detaches.
+        drop(filter(pins.interface(), about));
+        about.egress_priority = 0;
+        about.egress_handle = 0;
+    }
+    if about.clsact != 0 {
+        let _result = clsact::remove_unused(pins.interface());
+        about.clsact = 0;
+    }
+    Ok(removed?)
+}
+
+/// The filter that records flows on a kernel without tcx.
+fn filter(interface: &str, about: &About) -> io::Result<SchedClassifierLink> {
+    let handle = TcHandle::from(about.egress_handle);
+    let egress = TcAttachType::Egress;
+    SchedClassifierLink::attached(interface, egress, about.egress_priority, handle, None)
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|current| current >= KernelVersion::new(6, 6, 0))
+}

@@ -1,0 +1,88 @@
+//! Somebody else's XDP program on an interface: what it is, and how the operator's `--force` takes it
+//! off.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    process::Command,
+};
+
+use aya::programs::{links::LinkType, loaded_links, loaded_programs};
+use guard_host::XdpState;
+use nix::libc;
+
+use super::{error::AttachError, sys};
+
+/// Names a program, as far as this process may know it.
+pub fn describe(found: Option<XdpState>) -> String {
+    let Some(XdpState { program_id, .. }) = found else {
+        return "whose number the kernel does not tell".to_owned();
+    };
+    let programs = loaded_programs().filter_map(Result::ok);
+    let name = programs
+        .into_iter()
+        .find(|program| program.id() == program_id)
+        .and_then(|program| program.name_as_str().map(str::to_owned));
+    match name {
+        Some(name) if !name.is_empty() => format!("\"{name}\" (program {program_id})"),
+        _ => format!("program {program_id}"),
+    }
+}
+
+/// Takes a program off an interface: through its link if it has one, else as `ip link` does.
+pub fn evict(interface: &str, found: XdpState) -> Result<(), AttachError> {
+    let failed = |error: io::Error| AttachError::Occupied {
+        interface: interface.to_owned(),
+        program: format!(
+            "{}, which cannot be taken off ({error})",
+            describe(Some(found))
+        ),
+    };
+    let links = loaded_links().filter_map(Result::ok);
+    let mut links = links.into_iter().filter(|link| {
+        link.program_id() == found.program_id
+            && link.link_type().is_ok_and(|kind| kind == LinkType::Xdp)
+    });
+    if let Some(link) = links.next() {
+        return detach_link_of(link.id()).map_err(failed);
+    }
+    let mode = if found.native { "xdpdrv" } else { "xdpgeneric" };
+    let output = Command::new("ip")
+        .args(["link", "set", "dev", interface, mode, "off"])
+        .output()
+        .map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(failed(io::Error::other(words.trim().to_owned())))
+}
+
+fn detach_link_of(id: u32) -> io::Result<()> {
+    let link = call(sys::LINK_GET_FD_BY_ID, id)?;
+    let fd = RawFd::try_from(link).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for this process.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    detach_link(&link)
+}
+
+/// Takes a link's program off before this returns, whoever still holds the link.
+pub fn detach_link(link: &OwnedFd) -> io::Result<()> {
+    call(sys::LINK_DETACH, link.as_raw_fd().cast_unsigned())?;
+    Ok(())
+}
+
+/// Calls bpf(2) with attributes that start with one word and are zero beyond it.
+fn call(command: libc::c_long, word: u32) -> io::Result<libc::c_long> {
+    #[repr(C)]
+    struct Attributes {
+        word: u32,
+        rest: [u32; 15],
+    }
+    let mut attributes = Attributes {
+        word,
+        rest: [0; 15],
+    };
+    // SAFETY: both commands read one word, which is no pointer.
+    unsafe { sys::bpf(command, &mut attributes) }
+}

@@ -1,0 +1,117 @@
+//! Fills the tables of a fresh generation.
+
+use std::collections::BTreeSet;
+
+use aya::{Ebpf, util::nr_cpus};
+use guard_common::{
+    account::Advance,
+    cell::ROWS,
+    layout::{self, MAX_FLOWS, NO_SERVICE, feature},
+};
+use guard_policy::{PortTables, Tables, is_single};
+use ipnet::IpNet;
+
+use super::{
+    LoadError,
+    deny_list::DenyList,
+    live,
+    maps::{change_services, insert_v4, insert_v6},
+    networks,
+    ports::Ports,
+};
+
+/// Room for entries that come while the generation runs. What does not fit makes the agent load another
+/// generation, with more room.
+const HEADROOM: u32 = 1 << 8;
+
+/// The same beside a long list, whose hash has hardly anything.
+const HEADROOM_BESIDE_LIST: u32 = 1 << 14;
+
+/// The smallest table that the kernel makes of any kind, for what a policy does not use.
+const UNUSED: u32 = 1;
+const UNUSED_LRU: u32 = 1 << 10;
+
+/// How large the tables are whose size a policy decides.
+pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] {
+    let singles = |is_v4: bool| {
+        let entries = tables.denied.iter().filter(|(prefix, expiry)| {
+            is_single(prefix)
+                && prefix.addr().is_ipv4() == is_v4
+                && !deny_list.has(prefix, **expiry)
+        });
+        let count = entries.count();
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // With every generation there is room for half as many again, so that few are needed.
+        let headroom = if is_v4 && deny_list.line_bits() != 0 {
+            HEADROOM_BESIDE_LIST
+        } else {
+            HEADROOM
+        };
+        count.saturating_add(headroom.max(count / 2))
+    };
+    let if_used = |feature, size, unused| if tables.uses(feature) { size } else { unused };
+    let cells = |map| {
+        if map == tables.cells_map() {
+            if_used(feature::BUDGETS, tables.cells, ROWS)
+        } else {
+            ROWS
+        }
+    };
+    let addressed = u32::try_from(tables.ports.addressed.len()).unwrap_or(u32::MAX);
+    let addressed = addressed.saturating_add(HEADROOM.max(addressed / 2));
+    [
+        (layout::CELLS, cells(layout::CELLS)),
+        (layout::NARROW_CELLS, cells(layout::NARROW_CELLS)),
+        (layout::DENIED_LINES, deny_list.size()),
+        (layout::DENIED_V4, singles(true)),
+        (layout::DENIED_V6, singles(false)),
+        (
+            layout::ADDRESSED,
+            if_used(feature::ADDRESSED, addressed, UNUSED),
+        ),
+        (
+            layout::FLOWS,
+            if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
+        ),
+        (
+            layout::STRANGERS,
+            if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
+        ),
+    ]
+}
+
+pub fn fill(
+    ebpf: &mut Ebpf,
+    ports: &Ports,
+    tables: &Tables,
+    deny_list: &DenyList,
+) -> Result<(), LoadError> {
+    let settings = tables.services.iter();
+    let settings = settings.map(|service| (service.number, service.settings));
+    let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))? as u64;
+    change_services(ebpf, |services| {
+        for (number, mut settings) in settings.chain([(NO_SERVICE, tables.limits)]) {
+            if let Some(place) = services.get_mut(usize::from(number)) {
+                settings.advance = Advance::of(settings.source, cpus);
+                *place = settings;
+            }
+        }
+    })?;
+    for service in &tables.services {
+        for (prefix, expiry) in &service.admitted {
+            let place = (service.number, *prefix);
+            live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;
+        }
+    }
+    let nothing = PortTables::default();
+    ports.bring(&nothing, &mut tables.ports.clone(), &BTreeSet::new())?;
+    networks::change(ebpf, &[], &tables.networks)?;
+    live::fill(ebpf, tables, deny_list)?;
+    for (prefix, relief) in &tables.reliefs {
+        match prefix {
+            IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
+            IpNet::V6(prefix) => insert_v6(ebpf, layout::RELIEFS_V6, prefix, *relief)?,
+        }
+    }
+    Ok(())
+}

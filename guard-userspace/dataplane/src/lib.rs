@@ -1,0 +1,326 @@
+//! The kernel side as the agent handles it: load a generation with its tables filled, attach it,
+//! read what it counted, or replay packets through it.
+
+mod attach;
+mod batch;
+mod closer;
+mod clsact;
+mod counters;
+mod deny_list;
+mod egress;
+mod error;
+mod evict;
+mod fill;
+mod flows;
+mod globals;
+mod handover;
+mod link;
+mod link_info;
+mod live;
+mod maps;
+mod mode;
+mod networks;
+mod object;
+mod permission;
+pub mod pins;
+mod ports;
+mod replay;
+mod state;
+mod steps;
+mod sys;
+mod talkers;
+mod tap;
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapError},
+    programs::{ProgramError, SchedClassifier, Xdp},
+};
+use aya_log::{EbpfLogger, Level};
+use guard_common::{
+    cell::HashKey,
+    gcra::UNITS_PER_NANOSECOND,
+    layout::{self, Capture, feature},
+    literal::Config,
+};
+use guard_host::causes::io_error;
+use guard_policy::Tables;
+use tracing_log::{LogTracer, log};
+
+pub use self::{
+    attach::{
+        Attachment, Facts, Passing, Prepared, Removal, detach_all, pass_everything_everywhere,
+    },
+    closer::Closer,
+    counters::CounterRow,
+    error::AttachError,
+    link::pinned_program,
+    live::needs_another,
+    mode::{Force, Programs, XdpMode},
+    permission::require_capabilities,
+    replay::{Direction, Judged, Replay},
+    state::{State, StateError, text_of},
+    talkers::TalkerRow,
+    tap::{PacketFilter, ROUNDS, Tap, Tapped, source_of},
+};
+use self::{deny_list::DenyList, object::Object, ports::Ports};
+
+/// One loaded copy of the kernel programs: their switches are constants, their tables are full.
+pub struct Generation {
+    ebpf: Ebpf,
+    tables: Tables,
+    ports: Ports,
+    deny_list: DenyList,
+    /// The name of its XDP program.
+    ingress: &'static str,
+    /// What its programs say, if anybody listens at that level.
+    log: Option<EbpfLogger<LogTracer>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(
+        "guard needs root, or the capabilities BPF, NET_ADMIN and PERFMON, to load its program"
+    )]
+    NotPermitted,
+    #[error("the kernel refuses the program or its tables")]
+    Ebpf(#[from] EbpfError),
+    #[error("the kernel's verifier refuses the program")]
+    Program(#[from] ProgramError),
+    #[error("a table cannot be filled")]
+    Map(#[from] MapError),
+    #[error("no random key can be drawn for the budgets' hash: {0}")]
+    NoRandomness(getrandom::Error),
+    #[error("a packet comes more than two years after the first: its budgets cannot be counted")]
+    ClockJump,
+    #[error("a fact of this host cannot be read: {0}")]
+    Host(io::Error),
+    #[error("the program was loaded without the features {0:#x}, which are needed now")]
+    Lacks(u16),
+    #[error("the kernel object has no {0}")]
+    Incomplete(&'static str),
+}
+
+/// What a generation is loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To be attached.
+    Service,
+    /// To be attached until a trial is over.
+    Trial,
+    /// To be run over recorded packets, with their own clock.
+    Replay,
+}
+
+impl Purpose {
+    const fn programs(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Service => (layout::PROGRAM, layout::EGRESS_PROGRAM),
+            Self::Trial => (layout::TRIAL_PROGRAM, layout::EGRESS_PROGRAM),
+            Self::Replay => (layout::REPLAY_PROGRAM, layout::REPLAY_EGRESS_PROGRAM),
+        }
+    }
+}
+
+impl Generation {
+    /// Loads a fresh copy of the programs and fills its tables. Nothing is attached yet, so no packet
+    /// is judged by half a policy.
+    pub fn load(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
+        Self::load_for(Purpose::Service, tables, tick_ns, &Shared::new()?)
+    }
+
+    fn load_for(
+        purpose: Purpose,
+        tables: Tables,
+        tick_ns: u64,
+        shared: &Shared,
+    ) -> Result<Self, LoadError> {
+        Self::try_load(purpose, tables, tick_ns, shared).map_err(|error| {
+            if is_not_permitted(&error) {
+                LoadError::NotPermitted
+            } else {
+                error
+            }
+        })
+    }
+
+    fn try_load(
+        purpose: Purpose,
+        tables: Tables,
+        tick_ns: u64,
+        shared: &Shared,
+    ) -> Result<Self, LoadError> {
+        let Shared {
+            hash_key,
+            pins,
+            capture,
+            trial_until,
+        } = shared;
+        let (deny_list, lines) = DenyList::of(&tables.denied);
+        let is_debugged = tracing::enabled!(tracing::Level::DEBUG);
+        let config = Config {
+            jiffy: tick_ns * UNITS_PER_NANOSECOND,
+            hash_key: *hash_key,
+            trial_until: *trial_until,
+            deny_line_bits: deny_list.line_bits(),
+            mode: tables.mode,
+            scope: tables.scope,
+            features: tables.features,
+            is_debugged,
+        };
+        let mut loader = EbpfLoader::new();
+        // The program asks for nothing of the kernel's types, which are megabytes to read and parse.
+        loader.btf(None);
+        loader.override_global(layout::CAPTURE_GLOBAL, capture, true);
+        for (map, entries) in fill::sizes(&tables, &deny_list) {
+            loader.map_max_entries(map, entries);
+        }
+        for (map, path) in pins {
+            loader.map_pin_path(map, path);
+        }
+        let level = if is_debugged { Level::Debug as u8 } else { 0 };
+        loader.override_global(aya_log::LEVEL, &level, true);
+        let mut ebpf = loader.load(Object::with(&config)?.bytes())?;
+        let ports = Ports::of(&ebpf)?;
+        deny_list.fill(&mut ebpf, &lines)?;
+        // Its megabytes are not kept.
+        drop(lines);
+        fill::fill(&mut ebpf, &ports, &tables, &deny_list)?;
+        let log = if is_debugged {
+            // The tracer asks the crate `log` as well whether anybody listens.
+            log::set_max_level(log::LevelFilter::Debug);
+            // Debugging must not keep the guard from its work.
+            EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new()).ok()
+        } else {
+            None
+        };
+        let (ingress, egress) = purpose.programs();
+        let mut generation = Self {
+            ebpf,
+            tables,
+            ports,
+            deny_list,
+            ingress,
+            log,
+        };
+        let program = generation.program_mut()?;
+        retry_interrupted(|| program.load())?;
+        if generation.tables.uses(feature::FLOWS) {
+            let program = generation.classifier_mut(egress)?;
+            retry_interrupted(|| program.load())?;
+        }
+        Ok(generation)
+    }
+
+    /// Passes on what the programs have said.
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    /// The kernel's number for the program.
+    pub fn program_id(&self) -> Result<u32, LoadError> {
+        Ok(self.program()?.info()?.id())
+    }
+
+    /// The tables that this generation was filled with.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The XDP program, to run it over a packet of one's own.
+    pub fn program(&self) -> Result<&Xdp, LoadError> {
+        let program = self.ebpf.program(self.ingress);
+        let program = program.ok_or(LoadError::Incomplete(self.ingress))?;
+        Ok(program.try_into()?)
+    }
+
+    fn program_mut(&mut self) -> Result<&mut Xdp, LoadError> {
+        let program = self.ebpf.program_mut(self.ingress);
+        let program = program.ok_or(LoadError::Incomplete(self.ingress))?;
+        Ok(program.try_into()?)
+    }
+
+    fn classifier(&self, name: &'static str) -> Result<&SchedClassifier, LoadError> {
+        let program = self.ebpf.program(name).ok_or(LoadError::Incomplete(name))?;
+        Ok(program.try_into()?)
+    }
+
+    fn classifier_mut(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or(LoadError::Incomplete(name))?;
+        Ok(program.try_into()?)
+    }
+
+    fn map(&self, name: &'static str) -> Result<&Map, LoadError> {
+        self.ebpf.map(name).ok_or(LoadError::Incomplete(name))
+    }
+
+    fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, LoadError> {
+        self.ebpf.map_mut(name).ok_or(LoadError::Incomplete(name))
+    }
+}
+
+/// What a generation shares with others.
+struct Shared {
+    hash_key: HashKey,
+    /// The maps that are there already, and where they are pinned.
+    pins: Vec<(&'static str, PathBuf)>,
+    /// Which packets somebody wants to see, if the map that says so is among these.
+    capture: Capture,
+    /// See [`Config::trial_until`].
+    trial_until: u64,
+}
+
+impl Shared {
+    /// Nothing.
+    fn new() -> Result<Self, LoadError> {
+        Ok(Self::with_key(random_hash_key()?))
+    }
+
+    fn with_key(hash_key: HashKey) -> Self {
+        Self {
+            hash_key,
+            pins: Vec::new(),
+            capture: Capture::NONE,
+            trial_until: 0,
+        }
+    }
+}
+
+/// How often a load is tried that the kernel breaks off.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// The verifier gives up with EAGAIN when a signal is pending (do_check in kernel/bpf/verifier.c);
+/// libbpf tries again as often.
+fn retry_interrupted(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    load()
+}
+
+fn random_hash_key() -> Result<HashKey, LoadError> {
+    let word = || getrandom::u64().map_err(LoadError::NoRandomness);
+    Ok(HashKey([word()?, word()?]))
+}
+
+/// Whether the kernel said EPERM or EACCES anywhere below this error. The verifier's own refusal is
+/// EACCES too, and has a log.
+fn is_not_permitted(error: &LoadError) -> bool {
+    if let LoadError::Program(ProgramError::LoadError { verifier_log, .. }) = error
+        && !verifier_log.to_string().is_empty()
+    {
+        return false;
+    }
+    io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}

@@ -1,0 +1,40 @@
+//! How a program is put on an interface, and what is there already.
+
+use guard_host::XdpState;
+
+/// Where the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver, before the kernel allocates anything for the packet.
+    Native,
+    /// In the kernel's generic path: every packet costs an allocation first, and skips GRO.
+    Generic,
+}
+
+impl XdpMode {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// The XDP programs that the kernel looks at when one is attached to an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Programs {
+    /// On the interface itself.
+    pub on: Option<XdpState>,
+    /// On a device directly above it, by name.
+    pub above: Option<(String, XdpState)>,
+}
+
+/// What becomes of somebody else's program on the interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Force {
+    /// It stays, and the guard says so.
+    #[default]
+    No,
+    /// It is taken off.
+    Yes,
+}

@@ -1,0 +1,582 @@
+//! Where what outlives an agent is pinned: `<root>/v<layout version>/<interface>/`, with the links that
+//! hold the programs on the interface and the maps that generations share.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use guard_common::layout;
+
+use super::link_info;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Where pins are unless told otherwise.
+pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/guard";
+
+/// Where the kernel's documentation has the BPF file system (systemd mounts it there).
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Only root may open the pins.
+const FOLDER_MODE: u32 = 0o700;
+
+pub(super) const LINK: &str = "link";
+pub(super) const EGRESS_LINK: &str = "egress";
+
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    #[error(
+        "{path} is on no BPF file system, and none can be mounted at {BPFFS} ({error}): mount one \
+         with `mount -t bpf bpf {BPFFS}`, or name another place with --pins"
+    )]
+    NoBpffs { path: String, error: io::Error },
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error(
+        "another agent holds the pins in {0}: stop it, or give this one other --pins, --state and \
+         --socket"
+    )]
+    Taken(String),
+}
+
+impl PinError {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        |error| Self::Io {
+            path: path.display().to_string(),
+            error,
+        }
+    }
+}
+
+/// The folder of one interface.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+    interface: String,
+    folder: PathBuf,
+}
+
+impl Pins {
+    pub fn new(root: &Path, interface: &str) -> Self {
+        Self {
+            root: root.to_owned(),
+            interface: interface.to_owned(),
+            folder: root.join(version_folder()).join(escape(interface)),
+        }
+    }
+
+    /// The interface's name at this moment.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// The name that the interface had when these were made, which their folder has.
+    pub fn made_for(&self) -> String {
+        let folder = self.folder.file_name().map(|name| name.to_string_lossy());
+        folder.and_then(|name| unescape(&name)).unwrap_or_default()
+    }
+
+    /// The interface is called so by now.
+    pub fn set_interface(&mut self, name: &str) {
+        name.clone_into(&mut self.interface);
+    }
+
+    /// These pins, with the name that the interface of their link has at this moment.
+    #[must_use]
+    pub fn called(mut self, name_of: impl FnOnce(u32) -> Option<String>) -> Self {
+        let index = link_info::interface_of(&self.path(LINK)).ok().flatten();
+        if let Some(name) = index.and_then(name_of) {
+            self.interface = name;
+        }
+        self
+    }
+
+    /// The interfaces with pins of this layout.
+    pub fn existing(root: &Path) -> Result<Vec<Self>, PinError> {
+        let folder = root.join(version_folder());
+        if !folder.is_dir() {
+            // A root that is no folder is an error, and an odd file in its place below the root is not.
+            names_in(root)?;
+            return Ok(Vec::new());
+        }
+        let names = names_in(&folder)?;
+        let interfaces = names.iter().filter_map(|name| unescape(name));
+        Ok(interfaces
+            .map(|interface| Self::new(root, &interface))
+            .filter(|pins| pins.folder.is_dir())
+            .collect())
+    }
+
+    /// Whether these pins have the layout of this version of guard.
+    pub(super) fn is_of_this_layout(&self) -> bool {
+        self.folder.parent() == Some(&self.root.join(version_folder()))
+    }
+
+    /// Makes the folder, and mounts a BPF file system for it if there is none.
+    pub fn prepare(&self) -> Result<(), PinError> {
+        prepare(&self.folder)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(file_of(name))
+    }
+
+    /// Where a map waits for the program that uses it to be put in force.
+    pub(super) fn next(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}_next", file_of(name)))
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    pub(super) fn remove(&self, name: &str) -> Result<(), PinError> {
+        remove_odd(&self.path(name))
+    }
+
+    pub(super) fn remove_next(&self, name: &str) -> Result<(), PinError> {
+        remove_odd(&self.next(name))
+    }
+
+    /// Puts a waiting map in the place of the one before it.
+    pub(super) fn take_next(&self, name: &str) -> Result<(), PinError> {
+        let path = self.next(name);
+        fs::rename(&path, self.path(name)).map_err(PinError::io(&path))
+    }
+
+    /// The names of the maps that wait.
+    pub(super) fn waiting(&self) -> Result<Vec<String>, PinError> {
+        let names = names_in(&self.folder)?;
+        let waiting = names.iter().filter_map(|name| name.strip_suffix("_next"));
+        let maps = waiting.filter(|name| !self.next(name).is_dir());
+        Ok(maps.map(str::to_owned).collect())
+    }
+
+    /// The folders of the same interface with other layouts.
+    pub(super) fn of_other_layouts(&self) -> Result<Vec<Self>, PinError> {
+        let versions = names_in(&self.root)?;
+        let others = versions
+            .iter()
+            .filter(|name| is_version(name) && **name != version_folder());
+        let folders = others.map(|version| Self {
+            folder: self
+                .root
+                .join(version)
+                .join(self.folder.file_name().unwrap_or_default()),
+            ..self.clone()
+        });
+        Ok(folders.filter(|pins| pins.folder.is_dir()).collect())
+    }
+
+    /// Removes every pin, and returns what stays, with the reason. Programs whose link nobody else holds
+    /// leave their interface with it: the links go first, so that nothing is judged by a program whose
+    /// state is going.
+    pub fn remove_all(&self) -> Vec<String> {
+        for link in [LINK, EGRESS_LINK] {
+            // What cannot be removed is met again below.
+            let _result = self.remove(link);
+        }
+        let mut left = self.remove_files();
+        left.extend(self.remove_folders());
+        left
+    }
+
+    /// Removes what is pinned in the folder. Returns what stays.
+    pub(super) fn remove_files(&self) -> Vec<String> {
+        let names = match names_in(&self.folder) {
+            Ok(names) => names,
+            Err(error) => return vec![error.to_string()],
+        };
+        let paths = names.iter().map(|name| self.folder.join(name));
+        paths
+            .filter_map(|path| remove_odd(&path).err())
+            .map(|error| error.to_string())
+            .collect()
+    }
+
+    /// Removes the folder if it is empty, and those above it if nothing else is in them. Returns what stays
+    /// because it cannot be removed.
+    pub(super) fn remove_folders(&self) -> Option<String> {
+        if let Err(error) = remove_folder(&self.folder) {
+            // What is in it has been named.
+            let is_named = names_in(&self.folder).is_ok_and(|names| !names.is_empty());
+            return (!is_named).then(|| error.to_string());
+        }
+        for folder in self.folder.ancestors().skip(1).take(2) {
+            if remove_folder(folder).is_err() {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Whether a program is held by this pin, as far as can be told: nothing but a file holds one.
+    pub(super) fn may_hold_program(&self) -> bool {
+        fs::symlink_metadata(self.path(LINK)).is_ok_and(|found| !found.is_dir())
+    }
+}
+
+/// Every folder of every layout below this root, and what else lies there and is none.
+pub fn all(root: &Path) -> Result<(Vec<Pins>, Vec<String>), PinError> {
+    let mut all = Vec::new();
+    let mut odd = Vec::new();
+    for version in names_in(root)? {
+        let folder = root.join(&version);
+        if Word::ALL.iter().any(|word| word.name() == version) {
+            continue;
+        }
+        if !is_version(&version) || !folder.is_dir() {
+            odd.push(format!("{} is none of guard's", folder.display()));
+            continue;
+        }
+        let names = match names_in(&folder) {
+            Ok(names) => names,
+            Err(error) => {
+                odd.push(error.to_string());
+                continue;
+            }
+        };
+        for name in names {
+            let folder = folder.join(&name);
+            match unescape(&name).filter(|_| folder.is_dir()) {
+                Some(interface) => all.push(Pins {
+                    root: root.to_owned(),
+                    interface,
+                    folder,
+                }),
+                None => odd.push(format!("{} is none of guard's", folder.display())),
+            }
+        }
+    }
+    Ok((all, odd))
+}
+
+/// What was done without an agent, for one that wakes up or starts: told where no disk is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Everything shall pass.
+    Off,
+    /// The guard has been taken off.
+    Detached,
+}
+
+impl Word {
+    const ALL: [Self; 2] = [Self::Off, Self::Detached];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Detached => "detached",
+        }
+    }
+
+    /// Leaves an empty folder below the root of the pins.
+    pub fn leave(self, root: &Path) -> Result<(), PinError> {
+        prepare(&root.join(self.name()))
+    }
+
+    /// Takes it away. Whether it was there.
+    pub fn take(self, root: &Path) -> bool {
+        fs::remove_dir(root.join(self.name())).is_ok()
+    }
+}
+
+/// Whether an agent holds the pins below a root, one that hangs as well.
+pub fn is_held(root: &Path) -> bool {
+    root.is_dir() && matches!(Hold::lock(root), Ok(None))
+}
+
+/// The pins below one root, held for one agent: two of them would take the link of an interface from each
+/// other. The kernel lets go of them when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Hold {
+    root: PathBuf,
+    folder: Flock<fs::File>,
+}
+
+impl Hold {
+    /// Takes the pins below a root. `None`: another agent has them.
+    pub fn take(root: &Path) -> Result<Option<Self>, PinError> {
+        loop {
+            prepare(root)?;
+            let Some(hold) = Self::lock(root)? else {
+                return Ok(None);
+            };
+            // An agent that ends removes an empty folder: then the lock is on none.
+            if hold.is_in_place() {
+                return Ok(Some(hold));
+            }
+        }
+    }
+
+    fn lock(root: &Path) -> Result<Option<Self>, PinError> {
+        let folder = fs::File::open(root).map_err(PinError::io(root))?;
+        // Who may open a folder may lock it: nobody else may keep an agent from its pins.
+        let mode = folder.metadata().map_err(PinError::io(root))?.mode();
+        if mode & 0o077 != 0 {
+            let closed = fs::Permissions::from_mode(mode & 0o7700);
+            folder.set_permissions(closed).map_err(PinError::io(root))?;
+        }
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(folder) => Ok(Some(Self {
+                root: root.to_owned(),
+                folder,
+            })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(PinError::io(root)(error.into())),
+        }
+    }
+
+    /// Whether the folder that is locked is the one that others find.
+    pub fn is_in_place(&self) -> bool {
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        let held = self.folder.metadata().map(identity).ok();
+        held.is_some() && held == fs::metadata(&self.root).map(identity).ok()
+    }
+
+    /// Holds on: a folder that somebody has removed is made and taken again.
+    ///
+    /// # Errors
+    /// Another agent has taken the pins meanwhile: this one must end, and leave them to it.
+    pub fn hold_on(&mut self) -> Result<(), PinError> {
+        if self.is_in_place() {
+            return Ok(());
+        }
+        *self = Self::take(&self.root)?.ok_or_else(|| Self::taken(&self.root))?;
+        Ok(())
+    }
+
+    pub fn taken(root: &Path) -> PinError {
+        PinError::Taken(root.display().to_string())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // A start that failed leaves nothing. One that is not empty stays, and so does another's.
+        if self.is_in_place() {
+            let _result = fs::remove_dir(&self.root);
+        }
+    }
+}
+
+/// Makes a folder, and mounts a BPF file system for it if there is none.
+fn prepare(folder: &Path) -> Result<(), PinError> {
+    let nearest = folder.ancestors().find(|path| path.exists());
+    if !nearest.is_some_and(is_bpffs) {
+        mount_bpffs(folder)?;
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(FOLDER_MODE);
+    builder.create(folder).map_err(PinError::io(folder))
+}
+
+/// The network namespace of this process, by its inode.
+pub fn network_namespace() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/net")?.ino())
+}
+
+/// No dot, which the names of sections have: the kernel keeps names with one for itself (bpf_lookup in
+/// kernel/bpf/inode.c).
+fn file_of(name: &str) -> String {
+    name.replace('.', "_")
+}
+
+fn is_version(name: &str) -> bool {
+    let number = name.strip_prefix('v');
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+fn version_folder() -> String {
+    format!("v{}", layout::VERSION)
+}
+
+/// The kernel refuses names with a dot, which interfaces have.
+fn escape(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
+}
+
+fn unescape(name: &str) -> Option<String> {
+    (!name.contains('.')).then(|| name.replace("%2e", ".").replace("%25", "%"))
+}
+
+pub fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_bpffs(folder: &Path) -> Result<(), PinError> {
+    let failed = |error| PinError::NoBpffs {
+        path: folder.display().to_string(),
+        error,
+    };
+    if !folder.starts_with(BPFFS) {
+        return Err(failed(io::Error::other(format!("it is not below {BPFFS}"))));
+    }
+    // Mounted twice, the second would hide what is pinned in the first.
+    let place = fs::File::open(BPFFS).map_err(failed)?;
+    let _turn =
+        Flock::lock(place, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))?;
+    if is_bpffs(Path::new(BPFFS)) {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    )
+    .map_err(|error| failed(error.into()))
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>, PinError> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<_>>()
+            .map_err(PinError::io(folder)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(PinError::io(folder)(error)),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), PinError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PinError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a pin, or an empty folder that lies in its place.
+fn remove_odd(path: &Path) -> Result<(), PinError> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        return remove_folder(path);
+    }
+    remove_file(path)
+}
+
+fn remove_folder(path: &Path) -> Result<(), PinError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PinError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As bpffs would have them, in a folder of the test's own.
+    fn folders(names: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for name in names {
+            fs::create_dir_all(root.path().join(name)).unwrap();
+        }
+        root
+    }
+
+    fn interfaces(pins: &[Pins]) -> Vec<&str> {
+        let mut names: Vec<&str> = pins.iter().map(Pins::interface).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn what_is_no_folder_of_an_interface_is_skipped_and_named() {
+        let ours = version_folder();
+        let wan = format!("{ours}/wan");
+        let root = folders(&[&wan, "v0/lan%2e7", "junk/eth0"]);
+        fs::write(root.path().join("file"), "").unwrap();
+        fs::write(root.path().join(&ours).join("odd"), "").unwrap();
+        let (pins, odd) = all(root.path()).unwrap();
+        assert_eq!(interfaces(&pins), ["lan.7", "wan"]);
+        assert_eq!(odd.len(), 3, "{odd:?}");
+        let existing = Pins::existing(root.path()).unwrap();
+        assert_eq!(interfaces(&existing), ["wan"]);
+        assert!(existing.iter().all(Pins::is_of_this_layout));
+        assert!(!pins.iter().all(Pins::is_of_this_layout));
+    }
+
+    #[test]
+    fn a_word_is_no_pin_and_is_taken_once() {
+        let root = folders(&["off", "detached"]);
+        assert_eq!(all(root.path()).unwrap().1, Vec::<String>::new());
+        for word in Word::ALL {
+            assert!(word.take(root.path()));
+            assert!(!word.take(root.path()));
+        }
+    }
+
+    #[test]
+    fn a_missing_root_has_no_pins_and_one_that_is_a_file_is_an_error() {
+        let root = folders(&[]);
+        let missing = root.path().join("missing");
+        assert!(Pins::existing(&missing).unwrap().is_empty());
+        assert!(all(&missing).unwrap().0.is_empty());
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(Pins::existing(&file).is_err());
+        assert!(all(&file).is_err());
+        // A file in the place of the layout's folder is one of the odd ones.
+        fs::write(root.path().join(version_folder()), "").unwrap();
+        assert!(Pins::existing(root.path()).unwrap().is_empty());
+        assert_eq!(all(root.path()).unwrap().1.len(), 2);
+    }
+
+    #[test]
+    fn all_that_can_go_goes_and_the_rest_is_named() {
+        let ours = version_folder();
+        let [full, empty] = ["full/inside", "empty"].map(|name| format!("{ours}/wan/{name}"));
+        let root = folders(&[&full, &empty]);
+        let pins = Pins::new(root.path(), "wan");
+        for name in [LINK, EGRESS_LINK, "COUNTERS", "zzz_next"] {
+            fs::write(pins.path(name), "").unwrap();
+        }
+        let left = pins.remove_all();
+        assert!(
+            matches!(&left[..], [left] if left.contains("wan/full")),
+            "{left:?}"
+        );
+        assert_eq!(names_in(&pins.folder).unwrap(), ["full"]);
+        fs::remove_dir_all(pins.folder.join("full")).unwrap();
+        assert_eq!(pins.remove_all(), Vec::<String>::new());
+        assert!(
+            !root.path().exists(),
+            "the folders above go with the last one"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_made_again_is_taken_again_unless_another_agent_has_it() {
+        let place = folders(&["guard"]);
+        let root = place.path().join("guard");
+        // Whatever the file system: `take` would want a BPF one.
+        let mut hold = Hold::lock(&root).unwrap().unwrap();
+        assert!(Hold::lock(&root).unwrap().is_none());
+        let mode = fs::metadata(&root).unwrap().mode();
+        assert_eq!(mode & 0o077, 0, "nobody else may lock it");
+        fs::remove_dir(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        assert!(!hold.is_in_place());
+        let second = Hold::lock(&root).unwrap().unwrap();
+        assert!(second.is_in_place());
+        assert!(hold.hold_on().is_err());
+        drop(second);
+        assert!(!root.exists(), "it was empty");
+    }
+
+    #[test]
+    fn names_that_the_kernel_refuses_are_escaped_and_read_back() {
+        for interface in ["eth0", "eth0.100", "a%2eb", "%", "..."] {
+            let name = escape(interface);
+            assert!(!name.contains('.'), "{name}");
+            assert_eq!(unescape(&name).as_deref(), Some(interface));
+        }
+    }
+}

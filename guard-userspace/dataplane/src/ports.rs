@@ -1,0 +1,335 @@
+//! The tables of ports of one generation, which two threads change: the agent, and who closes ports at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData},
+};
+use guard_common::layout::{self, AddressedKey, PortEntry};
+use guard_policy::{PortTables, PublishedPort};
+
+use super::{
+    LoadError,
+    globals::{read, write},
+    steps::{FirstError, gone},
+};
+
+/// The tables, to be read and written by one at a time.
+#[derive(Clone)]
+pub struct Ports(Arc<Mutex<Kernel>>);
+
+/// What the kernel has.
+struct Kernel {
+    everywhere: Map,
+    addressed: HashMap<MapData, AddressedKey, PortEntry>,
+    /// What `addressed` holds. Nobody else writes it.
+    held: BTreeMap<AddressedKey, PortEntry>,
+}
+
+impl Ports {
+    /// Those of a fresh generation, where they are empty.
+    pub fn of(ebpf: &Ebpf) -> Result<Self, LoadError> {
+        Ok(Self(Arc::new(Mutex::new(Kernel {
+            everywhere: another(ebpf, layout::PORTS)?,
+            addressed: HashMap::try_from(another(ebpf, layout::ADDRESSED)?)?,
+            held: BTreeMap::new(),
+        }))))
+    }
+
+    /// Marks ports as published. Those that are marked for the first time go into `new`, also if this fails on the
+    /// way.
+    pub fn mark(
+        &self,
+        published: &BTreeSet<PublishedPort>,
+        local_ports: &RangeInclusive<u16>,
+        new: &mut BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
+        let mut kernel = self.lock();
+        let entries = read::<PortEntry>(&kernel.everywhere)?;
+        let news = marks(&entries, &kernel.held, published, local_ports, new);
+        let mut outcome = FirstError::default();
+        for (key, entry) in news.addressed {
+            outcome.take(kernel.hold(key, entry));
+        }
+        // What found no room keeps nothing else from being closed.
+        outcome.take(kernel.write(entries, news.everywhere));
+        outcome.end()
+    }
+
+    /// Brings them from what they were to what they shall be; `early` are ports that were closed meanwhile.
+    ///
+    /// # Errors
+    /// The ports on every address are as they were. `after` says what is in the tables now: what found room among
+    /// those on one address is in force.
+    pub fn bring(
+        &self,
+        before: &PortTables,
+        after: &mut PortTables,
+        early: &BTreeSet<PublishedPort>,
+    ) -> Result<(), LoadError> {
+        let early_keys = early.iter().filter_map(|port| port.key());
+        let keys = touched(&before.addressed, &after.addressed, early_keys);
+        let early_places = early.iter().map(|port| port.index());
+        let places = touched(&before.everywhere, &after.everywhere, early_places);
+        if keys.is_empty() && places.is_empty() {
+            return Ok(());
+        }
+        let mut kernel = self.lock();
+        let mut outcome = FirstError::default();
+        // What holds on one address is there before the port's entry says that there is any, and goes after it.
+        let mut waiting = Vec::new();
+        for key in &keys {
+            if let Some(entry) = after.addressed.get(key)
+                && kernel.hold(*key, *entry).is_err()
+            {
+                waiting.push((*key, *entry));
+            }
+        }
+        match kernel.bring(places, &after.everywhere) {
+            Ok(()) => {
+                for key in keys.iter().filter(|key| !after.addressed.contains_key(key)) {
+                    outcome.take(kernel.release(key));
+                }
+            }
+            Err(error) => {
+                outcome.take(Err(error));
+                after.everywhere.clone_from(&before.everywhere);
+            }
+        }
+        // What has gone by now may have made room.
+        for (key, entry) in waiting {
+            outcome.take(kernel.hold(key, entry));
+        }
+        for key in keys {
+            match kernel.held.get(&key) {
+                Some(entry) => after.addressed.insert(key, *entry),
+                None => after.addressed.remove(&key),
+            };
+        }
+        outcome.end()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kernel> {
+        let Self(kernel) = self;
+        // Whoever panicked with it has changed nothing by halves.
+        kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kernel {
+    /// Enters what holds on one address.
+    fn hold(&mut self, key: AddressedKey, entry: PortEntry) -> Result<(), LoadError> {
+        if self.held.get(&key) != Some(&entry) {
+            self.addressed.insert(key, entry, 0)?;
+            self.held.insert(key, entry);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, key: &AddressedKey) -> Result<(), LoadError> {
+        if self.held.contains_key(key) {
+            gone(self.addressed.remove(key).map_err(LoadError::from))?;
+            self.held.remove(key);
+        }
+        Ok(())
+    }
+
+    /// Brings these places of the port table to what they shall be, all of them or none.
+    fn bring(
+        &mut self,
+        places: BTreeSet<u32>,
+        after: &BTreeMap<u32, PortEntry>,
+    ) -> Result<(), LoadError> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let entries = read::<PortEntry>(&self.everywhere)?;
+        let news = news(&entries, places, after);
+        self.write(entries, news)
+    }
+
+    fn write(
+        &mut self,
+        mut entries: Vec<PortEntry>,
+        news: BTreeMap<u32, PortEntry>,
+    ) -> Result<(), LoadError> {
+        if news.is_empty() {
+            return Ok(());
+        }
+        for (index, entry) in news {
+            let place = entries.get_mut(index as usize);
+            *place.ok_or(LoadError::Incomplete(layout::PORTS))? = entry;
+        }
+        write(&self.everywhere, &entries)
+    }
+}
+
+/// Another handle of a table.
+fn another(ebpf: &Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    let (Map::Array(data) | Map::HashMap(data)) =
+        ebpf.map(name).ok_or(LoadError::Incomplete(name))?
+    else {
+        return Err(LoadError::Incomplete(name));
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    let data = MapData::from_fd(fd.map_err(LoadError::Host)?)?;
+    Ok(Map::from_map_data(data)?)
+}
+
+/// The places that a change looks at. What has been closed early is in no table that is known here: whatever it
+/// is, it is looked at. Nothing else is touched that does not change: it may have been closed a moment ago, and
+/// nobody here knows yet.
+fn touched<K: Copy + Ord>(
+    before: &BTreeMap<K, PortEntry>,
+    after: &BTreeMap<K, PortEntry>,
+    early: impl Iterator<Item = K>,
+) -> BTreeSet<K> {
+    let changed = before.keys().chain(after.keys()).copied();
+    let changed = changed.filter(|key| before.get(key) != after.get(key));
+    changed.chain(early).collect()
+}
+
+/// What of it is not as it shall be in the kernel's table.
+fn news(
+    entries: &[PortEntry],
+    touched: BTreeSet<u32>,
+    after: &BTreeMap<u32, PortEntry>,
+) -> BTreeMap<u32, PortEntry> {
+    let news = touched.into_iter().filter_map(|index| {
+        let entry = after.get(&index).copied().unwrap_or_default();
+        (entries.get(index as usize) != Some(&entry)).then_some((index, entry))
+    });
+    news.collect()
+}
+
+/// What marks these ports as published, and which of them that is news for.
+fn marks(
+    entries: &[PortEntry],
+    held: &BTreeMap<AddressedKey, PortEntry>,
+    published: &BTreeSet<PublishedPort>,
+    local_ports: &RangeInclusive<u16>,
+    new: &mut BTreeSet<PublishedPort>,
+) -> PortTables {
+    let mut news = PortTables::default();
+    for port in published {
+        let index = port.index();
+        let before = entries.get(index as usize).copied().unwrap_or_default();
+        let before = news.everywhere.get(&index).copied().unwrap_or(before);
+        let after = port.marked(before, local_ports);
+        if after != before {
+            news.everywhere.insert(index, after);
+            new.insert(*port);
+        }
+        if let Some(key) = port.key() {
+            let before = held.get(&key).copied().unwrap_or_default();
+            let after = port.marked_here(before);
+            if after != before {
+                news.addressed.insert(key, after);
+                new.insert(*port);
+            }
+        }
+    }
+    news
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter;
+
+    use guard_common::layout::{PortProtocol, port_index};
+
+    use super::*;
+    use guard_policy::PublishedAt;
+
+    const LOCAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
+
+    fn index(port: u16) -> u32 {
+        port_index(PortProtocol::Tcp, port)
+    }
+
+    fn published() -> PortEntry {
+        PortEntry::default().published_ipv4()
+    }
+
+    /// The kernel's table with these ports published.
+    fn kernel(ports: &[u16]) -> Vec<PortEntry> {
+        let mut entries = vec![PortEntry::default(); 1 << 17];
+        for port in ports {
+            entries[index(*port) as usize] = published();
+        }
+        entries
+    }
+
+    fn table(ports: &[u16]) -> BTreeMap<u32, PortEntry> {
+        let ports = ports.iter();
+        ports.map(|port| (index(*port), published())).collect()
+    }
+
+    #[test]
+    fn what_was_closed_a_moment_ago_stays_closed_while_another_port_changes() {
+        // 8001 was closed early, and the agent has not heard of it.
+        let entries = kernel(&[8_000, 8_001]);
+        let (before, after) = (table(&[8_000]), table(&[8_000, 9_000]));
+        let touched = touched(&before, &after, iter::empty());
+        assert_eq!(
+            news(&entries, touched, &after),
+            BTreeMap::from([(index(9_000), published())])
+        );
+    }
+
+    #[test]
+    fn what_was_closed_early_is_brought_in_line_once_the_agent_knows() {
+        let early = [8_001, 8_002].map(index).into_iter();
+        let entries = kernel(&[8_001, 8_002]);
+        // The container at 8001 is there, that at 8002 is gone again.
+        let (before, after) = (table(&[]), table(&[8_001]));
+        let touched = touched(&before, &after, early);
+        assert_eq!(
+            news(&entries, touched, &after),
+            BTreeMap::from([(index(8_002), PortEntry::default())])
+        );
+    }
+
+    #[test]
+    fn what_is_as_it_was_is_not_even_looked_at() {
+        let same = table(&[8_000, 8_001]);
+        assert!(touched(&same, &same, iter::empty()).is_empty());
+    }
+
+    #[test]
+    fn what_is_closed_early_on_one_address_is_marked_there_and_told_once() {
+        let port = |at| PublishedPort {
+            protocol: PortProtocol::Tcp,
+            port: 8_000,
+            at,
+        };
+        let address = port(PublishedAt::Address("203.0.113.11".parse().unwrap()));
+        let key = address.key().unwrap();
+        let ports = BTreeSet::from([port(PublishedAt::EveryIpv6), address]);
+        let service = PortEntry::default().with_service(3);
+        let mut held = BTreeMap::from([(key, service)]);
+        let mut entries = kernel(&[]);
+        let mut new = BTreeSet::new();
+        let news = marks(&entries, &held, &ports, &LOCAL_PORTS, &mut new);
+        let everywhere = PortEntry::default().published_ipv6().addressed();
+        assert_eq!(
+            news,
+            PortTables {
+                everywhere: BTreeMap::from([(index(8_000), everywhere)]),
+                addressed: BTreeMap::from([(key, service.published_ipv4())]),
+            }
+        );
+        assert_eq!(new, ports);
+        entries[index(8_000) as usize] = everywhere;
+        held.extend(news.addressed);
+        new.clear();
+        let news = marks(&entries, &held, &ports, &LOCAL_PORTS, &mut new);
+        assert_eq!((news, new), (PortTables::default(), BTreeSet::new()));
+    }
+}

@@ -1,0 +1,147 @@
+//! Runs the real kernel programs over recorded packets, unattached and with the packets' own clock.
+
+use std::{borrow::Cow, io};
+
+use aya::{
+    TestRun as _,
+    maps::Array,
+    programs::{ProgramError, TestRunOptions},
+};
+use guard_common::{
+    cell::HashKey,
+    gcra::UNITS_PER_NANOSECOND,
+    layout::{self, Clock, Conclusion, feature},
+    reason::Outcome,
+};
+use guard_policy::Tables;
+
+use super::{Generation, LoadError, Purpose, Shared};
+
+/// The same for every replay, so that one can be repeated.
+const HASH_KEY: HashKey = HashKey([0x6775_6172_6420_7265, 0x706c_6179_206b_6579]);
+
+/// The replay's first packet comes at this time, in nanoseconds: late enough that a clock of the
+/// capture that goes back does not go below zero.
+const START_NS: u64 = 1 << 50;
+
+/// The kernel runs a program over no frame that is shorter than Ethernet's header.
+const SHORTEST_FRAME: usize = 14;
+
+/// A capture may last so long, about two years: beyond it, budgets could not be counted.
+const LATEST_NS: u64 = 1 << 56;
+
+/// The longest frame: the longest IP packet, which is one of IPv6 (whose length counts what is behind its
+/// header), behind Ethernet's header and two tags.
+const LONGEST_FRAME: usize = 40 + 65_535 + 22;
+
+/// A generation that is attached nowhere, with maps of its own.
+pub struct Replay {
+    generation: Generation,
+}
+
+/// Which way a packet went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    In,
+    /// From this host: it is not judged, but the flow that it opens is remembered.
+    Out,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    pub service: u16,
+    pub outcome: Outcome,
+}
+
+impl Replay {
+    /// CLOCK_BOOTTIME at the replay's first packet.
+    pub const BOOT_NS: u64 = START_NS;
+
+    pub fn new(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
+        let generation = Generation::load_for(
+            Purpose::Replay,
+            tables,
+            tick_ns,
+            &Shared::with_key(HASH_KEY),
+        )?;
+        Ok(Self { generation })
+    }
+
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Sets the clock to so many nanoseconds after the first packet. It may go back.
+    pub fn set_clock(&mut self, after_first_ns: i64) -> Result<(), LoadError> {
+        let boot_ns = START_NS.saturating_add_signed(after_first_ns);
+        if boot_ns > LATEST_NS {
+            return Err(LoadError::ClockJump);
+        }
+        let clock = Clock {
+            now: boot_ns.saturating_mul(UNITS_PER_NANOSECOND),
+            boot_ns,
+        };
+        let mut map = Array::<_, Clock>::try_from(self.generation.map_mut(layout::CLOCK)?)?;
+        Ok(map.set(0, clock, 0)?)
+    }
+
+    /// Judges a frame that came in at the time that the clock was set to.
+    pub fn judge(&self, frame: &[u8]) -> Result<Judged, LoadError> {
+        let frame = normalised(frame);
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ..TestRunOptions::new()
+        };
+        let program = self.generation.program()?;
+        let conclusion = Conclusion::unpack(program.test_run(options)?.return_value);
+        let outcome = Outcome::from_slot(conclusion.slot);
+        Ok(Judged {
+            service: conclusion.service as u16,
+            outcome: outcome.ok_or(LoadError::Incomplete("outcome"))?,
+        })
+    }
+
+    /// Remembers the flow of a frame that went out.
+    ///
+    /// The kernel runs a tc program only over what a stack would send: the rest, and what is longer
+    /// than a page (which is not the first of its flow), is left out.
+    pub fn sent(&self, frame: &[u8]) -> Result<(), LoadError> {
+        if !self.generation.tables().uses(feature::FLOWS) {
+            return Ok(());
+        }
+        let result = self
+            .generation
+            .run_egress(layout::REPLAY_EGRESS_PROGRAM, frame);
+        match result {
+            Err(LoadError::Program(ProgramError::SyscallError(error)))
+                if error.io_error.kind() == io::ErrorKind::InvalidInput =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}
+
+impl Generation {
+    /// Runs the tc program over a frame.
+    pub(super) fn run_egress(&self, program: &'static str, frame: &[u8]) -> Result<(), LoadError> {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ..TestRunOptions::new()
+        };
+        self.classifier(program)?.test_run(options)?;
+        Ok(())
+    }
+}
+
+/// The frame as long as the kernel takes it. One that is too short for Ethernet has no IP either way.
+fn normalised(frame: &[u8]) -> Cow<'_, [u8]> {
+    if frame.len() < SHORTEST_FRAME {
+        let mut longer = frame.to_vec();
+        longer.resize(SHORTEST_FRAME, 0);
+        return longer.into();
+    }
+    frame.get(..LONGEST_FRAME).unwrap_or(frame).into()
+}

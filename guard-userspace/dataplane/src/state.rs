@@ -1,0 +1,467 @@
+//! The state that generations share, in pinned maps: which maps those are, who has which number, and
+//! what a reader needs to know when no agent is there to ask.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use aya::{
+    maps::{Array, Map, MapData, MapError, MapInfo, MapType},
+    pin::PinError as AyaPinError,
+};
+use guard_common::{
+    cell::{Cell, HashKey},
+    layout::{
+        self, About, Capture, Counters, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME, MAX_SEATS,
+        NO_SERVICE, Seat, TALKER_ENTRIES, Talker, feature,
+    },
+    reason::Outcome,
+};
+use guard_policy::{Place, Seats, Slice, Tables};
+
+use super::{
+    LoadError,
+    pins::{LINK, PinError, Pins},
+    random_hash_key,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("a map of the state cannot be used")]
+    Map(#[from] MapError),
+    #[error("a map of the state cannot be pinned")]
+    Pinning(#[from] AyaPinError),
+    #[error(
+        "the pins of {0} are those of an agent in another network namespace: name other ones with \
+         --pins"
+    )]
+    Elsewhere(String),
+}
+
+/// The state of one interface.
+pub struct State {
+    pub(super) pins: Pins,
+    /// An array of one [`About`].
+    about: Map,
+    /// An array of [`Seat`].
+    places: Map,
+}
+
+impl State {
+    /// Opens what is pinned, or makes it.
+    ///
+    /// `link_program` is the kernel's number of the program that the pinned link holds. It says which of
+    /// two sets of maps is in use, if an agent ended just when it put a new one in force.
+    pub fn open(
+        pins: Pins,
+        namespace: u64,
+        link_program: Option<u32>,
+    ) -> Result<(Self, Seats), StateError> {
+        pins.prepare()?;
+        if let Some(mut state) = Self::existing(&pins)? {
+            let about = state.about()?;
+            if about.namespace != namespace && pins.has(LINK) {
+                return Err(StateError::Elsewhere(pins.interface().to_owned()));
+            }
+            if about.namespace == namespace {
+                state.settle(link_program)?;
+                let seats = state.seats()?;
+                return Ok((state, seats));
+            }
+        }
+        Ok((Self::create(pins, namespace)?, Seats::default()))
+    }
+
+    /// What is pinned, to be read. `None`: nothing that this layout can read.
+    pub fn existing(pins: &Pins) -> Result<Option<Self>, StateError> {
+        let about = open_array(pins, layout::ABOUT, size_of::<About>(), 1)?;
+        let places = open_array(pins, layout::SEATS, size_of::<Seat>(), MAX_SEATS)?;
+        let (Some(about), Some(places)) = (about, places) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            pins: pins.clone(),
+            about,
+            places,
+        }))
+    }
+
+    fn create(pins: Pins, namespace: u64) -> Result<Self, StateError> {
+        for name in [layout::ABOUT, layout::SEATS].into_iter().chain(SHARED) {
+            pins.remove(name)?;
+            pins.remove_next(name)?;
+        }
+        let mut about = Array::<_, About>::create(1, 0)?;
+        let places = Array::<_, Seat>::create(MAX_SEATS, 0)?;
+        about.set(0, empty_about(random_hash_key()?, namespace), 0)?;
+        let state = Self {
+            about: open_new(&pins, layout::ABOUT, about)?,
+            places: open_new(&pins, layout::SEATS, places)?,
+            pins,
+        };
+        Ok(state)
+    }
+
+    /// Pins again what somebody has removed by hand.
+    pub(super) fn restore_pins(&self) -> Result<(), StateError> {
+        self.pins.prepare()?;
+        if !self.pins.has(layout::ABOUT) {
+            self.about.pin(self.pins.path(layout::ABOUT))?;
+        }
+        if !self.pins.has(layout::SEATS) {
+            self.places.pin(self.pins.path(layout::SEATS))?;
+        }
+        Ok(())
+    }
+
+    pub fn about(&self) -> Result<About, MapError> {
+        Array::<_, About>::try_from(&self.about)?.get(&0, 0)
+    }
+
+    pub fn set_about(&mut self, about: &About) -> Result<(), MapError> {
+        Array::<_, About>::try_from(&mut self.about)?.set(0, *about, 0)
+    }
+
+    /// Ends what an agent left half done: maps that wait either belong to the program that the link
+    /// holds, or to one that never was in force.
+    fn settle(&mut self, link_program: Option<u32>) -> Result<(), StateError> {
+        let about = self.about()?;
+        let was_put_in_force = link_program.is_some_and(|program| program == about.next_program);
+        for name in self.pins.waiting()? {
+            if was_put_in_force {
+                self.pins.take_next(&name)?;
+            } else {
+                self.pins.remove_next(&name)?;
+            }
+        }
+        self.set_about(&About {
+            next_program: 0,
+            ..about
+        })?;
+        Ok(())
+    }
+
+    /// Numbers, and those cells that are in the pinned array.
+    fn seats(&self) -> Result<Seats, StateError> {
+        let cells = CELLS.map(|map| map_info(&self.pins, map));
+        let cells = cells.into_iter().flatten();
+        let lengths: BTreeMap<u32, u32> =
+            cells.map(|info| (info.id(), info.max_entries())).collect();
+        let mut seats = Seats {
+            asked: self.about()?.cells,
+            ..Seats::default()
+        };
+        for (number, seat) in self.named()? {
+            if let Some(length) = lengths.get(&seat.cells) {
+                seats.length = *length;
+                let slice = Slice {
+                    first_cell: seat.first_cell,
+                    cell_mask: seat.cell_mask,
+                };
+                seats.slices.insert(name_of(&seat), slice);
+            }
+            if number != NO_SERVICE {
+                let place = Place {
+                    number,
+                    idle: seat.idle,
+                    made_of: (seat.made_of != NO_SERVICE).then_some(seat.made_of),
+                };
+                seats.places.insert(name_of(&seat), place);
+            }
+        }
+        Ok(seats)
+    }
+
+    /// The names of services by their numbers.
+    pub fn names(&self) -> Result<BTreeMap<u16, String>, StateError> {
+        let named = self.named()?.into_iter();
+        Ok(named
+            .filter(|(number, _)| *number != NO_SERVICE)
+            .map(|(number, seat)| (number, name_of(&seat)))
+            .collect())
+    }
+
+    /// The numbers of a service that the policy lists, or labels have made, and of those that labels have made
+    /// of it.
+    pub(super) fn numbers_of(&self, service: &str) -> Result<Vec<u16>, StateError> {
+        let named = self.named()?;
+        let mut own = named.iter().filter(|(_, seat)| name_of(seat) == service);
+        let own = own.find_map(|(number, _)| (*number != NO_SERVICE).then_some(*number));
+        let Some(own) = own else {
+            return Ok(Vec::new());
+        };
+        let numbers = named.into_iter();
+        Ok(numbers
+            .filter(|(number, seat)| *number == own || seat.made_of == own)
+            .map(|(number, _)| number)
+            .collect())
+    }
+
+    fn named(&self) -> Result<Vec<(u16, Seat)>, MapError> {
+        let mut named = Vec::new();
+        let places = Array::<_, Seat>::try_from(&self.places)?;
+        for number in NO_SERVICE..MAX_SEATS as u16 {
+            let seat = places.get(&number.into(), 0)?;
+            // Numbers are given in order.
+            if number != NO_SERVICE && seat.name[0] == 0 {
+                break;
+            }
+            named.push((number, seat));
+        }
+        Ok(named)
+    }
+
+    /// `cells` is the kernel's number of the array that the slices are in.
+    pub fn set_seats(&mut self, seats: &Seats, cells: u32) -> Result<(), MapError> {
+        let mut places = Array::<_, Seat>::try_from(&mut self.places)?;
+        let host = Place {
+            number: NO_SERVICE,
+            idle: 0,
+            made_of: None,
+        };
+        let placed = seats.places.iter();
+        let placed = placed.map(|(name, place)| (name.as_str(), *place));
+        for (name, place) in placed.chain([("", host)]) {
+            let Place {
+                number,
+                idle,
+                made_of,
+            } = place;
+            let slice = seats.slices.get(name);
+            let seat = Seat {
+                name: bytes_of::<MAX_NAME>(name),
+                first_cell: slice.map_or(0, |slice| slice.first_cell),
+                cell_mask: slice.map_or(0, |slice| slice.cell_mask),
+                cells: slice.map_or(0, |_| cells),
+                made_of: made_of.unwrap_or(NO_SERVICE),
+                idle,
+            };
+            places.set(number.into(), seat, 0)?;
+        }
+        // A policy that is put back may have fewer than the one that failed.
+        let given = seats.places.values().map(|place| place.number).max();
+        for number in given.unwrap_or(NO_SERVICE) + 1..MAX_SEATS as u16 {
+            if places.get(&number.into(), 0)?.name[0] == 0 {
+                break;
+            }
+            places.set(number.into(), empty_seat(), 0)?;
+        }
+        Ok(())
+    }
+
+    /// The pinned maps that a generation with these tables can use; `cells`: its services have their
+    /// cells where they had them.
+    pub(super) fn reusable(&self, tables: &Tables, cells: bool) -> Vec<(&'static str, PathBuf)> {
+        let used = shared_maps(tables).into_iter();
+        used.filter(|map| cells || !CELLS.contains(&map.name))
+            .filter(|map| map.fits(&self.pins))
+            .map(|map| (map.name, self.pins.path(map.name)))
+            .collect()
+    }
+
+    /// Opens a shared map to be read.
+    pub(super) fn map(&self, name: &'static str) -> Result<Map, StateError> {
+        let data = MapData::from_pin(self.pins.path(name))?;
+        Ok(Map::from_map_data(data)?)
+    }
+}
+
+/// Where the cells of sources can be.
+const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
+
+/// The maps that generations share, if they use them.
+pub(super) const SHARED: [&str; 12] = [
+    layout::COUNTERS,
+    layout::TALKERS,
+    layout::CAPTURE,
+    layout::GRANT,
+    layout::LOSSES,
+    layout::EVENTS,
+    layout::TOTALS,
+    layout::CELLS,
+    layout::NARROW_CELLS,
+    layout::FLOWS,
+    layout::STRANGERS,
+    layout::PREVIOUS,
+];
+
+/// A map that generations share, and what it must be like.
+pub(super) struct SharedMap {
+    pub name: &'static str,
+    kind: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+impl SharedMap {
+    /// Reopening a pin checks nothing by itself.
+    fn fits(&self, pins: &Pins) -> bool {
+        map_info(pins, self.name).is_some_and(|info| {
+            info.map_type().is_ok_and(|kind| kind == self.kind)
+                && info.key_size() as usize == self.key
+                && info.value_size() as usize == self.value
+                && info.max_entries() == self.entries
+        })
+    }
+}
+
+/// The maps that a generation with these tables shares with others.
+pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
+    let array = |name, kind, value, entries| SharedMap {
+        name,
+        kind,
+        key: size_of::<u32>(),
+        value,
+        entries,
+    };
+    let flows = |name| SharedMap {
+        name,
+        kind: MapType::LruHash,
+        key: size_of::<FlowKey>(),
+        value: size_of::<u64>(),
+        entries: MAX_FLOWS,
+    };
+    let cell = size_of::<Cell>();
+    let mut maps = vec![
+        array(
+            layout::COUNTERS,
+            MapType::PerCpuArray,
+            size_of::<Counters>(),
+            MAX_SEATS,
+        ),
+        array(
+            layout::TALKERS,
+            MapType::PerCpuArray,
+            size_of::<Talker>(),
+            TALKER_ENTRIES,
+        ),
+        array(layout::TOTALS, MapType::Array, cell, MAX_SEATS),
+        array(layout::CAPTURE, MapType::Array, size_of::<Capture>(), 1),
+        array(layout::GRANT, MapType::Array, size_of::<u64>(), 1),
+        array(
+            layout::LOSSES,
+            MapType::PerCpuArray,
+            size_of::<u64>(),
+            Outcome::SLOTS,
+        ),
+        SharedMap {
+            name: layout::EVENTS,
+            kind: MapType::RingBuf,
+            key: 0,
+            value: 0,
+            entries: EVENTS_BYTES,
+        },
+    ];
+    if tables.uses(feature::BUDGETS) {
+        let value = if tables.uses(feature::NARROW) {
+            size_of::<u64>()
+        } else {
+            cell
+        };
+        let name = tables.cells_map();
+        maps.push(array(name, MapType::Array, value, tables.cells));
+    }
+    if tables.uses(feature::FLOWS) {
+        maps.extend([flows(layout::FLOWS), flows(layout::STRANGERS)]);
+    }
+    maps
+}
+
+pub(super) fn map_info(pins: &Pins, name: &str) -> Option<MapInfo> {
+    let path = pins.path(name);
+    path.exists()
+        .then(|| MapInfo::from_pin(path).ok())
+        .flatten()
+}
+
+fn open_array(
+    pins: &Pins,
+    name: &'static str,
+    value: usize,
+    entries: u32,
+) -> Result<Option<Map>, StateError> {
+    let expected = SharedMap {
+        name,
+        kind: MapType::Array,
+        key: size_of::<u32>(),
+        value,
+        entries,
+    };
+    if !expected.fits(pins) {
+        return Ok(None);
+    }
+    let data = MapData::from_pin(pins.path(name))?;
+    Ok(Some(Map::from_map_data(data)?))
+}
+
+/// Pins a map, and opens it from there.
+fn open_new<V: aya::Pod>(
+    pins: &Pins,
+    name: &'static str,
+    map: Array<MapData, V>,
+) -> Result<Map, StateError> {
+    let path = pins.path(name);
+    map.pin(&path)?;
+    let data = MapData::from_pin(path)?;
+    Ok(Map::from_map_data(data)?)
+}
+
+fn empty_about(hash_key: HashKey, namespace: u64) -> About {
+    About {
+        hash_key,
+        generation: 0,
+        namespace,
+        seen_ns: 0,
+        trial_until: 0,
+        loaded_ms: 0,
+        cells: 0,
+        agent: 0,
+        program: 0,
+        next_program: 0,
+        egress_handle: 0,
+        egress_priority: 0,
+        mode: 0,
+        scope: 0,
+        services: 0,
+        native: 0,
+        mode_before: 0,
+        clsact: 0,
+        reserved: 0,
+        sha256: [0; 32],
+        version: [0; 32],
+        policy: [0; 256],
+    }
+}
+
+fn empty_seat() -> Seat {
+    Seat {
+        name: [0; MAX_NAME],
+        first_cell: 0,
+        cell_mask: 0,
+        cells: 0,
+        made_of: NO_SERVICE,
+        idle: 0,
+    }
+}
+
+/// Text in a field of fixed size, filled up with zeros.
+pub fn text_of(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// Cuts off what does not fit.
+pub(super) fn bytes_of<const N: usize>(text: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (to, from) in bytes.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+fn name_of(seat: &Seat) -> String {
+    text_of(&seat.name)
+}

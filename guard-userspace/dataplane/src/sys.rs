@@ -1,0 +1,80 @@
+//! bpf(2), for the commands that aya 0.14 does not have (enum bpf_cmd in linux/bpf.h).
+
+use std::{
+    ffi::CString,
+    fs, io, mem,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use nix::libc;
+
+/// BPF_MAP_LOOKUP_ELEM and BPF_MAP_UPDATE_ELEM, for values that are too long for the stack.
+pub const LOOKUP_ELEM: libc::c_long = 1;
+pub const UPDATE_ELEM: libc::c_long = 2;
+
+/// BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6; of per-CPU arrays 5.13).
+pub const LOOKUP_BATCH: libc::c_long = 24;
+pub const UPDATE_BATCH: libc::c_long = 26;
+
+/// BPF_OBJ_GET (Linux 4.4) and BPF_OBJ_GET_INFO_BY_FD (of links: Linux 5.8).
+const OBJ_GET: libc::c_long = 7;
+pub const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+/// BPF_LINK_GET_FD_BY_ID (Linux 5.8) and BPF_LINK_DETACH (Linux 5.9).
+pub const LINK_GET_FD_BY_ID: libc::c_long = 30;
+pub const LINK_DETACH: libc::c_long = 34;
+
+/// # Safety
+/// `A` must be laid out as the kernel's `union bpf_attr` is for this command, and what it points to must
+/// be good for what the command reads and writes.
+pub unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: the attributes live through the call, and their size is theirs; the rest is the caller's.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw mut *attributes,
+            mem::size_of::<A>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+/// Opens what is pinned at a path.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjGet {
+        pathname: path.as_ptr().expose_provenance() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: laid out as the kernel has it for BPF_OBJ_*, and the path lives through the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut attributes) }?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether a link is pinned here. The kernel's answer about a descriptor has no word for what it is: of a
+/// map it would be read as that of a link.
+pub fn is_link(path: &Path) -> io::Result<bool> {
+    let fd = open_pin(path)?;
+    // anon_inode_getfd in kernel/bpf/syscall.c. A link is bpf_link where it is made and bpf-link where it
+    // is opened again, so what is asked is whether it is one of the others.
+    let kind = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let others = ["anon_inode:bpf-map", "anon_inode:bpf-prog"];
+    Ok(others.iter().all(|other| kind.as_os_str() != *other))
+}

@@ -1,0 +1,324 @@
+//! Packets that an operator wants to see, as the kernel program hands them over (`guard capture`).
+//!
+//! Two things bound what a flood costs. The kernel hands over what it is granted for a round and no more;
+//! and of what comes too often it looks at one packet of so many, so that it need not refuse the others
+//! one by one. Each outcome has a sample of its own: a flood that is dropped for one reason does not
+//! crowd out the few packets that are dropped for another.
+
+use std::{net::IpAddr, sync::Arc};
+
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use bytes::Bytes;
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use guard_common::{
+    address::Address,
+    layout::{self, Capture, Event},
+    reason::Outcome,
+};
+use guard_policy::split;
+use ipnet::IpNet;
+
+use super::{
+    LoadError,
+    pins::Pins,
+    state::{State, StateError},
+};
+
+const SLOTS: usize = Outcome::SLOTS as usize;
+
+/// How many rounds there are in a second.
+pub const ROUNDS: u32 = 10;
+
+/// The thinnest sample: a CPU that drops every packet of 100 Gbit/s still hands over some each second.
+const THINNEST: u64 = 1 << 20;
+
+/// Which packets are wanted.
+#[derive(Clone, Debug)]
+pub struct PacketFilter {
+    pub outcomes: Vec<Outcome>,
+    /// A service, with what labels made of it; `None`: all, and what concerns none.
+    pub service: Option<String>,
+    pub source: Option<IpNet>,
+    /// How many a second at most.
+    pub per_second: u32,
+}
+
+/// A packet that was handed over.
+#[derive(Clone, Debug)]
+pub struct Tapped {
+    /// In nanoseconds of CLOCK_BOOTTIME.
+    pub boot_ns: u64,
+    /// `None`: no service was concerned.
+    pub service: Option<String>,
+    pub outcome: Outcome,
+    /// The frame's whole length in bytes.
+    pub length: u32,
+    /// As much of it as is handed over, copied out of the ring buffer.
+    pub frame: Bytes,
+    /// It stands for so many.
+    pub one_of: u32,
+}
+
+/// What a round found.
+#[derive(Debug, Default)]
+pub struct Round {
+    pub packets: Vec<Tapped>,
+    /// Packets that were wanted and are not among these. Where a sample was taken it is an estimate.
+    pub missed: u64,
+}
+
+/// The packets of one interface. Nothing is handed over any more when this is dropped.
+pub struct Tap {
+    state: State,
+    wanted: PacketFilter,
+    events: RingBuf<MapData>,
+    filter: Array<MapData, Capture>,
+    grant: Array<MapData, u64>,
+    losses: PerCpuArray<MapData, u64>,
+    lost: [u64; SLOTS],
+    in_force: Capture,
+    /// As long as it is held, somebody reads.
+    _held: Arc<()>,
+}
+
+impl Tap {
+    pub fn open(pins: &Pins, wanted: PacketFilter, held: Arc<()>) -> Result<Self, StateError> {
+        let state = State::existing(pins)?;
+        let state = state.ok_or(LoadError::Incomplete("state"))?;
+        let mut tap = Self {
+            events: state.map(layout::EVENTS)?.try_into()?,
+            filter: filter_of(&state)?,
+            grant: state.map(layout::GRANT)?.try_into()?,
+            losses: state.map(layout::LOSSES)?.try_into()?,
+            state,
+            wanted,
+            lost: [0; SLOTS],
+            in_force: Capture::NONE,
+            _held: held,
+        };
+        // What a reader before this one has left.
+        while tap.events.next().is_some() {}
+        tap.lost = tap.read_losses()?;
+        let mut filter = tap.filter()?;
+        for outcome in &tap.wanted.outcomes {
+            filter.one_of[outcome.slot() as usize] = 1;
+        }
+        tap.apply(filter)?;
+        Ok(tap)
+    }
+
+    /// Takes what has come since the last round, and asks for more.
+    pub fn round(&mut self) -> Result<Round, StateError> {
+        let names = self.state.names()?;
+        let mut round = Round::default();
+        let mut handed_over = [0u64; SLOTS];
+        while let Some(event) = self.events.next() {
+            let Some((event, outcome, frame)) = read(&event) else {
+                continue;
+            };
+            handed_over[outcome.slot() as usize] += 1;
+            if let Some(wanted) = &self.wanted.source
+                && !source_of(frame).is_some_and(|source| wanted.contains(&source))
+            {
+                // The kernel hands over what it could not read.
+                continue;
+            }
+            round.missed += u64::from(event.one_of) - 1;
+            round.packets.push(Tapped {
+                boot_ns: event.boot_ns,
+                service: names.get(&event.service).cloned(),
+                outcome,
+                length: event.length,
+                frame: Bytes::copy_from_slice(frame),
+                one_of: event.one_of,
+            });
+        }
+        let lost = self.read_losses()?;
+        // A program that was loaded in the middle of a round has the samples of the round before.
+        let in_force = self.filter.get(&0, 0)?;
+        if in_force.on != 0 {
+            self.in_force = in_force;
+        }
+        // Services come and go with labels.
+        let mut filter = self.filter()?;
+        filter.one_of = self.in_force.one_of;
+        let mut offered = [0u64; SLOTS];
+        for outcome in &self.wanted.outcomes {
+            let slot = outcome.slot() as usize;
+            let one_of = u64::from(filter.one_of[slot]);
+            let lost = lost[slot].wrapping_sub(self.lost[slot]);
+            round.missed += lost * one_of;
+            offered[slot] = (handed_over[slot] + lost) * one_of;
+        }
+        let share = share(&offered, u64::from(self.per_round()));
+        for outcome in &self.wanted.outcomes {
+            let slot = outcome.slot() as usize;
+            filter.one_of[slot] = thinned(offered[slot], share);
+        }
+        self.lost = lost;
+        self.apply(filter)?;
+        Ok(round)
+    }
+
+    fn per_round(&self) -> u32 {
+        self.wanted.per_second.div_ceil(ROUNDS)
+    }
+
+    fn apply(&mut self, filter: Capture) -> Result<(), StateError> {
+        self.filter.set(0, filter, 0)?;
+        self.in_force = filter;
+        Ok(self.grant.set(0, u64::from(self.per_round()), 0)?)
+    }
+
+    /// What is wanted but for the samples.
+    fn filter(&self) -> Result<Capture, StateError> {
+        let mut filter = Capture {
+            on: 1,
+            ..Capture::NONE
+        };
+        match &self.wanted.service {
+            None => filter.services.fill(u64::MAX),
+            Some(wanted) => {
+                for number in self.state.numbers_of(wanted)? {
+                    filter.services[usize::from(number) / 64] |= 1 << (number % 64);
+                }
+            }
+        }
+        if let Some(source) = self.wanted.source {
+            let (family, prefix) = split(source.network());
+            let mask = match source {
+                IpNet::V4(source) => Address::ipv4_mask(source.prefix_len()),
+                IpNet::V6(source) => Address::ipv6_mask(source.prefix_len()),
+            };
+            (filter.family, filter.mask, filter.prefix) = (family as u32, mask, prefix);
+        }
+        Ok(filter)
+    }
+
+    fn read_losses(&self) -> Result<[u64; SLOTS], StateError> {
+        let mut lost = [0; SLOTS];
+        for (slot, lost) in (0..).zip(&mut lost) {
+            let values: PerCpuValues<u64> = self.losses.get(&slot, 0)?;
+            *lost = values.iter().sum();
+        }
+        Ok(lost)
+    }
+}
+
+/// Which packets are wanted at this moment: a program that is loaded writes it again.
+pub(super) fn wanted_now(state: &State) -> Capture {
+    let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
+    // What cannot be read, a capture under way writes within a round.
+    read().unwrap_or(Capture::NONE)
+}
+
+/// Ends what nobody reads any more.
+pub(super) fn end(state: &State) -> Result<(), StateError> {
+    Ok(filter_of(state)?.set(0, Capture::NONE, 0)?)
+}
+
+fn filter_of(state: &State) -> Result<Array<MapData, Capture>, StateError> {
+    Ok(state.map(layout::CAPTURE)?.try_into()?)
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // If this fails, the grant runs out.
+        let _result = self.filter.set(0, Capture::NONE, 0);
+        let _result = self.grant.set(0, 0, 0);
+    }
+}
+
+/// What of the grant each outcome may have, where so many packets of each came in a round: what those that
+/// need less leave is for the others, and an outcome that comes next has a share, too.
+fn share(offered: &[u64], grant: u64) -> u64 {
+    if offered
+        .iter()
+        .fold(0, |sum: u64, one| sum.saturating_add(*one))
+        <= grant
+    {
+        return grant;
+    }
+    let mut left = grant;
+    let mut rest: Vec<u64> = offered.iter().copied().filter(|one| *one > 0).collect();
+    rest.sort_unstable();
+    let mut takers = rest.len() as u64 + 1;
+    for offered in rest {
+        if offered > left / takers {
+            break;
+        }
+        left -= offered;
+        takers -= 1;
+    }
+    left / takers
+}
+
+/// One packet of how many is looked at, where so many came in a round and this is their share of the
+/// grant.
+fn thinned(offered: u64, share: u64) -> u32 {
+    let times = offered.div_ceil(share.max(1)).clamp(1, THINNEST);
+    // The smallest power of two that is not below it.
+    times.next_power_of_two() as u32
+}
+
+/// The address that a frame says it comes from, whatever else is wrong with it.
+pub fn source_of(frame: &[u8]) -> Option<IpAddr> {
+    match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
+        LaxNetSlice::Ipv4(ipv4) => Some(ipv4.header().source_addr().into()),
+        LaxNetSlice::Ipv6(ipv6) => Some(ipv6.header().source_addr().into()),
+        LaxNetSlice::Arp(_) => None,
+    }
+}
+
+/// The event, where it lies, with its outcome and what of the frame it holds. `None`: it is no event of this
+/// layout.
+fn read(bytes: &[u8]) -> Option<(&Event, Outcome, &[u8])> {
+    let bytes: &[u8; size_of::<Event>()] = bytes.try_into().ok()?;
+    let event = bytes.as_ptr().cast::<Event>();
+    // The kernel aligns the records of a ring buffer to 8 bytes, as `Event` is (kernel/bpf/ringbuf.c).
+    if !event.is_aligned() {
+        return None;
+    }
+    // SAFETY: `Event` is made of integers without padding, so every bit pattern is a value; it is as long as
+    // `bytes`, aligned, and lives as long.
+    let event = unsafe { &*event };
+    let outcome = Outcome::from_slot(event.slot.into())?;
+    let frame = event.frame.get(..event.captured as usize)?;
+    (event.one_of != 0).then_some((event, outcome, frame))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_as_thin_as_the_flood_is_thick() {
+        for (offered, share, one_of) in [
+            (0, 10, 1),
+            (10, 10, 1),
+            (11, 10, 2),
+            (40, 10, 4),
+            (500_000, 10, 65_536),
+            (u64::MAX, 1, 1 << 20),
+            (7, 0, 8),
+        ] {
+            assert_eq!(thinned(offered, share), one_of, "{offered} for {share}");
+        }
+    }
+
+    #[test]
+    fn what_some_need_not_is_for_the_others() {
+        for (offered, grant, expected) in [
+            (&[][..], 100, 100),
+            (&[0, 0, 30, 0], 100, 100),
+            (&[0, 99, 1], 100, 100),
+            // Another half for who comes next.
+            (&[0, 1_000, 0], 100, 50),
+            (&[1_000, 2_000], 100, 33),
+            (&[10, 1_000, 10_000, 0], 100, 30),
+            (&[u64::MAX, u64::MAX], 1, 0),
+        ] {
+            assert_eq!(share(offered, grant), expected, "{offered:?} of {grant}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What a daemon answers, as far as it is read. A field that is missing or null is left out, states are
+//! text (Podman has more of them than Docker), and each element of a list is parsed apart, so that one that
+//! cannot be parsed hides no other.
+
+use std::collections::BTreeMap;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use serde_json::value::RawValue;
+
+/// `GET /info`
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Info {
+    #[serde(rename = "ID")]
+    pub id: Option<String>,
+    #[serde(rename = "DockerRootDir")]
+    pub docker_root_dir: Option<String>,
+}
+
+/// An element of `GET /containers/json`
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Summary {
+    pub id: String,
+    pub names: Option<Vec<String>>,
+    pub image: Option<String>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub state: Option<String>,
+    pub ports: Option<Vec<SummaryPort>>,
+    pub host_config: Option<HostConfig>,
+    pub network_settings: Option<NetworkSettings>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct SummaryPort {
+    #[serde(rename = "IP")]
+    pub ip: Option<String>,
+    pub private_port: u16,
+    pub public_port: Option<u16>,
+    #[serde(rename = "Type")]
+    pub protocol: String,
+}
+
+/// `GET /containers/ID/json`
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Inspected {
+    pub name: Option<String>,
+    pub config: Option<Config>,
+    pub host_config: Option<HostConfig>,
+    pub network_settings: Option<NetworkSettings>,
+    pub state: Option<State>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Config {
+    pub image: Option<String>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
+}
+
+/// Also `hostconfig.json`.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct HostConfig {
+    pub network_mode: Option<String>,
+    pub port_bindings: Option<PortMap>,
+}
+
+pub(super) type PortMap = BTreeMap<String, Option<Vec<Binding>>>;
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Binding {
+    pub host_ip: Option<String>,
+    pub host_port: Option<String>,
+}
+
+/// The addresses at its top are those of the default network: older daemons, and Podman, write them there.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct NetworkSettings {
+    #[serde(rename = "IPAddress")]
+    pub ip_address: Option<String>,
+    #[serde(rename = "GlobalIPv6Address")]
+    pub global_ipv6_address: Option<String>,
+    pub ports: Option<PortMap>,
+    /// `null` for a container that has been taken off it.
+    pub networks: Option<BTreeMap<String, Option<Endpoint>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Endpoint {
+    #[serde(rename = "IPAddress")]
+    pub ip_address: Option<String>,
+    #[serde(rename = "GlobalIPv6Address")]
+    pub global_ipv6_address: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct State {
+    pub running: Option<bool>,
+}
+
+/// An element of `GET /networks`
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct NetworkAnswer {
+    pub id: String,
+    pub name: Option<String>,
+    pub driver: Option<String>,
+    pub options: Option<BTreeMap<String, String>>,
+    #[serde(rename = "IPAM")]
+    pub ipam: Option<Ipam>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Ipam {
+    pub config: Option<Vec<IpamConfig>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct IpamConfig {
+    pub subnet: Option<String>,
+    pub gateway: Option<String>,
+}
+
+/// An element of Podman's own `GET /libpod/networks/json`
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PodmanNetwork {
+    pub id: String,
+    pub network_interface: Option<String>,
+}
+
+/// A line of `GET /events`
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Event {
+    #[serde(rename = "Type")]
+    pub kind: Option<String>,
+    #[serde(rename = "Action")]
+    pub action: Option<String>,
+    #[serde(rename = "Actor")]
+    pub actor: Option<Actor>,
+    /// Nothing but a measurement needs it: a number that does not fit loses no event.
+    #[serde(rename = "timeNano", deserialize_with = "if_it_fits")]
+    pub time_ns: Option<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Actor {
+    #[serde(rename = "ID")]
+    pub id: Option<String>,
+    #[serde(rename = "Attributes")]
+    pub attributes: Option<BTreeMap<String, String>>,
+}
+
+fn if_it_fits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let raw = Box::<RawValue>::deserialize(deserializer)?;
+    Ok(serde_json::from_str(raw.get()).ok())
+}
+
+/// An element of a list, and why it cannot be parsed.
+pub(super) type Element<T> = Result<T, Unparsed>;
+
+/// An element of which only the identifier is known.
+#[derive(Debug)]
+pub(super) struct Unparsed {
+    /// Empty, if not even that.
+    pub id: String,
+    pub why: String,
+}
+
+/// Parses each element apart.
+pub(super) fn elements<T: DeserializeOwned>(list: &[Box<RawValue>]) -> Vec<Element<T>> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Identified {
+        #[serde(alias = "Id", alias = "ID")]
+        id: String,
+    }
+    let parse = |element: &RawValue| {
+        serde_json::from_str(element.get()).map_err(|error| {
+            let found = serde_json::from_str::<Identified>(element.get());
+            Unparsed {
+                id: found.unwrap_or_default().id,
+                why: error.to_string(),
+            }
+        })
+    };
+    list.iter().map(|element| parse(element)).collect()
+}
+
+/// Docker's and Podman's identifiers have 64 hexadecimal digits. They become parts of paths.
+pub(super) fn is_identifier(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}

@@ -1,0 +1,271 @@
+//! HTTP with a container daemon over its Unix socket. What the daemon answers is not trusted: each answer
+//! has a largest size and a time, and so has each event.
+//!
+//! Not `bollard`: 0.21 reads bodies of any size, and one container in a state that its models do not list
+//! (Podman's `stopped`) makes the whole list unreadable (bollard's issues 293 and 701).
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt, stream};
+use http_body_util::{BodyExt as _, BodyStream, Empty, LengthLimitError, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header::HOST,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+use tokio_util::{
+    bytes::BytesMut,
+    codec::{Decoder, FramedRead, LinesCodec, LinesCodecError},
+    io::StreamReader,
+    task::AbortOnDropHandle,
+};
+
+use super::text;
+
+/// The newest version of Docker's API that has been tried (Docker 29).
+const API: (u32, u32) = (1, 53);
+
+const MIB: usize = 1 << 20;
+
+/// What one answer may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub bytes: usize,
+    pub time: Duration,
+}
+
+/// Of all containers or networks. Docker needs about 3 kB for a container.
+pub(super) const WHOLE_LIST: Limit = Limit {
+    bytes: 64 * MIB,
+    time: Duration::from_secs(5),
+};
+
+/// Of the daemon itself.
+pub(super) const DAEMON: Limit = Limit {
+    bytes: MIB,
+    time: Duration::from_secs(5),
+};
+
+/// Of one container. Docker does not answer while it starts the container, and goes on with the request
+/// when the client hangs up: so the same request waits for longer than the container's budget.
+pub(super) const ONE_CONTAINER: Limit = Limit {
+    bytes: 8 * MIB,
+    time: Duration::from_secs(120),
+};
+
+/// An event carries all labels of its container.
+const LONGEST_EVENT: usize = 8 * MIB;
+
+/// Why a daemon refuses.
+const LONGEST_REFUSAL: usize = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("{0}")]
+    Socket(#[from] io::Error),
+    #[error("{}", with_causes(.0))]
+    Http(#[from] hyper::Error),
+    #[error("its answer is larger than {} MiB", .0 / MIB)]
+    TooLarge(usize),
+    #[error("no answer within {} s", .0.as_secs())]
+    Slow(Duration),
+    #[error("it answers {status}: {message}")]
+    Refused { status: u16, message: String },
+    #[error("its answer cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("it has ended the connection")]
+    Ended,
+}
+
+fn with_causes(error: &hyper::Error) -> String {
+    let cause = std::error::Error::source(error);
+    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// A line of the event stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    Text(String),
+    /// It is skipped: what it was about must be read again.
+    TooLong,
+}
+
+/// A daemon at a socket. Each request has a connection of its own, which ends with it.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    socket: PathBuf,
+    /// `/v1.53`: the version of the API, before each path.
+    version: String,
+    pub is_podman: bool,
+    /// Of the daemon, such as `28.5.1`.
+    pub release: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Version {
+    version: Option<String>,
+    api_version: Option<String>,
+    #[serde(rename = "MinAPIVersion")]
+    min_api_version: Option<String>,
+    components: Option<Vec<Component>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Component {
+    name: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Refusal {
+    message: Option<String>,
+}
+
+impl Client {
+    pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
+        let mut client = Self {
+            socket: socket.to_owned(),
+            version: String::new(),
+            is_podman: false,
+            release: None,
+        };
+        let version: Version = client.get_unversioned("/version", DAEMON).await?;
+        let numbers = |text: Option<String>| parse_version(&text?);
+        // Docker 29 refuses what is older than 1.44, and everything what is newer than itself.
+        let newest = numbers(version.api_version).unwrap_or(API).min(API);
+        let (major, minor) = newest.max(numbers(version.min_api_version).unwrap_or(newest));
+        let components = version.components.unwrap_or_default();
+        let mut names = components
+            .iter()
+            .filter_map(|component| component.name.as_deref());
+        client.is_podman = names.any(|name| name.starts_with("Podman"));
+        client.version = format!("/v{major}.{minor}");
+        client.release = version.version.map(|version| text::plain(&version));
+        Ok(client)
+    }
+
+    /// What is below `path` in Docker's API.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Limit,
+    ) -> Result<T, ClientError> {
+        self.get_unversioned(&format!("{}{path}", self.version), limit)
+            .await
+    }
+
+    pub async fn get_unversioned<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Limit,
+    ) -> Result<T, ClientError> {
+        let answer = async {
+            // The connection is held until the body is read.
+            let (response, _connection) = self.send(path).await?;
+            let body = body(response.into_body(), limit.bytes).await?;
+            Ok(serde_json::from_slice(&body)?)
+        };
+        match timeout(limit.time, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Slow(limit.time)),
+        }
+    }
+
+    /// The lines of an answer that does not end.
+    pub fn lines(
+        &self,
+        path: &str,
+    ) -> impl Stream<Item = Result<Line, ClientError>> + Send + use<> {
+        let (client, path) = (self.clone(), format!("{}{path}", self.version));
+        // Older Podman sends the response's head with the first event: nothing may wait for it.
+        stream::once(async move {
+            let (response, connection) = client.send(&path).await?;
+            let frames = BodyStream::new(response.into_body());
+            let frames = TryStreamExt::map_err(frames, io::Error::other);
+            let data = frames.try_filter_map(async |frame| Ok(frame.into_data().ok()));
+            let lines = FramedRead::new(StreamReader::new(Box::pin(data)), Lines::new());
+            Ok::<_, ClientError>(lines.map(move |line| {
+                let _held = &connection;
+                line
+            }))
+        })
+        .try_flatten()
+    }
+
+    async fn send(
+        &self,
+        path: &str,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            // The request fails with it.
+            let _result = connection.await;
+        }));
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = path.parse().map_err(io::Error::other)?;
+        let host = hyper::header::HeaderValue::from_static("docker");
+        request.headers_mut().insert(HOST, host);
+        let response = sender.send_request(request).await?;
+        if response.status() == StatusCode::OK {
+            return Ok((response, connection));
+        }
+        let status = response.status().as_u16();
+        let refusal = body(response.into_body(), LONGEST_REFUSAL).await?;
+        let message = serde_json::from_slice::<Refusal>(&refusal).unwrap_or_default();
+        let message = text::plain(&message.message.unwrap_or_default());
+        Err(ClientError::Refused { status, message })
+    }
+}
+
+async fn body(body: Incoming, limit: usize) -> Result<Bytes, ClientError> {
+    match Limited::new(body, limit).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ClientError::TooLarge(limit)),
+        Err(error) => Err(match error.downcast::<hyper::Error>() {
+            Ok(error) => ClientError::Http(*error),
+            Err(error) => ClientError::Socket(io::Error::other(error)),
+        }),
+    }
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Lines that are not longer than [`LONGEST_EVENT`].
+struct Lines(LinesCodec);
+
+impl Lines {
+    fn new() -> Self {
+        Self(LinesCodec::new_with_max_length(LONGEST_EVENT))
+    }
+}
+
+impl Decoder for Lines {
+    type Item = Line;
+    type Error = ClientError;
+
+    fn decode(&mut self, source: &mut BytesMut) -> Result<Option<Line>, ClientError> {
+        match self.0.decode(source) {
+            Ok(line) => Ok(line.map(Line::Text)),
+            Err(LinesCodecError::MaxLineLengthExceeded) => Ok(Some(Line::TooLong)),
+            Err(LinesCodecError::Io(error)) => Err(error.into()),
+        }
+    }
+
+    fn decode_eof(&mut self, _source: &mut BytesMut) -> Result<Option<Line>, ClientError> {
+        Err(ClientError::Ended)
+    }
+}

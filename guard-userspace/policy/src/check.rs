@@ -1,0 +1,645 @@
+//! Checks what a policy says: every value means something, and no two contradict each other.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use guard_common::layout::{
+    DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
+};
+use guard_text::Lines;
+use ipnet::IpNet;
+use jiff::{Timestamp, fmt::temporal::Pieces};
+use toml::{Spanned, value::Datetime};
+
+use super::{
+    Admitted, Budgets, Clock, From, Interface, Limit, Per, Policy, Ports, Service, Source,
+    Treatment, file,
+    place::{Listed, Problem, Unique},
+    prefix::supernets,
+    rate::{Budget, Rate, Unit, parse_burst},
+};
+
+/// Interface names are shorter than the kernel's IFNAMSIZ.
+const MAX_INTERFACE_NAME: usize = 15;
+
+pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
+/// From 4 MiB to 2 GiB of memory for each interface.
+const MIN_CELLS: i64 = 1 << 17;
+const MAX_CELLS: i64 = 1 << 26;
+
+/// A crowd of more than that is no crowd but everybody.
+const MAX_FACTOR: i64 = 1_000_000;
+
+pub fn check(
+    file: file::File,
+    lines: &Lines,
+    sha256: String,
+    clock: Clock,
+) -> Result<Policy, Problem> {
+    let file::File {
+        mode,
+        interfaces,
+        scope,
+        docker,
+        web,
+        cells,
+        on_exit,
+        limits,
+        service,
+        source,
+    } = file;
+    let interfaces = interfaces
+        .map(|interfaces| check_interfaces(interfaces, lines))
+        .transpose()?;
+    let file::Docker { socket, labels } = docker;
+    let sources = check_sources(source, lines)?;
+    let services = check_services(service, &sources, lines, clock)?;
+    Ok(Policy {
+        mode: mode.into(),
+        interfaces,
+        scope: scope.into(),
+        docker_socket: check_socket(socket)?,
+        docker_labels: labels.into(),
+        web: web.listen.map(check_listen).transpose()?.flatten(),
+        cells: cells.map_or(Ok(DEFAULT_CELLS), check_cells)?,
+        limits: check_limit(&limits, clock)?,
+        services,
+        sources,
+        on_exit: on_exit.into(),
+        sha256,
+    })
+}
+
+/// `None`: no Docker.
+fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Problem> {
+    let Some(socket) = socket else {
+        return Ok(Some(DEFAULT_DOCKER_SOCKET.to_owned()));
+    };
+    let path = socket.get_ref();
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if !path.starts_with('/') {
+        let problem = format!(
+            "{path:?} is no path of a socket: write one from the root, such as \
+             \"{DEFAULT_DOCKER_SOCKET}\", or \"\" for no Docker"
+        );
+        return Err(Problem::at(&socket, problem));
+    }
+    Ok(Some(socket.into_inner()))
+}
+
+/// `None`: nowhere.
+fn check_listen(listen: Spanned<String>) -> Result<Option<SocketAddr>, Problem> {
+    let text = listen.get_ref();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Some(address)),
+        _ => {
+            let problem = format!(
+                "{text:?} is no address and port to listen at: write one such as \"127.0.0.1:9469\", \
+                 or leave it out for none"
+            );
+            Err(Problem::at(&listen, problem))
+        }
+    }
+}
+
+fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
+    let number = *cells.get_ref();
+    if let Ok(valid) = u32::try_from(number)
+        && (MIN_CELLS..=MAX_CELLS).contains(&number)
+        && valid.is_power_of_two()
+    {
+        return Ok(valid);
+    }
+    let nearest = u64::try_from(number.clamp(MIN_CELLS, MAX_CELLS)).unwrap_or_default();
+    let problem = format!(
+        "{number} is no number of cells: write a power of two from {MIN_CELLS} to {MAX_CELLS}, such \
+         as {}",
+        nearest.next_power_of_two()
+    );
+    Err(Problem::at(&cells, problem))
+}
+
+fn check_services(
+    raw: Vec<file::Service>,
+    sources: &[Source],
+    lines: &Lines,
+    clock: Clock,
+) -> Result<Vec<Service>, Problem> {
+    let mut names = Unique::new("a service", lines);
+    let mut listed = Listed::new(lines);
+    let sources: HashMap<&str, &Source> = sources
+        .iter()
+        .map(|source| (source.name.as_str(), source))
+        .collect();
+    let mut services = Vec::with_capacity(raw.len());
+    let mut admitted = 0;
+    for raw in raw {
+        check_name(&raw.name)?;
+        names.insert(&raw.name)?;
+        if services.len() + 1 >= MAX_SERVICES as usize {
+            let most = MAX_SERVICES - 1;
+            let problem = format!("there are too many services: the most is {most}");
+            return Err(Problem::at(&raw.name, problem));
+        }
+        let place = Spanned::new(raw.name.span(), ());
+        let service = check_service(raw, &mut listed, &sources, lines, clock)?;
+        if let From::Admitted(prefixes) = &service.from {
+            admitted += prefixes.len();
+        }
+        if admitted > MAX_ADMITTED as usize {
+            let problem = format!(
+                "all `from` lists together hold more than {MAX_ADMITTED} prefixes, which is the most"
+            );
+            return Err(Problem::at(&place, problem));
+        }
+        services.push(service);
+    }
+    Ok(services)
+}
+
+fn check_sources(raw: Vec<file::Source>, lines: &Lines) -> Result<Vec<Source>, Problem> {
+    let mut names = Unique::new("a source", lines);
+    let mut treated = HashMap::new();
+    let (mut named, mut relieved, mut denied) = (0, 0, 0);
+    let mut sources = Vec::with_capacity(raw.len());
+    for raw in raw {
+        check_name(&raw.name)?;
+        if parse_prefix(raw.name.get_ref()).is_ok() || raw.name.get_ref() == "any" {
+            let problem = format!(
+                "a source cannot be named \"{}\", which means something else in `from`",
+                raw.name.get_ref()
+            );
+            return Err(Problem::at(&raw.name, problem));
+        }
+        names.insert(&raw.name)?;
+        let place = Spanned::new(raw.name.span(), ());
+        let source = check_source(raw, &mut treated, lines)?;
+        let (used, most, what) = match source.treatment {
+            Treatment::Named => (&mut named, u32::MAX, "named"),
+            Treatment::Factor(_) | Treatment::Exempt => {
+                (&mut relieved, MAX_RELIEFS, "exempt or crowds")
+            }
+            Treatment::Denied => (&mut denied, MAX_DENIED, "denied"),
+        };
+        *used += source.cidrs.len();
+        if *used > most as usize {
+            let problem = format!("more than {most} prefixes are {what}, which is the most");
+            return Err(Problem::at(&place, problem));
+        }
+        sources.push(source);
+    }
+    check_nesting(&treated)?;
+    Ok(sources)
+}
+
+/// A prefix that is exempt or a crowd, as the file has it.
+struct Treated {
+    source: String,
+    /// In the text.
+    offset: usize,
+    ends: bool,
+}
+
+/// The packet path looks behind so many entries that have ended and no further, so what lies behind
+/// more of them might not count.
+fn check_nesting(treated: &HashMap<IpNet, Treated>) -> Result<(), Problem> {
+    let most = MAX_ENDED as usize;
+    let is_too_deep = |prefix: &IpNet, entry: &Treated| {
+        let mut wider = supernets(*prefix).filter_map(|wider| treated.get(&wider));
+        // With the entry itself, one more that ends than are looked behind, and another behind them.
+        entry.ends
+            && wider.by_ref().take(most).filter(|wider| wider.ends).count() == most
+            && wider.next().is_some()
+    };
+    let deep = treated
+        .iter()
+        .filter(|(prefix, entry)| is_too_deep(prefix, entry));
+    let Some((prefix, entry)) = deep.min_by_key(|(_, entry)| entry.offset) else {
+        return Ok(());
+    };
+    Err(Problem {
+        text: format!(
+            "{prefix} lies in more than {most} other prefixes with a factor or exemption, and it and \
+             the next {most} all end: behind more than {most} that have ended no wider one is found; \
+             take out those that are over"
+        ),
+        offset: entry.offset,
+    })
+}
+
+/// `treated` holds each prefix that is not like any other.
+fn check_source(
+    source: file::Source,
+    treated: &mut HashMap<IpNet, Treated>,
+    lines: &Lines,
+) -> Result<Source, Problem> {
+    let file::Source {
+        name,
+        cidrs,
+        factor,
+        exempt,
+        deny,
+        owner,
+        reason,
+        expires,
+    } = source;
+    let treatment = match (&factor, exempt, deny) {
+        (None, false, false) => Treatment::Named,
+        (Some(factor), false, false) => Treatment::Factor(check_factor(factor)?),
+        (None, true, false) => Treatment::Exempt,
+        (None, false, true) => Treatment::Denied,
+        _ => {
+            let problem = format!(
+                "\"{}\" can have one of `factor`, `exempt` and `deny`: they exclude each other",
+                name.get_ref()
+            );
+            return Err(Problem::at(&name, problem));
+        }
+    };
+    if cidrs.get_ref().is_empty() {
+        let problem = "a source without CIDRs is nobody: write some, such as [\"198.51.100.0/24\"]";
+        return Err(Problem::at(&cidrs, problem));
+    }
+    let expires = expires.map(|expires| check_expiry(&expires)).transpose()?;
+    let mut prefixes = Vec::with_capacity(cidrs.get_ref().len());
+    for cidr in cidrs.into_inner() {
+        let prefix = parse_prefix(cidr.get_ref()).map_err(|problem| Problem::at(&cidr, problem))?;
+        if matches!(treatment, Treatment::Factor(_) | Treatment::Exempt) {
+            let entry = Treated {
+                source: name.get_ref().clone(),
+                offset: cidr.span().start,
+                ends: expires.is_some(),
+            };
+            if let Some(other) = treated.insert(prefix, entry) {
+                let problem = format!(
+                    "{prefix} already belongs to \"{}\" in line {}: a prefix can have one factor or \
+                     exemption",
+                    other.source,
+                    lines.line(other.offset)
+                );
+                return Err(Problem::at(&cidr, problem));
+            }
+        }
+        prefixes.push(prefix);
+    }
+    Ok(Source {
+        line: lines.line(name.span().start),
+        name: name.into_inner(),
+        cidrs: prefixes,
+        treatment,
+        owner,
+        reason,
+        expires,
+    })
+}
+
+fn check_factor(factor: &Spanned<i64>) -> Result<u32, Problem> {
+    let number = *factor.get_ref();
+    match u32::try_from(number) {
+        Ok(valid) if (1..=MAX_FACTOR).contains(&number) => Ok(valid),
+        _ => {
+            let problem = format!(
+                "{number} is no factor: write how many times the usual budgets the source gets, from \
+                 1 to {MAX_FACTOR}"
+            );
+            Err(Problem::at(factor, problem))
+        }
+    }
+}
+
+fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
+    let written = expires.get_ref().to_string();
+    parse_moment(&written).ok_or_else(|| {
+        let problem = format!(
+            "\"{written}\" is no moment: write date, time and offset, such as 2027-01-31T00:00:00Z"
+        );
+        Problem::at(expires, problem)
+    })
+}
+
+/// Parses a date with its time and offset. What is later than a [`Timestamp`] can be, in the last hours
+/// of the year 9999, is the last one that there is.
+fn parse_moment(text: &str) -> Option<Timestamp> {
+    let pieces = Pieces::parse(text).ok()?;
+    let (time, offset) = (pieces.time()?, pieces.to_numeric_offset()?);
+    let moment = offset.to_timestamp(pieces.date().to_datetime(time));
+    Some(moment.unwrap_or(Timestamp::MAX))
+}
+
+fn check_interfaces(
+    interfaces: Spanned<Vec<Spanned<String>>>,
+    lines: &Lines,
+) -> Result<Vec<Interface>, Problem> {
+    if interfaces.get_ref().is_empty() {
+        let problem = "no interface would be guarded: name some, or leave `interfaces` out to guard \
+                       those of the default routes";
+        return Err(Problem::at(&interfaces, problem));
+    }
+    let mut names = Unique::new("an interface", lines);
+    let mut checked = Vec::new();
+    for name in interfaces.into_inner() {
+        let valid = matches!(name.get_ref().len(), 1..=MAX_INTERFACE_NAME)
+            && !name
+                .get_ref()
+                .contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+        if !valid {
+            let problem = format!(
+                "{:?} cannot be the name of an interface: write one such as \"eth0\", as `ip link` \
+                 shows it",
+                name.get_ref()
+            );
+            return Err(Problem::at(&name, problem));
+        }
+        names.insert(&name)?;
+        checked.push(Interface {
+            line: lines.line(name.span().start),
+            name: name.into_inner(),
+        });
+    }
+    Ok(checked)
+}
+
+fn check_name(name: &Spanned<String>) -> Result<(), Problem> {
+    let valid = matches!(name.get_ref().len(), 1..=MAX_NAME)
+        && name
+            .get_ref()
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if valid {
+        return Ok(());
+    }
+    let problem = format!(
+        "{:?} cannot be a name: use 1 to {MAX_NAME} letters, digits, '-', '_' and '.'",
+        name.get_ref()
+    );
+    Err(Problem::at(name, problem))
+}
+
+fn check_service(
+    service: file::Service,
+    listed: &mut Listed<'_>,
+    sources: &HashMap<&str, &Source>,
+    lines: &Lines,
+    clock: Clock,
+) -> Result<Service, Problem> {
+    let file::Service {
+        name,
+        ports,
+        address,
+        from,
+        mode,
+        limit,
+        total:
+            file::Total {
+                packets,
+                bytes,
+                connections,
+            },
+    } = service;
+    if ports.get_ref().is_empty() {
+        let problem = "a service without ports opens nothing: name some, such as [\"tcp/80\"]";
+        return Err(Problem::at(&ports, problem));
+    }
+    let address = address.map(|address| check_address(&address)).transpose()?;
+    let place = from.as_ref().map(|from| Spanned::new(from.span(), ()));
+    let from = from.map_or(Ok(From::Any), |from| check_from(from, sources))?;
+    if let (Some(address), Some(place), From::Admitted(admitted)) = (address, place, &from)
+        && let Some(entry) = admitted.first()
+        && admitted
+            .iter()
+            .all(|entry| entry.prefix.addr().is_ipv4() != address.is_ipv4())
+    {
+        let problem = format!(
+            "nobody in `from` speaks the version of IP of {address}, the service's `address`: write \
+             prefixes of that version, or an address that {} could send to",
+            entry.prefix
+        );
+        return Err(Problem::at(&place, problem));
+    }
+    let owner = listed.add_owner(&name);
+    let ports = ports
+        .into_inner()
+        .into_iter()
+        .map(|port| {
+            let ports: Ports = port
+                .get_ref()
+                .parse()
+                .map_err(|problem: String| Problem::at(&port, problem))?;
+            if let Some(address) = address
+                && let Some(right) = ports.counterpart(address.is_ipv4())
+            {
+                let problem = format!(
+                    "nobody speaks {ports} with {address}, the service's `address`: write \"{right}\""
+                );
+                return Err(Problem::at(&port, problem));
+            }
+            listed.insert(&ports, address, owner, &port)?;
+            Ok(ports)
+        })
+        .collect::<Result<Vec<Ports>, Problem>>()?;
+    Ok(Service {
+        line: lines.line(name.span().start),
+        ports,
+        address,
+        from,
+        mode: mode.unwrap_or(file::RawMode::Enforce).into(),
+        limit: check_limit(&limit, clock)?,
+        total: check_budgets(&packets, &bytes, &connections, clock)?,
+        name: name.into_inner(),
+        made: None,
+    })
+}
+
+fn check_address(address: &Spanned<String>) -> Result<IpAddr, Problem> {
+    let parsed = address.get_ref().parse::<IpAddr>();
+    match parsed {
+        Ok(parsed) if !parsed.is_unspecified() && parsed == parsed.to_canonical() => Ok(parsed),
+        _ => {
+            let problem = format!(
+                "\"{}\" is no address of this host: write one such as \"203.0.113.5\", or leave \
+                 `address` out for all of them",
+                address.get_ref()
+            );
+            Err(Problem::at(address, problem))
+        }
+    }
+}
+
+pub(super) fn check_limit(limit: &file::Limit, clock: Clock) -> Result<Limit, Problem> {
+    let file::Limit {
+        packets,
+        bytes,
+        connections,
+        per,
+    } = limit;
+    Ok(Limit {
+        budgets: check_budgets(packets, bytes, connections, clock)?,
+        per: check_per(per)?,
+    })
+}
+
+fn check_budgets(
+    packets: &Option<Spanned<file::Budget>>,
+    bytes: &Option<Spanned<file::Budget>>,
+    connections: &Option<Spanned<file::Budget>>,
+    clock: Clock,
+) -> Result<Budgets, Problem> {
+    let check = |budget: &Option<Spanned<file::Budget>>, unit| {
+        let budget = budget.as_ref();
+        budget
+            .map(|budget| check_budget(budget, unit, clock))
+            .transpose()
+    };
+    Ok(Budgets {
+        packets: check(packets, Unit::Packets)?,
+        bytes: check(bytes, Unit::Bytes)?,
+        connections: check(connections, Unit::Connections)?,
+    })
+}
+
+fn check_from(
+    from: Spanned<Vec<Spanned<String>>>,
+    sources: &HashMap<&str, &Source>,
+) -> Result<From, Problem> {
+    if from.get_ref().is_empty() {
+        let problem = "nobody could reach this service: write [\"any\"] or CIDRs, or leave the \
+                       service out to close its ports";
+        return Err(Problem::at(&from, problem));
+    }
+    let mut any = false;
+    let mut admitted = Vec::new();
+    for entry in from.into_inner() {
+        let text = entry.get_ref();
+        if text == "any" {
+            any = true;
+        } else if let Some(source) = sources.get(text.as_str()) {
+            if source.treatment == Treatment::Denied {
+                let problem = format!(
+                    "\"{text}\" is denied in line {}: it reaches nothing",
+                    source.line
+                );
+                return Err(Problem::at(&entry, problem));
+            }
+            let expires = source.expires;
+            let cidrs = source.cidrs.iter();
+            admitted.extend(cidrs.map(|prefix| Admitted {
+                prefix: *prefix,
+                expires,
+            }));
+        } else {
+            let prefix = parse_prefix(text).map_err(|problem| Problem::at(&entry, problem))?;
+            admitted.push(Admitted {
+                prefix,
+                expires: None,
+            });
+        }
+    }
+    Ok(if any {
+        From::Any
+    } else {
+        From::Admitted(admitted)
+    })
+}
+
+/// Parses a CIDR, or an address as the CIDR of itself alone.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| {
+            format!(
+                "{text:?} is neither \"any\", nor the name of a source, nor a CIDR such as \
+                 \"198.51.100.0/24\" or \"2001:db8::/32\""
+            )
+        })?;
+    if prefix.trunc() != prefix {
+        return Err(format!(
+            "{text:?} has bits set behind its prefix: write \"{}\" for the network, or \"{}\" for \
+             the one address",
+            prefix.trunc(),
+            prefix.addr()
+        ));
+    }
+    if let IpNet::V6(v6) = prefix
+        && let Some(v4) = v6.network().to_ipv4_mapped()
+        && v6.prefix_len() >= 96
+    {
+        return Err(format!(
+            "\"{text}\" is an IPv4 prefix in IPv6 clothes and no packet carries it: write \"{v4}/{}\"",
+            v6.prefix_len() - 96
+        ));
+    }
+    Ok(prefix)
+}
+
+fn check_per(per: &file::Per) -> Result<Per, Problem> {
+    let length = |length: &Option<Spanned<i64>>, longest: u8, default: u8| match length {
+        None => Ok(default),
+        Some(length) => match u8::try_from(*length.get_ref()) {
+            Ok(bits) if (1..=longest).contains(&bits) => Ok(bits),
+            _ => {
+                let problem = format!(
+                    "{} is no prefix length: write a number of bits from 1 to {longest}",
+                    length.get_ref()
+                );
+                Err(Problem::at(length, problem))
+            }
+        },
+    };
+    let default = Per::default();
+    Ok(Per {
+        ipv4: length(&per.ipv4, 32, default.ipv4)?,
+        ipv6: length(&per.ipv6, 128, default.ipv6)?,
+    })
+}
+
+fn check_budget(
+    budget: &Spanned<file::Budget>,
+    unit: Unit,
+    clock: Clock,
+) -> Result<Budget, Problem> {
+    let file::Budget { rate, burst } = budget.get_ref();
+    let example = match unit {
+        Unit::Packets | Unit::Connections => "200 or \"4k\"",
+        Unit::Bytes => "\"40MB\"",
+    };
+    let burst = match burst {
+        None => Ok(None),
+        Some(file::Count::Number(number)) => u64::try_from(*number)
+            .map(Some)
+            .map_err(|_| format!("{number} is no burst: write a count such as {example}")),
+        Some(file::Count::Text(text)) => parse_burst(text, unit)
+            .map(Some)
+            .ok_or_else(|| format!("{text:?} is no burst: write a count such as {example}")),
+    };
+    Rate::parse(rate, unit)
+        .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
+        .map_err(|problem| Problem::at(budget, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_moment_that_toml_can_write_is_one() {
+        for text in ["2027-01-31T00:00:00Z", "2027-01-31T03:30:00.5+03:30"] {
+            assert_eq!(parse_moment(text), Some(text.parse().unwrap()), "{text}");
+        }
+        for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59"] {
+            assert_eq!(parse_moment(text), Some(Timestamp::MAX), "{text}");
+        }
+        assert!(parse_moment("0000-01-01T00:00:00+23:59").is_some());
+        for text in ["2027-01-31", "2027-01-31T00:00:00", "00:00:00", ""] {
+            assert_eq!(parse_moment(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Places in a policy's text: the lines that errors name, and who has said something already.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use guard_text::Lines;
+use toml::Spanned;
+
+use super::Ports;
+
+/// What is wrong, and where in the text.
+#[derive(Debug)]
+pub struct Problem {
+    pub text: String,
+    pub offset: usize,
+}
+
+impl Problem {
+    pub fn at<T>(place: &Spanned<T>, text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            offset: place.span().start,
+        }
+    }
+}
+
+/// Names that may stand only once.
+pub struct Unique<'a> {
+    what: &'static str,
+    lines: &'a Lines,
+    seen: HashMap<String, usize>,
+}
+
+impl<'a> Unique<'a> {
+    pub fn new(what: &'static str, lines: &'a Lines) -> Self {
+        Self {
+            what,
+            lines,
+            seen: HashMap::new(),
+        }
+    }
+
+    pub fn insert(&mut self, name: &Spanned<String>) -> Result<(), Problem> {
+        let offset = name.span().start;
+        match self.seen.insert(name.get_ref().clone(), offset) {
+            None => Ok(()),
+            Some(first) => {
+                let problem = format!(
+                    "{} named \"{}\" is already in line {}: names stand once",
+                    self.what,
+                    name.get_ref(),
+                    self.lines.line(first)
+                );
+                Err(Problem::at(name, problem))
+            }
+        }
+    }
+}
+
+/// Which service lists which place of the port table, on which address.
+pub struct Listed<'a> {
+    lines: &'a Lines,
+    owners: Vec<String>,
+    places: HashMap<u32, Vec<Place>>,
+}
+
+struct Place {
+    address: Option<IpAddr>,
+    /// An index into the owners.
+    owner: usize,
+    offset: usize,
+}
+
+impl<'a> Listed<'a> {
+    pub fn new(lines: &'a Lines) -> Self {
+        Self {
+            lines,
+            owners: Vec::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    pub fn add_owner(&mut self, service: &Spanned<String>) -> usize {
+        self.owners.push(service.get_ref().clone());
+        self.owners.len() - 1
+    }
+
+    pub fn insert(
+        &mut self,
+        ports: &Ports,
+        address: Option<IpAddr>,
+        owner: usize,
+        place: &Spanned<String>,
+    ) -> Result<(), Problem> {
+        for index in ports.indices() {
+            let others = self.places.entry(index).or_default();
+            let overlaps = |other: &&Place| {
+                other.address.is_none() || address.is_none() || other.address == address
+            };
+            if others.iter().any(|other| other.owner == owner) {
+                continue;
+            }
+            if let Some(other) = others.iter().find(overlaps) {
+                let problem = format!(
+                    "{ports} is already listed by service \"{}\" in line {}: on one address a port \
+                     belongs to one service",
+                    self.owners[other.owner],
+                    self.lines.line(other.offset)
+                );
+                return Err(Problem::at(place, problem));
+            }
+            others.push(Place {
+                address,
+                owner,
+                offset: place.span().start,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,606 @@
+//! Which number and which cells each service has. Generations share counters and budgets, so a service
+//! keeps its place from one policy to the next.
+//!
+//! What the labels of containers make has cells in a part of the array that is theirs, so that containers,
+//! however many come and go, never move or shrink the cells of a service that the policy lists. What is gone
+//! keeps its number and cells until another service needs them.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use guard_common::{
+    cell::ROWS,
+    layout::{MAX_SEATS, MIN_CELLS_PER_ROW, NO_SERVICE},
+};
+
+use super::{Budgets, Labels, Policy, Service};
+
+/// The cells that labels have beside those of the policy: one for so many of these.
+const CELLS_PER_LABEL_CELL: u32 = 4;
+
+/// The smallest slice.
+const SMALLEST: u32 = ROWS * MIN_CELLS_PER_ROW;
+
+/// One for so many of the cells that labels have is for slices that may be larger than the smallest.
+const LARGE_PART: u32 = 4;
+
+/// A newcomer gets one for so many of the cells that are left there, so that the next ones get some, too.
+const NEWCOMERS_PART: u32 = 8;
+
+/// As many generations may be in force or come back at once as there are slices of the smallest kind for each
+/// service: the one that comes, the one before it, and the one that a trial goes back to.
+const GENERATIONS: u32 = 3;
+
+/// How many services that labels have made can have cells of their own, whatever was there before.
+pub(super) const fn limits_for_labels(cells: u32) -> usize {
+    let small = Area::of(0, cells / CELLS_PER_LABEL_CELL).small;
+    ((small.end - small.start) / SMALLEST / GENERATIONS) as usize
+}
+
+/// The places of services, of this policy and of those before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seats {
+    /// How many cells the policy asked for that these slices were cut for.
+    pub asked: u32,
+    /// How long the array is that they were cut from.
+    pub length: u32,
+    /// Counts the arrays, so that two that were cut alike are told apart.
+    pub array: u32,
+    pub places: BTreeMap<String, Place>,
+    /// The cells of each service that limits its sources; those of [`NO_SERVICE`] have the empty name.
+    pub slices: BTreeMap<String, Slice>,
+}
+
+/// The number of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub number: u16,
+    /// How many policies have come since the last that listed the service, or about as many; 0: it is listed.
+    pub idle: u16,
+    /// Labels have made it of the service with this number, or of none if it is its own.
+    pub made_of: Option<u16>,
+}
+
+/// Two rows of cells: where the first starts, and how many a row has, less one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub first_cell: u32,
+    pub cell_mask: u32,
+}
+
+impl Slice {
+    const fn new(first_cell: u32, per_row: u32) -> Self {
+        Self {
+            first_cell,
+            cell_mask: per_row - 1,
+        }
+    }
+
+    /// Its places in the array.
+    pub const fn cells(self) -> Range<u32> {
+        let Self {
+            first_cell,
+            cell_mask,
+        } = self;
+        first_cell..first_cell + ROWS * (cell_mask + 1)
+    }
+}
+
+/// The services of this policy, of the one in force and of the one that a trial goes back to are more than
+/// there are numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted;
+
+/// What changes hands between two policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Numbers, who had them, and who has them now.
+    pub numbers: Vec<(u16, String, String)>,
+    /// Slices of newcomers, in an array that others have used.
+    pub slices: Vec<Slice>,
+}
+
+impl Seats {
+    /// Seats for a state that has none yet.
+    pub fn new(policy: &Policy) -> Self {
+        // A policy has fewer services than there are numbers.
+        let next = Self::default().next(policy, |_| false);
+        next.unwrap_or_default()
+    }
+
+    /// The seats for the next policy: who had a number keeps it, and who had cells keeps them if all
+    /// whom the policy lists and who need some have them. If not, all get new ones, in an array of its own:
+    /// budgets start afresh, so that a source may pass one more burst, and nobody is dropped for what others
+    /// sent.
+    ///
+    /// What this policy lists and what `is_held` (because a trial may go back to it) loses nothing to others.
+    pub fn next(&self, policy: &Policy, is_held: impl Fn(&str) -> bool) -> Result<Self, Exhausted> {
+        let mut next = self.clone();
+        let in_force = self.places.iter().filter(|(_, place)| place.idle == 0);
+        let mut held: BTreeSet<&str> = in_force.map(|(name, _)| name.as_str()).collect();
+        held.extend(
+            self.places
+                .keys()
+                .map(String::as_str)
+                .filter(|name| is_held(name)),
+        );
+        held.extend(policy.services.iter().map(|service| service.name.as_str()));
+        next.number_all(policy, &held)?;
+
+        let labels_cells = labels_cells(policy);
+        let (of_labels, of_policy): (Vec<&Service>, Vec<&Service>) = policy
+            .services
+            .iter()
+            .filter(|service| service.limit.budgets != Budgets::default())
+            .filter(|service| service.cells_of() == service.name)
+            .partition(|service| service.made.is_some());
+        let has_limits = policy.limits.budgets != Budgets::default();
+        let of_policy = of_policy.into_iter().map(|service| service.name.as_str());
+        let of_policy: Vec<&str> = of_policy.chain(has_limits.then_some("")).collect();
+        if !next.keeps(policy.cells, labels_cells, &of_policy) {
+            next.slices = cut(policy.cells, &of_policy);
+            next.asked = policy.cells;
+            next.length = end(&next.slices) + labels_cells;
+            next.array = self.array.wrapping_add(1);
+        }
+        let area = Area::of(next.length - labels_cells, labels_cells);
+        for service in of_labels {
+            if !next.slices.contains_key(&service.name) {
+                let slice = next.find_cells(&area, &held).ok_or(Exhausted)?;
+                next.slices.insert(service.name.clone(), slice);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Gives every service a number: one that nobody had, or that of who is gone for the longest time.
+    fn number_all(&mut self, policy: &Policy, held: &BTreeSet<&str>) -> Result<(), Exhausted> {
+        for place in self.places.values_mut() {
+            place.idle = place.idle.saturating_add(1);
+        }
+        let taken: BTreeSet<u16> = self.places.values().map(|place| place.number).collect();
+        let mut free = (NO_SERVICE + 1..MAX_SEATS as u16).filter(|number| !taken.contains(number));
+        let mut gone = None;
+        for Service { name, .. } in &policy.services {
+            let number = if let Some(place) = self.places.get(name) {
+                place.number
+            } else if let Some(number) = free.next() {
+                number
+            } else {
+                let gone = gone.get_or_insert_with(|| self.gone(held).into_iter());
+                let name = gone.next().ok_or(Exhausted)?;
+                self.slices.remove(&name);
+                self.places.remove(&name).ok_or(Exhausted)?.number
+            };
+            let place = Place {
+                number,
+                idle: 0,
+                made_of: None,
+            };
+            self.places.insert(name.clone(), place);
+        }
+        for service in policy
+            .services
+            .iter()
+            .filter(|service| service.made.is_some())
+        {
+            let base = service.base().and_then(|base| self.places.get(base));
+            let base = base.map(|base| base.number);
+            if let Some(place) = self.places.get_mut(&service.name) {
+                place.made_of = Some(base.unwrap_or(place.number));
+            }
+        }
+        // The number of a service that is gone may be another's soon.
+        for place in self.places.values_mut().filter(|place| place.idle != 0) {
+            place.made_of = place.made_of.map(|_| place.number);
+        }
+        Ok(())
+    }
+
+    /// Who may lose what they had, those first that are gone for the longest time.
+    fn gone(&self, held: &BTreeSet<&str>) -> Vec<String> {
+        let places = self.places.iter();
+        let mut gone: Vec<(&String, &Place)> = places
+            .filter(|(name, _)| !held.contains(name.as_str()))
+            .collect();
+        gone.sort_by_key(|(_, place)| (Reverse(place.idle), place.number));
+        gone.into_iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether labels have made the service of this name.
+    fn is_made(&self, name: &str) -> bool {
+        let place = self.places.get(name);
+        place.is_some_and(|place| place.made_of.is_some())
+    }
+
+    /// Whether the array goes on for a policy with so many cells, so many for labels, and these services of
+    /// its own that need some.
+    fn keeps(&self, asked: u32, labels_cells: u32, names: &[&str]) -> bool {
+        let Some(own_end) = self.length.checked_sub(labels_cells) else {
+            return false;
+        };
+        let mut slices = self.slices.iter();
+        self.asked == asked
+            && names.iter().all(|name| self.slices.contains_key(*name))
+            && slices.all(|(name, slice)| {
+                let Range { start, end } = slice.cells();
+                if self.is_made(name) {
+                    start >= own_end && end <= self.length
+                } else {
+                    end <= own_end
+                }
+            })
+    }
+
+    /// Cells for a service that labels have made. Who is gone loses theirs, the oldest first, if there are no
+    /// others.
+    fn find_cells(&mut self, area: &Area, held: &BTreeSet<&str>) -> Option<Slice> {
+        let Area { large, small } = area;
+        let size_in = |slices: &[Range<u32>]| slices.iter().map(|one| one.end - one.start).sum();
+        let kept = self.taken_in(large, |name| held.contains(name));
+        let taken: u32 = size_in(&kept);
+        let share = (large.end - large.start).saturating_sub(taken) / NEWCOMERS_PART;
+        if share >= SMALLEST {
+            let size = 1 << share.ilog2();
+            if gap(large, &kept, size, 1).is_some() {
+                return self.find_in(large, size, 1, held);
+            }
+        }
+        self.find_in(small, SMALLEST, SMALLEST, held)
+    }
+
+    fn find_in(
+        &mut self,
+        part: &Range<u32>,
+        size: u32,
+        step: u32,
+        held: &BTreeSet<&str>,
+    ) -> Option<Slice> {
+        let mut gone = None;
+        loop {
+            let taken = self.taken_in(part, |_| true);
+            if let Some(first_cell) = gap(part, &taken, size, step) {
+                return Some(Slice::new(first_cell, size / ROWS));
+            }
+            let gone = gone.get_or_insert_with(|| self.gone(held).into_iter());
+            let name = gone.find(|name| {
+                let slice = self.slices.get(name);
+                slice.is_some_and(|slice| part.contains(&slice.first_cell))
+            });
+            self.slices.remove(&name?);
+        }
+    }
+
+    /// Where slices of such services lie in a part of the array, in order.
+    fn taken_in(&self, part: &Range<u32>, counts: impl Fn(&str) -> bool) -> Vec<Range<u32>> {
+        let slices = self.slices.iter();
+        let mut taken: Vec<Range<u32>> = slices
+            .filter(|(name, _)| counts(name))
+            .map(|(_, slice)| slice.cells())
+            .filter(|cells| part.contains(&cells.start))
+            .collect();
+        taken.sort_unstable_by_key(|cells| cells.start);
+        taken
+    }
+
+    /// Whether both have their cells in the same array.
+    pub fn shares_cells(&self, other: &Self) -> bool {
+        self.array == other.array && self.length == other.length
+    }
+
+    /// What has changed hands since others.
+    pub fn changes_since(&self, before: &Self) -> Changes {
+        let had = before.places.iter();
+        let had: BTreeMap<u16, &String> = had.map(|(name, place)| (place.number, name)).collect();
+        let numbers = self.places.iter().filter_map(|(name, place)| {
+            let had = *had.get(&place.number)?;
+            (had != name).then(|| (place.number, had.clone(), name.clone()))
+        });
+        let slices = self.slices.iter().filter(|(name, slice)| {
+            self.is_made(name)
+                && self.shares_cells(before)
+                && before.slices.get(*name) != Some(slice)
+        });
+        Changes {
+            numbers: numbers.collect(),
+            slices: slices.map(|(_, slice)| *slice).collect(),
+        }
+    }
+
+    /// The slices that are the same in both, if they are in arrays that were cut alike.
+    pub fn unmoved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = Slice> + 'a {
+        let slices = self.slices.iter();
+        slices
+            .filter(|(name, slice)| {
+                self.shares_cells(before) && before.slices.get(*name) == Some(slice)
+            })
+            .map(|(_, slice)| *slice)
+    }
+
+    pub fn number(&self, service: &str) -> u16 {
+        let place = self.places.get(service);
+        place.map_or(NO_SERVICE, |place| place.number)
+    }
+
+    /// How long the array of cells is.
+    pub fn cells(&self) -> u32 {
+        self.length.max(ROWS)
+    }
+}
+
+/// The cells that labels have, in two parts.
+struct Area {
+    /// The first who come find more room than others.
+    large: Range<u32>,
+    /// Slices of the smallest kind, side by side.
+    small: Range<u32>,
+}
+
+impl Area {
+    const fn of(start: u32, cells: u32) -> Self {
+        let middle = start + cells / LARGE_PART;
+        Self {
+            large: start..middle,
+            small: middle..start + cells,
+        }
+    }
+}
+
+/// How many cells there are for labels. They are there before the first label comes, which would move
+/// everybody else's.
+fn labels_cells(policy: &Policy) -> u32 {
+    if policy.docker_socket.is_none() || policy.docker_labels == Labels::Off {
+        return 0;
+    }
+    policy.cells / CELLS_PER_LABEL_CELL
+}
+
+/// The first place in a part for so many cells between those that are taken, `step` apart.
+fn gap(part: &Range<u32>, taken: &[Range<u32>], size: u32, step: u32) -> Option<u32> {
+    let mut start = part.start;
+    for cells in taken {
+        if start + size <= cells.start {
+            break;
+        }
+        let behind = cells.end.max(start) - part.start;
+        start = part.start + behind.next_multiple_of(step);
+    }
+    (start + size <= part.end).then_some(start)
+}
+
+/// An equal share of the cells for each.
+fn cut(cells: u32, names: &[&str]) -> BTreeMap<String, Slice> {
+    let count = u32::try_from(names.len()).unwrap_or(u32::MAX).max(1);
+    let per_row = (cells / ROWS / count).max(MIN_CELLS_PER_ROW);
+    let per_row = 1 << per_row.ilog2();
+    let numbered = (0..).zip(names);
+    numbered
+        .map(|(number, name)| {
+            let slice = Slice::new(number * per_row * ROWS, per_row);
+            ((*name).to_owned(), slice)
+        })
+        .collect()
+}
+
+/// Where the last slice ends.
+fn end(slices: &BTreeMap<String, Slice>) -> u32 {
+    let ends = slices.values().map(|slice| slice.cells().end);
+    ends.max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::layout::DEFAULT_CELLS;
+
+    use super::*;
+    use crate::{Clock, Made};
+
+    fn policy(services: &[&str], extra: &str) -> Policy {
+        let services: String = services
+            .iter()
+            .enumerate()
+            .map(|(n, name)| {
+                format!(
+                    "[[service]]\nname = \"{name}\"\nports = [\"tcp/{}\"]\n\
+                     limit.packets = \"5/min\"\n",
+                    n + 1
+                )
+            })
+            .collect();
+        let clock = Clock { tick_ns: 4_000_000 };
+        Policy::parse(&format!("{extra}{services}"), "test.toml", clock).unwrap()
+    }
+
+    /// With a container for each name, whose labels limit a service "api".
+    fn labelled(policy: &Policy, containers: &[&str]) -> Policy {
+        let mut policy = policy.clone();
+        let api = policy.services[0].clone();
+        policy
+            .services
+            .extend(containers.iter().map(|name| Service {
+                name: format!("{}@{name}", api.name),
+                made: Some(Made {
+                    base: Some(api.name.clone()),
+                    cells_of: None,
+                }),
+                ..api.clone()
+            }));
+        policy
+    }
+
+    fn names(count: usize, prefix: &str) -> Vec<String> {
+        (0..count).map(|n| format!("{prefix}{n}")).collect()
+    }
+
+    fn as_strs(names: &[String]) -> Vec<&str> {
+        names.iter().map(String::as_str).collect()
+    }
+
+    fn nobody(_: &str) -> bool {
+        false
+    }
+
+    /// No two that are listed may share a cell, and none lies outside of the array.
+    fn assert_apart(seats: &Seats) {
+        let mut slices: Vec<Slice> = seats.slices.values().copied().collect();
+        slices.sort_unstable_by_key(|slice| slice.first_cell);
+        let mut end = 0;
+        for slice in slices {
+            assert!((slice.cell_mask + 1).is_power_of_two());
+            assert!(slice.cells().start >= end, "{slice:?}");
+            end = slice.cells().end;
+        }
+        assert!(end <= seats.cells());
+    }
+
+    #[test]
+    fn no_two_services_share_a_cell() {
+        for count in [1, 2, 3, 100, 1_023] {
+            let seats = Seats::new(&policy(
+                &as_strs(&names(count, "s")),
+                "docker.labels = \"off\"\n",
+            ));
+            assert_apart(&seats);
+            assert!(seats.cells() <= DEFAULT_CELLS);
+        }
+        let seats = Seats::new(&policy(&["a"], ""));
+        assert_eq!(seats.slices["a"].cells(), 0..DEFAULT_CELLS);
+        assert_eq!(seats.cells(), DEFAULT_CELLS / 4 * 5);
+    }
+
+    #[test]
+    fn a_service_keeps_its_number_and_its_cells() {
+        let first = Seats::new(&policy(&["a", "b", "c"], ""));
+        let fewer = first.next(&policy(&["c", "a"], ""), nobody).unwrap();
+        assert!(first.shares_cells(&fewer));
+        for name in ["a", "b", "c"] {
+            assert_eq!(fewer.number(name), first.number(name), "{name}");
+        }
+        let more = fewer.next(&policy(&["d", "c"], ""), nobody).unwrap();
+        assert!(!more.shares_cells(&first), "d had no cells");
+        assert_eq!(more.number("c"), first.number("c"));
+        assert!(
+            !first
+                .places
+                .values()
+                .any(|place| place.number == more.number("d"))
+        );
+        let larger = first
+            .next(&policy(&["a"], "cells = 1048576\n"), nobody)
+            .unwrap();
+        assert!(!larger.shares_cells(&first));
+        let unlabelled = policy(&["a", "b", "c"], "docker.labels = \"off\"\n");
+        let first = Seats::new(&unlabelled);
+        assert!(
+            !first
+                .next(&policy(&["a", "b", "c"], ""), nobody)
+                .unwrap()
+                .shares_cells(&first)
+        );
+    }
+
+    #[test]
+    fn containers_that_come_and_go_move_nobody_elses_cells() {
+        let plain = policy(&["api", "other"], "limits.packets = \"5/min\"\n");
+        let first = Seats::new(&plain);
+        let mut seats = first.clone();
+        for number in 0..2_200 {
+            let name = format!("c{number}");
+            let before = seats.clone();
+            seats = seats
+                .next(&labelled(&plain, &[&name, "steady"]), nobody)
+                .unwrap();
+            assert!(seats.shares_cells(&first));
+            for name in ["api", "other", ""] {
+                assert_eq!(seats.slices[name], first.slices[name]);
+            }
+            let steady = seats.slices["api@steady"];
+            assert!(number == 0 || before.slices["api@steady"] == steady);
+            let slice = seats.slices[&format!("api@{name}")];
+            assert!(slice.cell_mask + 1 >= 1_024, "{number}: {slice:?}");
+            assert_eq!(number == 0, seats.changes_since(&before).slices.len() == 2);
+            assert_apart(&seats);
+            assert_eq!(
+                seats.places[&format!("api@{name}")].made_of,
+                Some(seats.number("api"))
+            );
+        }
+        assert_eq!(seats.number("other"), first.number("other"));
+        let back = seats.next(&labelled(&plain, &["c2199"]), nobody).unwrap();
+        assert_eq!(back.slices["api@c2199"], seats.slices["api@c2199"]);
+        assert_eq!(back.changes_since(&seats), Changes::default());
+    }
+
+    #[test]
+    fn as_many_containers_have_cells_as_it_says_whatever_was_there_before() {
+        for cells in [1 << 17, DEFAULT_CELLS, 1 << 21] {
+            let plain = policy(&["api"], &format!("cells = {cells}\n"));
+            let most = limits_for_labels(cells);
+            assert_eq!(most, cells as usize / 2_048);
+            // There are not so many numbers for all that.
+            let most = most.min(600);
+            let first = Seats::new(&plain);
+            let mut seats = first.clone();
+            for batch in ["a", "b", "c", "d"] {
+                let containers = names(most, batch);
+                let next = labelled(&plain, &as_strs(&containers));
+                let is_held = |name: &str| name.starts_with("api@a");
+                seats = seats.next(&next, is_held).unwrap();
+                assert_apart(&seats);
+                assert_eq!(seats.slices["api"], first.slices["api"]);
+                for name in containers.iter().chain(&names(most, "a")) {
+                    assert!(
+                        seats.slices.contains_key(&format!("api@{name}")),
+                        "{batch} {name}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_the_gone_are_used_again_the_oldest_first() {
+        let mut seats = Seats::default();
+        for batch in ["a", "b"] {
+            seats = seats
+                .next(&policy(&as_strs(&names(1_023, batch)), ""), nobody)
+                .unwrap();
+        }
+        // One number was left.
+        let with = |extra: &[&str]| {
+            let mut all = names(1_000, "b");
+            all.extend(extra.iter().map(|name| (*name).to_owned()));
+            policy(&as_strs(&all), "")
+        };
+        let last = seats.next(&with(&["x"]), nobody).unwrap();
+        assert_eq!(last.changes_since(&seats).numbers, []);
+        let next = last.next(&with(&["x", "y"]), nobody).unwrap();
+        let changed = next.changes_since(&last).numbers;
+        assert_eq!(
+            changed,
+            [(next.number("y"), "a0".to_owned(), "y".to_owned())]
+        );
+        assert_eq!(next.number("y"), last.number("a0"));
+        for name in names(1_000, "b") {
+            assert_eq!(next.number(&name), seats.number(&name));
+        }
+        // What a trial goes back to keeps its numbers.
+        let held = last.next(&with(&["x", "y"]), |name| name == "a0").unwrap();
+        assert_eq!(held.number("y"), last.number("a1"));
+        let unique: BTreeSet<u16> = next.places.values().map(|place| place.number).collect();
+        assert_eq!(unique.len(), next.places.len());
+        // The policy in force has its counters until another is.
+        let all = names(1_023, "z");
+        let full = seats.next(&policy(&as_strs(&all), ""), nobody).unwrap();
+        let changed = full.changes_since(&seats).numbers;
+        assert!(
+            changed.iter().all(|(_, had, _)| had.starts_with('a')),
+            "{changed:?}"
+        );
+        let crowded = seats.next(&policy(&as_strs(&all), ""), |_| true);
+        assert_eq!(crowded, Err(Exhausted));
+    }
+}

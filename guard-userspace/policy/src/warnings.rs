@@ -1,0 +1,199 @@
+//! What a policy says that is sound but can hardly be meant. Nothing of this refuses a policy.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Budgets, Policy, Service, Source, Treatment};
+
+/// Something to look at again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// Of the policy file; `None`: of the whole.
+    pub line: Option<usize>,
+    pub problem: String,
+}
+
+impl Warning {
+    /// As errors are written: the file and the line come first.
+    pub fn display(&self, file: &str) -> String {
+        match self.line {
+            Some(line) => format!("{file}:{line}: {}", self.problem),
+            None => format!("{file}: {}", self.problem),
+        }
+    }
+}
+
+/// Whoever reaches the page reads it.
+fn shown(listen: SocketAddr) -> Option<Warning> {
+    (!listen.ip().is_loopback()).then(|| Warning {
+        line: None,
+        problem: format!(
+            "web.listen = \"{listen}\" shows metrics and the page, with the addresses of sources, to \
+             everybody who reaches it: 127.0.0.1 with an SSH tunnel, or a proxy with a login, does not"
+        ),
+    })
+}
+
+impl Policy {
+    /// What is to be looked at again at this moment, whatever the host.
+    pub fn warnings(&self, now: Timestamp) -> Vec<Warning> {
+        let sources = self.sources.iter();
+        sources
+            .flat_map(|source| {
+                let ended = ended(source, now).into_iter();
+                ended.chain(
+                    source
+                        .cidrs
+                        .iter()
+                        .filter_map(|cidr| everybody(source, cidr)),
+                )
+            })
+            .chain(self.web.and_then(shown))
+            .collect()
+    }
+
+    /// Budgets of bytes that a full frame of this interface never fits into, whose `mtu` counts what is
+    /// behind Ethernet's header.
+    pub fn frame_warnings(&self, interface: &str, mtu: u32) -> Vec<Warning> {
+        let of_services = self.services.iter().flat_map(|service| {
+            let Service { name, line, .. } = service;
+            [("limit", &service.limit.budgets), ("total", &service.total)].map(
+                |(which, budgets)| (Some(*line), format!("{which}.bytes of \"{name}\""), budgets),
+            )
+        });
+        let of_limits = (None, "[limits] bytes".to_owned(), &self.limits.budgets);
+        of_services
+            .chain([of_limits])
+            .filter_map(|(line, whose, budgets)| {
+                let problem = too_small(budgets, &whose, interface, mtu)?;
+                Some(Warning { line, problem })
+            })
+            .collect()
+    }
+}
+
+fn ended(source: &Source, now: Timestamp) -> Option<Warning> {
+    let end = source.expires.filter(|end| *end <= now)?;
+    let Source { name, line, .. } = source;
+    let problem = format!(
+        "\"{name}\" ended at {end} and means nothing any more: take it out, or write a later end"
+    );
+    Some(Warning {
+        line: Some(*line),
+        problem,
+    })
+}
+
+fn everybody(source: &Source, cidr: &IpNet) -> Option<Warning> {
+    if source.treatment != Treatment::Denied || cidr.prefix_len() != 0 {
+        return None;
+    }
+    let family = if cidr.addr().is_ipv4() {
+        "IPv4"
+    } else {
+        "IPv6"
+    };
+    let Source { name, line, .. } = source;
+    let problem = format!(
+        "\"{name}\" denies {cidr}, everybody over {family}, you too: to close ports, leave their \
+         services out"
+    );
+    Some(Warning {
+        line: Some(*line),
+        problem,
+    })
+}
+
+/// Ethernet's header and two VLAN tags.
+const FRAME_OVERHEAD: u64 = 14 + 8;
+
+fn too_small(budgets: &Budgets, whose: &str, interface: &str, mtu: u32) -> Option<String> {
+    let bytes = budgets.bytes.as_ref()?;
+    let least = u64::from(mtu) + FRAME_OVERHEAD;
+    if bytes.burst >= least {
+        return None;
+    }
+    let burst = bytes.burst;
+    Some(format!(
+        "{whose} has a burst of {burst}B, and frames of {interface}, whose MTU is {mtu}, may have {least}: \
+         full ones would always be dropped; write burst = \"{least}B\" or more"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Clock;
+
+    fn policy(text: &str) -> Policy {
+        let clock = Clock { tick_ns: 4_000_000 };
+        Policy::parse(text, "test.toml", clock).unwrap()
+    }
+
+    fn found(warnings: Vec<Warning>) -> Vec<(Option<usize>, String)> {
+        let pairs = warnings.into_iter();
+        pairs
+            .map(|warning| (warning.line, warning.problem))
+            .collect()
+    }
+
+    #[test]
+    fn what_has_ended_and_what_denies_everybody_is_said() {
+        let text = "[[source]]
+            name = \"past\"
+            cidrs = [\"192.0.2.0/24\"]
+            expires = 2001-01-01T00:00:00Z
+            [[source]]
+            name = \"future\"
+            cidrs = [\"192.0.2.0/24\"]
+            expires = 2101-01-01T00:00:00Z
+            [[source]]
+            name = \"all\"
+            cidrs = [\"0.0.0.0/0\", \"192.0.2.0/24\", \"::/0\"]
+            deny = true
+            [[source]]
+            name = \"friends\"
+            cidrs = [\"0.0.0.0/0\"]
+            factor = 2";
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let found = found(policy(text).warnings(now));
+        let lines: Vec<_> = found.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [Some(2), Some(10), Some(10)], "{found:?}");
+        assert!(found[0].1.contains("\"past\" ended at 2001-01-01"));
+        assert!(found[1].1.contains("0.0.0.0/0") && found[1].1.contains("IPv4"));
+        assert!(found[2].1.contains("::/0") && found[2].1.contains("IPv6"));
+    }
+
+    #[test]
+    fn bursts_that_no_full_frame_fits_into_are_said_with_the_least_that_does() {
+        let text = "[limits]
+            bytes = { rate = \"100kB/s\", burst = \"9021B\" }
+            [[service]]
+            name = \"web\"
+            ports = [\"tcp/80\"]
+            limit.bytes = { rate = \"100kB/s\", burst = \"2kB\" }
+            total.bytes = { rate = \"100kB/s\", burst = \"9022B\" }";
+        let policy = policy(text);
+        assert_eq!(policy.frame_warnings("eth0", 1_500), []);
+        let found = found(policy.frame_warnings("eth0", 9_000));
+        let [(Some(4), web), (None, limits)] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        for part in [
+            "limit.bytes of \"web\"",
+            "2000B",
+            "eth0",
+            "9000",
+            "\"9022B\"",
+        ] {
+            assert!(web.contains(part), "{part}: {web}");
+        }
+        assert!(
+            limits.contains("[limits]") && limits.contains("9021B"),
+            "{limits}"
+        );
+    }
+}

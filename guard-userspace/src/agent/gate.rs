@@ -1,0 +1,118 @@
+//! Between the emergency exits and the loop that puts programs in force: an exit does not wait for a load that is
+//! under way, and nothing that was planned before it is put in force after it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::kept::ChangedMode;
+
+/// Held while the kernel's attachments change, and never while a program is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Counts the uses of the kill switch.
+    epoch: u64,
+    detached: bool,
+    /// The newest use of the kill switch, until the loop plans with it.
+    switched_off: Option<ChangedMode>,
+}
+
+/// When a plan was made, in uses of the kill switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch(u64);
+
+/// The right to change what is attached, until it is dropped.
+pub struct Turn<'a>(#[expect(dead_code, reason = "held for its drop")] MutexGuard<'a, Inner>);
+
+/// Why a plan must not be put in force any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overtaken {
+    #[error("the guard has been taken off, and this agent ends")]
+    Detached,
+    #[error("the guard was switched off meanwhile")]
+    SwitchedOff,
+}
+
+impl Gate {
+    /// Begins a plan: when that is, and the use of the kill switch that no plan has known of. What waits to be said to
+    /// the loop must not be later than what the kernel does already.
+    pub fn begin(&self) -> (Epoch, Option<ChangedMode>) {
+        let mut inner = self.lock();
+        (Epoch(inner.epoch), inner.switched_off.take())
+    }
+
+    /// Whether an emergency exit came after `planned`.
+    pub fn is_overtaken(&self, planned: Epoch) -> bool {
+        self.enter(planned).is_err()
+    }
+
+    pub fn is_detached(&self) -> bool {
+        self.lock().detached
+    }
+
+    /// # Errors
+    /// If an emergency exit came after `planned`.
+    pub fn enter(&self, planned: Epoch) -> Result<Turn<'_>, Overtaken> {
+        let inner = self.lock();
+        if inner.detached {
+            return Err(Overtaken::Detached);
+        }
+        if Epoch(inner.epoch) != planned {
+            return Err(Overtaken::SwitchedOff);
+        }
+        Ok(Turn(inner))
+    }
+
+    /// Switches off while nothing else changes what is attached. Plans made before are overtaken.
+    pub fn switch_off<T>(&self, asked: ChangedMode, switch_off: impl FnOnce() -> T) -> T {
+        let mut inner = self.lock();
+        inner.epoch += 1;
+        inner.switched_off = Some(asked);
+        switch_off()
+    }
+
+    /// Takes the guard off. Nothing attaches again, whatever comes of it.
+    pub fn detach<T>(&self, detach: impl FnOnce() -> T) -> T {
+        let mut inner = self.lock();
+        inner.detached = true;
+        detach()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        let Self(inner) = self;
+        inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::reason::Mode;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_put_in_force_after_an_emergency_exit() {
+        let gate = Gate::default();
+        let (planned, off) = gate.begin();
+        assert_eq!(off, None);
+        drop(gate.enter(planned).unwrap());
+        let asked = ChangedMode {
+            mode: Mode::Off,
+            since: Timestamp::UNIX_EPOCH,
+            by: None,
+            process: None,
+            claimed_by: None,
+        };
+        gate.switch_off(asked.clone(), || ());
+        assert_eq!(gate.enter(planned).err(), Some(Overtaken::SwitchedOff));
+        let (planned, off) = gate.begin();
+        assert_eq!(off, Some(asked), "the next plan is one that knows");
+        assert_eq!(gate.begin(), (planned, None));
+        drop(gate.enter(planned).unwrap());
+        gate.detach(|| ());
+        assert!(gate.is_detached());
+        assert_eq!(gate.enter(planned).err(), Some(Overtaken::Detached));
+    }
+}

@@ -1,0 +1,161 @@
+//! The container runtimes that policies name: followed while a policy does, asked once for commands that only look.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use guard_common::exposure::Scope;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tracing::warn;
+
+use super::plan::{Runtimes, chosen_by, compile_containers};
+use crate::{
+    dataplane::Closer,
+    docker::{self, Connection, Runtime, Seen, Watch},
+    host::{self, Host, Reading},
+    policy::{Containers, Policy},
+};
+
+/// The short cut between a runtime and the tables: a container may be started a few milliseconds after it was
+/// created, and its ports are closed before the loop finds the time.
+#[derive(Clone, Default)]
+pub struct Listener {
+    /// Notified of all news.
+    pub changed: Arc<Notify>,
+    pub closer: Closer,
+}
+
+impl Listener {
+    fn hear(&self, seen: &Seen) {
+        if let Ok(local_ports) = host::local_port_range() {
+            let inventory = &seen.runtime.inventory;
+            let listeners = if inventory.has_contested_ports() {
+                docker::own_listeners().ok()
+            } else {
+                None
+            };
+            let containers = inventory.containers(listeners.as_deref());
+            self.closer.close(containers.published, &local_ports);
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// The runtimes that are followed, by socket.
+#[derive(Default)]
+pub struct Followed {
+    watches: BTreeMap<String, Watch>,
+    listener: Listener,
+}
+
+impl Followed {
+    pub fn new(listener: Listener) -> Self {
+        Self {
+            watches: BTreeMap::new(),
+            listener,
+        }
+    }
+
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Follows the runtime of a policy from now on, and waits for its first answer, which may be that it gives none.
+    pub async fn follow(&mut self, policy: &Policy) {
+        let Some(socket) = &policy.docker_socket else {
+            return;
+        };
+        if self.watches.contains_key(socket) {
+            return;
+        }
+        let listener = self.listener.clone();
+        let mut watch = Watch::start(socket, move |seen| listener.hear(seen));
+        let seen = watch.first().await;
+        if let Connection::NeverAnswered { error } = &seen.runtime.connection {
+            warn!(
+                "{error}: ports that containers publish are not known and stay open; `[docker] socket = \"\"` in the policy if \
+                 there is no Docker"
+            );
+        }
+        self.watches.insert(socket.clone(), watch);
+    }
+
+    /// Follows no runtimes but those of these policies.
+    pub fn retain<'a>(&mut self, policies: impl Iterator<Item = &'a Policy>) {
+        let sockets: Vec<&str> = policies
+            .filter_map(|policy| policy.docker_socket.as_deref())
+            .collect();
+        self.watches
+            .retain(|socket, _| sockets.contains(&socket.as_str()));
+    }
+
+    /// What is known of them at this moment.
+    pub fn known(&self) -> Runtimes {
+        let watches = self.watches.iter();
+        watches
+            .map(|(socket, watch)| (socket.clone(), watch.seen().runtime))
+            .collect()
+    }
+
+    /// When the newest event happened that was heard of, by the runtime's clock.
+    pub fn last_event(&self) -> Option<Timestamp> {
+        let watches = self.watches.values();
+        watches.filter_map(|watch| watch.seen().event).max()
+    }
+}
+
+/// What the runtime of a policy says when it is asked once.
+pub struct FoundOnce {
+    pub containers: Containers,
+    /// `false`: it does not answer, or the policy names none.
+    pub answered: bool,
+    /// Why nothing is known of it.
+    pub error: Option<String>,
+}
+
+/// Asks the runtime of a policy once. `host` is what its networks are held against.
+pub async fn find_once(policy: &Policy, host: &Host) -> FoundOnce {
+    let Some(socket) = &policy.docker_socket else {
+        return FoundOnce {
+            containers: Containers::default(),
+            answered: false,
+            error: None,
+        };
+    };
+    match docker::read(socket).await {
+        Ok(inventory) => {
+            let mut host = host.clone();
+            host.listeners = Reading::unread();
+            if inventory.has_contested_ports() {
+                host.listeners.renew(docker::own_listeners());
+            }
+            let compiled = compile_containers(&inventory, &host, &chosen_by(&host, policy));
+            for warning in &compiled.warnings {
+                warn!("{warning}");
+            }
+            FoundOnce {
+                containers: compiled.containers,
+                answered: true,
+                error: None,
+            }
+        }
+        Err(error) => {
+            if policy.scope == Scope::Containers {
+                warn!(
+                    "{error}: ports that containers publish are not known and stay open; `[docker] socket = \"\"` in \
+                     the policy if there is no Docker"
+                );
+            }
+            FoundOnce {
+                containers: Containers::default(),
+                answered: false,
+                error: Some(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Whether something about ports is decided by which sockets of this host listen.
+pub fn are_ports_contested(runtimes: &BTreeMap<String, Runtime>) -> bool {
+    let mut runtimes = runtimes.values();
+    runtimes.any(|runtime| runtime.inventory.has_contested_ports())
+}

@@ -1,0 +1,446 @@
+//! What readers see: published by the loop after each change, read without waiting for it.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::Result;
+use guard_common::reason::Mode;
+use ipnet::IpNet;
+
+use super::{ChangeError, Loaded, Trial, plan::Plan};
+use crate::{
+    api::{
+        self, AgentStatus, Applied, DockerStatus, Explanation, InterfaceStatus, ModeStatus,
+        PolicyStatus, PolicyText, Seen, Status, TrialStatus,
+        capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
+    },
+    counted::{to_counter, to_talker},
+    dataplane::{PacketFilter, State, Tap, XdpMode, pinned_program, pins::Pins},
+    explain::{Destination, Situation, explain},
+    host::{self, Host, XdpState},
+    kept::Modes,
+    policy::{Containers, Entry, Policy, PublishedPort, Source},
+};
+
+/// The guard at one moment.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub loaded: Arc<Loaded>,
+    pub plan: Arc<Plan>,
+    pub host: Arc<Host>,
+    pub modes: Modes,
+    pub trial: Option<Trial>,
+    /// The interfaces that carry the program, or should.
+    pub interfaces: Vec<Guarded>,
+    /// Why the plan is not in force, if that concerns no single interface.
+    pub trouble: Option<String>,
+    /// Open sessions that containers have closed since the last change of the policy.
+    pub cut: Arc<Vec<String>>,
+    /// Why a restart of the agent would lose what is in force, if it would.
+    pub not_kept: Option<String>,
+}
+
+/// An interface of the plan.
+#[derive(Clone)]
+pub struct Guarded {
+    pub index: u32,
+    /// Its name at this moment.
+    pub name: String,
+    /// `None`: no program has been put in force on it.
+    pub in_force: Option<InForce>,
+    /// Why it is not as planned.
+    pub trouble: Option<String>,
+}
+
+/// The program on an interface, and where its state is.
+#[derive(Clone)]
+pub struct InForce {
+    pub pins: Pins,
+    pub program_id: u32,
+    pub mode: XdpMode,
+    pub generation: u64,
+    /// A reader of packets holds it as well.
+    pub tapped: Arc<()>,
+}
+
+impl Snapshot {
+    /// The policy with the modes of operators and the labels of containers.
+    pub fn effective(&self) -> &Policy {
+        &self.plan.content.policy
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.plan.content.entries
+    }
+
+    pub fn containers(&self) -> &Containers {
+        &self.plan.content.containers
+    }
+
+    /// What the kill switch has put in force, before the loop has planned for it.
+    pub fn applied_off(&self) -> Applied {
+        let mut in_force = self.in_force().map(|(_, in_force)| in_force.generation);
+        Applied {
+            path: self.loaded.path.display().to_string(),
+            sha256: self.loaded.policy.sha256.clone(),
+            mode: Mode::Off.name().to_owned(),
+            generation: in_force.next().unwrap_or_default() + 1,
+            until: None,
+        }
+    }
+
+    /// Where the policy in force wants metrics and the page.
+    pub fn web(&self) -> Option<SocketAddr> {
+        self.loaded.policy.web
+    }
+
+    pub fn policy_text(&self) -> PolicyText {
+        PolicyText {
+            path: self.loaded.path.display().to_string(),
+            text: self.loaded.text.clone(),
+        }
+    }
+
+    /// Whether and where the guard is at work. `attached` holds the program of each interface, by index, as the kernel
+    /// reports it at this moment.
+    pub fn status(&self, attached: &BTreeMap<u32, XdpState>) -> Status {
+        let policy = self.effective();
+        let interfaces = self.interface_status(attached);
+        let not_enforcing_because = self.obstacles(&interfaces);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: policy.mode.name().to_owned(),
+            scope: policy.scope.name().to_owned(),
+            enforcing: policy.mode == Mode::Enforce && not_enforcing_because.is_empty(),
+            not_enforcing_because,
+            agent: AgentStatus {
+                running: true,
+                pid: Some(std::process::id()),
+                last_seen: None,
+                trouble: None,
+            },
+            interfaces,
+            policy: PolicyStatus {
+                path: self.loaded.path.display().to_string(),
+                sha256: policy.sha256.clone(),
+                loaded_at: self.loaded.at,
+                services: policy.services.len(),
+                stale: self.loaded.stale.clone(),
+            },
+            modes: self.mode_status(),
+            trial: self.trial.as_ref().map(|trial| TrialStatus {
+                path: self.loaded.path.display().to_string(),
+                until: trial.until,
+                back_to: trial.before.path.display().to_string(),
+                by: Some(trial.by.user.clone()),
+                process: trial.by.process,
+            }),
+            docker: Some(self.docker_status()),
+            warnings: self.all_warnings(),
+            not_kept: self.not_kept.clone(),
+        }
+    }
+
+    fn interface_status(&self, attached: &BTreeMap<u32, XdpState>) -> Vec<InterfaceStatus> {
+        // One that is gone is among those in trouble.
+        let is_there = |interface: &&Guarded| {
+            let mut troubles = self.plan.troubles.iter();
+            !troubles.any(|trouble| trouble.name == interface.name)
+        };
+        let guarded = self.interfaces.iter().filter(is_there).map(|interface| {
+            let in_force = interface.in_force.as_ref();
+            let program_id = in_force.map(|in_force| in_force.program_id);
+            let found = attached.get(&interface.index);
+            // Between a swap and the next snapshot the pinned link knows more.
+            let is_ours = |found: &XdpState| {
+                let in_force = interface.in_force.as_ref();
+                Some(found.program_id) == program_id
+                    || in_force.and_then(|one| pinned_program(&one.pins)) == Some(found.program_id)
+            };
+            InterfaceStatus {
+                name: interface.name.clone(),
+                attached: found.is_some_and(is_ours),
+                xdp_mode: in_force
+                    .map_or("native", |in_force| in_force.mode.name())
+                    .to_owned(),
+                program_id: program_id.unwrap_or_default(),
+                generation: in_force.map_or(0, |in_force| in_force.generation),
+                trouble: interface.trouble.clone(),
+            }
+        });
+        let troubled = self.plan.troubles.iter().map(|trouble| InterfaceStatus {
+            name: trouble.name.clone(),
+            attached: false,
+            xdp_mode: "native".to_owned(),
+            program_id: 0,
+            generation: 0,
+            trouble: Some(trouble.why.clone()),
+        });
+        guarded.chain(troubled).collect()
+    }
+
+    /// Why something that the policy closes may be open although the mode is `enforce`.
+    fn obstacles(&self, interfaces: &[InterfaceStatus]) -> Vec<String> {
+        if self.effective().mode != Mode::Enforce {
+            return Vec::new();
+        }
+        let mut obstacles = self.plan.obstacles.clone();
+        for interface in interfaces {
+            let InterfaceStatus {
+                name,
+                attached,
+                trouble,
+                ..
+            } = interface;
+            match (attached, trouble) {
+                (true, None) => {}
+                (true, Some(trouble)) => {
+                    obstacles.push(format!("{name} is not as planned: {trouble}"));
+                }
+                (false, Some(trouble)) => {
+                    obstacles.push(format!("the program is not attached to {name}: {trouble}"));
+                }
+                (false, None) => {
+                    obstacles.push(format!("the program is not attached to {name}"));
+                }
+            }
+        }
+        obstacles.extend(self.trouble.clone());
+        obstacles
+    }
+
+    fn all_warnings(&self) -> Vec<String> {
+        let warnings = self.plan.warnings.iter();
+        warnings.chain(self.cut.iter()).cloned().collect()
+    }
+
+    fn mode_status(&self) -> Vec<ModeStatus> {
+        let host = self.modes.host.iter().map(|changed| (None, changed));
+        let services = self.modes.services.iter();
+        let services = services.map(|(name, changed)| (Some(name.clone()), changed));
+        host.chain(services)
+            .map(|(service, changed)| ModeStatus {
+                service,
+                mode: changed.mode.name().to_owned(),
+                since: changed.since,
+                by: changed.by.clone(),
+                process: changed.process,
+                claimed_by: changed.claimed_by.clone(),
+            })
+            .collect()
+    }
+
+    fn docker_status(&self) -> DockerStatus {
+        let runtime = &self.plan.runtime;
+        let published = self.containers().published.iter();
+        let mut published: Vec<String> = published.map(PublishedPort::to_string).collect();
+        // Published on both families, a port is named once.
+        published.dedup();
+        DockerStatus {
+            socket: runtime.socket.clone(),
+            connected: runtime.connected,
+            error: runtime.error.clone(),
+            published,
+            warnings: self.plan.container_warnings.clone(),
+        }
+    }
+
+    fn in_force(&self) -> impl Iterator<Item = (&str, &InForce)> {
+        let interfaces = self.interfaces.iter();
+        interfaces.filter_map(|one| Some((one.name.as_str(), one.in_force.as_ref()?)))
+    }
+
+    /// What the kernel counted, on every interface.
+    pub fn counters(&self) -> Result<Vec<api::Counter>> {
+        let mut counters = Vec::new();
+        for (name, InForce { pins, .. }) in self.in_force() {
+            if let Some(state) = State::existing(pins)? {
+                let rows = state.counters()?.into_iter();
+                counters.extend(rows.map(|row| to_counter(name, row)));
+            }
+        }
+        Ok(counters)
+    }
+
+    /// The sources that sent most, of every interface, the heaviest first.
+    pub fn talkers(&self) -> Result<Vec<api::Talker>> {
+        let mut talkers = Vec::new();
+        for (name, InForce { pins, .. }) in self.in_force() {
+            if let Some(state) = State::existing(pins)? {
+                let rows = state.talkers()?.into_iter();
+                talkers.extend(rows.map(|row| to_talker(name, row)));
+            }
+        }
+        name_sources(&mut talkers, &self.loaded.policy.sources);
+        talkers.sort_unstable_by_key(|talker| (std::cmp::Reverse(talker.packets), talker.source));
+        Ok(talkers)
+    }
+
+    /// The packets of every interface that a request asks for.
+    pub fn taps(&self, request: &CaptureRequest) -> Result<Vec<(String, Tap)>, ChangeError> {
+        if let Some(service) = &request.service {
+            // Of what labels have made, the part before the container is a service of the policy.
+            let services = &self.effective().services;
+            if !services.iter().any(|known| known.name == *service) {
+                require_service(&self.loaded.policy, service)?;
+            }
+        }
+        let in_force: Vec<_> = self.in_force().collect();
+        let filter = filter_of(request, in_force.len()).map_err(ChangeError::Wrong)?;
+        let mut taps = Vec::with_capacity(in_force.len());
+        for (name, InForce { pins, tapped, .. }) in in_force {
+            let tap = Tap::open(pins, filter.clone(), Arc::clone(tapped));
+            taps.push((name.to_owned(), tap.map_err(anyhow::Error::from)?));
+        }
+        Ok(taps)
+    }
+
+    /// A place to reach, or a service of the policy, which stands for its first port.
+    pub fn destination(&self, to: &str) -> Result<Destination, ChangeError> {
+        to.parse().or_else(|problem| {
+            let mut services = self.loaded.policy.services.iter();
+            let service = services.find(|service| service.name == to);
+            let destination = service.and_then(Destination::of_service);
+            destination.ok_or(ChangeError::Wrong(problem))
+        })
+    }
+
+    /// Why a packet from there to here gets its verdict, under the policy in force. Loads a copy of the program: call
+    /// it off the runtime's workers.
+    pub fn explain(&self, from: IpAddr, to: &Destination) -> Result<Explanation> {
+        let own: Vec<IpAddr> = self.host.own_addresses().into_iter().flatten().collect();
+        let situation = Situation {
+            policy: self.effective(),
+            containers: self.containers(),
+            local_ports: self.plan.content.local_ports.clone(),
+            now: host::timebase()?,
+            tick_ns: self.host.tick_ns,
+            own: &own,
+            entries: self.entries(),
+        };
+        let mut explanation = explain(&situation, from, to)?;
+        let talkers = self.talkers()?.into_iter();
+        let of_source = talkers.filter(|talker| talker.source == from);
+        let seen = of_source.fold(Seen::default(), |seen, talker| Seen {
+            packets: seen.packets + talker.packets,
+            dropped: seen.dropped + talker.dropped,
+            reason: talker.reason.or(seen.reason),
+            service: talker.service.or(seen.service),
+        });
+        explanation.seen = Some(seen);
+        Ok(explanation)
+    }
+}
+
+/// What the kernel is asked for on each of so many interfaces.
+///
+/// # Errors
+/// What is wrong, in words.
+fn filter_of(request: &CaptureRequest, interfaces: usize) -> Result<PacketFilter, String> {
+    let rate = request.rate.unwrap_or(DEFAULT_RATE);
+    if !(1..=HIGHEST_RATE).contains(&rate) {
+        return Err(format!(
+            "{rate} packets a second are none or too many: {HIGHEST_RATE} are the most"
+        ));
+    }
+    let interfaces = u32::try_from(interfaces.max(1)).unwrap_or(u32::MAX);
+    Ok(PacketFilter {
+        outcomes: request.outcomes()?,
+        service: request.service.clone(),
+        source: request.source.map(|source| source.trunc()),
+        per_second: rate.div_ceil(interfaces),
+    })
+}
+
+/// Fails unless a policy lists the service.
+pub fn require_service(policy: &Policy, name: &str) -> Result<(), ChangeError> {
+    let services = &policy.services;
+    if services.iter().any(|service| service.name == name) {
+        return Ok(());
+    }
+    let names: Vec<&str> = services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    Err(ChangeError::Wrong(match names.as_slice() {
+        [] => format!("there is no service \"{name}\": the policy lists none"),
+        names => format!(
+            "there is no service \"{name}\": the policy lists {}",
+            names.join(", ")
+        ),
+    }))
+}
+/// Gives talkers the policy's names for them. Sorting them costs less than to ask a hundred thousand
+/// prefixes about each.
+fn name_sources(talkers: &mut [api::Talker], sources: &[Source]) {
+    talkers.sort_unstable_by_key(|talker| talker.source);
+    let mut named: Vec<(IpNet, &str)> = sources
+        .iter()
+        .flat_map(|source| {
+            source
+                .cidrs
+                .iter()
+                .map(|cidr| (*cidr, source.name.as_str()))
+        })
+        .collect();
+    // The narrowest has the last word.
+    named.sort_by_key(|(cidr, _)| cidr.prefix_len());
+    for (cidr, name) in named {
+        let start = talkers.partition_point(|talker| talker.source < cidr.network());
+        let inside = talkers.iter_mut().skip(start);
+        for talker in inside.take_while(|talker| talker.source <= cidr.broadcast()) {
+            talker.name = Some(name.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Treatment;
+
+    #[test]
+    fn a_talker_has_the_name_of_the_narrowest_source_that_it_belongs_to() {
+        let source = |name: &str, cidr: &str| Source {
+            name: name.to_owned(),
+            line: 1,
+            cidrs: vec![cidr.parse().unwrap()],
+            treatment: Treatment::Named,
+            owner: None,
+            reason: None,
+            expires: None,
+        };
+        let sources = [
+            source("office", "198.51.100.0/29"),
+            source("city", "198.51.100.0/24"),
+            source("lab", "2001:db8::/32"),
+        ];
+        let talker = |address: &str| api::Talker {
+            interface: "eth0".to_owned(),
+            source: address.parse().unwrap(),
+            name: None,
+            packets: 1,
+            dropped: 0,
+            bytes: 60,
+            reason: None,
+            service: None,
+        };
+        let mut talkers =
+            ["2001:db8::1", "203.0.113.1", "198.51.100.9", "198.51.100.7"].map(talker);
+        name_sources(&mut talkers, &sources);
+        let names = talkers.map(|talker| (talker.source.to_string(), talker.name));
+        let named = names.map(|(address, name)| format!("{address} {}", name.unwrap_or_default()));
+        assert_eq!(
+            named,
+            [
+                "198.51.100.7 office",
+                "198.51.100.9 city",
+                "203.0.113.1 ",
+                "2001:db8::1 lab"
+            ]
+        );
+    }
+}

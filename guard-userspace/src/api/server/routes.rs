@@ -1,0 +1,395 @@
+//! The resources of the control API. Each is written once: the router and the OpenAPI document are made
+//! from the same list, [`resources`].
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Extension, Json, Router,
+    extract::{
+        DefaultBodyLimit, Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{Method, StatusCode},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use tokio::sync::Semaphore;
+use tracing::info;
+use utoipa::{OpenApi, openapi};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::errors::{Answer, ApiError, Asked, wrong};
+use crate::{
+    agent::{Agent, ChangeError},
+    api::{
+        Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ModeChange, NewTrial,
+        PolicyText, Question, Reload, Revocation, Status, Talker,
+        actor::Actor,
+        capture::{self, CaptureRequest},
+        listen::Lasting,
+    },
+    explain::Explanation,
+    policy::Entry,
+};
+
+/// Every resource, for the router and for the document that describes it.
+fn resources() -> OpenApiRouter<Served> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(description))
+        .routes(routes!(status))
+        .routes(routes!(policy))
+        .routes(routes!(counters))
+        .routes(routes!(talkers))
+        .routes(routes!(explain))
+        .routes(routes!(capture))
+        .routes(routes!(entries, enter))
+        .routes(routes!(revoke))
+        .routes(routes!(mode))
+        .routes(routes!(reload))
+        .routes(routes!(try_policy))
+        .routes(routes!(confirm))
+        .routes(routes!(detach))
+}
+
+/// What the OpenAPI document says beside the resources. OpenAPI 3.1.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "guard's control API",
+        description = "HTTP over a Unix socket, for root and the group guard alone.",
+    ),
+    components(schemas(ErrorBody))
+)]
+struct Description;
+
+/// The control API.
+pub fn router(served: Served) -> Router {
+    let (router, document) = resources().split_for_parts();
+    let no_such_resource = no_such_resource(&document);
+    router
+        .fallback(async move || unknown(no_such_resource))
+        .layer(Extension(Arc::new(document)))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(told))
+        .with_state(served)
+}
+
+/// What the answer to an unknown resource says: which there are.
+fn no_such_resource(document: &openapi::OpenApi) -> String {
+    let paths = document.paths.paths.keys();
+    let resources: BTreeSet<&str> = paths
+        .map(|path| {
+            path.split_once("/{")
+                .map_or(path.as_str(), |(path, _)| path)
+        })
+        .collect();
+    let resources: Vec<&str> = resources.into_iter().collect();
+    format!(
+        "there is no such resource; there are {}",
+        resources.join(", ")
+    )
+}
+
+fn unknown(error: String) -> Response {
+    let body = ErrorBody {
+        error,
+        is_policy: false,
+    };
+    (StatusCode::NOT_FOUND, Json(body)).into_response()
+}
+
+/// A client chooses the path; those that there are, are shorter.
+const LONGEST_PATH_TOLD: usize = 100;
+
+/// Every request for a change is in the log, with who asked for it.
+async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> Response {
+    if request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    let path: String = request
+        .uri()
+        .path()
+        .chars()
+        .take(LONGEST_PATH_TOLD)
+        .collect();
+    let asked = format!("{} {path}", request.method());
+    let response = next.run(request).await;
+    let status = response.status().as_u16();
+    info!(by = by.to_string(), status, "{asked}");
+    response
+}
+
+/// What the answers come from.
+#[derive(Clone)]
+pub struct Served {
+    agent: Agent,
+    /// Held by the client that captures.
+    capture: Arc<Semaphore>,
+    /// A client waits for the answer to `/v1/detach`.
+    pub is_asked_to_detach: Arc<AtomicBool>,
+}
+
+impl Served {
+    pub fn new(agent: Agent) -> Self {
+        Self {
+            agent,
+            capture: Arc::new(Semaphore::new(1)),
+            is_asked_to_detach: Arc::default(),
+        }
+    }
+}
+
+/// A policy with a hundred thousand denied prefixes has about three million bytes.
+const MAX_BODY: usize = 1 << 26;
+
+/// What this document is.
+#[utoipa::path(
+    get,
+    path = "/v1/openapi.json",
+    responses((status = 200, body = serde_json::Value))
+)]
+async fn description(
+    Extension(document): Extension<Arc<openapi::OpenApi>>,
+) -> Json<openapi::OpenApi> {
+    Json(openapi::OpenApi::clone(&document))
+}
+
+/// Whether and where the guard is at work.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    responses((status = 200, body = Status), ApiError)
+)]
+async fn status(State(served): State<Served>) -> Answer<Status> {
+    Ok(Json(served.agent.status().await?))
+}
+
+/// The policy in force, as it was written.
+#[utoipa::path(
+    get,
+    path = "/v1/policy",
+    responses((status = 200, body = PolicyText), ApiError)
+)]
+async fn policy(State(served): State<Served>) -> Answer<PolicyText> {
+    Ok(Json(served.agent.snapshot().policy_text()))
+}
+
+/// What became of the packets, by interface, service and reason.
+#[utoipa::path(
+    get,
+    path = "/v1/counters",
+    responses((status = 200, body = Vec<Counter>), ApiError)
+)]
+async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
+    Ok(Json(served.agent.counters().await?))
+}
+
+/// The sources that send most, estimated from a sample.
+#[utoipa::path(
+    get,
+    path = "/v1/talkers",
+    responses((status = 200, body = Vec<Talker>), ApiError)
+)]
+async fn talkers(State(served): State<Served>) -> Answer<Vec<Talker>> {
+    Ok(Json(served.agent.talkers().await?))
+}
+
+/// Why a packet from there to here gets its verdict.
+#[utoipa::path(
+    get,
+    path = "/v1/explain",
+    params(("from" = String, Query, description = "The source's address"), ("to" = String, Query, description = "Such as `8000/tcp` or `203.0.113.5:8000/tcp`")),
+    responses((status = 200, body = Explanation), ApiError)
+)]
+async fn explain(
+    State(served): State<Served>,
+    question: Result<Query<Question>, QueryRejection>,
+) -> Answer<Explanation> {
+    let Query(Question { from, to }) = question.map_err(wrong)?;
+    Ok(Json(served.agent.explain(from, &to).await?))
+}
+
+/// Packets as they come, with their reasons, until the client hangs up. One client at a time.
+#[utoipa::path(
+    get,
+    path = "/v1/capture",
+    params(CaptureRequest),
+    responses(
+        (status = 200, content(
+            (Vec<u8> = "application/x-pcapng"),
+            (capture::Line = "application/x-ndjson"),
+        )),
+        ApiError,
+    )
+)]
+async fn capture(
+    State(served): State<Served>,
+    Extension(lasting): Extension<Lasting>,
+    Extension(by): Extension<Actor>,
+    request: Result<Query<CaptureRequest>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(request) = request.map_err(wrong)?;
+    let turn = Arc::clone(&served.capture).try_acquire_owned();
+    let turn = turn.map_err(|_| {
+        ChangeError::Harmful(
+            "somebody captures already, and there is one at a time: end that one first".to_owned(),
+        )
+    })?;
+    let taps = served.agent.taps(&request)?;
+    lasting.set();
+    info!(
+        reasons = request.reasons,
+        service = request.service,
+        source = request.source.map(|source| source.to_string()),
+        all = request.all,
+        by = by.to_string(),
+        "a capture begins"
+    );
+    Ok(capture::answer(&request, taps, turn))
+}
+
+/// What operators let through or drop for a while.
+#[utoipa::path(
+    get,
+    path = "/v1/entries",
+    responses((status = 200, body = Vec<Entry>), ApiError)
+)]
+async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
+    Ok(Json(served.agent.snapshot().entries().to_vec()))
+}
+
+/// Lets a source through or drops it for a while. In force when it is answered.
+#[utoipa::path(
+    post,
+    path = "/v1/entries",
+    request_body = EntryRequest,
+    responses((status = 200, body = Changed<Entry>), ApiError)
+)]
+async fn enter(
+    State(served): State<Served>,
+    Extension(by): Extension<Actor>,
+    Asked(Json(request)): Asked<Json<EntryRequest>>,
+) -> Answer<Changed<Entry>> {
+    Ok(Json(served.agent.enter(request, by).await?))
+}
+
+/// Ends an entry.
+#[utoipa::path(
+    delete,
+    path = "/v1/entries/{id}",
+    params(("id" = u64, Path, description = "Its number"), ("operator" = Option<String>, Query, description = "Where the operator came in, as `SSH_CONNECTION` has it"), ("force" = Option<bool>, Query, description = "Do it even if it closes the operator's own way in")),
+    responses((status = 200, body = Changed<Entry>), ApiError)
+)]
+async fn revoke(
+    State(served): State<Served>,
+    Extension(by): Extension<Actor>,
+    id: Result<Path<u64>, PathRejection>,
+    request: Result<Query<Revocation>, QueryRejection>,
+) -> Answer<Changed<Entry>> {
+    let Path(id) = id.map_err(wrong)?;
+    let Query(request) = request.map_err(wrong)?;
+    Ok(Json(served.agent.revoke(id, request, by).await?))
+}
+
+/// Sets the mode of the host or of a service, or gives it back to the policy.
+#[utoipa::path(
+    post,
+    path = "/v1/mode",
+    request_body = ModeChange,
+    responses((status = 200, body = Changed<Applied>), ApiError)
+)]
+async fn mode(
+    State(served): State<Served>,
+    Extension(by): Extension<Actor>,
+    Asked(Json(request)): Asked<Json<ModeChange>>,
+) -> Answer<Changed<Applied>> {
+    Ok(Json(served.agent.set_mode(request, by).await?))
+}
+
+/// Reads the policy file again and puts it in force.
+#[utoipa::path(
+    post,
+    path = "/v1/reload",
+    request_body = Reload,
+    responses((status = 200, body = Changed<Applied>), ApiError)
+)]
+async fn reload(
+    State(served): State<Served>,
+    Asked(Json(request)): Asked<Json<Reload>>,
+) -> Answer<Changed<Applied>> {
+    Ok(Json(served.agent.reload(request).await?))
+}
+
+/// Puts a policy in force that goes back by itself.
+#[utoipa::path(
+    post,
+    path = "/v1/try",
+    request_body = NewTrial,
+    responses((status = 200, body = Changed<Applied>), ApiError)
+)]
+async fn try_policy(
+    State(served): State<Served>,
+    Extension(by): Extension<Actor>,
+    Asked(Json(request)): Asked<Json<NewTrial>>,
+) -> Answer<Changed<Applied>> {
+    Ok(Json(served.agent.try_policy(request, by).await?))
+}
+
+/// Keeps the policy on trial.
+#[utoipa::path(
+    post,
+    path = "/v1/confirm",
+    responses((status = 200, body = Changed<Applied>), ApiError)
+)]
+async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
+    Ok(Json(served.agent.confirm().await?))
+}
+
+/// Takes the guard off every interface, and ends the agent.
+#[utoipa::path(
+    post,
+    path = "/v1/detach",
+    responses(
+        (status = 200, body = Detached, description = "The guard is off and the agent ends, but something is to be told"),
+        (status = 204, description = "Nothing of the guard is left in the kernel"),
+    )
+)]
+async fn detach(State(served): State<Served>) -> Response {
+    // Before it is: the process must know that a client waits for the answer.
+    served.is_asked_to_detach.store(true, Ordering::Release);
+    let detached = served.agent.detach().await;
+    if detached == Detached::default() {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    Json(detached).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_resource_is_described_and_named_to_those_who_ask_for_another() {
+        let (_, document) = resources().split_for_parts();
+        assert_eq!(
+            no_such_resource(&document),
+            "there is no such resource; there are /v1/capture, /v1/confirm, /v1/counters, /v1/detach, \
+             /v1/entries, /v1/explain, /v1/mode, /v1/openapi.json, /v1/policy, /v1/reload, \
+             /v1/status, /v1/talkers, /v1/try"
+        );
+        let document = serde_json::to_value(&document).unwrap();
+        assert!(document["components"]["schemas"]["ErrorBody"].is_object());
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, described) in methods.as_object().unwrap() {
+                let is_summed_up = described["summary"].is_string();
+                assert!(is_summed_up, "{method} {path}: {described}");
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What becomes of changes that two writers have made from the same beginning. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Kept, MAX_REFUSED, Modes};
+use crate::policy::Entry;
+
+/// What `mine` and `theirs` have made of `base`. Where both have changed the same, theirs holds: it was done
+/// by an operator without the agent, who must not find it undone.
+pub fn merge(base: &Kept, mine: &Kept, theirs: &Kept) -> Kept {
+    let entries = merge_entries(base, mine, theirs);
+    let highest = entries.iter().map(|entry| entry.id).max();
+    Kept {
+        last_id: mine
+            .last_id
+            .max(theirs.last_id)
+            .max(highest.unwrap_or_default()),
+        entries,
+        modes: Modes {
+            host: pick(&base.modes.host, &mine.modes.host, &theirs.modes.host),
+            services: merge_services(&base.modes, &mine.modes, &theirs.modes),
+        },
+        containers: pick(&base.containers, &mine.containers, &theirs.containers),
+        policy: pick(&base.policy, &mine.policy, &theirs.policy),
+        refused: merge_refused(base, mine, theirs),
+        trial: pick(&base.trial, &mine.trial, &theirs.trial),
+        // Nobody but a start takes this back.
+        detached: mine.detached || theirs.detached,
+    }
+}
+
+fn pick<T: Clone + PartialEq>(base: &T, mine: &T, theirs: &T) -> T {
+    if theirs == base { mine } else { theirs }.clone()
+}
+
+fn merge_services(
+    base: &Modes,
+    mine: &Modes,
+    theirs: &Modes,
+) -> BTreeMap<String, super::ChangedMode> {
+    let names: BTreeSet<&String> = [base, mine, theirs]
+        .into_iter()
+        .flat_map(|modes| modes.services.keys())
+        .collect();
+    let of = |modes: &Modes, name: &String| modes.services.get(name).cloned();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let picked = pick(&of(base, name), &of(mine, name), &of(theirs, name));
+            Some((name.clone(), picked?))
+        })
+        .collect()
+}
+
+/// An entry never changes: it is added and removed.
+fn merge_entries(base: &Kept, mine: &Kept, theirs: &Kept) -> Vec<Entry> {
+    let removed: Vec<&Entry> = base
+        .entries
+        .iter()
+        .filter(|entry| !mine.entries.contains(entry))
+        .collect();
+    let mut entries = theirs.entries.clone();
+    entries.retain(|entry| !removed.contains(&entry));
+    let mut last = mine.last_id.max(theirs.last_id);
+    let added = mine.entries.iter();
+    for entry in added.filter(|entry| !base.entries.contains(entry)) {
+        if entries.contains(entry) {
+            continue;
+        }
+        let mut entry = entry.clone();
+        if entries.iter().any(|other| other.id == entry.id) {
+            last += 1;
+            entry.id = last;
+        }
+        entries.push(entry);
+    }
+    entries
+}
+
+fn merge_refused(base: &Kept, mine: &Kept, theirs: &Kept) -> Vec<String> {
+    let accepted = |hash: &String| base.refused.contains(hash) && !mine.refused.contains(hash);
+    let mut refused = theirs.refused.clone();
+    refused.retain(|hash| !accepted(hash));
+    let added = mine.refused.iter();
+    for hash in added.filter(|hash| !base.refused.contains(hash)) {
+        if !refused.contains(hash) {
+            refused.push(hash.clone());
+        }
+    }
+    let surplus = refused.len().saturating_sub(MAX_REFUSED);
+    refused.drain(..surplus);
+    refused
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::reason::Mode;
+
+    use super::*;
+    use crate::kept::tests::full;
+
+    #[test]
+    fn who_alone_has_changed_something_is_followed() {
+        let (base, changed) = (Kept::default(), full());
+        for (base, changed) in [(&base, &changed), (&changed, &base)] {
+            let theirs = merge(base, base, changed);
+            let mine = merge(base, changed, base);
+            for merged in [theirs, mine] {
+                let detached = merged.detached;
+                let expected = Kept {
+                    detached,
+                    last_id: merged.last_id,
+                    ..changed.clone()
+                };
+                assert_eq!(merged, expected);
+                assert!(detached, "it is never taken back");
+                assert_eq!(merged.last_id, 7, "numbers are never given twice");
+            }
+        }
+    }
+
+    #[test]
+    fn what_both_have_changed_holds_from_both_and_theirs_first() {
+        let mut base = full();
+        base.detached = false;
+        let (mut mine, mut theirs) = (base.clone(), base.clone());
+        let host = |kept: &mut Kept, mode| kept.modes.host.as_mut().unwrap().mode = mode;
+        host(&mut base, Mode::Enforce);
+        host(&mut mine, Mode::Observe);
+        host(&mut theirs, Mode::Off);
+        mine.modes.services.remove("web");
+        theirs.detached = true;
+        // Mine: one removed, one added; theirs: another added, with the same number.
+        let removed = mine.entries.remove(0);
+        let entry = |owner: &str| Entry {
+            id: 8,
+            owner: Some(owner.to_owned()),
+            ..removed.clone()
+        };
+        mine.last_id = 8;
+        mine.entries.push(entry("mine"));
+        theirs.last_id = 8;
+        theirs.entries.push(entry("theirs"));
+        mine.accept("00ff");
+        mine.refuse("aa".to_owned());
+        theirs.refuse("bb".to_owned());
+        let merged = merge(&base, &mine, &theirs);
+        assert_eq!(merged.modes.host.unwrap().mode, Mode::Off);
+        assert!(merged.modes.services.is_empty());
+        assert!(merged.detached);
+        let entries = merged.entries.iter();
+        let entries: Vec<(u64, &str)> = entries
+            .map(|entry| (entry.id, entry.owner.as_deref().unwrap()))
+            .collect();
+        assert_eq!(entries, [(2, "ana"), (8, "theirs"), (9, "mine")]);
+        assert_eq!(merged.last_id, 9);
+        assert_eq!(merged.refused, ["ff00", "bb", "aa"]);
+    }
+}

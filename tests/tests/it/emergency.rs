@@ -1,0 +1,202 @@
+//! The emergency exits against everything else that the agent does: what they have stopped stays so.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    guard::{Guard, binary, whereabouts, write_policy},
+    process::wait_for,
+    topology::{HOST_V4, INTERFACE, USER_V4},
+};
+
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, policy};
+
+/// So many denied addresses take the loop some time to load.
+fn large(mode: &str) -> String {
+    let denied: Vec<String> = (0..100_000_u32)
+        .map(|number| {
+            format!(
+                "\"10.{}.{}.{}\"",
+                number >> 16,
+                number >> 8 & 255,
+                number & 255
+            )
+        })
+        .collect();
+    let services: String = (0..1_000)
+        .map(|number| {
+            format!(
+                "[[service]]\nname = \"s{number}\"\nports = [\"tcp/{}\"]\n",
+                10_000 + number
+            )
+        })
+        .collect();
+    policy(
+        mode,
+        &format!(
+            "[[source]]\nname = \"them\"\ncidrs = [{}]\ndeny = true\n{services}",
+            denied.join(", ")
+        ),
+    )
+}
+
+#[test]
+fn off_during_a_load_is_not_undone_by_what_waits_behind_it() {
+    let site = Site::new();
+    let guard = Guard::start(&site.lab, &large("enforce")).unwrap();
+    let mut reloads = Vec::new();
+    for _ in 0..3 {
+        let mut command = Command::new(binary().unwrap());
+        command.args(whereabouts(&site.lab)).arg("reload");
+        reloads.push(command.spawn().unwrap());
+    }
+    let is_open = || {
+        let to = SocketAddr::new(HOST_V4, 80);
+        let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(100)).is_ok();
+        site.lab.internet.enter(connect).unwrap()
+    };
+    thread::sleep(Duration::from_millis(400));
+    assert!(!is_open());
+    thread::scope(|scope| {
+        scope.spawn(|| site.guard(&["mode", "off"]));
+        while !is_open() {}
+        // From here on everything passes, before the answer as after it.
+        let passing = Instant::now();
+        while passing.elapsed() < Duration::from_secs(6) {
+            assert!(is_open(), "{:?}: {}", passing.elapsed(), guard.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    for mut reload in reloads {
+        reload.wait().unwrap();
+    }
+    assert_eq!(guard.json("status").unwrap()["mode"], "off");
+}
+
+/// Renames an interface with somebody's program on it to one that the policy names, and waits until that is told.
+fn put_second(site: &Site, guard: &Guard) {
+    let foreign = site.keep_program(guard);
+    let host = &site.lab.host;
+    let peer = site.lab.internet.name();
+    let link = format!("link add third type veth peer name lan.7 netns {peer}");
+    host.ip(&link).unwrap();
+    site.put_foreign("third", &foreign);
+    host.ip("link set third name second").unwrap();
+    host.ip("link set second up").unwrap();
+    wait_for(Duration::from_secs(20), || {
+        let status = guard.json("status")?;
+        let why = status["not_enforcing_because"].to_string();
+        anyhow::ensure!(
+            why.contains("second already has an XDP program"),
+            "{status}"
+        );
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn with_second(policy: &str) -> String {
+    let both = format!("[\"{INTERFACE}\", \"second\"]");
+    policy.replace(&format!("[\"{INTERFACE}\"]"), &both)
+}
+
+#[test]
+fn off_holds_where_another_interface_refuses_its_program() {
+    let site = Site::new();
+    let guard = Guard::start(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
+    put_second(&site, &guard);
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["mode", "off"]).unwrap();
+    for _ in 0..30 {
+        assert_eq!(site.ask(), OPEN, "{}", guard.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["mode"], "off");
+    assert!(status["not_kept"].is_null(), "{status}");
+    guard.kill().unwrap();
+    let kept = site.status();
+    assert_eq!(kept["mode"], "off", "{kept}");
+}
+
+#[test]
+fn an_interface_whose_state_cannot_be_opened_is_not_called_guarded() {
+    let site = Site::new();
+    let guard = Guard::start(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
+    // A folder that is not empty where the guard's own map should be.
+    let layout = fs::read_dir(site.lab.pins()).unwrap().next().unwrap();
+    let odd = layout.unwrap().path().join("second/ABOUT");
+    fs::create_dir_all(odd.join("theirs")).unwrap();
+    let host = &site.lab.host;
+    let peer = site.lab.internet.name();
+    let link = format!("link add second type veth peer name lan.7 netns {peer}");
+    host.ip(&link).unwrap();
+    host.ip("link set second up").unwrap();
+    wait_for(Duration::from_secs(10), || {
+        let status = guard.json("status")?;
+        let why = status["not_enforcing_because"].to_string();
+        anyhow::ensure!(why.contains("not attached to second"), "{status}");
+        anyhow::ensure!(why.contains("ABOUT"), "{status}");
+        Ok(())
+    })
+    .unwrap();
+    thread::sleep(Duration::from_secs(3));
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["enforcing"], false, "{status}");
+    assert_eq!(guard.log().matches("not guarded").count(), 1, "told once");
+    fs::remove_dir_all(odd).unwrap();
+    host.ip("link set second mtu 1400").unwrap();
+    wait_for(Duration::from_secs(15), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["enforcing"] == true, "{status}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_interface_that_refuses_is_not_tried_whenever_an_address_changes() {
+    let site = Site::new();
+    let guard = Guard::start(&site.lab, &with_second(&large("enforce"))).unwrap();
+    put_second(&site, &guard);
+    let processor_time = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", guard.pid())).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        // utime and stime, in hundredths of a second (proc(5)).
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let (before, start) = (processor_time(), Instant::now());
+    for number in 0..20 {
+        let address = format!("addr add 192.0.2.{number}/32 dev lo");
+        site.lab.host.ip(&address).unwrap();
+        thread::sleep(Duration::from_millis(400));
+    }
+    let (used, took) = (processor_time() - before, start.elapsed());
+    assert!(
+        u128::from(used) * 10 < took.as_millis() / 3,
+        "{used} hundredths of a second in {took:?}"
+    );
+}
+
+#[test]
+fn an_interface_that_refuses_keeps_nobody_from_denying_on_another() {
+    let site = Site::new();
+    let guard = Guard::start(&site.lab, &with_second(&policy("enforce", OPEN_80))).unwrap();
+    put_second(&site, &guard);
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["deny", &USER_V4.to_string()]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["revoke", "1"]).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    write_policy(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    let status = guard.json("status").unwrap();
+    assert_eq!(status["enforcing"], false, "{status}");
+}

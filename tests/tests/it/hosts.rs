@@ -1,0 +1,564 @@
+//! Hosts that are not as simple as the lab: VPNs, bridges, renamed interfaces, addresses and containers that come
+//! where nobody expects them. Each was a failure that was found outside.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    docker::{Docker, IMAGE},
+    guard::{Guard, output, write_policy},
+    http::{Answer, get},
+    process::wait_for,
+    proxy::Proxy,
+    ssh::Ssh,
+    topology::{FLOODER_V4, HOST_V4, INTERFACE, Lab, USER_V4},
+};
+use serde_json::Value;
+
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy as host_policy};
+
+/// How long a change of the host may take until it is in the tables, beside other load.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn policy(docker: &Path, extra: &str) -> String {
+    format!(
+        "mode = \"enforce\"\ninterfaces = [\"{INTERFACE}\"]\n[docker]\nsocket = \"{}\"\n{extra}",
+        docker.display()
+    )
+}
+
+fn status(guard: &Guard) -> Value {
+    guard.json("status").unwrap()
+}
+
+fn is_enforcing(guard: &Guard) -> bool {
+    status(guard)["enforcing"] == true
+}
+
+fn not_enforcing_because(guard: &Guard) -> String {
+    status(guard)["not_enforcing_because"].to_string()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let held = wait_for(PATIENCE, || {
+        anyhow::ensure!(holds(), "not yet");
+        Ok(())
+    });
+    assert!(held.is_ok(), "{what}");
+}
+
+#[test]
+fn a_vpn_with_a_default_route_keeps_the_guard_from_nothing() {
+    let site = Site::new();
+    let host = &site.lab.host;
+    // Within the lab even a default route leads no further than the other namespace.
+    host.ip("route add default via 203.0.113.1").unwrap();
+    host.ip("tuntap add dev tun0 mode tun").unwrap();
+    host.ip("link set tun0 up").unwrap();
+    host.ip("route add default dev tun0 table 77").unwrap();
+    let unnamed = |mode: &str| {
+        let text = host_policy(mode, SHUT);
+        text.replace(&format!("interfaces = [\"{INTERFACE}\"]\n"), "")
+    };
+    let guard = Guard::start(&site.lab, &unnamed("enforce")).unwrap();
+    let names = |guard: &Guard| {
+        let interfaces = status(guard)["interfaces"].clone();
+        let names = interfaces.as_array().unwrap().iter();
+        names
+            .map(|one| one["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (names(&guard), is_enforcing(&guard)),
+        (vec![INTERFACE.to_owned()], true)
+    );
+    guard.run(&["reload"]).unwrap();
+    // In the main table it is told, and nothing else changes.
+    host.ip("route add default dev tun0 metric 5").unwrap();
+    until("a warning names tun0", || {
+        status(&guard)["warnings"].to_string().contains("tun0")
+    });
+    for command in [&["reload"][..], &["mode", "observe"], &["mode", "policy"]] {
+        guard.run(command).unwrap();
+    }
+    assert_eq!(
+        (names(&guard), is_enforcing(&guard)),
+        (vec![INTERFACE.to_owned()], true)
+    );
+    assert_eq!(site.ask(), CLOSED);
+    // And an agent starts beside it.
+    guard.stop().unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert!(is_enforcing(&guard), "{}", status(&guard));
+}
+
+#[test]
+fn a_renamed_interface_is_followed_also_by_the_next_agent_and_without_one() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let rename = |from: &str, to: &str| {
+        let host = &site.lab.host;
+        host.ip(&format!("link set {from} down")).unwrap();
+        host.ip(&format!("link set {from} name {to}")).unwrap();
+        host.ip(&format!("link set {to} up")).unwrap();
+        // Taken down, it has lost its routes.
+        host.ip("route replace 198.51.100.0/24 via 203.0.113.1")
+            .unwrap();
+    };
+    let before = status(&guard)["interfaces"][0].clone();
+    rename(INTERFACE, "lan0");
+    until("it is followed", || {
+        status(&guard)["interfaces"][0]["name"] == "lan0"
+    });
+    let after = status(&guard);
+    assert_eq!(after["interfaces"][0]["program_id"], before["program_id"]);
+    assert_eq!(
+        (&after["interfaces"][0]["attached"], &after["enforcing"]),
+        (&true.into(), &true.into())
+    );
+    assert!(after["warnings"].to_string().contains("lan0"), "{after}");
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["mode", "observe"]).unwrap();
+    guard.run(&["mode", "policy"]).unwrap();
+    let counted = |guard: &Guard| {
+        let counters = guard.json("counters").unwrap();
+        let rows = counters.as_array().unwrap().iter();
+        let of = rows.filter(|row| row["interface"] == "lan0" && row["service"] == "web");
+        of.filter_map(|row| row["packets"].as_u64()).sum::<u64>()
+    };
+    let packets = counted(&guard);
+    assert!(packets > 0);
+    guard.kill().unwrap();
+    let alone = site.status();
+    assert_eq!(
+        (
+            &alone["interfaces"][0]["name"],
+            &alone["interfaces"][0]["attached"]
+        ),
+        (&"lan0".into(), &true.into()),
+        "{alone}"
+    );
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert!(is_enforcing(&guard), "{}", status(&guard));
+    assert!(counted(&guard) >= packets, "its counters go on");
+    // A policy with the new name takes the same program's place.
+    let renamed = host_policy("enforce", OPEN_80).replace(INTERFACE, "lan0");
+    write_policy(&site.lab, &renamed).unwrap();
+    guard.run(&["reload"]).unwrap();
+    let named = status(&guard);
+    assert_eq!(
+        (&named["enforcing"], &named["warnings"]),
+        (&true.into(), &Value::Array(Vec::new())),
+        "{named}"
+    );
+    assert!(counted(&guard) >= packets);
+    guard.remove().unwrap();
+    let left = site.lab.host.ip("-details link show lan0").unwrap();
+    assert!(!left.contains("prog/xdp"), "{left}");
+}
+
+/// `wan` becomes a port of a bridge, which gets its addresses.
+fn bridge_over_uplink(lab: &Lab) {
+    let host = &lab.host;
+    host.ip("link add br0 type bridge").unwrap();
+    host.ip("link set br0 up").unwrap();
+    host.ip(&format!("addr del {HOST_V4}/24 dev {INTERFACE}"))
+        .unwrap();
+    host.ip(&format!("link set {INTERFACE} master br0"))
+        .unwrap();
+    host.ip(&format!("addr add {HOST_V4}/24 dev br0")).unwrap();
+    host.ip("route replace 198.51.100.0/24 via 203.0.113.1")
+        .unwrap();
+}
+
+#[test]
+fn a_guard_moves_from_a_bridge_to_its_port_and_back() {
+    let site = Site::new();
+    bridge_over_uplink(&site.lab);
+    let on = |name: &str| host_policy("enforce", SHUT).replace(INTERFACE, name);
+    let guard = Guard::start(&site.lab, &on("br0")).unwrap();
+    let guarded = |guard: &Guard, name: &str| {
+        let status = status(guard);
+        assert_eq!(status["interfaces"][0]["name"], name, "{status}");
+        assert_eq!(
+            (
+                &status["enforcing"],
+                status["interfaces"].as_array().unwrap().len()
+            ),
+            (&true.into(), 1),
+            "{status}"
+        );
+        assert_eq!(site.ask(), CLOSED);
+    };
+    guarded(&guard, "br0");
+    write_policy(&site.lab, &on(INTERFACE)).unwrap();
+    guard.run(&["reload"]).unwrap();
+    guarded(&guard, INTERFACE);
+    write_policy(&site.lab, &on("br0")).unwrap();
+    guard.run(&["reload"]).unwrap();
+    guarded(&guard, "br0");
+    // What the agent before left on the bridge goes first, too.
+    guard.kill().unwrap();
+    write_policy(&site.lab, &on(INTERFACE)).unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    guarded(&guard, INTERFACE);
+    // Both: the port first.
+    let both = host_policy("enforce", SHUT).replace("[\"wan\"]", "[\"br0\", \"wan\"]");
+    write_policy(&site.lab, &both).unwrap();
+    guard.run(&["reload"]).unwrap();
+    assert!(is_enforcing(&guard), "{}", status(&guard));
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
+fn an_address_that_comes_inside_a_container_network_is_this_hosts() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker
+        .run(&["network", "create", "--subnet", "172.18.0.0/16", "na"])
+        .unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    lab.internet
+        .ip("route add 172.16.0.0/12 via 203.0.113.10")
+        .unwrap();
+    let ask = |address: &str| get(&lab, USER_V4, address.parse().unwrap(), 80).unwrap();
+    let docker0 = lab.host.ip("-brief -4 addr show docker0").unwrap();
+    let docker0 = docker0
+        .split_whitespace()
+        .nth(2)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    assert_eq!((ask("172.18.0.1"), ask(&docker0)), (CLOSED, CLOSED));
+    lab.host
+        .ip(&format!(
+            "addr add 172.18.0.50/16 dev {INTERFACE} noprefixroute"
+        ))
+        .unwrap();
+    until("the new address is open", || ask("172.18.0.50") == OPEN);
+    assert_eq!(
+        ask("172.18.0.1"),
+        CLOSED,
+        "the bridge's own address is the containers'"
+    );
+    assert!(is_enforcing(&guard), "{}", status(&guard));
+    lab.host
+        .ip(&format!("addr del 172.18.0.50/16 dev {INTERFACE}"))
+        .unwrap();
+    lab.host
+        .ip("addr add 172.18.0.50/16 dev docker0 noprefixroute")
+        .unwrap();
+    until("on a container bridge it is closed", || {
+        ask("172.18.0.50") == CLOSED
+    });
+    // A second address on a container bridge opens nothing.
+    lab.host.ip("addr add 172.17.9.9/16 dev docker0").unwrap();
+    until("both are closed", || {
+        (ask("172.17.9.9"), ask(&docker0)) == (CLOSED, CLOSED)
+    });
+    docker.run_invoices("web", &[]).unwrap();
+    let inside = docker.run(&[
+        "inspect",
+        "--format",
+        "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+        "web",
+    ]);
+    let inside = inside.unwrap();
+    assert_eq!(
+        get(&lab, USER_V4, inside.trim().parse().unwrap(), 8000).unwrap(),
+        CLOSED
+    );
+}
+
+#[test]
+fn a_container_network_on_the_hosts_own_bridge_cuts_nobody_off() {
+    let lab = Lab::new().unwrap();
+    bridge_over_uplink(&lab);
+    let docker = Docker::start(&lab).unwrap();
+    let ssh = Ssh::start(&lab).unwrap();
+    for interface in ["br0", INTERFACE] {
+        let text = policy(docker.socket(), "").replace(INTERFACE, interface);
+        let guard = Guard::start(&lab, &text).unwrap();
+        let bridge = "com.docker.network.bridge.name=br0";
+        let inhibit = "com.docker.network.bridge.inhibit_ipv4=true";
+        docker
+            .run(&[
+                "network",
+                "create",
+                "--subnet",
+                "203.0.113.0/24",
+                "--gateway",
+                "203.0.113.10",
+                "--opt",
+                bridge,
+                "--opt",
+                inhibit,
+                "lan",
+            ])
+            .unwrap();
+        until("it is told", || {
+            status(&guard)["docker"]["warnings"]
+                .to_string()
+                .contains("overlaps")
+        });
+        let output = ssh.output(&lab, HOST_V4, "true").unwrap();
+        assert!(
+            output.status.success(),
+            "{interface}: {output:?} {}",
+            guard.log()
+        );
+        docker
+            .run(&[
+                "run",
+                "--detach",
+                "--name",
+                "web",
+                "--network",
+                "lan",
+                "--ip",
+                "203.0.113.77",
+                IMAGE,
+            ])
+            .unwrap();
+        if interface == INTERFACE {
+            // Guarded on the bridge itself, only what is sent to this host is seen: not what the bridge forwards.
+            until("the container's address is closed", || {
+                get(&lab, USER_V4, "203.0.113.77".parse().unwrap(), 8000).unwrap() == CLOSED
+            });
+        }
+        let output = ssh.output(&lab, HOST_V4, "true").unwrap();
+        assert!(output.status.success(), "{interface}: {output:?}");
+        docker.remove("web").unwrap();
+        docker.run(&["network", "rm", "lan"]).unwrap();
+        if lab.host.ip("link show br0").is_err() {
+            // Docker removes a bridge with its network, also one that it found.
+            lab.host
+                .ip(&format!("link set {INTERFACE} nomaster"))
+                .unwrap();
+            bridge_again(&lab);
+        }
+        guard.remove().unwrap();
+    }
+}
+
+fn bridge_again(lab: &Lab) {
+    let host = &lab.host;
+    host.ip("link add br0 type bridge").unwrap();
+    host.ip("link set br0 up").unwrap();
+    host.ip(&format!("link set {INTERFACE} master br0"))
+        .unwrap();
+    host.ip(&format!("addr add {HOST_V4}/24 dev br0")).unwrap();
+    host.ip("route replace 198.51.100.0/24 via 203.0.113.1")
+        .unwrap();
+}
+
+#[test]
+fn a_runtime_that_a_policy_changes_to_and_that_is_silent_is_not_called_enforcing() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    docker.run_invoices("before", &["8000:8000"]).unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    assert!(is_enforcing(&guard));
+    write_policy(&lab, &policy(Path::new("/nonexistent.sock"), "")).unwrap();
+    guard.run(&["reload"]).unwrap();
+    docker.run_invoices("web", &["8001:8000"]).unwrap();
+    assert!(!is_enforcing(&guard));
+    let why = not_enforcing_because(&guard);
+    assert!(why.contains("/nonexistent.sock"), "{why}");
+    // And back: both are closed, and it enforces.
+    write_policy(&lab, &policy(docker.socket(), "")).unwrap();
+    guard.run(&["reload"]).unwrap();
+    until("it enforces", || is_enforcing(&guard));
+    for port in [8000, 8001] {
+        assert_eq!(
+            get(&lab, USER_V4, HOST_V4, port).unwrap(),
+            Answer::TimedOut,
+            "{port}"
+        );
+    }
+}
+
+#[test]
+fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_it() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let ssh = Ssh::start(&lab).unwrap();
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    let logs_in = || ssh.output(&lab, HOST_V4, "true").unwrap().status.success();
+    assert!(logs_in());
+    let refused = docker.run_invoices("sneaky", &["22:8000"]);
+    assert!(refused.is_err(), "sshd has the port");
+    let created = docker.run(&[
+        "ps",
+        "--all",
+        "--filter",
+        "status=created",
+        "--format",
+        "{{.Names}}",
+    ]);
+    assert_eq!(created.unwrap().trim(), "sneaky");
+    // Whatever the guard hears of it, and also when it looks at everything afresh.
+    for _ in 0..10 {
+        assert!(logs_in(), "{}", guard.log());
+    }
+    guard.run(&["reload"]).unwrap();
+    assert!(logs_in(), "{}", guard.log());
+    docker.remove("sneaky").unwrap();
+
+    // On another address of the host it is that address alone.
+    lab.host
+        .ip(&format!("addr add 203.0.113.11/24 dev {INTERFACE}"))
+        .unwrap();
+    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+    docker
+        .run_invoices("eleven", &["203.0.113.11:81:8000"])
+        .unwrap();
+    docker
+        .run_invoices("twelve", &["203.0.113.11:2222:8000"])
+        .unwrap();
+    until("it is known", || {
+        status(&guard)["docker"]["published"]
+            .to_string()
+            .contains("2222")
+    });
+    assert_eq!(
+        get(&lab, USER_V4, "203.0.113.11".parse().unwrap(), 2222).unwrap(),
+        CLOSED
+    );
+    assert_eq!(
+        get(&lab, USER_V4, HOST_V4, 2222).unwrap(),
+        Answer::Refused,
+        "nothing is there, and nothing is closed"
+    );
+    assert!(logs_in());
+    assert!(is_enforcing(&guard), "{}", status(&guard));
+}
+
+#[test]
+fn a_session_that_a_container_closes_is_told_loudly() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    // A server that hands its port over to a container while a client is connected.
+    let server = lab
+        .host
+        .enter(|| TcpListener::bind((HOST_V4, 8000)).unwrap())
+        .unwrap();
+    let client = lab
+        .internet
+        .enter(|| TcpStream::connect((HOST_V4, 8000)).unwrap())
+        .unwrap();
+    let (accepted, _) = server.accept().unwrap();
+    drop(server);
+    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+    docker.run_invoices("web", &["8000:8000"]).unwrap();
+    until("it is told", || {
+        status(&guard)["warnings"]
+            .to_string()
+            .contains("closes the open session")
+    });
+    assert!(guard.log().contains("8000"), "{}", guard.log());
+    drop((client, accepted));
+}
+
+#[test]
+fn status_answers_at_once_while_a_large_policy_is_loaded() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let mut large = String::from("[[source]]\nname = \"list\"\ndeny = true\ncidrs = [\n");
+    for n in 0..100_000_u32 {
+        let [_, a, b, c] = n.to_be_bytes();
+        large.push_str(&format!("\"10.{a}.{b}.{c}\",\n"));
+    }
+    large.push_str("]\n");
+    for n in 0..1_000 {
+        large.push_str(&format!(
+            "[[service]]\nname = \"s{n}\"\nports = [\"tcp/{}\"]\nlimit.packets = \"{}/s\"\n",
+            10_000 + n,
+            1_000 + n
+        ));
+    }
+    site.write("enforce", &large);
+    let socket = site.lab.folder().join("guard.sock");
+    let (mut answers, mut while_loading, mut longest) = (0, 0, Duration::ZERO);
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| guard.run(&["reload"]).unwrap());
+        loop {
+            let is_over = reload.is_finished();
+            let start = Instant::now();
+            let answer = ask(&socket, "/v1/status");
+            longest = longest.max(start.elapsed());
+            assert!(answer.contains("\"enforcing\":true"), "{answer}");
+            answers += 1;
+            if answer.contains("\"services\":0") {
+                while_loading += 1;
+            }
+            if is_over {
+                break;
+            }
+        }
+    });
+    // How fast each is belongs to the bench; that none waits for the load shows in how many there were.
+    assert!(
+        while_loading >= 5,
+        "{while_loading} of {answers} answers came while it was loaded, the slowest after {longest:?}"
+    );
+    assert!(ask(&socket, "/v1/status").contains("\"services\":1000"));
+}
+
+/// Asks the control socket without a process of its own.
+fn ask(socket: &Path, path: &str) -> String {
+    use std::{io::Write as _, os::unix::net::UnixStream};
+    let mut stream = UnixStream::connect(socket).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    for line in BufReader::new(stream).lines() {
+        text.push_str(&line.unwrap());
+    }
+    text
+}
+
+#[test]
+fn a_refused_change_changes_nothing_reads_included() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let pins = site.keep_program(&guard);
+    let host = &site.lab.host;
+    host.ip("link add other type veth peer name otherpeer")
+        .unwrap();
+    host.ip("link set other up").unwrap();
+    site.put_foreign("other", &pins);
+    let before = (status(&guard)["interfaces"].clone(), site.ask());
+    let both = host_policy("enforce", SHUT).replace("[\"wan\"]", "[\"wan\", \"other\"]");
+    let path = write_policy(&site.lab, &both).unwrap();
+    for _ in 0..2 {
+        let refused = output(&site.lab, &["reload"]).unwrap();
+        fails(&refused, 1, &["other", "already has an XDP program"]);
+        assert_eq!((status(&guard)["interfaces"].clone(), site.ask()), before);
+        for command in ["counters", "talkers", "list"] {
+            guard.json(command).unwrap();
+        }
+    }
+    assert_eq!(get(&site.lab, FLOODER_V4, HOST_V4, 80).unwrap(), OPEN);
+    let tried = output(&site.lab, &["try", path.to_str().unwrap(), "--for", "60s"]).unwrap();
+    fails(&tried, 1, &["other", "already has an XDP program"]);
+    assert_eq!(
+        (
+            status(&guard)["interfaces"].clone(),
+            status(&guard)["trial"].clone()
+        ),
+        (before.0, Value::Null)
+    );
+    assert!(fs::metadata(site.lab.pins()).is_ok());
+}

@@ -1,0 +1,368 @@
+//! A storm: for a minute addresses, routes, links, containers, policies and entries come and go several times a
+//! second. Nothing gets through to a closed port meanwhile, a client of the open one loses nothing, and what is in the
+//! tables at the end is what an agent makes that starts there.
+
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    docker::Docker,
+    guard::{Guard, write_policy},
+    hammer::{Hammer, Reached, Target},
+    process::{run, wait_for},
+    topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4},
+};
+use serde_json::Value;
+
+const DURATION: Duration = Duration::from_secs(60);
+
+/// Between two changes of one kind.
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// Of a service that every policy of the storm lists.
+const OPEN: u16 = 7_777;
+
+/// After how long without an answer the client says the same once more.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often it says it in all.
+const ATTEMPTS: usize = 10;
+
+/// Ports that the containers of the storm publish.
+const CLOSED: [u16; 3] = [8_000, 8_001, 8_002];
+
+fn policy(docker: &Docker, variant: usize) -> String {
+    let more = [
+        "",
+        "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nlimit.packets = \"100/s\"\n",
+        "[[source]]\nname = \"scanner\"\ncidrs = [\"198.51.100.200/32\", \"192.0.2.0/24\"]\ndeny = true\n",
+        "[[service]]\nname = \"inner\"\nports = [\"tcp/9000\", \"udp/9000-9010\"]\nfrom = [\"192.0.2.0/24\"]\n",
+    ];
+    format!(
+        "mode = \"enforce\"\ninterfaces = [\"{INTERFACE}\"]\ndocker.socket = \"{}\"\n\
+         [[service]]\nname = \"echo\"\nports = [\"udp/{OPEN}\"]\n{}",
+        docker.socket().display(),
+        more[variant % more.len()]
+    )
+}
+
+/// Does something again and again until the storm is over. Returns how often.
+fn again(over: &AtomicBool, mut change: impl FnMut(usize) -> Result<()>) -> Result<usize> {
+    let mut count = 0;
+    while !over.load(Ordering::Relaxed) {
+        change(count).with_context(|| format!("change {count}"))?;
+        count += 1;
+        thread::sleep(PAUSE);
+    }
+    Ok(count)
+}
+
+/// Answers every datagram until the storm is over.
+fn echo(lab: &Lab, over: &AtomicBool) -> Result<()> {
+    let socket = lab.host.enter(|| UdpSocket::bind((HOST_V4, OPEN)))??;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut buffer = [0; 64];
+    while !over.load(Ordering::Relaxed) {
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(&buffer[..length], from)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the client has sent: how many datagrams, and how many of them had no answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    datagrams: u64,
+    unanswered: u64,
+}
+
+/// Sends a datagram, waits for its answer, and sends the next.
+fn client(lab: &Lab, over: &AtomicBool) -> Result<Sent> {
+    let socket = lab.internet.enter(|| UdpSocket::bind((USER_V4, 0)))??;
+    socket.connect((HOST_V4, OPEN))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut sent = Sent::default();
+    let mut number = 0u64;
+    while !over.load(Ordering::Relaxed) {
+        let before = sent.unanswered;
+        while !is_answered(&socket, number)? {
+            sent.unanswered += 1;
+            ensure!(
+                sent.unanswered - before < ATTEMPTS as u64,
+                "datagram {number} is lost {ATTEMPTS} times"
+            );
+        }
+        number += 1;
+        thread::sleep(Duration::from_millis(2));
+    }
+    sent.datagrams = number + sent.unanswered;
+    Ok(sent)
+}
+
+fn is_answered(socket: &UdpSocket, number: u64) -> Result<bool> {
+    let mut answer = [0; 8];
+    socket.send(&number.to_be_bytes())?;
+    loop {
+        match socket.recv(&mut answer) {
+            // A late answer to one that was repeated is passed over.
+            Ok(8) if u64::from_be_bytes(answer) < number => {}
+            Ok(length) => {
+                ensure!(
+                    length == 8 && u64::from_be_bytes(answer) == number,
+                    "another answer to {number}"
+                );
+                return Ok(true);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Datagrams that full queues have dropped on the way, as a busy machine's do under the knocks: what the program drops
+/// is not among them.
+fn dropped_by_queues(lab: &Lab) -> Result<u64> {
+    let mut dropped = 0;
+    for (namespace, which) in [
+        (&lab.internet, String::new()),
+        (&lab.host, format!("dev {INTERFACE}")),
+    ] {
+        let links: Value =
+            serde_json::from_str(&namespace.ip(&format!("-s -j link show {which}"))?)?;
+        let links = links.as_array().context("no list of links")?;
+        for link in links {
+            for way in ["rx", "tx"] {
+                let count = &link["stats64"][way]["dropped"];
+                dropped += count
+                    .as_u64()
+                    .with_context(|| format!("no count: {link}"))?;
+            }
+        }
+    }
+    Ok(dropped)
+}
+
+#[test]
+fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let guard = Guard::start(&lab, &policy(&docker, 0)).unwrap();
+    let reached = Reached::count(&lab).unwrap();
+    let targets: Vec<Target> = [HOST_V4, HOST_V6]
+        .into_iter()
+        .flat_map(|host| CLOSED.map(|port| Target::Tcp(SocketAddr::new(host, port))))
+        .collect();
+    let hammer = Hammer::start(&lab, &targets).unwrap();
+    let (over, served) = (AtomicBool::new(false), AtomicBool::new(false));
+    let through = AtomicU64::new(0);
+    // Each undoes some of another: what was gone already is no failure, and is not counted.
+    let undone = AtomicU64::new(0);
+    let host = |command: &str| {
+        if lab.host.ip(command).is_err() {
+            undone.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    lab.host.ip("link add d0 type veth peer name d1").unwrap();
+    lab.host.ip("link set d1 up").unwrap();
+    lab.host.ip("link set d0 up").unwrap();
+    let counts = thread::scope(|scope| {
+        let echo = scope.spawn(|| echo(&lab, &served));
+        let client = scope.spawn(|| client(&lab, &over));
+        let addresses = scope.spawn(|| {
+            again(&over, |n| {
+                let (address, link) = [
+                    ("203.0.113.77/24", INTERFACE),
+                    ("172.17.44.4/16", "d0"),
+                    ("172.18.0.50/16", "d0"),
+                ][n / 2 % 3];
+                let verb = ["add", "del"][n % 2];
+                host(&format!("addr {verb} {address} dev {link}"))
+            })
+        });
+        let routes = scope.spawn(|| {
+            again(&over, |n| {
+                let route = [
+                    "10.9.0.0/16 via 203.0.113.1",
+                    "default via 203.0.113.1 metric 50",
+                    "172.18.0.0/16 dev d0",
+                ][n / 2 % 3];
+                let verb = ["replace", "del"][n % 2];
+                host(&format!("route {verb} {route}"))
+            })
+        });
+        let links = scope.spawn(|| {
+            again(&over, |n| match n % 4 {
+                0 => host("link add s0 type veth peer name s1"),
+                1 => host("link set s0 name s2"),
+                2 => host("link add b7 type bridge").and_then(|()| host("link set s2 master b7")),
+                _ => host("link del s2").and_then(|()| host("link del b7")),
+            })
+        });
+        let containers = scope.spawn(|| {
+            again(&over, |n| {
+                let port = CLOSED[n % CLOSED.len()];
+                let name = format!("storm{n}");
+                docker.run_invoices(&name, &[&format!("{port}:8000")])?;
+                if n % 3 == 0 {
+                    docker.run(&["network", "create", &format!("net{n}")])?;
+                    docker.run(&["network", "connect", &format!("net{n}"), &name])?;
+                }
+                docker.remove(&name)?;
+                if n % 3 == 0 {
+                    docker.run(&["network", "rm", &format!("net{n}")])?;
+                }
+                Ok(())
+            })
+        });
+        let policies = scope.spawn(|| {
+            again(&over, |n| {
+                write_policy(&lab, &policy(&docker, n))?;
+                guard.run(&["reload"]).map(drop)
+            })
+        });
+        let entries = scope.spawn(|| {
+            again(&over, |n| {
+                let prefix = format!("192.0.2.{}/32", n % 250);
+                let made = guard.run(&["deny", &prefix, "--for", "1h", "--owner", "storm"])?;
+                let id = made
+                    .split_whitespace()
+                    .find_map(|word| word.trim_matches([':', ',']).parse::<u64>().ok());
+                let id = id.with_context(|| made.clone())?;
+                guard.run(&["revoke", &id.to_string()]).map(drop)
+            })
+        });
+        let start = Instant::now();
+        let mut seen = Ok(());
+        while seen.is_ok() && start.elapsed() < DURATION {
+            thread::sleep(Duration::from_secs(1));
+            seen = reached.packets().and_then(|packets| {
+                through.store(packets, Ordering::Relaxed);
+                let status = guard.json("status")?;
+                ensure!(status["interfaces"][0]["attached"] == true, "{status}");
+                Ok(())
+            });
+        }
+        // Nothing may panic before all are told to end: the scope waits for them.
+        over.store(true, Ordering::Relaxed);
+        let changes = [addresses, routes, links, containers, policies, entries];
+        let counts = changes.map(thread::ScopedJoinHandle::join);
+        let datagrams = client.join();
+        served.store(true, Ordering::Relaxed);
+        let echoed = echo.join();
+        seen.unwrap();
+        echoed.unwrap().unwrap();
+        let counts = counts.map(|one| one.unwrap().unwrap());
+        (counts, datagrams.unwrap().unwrap())
+    });
+    let knocks = hammer.stop().unwrap();
+    let (changes, sent) = counts;
+    let dropped = dropped_by_queues(&lab).unwrap();
+    assert!(
+        sent.unanswered <= dropped,
+        "{sent:?}, and queues dropped {dropped}: {}",
+        guard.log()
+    );
+    assert_eq!(through.load(Ordering::Relaxed), 0, "{}", guard.log());
+    assert!(
+        changes.iter().all(|count| *count >= 10),
+        "too calm: {changes:?}"
+    );
+    eprintln!("{sent:?}, queues dropped {dropped}, {knocks} knocks");
+    assert!(
+        sent.datagrams > 1_000 && knocks > 1_000,
+        "{sent:?}, {knocks} knocks"
+    );
+
+    // What is there in the end, by the agent that has seen it all and by one that starts now.
+    docker
+        .run_invoices("last", &["8000:8000", "203.0.113.10:8001:8000"])
+        .unwrap();
+    let is_calm = |guard: &Guard| {
+        wait_for(Duration::from_secs(20), || {
+            let status = guard.json("status")?;
+            ensure!(status["enforcing"] == true, "{status}");
+            ensure!(
+                status["docker"]["published"].to_string().contains("8001"),
+                "{status}"
+            );
+            Ok(())
+        })
+        .unwrap();
+    };
+    is_calm(&guard);
+    let seen_all = tables(&guard).unwrap();
+    guard.kill().unwrap();
+    let guard = Guard::start_again(&lab).unwrap();
+    is_calm(&guard);
+    let started = tables(&guard).unwrap();
+    assert_eq!(
+        seen_all.keys().collect::<Vec<_>>(),
+        started.keys().collect::<Vec<_>>()
+    );
+    assert!(seen_all.len() > 15, "{:?}", seen_all.keys());
+    for (name, table) in &seen_all {
+        assert_eq!(table.len(), started[name].len(), "{name}");
+        for (one, other) in table.iter().zip(&started[name]) {
+            assert_eq!(one, other, "{name}");
+        }
+    }
+}
+
+/// Maps that hold what was counted, charged or seen, or are the program's own scratch.
+const STATE: [&str; 13] = [
+    "COUNTERS",
+    "TALKERS",
+    "CELLS",
+    "NARROW_CELLS",
+    "TOTALS",
+    "FLOWS",
+    "STRANGERS",
+    "ACCOUNTS",
+    "EVENTS",
+    "GRANT",
+    "LOSSES",
+    ".data.capture",
+    "AYA_LOGS",
+];
+
+/// The entries of every table of the program in force, sorted, by the table's name and its place in the program.
+fn tables(guard: &Guard) -> Result<BTreeMap<String, Vec<String>>> {
+    let id = guard.json("status")?["interfaces"][0]["program_id"].to_string();
+    let program = bpftool(&["prog", "show", "id", &id])?;
+    let maps = program["map_ids"]
+        .as_array()
+        .context("it has no maps")?
+        .clone();
+    let mut tables = BTreeMap::new();
+    for (place, map) in maps.iter().enumerate() {
+        let map = map.to_string();
+        let shown = bpftool(&["map", "show", "id", &map])?;
+        let name = shown["name"].as_str().unwrap_or_default().to_owned();
+        if STATE.contains(&name.as_str()) {
+            continue;
+        }
+        let entries = bpftool(&["map", "dump", "id", &map])?;
+        let entries = entries.as_array().into_iter().flatten();
+        let mut entries: Vec<String> = entries
+            .map(|entry| format!("{} {}", entry["key"], entry["value"]))
+            .collect();
+        entries.sort_unstable();
+        tables.insert(format!("{place} {name}"), entries);
+    }
+    Ok(tables)
+}
+
+fn bpftool(arguments: &[&str]) -> Result<Value> {
+    let text = run(Command::new("bpftool").arg("--json").args(arguments))?;
+    Ok(serde_json::from_str(&text)?)
+}
