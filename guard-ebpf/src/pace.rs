@@ -6,7 +6,7 @@
 //! judged thoroughly.
 //!
 //! It is worth its generics. Measured with `cargo xtask bench` on Linux 6.18 (x86-64, two CPUs of a virtual machine in
-//! use by others, 4 runs of 21 rounds in alternation; the least median of each, in ns):
+//! use by others; runs of 21 rounds, 4 of them for the last column; the least median of each, in ns):
 //!
 //! | row | as it is | one parser's value, judged in two paces | one parser's value, judged thoroughly |
 //! | --- | --- | --- | --- |
