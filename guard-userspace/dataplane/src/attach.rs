@@ -19,7 +19,7 @@ use super::{
     CounterRow, Generation, LoadError, PacketFilter, Purpose, Shared, TalkerRow, Tap, egress,
     error::AttachError,
     evict,
-    link::{attach_or_swap, info_of, own_link, swap},
+    link::{attach_or_swap, info_of, occupied, own_link, pinned_program, swap},
     link_info,
     mode::{Force, Programs, XdpMode},
     pins::{self, EGRESS_LINK, LINK, PinError, Pins},
@@ -240,6 +240,18 @@ impl Attachment {
     fn is_on_trial(&self) -> bool {
         let in_force = self.in_force.as_ref();
         in_force.is_some_and(|in_force| in_force.facts.trial_until != 0)
+    }
+
+    /// # Errors
+    /// If the interface has somebody else's program, which `force` does not take off.
+    pub fn require_free(&self, found: Option<XdpState>, force: Force) -> Result<(), AttachError> {
+        let pins = &self.state.pins;
+        match found {
+            Some(state) if force == Force::No && pinned_program(pins) != Some(state.program_id) => {
+                Err(occupied(pins.interface(), state))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts a generation in force, in one atomic step, and returns the one before it, which can be put

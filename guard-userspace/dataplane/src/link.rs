@@ -128,6 +128,14 @@ fn attach_somehow(
     }
 }
 
+/// Somebody else's program is on the interface.
+pub fn occupied(interface: &str, found: XdpState) -> AttachError {
+    AttachError::Occupied {
+        interface: interface.to_owned(),
+        program: evict::describe(Some(found)),
+    }
+}
+
 /// Why there is a program already. The kernel looks above before it looks at the interface.
 fn exists(interface: &str, found: &Programs) -> AttachError {
     let interface = interface.to_owned();
@@ -140,10 +148,7 @@ fn exists(interface: &str, found: &Programs) -> AttachError {
             above: above.clone(),
             program: evict::describe(Some(*program)),
         },
-        Programs { on: Some(_), .. } => AttachError::Occupied {
-            interface,
-            program: evict::describe(found.on),
-        },
+        Programs { on: Some(on), .. } => occupied(&interface, *on),
         Programs {
             on: None,
             above: None,

@@ -576,7 +576,7 @@ impl Applier {
         force: Force,
         flows: &[UdpFlow],
     ) -> Result<Option<Prepared>, ChangeError> {
-        self.take_off_above(target, order)?;
+        self.take_off_above(target, found, order, force)?;
         let turn = self.gate.enter(order.epoch)?;
         let Some(attached) = self.attachments.get_mut(&target.index) else {
             return Ok(None);
@@ -592,12 +592,22 @@ impl Applier {
     }
 
     /// The kernel takes no program on an interface while a device above it has one. If that is the guard's own, and
-    /// the policy does not choose that device any more, it goes first.
-    fn take_off_above(&mut self, target: &Target, order: &Order<'_>) -> Result<(), ChangeError> {
+    /// the policy does not choose that device any more, it goes first, unless somebody else's program is in the way here:
+    /// the device would be open for nothing.
+    fn take_off_above(
+        &mut self,
+        target: &Target,
+        found: Option<XdpState>,
+        order: &Order<'_>,
+        force: Force,
+    ) -> Result<(), ChangeError> {
         for index in &target.above {
             let is_chosen = order.plan.targets.iter().any(|one| one.index == *index);
             if is_chosen || !self.attachments.contains_key(index) {
                 continue;
+            }
+            if let Some(attached) = self.attachments.get(&target.index) {
+                attached.attachment.require_free(found, force)?;
             }
             let _turn = self.gate.enter(order.epoch)?;
             if let Some(attached) = self.attachments.get_mut(index) {

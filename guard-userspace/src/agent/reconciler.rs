@@ -222,6 +222,7 @@ impl Reconciler {
                         return;
                     }
                     Some(command) => {
+                        self.take_in_others();
                         self.change(command).await;
                         false
                     }
@@ -233,7 +234,9 @@ impl Reconciler {
                 }
                 _ = beat.tick() => true,
             };
-            if is_beat {
+            // First of all: what is written below must not undo it.
+            self.take_in_others();
+            if is_beat && !self.gate.is_detached() {
                 self.look_after().await;
             }
             if self.gate.is_detached() {
@@ -250,16 +253,6 @@ impl Reconciler {
 
     /// What is due without an event: that others see this agent alive, and that trials and entries end.
     async fn look_after(&mut self) {
-        // First of all: what is written below must not undo it.
-        self.take_words();
-        if self.store.changed_outside() {
-            self.take_in_store();
-        }
-        if self.store.kept.detached {
-            // It may have been put back before this was known.
-            self.gate.detach(|| self.applier.detach());
-            return;
-        }
         if let Some(hold) = &mut self.hold
             && let Err(problem) = hold.hold_on()
         {
@@ -283,6 +276,18 @@ impl Reconciler {
         self.end_entries(now.world);
         if self.not_kept.is_some() && Instant::now() >= self.keep_again {
             self.keep();
+        }
+    }
+
+    /// What was done without this agent, as while it hung.
+    fn take_in_others(&mut self) {
+        self.take_words();
+        if self.store.changed_outside() {
+            self.take_in_store();
+        }
+        if self.store.kept.detached && !self.gate.is_detached() {
+            // It may have been put back before this was known.
+            self.gate.detach(|| self.applier.detach());
         }
     }
 

@@ -216,6 +216,31 @@ fn a_guard_moves_from_a_bridge_to_its_port_and_back() {
 }
 
 #[test]
+fn a_guard_stays_on_a_bridge_whose_port_has_another_program() {
+    let site = Site::new();
+    let on = |name: &str| host_policy("enforce", SHUT).replace(INTERFACE, name);
+    let guard = site.start("observe", SHUT);
+    let foreign = site.keep_program(&guard);
+    guard.run(&["detach"]).unwrap();
+    drop(guard);
+    site.put_foreign(INTERFACE, &foreign);
+    bridge_over_uplink(&site.lab);
+    let guard = Guard::start(&site.lab, &on("br0")).unwrap();
+    let before = status(&guard)["interfaces"].clone();
+    assert_eq!(
+        (&before[0]["name"], site.ask()),
+        (&"br0".into(), CLOSED),
+        "{before}"
+    );
+    write_policy(&site.lab, &on(INTERFACE)).unwrap();
+    let refused = output(&site.lab, &["reload"]).unwrap();
+    fails(&refused, 1, &["wan already has an XDP program"]);
+    // The very program of before: it was not taken off meanwhile.
+    assert_eq!(status(&guard)["interfaces"], before);
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
 fn an_address_that_comes_inside_a_container_network_is_this_hosts() {
     let lab = Lab::new().unwrap();
     let docker = Docker::start(&lab).unwrap();
