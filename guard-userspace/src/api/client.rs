@@ -10,7 +10,14 @@ use super::{
     Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, Explanation, ModeChange,
     NewTrial, PolicyText, Question, Reload, Revocation, Status, Talker, capture::CaptureRequest,
 };
-use crate::{causes::innermost, policy::Entry};
+use crate::{causes::innermost, host::timebase, policy::Entry};
+
+/// A request's header: until when its client waits, in nanoseconds of CLOCK_BOOTTIME.
+pub const DEADLINE: &str = "guard-deadline";
+
+fn nanoseconds(patience: Duration) -> u64 {
+    u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// How long the agent may take to answer, and to change what is in force: a large policy takes the
 /// kernel's verifier and the tables a while.
@@ -200,7 +207,15 @@ impl Client {
         })
     }
 
-    async fn send(&self, request: RequestBuilder, patience: Duration) -> Answer<reqwest::Response> {
+    async fn send(
+        &self,
+        mut request: RequestBuilder,
+        patience: Duration,
+    ) -> Answer<reqwest::Response> {
+        if let Ok(now) = timebase() {
+            let deadline = now.boot_ns.saturating_add(nanoseconds(patience));
+            request = request.header(DEADLINE, deadline);
+        }
         let sent = request.timeout(patience).send().await;
         sent.map_err(|error| {
             if error.is_timeout() {

@@ -47,6 +47,33 @@ fn is_well(socket: &PathBuf, guard: &Guard, what: &str) {
     assert_eq!(guard.json("status").unwrap()["enforcing"], true, "{what}");
 }
 
+/// What waits in the socket while an agent hangs is old when it wakes.
+#[test]
+fn what_a_client_does_not_wait_for_any_more_is_not_done() {
+    let site = Site::new();
+    let guard = site.start("enforce", OPEN_80);
+    let socket = site.lab.folder().join("guard.sock");
+    let switch_off = |deadline: u64| {
+        let body = r#"{"mode": "off"}"#;
+        let mut stream = connect(&socket);
+        let head = format!(
+            "POST /v1/mode HTTP/1.1\r\nHost: guard\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nguard-deadline: {deadline}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let late = switch_off(1);
+    assert!(late.starts_with("HTTP/1.1 408"), "{late}");
+    assert_eq!(guard.json("status").unwrap()["mode"], "enforce");
+    let in_time = switch_off(u64::MAX);
+    assert!(in_time.starts_with("HTTP/1.1 200"), "{in_time}");
+    assert_eq!(guard.json("status").unwrap()["mode"], "off");
+}
+
 /// Capabilities belong to threads, and those that read what clients send are others than the first.
 #[test]
 fn no_thread_of_the_agent_keeps_more_of_roots_powers_than_it_needs() {

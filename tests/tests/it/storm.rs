@@ -66,8 +66,7 @@ fn again(over: &AtomicBool, mut change: impl FnMut(usize) -> Result<()>) -> Resu
 }
 
 /// Answers every datagram until the storm is over.
-fn echo(lab: &Lab, over: &AtomicBool) -> Result<()> {
-    let socket = lab.host.enter(|| UdpSocket::bind((HOST_V4, OPEN)))??;
+fn echo(socket: &UdpSocket, over: &AtomicBool) -> Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
     while !over.load(Ordering::Relaxed) {
@@ -175,8 +174,11 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
     lab.host.ip("link add d0 type veth peer name d1").unwrap();
     lab.host.ip("link set d1 up").unwrap();
     lab.host.ip("link set d0 up").unwrap();
+    // Before the client asks.
+    let bound = lab.host.enter(|| UdpSocket::bind((HOST_V4, OPEN)));
+    let bound = bound.unwrap().unwrap();
     let counts = thread::scope(|scope| {
-        let echo = scope.spawn(|| echo(&lab, &served));
+        let echo = scope.spawn(|| echo(&bound, &served));
         let client = scope.spawn(|| client(&lab, &over));
         let addresses = scope.spawn(|| {
             again(&over, |n| {

@@ -32,9 +32,11 @@ use crate::{
         PolicyText, Question, Reload, Revocation, Status, Talker,
         actor::Actor,
         capture::{self, CaptureRequest},
+        client::DEADLINE,
         listen::Lasting,
     },
     explain::Explanation,
+    host::timebase,
     policy::Entry,
 };
 
@@ -76,6 +78,7 @@ pub fn router(served: Served) -> Router {
         .fallback(async move || unknown(no_such_resource))
         .layer(Extension(Arc::new(document)))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(in_time))
         .layer(middleware::from_fn(told))
         .with_state(served)
 }
@@ -123,6 +126,24 @@ async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> 
     let status = response.status().as_u16();
     info!(by = by.to_string(), status, "{asked}");
     response
+}
+
+/// What waited in the socket while the agent hung is not done later: its client has gone round the agent, or has given
+/// up, and an operator may have asked for something else since.
+async fn in_time(request: Request, next: Next) -> Response {
+    let deadline = request.headers().get(DEADLINE);
+    let deadline = deadline.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let is_over = deadline
+        .zip(timebase().ok())
+        .is_some_and(|(deadline, now)| deadline < now.boot_ns);
+    if !is_over {
+        return next.run(request).await;
+    }
+    let body = ErrorBody {
+        error: "the client does not wait for this any more, and it is not done".to_owned(),
+        is_policy: false,
+    };
+    (StatusCode::REQUEST_TIMEOUT, Json(body)).into_response()
 }
 
 /// What the answers come from.
