@@ -4,7 +4,12 @@
 //! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
 //! enforcing, and removing the pin takes the program off even if the agent hangs.
 
-use std::{collections::BTreeSet, path::Path, process, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process,
+    sync::{Arc, Weak},
+};
 
 use aya::maps::{Map, ProgramArray};
 use guard_common::{
@@ -16,7 +21,7 @@ use guard_host::{UdpFlow, XdpState, causes::innermost};
 use guard_policy::{Exhausted, Ground, Policy, PublishedPort, Seats, Tables};
 
 use super::{
-    CounterRow, Generation, LoadError, PacketFilter, Purpose, Shared, TalkerRow, Tap, egress,
+    Generation, LoadError, Purpose, Shared, egress,
     error::AttachError,
     evict,
     link::{attach_or_swap, info_of, occupied, own_link, pinned_program, swap},
@@ -148,9 +153,9 @@ impl Attachment {
         &self.state.pins
     }
 
-    /// Whoever reads packets of this interface holds it.
-    pub fn tapped(&self) -> Arc<()> {
-        Arc::clone(&self.tapped)
+    /// A reader of packets holds it strongly; whoever could only become one does not count.
+    pub fn tapped(&self) -> Weak<()> {
+        Arc::downgrade(&self.tapped)
     }
 
     /// Takes the program off the interface, and leaves its state for the generation that is put back.
@@ -468,19 +473,6 @@ impl Attachment {
         about.seen_ns = boot_ns;
         about.agent = process::id();
         Ok(self.state.set_about(&about)?)
-    }
-
-    pub fn counters(&self) -> Result<Vec<CounterRow>, StateError> {
-        self.state.counters()
-    }
-
-    pub fn talkers(&self) -> Result<Vec<TalkerRow>, StateError> {
-        self.state.talkers()
-    }
-
-    /// Asks the kernel for packets. There is one reader at a time.
-    pub fn tap(&self, wanted: PacketFilter) -> Result<Tap, StateError> {
-        Tap::open(&self.state.pins, wanted, Arc::clone(&self.tapped))
     }
 
     fn is_tapped(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use anyhow::Result;
@@ -62,8 +62,8 @@ pub struct InForce {
     pub program_id: u32,
     pub mode: XdpMode,
     pub generation: u64,
-    /// A reader of packets holds it as well.
-    pub tapped: Arc<()>,
+    /// A reader of packets holds it. A snapshot that did would look like a capture that never ends.
+    pub tapped: Weak<()>,
 }
 
 impl Snapshot {
@@ -292,7 +292,7 @@ impl Snapshot {
         let filter = filter_of(request, in_force.len()).map_err(ChangeError::Wrong)?;
         let mut taps = Vec::with_capacity(in_force.len());
         for (name, InForce { pins, tapped, .. }) in in_force {
-            let tap = Tap::open(pins, filter.clone(), Arc::clone(tapped));
+            let tap = Tap::open(pins, filter.clone(), tapped.upgrade().unwrap_or_default());
             taps.push((name.to_owned(), tap.map_err(anyhow::Error::from)?));
         }
         Ok(taps)

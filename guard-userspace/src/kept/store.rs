@@ -189,11 +189,6 @@ impl StateStore {
         mem::take(&mut self.is_news)
     }
 
-    /// Takes in what others have changed; [`changed_outside`](Self::changed_outside) still tells of it.
-    pub fn look(&mut self) {
-        let _result = self.take_in();
-    }
-
     fn save_in_turn(&mut self) -> Result<(), KeepError> {
         for _ in 0..ATTEMPTS {
             self.take_in()?;
