@@ -46,7 +46,19 @@ impl Screen {
         Ok(())
     }
 
+    /// The screen when nothing is being drawn: tmux shows a frame also while half of it is written.
     pub fn text(&self) -> Result<String> {
+        let mut before = self.captured()?;
+        wait_for(Duration::from_secs(20), || {
+            let text = self.captured()?;
+            let is_settled = text == before;
+            before = text;
+            ensure!(is_settled, "the screen goes on changing:\n{before}");
+            Ok(before.clone())
+        })
+    }
+
+    fn captured(&self) -> Result<String> {
         self.tmux(&["capture-pane", "-p"])
     }
 
