@@ -6,12 +6,16 @@
 
 use std::{
     collections::BTreeSet,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     process,
     sync::{Arc, Weak},
 };
 
-use aya::maps::{Map, ProgramArray};
+use aya::{
+    maps::{Map, ProgramArray},
+    programs::loaded_programs,
+};
 use guard_common::{
     exposure::Scope,
     layout::{self, About, Capture, feature},
@@ -69,6 +73,12 @@ impl Prepared {
         let tables = Tables::compile_at(&self.policy, ground, &self.seats);
         self.generation.change(tables, early)
     }
+}
+
+/// A program that was taken off an interface, to be put back.
+pub struct TakenOff {
+    program: OwnedFd,
+    native: bool,
 }
 
 /// An interface, and the generation in force on it.
@@ -158,18 +168,63 @@ impl Attachment {
         Arc::downgrade(&self.tapped)
     }
 
-    /// Takes the program off the interface, and leaves its state for the generation that is put back.
+    /// Takes the program off the interface, and leaves its state for when it is put back. `found` is what is on the
+    /// interface at this moment. `None`: it is not this guard's.
     ///
     /// # Errors
     /// The program is still there.
-    pub fn take_off(&mut self) -> Result<(), AttachError> {
+    pub fn take_off(&mut self, found: Option<XdpState>) -> Result<Option<TakenOff>, AttachError> {
+        let taken_off = match found.filter(|_| self.is_on(found)) {
+            Some(found) => Some(TakenOff {
+                program: self.open_program(found.program_id)?,
+                native: found.native,
+            }),
+            None => None,
+        };
         // A pin that goes lets the kernel free its link some time later (bpf_free_inode waits for RCU), and until then
         // the device below takes no program. Where this fails, the pin that goes is enough, a moment later.
         let pins = &self.state.pins;
         if let Ok(link) = sys::open_pin(&pins.path(LINK)) {
             let _result = evict::detach_link(&link);
         }
-        Ok(pins.remove(LINK)?)
+        pins.remove(LINK)?;
+        Ok(taken_off)
+    }
+
+    /// A program that this agent has loaded, or one before it. The kernel opens others' programs for CAP_SYS_ADMIN
+    /// alone, which an agent has while it starts.
+    fn open_program(&self, id: u32) -> Result<OwnedFd, AttachError> {
+        let failed = |error: &dyn std::fmt::Display| AttachError::Link {
+            interface: self.interface().to_owned(),
+            reason: format!("program {id} cannot be kept to be put back: {error}"),
+        };
+        if let Some(Prepared { generation, .. }) = &self.in_force
+            && self.program_id() == Some(id)
+        {
+            let program = generation.program()?.fd().map_err(|error| failed(&error))?;
+            let program = program.as_fd().try_clone_to_owned();
+            return program.map_err(|error| failed(&error));
+        }
+        let mut programs = loaded_programs().filter_map(Result::ok);
+        let program = programs.find(|program| program.id() == id);
+        let program = program.ok_or_else(|| failed(&"it is gone"))?;
+        let program = program.fd().map_err(|error| failed(&error))?;
+        let program = program.as_fd().try_clone_to_owned();
+        program.map_err(|error| failed(&error))
+    }
+
+    /// Puts a program back where it was.
+    ///
+    /// # Errors
+    /// The interface has no program of this guard.
+    pub fn restore(&self, interface: u32, taken_off: &TakenOff) -> Result<(), AttachError> {
+        let TakenOff { program, native } = taken_off;
+        let link = sys::link_xdp(program.as_fd(), interface, *native);
+        let pinned = link.and_then(|link| sys::pin(&self.state.pins.path(LINK), link.as_fd()));
+        pinned.map_err(|error| AttachError::Link {
+            interface: self.interface().to_owned(),
+            reason: format!("its program cannot be put back: {error}"),
+        })
     }
 
     /// Loads a fresh generation of the program for a policy. Nothing changes yet.

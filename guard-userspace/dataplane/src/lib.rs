@@ -51,7 +51,8 @@ use tracing_log::{LogTracer, log};
 
 pub use self::{
     attach::{
-        Attachment, Facts, Passing, Prepared, Removal, detach_all, pass_everything_everywhere,
+        Attachment, Facts, Passing, Prepared, Removal, TakenOff, detach_all,
+        pass_everything_everywhere,
     },
     closer::Closer,
     counters::CounterRow,

@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     fs, io, mem,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -20,9 +20,18 @@ pub const UPDATE_ELEM: libc::c_long = 2;
 pub const LOOKUP_BATCH: libc::c_long = 24;
 pub const UPDATE_BATCH: libc::c_long = 26;
 
-/// BPF_OBJ_GET (Linux 4.4) and BPF_OBJ_GET_INFO_BY_FD (of links: Linux 5.8).
+/// BPF_OBJ_PIN and BPF_OBJ_GET (Linux 4.4), and BPF_OBJ_GET_INFO_BY_FD (of links: Linux 5.8).
+const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 pub const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+/// BPF_LINK_CREATE (of XDP: Linux 5.9).
+const LINK_CREATE: libc::c_long = 28;
+
+/// BPF_XDP in enum bpf_attach_type (linux/bpf.h), and the modes of XDP in linux/if_link.h.
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// BPF_LINK_GET_FD_BY_ID (Linux 5.8) and BPF_LINK_DETACH (Linux 5.9).
 pub const LINK_GET_FD_BY_ID: libc::c_long = 30;
@@ -49,20 +58,55 @@ pub unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<li
 
 /// Opens what is pinned at a path.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let fd = call_with_path(OBJ_GET, path, 0)?;
+    // SAFETY: the kernel has just made it for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a program, map or link at a path that does not exist.
+pub fn pin(path: &Path, object: BorrowedFd<'_>) -> io::Result<()> {
+    call_with_path(OBJ_PIN, path, object.as_raw_fd()).map(drop)
+}
+
+fn call_with_path(command: libc::c_long, path: &Path, object: RawFd) -> io::Result<RawFd> {
     #[repr(C)]
-    struct ObjGet {
+    struct Object {
         pathname: u64,
         bpf_fd: u32,
         file_flags: u32,
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = ObjGet {
+    let mut attributes = Object {
         pathname: path.as_ptr().expose_provenance() as u64,
-        bpf_fd: 0,
+        bpf_fd: object.cast_unsigned(),
         file_flags: 0,
     };
     // SAFETY: laid out as the kernel has it for BPF_OBJ_*, and the path lives through the call.
-    let fd = unsafe { bpf(OBJ_GET, &mut attributes) }?;
+    let result = unsafe { bpf(command, &mut attributes) }?;
+    RawFd::try_from(result).map_err(io::Error::other)
+}
+
+/// Attaches a loaded XDP program to an interface, in the driver or in the generic path.
+pub fn link_xdp(program: BorrowedFd<'_>, interface: u32, native: bool) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        interface: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut attributes = LinkCreate {
+        program: program.as_raw_fd().cast_unsigned(),
+        interface,
+        attach_type: BPF_XDP,
+        flags: if native {
+            XDP_FLAGS_DRV_MODE
+        } else {
+            XDP_FLAGS_SKB_MODE
+        },
+    };
+    // SAFETY: laid out as the kernel has the beginning of `link_create`, whose rest is zero for XDP.
+    let fd = unsafe { bpf(LINK_CREATE, &mut attributes) }?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made it for this process.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Facts, Force, LoadError, Prepared, Programs,
+        AttachError, Attachment, Closer, Facts, Force, LoadError, Prepared, Programs, TakenOff,
         needs_another, pins::Pins,
     },
     host::{self, Host, Netlink, Reading, UdpFlow, XdpState, read},
@@ -82,6 +82,8 @@ struct Done {
     index: u32,
     before: Option<Prepared>,
     swaps: bool,
+    /// Programs of this guard that were in the way, by the index of their interface.
+    above: BTreeMap<u32, TakenOff>,
 }
 
 /// What becomes of the other interfaces when one refuses.
@@ -542,10 +544,11 @@ impl Applier {
             };
             let result = self.put_one(target, found, generation, order, force, &flows);
             match result.await {
-                Ok(before) => done.push(Done {
+                Ok((before, above)) => done.push(Done {
                     index,
                     before,
                     swaps,
+                    above,
                 }),
                 Err(error) if order.unit == Unit::Whole && !self.is_left_out(index) => {
                     self.put_back(done, order.epoch).await;
@@ -575,8 +578,28 @@ impl Applier {
         order: &Order<'_>,
         force: Force,
         flows: &[UdpFlow],
+    ) -> Result<(Option<Prepared>, BTreeMap<u32, TakenOff>), ChangeError> {
+        let mut above = BTreeMap::new();
+        let taken_off = self.take_off_above(target, found, order, force, &mut above);
+        let put = match taken_off.await {
+            Ok(()) => self.put_below(target, found, generation, order, force, flows),
+            Err(error) => Err(error),
+        };
+        if put.is_err() {
+            self.restore(mem::take(&mut above), order.epoch);
+        }
+        Ok((put?, above))
+    }
+
+    fn put_below(
+        &mut self,
+        target: &Target,
+        found: Option<XdpState>,
+        generation: Prepared,
+        order: &Order<'_>,
+        force: Force,
+        flows: &[UdpFlow],
     ) -> Result<Option<Prepared>, ChangeError> {
-        self.take_off_above(target, found, order, force)?;
         let turn = self.gate.enter(order.epoch)?;
         let Some(attached) = self.attachments.get_mut(&target.index) else {
             return Ok(None);
@@ -593,13 +616,14 @@ impl Applier {
 
     /// The kernel takes no program on an interface while a device above it has one. If that is the guard's own, and
     /// the policy does not choose that device any more, it goes first, unless somebody else's program is in the way here:
-    /// the device would be open for nothing.
-    fn take_off_above(
+    /// the device would be open for nothing. `taken_off` holds what is to be put back if that fails.
+    async fn take_off_above(
         &mut self,
         target: &Target,
         found: Option<XdpState>,
         order: &Order<'_>,
         force: Force,
+        taken_off: &mut BTreeMap<u32, TakenOff>,
     ) -> Result<(), ChangeError> {
         for index in &target.above {
             let is_chosen = order.plan.targets.iter().any(|one| one.index == *index);
@@ -609,13 +633,34 @@ impl Applier {
             if let Some(attached) = self.attachments.get(&target.index) {
                 attached.attachment.require_free(found, force)?;
             }
+            let Some(attached) = self.attachments.get_mut(index) else {
+                continue;
+            };
+            let name = attached.attachment.interface().to_owned();
+            let program = self.netlink.xdp(&name).await;
+            let program = program.map_err(|_| AttachError::NoInterface(name))?;
             let _turn = self.gate.enter(order.epoch)?;
-            if let Some(attached) = self.attachments.get_mut(index) {
-                let taken_off = attached.attachment.take_off();
-                taken_off?;
+            if let Some(taken) = attached.attachment.take_off(program)? {
+                taken_off.insert(*index, taken);
             }
         }
         Ok(())
+    }
+
+    /// Puts programs back that went for a change that is refused.
+    fn restore(&self, taken_off: BTreeMap<u32, TakenOff>, epoch: Epoch) {
+        for (index, taken_off) in taken_off {
+            let Some(attached) = self.attachments.get(&index) else {
+                continue;
+            };
+            let Ok(_turn) = self.gate.enter(epoch) else {
+                return;
+            };
+            if let Err(error) = attached.attachment.restore(index, &taken_off) {
+                // The next plan finds that it has none, and loads another.
+                warn!("{:#}", anyhow::Error::from(error));
+            }
+        }
     }
 
     /// Undoes what was done on some interfaces when another one refused.
@@ -624,6 +669,7 @@ impl Applier {
             index,
             before,
             swaps,
+            above,
         } in done
         {
             let Some(attached) = self.attachments.get_mut(&index) else {
@@ -631,7 +677,8 @@ impl Applier {
             };
             let name = attached.attachment.interface().to_owned();
             let found = self.netlink.xdp(&name).await.unwrap_or_default();
-            let Ok(_turn) = self.gate.enter(epoch) else {
+            let gate = self.gate.clone();
+            let Ok(turn) = gate.enter(epoch) else {
                 return;
             };
             let result = match before {
@@ -653,6 +700,8 @@ impl Applier {
                     anyhow::Error::from(error)
                 );
             }
+            drop(turn);
+            self.restore(above, epoch);
         }
     }
 

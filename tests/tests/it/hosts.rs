@@ -241,6 +241,45 @@ fn a_guard_stays_on_a_bridge_whose_port_has_another_program() {
 }
 
 #[test]
+fn a_bridge_gets_its_program_back_if_a_move_to_its_port_is_refused_elsewhere() {
+    let site = Site::new();
+    let host = &site.lab.host;
+    let guard = site.start("observe", SHUT);
+    let foreign = site.keep_program(&guard);
+    guard.run(&["detach"]).unwrap();
+    drop(guard);
+    host.ip("link add other type veth peer name otherpeer")
+        .unwrap();
+    site.put_foreign("other", &foreign);
+    bridge_over_uplink(&site.lab);
+    let on = |names: &str| host_policy("enforce", SHUT).replace("[\"wan\"]", names);
+    let guard = Guard::start(&site.lab, &on("[\"br0\"]")).unwrap();
+    let before = status(&guard)["interfaces"].clone();
+    // The port takes the program, after the bridge's has gone; the other interface refuses.
+    let both = on("[\"wan\", \"other\"]");
+    write_policy(&site.lab, &both).unwrap();
+    let refused = output(&site.lab, &["reload"]).unwrap();
+    fails(&refused, 1, &["other already has an XDP program"]);
+    assert_eq!(status(&guard)["interfaces"], before);
+    assert_eq!((site.ask(), site.attached()), (CLOSED, String::new()));
+
+    // So does a bridge whose program an agent before this one left: this agent ends, and the kernel goes on.
+    guard.kill().unwrap();
+    let refused = Guard::start_again(&site.lab).err().unwrap();
+    assert!(
+        format!("{refused:#}").contains("other already has an XDP program"),
+        "{refused:#}"
+    );
+    let left = host.ip("-details link show br0").unwrap();
+    assert!(left.contains("prog/xdp"), "{left}");
+    assert_eq!((site.ask(), site.attached()), (CLOSED, String::new()));
+    write_policy(&site.lab, &on("[\"br0\"]")).unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert!(is_enforcing(&guard), "{}", status(&guard));
+    assert_eq!(site.ask(), CLOSED);
+}
+
+#[test]
 fn an_address_that_comes_inside_a_container_network_is_this_hosts() {
     let lab = Lab::new().unwrap();
     let docker = Docker::start(&lab).unwrap();
