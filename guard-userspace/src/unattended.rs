@@ -188,6 +188,7 @@ pub struct Stopped {
 /// Packets are still judged on an interface, or whether they are cannot be told.
 pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Result<Stopped> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
+    warn_agent(Word::Off, root);
     let passing = pass_everything_everywhere(root, tick_ns);
     let by = operator::doer();
     let ((), kept) = StateStore::open(state).update(|kept| {
@@ -220,14 +221,26 @@ pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Resu
     })
 }
 
+/// What the agent knows of its own detaching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Informed {
+    /// It has taken the guard off, and ends.
+    Yes,
+    /// There is none, it hangs, or it could not do it.
+    No,
+}
+
 /// Takes the guard off every interface, whatever layout its pins have, and tells an agent that wakes up to
 /// end, if it can.
 ///
 /// # Errors
 /// A program is still on an interface, or whether one is cannot be told.
-pub fn detach(root: &Path, state: &Path) -> Result<Stopped> {
+pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     let is_held = pins::is_held(root);
     Word::Off.take(root);
+    if agent == Informed::No {
+        warn_agent(Word::Detached, root);
+    }
     let first = detach_all(root);
     let kept = if state.is_dir() {
         let ((), kept) = StateStore::open(state).update(|kept| kept.detached = true);
@@ -267,6 +280,14 @@ pub fn detach(root: &Path, state: &Path) -> Result<Stopped> {
         interfaces,
         warnings,
     })
+}
+
+/// Keeps an agent that hangs from putting in force what it was loading, from before the exit on. Failing that, the
+/// agent undoes it within a second of waking up.
+fn warn_agent(word: Word, root: &Path) {
+    if pins::is_held(root) {
+        let _result = word.leave(root);
+    }
 }
 
 /// Tells an agent that wakes up or starts, without the disk. Returns what is to be told of it.

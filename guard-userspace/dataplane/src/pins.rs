@@ -257,7 +257,8 @@ pub fn all(root: &Path) -> Result<(Vec<Pins>, Vec<String>), PinError> {
     Ok((all, odd))
 }
 
-/// What was done without an agent, for one that wakes up or starts: told where no disk is needed.
+/// What is done without an agent, for one that wakes up or starts: left where no disk is needed, before it is done.
+/// An agent that was stopped in the middle of a load puts nothing in force while a word is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
     /// Everything shall pass.
@@ -279,6 +280,11 @@ impl Word {
     /// Leaves an empty folder below the root of the pins.
     pub fn leave(self, root: &Path) -> Result<(), PinError> {
         prepare(&root.join(self.name()))
+    }
+
+    /// Whether it is there.
+    pub fn is_left(self, root: &Path) -> bool {
+        root.join(self.name()).is_dir()
     }
 
     /// Takes it away. Whether it was there.

@@ -1,13 +1,21 @@
 //! Between the emergency exits and the loop that puts programs in force: an exit does not wait for a load that is
-//! under way, and nothing that was planned before it is put in force after it.
+//! under way, and nothing that was planned before it is put in force after it. That holds as well for an exit without
+//! this agent, which may hang or be stopped in the middle of a load: it leaves a [`Word`] in the pins first.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use crate::kept::ChangedMode;
+use crate::{dataplane::pins::Word, kept::ChangedMode};
 
 /// Held while the kernel's attachments change, and never while a program is loaded.
-#[derive(Clone, Debug, Default)]
-pub struct Gate(Arc<Mutex<Inner>>);
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Where words are left.
+    pins: Arc<Path>,
+    inner: Arc<Mutex<Inner>>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -35,6 +43,14 @@ pub enum Overtaken {
 }
 
 impl Gate {
+    /// `pins`: the folder in which an exit without this agent leaves its word.
+    pub fn new(pins: &Path) -> Self {
+        Self {
+            pins: pins.into(),
+            inner: Arc::default(),
+        }
+    }
+
     /// Begins a plan: when that is, and the use of the kill switch that no plan has known of. What waits to be said to
     /// the loop must not be later than what the kernel does already.
     pub fn begin(&self) -> (Epoch, Option<ChangedMode>) {
@@ -52,13 +68,13 @@ impl Gate {
     }
 
     /// # Errors
-    /// If an emergency exit came after `planned`.
+    /// If an emergency exit came after `planned`, or one without this agent has left a word that is not taken yet.
     pub fn enter(&self, planned: Epoch) -> Result<Turn<'_>, Overtaken> {
         let inner = self.lock();
-        if inner.detached {
+        if inner.detached || Word::Detached.is_left(&self.pins) {
             return Err(Overtaken::Detached);
         }
-        if Epoch(inner.epoch) != planned {
+        if Epoch(inner.epoch) != planned || Word::Off.is_left(&self.pins) {
             return Err(Overtaken::SwitchedOff);
         }
         Ok(Turn(inner))
@@ -80,8 +96,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        let Self(inner) = self;
-        inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,7 +109,8 @@ mod tests {
 
     #[test]
     fn nothing_is_put_in_force_after_an_emergency_exit() {
-        let gate = Gate::default();
+        let pins = tempfile::tempdir().unwrap();
+        let gate = Gate::new(pins.path());
         let (planned, off) = gate.begin();
         assert_eq!(off, None);
         drop(gate.enter(planned).unwrap());
@@ -111,6 +127,19 @@ mod tests {
         assert_eq!(off, Some(asked), "the next plan is one that knows");
         assert_eq!(gate.begin(), (planned, None));
         drop(gate.enter(planned).unwrap());
+        for (word, overtaken) in [
+            (Word::Off, Overtaken::SwitchedOff),
+            (Word::Detached, Overtaken::Detached),
+        ] {
+            word.leave(pins.path()).unwrap();
+            assert_eq!(
+                gate.enter(planned).err(),
+                Some(overtaken),
+                "without the agent"
+            );
+            assert!(word.take(pins.path()));
+            drop(gate.enter(planned).unwrap());
+        }
         gate.detach(|| ());
         assert!(gate.is_detached());
         assert_eq!(gate.enter(planned).err(), Some(Overtaken::Detached));

@@ -133,7 +133,7 @@ impl Agent {
         let host = HostWatch::start()
             .await
             .context("route netlink cannot be reached")?;
-        let gate = Gate::default();
+        let gate = Gate::new(&places.pins);
         let progress = Progress::new();
         let (commands, receiver) = mpsc::channel(WAITING_CHANGES);
         let (started, start) = oneshot::channel();

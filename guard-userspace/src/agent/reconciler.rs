@@ -247,6 +247,10 @@ impl Reconciler {
                 return;
             }
             self.reconcile().await;
+            if self.take_in_others() && !self.gate.is_detached() {
+                // It came while this agent was stopped between its last look and a swap.
+                self.reconcile().await;
+            }
             self.publish();
         }
     }
@@ -279,24 +283,31 @@ impl Reconciler {
         }
     }
 
-    /// What was done without this agent, as while it hung.
-    fn take_in_others(&mut self) {
-        self.take_words();
-        if self.store.changed_outside() {
+    /// What was done without this agent, as while it hung. Whether there was anything.
+    fn take_in_others(&mut self) -> bool {
+        let mut is_news = self.store.changed_outside();
+        if is_news {
             self.take_in_store();
         }
+        is_news |= self.take_words();
         if self.store.kept.detached && !self.gate.is_detached() {
             // It may have been put back before this was known.
             self.gate.detach(|| self.applier.detach());
+            is_news = true;
         }
+        is_news
     }
 
-    /// What was done without this agent while the state could not be written.
-    fn take_words(&mut self) {
-        if Word::Detached.take(&self.places.pins) {
+    /// What was done without this agent, perhaps while the state could not be written. Whether there was anything.
+    fn take_words(&mut self) -> bool {
+        let is_detached = Word::Detached.take(&self.places.pins);
+        if is_detached {
             self.store.kept.detached = true;
         }
-        if Word::Off.take(&self.places.pins) {
+        let is_off = Word::Off.take(&self.places.pins);
+        let host = self.wanted.modes.host.as_ref();
+        // The state may have it already, and who did it.
+        if is_off && host.is_none_or(|host| host.mode != Mode::Off) {
             warn!("the guard was switched off without this agent");
             self.wanted.modes.host = Some(ChangedMode {
                 mode: Mode::Off,
@@ -307,6 +318,7 @@ impl Reconciler {
             });
             self.keep();
         }
+        is_detached || is_off
     }
 
     /// Forgets the entries that the kernel has ended.

@@ -1,13 +1,20 @@
 //! `guard detach`: off every interface, agent or not.
 
 use super::{Failure, Whereabouts, print, print_warning};
-use crate::{api::Detached, unattended};
+use crate::{
+    api::Detached,
+    unattended::{self, Informed},
+};
 
 pub async fn run(whereabouts: &Whereabouts) -> Result<(), Failure> {
     let asked = whereabouts.client()?.detach().await;
     // Of other layouts, of interfaces that the agent did not know, of an agent that hangs.
     let Whereabouts { pins, state, .. } = whereabouts;
-    let stopped = unattended::detach(pins, state)?;
+    let informed = match asked {
+        Ok(_) => Informed::Yes,
+        Err(_) => Informed::No,
+    };
+    let stopped = unattended::detach(pins, state, informed)?;
     let mut warnings = stopped.warnings;
     let told = match asked {
         Ok(Detached {

@@ -33,6 +33,7 @@ mod site;
 mod soak;
 mod sources;
 mod state;
+mod stopped;
 mod storm;
 mod top;
 mod ways;

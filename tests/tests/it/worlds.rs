@@ -420,7 +420,7 @@ async fn apply_worlds(pins: PathBuf) -> u64 {
     let netlink = Netlink::connect().unwrap();
     let host = Host::read_once().unwrap();
     let wan = host.link_named(INTERFACE).unwrap().index;
-    let gate = Gate::default();
+    let gate = Gate::new(&pins);
     let namespace = network_namespace().unwrap();
     let mut applier = Applier::open(pins, namespace, gate.clone(), Closer::default(), netlink);
     let mut changed = 0;
