@@ -233,6 +233,7 @@ fn random_runtimes(rng: &mut Rng, host: &Host) -> Runtimes {
                 .collect(),
             addresses: (0..rng.usize(..3)).map(|_| random_v4(rng)).collect(),
             half_known: (rng.u8(..5) == 0).then(|| "it does not answer".to_owned()),
+            is_file_unread: rng.bool(),
             ..Container::default()
         };
         (container.name.clone(), container)

@@ -118,6 +118,8 @@ pub struct Container {
     /// Why it could not be inspected. What is known of it comes from the list of containers, from Docker's
     /// files and from when it could be inspected last.
     pub half_known: Option<String>,
+    /// Docker's file with its configuration could not be read either, when it could not be inspected.
+    pub is_file_unread: bool,
     /// What it will publish when it is started is not known.
     pub is_unconfigured: bool,
 }
@@ -187,8 +189,8 @@ impl Container {
     /// Whether it may publish ports that are not known: it cannot be inspected, and neither the list of containers nor
     /// Docker's files tell.
     pub fn may_publish_more(&self) -> bool {
-        let is_unconfigured = |why: &String| why.ends_with(read::UNCONFIGURED);
-        self.half_known.as_ref().is_some_and(is_unconfigured)
+        self.half_known.is_some()
+            && self.is_file_unread
             && self.publishes.is_empty()
             && !self.on_host_network
     }

@@ -135,9 +135,6 @@ pub(super) async fn container(client: &Client, id: &str) -> Result<Option<Contai
     }
 }
 
-/// Behind the reason why a container is half known.
-pub(super) const UNCONFIGURED: &str = "; its configuration is not known either";
-
 /// A container that cannot be inspected at this moment: whatever it may publish is published.
 pub(super) fn half_known(
     id: &str,
@@ -156,24 +153,21 @@ pub(super) fn half_known(
         container.publishes.extend(listed.publishes.iter().cloned());
         container.addresses.extend(&listed.addresses);
     }
-    let why = why.trim_end_matches(UNCONFIGURED);
-    let why = match files.host_config(id) {
+    let config = files.host_config(id);
+    container.is_file_unread = config.is_err();
+    match config {
         Ok(config) => {
             container.on_host_network |= config.is_on_host_network();
             container.publishes.extend(configured(&config));
             container.is_unconfigured = false;
-            why.to_owned()
         }
-        Err(_) => {
-            // What was known of it before is its configuration.
-            container.is_unconfigured |= known.is_none();
-            format!("{why}{UNCONFIGURED}")
-        }
-    };
+        // What was known of it before is its configuration.
+        Err(_) => container.is_unconfigured |= known.is_none(),
+    }
     if container.on_host_network {
         container.publishes.clear();
     }
-    container.half_known = Some(why);
+    container.half_known = Some(why.to_owned());
     container
 }
 
@@ -204,6 +198,7 @@ fn of_list(summary: Summary) -> Container {
         exposes: BTreeSet::new(),
         addresses: settings.addresses(),
         half_known: None,
+        is_file_unread: false,
         is_unconfigured: false,
     }
 }
@@ -246,6 +241,7 @@ fn inspected(answer: Inspected) -> Container {
             .collect(),
         addresses: settings.addresses(),
         half_known: None,
+        is_file_unread: false,
         is_unconfigured: false,
     }
 }

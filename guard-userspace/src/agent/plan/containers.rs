@@ -78,8 +78,12 @@ pub fn compile(inventory: &Inventory, host: &Host, guarded: &BTreeSet<u32>) -> C
             ));
         }
         if let Some(why) = &container.half_known {
+            let file = match container.is_file_unread {
+                true => ", and its configuration file cannot be read",
+                false => "",
+            };
             compiled.warnings.push(format!(
-                "container {} cannot be inspected ({}): the ports it may publish are closed",
+                "container {} cannot be inspected ({}){file}: the ports it may publish are closed",
                 quoted(&container.name, NAME_SHOWN),
                 quoted(why, NAME_SHOWN)
             ));
@@ -159,8 +163,10 @@ struct Own<'a> {
     bridges: BTreeSet<u32>,
     /// Addresses of all other links: these are never closed as a container's.
     addresses: BTreeSet<IpAddr>,
-    /// What those links reach without a gateway.
-    reached: Vec<IpNet>,
+    /// The networks of those addresses.
+    networks: Vec<IpNet>,
+    /// What those links reach without a gateway by the routes.
+    routed: Vec<IpNet>,
 }
 
 impl<'a> Own<'a> {
@@ -176,24 +182,23 @@ impl<'a> Own<'a> {
         let others: Vec<_> = others
             .filter(|address| !bridges.contains(&address.link))
             .collect();
-        let mut reached: Vec<IpNet> = others
+        let networks = others
             .iter()
             .filter(|address| !is_link_local(address.address) && !address.address.is_loopback())
             .map(|address| address.network())
             .filter(|network| network.prefix_len() < network.max_prefix_len())
             .collect();
-        let routes = host.routes.last.iter().flatten().filter(|route| {
+        let routed = host.routes.last.iter().flatten().filter(|route| {
             route.gateways.is_empty()
-                && route.prefix.prefix_len() > 0
                 && !is_link_local(route.prefix.addr())
                 && route.links.iter().any(|link| !bridges.contains(link))
         });
-        reached.extend(routes.map(|route| route.prefix));
         Self {
             host,
             addresses: others.iter().map(|address| address.address).collect(),
+            networks,
+            routed: routed.map(|route| route.prefix).collect(),
             bridges,
-            reached,
         }
     }
 
@@ -252,10 +257,12 @@ impl<'a> Own<'a> {
         }
     }
 
+    /// A route that is wider than a container network, such as `10.0.0.0/8 dev wg0`, does not reach it: the bridge's
+    /// own is longer, and the longest prefix wins (RFC 1812, section 5.2.4.3).
     fn overlaps(&self, prefix: IpNet) -> bool {
-        self.reached
-            .iter()
-            .any(|reached| reached.contains(&prefix) || prefix.contains(reached))
+        let mut networks = self.networks.iter();
+        networks.any(|network| network.contains(&prefix) || prefix.contains(network))
+            || self.routed.iter().any(|route| prefix.contains(route))
     }
 }
 

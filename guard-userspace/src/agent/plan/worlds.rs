@@ -326,18 +326,18 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
 
 #[test]
 fn a_container_of_which_nothing_is_known_keeps_the_guard_from_saying_that_it_enforces() {
-    let with = |why: &str, published: &[_]| {
+    let with = |is_file_unread: bool, published: &[_]| {
         let mut broken = container("broken", published, &[]);
-        broken.half_known = Some(why.to_owned());
+        broken.half_known = Some("no answer within 2 s".to_owned());
+        broken.is_file_unread = is_file_unread;
         plan(&host(), &containers(vec![broken]), &wanted(ENFORCE))
     };
-    let unknown = "no answer within 2 s; its configuration is not known either";
-    let open = with(unknown, &[]);
+    let open = with(true, &[]);
     assert!(!open.is_enforcing());
     assert!(says(&open.obstacles, "broken"), "{:?}", open.obstacles);
     // Its file says that it publishes nothing, or the list what it does.
-    assert!(with("no answer within 2 s", &[]).is_enforcing());
-    assert!(with(unknown, &[tcp(8001)]).is_enforcing());
+    assert!(with(false, &[]).is_enforcing());
+    assert!(with(true, &[tcp(8001)]).is_enforcing());
 }
 
 #[test]
@@ -405,6 +405,26 @@ fn a_bridge_with_the_uplink_as_its_port_is_no_containers_own() {
             "{policy}"
         );
         assert!(closes(&plan, "203.0.113.77"), "{policy}");
+    }
+}
+
+#[test]
+fn a_route_that_is_wider_than_a_container_network_does_not_reach_it() {
+    let closes_a_free_address = |prefix: &str| {
+        let mut host = host();
+        add_link(&mut host, link(9, "wg0", Some("wireguard")));
+        let routes = host.routes.last.as_mut().unwrap();
+        routes.push(route(prefix, 9, None));
+        let plan = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
+        let is_told = says(&plan.container_warnings, "overlaps");
+        assert_eq!(closes(&plan, "172.17.0.99"), !is_told, "{prefix}");
+        !is_told
+    };
+    for wider in ["0.0.0.0/1", "128.0.0.0/1", "172.16.0.0/12", "10.0.0.0/8"] {
+        assert!(closes_a_free_address(wider), "{wider}");
+    }
+    for inside in ["172.17.0.0/16", "172.17.0.0/24", "172.17.0.50/32"] {
+        assert!(!closes_a_free_address(inside), "{inside}");
     }
 }
 
