@@ -10,10 +10,11 @@ use super::{
     Trial, Wanted,
     apply::Unit,
     command::{Command, Reply},
+    cut_sessions::CUTS_TOLD,
     gate::Overtaken,
     loaded::Loaded,
     plan::plan,
-    reconciler::{CUTS_TOLD, Reconciler},
+    reconciler::{RUNTIME_LATER, Reconciler},
     snapshot::require_service,
 };
 use crate::{
@@ -435,7 +436,8 @@ impl Reconciler {
         operator: Option<SshSession>,
         force: bool,
     ) -> Result<(), ChangeError> {
-        self.runtimes.follow(&next.loaded.policy).await;
+        let policy = &next.loaded.policy;
+        self.runtimes.follow(policy, RUNTIME_LATER).await;
         let (host, runtimes) = (self.host_now(), self.runtimes.known());
         let content = plan(&host, &runtimes, next).content;
         let lockout = lockout::of_host(

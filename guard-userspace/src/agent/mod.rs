@@ -10,8 +10,10 @@
 //! Operators' changes come to it as [`command`]s; the emergency exits go past it through a [`gate`].
 
 pub mod apply;
+mod attached;
 mod changes;
 mod command;
+mod cut_sessions;
 pub mod gate;
 mod loaded;
 pub mod plan;
@@ -21,7 +23,6 @@ mod snapshot;
 mod wanted;
 
 use std::{
-    collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -39,17 +40,18 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use self::{
+    attached::AttachedReader,
+    command::{Command, Reply},
+    gate::Gate,
+    reconciler::Reconciler,
+};
 pub use self::{
     changes::ChangeError,
     loaded::Loaded,
     runtimes::{FoundOnce, find_once},
     snapshot::Snapshot,
     wanted::{Trial, Wanted},
-};
-use self::{
-    command::{Command, Reply},
-    gate::Gate,
-    reconciler::Reconciler,
 };
 use crate::{
     api::{
@@ -60,7 +62,7 @@ use crate::{
         Force, Passing, Removal, Tap, detach_all, pass_everything_everywhere,
         pins::{Word, network_namespace},
     },
-    host::{HostWatch, XdpState, read},
+    host::HostWatch,
     kept::StateStore,
     policy::Entry,
     privileges,
@@ -85,6 +87,7 @@ pub struct Agent {
     progress: Progress,
     gate: Gate,
     places: Arc<Places>,
+    attached: AttachedReader,
 }
 
 /// How many changes may wait for the loop.
@@ -135,6 +138,7 @@ impl Agent {
             .context("route netlink cannot be reached")?;
         let gate = Gate::new(&places.pins);
         let progress = Progress::new();
+        let attached = AttachedReader::of_this_host();
         let (commands, receiver) = mpsc::channel(WAITING_CHANGES);
         let (started, start) = oneshot::channel();
         let (ended, end) = oneshot::channel();
@@ -146,6 +150,7 @@ impl Agent {
             gate: gate.clone(),
             progress: progress.clone(),
             workers: Runtime::current(),
+            attached: attached.clone(),
         };
         thread::Builder::new()
             .name("reconciler".to_owned())
@@ -171,6 +176,7 @@ impl Agent {
             progress,
             gate,
             places: Arc::new(places),
+            attached,
         };
         Ok((agent, end))
     }
@@ -190,19 +196,10 @@ impl Agent {
         self.snapshot.clone()
     }
 
-    /// Whether and where the guard is at work. What is attached is read from the kernel at this moment.
+    /// Whether and where the guard is at work. What is attached is read from the kernel at this moment, if it answers.
     pub async fn status(&self) -> Result<Status> {
-        let attached = self.attached().await?;
+        let attached = self.attached.read().await?;
         Ok(self.snapshot().status(&attached))
-    }
-
-    async fn attached(&self) -> Result<BTreeMap<u32, XdpState>> {
-        let links = privileges::spawn_blocking(read::links).await?;
-        let links = links.context("this host's interfaces cannot be read")?;
-        let attached = links.into_values();
-        Ok(attached
-            .filter_map(|link| Some((link.index, link.xdp?)))
-            .collect())
     }
 
     /// What the kernel counted, on every interface.

@@ -1,7 +1,7 @@
 //! The loop: whatever happens leads to another plan, and the plan is applied.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,9 @@ use tracing::{error, info, warn};
 use super::{
     ChangeError, Loaded, Places, Progress, Snapshot, Trial, Wanted,
     apply::{Applier, Order, Unit},
+    attached::AttachedReader,
     command::Command,
+    cut_sessions::CutSessions,
     gate::Gate,
     milliseconds_since,
     plan::{Plan, plan},
@@ -33,9 +35,8 @@ use crate::{
     docker,
     host::{self, Host, HostWatch, Netlink},
     kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateStore, Turn},
-    lockout,
     operator::ssh_session,
-    policy::{Clock, OnExit, PublishedPort},
+    policy::{Clock, OnExit},
     privileges,
 };
 
@@ -44,6 +45,11 @@ const BEAT: Duration = Duration::from_secs(1);
 
 /// How long a state that cannot be kept, or a trial that cannot be ended, waits until it is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a runtime may take that is followed from now on: nothing waits for an agent that starts, and everything
+/// does for one that works. A container may take two seconds to be inspected.
+const RUNTIME_AT_START: Duration = Duration::from_secs(10);
+pub(super) const RUNTIME_LATER: Duration = Duration::from_secs(3);
 
 /// What the loop begins with.
 pub struct Begin {
@@ -56,6 +62,7 @@ pub struct Begin {
     pub progress: Progress,
     /// Where work goes that the loop does not wait for.
     pub workers: Runtime,
+    pub attached: AttachedReader,
 }
 
 pub struct Reconciler {
@@ -73,16 +80,19 @@ pub struct Reconciler {
     trouble: Option<String>,
     not_kept: Option<String>,
     keep_again: Instant,
+    /// Containers have changed since the state was written: it is, once a second at most.
+    is_unkept: bool,
     /// Held for its drop: no other agent has this state meanwhile.
     _turn: Option<Turn>,
     /// The same of the pins; `None`: another agent has them, and this one ends.
     hold: Option<Hold>,
     go_back_again: Instant,
-    cut: Arc<Mutex<Arc<Vec<String>>>>,
+    cut: CutSessions,
     snapshot: watch::Sender<Arc<Snapshot>>,
     gate: Gate,
     progress: Progress,
     workers: Runtime,
+    attached: AttachedReader,
 }
 
 impl Reconciler {
@@ -99,6 +109,7 @@ impl Reconciler {
             gate,
             progress,
             workers,
+            attached,
         } = begin;
         let seen = host
             .read_again()
@@ -150,7 +161,9 @@ impl Reconciler {
             keeps_guarded: false,
         };
         let mut runtimes = Followed::new(listener);
-        runtimes.follow(&wanted.loaded.policy).await;
+        runtimes
+            .follow(&wanted.loaded.policy, RUNTIME_AT_START)
+            .await;
         // Its warnings are told when it is applied.
         let plan = Arc::new(Plan {
             warnings: Vec::new(),
@@ -181,13 +194,15 @@ impl Reconciler {
             trouble: None,
             not_kept: None,
             keep_again: Instant::now(),
+            is_unkept: false,
             _turn: turn,
             hold: Some(hold),
             go_back_again: Instant::now(),
-            cut: Arc::default(),
+            cut: CutSessions::default(),
             gate,
             progress,
             workers,
+            attached,
         };
         // Started by hand, it asks as `reload` does; a service manager comes over no SSH.
         reconciler.take_words();
@@ -268,6 +283,7 @@ impl Reconciler {
             return;
         };
         self.applier.beat(now.boot_ns);
+        self.attached.refresh();
         let is_over = |trial: &Trial| now.boot_ns >= trial.until_ns;
         if self.wanted.trial.as_ref().is_some_and(is_over)
             && Instant::now() >= self.go_back_again
@@ -278,9 +294,8 @@ impl Reconciler {
             error!("the policy before the trial cannot be loaded again: {problem}");
         }
         self.end_entries(now.world);
-        if self.not_kept.is_some() && Instant::now() >= self.keep_again {
-            self.keep();
-        }
+        self.keep_what_is_due();
+        self.look_for_cut_sessions();
     }
 
     /// What was done without this agent, as while it hung. Whether there was anything.
@@ -378,53 +393,22 @@ impl Reconciler {
             "containers have changed, and the tables with them"
         );
         let known = &before.content.containers.published;
-        let new = containers.published.iter();
-        let new: Vec<PublishedPort> = new.filter(|port| !known.contains(port)).copied().collect();
-        if !new.is_empty() {
-            self.look_for_cut_sessions(new);
-        }
-        self.keep();
+        self.cut.follow(known, &containers.published);
+        self.look_for_cut_sessions();
+        self.is_unkept = true;
+        self.keep_what_is_due();
     }
 
-    /// Warns of open sessions that ports of containers have closed, the operator's own perhaps. The loop does not
-    /// wait for it.
-    fn look_for_cut_sessions(&self, new: Vec<PublishedPort>) {
-        let content = self.plan.content.clone();
-        let cut = Arc::clone(&self.cut);
-        let netlink = self.netlink.clone();
-        self.workers.spawn(async move {
-            let found = lockout::at_ports(
-                &content.policy,
-                &content.containers,
-                &content.entries,
-                &netlink,
-                new.iter().map(|published| published.port).collect(),
-            );
-            let found = match found.await {
-                Ok(found) => found,
-                Err(error) => {
-                    warn!("open sessions cannot be held against what containers publish: {error:#}");
-                    return;
-                }
-            };
-            let sessions = found.cut.iter().filter(|cut| cut.is_enforced());
-            let warnings: Vec<String> = sessions
-                .map(|cut| {
-                    format!(
-                        "a container that publishes {}/{} closes the open session {cut}: {}; list the port as a \
-                         service, or remove the container",
-                        cut.protocol,
-                        cut.local.port(),
-                        cut.because
-                    )
-                })
-                .take(CUTS_TOLD)
-                .collect();
-            for warning in &warnings {
-                warn!("{warning}");
-            }
-            *cut.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(warnings);
-        });
+    fn keep_what_is_due(&mut self) {
+        let is_due = self.is_unkept || self.not_kept.is_some();
+        if is_due && Instant::now() >= self.keep_again {
+            self.keep();
+        }
+    }
+
+    fn look_for_cut_sessions(&mut self) {
+        let content = &self.plan.content;
+        self.cut.look(&self.workers, &self.netlink, content);
     }
 
     /// Plans for what is wanted, and applies the plan. What is wanted holds from then on.
@@ -437,7 +421,8 @@ impl Reconciler {
         force: Force,
         unit: Unit,
     ) -> Result<(), ChangeError> {
-        self.runtimes.follow(&wanted.loaded.policy).await;
+        let policy = &wanted.loaded.policy;
+        self.runtimes.follow(policy, RUNTIME_LATER).await;
         let (epoch, switched_off) = self.gate.begin();
         if let Some(off) = switched_off {
             // What was asked for before it must not undo it, nor a client that did not wait for its answer.
@@ -547,7 +532,13 @@ impl Reconciler {
                 Some(error.to_string())
             }
         };
-        self.keep_again = Instant::now() + PATIENCE;
+        self.is_unkept = false;
+        // What could be written may be written again with the next change of the containers.
+        let pause = match self.not_kept {
+            Some(_) => PATIENCE,
+            None => BEAT,
+        };
+        self.keep_again = Instant::now() + pause;
     }
 
     /// What was changed without this agent holds, and is in force with the next plan.
@@ -600,6 +591,9 @@ impl Reconciler {
 
     /// Takes the programs off, or leaves them, as the policy says.
     fn leave(&mut self) -> Result<()> {
+        if self.is_unkept {
+            self.keep();
+        }
         match self.wanted.loaded.policy.on_exit {
             OnExit::Keep => {
                 info!("the kernel goes on with the policy in force");
@@ -637,7 +631,6 @@ impl Reconciler {
             in_force: None,
             trouble: Some(trouble.to_owned()),
         });
-        let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
         self.snapshot.send_replace(Arc::new(Snapshot {
             loaded: Arc::clone(&self.wanted.loaded),
             plan: Arc::clone(&self.plan),
@@ -646,11 +639,8 @@ impl Reconciler {
             trial: self.wanted.trial.clone(),
             interfaces: interfaces.chain(unopened).collect(),
             trouble: self.trouble.clone(),
-            cut: Arc::clone(&cut),
+            cut: self.cut.warnings(),
             not_kept: self.not_kept.clone(),
         }));
     }
 }
-
-/// How many of the sessions that are cut are named.
-pub(super) const CUTS_TOLD: usize = 20;

@@ -1,6 +1,6 @@
 //! The container runtimes that policies name: followed while a policy does, asked once for commands that only look.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use guard_common::exposure::Scope;
 use jiff::Timestamp;
@@ -60,7 +60,8 @@ impl Followed {
     }
 
     /// Follows the runtime of a policy from now on, and waits for its first answer, which may be that it gives none.
-    pub async fn follow(&mut self, policy: &Policy) {
+    /// What has not been answered in time is in a later plan.
+    pub async fn follow(&mut self, policy: &Policy, patience: Duration) {
         let Some(socket) = &policy.docker_socket else {
             return;
         };
@@ -69,7 +70,7 @@ impl Followed {
         }
         let listener = self.listener.clone();
         let mut watch = Watch::start(socket, move |seen| listener.hear(seen));
-        let seen = watch.first().await;
+        let seen = watch.first(patience).await;
         if let Connection::NeverAnswered { error } = &seen.runtime.connection {
             warn!(
                 "{error}: ports that containers publish are not known and stay open; `[docker] socket = \"\"` in the policy if \

@@ -1,7 +1,6 @@
 //! What readers see: published by the loop after each change, read without waiting for it.
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Weak},
 };
@@ -10,7 +9,11 @@ use anyhow::Result;
 use guard_common::reason::Mode;
 use ipnet::IpNet;
 
-use super::{ChangeError, Loaded, Trial, plan::Plan};
+use super::{
+    ChangeError, Loaded, Trial,
+    attached::{AttachedAt, AttachedPrograms},
+    plan::Plan,
+};
 use crate::{
     api::{
         self, AgentStatus, Applied, DockerStatus, Explanation, InterfaceStatus, ModeStatus,
@@ -104,12 +107,18 @@ impl Snapshot {
         }
     }
 
-    /// Whether and where the guard is at work. `attached` holds the program of each interface, by index, as the kernel
-    /// reports it at this moment.
-    pub fn status(&self, attached: &BTreeMap<u32, XdpState>) -> Status {
+    /// Whether and where the guard is at work.
+    pub fn status(&self, attached: &AttachedAt) -> Status {
+        let AttachedAt { programs, old } = attached;
         let policy = self.effective();
-        let interfaces = self.interface_status(attached);
-        let not_enforcing_because = self.obstacles(&interfaces);
+        let interfaces = self.interface_status(programs);
+        let mut not_enforcing_because = self.obstacles(&interfaces);
+        if let (Mode::Enforce, Some(age)) = (policy.mode, old) {
+            not_enforcing_because.push(format!(
+                "the kernel does not say which programs its interfaces have: what is attached was read {} s ago",
+                age.as_secs()
+            ));
+        }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: policy.mode.name().to_owned(),
@@ -144,7 +153,7 @@ impl Snapshot {
         }
     }
 
-    fn interface_status(&self, attached: &BTreeMap<u32, XdpState>) -> Vec<InterfaceStatus> {
+    fn interface_status(&self, attached: &AttachedPrograms) -> Vec<InterfaceStatus> {
         // One that is gone is among those in trouble.
         let is_there = |interface: &&Guarded| {
             let mut troubles = self.plan.troubles.iter();

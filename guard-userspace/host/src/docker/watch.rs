@@ -30,9 +30,6 @@ use crate::privileges;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long the first answers are waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// How many events that have come at once are answered at once.
 const EVENTS_AT_ONCE: usize = 64;
 
@@ -103,10 +100,10 @@ impl Watch {
     }
 
     /// Waits until Docker has answered everything, or could not, or has had its time.
-    pub async fn first(&mut self) -> Seen {
+    pub async fn first(&mut self, patience: Duration) -> Seen {
         let known = |seen: &Seen| seen.runtime.connection != Connection::Reading;
         // It fails if the thread has ended; then what it has told last is all there is.
-        let _result = timeout(PATIENCE, self.seen.wait_for(known)).await.map(drop);
+        let _result = timeout(patience, self.seen.wait_for(known)).await.map(drop);
         self.seen()
     }
 }

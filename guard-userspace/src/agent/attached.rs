@@ -1,0 +1,198 @@
+//! The programs that the kernel has on its interfaces, for readers that must not wait.
+//!
+//! Reading them takes the kernel's lock of all interfaces (rtnl), which a driver may hold for seconds while it takes a
+//! program or an interface goes. A reader gets what was read last if the kernel does not answer soon.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::time::timeout;
+
+use crate::{
+    host::{ReadError, XdpState, read},
+    privileges,
+};
+
+/// How long a reader waits for the kernel while what was read last is no older than a few beats of the loop, and how
+/// long otherwise.
+const SOON: Duration = Duration::from_millis(25);
+const AT_MOST: Duration = Duration::from_secs(1);
+
+/// From this age on, what was read last is no proof that the guard enforces.
+const OLD: Duration = Duration::from_secs(5);
+
+/// How many readings may be under way: each that the kernel does not answer holds a thread.
+const MOST_READINGS: usize = 4;
+
+/// Programs by the index of their interface.
+pub type AttachedPrograms = BTreeMap<u32, XdpState>;
+
+/// What is known of the programs on the interfaces.
+#[derive(Clone, Debug, Default)]
+pub struct AttachedAt {
+    pub programs: Arc<AttachedPrograms>,
+    /// How long ago they were read, if that is too long.
+    pub old: Option<Duration>,
+}
+
+/// A reading, and when it was begun.
+type LastReading = (Instant, Arc<AttachedPrograms>);
+
+type ReadPrograms = dyn Fn() -> Result<AttachedPrograms, ReadError> + Send + Sync;
+
+/// Reads them, and remembers the last reading.
+#[derive(Clone)]
+pub struct AttachedReader {
+    read: Arc<ReadPrograms>,
+    last: Arc<Mutex<Option<LastReading>>>,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl AttachedReader {
+    pub fn of_this_host() -> Self {
+        Self::new(|| {
+            let links = read::links()?.into_values();
+            let programs = links.filter_map(|link| Some((link.index, link.xdp?)));
+            Ok(programs.collect())
+        })
+    }
+
+    fn new(read: impl Fn() -> Result<AttachedPrograms, ReadError> + Send + Sync + 'static) -> Self {
+        Self {
+            read: Arc::new(read),
+            last: Arc::default(),
+            under_way: Arc::default(),
+        }
+    }
+
+    /// Reads them without waiting for it: the next reader has a value that is not old.
+    pub fn refresh(&self) {
+        drop(self.start());
+    }
+
+    /// The programs at this moment, or those that were read last.
+    ///
+    /// # Errors
+    /// They cannot be read, or have never been and the kernel does not answer.
+    pub async fn read(&self) -> Result<AttachedAt> {
+        let age = self.last().map(|(at, _)| at.elapsed());
+        let patience = match age {
+            Some(age) if age < OLD => SOON,
+            _ => AT_MOST,
+        };
+        if let Some(reading) = self.start()
+            && let Ok(read) = timeout(patience, reading).await
+        {
+            let programs = read?.context("this host's interfaces cannot be read")?;
+            return Ok(AttachedAt {
+                programs,
+                old: None,
+            });
+        }
+        let Some((at, programs)) = self.last() else {
+            bail!("this host's interfaces cannot be read: the kernel does not answer");
+        };
+        Ok(AttachedAt {
+            programs,
+            old: Some(at.elapsed()).filter(|age| *age >= OLD),
+        })
+    }
+
+    fn last(&self) -> Option<LastReading> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
+    }
+
+    /// `None`: the kernel has not answered so many that were begun before.
+    fn start(&self) -> Option<tokio::task::JoinHandle<Result<Arc<AttachedPrograms>, ReadError>>> {
+        let Self {
+            read,
+            last,
+            under_way,
+        } = self.clone();
+        if under_way.fetch_add(1, Ordering::Relaxed) >= MOST_READINGS {
+            under_way.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(privileges::spawn_blocking(move || {
+            let at = Instant::now();
+            let found = read().map(Arc::new);
+            if let Ok(found) = &found {
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                if last.as_ref().is_none_or(|(newest, _)| *newest < at) {
+                    *last = Some((at, Arc::clone(found)));
+                }
+            }
+            under_way.fetch_sub(1, Ordering::Release);
+            found
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    fn programs(id: u32) -> AttachedPrograms {
+        let program = XdpState {
+            program_id: id,
+            native: true,
+        };
+        [(2, program)].into()
+    }
+
+    #[tokio::test]
+    async fn a_reader_gets_what_was_read_last_while_the_kernel_does_not_answer() {
+        let (answer, answers) = channel();
+        let answers: Mutex<Receiver<Result<AttachedPrograms, ReadError>>> = Mutex::new(answers);
+        let reader = AttachedReader::new(move || answers.lock().unwrap().recv().unwrap());
+        answer.send(Ok(programs(7))).unwrap();
+        assert_eq!(*reader.read().await.unwrap().programs, programs(7));
+
+        // More readers than may wait: each is answered, though nothing is read.
+        for _ in 0..2 * MOST_READINGS {
+            let found = reader.read().await.unwrap();
+            assert_eq!(*found.programs, programs(7));
+            assert_eq!(found.old, None, "it is a moment old");
+        }
+        // What comes late is known to the next one.
+        for _ in 0..MOST_READINGS {
+            answer.send(Ok(programs(8))).unwrap();
+        }
+        while reader.under_way.load(Ordering::Acquire) > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*reader.last().unwrap().1, programs(8));
+        answer
+            .send(Err(std::io::Error::other("no memory").into()))
+            .unwrap();
+        let failed = reader.read().await.unwrap_err();
+        assert!(format!("{failed:#}").contains("no memory"), "{failed:#}");
+        drop(answer);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_long_ago_is_said_to_be_old() {
+        let (_never, answers) = channel::<()>();
+        let answers = Mutex::new(answers);
+        let reader = AttachedReader::new(move || {
+            let _result = answers.lock().unwrap().recv();
+            Ok(programs(9))
+        });
+        let long_ago = Instant::now().checked_sub(2 * OLD).unwrap();
+        *reader.last.lock().unwrap() = Some((long_ago, Arc::new(programs(7))));
+        let found = reader.read().await.unwrap();
+        assert_eq!(*found.programs, programs(7));
+        assert!(found.old.is_some_and(|age| age >= OLD));
+        drop(_never);
+    }
+}
