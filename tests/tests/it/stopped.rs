@@ -1,13 +1,15 @@
-//! An agent that is stopped in the middle of a load, an emergency exit without it, and what it puts in force when it
-//! goes on: nothing.
+//! An agent that is stopped in the middle of a load, and what happens before it goes on: an emergency exit without it,
+//! after which it puts nothing in force, or the end of a capture.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::{
-    guard::{Guard, output},
-    process::wait_for,
+    guard::{Guard, binary, output, whereabouts},
+    process::{Daemon, run, wait_for},
 };
+use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::site::{CLOSED, OPEN, SHUT, Site};
 
@@ -105,4 +107,46 @@ fn what_was_being_loaded_is_not_put_in_force_after_an_exit_without_the_agent() {
         !site.lab.pins().exists(),
         "something is left below the pins"
     );
+}
+
+/// Whether the program in force hands packets over.
+fn hands_over(site: &Site) -> Result<bool> {
+    let mut command = Command::new("find");
+    let found = run(command.arg(site.lab.pins()).args(["-name", "*capture*"]))?;
+    let mut command = Command::new("bpftool");
+    let map = run(command.args(["-j", "map", "dump", "pinned", found.trim()]))?;
+    let map: Value = serde_json::from_str(&map)?;
+    let value = map[0]["value"].as_array().context("it has no value")?;
+    Ok(value.iter().any(|byte| byte != "0x00"))
+}
+
+#[test]
+fn a_capture_that_ends_while_a_program_is_loaded_leaves_nothing_that_hands_packets_over() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let file = site.lab.folder().join("drops.pcapng");
+    let mut capture = site.lab.host.command(binary().unwrap().to_str().unwrap());
+    capture
+        .args(whereabouts(&site.lab))
+        .args(["capture", "-w"])
+        .arg(&file);
+    let mut capture = Daemon::start(&mut capture, &site.lab.folder().join("capture.log")).unwrap();
+    wait_for(Duration::from_secs(20), || {
+        ensure!(hands_over(&site)?, "it has not begun");
+        Ok(())
+    })
+    .unwrap();
+    site.write("enforce", &large_policy());
+    stop_while_loading(&guard);
+    let before = times_in_force(&guard);
+    // The agent hears of it when it goes on, and ends the capture beside the load.
+    capture.signal(Signal::SIGKILL).unwrap();
+    capture.wait(Duration::from_secs(20)).unwrap();
+    guard.resume().unwrap();
+    wait_for(Duration::from_secs(20), || {
+        ensure!(times_in_force(&guard) > before, "it is not in force yet");
+        ensure!(!hands_over(&site)?, "packets are still handed over");
+        Ok(())
+    })
+    .unwrap();
 }
