@@ -19,7 +19,7 @@
 use crate::{
     address::{Address, Family},
     cell::{HashKey, Share, hash},
-    gcra::{BYTE_COST_SHIFT, Budget, Budgets},
+    gcra::{BYTE_COST_SHIFT, GcraBudget, GcraBudgets},
     spread::GOLDEN,
 };
 
@@ -70,9 +70,9 @@ pub enum Over {
 /// A source, as accounts know it: an IPv4 prefix, or the hash of another. To compare an address costs less than to
 /// hash it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who(u64);
+pub struct SourceKey(u64);
 
-impl Who {
+impl SourceKey {
     /// This bit of a hash finds no cell: all rows together have fewer than 2^32.
     const IS_HASH: u64 = 1 << 63;
 
@@ -113,13 +113,13 @@ pub const fn stamp(tick: u64, service: u16) -> u64 {
 impl Account {
     /// Whether it belongs to this source at this service, in this tick.
     #[inline(always)]
-    pub const fn is_of(&self, Who(who): Who, stamp: u64) -> bool {
+    pub const fn is_of(&self, SourceKey(who): SourceKey, stamp: u64) -> bool {
         self.who == who && self.stamp == stamp
     }
 
     #[inline(always)]
-    pub const fn who(&self) -> Who {
-        Who(self.who)
+    pub const fn who(&self) -> SourceKey {
+        SourceKey(self.who)
     }
 
     /// Whether it belongs to anybody in this tick.
@@ -135,7 +135,7 @@ impl Account {
 
     /// Gives it to a source for this tick. What was left must have gone back.
     #[inline(always)]
-    pub const fn open(&mut self, Who(who): Who, stamp: u64) {
+    pub const fn open(&mut self, SourceKey(who): SourceKey, stamp: u64) {
         self.who = who;
         self.stamp = stamp;
         self.packets = 0;
@@ -225,10 +225,10 @@ pub struct Advance {
 
 impl Advance {
     /// At a service with such budgets of each source on a host with so many CPUs.
-    pub fn of(source: Budgets, cpus: u64) -> Self {
+    pub fn of(source: GcraBudgets, cpus: u64) -> Self {
         let share = SHARE.saturating_mul(cpus.max(1));
         // How many times the cost fits into one part of the burst; `None`: not limited.
-        let fits = |budget: Budget| (budget.burst / share).checked_div(budget.cost);
+        let fits = |budget: GcraBudget| (budget.burst / share).checked_div(budget.cost);
         let packets = fits(source.packets).map_or(MOST_PACKETS, |fit| fit.min(MOST_PACKETS));
         let bytes = fits(source.bytes).map_or(MOST_BYTES, |fit| {
             // The cost of a byte has bits behind the point, and that of all of them must fit into a word.
@@ -271,27 +271,27 @@ mod tests {
     const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
     const MASK: u32 = (1 << 25) - 1;
 
-    fn who(family: Family, prefix: Address) -> Who {
-        Who::of(|| KEY, family, prefix)
+    fn who(family: Family, prefix: Address) -> SourceKey {
+        SourceKey::of(|| KEY, family, prefix)
     }
 
-    fn ipv4(n: u32) -> Who {
+    fn ipv4(n: u32) -> SourceKey {
         who(Family::Ipv4, Address::from_ipv4(n))
     }
 
     /// A budget of packets or, with the cost's bits behind the point, of bytes.
-    fn budget(rate: u64, burst: u64, shift: u32) -> Budget {
+    fn budget(rate: u64, burst: u64, shift: u32) -> GcraBudget {
         let cost = (SECOND << shift) / rate;
-        Budget {
+        GcraBudget {
             cost,
             burst: (cost >> shift) * burst,
         }
     }
 
-    fn packets(rate: u64, burst: u64) -> Budgets {
-        Budgets {
+    fn packets(rate: u64, burst: u64) -> GcraBudgets {
+        GcraBudgets {
             packets: budget(rate, burst, 0),
-            ..Budgets::default()
+            ..GcraBudgets::default()
         }
     }
 
@@ -393,9 +393,9 @@ mod tests {
                 let advance = Advance::of(packets(2_000, burst), cpus);
                 let held = u64::from(advance.packets) * cpus;
                 assert!(held * SHARE <= burst, "{held} of {burst} on {cpus} CPUs");
-                let bytes = Budgets {
+                let bytes = GcraBudgets {
                     bytes: budget(20_000_000, burst, BYTE_COST_SHIFT),
-                    ..Budgets::default()
+                    ..GcraBudgets::default()
                 };
                 let advance = Advance::of(bytes, cpus);
                 let most = 1u64 << advance.bytes_log2;
@@ -413,7 +413,7 @@ mod tests {
         assert_eq!(of(packets(2_000, 2_000)), 31);
         assert_eq!(of(packets(500, 640)), 10);
         assert_eq!(of(packets(1_000_000, 1_000_000)), 255);
-        let unlimited = Advance::of(Budgets::default(), 2);
+        let unlimited = Advance::of(GcraBudgets::default(), 2);
         assert_eq!(unlimited.with(1_500), Some((255, 255 * 1_500)));
         assert_eq!(unlimited.with(65_535), Some((255, 255 * 65_535)));
     }
@@ -422,12 +422,12 @@ mod tests {
     #[test]
     fn the_dearest_bytes_in_advance_do_not_overflow() {
         let cost = crate::gcra::MAX_BYTE_COST;
-        let dear = Budgets {
-            bytes: Budget {
+        let dear = GcraBudgets {
+            bytes: GcraBudget {
                 cost,
                 burst: crate::gcra::MAX_BURST,
             },
-            ..Budgets::default()
+            ..GcraBudgets::default()
         };
         for cpus in [1, 2] {
             let most = 1u64 << Advance::of(dear, cpus).bytes_log2;

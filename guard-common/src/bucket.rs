@@ -213,13 +213,13 @@ mod tests {
     use super::*;
 
     /// A bucket whose first exchanges another CPU wins, which charges `stolen` each time.
-    struct Contended {
+    struct ContendedBucket {
         arrival: Cell<u64>,
         losses: Cell<u32>,
         stolen: u64,
     }
 
-    impl Contended {
+    impl ContendedBucket {
         fn new(arrival: u64, losses: u32, stolen: u64) -> Self {
             Self {
                 arrival: Cell::new(arrival),
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    impl Bucket for &Contended {
+    impl Bucket for &ContendedBucket {
         fn read(self) -> u64 {
             self.arrival.get()
         }
@@ -267,7 +267,10 @@ mod tests {
 
     #[test]
     fn both_buckets_are_charged() {
-        let (first, second) = (Contended::new(0, 0, 0), Contended::new(1_020, 0, 0));
+        let (first, second) = (
+            ContendedBucket::new(0, 0, 0),
+            ContendedBucket::new(1_020, 0, 0),
+        );
         assert!(charge_pair([&first, &second], NOW, PRICE));
         assert_eq!((first.arrival.get(), second.arrival.get()), (1_010, 1_030));
     }
@@ -275,7 +278,10 @@ mod tests {
     #[test]
     fn either_bucket_decides_and_a_full_one_stays_full() {
         for full_first in [true, false] {
-            let (full, free) = (Contended::new(FULL, 0, 0), Contended::new(0, 0, 0));
+            let (full, free) = (
+                ContendedBucket::new(FULL, 0, 0),
+                ContendedBucket::new(0, 0, 0),
+            );
             let pair = if full_first {
                 [&full, &free]
             } else {
@@ -285,25 +291,28 @@ mod tests {
             assert!(charge_pair(pair, NOW, PRICE));
             assert_eq!((full.arrival.get(), free.arrival.get()), (FULL, 1_010));
         }
-        let (first, second) = (Contended::new(FULL, 0, 0), Contended::new(FULL, 0, 0));
+        let (first, second) = (
+            ContendedBucket::new(FULL, 0, 0),
+            ContendedBucket::new(FULL, 0, 0),
+        );
         assert!(!pair_has_room([&first, &second], NOW, PRICE));
         assert!(!charge_pair([&first, &second], NOW, PRICE));
     }
 
     #[test]
     fn a_bucket_from_beyond_its_burst_is_full_and_refills_from_now() {
-        let skewed = Contended::new(FULL + SKEW, 0, 0);
+        let skewed = ContendedBucket::new(FULL + SKEW, 0, 0);
         assert!(!has_room(&skewed, NOW, PRICE));
         assert_eq!(
             skewed.arrival.get(),
             FULL + SKEW,
             "another CPU may be ahead"
         );
-        let bucket = Contended::new(FULL + SKEW + 1, 0, 0);
+        let bucket = ContendedBucket::new(FULL + SKEW + 1, 0, 0);
         assert!(!has_room(&bucket, NOW, PRICE));
         assert_eq!(bucket.arrival.get(), FULL);
         assert!(has_room(&bucket, NOW + PRICE.cost, PRICE));
-        let pair = [0, 1].map(|_| Contended::new(FULL + SKEW + 1, 0, 0));
+        let pair = [0, 1].map(|_| ContendedBucket::new(FULL + SKEW + 1, 0, 0));
         assert!(!charge_pair_with_room(pair.each_ref(), NOW, PRICE));
         assert_eq!(pair.map(|bucket| bucket.arrival.get()), [FULL; 2]);
     }
@@ -311,8 +320,8 @@ mod tests {
     #[test]
     fn a_charge_that_loses_its_race_is_tried_again_on_what_is_there_by_then() {
         let (first, second) = (
-            Contended::new(NOW, ATTEMPTS - 1, 10),
-            Contended::new(0, 0, 0),
+            ContendedBucket::new(NOW, ATTEMPTS - 1, 10),
+            ContendedBucket::new(0, 0, 0),
         );
         assert!(charge_pair([&first, &second], NOW, PRICE));
         assert_eq!(
@@ -320,7 +329,7 @@ mod tests {
             NOW + 40,
             "three of the others, one of ours"
         );
-        let alone = Contended::new(NOW, ATTEMPTS - 1, 10);
+        let alone = ContendedBucket::new(NOW, ATTEMPTS - 1, 10);
         assert!(charge_one(&alone, NOW, PRICE));
         assert_eq!(alone.arrival.get(), NOW + 40);
     }
@@ -328,8 +337,8 @@ mod tests {
     #[test]
     fn an_empty_bucket_is_written_without_an_exchange() {
         let (first, second) = (
-            Contended::new(NOW - 1, u32::MAX, 0),
-            Contended::new(0, u32::MAX, 0),
+            ContendedBucket::new(NOW - 1, u32::MAX, 0),
+            ContendedBucket::new(0, u32::MAX, 0),
         );
         assert!(charge_pair([&first, &second], NOW, PRICE));
         assert_eq!((first.arrival.get(), second.arrival.get()), (1_010, 1_010));
@@ -338,11 +347,11 @@ mod tests {
 
     #[test]
     fn plenty_is_half_of_the_burst() {
-        let at = |arrival| has_plenty(&Contended::new(arrival, 0, 0), NOW, PRICE);
+        let at = |arrival| has_plenty(&ContendedBucket::new(arrival, 0, 0), NOW, PRICE);
         assert!(at(0));
         assert!(at(NOW + 40));
         assert!(!at(NOW + 41));
-        let bucket = Contended::new(NOW + 30, 0, 0);
+        let bucket = ContendedBucket::new(NOW + 30, 0, 0);
         (&bucket).take_off(10);
         assert_eq!(bucket.arrival.get(), NOW + 20);
     }
@@ -350,35 +359,45 @@ mod tests {
     #[test]
     fn what_is_paid_in_advance_is_charged_whoever_is_faster() {
         let price = Price { cost: 40, ..PRICE };
-        let empty = Contended::new(NOW - 5, 0, 0);
+        let empty = ContendedBucket::new(NOW - 5, 0, 0);
         charge_ahead(&empty, NOW, price);
         assert_eq!(empty.arrival.get(), NOW + 40);
         // Another CPU charges it from empty to 20 ahead.
-        let raced = Contended::new(NOW - 5, u32::MAX, 25);
+        let raced = ContendedBucket::new(NOW - 5, u32::MAX, 25);
         charge_ahead(&raced, NOW, price);
         assert_eq!(raced.arrival.get(), NOW + 60);
-        let used = Contended::new(NOW + 20, u32::MAX, 0);
+        let used = ContendedBucket::new(NOW + 20, u32::MAX, 0);
         charge_ahead(&used, NOW, price);
         assert_eq!(used.arrival.get(), NOW + 60);
     }
 
     #[test]
     fn the_bucket_of_all_sources_is_never_written_without_an_exchange() {
-        let shared = Contended::new(0, 1, 10);
+        let shared = ContendedBucket::new(0, 1, 10);
         assert!(charge_one(&shared, NOW, PRICE));
         assert_eq!(shared.losses.get(), 0, "it was asked");
     }
 
     #[test]
     fn room_that_another_cpu_took_is_gone() {
-        let (first, second) = (Contended::new(FULL - 10, 1, 10), Contended::new(FULL, 0, 0));
+        let (first, second) = (
+            ContendedBucket::new(FULL - 10, 1, 10),
+            ContendedBucket::new(FULL, 0, 0),
+        );
         assert!(!charge_pair([&first, &second], NOW, PRICE));
-        assert!(!charge_one(&Contended::new(FULL - 10, 1, 10), NOW, PRICE));
+        assert!(!charge_one(
+            &ContendedBucket::new(FULL - 10, 1, 10),
+            NOW,
+            PRICE
+        ));
     }
 
     #[test]
     fn who_loses_every_race_passes_and_charges_nothing() {
-        let (first, second) = (Contended::new(NOW, u32::MAX, 0), Contended::new(NOW, 0, 0));
+        let (first, second) = (
+            ContendedBucket::new(NOW, u32::MAX, 0),
+            ContendedBucket::new(NOW, 0, 0),
+        );
         assert!(charge_pair([&first, &second], NOW, PRICE));
         assert_eq!((first.arrival.get(), second.arrival.get()), (NOW, NOW));
         assert!(charge_one(&first, NOW, PRICE));

@@ -28,13 +28,13 @@ const HIGHEST: u64 = 0x8000_8000_8000_8000;
 /// The tags of addresses whose place is the same.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Line(pub [u64; WORDS]);
+pub struct DenyLine(pub [u64; WORDS]);
 
-const _: () = assert!(size_of::<Line>() == 32);
+const _: () = assert!(size_of::<DenyLine>() == 32);
 
 /// Where an address is, if it is listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct DenyPlace {
     pub line: u32,
     pub tag: u16,
 }
@@ -52,7 +52,7 @@ pub const fn line_bits(addresses: u32) -> u32 {
     }
 }
 
-impl Place {
+impl DenyPlace {
     /// `line_bits`: what [`line_bits`] says for the list.
     #[inline(always)]
     pub const fn of(address: u32, line_bits: u32) -> Self {
@@ -72,7 +72,7 @@ const fn permute(address: u32) -> u32 {
     word ^ (word >> 16)
 }
 
-impl Line {
+impl DenyLine {
     /// Whether an address with this tag is in this line. All tags are compared at once, a word's in a few steps
     /// (Anderson: "Bit Twiddling Hacks", "Determine if a word has a zero byte").
     #[inline(always)]
@@ -160,19 +160,22 @@ mod tests {
     use super::*;
 
     /// A list as user space makes it, and what is listed elsewhere.
-    fn list(addresses: impl Iterator<Item = u32> + Clone) -> (Vec<Line>, BTreeSet<u32>, u32) {
+    fn list(addresses: impl Iterator<Item = u32> + Clone) -> (Vec<DenyLine>, BTreeSet<u32>, u32) {
         let bits = line_bits(addresses.clone().count() as u32);
-        let mut lines = vec![Line::default(); 1 << bits];
+        let mut lines = vec![DenyLine::default(); 1 << bits];
         let elsewhere = addresses.filter(|address| {
-            let Place { line, tag } = Place::of(*address, bits);
+            let DenyPlace { line, tag } = DenyPlace::of(*address, bits);
             !lines[line as usize].add(tag)
         });
         let elsewhere = elsewhere.collect();
         (lines, elsewhere, bits)
     }
 
-    fn is_listed((lines, elsewhere, bits): &(Vec<Line>, BTreeSet<u32>, u32), address: u32) -> bool {
-        let Place { line, tag } = Place::of(address, *bits);
+    fn is_listed(
+        (lines, elsewhere, bits): &(Vec<DenyLine>, BTreeSet<u32>, u32),
+        address: u32,
+    ) -> bool {
+        let DenyPlace { line, tag } = DenyPlace::of(address, *bits);
         let line = &lines[line as usize];
         line.has(tag) || line.is_full() && elsewhere.contains(&address)
     }
@@ -221,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_line_holds_sixteen_and_says_when_it_is_full() {
-        let mut line = Line::default();
+        let mut line = DenyLine::default();
         for tag in 0..TAGS as u16 {
             assert!(!line.is_full());
             assert!(!line.has(USED | tag));
@@ -237,7 +240,7 @@ mod tests {
     #[test]
     fn whatever_bytes_of_a_change_are_seen_nobody_is_taken_for_somebody_else() {
         let (kept, changed) = (USED | 0x0a07, USED | 0x0a12);
-        let mut with = Line::default();
+        let mut with = DenyLine::default();
         assert!(with.add(kept));
         let without = with;
         assert!(with.add(changed));
@@ -265,7 +268,7 @@ mod tests {
     #[test]
     fn what_is_removed_is_gone_and_leaves_its_place() {
         for removed in 0..TAGS as u16 {
-            let mut line = Line::default();
+            let mut line = DenyLine::default();
             (0..TAGS as u16).for_each(|tag| assert!(line.add(USED | tag)));
             assert!(line.remove(USED | removed));
             assert!(!line.remove(USED | removed));
@@ -274,7 +277,7 @@ mod tests {
             }
             assert!(line.add(USED | 0x1000) && line.is_full());
         }
-        assert!(!Line::default().remove(USED));
-        assert!(!Line::default().remove(0));
+        assert!(!DenyLine::default().remove(USED));
+        assert!(!DenyLine::default().remove(0));
     }
 }

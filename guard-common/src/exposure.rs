@@ -36,7 +36,7 @@ impl Scope {
 
 /// What the tables know of the place a packet is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct PortFacts {
     /// A service lists it, but not for this source.
     pub listed: bool,
     /// A container publishes it.
@@ -104,8 +104,8 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
 /// connection of this host, and passes; so does an ICMP error, and a UDP packet that answers a flow of
 /// this host.
 #[inline(always)]
-pub const fn judge(target: &Target, transport: Transport, scope: Scope) -> Exposure {
-    let Target {
+pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Exposure {
+    let PortFacts {
         listed,
         published,
         ephemeral,
@@ -138,16 +138,16 @@ mod tests {
     const SEGMENT: Transport = Transport::new(0, Traits::SEGMENT);
     const UDP: Transport = Transport::new(0, Traits::DATAGRAM);
     const UNREACHABLE: Transport = Transport::new(0, Traits::ICMP_ERROR);
-    const UNKNOWN: Target = Target {
+    const UNKNOWN: PortFacts = PortFacts {
         listed: false,
         published: false,
         ephemeral: false,
     };
-    const PUBLISHED: Target = Target {
+    const PUBLISHED: PortFacts = PortFacts {
         published: true,
         ..UNKNOWN
     };
-    const EPHEMERAL: Target = Target {
+    const EPHEMERAL: PortFacts = PortFacts {
         ephemeral: true,
         ..PUBLISHED
     };
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_listed_port_is_closed_to_others_than_its_sources() {
-        let listed = Target {
+        let listed = PortFacts {
             listed: true,
             ..PUBLISHED
         };
@@ -200,7 +200,7 @@ mod tests {
                 let closed = Exposure::Closed(Reason::SourceNotAllowed);
                 assert_eq!(judge(&listed, transport, scope), closed);
             }
-            let host_port = Target {
+            let host_port = PortFacts {
                 published: false,
                 ..listed
             };

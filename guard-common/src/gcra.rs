@@ -21,13 +21,13 @@ pub const MAX_BYTE_COST: u64 = 1 << 46;
 /// bucket may run ahead of the clock by `burst`: that many units hold `burst / cost` packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budget {
+pub struct GcraBudget {
     /// What one packet, connection or byte costs; a byte's is in 1/1024 unit. 0: no limit.
     pub cost: u64,
     pub burst: u64,
 }
 
-impl Budget {
+impl GcraBudget {
     pub const UNLIMITED: Self = Self { cost: 0, burst: 0 };
 
     #[inline(always)]
@@ -55,10 +55,10 @@ impl Budget {
 /// Budgets of packets, bytes and connections.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Budgets {
-    pub packets: Budget,
-    pub bytes: Budget,
-    pub connections: Budget,
+pub struct GcraBudgets {
+    pub packets: GcraBudget,
+    pub bytes: GcraBudget,
+    pub connections: GcraBudget,
 }
 
 /// What a packet costs at a budget, in units, and how far ahead the bucket may run.

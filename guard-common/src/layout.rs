@@ -4,11 +4,11 @@ use crate::{
     account::Advance,
     address::Address,
     cell::HashKey,
-    reason::{Applied, Outcome, Reason},
+    reason::{ModeBits, Outcome, Reason},
     spread::spread,
 };
 
-pub use crate::gcra::Budgets;
+pub use crate::gcra::GcraBudgets;
 
 /// The version of everything below. State that is pinned with another one is not shared.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
@@ -29,7 +29,7 @@ pub const PORTS: &str = ".bss.ports";
 /// lists it there, and whether a container publishes it there.
 pub const ADDRESSED: &str = "ADDRESSED";
 
-/// An array of [`Service`], indexed by the service's number. That of [`NO_SERVICE`] holds the
+/// An array of [`ServiceSlot`], indexed by the service's number. That of [`NO_SERVICE`] holds the
 /// budgets of packets that reach no service.
 pub const SERVICES: &str = ".bss.services";
 
@@ -37,7 +37,7 @@ pub const SERVICES: &str = ".bss.services";
 pub const ADMITTED_V4: &str = "ADMITTED_V4";
 pub const ADMITTED_V6: &str = "ADMITTED_V6";
 
-/// An array of [`crate::deny_list::Line`]: denied IPv4 addresses that never end, if there are many.
+/// An array of [`crate::deny_list::DenyLine`]: denied IPv4 addresses that never end, if there are many.
 pub const DENIED_LINES: &str = "DENIED_LINES";
 
 /// Other denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
@@ -89,10 +89,10 @@ pub const STRANGERS: &str = "STRANGERS";
 /// A per-CPU array of [`Counters`], indexed by the service's number.
 pub const COUNTERS: &str = "COUNTERS";
 
-/// A per-CPU array of [`Talker`], indexed by a hash of the source.
+/// A per-CPU array of [`TalkerSlot`], indexed by a hash of the source.
 pub const TALKERS: &str = "TALKERS";
 
-/// The section of a writable global, one [`Capture`]: which packets somebody wants to see. It is as good as
+/// The section of a writable global, one [`CaptureFilter`]: which packets somebody wants to see. It is as good as
 /// free to read; a program that is loaded writes it first.
 pub const CAPTURE: &str = ".data.capture";
 
@@ -119,7 +119,7 @@ pub const ABOUT: &str = "ABOUT";
 /// An array of [`Seat`], indexed by the service's number; only user space reads it.
 pub const SEATS: &str = "SEATS";
 
-/// An array of one [`Clock`].
+/// An array of one [`ReplayTime`].
 pub const CLOCK: &str = "CLOCK";
 
 /// The number that stands for "no service".
@@ -204,7 +204,7 @@ pub mod live {
     const _: () = assert!(ALLOWED & DENIED_BYTE == 0);
 }
 
-/// Which lists of sources a service has of its own: of [`Service::lists`].
+/// Which lists of sources a service has of its own: of [`ServiceSlot::lists`].
 pub mod list {
     /// Only sources in the tries may reach it.
     pub const ADMITTED: u8 = 1 << 0;
@@ -335,9 +335,9 @@ pub const fn protocol_index(protocol: u8) -> u32 {
 /// A service as the packet path needs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Service {
+pub struct ServiceSlot {
     /// No stricter than the host's.
-    pub mode: Applied,
+    pub mode: ModeBits,
     /// Of [`list`].
     pub lists: u8,
     /// How much a source may pay in advance.
@@ -350,9 +350,9 @@ pub struct Service {
     /// The mask that cuts an IPv6 source to its prefix.
     pub source_mask_v6: Address,
     /// For each source.
-    pub source: Budgets,
+    pub source: GcraBudgets,
     /// For all sources together.
-    pub total: Budgets,
+    pub total: GcraBudgets,
 }
 
 /// A port on one address. The port is its index in [`PORTS`].
@@ -496,7 +496,7 @@ pub const STRANGER_NS: u64 = 2 * 1_000_000_000;
 /// ("MJRTY", 1981) over the sources that share its place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Talker {
+pub struct TalkerSlot {
     pub source: Address,
     /// A [`crate::address::Family`]; 0: nobody.
     pub family: u8,
@@ -515,7 +515,7 @@ pub struct Talker {
 /// Which packets are handed over. All zeros: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capture {
+pub struct CaptureFilter {
     /// For each [`Outcome::slot`]: one packet of so many, a power of two, at every counter; 0: none.
     pub one_of: [u32; Outcome::SLOTS as usize],
     /// One bit for each service.
@@ -531,7 +531,7 @@ pub struct Capture {
 /// Words of 64 bits that have a bit for every service.
 pub const SEAT_WORDS: usize = MAX_SEATS as usize / 64;
 
-impl Capture {
+impl CaptureFilter {
     pub const NONE: Self = Self {
         one_of: [0; Outcome::SLOTS as usize],
         services: [0; SEAT_WORDS],
@@ -562,7 +562,7 @@ pub struct Event {
 /// The time that a replayed packet came.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Clock {
+pub struct ReplayTime {
     /// In the units of [`crate::gcra`].
     pub now: u64,
     /// In nanoseconds of CLOCK_BOOTTIME.
@@ -607,7 +607,7 @@ pub const SERVICE_BITS: u32 = 32;
 /// Packets and bytes of one outcome. Bytes are frame lengths as XDP sees them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counter {
+pub struct CounterSlot {
     pub packets: u64,
     pub bytes: u64,
 }
@@ -615,7 +615,7 @@ pub struct Counter {
 /// The counters of one service, indexed by [`Outcome::slot`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counters(pub [Counter; Outcome::SLOTS as usize]);
+pub struct Counters(pub [CounterSlot; Outcome::SLOTS as usize]);
 
 /// What a packet comes to: the number of the service that it concerns, and the [`Outcome::slot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -626,7 +626,7 @@ pub struct Conclusion {
 
 impl Conclusion {
     #[inline(always)]
-    pub const fn new(service: u16, reason: Reason, mode: Applied) -> Self {
+    pub const fn new(service: u16, reason: Reason, mode: ModeBits) -> Self {
         Self {
             service: service as u32,
             slot: Outcome::slot_of(reason, mode),
@@ -652,16 +652,16 @@ impl Conclusion {
 const _: () = assert!(size_of::<About>() == 408);
 const _: () = assert!(size_of::<Seat>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
-const _: () = assert!(size_of::<Budgets>() == 48);
-const _: () = assert!(size_of::<Service>() == 128);
+const _: () = assert!(size_of::<GcraBudgets>() == 48);
+const _: () = assert!(size_of::<ServiceSlot>() == 128);
 const _: () = assert!(size_of::<AddressedKey>() == 24);
 const _: () = assert!(size_of::<Expiry>() == 8);
 const _: () = assert!(size_of::<Relief>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<Talker>() == 48);
-const _: () = assert!(size_of::<Capture>() == 552);
+const _: () = assert!(size_of::<TalkerSlot>() == 48);
+const _: () = assert!(size_of::<CaptureFilter>() == 552);
 const _: () = assert!(size_of::<Event>() == 24 + SNAP_LENGTH as usize);
-const _: () = assert!(size_of::<Clock>() == 16);
+const _: () = assert!(size_of::<ReplayTime>() == 16);
 const _: () = assert!(size_of::<AdmittedKey<4>>() == 8);
 const _: () = assert!(size_of::<AdmittedKey<16>>() == 20);
 const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
@@ -669,10 +669,10 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, Capture, Clock, Counters, Expiry, FlowKey, PortEntry,
-        Relief, Seat, Service, Talker,
+        About, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey, PortEntry,
+        Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
     };
-    use crate::{cell::Cell, deny_list::Line};
+    use crate::{cell::Cell, deny_list::DenyLine};
 
     macro_rules! pod {
         ($($layout:ty),* $(,)?) => {
@@ -687,18 +687,18 @@ mod pod {
     pod!(
         About,
         AddressedKey,
-        Capture,
+        CaptureFilter,
         Cell,
-        Clock,
+        ReplayTime,
         Counters,
         Expiry,
         FlowKey,
-        Line,
+        DenyLine,
         PortEntry,
         Relief,
         Seat,
-        Service,
-        Talker,
+        ServiceSlot,
+        TalkerSlot,
     );
 
     // SAFETY: as above.

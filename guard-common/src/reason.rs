@@ -140,11 +140,11 @@ impl Mode {
 /// A mode as the kernel program has it in its tables: in bits that make the slot of an [`Outcome`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Applied(u8);
+pub struct ModeBits(u8);
 
 const _: () = assert!((Reason::FIRST_DROP as u32) << 1 == Outcome::WOULD_DROP);
 
-impl Applied {
+impl ModeBits {
     /// Packets are judged. What has not this bit is [`Mode::Off`]: whoever sees that asks for no slot of a drop.
     const JUDGED: u8 = 1 << 0;
     /// What is to be dropped passes: the bit of a reason to drop, one place higher.
@@ -248,7 +248,7 @@ impl Outcome {
 
     /// The slot of what a reason comes to in a mode: that of [`Self::new`], without a question.
     #[inline(always)]
-    pub const fn slot_of(reason: Reason, Applied(applied): Applied) -> u32 {
+    pub const fn slot_of(reason: Reason, ModeBits(applied): ModeBits) -> u32 {
         let reason = reason as u32;
         reason | reason << 1 & applied as u32
     }
@@ -291,16 +291,16 @@ mod tests {
     #[test]
     fn a_mode_is_the_same_in_the_tables() {
         for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
-            assert_eq!(Applied::of(mode).mode(), mode);
+            assert_eq!(ModeBits::of(mode).mode(), mode);
         }
-        assert_eq!(Applied::default().mode(), Mode::Off);
+        assert_eq!(ModeBits::default().mode(), Mode::Off);
     }
 
     #[test]
     fn the_slot_of_a_reason_in_a_mode_is_that_of_its_outcome() {
         for reason in Reason::ALL {
             for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
-                let slot = Outcome::slot_of(reason, Applied::of(mode));
+                let slot = Outcome::slot_of(reason, ModeBits::of(mode));
                 assert_eq!(slot, Outcome::new(reason, mode).slot());
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     address::{Address, Family},
-    layout::{Conclusion, TALKER_SAMPLE, Talker},
+    layout::{Conclusion, TALKER_SAMPLE, TalkerSlot},
     reason::Outcome,
     spread::GOLDEN,
 };
@@ -26,7 +26,7 @@ pub const fn is_sampled(key: u64, counted: u64) -> bool {
     ((counted ^ key) as u32).wrapping_mul(GOLDEN) < 1 << (u32::BITS - SAMPLE_BITS)
 }
 
-impl Talker {
+impl TalkerSlot {
     /// Counts a sampled packet for its source, if that has the place or takes it.
     #[inline(always)]
     pub fn vote(&mut self, family: Family, source: Address, length: u64, conclusion: Conclusion) {
@@ -66,7 +66,7 @@ impl Talker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reason::{Applied, Mode, Reason};
+    use crate::reason::{Mode, ModeBits, Reason};
 
     const KEYS: [u64; 4] = [0, 0x0123_4567_89ab_cdef, 0x6775_6172_6420_7265, 1 << 31];
 
@@ -75,10 +75,10 @@ mod tests {
     }
 
     fn at_service_3(reason: Reason) -> Conclusion {
-        Conclusion::new(3, reason, Applied::of(Mode::Enforce))
+        Conclusion::new(3, reason, ModeBits::of(Mode::Enforce))
     }
 
-    fn vote(talker: &mut Talker, n: u32) {
+    fn vote(talker: &mut TalkerSlot, n: u32) {
         let dropped = at_service_3(Reason::ClosedPort);
         talker.vote(Family::Ipv4, source(n), 100, dropped);
     }
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn who_sends_more_than_all_others_of_its_place_keeps_it() {
-        let mut talker = Talker::default();
+        let mut talker = TalkerSlot::default();
         for n in 0..100_000 {
             // Three of five packets are of one source, the others of ever new ones.
             vote(&mut talker, if n % 5 < 3 { 7 } else { 1_000 + n });
@@ -124,10 +124,10 @@ mod tests {
 
     #[test]
     fn the_last_drop_of_a_source_says_why_and_none_is_inherited_with_its_place() {
-        let mut talker = Talker::default();
+        let mut talker = TalkerSlot::default();
         vote(&mut talker, 7);
         talker.vote(Family::Ipv4, source(7), 100, at_service_3(Reason::Allowed));
-        let why = |talker: &Talker| (talker.dropped, talker.dropped_for, talker.dropped_at);
+        let why = |talker: &TalkerSlot| (talker.dropped, talker.dropped_for, talker.dropped_at);
         assert_eq!(why(&talker), (1, Reason::ClosedPort as u8, 3));
         for _ in 0..3 {
             talker.vote(Family::Ipv4, source(8), 100, at_service_3(Reason::Allowed));
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn who_has_gone_gives_its_place_to_another_however_much_it_sent() {
-        let mut talker = Talker::default();
+        let mut talker = TalkerSlot::default();
         for _ in 0..10_000_000 {
             vote(&mut talker, 7);
         }

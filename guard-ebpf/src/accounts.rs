@@ -2,9 +2,9 @@
 //! paid for, or known to be over its budget, before anybody looks at a bucket.
 
 use guard_common::{
-    account::{self, Account, Over, Who},
+    account::{self, Account, Over, SourceKey},
     cell::{Share, hash},
-    layout::{Service, feature},
+    layout::{ServiceSlot, feature},
     packet::Ends,
     reason::Reason,
 };
@@ -23,7 +23,7 @@ pub fn pay<C: Clock>(
     ends: &impl Ends,
     length: u64,
     terms: Terms,
-    settings: &Service,
+    settings: &ServiceSlot,
 ) -> Result<(), Reason> {
     let bill = |prefix, tick| Bill::<false> {
         length,
@@ -42,7 +42,7 @@ pub fn pay<C: Clock>(
     };
     let tick = C::tick();
     let prefix = prefix(ends, settings);
-    let who = Who::of(config::hash_key, ends.family(), prefix);
+    let who = SourceKey::of(config::hash_key, ends.family(), prefix);
     // SAFETY: the pointer is to this CPU's own value, which lives as long as the program, and the place is within it.
     // XDP runs to its end on one CPU, so its own accounts need no atomics.
     let account = unsafe {
@@ -100,7 +100,7 @@ pub fn pay<C: Clock>(
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_pay_in_advance(
-    settings: *const Service,
+    settings: *const ServiceSlot,
     account: *mut Account,
     now: u64,
     length: u64,

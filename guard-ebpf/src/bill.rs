@@ -15,8 +15,8 @@ use guard_common::{
         pair_has_room, retry_one, retry_pair,
     },
     cell::{self, Cell, Share},
-    gcra::{Budget, Price},
-    layout::{Budgets, Service, feature},
+    gcra::{GcraBudget, Price},
+    layout::{GcraBudgets, ServiceSlot, feature},
     packet::Ends,
     reason::Reason,
 };
@@ -28,12 +28,12 @@ use crate::{
 
 /// What counts as one source.
 #[inline(always)]
-pub fn prefix(ends: &impl Ends, settings: &Service) -> Address {
+pub fn prefix(ends: &impl Ends, settings: &ServiceSlot) -> Address {
     ends.source().masked(source_mask(ends.family(), settings))
 }
 
 #[inline(always)]
-fn source_mask(family: Family, settings: &Service) -> Address {
+fn source_mask(family: Family, settings: &ServiceSlot) -> Address {
     match family {
         Family::Ipv4 => Address::from_ipv4(settings.source_mask_v4),
         Family::Ipv6 => settings.source_mask_v6,
@@ -42,15 +42,19 @@ fn source_mask(family: Family, settings: &Service) -> Address {
 
 /// What a budget counts.
 #[derive(Clone, Copy)]
-enum Kind {
+enum BudgetKind {
     Packets,
     Bytes,
     Connections,
 }
 
-const KINDS: [Kind; 3] = [Kind::Packets, Kind::Bytes, Kind::Connections];
+const KINDS: [BudgetKind; 3] = [
+    BudgetKind::Packets,
+    BudgetKind::Bytes,
+    BudgetKind::Connections,
+];
 
-impl Kind {
+impl BudgetKind {
     #[inline(always)]
     fn is_used(self) -> bool {
         match self {
@@ -79,7 +83,7 @@ impl Kind {
     }
 
     #[inline(always)]
-    fn budget(self, budgets: &Budgets) -> *const Budget {
+    fn budget(self, budgets: &GcraBudgets) -> *const GcraBudget {
         match self {
             Self::Packets => &raw const budgets.packets,
             Self::Bytes => &raw const budgets.bytes,
@@ -90,26 +94,26 @@ impl Kind {
 
 /// A value of an array map that holds a source's buckets.
 trait Buckets: Copy {
-    fn bucket<const CROWD: bool>(self, kind: Kind) -> MapBucket<CROWD>;
+    fn bucket<const CROWD: bool>(self, kind: BudgetKind) -> MapBucket<CROWD>;
 }
 
 /// Of the one kind that there is.
 impl Buckets for *mut u64 {
     #[inline(always)]
-    fn bucket<const CROWD: bool>(self, _kind: Kind) -> MapBucket<CROWD> {
+    fn bucket<const CROWD: bool>(self, _kind: BudgetKind) -> MapBucket<CROWD> {
         MapBucket(self)
     }
 }
 
 impl Buckets for *mut Cell {
     #[inline(always)]
-    fn bucket<const CROWD: bool>(self, kind: Kind) -> MapBucket<CROWD> {
+    fn bucket<const CROWD: bool>(self, kind: BudgetKind) -> MapBucket<CROWD> {
         // SAFETY: the pointer is to a value of an array map.
         MapBucket(unsafe {
             match kind {
-                Kind::Packets => &raw mut (*self).packets,
-                Kind::Bytes => &raw mut (*self).bytes,
-                Kind::Connections => &raw mut (*self).connections,
+                BudgetKind::Packets => &raw mut (*self).packets,
+                BudgetKind::Bytes => &raw mut (*self).bytes,
+                BudgetKind::Connections => &raw mut (*self).connections,
             }
         })
     }
@@ -122,7 +126,7 @@ pub fn pay_as_crowd(
     now: u64,
     length: u64,
     terms: Terms,
-    settings: &Service,
+    settings: &ServiceSlot,
     times: u32,
 ) -> Result<(), Reason> {
     let prefix = prefix(ends, settings);
@@ -131,7 +135,7 @@ pub fn pay_as_crowd(
     match guard_pay_as_crowd(settings, now, hash, length, terms) {
         WITHIN => Ok(()),
         over => Err(KINDS
-            .map(Kind::reason)
+            .map(BudgetKind::reason)
             .into_iter()
             .find(|limit| *limit as u32 == over)
             .unwrap_or(Reason::TotalLimit)),
@@ -151,7 +155,7 @@ const WITHIN: u32 = 0;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_pay_as_crowd(
-    settings: *const Service,
+    settings: *const ServiceSlot,
     now: u64,
     hash: u64,
     length: u64,
@@ -217,7 +221,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
-    pub fn pay(&self, settings: &Service) -> Result<(), Reason> {
+    pub fn pay(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         if uses!(feature::NARROW) && !uses!(feature::TOTALS) {
             self.pay_only(settings)
         } else {
@@ -227,19 +231,19 @@ impl<const CROWD: bool> Bill<CROWD> {
 
     /// Where there is no more than one kind of budget, its charge tells whether there is room.
     #[inline(always)]
-    fn pay_only(&self, settings: &Service) -> Result<(), Reason> {
+    fn pay_only(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         // The verifier removes all but one.
         if uses!(feature::PACKETS) {
-            self.pay_kind(Kind::Packets, settings)
+            self.pay_kind(BudgetKind::Packets, settings)
         } else if uses!(feature::BYTES) {
-            self.pay_kind(Kind::Bytes, settings)
+            self.pay_kind(BudgetKind::Bytes, settings)
         } else {
-            self.pay_kind(Kind::Connections, settings)
+            self.pay_kind(BudgetKind::Connections, settings)
         }
     }
 
     #[inline(always)]
-    fn pay_kind(&self, kind: Kind, settings: &Service) -> Result<(), Reason> {
+    fn pay_kind(&self, kind: BudgetKind, settings: &ServiceSlot) -> Result<(), Reason> {
         let Some(price) = self.price_where_used(kind, &settings.source, self.times) else {
             return Ok(());
         };
@@ -254,7 +258,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     }
 
     #[inline(always)]
-    fn pay_each(&self, settings: &Service) -> Result<(), Reason> {
+    fn pay_each(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         // Of one kind, but with budgets that all sources share.
         if uses!(feature::NARROW) {
             let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
@@ -272,27 +276,32 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// A source's cell of each row. `None` is unreachable while the slices fit the array; a guard that is
     /// unsure lets through.
     #[inline(always)]
-    fn cells<T>(&self, settings: &Service, cells: &Array<T>) -> Option<[*mut T; 2]> {
+    fn cells<T>(&self, settings: &ServiceSlot, cells: &Array<T>) -> Option<[*mut T; 2]> {
         let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
         Some([cells.get_ptr_mut(first)?, cells.get_ptr_mut(second)?])
     }
 
     /// One kind by one: as a loop it would not be unrolled, and costs twice as much.
     #[inline(always)]
-    fn pay_at(&self, settings: &Service, pair: [impl Buckets; 2]) -> Result<(), Reason> {
-        self.look(Kind::Packets, settings, pair)?;
-        self.look(Kind::Bytes, settings, pair)?;
-        self.look(Kind::Connections, settings, pair)?;
+    fn pay_at(&self, settings: &ServiceSlot, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+        self.look(BudgetKind::Packets, settings, pair)?;
+        self.look(BudgetKind::Bytes, settings, pair)?;
+        self.look(BudgetKind::Connections, settings, pair)?;
         if uses!(feature::TOTALS) {
             self.pay_totals(settings)?;
         }
-        self.charge(Kind::Packets, settings, pair)?;
-        self.charge(Kind::Bytes, settings, pair)?;
-        self.charge(Kind::Connections, settings, pair)
+        self.charge(BudgetKind::Packets, settings, pair)?;
+        self.charge(BudgetKind::Bytes, settings, pair)?;
+        self.charge(BudgetKind::Connections, settings, pair)
     }
 
     #[inline(always)]
-    fn look(&self, kind: Kind, settings: &Service, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+    fn look(
+        &self,
+        kind: BudgetKind,
+        settings: &ServiceSlot,
+        pair: [impl Buckets; 2],
+    ) -> Result<(), Reason> {
         let Some(price) = self.price(kind, &settings.source, self.times) else {
             return Ok(());
         };
@@ -304,8 +313,8 @@ impl<const CROWD: bool> Bill<CROWD> {
     #[inline(always)]
     fn charge(
         &self,
-        kind: Kind,
-        settings: &Service,
+        kind: BudgetKind,
+        settings: &ServiceSlot,
         pair: [impl Buckets; 2],
     ) -> Result<(), Reason> {
         let Some(price) = self.price(kind, &settings.source, self.times) else {
@@ -318,16 +327,16 @@ impl<const CROWD: bool> Bill<CROWD> {
 
     /// Charges it to the buckets that all sources share.
     #[inline(always)]
-    pub fn pay_totals(&self, settings: &Service) -> Result<(), Reason> {
+    pub fn pay_totals(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
             return Ok(());
         };
-        let is_within = self.look_total(Kind::Packets, settings, total)
-            && self.look_total(Kind::Bytes, settings, total)
-            && self.look_total(Kind::Connections, settings, total)
-            && self.charge_total(Kind::Packets, settings, total)
-            && self.charge_total(Kind::Bytes, settings, total)
-            && self.charge_total(Kind::Connections, settings, total);
+        let is_within = self.look_total(BudgetKind::Packets, settings, total)
+            && self.look_total(BudgetKind::Bytes, settings, total)
+            && self.look_total(BudgetKind::Connections, settings, total)
+            && self.charge_total(BudgetKind::Packets, settings, total)
+            && self.charge_total(BudgetKind::Bytes, settings, total)
+            && self.charge_total(BudgetKind::Connections, settings, total);
         if is_within {
             Ok(())
         } else {
@@ -336,7 +345,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     }
 
     #[inline(always)]
-    fn look_total(&self, kind: Kind, settings: &Service, total: *mut Cell) -> bool {
+    fn look_total(&self, kind: BudgetKind, settings: &ServiceSlot, total: *mut Cell) -> bool {
         match self.price(kind, &settings.total, None) {
             Some(price) => has_room(total.bucket::<CROWD>(kind), self.now, price),
             None => true,
@@ -344,7 +353,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     }
 
     #[inline(always)]
-    fn charge_total(&self, kind: Kind, settings: &Service, total: *mut Cell) -> bool {
+    fn charge_total(&self, kind: BudgetKind, settings: &ServiceSlot, total: *mut Cell) -> bool {
         match self.price(kind, &settings.total, None) {
             Some(price) => charge_one(total.bucket::<CROWD>(kind), self.now, price),
             None => true,
@@ -357,7 +366,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     /// have the verifier follow every mixture of limited and unlimited budgets; and the half of an
     /// empty `Option`, copied unwritten, is refused before Linux 6.3.
     #[inline(always)]
-    fn price(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
+    fn price(&self, kind: BudgetKind, budgets: &GcraBudgets, times: Option<u64>) -> Option<Price> {
         if kind.is_used() {
             self.price_where_used(kind, budgets, times)
         } else {
@@ -367,8 +376,13 @@ impl<const CROWD: bool> Bill<CROWD> {
 
     /// [`Self::price`] of a kind that the policy uses.
     #[inline(always)]
-    fn price_where_used(&self, kind: Kind, budgets: &Budgets, times: Option<u64>) -> Option<Price> {
-        if matches!(kind, Kind::Connections) && !self.terms.attempt {
+    fn price_where_used(
+        &self,
+        kind: BudgetKind,
+        budgets: &GcraBudgets,
+        times: Option<u64>,
+    ) -> Option<Price> {
+        if matches!(kind, BudgetKind::Connections) && !self.terms.attempt {
             return None;
         }
         // SAFETY: the pointer comes from a reference.
@@ -377,8 +391,8 @@ impl<const CROWD: bool> Bill<CROWD> {
             return None;
         }
         let Price { cost, burst } = match kind {
-            Kind::Bytes => budget.price_of_bytes(self.length),
-            Kind::Packets | Kind::Connections => budget.price(),
+            BudgetKind::Bytes => budget.price_of_bytes(self.length),
+            BudgetKind::Packets | BudgetKind::Connections => budget.price(),
         };
         let shared = times.and_then(|times| cost.checked_div(times));
         let cost = shared.unwrap_or(cost);
@@ -405,8 +419,8 @@ impl Bill<true> {
 
     /// Charges the source's buckets for so much, if each of them has plenty of room.
     #[inline(always)]
-    pub fn pay_in_advance(&self, settings: &Service, packets: u64, bytes: u64) -> bool {
-        let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
+    pub fn pay_in_advance(&self, settings: &ServiceSlot, packets: u64, bytes: u64) -> bool {
+        let amounts = [(BudgetKind::Packets, packets), (BudgetKind::Bytes, bytes)];
         let mut has_plenty_of_room = true;
         self.for_each_bucket(settings, amounts, |bucket, price| {
             has_plenty_of_room &= has_plenty(bucket, self.now, price);
@@ -421,8 +435,8 @@ impl Bill<true> {
 
     /// Gives so much back to the source's buckets.
     #[inline(always)]
-    pub fn give_back(&self, settings: &Service, packets: u64, bytes: u64) {
-        let amounts = [(Kind::Packets, packets), (Kind::Bytes, bytes)];
+    pub fn give_back(&self, settings: &ServiceSlot, packets: u64, bytes: u64) {
+        let amounts = [(BudgetKind::Packets, packets), (BudgetKind::Bytes, bytes)];
         self.for_each_bucket(settings, amounts, |bucket, Price { cost, .. }| {
             bucket.take_off(cost);
         });
@@ -432,8 +446,8 @@ impl Bill<true> {
     #[inline(always)]
     fn for_each_bucket(
         &self,
-        settings: &Service,
-        amounts: [(Kind, u64); 2],
+        settings: &ServiceSlot,
+        amounts: [(BudgetKind, u64); 2],
         take: impl FnMut(MapBucket<true>, Price),
     ) {
         if uses!(feature::NARROW) {
@@ -448,9 +462,9 @@ impl Bill<true> {
 
 #[inline(always)]
 fn for_each_of_source(
-    settings: &Service,
+    settings: &ServiceSlot,
     [first, second]: [impl Buckets; 2],
-    amounts: [(Kind, u64); 2],
+    amounts: [(BudgetKind, u64); 2],
     mut take: impl FnMut(MapBucket<true>, Price),
 ) {
     for (kind, amount) in amounts {
@@ -463,7 +477,7 @@ fn for_each_of_source(
 
 /// What so many packets or bytes cost; `None`: not limited.
 #[inline(always)]
-fn price_of(kind: Kind, budgets: &Budgets, amount: u64) -> Option<Price> {
+fn price_of(kind: BudgetKind, budgets: &GcraBudgets, amount: u64) -> Option<Price> {
     if !kind.is_used() {
         return None;
     }
@@ -473,8 +487,8 @@ fn price_of(kind: Kind, budgets: &Budgets, amount: u64) -> Option<Price> {
         return None;
     }
     Some(match kind {
-        Kind::Bytes => budget.price_of_bytes(amount),
-        Kind::Packets | Kind::Connections => Price {
+        BudgetKind::Bytes => budget.price_of_bytes(amount),
+        BudgetKind::Packets | BudgetKind::Connections => Price {
             cost: budget.cost.wrapping_mul(amount),
             burst: budget.burst,
         },

@@ -2,7 +2,7 @@
 //! is not.
 
 use guard_common::{
-    layout::{Relief, Service, feature},
+    layout::{Relief, ServiceSlot, feature},
     packet::{Ends, Packet, Traits},
     reason::Reason,
 };
@@ -25,7 +25,7 @@ pub fn charge<C: Clock, P: Pace>(
     packet: &Packet<impl Ends>,
     length: u64,
     service: u16,
-    settings: &Service,
+    settings: &ServiceSlot,
     reason: Reason,
 ) -> Result<Reason, P::Unsure> {
     if !uses!(feature::BUDGETS) {

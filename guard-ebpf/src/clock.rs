@@ -54,7 +54,7 @@ pub struct ReplayClock;
 
 impl ReplayClock {
     #[inline(always)]
-    fn read() -> layout::Clock {
+    fn read() -> layout::ReplayTime {
         CLOCK.get(0).copied().unwrap_or_default()
     }
 }

@@ -7,12 +7,12 @@ use guard_common::{cell::HashKey, exposure::Scope, literal::Literal, reason::Mod
 
 /// Of [`guard_common::layout::live`]: the one variable, so it is the whole of its section.
 #[unsafe(no_mangle)]
-static LIVE: Live = Live(UnsafeCell::new(0));
+static LIVE: LiveVariable = LiveVariable(UnsafeCell::new(0));
 
-struct Live(UnsafeCell<u32>);
+struct LiveVariable(UnsafeCell<u32>);
 
 // SAFETY: the kernel program only reads it, as one word.
-unsafe impl Sync for Live {}
+unsafe impl Sync for LiveVariable {}
 
 /// What the tables hold at this moment.
 #[inline(always)]

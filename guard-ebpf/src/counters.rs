@@ -1,7 +1,7 @@
 //! Every packet is counted once, under its service and its outcome.
 
 use guard_common::{
-    layout::{Conclusion, Counter},
+    layout::{Conclusion, CounterSlot},
     reason::Outcome,
 };
 
@@ -30,7 +30,7 @@ pub fn count(conclusion: Conclusion, length: u64) -> u64 {
     };
     let slot = masked::<{ Outcome::SLOTS as u64 - 1 }>(conclusion.slot.into());
     // SAFETY: the pointer is to this CPU's own value, and the slot is within it.
-    let counter = unsafe { &mut *counters.cast::<Counter>().add(slot as usize) };
+    let counter = unsafe { &mut *counters.cast::<CounterSlot>().add(slot as usize) };
     counter.packets += 1;
     counter.bytes += length;
     counter.packets

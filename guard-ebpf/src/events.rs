@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     address::Address,
-    layout::{Capture, Event, SEAT_WORDS, SNAP_LENGTH},
+    layout::{CaptureFilter, Event, SEAT_WORDS, SNAP_LENGTH},
     packet::Ends,
     reason::Outcome,
 };
@@ -31,13 +31,13 @@ use crate::{
 /// Alone in its section, which is a table of its own.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.capture")]
-static CAPTURE: Wanted = Wanted(UnsafeCell::new(Capture::NONE));
+static CAPTURE: CaptureVariable = CaptureVariable(UnsafeCell::new(CaptureFilter::NONE));
 
-struct Wanted(UnsafeCell<Capture>);
+struct CaptureVariable(UnsafeCell<CaptureFilter>);
 
 // SAFETY: the kernel program only reads it. User space may write it meanwhile: every mixture of two
 // filters is one.
-unsafe impl Sync for Wanted {}
+unsafe impl Sync for CaptureVariable {}
 
 /// Reads one field as it is now.
 macro_rules! wanted {
@@ -52,9 +52,9 @@ const SHORTEST_FRAME: u32 = 14;
 
 /// What an event says of its packet, in one word: a function takes no more than five.
 #[derive(Clone, Copy)]
-struct Facts(u64);
+struct EventFacts(u64);
 
-impl Facts {
+impl EventFacts {
     #[inline(always)]
     fn of(counted: &Counted<'_, impl Ends>) -> Self {
         let family = match counted.ends {
@@ -88,7 +88,7 @@ pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) {
     if likely(wanted!(on) == 0) {
         return;
     }
-    let facts = Facts::of(counted);
+    let facts = EventFacts::of(counted);
     let one_of = wanted!(one_of[facts.slot()]);
     if one_of != 0 && counted.number & (u64::from(one_of) - 1) == 0 {
         let Address { high, low } = match counted.ends {
@@ -112,7 +112,7 @@ extern "C" fn guard_hand_over(
     low: u64,
     length: u64,
 ) -> u32 {
-    let facts = Facts(facts);
+    let facts = EventFacts(facts);
     let source = Address { high, low };
     let is_wanted = has_service(facts.service()) && has_source(facts.family(), source);
     if is_wanted {
@@ -122,7 +122,7 @@ extern "C" fn guard_hand_over(
 }
 
 #[inline(always)]
-fn hand_over(ctx: *mut xdp_md, facts: Facts, length: u32) {
+fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
     let event = if is_granted() {
         EVENTS.reserve::<Event>(0)
     } else {

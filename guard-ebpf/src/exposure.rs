@@ -3,8 +3,8 @@
 
 use guard_common::{
     address::{Address, Family},
-    exposure::{Exposure, Target, judge, judge_container_address},
-    layout::{AddressedKey, NO_SERVICE, PortEntry, Service, feature},
+    exposure::{Exposure, PortFacts, judge, judge_container_address},
+    layout::{AddressedKey, NO_SERVICE, PortEntry, ServiceSlot, feature},
     packet::{Ends, Packet, Traits},
     reason::Reason,
 };
@@ -19,17 +19,17 @@ use crate::{
 };
 
 /// Where a packet wants to go.
-pub enum Destination {
+pub enum PortLookup {
     /// To a service, with its settings and what else the table of ports says of the place.
-    Service(u16, &'static Service, PortEntry),
+    Service(u16, &'static ServiceSlot, PortEntry),
     /// To a place that no service lists.
     Nobody(Exposure),
 }
 
 #[inline(always)]
-pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destination, P::Unsure> {
+pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<PortLookup, P::Unsure> {
     if packet.transport.has(Traits::LATER_FRAGMENT) {
-        return Ok(Destination::Nobody(Exposure::Pass(Reason::Fragment)));
+        return Ok(PortLookup::Nobody(Exposure::Pass(Reason::Fragment)));
     }
     let entry = find_entry(packet);
     // What most of a flood is sent to: with one question, three others are answered.
@@ -40,7 +40,7 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
         {
             P::look_closer()?;
         }
-        return Ok(Destination::Nobody(judge_closed(
+        return Ok(PortLookup::Nobody(judge_closed(
             packet,
             PortEntry::default(),
             false,
@@ -59,16 +59,16 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<Destinati
                 && let Some(network) = find_network(family, destination)
             {
                 let exposure = judge_container_address(*transport, network);
-                return Ok(Destination::Nobody(exposure));
+                return Ok(PortLookup::Nobody(exposure));
             }
         }
     }
     let service = known.service();
     if service != NO_SERVICE {
         let settings = SERVICES.get(service.into());
-        return Ok(Destination::Service(service, settings, known));
+        return Ok(PortLookup::Service(service, settings, known));
     }
-    Ok(Destination::Nobody(judge_closed(packet, known, false)))
+    Ok(PortLookup::Nobody(judge_closed(packet, known, false)))
 }
 
 /// Decides on a packet that a service lists, but not for its source.
@@ -79,7 +79,7 @@ pub fn judge_refused(packet: &Packet<impl Ends>, entry: PortEntry) -> Exposure {
 
 #[inline(always)]
 fn judge_closed(packet: &Packet<impl Ends>, entry: PortEntry, listed: bool) -> Exposure {
-    let target = Target {
+    let target = PortFacts {
         listed,
         published: is_published(packet.ends.family(), entry),
         ephemeral: entry.is_ephemeral(),

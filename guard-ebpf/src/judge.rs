@@ -5,9 +5,9 @@ use core::marker::PhantomData;
 use aya_ebpf::programs::XdpContext;
 use guard_common::{
     exposure::Exposure,
-    layout::{Conclusion, NO_SERVICE, Service, feature, list},
+    layout::{Conclusion, NO_SERVICE, ServiceSlot, feature, list},
     packet::{Ends, Packet, ReadEnds, Traits},
-    reason::{Applied, Reason},
+    reason::{ModeBits, Reason},
 };
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     config::{self, uses},
     ending::{Ending, finish},
-    exposure::{Destination, find_destination, is_admitted, is_for_host, judge_refused},
+    exposure::{PortLookup, find_destination, is_admitted, is_for_host, judge_refused},
     flows, maps,
     pace::{Pace, Quick, Thorough},
     parse::{PlainReader, Reader, Unread},
@@ -58,8 +58,8 @@ impl<C: Ending> PlainReader for Judge<'_, C, Quick> {
         let judged = judge::<C, Quick>(packet, length).ok()?;
         let (ctx, ends) = (self.ctx, Some(&packet.ends));
         Some(match judged {
-            Judged::Closed(reason) => finish::<C>(ctx, of_host(reason), ends, length),
-            Judged::Otherwise(conclusion) => finish::<C>(ctx, conclusion, ends, length),
+            PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), ends, length),
+            PolicyDecision::Otherwise(conclusion) => finish::<C>(ctx, conclusion, ends, length),
         })
     }
 }
@@ -70,8 +70,8 @@ impl<C: Ending> Reader for Judge<'_, C, Thorough> {
     #[inline(always)]
     fn ip(self, packet: &Packet<impl Ends>, length: u64) -> u32 {
         let conclusion = match judge::<C, Thorough>(packet, length) {
-            Ok(Judged::Closed(reason)) => of_host(reason),
-            Ok(Judged::Otherwise(conclusion)) => conclusion,
+            Ok(PolicyDecision::Closed(reason)) => of_host(reason),
+            Ok(PolicyDecision::Otherwise(conclusion)) => conclusion,
         };
         finish::<C>(self.ctx, conclusion, Some(&packet.ends), length)
     }
@@ -89,11 +89,11 @@ impl<C: Ending> Reader for Judge<'_, C, Thorough> {
 /// The conclusion for a packet that concerns no service.
 #[inline(always)]
 pub fn of_host(reason: Reason) -> Conclusion {
-    Conclusion::new(NO_SERVICE, reason, Applied::of(config::mode()))
+    Conclusion::new(NO_SERVICE, reason, ModeBits::of(config::mode()))
 }
 
 /// What the policy says of a packet.
-enum Judged {
+enum PolicyDecision {
     /// That nobody may reach the place.
     Closed(Reason),
     /// Anything else, with the mode applied.
@@ -101,31 +101,34 @@ enum Judged {
 }
 
 #[inline(always)]
-fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<Judged, P::Unsure> {
+fn judge<C: Clock, P: Pace>(
+    packet: &Packet<impl Ends>,
+    length: u64,
+) -> Result<PolicyDecision, P::Unsure> {
     let Packet { ends, transport } = packet;
     if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY)) {
         P::look_closer()?;
         if transport.has(Traits::CONTROL) || is_for_host(packet) {
-            return Ok(Judged::Otherwise(of_host(Reason::Control)));
+            return Ok(PolicyDecision::Otherwise(of_host(Reason::Control)));
         }
     }
     if sources::is_denied::<C, P>(ends)? && !sources::is_allowed::<C, P>(ends, NO_SERVICE)? {
-        return Ok(Judged::Otherwise(of_host(Reason::DeniedSource)));
+        return Ok(PolicyDecision::Otherwise(of_host(Reason::DeniedSource)));
     }
     // What is open or closed is decided at once; the rest may answer somebody, or has limits.
     let (service, mode, exposure) = match find_destination::<P>(packet)? {
-        Destination::Nobody(Exposure::Closed(reason)) => return Ok(Judged::Closed(reason)),
-        Destination::Service(service, settings, entry) => {
+        PortLookup::Nobody(Exposure::Closed(reason)) => return Ok(PolicyDecision::Closed(reason)),
+        PortLookup::Service(service, settings, entry) => {
             let mode = settings.mode;
             match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
                 Some(reason) => {
                     let conclusion = Conclusion::new(service, reason, mode);
-                    return Ok(Judged::Otherwise(conclusion));
+                    return Ok(PolicyDecision::Otherwise(conclusion));
                 }
                 None => (service, mode, judge_refused(packet, entry)),
             }
         }
-        Destination::Nobody(exposure) => (NO_SERVICE, Applied::of(config::mode()), exposure),
+        PortLookup::Nobody(exposure) => (NO_SERVICE, ModeBits::of(config::mode()), exposure),
     };
     let reason = match exposure {
         Exposure::Closed(reason) => reason,
@@ -142,7 +145,9 @@ fn judge<C: Clock, P: Pace>(packet: &Packet<impl Ends>, length: u64) -> Result<J
             }
         }
     };
-    Ok(Judged::Otherwise(Conclusion::new(service, reason, mode)))
+    Ok(PolicyDecision::Otherwise(Conclusion::new(
+        service, reason, mode,
+    )))
 }
 
 /// The reason of a packet that a service lists; `None`: it does not admit the source.
@@ -151,8 +156,8 @@ fn judge_at_service<C: Clock, P: Pace>(
     packet: &Packet<impl Ends>,
     length: u64,
     service: u16,
-    settings: &Service,
-    mode: Applied,
+    settings: &ServiceSlot,
+    mode: ModeBits,
 ) -> Result<Option<Reason>, P::Unsure> {
     let Packet { ends, .. } = packet;
     if mode.is_off() {

@@ -8,12 +8,12 @@ use aya_ebpf::{
 use guard_common::{
     account::{self, Account},
     cell::Cell,
-    deny_list::Line,
+    deny_list::DenyLine,
     layout::{
-        AddressedKey, AdmittedKey, Clock, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FlowKey,
+        AddressedKey, AdmittedKey, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FlowKey,
         MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
-        MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, Service,
-        TALKER_ENTRIES, Talker,
+        MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, ReplayTime,
+        ServiceSlot, TALKER_ENTRIES, TalkerSlot,
     },
     reason::Outcome,
 };
@@ -36,7 +36,7 @@ pub static ADDRESSED: HashMap<AddressedKey, PortEntry> =
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".bss.services")]
-pub static SERVICES: Global<Service, { MAX_SEATS as usize }> =
+pub static SERVICES: Global<ServiceSlot, { MAX_SEATS as usize }> =
     // SAFETY: zeros are a value.
     unsafe { Global::zeroed() };
 
@@ -51,7 +51,7 @@ pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, Expiry> =
 /// Nobody maps it into memory; but what may be mapped begins at the start of a page, so that each line is in one line of
 /// a CPU's cache.
 #[map]
-pub static DENIED_LINES: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub static DENIED_LINES: Array<DenyLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static DENIED_V4: HashMap<Ipv4Key, Expiry> =
@@ -129,7 +129,7 @@ pub static STRANGERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MA
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SEATS, 0);
 
 #[map]
-pub static TALKERS: PerCpuArray<Talker> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
+pub static TALKERS: PerCpuArray<TalkerSlot> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
 
 #[map]
 pub static GRANT: Array<u64> = Array::with_max_entries(1, 0);
@@ -144,4 +144,4 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 pub static PREVIOUS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 #[map]
-pub static CLOCK: Array<Clock> = Array::with_max_entries(1, 0);
+pub static CLOCK: Array<ReplayTime> = Array::with_max_entries(1, 0);

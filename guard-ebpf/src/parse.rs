@@ -134,7 +134,7 @@ impl Frame {
     /// [`Self::length_with`] the packet that it carries.
     #[inline(always)]
     fn plain_length(&self) -> Option<u64> {
-        let Link { ether_type, end } = read_link(self).ok()?;
+        let LinkHeader { ether_type, end } = read_link(self).ok()?;
         match ether_type {
             ether_type::IPV4 => {
                 let header = self.header::<Ipv4Hdr>(end)?;
@@ -284,7 +284,7 @@ type Any = Packet<ReadEnds>;
 #[inline(always)]
 pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
     let packet = match read_link(frame) {
-        Ok(Link { ether_type, end }) => match ether_type {
+        Ok(LinkHeader { ether_type, end }) => match ether_type {
             ether_type::IPV4 => parse_ipv4(frame, length, end),
             ether_type::IPV6 => parse_ipv6(frame, length, end),
             tag if is_vlan(tag) => Err(Unread::Malformed),
@@ -299,13 +299,13 @@ pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
 }
 
 /// What Ethernet and its tags say: what follows, and where they end.
-struct Link {
+struct LinkHeader {
     ether_type: u16,
     end: usize,
 }
 
 #[inline(always)]
-fn read_link(frame: &Frame) -> Result<Link, Unread> {
+fn read_link(frame: &Frame) -> Result<LinkHeader, Unread> {
     let ethernet = frame.header::<EthHdr>(0).ok_or(Unread::NotIp)?;
     let mut ether_type = ethernet.read(offset_of!(EthHdr, ether_type));
     let mut end = EthHdr::LEN;
@@ -317,20 +317,20 @@ fn read_link(frame: &Frame) -> Result<Link, Unread> {
         ether_type = tag.read(offset_of!(VlanHdr, ether_type));
         end += VlanHdr::LEN;
     }
-    Ok(Link { ether_type, end })
+    Ok(LinkHeader { ether_type, end })
 }
 
 /// The same of a frame that has a whole header of TCP over IPv4 behind it: one look at where the frame ends is
 /// enough for all three.
 #[inline(always)]
-fn read_plain_link(frame: &Frame) -> Option<Link> {
+fn read_plain_link(frame: &Frame) -> Option<LinkHeader> {
     let ethernet = frame.header::<(EthHdr, Ipv4Hdr, TcpHdr)>(0)?;
     // Each family has a question of its own, and the field is read again for the next, or the compiler would make one
     // search of all.
     for family in [ether_type::IPV4, ether_type::IPV6] {
         let ether_type: u16 = ethernet.read(offset_of!(EthHdr, ether_type));
         if ether_type == family {
-            return Some(Link {
+            return Some(LinkHeader {
                 ether_type,
                 end: EthHdr::LEN,
             });
@@ -346,7 +346,7 @@ fn read_plain_link(frame: &Frame) -> Option<Link> {
         ether_type = tag.read(offset_of!(VlanHdr, ether_type));
         end += VlanHdr::LEN;
     }
-    Some(Link { ether_type, end })
+    Some(LinkHeader { ether_type, end })
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use core::{intrinsics::likely, ptr::read_volatile};
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
-    deny_list::{Line, Place},
+    deny_list::{DenyLine, DenyPlace},
     layout::{AdmittedKey, Expiry, MAX_ENDED, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
     packet::Ends,
 };
@@ -103,14 +103,14 @@ fn look_into_list(ends: &impl Ends) -> InList {
     if bits == 0 || ends.family() != Family::Ipv4 {
         return InList::No;
     }
-    let Place { line, tag } = Place::of(ends.source().low as u32, bits);
+    let DenyPlace { line, tag } = DenyPlace::of(ends.source().low as u32, bits);
     // `None` is unreachable: there are as many lines as the bits can name.
     let Some(line) = DENIED_LINES.get(line) else {
         return InList::No;
     };
     let [first, second, third, fourth] = &line.0;
     // SAFETY: the pointers come from references, and user space writes meanwhile. Such reads stay in their order.
-    let line = Line(unsafe {
+    let line = DenyLine(unsafe {
         [
             read_volatile(first),
             read_volatile(second),

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     counted::{to_counter, to_talker},
     dataplane::{
-        Passing, State, StateError, detach_all, pass_everything_everywhere,
+        InterfaceState, Passing, StateError, detach_all, pass_everything_everywhere,
         pins::{self, Pins, Word},
         text_of,
     },
@@ -45,7 +45,7 @@ fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
     for pins in Pins::existing(root)? {
         // An interface may have been renamed since it was attached.
         let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
-        let Some(state) = State::existing(&pins)? else {
+        let Some(state) = InterfaceState::existing(&pins)? else {
             continue;
         };
         let about = state.about()?;
@@ -157,14 +157,14 @@ pub fn talkers(root: &Path) -> Result<Option<Vec<Talker>>> {
 
 fn of_every_interface<T>(
     root: &Path,
-    rows: impl Fn(&str, &State) -> Result<Vec<T>, StateError>,
+    rows: impl Fn(&str, &InterfaceState) -> Result<Vec<T>, StateError>,
 ) -> Result<Option<Vec<T>>> {
     let mut found = None;
     // Without the names of today, those that were attached.
     let links = read::links().unwrap_or_default();
     for pins in Pins::existing(root)? {
         let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
-        if let Some(state) = State::existing(&pins)? {
+        if let Some(state) = InterfaceState::existing(&pins)? {
             let rows = rows(pins.interface(), &state)?;
             found.get_or_insert_with(Vec::new).extend(rows);
         }

@@ -18,7 +18,7 @@ use aya::{
 };
 use guard_common::{
     exposure::Scope,
-    layout::{self, About, Capture, feature},
+    layout::{self, About, CaptureFilter, feature},
     reason::Mode,
 };
 use guard_host::{UdpFlow, XdpState, causes::innermost};
@@ -32,7 +32,7 @@ use super::{
     link_info,
     mode::{Force, Programs, XdpMode},
     pins::{self, EGRESS_LINK, LINK, PinError, Pins},
-    state::{SHARED, SharedMap, State, StateError, bytes_of, shared_maps},
+    state::{InterfaceState, SHARED, SharedMap, StateError, bytes_of, shared_maps},
     sys, tap,
 };
 
@@ -41,12 +41,12 @@ pub struct Prepared {
     generation: Generation,
     policy: Policy,
     seats: Seats,
-    facts: Facts,
+    facts: PolicyFacts,
 }
 
 /// What a reader of the pins is told of a policy.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct PolicyFacts {
     pub path: String,
     /// In hexadecimal.
     pub sha256: String,
@@ -83,7 +83,7 @@ pub struct TakenOff {
 
 /// An interface, and the generation in force on it.
 pub struct Attachment {
-    state: State,
+    state: InterfaceState,
     /// Of the generation in force, or of the agent before this one.
     seats: Seats,
     in_force: Option<Prepared>,
@@ -101,7 +101,7 @@ impl Attachment {
             Some((link, _)) => Some(info_of(&pins, &link.into())?),
             None => None,
         };
-        let (state, seats) = State::open(pins, namespace, link_program)?;
+        let (state, seats) = InterfaceState::open(pins, namespace, link_program)?;
         // There may be none. What nobody reads ends with its grant in any case.
         let _result = tap::end(&state);
         Ok(Self {
@@ -233,7 +233,7 @@ impl Attachment {
         policy: &Policy,
         ground: &Ground<'_>,
         tick_ns: u64,
-        facts: Facts,
+        facts: PolicyFacts,
     ) -> Result<Prepared, AttachError> {
         // What a trial goes back to judges again without being asked.
         let held: BTreeSet<&str> = self
@@ -257,7 +257,7 @@ impl Attachment {
         let capture = if pins.iter().any(|(name, _)| *name == layout::CAPTURE) {
             tap::wanted_now(&self.state)
         } else {
-            Capture::NONE
+            CaptureFilter::NONE
         };
         // What changes during a trial goes back to where the trial would.
         let goes_on = facts.trial_until != 0 && self.is_on_trial();
@@ -387,7 +387,7 @@ impl Attachment {
             // What is not guard's stays there, and harms nobody.
             let _left = older.remove_all();
         }
-        let Facts {
+        let PolicyFacts {
             path,
             sha256,
             loaded_ms,
@@ -612,7 +612,7 @@ fn detach_pins(all: Vec<Pins>, odd: Vec<String>) -> Removal {
 
 /// The interface may be gone, or its state be spoilt: then there is none.
 fn about_of(pins: &Pins) -> Option<About> {
-    let state = State::existing(pins).ok().flatten()?;
+    let state = InterfaceState::existing(pins).ok().flatten()?;
     state.about().ok()
 }
 
@@ -669,7 +669,8 @@ fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
     if !pins.is_of_this_layout() {
         return Ok(false);
     }
-    let (Some(mut state), Some((link, _))) = (State::existing(pins)?, own_link(pins)?) else {
+    let (Some(mut state), Some((link, _))) = (InterfaceState::existing(pins)?, own_link(pins)?)
+    else {
         return Ok(false);
     };
     let mut about = state.about().map_err(StateError::from)?;
@@ -677,7 +678,7 @@ fn pass_everything(pins: &Pins, tick_ns: u64) -> Result<bool, AttachError> {
     let shared = Shared {
         hash_key: about.hash_key,
         pins: state.reusable(&tables, true),
-        capture: Capture::NONE,
+        capture: CaptureFilter::NONE,
         trial_until: 0,
     };
     let mut generation = Generation::load_for(Purpose::Service, tables, tick_ns, &shared)?;

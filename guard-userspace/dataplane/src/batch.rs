@@ -29,7 +29,7 @@ const ALIGNMENT: usize = 8;
 
 /// Of `union bpf_attr`, what these commands read and write.
 #[repr(C)]
-struct Attributes {
+struct BatchAttributes {
     /// Where the keys start: behind this one. Null: at the first.
     after: u64,
     last: u64,
@@ -53,7 +53,7 @@ pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result
     require_sizes(data, size_of::<K>(), size_of::<V>())?;
     let chunks = keys.chunks(WRITTEN_AT_ONCE);
     for (keys, values) in chunks.zip(values.chunks(WRITTEN_AT_ONCE)) {
-        let mut attributes = Attributes {
+        let mut attributes = BatchAttributes {
             after: 0,
             last: 0,
             keys: keys.as_ptr() as u64,
@@ -119,7 +119,7 @@ fn read_places<V: Pod>(
         while start < end {
             let after = start.wrapping_sub(1);
             let mut last = 0u32;
-            let mut attributes = Attributes {
+            let mut attributes = BatchAttributes {
                 after: if start == 0 {
                     0
                 } else {

@@ -10,15 +10,15 @@ use std::{
 use guard_policy::PublishedPort;
 use tracing::warn;
 
-use super::{Generation, ports::Ports};
+use super::{Generation, ports::SharedPortMaps};
 
 /// The port tables in force, shared by the agent and whoever hears first what containers publish.
 #[derive(Clone, Default)]
-pub struct Closer(Arc<Mutex<Inner>>);
+pub struct Closer(Arc<Mutex<CloserState>>);
 
 #[derive(Default)]
-struct Inner {
-    tables: Vec<Ports>,
+struct CloserState {
+    tables: Vec<SharedPortMaps>,
     /// What has been closed here, and the agent does not know of yet.
     early: BTreeSet<PublishedPort>,
 }
@@ -39,7 +39,7 @@ impl Closer {
     ) {
         let published: BTreeSet<PublishedPort> = published.into_iter().collect();
         let mut inner = self.lock();
-        let Inner { tables, early } = &mut *inner;
+        let CloserState { tables, early } = &mut *inner;
         for table in tables {
             if let Err(error) = table.mark(&published, local_ports, early) {
                 let ports: Vec<String> = published.iter().map(ToString::to_string).collect();
@@ -58,7 +58,7 @@ impl Closer {
         self.lock().early.append(&mut early);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, CloserState> {
         let Self(inner) = self;
         inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,7 +10,7 @@ use guard_common::{
 
 use super::{
     Generation, LoadError, batch,
-    state::{State, StateError},
+    state::{InterfaceState, StateError},
 };
 
 /// The packets of one service and outcome, over all CPUs.
@@ -32,7 +32,7 @@ impl Generation {
     }
 }
 
-impl State {
+impl InterfaceState {
     /// Every counter that has counted anything, those of services that are no longer listed, too.
     pub fn counters(&self) -> Result<Vec<CounterRow>, StateError> {
         Ok(read(&self.map(layout::COUNTERS)?, &self.names()?)?)

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{Ebpf, maps::Array};
 use guard_common::{
-    deny_list::{Line, Place, line_bits},
+    deny_list::{DenyLine, DenyPlace, line_bits},
     layout::{self, Expiry, live},
 };
 use guard_policy::is_single;
@@ -31,7 +31,7 @@ pub struct DenyList {
 
 impl DenyList {
     /// The list for a fresh generation, and its lines; none if there are few.
-    pub fn of(denied: &BTreeMap<IpNet, Expiry>) -> (Self, Vec<Line>) {
+    pub fn of(denied: &BTreeMap<IpNet, Expiry>) -> (Self, Vec<DenyLine>) {
         let singles = denied.keys().filter(|prefix| is_single(prefix)).count();
         let listed = || {
             denied
@@ -48,9 +48,9 @@ impl DenyList {
             return (none, Vec::new());
         }
         let line_bits = line_bits(u32::try_from(count).unwrap_or(u32::MAX));
-        let mut lines = vec![Line::default(); 1 << line_bits];
+        let mut lines = vec![DenyLine::default(); 1 << line_bits];
         let elsewhere = listed().filter(|address| {
-            let Place { line, tag } = Place::of(address.to_bits(), line_bits);
+            let DenyPlace { line, tag } = DenyPlace::of(address.to_bits(), line_bits);
             let line = lines.get_mut(line as usize);
             !line.is_some_and(|line| line.add(tag))
         });
@@ -71,10 +71,10 @@ impl DenyList {
         1 << self.line_bits
     }
 
-    pub fn fill(&self, ebpf: &mut Ebpf, lines: &[Line]) -> Result<(), LoadError> {
+    pub fn fill(&self, ebpf: &mut Ebpf, lines: &[DenyLine]) -> Result<(), LoadError> {
         let used = (0..).zip(lines);
-        let used = used.filter(|(_, line)| **line != Line::default());
-        let (places, lines): (Vec<u32>, Vec<Line>) = used.unzip();
+        let used = used.filter(|(_, line)| **line != DenyLine::default());
+        let (places, lines): (Vec<u32>, Vec<DenyLine>) = used.unzip();
         batch::insert(map_mut(ebpf, layout::DENIED_LINES)?, &places, &lines)
     }
 
@@ -92,14 +92,14 @@ impl DenyList {
     /// Enters an address into the list of a running generation, if that is where it belongs and there is room.
     pub fn add(&self, ebpf: &mut Ebpf, prefix: &IpNet, expiry: Expiry) -> Result<bool, LoadError> {
         match may_be_listed(prefix, expiry) {
-            Some(address) => self.change(ebpf, address, Line::add),
+            Some(address) => self.change(ebpf, address, DenyLine::add),
             None => Ok(false),
         }
     }
 
     /// Takes an address out of it. Call [`Self::ask_hashes`] before.
     pub fn remove(&self, ebpf: &mut Ebpf, address: Ipv4Addr) -> Result<(), LoadError> {
-        self.change(ebpf, address, Line::remove).map(drop)
+        self.change(ebpf, address, DenyLine::remove).map(drop)
     }
 
     /// What `change` says of the address' tag and line.
@@ -107,13 +107,13 @@ impl DenyList {
         &self,
         ebpf: &mut Ebpf,
         address: Ipv4Addr,
-        change: fn(&mut Line, u16) -> bool,
+        change: fn(&mut DenyLine, u16) -> bool,
     ) -> Result<bool, LoadError> {
         if self.line_bits == 0 {
             return Ok(false);
         }
-        let mut lines = Array::<_, Line>::try_from(map_mut(ebpf, layout::DENIED_LINES)?)?;
-        let Place { line: place, tag } = Place::of(address.to_bits(), self.line_bits);
+        let mut lines = Array::<_, DenyLine>::try_from(map_mut(ebpf, layout::DENIED_LINES)?)?;
+        let DenyPlace { line: place, tag } = DenyPlace::of(address.to_bits(), self.line_bits);
         let before = lines.get(&place, 0)?;
         let mut line = before;
         let answer = change(&mut line, tag);
@@ -184,7 +184,7 @@ mod tests {
         for (prefix, expiry) in others {
             assert!(!list.has(&prefix, expiry), "{prefix}");
         }
-        let Place { line, tag } = Place::of(0xc000_0201, list.line_bits());
+        let DenyPlace { line, tag } = DenyPlace::of(0xc000_0201, list.line_bits());
         assert!(!lines[line as usize].has(tag));
         assert_eq!(list.flags(live::DENIED), live::DENIED);
     }

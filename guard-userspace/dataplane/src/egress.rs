@@ -16,14 +16,14 @@ use super::{
     Generation, clsact,
     error::AttachError,
     pins::{EGRESS_LINK, Pins},
-    state::{State, StateError},
+    state::{InterfaceState, StateError},
     sys,
 };
 
 /// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
 /// qdisc. If a program is there already, it is replaced.
 pub fn attach(
-    state: &mut State,
+    state: &mut InterfaceState,
     generation: &mut Generation,
     about: &mut About,
 ) -> Result<(), AttachError> {
@@ -80,7 +80,7 @@ const EGRESS_PRIORITY: u16 = 0x6775;
 /// The same without tcx. Where the filter will be is written down first: an agent that dies at any
 /// moment leaves none that the next one does not find.
 fn attach_filter(
-    state: &mut State,
+    state: &mut InterfaceState,
     generation: &mut Generation,
     about: &mut About,
 ) -> Result<(), AttachError> {

@@ -75,11 +75,11 @@ pub fn detach_link(link: &OwnedFd) -> io::Result<()> {
 /// Calls bpf(2) with attributes that start with one word and are zero beyond it.
 fn call(command: libc::c_long, word: u32) -> io::Result<libc::c_long> {
     #[repr(C)]
-    struct Attributes {
+    struct WordAttributes {
         word: u32,
         rest: [u32; 15],
     }
-    let mut attributes = Attributes {
+    let mut attributes = WordAttributes {
         word,
         rest: [0; 15],
     };

@@ -17,7 +17,7 @@ use super::{
     live,
     maps::{change_services, insert_v4, insert_v6},
     networks,
-    ports::Ports,
+    ports::SharedPortMaps,
 };
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -82,7 +82,7 @@ pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] 
 
 pub fn fill(
     ebpf: &mut Ebpf,
-    ports: &Ports,
+    ports: &SharedPortMaps,
     tables: &Tables,
     deny_list: &DenyList,
 ) -> Result<(), LoadError> {

@@ -17,7 +17,7 @@ use super::{LoadError, sys};
 
 /// Of `union bpf_attr`, what the commands for one element read.
 #[repr(C)]
-struct Attributes {
+struct ElementAttributes {
     map: u32,
     padding: u32,
     key: u64,
@@ -55,7 +55,7 @@ pub fn write<V: Pod>(map: &Map, values: &[V]) -> Result<(), LoadError> {
 /// The value must be as long as the map's values are.
 unsafe fn call(command: libc::c_long, data: &MapData, value: u64) -> io::Result<()> {
     let key = 0u32;
-    let mut attributes = Attributes {
+    let mut attributes = ElementAttributes {
         map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
         padding: 0,
         key: (&raw const key) as u64,

@@ -7,7 +7,7 @@ use aya::{
 };
 use guard_common::{
     cell::Cell,
-    layout::{self, Counters, TALKER_ENTRIES, Talker, feature},
+    layout::{self, Counters, TALKER_ENTRIES, TalkerSlot, feature},
     reason::Outcome,
 };
 use tracing::warn;
@@ -50,7 +50,7 @@ impl Generation {
 
     fn empty_numbers(&mut self, numbers: &[(u16, String, String)]) -> Result<(), LoadError> {
         let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))?;
-        let none = Counters([layout::Counter::default(); Outcome::SLOTS as usize]);
+        let none = Counters([layout::CounterSlot::default(); Outcome::SLOTS as usize]);
         let mut counters = PerCpuArray::try_from(self.map_mut(layout::COUNTERS)?)?;
         for (number, _, _) in numbers {
             let of_cpus = PerCpuValues::try_from(vec![none; cpus]).map_err(LoadError::Host)?;
@@ -61,12 +61,12 @@ impl Generation {
             totals.set(u32::from(*number), Cell::default(), 0)?;
         }
         let mut talkers = PerCpuArray::try_from(self.map_mut(layout::TALKERS)?)?;
-        let is_of_others = |talker: &Talker| {
+        let is_of_others = |talker: &TalkerSlot| {
             let mut numbers = numbers.iter();
             talker.dropped_for != 0 && numbers.any(|(number, _, _)| talker.dropped_at == *number)
         };
         for index in 0..TALKER_ENTRIES {
-            let of_cpus: PerCpuValues<Talker> = talkers.get(&index, 0)?;
+            let of_cpus: PerCpuValues<TalkerSlot> = talkers.get(&index, 0)?;
             if !of_cpus.iter().any(is_of_others) {
                 continue;
             }
@@ -103,7 +103,7 @@ impl Generation {
         let ranges = slices.map(Slice::cells);
         let is_narrow = self.tables().uses(feature::NARROW);
         if is_narrow {
-            let kind = Kind::of(self.tables());
+            let kind = NarrowBudget::of(self.tables());
             batch::read(from, ranges, |place, mut cell: Cell| {
                 let bucket = *kind.bucket(&mut cell);
                 if bucket != 0 {
@@ -112,7 +112,7 @@ impl Generation {
                 }
             })?;
         } else {
-            let kind = Kind::of(before.tables());
+            let kind = NarrowBudget::of(before.tables());
             batch::read(from, ranges, |place, bucket: u64| {
                 if bucket != 0 {
                     let mut cell = Cell::default();
@@ -132,13 +132,13 @@ impl Generation {
 }
 
 /// What the one kind of budget counts.
-enum Kind {
+enum NarrowBudget {
     Packets,
     Bytes,
     Connections,
 }
 
-impl Kind {
+impl NarrowBudget {
     /// Of tables that are narrow.
     fn of(tables: &Tables) -> Self {
         if tables.uses(feature::PACKETS) {

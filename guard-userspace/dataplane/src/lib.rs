@@ -42,7 +42,7 @@ use aya_log::{EbpfLogger, Level};
 use guard_common::{
     cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
-    layout::{self, Capture, feature},
+    layout::{self, CaptureFilter, feature},
     literal::Config,
 };
 use guard_host::causes::io_error;
@@ -51,7 +51,7 @@ use tracing_log::{LogTracer, log};
 
 pub use self::{
     attach::{
-        Attachment, Facts, Passing, Prepared, Removal, TakenOff, detach_all,
+        Attachment, Passing, PolicyFacts, Prepared, Removal, TakenOff, detach_all,
         pass_everything_everywhere,
     },
     closer::Closer,
@@ -62,17 +62,17 @@ pub use self::{
     mode::{Force, Programs, XdpMode},
     permission::require_capabilities,
     replay::{Direction, Judged, Replay},
-    state::{State, StateError, text_of},
+    state::{InterfaceState, StateError, text_of},
     talkers::TalkerRow,
     tap::{PacketFilter, ROUNDS, Tap, Tapped, source_of},
 };
-use self::{deny_list::DenyList, object::Object, ports::Ports};
+use self::{deny_list::DenyList, object::Object, ports::SharedPortMaps};
 
 /// One loaded copy of the kernel programs: their switches are constants, their tables are full.
 pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
-    ports: Ports,
+    ports: SharedPortMaps,
     deny_list: DenyList,
     /// The name of its XDP program.
     ingress: &'static str,
@@ -184,7 +184,7 @@ impl Generation {
         let level = if is_debugged { Level::Debug as u8 } else { 0 };
         loader.override_global(aya_log::LEVEL, &level, true);
         let mut ebpf = loader.load(Object::with(&config)?.bytes())?;
-        let ports = Ports::of(&ebpf)?;
+        let ports = SharedPortMaps::of(&ebpf)?;
         deny_list.fill(&mut ebpf, &lines)?;
         // Its megabytes are not kept.
         drop(lines);
@@ -271,7 +271,7 @@ struct Shared {
     /// The maps that are there already, and where they are pinned.
     pins: Vec<(&'static str, PathBuf)>,
     /// Which packets somebody wants to see, if the map that says so is among these.
-    capture: Capture,
+    capture: CaptureFilter,
     /// See [`Config::trial_until`].
     trial_until: u64,
 }
@@ -286,7 +286,7 @@ impl Shared {
         Self {
             hash_key,
             pins: Vec::new(),
-            capture: Capture::NONE,
+            capture: CaptureFilter::NONE,
             trial_until: 0,
         }
     }

@@ -115,16 +115,18 @@ fn attach_somehow(
     let interface = pins.interface();
     match attach(generation, interface, found, AyaMode::Driver) {
         Ok(link) => Ok((link, XdpMode::Native, None)),
-        Err(Failure::Final(error)) => Err(error),
-        Err(Failure::Refused(native)) => match attach(generation, interface, found, AyaMode::Skb) {
-            Ok(link) => Ok((link, XdpMode::Generic, Some(native))),
-            Err(Failure::Final(error)) => Err(error),
-            Err(Failure::Refused(generic)) => Err(AttachError::Refused {
-                interface: interface.to_owned(),
-                native,
-                generic,
-            }),
-        },
+        Err(AttachFailure::Final(error)) => Err(error),
+        Err(AttachFailure::Refused(native)) => {
+            match attach(generation, interface, found, AyaMode::Skb) {
+                Ok(link) => Ok((link, XdpMode::Generic, Some(native))),
+                Err(AttachFailure::Final(error)) => Err(error),
+                Err(AttachFailure::Refused(generic)) => Err(AttachError::Refused {
+                    interface: interface.to_owned(),
+                    native,
+                    generic,
+                }),
+            }
+        }
     }
 }
 
@@ -156,7 +158,7 @@ fn exists(interface: &str, found: &Programs) -> AttachError {
     }
 }
 
-enum Failure {
+enum AttachFailure {
     /// Another mode would not help.
     Final(AttachError),
     /// The reason, in the kernel's words.
@@ -168,27 +170,29 @@ fn attach(
     interface: &str,
     found: &Programs,
     mode: AyaMode,
-) -> Result<FdLink, Failure> {
+) -> Result<FdLink, AttachFailure> {
     let program = generation
         .program_mut()
-        .map_err(|error| Failure::Final(error.into()))?;
+        .map_err(|error| AttachFailure::Final(error.into()))?;
     let classify = |error: ProgramError| match error {
-        ProgramError::UnknownInterface { name } => Failure::Final(AttachError::NoInterface(name)),
+        ProgramError::UnknownInterface { name } => {
+            AttachFailure::Final(AttachError::NoInterface(name))
+        }
         error => match io_error(&error).and_then(io::Error::raw_os_error) {
             // EBUSY: a link holds the interface. EEXIST: a program without a link does, or one in
             // the other mode, or a device above has one (dev_xdp_attach in net/core/dev.c).
-            Some(16) => Failure::Final(AttachError::Held {
+            Some(16) => AttachFailure::Final(AttachError::Held {
                 interface: interface.to_owned(),
                 program: evict::describe(found.on),
             }),
-            Some(17) => Failure::Final(exists(interface, found)),
-            Some(1 | 13) => Failure::Final(AttachError::Load(LoadError::NotPermitted)),
-            _ => Failure::Refused(innermost(&error)),
+            Some(17) => AttachFailure::Final(exists(interface, found)),
+            Some(1 | 13) => AttachFailure::Final(AttachError::Load(LoadError::NotPermitted)),
+            _ => AttachFailure::Refused(innermost(&error)),
         },
     };
     let id = program.attach(interface, mode).map_err(classify)?;
     let link = program.take_link(id).map_err(classify)?;
     // aya falls back to netlink when the kernel refuses a link, and such an attachment would neither
     // outlive this process in a pin nor be swapped atomically. Dropping it detaches it.
-    FdLink::try_from(link).map_err(|error: LinkError| Failure::Refused(innermost(&error)))
+    FdLink::try_from(link).map_err(|error: LinkError| AttachFailure::Refused(innermost(&error)))
 }

@@ -23,14 +23,14 @@ struct LinkInfo {
 /// pinned here (`bpf_xdp_link_fill_link_info` in net/core/dev.c, Linux 5.9).
 pub fn interface_of(pin: &Path) -> io::Result<Option<u32>> {
     #[repr(C)]
-    struct Attributes {
+    struct InfoAttributes {
         fd: u32,
         length: u32,
         info: u64,
     }
     let link = sys::open_pin(pin)?;
     let mut info = LinkInfo::default();
-    let mut attributes = Attributes {
+    let mut attributes = InfoAttributes {
         fd: link.as_raw_fd().cast_unsigned(),
         length: mem::size_of::<LinkInfo>() as u32,
         info: (&raw mut info).expose_provenance() as u64,

@@ -7,7 +7,7 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, lpm_trie::Key},
 };
-use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, Service, list};
+use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, ServiceSlot, list};
 use guard_policy::{Listed, PublishedPort, Tables, is_single};
 use ipnet::IpNet;
 
@@ -196,7 +196,7 @@ fn mark_denied(
     }
     change_services(ebpf, |table| {
         for service in services {
-            if let Some(Service { lists, .. }) = table.get_mut(usize::from(*service)) {
+            if let Some(ServiceSlot { lists, .. }) = table.get_mut(usize::from(*service)) {
                 *lists &= !list::DENIED;
                 if is_denied {
                     *lists |= list::DENIED;

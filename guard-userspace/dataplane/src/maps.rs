@@ -4,7 +4,7 @@ use aya::{
     Ebpf, Pod,
     maps::{LpmTrie, Map, MapData, lpm_trie::Key},
 };
-use guard_common::layout::{self, Service};
+use guard_common::layout::{self, ServiceSlot};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{LoadError, globals};
@@ -12,7 +12,7 @@ use super::{LoadError, globals};
 /// Changes the settings of services.
 pub(super) fn change_services(
     ebpf: &mut Ebpf,
-    change: impl FnOnce(&mut [Service]),
+    change: impl FnOnce(&mut [ServiceSlot]),
 ) -> Result<(), LoadError> {
     let map = map_mut(ebpf, layout::SERVICES)?;
     let before = globals::read(map)?;

@@ -22,20 +22,20 @@ use super::{
 
 /// The tables, to be read and written by one at a time.
 #[derive(Clone)]
-pub struct Ports(Arc<Mutex<Kernel>>);
+pub struct SharedPortMaps(Arc<Mutex<PortMaps>>);
 
 /// What the kernel has.
-struct Kernel {
+struct PortMaps {
     everywhere: Map,
     addressed: HashMap<MapData, AddressedKey, PortEntry>,
     /// What `addressed` holds. Nobody else writes it.
     held: BTreeMap<AddressedKey, PortEntry>,
 }
 
-impl Ports {
+impl SharedPortMaps {
     /// Those of a fresh generation, where they are empty.
     pub fn of(ebpf: &Ebpf) -> Result<Self, LoadError> {
-        Ok(Self(Arc::new(Mutex::new(Kernel {
+        Ok(Self(Arc::new(Mutex::new(PortMaps {
             everywhere: another(ebpf, layout::PORTS)?,
             addressed: HashMap::try_from(another(ebpf, layout::ADDRESSED)?)?,
             held: BTreeMap::new(),
@@ -115,14 +115,14 @@ impl Ports {
         outcome.end()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kernel> {
+    fn lock(&self) -> MutexGuard<'_, PortMaps> {
         let Self(kernel) = self;
         // Whoever panicked with it has changed nothing by halves.
         kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kernel {
+impl PortMaps {
     /// Enters what holds on one address.
     fn hold(&mut self, key: AddressedKey, entry: PortEntry) -> Result<(), LoadError> {
         if self.held.get(&key) != Some(&entry) {

@@ -10,7 +10,7 @@ use aya::{
 use guard_common::{
     cell::HashKey,
     gcra::UNITS_PER_NANOSECOND,
-    layout::{self, Clock, Conclusion, feature},
+    layout::{self, Conclusion, ReplayTime, feature},
     reason::Outcome,
 };
 use guard_policy::Tables;
@@ -78,11 +78,11 @@ impl Replay {
         if boot_ns > LATEST_NS {
             return Err(LoadError::ClockJump);
         }
-        let clock = Clock {
+        let clock = ReplayTime {
             now: boot_ns.saturating_mul(UNITS_PER_NANOSECOND),
             boot_ns,
         };
-        let mut map = Array::<_, Clock>::try_from(self.generation.map_mut(layout::CLOCK)?)?;
+        let mut map = Array::<_, ReplayTime>::try_from(self.generation.map_mut(layout::CLOCK)?)?;
         Ok(map.set(0, clock, 0)?)
     }
 

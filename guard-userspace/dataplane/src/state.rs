@@ -10,8 +10,8 @@ use aya::{
 use guard_common::{
     cell::{Cell, HashKey},
     layout::{
-        self, About, Capture, Counters, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME, MAX_SEATS,
-        NO_SERVICE, Seat, TALKER_ENTRIES, Talker, feature,
+        self, About, CaptureFilter, Counters, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME,
+        MAX_SEATS, NO_SERVICE, Seat, TALKER_ENTRIES, TalkerSlot, feature,
     },
     reason::Outcome,
 };
@@ -41,7 +41,7 @@ pub enum StateError {
 }
 
 /// The state of one interface.
-pub struct State {
+pub struct InterfaceState {
     pub(super) pins: Pins,
     /// An array of one [`About`].
     about: Map,
@@ -49,7 +49,7 @@ pub struct State {
     places: Map,
 }
 
-impl State {
+impl InterfaceState {
     /// Opens what is pinned, or makes it.
     ///
     /// `link_program` is the kernel's number of the program that the pinned link holds. It says which of
@@ -335,11 +335,16 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         array(
             layout::TALKERS,
             MapType::PerCpuArray,
-            size_of::<Talker>(),
+            size_of::<TalkerSlot>(),
             TALKER_ENTRIES,
         ),
         array(layout::TOTALS, MapType::Array, cell, MAX_SEATS),
-        array(layout::CAPTURE, MapType::Array, size_of::<Capture>(), 1),
+        array(
+            layout::CAPTURE,
+            MapType::Array,
+            size_of::<CaptureFilter>(),
+            1,
+        ),
         array(layout::GRANT, MapType::Array, size_of::<u64>(), 1),
         array(
             layout::LOSSES,

@@ -70,13 +70,13 @@ pub fn pin(path: &Path, object: BorrowedFd<'_>) -> io::Result<()> {
 
 fn call_with_path(command: libc::c_long, path: &Path, object: RawFd) -> io::Result<RawFd> {
     #[repr(C)]
-    struct Object {
+    struct PinAttributes {
         pathname: u64,
         bpf_fd: u32,
         file_flags: u32,
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Object {
+    let mut attributes = PinAttributes {
         pathname: path.as_ptr().expose_provenance() as u64,
         bpf_fd: object.cast_unsigned(),
         file_flags: 0,

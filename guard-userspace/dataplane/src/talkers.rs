@@ -9,13 +9,13 @@ use std::{
 use aya::maps::{MapData, PerCpuArray};
 use guard_common::{
     address::Family,
-    layout::{self, TALKER_ENTRIES, TALKER_SAMPLE, Talker},
+    layout::{self, TALKER_ENTRIES, TALKER_SAMPLE, TalkerSlot},
     reason::Reason,
 };
 
 use super::{
     LoadError,
-    state::{State, StateError},
+    state::{InterfaceState, StateError},
 };
 
 /// A source and what it sent, estimated from a sample of its packets.
@@ -32,7 +32,7 @@ pub struct TalkerRow {
     pub dropped_at: Option<String>,
 }
 
-impl State {
+impl InterfaceState {
     /// The sources that are kept an eye on, in no order.
     pub fn talkers(&self) -> Result<Vec<TalkerRow>, StateError> {
         let map = PerCpuArray::try_from(self.map(layout::TALKERS)?).map_err(LoadError::from)?;
@@ -41,7 +41,7 @@ impl State {
 }
 
 fn read(
-    map: &PerCpuArray<impl Borrow<MapData>, Talker>,
+    map: &PerCpuArray<impl Borrow<MapData>, TalkerSlot>,
     names: &BTreeMap<u16, String>,
 ) -> Result<Vec<TalkerRow>, LoadError> {
     let mut rows = HashMap::<IpAddr, TalkerRow>::new();
@@ -72,7 +72,7 @@ fn read(
 }
 
 /// `None`: nobody has the place.
-fn source(talker: &Talker) -> Option<IpAddr> {
+fn source(talker: &TalkerSlot) -> Option<IpAddr> {
     let families = [Family::Ipv4, Family::Ipv6];
     let family = families
         .into_iter()
@@ -80,7 +80,7 @@ fn source(talker: &Talker) -> Option<IpAddr> {
     Some(talker.source.to_ip(family))
 }
 
-fn reason(talker: &Talker) -> Option<Reason> {
+fn reason(talker: &TalkerSlot) -> Option<Reason> {
     let drops = (talker.dropped != 0).then_some(Reason::ALL)?;
     drops
         .into_iter()

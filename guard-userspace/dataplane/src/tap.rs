@@ -12,7 +12,7 @@ use bytes::Bytes;
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     address::Address,
-    layout::{self, Capture, Event},
+    layout::{self, CaptureFilter, Event},
     reason::Outcome,
 };
 use guard_policy::split;
@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use super::{
     LoadError,
     pins::Pins,
-    state::{State, StateError},
+    state::{InterfaceState, StateError},
 };
 
 const SLOTS: usize = Outcome::SLOTS as usize;
@@ -69,21 +69,21 @@ pub struct Round {
 
 /// The packets of one interface. Nothing is handed over any more when this is dropped.
 pub struct Tap {
-    state: State,
+    state: InterfaceState,
     wanted: PacketFilter,
     events: RingBuf<MapData>,
-    filter: Array<MapData, Capture>,
+    filter: Array<MapData, CaptureFilter>,
     grant: Array<MapData, u64>,
     losses: PerCpuArray<MapData, u64>,
     lost: [u64; SLOTS],
-    in_force: Capture,
+    in_force: CaptureFilter,
     /// As long as it is held, somebody reads.
     _held: Arc<()>,
 }
 
 impl Tap {
     pub fn open(pins: &Pins, wanted: PacketFilter, held: Arc<()>) -> Result<Self, StateError> {
-        let state = State::existing(pins)?;
+        let state = InterfaceState::existing(pins)?;
         let state = state.ok_or(LoadError::Incomplete("state"))?;
         let mut tap = Self {
             events: state.map(layout::EVENTS)?.try_into()?,
@@ -93,7 +93,7 @@ impl Tap {
             state,
             wanted,
             lost: [0; SLOTS],
-            in_force: Capture::NONE,
+            in_force: CaptureFilter::NONE,
             _held: held,
         };
         // What a reader before this one has left.
@@ -164,17 +164,17 @@ impl Tap {
         self.wanted.per_second.div_ceil(ROUNDS)
     }
 
-    fn apply(&mut self, filter: Capture) -> Result<(), StateError> {
+    fn apply(&mut self, filter: CaptureFilter) -> Result<(), StateError> {
         self.filter.set(0, filter, 0)?;
         self.in_force = filter;
         Ok(self.grant.set(0, u64::from(self.per_round()), 0)?)
     }
 
     /// What is wanted but for the samples.
-    fn filter(&self) -> Result<Capture, StateError> {
-        let mut filter = Capture {
+    fn filter(&self) -> Result<CaptureFilter, StateError> {
+        let mut filter = CaptureFilter {
             on: 1,
-            ..Capture::NONE
+            ..CaptureFilter::NONE
         };
         match &self.wanted.service {
             None => filter.services.fill(u64::MAX),
@@ -206,25 +206,25 @@ impl Tap {
 }
 
 /// Which packets are wanted at this moment: a program that is loaded writes it again.
-pub(super) fn wanted_now(state: &State) -> Capture {
+pub(super) fn wanted_now(state: &InterfaceState) -> CaptureFilter {
     let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
     // What cannot be read, a capture under way writes within a round.
-    read().unwrap_or(Capture::NONE)
+    read().unwrap_or(CaptureFilter::NONE)
 }
 
 /// Ends what nobody reads any more.
-pub(super) fn end(state: &State) -> Result<(), StateError> {
-    Ok(filter_of(state)?.set(0, Capture::NONE, 0)?)
+pub(super) fn end(state: &InterfaceState) -> Result<(), StateError> {
+    Ok(filter_of(state)?.set(0, CaptureFilter::NONE, 0)?)
 }
 
-fn filter_of(state: &State) -> Result<Array<MapData, Capture>, StateError> {
+fn filter_of(state: &InterfaceState) -> Result<Array<MapData, CaptureFilter>, StateError> {
     Ok(state.map(layout::CAPTURE)?.try_into()?)
 }
 
 impl Drop for Tap {
     fn drop(&mut self) {
         // If this fails, the grant runs out.
-        let _result = self.filter.set(0, Capture::NONE, 0);
+        let _result = self.filter.set(0, CaptureFilter::NONE, 0);
         let _result = self.grant.set(0, 0, 0);
     }
 }

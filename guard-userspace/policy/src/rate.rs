@@ -114,7 +114,7 @@ impl Budget {
             ));
         }
         let budget = Self { rate, burst, unit };
-        let Some(gcra::Budget { burst: units, .. }) = budget.units() else {
+        let Some(gcra::GcraBudget { burst: units, .. }) = budget.units() else {
             return Err(format!(
                 "a burst of {burst}{suffix} at {display} lasts too long to be counted: take a \
                  smaller burst or a higher rate"
@@ -136,7 +136,7 @@ impl Budget {
 
     /// The budget as the packet path keeps it. A cost is rounded down, in the source's favour.
     /// `None` if it cannot be kept.
-    fn units(self) -> Option<gcra::Budget> {
+    fn units(self) -> Option<gcra::GcraBudget> {
         let Self { rate, burst, unit } = self;
         let (shift, dearest) = match unit {
             Unit::Packets | Unit::Connections => (0, u64::MAX),
@@ -146,16 +146,16 @@ impl Budget {
         let cost = (period << shift) / u128::from(rate.count);
         let burst = (cost * u128::from(burst)) >> shift;
         let fits = cost <= u128::from(dearest) && burst <= u128::from(MAX_BURST);
-        fits.then_some(gcra::Budget {
+        fits.then_some(gcra::GcraBudget {
             cost: u64::try_from(cost).ok()?,
             burst: u64::try_from(burst).ok()?,
         })
     }
 
     /// The budget as the packet path keeps it.
-    pub fn to_units(self) -> gcra::Budget {
+    pub fn to_units(self) -> gcra::GcraBudget {
         // `new` has refused what does not fit.
-        self.units().unwrap_or(gcra::Budget::UNLIMITED)
+        self.units().unwrap_or(gcra::GcraBudget::UNLIMITED)
     }
 }
 
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_budget_costs_what_its_rate_says() {
-        let gcra::Budget { cost, burst } = budget("2k/s", None).unwrap().to_units();
+        let gcra::GcraBudget { cost, burst } = budget("2k/s", None).unwrap().to_units();
         assert_eq!(cost, 500_000 * UNITS_PER_NANOSECOND);
         assert_eq!(burst, 1_000_000_000 * UNITS_PER_NANOSECOND);
     }

@@ -11,7 +11,7 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra,
     layout::{self, Expiry, NO_SERVICE, PortProtocol, Relief, feature, list, live},
-    reason::{Applied, Mode},
+    reason::{Mode, ModeBits},
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -68,7 +68,7 @@ pub struct Tables {
     /// How long the array of all services' cells is.
     pub cells: u32,
     /// The budgets of packets that reach no service.
-    pub limits: layout::Service,
+    pub limits: layout::ServiceSlot,
     pub services: Vec<ServiceTable>,
     pub ports: PortTables,
     pub denied: BTreeMap<IpNet, Expiry>,
@@ -84,7 +84,7 @@ pub struct Tables {
 pub struct ServiceTable {
     pub name: String,
     pub number: u16,
-    pub settings: layout::Service,
+    pub settings: layout::ServiceSlot,
     /// The sources it allows, if it is restricted, and those that it allowed until their time was over.
     pub admitted: BTreeMap<IpNet, Expiry>,
 }
@@ -187,7 +187,7 @@ impl Tables {
             scope,
             features: 0,
             cells: 0,
-            limits: layout::Service::default(),
+            limits: layout::ServiceSlot::default(),
             services: Vec::new(),
             ports: PortTables::default(),
             denied: BTreeMap::new(),
@@ -214,7 +214,7 @@ impl Tables {
                 first_cell,
                 cell_mask,
             }) = seats.slices.get(name)
-                && settings.source != layout::Budgets::default()
+                && settings.source != layout::GcraBudgets::default()
             {
                 settings.first_cell = *first_cell;
                 settings.cell_mask = *cell_mask;
@@ -295,7 +295,7 @@ impl Tables {
             let services = self.services.iter().map(|service| &service.settings);
             services.chain([&self.limits])
         };
-        let limited = |budget: fn(&layout::Budgets) -> gcra::Budget| {
+        let limited = |budget: fn(&layout::GcraBudgets) -> gcra::GcraBudget| {
             settings().any(|settings| {
                 budget(&settings.source).is_limited() || budget(&settings.total).is_limited()
             })
@@ -304,7 +304,8 @@ impl Tables {
             .networks
             .iter()
             .any(|network| network.kind == NetworkKind::Routed);
-        let total = |settings: &layout::Service| settings.total != layout::Budgets::default();
+        let total =
+            |settings: &layout::ServiceSlot| settings.total != layout::GcraBudgets::default();
         let uses = [
             (
                 feature::RESTRICTED,
@@ -316,7 +317,7 @@ impl Tables {
             (feature::TOTALS, settings().any(total)),
             (
                 feature::LIMITS,
-                self.limits.source != layout::Budgets::default(),
+                self.limits.source != layout::GcraBudgets::default(),
             ),
             (feature::RELIEFS, !self.reliefs.is_empty()),
             (feature::ADDRESSED, !self.ports.addressed.is_empty()),
@@ -383,8 +384,8 @@ impl ServiceTable {
         Self {
             name: service.name.clone(),
             number,
-            settings: layout::Service {
-                mode: Applied::of(service.mode.min(host_mode)),
+            settings: layout::ServiceSlot {
+                mode: ModeBits::of(service.mode.min(host_mode)),
                 lists: if service.from == From::Any {
                     0
                 } else {
@@ -414,29 +415,29 @@ fn may_share_with_client(service: &Service) -> bool {
 }
 
 /// A service with nothing but its budgets per source.
-fn settings_of_limit(limit: &Limit) -> layout::Service {
+fn settings_of_limit(limit: &Limit) -> layout::ServiceSlot {
     let Limit {
         budgets,
         per: Per { ipv4, ipv6 },
     } = limit;
-    layout::Service {
+    layout::ServiceSlot {
         source_mask_v4: Address::ipv4_mask(*ipv4).low as u32,
         source_mask_v6: Address::ipv6_mask(*ipv6),
         source: to_units(budgets),
-        ..layout::Service::default()
+        ..layout::ServiceSlot::default()
     }
 }
 
-fn to_units(budgets: &Budgets) -> layout::Budgets {
+fn to_units(budgets: &Budgets) -> layout::GcraBudgets {
     let Budgets {
         packets,
         bytes,
         connections,
     } = budgets;
     let units = |budget: &Option<super::Budget>| {
-        budget.map_or(gcra::Budget::UNLIMITED, super::Budget::to_units)
+        budget.map_or(gcra::GcraBudget::UNLIMITED, super::Budget::to_units)
     };
-    layout::Budgets {
+    layout::GcraBudgets {
         packets: units(packets),
         bytes: units(bytes),
         connections: units(connections),

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Facts, Force, LoadError, Prepared, Programs, TakenOff,
-        needs_another, pins::Pins,
+        AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, Prepared, Programs,
+        TakenOff, needs_another, pins::Pins,
     },
     host::{self, Host, Netlink, Reading, UdpFlow, XdpState, read},
     memory,
@@ -447,7 +447,7 @@ impl Applier {
         let attachment = &attached?.attachment;
         attachment.restore_pins()?;
         let content = &order.plan.content;
-        let facts = Facts {
+        let facts = PolicyFacts {
             path: order.loaded.path.display().to_string(),
             sha256: order.loaded.policy.sha256.clone(),
             loaded_ms: order.loaded.at.as_millisecond(),

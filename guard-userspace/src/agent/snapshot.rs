@@ -21,7 +21,7 @@ use crate::{
         capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
     },
     counted::{to_counter, to_talker},
-    dataplane::{PacketFilter, State, Tap, XdpMode, pinned_program, pins::Pins},
+    dataplane::{InterfaceState, PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
     explain::{Destination, Situation, explain},
     host::{self, Host, XdpState},
     kept::Modes,
@@ -266,7 +266,7 @@ impl Snapshot {
     pub fn counters(&self) -> Result<Vec<api::Counter>> {
         let mut counters = Vec::new();
         for (name, InForce { pins, .. }) in self.in_force() {
-            if let Some(state) = State::existing(pins)? {
+            if let Some(state) = InterfaceState::existing(pins)? {
                 let rows = state.counters()?.into_iter();
                 counters.extend(rows.map(|row| to_counter(name, row)));
             }
@@ -278,7 +278,7 @@ impl Snapshot {
     pub fn talkers(&self) -> Result<Vec<api::Talker>> {
         let mut talkers = Vec::new();
         for (name, InForce { pins, .. }) in self.in_force() {
-            if let Some(state) = State::existing(pins)? {
+            if let Some(state) = InterfaceState::existing(pins)? {
                 let rows = state.talkers()?.into_iter();
                 talkers.extend(rows.map(|row| to_talker(name, row)));
             }

@@ -16,7 +16,7 @@ use guard::{
     policy::{Action, Clock, Containers, Entry, Ground, Policy, Seats, Tables},
 };
 use guard_common::{
-    deny_list::{Place, TAGS, line_bits},
+    deny_list::{DenyPlace, TAGS, line_bits},
     reason::Verdict,
 };
 
@@ -39,7 +39,7 @@ fn frame(source: u32) -> Vec<u8> {
 
 /// More addresses of one line than it has room for, none of them among the neighbours.
 fn of_one_line(count: usize) -> Vec<u32> {
-    let line = |address| Place::of(address, line_bits(COUNT)).line;
+    let line = |address| DenyPlace::of(address, line_bits(COUNT)).line;
     let far = u32::from_be_bytes([198, 18, 0, 0]);
     let same = (far..).filter(|address| line(*address) == line(far));
     same.take(count).collect()

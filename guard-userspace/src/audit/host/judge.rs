@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use guard_common::{
-    exposure::{Exposure, Target, judge},
+    exposure::{Exposure, PortFacts, judge},
     layout::{NO_SERVICE, PortProtocol, port_index},
     packet::{Traits, Transport},
     reason::Mode,
@@ -184,9 +184,9 @@ impl Judge<'_> {
         port: u16,
         address: IpAddr,
         service: Option<&Service>,
-    ) -> Target {
+    ) -> PortFacts {
         let entry = self.tables.ports.at(port_index(protocol, port), address);
-        Target {
+        PortFacts {
             listed: service.is_some(),
             published: if address.is_ipv4() {
                 entry.is_published_ipv4()
