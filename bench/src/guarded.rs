@@ -13,7 +13,7 @@ use guard::{
     dataplane::Generation,
     host::{self, UdpFlow},
     policy::{
-        Action, Clock, ContainerNetwork, Containers, Entry, Ground, Policy, PublishedAt,
+        Action, ContainerNetwork, Containers, Entry, Ground, KernelTick, Policy, PublishedAt,
         PublishedPort, Seats, Tables,
     },
 };
@@ -100,7 +100,7 @@ pub type Counted = BTreeMap<Key, u64>;
 impl Guarded {
     pub fn load(setup: &Setup) -> Result<Self> {
         let tick_ns = host::tick_ns()?;
-        let policy = Policy::parse(&setup.policy, "bench.toml", Clock { tick_ns })?;
+        let policy = Policy::parse(&setup.policy, "bench.toml", KernelTick { tick_ns })?;
         let containers = containers(&setup.published)?;
         let ground = Ground {
             containers: &containers,

@@ -10,7 +10,7 @@ use clap::{Args, Command};
 use guard_text::{print, print_json, print_warning};
 use serde::Serialize;
 
-use super::{ComposeError, Edit, Printed, Request, Severity, Warning, audit, sarif};
+use super::{ComposeError, ComposeRequest, ComposeWarning, Edit, Printed, Severity, audit, sarif};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -41,13 +41,13 @@ pub struct Compose {
 
 /// What `guard audit compose --json` prints.
 #[derive(Serialize)]
-struct Audited<'a> {
+struct ComposeAudit<'a> {
     findings: &'a [Printed],
-    warnings: &'a [Warning],
+    warnings: &'a [ComposeWarning],
 }
 
 impl Compose {
-    pub fn run(self) -> Result<(), Failure> {
+    pub fn run(self) -> Result<(), AuditFailure> {
         let Self {
             files,
             level,
@@ -56,7 +56,7 @@ impl Compose {
             json,
             sarif: as_sarif,
         } = self;
-        let report = audit(&Request {
+        let report = audit(&ComposeRequest {
             files,
             profiles,
             env_files: (!env_files.is_empty()).then_some(env_files),
@@ -68,9 +68,9 @@ impl Compose {
             print_json(&sarif(&findings, warnings))?;
         } else if json {
             let findings = findings.as_slice();
-            print_json(&Audited { findings, warnings })?;
+            print_json(&ComposeAudit { findings, warnings })?;
         } else {
-            for Warning {
+            for ComposeWarning {
                 file,
                 line,
                 problem,
@@ -83,11 +83,11 @@ impl Compose {
         let grave = findings.iter().filter(|finding| finding.severity >= level);
         match grave.count() {
             0 => Ok(()),
-            1 => Err(Failure::Found(format!(
+            1 => Err(AuditFailure::Found(format!(
                 "1 finding is {} or graver",
                 level.name()
             ))),
-            count => Err(Failure::Found(format!(
+            count => Err(AuditFailure::Found(format!(
                 "{count} findings are {} or graver",
                 level.name()
             ))),
@@ -177,7 +177,7 @@ fn lines(file: &str, fix: &Edit) -> String {
 
 /// Why the command fails.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum AuditFailure {
     /// A file is refused.
     #[error(transparent)]
     Refused(#[from] ComposeError),
@@ -188,7 +188,7 @@ pub enum Failure {
     Output(#[from] anyhow::Error),
 }
 
-impl From<fmt::Error> for Failure {
+impl From<fmt::Error> for AuditFailure {
     fn from(error: fmt::Error) -> Self {
         Self::Output(error.into())
     }

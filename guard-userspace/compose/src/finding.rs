@@ -3,7 +3,7 @@
 use super::{
     fix::Fix,
     rule::{Rule, Severity},
-    service::Service,
+    service::ComposeService,
     source::Place,
 };
 
@@ -24,7 +24,7 @@ impl Finding {
     pub fn new(
         rule: Rule,
         severity: Severity,
-        service: &Service<'_>,
+        service: &ComposeService<'_>,
         place: &Place,
         why: impl Into<String>,
         fix: Option<Fix>,

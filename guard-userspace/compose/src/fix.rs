@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use granit_parser::ScalarStyle;
 
 use super::{
-    source::{Place, Source},
-    yaml::{Entry, Mapping, Node, Scalar},
+    source::{Place, SourceFile},
+    yaml::{Mapping, MappingEntry, Node, Scalar},
 };
 
 /// Writes a text in a place. An empty text takes away what stands there.
@@ -101,10 +101,10 @@ impl Fix {
     }
 
     /// Takes a key and its value out of a mapping between braces.
-    pub fn without_flow_entry(mapping: &Mapping, entry: &Entry) -> Option<Self> {
+    pub fn without_flow_entry(mapping: &Mapping, entry: &MappingEntry) -> Option<Self> {
         let source = &entry.key.source;
         let entries = mapping.values().filter(|other| other.key.is_in(source));
-        let spans = entries.map(|Entry { key, node }| {
+        let spans = entries.map(|MappingEntry { key, node }| {
             let end = Some(node.end()).filter(|end| node.place.is_in(source) && *end > key.end);
             (key.start, end.unwrap_or(key.end))
         });
@@ -113,7 +113,7 @@ impl Fix {
 
     /// Takes what begins at `start` away from between its neighbours, with the comma that it leaves.
     fn without_span(
-        source: &Arc<Source>,
+        source: &Arc<SourceFile>,
         mut spans: Vec<(usize, usize)>,
         start: usize,
     ) -> Option<Self> {
@@ -153,7 +153,7 @@ impl Fix {
 }
 
 /// Whether nothing but a comma and comments stands between two offsets.
-fn is_comma(source: &Source, start: usize, end: usize) -> bool {
+fn is_comma(source: &SourceFile, start: usize, end: usize) -> bool {
     let between = source.text.get(start..end).unwrap_or_default();
     let code = between.lines().map(|line| match line.split_once('#') {
         Some((code, _)) => code.trim(),
@@ -212,7 +212,7 @@ impl<'a> FromIterator<&'a Fix> for Fixes<'a> {
     }
 }
 
-fn key(source: &Arc<Source>, offset: usize) -> (usize, usize) {
+fn key(source: &Arc<SourceFile>, offset: usize) -> (usize, usize) {
     (Arc::as_ptr(source).addr(), offset)
 }
 

@@ -22,11 +22,11 @@ pub struct Reference {
 #[derive(Debug)]
 enum Part {
     Literal(String),
-    Variable(Variable),
+    Variable(VariableReference),
 }
 
 #[derive(Debug)]
-struct Variable {
+struct VariableReference {
     name: String,
     otherwise: Option<Otherwise>,
 }
@@ -36,12 +36,12 @@ struct Variable {
 struct Otherwise {
     /// An empty value counts as none.
     is_colon: bool,
-    kind: Kind,
+    kind: SubstitutionKind,
     parts: Vec<Part>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum SubstitutionKind {
     Default,
     Required,
     Alternative,
@@ -100,10 +100,10 @@ impl Parser<'_> {
     }
 
     /// Behind the `$`.
-    fn variable(&mut self) -> Result<Variable, String> {
+    fn variable(&mut self) -> Result<VariableReference, String> {
         let Some(rest) = self.rest.strip_prefix('{') else {
             let name = self.name()?;
-            return Ok(Variable {
+            return Ok(VariableReference {
                 name,
                 otherwise: None,
             });
@@ -114,7 +114,7 @@ impl Parser<'_> {
         self.rest = self.rest.strip_prefix('}').ok_or_else(|| {
             format!("${{{name} is not closed, or has something else than a default: write ${{{name}}} or ${{{name}:-default}}")
         })?;
-        Ok(Variable { name, otherwise })
+        Ok(VariableReference { name, otherwise })
     }
 
     fn name(&mut self) -> Result<String, String> {
@@ -137,9 +137,9 @@ impl Parser<'_> {
             None => (false, self.rest),
         };
         let kind = match rest.chars().next() {
-            Some('-') => Kind::Default,
-            Some('?') => Kind::Required,
-            Some('+') => Kind::Alternative,
+            Some('-') => SubstitutionKind::Default,
+            Some('?') => SubstitutionKind::Required,
+            Some('+') => SubstitutionKind::Alternative,
             _ => return Ok(None),
         };
         self.rest = &rest[1..];
@@ -179,7 +179,7 @@ fn evaluate(
     Ok(text)
 }
 
-impl Variable {
+impl VariableReference {
     fn evaluate(
         &self,
         lookup: &dyn Fn(&str) -> Option<String>,
@@ -200,10 +200,12 @@ impl Variable {
         };
         let value = value.filter(|value| !(*is_colon && value.is_empty()));
         match (kind, value) {
-            (Kind::Default | Kind::Required, Some(value)) => Ok(value),
-            (Kind::Default, None) | (Kind::Alternative, Some(_)) => evaluate(parts, lookup, found),
-            (Kind::Alternative, None) => Ok(String::new()),
-            (Kind::Required, None) => {
+            (SubstitutionKind::Default | SubstitutionKind::Required, Some(value)) => Ok(value),
+            (SubstitutionKind::Default, None) | (SubstitutionKind::Alternative, Some(_)) => {
+                evaluate(parts, lookup, found)
+            }
+            (SubstitutionKind::Alternative, None) => Ok(String::new()),
+            (SubstitutionKind::Required, None) => {
                 found.required.push(name.clone());
                 Ok(String::new())
             }

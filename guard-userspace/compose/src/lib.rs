@@ -34,7 +34,7 @@ use self::{
     fix::{Fix, Fixes},
     load::Loader,
     project::Project,
-    service::Service,
+    service::ComposeService,
     source::Place,
     yaml::Node,
 };
@@ -51,7 +51,7 @@ const MAX_FINDINGS: usize = 10_000;
 
 /// What Compose is told on its command line and by its environment.
 #[derive(Debug, Default)]
-pub struct Request {
+pub struct ComposeRequest {
     /// The later on top of the earlier.
     pub files: Vec<PathBuf>,
     /// Empty: every service, whatever its profiles.
@@ -64,13 +64,13 @@ pub struct Request {
 
 /// Something that could not be judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Warning {
+pub struct ComposeWarning {
     pub file: String,
     pub line: usize,
     pub problem: String,
 }
 
-impl Warning {
+impl ComposeWarning {
     fn at(place: &Place, problem: String) -> Self {
         Self {
             file: place.source.name(),
@@ -81,9 +81,9 @@ impl Warning {
 }
 
 /// What was found, in the order of the files.
-pub struct Report {
+pub struct ComposeReport {
     pub findings: Vec<Finding>,
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<ComposeWarning>,
 }
 
 /// A finding as it is printed.
@@ -118,8 +118,8 @@ pub struct Edit {
 }
 
 /// Judges the project that these files are.
-pub fn audit(request: &Request) -> Result<Report, ComposeError> {
-    let Request {
+pub fn audit(request: &ComposeRequest) -> Result<ComposeReport, ComposeError> {
+    let ComposeRequest {
         files,
         profiles,
         env_files,
@@ -139,7 +139,7 @@ pub fn audit(request: &Request) -> Result<Report, ComposeError> {
         let problem = format!("has more than {MAX_FINDINGS} findings");
         return Err(root.place.error(problem));
     }
-    Ok(Report {
+    Ok(ComposeReport {
         findings: gathered(findings),
         warnings,
     })
@@ -155,8 +155,8 @@ fn named_by(environment: &HashMap<String, String>) -> Option<Vec<PathBuf>> {
 fn services<'a>(
     root: &'a Node,
     profiles: &[String],
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<Service<'a>>, ComposeError> {
+    warnings: &mut Vec<ComposeWarning>,
+) -> Result<Vec<ComposeService<'a>>, ComposeError> {
     let Some(node) = root.get("services") else {
         return Err(root
             .place
@@ -169,7 +169,7 @@ fn services<'a>(
     };
     let mut services = Vec::new();
     for (name, entry) in mapping.iter().filter(|(_, entry)| !entry.node.is_reset()) {
-        let service = Service::read(name, entry, warnings)?;
+        let service = ComposeService::read(name, entry, warnings)?;
         if is_selected(&service.profiles, profiles) {
             services.push(service);
         }
@@ -217,7 +217,7 @@ fn gathered(findings: Vec<Finding>) -> Vec<Finding> {
     findings
 }
 
-impl Report {
+impl ComposeReport {
     pub fn printed(&self) -> Vec<Printed> {
         let fixes = self.findings.iter();
         let fixes: Fixes<'_> = fixes.filter_map(|finding| finding.fix.as_ref()).collect();

@@ -9,12 +9,12 @@ use std::{
 };
 
 use super::{
-    Warning,
+    ComposeWarning,
     environment::Environment,
     interpolate::interpolate,
     merge::merge,
-    source::{ComposeError, Place, STANDARD_INPUT, Source},
-    yaml::{self, Budget, Entry, Mapping, Node, Value},
+    source::{ComposeError, Place, STANDARD_INPUT, SourceFile},
+    yaml::{self, Mapping, MappingEntry, Node, NodeBudget, Value},
 };
 
 /// `extends` after `extends`, and `include` in `include`.
@@ -25,11 +25,11 @@ const MAX_FILES: usize = 200;
 
 /// Reads projects, within limits.
 pub struct Loader {
-    budget: Budget,
+    budget: NodeBudget,
     files: usize,
     /// By where they are, however they are named.
-    sources: HashMap<PathBuf, Arc<Source>>,
-    pub warnings: Vec<Warning>,
+    sources: HashMap<PathBuf, Arc<SourceFile>>,
+    pub warnings: Vec<ComposeWarning>,
 }
 
 /// One of the files that are put on top of each other.
@@ -45,7 +45,7 @@ type Cache = HashMap<PathBuf, Rc<Vec<Node>>>;
 impl Loader {
     pub fn new() -> Self {
         Self {
-            budget: Budget::default(),
+            budget: NodeBudget::default(),
             files: 0,
             sources: HashMap::new(),
             warnings: Vec::new(),
@@ -61,7 +61,7 @@ impl Loader {
     ) -> Result<Node, ComposeError> {
         let input = Path::new(STANDARD_INPUT);
         if files.iter().any(|file| file == input) {
-            let source = Source::read_standard_input()?;
+            let source = SourceFile::read_standard_input()?;
             self.sources.insert(input.to_owned(), source);
         }
         self.layer(files, None, environment, env_files, &[])
@@ -123,7 +123,7 @@ impl Loader {
         Ok(Rc::new(read))
     }
 
-    fn read(&mut self, file: &Path) -> Result<Arc<Source>, ComposeError> {
+    fn read(&mut self, file: &Path) -> Result<Arc<SourceFile>, ComposeError> {
         self.files += 1;
         if self.files > MAX_FILES {
             let problem = format!("is one file too many: a project reads at most {MAX_FILES}");
@@ -133,7 +133,7 @@ impl Loader {
         if let Some(source) = self.sources.get(&location) {
             return Ok(Arc::clone(source));
         }
-        let source = Source::read(file)?;
+        let source = SourceFile::read(file)?;
         self.sources.insert(location, Arc::clone(&source));
         Ok(source)
     }
@@ -358,7 +358,7 @@ impl Loader {
     }
 
     fn warn(&mut self, place: &Place, problem: String) {
-        self.warnings.push(Warning::at(place, problem));
+        self.warnings.push(ComposeWarning::at(place, problem));
     }
 }
 
@@ -369,7 +369,7 @@ struct Home<'a> {
 }
 
 impl<'a> Home<'a> {
-    fn get(&self, name: &str) -> Option<&'a Entry> {
+    fn get(&self, name: &str) -> Option<&'a MappingEntry> {
         let Self { services, below } = self;
         let here = services.mapping().and_then(|mapping| mapping.get(name));
         here.or_else(|| below.as_ref()?.entry(name))
@@ -492,10 +492,10 @@ fn import(mut project: Node, included: Node) -> Result<Node, ComposeError> {
         return Ok(project);
     };
     for section in ["services", "networks", "volumes"] {
-        let Some(Entry { key, node }) = from.get(section) else {
+        let Some(MappingEntry { key, node }) = from.get(section) else {
             continue;
         };
-        let empty = || Entry {
+        let empty = || MappingEntry {
             key: key.clone(),
             node: Node {
                 value: Value::Mapping(Mapping::new()),

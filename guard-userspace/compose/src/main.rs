@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::FromArgMatches as _;
-use guard_compose::command::{Compose, Failure, command, wrong_usage};
+use guard_compose::command::{AuditFailure, Compose, command, wrong_usage};
 use guard_text::one_line;
 
 fn main() -> ExitCode {
@@ -22,9 +22,9 @@ fn main() -> ExitCode {
 }
 
 /// As `guard audit compose` ends.
-fn exit_code(failure: &Failure) -> u8 {
+fn exit_code(failure: &AuditFailure) -> u8 {
     match failure {
-        Failure::Refused(_) => 2,
-        Failure::Found(_) | Failure::Output(_) => 1,
+        AuditFailure::Refused(_) => 2,
+        AuditFailure::Found(_) | AuditFailure::Output(_) => 1,
     }
 }

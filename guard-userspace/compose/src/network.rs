@@ -3,19 +3,19 @@
 use std::collections::HashMap;
 
 use super::{
-    port::{Address, parse_address},
-    service::Service,
+    port::{BindAddress, parse_address},
+    service::ComposeService,
     yaml::{Node, is_true},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network {
+pub enum ComposeNetwork {
     /// The host's own.
     Host,
     /// Without a way to the host's ports.
     Apart,
     /// A bridge: where ports are bound that name no address, if it says so.
-    Bridge(Option<Address>),
+    Bridge(Option<BindAddress>),
 }
 
 /// What a service is in that names no network.
@@ -23,21 +23,21 @@ pub const DEFAULT: &str = "default";
 
 const BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 
-pub struct Networks<'a>(HashMap<&'a str, Network>);
+pub struct ComposeNetworks<'a>(HashMap<&'a str, ComposeNetwork>);
 
-impl<'a> Networks<'a> {
+impl<'a> ComposeNetworks<'a> {
     pub fn read(root: &'a Node) -> Self {
         let networks = root.get("networks").and_then(Node::mapping);
         let networks = networks.into_iter().flatten();
         Self(
             networks
-                .map(|(name, entry)| (name.as_str(), Network::read(name, &entry.node)))
+                .map(|(name, entry)| (name.as_str(), ComposeNetwork::read(name, &entry.node)))
                 .collect(),
         )
     }
 
     /// Those of a service; none if it has a `network_mode` instead.
-    pub fn of(&self, service: &Service<'_>) -> Vec<(String, Network)> {
+    pub fn of(&self, service: &ComposeService<'_>) -> Vec<(String, ComposeNetwork)> {
         if service.node.get("network_mode").is_some() {
             return Vec::new();
         }
@@ -47,18 +47,18 @@ impl<'a> Networks<'a> {
         }
         let network = |name: &String| self.0.get(name.as_str()).copied();
         let named = |name: String| {
-            let network = network(&name).unwrap_or(Network::Bridge(None));
+            let network = network(&name).unwrap_or(ComposeNetwork::Bridge(None));
             (name, network)
         };
         names.into_iter().map(named).collect()
     }
 
     /// The one address that ports without another are bound to.
-    pub fn binding(&self, service: &Service<'_>) -> Option<Address> {
+    pub fn binding(&self, service: &ComposeService<'_>) -> Option<BindAddress> {
         let networks = self.of(service).into_iter();
         let mut bindings = networks.filter_map(|(_, network)| match network {
-            Network::Bridge(binding) => Some(binding),
-            Network::Host | Network::Apart => None,
+            ComposeNetwork::Bridge(binding) => Some(binding),
+            ComposeNetwork::Host | ComposeNetwork::Apart => None,
         });
         let first = bindings.next()??;
         bindings
@@ -67,7 +67,7 @@ impl<'a> Networks<'a> {
     }
 }
 
-impl Network {
+impl ComposeNetwork {
     fn read(key: &str, node: &Node) -> Self {
         let text = |key: &str| Some(node.get(key)?.scalar()?.text.as_str());
         let is = |key: &str| text(key).is_some_and(is_true);
@@ -84,7 +84,7 @@ impl Network {
     }
 }
 
-fn binding(network: &Node) -> Option<Address> {
+fn binding(network: &Node) -> Option<BindAddress> {
     let options = network.get("driver_opts")?;
     let address = options.get(BINDING)?.scalar()?;
     parse_address(&address.text).ok()

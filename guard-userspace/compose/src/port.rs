@@ -15,8 +15,8 @@ use crate::address::is_of_network;
 
 pub struct Port {
     pub place: Place,
-    pub address: Address,
-    pub host: Host,
+    pub address: BindAddress,
+    pub host: HostPorts,
     pub container: RangeInclusive<u16>,
     pub protocol: PortProtocol,
     /// Publishes it on the loopback address.
@@ -28,7 +28,7 @@ pub struct Port {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Address {
+pub enum BindAddress {
     Every,
     EveryIpv4,
     EveryIpv6,
@@ -36,7 +36,7 @@ pub enum Address {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Host {
+pub enum HostPorts {
     /// Docker chooses.
     Random,
     Ports(RangeInclusive<u16>),
@@ -45,13 +45,13 @@ pub enum Host {
 /// What a port says, apart from where it is written.
 #[derive(Debug, PartialEq, Eq)]
 struct Spec {
-    address: Address,
-    host: Host,
+    address: BindAddress,
+    host: HostPorts,
     container: RangeInclusive<u16>,
     protocol: PortProtocol,
 }
 
-impl Address {
+impl BindAddress {
     pub fn is_loopback(&self) -> bool {
         matches!(self, Self::One(address) if address.is_loopback())
     }
@@ -70,7 +70,7 @@ impl Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for BindAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Every => formatter.write_str("every address"),
@@ -87,9 +87,9 @@ impl fmt::Display for Port {
         let protocol = self.protocol.name();
         let inside = format!("{}/{protocol}", Range(&self.container));
         match &self.host {
-            Host::Random => write!(formatter, "{inside} of the container"),
-            Host::Ports(ports) if *ports == self.container => formatter.write_str(&inside),
-            Host::Ports(ports) => {
+            HostPorts::Random => write!(formatter, "{inside} of the container"),
+            HostPorts::Ports(ports) if *ports == self.container => formatter.write_str(&inside),
+            HostPorts::Ports(ports) => {
                 write!(
                     formatter,
                     "{}/{protocol}, which is {inside} of the container,",
@@ -167,8 +167,8 @@ impl Port {
     /// The numbers on the host, if they are known.
     pub fn host_ports(&self) -> Option<&RangeInclusive<u16>> {
         match &self.host {
-            Host::Random => None,
-            Host::Ports(ports) => Some(ports),
+            HostPorts::Random => None,
+            HostPorts::Ports(ports) => Some(ports),
         }
     }
 }
@@ -212,13 +212,13 @@ impl Spec {
     fn new(address: &str, host: &str, container: &str, protocol: &str) -> Result<Self, String> {
         let container = range(container)?;
         let host = match host {
-            "" => Host::Random,
+            "" => HostPorts::Random,
             host => match range(host)? {
-                ports if ports == (0..=0) => Host::Random,
-                ports => Host::Ports(ports),
+                ports if ports == (0..=0) => HostPorts::Random,
+                ports => HostPorts::Ports(ports),
             },
         };
-        if let Host::Ports(ports) = &host
+        if let HostPorts::Ports(ports) = &host
             && ports.len() != container.len()
             && container.len() != 1
         {
@@ -237,21 +237,21 @@ impl Spec {
     }
 }
 
-pub fn parse_address(text: &str) -> Result<Address, String> {
+pub fn parse_address(text: &str) -> Result<BindAddress, String> {
     let inner = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));
     let address = inner.unwrap_or(text);
     if address.is_empty() {
-        return Ok(Address::Every);
+        return Ok(BindAddress::Every);
     }
     let address: IpAddr = address
         .parse()
         .map_err(|_| format!("{text:?} is no address of this host: write one such as 127.0.0.1"))?;
     Ok(match address.to_canonical() {
-        IpAddr::V4(address) if address.is_unspecified() => Address::EveryIpv4,
-        IpAddr::V6(address) if address.is_unspecified() => Address::EveryIpv6,
-        address => Address::One(address),
+        IpAddr::V4(address) if address.is_unspecified() => BindAddress::EveryIpv4,
+        IpAddr::V6(address) if address.is_unspecified() => BindAddress::EveryIpv6,
+        address => BindAddress::One(address),
     })
 }
 
@@ -279,7 +279,7 @@ fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
     Ok(range)
 }
 
-fn on_loopback(node: &Node, address: Address) -> Option<Fix> {
+fn on_loopback(node: &Node, address: BindAddress) -> Option<Fix> {
     let is_ipv6 = address.is_ipv6();
     let Some(scalar) = node.scalar() else {
         let loopback = if is_ipv6 { "::1" } else { "127.0.0.1" };
@@ -363,14 +363,14 @@ mod tests {
 
     #[test]
     fn ports_are_read_as_docker_does() {
-        let every = Address::Every;
-        let one = |address: &str| Address::One(address.parse().unwrap());
-        let at = |first: u16, last: u16| Host::Ports(first..=last);
+        let every = BindAddress::Every;
+        let one = |address: &str| BindAddress::One(address.parse().unwrap());
+        let at = |first: u16, last: u16| HostPorts::Ports(first..=last);
         for (text, address, host, container) in [
-            ("80", every, Host::Random, 80..=80),
-            ("8000-8002", every, Host::Random, 8000..=8002),
+            ("80", every, HostPorts::Random, 80..=80),
+            ("8000-8002", every, HostPorts::Random, 8000..=8002),
             ("8080:80", every, at(8080, 8080), 80..=80),
-            (":80", every, Host::Random, 80..=80),
+            (":80", every, HostPorts::Random, 80..=80),
             ("8000-8002:9000-9002", every, at(8000, 8002), 9000..=9002),
             ("8000-8010:80", every, at(8000, 8010), 80..=80),
             (
@@ -379,14 +379,24 @@ mod tests {
                 at(8080, 8080),
                 80..=80,
             ),
-            ("127.0.0.1::80", one("127.0.0.1"), Host::Random, 80..=80),
+            (
+                "127.0.0.1::80",
+                one("127.0.0.1"),
+                HostPorts::Random,
+                80..=80,
+            ),
             (
                 "0.0.0.0:8080:80",
-                Address::EveryIpv4,
+                BindAddress::EveryIpv4,
                 at(8080, 8080),
                 80..=80,
             ),
-            ("[::]:8080:80", Address::EveryIpv6, at(8080, 8080), 80..=80),
+            (
+                "[::]:8080:80",
+                BindAddress::EveryIpv6,
+                at(8080, 8080),
+                80..=80,
+            ),
             ("[::1]:8080:80", one("::1"), at(8080, 8080), 80..=80),
             ("::1:8080:80", one("::1"), at(8080, 8080), 80..=80),
         ] {

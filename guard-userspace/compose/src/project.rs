@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 
 use super::{
-    network::{Network, Networks},
-    port::{Address, Port},
-    service::{Service, Variable},
+    network::{ComposeNetwork, ComposeNetworks},
+    port::{BindAddress, Port},
+    service::{ComposeService, Variable},
     yaml::Node,
 };
 use crate::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS};
 
 /// What the rules know of the other services.
 pub struct Project<'a> {
-    pub services: Vec<Service<'a>>,
-    networks: Networks<'a>,
+    pub services: Vec<ComposeService<'a>>,
+    networks: ComposeNetworks<'a>,
     /// Volumes that are folders of the host, and whether they are read-only.
     bound: HashMap<&'a str, (&'a str, bool)>,
     /// The first reverse proxy's name.
@@ -21,12 +21,12 @@ pub struct Project<'a> {
 }
 
 impl<'a> Project<'a> {
-    pub fn new(root: &'a Node, mut services: Vec<Service<'a>>) -> Self {
-        let networks = Networks::read(root);
+    pub fn new(root: &'a Node, mut services: Vec<ComposeService<'a>>) -> Self {
+        let networks = ComposeNetworks::read(root);
         for service in &mut services {
             if let Some(binding) = networks.binding(service) {
                 let ports = service.ports.iter_mut();
-                let unbound = ports.filter(|port| port.address == Address::Every);
+                let unbound = ports.filter(|port| port.address == BindAddress::Every);
                 unbound.for_each(|port| port.address = binding);
             }
         }
@@ -49,21 +49,21 @@ impl<'a> Project<'a> {
         self.bound.get(volume).copied()
     }
 
-    pub fn is_on_host_network(&self, service: &Service<'_>) -> bool {
+    pub fn is_on_host_network(&self, service: &ComposeService<'_>) -> bool {
         service.text("network_mode") == Some("host") || self.host_network(service).is_some()
     }
 
     /// The network that is the host's, by its name in the project.
-    pub fn host_network(&self, service: &Service<'_>) -> Option<String> {
+    pub fn host_network(&self, service: &ComposeService<'_>) -> Option<String> {
         let mut networks = self.networks.of(service).into_iter();
-        let (name, _) = networks.find(|(_, network)| *network == Network::Host)?;
+        let (name, _) = networks.find(|(_, network)| *network == ComposeNetwork::Host)?;
         Some(name)
     }
 
     /// The ports that Docker does publish: not those of a service without a bridge of Docker's.
-    pub fn published<'b>(&self, service: &'b Service<'_>) -> &'b [Port] {
+    pub fn published<'b>(&self, service: &'b ComposeService<'_>) -> &'b [Port] {
         let networks = self.networks.of(service);
-        let is_apart = |(_, network): &(String, Network)| *network == Network::Apart;
+        let is_apart = |(_, network): &(String, ComposeNetwork)| *network == ComposeNetwork::Apart;
         let has_no_bridge = !networks.is_empty() && networks.iter().all(is_apart);
         let mode = service.text("network_mode").unwrap_or_default();
         let is_elsewhere = mode == "none" || mode.contains(':') || self.is_on_host_network(service);
@@ -75,7 +75,7 @@ impl<'a> Project<'a> {
 
     /// The reverse proxy that requests for this service come through: one of the project, or one that
     /// its labels or variables speak to.
-    pub fn proxy_of(&self, service: &Service<'_>) -> Option<String> {
+    pub fn proxy_of(&self, service: &ComposeService<'_>) -> Option<String> {
         if self.is_proxy(service) {
             return None;
         }
@@ -85,7 +85,7 @@ impl<'a> Project<'a> {
         }
     }
 
-    pub fn is_proxy(&self, service: &Service<'_>) -> bool {
+    pub fn is_proxy(&self, service: &ComposeService<'_>) -> bool {
         let image = service.image();
         if PROXIES.contains(&image) {
             return true;
@@ -96,7 +96,7 @@ impl<'a> Project<'a> {
             && (self.is_on_host_network(service) || self.serves_web(service))
     }
 
-    fn serves_web(&self, service: &Service<'_>) -> bool {
+    fn serves_web(&self, service: &ComposeService<'_>) -> bool {
         let is_web = |port: &Port| {
             let host = port.host_ports();
             let is_public = host.is_some_and(|ports| WEB.iter().any(|web| ports.contains(web)));
@@ -124,7 +124,7 @@ fn bound(root: &Node) -> HashMap<&str, (&str, bool)> {
 }
 
 /// Which proxy is told to route to the service.
-fn routed_by(service: &Service<'_>) -> Option<&'static str> {
+fn routed_by(service: &ComposeService<'_>) -> Option<&'static str> {
     let labels = service.labels();
     let has_label = |prefix: &str| labels.iter().any(|label| label.starts_with(prefix));
     if has_label("traefik.http.") {

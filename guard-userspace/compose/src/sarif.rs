@@ -5,11 +5,11 @@ use std::path::{Component, Path};
 use serde_json::{Value, json};
 
 use super::{
-    Edit, Printed, Warning,
+    ComposeWarning, Edit, Printed,
     rule::{Rule, Severity},
 };
 
-pub fn sarif(findings: &[Printed], warnings: &[Warning]) -> Value {
+pub fn sarif(findings: &[Printed], warnings: &[ComposeWarning]) -> Value {
     let rules: Vec<Value> = Rule::ALL.iter().map(|rule| described(*rule)).collect();
     let results: Vec<Value> = findings.iter().map(result).collect();
     let notifications: Vec<Value> = warnings.iter().map(notification).collect();
@@ -84,8 +84,8 @@ fn result(finding: &Printed) -> Value {
     result
 }
 
-fn notification(warning: &Warning) -> Value {
-    let Warning {
+fn notification(warning: &ComposeWarning) -> Value {
+    let ComposeWarning {
         file,
         line,
         problem,

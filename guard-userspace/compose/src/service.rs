@@ -3,16 +3,16 @@
 use indexmap::IndexMap;
 
 use super::{
-    Warning,
+    ComposeWarning,
     load::texts,
     port::Port,
     rule::Rule,
     source::{ComposeError, Place},
-    yaml::{Entry, Node, Scalar, Value},
+    yaml::{MappingEntry, Node, Scalar, Value},
 };
 use crate::proxies::image_name;
 
-pub struct Service<'a> {
+pub struct ComposeService<'a> {
     pub name: &'a str,
     pub key: &'a Place,
     pub node: &'a Node,
@@ -45,14 +45,14 @@ pub struct Mount<'a> {
     pub node: &'a Node,
 }
 
-impl<'a> Service<'a> {
+impl<'a> ComposeService<'a> {
     /// What cannot be judged for lack of variables is put into the warnings.
     pub fn read(
         name: &'a str,
-        entry: &'a Entry,
-        warnings: &mut Vec<Warning>,
+        entry: &'a MappingEntry,
+        warnings: &mut Vec<ComposeWarning>,
     ) -> Result<Self, ComposeError> {
-        let Entry { key, node } = entry;
+        let MappingEntry { key, node } = entry;
         if !matches!(node.value, Value::Mapping(_)) {
             return Err(key.error(format!(
                 "service \"{name}\" is a mapping, such as image: and a name"
@@ -128,7 +128,7 @@ fn names(node: &Node) -> Vec<String> {
     }
 }
 
-fn ports(service: &Node, warnings: &mut Vec<Warning>) -> Result<Vec<Port>, ComposeError> {
+fn ports(service: &Node, warnings: &mut Vec<ComposeWarning>) -> Result<Vec<Port>, ComposeError> {
     let Some(node) = service.get("ports") else {
         return Ok(Vec::new());
     };
@@ -141,7 +141,7 @@ fn ports(service: &Node, warnings: &mut Vec<Warning>) -> Result<Vec<Port>, Compo
     for item in items.iter().filter(|item| !item.is_reset()) {
         match Port::read(item)? {
             Some(port) => ports.push(port),
-            None => warnings.push(Warning::at(
+            None => warnings.push(ComposeWarning::at(
                 &item.place,
                 "this port needs variables that are not set here, and was not judged".to_owned(),
             )),
@@ -171,7 +171,7 @@ fn variables(node: &Node) -> Vec<(String, Option<Variable<'_>>)> {
         Value::Mapping(mapping) => {
             let entries = mapping.iter().filter(|(_, entry)| !entry.node.is_reset());
             entries
-                .map(|(name, Entry { key, node })| {
+                .map(|(name, MappingEntry { key, node })| {
                     let variable = node.scalar().map(|scalar| Variable {
                         name: name.clone(),
                         place: key,

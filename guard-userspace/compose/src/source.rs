@@ -45,13 +45,13 @@ impl ComposeError {
 }
 
 /// A file that has been read.
-pub struct Source {
+pub struct SourceFile {
     pub path: PathBuf,
     pub text: String,
     lines: Lines,
 }
 
-impl Source {
+impl SourceFile {
     pub fn new(path: &Path, text: String) -> Arc<Self> {
         Arc::new(Self {
             path: path.to_owned(),
@@ -176,7 +176,7 @@ impl Source {
 /// A stretch of a text, in bytes, on borders of characters.
 #[derive(Clone)]
 pub struct Place {
-    pub source: Arc<Source>,
+    pub source: Arc<SourceFile>,
     pub start: usize,
     pub end: usize,
 }
@@ -207,7 +207,7 @@ impl Place {
         }
     }
 
-    pub fn is_in(&self, source: &Arc<Source>) -> bool {
+    pub fn is_in(&self, source: &Arc<SourceFile>) -> bool {
         Arc::ptr_eq(&self.source, source)
     }
 

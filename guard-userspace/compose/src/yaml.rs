@@ -3,11 +3,11 @@
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle, Tag as RawTag};
-use indexmap::{IndexMap, map::Entry as MapEntry};
+use indexmap::{IndexMap, map::Entry};
 
 use super::{
     interpolate::Reference,
-    source::{ComposeError, Place, Source},
+    source::{ComposeError, Place, SourceFile},
 };
 
 /// How deep collections may nest, those behind aliases included.
@@ -37,10 +37,10 @@ pub enum Value {
     Mapping(Mapping),
 }
 
-pub type Mapping = IndexMap<String, Entry>;
+pub type Mapping = IndexMap<String, MappingEntry>;
 
 #[derive(Clone)]
-pub struct Entry {
+pub struct MappingEntry {
     pub key: Place,
     pub node: Node,
 }
@@ -94,15 +94,15 @@ pub enum Tag {
 }
 
 /// What may still be built, so that no file takes all memory.
-pub struct Budget(usize);
+pub struct NodeBudget(usize);
 
-impl Default for Budget {
+impl Default for NodeBudget {
     fn default() -> Self {
         Self(MAX_NODES)
     }
 }
 
-impl Budget {
+impl NodeBudget {
     pub fn spend(&mut self, size: usize, place: &Place) -> Result<(), ComposeError> {
         let Self(left) = self;
         *left = left.checked_sub(size).ok_or_else(|| {
@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// What stands at a key of a mapping; what is reset or null does not stand there.
-    pub fn entry(&self, key: &str) -> Option<&Entry> {
+    pub fn entry(&self, key: &str) -> Option<&MappingEntry> {
         let entry = self.mapping()?.get(key)?;
         let is_there = !entry.node.is_reset() && !matches!(entry.node.value, Value::Null);
         is_there.then_some(entry)
@@ -172,7 +172,7 @@ impl Node {
             }
             Value::Mapping(mapping) => {
                 let entries = mapping.values().filter(|entry| inside(&entry.key));
-                let end = |entry: &Entry| {
+                let end = |entry: &MappingEntry| {
                     let value = Some(&entry.node).filter(|node| inside(&node.place));
                     value.map_or(entry.key.end, Self::end).max(entry.key.end)
                 };
@@ -182,7 +182,7 @@ impl Node {
         ends.unwrap_or(self.place.end).max(self.place.end)
     }
 
-    /// What it takes of the [`Budget`].
+    /// What it takes of the [`NodeBudget`].
     pub fn size(&self) -> usize {
         1 + match &self.value {
             Value::Null => 0,
@@ -205,7 +205,7 @@ impl Node {
 }
 
 /// The documents of a text, without those that are empty.
-pub fn parse(source: &Arc<Source>, budget: &mut Budget) -> Result<Vec<Node>, ComposeError> {
+pub fn parse(source: &Arc<SourceFile>, budget: &mut NodeBudget) -> Result<Vec<Node>, ComposeError> {
     let options = granit_parser::options! {
         emit_comments: false,
         flow_nesting_limit: MAX_DEPTH,
@@ -230,13 +230,13 @@ pub fn parse(source: &Arc<Source>, budget: &mut Budget) -> Result<Vec<Node>, Com
 }
 
 struct Builder<'a> {
-    source: &'a Arc<Source>,
+    source: &'a Arc<SourceFile>,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
     /// What each anchor stands for, with its depth.
     anchors: HashMap<usize, (Node, usize)>,
     /// How many flow collections are open.
     flows: usize,
-    budget: &'a mut Budget,
+    budget: &'a mut NodeBudget,
 }
 
 impl<'a> Builder<'a> {
@@ -437,13 +437,13 @@ fn insert(mapping: &mut Mapping, key: Node, node: Node) -> Result<(), ComposeErr
         }
     };
     match mapping.entry(text) {
-        MapEntry::Occupied(first) => {
+        Entry::Occupied(first) => {
             let (name, line) = (first.key(), first.get().key.line());
             let problem = format!("\"{name}\" is already in line {line}: a key stands once");
             Err(key.place.error(problem))
         }
-        MapEntry::Vacant(vacant) => {
-            vacant.insert(Entry {
+        Entry::Vacant(vacant) => {
+            vacant.insert(MappingEntry {
                 key: key.place,
                 node,
             });

@@ -13,7 +13,9 @@ use std::{
     process::Command,
 };
 
-use guard_compose::{ComposeError, Edit, Printed, Report, Request, Rule, audit, sarif};
+use guard_compose::{
+    ComposeError, ComposeReport, ComposeRequest, Edit, Printed, Rule, audit, sarif,
+};
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compose")
@@ -53,14 +55,14 @@ fn files(project: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn run(project: &Path) -> Result<Report, ComposeError> {
+fn run(project: &Path) -> Result<ComposeReport, ComposeError> {
     run_files(files(project))
 }
 
-fn run_files(files: Vec<PathBuf>) -> Result<Report, ComposeError> {
-    audit(&Request {
+fn run_files(files: Vec<PathBuf>) -> Result<ComposeReport, ComposeError> {
+    audit(&ComposeRequest {
         files,
-        ..Request::default()
+        ..ComposeRequest::default()
     })
 }
 
@@ -80,10 +82,10 @@ fn sources(project: &Path) -> Vec<PathBuf> {
     }
 }
 
-type Expected = Vec<(PathBuf, usize, String)>;
+type ExpectedFindings = Vec<(PathBuf, usize, String)>;
 
-fn comments(project: &Path) -> Expected {
-    let mut expected = Expected::new();
+fn comments(project: &Path) -> ExpectedFindings {
+    let mut expected = ExpectedFindings::new();
     for path in sources(project) {
         for (index, line) in fs::read_to_string(&path)
             .unwrap_or_default()
@@ -100,9 +102,9 @@ fn comments(project: &Path) -> Expected {
     expected
 }
 
-fn found(findings: &[Printed]) -> Expected {
+fn found(findings: &[Printed]) -> ExpectedFindings {
     let findings = findings.iter();
-    let mut found: Expected = findings
+    let mut found: ExpectedFindings = findings
         .map(|finding| {
             let what = format!("{} {}", finding.severity.name(), finding.rule);
             let file = PathBuf::from(&finding.file);
@@ -148,7 +150,7 @@ fn what_is_refused_is_named_with_its_line() {
 }
 
 /// How often each rule is found in each service.
-fn counts(report: &Report) -> BTreeMap<(String, &'static str), usize> {
+fn counts(report: &ComposeReport) -> BTreeMap<(String, &'static str), usize> {
     let mut counts = BTreeMap::new();
     for finding in &report.findings {
         for service in &finding.services {
@@ -509,10 +511,10 @@ fn what_is_no_file_is_refused() {
 #[test]
 fn profiles_are_selected_and_the_process_comes_before_the_files() {
     let services = |profiles: &[&str]| {
-        let report = audit(&Request {
+        let report = audit(&ComposeRequest {
             files: vec![corpus().join("profiles.yaml")],
             profiles: profiles.iter().map(ToString::to_string).collect(),
-            ..Request::default()
+            ..ComposeRequest::default()
         });
         let findings = report.unwrap().printed().into_iter();
         let mut names: Vec<String> = findings.flat_map(|finding| finding.services).collect();
@@ -529,10 +531,10 @@ fn profiles_are_selected_and_the_process_comes_before_the_files() {
         let environment: HashMap<String, String> = pairs
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        let report = audit(&Request {
+        let report = audit(&ComposeRequest {
             files: vec![corpus().join("env/compose.yaml")],
             environment,
-            ..Request::default()
+            ..ComposeRequest::default()
         })
         .unwrap();
         let ports = report.printed().into_iter();

@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, lpm_trie::Key},
 };
 use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, ServiceSlot, list};
-use guard_policy::{Listed, PublishedPort, Tables, is_single};
+use guard_policy::{PrefixExpiries, PublishedPort, Tables, is_single};
 use ipnet::IpNet;
 
 use super::{
@@ -119,7 +119,7 @@ fn change(
 ) -> Result<(), LoadError> {
     let mut outcome = FirstError::default();
     let none = BTreeMap::new();
-    let none_at = Listed::new();
+    let none_at = PrefixExpiries::new();
     let denied = before.map_or(&none, |tables| &tables.denied);
     let denied_at = before.map_or(&none_at, |tables| &tables.denied_at);
     let allowed = before.map_or(&none_at, |tables| &tables.allowed);
@@ -181,7 +181,7 @@ fn change(
     outcome.end()
 }
 
-fn services_of(listed: &Listed) -> BTreeSet<u16> {
+fn services_of(listed: &PrefixExpiries) -> BTreeSet<u16> {
     listed.keys().map(|(service, _)| *service).collect()
 }
 

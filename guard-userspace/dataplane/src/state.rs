@@ -15,7 +15,7 @@ use guard_common::{
     },
     reason::Outcome,
 };
-use guard_policy::{Place, Seats, Slice, Tables};
+use guard_policy::{Seats, ServiceNumber, Slice, Tables};
 
 use super::{
     LoadError,
@@ -163,7 +163,7 @@ impl InterfaceState {
                 seats.slices.insert(name_of(&seat), slice);
             }
             if number != NO_SERVICE {
-                let place = Place {
+                let place = ServiceNumber {
                     number,
                     idle: seat.idle,
                     made_of: (seat.made_of != NO_SERVICE).then_some(seat.made_of),
@@ -216,7 +216,7 @@ impl InterfaceState {
     /// `cells` is the kernel's number of the array that the slices are in.
     pub fn set_seats(&mut self, seats: &Seats, cells: u32) -> Result<(), MapError> {
         let mut places = Array::<_, Seat>::try_from(&mut self.places)?;
-        let host = Place {
+        let host = ServiceNumber {
             number: NO_SERVICE,
             idle: 0,
             made_of: None,
@@ -224,7 +224,7 @@ impl InterfaceState {
         let placed = seats.places.iter();
         let placed = placed.map(|(name, place)| (name.as_str(), *place));
         for (name, place) in placed.chain([("", host)]) {
-            let Place {
+            let ServiceNumber {
                 number,
                 idle,
                 made_of,

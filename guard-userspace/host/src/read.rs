@@ -20,7 +20,7 @@ use super::{
     dump::{ReadError, address, attributes, dump, u16_at, u32_at},
     local_port_range, tick_ns,
 };
-use crate::sock_diag::{SockDiagError, Transport, dump as dump_sockets, is_v6_only};
+use crate::sock_diag::{SockDiagError, SocketProtocol, dump as dump_sockets, is_v6_only};
 
 impl Host {
     /// Reads the host once, for a command that only looks. What cannot be read says so.
@@ -391,8 +391,8 @@ pub fn listeners() -> Result<Vec<Listener>, SockDiagError> {
     let mut listeners = Vec::new();
     // A UDP socket without a peer is in the state of a closed one.
     for (transport, protocol, state) in [
-        (Transport::Tcp, PortProtocol::Tcp, StateFlags::LISTEN),
-        (Transport::Udp, PortProtocol::Udp, StateFlags::CLOSE),
+        (SocketProtocol::Tcp, PortProtocol::Tcp, StateFlags::LISTEN),
+        (SocketProtocol::Udp, PortProtocol::Udp, StateFlags::CLOSE),
     ] {
         dump_sockets(transport, state, |response| {
             let socket = &response.header.socket_id;

@@ -11,7 +11,7 @@ use std::{
 use netlink_packet_sock_diag::inet::{SocketId, StateFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::sock_diag::{SockDiagError, Transport, dump, is_v6_only};
+use crate::sock_diag::{SockDiagError, SocketProtocol, dump, is_v6_only};
 
 /// A TCP connection, as this host sees it. IPv4 is never written as IPv6.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -22,7 +22,7 @@ pub struct Session {
 
 /// A TCP socket that waits for connections.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Listener {
+pub struct ListeningSocket {
     /// The unspecified address: every address.
     pub local: SocketAddr,
     /// On every IPv6 address, but not on IPv4 ones as well.
@@ -36,7 +36,7 @@ pub struct Listener {
 pub fn inbound() -> Result<Vec<Session>, SockDiagError> {
     // Asked first: who listens by then has been listening for a session that is already there.
     let mut sessions = established()?;
-    let mut by_port: HashMap<u16, Vec<Listener>> = HashMap::new();
+    let mut by_port: HashMap<u16, Vec<ListeningSocket>> = HashMap::new();
     for listener in listeners()? {
         let port = listener.local.port();
         by_port.entry(port).or_default().push(listener);
@@ -66,16 +66,16 @@ pub fn at_ports(ports: &BTreeSet<u16>) -> Result<Vec<Session>, SockDiagError> {
 }
 
 /// Every socket that waits for TCP connections. Sorted.
-pub fn listeners() -> Result<Vec<Listener>, SockDiagError> {
+pub fn listeners() -> Result<Vec<ListeningSocket>, SockDiagError> {
     let mut listeners = Vec::new();
-    dump(Transport::Tcp, StateFlags::LISTEN, |response| {
+    dump(SocketProtocol::Tcp, StateFlags::LISTEN, |response| {
         let v6_only = is_v6_only(&response);
         let SocketId {
             source_address,
             source_port,
             ..
         } = response.header.socket_id;
-        listeners.push(Listener {
+        listeners.push(ListeningSocket {
             local: SocketAddr::new(source_address.to_canonical(), source_port),
             v6_only,
         });
@@ -88,7 +88,7 @@ pub fn listeners() -> Result<Vec<Listener>, SockDiagError> {
 
 fn established() -> Result<Vec<Session>, SockDiagError> {
     let mut sessions = Vec::new();
-    dump(Transport::Tcp, StateFlags::ESTABLISHED, |response| {
+    dump(SocketProtocol::Tcp, StateFlags::ESTABLISHED, |response| {
         let SocketId {
             source_port,
             destination_port,
@@ -104,7 +104,7 @@ fn established() -> Result<Vec<Session>, SockDiagError> {
     Ok(sessions)
 }
 
-impl Listener {
+impl ListeningSocket {
     /// Whether connections to this address reach it, given its port.
     pub fn accepts(&self, address: IpAddr) -> bool {
         let Self { local, v6_only } = self;
@@ -136,7 +136,7 @@ mod tests {
             ("[2001:db8::1]:22", false, "203.0.113.10", false),
         ];
         for (local, v6_only, address, accepts) in cases {
-            let listener = Listener {
+            let listener = ListeningSocket {
                 local: local.parse().unwrap(),
                 v6_only,
             };
@@ -150,7 +150,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
         let _client = TcpStream::connect(local).unwrap();
-        let found = Listener {
+        let found = ListeningSocket {
             local,
             v6_only: false,
         };

@@ -27,12 +27,12 @@ pub enum SockDiagError {
 
 /// What sockets speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
+pub enum SocketProtocol {
     Tcp,
     Udp,
 }
 
-impl Transport {
+impl SocketProtocol {
     const fn number(self) -> u8 {
         match self {
             Self::Tcp => IPPROTO_TCP,
@@ -54,7 +54,7 @@ const ALIGNMENT: usize = 4;
 
 /// Visits the sockets in these states.
 pub fn dump(
-    transport: Transport,
+    transport: SocketProtocol,
     states: StateFlags,
     mut visit: impl FnMut(InetResponse),
 ) -> Result<(), SockDiagError> {

@@ -61,12 +61,12 @@ const GROUPS: [u32; 6] = [
 #[derive(Clone, Debug)]
 pub struct HostWatch {
     pictures: watch::Receiver<Arc<Host>>,
-    requests: mpsc::UnboundedSender<Request>,
+    requests: mpsc::UnboundedSender<PictureRequest>,
     lost: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-struct Request {
+struct PictureRequest {
     also: Option<OnDemand>,
     /// Gets the picture that was read for it.
     done: oneshot::Sender<Arc<Host>>,
@@ -100,7 +100,7 @@ impl HostWatch {
         let (sender, pictures) = watch::channel(host);
         let (requests, receiver) = mpsc::unbounded_channel();
         let lost = Arc::new(AtomicU64::new(0));
-        let follower = Follower {
+        let follower = HostFollower {
             notifications: Some(notifications),
             receive_buffer: bytes,
             requests: receiver,
@@ -158,7 +158,7 @@ impl HostWatch {
     async fn request(&self, also: Option<OnDemand>) -> io::Result<Arc<Host>> {
         let ended = || io::Error::other("the host is not followed any longer");
         let (done, picture) = oneshot::channel();
-        let request = Request { also, done };
+        let request = PictureRequest { also, done };
         self.requests.send(request).map_err(|_| ended())?;
         picture.await.map_err(|_| ended())
     }
@@ -169,11 +169,11 @@ impl HostWatch {
     }
 }
 
-struct Follower {
+struct HostFollower {
     /// `None`: the socket failed, and is opened again.
     notifications: Option<Notifications>,
     receive_buffer: usize,
-    requests: mpsc::UnboundedReceiver<Request>,
+    requests: mpsc::UnboundedReceiver<PictureRequest>,
     pictures: watch::Sender<Arc<Host>>,
     lost: Arc<AtomicU64>,
 }
@@ -182,10 +182,10 @@ struct Follower {
 enum Woken {
     Due,
     Notified(io::Result<()>),
-    Requested(Option<Request>),
+    Requested(Option<PictureRequest>),
 }
 
-impl Follower {
+impl HostFollower {
     /// Ends when nobody can see the pictures.
     async fn run(mut self) {
         let mut due = Instant::now() + READ_ANYWAY;
@@ -249,7 +249,7 @@ impl Follower {
     }
 
     /// Reads, publishes what differs, and answers. Returns whether all of it could be read.
-    async fn read(&self, requests: Vec<Request>) -> bool {
+    async fn read(&self, requests: Vec<PictureRequest>) -> bool {
         let mut host = Host::clone(&self.pictures.borrow());
         let is_wanted = |what| requests.iter().any(|request| request.also == Some(what));
         let with_listeners = is_wanted(OnDemand::Listeners);
@@ -275,7 +275,7 @@ impl Follower {
             }
             differs
         });
-        for Request { done, .. } in requests {
+        for PictureRequest { done, .. } in requests {
             // Whoever does not wait any longer needs no answer.
             drop(done.send(Arc::clone(&self.pictures.borrow())));
         }

@@ -14,9 +14,9 @@ use jiff::{Timestamp, fmt::temporal::Pieces};
 use toml::{Spanned, value::Datetime};
 
 use super::{
-    Admitted, Budgets, Clock, From, Interface, Limit, Per, Policy, Ports, Service, Source,
+    Admitted, Budgets, From, Interface, KernelTick, Limit, Per, Policy, Ports, Service, Source,
     Treatment, file,
-    place::{Listed, Problem, Unique},
+    place::{PortOwners, Problem, Unique},
     prefix::supernets,
     rate::{Budget, Rate, Unit, parse_burst},
 };
@@ -37,7 +37,7 @@ pub fn check(
     file: file::File,
     lines: &Lines,
     sha256: String,
-    clock: Clock,
+    clock: KernelTick,
 ) -> Result<Policy, Problem> {
     let file::File {
         mode,
@@ -54,7 +54,7 @@ pub fn check(
     let interfaces = interfaces
         .map(|interfaces| check_interfaces(interfaces, lines))
         .transpose()?;
-    let file::Docker { socket, labels } = docker;
+    let file::DockerToml { socket, labels } = docker;
     let sources = check_sources(source, lines)?;
     let services = check_services(service, &sources, lines, clock)?;
     Ok(Policy {
@@ -128,13 +128,13 @@ fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
 }
 
 fn check_services(
-    raw: Vec<file::Service>,
+    raw: Vec<file::ServiceToml>,
     sources: &[Source],
     lines: &Lines,
-    clock: Clock,
+    clock: KernelTick,
 ) -> Result<Vec<Service>, Problem> {
     let mut names = Unique::new("a service", lines);
-    let mut listed = Listed::new(lines);
+    let mut listed = PortOwners::new(lines);
     let sources: HashMap<&str, &Source> = sources
         .iter()
         .map(|source| (source.name.as_str(), source))
@@ -165,7 +165,7 @@ fn check_services(
     Ok(services)
 }
 
-fn check_sources(raw: Vec<file::Source>, lines: &Lines) -> Result<Vec<Source>, Problem> {
+fn check_sources(raw: Vec<file::SourceToml>, lines: &Lines) -> Result<Vec<Source>, Problem> {
     let mut names = Unique::new("a source", lines);
     let mut treated = HashMap::new();
     let (mut named, mut relieved, mut denied) = (0, 0, 0);
@@ -237,11 +237,11 @@ fn check_nesting(treated: &HashMap<IpNet, Treated>) -> Result<(), Problem> {
 
 /// `treated` holds each prefix that is not like any other.
 fn check_source(
-    source: file::Source,
+    source: file::SourceToml,
     treated: &mut HashMap<IpNet, Treated>,
     lines: &Lines,
 ) -> Result<Source, Problem> {
-    let file::Source {
+    let file::SourceToml {
         name,
         cidrs,
         factor,
@@ -384,13 +384,13 @@ fn check_name(name: &Spanned<String>) -> Result<(), Problem> {
 }
 
 fn check_service(
-    service: file::Service,
-    listed: &mut Listed<'_>,
+    service: file::ServiceToml,
+    listed: &mut PortOwners<'_>,
     sources: &HashMap<&str, &Source>,
     lines: &Lines,
-    clock: Clock,
+    clock: KernelTick,
 ) -> Result<Service, Problem> {
-    let file::Service {
+    let file::ServiceToml {
         name,
         ports,
         address,
@@ -473,8 +473,8 @@ fn check_address(address: &Spanned<String>) -> Result<IpAddr, Problem> {
     }
 }
 
-pub(super) fn check_limit(limit: &file::Limit, clock: Clock) -> Result<Limit, Problem> {
-    let file::Limit {
+pub(super) fn check_limit(limit: &file::LimitToml, clock: KernelTick) -> Result<Limit, Problem> {
+    let file::LimitToml {
         packets,
         bytes,
         connections,
@@ -487,12 +487,12 @@ pub(super) fn check_limit(limit: &file::Limit, clock: Clock) -> Result<Limit, Pr
 }
 
 fn check_budgets(
-    packets: &Option<Spanned<file::Budget>>,
-    bytes: &Option<Spanned<file::Budget>>,
-    connections: &Option<Spanned<file::Budget>>,
-    clock: Clock,
+    packets: &Option<Spanned<file::BudgetToml>>,
+    bytes: &Option<Spanned<file::BudgetToml>>,
+    connections: &Option<Spanned<file::BudgetToml>>,
+    clock: KernelTick,
 ) -> Result<Budgets, Problem> {
-    let check = |budget: &Option<Spanned<file::Budget>>, unit| {
+    let check = |budget: &Option<Spanned<file::BudgetToml>>, unit| {
         let budget = budget.as_ref();
         budget
             .map(|budget| check_budget(budget, unit, clock))
@@ -580,7 +580,7 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     Ok(prefix)
 }
 
-fn check_per(per: &file::Per) -> Result<Per, Problem> {
+fn check_per(per: &file::PerToml) -> Result<Per, Problem> {
     let length = |length: &Option<Spanned<i64>>, longest: u8, default: u8| match length {
         None => Ok(default),
         Some(length) => match u8::try_from(*length.get_ref()) {
@@ -602,11 +602,11 @@ fn check_per(per: &file::Per) -> Result<Per, Problem> {
 }
 
 fn check_budget(
-    budget: &Spanned<file::Budget>,
+    budget: &Spanned<file::BudgetToml>,
     unit: Unit,
-    clock: Clock,
+    clock: KernelTick,
 ) -> Result<Budget, Problem> {
-    let file::Budget { rate, burst } = budget.get_ref();
+    let file::BudgetToml { rate, burst } = budget.get_ref();
     let example = match unit {
         Unit::Packets | Unit::Connections => "200 or \"4k\"",
         Unit::Bytes => "\"40MB\"",

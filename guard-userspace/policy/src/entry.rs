@@ -101,4 +101,4 @@ impl Entry {
 }
 
 /// Prefixes with their end, by the number of the service that they are for (0: every one).
-pub type Listed = std::collections::BTreeMap<(u16, IpNet), Expiry>;
+pub type PrefixExpiries = std::collections::BTreeMap<(u16, IpNet), Expiry>;

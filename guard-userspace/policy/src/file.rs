@@ -21,23 +21,23 @@ pub struct File {
     #[serde(default)]
     pub scope: RawScope,
     #[serde(default)]
-    pub docker: Docker,
+    pub docker: DockerToml,
     #[serde(default)]
     pub web: Web,
     pub cells: Option<Spanned<i64>>,
     #[serde(default)]
     pub on_exit: RawOnExit,
     #[serde(default)]
-    pub limits: Limit,
+    pub limits: LimitToml,
     #[serde(default)]
-    pub service: Vec<Service>,
+    pub service: Vec<ServiceToml>,
     #[serde(default)]
-    pub source: Vec<Source>,
+    pub source: Vec<SourceToml>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Docker {
+pub struct DockerToml {
     pub socket: Option<Spanned<String>>,
     #[serde(default)]
     pub labels: RawLabels,
@@ -51,21 +51,21 @@ pub struct Web {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Service {
+pub struct ServiceToml {
     pub name: Spanned<String>,
     pub ports: Spanned<Vec<Spanned<String>>>,
     pub address: Option<Spanned<String>>,
     pub from: Option<Spanned<Vec<Spanned<String>>>>,
     pub mode: Option<RawMode>,
     #[serde(default)]
-    pub limit: Limit,
+    pub limit: LimitToml,
     #[serde(default)]
     pub total: Total,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
+pub struct SourceToml {
     pub name: Spanned<String>,
     pub cidrs: Spanned<Vec<Spanned<String>>>,
     pub factor: Option<Spanned<i64>>,
@@ -81,32 +81,32 @@ pub struct Source {
 /// Budgets of each source.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Limit {
-    pub packets: Option<Spanned<Budget>>,
-    pub bytes: Option<Spanned<Budget>>,
-    pub connections: Option<Spanned<Budget>>,
+pub struct LimitToml {
+    pub packets: Option<Spanned<BudgetToml>>,
+    pub bytes: Option<Spanned<BudgetToml>>,
+    pub connections: Option<Spanned<BudgetToml>>,
     #[serde(default)]
-    pub per: Per,
+    pub per: PerToml,
 }
 
 /// Budgets of all sources together.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Total {
-    pub packets: Option<Spanned<Budget>>,
-    pub bytes: Option<Spanned<Budget>>,
-    pub connections: Option<Spanned<Budget>>,
+    pub packets: Option<Spanned<BudgetToml>>,
+    pub bytes: Option<Spanned<BudgetToml>>,
+    pub connections: Option<Spanned<BudgetToml>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Per {
+pub struct PerToml {
     pub ipv4: Option<Spanned<i64>>,
     pub ipv6: Option<Spanned<i64>>,
 }
 
 /// `"50/s"` or `{ rate = "50/s", burst = 200 }`.
-pub struct Budget {
+pub struct BudgetToml {
     pub rate: String,
     pub burst: Option<Count>,
 }
@@ -119,7 +119,7 @@ pub enum Count {
     Text(String),
 }
 
-impl<'de> Deserialize<'de> for Budget {
+impl<'de> Deserialize<'de> for BudgetToml {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(BudgetVisitor)
     }
@@ -128,20 +128,20 @@ impl<'de> Deserialize<'de> for Budget {
 struct BudgetVisitor;
 
 impl<'de> Visitor<'de> for BudgetVisitor {
-    type Value = Budget;
+    type Value = BudgetToml;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(r#"a rate such as "2k/s", or { rate = "50/s", burst = 200 }"#)
     }
 
-    fn visit_str<E>(self, rate: &str) -> Result<Budget, E> {
-        Ok(Budget {
+    fn visit_str<E>(self, rate: &str) -> Result<BudgetToml, E> {
+        Ok(BudgetToml {
             rate: rate.to_owned(),
             burst: None,
         })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Budget, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BudgetToml, A::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Table {
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for BudgetVisitor {
             burst: Option<Count>,
         }
         let Table { rate, burst } = Table::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(Budget { rate, burst })
+        Ok(BudgetToml { rate, burst })
     }
 }
 

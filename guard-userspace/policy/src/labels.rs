@@ -25,14 +25,14 @@ use guard_common::{
 use sha2::{Digest as _, Sha256};
 
 use self::{
-    asked::{Asked, Reader, Wish},
+    asked::{LabelReader, LabelRequest, Wish},
     complaints::{Complaints, Warnings},
     places::{address_of, display, overlaps, places_of, places_of_container, ranges, without},
     sources::{Allowed, merged},
 };
 use super::{
-    Budget, Budgets, Clock, Containers, From, Labelled, Labels, Limit, Made, Policy, PublishedAt,
-    Service, seats::limits_for_labels,
+    Budget, Budgets, Containers, From, KernelTick, Labelled, Labels, Limit, Made, Policy,
+    PublishedAt, Service, seats::limits_for_labels,
 };
 
 const FROM: &str = "guard.from";
@@ -46,17 +46,17 @@ pub const MAX_FROM: usize = 256;
 const AT: char = '@';
 
 /// A policy with what the labels of containers ask for, and what they ask for in vain.
-pub fn apply(policy: &Policy, containers: &Containers, clock: Clock) -> (Policy, Vec<String>) {
+pub fn apply(policy: &Policy, containers: &Containers, clock: KernelTick) -> (Policy, Vec<String>) {
     if policy.docker_labels == Labels::Off || containers.labelled.is_empty() {
         return (policy.clone(), Vec::new());
     }
-    let mut reader = Reader::new(policy, clock);
+    let mut reader = LabelReader::new(policy, clock);
     let mut work = Work::new(policy, containers);
     let mut warnings = Warnings::default();
     for labelled in &containers.labelled {
         let mut complaints = Complaints::default();
         let asked = reader.read(&labelled.labels, &mut complaints);
-        if asked != Asked::default() {
+        if asked != LabelRequest::default() {
             work.add(labelled, &asked, &mut complaints);
         }
         warnings.add(&labelled.container, complaints);
@@ -90,7 +90,7 @@ struct Piece {
 }
 
 /// Who may reach the ports of a container.
-enum Who {
+enum LabelAccess {
     /// Those that may reach the service.
     Same,
     Only(From),
@@ -145,7 +145,7 @@ impl<'a> Work<'a> {
     }
 
     /// Adds the services that a container's labels make.
-    fn add(&mut self, labelled: &Labelled, asked: &Asked, complaints: &mut Complaints) {
+    fn add(&mut self, labelled: &Labelled, asked: &LabelRequest, complaints: &mut Complaints) {
         let mut unlisted: BTreeMap<Option<IpAddr>, BTreeSet<u32>> = BTreeMap::new();
         let mut mine: BTreeMap<(usize, Option<IpAddr>), BTreeSet<u32>> = BTreeMap::new();
         for (place, at) in places_of_container(labelled) {
@@ -193,7 +193,7 @@ impl<'a> Work<'a> {
         service: &Service,
         mine: BTreeSet<u32>,
         labelled: &Labelled,
-        asked: &Asked,
+        asked: &LabelRequest,
         complaints: &mut Complaints,
     ) {
         let mut who = self.who(index, service, asked, complaints);
@@ -203,13 +203,13 @@ impl<'a> Work<'a> {
         } else {
             narrowed(service, asked.limit, complaints)
         };
-        if matches!(who, Who::Same) && limit == service.limit {
+        if matches!(who, LabelAccess::Same) && limit == service.limit {
             return;
         }
         let mut cells_of = None;
         if limit.budgets != Budgets::default()
             && self.limits_left == 0
-            && !matches!(who, Who::Nobody)
+            && !matches!(who, LabelAccess::Nobody)
         {
             if limit != service.limit {
                 complaints.add(format!(
@@ -228,17 +228,17 @@ impl<'a> Work<'a> {
             }
             limit = service.limit;
             cells_of = Some(service.cells_of().to_owned());
-            if matches!(who, Who::Same) {
+            if matches!(who, LabelAccess::Same) {
                 return;
             }
         }
         let needed = match &who {
-            Who::Same => count(&service.from),
-            Who::Only(from) => count(from),
-            Who::Nobody => 0,
+            LabelAccess::Same => count(&service.from),
+            LabelAccess::Only(from) => count(from),
+            LabelAccess::Nobody => 0,
         };
         if needed > self.prefixes_left {
-            if matches!(who, Who::Same) {
+            if matches!(who, LabelAccess::Same) {
                 complaints.add(format!(
                     "its {LIMIT}* labels are ignored: the lists of all services have no room for \
                      another {needed} prefixes, those that may reach the service {:?}",
@@ -251,11 +251,11 @@ impl<'a> Work<'a> {
                  prefixes of its label {FROM}",
                 display(&mine, service.address)
             ));
-            who = Who::Nobody;
+            who = LabelAccess::Nobody;
         }
         if !self.has_room_for_service() {
             match who {
-                Who::Same => complaints.add(format!(
+                LabelAccess::Same => complaints.add(format!(
                     "its {LIMIT}* labels are ignored: there is no room for another service"
                 )),
                 // Closed like a port that nobody lists, if that is not stricter than the service.
@@ -289,9 +289,9 @@ impl<'a> Work<'a> {
             ..service.clone()
         };
         match who {
-            Who::Same => {}
-            Who::Only(from) => made.from = from,
-            Who::Nobody => {
+            LabelAccess::Same => {}
+            LabelAccess::Only(from) => made.from = from,
+            LabelAccess::Nobody => {
                 made.from = From::Admitted(Vec::new());
                 // Nobody gets so far.
                 made.limit.budgets = Budgets::default();
@@ -312,78 +312,78 @@ impl<'a> Work<'a> {
         &mut self,
         index: usize,
         service: &Service,
-        asked: &Asked,
+        asked: &LabelRequest,
         complaints: &mut Complaints,
-    ) -> Who {
+    ) -> LabelAccess {
         let closed = |prefixes: usize, complaints: &mut Complaints| {
             complaints.add(format!(
                 "its ports of the service {:?} are closed to everybody: the label {FROM} comes to \
                  {prefixes} prefixes there, and {MAX_FROM} are the most",
                 service.name
             ));
-            Who::Nobody
+            LabelAccess::Nobody
         };
         let list = match &asked.from {
-            None => return Who::Same,
+            None => return LabelAccess::Same,
             // That has been said.
-            Some(Wish::TooMany) => return Who::Nobody,
+            Some(Wish::TooMany) => return LabelAccess::Nobody,
             Some(Wish::Any) if self.is_full() => {
                 return match service.from {
-                    From::Any => Who::Same,
-                    From::Admitted(_) => Who::Only(From::Any),
+                    From::Any => LabelAccess::Same,
+                    From::Admitted(_) => LabelAccess::Only(From::Any),
                 };
             }
             Some(Wish::Any) => {
                 if service.from != From::Any {
                     complaints.add(asks_for_more(service));
                 }
-                return Who::Same;
+                return LabelAccess::Same;
             }
             Some(Wish::Admitted(list)) => list,
         };
         let allowed = self.allowed(index, service);
         if allowed.as_ref().is_some_and(|allowed| allowed.is(list)) {
-            return Who::Same;
+            return LabelAccess::Same;
         }
         if list.len() > MAX_FROM {
             return closed(list.len(), complaints);
         }
         let Some(allowed) = allowed.filter(|_| !self.is_full()) else {
-            return Who::Only(From::Admitted(list.to_vec()));
+            return LabelAccess::Only(From::Admitted(list.to_vec()));
         };
         let (left, is_covered) = allowed.intersection(list);
         if !is_covered {
             complaints.add(asks_for_more(service));
         }
         if allowed.is(&left) {
-            return Who::Same;
+            return LabelAccess::Same;
         }
         // Of several containers with one port all labels hold, also if together they admit nobody.
         if left.is_empty() && service.made.is_none() {
-            return Who::Same;
+            return LabelAccess::Same;
         }
         if left.len() > MAX_FROM {
             return closed(left.len(), complaints);
         }
-        Who::Only(From::Admitted(left))
+        LabelAccess::Only(From::Admitted(left))
     }
 
     /// Of those, who may reach the service, too.
-    fn within(&mut self, index: usize, service: &Service, who: Who) -> Who {
-        let Who::Only(from) = who else {
+    fn within(&mut self, index: usize, service: &Service, who: LabelAccess) -> LabelAccess {
+        let LabelAccess::Only(from) = who else {
             return who;
         };
         let Some(allowed) = self.allowed(index, service) else {
-            return Who::Only(from);
+            return LabelAccess::Only(from);
         };
         let From::Admitted(list) = from else {
-            return Who::Same;
+            return LabelAccess::Same;
         };
         let (left, _) = allowed.intersection(&list);
         if left.is_empty() || left.len() > MAX_FROM {
-            return Who::Nobody;
+            return LabelAccess::Nobody;
         }
-        Who::Only(From::Admitted(left))
+        LabelAccess::Only(From::Admitted(left))
     }
 
     /// `None`: anybody.

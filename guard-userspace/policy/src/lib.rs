@@ -31,11 +31,11 @@ use sha2::{Digest as _, Sha256};
 pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     containers::{ContainerNetwork, Containers, Labelled},
-    entry::{Action, Entry, Listed},
+    entry::{Action, Entry, PrefixExpiries},
     port::Ports,
     published::{PortTables, PublishedAt, PublishedPort, split},
     rate::{Budget, Period, Rate, Unit},
-    seats::{Changes, Exhausted, Place, Seats, Slice},
+    seats::{Changes, Exhausted, Seats, ServiceNumber, Slice},
     tables::{Ground, ServiceTable, Tables, Timebase, is_single},
     warnings::Warning,
 };
@@ -219,7 +219,7 @@ impl Default for Per {
 
 /// What a policy is checked against besides itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub struct KernelTick {
     /// The kernel's tick in nanoseconds: budgets see time in steps of it.
     pub tick_ns: u64,
 }
@@ -240,7 +240,7 @@ pub enum PolicyError {
 
 impl Policy {
     /// Reads and checks a policy file.
-    pub fn read(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn read(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         let file = path.display().to_string();
         match fs::read(path) {
             Ok(bytes) => Self::from_bytes(&bytes, &file, clock),
@@ -249,7 +249,7 @@ impl Policy {
     }
 
     /// Checks what may be a policy's text.
-    pub fn from_bytes(bytes: &[u8], file: &str, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn from_bytes(bytes: &[u8], file: &str, clock: KernelTick) -> Result<Self, PolicyError> {
         match str::from_utf8(bytes) {
             Ok(text) => Self::parse(text, file, clock),
             Err(error) => {
@@ -264,7 +264,7 @@ impl Policy {
     }
 
     /// Checks a policy's text; `file` is its name in errors.
-    pub fn parse(text: &str, file: &str, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn parse(text: &str, file: &str, clock: KernelTick) -> Result<Self, PolicyError> {
         let lines = Lines::new(text);
         let refuse = |problem: place::Problem| PolicyError::Refused {
             file: file.to_owned(),

@@ -57,20 +57,20 @@ impl<'a> Unique<'a> {
 }
 
 /// Which service lists which place of the port table, on which address.
-pub struct Listed<'a> {
+pub struct PortOwners<'a> {
     lines: &'a Lines,
     owners: Vec<String>,
-    places: HashMap<u32, Vec<Place>>,
+    places: HashMap<u32, Vec<PortOwner>>,
 }
 
-struct Place {
+struct PortOwner {
     address: Option<IpAddr>,
     /// An index into the owners.
     owner: usize,
     offset: usize,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> PortOwners<'a> {
     pub fn new(lines: &'a Lines) -> Self {
         Self {
             lines,
@@ -93,7 +93,7 @@ impl<'a> Listed<'a> {
     ) -> Result<(), Problem> {
         for index in ports.indices() {
             let others = self.places.entry(index).or_default();
-            let overlaps = |other: &&Place| {
+            let overlaps = |other: &&PortOwner| {
                 other.address.is_none() || address.is_none() || other.address == address
             };
             if others.iter().any(|other| other.owner == owner) {
@@ -108,7 +108,7 @@ impl<'a> Listed<'a> {
                 );
                 return Err(Problem::at(place, problem));
             }
-            others.push(Place {
+            others.push(PortOwner {
                 address,
                 owner,
                 offset: place.span().start,

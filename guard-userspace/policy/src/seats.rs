@@ -49,14 +49,14 @@ pub struct Seats {
     pub length: u32,
     /// Counts the arrays, so that two that were cut alike are told apart.
     pub array: u32,
-    pub places: BTreeMap<String, Place>,
+    pub places: BTreeMap<String, ServiceNumber>,
     /// The cells of each service that limits its sources; those of [`NO_SERVICE`] have the empty name.
     pub slices: BTreeMap<String, Slice>,
 }
 
 /// The number of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ServiceNumber {
     pub number: u16,
     /// How many policies have come since the last that listed the service, or about as many; 0: it is listed.
     pub idle: u16,
@@ -175,7 +175,7 @@ impl Seats {
                 self.slices.remove(&name);
                 self.places.remove(&name).ok_or(Exhausted)?.number
             };
-            let place = Place {
+            let place = ServiceNumber {
                 number,
                 idle: 0,
                 made_of: None,
@@ -203,7 +203,7 @@ impl Seats {
     /// Who may lose what they had, those first that are gone for the longest time.
     fn gone(&self, held: &BTreeSet<&str>) -> Vec<String> {
         let places = self.places.iter();
-        let mut gone: Vec<(&String, &Place)> = places
+        let mut gone: Vec<(&String, &ServiceNumber)> = places
             .filter(|(name, _)| !held.contains(name.as_str()))
             .collect();
         gone.sort_by_key(|(_, place)| (Reverse(place.idle), place.number));
@@ -396,7 +396,7 @@ mod tests {
     use guard_common::layout::DEFAULT_CELLS;
 
     use super::*;
-    use crate::{Clock, Made};
+    use crate::{KernelTick, Made};
 
     fn policy(services: &[&str], extra: &str) -> Policy {
         let services: String = services
@@ -410,7 +410,7 @@ mod tests {
                 )
             })
             .collect();
-        let clock = Clock { tick_ns: 4_000_000 };
+        let clock = KernelTick { tick_ns: 4_000_000 };
         Policy::parse(&format!("{extra}{services}"), "test.toml", clock).unwrap()
     }
 

@@ -18,8 +18,8 @@ use jiff::Timestamp;
 
 use super::{
     Action, Budgets, ContainerNetwork, Containers, Entry, From, Limit, Per, Policy, PortTables,
-    Ports, PublishedAt, PublishedPort, Seats, Service, Slice, Source, Treatment, entry::Listed,
-    prefix::supernets,
+    Ports, PublishedAt, PublishedPort, Seats, Service, Slice, Source, Treatment,
+    entry::PrefixExpiries, prefix::supernets,
 };
 
 /// A moment on both clocks: expiries are written in the world's time and kept in the kernel's.
@@ -73,9 +73,9 @@ pub struct Tables {
     pub ports: PortTables,
     pub denied: BTreeMap<IpNet, Expiry>,
     /// Denied at one service.
-    pub denied_at: Listed,
+    pub denied_at: PrefixExpiries,
     /// Let through everywhere, or at one service.
-    pub allowed: Listed,
+    pub allowed: PrefixExpiries,
     pub reliefs: BTreeMap<IpNet, Relief>,
     pub networks: Vec<ContainerNetwork>,
 }
@@ -191,8 +191,8 @@ impl Tables {
             services: Vec::new(),
             ports: PortTables::default(),
             denied: BTreeMap::new(),
-            denied_at: Listed::new(),
-            allowed: Listed::new(),
+            denied_at: PrefixExpiries::new(),
+            allowed: PrefixExpiries::new(),
             reliefs: BTreeMap::new(),
             networks: Vec::new(),
         }
@@ -452,7 +452,7 @@ fn lengthen(entries: &mut BTreeMap<IpNet, Expiry>, prefix: IpNet, expiry: Expiry
     }
 }
 
-fn lengthen_at(entries: &mut Listed, place: (u16, IpNet), expiry: Expiry) {
+fn lengthen_at(entries: &mut PrefixExpiries, place: (u16, IpNet), expiry: Expiry) {
     let entry = entries.entry(place).or_insert(expiry);
     if expiry.outlasts(*entry) {
         *entry = expiry;
@@ -502,7 +502,7 @@ fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry>
 }
 
 /// The same for each service by itself.
-fn without_covered_at(entries: &Listed) -> Listed {
+fn without_covered_at(entries: &PrefixExpiries) -> PrefixExpiries {
     let lengths = Lengths::of(entries.keys().map(|(_, prefix)| *prefix));
     let is_covered = |number: u16, prefix: IpNet, expiry: Expiry| {
         lengths.wider(prefix).any(|wider| {

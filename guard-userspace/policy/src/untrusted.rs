@@ -34,7 +34,7 @@ pub fn name(text: &str, max_chars: usize) -> String {
 /// The same for words of which only a part is somebody else's, such as the complaint of a parser: without
 /// quotes.
 pub fn one_line(text: &str, max_chars: usize) -> String {
-    let mut line = Line::new(max_chars);
+    let mut line = EscapedLine::new(max_chars);
     for character in text.chars() {
         let is_quote = matches!(character, '"' | '\\');
         if !line.push(character, !is_quote) {
@@ -56,17 +56,17 @@ pub fn listed(texts: impl ExactSizeIterator<Item = String>, most: usize) -> Stri
 }
 
 fn escaped(text: &str, max_chars: usize) -> (String, bool) {
-    let mut line = Line::new(max_chars);
+    let mut line = EscapedLine::new(max_chars);
     let is_whole = text.chars().all(|character| line.push(character, true));
     (line.shown, !is_whole)
 }
 
-struct Line {
+struct EscapedLine {
     shown: String,
     left: usize,
 }
 
-impl Line {
+impl EscapedLine {
     fn new(max_chars: usize) -> Self {
         Self {
             shown: String::new(),

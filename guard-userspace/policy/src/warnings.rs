@@ -126,10 +126,10 @@ fn too_small(budgets: &Budgets, whose: &str, interface: &str, mtu: u32) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Clock;
+    use crate::KernelTick;
 
     fn policy(text: &str) -> Policy {
-        let clock = Clock { tick_ns: 4_000_000 };
+        let clock = KernelTick { tick_ns: 4_000_000 };
         Policy::parse(text, "test.toml", clock).unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! A policy file that has been cut off, or spoilt: a policy, or one clear line.
 
-use guard_policy::{Clock, Policy};
+use guard_policy::{KernelTick, Policy};
 
 const EXAMPLE: &str = include_str!("../../../packaging/guard.toml");
 
@@ -40,7 +40,7 @@ reason = "NAT des Büros"
 expires = 2099-01-31T00:00:00Z
 "#;
 
-const CLOCK: Clock = Clock { tick_ns: 4_000_000 };
+const CLOCK: KernelTick = KernelTick { tick_ns: 4_000_000 };
 
 fn is_clear(bytes: &[u8], what: &str) {
     if let Err(error) = Policy::from_bytes(bytes, "guard.toml", CLOCK) {

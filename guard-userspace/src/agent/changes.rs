@@ -27,7 +27,7 @@ use crate::{
     kept::{self, ChangedMode, KeepError},
     lockout,
     operator::SshSession,
-    policy::{Action, Clock, Entry, PolicyError},
+    policy::{Action, Entry, KernelTick, PolicyError},
 };
 
 /// Why a change was not made. What was in force before stays so.
@@ -104,8 +104,8 @@ impl Reconciler {
         let _result = reply.send(done.map(|done| Changed { done, not_kept }));
     }
 
-    fn clock(&self) -> Clock {
-        Clock {
+    fn clock(&self) -> KernelTick {
+        KernelTick {
             tick_ns: self.tick_ns(),
         }
     }

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::{
     kept::Kept,
-    policy::{Clock, Policy, PolicyError},
+    policy::{KernelTick, Policy, PolicyError},
 };
 
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    pub fn read(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn read(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         let bytes = fs::read(path).map_err(|error| PolicyError::Unreadable {
             file: path.display().to_string(),
             error,
@@ -41,7 +41,7 @@ impl Loaded {
         })
     }
 
-    pub fn parse(text: String, path: &Path, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn parse(text: String, path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {
             policy: Arc::new(Policy::parse(&text, &path.display().to_string(), clock)?),
             text,
@@ -53,7 +53,7 @@ impl Loaded {
 
     /// The policy that an agent starts with: that of the file, unless it is broken or was tried and not
     /// confirmed. Then the one that was in force last goes on, and the agent says so.
-    pub fn at_start(path: &Path, kept: &Kept, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn at_start(path: &Path, kept: &Kept, clock: KernelTick) -> Result<Self, PolicyError> {
         let read = Self::read(path, clock);
         let trouble = match &read {
             Ok(loaded) if kept.refused.contains(&loaded.policy.sha256) => {

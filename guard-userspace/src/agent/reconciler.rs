@@ -36,7 +36,7 @@ use crate::{
     host::{self, Host, HostWatch, Netlink},
     kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateStore, Turn},
     operator::ssh_session,
-    policy::{Clock, OnExit},
+    policy::{KernelTick, OnExit},
     privileges,
 };
 
@@ -115,7 +115,7 @@ impl Reconciler {
             .read_again()
             .await
             .context("this host cannot be read")?;
-        let clock = Clock {
+        let clock = KernelTick {
             tick_ns: seen.tick_ns,
         };
         let turn = kept::take(&places.state).await?;

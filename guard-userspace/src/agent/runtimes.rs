@@ -10,7 +10,7 @@ use tracing::warn;
 use super::plan::{Runtimes, chosen_by, compile_containers};
 use crate::{
     dataplane::Closer,
-    docker::{self, Connection, Runtime, Seen, Watch},
+    docker::{self, ConnectionState, ObservedRuntime, Runtime, Watch},
     host::{self, Host, Reading},
     policy::{Containers, Policy},
 };
@@ -25,7 +25,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    fn hear(&self, seen: &Seen) {
+    fn hear(&self, seen: &ObservedRuntime) {
         if let Ok(local_ports) = host::local_port_range() {
             let inventory = &seen.runtime.inventory;
             let listeners = if inventory.has_contested_ports() {
@@ -71,7 +71,7 @@ impl Followed {
         let listener = self.listener.clone();
         let mut watch = Watch::start(socket, move |seen| listener.hear(seen));
         let seen = watch.first(patience).await;
-        if let Connection::NeverAnswered { error } = &seen.runtime.connection {
+        if let ConnectionState::NeverAnswered { error } = &seen.runtime.connection {
             warn!(
                 "{error}: ports that containers publish are not known and stay open; `[docker] socket = \"\"` in the policy if \
                  there is no Docker"

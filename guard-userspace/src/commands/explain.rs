@@ -15,7 +15,7 @@ use crate::{
     api::{Question, client::Client},
     explain::{Destination, Explanation, Seen, Situation, Step, explain},
     host::{self, Host},
-    policy::{Clock, labels},
+    policy::{KernelTick, labels},
 };
 
 #[derive(Debug, Args)]
@@ -73,7 +73,7 @@ async fn explain_file(
         }
     };
     let tick_ns = host.tick_ns;
-    let (policy, _) = labels::apply(&policy, &docker.containers, Clock { tick_ns });
+    let (policy, _) = labels::apply(&policy, &docker.containers, KernelTick { tick_ns });
     let situation = Situation {
         policy: &policy,
         containers: &docker.containers,

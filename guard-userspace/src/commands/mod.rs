@@ -40,7 +40,7 @@ use crate::{
     },
     dataplane::pins,
     host, kept,
-    policy::{Action, Clock, Policy, PolicyError},
+    policy::{Action, KernelTick, Policy, PolicyError},
 };
 
 const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
@@ -246,12 +246,12 @@ impl From<ChangeError> for Failure {
     }
 }
 
-impl From<compose::Failure> for Failure {
-    fn from(failure: compose::Failure) -> Self {
+impl From<compose::AuditFailure> for Failure {
+    fn from(failure: compose::AuditFailure) -> Self {
         match failure {
-            compose::Failure::Refused(error) => Self::Usage(error.to_string()),
-            failure @ compose::Failure::Found(_) => Self::Other(failure.into()),
-            compose::Failure::Output(error) => Self::Other(error),
+            compose::AuditFailure::Refused(error) => Self::Usage(error.to_string()),
+            failure @ compose::AuditFailure::Found(_) => Self::Other(failure.into()),
+            compose::AuditFailure::Output(error) => Self::Other(error),
         }
     }
 }
@@ -265,7 +265,7 @@ impl From<anyhow::Error> for Failure {
 /// Reads a policy and checks it against this host's clock.
 fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
     let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
-    Ok(Policy::read(path, Clock { tick_ns })?)
+    Ok(Policy::read(path, KernelTick { tick_ns })?)
 }
 
 /// Who types this, as far as the environment says: the user that sudo was called by, or this process's.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     api::{Counter, Status},
     host::{self, Netlink},
-    policy::{Clock, Policy, PolicyError},
+    policy::{KernelTick, Policy, PolicyError},
 };
 
 /// How well one thing is.
@@ -128,7 +128,7 @@ pub async fn examine(known: &Known<'_>) -> Vec<Finding> {
 fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
     // Without a clock the shortest tick judges bursts mildly.
     let tick_ns = host::tick_ns().unwrap_or(1_000_000);
-    Policy::read(path, Clock { tick_ns })
+    Policy::read(path, KernelTick { tick_ns })
 }
 
 /// Those that are guarded, or would be.

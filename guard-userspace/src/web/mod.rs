@@ -37,7 +37,7 @@ use crate::{
     api::{Counter, Status, Talker, listen},
     audit::host::{InForce, Report, Survey},
     host,
-    policy::Clock,
+    policy::KernelTick,
 };
 
 /// How long a request may take, and how many may be under way.
@@ -248,7 +248,7 @@ async fn look_at_exposure(agent: Agent) -> Result<Value, String> {
         let status = agent.status().await?;
         let text = agent.snapshot().policy_text();
         let tick_ns = host::tick_ns()?;
-        let in_force = InForce::answered(text, &status, Clock { tick_ns })?;
+        let in_force = InForce::answered(text, &status, KernelTick { tick_ns })?;
         let survey = Survey::make(in_force.policy.docker_socket.clone()).await?;
         let report = Report::new(survey, Some(in_force), Vec::new()).await?;
         Ok::<_, anyhow::Error>(serde_json::to_value(report)?)

@@ -4,7 +4,7 @@
 use guard::{
     dataplane::Replay,
     host,
-    policy::{Clock, Containers, Policy, Tables, Timebase},
+    policy::{Containers, KernelTick, Policy, Tables, Timebase},
 };
 use guard_common::reason::{Outcome, Reason};
 
@@ -32,7 +32,7 @@ impl Simulation {
     /// A whole policy.
     pub fn with_text(policy: &str, containers: &Containers) -> Self {
         let tick_ns = host::tick_ns().unwrap();
-        let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
+        let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
         let start = Timebase {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),
             boot_ns: Replay::BOOT_NS,

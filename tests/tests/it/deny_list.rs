@@ -13,7 +13,7 @@ use aya_obj::programs::XdpAttachType;
 use guard::{
     dataplane::{Generation, LoadError, needs_another},
     host,
-    policy::{Action, Clock, Containers, Entry, Ground, Policy, Seats, Tables},
+    policy::{Action, Containers, Entry, Ground, KernelTick, Policy, Seats, Tables},
 };
 use guard_common::{
     deny_list::{DenyPlace, TAGS, line_bits},
@@ -65,7 +65,7 @@ impl Changing {
     fn new(text: &str) -> Self {
         let tick_ns = host::tick_ns().unwrap();
         Self {
-            policy: Policy::parse(text, "test.toml", Clock { tick_ns }).unwrap(),
+            policy: Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap(),
             tick_ns,
             entries: Vec::new(),
         }

@@ -9,7 +9,7 @@ use aya::{
 use guard::{
     dataplane::Generation,
     host,
-    policy::{Clock, Containers, Policy, PublishedPort, Tables},
+    policy::{Containers, KernelTick, Policy, PublishedPort, Tables},
 };
 use guard_common::reason::{Outcome, Reason, Verdict};
 
@@ -37,7 +37,7 @@ impl Judge {
 
     pub fn with_containers(policy: &str, containers: &Containers) -> Self {
         let tick_ns = host::tick_ns().unwrap();
-        let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
+        let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
         let now = host::timebase().unwrap();
         let tables = Tables::compile(&policy, containers, &LOCAL_PORTS, now);
         Self {

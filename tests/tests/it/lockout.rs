@@ -13,8 +13,8 @@ use guard::{
     explain::Situation,
     host,
     lockout::{Lockout, judge},
-    policy::{Action, Clock, Containers, Entry, Policy},
-    sessions::{self, Listener, Session},
+    policy::{Action, Containers, Entry, KernelTick, Policy},
+    sessions::{self, ListeningSocket, Session},
 };
 use lab::{
     docker::Docker,
@@ -170,7 +170,7 @@ fn inbound_sessions_are_those_that_others_opened() {
     let found = lab.host.enter(sessions::inbound).unwrap().unwrap();
     assert_eq!(found, expected);
     let listeners = lab.host.enter(sessions::listeners).unwrap().unwrap();
-    let listener = |(local, v6_only): (&str, bool)| Listener {
+    let listener = |(local, v6_only): (&str, bool)| ListeningSocket {
         local: local.parse().unwrap(),
         v6_only,
     };
@@ -584,7 +584,7 @@ fn a_real_ssh_session_is_named_before_the_policy_that_would_cut_it_applies() {
 /// Sessions from so many addresses to port 22, held against a policy.
 fn judge_crowd(policy: &str, count: u32, entries: &[Entry]) -> Lockout {
     let tick_ns = host::tick_ns().unwrap();
-    let policy = Policy::parse(policy, "test.toml", Clock { tick_ns }).unwrap();
+    let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
     let situation = Situation {
         policy: &policy,
         containers: &Containers::default(),

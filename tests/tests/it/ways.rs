@@ -12,7 +12,8 @@ use guard::{
     dataplane::{Generation, Replay, needs_another},
     host,
     policy::{
-        Action, Clock, Containers, Entry, Ground, Policy, PublishedPort, Seats, Tables, Timebase,
+        Action, Containers, Entry, Ground, KernelTick, Policy, PublishedPort, Seats, Tables,
+        Timebase,
     },
 };
 use guard_common::reason::{Reason, Verdict};
@@ -137,7 +138,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
             .map(|_| entry(&mut rng, &services, start, &lasts))
             .collect();
         let tick_ns = host::tick_ns().unwrap();
-        let parsed = Policy::parse(&text, "test.toml", Clock { tick_ns }).unwrap();
+        let parsed = Policy::parse(&text, "test.toml", KernelTick { tick_ns }).unwrap();
         let ground = Ground {
             containers: &containers,
             local_ports: &LOCAL_PORTS,
@@ -268,7 +269,7 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
     let long: Vec<_> = shown.iter().filter_map(|frame| made_long(frame)).collect();
     shown.extend(long);
     let tick_ns = host::tick_ns().unwrap();
-    let policy = Policy::parse(text, "test.toml", Clock { tick_ns }).unwrap();
+    let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
     let seats = Seats::new(&policy);
     for seed in 0..ROUNDS {
         let mut rng = Rng::with_seed(seed);
@@ -328,7 +329,7 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
  {
     let tick_ns = host::tick_ns().unwrap();
     let text = "mode = \"enforce\"\n";
-    let policy = Policy::parse(text, "test.toml", Clock { tick_ns }).unwrap();
+    let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
     let seats = Seats::new(&policy);
     let compile = |published: &str| {
         let containers = Containers {

@@ -18,10 +18,10 @@ use guard::{
     },
     api::actor::Actor,
     dataplane::{Closer, Force, pins::network_namespace},
-    docker::{Connection, Container, Inventory, Network, Publication, Runtime},
+    docker::{ConnectionState, Container, Inventory, Network, Publication, Runtime},
     host::{Host, Link, LinkAddress, Listener, Netlink, Route, Sysctls},
     kept::Modes,
-    policy::{Clock, Entry, Tables, Timebase},
+    policy::{Entry, KernelTick, Tables, Timebase},
 };
 use guard_common::{exposure::NetworkKind, layout::PortProtocol, reason::Mode};
 use ipnet::IpNet;
@@ -240,15 +240,15 @@ fn random_runtimes(rng: &mut Rng, host: &Host) -> Runtimes {
     });
     let containers = containers.collect();
     let connection = match rng.u8(..6) {
-        0 => Connection::Lost {
+        0 => ConnectionState::Lost {
             error: "broken pipe".to_owned(),
             since: Timestamp::UNIX_EPOCH,
         },
-        1 => Connection::NeverAnswered {
+        1 => ConnectionState::NeverAnswered {
             error: "connection refused".to_owned(),
         },
-        2 => Connection::Reading,
-        _ => Connection::Connected,
+        2 => ConnectionState::Reading,
+        _ => ConnectionState::Connected,
     };
     let runtime = Runtime {
         connection,
@@ -266,7 +266,7 @@ fn random_runtimes(rng: &mut Rng, host: &Host) -> Runtimes {
 }
 
 pub fn loaded(text: &str) -> Arc<Loaded> {
-    let clock = Clock { tick_ns: TICK_NS };
+    let clock = KernelTick { tick_ns: TICK_NS };
     Arc::new(Loaded::parse(text.to_owned(), "world.toml".as_ref(), clock).unwrap())
 }
 

@@ -8,13 +8,13 @@ use super::{
             Rule::{DockerSocket, HostFiles},
             Severity::{self, High, Low, Medium},
         },
-        service::{Mount, Service},
+        service::{ComposeService, Mount},
         yaml::{Node, is_true},
     },
     without_item, without_key,
 };
 
-pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
     let mounts = service.mounts();
     let mounts = mounts
         .iter()
@@ -110,7 +110,11 @@ const PROGRAMS: &str = "the programs that the host runs, root among those who ru
 const SERVICES: &str =
     "the sockets of the host's services, Docker's among them, which `ro` does not keep shut";
 
-fn mounted(project: &Project<'_>, service: &Service<'_>, mount: &Mount<'_>) -> Option<Finding> {
+fn mounted(
+    project: &Project<'_>,
+    service: &ComposeService<'_>,
+    mount: &Mount<'_>,
+) -> Option<Finding> {
     let device = project.bound(&mount.source);
     let (path, is_volume_read_only) = device.unwrap_or((&mount.source, false));
     let named = match device {
@@ -145,7 +149,7 @@ fn is_socket(path: &str) -> bool {
         .is_some_and(|(_, name)| SOCKETS.contains(&name))
 }
 
-fn of_socket(service: &Service<'_>) -> Severity {
+fn of_socket(service: &ComposeService<'_>) -> Severity {
     match SOCKET_PROXIES.contains(&service.image()) {
         true => Low,
         false => High,
@@ -161,7 +165,7 @@ fn with_socket(path: &str) -> String {
 }
 
 /// `use_api_socket`: Compose mounts the socket by itself.
-fn api_socket(service: &Service<'_>) -> Option<Finding> {
+fn api_socket(service: &ComposeService<'_>) -> Option<Finding> {
     const KEY: &str = "use_api_socket";
     let entry = service.node.entry(KEY)?;
     if !service.text(KEY).is_some_and(is_true) {
@@ -230,7 +234,7 @@ const DISKS: [&str; 13] = [
     "bsg/",
 ];
 
-fn device(service: &Service<'_>, item: &Node) -> Option<Finding> {
+fn device(service: &ComposeService<'_>, item: &Node) -> Option<Finding> {
     let text = |key: &str| Some(item.get(key)?.scalar()?.text.as_str());
     let (source, permissions) = match item.scalar() {
         Some(scalar) => {

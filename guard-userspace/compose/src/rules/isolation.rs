@@ -12,13 +12,13 @@ use super::{
             },
             Severity,
         },
-        service::Service,
-        yaml::{Entry, Mapping, Node, Scalar, is_true},
+        service::ComposeService,
+        yaml::{Mapping, MappingEntry, Node, Scalar, is_true},
     },
     without_item, without_key,
 };
 
-pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(host_network(project, service));
     findings.extend(
@@ -33,16 +33,16 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
     findings
 }
 
-fn host_network(project: &Project<'_>, service: &Service<'_>) -> Option<Finding> {
+fn host_network(project: &Project<'_>, service: &ComposeService<'_>) -> Option<Finding> {
     const HAS: &str = "the container has the host's network: what it listens on is open on the host without \
                        being published, and it reaches what listens on 127.0.0.1";
     let why = format!("{HAS}. Take the line out and publish what others need of it");
     let (place, why, fix) = if let Some(network) = project.host_network(service) {
-        match Attachment::find(service, &network) {
-            Some(Attachment::Item(item)) => {
+        match NetworkReference::find(service, &network) {
+            Some(NetworkReference::Item(item)) => {
                 (&item.place, why, without_item(service, "networks", item))
             }
-            Some(Attachment::Entry(networks, entry)) => {
+            Some(NetworkReference::Entry(networks, entry)) => {
                 (&entry.key, why, without_network(service, networks, entry))
             }
             None => {
@@ -69,13 +69,13 @@ fn host_network(project: &Project<'_>, service: &Service<'_>) -> Option<Finding>
 }
 
 /// Where a service names a network.
-enum Attachment<'a> {
+enum NetworkReference<'a> {
     Item(&'a Node),
-    Entry(&'a Mapping, &'a Entry),
+    Entry(&'a Mapping, &'a MappingEntry),
 }
 
-impl<'a> Attachment<'a> {
-    fn find(service: &Service<'a>, network: &str) -> Option<Self> {
+impl<'a> NetworkReference<'a> {
+    fn find(service: &ComposeService<'a>, network: &str) -> Option<Self> {
         let node = service.node.get("networks")?;
         if let Some(networks) = node.mapping() {
             return Some(Self::Entry(networks, networks.get(network)?));
@@ -85,7 +85,11 @@ impl<'a> Attachment<'a> {
     }
 }
 
-fn without_network(service: &Service<'_>, networks: &Mapping, entry: &Entry) -> Option<Fix> {
+fn without_network(
+    service: &ComposeService<'_>,
+    networks: &Mapping,
+    entry: &MappingEntry,
+) -> Option<Fix> {
     match networks.len() {
         1 => without_key(service, "networks"),
         _ => Fix::without(&entry.key, &entry.node)
@@ -93,7 +97,7 @@ fn without_network(service: &Service<'_>, networks: &Mapping, entry: &Entry) -> 
     }
 }
 
-fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
+fn host_namespace(service: &ComposeService<'_>, key: &str) -> Option<Finding> {
     let entry = service.node.entry(key)?;
     if service.text(key) != Some("host") {
         return None;
@@ -120,7 +124,7 @@ fn host_namespace(service: &Service<'_>, key: &str) -> Option<Finding> {
     ))
 }
 
-fn privileged(service: &Service<'_>) -> Option<Finding> {
+fn privileged(service: &ComposeService<'_>) -> Option<Finding> {
     let entry = service.node.entry("privileged")?;
     if !service.text("privileged").is_some_and(is_true) {
         return None;
@@ -145,7 +149,7 @@ type Judgement = (Rule, Severity, String);
 
 /// The findings about the items of a list.
 fn items<'a>(
-    service: &'a Service<'_>,
+    service: &'a ComposeService<'_>,
     key: &'static str,
     judge: fn(&str) -> Option<Judgement>,
 ) -> impl Iterator<Item = Finding> + 'a {
@@ -189,7 +193,7 @@ fn confinement(text: &str) -> Option<Judgement> {
     Some((Unconfined, Severity::Medium, why))
 }
 
-fn root(service: &Service<'_>) -> Option<Finding> {
+fn root(service: &ComposeService<'_>) -> Option<Finding> {
     const USER: &str = "1000:1000";
     let Some(entry) = service.node.entry("user") else {
         let why = "no user: is set: the container runs as root unless its image says otherwise";

@@ -9,11 +9,11 @@ use super::{
     finding::Finding,
     fix::Fix,
     project::Project,
-    service::Service,
-    yaml::{Entry, Node},
+    service::ComposeService,
+    yaml::{MappingEntry, Node},
 };
 
-pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
     let mut findings = ports::judge(project, service);
     findings.extend(isolation::judge(project, service));
     findings.extend(host_files::judge(project, service));
@@ -23,7 +23,7 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
 }
 
 /// Takes a key away, with all that it has.
-fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
+fn without_key(service: &ComposeService<'_>, key: &str) -> Option<Fix> {
     let entry = service.node.entry(key)?;
     let keys = service.node.mapping()?;
     if keys.len() < 2 {
@@ -36,7 +36,7 @@ fn without_key(service: &Service<'_>, key: &str) -> Option<Fix> {
 const LONGEST_MENDED: usize = 1000;
 
 /// Takes an item out of a list, and the list if it was the only one.
-fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
+fn without_item(service: &ComposeService<'_>, key: &str, item: &Node) -> Option<Fix> {
     let items = service.items(key);
     if items.len() > LONGEST_MENDED {
         return None;
@@ -44,7 +44,7 @@ fn without_item(service: &Service<'_>, key: &str, item: &Node) -> Option<Fix> {
     let beside = items
         .iter()
         .filter(|other| other.place.is_in(&item.place.source));
-    let is_in_place = |entry: &Entry| entry.key.is_in(&item.place.source);
+    let is_in_place = |entry: &MappingEntry| entry.key.is_in(&item.place.source);
     match (beside.count(), items.len()) {
         (1, 1) if service.node.entry(key).is_some_and(is_in_place) => without_key(service, key),
         // The list would be left empty in its file.

@@ -2,7 +2,7 @@
 
 use super::super::{
     finding::Finding,
-    port::{Address, Port},
+    port::{BindAddress, Port},
     project::Project,
     rule::{
         Rule::{
@@ -10,7 +10,7 @@ use super::super::{
         },
         Severity,
     },
-    service::Service,
+    service::ComposeService,
 };
 use crate::{
     dangers::{DANGERS, Danger, Harm, Login, ORDINARY, danger_at},
@@ -28,7 +28,7 @@ const NOT_WEB: [u16; 24] = [
     22000, 25565, 51413, 64738,
 ];
 
-pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
     let is_proxy = project.is_proxy(service);
     let proxy = project.proxy_of(service);
     let ports = project.published(service).iter();
@@ -50,9 +50,13 @@ pub fn judge(project: &Project<'_>, service: &Service<'_>) -> Vec<Finding> {
 }
 
 /// What makes a port worth a finding, and how grave it is on every address.
-type Reason = (Rule, Severity, String);
+type PortRisk = (Rule, Severity, String);
 
-fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> Option<Finding> {
+fn exposed(
+    service: &ComposeService<'_>,
+    port: &Port,
+    reasons: [Option<PortRisk>; 3],
+) -> Option<Finding> {
     if port.address.is_loopback() {
         return None;
     }
@@ -68,7 +72,7 @@ fn exposed(service: &Service<'_>, port: &Port, reasons: [Option<Reason>; 3]) -> 
     Some(Finding::new(rule, severity, service, &port.place, why, fix))
 }
 
-fn dangerous(port: &Port) -> Option<Reason> {
+fn dangerous(port: &Port) -> Option<PortRisk> {
     let mut dangers = dangers(port);
     let gravest = dangers
         .iter()
@@ -115,7 +119,7 @@ fn severity(danger: &Danger) -> Severity {
     }
 }
 
-fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<Reason> {
+fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<PortRisk> {
     let proxy = proxy.filter(|_| is_web(port))?;
     let what = format!(
         " beside the proxy {proxy}: who asks this port goes round the proxy, with its TLS, logins and \
@@ -124,11 +128,11 @@ fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<Reason> {
     Some((PublishedBesideProxy, Severity::High, what))
 }
 
-fn open_to_all(is_proxy: bool, port: &Port) -> Option<Reason> {
+fn open_to_all(is_proxy: bool, port: &Port) -> Option<PortRisk> {
     let rule = match port.address {
         address if address.is_private() => return None,
-        Address::One(_) => PublicAddress,
-        Address::Every | Address::EveryIpv4 | Address::EveryIpv6 => EveryAddress,
+        BindAddress::One(_) => PublicAddress,
+        BindAddress::Every | BindAddress::EveryIpv4 | BindAddress::EveryIpv6 => EveryAddress,
     };
     let is_front = port.host_ports().is_some_and(|ports| {
         let is_one = ports.start() == ports.end();
@@ -156,7 +160,7 @@ fn is_web(port: &Port) -> bool {
     port.protocol == PortProtocol::Tcp && !NOT_WEB.iter().any(is_other)
 }
 
-fn base_60(service: &Service<'_>, port: &Port) -> Option<Finding> {
+fn base_60(service: &ComposeService<'_>, port: &Port) -> Option<Finding> {
     let fix = port.quoted.clone()?;
     let why = "readers of YAML 1.1, such as docker-compose 1, take this port for a number in base 60: \
                put it in quotes";

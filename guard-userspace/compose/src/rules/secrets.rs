@@ -5,10 +5,10 @@ use super::super::{
     finding::Finding,
     fix::Fix,
     rule::{Rule::SecretInEnvironment, Severity},
-    service::{Service, Variable},
+    service::{ComposeService, Variable},
 };
 
-pub fn judge(service: &Service<'_>) -> Vec<Finding> {
+pub fn judge(service: &ComposeService<'_>) -> Vec<Finding> {
     let variables = service.environment.iter();
     variables
         .filter_map(|variable| {
@@ -192,7 +192,7 @@ fn is_hash(value: &str) -> bool {
     HASHES.iter().any(|hash| value.starts_with(hash))
 }
 
-fn finding(service: &Service<'_>, variable: &Variable<'_>, secret: &Secret) -> Finding {
+fn finding(service: &ComposeService<'_>, variable: &Variable<'_>, secret: &Secret) -> Finding {
     let Variable {
         name,
         place,

@@ -50,15 +50,15 @@ pub(super) struct SummaryPort {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct Inspected {
     pub name: Option<String>,
-    pub config: Option<Config>,
+    pub config: Option<ContainerConfigAnswer>,
     pub host_config: Option<HostConfig>,
     pub network_settings: Option<NetworkSettings>,
-    pub state: Option<State>,
+    pub state: Option<ContainerStateAnswer>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-pub(super) struct Config {
+pub(super) struct ContainerConfigAnswer {
     pub image: Option<String>,
     pub labels: Option<BTreeMap<String, String>>,
     pub exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
@@ -91,12 +91,12 @@ pub(super) struct NetworkSettings {
     pub global_ipv6_address: Option<String>,
     pub ports: Option<PortMap>,
     /// `null` for a container that has been taken off it.
-    pub networks: Option<BTreeMap<String, Option<Endpoint>>>,
+    pub networks: Option<BTreeMap<String, Option<EndpointAnswer>>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Endpoint {
+pub(super) struct EndpointAnswer {
     #[serde(rename = "IPAddress")]
     pub ip_address: Option<String>,
     #[serde(rename = "GlobalIPv6Address")]
@@ -105,7 +105,7 @@ pub(super) struct Endpoint {
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-pub(super) struct State {
+pub(super) struct ContainerStateAnswer {
     pub running: Option<bool>,
 }
 
@@ -145,13 +145,13 @@ pub(super) struct PodmanNetwork {
 /// A line of `GET /events`
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Event {
+pub(super) struct EventAnswer {
     #[serde(rename = "Type")]
     pub kind: Option<String>,
     #[serde(rename = "Action")]
     pub action: Option<String>,
     #[serde(rename = "Actor")]
-    pub actor: Option<Actor>,
+    pub actor: Option<EventActorAnswer>,
     /// Nothing but a measurement needs it: a number that does not fit loses no event.
     #[serde(rename = "timeNano", deserialize_with = "if_it_fits")]
     pub time_ns: Option<i64>,
@@ -159,7 +159,7 @@ pub(super) struct Event {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Actor {
+pub(super) struct EventActorAnswer {
     #[serde(rename = "ID")]
     pub id: Option<String>,
     #[serde(rename = "Attributes")]

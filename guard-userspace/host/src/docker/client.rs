@@ -37,26 +37,26 @@ const MIB: usize = 1 << 20;
 
 /// What one answer may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limit {
+pub(super) struct AnswerLimit {
     pub bytes: usize,
     pub time: Duration,
 }
 
 /// Of all containers or networks. Docker needs about 3 kB for a container.
-pub(super) const WHOLE_LIST: Limit = Limit {
+pub(super) const WHOLE_LIST: AnswerLimit = AnswerLimit {
     bytes: 64 * MIB,
     time: Duration::from_secs(5),
 };
 
 /// Of the daemon itself.
-pub(super) const DAEMON: Limit = Limit {
+pub(super) const DAEMON: AnswerLimit = AnswerLimit {
     bytes: MIB,
     time: Duration::from_secs(5),
 };
 
 /// Of one container. Docker does not answer while it starts the container, and goes on with the request
 /// when the client hangs up: so the same request waits for longer than the container's budget.
-pub(super) const ONE_CONTAINER: Limit = Limit {
+pub(super) const ONE_CONTAINER: AnswerLimit = AnswerLimit {
     bytes: 8 * MIB,
     time: Duration::from_secs(120),
 };
@@ -68,7 +68,7 @@ const LONGEST_EVENT: usize = 8 * MIB;
 const LONGEST_REFUSAL: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub(super) enum DockerClientError {
     #[error("{0}")]
     Socket(#[from] io::Error),
     #[error("{}", with_causes(.0))]
@@ -92,7 +92,7 @@ fn with_causes(error: &hyper::Error) -> String {
 
 /// A line of the event stream.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub(super) enum EventLine {
     Text(String),
     /// It is skipped: what it was about must be read again.
     TooLong,
@@ -100,7 +100,7 @@ pub(super) enum Line {
 
 /// A daemon at a socket. Each request has a connection of its own, which ends with it.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(super) struct DockerClient {
     socket: PathBuf,
     /// `/v1.53`: the version of the API, before each path.
     version: String,
@@ -131,8 +131,8 @@ struct Refusal {
     message: Option<String>,
 }
 
-impl Client {
-    pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
+impl DockerClient {
+    pub async fn connect(socket: &Path) -> Result<Self, DockerClientError> {
         let mut client = Self {
             socket: socket.to_owned(),
             version: String::new(),
@@ -158,8 +158,8 @@ impl Client {
     pub async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
-        limit: Limit,
-    ) -> Result<T, ClientError> {
+        limit: AnswerLimit,
+    ) -> Result<T, DockerClientError> {
         self.get_unversioned(&format!("{}{path}", self.version), limit)
             .await
     }
@@ -167,8 +167,8 @@ impl Client {
     pub async fn get_unversioned<T: DeserializeOwned>(
         &self,
         path: &str,
-        limit: Limit,
-    ) -> Result<T, ClientError> {
+        limit: AnswerLimit,
+    ) -> Result<T, DockerClientError> {
         let answer = async {
             // The connection is held until the body is read.
             let (response, _connection) = self.send(path).await?;
@@ -177,7 +177,7 @@ impl Client {
         };
         match timeout(limit.time, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Slow(limit.time)),
+            Err(_) => Err(DockerClientError::Slow(limit.time)),
         }
     }
 
@@ -185,7 +185,7 @@ impl Client {
     pub fn lines(
         &self,
         path: &str,
-    ) -> impl Stream<Item = Result<Line, ClientError>> + Send + use<> {
+    ) -> impl Stream<Item = Result<EventLine, DockerClientError>> + Send + use<> {
         let (client, path) = (self.clone(), format!("{}{path}", self.version));
         // Older Podman sends the response's head with the first event: nothing may wait for it.
         stream::once(async move {
@@ -193,8 +193,8 @@ impl Client {
             let frames = BodyStream::new(response.into_body());
             let frames = TryStreamExt::map_err(frames, io::Error::other);
             let data = frames.try_filter_map(async |frame| Ok(frame.into_data().ok()));
-            let lines = FramedRead::new(StreamReader::new(Box::pin(data)), Lines::new());
-            Ok::<_, ClientError>(lines.map(move |line| {
+            let lines = FramedRead::new(StreamReader::new(Box::pin(data)), EventLineCodec::new());
+            Ok::<_, DockerClientError>(lines.map(move |line| {
                 let _held = &connection;
                 line
             }))
@@ -205,7 +205,7 @@ impl Client {
     async fn send(
         &self,
         path: &str,
-    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), ClientError> {
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), DockerClientError> {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -224,17 +224,17 @@ impl Client {
         let refusal = body(response.into_body(), LONGEST_REFUSAL).await?;
         let message = serde_json::from_slice::<Refusal>(&refusal).unwrap_or_default();
         let message = text::plain(&message.message.unwrap_or_default());
-        Err(ClientError::Refused { status, message })
+        Err(DockerClientError::Refused { status, message })
     }
 }
 
-async fn body(body: Incoming, limit: usize) -> Result<Bytes, ClientError> {
+async fn body(body: Incoming, limit: usize) -> Result<Bytes, DockerClientError> {
     match Limited::new(body, limit).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ClientError::TooLarge(limit)),
+        Err(error) if error.is::<LengthLimitError>() => Err(DockerClientError::TooLarge(limit)),
         Err(error) => Err(match error.downcast::<hyper::Error>() {
-            Ok(error) => ClientError::Http(*error),
-            Err(error) => ClientError::Socket(io::Error::other(error)),
+            Ok(error) => DockerClientError::Http(*error),
+            Err(error) => DockerClientError::Socket(io::Error::other(error)),
         }),
     }
 }
@@ -245,27 +245,30 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Lines that are not longer than [`LONGEST_EVENT`].
-struct Lines(LinesCodec);
+struct EventLineCodec(LinesCodec);
 
-impl Lines {
+impl EventLineCodec {
     fn new() -> Self {
         Self(LinesCodec::new_with_max_length(LONGEST_EVENT))
     }
 }
 
-impl Decoder for Lines {
-    type Item = Line;
-    type Error = ClientError;
+impl Decoder for EventLineCodec {
+    type Item = EventLine;
+    type Error = DockerClientError;
 
-    fn decode(&mut self, source: &mut BytesMut) -> Result<Option<Line>, ClientError> {
+    fn decode(&mut self, source: &mut BytesMut) -> Result<Option<EventLine>, DockerClientError> {
         match self.0.decode(source) {
-            Ok(line) => Ok(line.map(Line::Text)),
-            Err(LinesCodecError::MaxLineLengthExceeded) => Ok(Some(Line::TooLong)),
+            Ok(line) => Ok(line.map(EventLine::Text)),
+            Err(LinesCodecError::MaxLineLengthExceeded) => Ok(Some(EventLine::TooLong)),
             Err(LinesCodecError::Io(error)) => Err(error.into()),
         }
     }
 
-    fn decode_eof(&mut self, _source: &mut BytesMut) -> Result<Option<Line>, ClientError> {
-        Err(ClientError::Ended)
+    fn decode_eof(
+        &mut self,
+        _source: &mut BytesMut,
+    ) -> Result<Option<EventLine>, DockerClientError> {
+        Err(DockerClientError::Ended)
     }
 }

@@ -14,10 +14,10 @@ use tracing::warn;
 
 use super::{
     Container, Inventory, Network,
-    answers::{Event, Info, is_identifier},
-    client::{Client, ClientError},
+    answers::{EventAnswer, Info, is_identifier},
+    client::{DockerClient, DockerClientError},
     files::Files,
-    read::{self, AT_ONCE, BUDGET_OF_ONE, Listed, Networks},
+    read::{self, AT_ONCE, BUDGET_OF_ONE, ListedContainer, Networks},
 };
 
 /// How many containers may be in question at once, those included that the daemon does not answer for: each
@@ -31,14 +31,14 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const ANSWERS_AT_ONCE: usize = 64;
 
 pub(super) struct Follower {
-    client: Client,
+    client: DockerClient,
     files: Files,
     pub inventory: Inventory,
     /// What the list showed of the containers, until they are inspected.
     listed: HashMap<String, Container>,
-    asked: FuturesUnordered<BoxFuture<'static, Answer>>,
+    asked: FuturesUnordered<BoxFuture<'static, DockerAnswer>>,
     /// The containers that are being inspected.
-    questions: HashMap<String, Question>,
+    questions: HashMap<String, Inspection>,
     /// Those that will be, in the order of the list.
     queue: VecDeque<String>,
     count: u64,
@@ -56,7 +56,7 @@ pub(super) struct Follower {
     keeps_others: bool,
 }
 
-struct Question {
+struct Inspection {
     number: u64,
     /// It has changed since it was asked for.
     again: bool,
@@ -82,15 +82,15 @@ struct List {
     again: bool,
     /// It has answered once.
     is_known: bool,
-    trouble: Option<ClientError>,
+    trouble: Option<DockerClientError>,
 }
 
-pub(super) enum Answer {
+pub(super) enum DockerAnswer {
     Container {
         id: String,
         number: u64,
         /// `None`: it is gone.
-        found: Result<Option<Box<Container>>, ClientError>,
+        found: Result<Option<Box<Container>>, DockerClientError>,
         /// When the event happened that led to the question.
         event: Option<Timestamp>,
     },
@@ -98,9 +98,9 @@ pub(super) enum Answer {
         id: String,
         number: u64,
     },
-    Networks(Result<Networks, ClientError>),
+    Networks(Result<Networks, DockerClientError>),
     List {
-        listed: Result<Vec<Listed>, ClientError>,
+        listed: Result<Vec<ListedContainer>, DockerClientError>,
         info: Option<Info>,
     },
 }
@@ -118,7 +118,7 @@ pub(super) struct News {
 impl Follower {
     /// `inventory` is what was known before; of this daemon, or of another one.
     pub fn new(
-        client: Client,
+        client: DockerClient,
         files: Files,
         mut inventory: Inventory,
         is_same: bool,
@@ -156,7 +156,7 @@ impl Follower {
     }
 
     /// Why the inventory may miss containers.
-    pub fn trouble(&self) -> Option<&ClientError> {
+    pub fn trouble(&self) -> Option<&DockerClientError> {
         self.list.trouble.as_ref()
     }
 
@@ -205,7 +205,7 @@ impl Follower {
         }
     }
 
-    fn learn_all(&mut self, first: Answer) -> News {
+    fn learn_all(&mut self, first: DockerAnswer) -> News {
         let mut news = News::default();
         self.learn(first, &mut news);
         for _ in 1..ANSWERS_AT_ONCE {
@@ -218,7 +218,7 @@ impl Follower {
     }
 
     /// Takes up an event, and returns when it happened.
-    pub fn take_up(&mut self, event: Event) -> Option<Timestamp> {
+    pub fn take_up(&mut self, event: EventAnswer) -> Option<Timestamp> {
         let moment = event.moment();
         let actor = event.actor.unwrap_or_default();
         let id = actor.id.filter(|id| is_identifier(id))?;
@@ -306,7 +306,7 @@ impl Follower {
     fn inspect(&mut self, id: String, event: Option<Timestamp>) {
         self.count += 1;
         let number = self.count;
-        let question = Question {
+        let question = Inspection {
             number,
             again: false,
             is_late: false,
@@ -315,7 +315,7 @@ impl Follower {
         let (client, asked) = (self.client.clone(), id.clone());
         self.asked.push(Box::pin(async move {
             let found = read::container(&client, &asked).await;
-            Answer::Container {
+            DockerAnswer::Container {
                 id: asked,
                 number,
                 found: found.map(|found| found.map(Box::new)),
@@ -324,7 +324,7 @@ impl Follower {
         }));
         self.asked.push(Box::pin(async move {
             sleep(BUDGET_OF_ONE).await;
-            Answer::Late { id, number }
+            DockerAnswer::Late { id, number }
         }));
     }
 
@@ -336,7 +336,7 @@ impl Follower {
         self.networks.is_open = true;
         let client = self.client.clone();
         self.asked.push(Box::pin(async move {
-            Answer::Networks(read::networks(&client).await)
+            DockerAnswer::Networks(read::networks(&client).await)
         }));
     }
 
@@ -348,16 +348,16 @@ impl Follower {
         let client = self.client.clone();
         self.asked.push(Box::pin(async move {
             let (listed, info) = tokio::join!(read::list(&client), read::daemon(&client));
-            Answer::List {
+            DockerAnswer::List {
                 listed,
                 info: info.ok(),
             }
         }));
     }
 
-    fn learn(&mut self, answer: Answer, news: &mut News) {
+    fn learn(&mut self, answer: DockerAnswer, news: &mut News) {
         match answer {
-            Answer::Container {
+            DockerAnswer::Container {
                 id,
                 number,
                 found,
@@ -368,16 +368,16 @@ impl Follower {
                     news.event = event.or(news.event);
                 }
             }
-            Answer::Late { id, number } => {
+            DockerAnswer::Late { id, number } => {
                 if self.is_open(&id, number) {
-                    let why = ClientError::Slow(BUDGET_OF_ONE).to_string();
+                    let why = DockerClientError::Slow(BUDGET_OF_ONE).to_string();
                     self.learn_half(&id, &why);
                     if let Some(question) = self.questions.get_mut(&id) {
                         question.is_late = true;
                     }
                 }
             }
-            Answer::Networks(networks) => {
+            DockerAnswer::Networks(networks) => {
                 let again = mem::take(&mut self.networks.again);
                 self.networks.is_open = false;
                 self.networks.is_known = true;
@@ -386,7 +386,7 @@ impl Follower {
                     self.ask_for_networks();
                 }
             }
-            Answer::List { listed, info } => {
+            DockerAnswer::List { listed, info } => {
                 news.info = info;
                 match listed {
                     Ok(listed) => self.learn_list(listed, news),
@@ -407,7 +407,11 @@ impl Follower {
         question.is_some_and(|question| question.number == number)
     }
 
-    fn learn_container(&mut self, id: String, found: Result<Option<Box<Container>>, ClientError>) {
+    fn learn_container(
+        &mut self,
+        id: String,
+        found: Result<Option<Box<Container>>, DockerClientError>,
+    ) {
         let question = self.questions.remove(&id);
         match found {
             Ok(Some(found)) => {
@@ -437,7 +441,7 @@ impl Follower {
     }
 
     /// Takes in the list at once, but for what has changed since it was asked for.
-    fn learn_list(&mut self, listed: Vec<Listed>, news: &mut News) {
+    fn learn_list(&mut self, listed: Vec<ListedContainer>, news: &mut News) {
         let is_first = !self.list.is_known;
         self.list.is_known = true;
         self.list.trouble = None;
@@ -503,7 +507,7 @@ fn changes_nothing(action: &str) -> bool {
     action.starts_with("exec_") || action == "health_status" || OTHERS.contains(&action)
 }
 
-impl Event {
+impl EventAnswer {
     fn moment(&self) -> Option<Timestamp> {
         Timestamp::from_nanosecond(self.time_ns?.into()).ok()
     }

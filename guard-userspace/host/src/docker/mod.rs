@@ -28,7 +28,7 @@ use jiff::Timestamp;
 pub use self::{
     proxies::own_listeners,
     read::{read, version},
-    watch::{Seen, Watch},
+    watch::{ObservedRuntime, Watch},
 };
 
 /// Labels that begin so are the guard's.
@@ -56,14 +56,14 @@ pub struct Runtime {
     /// needs besides (all daemons of a host share `/etc/docker/key.json`). Podman has its folder alone: its
     /// `ID` is another one each time. `None`: it has not told.
     pub daemon: Option<String>,
-    pub connection: Connection,
+    pub connection: ConnectionState,
     /// While the daemon does not answer, what it answered last. While another daemon at the socket is being
     /// read, the containers of both.
     pub inventory: Arc<Inventory>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Connection {
+pub enum ConnectionState {
     /// The daemon is asked for the first time, or another one than before: the inventory is not whole.
     Reading,
     /// The inventory is whole, but for what it names as half known or left out.
@@ -80,7 +80,7 @@ impl Runtime {
         Self {
             socket: socket.to_owned(),
             daemon: None,
-            connection: Connection::Reading,
+            connection: ConnectionState::Reading,
             inventory: Arc::default(),
         }
     }

@@ -17,10 +17,10 @@ use super::{
     BRIDGE, COMPOSE_PROJECT, COMPOSE_SERVICE, Container, DockerError, Inventory, LABEL, Network,
     Publication, TITLE,
     answers::{
-        self, Binding, Element, Endpoint, HostConfig, Info, Inspected, NetworkAnswer,
+        self, Binding, Element, EndpointAnswer, HostConfig, Info, Inspected, NetworkAnswer,
         NetworkSettings, PodmanNetwork, PortMap, Summary, SummaryPort,
     },
-    client::{Client, ClientError, DAEMON, Limit, ONE_CONTAINER, WHOLE_LIST},
+    client::{AnswerLimit, DAEMON, DockerClient, DockerClientError, ONE_CONTAINER, WHOLE_LIST},
     files::Files,
     text,
 };
@@ -49,7 +49,7 @@ const LONGEST_INTERFACE: usize = 15;
 /// Asks once for everything.
 pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
     let told = async {
-        let client = Client::connect(Path::new(socket)).await?;
+        let client = DockerClient::connect(Path::new(socket)).await?;
         let info = daemon(&client).await.unwrap_or_default();
         let files = Files::below(info.docker_root_dir.as_deref());
         let listed = list(&client).await?;
@@ -61,7 +61,7 @@ pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
             let (id, listed) = identified(listed)?;
             let end = end.min(Instant::now() + BUDGET_OF_ONE);
             let found = timeout_at(end, container(client, &id)).await;
-            let found = found.unwrap_or(Err(ClientError::Slow(BUDGET_OF_ONE)));
+            let found = found.unwrap_or(Err(DockerClientError::Slow(BUDGET_OF_ONE)));
             let found = match found {
                 Ok(found) => found?,
                 Err(error) => half_known(&id, listed.as_ref(), None, files, &error.to_string()),
@@ -77,20 +77,20 @@ pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
 
 /// Which version answers.
 pub async fn version(socket: &str) -> Result<String, DockerError> {
-    let client = Client::connect(Path::new(socket)).await;
+    let client = DockerClient::connect(Path::new(socket)).await;
     let client = client.map_err(|error| api_error(socket, &error))?;
     Ok(client.release.unwrap_or_else(|| "unknown".to_owned()))
 }
 
-pub(super) fn api_error(socket: &str, error: &ClientError) -> DockerError {
+pub(super) fn api_error(socket: &str, error: &DockerClientError) -> DockerError {
     DockerError {
         socket: socket.to_owned(),
         error: error.to_string(),
     }
 }
 
-pub(super) async fn daemon(client: &Client) -> Result<Info, ClientError> {
-    let limit = Limit {
+pub(super) async fn daemon(client: &DockerClient) -> Result<Info, DockerClientError> {
+    let limit = AnswerLimit {
         time: BUDGET_OF_ONE,
         ..DAEMON
     };
@@ -98,7 +98,7 @@ pub(super) async fn daemon(client: &Client) -> Result<Info, ClientError> {
 }
 
 /// Whose containers a daemon has.
-pub(super) fn identity(client: &Client, info: &Info) -> Option<String> {
+pub(super) fn identity(client: &DockerClient, info: &Info) -> Option<String> {
     let folder = info.docker_root_dir.as_deref().unwrap_or_default();
     if client.is_podman {
         return Some(format!("Podman at {}", text::plain(folder)));
@@ -108,16 +108,16 @@ pub(super) fn identity(client: &Client, info: &Info) -> Option<String> {
 }
 
 /// A container as the list shows it, by its identifier; `None`: it could not be parsed.
-pub(super) type Listed = Element<Summary>;
+pub(super) type ListedContainer = Element<Summary>;
 
-pub(super) async fn list(client: &Client) -> Result<Vec<Listed>, ClientError> {
+pub(super) async fn list(client: &DockerClient) -> Result<Vec<ListedContainer>, DockerClientError> {
     let path = "/containers/json?all=true";
     let list: Option<Vec<Box<RawValue>>> = client.get(path, WHOLE_LIST).await?;
     Ok(answers::elements(&list.unwrap_or_default()))
 }
 
 /// `None`: it has no name that it could be asked for by.
-pub(super) fn identified(listed: Listed) -> Option<(String, Option<Container>)> {
+pub(super) fn identified(listed: ListedContainer) -> Option<(String, Option<Container>)> {
     let (id, container) = match listed {
         Ok(summary) => (summary.id.clone(), Some(of_list(summary))),
         Err(unparsed) => (unparsed.id, None),
@@ -126,11 +126,14 @@ pub(super) fn identified(listed: Listed) -> Option<(String, Option<Container>)> 
 }
 
 /// `None`: it is gone.
-pub(super) async fn container(client: &Client, id: &str) -> Result<Option<Container>, ClientError> {
+pub(super) async fn container(
+    client: &DockerClient,
+    id: &str,
+) -> Result<Option<Container>, DockerClientError> {
     let path = format!("/containers/{id}/json");
     match client.get::<Inspected>(&path, ONE_CONTAINER).await {
         Ok(answer) => Ok(Some(inspected(answer))),
-        Err(ClientError::Refused { status: 404, .. }) => Ok(None),
+        Err(DockerClientError::Refused { status: 404, .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -328,7 +331,7 @@ impl NetworkSettings {
         let of_default = [&self.ip_address, &self.global_ipv6_address];
         let networks = self.networks.iter().flat_map(BTreeMap::values).flatten();
         let of_networks = networks.flat_map(|network| {
-            let Endpoint {
+            let EndpointAnswer {
                 ip_address,
                 global_ipv6_address,
             } = network;
@@ -356,7 +359,7 @@ pub(super) struct Networks {
     pub unparsed: Vec<answers::Unparsed>,
 }
 
-pub(super) async fn networks(client: &Client) -> Result<Networks, ClientError> {
+pub(super) async fn networks(client: &DockerClient) -> Result<Networks, DockerClientError> {
     let list: Option<Vec<Box<RawValue>>> = client.get("/networks", WHOLE_LIST).await?;
     let bridges = if client.is_podman {
         podman_bridges(client).await
@@ -383,7 +386,7 @@ pub(super) async fn networks(client: &Client) -> Result<Networks, ClientError> {
 }
 
 /// The interfaces of Podman's networks, which its own API tells and the compatible one does not.
-async fn podman_bridges(client: &Client) -> BTreeMap<String, String> {
+async fn podman_bridges(client: &DockerClient) -> BTreeMap<String, String> {
     let path = "/v4.0.0/libpod/networks/json";
     let list: Option<Vec<Box<RawValue>>> = client
         .get_unversioned(path, WHOLE_LIST)
@@ -398,7 +401,7 @@ async fn podman_bridges(client: &Client) -> BTreeMap<String, String> {
 
 impl Inventory {
     /// What is not told stays as it was.
-    pub(super) fn take_networks(&mut self, told: Result<Networks, ClientError>) {
+    pub(super) fn take_networks(&mut self, told: Result<Networks, DockerClientError>) {
         match told {
             Ok(Networks {
                 mut known,

@@ -16,14 +16,14 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Connection, Container, Runtime, Watch, read};
+use super::{ConnectionState, Container, Runtime, Watch, read};
 
 /// Longer than any machine takes for what is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a request gets.
 #[derive(Clone)]
-enum Reply {
+enum FakeReply {
     Json(Value),
     /// A list with null and other oddities, written down as it is.
     Text(String),
@@ -35,8 +35,8 @@ enum Reply {
 }
 
 #[derive(Default)]
-struct State {
-    replies: BTreeMap<String, Reply>,
+struct FakeDaemonState {
+    replies: BTreeMap<String, FakeReply>,
     listeners: Vec<UnixStream>,
     /// How often each path has been asked for.
     asked: BTreeMap<String, usize>,
@@ -44,11 +44,11 @@ struct State {
 
 /// By the path of the request, without the version.
 #[derive(Clone)]
-struct Daemon {
-    state: Arc<Mutex<State>>,
+struct FakeDaemon {
+    state: Arc<Mutex<FakeDaemonState>>,
 }
 
-impl Daemon {
+impl FakeDaemon {
     fn start(socket: &Path, id: &str, root: &Path) -> Self {
         let daemon = Self {
             state: Arc::default(),
@@ -72,7 +72,7 @@ impl Daemon {
         daemon
     }
 
-    fn reply(&self, path: &str, reply: Reply) {
+    fn reply(&self, path: &str, reply: FakeReply) {
         self.state
             .lock()
             .unwrap()
@@ -81,10 +81,10 @@ impl Daemon {
     }
 
     fn set(&self, path: &str, value: Value) {
-        self.reply(path, Reply::Json(value));
+        self.reply(path, FakeReply::Json(value));
     }
 
-    fn inspect(&self, id: &str, reply: Reply) {
+    fn inspect(&self, id: &str, reply: FakeReply) {
         self.reply(&format!("/containers/{id}/json"), reply);
     }
 
@@ -148,24 +148,24 @@ impl Daemon {
         }
         let whole = |body: &str| format!("{ok}Content-Length: {}\r\n\r\n{body}", body.len());
         match reply {
-            Some(Reply::Json(body)) => client.write_all(whole(&body.to_string()).as_bytes()),
-            Some(Reply::Text(body)) => client.write_all(whole(&body).as_bytes()),
-            None | Some(Reply::Refused(404)) => client.write_all(
+            Some(FakeReply::Json(body)) => client.write_all(whole(&body.to_string()).as_bytes()),
+            Some(FakeReply::Text(body)) => client.write_all(whole(&body).as_bytes()),
+            None | Some(FakeReply::Refused(404)) => client.write_all(
                 b"HTTP/1.1 404 Not Found\r\nContent-Length: 26\r\n\r\n{\"message\":\"no such thing\"}",
             ),
-            Some(Reply::Refused(status)) => {
+            Some(FakeReply::Refused(status)) => {
                 let body = "{\"message\":\"layer\\ndoes not exist\"}";
                 let length = body.len();
                 client.write_all(
                     format!("HTTP/1.1 {status} Oh\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes(),
                 )
             }
-            Some(Reply::Silence) => {
+            Some(FakeReply::Silence) => {
                 // Until the client hangs up.
                 while lines.next().transpose()?.is_some() {}
                 Ok(())
             }
-            Some(Reply::Endless) => {
+            Some(FakeReply::Endless) => {
                 client.write_all(format!("{ok}Transfer-Encoding: chunked\r\n\r\n").as_bytes())?;
                 let chunk = vec![b' '; 1 << 16];
                 loop {
@@ -179,15 +179,15 @@ impl Daemon {
 }
 
 /// A daemon, its files, and who follows it.
-struct World {
+struct DaemonFixture {
     folder: TempDir,
-    daemon: Daemon,
+    daemon: FakeDaemon,
 }
 
-impl World {
+impl DaemonFixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let daemon = Daemon::start(&folder.path().join("a.sock"), "A", folder.path());
+        let daemon = FakeDaemon::start(&folder.path().join("a.sock"), "A", folder.path());
         Self { folder, daemon }
     }
 
@@ -241,7 +241,7 @@ fn wait(watch: &Watch, what: &str, is_so: impl Fn(&Runtime) -> bool) -> Runtime 
 }
 
 fn connected(runtime: &Runtime) -> bool {
-    runtime.connection == Connection::Connected
+    runtime.connection == ConnectionState::Connected
 }
 
 fn ports(container: &Container) -> Vec<u16> {
@@ -258,7 +258,7 @@ fn address(text: &str) -> IpAddr {
 
 #[test]
 fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     let given = json!([{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 49_153, "Type": "tcp"}]);
     world.daemon.set(
         "/containers/json",
@@ -271,9 +271,9 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     for (id, port) in [("a1", 8001), ("z1", 8003)] {
         world
             .daemon
-            .inspect(id, Reply::Json(inspected(id, port, "172.17.0.2")));
+            .inspect(id, FakeReply::Json(inspected(id, port, "172.17.0.2")));
     }
-    world.daemon.inspect("bad", Reply::Refused(500));
+    world.daemon.inspect("bad", FakeReply::Refused(500));
     world.configure("bad", 8002);
     let watch = world.follow();
     let runtime = wait(&watch, "it is read whole", connected);
@@ -291,7 +291,7 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     assert_eq!(why, "it answers 500: layer\\ndoes not exist");
 
     // It was known, an event names it, and it cannot be inspected any more.
-    world.daemon.inspect("a1", Reply::Refused(500));
+    world.daemon.inspect("a1", FakeReply::Refused(500));
     world.daemon.event("container", "die", "a1", json!({}));
     let is_half = |id: &'static str| {
         move |runtime: &Runtime| runtime.inventory.containers[id].half_known.is_some()
@@ -302,7 +302,7 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     // It can be again.
     world
         .daemon
-        .inspect("a1", Reply::Json(inspected("a1", 9001, "172.17.0.2")));
+        .inspect("a1", FakeReply::Json(inspected("a1", 9001, "172.17.0.2")));
     world.daemon.event("container", "start", "a1", json!({}));
     let runtime = wait(&watch, "known again", |runtime| !is_half("a1")(runtime));
     assert_eq!(ports(&runtime.inventory.containers["a1"]), [9001]);
@@ -321,21 +321,22 @@ fn tokio_block<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     let hanging: Vec<String> = (0..33).map(|number| format!("hang{number}")).collect();
     let mut list: Vec<Value> = hanging
         .iter()
         .map(|id| listed(id, "created", json!([])))
         .collect();
     for id in &hanging {
-        world.daemon.inspect(id, Reply::Silence);
+        world.daemon.inspect(id, FakeReply::Silence);
     }
     list.push(listed("last", "running", json!([])));
-    world
-        .daemon
-        .inspect("last", Reply::Json(inspected("last", 8000, "172.17.0.2")));
+    world.daemon.inspect(
+        "last",
+        FakeReply::Json(inspected("last", 8000, "172.17.0.2")),
+    );
     world.daemon.set("/containers/json", json!(list));
-    world.daemon.inspect("new", Reply::Silence);
+    world.daemon.inspect("new", FakeReply::Silence);
     world.configure("new", 12_345);
     let watch = world.follow();
     wait(&watch, "the list is told at once", |runtime| {
@@ -353,7 +354,7 @@ fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
     assert_eq!(ports(&runtime.inventory.containers["new"]), [12_345]);
     assert_eq!(
         runtime.connection,
-        Connection::Reading,
+        ConnectionState::Reading,
         "the others have not had their time"
     );
     let runtime = wait(&watch, "each has had its time", connected);
@@ -374,7 +375,7 @@ fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
 
 #[test]
 fn an_answer_without_an_end_is_cut_off() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
         json!([
@@ -382,10 +383,10 @@ fn an_answer_without_an_end_is_cut_off() {
             listed("b1", "running", json!([]))
         ]),
     );
-    world.daemon.inspect("a1", Reply::Endless);
+    world.daemon.inspect("a1", FakeReply::Endless);
     world
         .daemon
-        .inspect("b1", Reply::Json(inspected("b1", 8000, "172.17.0.2")));
+        .inspect("b1", FakeReply::Json(inspected("b1", 8000, "172.17.0.2")));
     let watch = world.follow();
     let runtime = wait(&watch, "whole", connected);
     let why = runtime.inventory.containers["a1"]
@@ -412,13 +413,13 @@ fn an_answer_without_an_end_is_cut_off() {
         thread::sleep(Duration::from_millis(20));
     }
 
-    let world = World::new();
-    world.daemon.reply("/containers/json", Reply::Endless);
+    let world = DaemonFixture::new();
+    world.daemon.reply("/containers/json", FakeReply::Endless);
     let watch = world.follow();
     let runtime = wait(&watch, "it is told", |runtime| {
-        runtime.connection != Connection::Reading
+        runtime.connection != ConnectionState::Reading
     });
-    let Connection::NeverAnswered { error } = runtime.connection else {
+    let ConnectionState::NeverAnswered { error } = runtime.connection else {
         panic!("{:?}", runtime.connection);
     };
     assert!(
@@ -426,7 +427,7 @@ fn an_answer_without_an_end_is_cut_off() {
         "{error}"
     );
     // Events are followed all the same.
-    world.daemon.inspect("new", Reply::Silence);
+    world.daemon.inspect("new", FakeReply::Silence);
     world.configure("new", 12_345);
     world
         .daemon
@@ -442,14 +443,14 @@ fn an_answer_without_an_end_is_cut_off() {
 
 #[test]
 fn what_one_daemon_said_is_not_taken_for_anothers() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
         json!([listed("a1", "running", json!([]))]),
     );
     world
         .daemon
-        .inspect("a1", Reply::Json(inspected("a1", 8001, "172.17.0.2")));
+        .inspect("a1", FakeReply::Json(inspected("a1", 8001, "172.17.0.2")));
     world.daemon.set(
         "/networks",
         json!([{"Id": "a".repeat(64), "Name": "na", "Driver": "bridge"}]),
@@ -461,7 +462,7 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
 
     // Another daemon at the same path, while the first one lives on.
     let path = world.folder.path().join("b.sock");
-    let other = Daemon::start(&path, "B", world.folder.path());
+    let other = FakeDaemon::start(&path, "B", world.folder.path());
     other.set(
         "/containers/json",
         json!([
@@ -469,8 +470,8 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
             listed("b2", "running", json!([]))
         ]),
     );
-    other.inspect("b1", Reply::Json(inspected("b1", 8002, "172.17.0.3")));
-    other.inspect("b2", Reply::Silence);
+    other.inspect("b1", FakeReply::Json(inspected("b1", 8002, "172.17.0.3")));
+    other.inspect("b2", FakeReply::Silence);
     other.set(
         "/networks",
         json!([{"Id": "b".repeat(64), "Name": "nb", "Driver": "bridge"}]),
@@ -479,7 +480,7 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
     let runtime = wait(&watch, "B is being read", |runtime| {
         runtime.inventory.containers.contains_key("b1")
     });
-    assert_eq!(runtime.connection, Connection::Reading);
+    assert_eq!(runtime.connection, ConnectionState::Reading);
     assert!(
         runtime.inventory.containers.contains_key("a1"),
         "closed until B is known"
@@ -512,19 +513,19 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
 
 #[test]
 fn a_daemon_that_is_lost_leaves_what_it_said_last_and_says_since_when() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
         json!([listed("a1", "running", json!([]))]),
     );
     world
         .daemon
-        .inspect("a1", Reply::Json(inspected("a1", 8001, "172.17.0.2")));
+        .inspect("a1", FakeReply::Json(inspected("a1", 8001, "172.17.0.2")));
     let watch = world.follow();
     wait(&watch, "A", connected);
     let before = jiff::Timestamp::now();
     fs::remove_file(world.socket()).unwrap();
-    let is_lost = |runtime: &Runtime| matches!(runtime.connection, Connection::Lost { .. });
+    let is_lost = |runtime: &Runtime| matches!(runtime.connection, ConnectionState::Lost { .. });
     wait(
         &watch,
         "no socket: a daemon that cannot be asked is lost",
@@ -535,7 +536,7 @@ fn a_daemon_that_is_lost_leaves_what_it_said_last_and_says_since_when() {
     );
     thread::sleep(Duration::from_millis(500));
     let runtime = watch.seen().runtime;
-    let Connection::Lost { since, .. } = &runtime.connection else {
+    let ConnectionState::Lost { since, .. } = &runtime.connection else {
         panic!("{runtime:?}");
     };
     assert!(
@@ -548,7 +549,7 @@ fn a_daemon_that_is_lost_leaves_what_it_said_last_and_says_since_when() {
 
 #[test]
 fn odd_answers_cost_no_more_than_what_they_are_about() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     // Podman's states, nulls, numbers that fit nowhere, an element that is none, and one without a name.
     let list = r#"[
         {"Id": "odd1", "Names": null, "Image": null, "Labels": null, "State": "stopped", "Ports": null},
@@ -557,16 +558,16 @@ fn odd_answers_cost_no_more_than_what_they_are_about() {
         {"Id": "gone"}, {"Id": "late1"}]"#;
     world
         .daemon
-        .reply("/containers/json", Reply::Text(list.to_owned()));
+        .reply("/containers/json", FakeReply::Text(list.to_owned()));
     for (id, port) in [("odd1", 8001), ("odd2", 8002), ("late1", 8004)] {
         world
             .daemon
-            .inspect(id, Reply::Json(inspected(id, port, "")));
+            .inspect(id, FakeReply::Json(inspected(id, port, "")));
     }
     world
         .daemon
-        .inspect("odd3", Reply::Json(json!({"Name": ["a list"]})));
-    world.daemon.reply("/networks", Reply::Text(r#"[{"Id": 7}, {"Id": "n1", "Name": "n1", "Driver": "bridge",
+        .inspect("odd3", FakeReply::Json(json!({"Name": ["a list"]})));
+    world.daemon.reply("/networks", FakeReply::Text(r#"[{"Id": 7}, {"Id": "n1", "Name": "n1", "Driver": "bridge",
         "IPAM": {"Config": [{"Subnet": "172.20.0.0/16", "Gateway": "172.20.0.1/16"}, {"Subnet": "x"}]}}]"#.to_owned()));
     let watch = world.follow();
     let runtime = wait(&watch, "whole", connected);
@@ -602,7 +603,7 @@ fn odd_answers_cost_no_more_than_what_they_are_about() {
     });
     assert!(connected(&runtime));
     // Networks that cannot be listed stay as they were.
-    world.daemon.reply("/networks", Reply::Refused(500));
+    world.daemon.reply("/networks", FakeReply::Refused(500));
     world.daemon.event("network", "create", "n2", json!({}));
     let runtime = wait(&watch, "it is told", |runtime| {
         runtime
@@ -617,14 +618,14 @@ fn odd_answers_cost_no_more_than_what_they_are_about() {
 
 #[test]
 fn addresses_names_and_states_follow_their_events() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
         json!([listed("a1", "running", json!([]))]),
     );
     world
         .daemon
-        .inspect("a1", Reply::Json(inspected("a1", 8001, "172.17.0.2")));
+        .inspect("a1", FakeReply::Json(inspected("a1", 8001, "172.17.0.2")));
     let watch = world.follow();
     let runtime = wait(&watch, "A", connected);
     assert_eq!(
@@ -635,7 +636,7 @@ fn addresses_names_and_states_follow_their_events() {
     changed["NetworkSettings"]["Networks"]["more"] =
         json!({"IPAddress": "172.18.0.2", "GlobalIPv6Address": "fd00::2"});
     changed["NetworkSettings"]["Networks"]["none"] = Value::Null;
-    world.daemon.inspect("a1", Reply::Json(changed));
+    world.daemon.inspect("a1", FakeReply::Json(changed));
     world
         .daemon
         .event("network", "connect", "n1", json!({"container": "a1"}));
@@ -645,7 +646,7 @@ fn addresses_names_and_states_follow_their_events() {
     });
     world
         .daemon
-        .inspect("a1", Reply::Json(inspected("other", 8001, "")));
+        .inspect("a1", FakeReply::Json(inspected("other", 8001, "")));
     world
         .daemon
         .event("container", "rename", "a1", json!({"oldName": "a1"}));
@@ -658,7 +659,7 @@ fn addresses_names_and_states_follow_their_events() {
         world.daemon.event("container", action, "a1", json!({}));
     }
     // Podman's word for gone.
-    world.daemon.inspect("a1", Reply::Refused(404));
+    world.daemon.inspect("a1", FakeReply::Refused(404));
     world.daemon.event("container", "remove", "a1", json!({}));
     wait(&watch, "gone", |runtime| {
         runtime.inventory.containers.is_empty()
@@ -672,7 +673,7 @@ fn addresses_names_and_states_follow_their_events() {
 
 #[test]
 fn a_stream_of_events_that_has_fallen_silent_is_opened_anew() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     let watch = world.follow_at(Duration::from_millis(500));
     wait(&watch, "A", connected);
     assert_eq!(world.daemon.asked("/events"), 1);
@@ -683,7 +684,7 @@ fn a_stream_of_events_that_has_fallen_silent_is_opened_anew() {
     );
     world
         .daemon
-        .inspect("a1", Reply::Json(inspected("a1", 8001, "172.17.0.2")));
+        .inspect("a1", FakeReply::Json(inspected("a1", 8001, "172.17.0.2")));
     wait(&watch, "found by the list", |runtime| {
         runtime
             .inventory
@@ -700,14 +701,16 @@ fn a_stream_of_events_that_has_fallen_silent_is_opened_anew() {
 
 #[test]
 fn a_list_that_fails_for_a_moment_loses_no_event() {
-    let world = World::new();
-    world.daemon.reply("/containers/json", Reply::Refused(500));
+    let world = DaemonFixture::new();
+    world
+        .daemon
+        .reply("/containers/json", FakeReply::Refused(500));
     world.configure("new", 12_345);
     let watch = world.follow();
     wait(&watch, "told", |runtime| {
-        matches!(runtime.connection, Connection::NeverAnswered { .. })
+        matches!(runtime.connection, ConnectionState::NeverAnswered { .. })
     });
-    world.daemon.inspect("new", Reply::Silence);
+    world.daemon.inspect("new", FakeReply::Silence);
     world
         .daemon
         .event("container", "create", "new", json!({"name": "new"}));
@@ -723,7 +726,7 @@ fn a_list_that_fails_for_a_moment_loses_no_event() {
 
 #[test]
 fn labels_are_kept_as_far_as_something_reads_them() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     let mut labels = serde_json::Map::new();
     for number in 0..100_000 {
         labels.insert(format!("other.{number}"), json!("x".repeat(20)));
@@ -740,7 +743,7 @@ fn labels_are_kept_as_far_as_something_reads_them() {
         "/containers/json",
         json!([listed("a1", "running", json!([]))]),
     );
-    world.daemon.inspect("a1", Reply::Json(container));
+    world.daemon.inspect("a1", FakeReply::Json(container));
     let watch = world.follow();
     let runtime = wait(&watch, "whole", connected);
     let found = &runtime.inventory.containers["a1"];
@@ -766,7 +769,7 @@ fn labels_are_kept_as_far_as_something_reads_them() {
 
 #[test]
 fn ranges_written_down_again_and_again_are_one() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     let bindings: Vec<Value> = (0..2000)
         .map(|number| json!({"HostIp": format!("10.0.{}.{}", number / 250, number % 250), "HostPort": "1000-65000"}))
         .collect();
@@ -776,7 +779,7 @@ fn ranges_written_down_again_and_again_are_one() {
         "/containers/json",
         json!([listed("a1", "running", json!([]))]),
     );
-    world.daemon.inspect("a1", Reply::Json(container));
+    world.daemon.inspect("a1", FakeReply::Json(container));
     let watch = world.follow();
     let runtime = wait(&watch, "whole", connected);
     let published = &runtime.inventory.containers["a1"].publishes;
@@ -786,7 +789,7 @@ fn ranges_written_down_again_and_again_are_one() {
 
 #[test]
 fn podman_names_its_bridges_in_its_own_api_and_itself_by_its_folder() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     world.daemon.set(
         "/version",
         json!({"Version": "5.4", "ApiVersion": "1.41", "MinAPIVersion": "1.24",
@@ -818,7 +821,7 @@ fn podman_names_its_bridges_in_its_own_api_and_itself_by_its_folder() {
 
 #[test]
 fn bridges_are_named_as_docker_names_them() {
-    let world = World::new();
+    let world = DaemonFixture::new();
     let long = "0123456789ab".to_owned() + &"c".repeat(52);
     world.daemon.set("/networks", json!([
         {"Id": "d1", "Name": "bridge", "Driver": "bridge",

@@ -18,8 +18,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Connection, DockerError, Runtime,
-    client::{Client, ClientError, Line},
+    ConnectionState, DockerError, Runtime,
+    client::{DockerClient, DockerClientError, EventLine},
     files::Files,
     follower::Follower,
     read::{self, api_error},
@@ -42,7 +42,7 @@ const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
 /// What is known of Docker at a moment.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ObservedRuntime {
     pub runtime: Runtime,
     /// When the event happened that led to this, by Docker's clock.
     pub event: Option<Timestamp>,
@@ -52,14 +52,14 @@ pub struct Seen {
 /// that the agent is busy with holds it up.
 pub struct Watch {
     socket: String,
-    seen: watch::Receiver<Seen>,
+    seen: watch::Receiver<ObservedRuntime>,
     /// Held for its drop, which ends the thread.
     _end: oneshot::Sender<Infallible>,
 }
 
 impl Watch {
     /// `hear` is told of everything that is new, at once.
-    pub fn start(socket: &str, hear: impl Fn(&Seen) + Send + Sync + 'static) -> Self {
+    pub fn start(socket: &str, hear: impl Fn(&ObservedRuntime) + Send + Sync + 'static) -> Self {
         Self::start_at(socket, LOOK_AGAIN, hear)
     }
 
@@ -67,9 +67,9 @@ impl Watch {
     pub(super) fn start_at(
         socket: &str,
         look_again: Duration,
-        hear: impl Fn(&Seen) + Send + Sync + 'static,
+        hear: impl Fn(&ObservedRuntime) + Send + Sync + 'static,
     ) -> Self {
-        let (sender, seen) = watch::channel(Seen {
+        let (sender, seen) = watch::channel(ObservedRuntime {
             runtime: Runtime::new(socket),
             event: None,
         });
@@ -95,13 +95,13 @@ impl Watch {
     }
 
     /// What is known at this moment.
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> ObservedRuntime {
         self.seen.borrow().clone()
     }
 
     /// Waits until Docker has answered everything, or could not, or has had its time.
-    pub async fn first(&mut self, patience: Duration) -> Seen {
-        let known = |seen: &Seen| seen.runtime.connection != Connection::Reading;
+    pub async fn first(&mut self, patience: Duration) -> ObservedRuntime {
+        let known = |seen: &ObservedRuntime| seen.runtime.connection != ConnectionState::Reading;
         // It fails if the thread has ended; then what it has told last is all there is.
         let _result = timeout(patience, self.seen.wait_for(known)).await.map(drop);
         self.seen()
@@ -125,8 +125,8 @@ fn run(socket: &str, mut teller: Teller, ended: oneshot::Receiver<Infallible>) {
 }
 
 struct Teller {
-    sender: watch::Sender<Seen>,
-    hear: Box<dyn Fn(&Seen) + Send + Sync>,
+    sender: watch::Sender<ObservedRuntime>,
+    hear: Box<dyn Fn(&ObservedRuntime) + Send + Sync>,
     /// What the daemon's containers publish has been known.
     was_whole: bool,
     look_again: Duration,
@@ -144,15 +144,18 @@ impl Teller {
         }
         match (&before.connection, &runtime.connection) {
             (
-                Connection::Reading | Connection::Connected,
-                Connection::Lost { error, .. } | Connection::NeverAnswered { error },
+                ConnectionState::Reading | ConnectionState::Connected,
+                ConnectionState::Lost { error, .. } | ConnectionState::NeverAnswered { error },
             ) => warn!("{error}: trying again"),
-            (Connection::Lost { .. } | Connection::NeverAnswered { .. }, Connection::Connected) => {
+            (
+                ConnectionState::Lost { .. } | ConnectionState::NeverAnswered { .. },
+                ConnectionState::Connected,
+            ) => {
                 info!(socket = runtime.socket, "Docker answers again")
             }
             _ => {}
         }
-        let seen = Seen { runtime, event };
+        let seen = ObservedRuntime { runtime, event };
         self.sender.send_replace(seen.clone());
         (self.hear)(&seen);
     }
@@ -163,15 +166,15 @@ impl Teller {
         self.tell(runtime, None);
     }
 
-    fn troubled(&self, before: Connection, trouble: &DockerError) -> Connection {
+    fn troubled(&self, before: ConnectionState, trouble: &DockerError) -> ConnectionState {
         let error = trouble.to_string();
         match before {
-            Connection::Lost { since, .. } => Connection::Lost { error, since },
-            _ if self.was_whole => Connection::Lost {
+            ConnectionState::Lost { since, .. } => ConnectionState::Lost { error, since },
+            _ if self.was_whole => ConnectionState::Lost {
                 error,
                 since: Timestamp::now(),
             },
-            _ => Connection::NeverAnswered { error },
+            _ => ConnectionState::NeverAnswered { error },
         }
     }
 
@@ -189,10 +192,10 @@ impl Teller {
                 follower.forget_others();
                 runtime.daemon = daemon.cloned();
                 self.was_whole = true;
-                Connection::Connected
+                ConnectionState::Connected
             }
             // Another daemon is being read.
-            (None, Connection::Connected) => Connection::Reading,
+            (None, ConnectionState::Connected) => ConnectionState::Reading,
             (None, before) => before,
         };
         runtime.inventory = Arc::new(follower.inventory());
@@ -234,11 +237,11 @@ async fn follow(socket: &str, teller: &mut Teller) {
 /// Why a daemon is followed no longer.
 enum Ended {
     OtherDaemon,
-    Otherwise(ClientError),
+    Otherwise(DockerClientError),
 }
 
-impl From<ClientError> for Ended {
-    fn from(error: ClientError) -> Self {
+impl From<DockerClientError> for Ended {
+    fn from(error: DockerClientError) -> Self {
         Self::Otherwise(error)
     }
 }
@@ -249,13 +252,13 @@ async fn follow_once(socket: &str, teller: &mut Teller) -> Ended {
     ended
 }
 
-type Events = ReadyChunks<Pin<Box<dyn Stream<Item = Result<Line, ClientError>> + Send>>>;
+type Events = ReadyChunks<Pin<Box<dyn Stream<Item = Result<EventLine, DockerClientError>> + Send>>>;
 
 async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, Ended> {
     // From before everything is read, so that nothing falls in between.
     let started = Timestamp::now();
-    let place = place(socket).map_err(ClientError::from)?;
-    let client = Client::connect(Path::new(socket)).await?;
+    let place = place(socket).map_err(DockerClientError::from)?;
+    let client = DockerClient::connect(Path::new(socket)).await?;
     let info = read::daemon(&client).await.ok();
     let mut daemon = info.as_ref().and_then(|info| read::identity(&client, info));
     let root = info
@@ -278,7 +281,7 @@ async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, End
         let event = tokio::select! {
             chunk = events.next() => {
                 let mut moment = None;
-                for line in chunk.ok_or(ClientError::Ended)? {
+                for line in chunk.ok_or(DockerClientError::Ended)? {
                     match parse(line?) {
                         Some(event) => moment = follower.take_up(event).or(moment),
                         None => follower.look_soon(),
@@ -316,7 +319,7 @@ fn place(socket: &str) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-fn events(client: &Client, since: Timestamp) -> Events {
+fn events(client: &DockerClient, since: Timestamp) -> Events {
     // Docker reads seconds with a fraction. The filter is {"type":["container","network"]}.
     let path = format!(
         "/events?since={}.{:09}&filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D",
@@ -328,9 +331,9 @@ fn events(client: &Client, since: Timestamp) -> Events {
 }
 
 /// `None`: it must be read what it was about.
-fn parse(line: Line) -> Option<super::answers::Event> {
+fn parse(line: EventLine) -> Option<super::answers::EventAnswer> {
     match line {
-        Line::Text(text) => serde_json::from_str(&text).ok(),
-        Line::TooLong => None,
+        EventLine::Text(text) => serde_json::from_str(&text).ok(),
+        EventLine::TooLong => None,
     }
 }

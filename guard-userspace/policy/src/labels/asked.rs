@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::{FROM, LIMIT, MAX_FROM, complaints::Complaints, sources::merged};
 use crate::{
-    Admitted, Budgets, Clock, Policy, Source, check, file,
+    Admitted, Budgets, KernelTick, Policy, Source, check, file,
     untrusted::{self, quoted},
 };
 
@@ -27,7 +27,7 @@ const SHOWN_KEYS: usize = 3;
 
 /// What a container asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct LabelRequest {
     pub from: Option<Wish>,
     pub limit: Budgets,
 }
@@ -43,15 +43,15 @@ pub enum Wish {
 }
 
 /// Reads the labels of one container after the other.
-pub struct Reader<'a> {
-    clock: Clock,
+pub struct LabelReader<'a> {
+    clock: KernelTick,
     sources: HashMap<&'a str, &'a Source>,
     /// The prefixes of sources that were named already.
     merged: HashMap<&'a str, Rc<[Admitted]>>,
 }
 
-impl<'a> Reader<'a> {
-    pub fn new(policy: &'a Policy, clock: Clock) -> Self {
+impl<'a> LabelReader<'a> {
+    pub fn new(policy: &'a Policy, clock: KernelTick) -> Self {
         let sources = policy.sources.iter();
         Self {
             clock,
@@ -67,8 +67,8 @@ impl<'a> Reader<'a> {
         &mut self,
         labels: &BTreeMap<String, String>,
         complaints: &mut Complaints,
-    ) -> Asked {
-        let mut asked = Asked::default();
+    ) -> LabelRequest {
+        let mut asked = LabelRequest::default();
         let mut unknown = Vec::new();
         for (key, value) in labels {
             let read = match key.strip_prefix(LIMIT) {
@@ -159,23 +159,23 @@ impl<'a> Reader<'a> {
 }
 
 /// As a policy writes it: `500/s`, or `{ rate = "50/s", burst = 200 }`.
-fn read_limit(kind: &str, value: &str, clock: Clock) -> Result<Budgets, String> {
+fn read_limit(kind: &str, value: &str, clock: KernelTick) -> Result<Budgets, String> {
     let value = value.trim();
     if value.len() > LONGEST_VALUE || value.contains('\n') {
         return Err("write a rate on one line, such as 500/s".to_owned());
     }
-    let limit: file::Limit = if value.starts_with('{') {
+    let limit: file::LimitToml = if value.starts_with('{') {
         let text = format!("{kind} = {value}");
         toml::from_str(&text).map_err(|error: toml::de::Error| error.message().to_owned())?
     } else {
         let budget = Some(Spanned::new(
             0..0,
-            file::Budget {
+            file::BudgetToml {
                 rate: value.to_owned(),
                 burst: None,
             },
         ));
-        let mut limit = file::Limit::default();
+        let mut limit = file::LimitToml::default();
         match kind {
             "packets" => limit.packets = budget,
             "bytes" => limit.bytes = budget,

@@ -3,7 +3,7 @@ use guard_common::layout::{PortProtocol, port_index};
 use super::*;
 use crate::{Ports, PublishedPort, Tables, Timebase};
 
-const CLOCK: Clock = Clock { tick_ns: 4_000_000 };
+const CLOCK: KernelTick = KernelTick { tick_ns: 4_000_000 };
 
 const POLICY: &str = r#"
 [[service]]

@@ -25,9 +25,9 @@ pub use self::{
 };
 use super::{Loaded, Wanted};
 use crate::{
-    docker::{Connection, Runtime},
+    docker::{ConnectionState, Runtime},
     host::Host,
-    policy::{Clock, Containers, Entry, Policy, labels},
+    policy::{Containers, Entry, KernelTick, Policy, labels},
 };
 
 /// Container runtimes by the path of their socket.
@@ -122,7 +122,7 @@ impl Plan {
 
 /// Makes the plan. `clock` is the kernel's tick, which the budgets of labels are checked against.
 pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
-    let clock = Clock {
+    let clock = KernelTick {
         tick_ns: host.tick_ns,
     };
     let Chosen {
@@ -203,7 +203,7 @@ struct World<'a> {
     runtimes: &'a Runtimes,
     wanted: &'a Wanted,
     guarded: &'a BTreeSet<u32>,
-    clock: Clock,
+    clock: KernelTick,
 }
 
 /// What is known of the containers that a policy is about.
@@ -234,20 +234,20 @@ impl World<'_> {
         };
         let daemon = runtime.daemon.as_deref();
         match &runtime.connection {
-            Connection::Connected => Known {
+            ConnectionState::Connected => Known {
                 compiled: compile(runtime),
                 state: state(daemon, true, None),
             },
-            Connection::Lost { error, .. } => Known {
+            ConnectionState::Lost { error, .. } => Known {
                 compiled: compile(runtime),
                 state: state(daemon, false, Some(error.clone())),
             },
             // Until the daemon has told everything, what it published before stays closed as well.
-            Connection::Reading => Known {
+            ConnectionState::Reading => Known {
                 compiled: compile(runtime).with(self.last_known(socket, daemon)),
                 state: state(daemon, false, Some("it is being read".to_owned())),
             },
-            Connection::NeverAnswered { error } => Known {
+            ConnectionState::NeverAnswered { error } => Known {
                 compiled: compile(runtime).with(self.last_known(socket, daemon)),
                 state: state(daemon, false, Some(error.clone())),
             },

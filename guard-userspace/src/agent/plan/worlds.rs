@@ -10,10 +10,10 @@ use super::{Plan, Runtimes, plan};
 use crate::{
     agent::{Loaded, Trial, Wanted},
     api::actor::Actor,
-    docker::{Connection, Container, Inventory, Network, Publication, Runtime},
+    docker::{ConnectionState, Container, Inventory, Network, Publication, Runtime},
     host::{Host, Link, LinkAddress, Listener, Route, Sysctls, XdpState},
     kept::{ChangedMode, KnownContainers, Modes},
-    policy::{Clock, ContainerNetwork, Containers, Policy, PublishedPort},
+    policy::{ContainerNetwork, Containers, KernelTick, Policy, PublishedPort},
 };
 
 pub const TICK_NS: u64 = 4_000_000;
@@ -123,7 +123,7 @@ pub fn runtime(containers: Vec<Container>, networks: Vec<Network>) -> Runtime {
     let containers = containers.into_iter();
     Runtime {
         daemon: Some("daemon-a".to_owned()),
-        connection: Connection::Connected,
+        connection: ConnectionState::Connected,
         inventory: Arc::new(Inventory {
             containers: containers.map(|one| (one.name.clone(), one)).collect(),
             networks,
@@ -144,7 +144,7 @@ pub fn containers(containers: Vec<Container>) -> Runtimes {
 }
 
 pub fn loaded(policy: &str) -> Arc<Loaded> {
-    let clock = Clock { tick_ns: TICK_NS };
+    let clock = KernelTick { tick_ns: TICK_NS };
     Arc::new(Loaded::parse(policy.to_owned(), "test.toml".as_ref(), clock).unwrap())
 }
 
@@ -498,7 +498,7 @@ fn last_known(socket: &str) -> KnownContainers {
 }
 
 fn silent(socket: &str) -> Runtimes {
-    let connection = Connection::NeverAnswered {
+    let connection = ConnectionState::NeverAnswered {
         error: "connection refused".to_owned(),
     };
     runtimes(Runtime {
@@ -529,7 +529,7 @@ fn what_one_daemon_published_is_not_taken_for_anothers() {
 #[test]
 fn a_runtime_that_is_lost_keeps_its_ports_closed_and_is_an_obstacle() {
     let mut runtimes = containers(vec![container("web", &[tcp(8000)], &["172.17.0.2"])]);
-    runtimes.get_mut(SOCKET).unwrap().connection = Connection::Lost {
+    runtimes.get_mut(SOCKET).unwrap().connection = ConnectionState::Lost {
         error: "broken pipe".to_owned(),
         since: Timestamp::UNIX_EPOCH,
     };

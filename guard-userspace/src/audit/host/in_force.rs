@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     api::{ModeStatus, PolicyText, Status, client::Client},
     host::Netlink,
-    policy::{Clock, Policy, PolicyError},
+    policy::{KernelTick, Policy, PolicyError},
     unattended,
 };
 
@@ -55,7 +55,7 @@ impl InForce {
     /// there is no policy. What cannot be told goes to `notes`.
     pub async fn find(
         places: &Places<'_>,
-        clock: Clock,
+        clock: KernelTick,
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>, PolicyError> {
         let Places {
@@ -105,7 +105,7 @@ impl InForce {
     }
 
     /// A policy that is named.
-    pub fn supposed(path: &Path, clock: Clock) -> Result<Self, PolicyError> {
+    pub fn supposed(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {
             path: path.display().to_string(),
             policy: Policy::read(path, clock)?,
@@ -118,7 +118,7 @@ impl InForce {
     pub fn answered(
         PolicyText { path, text }: PolicyText,
         status: &Status,
-        clock: Clock,
+        clock: KernelTick,
     ) -> Result<Self, PolicyError> {
         let policy = Policy::parse(&text, &path, clock)?;
         Ok(Self::with_status(path, policy, status))
@@ -126,7 +126,7 @@ impl InForce {
 
     fn of_pins(
         status: &Status,
-        clock: Clock,
+        clock: KernelTick,
         notes: &mut Vec<String>,
     ) -> Result<Self, PolicyError> {
         let path = status.policy.path.clone();
@@ -179,7 +179,7 @@ pub struct Places<'a> {
     pub default: &'a Path,
 }
 
-async fn ask(client: &Client, clock: Clock) -> anyhow::Result<InForce> {
+async fn ask(client: &Client, clock: KernelTick) -> anyhow::Result<InForce> {
     let status = client.status().await?;
     let text = client.policy().await?;
     Ok(InForce::answered(text, &status, clock)?)

@@ -240,14 +240,14 @@ mod tests {
     use super::*;
     use crate::{
         audit::host::owner::Owner,
-        policy::{Clock, Containers, PublishedPort, Timebase},
+        policy::{Containers, KernelTick, PublishedPort, Timebase},
     };
 
     const NOW: &str = "2026-01-01T00:00:00Z";
 
     /// What becomes of a port on every IPv4 address, where containers publish 8000, and 8443 on one.
     fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
-        let clock = Clock { tick_ns: 4_000_000 };
+        let clock = KernelTick { tick_ns: 4_000_000 };
         let policy = Policy::parse(text, "test.toml", clock).unwrap();
         let containers = Containers {
             published: ["0.0.0.0:tcp/8000", "203.0.113.5:tcp/8443"]

@@ -33,7 +33,7 @@ use super::dangers::{Danger, danger_at};
 use crate::{
     host::{self, Netlink},
     lockout::arrival::Arrivals,
-    policy::{Clock, Containers, Policy, PublishedPort, Tables, labels},
+    policy::{Containers, KernelTick, Policy, PublishedPort, Tables, labels},
 };
 
 /// What `guard audit --json` prints.
@@ -151,7 +151,7 @@ async fn judge_all(
         } => go_by_agent(&mut containers, published, *connected, notes),
     };
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-    let (policy, _) = labels::apply(&in_force.policy, &containers, Clock { tick_ns });
+    let (policy, _) = labels::apply(&in_force.policy, &containers, KernelTick { tick_ns });
     let now = host::timebase().context("the clocks cannot be read")?;
     let local_ports = host::local_port_range().context("the local port range cannot be read")?;
     let own: Vec<IpAddr> = survey.own.iter().map(|(_, address)| *address).collect();

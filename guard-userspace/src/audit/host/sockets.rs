@@ -9,7 +9,7 @@ use guard_common::layout::PortProtocol;
 use netlink_packet_sock_diag::inet::{SocketId, StateFlags};
 use procfs::process::{FDTarget, Process, all_processes};
 
-use crate::sock_diag::{SockDiagError, Transport, dump, is_v6_only};
+use crate::sock_diag::{SockDiagError, SocketProtocol, dump, is_v6_only};
 
 /// A TCP socket that listens, or a UDP socket that anybody may send to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub fn sockets() -> Result<Vec<Socket>, SockDiagError> {
     let mut sockets = Vec::new();
     // A UDP socket without a peer is in the state of a closed one.
     for (transport, protocol, state) in [
-        (Transport::Tcp, PortProtocol::Tcp, StateFlags::LISTEN),
-        (Transport::Udp, PortProtocol::Udp, StateFlags::CLOSE),
+        (SocketProtocol::Tcp, PortProtocol::Tcp, StateFlags::LISTEN),
+        (SocketProtocol::Udp, PortProtocol::Udp, StateFlags::CLOSE),
     ] {
         dump(transport, state, |response| {
             let v6_only = is_v6_only(&response);

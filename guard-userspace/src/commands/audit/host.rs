@@ -9,7 +9,7 @@ use crate::{
     audit::host::{InForce, Places, Report, Survey, find_docker},
     commands::{DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json},
     host,
-    policy::Clock,
+    policy::KernelTick,
 };
 
 #[derive(Debug, Args)]
@@ -51,7 +51,7 @@ impl Host {
         } = self;
         let mut notes = Vec::new();
         let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-        let clock = Clock { tick_ns };
+        let clock = KernelTick { tick_ns };
         let in_force = match policy {
             Some(path) => Some(InForce::supposed(&path, clock)?),
             None => {

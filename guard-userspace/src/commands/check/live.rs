@@ -11,7 +11,7 @@ use crate::{
     host::{Host, Netlink},
     lockout::{self, Cut, Lockout},
     operator::{SshSession, ssh_session},
-    policy::{Clock, Policy, labels},
+    policy::{KernelTick, Policy, labels},
 };
 
 /// A person reads no more than this.
@@ -40,7 +40,7 @@ impl Live {
         };
         let ssh_session = ssh_session();
         let containers = &docker.containers;
-        let clock = Clock {
+        let clock = KernelTick {
             tick_ns: host.tick_ns,
         };
         let (policy, _) = labels::apply(policy, containers, clock);
