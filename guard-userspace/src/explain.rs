@@ -117,7 +117,7 @@ impl Situation<'_> {
         address: IpAddr,
         ports: &Ports,
     ) -> (Vec<Step>, Option<usize>) {
-        let mut way = Way {
+        let mut way = PacketPath {
             situation: self,
             from,
             address,
@@ -279,7 +279,7 @@ fn ip_packet(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
 
 /// What a packet is asked on its way, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Question {
+enum PathStage {
     Denied,
     Address,
     Port,
@@ -287,7 +287,7 @@ enum Question {
     Budgets,
 }
 
-impl Question {
+impl PathStage {
     /// That which decided on this reason.
     fn last(reason: Reason) -> Self {
         match reason {
@@ -311,7 +311,7 @@ impl Question {
 }
 
 /// The steps of the packet's way, as the policy tells them.
-struct Way<'a> {
+struct PacketPath<'a> {
     situation: &'a Situation<'a>,
     from: IpAddr,
     address: IpAddr,
@@ -319,13 +319,13 @@ struct Way<'a> {
     steps: Vec<Step>,
 }
 
-impl<'a> Way<'a> {
+impl<'a> PacketPath<'a> {
     /// Describes every step, and returns the line that decided on this reason.
     fn describe(&mut self, reason: Reason) -> Option<usize> {
         self.describe_entries();
         let denied = self.describe_denial();
-        let last = Question::last(reason);
-        if last == Question::Denied {
+        let last = PathStage::last(reason);
+        if last == PathStage::Denied {
             return denied;
         }
         let service = self.find_service();
@@ -333,12 +333,12 @@ impl<'a> Way<'a> {
         if service.is_none_or(|service| service.address.is_none()) {
             self.describe_network();
         }
-        if last == Question::Address {
+        if last == PathStage::Address {
             return None;
         }
         self.describe_service(service);
         let Some(service) = service else {
-            if last == Question::Budgets {
+            if last == PathStage::Budgets {
                 self.describe_limits();
             }
             return None;
@@ -349,10 +349,10 @@ impl<'a> Way<'a> {
             self.add("which mode?", finding, line);
             return line;
         }
-        if last >= Question::Source {
+        if last >= PathStage::Source {
             self.describe_sources(service);
         }
-        if last >= Question::Budgets {
+        if last >= PathStage::Budgets {
             self.describe_budgets(service);
         }
         line

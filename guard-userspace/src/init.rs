@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A service of the policy.
-struct Service {
+struct DraftService {
     name: String,
     /// What stands above it, a line each.
     why: Vec<String>,
@@ -122,7 +122,7 @@ fn write_head(text: &mut String, docker: &DockerAsked) -> fmt::Result {
 }
 
 /// The ports of SSH: where a server listens, and where the operator came in.
-fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static str> {
+fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &'static str> {
     let listening = with_role(survey, Role::Ssh);
     let mut ports: BTreeSet<u16> = listening
         .iter()
@@ -141,7 +141,7 @@ fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static
         return Err("No SSH server was found that others can reach.");
     }
     why.insert(0, "The way in for operators.".to_owned());
-    Ok(Service {
+    Ok(DraftService {
         name: "ssh".to_owned(),
         why,
         ports: ports
@@ -153,7 +153,7 @@ fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static
 }
 
 /// The web, as the reverse proxy serves it.
-fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'static str> {
+fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &'static str> {
     let mut proxies = with_role(survey, Role::Proxy);
     proxies.retain(|endpoint| !is_way_in(endpoint, session));
     if proxies.is_empty() {
@@ -170,7 +170,7 @@ fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'stat
         .iter()
         .map(|endpoint| (endpoint.protocol, *endpoint.ports.start()))
         .collect();
-    Ok(Service {
+    Ok(DraftService {
         name: "proxy".to_owned(),
         why,
         ports: ports
@@ -181,8 +181,8 @@ fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<Service, &'stat
     })
 }
 
-fn ping() -> Service {
-    Service {
+fn ping() -> DraftService {
+    DraftService {
         name: "ping".to_owned(),
         why: vec!["Pings, of monitors and the answers to this host's own.".to_owned()],
         ports: vec!["icmp".to_owned(), "icmpv6".to_owned()],
@@ -205,7 +205,7 @@ fn is_way_in(endpoint: &Endpoint, session: Option<SshSession>) -> bool {
 }
 
 /// What others can reach and the policy leaves closed, by owner.
-fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<Service> {
+fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<DraftService> {
     let is_left = |endpoint: &&Endpoint| {
         let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
         // What no process holds is the kernel's own, such as WireGuard's, which others come in by.
@@ -227,7 +227,7 @@ fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<Service> {
         .collect()
 }
 
-fn left_closed(name: String, endpoints: &[Endpoint]) -> Service {
+fn left_closed(name: String, endpoints: &[Endpoint]) -> DraftService {
     let mut why: Vec<String> = Vec::new();
     let mut ports = Vec::new();
     for endpoint in endpoints {
@@ -238,7 +238,7 @@ fn left_closed(name: String, endpoints: &[Endpoint]) -> Service {
             ports.push(endpoint.place());
         }
     }
-    Service {
+    DraftService {
         name,
         why,
         ports,
@@ -276,7 +276,7 @@ fn name_of(owner: &Owner) -> String {
     }
 }
 
-impl Service {
+impl DraftService {
     /// `before` stands before each line that would be the policy's.
     fn write(&self, text: &mut String, before: &str, names: &mut BTreeSet<String>) -> fmt::Result {
         let Self {

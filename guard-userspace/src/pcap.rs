@@ -73,10 +73,10 @@ pub fn place(path: &Path, packet: u64) -> String {
 
 /// What the file says of where its packets come from.
 #[derive(Default)]
-struct Interfaces(Vec<Interface>);
+struct Interfaces(Vec<PcapInterface>);
 
 #[derive(Clone, Copy)]
-struct Interface {
+struct PcapInterface {
     linktype: Linktype,
     /// `None`: its unit of time is none that can be counted in.
     ticks_per_second: Option<u64>,
@@ -90,7 +90,7 @@ impl Interfaces {
         let Self(interfaces) = self;
         match block {
             PcapBlockOwned::LegacyHeader(header) => {
-                *interfaces = vec![Interface::of_pcap(&header)];
+                *interfaces = vec![PcapInterface::of_pcap(&header)];
                 Ok(None)
             }
             PcapBlockOwned::Legacy(packet) => {
@@ -105,7 +105,7 @@ impl Interfaces {
                 Ok(None)
             }
             PcapBlockOwned::NG(Block::InterfaceDescription(description)) => {
-                interfaces.push(Interface {
+                interfaces.push(PcapInterface {
                     linktype: description.linktype,
                     ticks_per_second: ticks_per_second(description.if_tsresol),
                     offset: description.ts_offset(),
@@ -139,7 +139,7 @@ impl Interfaces {
     }
 }
 
-fn interface(interfaces: &[Interface], number: usize) -> Result<Interface> {
+fn interface(interfaces: &[PcapInterface], number: usize) -> Result<PcapInterface> {
     let interface = interfaces.get(number);
     interface.copied().with_context(|| {
         format!("it came over interface {number}, which the file does not describe")
@@ -175,7 +175,7 @@ fn is_outbound(packet: &EnhancedPacketBlock<'_>) -> bool {
     })
 }
 
-impl Interface {
+impl PcapInterface {
     fn of_pcap(header: &PcapHeader) -> Self {
         let is_ns = header.is_nanosecond_precision();
         Self {

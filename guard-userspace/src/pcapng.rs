@@ -26,7 +26,7 @@ const XDP_PASS: u64 = 2;
 
 /// A packet as it came in over an interface, which is counted from 0 in the order of their blocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Packet<'a> {
+pub struct PcapngPacket<'a> {
     pub interface: u32,
     /// Nanoseconds since 1970.
     pub time_ns: u64,
@@ -79,7 +79,7 @@ pub fn interface(to: &mut BytesMut, name: &str, snap_length: u32) {
 
 /// An enhanced packet block (section 4.3), written where it goes: `pcap_parser` would copy each frame into
 /// a block of its own, and that into the body.
-pub fn packet(to: &mut BytesMut, packet: &Packet<'_>) {
+pub fn packet(to: &mut BytesMut, packet: &PcapngPacket<'_>) {
     let returned = match packet.verdict {
         Verdict::Drop => XDP_DROP,
         Verdict::Pass => XDP_PASS,
@@ -202,7 +202,7 @@ mod tests {
             let mut written = BytesMut::from("before");
             packet(
                 &mut written,
-                &Packet {
+                &PcapngPacket {
                     interface: 7,
                     time_ns,
                     frame,

@@ -69,7 +69,7 @@ pub struct Attached {
 }
 
 /// A generation that waits to be put in force.
-struct Step {
+struct PendingGeneration {
     index: u32,
     found: Option<XdpState>,
     generation: Prepared,
@@ -88,7 +88,7 @@ struct Done {
 
 /// What becomes of the other interfaces when one refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
+pub enum RollbackScope {
     /// They get what they had: an operator asked for a change, and is told that it is refused. One that had nothing
     /// and is known to refuse is left out.
     Whole,
@@ -116,7 +116,7 @@ pub struct Order<'a> {
     pub host: &'a Host,
     pub epoch: Epoch,
     pub force: Force,
-    pub unit: Unit,
+    pub unit: RollbackScope,
     /// Ports that were closed before the plan was made, and that it has.
     pub early: &'a BTreeSet<PublishedPort>,
     /// What containers publish at the moment that it is called, in the plan's place: a load takes long.
@@ -222,8 +222,8 @@ impl Applier {
     /// Brings the kernel to a plan. Whether anything was changed.
     ///
     /// # Errors
-    /// With [`Unit::Whole`]: what was in force before stays so. With [`Unit::Interface`] only what concerns no single
-    /// interface; the rest is the trouble of an interface.
+    /// With [`RollbackScope::Whole`]: what was in force before stays so. With [`RollbackScope::Interface`] only what
+    /// concerns no single interface; the rest is the trouble of an interface.
     pub async fn apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
         let before: BTreeSet<u32> = self.attachments.keys().copied().collect();
         let applied = self.try_apply(order).await;
@@ -231,7 +231,7 @@ impl Applier {
             // They could not be brought in line: with the next plan, then.
             self.closer.give_back(order.early.clone());
         }
-        if applied.is_err() && order.unit == Unit::Whole {
+        if applied.is_err() && order.unit == RollbackScope::Whole {
             self.forget_all_but(&before);
         }
         applied
@@ -271,7 +271,9 @@ impl Applier {
         self.unopened.retain(|index, _| is_target(index));
         for target in &plan.targets {
             let unopened = self.unopened.get(&target.index);
-            if unit == Unit::Interface && unopened.is_some_and(|one| one.again > Instant::now()) {
+            if unit == RollbackScope::Interface
+                && unopened.is_some_and(|one| one.again > Instant::now())
+            {
                 continue;
             }
             match self.look(target, host).await {
@@ -355,7 +357,7 @@ impl Applier {
         };
         if attached.trouble.is_some()
             && attached.again > Instant::now()
-            && order.unit == Unit::Interface
+            && order.unit == RollbackScope::Interface
         {
             return Need::Patience;
         }
@@ -441,7 +443,7 @@ impl Applier {
         target: &Target,
         found: Option<XdpState>,
         order: &Order<'_>,
-    ) -> Result<Step, ChangeError> {
+    ) -> Result<PendingGeneration, ChangeError> {
         let attached = self.attachments.get(&target.index);
         let attached = attached.ok_or_else(|| AttachError::NoInterface(target.name.clone()));
         let attachment = &attached?.attachment;
@@ -455,7 +457,7 @@ impl Applier {
         };
         let ground = ground(content, &content.containers)?;
         let generation = attachment.prepare(&content.policy, &ground, order.host.tick_ns, facts)?;
-        Ok(Step {
+        Ok(PendingGeneration {
             index: target.index,
             swaps: attachment.is_on(found),
             found,
@@ -475,7 +477,7 @@ impl Applier {
     fn refused(
         &mut self,
         target: &Target,
-        unit: Unit,
+        unit: RollbackScope,
         order: &Order<'_>,
         error: ChangeError,
     ) -> Result<(), ChangeError> {
@@ -485,7 +487,7 @@ impl Applier {
             }
             error => error,
         };
-        let is_refusal = unit == Unit::Whole && !self.is_left_out(target.index);
+        let is_refusal = unit == RollbackScope::Whole && !self.is_left_out(target.index);
         if is_refusal || self.gate.is_overtaken(order.epoch) {
             return Err(error);
         }
@@ -510,7 +512,7 @@ impl Applier {
 
     async fn put_in_force(
         &mut self,
-        mut steps: Vec<Step>,
+        mut steps: Vec<PendingGeneration>,
         order: &Order<'_>,
         force: Force,
     ) -> Result<(), ChangeError> {
@@ -533,7 +535,7 @@ impl Applier {
         let flows = open_flows(order.host, content)?;
         let mut done = Vec::new();
         for step in steps {
-            let Step {
+            let PendingGeneration {
                 index,
                 found,
                 generation,
@@ -550,7 +552,7 @@ impl Applier {
                     swaps,
                     above,
                 }),
-                Err(error) if order.unit == Unit::Whole && !self.is_left_out(index) => {
+                Err(error) if order.unit == RollbackScope::Whole && !self.is_left_out(index) => {
                     self.put_back(done, order.epoch).await;
                     return self.refused(target, order.unit, order, error);
                 }
@@ -744,7 +746,7 @@ impl Applier {
     }
 
     /// Tells the closer whose port tables count, besides those of generations that wait.
-    fn follow_ports(&self, waiting: &[Step]) {
+    fn follow_ports(&self, waiting: &[PendingGeneration]) {
         let waiting = waiting.iter().map(|step| step.generation.generation());
         let attachments = self.attachments.values();
         let in_force = attachments.flat_map(|attached| attached.attachment.generations());

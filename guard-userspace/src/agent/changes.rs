@@ -8,8 +8,8 @@ use tracing::{info, warn};
 
 use super::{
     Trial, Wanted,
-    apply::Unit,
-    command::{Command, Reply},
+    apply::RollbackScope,
+    command::{AgentCommand, Reply},
     cut_sessions::CUTS_TOLD,
     gate::Overtaken,
     loaded::Loaded,
@@ -66,33 +66,33 @@ const LONGEST_TRIAL: SignedDuration = SignedDuration::from_hours(24);
 
 impl Reconciler {
     /// Makes a change and answers it.
-    pub(super) async fn change(&mut self, command: Command) {
+    pub(super) async fn change(&mut self, command: AgentCommand) {
         match command {
-            Command::Reload(request, reply) => {
+            AgentCommand::Reload(request, reply) => {
                 let done = self.reload(&request).await;
                 self.answer(reply, done);
             }
-            Command::Try(request, by, reply) => {
+            AgentCommand::Try(request, by, reply) => {
                 let done = self.try_policy(request, by).await;
                 self.answer(reply, done);
             }
-            Command::Confirm(reply) => {
+            AgentCommand::Confirm(reply) => {
                 let done = self.confirm().await;
                 self.answer(reply, done);
             }
-            Command::Mode(request, by, reply) => {
+            AgentCommand::Mode(request, by, reply) => {
                 let done = self.set_mode(request, by).await;
                 self.answer(reply, done);
             }
-            Command::Enter(request, by, reply) => {
+            AgentCommand::Enter(request, by, reply) => {
                 let done = self.enter(request, by).await;
                 self.answer(reply, done);
             }
-            Command::Revoke(id, request, by, reply) => {
+            AgentCommand::Revoke(id, request, by, reply) => {
                 let done = self.revoke(id, request, &by).await;
                 self.answer(reply, done);
             }
-            Command::Leave(_) | Command::End => {}
+            AgentCommand::Leave(_) | AgentCommand::End => {}
         }
     }
 
@@ -112,7 +112,8 @@ impl Reconciler {
 
     /// Puts another policy in force on all interfaces, or on none.
     async fn put_whole(&mut self, next: Wanted) -> Result<(), ChangeError> {
-        self.put_in_force(next, Force::No, Unit::Whole).await
+        self.put_in_force(next, Force::No, RollbackScope::Whole)
+            .await
     }
 
     async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
@@ -173,7 +174,7 @@ impl Reconciler {
             by: by.clone(),
         };
         let until = trial.until;
-        let kept_trial = kept::Trial {
+        let kept_trial = kept::KeptTrial {
             path,
             sha256: loaded.policy.sha256.clone(),
             until,
@@ -307,7 +308,9 @@ impl Reconciler {
         self.wanted.modes = next.modes.clone();
         self.keep();
         self.try_again();
-        let put = self.put_in_force(next, Force::No, Unit::Interface).await;
+        let put = self
+            .put_in_force(next, Force::No, RollbackScope::Interface)
+            .await;
         let judging = self.judging();
         match put {
             _ if judging.is_empty() => Ok(()),

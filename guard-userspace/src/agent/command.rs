@@ -11,7 +11,7 @@ use crate::{
 /// Where the answer goes. A change is made to its end also if the client has hung up.
 pub type Reply<T> = oneshot::Sender<Result<Changed<T>, ChangeError>>;
 
-pub enum Command {
+pub enum AgentCommand {
     Reload(Reload, Reply<Applied>),
     Try(NewTrial, Actor, Reply<Applied>),
     Confirm(Reply<Applied>),

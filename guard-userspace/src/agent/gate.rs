@@ -14,11 +14,11 @@ use crate::{dataplane::pins::Word, kept::ChangedMode};
 pub struct Gate {
     /// Where words are left.
     pins: Arc<Path>,
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<GateState>>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct GateState {
     /// Counts the uses of the kill switch.
     epoch: u64,
     detached: bool,
@@ -31,7 +31,7 @@ struct Inner {
 pub struct Epoch(u64);
 
 /// The right to change what is attached, until it is dropped.
-pub struct Turn<'a>(#[expect(dead_code, reason = "held for its drop")] MutexGuard<'a, Inner>);
+pub struct Turn<'a>(#[expect(dead_code, reason = "held for its drop")] MutexGuard<'a, GateState>);
 
 /// Why a plan must not be put in force any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +95,7 @@ impl Gate {
         detach()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

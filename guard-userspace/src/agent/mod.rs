@@ -42,7 +42,7 @@ use tracing::{info, warn};
 
 use self::{
     attached::AttachedReader,
-    command::{Command, Reply},
+    command::{AgentCommand, Reply},
     gate::Gate,
     reconciler::Reconciler,
 };
@@ -70,7 +70,7 @@ use crate::{
 
 /// Where the agent finds and keeps its things.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct AgentPaths {
     /// The policy file.
     pub policy: PathBuf,
     /// The folder below which links and maps are pinned.
@@ -82,11 +82,11 @@ pub struct Places {
 /// An agent at work, as the rest of the process sees it.
 #[derive(Clone)]
 pub struct Agent {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<AgentCommand>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     progress: Progress,
     gate: Gate,
-    places: Arc<Places>,
+    places: Arc<AgentPaths>,
     attached: AttachedReader,
 }
 
@@ -129,7 +129,7 @@ impl Agent {
     /// # Errors
     /// What was in force before stays so.
     pub async fn start(
-        places: Places,
+        places: AgentPaths,
         force: Force,
     ) -> Result<(Self, oneshot::Receiver<()>), ChangeError> {
         let namespace = network_namespace().context("the network namespace cannot be read")?;
@@ -229,7 +229,8 @@ impl Agent {
 
     /// Reads the policy file again and puts it in force.
     pub async fn reload(&self, request: Reload) -> Result<Changed<Applied>, ChangeError> {
-        self.change(|reply| Command::Reload(request, reply)).await
+        self.change(|reply| AgentCommand::Reload(request, reply))
+            .await
     }
 
     /// Puts a policy in force that goes back by itself unless it is confirmed in time.
@@ -238,12 +239,13 @@ impl Agent {
         request: NewTrial,
         by: Actor,
     ) -> Result<Changed<Applied>, ChangeError> {
-        self.change(|reply| Command::Try(request, by, reply)).await
+        self.change(|reply| AgentCommand::Try(request, by, reply))
+            .await
     }
 
     /// Keeps the policy on trial.
     pub async fn confirm(&self) -> Result<Changed<Applied>, ChangeError> {
-        self.change(Command::Confirm).await
+        self.change(AgentCommand::Confirm).await
     }
 
     /// Lets sources through or drops them for a while.
@@ -252,7 +254,7 @@ impl Agent {
         request: EntryRequest,
         by: Actor,
     ) -> Result<Changed<Entry>, ChangeError> {
-        self.change(|reply| Command::Enter(request, by, reply))
+        self.change(|reply| AgentCommand::Enter(request, by, reply))
             .await
     }
 
@@ -263,7 +265,7 @@ impl Agent {
         request: Revocation,
         by: Actor,
     ) -> Result<Changed<Entry>, ChangeError> {
-        self.change(|reply| Command::Revoke(id, request, by, reply))
+        self.change(|reply| AgentCommand::Revoke(id, request, by, reply))
             .await
     }
 
@@ -278,7 +280,9 @@ impl Agent {
     ) -> Result<Changed<Applied>, ChangeError> {
         let is_kill_switch = request.service.is_none() && request.mode.as_deref() == Some("off");
         if !is_kill_switch {
-            return self.change(|reply| Command::Mode(request, by, reply)).await;
+            return self
+                .change(|reply| AgentCommand::Mode(request, by, reply))
+                .await;
         }
         let (gate, places) = (self.gate.clone(), Arc::clone(&self.places));
         let tick_ns = self.snapshot().host.tick_ns;
@@ -293,7 +297,7 @@ impl Agent {
         for problem in &problems {
             warn!("packets are still judged: {problem}");
         }
-        let keep = self.change(|reply| Command::Mode(request, by, reply));
+        let keep = self.change(|reply| AgentCommand::Mode(request, by, reply));
         match timeout(PATIENCE_TO_KEEP, keep).await {
             // The loop has put the mode in force where the short way could not.
             Ok(Ok(changed)) => Ok(changed),
@@ -322,14 +326,14 @@ impl Agent {
             ..Detached::default()
         });
         // The loop sees at the gate that it is over; this only wakes it.
-        let _result = self.commands.try_send(Command::End);
+        let _result = self.commands.try_send(AgentCommand::End);
         detached
     }
 
     /// Ends the loop, and does with the programs what the policy says.
     pub async fn end(&self) -> Result<()> {
         let (reply, done) = oneshot::channel();
-        if self.commands.send(Command::Leave(reply)).await.is_ok() {
+        if self.commands.send(AgentCommand::Leave(reply)).await.is_ok() {
             return done.await.unwrap_or(Ok(()));
         }
         Ok(())
@@ -337,7 +341,7 @@ impl Agent {
 
     async fn change<T>(
         &self,
-        command: impl FnOnce(Reply<T>) -> Command,
+        command: impl FnOnce(Reply<T>) -> AgentCommand,
     ) -> Result<Changed<T>, ChangeError> {
         let (reply, answer) = oneshot::channel();
         let gone =
@@ -349,7 +353,7 @@ impl Agent {
 }
 
 /// Takes everything off that can go, and keeps that. The rest is told.
-fn take_off(places: &Places) -> Detached {
+fn take_off(places: &AgentPaths) -> Detached {
     Word::Off.take(&places.pins);
     let removal = detach_all(&places.pins).unwrap_or_else(|error| Removal {
         still_attached: vec![error.to_string()],
@@ -378,7 +382,7 @@ type Started = Result<watch::Receiver<Arc<Snapshot>>, ChangeError>;
 
 async fn work(
     begin: reconciler::Begin,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<AgentCommand>,
     started: oneshot::Sender<Started>,
 ) {
     match Reconciler::start(begin).await {

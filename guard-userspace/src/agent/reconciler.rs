@@ -16,16 +16,16 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    ChangeError, Loaded, Places, Progress, Snapshot, Trial, Wanted,
-    apply::{Applier, Order, Unit},
+    AgentPaths, ChangeError, Loaded, Progress, Snapshot, Trial, Wanted,
+    apply::{Applier, Order, RollbackScope},
     attached::AttachedReader,
-    command::Command,
+    command::AgentCommand,
     cut_sessions::CutSessions,
     gate::Gate,
     milliseconds_since,
     plan::{Plan, plan},
-    runtimes::{Followed, Listener, are_ports_contested},
-    snapshot::{Guarded, InForce},
+    runtimes::{Followed, RuntimeListener, are_ports_contested},
+    snapshot::{GuardedInterface, ProgramInForce},
 };
 use crate::{
     dataplane::{
@@ -34,7 +34,7 @@ use crate::{
     },
     docker,
     host::{self, Host, HostWatch, Netlink},
-    kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateStore, Turn},
+    kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateLock, StateStore},
     operator::ssh_session,
     policy::{KernelTick, OnExit},
     privileges,
@@ -53,7 +53,7 @@ pub(super) const RUNTIME_LATER: Duration = Duration::from_secs(3);
 
 /// What the loop begins with.
 pub struct Begin {
-    pub places: Places,
+    pub places: AgentPaths,
     pub force: Force,
     pub host: HostWatch,
     /// The network namespace of this process.
@@ -66,7 +66,7 @@ pub struct Begin {
 }
 
 pub struct Reconciler {
-    pub(super) places: Places,
+    pub(super) places: AgentPaths,
     pub(super) wanted: Wanted,
     pub(super) store: StateStore,
     pub(super) runtimes: Followed,
@@ -83,7 +83,7 @@ pub struct Reconciler {
     /// Containers have changed since the state was written: it is, once a second at most.
     is_unkept: bool,
     /// Held for its drop: no other agent has this state meanwhile.
-    _turn: Option<Turn>,
+    _turn: Option<StateLock>,
     /// The same of the pins; `None`: another agent has them, and this one ends.
     hold: Option<Hold>,
     go_back_again: Instant,
@@ -142,7 +142,7 @@ impl Reconciler {
             warn!("{warning}");
         }
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-        let listener = Listener::default();
+        let listener = RuntimeListener::default();
         let applier = Applier::open(
             places.pins.clone(),
             namespace,
@@ -210,7 +210,9 @@ impl Reconciler {
         reconciler
             .require_no_lockout(&wanted, ssh_session(), force == Force::Yes)
             .await?;
-        reconciler.put_in_force(wanted, force, Unit::Whole).await?;
+        reconciler
+            .put_in_force(wanted, force, RollbackScope::Whole)
+            .await?;
         privileges::keep_only_needed();
         reconciler.keep();
         reconciler.publish();
@@ -222,7 +224,7 @@ impl Reconciler {
     }
 
     /// Goes on until the guard has been taken off or the agent is asked to end.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub async fn run(mut self, mut commands: mpsc::Receiver<AgentCommand>) {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let changed = Arc::clone(&self.runtimes.listener().changed);
@@ -230,8 +232,8 @@ impl Reconciler {
             self.progress.step();
             let is_beat = tokio::select! {
                 command = commands.recv() => match command {
-                    None | Some(Command::End) => return,
-                    Some(Command::Leave(reply)) => {
+                    None | Some(AgentCommand::End) => return,
+                    Some(AgentCommand::Leave(reply)) => {
                         // The process ends, whether somebody waits for this or not.
                         let _result = reply.send(self.leave());
                         return;
@@ -372,7 +374,10 @@ impl Reconciler {
     async fn reconcile(&mut self) {
         let wanted = self.wanted.clone();
         let before = Arc::clone(&self.plan);
-        if let Err(problem) = self.put_in_force(wanted, Force::No, Unit::Interface).await {
+        if let Err(problem) = self
+            .put_in_force(wanted, Force::No, RollbackScope::Interface)
+            .await
+        {
             let problem = format!("{:#}", anyhow::Error::from(problem));
             if self.trouble.as_ref() != Some(&problem) {
                 warn!("not as planned: {problem}");
@@ -414,12 +419,12 @@ impl Reconciler {
     /// Plans for what is wanted, and applies the plan. What is wanted holds from then on.
     ///
     /// # Errors
-    /// As [`Applier::apply`]: with [`Unit::Whole`], what was wanted before holds.
+    /// As [`Applier::apply`]: with [`RollbackScope::Whole`], what was wanted before holds.
     pub(super) async fn put_in_force(
         &mut self,
         mut wanted: Wanted,
         force: Force,
-        unit: Unit,
+        unit: RollbackScope,
     ) -> Result<(), ChangeError> {
         let policy = &wanted.loaded.policy;
         self.runtimes.follow(policy, RUNTIME_LATER).await;
@@ -451,13 +456,13 @@ impl Reconciler {
             latest: &latest,
         };
         let applied = self.applier.apply(&order).await;
-        if let (Err(error), Unit::Whole) = (&applied, unit) {
+        if let (Err(error), RollbackScope::Whole) = (&applied, unit) {
             tracing::debug!("refused: {error}");
         }
-        if applied.is_ok() && unit == Unit::Whole {
+        if applied.is_ok() && unit == RollbackScope::Whole {
             self.warn_of_policy(&wanted.loaded, &plan);
         }
-        if applied.is_ok() || unit == Unit::Interface {
+        if applied.is_ok() || unit == RollbackScope::Interface {
             for warning in plan.warnings.iter().chain(&plan.container_warnings) {
                 let known = self.plan.warnings.iter();
                 if !known
@@ -610,14 +615,14 @@ impl Reconciler {
     pub(super) fn publish(&self) {
         let interfaces = self.applier.attachments().map(|(index, attached)| {
             let attachment = attached.attachment();
-            let in_force = attachment.program_id().map(|program_id| InForce {
+            let in_force = attachment.program_id().map(|program_id| ProgramInForce {
                 pins: attachment.pins().clone(),
                 program_id,
                 mode: attachment.mode(),
                 generation: attachment.about().map_or(0, |about| about.generation),
                 tapped: attachment.tapped(),
             });
-            Guarded {
+            GuardedInterface {
                 index,
                 name: attachment.interface().to_owned(),
                 in_force,
@@ -625,7 +630,7 @@ impl Reconciler {
             }
         });
         let unopened = self.applier.unopened();
-        let unopened = unopened.map(|(index, name, trouble)| Guarded {
+        let unopened = unopened.map(|(index, name, trouble)| GuardedInterface {
             index,
             name: name.to_owned(),
             in_force: None,

@@ -18,13 +18,13 @@ use crate::{
 /// The short cut between a runtime and the tables: a container may be started a few milliseconds after it was
 /// created, and its ports are closed before the loop finds the time.
 #[derive(Clone, Default)]
-pub struct Listener {
+pub struct RuntimeListener {
     /// Notified of all news.
     pub changed: Arc<Notify>,
     pub closer: Closer,
 }
 
-impl Listener {
+impl RuntimeListener {
     fn hear(&self, seen: &ObservedRuntime) {
         if let Ok(local_ports) = host::local_port_range() {
             let inventory = &seen.runtime.inventory;
@@ -44,18 +44,18 @@ impl Listener {
 #[derive(Default)]
 pub struct Followed {
     watches: BTreeMap<String, Watch>,
-    listener: Listener,
+    listener: RuntimeListener,
 }
 
 impl Followed {
-    pub fn new(listener: Listener) -> Self {
+    pub fn new(listener: RuntimeListener) -> Self {
         Self {
             watches: BTreeMap::new(),
             listener,
         }
     }
 
-    pub fn listener(&self) -> &Listener {
+    pub fn listener(&self) -> &RuntimeListener {
         &self.listener
     }
 

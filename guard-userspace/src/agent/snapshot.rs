@@ -37,7 +37,7 @@ pub struct Snapshot {
     pub modes: Modes,
     pub trial: Option<Trial>,
     /// The interfaces that carry the program, or should.
-    pub interfaces: Vec<Guarded>,
+    pub interfaces: Vec<GuardedInterface>,
     /// Why the plan is not in force, if that concerns no single interface.
     pub trouble: Option<String>,
     /// Open sessions that containers have closed since the last change of the policy.
@@ -48,19 +48,19 @@ pub struct Snapshot {
 
 /// An interface of the plan.
 #[derive(Clone)]
-pub struct Guarded {
+pub struct GuardedInterface {
     pub index: u32,
     /// Its name at this moment.
     pub name: String,
     /// `None`: no program has been put in force on it.
-    pub in_force: Option<InForce>,
+    pub in_force: Option<ProgramInForce>,
     /// Why it is not as planned.
     pub trouble: Option<String>,
 }
 
 /// The program on an interface, and where its state is.
 #[derive(Clone)]
-pub struct InForce {
+pub struct ProgramInForce {
     pub pins: Pins,
     pub program_id: u32,
     pub mode: XdpMode,
@@ -155,7 +155,7 @@ impl Snapshot {
 
     fn interface_status(&self, attached: &AttachedPrograms) -> Vec<InterfaceStatus> {
         // One that is gone is among those in trouble.
-        let is_there = |interface: &&Guarded| {
+        let is_there = |interface: &&GuardedInterface| {
             let mut troubles = self.plan.troubles.iter();
             !troubles.any(|trouble| trouble.name == interface.name)
         };
@@ -257,7 +257,7 @@ impl Snapshot {
         }
     }
 
-    fn in_force(&self) -> impl Iterator<Item = (&str, &InForce)> {
+    fn in_force(&self) -> impl Iterator<Item = (&str, &ProgramInForce)> {
         let interfaces = self.interfaces.iter();
         interfaces.filter_map(|one| Some((one.name.as_str(), one.in_force.as_ref()?)))
     }
@@ -265,7 +265,7 @@ impl Snapshot {
     /// What the kernel counted, on every interface.
     pub fn counters(&self) -> Result<Vec<api::Counter>> {
         let mut counters = Vec::new();
-        for (name, InForce { pins, .. }) in self.in_force() {
+        for (name, ProgramInForce { pins, .. }) in self.in_force() {
             if let Some(state) = InterfaceState::existing(pins)? {
                 let rows = state.counters()?.into_iter();
                 counters.extend(rows.map(|row| to_counter(name, row)));
@@ -277,7 +277,7 @@ impl Snapshot {
     /// The sources that sent most, of every interface, the heaviest first.
     pub fn talkers(&self) -> Result<Vec<api::Talker>> {
         let mut talkers = Vec::new();
-        for (name, InForce { pins, .. }) in self.in_force() {
+        for (name, ProgramInForce { pins, .. }) in self.in_force() {
             if let Some(state) = InterfaceState::existing(pins)? {
                 let rows = state.talkers()?.into_iter();
                 talkers.extend(rows.map(|row| to_talker(name, row)));
@@ -300,7 +300,7 @@ impl Snapshot {
         let in_force: Vec<_> = self.in_force().collect();
         let filter = filter_of(request, in_force.len()).map_err(ChangeError::Wrong)?;
         let mut taps = Vec::with_capacity(in_force.len());
-        for (name, InForce { pins, tapped, .. }) in in_force {
+        for (name, ProgramInForce { pins, tapped, .. }) in in_force {
             let tap = Tap::open(pins, filter.clone(), tapped.upgrade().unwrap_or_default());
             taps.push((name.to_owned(), tap.map_err(anyhow::Error::from)?));
         }

@@ -31,12 +31,12 @@ use tracing::warn;
 use crate::{
     dataplane::{ROUNDS, Tap, Tapped},
     host,
-    pcapng::{self, Packet},
+    pcapng::{self, PcapngPacket},
     policy::Timebase,
 };
 
 /// One interface's packets, and how many were wanted and missed until now.
-struct Source {
+struct CaptureSource {
     interface: String,
     tap: Tap,
     wanted: u64,
@@ -48,13 +48,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a capture holds while its client reads.
 struct Held {
-    sources: Vec<Source>,
+    sources: Vec<CaptureSource>,
     /// `None`: the client has not read for too long.
     turn: Option<OwnedSemaphorePermit>,
     asked: Instant,
 }
 
-type Shared = Arc<Mutex<Held>>;
+type SharedCapture = Arc<Mutex<Held>>;
 
 /// Whoever holds it does not wait, and a panic leaves it whole.
 fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
@@ -62,8 +62,8 @@ fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
 }
 
 /// A capture at work. It ends when it is dropped.
-struct Capture {
-    held: Shared,
+struct CaptureStream {
+    held: SharedCapture,
     head: Bytes,
     form: Form,
     length: usize,
@@ -95,7 +95,7 @@ pub fn answer(
     taps: Vec<(String, Tap)>,
     turn: OwnedSemaphorePermit,
 ) -> Response {
-    let sources = taps.into_iter().map(|(interface, tap)| Source {
+    let sources = taps.into_iter().map(|(interface, tap)| CaptureSource {
         interface,
         tap,
         wanted: 0,
@@ -104,13 +104,13 @@ pub fn answer(
     let mut beat = interval(Duration::from_secs(1) / ROUNDS);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let length = request.length.unwrap_or(SNAP_LENGTH).clamp(1, SNAP_LENGTH);
-    let sources: Vec<Source> = sources.collect();
+    let sources: Vec<CaptureSource> = sources.collect();
     let head = match request.form {
         Form::Json => Bytes::new(),
         Form::Pcapng => {
             let mut head = BytesMut::new();
             pcapng::section(&mut head);
-            for Source { interface, .. } in &sources {
+            for CaptureSource { interface, .. } in &sources {
                 pcapng::interface(&mut head, interface, length);
             }
             head.freeze()
@@ -122,7 +122,7 @@ pub fn answer(
         asked: Instant::now(),
     }));
     tokio::spawn(watch(Arc::downgrade(&held)));
-    let capture = Capture {
+    let capture = CaptureStream {
         held,
         head,
         form: request.form,
@@ -141,7 +141,7 @@ pub fn answer(
     ([(CONTENT_TYPE, kind)], Body::from_stream(blocks)).into_response()
 }
 
-impl Capture {
+impl CaptureStream {
     /// What there is to send next.
     async fn next(&mut self) -> anyhow::Result<Bytes> {
         if !self.head.is_empty() {
@@ -197,7 +197,7 @@ impl Capture {
         let time_ns = unix_ns(now, packet.boot_ns);
         match self.form {
             Form::Pcapng => {
-                let packet = Packet {
+                let packet = PcapngPacket {
                     interface: number,
                     time_ns,
                     frame: &packet.frame,
@@ -227,7 +227,7 @@ impl Capture {
         }
         for (number, source) in (0..).zip(&held.sources) {
             let time_ns = unix_ns(now, now.boot_ns);
-            let Source { wanted, missed, .. } = source;
+            let CaptureSource { wanted, missed, .. } = source;
             pcapng::statistics(block, number, time_ns, *wanted, *missed);
         }
         Ok(())
@@ -286,10 +286,10 @@ fn seen(interface: &str, packet: &Tapped, time_ns: u64) -> Captured {
     }
 }
 
-type Ends = (Option<String>, Option<String>, Option<String>);
+type FrameEnds = (Option<String>, Option<String>, Option<String>);
 
 /// Where a frame comes from, where it goes, and by which protocol, as far as it can be read.
-fn ends(frame: &[u8]) -> Ends {
+fn ends(frame: &[u8]) -> FrameEnds {
     let Ok(packet) = LaxSlicedPacket::from_ethernet(frame) else {
         return (None, None, None);
     };

@@ -52,7 +52,7 @@ impl ClientError {
     }
 }
 
-type Answer<T> = Result<T, ClientError>;
+type ClientResult<T> = Result<T, ClientError>;
 
 pub struct Client {
     http: reqwest::Client,
@@ -60,7 +60,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(socket: &Path) -> Answer<Self> {
+    pub fn new(socket: &Path) -> ClientResult<Self> {
         let http = reqwest::Client::builder().unix_socket(socket).build();
         Ok(Self {
             http: http.map_err(|error| ClientError::Unable(innermost(&error)))?,
@@ -68,24 +68,24 @@ impl Client {
         })
     }
 
-    pub async fn status(&self) -> Answer<Status> {
+    pub async fn status(&self) -> ClientResult<Status> {
         self.get("status").await
     }
 
-    pub async fn policy(&self) -> Answer<PolicyText> {
+    pub async fn policy(&self) -> ClientResult<PolicyText> {
         self.get("policy").await
     }
 
-    pub async fn counters(&self) -> Answer<Vec<Counter>> {
+    pub async fn counters(&self) -> ClientResult<Vec<Counter>> {
         self.get("counters").await
     }
 
-    pub async fn talkers(&self) -> Answer<Vec<Talker>> {
+    pub async fn talkers(&self) -> ClientResult<Vec<Talker>> {
         self.get("talkers").await
     }
 
     /// Packets as they come, in the form that was asked for.
-    pub async fn capture(&self, request: &CaptureRequest) -> Answer<reqwest::Response> {
+    pub async fn capture(&self, request: &CaptureRequest) -> ClientResult<reqwest::Response> {
         let sent = self.http.get(address("capture")).query(request).send();
         let response = timeout(PATIENCE, sent).await;
         let response = response.map_err(|_| self.silent(PATIENCE))?;
@@ -96,33 +96,33 @@ impl Client {
         Err(self.refusal(response).await)
     }
 
-    pub async fn explain(&self, question: &Question) -> Answer<Explanation> {
+    pub async fn explain(&self, question: &Question) -> ClientResult<Explanation> {
         let request = self.http.get(address("explain")).query(question);
         self.answer(request, PATIENCE).await
     }
 
-    pub async fn entries(&self) -> Answer<Vec<Entry>> {
+    pub async fn entries(&self) -> ClientResult<Vec<Entry>> {
         self.get("entries").await
     }
 
-    pub async fn enter(&self, request: &EntryRequest) -> Answer<Entry> {
+    pub async fn enter(&self, request: &EntryRequest) -> ClientResult<Entry> {
         self.change("entries", request).await
     }
 
     /// The same without a word on standard error.
-    pub async fn enter_silently(&self, request: &EntryRequest) -> Answer<Changed<Entry>> {
+    pub async fn enter_silently(&self, request: &EntryRequest) -> ClientResult<Changed<Entry>> {
         let request = self.http.post(address("entries")).json(request);
         self.answer(request, PATIENCE_FOR_CHANGES).await
     }
 
-    pub async fn revoke(&self, id: u64, request: &Revocation) -> Answer<Entry> {
+    pub async fn revoke(&self, id: u64, request: &Revocation) -> ClientResult<Entry> {
         let address = address(&format!("entries/{id}"));
         let request = self.http.delete(address).query(request);
         self.changed(request, PATIENCE_FOR_CHANGES).await
     }
 
     /// Stopping must not wait: an agent that does not answer soon is gone round.
-    pub async fn set_mode(&self, request: &ModeChange) -> Answer<Applied> {
+    pub async fn set_mode(&self, request: &ModeChange) -> ClientResult<Applied> {
         let patience = if request.mode.as_deref() == Some("off") {
             PATIENCE
         } else {
@@ -132,19 +132,19 @@ impl Client {
         self.changed(request, patience).await
     }
 
-    pub async fn reload(&self, request: &Reload) -> Answer<Applied> {
+    pub async fn reload(&self, request: &Reload) -> ClientResult<Applied> {
         self.change("reload", request).await
     }
 
-    pub async fn try_policy(&self, request: &NewTrial) -> Answer<Applied> {
+    pub async fn try_policy(&self, request: &NewTrial) -> ClientResult<Applied> {
         self.change("try", request).await
     }
 
-    pub async fn confirm(&self) -> Answer<Applied> {
+    pub async fn confirm(&self) -> ClientResult<Applied> {
         self.change("confirm", &()).await
     }
 
-    pub async fn detach(&self) -> Answer<Detached> {
+    pub async fn detach(&self) -> ClientResult<Detached> {
         let request = self.http.post(address("detach"));
         let response = self.send(request, PATIENCE).await?;
         if response.status() == StatusCode::NO_CONTENT {
@@ -162,7 +162,7 @@ impl Client {
         UnixStream::connect(&self.socket).is_ok()
     }
 
-    async fn get<T: DeserializeOwned>(&self, resource: &str) -> Answer<T> {
+    async fn get<T: DeserializeOwned>(&self, resource: &str) -> ClientResult<T> {
         self.answer(self.http.get(address(resource)), PATIENCE)
             .await
     }
@@ -171,7 +171,7 @@ impl Client {
         &self,
         resource: &str,
         body: &impl Serialize,
-    ) -> Answer<T> {
+    ) -> ClientResult<T> {
         let request = self.http.post(address(resource)).json(body);
         self.changed(request, PATIENCE_FOR_CHANGES).await
     }
@@ -181,7 +181,7 @@ impl Client {
         &self,
         request: RequestBuilder,
         patience: Duration,
-    ) -> Answer<T> {
+    ) -> ClientResult<T> {
         let Changed { done, not_kept } = self.answer(request, patience).await?;
         if let Some(not_kept) = not_kept {
             eprintln!("guard: in force, but lost at the agent's next start: {not_kept}");
@@ -193,7 +193,7 @@ impl Client {
         &self,
         request: RequestBuilder,
         patience: Duration,
-    ) -> Answer<T> {
+    ) -> ClientResult<T> {
         let response = self.send(request, patience).await?;
         if !response.status().is_success() {
             return Err(self.refusal(response).await);
@@ -211,7 +211,7 @@ impl Client {
         &self,
         mut request: RequestBuilder,
         patience: Duration,
-    ) -> Answer<reqwest::Response> {
+    ) -> ClientResult<reqwest::Response> {
         if let Ok(now) = timebase() {
             let deadline = now.boot_ns.saturating_add(nanoseconds(patience));
             request = request.header(DEADLINE, deadline);

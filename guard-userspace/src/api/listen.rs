@@ -64,11 +64,11 @@ impl Lasting {
 }
 
 /// A connection whose other end is known.
-pub trait Known {
+pub trait KnownPeer {
     fn actor(&self) -> Actor;
 }
 
-impl Known for UnixStream {
+impl KnownPeer for UnixStream {
     fn actor(&self) -> Actor {
         match self.peer_cred() {
             Ok(peer) => {
@@ -82,7 +82,7 @@ impl Known for UnixStream {
     }
 }
 
-impl Known for TcpStream {
+impl KnownPeer for TcpStream {
     fn actor(&self) -> Actor {
         self.peer_addr().map_or_else(
             |_| unknown(),
@@ -109,7 +109,7 @@ struct Connection {
 /// Answers until this is dropped.
 pub async fn serve<L: Listener>(mut listener: L, router: Router)
 where
-    L::Io: Known + 'static,
+    L::Io: KnownPeer + 'static,
 {
     let mut connections: VecDeque<Connection> = VecDeque::new();
     loop {

@@ -10,7 +10,7 @@ use super::{Failure, Whereabouts};
 #[derive(Debug, Args)]
 pub struct Audit {
     #[command(flatten)]
-    host: host::Host,
+    host: host::AuditHostCommand,
     #[command(subcommand)]
     what: Option<What>,
 }

@@ -32,7 +32,7 @@ use crate::{
 /// Without --all or --reason: what is dropped, and what would be if its mode were enforce. Ends with
 /// Ctrl-C, --count or --for. In a flood it takes a sample of each reason, and counts what it misses.
 #[derive(Debug, Args)]
-pub struct Capture {
+pub struct CaptureCommand {
     /// Write pcapng, each packet with its reason and service as its comment; `-`: to standard output
     #[arg(long, short, value_name = "FILE", conflicts_with = "json")]
     write: Option<PathBuf>,
@@ -74,7 +74,7 @@ fn reason_name(text: &str) -> Result<String, String> {
     reason(text).map(|reason| reason.name().to_owned())
 }
 
-impl Capture {
+impl CaptureCommand {
     pub async fn run(self, client: &Client) -> Result<(), Failure> {
         let is_stdout = self.write.as_deref() == Some(Path::new("-"));
         if is_stdout && io::stdout().is_terminal() {
@@ -164,11 +164,11 @@ impl Capture {
         })
     }
 
-    fn open(&self) -> Result<Sink, Failure> {
+    fn open(&self) -> Result<CaptureOutput, Failure> {
         let kind = match &self.write {
-            None if self.json => Kind::Json,
-            None => Kind::Text,
-            Some(_) => Kind::Pcapng,
+            None if self.json => CaptureFormat::Json,
+            None => CaptureFormat::Text,
+            Some(_) => CaptureFormat::Pcapng,
         };
         let to: Box<dyn Write + Send> = match &self.write {
             Some(path) if path != Path::new("-") => {
@@ -181,7 +181,7 @@ impl Capture {
             }
             _ => Box::new(BufWriter::new(io::stdout())),
         };
-        Ok(Sink {
+        Ok(CaptureOutput {
             kind,
             to,
             packets: 0,
@@ -191,15 +191,15 @@ impl Capture {
 }
 
 /// Where packets go.
-struct Sink {
-    kind: Kind,
+struct CaptureOutput {
+    kind: CaptureFormat,
     to: Box<dyn Write + Send>,
     packets: u64,
     missed: Missed,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum CaptureFormat {
     Pcapng,
     Json,
     Text,
@@ -223,21 +223,21 @@ impl Missed {
     }
 }
 
-impl Sink {
+impl CaptureOutput {
     /// Takes what has arrived whole, and writes it. Returns whether there are as many packets as are wanted.
     fn take(&mut self, arrived: &mut BytesMut, count: Option<u64>) -> io::Result<bool> {
         let is_done = |sink: &Self| count.is_some_and(|count| sink.packets >= count);
         while !is_done(self) {
             let Some(length) = (match self.kind {
-                Kind::Pcapng => block_length(arrived),
-                Kind::Json | Kind::Text => line_length(arrived),
+                CaptureFormat::Pcapng => block_length(arrived),
+                CaptureFormat::Json | CaptureFormat::Text => line_length(arrived),
             }) else {
                 break;
             };
             let whole = arrived.split_to(length).freeze();
             match self.kind {
-                Kind::Pcapng => self.write_block(&whole)?,
-                Kind::Json | Kind::Text => self.write_line(&whole)?,
+                CaptureFormat::Pcapng => self.write_block(&whole)?,
+                CaptureFormat::Json | CaptureFormat::Text => self.write_line(&whole)?,
             }
         }
         self.to.flush()?;
@@ -259,15 +259,17 @@ impl Sink {
             Line::Packet(seen) => {
                 self.packets += 1;
                 match self.kind {
-                    Kind::Text => writeln!(self.to, "{}", without_controls(&describe(&seen)))?,
-                    Kind::Json | Kind::Pcapng => self.to.write_all(line)?,
+                    CaptureFormat::Text => {
+                        writeln!(self.to, "{}", without_controls(&describe(&seen)))?
+                    }
+                    CaptureFormat::Json | CaptureFormat::Pcapng => self.to.write_all(line)?,
                 }
             }
         }
         Ok(())
     }
 
-    fn summary(&self, capture: &Capture) -> String {
+    fn summary(&self, capture: &CaptureCommand) -> String {
         let packets = match self.packets {
             1 => "1 packet".to_owned(),
             packets => format!("{packets} packets"),

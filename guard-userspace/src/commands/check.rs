@@ -11,7 +11,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::live::Live;
+use self::live::LiveCheck;
 use super::{
     DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, print_warning, read_policy,
 };
@@ -49,7 +49,7 @@ struct Checked {
     warnings: Vec<Warning>,
     /// Only with `--live`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    live: Option<Live>,
+    live: Option<LiveCheck>,
 }
 
 #[derive(Serialize)]
@@ -98,14 +98,14 @@ impl Check {
             print_warning(&warning.display(&file));
         }
         if live {
-            checked.live = Some(Live::ask(&policy, &whereabouts.client()?).await?);
+            checked.live = Some(LiveCheck::ask(&policy, &whereabouts.client()?).await?);
         }
         if json {
             print_json(&checked)?;
         } else {
             print(&checked.describe().map_err(anyhow::Error::from)?)?;
         }
-        match checked.live.as_ref().and_then(Live::complaint) {
+        match checked.live.as_ref().and_then(LiveCheck::complaint) {
             Some(complaint) => Err(anyhow::Error::msg(complaint).into()),
             None => Ok(()),
         }

@@ -7,13 +7,13 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use super::{
     Failure, Whereabouts, figures,
     meter::{Meter, Metered},
-    reading::Reader,
+    reading::GuardReader,
     watch::Watched,
 };
 use crate::api::Counter;
 
 pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Failure> {
-    let reader = Reader::new(whereabouts)?;
+    let reader = GuardReader::new(whereabouts)?;
     let mut meter = Meter::default();
     watched
         .run(async |watched| {

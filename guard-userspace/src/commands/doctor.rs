@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::Args;
 
-use super::{DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, reading::Reader};
-use crate::doctor::{Finding, Health, Known, LISTENING, examine};
+use super::{
+    DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, reading::GuardReader,
+};
+use crate::doctor::{DoctorFinding, DoctorInput, Health, LISTENING, examine};
 
 #[derive(Debug, Args)]
 pub struct Doctor {
@@ -23,14 +25,14 @@ impl Doctor {
             policy,
             output: Output { json },
         } = self;
-        let reader = Reader::new(whereabouts)?;
+        let reader = GuardReader::new(whereabouts)?;
         let status = reader.status().await.map_err(|error| error.to_string());
         let in_force = status
             .as_ref()
             .ok()
             .map(|status| status.policy.path.clone().into());
         let policy = policy.or(in_force).unwrap_or_else(|| DEFAULT_POLICY.into());
-        let known = Known {
+        let known = DoctorInput {
             policy: &policy,
             pins: &whereabouts.pins,
             status,
@@ -51,23 +53,23 @@ impl Doctor {
 }
 
 /// Two readings. `None`: nothing counts, or not for this user.
-async fn listen(reader: &Reader) -> Option<[Vec<crate::api::Counter>; 2]> {
+async fn listen(reader: &GuardReader) -> Option<[Vec<crate::api::Counter>; 2]> {
     let before = reader.counters().await.ok()?;
     tokio::time::sleep(LISTENING).await;
     let now = reader.counters().await.ok()?;
     Some([before, now])
 }
 
-fn count(findings: &[Finding], health: Health) -> usize {
+fn count(findings: &[DoctorFinding], health: Health) -> usize {
     findings
         .iter()
         .filter(|finding| finding.health == health)
         .count()
 }
 
-fn describe(findings: &[Finding]) -> String {
+fn describe(findings: &[DoctorFinding]) -> String {
     let mut text = String::new();
-    for Finding {
+    for DoctorFinding {
         check,
         interface,
         health,

@@ -22,7 +22,7 @@ pub struct Sums {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Rate {
+pub struct TrafficRate {
     #[serde(rename = "packets_per_second")]
     pub packets: f64,
     #[serde(rename = "dropped_per_second")]
@@ -31,7 +31,7 @@ pub struct Rate {
     pub bytes: f64,
 }
 
-impl std::ops::AddAssign for Rate {
+impl std::ops::AddAssign for TrafficRate {
     fn add_assign(&mut self, other: Self) {
         self.packets += other.packets;
         self.dropped += other.dropped;
@@ -45,7 +45,7 @@ pub struct Metered<T> {
     #[serde(flatten)]
     pub row: T,
     #[serde(flatten)]
-    pub rate: Option<Rate>,
+    pub rate: Option<TrafficRate>,
 }
 
 /// Remembers one reading.
@@ -78,7 +78,7 @@ impl<T: Counting> Meter<T> {
     }
 }
 
-fn rate_of(now: Sums, before: Sums, seconds: f64) -> Rate {
+fn rate_of(now: Sums, before: Sums, seconds: f64) -> TrafficRate {
     // What counts less than before has started anew.
     let before = if now.packets < before.packets {
         Sums::default()
@@ -86,7 +86,7 @@ fn rate_of(now: Sums, before: Sums, seconds: f64) -> Rate {
         before
     };
     let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-    Rate {
+    TrafficRate {
         packets: per_second(now.packets, before.packets),
         dropped: per_second(now.dropped, before.dropped),
         bytes: per_second(now.bytes, before.bytes),
@@ -158,7 +158,7 @@ mod tests {
         for (second, packets, rate) in [(2, 300, 100.0), (4, 300, 0.0), (6, 50, 25.0)] {
             let at = start + Duration::from_secs(second);
             let found = meter.read(at, vec![talker(packets)])[0].rate;
-            let expected = Rate {
+            let expected = TrafficRate {
                 packets: rate,
                 dropped: rate / 2.0,
                 bytes: rate * 100.0,

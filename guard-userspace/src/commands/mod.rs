@@ -79,7 +79,7 @@ impl Whereabouts {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent in the foreground, until SIGINT or SIGTERM
-    Run(run::Run),
+    Run(run::RunCommand),
     /// Write a first policy from what is found on this host
     Init(init::Init),
     /// Check a policy without applying it
@@ -93,11 +93,11 @@ enum Command {
     /// Show the sources that send most, and those that are dropped most
     Talkers(talkers::Talkers),
     /// Show packets with their reasons, or write them for Wireshark
-    Capture(capture::Capture),
+    Capture(capture::CaptureCommand),
     /// Say whether a source reaches a port, and why
     Explain(explain::Explain),
     /// Run a capture through a policy, in the real kernel program
-    Replay(replay::Replay),
+    Replay(replay::ReplayCommand),
     /// Say what of this host can be reached, what the policy does with it, and what to change
     Audit(audit::Audit),
     /// Let a source through for a while: not denied, not limited, admitted where a service has `from`

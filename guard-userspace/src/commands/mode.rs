@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct ChangeMode {
     #[arg(value_enum)]
-    mode: Asked,
+    mode: ModeArgument,
     /// Of this service alone
     #[arg(long, value_name = "S")]
     service: Option<String>,
@@ -21,7 +21,7 @@ pub struct ChangeMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Asked {
+enum ModeArgument {
     /// Everything passes, nothing is judged; works without an agent too
     Off,
     /// Everything passes; what would be dropped is counted
@@ -32,7 +32,7 @@ enum Asked {
     Policy,
 }
 
-impl Asked {
+impl ModeArgument {
     const fn name(self) -> Option<&'static str> {
         match self {
             Self::Off => Some("off"),
@@ -50,7 +50,7 @@ impl ChangeMode {
             service,
             forced: Forced { force },
         } = self;
-        let is_kill_switch = mode == Asked::Off && service.is_none();
+        let is_kill_switch = mode == ModeArgument::Off && service.is_none();
         let change = ModeChange {
             service: service.clone(),
             mode: mode.name().map(str::to_owned),

@@ -12,12 +12,12 @@ use crate::{
 };
 
 /// Where both are found.
-pub struct Reader {
+pub struct GuardReader {
     pub client: Client,
     pins: std::path::PathBuf,
 }
 
-impl Reader {
+impl GuardReader {
     pub fn new(whereabouts: &Whereabouts) -> Result<Self, ClientError> {
         Ok(Self {
             client: whereabouts.client()?,

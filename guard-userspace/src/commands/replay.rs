@@ -21,14 +21,14 @@ use serde::Serialize;
 
 use super::{DEFAULT_POLICY, Failure, print, print_json, read_policy};
 use crate::{
-    dataplane::{Direction, Judged, Replay as Program, source_of},
+    dataplane::{Direction, Judged, Replay, source_of},
     host,
     pcap::{self, Recorded},
     policy::{ContainerNetwork, Containers, Policy, PublishedPort, Tables, Timebase},
 };
 
 #[derive(Debug, Args)]
-pub struct Replay {
+pub struct ReplayCommand {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
@@ -57,7 +57,7 @@ pub struct Replay {
 
 /// What `--each` prints of a packet.
 #[derive(Serialize)]
-struct Line<'a> {
+struct ReplayLine<'a> {
     n: u64,
     /// Seconds since 1970.
     time: f64,
@@ -73,7 +73,7 @@ struct Line<'a> {
 
 /// What `--json` prints.
 #[derive(Default, Serialize)]
-struct Sums {
+struct ReplaySummary {
     packets: u64,
     passed: u64,
     dropped: u64,
@@ -83,7 +83,7 @@ struct Sums {
     by_service: BTreeMap<String, u64>,
 }
 
-impl Replay {
+impl ReplayCommand {
     pub fn run(self) -> Result<(), Failure> {
         let containers = self.containers().map_err(Failure::Usage)?;
         let mut policy = read_policy(&self.policy)?;
@@ -93,7 +93,7 @@ impl Replay {
                 service.mode = Mode::Enforce;
             }
         }
-        let mut sums = Sums::default();
+        let mut sums = ReplaySummary::default();
         let result = self.replay(&policy, &containers, &mut sums);
         if result.is_err() && sums.packets == 0 {
             // There is nothing to sum up.
@@ -105,9 +105,14 @@ impl Replay {
         Ok(result?)
     }
 
-    fn replay(&self, policy: &Policy, containers: &Containers, sums: &mut Sums) -> Result<()> {
+    fn replay(
+        &self,
+        policy: &Policy,
+        containers: &Containers,
+        sums: &mut ReplaySummary,
+    ) -> Result<()> {
         let mut stdout = BufWriter::new(io::stdout().lock());
-        let mut program: Option<(Program, i64)> = None;
+        let mut program: Option<(Replay, i64)> = None;
         let result = pcap::read(&self.file, |recorded| {
             let (program, start) = match &mut program {
                 Some(running) => running,
@@ -148,10 +153,10 @@ impl Replay {
 
     fn judge<'a>(
         &self,
-        program: &'a Program,
+        program: &'a Replay,
         recorded: &Recorded,
-        sums: &mut Sums,
-    ) -> Result<Line<'a>> {
+        sums: &mut ReplaySummary,
+    ) -> Result<ReplayLine<'a>> {
         let Recorded {
             time_ns,
             frame,
@@ -172,7 +177,7 @@ impl Replay {
             program.judge(frame)?
         };
         let Judged { service, outcome } = judged;
-        let line = Line {
+        let line = ReplayLine {
             n: sums.packets,
             time: *time_ns as f64 / 1e9,
             verdict: outcome.verdict().name(),
@@ -195,19 +200,19 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Loads the program as it would have been when the first packet came.
-fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<(Program, i64)> {
+fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<(Replay, i64)> {
     let now = Timebase {
         world: Timestamp::from_nanosecond(first_ns.into())?,
-        boot_ns: Program::BOOT_NS,
+        boot_ns: Replay::BOOT_NS,
     };
     let tick_ns = host::tick_ns()?;
     let local_ports = host::local_port_range()?;
     let tables = Tables::compile(policy, containers, &local_ports, now);
-    Ok((Program::new(tables, tick_ns)?, first_ns))
+    Ok((Replay::new(tables, tick_ns)?, first_ns))
 }
 
-impl Sums {
-    fn add(&mut self, line: &Line<'_>) {
+impl ReplaySummary {
+    fn add(&mut self, line: &ReplayLine<'_>) {
         self.packets += 1;
         if line.verdict == Verdict::Drop.name() {
             self.dropped += 1;

@@ -19,17 +19,17 @@ use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, Failure, Whereabouts};
 use crate::{
-    agent::{Agent, ChangeError, Places},
+    agent::{Agent, AgentPaths, ChangeError},
     api::{
         Changed, Reload, listen,
-        server::{ControlSocket, Served},
+        server::{ApiState, ControlSocket},
     },
     dataplane::{Force, require_capabilities},
     privileges, web,
 };
 
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunCommand {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
@@ -41,7 +41,7 @@ pub struct Run {
 /// How often systemd's watchdog is fed.
 const BEAT: Duration = Duration::from_secs(1);
 
-impl Run {
+impl RunCommand {
     pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
         let Self { policy, force } = self;
         log_to_stderr();
@@ -51,7 +51,7 @@ impl Run {
         let socket = ControlSocket::bind(&whereabouts.socket)
             .await
             .map_err(anyhow::Error::from)?;
-        let places = Places {
+        let places = AgentPaths {
             policy,
             pins: whereabouts.pins.clone(),
             state: whereabouts.state.clone(),
@@ -60,7 +60,7 @@ impl Run {
         let (agent, ended) = Agent::start(places, force).await?;
         listen::raise_file_limit();
         privileges::keep_only_needed();
-        let served = Served::new(agent.clone());
+        let served = ApiState::new(agent.clone());
         let is_asked_to_detach = Arc::clone(&served.is_asked_to_detach);
         notify(&[NotifyState::Ready]);
         let why = tokio::select! {

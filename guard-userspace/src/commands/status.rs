@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::{
     Failure, Whereabouts, figures,
-    meter::{Meter, Metered, Rate},
-    reading::Reader,
+    meter::{Meter, Metered, TrafficRate},
+    reading::GuardReader,
     watch::Watched,
 };
 use crate::{
@@ -27,11 +27,11 @@ struct WithRate<'a> {
     #[serde(flatten)]
     status: &'a Status,
     #[serde(flatten)]
-    rate: Option<Rate>,
+    rate: Option<TrafficRate>,
 }
 
 pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Failure> {
-    let reader = Reader::new(whereabouts)?;
+    let reader = GuardReader::new(whereabouts)?;
     let mut meter = Meter::default();
     watched
         .run(async |watched| {
@@ -48,7 +48,7 @@ pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Fail
         .await
 }
 
-fn sum(counters: &[Metered<Counter>]) -> Option<Rate> {
+fn sum(counters: &[Metered<Counter>]) -> Option<TrafficRate> {
     let rates = counters.iter().filter_map(|counter| counter.rate);
     rates.reduce(|mut sum, rate| {
         sum += rate;
@@ -56,7 +56,7 @@ fn sum(counters: &[Metered<Counter>]) -> Option<Rate> {
     })
 }
 
-fn describe_traffic(counters: &[Metered<Counter>], rate: Option<Rate>) -> String {
+fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) -> String {
     let sum = |is_wanted: fn(&Counter) -> bool| {
         let rows = counters.iter().filter(|counter| is_wanted(&counter.row));
         figures::count(rows.map(|counter| counter.row.packets as f64).sum())
@@ -67,7 +67,7 @@ fn describe_traffic(counters: &[Metered<Counter>], rate: Option<Rate>) -> String
         sum(|row| row.verdict == "drop"),
         sum(|row| row.would.is_some())
     );
-    if let Some(Rate {
+    if let Some(TrafficRate {
         packets,
         dropped,
         bytes,

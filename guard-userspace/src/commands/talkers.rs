@@ -9,8 +9,8 @@ use super::{
     Failure, Whereabouts,
     counters::aligned,
     figures,
-    meter::{Meter, Metered, Rate},
-    reading::Reader,
+    meter::{Meter, Metered, TrafficRate},
+    reading::GuardReader,
     watch::Watched,
 };
 use crate::api::Talker;
@@ -37,7 +37,7 @@ enum By {
 impl Talkers {
     pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
         let Self { by, limit, watched } = self;
-        let reader = Reader::new(whereabouts)?;
+        let reader = GuardReader::new(whereabouts)?;
         let mut meter = Meter::default();
         watched
             .run(async |watched| {
@@ -67,7 +67,7 @@ impl By {
     /// The rate, and then the total.
     fn weigh(self, talker: &Metered<Talker>) -> (f64, u64) {
         let Metered { row, rate } = talker;
-        let Rate {
+        let TrafficRate {
             packets,
             dropped,
             bytes,

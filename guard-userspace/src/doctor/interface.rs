@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, thread};
 
 use futures_util::TryStreamExt as _;
 
-use super::{Finding, Known, LISTENING};
+use super::{DoctorFinding, DoctorInput, LISTENING};
 use crate::{
     api::{Counter, InterfaceStatus},
     host::{Netlink, XdpState},
@@ -14,11 +14,11 @@ use crate::{
 /// kernel behind it.
 const LONGEST_UNFRAGMENTED: u32 = 3_498;
 
-pub async fn examine(name: &str, known: &Known<'_>, netlink: &Netlink) -> Vec<Finding> {
+pub async fn examine(name: &str, known: &DoctorInput<'_>, netlink: &Netlink) -> Vec<DoctorFinding> {
     let xdp = match netlink.xdp(name).await {
         Ok(xdp) => xdp,
         Err(_) => {
-            let finding = Finding::failure(
+            let finding = DoctorFinding::failure(
                 "interface",
                 "it does not exist",
                 "`ip -brief link` lists those that do",
@@ -53,10 +53,10 @@ fn program(
     xdp: Option<XdpState>,
     guarded: Option<&InterfaceStatus>,
     above: Option<(String, XdpState)>,
-) -> Finding {
+) -> DoctorFinding {
     // It hinders what is to be attached, and not what is.
     if let (None, Some((above, XdpState { program_id, .. }))) = (xdp, above) {
-        return Finding::failure(
+        return DoctorFinding::failure(
             "xdp",
             format!(
                 "{above} stands on it and has an XDP program, {program_id}: the kernel takes none below"
@@ -67,27 +67,27 @@ fn program(
     match (xdp, guarded) {
         (Some(XdpState { native, .. }), Some(guarded)) if guarded.attached => {
             if native {
-                return Finding::ok("xdp", "the guard is attached in the driver");
+                return DoctorFinding::ok("xdp", "the guard is attached in the driver");
             }
-            Finding::warning(
+            DoctorFinding::warning(
                 "xdp",
                 "the guard is attached in the kernel's generic path, which costs several times as much",
                 "look for a driver with XDP, or for what keeps this one from it: MTU, LRO, queues",
             )
         }
-        (None, Some(_)) => Finding::failure(
+        (None, Some(_)) => DoctorFinding::failure(
             "xdp",
             "the guard should be attached, and is not",
             "`guard status` and the agent's log say why",
         ),
-        (Some(XdpState { program_id, .. }), _) => Finding::failure(
+        (Some(XdpState { program_id, .. }), _) => DoctorFinding::failure(
             "xdp",
             format!("another XDP program has it: {program_id}"),
             format!(
                 "`bpftool prog show id {program_id}` says whose it is; `guard run --force` takes it off"
             ),
         ),
-        (None, None) => Finding::ok("xdp", "no program is attached, and none is in the way"),
+        (None, None) => DoctorFinding::ok("xdp", "no program is attached, and none is in the way"),
     }
 }
 
@@ -99,43 +99,43 @@ fn sysfs(name: &str, file: &str) -> Option<PathBuf> {
     (index.trim().parse() == Ok(own)).then(|| folder.join(file))
 }
 
-fn driver(name: &str) -> Finding {
+fn driver(name: &str) -> DoctorFinding {
     let Some(device) = sysfs(name, "device") else {
-        return Finding::unknown("driver", "sysfs does not show this network namespace");
+        return DoctorFinding::unknown("driver", "sysfs does not show this network namespace");
     };
     if !device.exists() {
-        return Finding::ok("driver", "it is virtual");
+        return DoctorFinding::ok("driver", "it is virtual");
     }
     let driver = fs::read_link(device.join("driver")).ok();
     match driver.as_deref().and_then(|driver| driver.file_name()) {
-        Some(driver) => Finding::ok("driver", driver.to_string_lossy()),
-        None => Finding::unknown("driver", "its device names no driver"),
+        Some(driver) => DoctorFinding::ok("driver", driver.to_string_lossy()),
+        None => DoctorFinding::unknown("driver", "its device names no driver"),
     }
 }
 
-fn mtu(mtu: Option<u32>, xdp: Option<XdpState>) -> Finding {
+fn mtu(mtu: Option<u32>, xdp: Option<XdpState>) -> DoctorFinding {
     let is_generic = xdp.is_some_and(|xdp| !xdp.native);
     match mtu {
-        None => Finding::unknown("mtu", "the kernel does not say it"),
+        None => DoctorFinding::unknown("mtu", "the kernel does not say it"),
         Some(mtu) if mtu <= LONGEST_UNFRAGMENTED => {
-            Finding::ok("mtu", format!("{mtu}: a packet fits one buffer"))
+            DoctorFinding::ok("mtu", format!("{mtu}: a packet fits one buffer"))
         }
-        Some(mtu) if is_generic => Finding::warning(
+        Some(mtu) if is_generic => DoctorFinding::warning(
             "mtu",
             format!("{mtu}: packets need several buffers, which this driver may not give to XDP"),
             format!("if jumbo frames are not needed, set it to {LONGEST_UNFRAGMENTED} or less"),
         ),
-        Some(mtu) => Finding::ok(
+        Some(mtu) => DoctorFinding::ok(
             "mtu",
             format!("{mtu}: packets need several buffers, which the program reads"),
         ),
     }
 }
 
-fn queues(name: &str) -> Finding {
+fn queues(name: &str) -> DoctorFinding {
     let folder = sysfs(name, "queues").and_then(|folder| fs::read_dir(folder).ok());
     let Some(folder) = folder else {
-        return Finding::unknown("queues", "sysfs does not show this network namespace");
+        return DoctorFinding::unknown("queues", "sysfs does not show this network namespace");
     };
     let names = folder.flatten().map(|queue| queue.file_name());
     let count = names
@@ -146,13 +146,13 @@ fn queues(name: &str) -> Finding {
     let finding = format!("{count} to receive, for {cpus} CPUs");
     if count == 1 && cpus > 1 && is_physical {
         let advice = format!("`ethtool -L {name} combined {cpus}`, if it can have more");
-        return Finding::warning(
+        return DoctorFinding::warning(
             "queues",
             format!("{finding}: one CPU takes every packet"),
             advice,
         );
     }
-    Finding::ok("queues", finding)
+    DoctorFinding::ok("queues", finding)
 }
 
 /// The names of the features that are on. `None`: nobody says (ethtool's netlink, Linux 5.6).
@@ -173,19 +173,19 @@ async fn active_features(name: &str) -> Option<Vec<String>> {
     Some(on.map(|bit| bit.name).collect())
 }
 
-fn lro(active: Option<Vec<String>>) -> Finding {
+fn lro(active: Option<Vec<String>>) -> DoctorFinding {
     match active {
-        None => Finding::unknown("lro", "ethtool's netlink does not answer for it"),
-        Some(active) if active.iter().any(|name| name == "rx-lro") => Finding::warning(
+        None => DoctorFinding::unknown("lro", "ethtool's netlink does not answer for it"),
+        Some(active) if active.iter().any(|name| name == "rx-lro") => DoctorFinding::warning(
             "lro",
             "large receive offload is on: drivers refuse XDP, or packets come merged",
             "`ethtool -K INTERFACE lro off`",
         ),
-        Some(_) => Finding::ok("lro", "large receive offload is off"),
+        Some(_) => DoctorFinding::ok("lro", "large receive offload is off"),
     }
 }
 
-fn packets([before, now]: &[Vec<Counter>; 2], name: &str) -> Finding {
+fn packets([before, now]: &[Vec<Counter>; 2], name: &str) -> DoctorFinding {
     let sum = |counters: &[Counter]| -> u64 {
         let own = counters.iter().filter(|counter| counter.interface == name);
         own.map(|counter| counter.packets).sum()
@@ -193,13 +193,13 @@ fn packets([before, now]: &[Vec<Counter>; 2], name: &str) -> Finding {
     let (before, now) = (sum(before), sum(now));
     let seconds = LISTENING.as_secs();
     match now.saturating_sub(before) {
-        _ if now == 0 => Finding::warning(
+        _ if now == 0 => DoctorFinding::warning(
             "packets",
             "no packet has come since the guard is attached",
             "is it the interface that traffic comes in by?",
         ),
-        0 => Finding::ok("packets", format!("none within {seconds} s, {now} before")),
-        new => Finding::ok("packets", format!("{new} within {seconds} s")),
+        0 => DoctorFinding::ok("packets", format!("none within {seconds} s, {now} before")),
+        new => DoctorFinding::ok("packets", format!("{new} within {seconds} s")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::Finding;
+use super::DoctorFinding;
 use crate::{
     dataplane::{self, pins},
     host,
@@ -16,7 +16,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// A tick as long as this makes the shortest burst long.
 const LONG_TICK_NS: u64 = 10_000_000;
 
-pub fn examine(pins: &Path) -> Vec<Finding> {
+pub fn examine(pins: &Path) -> Vec<DoctorFinding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     vec![
         version(release.trim()),
@@ -27,58 +27,58 @@ pub fn examine(pins: &Path) -> Vec<Finding> {
     ]
 }
 
-fn version(release: &str) -> Finding {
+fn version(release: &str) -> DoctorFinding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut number = || numbers.next()?.parse::<u32>().ok();
     let finding = format!("Linux {release}");
     match number().zip(number()) {
-        Some(version) if version >= OLDEST => Finding::ok("kernel", finding),
-        Some(_) => Finding::failure(
+        Some(version) if version >= OLDEST => DoctorFinding::ok("kernel", finding),
+        Some(_) => DoctorFinding::failure(
             "kernel",
             finding,
             format!("run Linux {}.{} or later", OLDEST.0, OLDEST.1),
         ),
-        None => Finding::unknown("kernel", "the kernel's version cannot be read"),
+        None => DoctorFinding::unknown("kernel", "the kernel's version cannot be read"),
     }
 }
 
-fn btf() -> Finding {
+fn btf() -> DoctorFinding {
     if Path::new(BTF).exists() {
-        return Finding::ok("btf", "the kernel describes its types");
+        return DoctorFinding::ok("btf", "the kernel describes its types");
     }
-    Finding::warning(
+    DoctorFinding::warning(
         "btf",
         format!("there is no {BTF}: tools such as bpftool show the tables without names"),
         "run a kernel with CONFIG_DEBUG_INFO_BTF, as distributions' are",
     )
 }
 
-fn bpffs(folder: &Path) -> Finding {
+fn bpffs(folder: &Path) -> DoctorFinding {
     let mut existing = folder.ancestors().filter(|folder| folder.exists());
     if existing.next().is_some_and(pins::is_bpffs) {
-        return Finding::ok(
+        return DoctorFinding::ok(
             "bpffs",
             format!("{} is on a BPF file system", folder.display()),
         );
     }
     if folder.starts_with(pins::BPFFS) {
-        return Finding::warning(
+        return DoctorFinding::warning(
             "bpffs",
             format!("no BPF file system can be seen at {}", pins::BPFFS),
             "the agent mounts it when it starts, as root; or `mount -t bpf bpf /sys/fs/bpf`",
         );
     }
-    Finding::failure(
+    DoctorFinding::failure(
         "bpffs",
         format!("{} is on no BPF file system", folder.display()),
         "mount one there, as in `mount -t bpf bpf FOLDER`, or leave out --pins",
     )
 }
 
-fn capabilities() -> Finding {
+fn capabilities() -> DoctorFinding {
     match dataplane::require_capabilities() {
-        Ok(()) => Finding::ok("capabilities", "this user may load and attach programs"),
-        Err(_) => Finding::warning(
+        Ok(()) => DoctorFinding::ok("capabilities", "this user may load and attach programs"),
+        Err(_) => DoctorFinding::warning(
             "capabilities",
             "this user may not load programs, and sees less than root does",
             "run it as root to see everything; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
@@ -86,17 +86,17 @@ fn capabilities() -> Finding {
     }
 }
 
-fn tick() -> Finding {
+fn tick() -> DoctorFinding {
     match host::tick_ns() {
         Ok(tick_ns) if tick_ns < LONG_TICK_NS => {
-            Finding::ok("tick", format!("{} ms", tick_ns / 1_000_000))
+            DoctorFinding::ok("tick", format!("{} ms", tick_ns / 1_000_000))
         }
-        Ok(tick_ns) => Finding::warning(
+        Ok(tick_ns) => DoctorFinding::warning(
             "tick",
             format!("{} ms: no burst can be shorter", tick_ns / 1_000_000),
             "run a kernel with CONFIG_HZ=250 or more if short bursts matter",
         ),
-        Err(error) => Finding::unknown("tick", format!("the clocks cannot be read: {error}")),
+        Err(error) => DoctorFinding::unknown("tick", format!("the clocks cannot be read: {error}")),
     }
 }
 

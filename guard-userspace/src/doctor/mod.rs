@@ -28,7 +28,7 @@ pub enum Health {
 
 /// One element of the list that `guard doctor --json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct DoctorFinding {
     /// What was looked at: `kernel`, `mtu`.
     pub check: &'static str,
     /// `null`: it is about the host.
@@ -39,7 +39,7 @@ pub struct Finding {
     pub advice: Option<String>,
 }
 
-impl Finding {
+impl DoctorFinding {
     fn ok(check: &'static str, finding: impl Into<String>) -> Self {
         Self {
             check,
@@ -81,7 +81,7 @@ impl Finding {
 }
 
 /// What is asked outside, of the agent or the pins.
-pub struct Known<'a> {
+pub struct DoctorInput<'a> {
     pub policy: &'a Path,
     pub pins: &'a Path,
     /// Why it is not known, if it is not.
@@ -94,7 +94,7 @@ pub struct Known<'a> {
 pub const LISTENING: Duration = Duration::from_secs(1);
 
 /// Looks at everything.
-pub async fn examine(known: &Known<'_>) -> Vec<Finding> {
+pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
     let policy = read_policy(known.policy);
     let mut findings = kernel::examine(known.pins);
     findings.push(surroundings::policy(known.policy, &policy));
@@ -104,7 +104,7 @@ pub async fn examine(known: &Known<'_>) -> Vec<Finding> {
         Ok(netlink) => {
             let names = interfaces(known, policy.as_ref(), &netlink).await;
             if names.is_empty() {
-                findings.push(Finding::warning(
+                findings.push(DoctorFinding::warning(
                     "interfaces",
                     "there is no interface to guard",
                     "name some in the policy, as in `interfaces = [\"eth0\"]`",
@@ -114,7 +114,7 @@ pub async fn examine(known: &Known<'_>) -> Vec<Finding> {
                 findings.extend(interface::examine(&name, known, &netlink).await);
             }
         }
-        Err(error) => findings.push(Finding::unknown(
+        Err(error) => findings.push(DoctorFinding::unknown(
             "interfaces",
             format!("route netlink cannot be reached: {error}"),
         )),
@@ -132,7 +132,11 @@ fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
 }
 
 /// Those that are guarded, or would be.
-async fn interfaces(known: &Known<'_>, policy: Option<&Policy>, netlink: &Netlink) -> Vec<String> {
+async fn interfaces(
+    known: &DoctorInput<'_>,
+    policy: Option<&Policy>,
+    netlink: &Netlink,
+) -> Vec<String> {
     if let Ok(status) = &known.status {
         let names = status.interfaces.iter();
         return names.map(|interface| interface.name.clone()).collect();

@@ -5,26 +5,26 @@ use std::path::Path;
 use guard_common::layout::PortProtocol;
 use jiff::Timestamp;
 
-use super::Finding;
+use super::DoctorFinding;
 use crate::{
     api::Status,
     docker, host,
     policy::{Policy, PolicyError, PublishedPort},
 };
 
-pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> Finding {
+pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFinding {
     let policy = match policy {
         Ok(policy) => policy,
         Err(error) => {
             let advice =
                 "`guard check` says what would be right; `guard run` does not start without one";
-            return Finding::failure("policy", error.to_string(), advice);
+            return DoctorFinding::failure("policy", error.to_string(), advice);
         }
     };
     let place = path.display();
     match policy.warnings(Timestamp::now()).as_slice() {
-        [] => Finding::ok("policy", format!("{place} is sound")),
-        [first, rest @ ..] => Finding::warning(
+        [] => DoctorFinding::ok("policy", format!("{place} is sound")),
+        [first, rest @ ..] => DoctorFinding::warning(
             "policy",
             format!(
                 "{}, and {} more",
@@ -36,11 +36,11 @@ pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> Finding {
     }
 }
 
-pub fn agent(status: &Result<Status, String>) -> Finding {
+pub fn agent(status: &Result<Status, String>) -> DoctorFinding {
     let status = match status {
         Ok(status) => status,
         Err(problem) => {
-            return Finding::warning(
+            return DoctorFinding::warning(
                 "agent",
                 problem.as_str(),
                 "`systemctl start guard`; members of the group `guard` may ask it",
@@ -53,26 +53,26 @@ pub fn agent(status: &Result<Status, String>) -> Finding {
             .trouble
             .as_deref()
             .unwrap_or("it does not answer");
-        return Finding::failure(
+        return DoctorFinding::failure(
             "agent",
             format!("{trouble}; the kernel goes on without it"),
             "`systemctl restart guard`, and `journalctl -u guard` says why it ended",
         );
     }
     match status.not_enforcing_because.first() {
-        Some(obstacle) => Finding::failure(
+        Some(obstacle) => DoctorFinding::failure(
             "agent",
             format!("it runs, and does not enforce: {obstacle}"),
             "`guard status` has the whole",
         ),
-        None => Finding::ok("agent", format!("it runs, in mode {}", status.mode)),
+        None => DoctorFinding::ok("agent", format!("it runs, in mode {}", status.mode)),
     }
 }
 
-pub fn local_ports(status: &Result<Status, String>) -> Finding {
+pub fn local_ports(status: &Result<Status, String>) -> DoctorFinding {
     let range = match host::local_port_range() {
         Ok(range) => range,
-        Err(error) => return Finding::unknown("local_ports", error.to_string()),
+        Err(error) => return DoctorFinding::unknown("local_ports", error.to_string()),
     };
     let docker = status
         .as_ref()
@@ -89,9 +89,9 @@ pub fn local_ports(status: &Result<Status, String>) -> Finding {
         .collect();
     let finding = format!("{} to {}", range.start(), range.end());
     if inside.is_empty() {
-        return Finding::ok("local_ports", finding);
+        return DoctorFinding::ok("local_ports", finding);
     }
-    Finding::warning(
+    DoctorFinding::warning(
         "local_ports",
         format!(
             "{finding} has published ports in it ({}): closing them leaves open sessions alive",
@@ -101,34 +101,36 @@ pub fn local_ports(status: &Result<Status, String>) -> Finding {
     )
 }
 
-pub fn conntrack() -> Finding {
+pub fn conntrack() -> DoctorFinding {
     match host::conntrack("count").zip(host::conntrack("max")) {
         Some((count, max)) => conntrack_fill(count, max),
-        None => Finding::ok("conntrack", "the kernel tracks no connections"),
+        None => DoctorFinding::ok("conntrack", "the kernel tracks no connections"),
     }
 }
 
-fn conntrack_fill(count: u64, max: u64) -> Finding {
+fn conntrack_fill(count: u64, max: u64) -> DoctorFinding {
     let percent = count * 100 / max.max(1);
     let finding = format!("{count} of {max} connections, {percent} %");
     let advice = "raise net.netfilter.nf_conntrack_max, or find in `guard top` who opens so many";
     match percent {
-        0..80 => Finding::ok("conntrack", finding),
-        80..95 => Finding::warning("conntrack", finding, advice),
-        _ => Finding::failure("conntrack", finding, advice),
+        0..80 => DoctorFinding::ok("conntrack", finding),
+        80..95 => DoctorFinding::warning("conntrack", finding, advice),
+        _ => DoctorFinding::failure("conntrack", finding, advice),
     }
 }
 
-pub async fn docker(policy: Option<&Policy>) -> Finding {
+pub async fn docker(policy: Option<&Policy>) -> DoctorFinding {
     let Some(policy) = policy else {
-        return Finding::unknown("docker", "without a policy it is not known where it is");
+        return DoctorFinding::unknown("docker", "without a policy it is not known where it is");
     };
     let Some(socket) = &policy.docker_socket else {
-        return Finding::ok("docker", "turned off by the policy");
+        return DoctorFinding::ok("docker", "turned off by the policy");
     };
     match docker::version(socket).await {
-        Ok(version) => Finding::ok("docker", format!("version {version} answers at {socket}")),
-        Err(error) => Finding::warning(
+        Ok(version) => {
+            DoctorFinding::ok("docker", format!("version {version} answers at {socket}"))
+        }
+        Err(error) => DoctorFinding::warning(
             "docker",
             error.to_string(),
             "start it, or write `[docker] socket = \"\"` if there is none",

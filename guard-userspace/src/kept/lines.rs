@@ -6,7 +6,7 @@ use guard_common::{address::Family, exposure::NetworkKind};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangedMode, Kept, KeptPolicy, KnownContainers, Modes, Trial};
+use super::{ChangedMode, Kept, KeptPolicy, KeptTrial, KnownContainers, Modes};
 use crate::policy::{ContainerNetwork, Containers, Entry, Labelled, PublishedPort};
 
 /// Of the format. A file with another one is set aside.
@@ -15,7 +15,7 @@ const VERSION: u32 = 1;
 /// One line of the file.
 #[derive(Deserialize, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Line {
+pub enum StoreLine {
     Guard {
         version: u32,
     },
@@ -60,7 +60,7 @@ pub enum Line {
         sha256: String,
     },
     Trial {
-        trial: Trial,
+        trial: KeptTrial,
     },
     Detached,
     /// The last line: without it the file has been cut off.
@@ -70,7 +70,7 @@ pub enum Line {
 }
 
 impl Kept {
-    pub fn lines(&self) -> Vec<Line> {
+    pub fn lines(&self) -> Vec<StoreLine> {
         let Self {
             last_id,
             entries,
@@ -82,22 +82,22 @@ impl Kept {
             detached,
         } = self.clone();
         let mut lines = vec![
-            Line::Guard { version: VERSION },
-            Line::LastId { id: last_id },
+            StoreLine::Guard { version: VERSION },
+            StoreLine::LastId { id: last_id },
         ];
         if detached {
-            lines.push(Line::Detached);
+            lines.push(StoreLine::Detached);
         }
-        lines.extend(host.map(|changed| Line::Mode {
+        lines.extend(host.map(|changed| StoreLine::Mode {
             service: None,
             changed,
         }));
-        let services = services.into_iter().map(|(name, changed)| Line::Mode {
+        let services = services.into_iter().map(|(name, changed)| StoreLine::Mode {
             service: Some(name),
             changed,
         });
         lines.extend(services);
-        lines.extend(entries.into_iter().map(|entry| Line::Entry { entry }));
+        lines.extend(entries.into_iter().map(|entry| StoreLine::Entry { entry }));
         let is_known = containers.is_some();
         let KnownContainers {
             socket,
@@ -109,10 +109,10 @@ impl Kept {
                     labelled,
                 },
         } = containers.unwrap_or_default();
-        lines.extend(is_known.then_some(Line::Docker { socket, daemon }));
+        lines.extend(is_known.then_some(StoreLine::Docker { socket, daemon }));
         lines.extend(published.iter().map(|port| {
             let (port, ipv6) = write_port(port);
-            Line::Published { port, ipv6 }
+            StoreLine::Published { port, ipv6 }
         }));
         lines.extend(labelled.into_iter().map(|labelled| {
             let Labelled {
@@ -120,20 +120,20 @@ impl Kept {
                 published,
                 labels,
             } = labelled;
-            Line::Labelled {
+            StoreLine::Labelled {
                 container,
                 published: published.iter().map(write_port).collect(),
                 labels,
             }
         }));
-        lines.extend(networks.iter().map(|network| Line::Network {
+        lines.extend(networks.iter().map(|network| StoreLine::Network {
             prefix: network.prefix,
             masqueraded: network.kind == NetworkKind::Masqueraded,
         }));
         let refused = refused.into_iter();
-        lines.extend(refused.map(|sha256| Line::Refused { sha256 }));
-        lines.extend(trial.map(|trial| Line::Trial { trial }));
-        lines.extend(policy.map(|policy| Line::Policy { policy }));
+        lines.extend(refused.map(|sha256| StoreLine::Refused { sha256 }));
+        lines.extend(trial.map(|trial| StoreLine::Trial { trial }));
+        lines.extend(policy.map(|policy| StoreLine::Policy { policy }));
         lines
     }
 
@@ -141,37 +141,37 @@ impl Kept {
         &mut self.containers.get_or_insert_default().containers
     }
 
-    fn add(&mut self, line: Line) -> Result<(), String> {
+    fn add(&mut self, line: StoreLine) -> Result<(), String> {
         match line {
-            Line::Guard { version: VERSION } | Line::End { .. } => {}
-            Line::Guard { version } => {
+            StoreLine::Guard { version: VERSION } | StoreLine::End { .. } => {}
+            StoreLine::Guard { version } => {
                 return Err(format!("its format is {version}, not {VERSION}"));
             }
-            Line::LastId { id } => self.last_id = self.last_id.max(id),
-            Line::Entry { entry } => {
+            StoreLine::LastId { id } => self.last_id = self.last_id.max(id),
+            StoreLine::Entry { entry } => {
                 self.last_id = self.last_id.max(entry.id);
                 self.entries.push(entry);
             }
-            Line::Mode {
+            StoreLine::Mode {
                 service: None,
                 changed,
             } => self.modes.host = Some(changed),
-            Line::Mode {
+            StoreLine::Mode {
                 service: Some(name),
                 changed,
             } => {
                 self.modes.services.insert(name, changed);
             }
-            Line::Docker { socket, daemon } => {
+            StoreLine::Docker { socket, daemon } => {
                 let known = self.containers.get_or_insert_default();
                 known.socket = socket;
                 known.daemon = daemon;
             }
-            Line::Published { port, ipv6 } => {
+            StoreLine::Published { port, ipv6 } => {
                 let port = read_port(&port, ipv6)?;
                 self.known().published.push(port);
             }
-            Line::Labelled {
+            StoreLine::Labelled {
                 container,
                 published,
                 labels,
@@ -184,7 +184,7 @@ impl Kept {
                 };
                 self.known().labelled.push(labelled);
             }
-            Line::Network {
+            StoreLine::Network {
                 prefix,
                 masqueraded,
             } => {
@@ -197,10 +197,10 @@ impl Kept {
                     },
                 });
             }
-            Line::Policy { policy } => self.policy = Some(policy),
-            Line::Refused { sha256 } => self.refused.push(sha256),
-            Line::Trial { trial } => self.trial = Some(trial),
-            Line::Detached => self.detached = true,
+            StoreLine::Policy { policy } => self.policy = Some(policy),
+            StoreLine::Refused { sha256 } => self.refused.push(sha256),
+            StoreLine::Trial { trial } => self.trial = Some(trial),
+            StoreLine::Detached => self.detached = true,
         }
         Ok(())
     }
@@ -232,7 +232,7 @@ pub fn read(bytes: &[u8]) -> (Kept, Vec<String>) {
             .map_err(|_| "no text".to_owned())
             .and_then(|line| serde_json::from_str(&line).map_err(|error| error.to_string()))
             .and_then(|line| {
-                if let Line::End { lines } = line {
+                if let StoreLine::End { lines } = line {
                     end = Some(lines);
                 } else {
                     sound += 1;

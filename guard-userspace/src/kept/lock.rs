@@ -32,14 +32,14 @@ const STEP: Duration = Duration::from_millis(20);
 /// Keeps every other agent from the same state for as long as it lives. The kernel ends it with the
 /// process.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held for its drop")] Flock<fs::File>);
+pub struct StateLock(#[expect(dead_code, reason = "held for its drop")] Flock<fs::File>);
 
 /// Takes the state of an agent for this one. `None`: there is no file to lock, and none can be made; then
 /// nothing can be written there either, and the pins keep other agents away.
 ///
 /// # Errors
 /// Another agent has it, and does not give it up.
-pub async fn take(folder: &Path) -> Result<Option<Turn>, KeepError> {
+pub async fn take(folder: &Path) -> Result<Option<StateLock>, KeepError> {
     // What is wrong with the folder is told when it is written to.
     let _result = fs::create_dir_all(folder);
     let path = folder.join(FILE);
@@ -48,7 +48,7 @@ pub async fn take(folder: &Path) -> Result<Option<Turn>, KeepError> {
         return Ok(None);
     }
     let turn = patiently(|| match open(&path).and_then(lock) {
-        Ok(lock) => Ok(Some(Some(Turn(lock)))),
+        Ok(lock) => Ok(Some(Some(StateLock(lock)))),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         // A file system without locks.
         Err(error) => {

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    lock::{Turn, patiently, take},
+    lock::{StateLock, patiently, take},
     store::StateStore,
 };
 use crate::policy::{Containers, Entry, Policy};
@@ -55,7 +55,7 @@ pub struct Kept {
     /// The SHA-256 of the policies that were tried and not confirmed, the newest last.
     pub refused: Vec<String>,
     /// A policy that is being tried.
-    pub trial: Option<Trial>,
+    pub trial: Option<KeptTrial>,
     /// The operator took the guard off; the agent that finds this ends.
     pub detached: bool,
 }
@@ -91,7 +91,7 @@ pub struct KeptPolicy {
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Trial {
+pub struct KeptTrial {
     pub path: PathBuf,
     pub sha256: String,
     pub until: Timestamp,
@@ -316,7 +316,7 @@ mod tests {
                 text: "mode = \"enforce\"\n".to_owned(),
             }),
             refused: vec!["00ff".to_owned(), "ff00".to_owned()],
-            trial: Some(Trial {
+            trial: Some(KeptTrial {
                 path: "/etc/guard/new.toml".into(),
                 sha256: "00ff".to_owned(),
                 until: now,

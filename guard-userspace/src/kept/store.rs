@@ -23,7 +23,7 @@ use tracing::warn;
 
 use super::{
     KeepError, Kept,
-    lines::{Line, read},
+    lines::{StoreLine, read},
     lock,
     merge::merge,
 };
@@ -290,7 +290,7 @@ impl StateStore {
         // A policy's text has a piece for each of its lines, and each would be a system call.
         let mut buffered = BufWriter::new(file);
         let lines = kept.lines();
-        let end = Line::End { lines: lines.len() };
+        let end = StoreLine::End { lines: lines.len() };
         for line in lines.iter().chain([&end]) {
             serde_json::to_writer(&mut buffered, line)?;
             buffered.write_all(b"\n")?;

@@ -181,7 +181,7 @@ pub fn judge(
     sessions: &[Session],
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
-    let judge = Judge {
+    let judge = SessionJudge {
         situation,
         replay: situation.judge_by(&exposure_alone(situation.policy))?,
     };
@@ -237,13 +237,13 @@ fn exposure_alone(policy: &Policy) -> Policy {
 }
 
 /// The policy's program, unattached.
-struct Judge<'a> {
+struct SessionJudge<'a> {
     situation: &'a Situation<'a>,
     replay: Replay,
 }
 
 /// Why sessions from one address to one port are closed.
-struct Finding {
+struct CloseCause {
     outcome: Outcome,
     service: Option<String>,
     because: String,
@@ -253,7 +253,7 @@ struct Finding {
     entry: Option<u64>,
 }
 
-impl Judge<'_> {
+impl SessionJudge<'_> {
     fn is_own(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.situation.own.contains(&address)
     }
@@ -273,7 +273,7 @@ impl Judge<'_> {
     }
 
     /// `None`: it stays open.
-    fn find(&self, session: &Session) -> Result<Option<Finding>> {
+    fn find(&self, session: &Session) -> Result<Option<CloseCause>> {
         let Session { local, peer } = session;
         let (from, to) = (peer.ip(), local.ip());
         let port = local.port();
@@ -296,7 +296,7 @@ impl Judge<'_> {
             (Reason::DeniedSource, None) => self.denying_entry(from, service.as_deref()),
             _ => None,
         };
-        Ok(Some(Finding {
+        Ok(Some(CloseCause {
             outcome: Outcome::new(reason, mode),
             because: match (entry, steps.last(), &service) {
                 (Some(entry), _, _) => entry.to_string(),
@@ -331,7 +331,7 @@ impl Judge<'_> {
     }
 }
 
-impl Finding {
+impl CloseCause {
     fn cut(&self, session: Session) -> Cut {
         let Self {
             outcome,

@@ -2,13 +2,13 @@
 
 use guard_common::{layout::PortProtocol, reason::Reason};
 
-use super::Finding;
+use super::CloseCause;
 use crate::{
     policy::{Policy, Ports},
     sessions::Session,
 };
 
-pub fn keep_open(policy: &Policy, session: &Session, finding: &Finding) -> String {
+pub fn keep_open(policy: &Policy, session: &Session, finding: &CloseCause) -> String {
     let client = session.peer.ip();
     let place = match finding.line {
         Some(line) => format!(" (line {line})"),

@@ -12,13 +12,13 @@ pub const INTERVAL: u64 = 10;
 const POINTS: usize = 360;
 
 /// Which packets: their service, what became of them, what would have, and why.
-type Key = (Option<String>, String, Option<String>, String);
+type SeriesKey = (Option<String>, String, Option<String>, String);
 
 #[derive(Debug, Default)]
 pub struct History {
     /// The last sums, over all interfaces.
-    last: Option<BTreeMap<Key, [u64; 2]>>,
-    points: VecDeque<(Timestamp, BTreeMap<Key, [u64; 2]>)>,
+    last: Option<BTreeMap<SeriesKey, [u64; 2]>>,
+    points: VecDeque<(Timestamp, BTreeMap<SeriesKey, [u64; 2]>)>,
 }
 
 /// One line of the chart.
@@ -47,7 +47,7 @@ pub struct Hour {
 impl History {
     /// Takes in what has been counted up to a moment.
     pub fn add(&mut self, now: Timestamp, counters: &[Counter]) {
-        let mut sums: BTreeMap<Key, [u64; 2]> = BTreeMap::new();
+        let mut sums: BTreeMap<SeriesKey, [u64; 2]> = BTreeMap::new();
         for counter in counters {
             let key = (
                 counter.service.clone(),
@@ -76,7 +76,7 @@ impl History {
     }
 
     pub fn hour(&self) -> Hour {
-        let mut series: BTreeMap<&Key, Series> = BTreeMap::new();
+        let mut series: BTreeMap<&SeriesKey, Series> = BTreeMap::new();
         for (index, (_, point)) in self.points.iter().enumerate() {
             for (key, [packets, bytes]) in point {
                 let (service, verdict, would, reason) = key;

@@ -35,7 +35,7 @@ use self::history::{History, Hour};
 use crate::{
     agent::{Agent, Snapshot},
     api::{Counter, Status, Talker, listen},
-    audit::host::{InForce, Report, Survey},
+    audit::host::{PolicyInForce, Report, Survey},
     host,
     policy::KernelTick,
 };
@@ -56,14 +56,14 @@ const CONTENT_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; st
                               form-action 'none'; frame-ancestors 'none'";
 
 #[derive(Clone)]
-struct Served {
+struct WebState {
     agent: Agent,
     history: Arc<Mutex<History>>,
-    exposure: Arc<Mutex<Option<Exposure>>>,
+    exposure: Arc<Mutex<Option<ExposureAudit>>>,
 }
 
 /// A look at what is exposed, under way or over, and when it began.
-struct Exposure {
+struct ExposureAudit {
     look: Shared<BoxFuture<'static, Result<Value, String>>>,
     at: Instant,
 }
@@ -74,7 +74,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Serves at the address that the policy in force names, and at another when that changes. Never returns.
 pub async fn serve(agent: Agent) {
     let snapshots = agent.snapshots();
-    let served = Served {
+    let served = WebState {
         agent,
         history: Arc::default(),
         exposure: Arc::default(),
@@ -82,7 +82,7 @@ pub async fn serve(agent: Agent) {
     tokio::join!(remember(&served), listen_at(&served, snapshots));
 }
 
-async fn remember(served: &Served) {
+async fn remember(served: &WebState) {
     let mut tick = interval(Duration::from_secs(history::INTERVAL));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -101,7 +101,7 @@ async fn remember(served: &Served) {
     }
 }
 
-async fn listen_at(served: &Served, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+async fn listen_at(served: &WebState, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     loop {
         let wanted = snapshots.borrow_and_update().web();
         let Some(wanted) = wanted else {
@@ -130,7 +130,7 @@ async fn listen_at(served: &Served, mut snapshots: watch::Receiver<Arc<Snapshot>
     }
 }
 
-fn router(served: Served) -> Router {
+fn router(served: WebState) -> Router {
     let limit = Arc::new(tokio::sync::Semaphore::new(MAX_REQUESTS));
     Router::new()
         .route("/", get(page))
@@ -188,7 +188,7 @@ async fn page() -> Html<&'static str> {
     Html(PAGE)
 }
 
-async fn metrics(State(served): State<Served>) -> Result<Response, Failed> {
+async fn metrics(State(served): State<WebState>) -> Result<Response, Failed> {
     let agent = &served.agent;
     let snapshot = agent.snapshot();
     let text = metrics::encode(
@@ -199,19 +199,19 @@ async fn metrics(State(served): State<Served>) -> Result<Response, Failed> {
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn status(State(served): State<Served>) -> Result<Json<Status>, Failed> {
+async fn status(State(served): State<WebState>) -> Result<Json<Status>, Failed> {
     Ok(Json(served.agent.status().await?))
 }
 
-async fn counters(State(served): State<Served>) -> Result<Json<Vec<Counter>>, Failed> {
+async fn counters(State(served): State<WebState>) -> Result<Json<Vec<Counter>>, Failed> {
     Ok(Json(served.agent.counters().await?))
 }
 
-async fn talkers(State(served): State<Served>) -> Result<Json<Vec<Talker>>, Failed> {
+async fn talkers(State(served): State<WebState>) -> Result<Json<Vec<Talker>>, Failed> {
     Ok(Json(served.agent.talkers().await?))
 }
 
-async fn history(State(served): State<Served>) -> Json<Hour> {
+async fn history(State(served): State<WebState>) -> Json<Hour> {
     let history = served
         .history
         .lock()
@@ -219,7 +219,7 @@ async fn history(State(served): State<Served>) -> Json<Hour> {
     Json(history.hour())
 }
 
-async fn exposure(State(served): State<Served>) -> Result<Json<Value>, Failed> {
+async fn exposure(State(served): State<WebState>) -> Result<Json<Value>, Failed> {
     // Clients that ask meanwhile wait for the same look, and for no lock.
     let look = {
         let mut exposure = served
@@ -227,10 +227,10 @@ async fn exposure(State(served): State<Served>) -> Result<Json<Value>, Failed> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         match &*exposure {
-            Some(Exposure { look, at }) if at.elapsed() < LOOK_AGAIN => look.clone(),
+            Some(ExposureAudit { look, at }) if at.elapsed() < LOOK_AGAIN => look.clone(),
             _ => {
                 let look = look_at_exposure(served.agent.clone()).boxed().shared();
-                *exposure = Some(Exposure {
+                *exposure = Some(ExposureAudit {
                     look: look.clone(),
                     at: Instant::now(),
                 });
@@ -248,7 +248,7 @@ async fn look_at_exposure(agent: Agent) -> Result<Value, String> {
         let status = agent.status().await?;
         let text = agent.snapshot().policy_text();
         let tick_ns = host::tick_ns()?;
-        let in_force = InForce::answered(text, &status, KernelTick { tick_ns })?;
+        let in_force = PolicyInForce::answered(text, &status, KernelTick { tick_ns })?;
         let survey = Survey::make(in_force.policy.docker_socket.clone()).await?;
         let report = Report::new(survey, Some(in_force), Vec::new()).await?;
         Ok::<_, anyhow::Error>(serde_json::to_value(report)?)

@@ -12,7 +12,7 @@ use fastrand::Rng;
 use guard::{
     agent::{
         Loaded, Trial, Wanted,
-        apply::{Applier, Order, Unit},
+        apply::{Applier, Order, RollbackScope},
         gate::Gate,
         plan::{Plan, Runtimes, Target, plan},
     },
@@ -449,7 +449,7 @@ async fn apply_worlds(pins: PathBuf) -> u64 {
             host: &host,
             epoch: gate.begin().0,
             force: Force::No,
-            unit: Unit::Whole,
+            unit: RollbackScope::Whole,
             early: &BTreeSet::new(),
             latest: &latest,
         };

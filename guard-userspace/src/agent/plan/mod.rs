@@ -141,7 +141,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
         .map(|target| target.index)
         .chain(wanted.guarded.values().copied())
         .collect();
-    let world = World {
+    let world = PlanInput {
         host,
         runtimes,
         wanted,
@@ -198,7 +198,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
     }
 }
 
-struct World<'a> {
+struct PlanInput<'a> {
     host: &'a Host,
     runtimes: &'a Runtimes,
     wanted: &'a Wanted,
@@ -208,15 +208,15 @@ struct World<'a> {
 
 /// What is known of the containers that a policy is about.
 #[derive(Default)]
-struct Known {
+struct CompiledContainers {
     compiled: Compiled,
     state: RuntimeState,
 }
 
-impl World<'_> {
-    fn known(&self, policy: &Policy) -> Known {
+impl PlanInput<'_> {
+    fn known(&self, policy: &Policy) -> CompiledContainers {
         let Some(socket) = &policy.docker_socket else {
-            return Known::default();
+            return CompiledContainers::default();
         };
         let state = |daemon: Option<&str>, connected, error| RuntimeState {
             socket: socket.clone(),
@@ -227,27 +227,27 @@ impl World<'_> {
         let compile =
             |runtime: &Runtime| containers::compile(&runtime.inventory, self.host, self.guarded);
         let Some(runtime) = self.runtimes.get(socket) else {
-            return Known {
+            return CompiledContainers {
                 compiled: self.last_known(socket, None),
                 state: state(None, false, Some("it has not been asked yet".to_owned())),
             };
         };
         let daemon = runtime.daemon.as_deref();
         match &runtime.connection {
-            ConnectionState::Connected => Known {
+            ConnectionState::Connected => CompiledContainers {
                 compiled: compile(runtime),
                 state: state(daemon, true, None),
             },
-            ConnectionState::Lost { error, .. } => Known {
+            ConnectionState::Lost { error, .. } => CompiledContainers {
                 compiled: compile(runtime),
                 state: state(daemon, false, Some(error.clone())),
             },
             // Until the daemon has told everything, what it published before stays closed as well.
-            ConnectionState::Reading => Known {
+            ConnectionState::Reading => CompiledContainers {
                 compiled: compile(runtime).with(self.last_known(socket, daemon)),
                 state: state(daemon, false, Some("it is being read".to_owned())),
             },
-            ConnectionState::NeverAnswered { error } => Known {
+            ConnectionState::NeverAnswered { error } => CompiledContainers {
                 compiled: compile(runtime).with(self.last_known(socket, daemon)),
                 state: state(daemon, false, Some(error.clone())),
             },
@@ -263,7 +263,7 @@ impl World<'_> {
     }
 
     /// The policy with the modes of operators and the labels of containers.
-    fn effective(&self, loaded: &Loaded, known: &Known) -> (Arc<Policy>, Vec<String>) {
+    fn effective(&self, loaded: &Loaded, known: &CompiledContainers) -> (Arc<Policy>, Vec<String>) {
         let modes = &self.wanted.modes;
         let labelled = &known.compiled.containers.labelled;
         if modes.is_empty() && labelled.is_empty() {
@@ -274,7 +274,7 @@ impl World<'_> {
         (Arc::new(policy), warnings)
     }
 
-    fn obstacles(&self, policy: &Policy, known: &Known) -> Vec<String> {
+    fn obstacles(&self, policy: &Policy, known: &CompiledContainers) -> Vec<String> {
         let mut obstacles = known.compiled.obstacles.clone();
         if let Some(error) = &known.state.error
             && policy.scope == Scope::Containers

@@ -18,15 +18,15 @@ use utoipa::{
 use crate::{agent::ChangeError, api::ErrorBody};
 
 /// What most resources answer.
-pub type Answer<T> = Result<Json<T>, ApiError>;
+pub type ApiResult<T> = Result<Json<T>, ApiError>;
 
 /// How long a client may take to send what it asks for.
 const PATIENCE_FOR_BODY: Duration = Duration::from_secs(10);
 
 /// What a client sends, with what is wrong in the shape of every other error.
-pub struct Asked<T>(pub T);
+pub struct ClientInput<T>(pub T);
 
-impl<S, T> FromRequest<S> for Asked<T>
+impl<S, T> FromRequest<S> for ClientInput<T>
 where
     S: Send + Sync,
     T: FromRequest<S>,

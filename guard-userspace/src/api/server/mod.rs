@@ -6,6 +6,6 @@ mod routes;
 mod socket;
 
 pub use self::{
-    routes::Served,
+    routes::ApiState,
     socket::{ControlSocket, SocketError},
 };

@@ -24,7 +24,7 @@ use tracing::info;
 use utoipa::{OpenApi, openapi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::errors::{Answer, ApiError, Asked, wrong};
+use super::errors::{ApiError, ApiResult, ClientInput, wrong};
 use crate::{
     agent::{Agent, ChangeError},
     api::{
@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Every resource, for the router and for the document that describes it.
-fn resources() -> OpenApiRouter<Served> {
+fn resources() -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(description))
         .routes(routes!(status))
@@ -71,7 +71,7 @@ fn resources() -> OpenApiRouter<Served> {
 struct Description;
 
 /// The control API.
-pub fn router(served: Served) -> Router {
+pub fn router(served: ApiState) -> Router {
     let (router, document) = resources().split_for_parts();
     let no_such_resource = no_such_resource(&document);
     router
@@ -148,7 +148,7 @@ async fn in_time(request: Request, next: Next) -> Response {
 
 /// What the answers come from.
 #[derive(Clone)]
-pub struct Served {
+pub struct ApiState {
     agent: Agent,
     /// Held by the client that captures.
     capture: Arc<Semaphore>,
@@ -156,7 +156,7 @@ pub struct Served {
     pub is_asked_to_detach: Arc<AtomicBool>,
 }
 
-impl Served {
+impl ApiState {
     pub fn new(agent: Agent) -> Self {
         Self {
             agent,
@@ -187,7 +187,7 @@ async fn description(
     path = "/v1/status",
     responses((status = 200, body = Status), ApiError)
 )]
-async fn status(State(served): State<Served>) -> Answer<Status> {
+async fn status(State(served): State<ApiState>) -> ApiResult<Status> {
     Ok(Json(served.agent.status().await?))
 }
 
@@ -197,7 +197,7 @@ async fn status(State(served): State<Served>) -> Answer<Status> {
     path = "/v1/policy",
     responses((status = 200, body = PolicyText), ApiError)
 )]
-async fn policy(State(served): State<Served>) -> Answer<PolicyText> {
+async fn policy(State(served): State<ApiState>) -> ApiResult<PolicyText> {
     Ok(Json(served.agent.snapshot().policy_text()))
 }
 
@@ -207,7 +207,7 @@ async fn policy(State(served): State<Served>) -> Answer<PolicyText> {
     path = "/v1/counters",
     responses((status = 200, body = Vec<Counter>), ApiError)
 )]
-async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
+async fn counters(State(served): State<ApiState>) -> ApiResult<Vec<Counter>> {
     Ok(Json(served.agent.counters().await?))
 }
 
@@ -217,7 +217,7 @@ async fn counters(State(served): State<Served>) -> Answer<Vec<Counter>> {
     path = "/v1/talkers",
     responses((status = 200, body = Vec<Talker>), ApiError)
 )]
-async fn talkers(State(served): State<Served>) -> Answer<Vec<Talker>> {
+async fn talkers(State(served): State<ApiState>) -> ApiResult<Vec<Talker>> {
     Ok(Json(served.agent.talkers().await?))
 }
 
@@ -229,9 +229,9 @@ async fn talkers(State(served): State<Served>) -> Answer<Vec<Talker>> {
     responses((status = 200, body = Explanation), ApiError)
 )]
 async fn explain(
-    State(served): State<Served>,
+    State(served): State<ApiState>,
     question: Result<Query<Question>, QueryRejection>,
-) -> Answer<Explanation> {
+) -> ApiResult<Explanation> {
     let Query(Question { from, to }) = question.map_err(wrong)?;
     Ok(Json(served.agent.explain(from, &to).await?))
 }
@@ -250,7 +250,7 @@ async fn explain(
     )
 )]
 async fn capture(
-    State(served): State<Served>,
+    State(served): State<ApiState>,
     Extension(lasting): Extension<Lasting>,
     Extension(by): Extension<Actor>,
     request: Result<Query<CaptureRequest>, QueryRejection>,
@@ -281,7 +281,7 @@ async fn capture(
     path = "/v1/entries",
     responses((status = 200, body = Vec<Entry>), ApiError)
 )]
-async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
+async fn entries(State(served): State<ApiState>) -> ApiResult<Vec<Entry>> {
     Ok(Json(served.agent.snapshot().entries().to_vec()))
 }
 
@@ -293,10 +293,10 @@ async fn entries(State(served): State<Served>) -> Answer<Vec<Entry>> {
     responses((status = 200, body = Changed<Entry>), ApiError)
 )]
 async fn enter(
-    State(served): State<Served>,
+    State(served): State<ApiState>,
     Extension(by): Extension<Actor>,
-    Asked(Json(request)): Asked<Json<EntryRequest>>,
-) -> Answer<Changed<Entry>> {
+    ClientInput(Json(request)): ClientInput<Json<EntryRequest>>,
+) -> ApiResult<Changed<Entry>> {
     Ok(Json(served.agent.enter(request, by).await?))
 }
 
@@ -308,11 +308,11 @@ async fn enter(
     responses((status = 200, body = Changed<Entry>), ApiError)
 )]
 async fn revoke(
-    State(served): State<Served>,
+    State(served): State<ApiState>,
     Extension(by): Extension<Actor>,
     id: Result<Path<u64>, PathRejection>,
     request: Result<Query<Revocation>, QueryRejection>,
-) -> Answer<Changed<Entry>> {
+) -> ApiResult<Changed<Entry>> {
     let Path(id) = id.map_err(wrong)?;
     let Query(request) = request.map_err(wrong)?;
     Ok(Json(served.agent.revoke(id, request, by).await?))
@@ -326,10 +326,10 @@ async fn revoke(
     responses((status = 200, body = Changed<Applied>), ApiError)
 )]
 async fn mode(
-    State(served): State<Served>,
+    State(served): State<ApiState>,
     Extension(by): Extension<Actor>,
-    Asked(Json(request)): Asked<Json<ModeChange>>,
-) -> Answer<Changed<Applied>> {
+    ClientInput(Json(request)): ClientInput<Json<ModeChange>>,
+) -> ApiResult<Changed<Applied>> {
     Ok(Json(served.agent.set_mode(request, by).await?))
 }
 
@@ -341,9 +341,9 @@ async fn mode(
     responses((status = 200, body = Changed<Applied>), ApiError)
 )]
 async fn reload(
-    State(served): State<Served>,
-    Asked(Json(request)): Asked<Json<Reload>>,
-) -> Answer<Changed<Applied>> {
+    State(served): State<ApiState>,
+    ClientInput(Json(request)): ClientInput<Json<Reload>>,
+) -> ApiResult<Changed<Applied>> {
     Ok(Json(served.agent.reload(request).await?))
 }
 
@@ -355,10 +355,10 @@ async fn reload(
     responses((status = 200, body = Changed<Applied>), ApiError)
 )]
 async fn try_policy(
-    State(served): State<Served>,
+    State(served): State<ApiState>,
     Extension(by): Extension<Actor>,
-    Asked(Json(request)): Asked<Json<NewTrial>>,
-) -> Answer<Changed<Applied>> {
+    ClientInput(Json(request)): ClientInput<Json<NewTrial>>,
+) -> ApiResult<Changed<Applied>> {
     Ok(Json(served.agent.try_policy(request, by).await?))
 }
 
@@ -368,7 +368,7 @@ async fn try_policy(
     path = "/v1/confirm",
     responses((status = 200, body = Changed<Applied>), ApiError)
 )]
-async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
+async fn confirm(State(served): State<ApiState>) -> ApiResult<Changed<Applied>> {
     Ok(Json(served.agent.confirm().await?))
 }
 
@@ -381,7 +381,7 @@ async fn confirm(State(served): State<Served>) -> Answer<Changed<Applied>> {
         (status = 204, description = "Nothing of the guard is left in the kernel"),
     )
 )]
-async fn detach(State(served): State<Served>) -> Response {
+async fn detach(State(served): State<ApiState>) -> Response {
     // Before it is: the process must know that a client waits for the answer.
     served.is_asked_to_detach.store(true, Ordering::Release);
     let detached = served.agent.detach().await;

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::routes::{self, Served};
+use super::routes::{self, ApiState};
 use crate::api::listen;
 
 /// Only root and this group may ask.
@@ -86,7 +86,7 @@ impl ControlSocket {
     }
 
     /// Answers until this is dropped.
-    pub async fn serve(self, served: Served) {
+    pub async fn serve(self, served: ApiState) {
         let Self { listener, _file } = self;
         listen::serve(listener, routes::router(served)).await;
     }

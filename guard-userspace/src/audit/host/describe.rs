@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::{
-    Audited, DockerAsked, Guard, JudgedBy, Report, Role,
+    Audited, DockerAsked, GuardState, JudgedBy, Report, Role,
     endpoint::{EVERYWHERE, Endpoint, Level, range},
     judge::{ANY, Decision, Fate},
     owner::Owner,
@@ -96,10 +96,10 @@ fn describe_policy(policy: Option<&JudgedBy>) -> String {
         return "policy     none: nothing is judged. `guard init` writes a first one.".to_owned();
     };
     let state = match guard {
-        Guard::AtWork => "in force",
-        Guard::NotAtWork => "NOT IN FORCE",
-        Guard::Unknown => "perhaps in force",
-        Guard::Supposed => "judged as if it were in force",
+        GuardState::AtWork => "in force",
+        GuardState::NotAtWork => "NOT IN FORCE",
+        GuardState::Unknown => "perhaps in force",
+        GuardState::Supposed => "judged as if it were in force",
     };
     format!("policy     {path}, {state}: mode {mode}, scope {scope}")
 }
@@ -372,7 +372,7 @@ mod tests {
                 path: "/etc/guard/guard.toml".to_owned(),
                 mode: "observe",
                 scope: "containers",
-                guard: Guard::AtWork,
+                guard: GuardState::AtWork,
             }),
             docker: DockerAsked {
                 socket: Some("/var/run/docker.sock".to_owned()),

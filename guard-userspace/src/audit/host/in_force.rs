@@ -15,7 +15,7 @@ use crate::{
 /// Whether what a policy closes is closed at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Guard {
+pub enum GuardState {
     /// A guard is at work, in the policy's mode.
     AtWork,
     /// No guard is attached, or it does not enforce what it should.
@@ -27,11 +27,11 @@ pub enum Guard {
 }
 
 /// A policy to judge by.
-pub struct InForce {
+pub struct PolicyInForce {
     pub path: String,
     /// With the modes that operators have set.
     pub policy: Policy,
-    pub guard: Guard,
+    pub guard: GuardState,
     pub knowledge: Knowledge,
 }
 
@@ -50,15 +50,15 @@ pub enum Knowledge {
     },
 }
 
-impl InForce {
+impl PolicyInForce {
     /// That of the agent; without one, what the pins say; without those, what the file says. `None`:
     /// there is no policy. What cannot be told goes to `notes`.
     pub async fn find(
-        places: &Places<'_>,
+        places: &GuardLocation<'_>,
         clock: KernelTick,
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>, PolicyError> {
-        let Places {
+        let GuardLocation {
             client,
             socket,
             pins,
@@ -92,9 +92,9 @@ impl InForce {
                 "whether a guard is at work cannot be told without root: its policy is taken at its word"
                     .to_owned(),
             );
-            Guard::Unknown
+            GuardState::Unknown
         } else {
-            Guard::NotAtWork
+            GuardState::NotAtWork
         };
         Ok(Some(Self {
             path: default.display().to_string(),
@@ -109,7 +109,7 @@ impl InForce {
         Ok(Self {
             path: path.display().to_string(),
             policy: Policy::read(path, clock)?,
-            guard: Guard::Supposed,
+            guard: GuardState::Supposed,
             knowledge: Knowledge::OwnAlone,
         })
     }
@@ -134,12 +134,12 @@ impl InForce {
         notes.push("no agent runs, and the kernel goes on without it".to_owned());
         let has_changed = policy.sha256 != status.policy.sha256;
         let mut in_force = Self::with_status(path, policy, status);
-        if has_changed && in_force.guard == Guard::AtWork {
+        if has_changed && in_force.guard == GuardState::AtWork {
             notes.push(format!(
                 "{} has changed since it was put in force, and is judged by as it is now",
                 in_force.path
             ));
-            in_force.guard = Guard::Unknown;
+            in_force.guard = GuardState::Unknown;
         }
         Ok(in_force)
     }
@@ -157,9 +157,9 @@ impl InForce {
             path,
             policy,
             guard: if status.not_enforcing_because.is_empty() {
-                Guard::AtWork
+                GuardState::AtWork
             } else {
-                Guard::NotAtWork
+                GuardState::NotAtWork
             },
             // Without an agent, the status has nothing of Docker.
             knowledge: docker.map_or(Knowledge::OwnAlone, |docker| Knowledge::Agent {
@@ -171,7 +171,7 @@ impl InForce {
 }
 
 /// Where the agent and what it leaves are found.
-pub struct Places<'a> {
+pub struct GuardLocation<'a> {
     pub client: &'a Client,
     pub socket: &'a Path,
     pub pins: &'a Path,
@@ -179,10 +179,10 @@ pub struct Places<'a> {
     pub default: &'a Path,
 }
 
-async fn ask(client: &Client, clock: KernelTick) -> anyhow::Result<InForce> {
+async fn ask(client: &Client, clock: KernelTick) -> anyhow::Result<PolicyInForce> {
     let status = client.status().await?;
     let text = client.policy().await?;
-    Ok(InForce::answered(text, &status, clock)?)
+    Ok(PolicyInForce::answered(text, &status, clock)?)
 }
 
 /// An agent may listen, but not to this user.

@@ -53,7 +53,7 @@ pub struct Decision {
     pub enforced: bool,
 }
 
-pub struct Judge<'a> {
+pub struct EndpointJudge<'a> {
     /// With the labels of containers.
     pub policy: &'a Policy,
     pub tables: Tables,
@@ -68,7 +68,7 @@ pub struct Judge<'a> {
     pub is_at_work: bool,
 }
 
-impl Judge<'_> {
+impl EndpointJudge<'_> {
     /// The same on every address: one decision. None for what nothing from outside is sent to.
     pub fn decide(&self, endpoint: &Endpoint) -> Vec<Decision> {
         if endpoint.level > Level::Network {
@@ -261,7 +261,7 @@ mod tests {
             boot_ns: 0,
         };
         let local_ports: RangeInclusive<u16> = 32_768..=60_999;
-        let judge = Judge {
+        let judge = EndpointJudge {
             policy: &policy,
             tables: Tables::compile(&policy, &containers, &local_ports, now),
             own: &["203.0.113.5", "203.0.113.6", "10.0.0.1", "127.0.0.1"]

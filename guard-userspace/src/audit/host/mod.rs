@@ -18,12 +18,12 @@ use serde::Serialize;
 
 use self::{
     change::changes,
-    judge::{ANY, Decision, Fate, Judge},
+    judge::{ANY, Decision, EndpointJudge, Fate},
 };
 pub use self::{
     describe::{columns, describe_owner},
     endpoint::{Endpoint, Level, joined},
-    in_force::{Guard, InForce, Knowledge, Places},
+    in_force::{GuardLocation, GuardState, Knowledge, PolicyInForce},
     owner::Owner,
     role::Role,
     survey::{DockerAsked, Survey, find_docker},
@@ -55,12 +55,12 @@ pub struct JudgedBy {
     pub path: String,
     pub mode: &'static str,
     pub scope: &'static str,
-    pub guard: Guard,
+    pub guard: GuardState,
 }
 
-impl From<InForce> for JudgedBy {
-    fn from(in_force: InForce) -> Self {
-        let InForce {
+impl From<PolicyInForce> for JudgedBy {
+    fn from(in_force: PolicyInForce) -> Self {
+        let PolicyInForce {
             path,
             policy,
             guard,
@@ -95,7 +95,7 @@ impl Report {
     /// Judges what has been found by a policy, if there is one.
     pub async fn new(
         survey: Survey,
-        policy: Option<InForce>,
+        policy: Option<PolicyInForce>,
         mut notes: Vec<String>,
     ) -> anyhow::Result<Self> {
         notes.extend(survey.notes.iter().cloned());
@@ -139,7 +139,7 @@ impl Report {
 
 async fn judge_all(
     survey: &Survey,
-    in_force: &InForce,
+    in_force: &PolicyInForce,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Audited>> {
     let mut containers = survey.containers.clone();
@@ -155,14 +155,14 @@ async fn judge_all(
     let now = host::timebase().context("the clocks cannot be read")?;
     let local_ports = host::local_port_range().context("the local port range cannot be read")?;
     let own: Vec<IpAddr> = survey.own.iter().map(|(_, address)| *address).collect();
-    let judge = Judge {
+    let judge = EndpointJudge {
         policy: &policy,
         tables: Tables::compile(&policy, &containers, &local_ports, now),
         own: &own,
         unguarded: unguarded(survey, &policy, notes).await?,
         unknown,
         now: now.world,
-        is_at_work: in_force.guard != Guard::NotAtWork,
+        is_at_work: in_force.guard != GuardState::NotAtWork,
     };
     let endpoints = survey.endpoints.iter().cloned();
     Ok(endpoints
@@ -263,7 +263,7 @@ fn go_by_agent(
 
 impl Audited {
     /// Of an endpoint with one port.
-    fn new(endpoint: Endpoint, judge: Option<&Judge<'_>>) -> Self {
+    fn new(endpoint: Endpoint, judge: Option<&EndpointJudge<'_>>) -> Self {
         let policy = judge
             .map(|judge| judge.decide(&endpoint))
             .unwrap_or_default();

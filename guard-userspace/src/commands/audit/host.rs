@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::{
-    audit::host::{InForce, Places, Report, Survey, find_docker},
+    audit::host::{GuardLocation, PolicyInForce, Report, Survey, find_docker},
     commands::{DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json},
     host,
     policy::KernelTick,
@@ -16,7 +16,7 @@ use crate::{
 #[command(after_help = "\
 Exit status: 0: nothing is open to the world that no service lists; 1: something is; 2: wrong usage, or a \
 policy that is refused.")]
-pub struct Host {
+pub struct AuditHostCommand {
     /// Judge by this policy, as if it were in force
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -27,7 +27,7 @@ pub struct Host {
     output: Output,
 }
 
-impl Host {
+impl AuditHostCommand {
     /// What is asked of the host means nothing beside another audit.
     pub fn require_unused(&self) -> Result<(), Failure> {
         let Self {
@@ -53,15 +53,15 @@ impl Host {
         let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
         let clock = KernelTick { tick_ns };
         let in_force = match policy {
-            Some(path) => Some(InForce::supposed(&path, clock)?),
+            Some(path) => Some(PolicyInForce::supposed(&path, clock)?),
             None => {
-                let places = Places {
+                let places = GuardLocation {
                     client: &whereabouts.client()?,
                     socket: &whereabouts.socket,
                     pins: &whereabouts.pins,
                     default: DEFAULT_POLICY.as_ref(),
                 };
-                InForce::find(&places, clock, &mut notes).await?
+                PolicyInForce::find(&places, clock, &mut notes).await?
             }
         };
         let docker = match (docker, &in_force) {

@@ -18,7 +18,7 @@ use crate::{
 const LISTED: usize = 20;
 
 #[derive(Serialize)]
-pub struct Live {
+pub struct LiveCheck {
     /// That the command comes from, if it does.
     pub ssh_session: Option<SshSession>,
     /// Why the ports that containers publish are not known.
@@ -27,7 +27,7 @@ pub struct Live {
     pub lockout: Lockout,
 }
 
-impl Live {
+impl LiveCheck {
     /// With what the agent knows of entries, if there is one.
     pub async fn ask(policy: &Policy, client: &Client) -> anyhow::Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;

@@ -9,7 +9,7 @@ use ratatui::{
     widgets::{Block, Cell, Clear, Paragraph, Row, Table, TableState, Wrap},
 };
 
-use super::state::{Asked, Flow, History, Prompt, Shown, State};
+use super::state::{Flow, Prompt, PromptKind, RateHistory, ScreenState, Shown};
 use crate::{
     api::{Counter, Status, Talker},
     commands::{figures, meter::Metered, status::headline},
@@ -68,7 +68,7 @@ const WIDTH_FOR_TOTALS: u16 = 100;
 const HELP: &str = "? help  p pause  s sort  / filter  e explain  a allow  d deny  q quit";
 const SHORT_HELP: &str = "? help  p s /  e explain  a allow  d deny  q quit";
 
-pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
+pub fn draw(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme) {
     let area = frame.area();
     let head = head(state, theme, area.width);
     let traffic = state.traffic();
@@ -94,7 +94,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, theme: Theme) {
     }
 }
 
-fn head(state: &State, theme: Theme, width: u16) -> Vec<Line<'static>> {
+fn head(state: &ScreenState, theme: Theme, width: u16) -> Vec<Line<'static>> {
     let mut lines = vec![first_line(state, theme)];
     if let Some(trouble) = &state.trouble {
         let text = format!("NO ANSWER, what follows is old: {trouble}");
@@ -119,12 +119,12 @@ fn head(state: &State, theme: Theme, width: u16) -> Vec<Line<'static>> {
     lines
 }
 
-fn is_enforced(state: &State) -> bool {
+fn is_enforced(state: &ScreenState) -> bool {
     let status = state.status.as_ref();
     status.is_none_or(|status| status.mode == "enforce")
 }
 
-fn first_line(state: &State, theme: Theme) -> Line<'static> {
+fn first_line(state: &ScreenState, theme: Theme) -> Line<'static> {
     let mut line = Line::from(Span::styled("guard ", theme.title()));
     line.push_span(match &state.status {
         Some(status) => {
@@ -170,7 +170,7 @@ fn rate_line(name: &str, flow: &Flow, width: u16, style: Style) -> Line<'static>
 }
 
 /// The newest to the right, the highest as high as the line.
-fn sparkline(history: &History, width: usize) -> String {
+fn sparkline(history: &RateHistory, width: usize) -> String {
     const SET: bar::Set<'_> = bar::NINE_LEVELS;
     const LEVELS: [&str; 9] = [
         SET.empty,
@@ -329,7 +329,7 @@ impl Columns {
     fn row(
         &self,
         talker: &Metered<Talker>,
-        history: Option<&History>,
+        history: Option<&RateHistory>,
         theme: Theme,
     ) -> Row<'static> {
         let Metered { row, rate } = talker;
@@ -351,7 +351,7 @@ impl Columns {
     }
 }
 
-fn draw_sources(frame: &mut Frame<'_>, state: &State, theme: Theme, area: Rect) {
+fn draw_sources(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme, area: Rect) {
     let sources = state.sources();
     let columns = Columns::new(&sources, area.width);
     let mut title = format!(
@@ -381,7 +381,7 @@ fn draw_sources(frame: &mut Frame<'_>, state: &State, theme: Theme, area: Rect) 
     frame.render_stateful_widget(table, area, &mut place);
 }
 
-fn draw_last_line(frame: &mut Frame<'_>, state: &State, theme: Theme, area: Rect) {
+fn draw_last_line(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme, area: Rect) {
     let line = match &state.prompt {
         Some(prompt) => prompt_line(prompt, theme),
         None if area.width < WIDTH_FOR_BITS => Line::raw(SHORT_HELP),
@@ -397,16 +397,16 @@ fn prompt_line(prompt: &Prompt, theme: Theme) -> Line<'static> {
         problem,
     } = prompt;
     let question = match kind {
-        Asked::Filter => "Show only".to_owned(),
-        Asked::Explain(source) => format!("Explain {source} to"),
-        Asked::Allow => "Let through".to_owned(),
-        Asked::Deny => "DROP ALL of".to_owned(),
+        PromptKind::Filter => "Show only".to_owned(),
+        PromptKind::Explain(source) => format!("Explain {source} to"),
+        PromptKind::Allow => "Let through".to_owned(),
+        PromptKind::Deny => "DROP ALL of".to_owned(),
     };
     let hint = match (problem, kind) {
         (Some(problem), _) => Span::styled(format!("  {problem}"), theme.alarm()),
-        (None, Asked::Explain(_)) => Span::raw("  (a service, or 8000/tcp)  Enter, Esc"),
-        (None, Asked::Filter) => Span::raw("  Enter, Esc"),
-        (None, Asked::Allow | Asked::Deny) => Span::raw("  Enter: do it, Esc: do not"),
+        (None, PromptKind::Explain(_)) => Span::raw("  (a service, or 8000/tcp)  Enter, Esc"),
+        (None, PromptKind::Filter) => Span::raw("  Enter, Esc"),
+        (None, PromptKind::Allow | PromptKind::Deny) => Span::raw("  Enter: do it, Esc: do not"),
     };
     let typed = Span::styled(
         format!("{text}_"),
@@ -463,7 +463,7 @@ mod tests {
     use super::*;
     use crate::commands::top::examples::{reading, status};
 
-    fn drawn(state: &State, (width, height): (u16, u16), has_colour: bool) -> Buffer {
+    fn drawn(state: &ScreenState, (width, height): (u16, u16), has_colour: bool) -> Buffer {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let theme = Theme { has_colour };
         terminal.draw(|frame| draw(frame, state, theme)).unwrap();
@@ -481,8 +481,8 @@ mod tests {
     }
 
     /// Four readings of a flood that grows, an office over its limit and a client that behaves.
-    fn busy() -> State {
-        let mut state = State::default();
+    fn busy() -> ScreenState {
+        let mut state = ScreenState::default();
         let start = Instant::now();
         for n in 0..4 {
             state.take(start + Duration::from_secs(n), Ok(reading(n * n)));
@@ -565,7 +565,7 @@ mod tests {
         for width in 1..30 {
             for height in 1..12 {
                 drawn(&state, (width, height), true);
-                drawn(&State::default(), (width, height), true);
+                drawn(&ScreenState::default(), (width, height), true);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::state::Reading;
+use super::state::GuardReading;
 use crate::api::{Counter, Status, Talker};
 
 pub fn status(mode: &str, is_running: bool) -> Status {
@@ -17,9 +17,9 @@ pub fn status(mode: &str, is_running: bool) -> Status {
 }
 
 /// After so many seconds of a flood, of an office over its limit and of a client that behaves.
-pub fn reading(seconds: u64) -> Reading {
+pub fn reading(seconds: u64) -> GuardReading {
     let (good, office, flood) = (10 * seconds, 300 * seconds, 8_000 * seconds);
-    Reading {
+    GuardReading {
         status: status("enforce", true),
         counters: vec![
             counter(Some("web"), "pass", "allowed", good),

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ipnet::IpNet;
 
-use super::state::{Asked, Prompt, Shown, State};
+use super::state::{Prompt, PromptKind, ScreenState, Shown};
 use crate::{
     commands::entries::parse_duration,
     policy::{Action, parse_prefix},
@@ -29,15 +29,15 @@ IN and DROPPED are what the kernel counts. In observe mode DROPPED is what would
 SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends \
 little may not be there at all. FOR is why the last of its packets was dropped, and where.";
 
-pub enum Outcome {
+pub enum KeyAction {
     Nothing,
     Quit,
-    Ask(Request),
+    Ask(AgentRequest),
 }
 
 /// What the agent is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum AgentRequest {
     Explain {
         from: IpAddr,
         to: String,
@@ -49,7 +49,7 @@ pub enum Request {
     },
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for AgentRequest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Explain { from, to } => write!(formatter, "{from} to {to}"),
@@ -58,29 +58,29 @@ impl fmt::Display for Request {
     }
 }
 
-pub fn press(state: &mut State, key: KeyEvent) -> Outcome {
+pub fn press(state: &mut ScreenState, key: KeyEvent) -> KeyAction {
     let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
-        KeyCode::Char('c') if is_control => Outcome::Quit,
-        KeyCode::Char(_) if is_control => Outcome::Nothing,
+        KeyCode::Char('c') if is_control => KeyAction::Quit,
+        KeyCode::Char(_) if is_control => KeyAction::Nothing,
         code if state.prompt.is_some() => type_in(state, code),
         code if state.shown.is_some() => {
             read_on(state, code);
-            Outcome::Nothing
+            KeyAction::Nothing
         }
-        KeyCode::Char('q') => Outcome::Quit,
+        KeyCode::Char('q') => KeyAction::Quit,
         code => {
             look_around(state, code);
-            Outcome::Nothing
+            KeyAction::Nothing
         }
     }
 }
 
-fn look_around(state: &mut State, code: KeyCode) {
+fn look_around(state: &mut ScreenState, code: KeyCode) {
     match code {
         KeyCode::Char('p' | ' ') => state.paused = !state.paused,
         KeyCode::Char('s') => state.sort = state.sort.next(),
-        KeyCode::Char('/') => ask(state, Asked::Filter, state.filter.clone()),
+        KeyCode::Char('/') => ask(state, PromptKind::Filter, state.filter.clone()),
         KeyCode::Esc => state.filter.clear(),
         KeyCode::Char('?' | 'h') => {
             state.show(Shown::new("keys".to_owned(), HELP.to_owned()));
@@ -91,14 +91,14 @@ fn look_around(state: &mut State, code: KeyCode) {
         KeyCode::PageDown => state.select(PAGE),
         KeyCode::Home => state.select(isize::MIN),
         KeyCode::End => state.select(isize::MAX),
-        KeyCode::Char('e') => ask_about_selected(state, Asked::Explain),
-        KeyCode::Char('a') => ask_about_selected(state, |_| Asked::Allow),
-        KeyCode::Char('d') => ask_about_selected(state, |_| Asked::Deny),
+        KeyCode::Char('e') => ask_about_selected(state, PromptKind::Explain),
+        KeyCode::Char('a') => ask_about_selected(state, |_| PromptKind::Allow),
+        KeyCode::Char('d') => ask_about_selected(state, |_| PromptKind::Deny),
         _ => {}
     }
 }
 
-fn ask(state: &mut State, kind: Asked, text: String) {
+fn ask(state: &mut ScreenState, kind: PromptKind, text: String) {
     state.prompt = Some(Prompt {
         kind,
         text,
@@ -106,7 +106,7 @@ fn ask(state: &mut State, kind: Asked, text: String) {
     });
 }
 
-fn ask_about_selected(state: &mut State, kind: impl FnOnce(IpAddr) -> Asked) {
+fn ask_about_selected(state: &mut ScreenState, kind: impl FnOnce(IpAddr) -> PromptKind) {
     let Some(talker) = state.selected() else {
         return;
     };
@@ -116,13 +116,13 @@ fn ask_about_selected(state: &mut State, kind: impl FnOnce(IpAddr) -> Asked) {
     state.select(0);
     let kind = kind(source);
     let text = match kind {
-        Asked::Explain(_) => service,
+        PromptKind::Explain(_) => service,
         _ => format!("{source} for 1h"),
     };
     ask(state, kind, text);
 }
 
-fn read_on(state: &mut State, code: KeyCode) {
+fn read_on(state: &mut ScreenState, code: KeyCode) {
     let Some(shown) = &mut state.shown else {
         return;
     };
@@ -133,9 +133,9 @@ fn read_on(state: &mut State, code: KeyCode) {
     }
 }
 
-fn type_in(state: &mut State, code: KeyCode) -> Outcome {
+fn type_in(state: &mut ScreenState, code: KeyCode) -> KeyAction {
     let Some(prompt) = &mut state.prompt else {
-        return Outcome::Nothing;
+        return KeyAction::Nothing;
     };
     prompt.problem = None;
     match code {
@@ -147,46 +147,46 @@ fn type_in(state: &mut State, code: KeyCode) -> Outcome {
         KeyCode::Enter => return enter(state),
         _ => {}
     }
-    Outcome::Nothing
+    KeyAction::Nothing
 }
 
-fn enter(state: &mut State) -> Outcome {
+fn enter(state: &mut ScreenState) -> KeyAction {
     let Some(mut prompt) = state.prompt.take() else {
-        return Outcome::Nothing;
+        return KeyAction::Nothing;
     };
     let text = prompt.text.trim();
     let request = match prompt.kind {
-        Asked::Filter => {
+        PromptKind::Filter => {
             state.filter = text.to_owned();
-            return Outcome::Nothing;
+            return KeyAction::Nothing;
         }
-        Asked::Explain(_) if text.is_empty() => {
+        PromptKind::Explain(_) if text.is_empty() => {
             Err("name a service, or a port such as 8000/tcp".to_owned())
         }
-        Asked::Explain(from) => Ok(Request::Explain {
+        PromptKind::Explain(from) => Ok(AgentRequest::Explain {
             from,
             to: text.to_owned(),
         }),
-        Asked::Allow => parse_entry(Action::Allow, text),
-        Asked::Deny => parse_entry(Action::Deny, text),
+        PromptKind::Allow => parse_entry(Action::Allow, text),
+        PromptKind::Deny => parse_entry(Action::Deny, text),
     };
     match request {
-        Ok(request) => Outcome::Ask(request),
+        Ok(request) => KeyAction::Ask(request),
         Err(problem) => {
             prompt.problem = Some(problem);
             state.prompt = Some(prompt);
-            Outcome::Nothing
+            KeyAction::Nothing
         }
     }
 }
 
 /// Parses `198.51.100.7 for 1h`.
-fn parse_entry(action: Action, text: &str) -> Result<Request, String> {
+fn parse_entry(action: Action, text: &str) -> Result<AgentRequest, String> {
     let (prefix, lasts) = text
         .split_once(" for ")
         .ok_or_else(|| "write it as 198.51.100.7 for 1h".to_owned())?;
     let lasts = parse_duration(lasts.trim())?;
-    Ok(Request::Enter {
+    Ok(AgentRequest::Enter {
         action,
         prefix: parse_prefix(prefix.trim())?,
         seconds: lasts.as_secs().unsigned_abs(),
@@ -200,10 +200,10 @@ mod tests {
     use super::*;
     use crate::commands::top::examples::reading;
 
-    fn press_all(state: &mut State, keys: &[KeyCode]) -> Vec<Request> {
+    fn press_all(state: &mut ScreenState, keys: &[KeyCode]) -> Vec<AgentRequest> {
         let press = |code: &KeyCode| match press(state, KeyEvent::from(*code)) {
-            Outcome::Ask(request) => Some(request),
-            Outcome::Nothing | Outcome::Quit => None,
+            KeyAction::Ask(request) => Some(request),
+            KeyAction::Nothing | KeyAction::Quit => None,
         };
         keys.iter().filter_map(press).collect()
     }
@@ -212,8 +212,8 @@ mod tests {
         text.chars().map(KeyCode::Char).collect()
     }
 
-    fn watching() -> State {
-        let mut state = State::default();
+    fn watching() -> ScreenState {
+        let mut state = ScreenState::default();
         state.take(Instant::now(), Ok(reading(1)));
         state
     }
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn to_deny_asks_first_and_an_hour_is_only_proposed() {
         let mut state = watching();
-        let deny = |hours: u64| Request::Enter {
+        let deny = |hours: u64| AgentRequest::Enter {
             action: Action::Deny,
             prefix: "198.51.100.66/32".parse().unwrap(),
             seconds: hours * 3_600,
@@ -253,7 +253,7 @@ mod tests {
         changed.talkers.truncate(1);
         state.take(Instant::now(), Ok(changed));
         let asked = press_all(&mut state, &[KeyCode::Enter]);
-        let expected = Request::Explain {
+        let expected = AgentRequest::Explain {
             from: "198.51.100.20".parse().unwrap(),
             to: "web".to_owned(),
         };

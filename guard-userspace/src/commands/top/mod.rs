@@ -29,10 +29,10 @@ use tokio::{
 
 use self::{
     draw::Theme,
-    keys::{Outcome, Request},
-    state::{Reading, Shown, State},
+    keys::{AgentRequest, KeyAction},
+    state::{GuardReading, ScreenState, Shown},
 };
-use super::{Failure, Whereabouts, explain, reading::Reader};
+use super::{Failure, Whereabouts, explain, reading::GuardReader};
 use crate::{
     api::{Changed, EntryRequest, Question, client::ClientError},
     operator::ssh_session,
@@ -50,8 +50,8 @@ pub struct Top {
 }
 
 /// What comes from the agent while the screen is up.
-enum News {
-    Reading(Instant, Result<Box<Reading>, String>),
+enum ScreenEvent {
+    Reading(Instant, Result<Box<GuardReading>, String>),
     Answer(Shown),
 }
 
@@ -66,11 +66,11 @@ impl Top {
         }
         // https://no-color.org
         let has_colour = !no_color && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let reader = Arc::new(Reader::new(&whereabouts)?);
+        let reader = Arc::new(GuardReader::new(&whereabouts)?);
         let terminal = ratatui::try_init().context("the terminal cannot be set up")?;
         let screen = Screen {
             terminal,
-            state: State::default(),
+            state: ScreenState::default(),
             theme: Theme { has_colour },
             reader,
         };
@@ -82,9 +82,9 @@ impl Top {
 
 struct Screen {
     terminal: DefaultTerminal,
-    state: State,
+    state: ScreenState,
     theme: Theme,
-    reader: Arc<Reader>,
+    reader: Arc<GuardReader>,
 }
 
 impl Screen {
@@ -123,7 +123,7 @@ impl Screen {
     }
 
     /// Returns whether it is the end.
-    fn handle(&mut self, event: &Event, answers: &Sender<News>) -> bool {
+    fn handle(&mut self, event: &Event, answers: &Sender<ScreenEvent>) -> bool {
         let Event::Key(key) = event else {
             return false;
         };
@@ -131,9 +131,9 @@ impl Screen {
             return false;
         }
         match keys::press(&mut self.state, *key) {
-            Outcome::Nothing => false,
-            Outcome::Quit => true,
-            Outcome::Ask(request) => {
+            KeyAction::Nothing => false,
+            KeyAction::Quit => true,
+            KeyAction::Ask(request) => {
                 tokio::spawn(answer(Arc::clone(&self.reader), request, answers.clone()));
                 false
             }
@@ -141,32 +141,32 @@ impl Screen {
     }
 }
 
-async fn take(news: &mut Receiver<News>, state: &mut State) {
+async fn take(news: &mut Receiver<ScreenEvent>, state: &mut ScreenState) {
     match news.recv().await {
-        Some(News::Reading(at, reading)) => state.take(at, reading.map(|reading| *reading)),
-        Some(News::Answer(shown)) => state.show(shown),
+        Some(ScreenEvent::Reading(at, reading)) => state.take(at, reading.map(|reading| *reading)),
+        Some(ScreenEvent::Answer(shown)) => state.show(shown),
         // The reader holds a sender for as long as this waits.
         None => {}
     }
 }
 
-async fn read_forever(reader: Arc<Reader>, every: Duration, news: Sender<News>) {
+async fn read_forever(reader: Arc<GuardReader>, every: Duration, news: Sender<ScreenEvent>) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let reading = read(&reader).await.map_err(|error| error.to_string());
-        let reading = News::Reading(Instant::now(), reading.map(Box::new));
+        let reading = ScreenEvent::Reading(Instant::now(), reading.map(Box::new));
         if news.send(reading).await.is_err() {
             return;
         }
     }
 }
 
-async fn read(reader: &Reader) -> Result<Reading, ClientError> {
+async fn read(reader: &GuardReader) -> Result<GuardReading, ClientError> {
     let (status, counters, talkers) =
         tokio::try_join!(reader.status(), reader.counters(), reader.talkers())?;
-    Ok(Reading {
+    Ok(GuardReading {
         status,
         counters,
         talkers,
@@ -174,11 +174,11 @@ async fn read(reader: &Reader) -> Result<Reading, ClientError> {
 }
 
 /// Asks the agent, and shows what it says.
-async fn answer(reader: Arc<Reader>, request: Request, news: Sender<News>) {
+async fn answer(reader: Arc<GuardReader>, request: AgentRequest, news: Sender<ScreenEvent>) {
     let title = request.to_string();
     let answered = match request {
-        Request::Explain { from, to } => explained(&reader, &Question { from, to }).await,
-        Request::Enter {
+        AgentRequest::Explain { from, to } => explained(&reader, &Question { from, to }).await,
+        AgentRequest::Enter {
             action,
             prefix,
             seconds,
@@ -198,15 +198,17 @@ async fn answer(reader: Arc<Reader>, request: Request, news: Sender<News>) {
     };
     let text = answered.unwrap_or_else(|error| format!("It cannot be done: {error}"));
     // Nobody waits for it once the screen is down.
-    let _result = news.send(News::Answer(Shown::new(title, text))).await;
+    let _result = news
+        .send(ScreenEvent::Answer(Shown::new(title, text)))
+        .await;
 }
 
-async fn explained(reader: &Reader, question: &Question) -> Result<String, ClientError> {
+async fn explained(reader: &GuardReader, question: &Question) -> Result<String, ClientError> {
     let explanation = reader.client.explain(question).await?;
     Ok(explain::describe(&explanation).unwrap_or_default())
 }
 
-async fn entered(reader: &Reader, request: &EntryRequest) -> Result<String, ClientError> {
+async fn entered(reader: &GuardReader, request: &EntryRequest) -> Result<String, ClientError> {
     let Changed { done, not_kept } = reader.client.enter_silently(request).await?;
     let mut text = format!("In force: {done}\n`guard revoke {}` ends it.", done.id);
     if let Some(not_kept) = not_kept {

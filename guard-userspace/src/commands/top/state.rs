@@ -9,14 +9,14 @@ use std::{
 
 use crate::{
     api::{Counter, Status, Talker},
-    commands::meter::{Counting as _, Meter, Metered, Rate},
+    commands::meter::{Counting as _, Meter, Metered, TrafficRate},
 };
 
 /// As many points of history as the widest screen shows.
 const HISTORY: usize = 240;
 
 /// What the agent or the pins said at one moment.
-pub struct Reading {
+pub struct GuardReading {
     pub status: Status,
     pub counters: Vec<Counter>,
     pub talkers: Vec<Talker>,
@@ -24,9 +24,9 @@ pub struct Reading {
 
 /// Packets per second, the newest last.
 #[derive(Clone, Default)]
-pub struct History(VecDeque<f64>);
+pub struct RateHistory(VecDeque<f64>);
 
-impl History {
+impl RateHistory {
     fn push(&mut self, value: f64) {
         let Self(values) = self;
         if values.len() == HISTORY {
@@ -46,12 +46,12 @@ impl History {
 /// Over all interfaces and services.
 #[derive(Default)]
 pub struct Flow {
-    pub rate: Rate,
-    pub past: History,
+    pub rate: TrafficRate,
+    pub past: RateHistory,
 }
 
 impl Flow {
-    fn push(&mut self, rate: Rate) {
+    fn push(&mut self, rate: TrafficRate) {
         self.rate = rate;
         self.past.push(rate.packets);
     }
@@ -89,14 +89,14 @@ impl Sort {
 /// What is asked of the operator, in the last line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    pub kind: Asked,
+    pub kind: PromptKind,
     pub text: String,
     /// What is wrong with the text.
     pub problem: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum PromptKind {
     Filter,
     /// Where this source wants to go.
     Explain(IpAddr),
@@ -123,10 +123,10 @@ impl Shown {
     }
 }
 
-type Key = (String, IpAddr);
+type TalkerKey = (String, IpAddr);
 
 #[derive(Default)]
-pub struct State {
+pub struct ScreenState {
     pub status: Option<Status>,
     /// Why there is nothing new.
     pub trouble: Option<String>,
@@ -142,17 +142,17 @@ pub struct State {
     talker_meter: Meter<Talker>,
     traffic: Vec<Metered<Counter>>,
     talkers: Vec<Metered<Talker>>,
-    histories: HashMap<Key, History>,
-    selected: Option<Key>,
+    histories: HashMap<TalkerKey, RateHistory>,
+    selected: Option<TalkerKey>,
 }
 
-impl State {
+impl ScreenState {
     /// Takes a reading in, or why there is none. Nothing moves while it is paused.
-    pub fn take(&mut self, at: Instant, reading: Result<Reading, String>) {
+    pub fn take(&mut self, at: Instant, reading: Result<GuardReading, String>) {
         if self.paused {
             return;
         }
-        let Reading {
+        let GuardReading {
             status,
             counters,
             talkers,
@@ -182,7 +182,7 @@ impl State {
                 .traffic
                 .iter()
                 .filter(|counter| is_wanted(&counter.row));
-            let mut sum = Rate::default();
+            let mut sum = TrafficRate::default();
             for rate in rows.filter_map(|counter| counter.rate) {
                 sum += rate;
             }
@@ -208,7 +208,7 @@ impl State {
             .talkers
             .iter()
             .map(|talker| (talker.row.key(), &talker.row.name));
-        let known: HashMap<Key, _> = known.collect();
+        let known: HashMap<TalkerKey, _> = known.collect();
         for talker in &mut talkers {
             talker.name = known.get(&talker.key()).copied().cloned().flatten();
         }
@@ -250,7 +250,7 @@ impl State {
         words.to_lowercase().contains(&self.filter.to_lowercase())
     }
 
-    pub fn history(&self, talker: &Talker) -> Option<&History> {
+    pub fn history(&self, talker: &Talker) -> Option<&RateHistory> {
         self.histories.get(&talker.key())
     }
 
@@ -330,8 +330,8 @@ mod tests {
     use super::*;
     use crate::commands::top::examples::reading;
 
-    fn taken(readings: impl IntoIterator<Item = u64>) -> State {
-        let mut state = State::default();
+    fn taken(readings: impl IntoIterator<Item = u64>) -> ScreenState {
+        let mut state = ScreenState::default();
         let start = Instant::now();
         for seconds in readings {
             state.take(start + Duration::from_secs(seconds), Ok(reading(seconds)));
@@ -339,13 +339,13 @@ mod tests {
         state
     }
 
-    fn addresses(state: &State) -> Vec<String> {
+    fn addresses(state: &ScreenState) -> Vec<String> {
         let sources = state.sources();
         let addresses = sources.iter().map(|talker| talker.row.source.to_string());
         addresses.collect()
     }
 
-    fn selected(state: &State) -> Option<String> {
+    fn selected(state: &ScreenState) -> Option<String> {
         state.selected().map(|talker| talker.source.to_string())
     }
 
@@ -402,7 +402,7 @@ mod tests {
     fn history_is_of_those_that_are_listed_and_no_longer_than_a_screen_is_wide() {
         let mut state = taken(1..1_000);
         let first = state.sources()[0].row.clone();
-        let length = |state: &State| Some(state.history(&first)?.last(usize::MAX).count());
+        let length = |state: &ScreenState| Some(state.history(&first)?.last(usize::MAX).count());
         assert_eq!(length(&state), Some(HISTORY));
         let mut others = reading(2_000);
         others
