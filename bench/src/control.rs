@@ -22,8 +22,8 @@ use nix::{
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    Asked,
-    row::{Bar, Row, Unit},
+    RowFilter,
+    row::{Bar, Row, RowUnit},
     spread::Spread,
 };
 
@@ -46,13 +46,13 @@ const READINGS: u32 = 51;
 const WATCHED: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(3);
 
-pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
+pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     if !NAMES.into_iter().any(|name| asked.is(name)) {
         return Ok(Vec::new());
     }
     let lab = Lab::new()?;
     let guard = Guard::start(&lab, &policy())?;
-    let agent = Agent {
+    let agent = AgentClient {
         client: Client::new(&lab.folder().join("guard.sock"))?,
         runtime: Builder::new_current_thread().enable_all().build()?,
     };
@@ -70,7 +70,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     rows.push(row(
         RELOAD,
         "1,000 services and 100,000 denied addresses, from the request to the answer",
-        Unit::Milliseconds,
+        RowUnit::Milliseconds,
         reloads,
         1_000.0,
         None,
@@ -88,7 +88,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     rows.push(row(
         COUNTERS,
         "all counters of 1,000 services, from the request to the answer",
-        Unit::Milliseconds,
+        RowUnit::Milliseconds,
         readings,
         10.0,
         fault,
@@ -102,7 +102,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     rows.push(row(
         IDLE,
         "the agent with that policy, when nobody asks: of one core",
-        Unit::Percent,
+        RowUnit::Percent,
         vec![share],
         0.5,
         None,
@@ -110,7 +110,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     rows.push(row(
         MEMORY,
         "the same, after these reloads: resident memory",
-        Unit::Megabytes,
+        RowUnit::Megabytes,
         vec![resident_megabytes(guard.pid())?],
         40.0,
         None,
@@ -157,12 +157,12 @@ fn knock(lab: &Lab) -> Result<()> {
 }
 
 /// The agent, asked as the command line asks it.
-struct Agent {
+struct AgentClient {
     client: Client,
     runtime: Runtime,
 }
 
-impl Agent {
+impl AgentClient {
     /// In milliseconds.
     fn reload(&self) -> Result<f64> {
         let start = Instant::now();

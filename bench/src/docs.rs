@@ -9,8 +9,8 @@ use crate::{
     end_to_end,
     growth::Growth,
     plot::{grouped, plot},
-    report::{Report, told},
-    row::{Row, Unit},
+    report::{BenchReport, told},
+    row::{Row, RowUnit},
 };
 
 const PAGE: &str = "performance.md";
@@ -54,7 +54,7 @@ const ON_THE_WIRE: [&str; 6] = [
 const WIRES: [(&str, f64); 2] = [("10 Gbit/s", 67.2), ("25 Gbit/s", 26.88)];
 
 /// Writes what there is of the report into the page in this folder; of the rest, what is there stays.
-pub fn write(folder: &Path, report: &Report) -> Result<()> {
+pub fn write(folder: &Path, report: &BenchReport) -> Result<()> {
     let path = folder.join(PAGE);
     let mut page =
         fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
@@ -100,8 +100,8 @@ fn put(page: &mut String, place: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn about(report: &Report) -> String {
-    let Report {
+fn about(report: &BenchReport) -> String {
+    let BenchReport {
         date,
         machine,
         packets,
@@ -161,12 +161,12 @@ fn tables(rows: &[&Row]) -> String {
 }
 
 /// What a packet takes of the time until the next one, when the wire is full of the smallest.
-fn wire(report: &Report) -> String {
+fn wire(report: &BenchReport) -> String {
     let mut text = String::new();
     let rows = report.rows.iter();
     for row in rows.filter(|row| ON_THE_WIRE.contains(&row.name.as_str())) {
         let Row { about, value, .. } = row;
-        debug_assert_eq!(row.unit, Unit::Nanoseconds);
+        debug_assert_eq!(row.unit, RowUnit::Nanoseconds);
         let shares = WIRES.map(|(_, ns)| format!("{:.0} %", 100.0 * value / ns));
         let _ = writeln!(text, "| {about} | {value:.1} ns | {} |", shares.join(" | "));
     }
@@ -190,7 +190,7 @@ fn points(growth: &Growth) -> String {
     for (nth, point) in first.iter().enumerate() {
         let costs = lines.iter().filter_map(|line| line.points.get(nth));
         let costs: Vec<String> = costs
-            .map(|point| Unit::Nanoseconds.written(point.cost.median))
+            .map(|point| RowUnit::Nanoseconds.written(point.cost.median))
             .collect();
         let _ = writeln!(text, "| {} | {} |", grouped(point.count), costs.join(" | "));
     }

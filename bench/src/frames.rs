@@ -20,12 +20,12 @@ const IPV4_AT: usize = 14;
 
 /// How a packet travels.
 #[derive(Clone, Copy)]
-pub enum Network {
+pub enum PacketAddresses {
     V4 { from: Ipv4Addr, to: Ipv4Addr },
     V6 { from: Ipv6Addr, to: Ipv6Addr },
 }
 
-impl Network {
+impl PacketAddresses {
     pub const V4: Self = Self::V4 {
         from: CLIENT_V4,
         to: HOST_V4,
@@ -56,7 +56,7 @@ impl Network {
 }
 
 /// A TCP segment that opens a connection.
-pub fn syn(network: Network, port: u16) -> Vec<u8> {
+pub fn syn(network: PacketAddresses, port: u16) -> Vec<u8> {
     let segment = network.build().tcp(CLIENT_PORT, port, 1, 64_240).syn();
     padded(|frame| segment.write(frame, &[]))
 }
@@ -70,12 +70,12 @@ pub fn flooding_syn((from, to): ([u8; 6], [u8; 6]), port: u16) -> Vec<u8> {
 }
 
 /// A TCP segment of an open connection.
-pub fn ack(network: Network, port: u16) -> Vec<u8> {
+pub fn ack(network: PacketAddresses, port: u16) -> Vec<u8> {
     let segment = network.build().tcp(CLIENT_PORT, port, 1, 64_240).ack(1);
     padded(|frame| segment.write(frame, &[]))
 }
 
-pub fn udp(network: Network, from_port: u16, port: u16) -> Vec<u8> {
+pub fn udp(network: PacketAddresses, from_port: u16, port: u16) -> Vec<u8> {
     let datagram = network.build().udp(from_port, port);
     padded(|frame| datagram.write(frame, &[]))
 }

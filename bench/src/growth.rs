@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::{
-    cases::{Axis, Case, Line, axes},
+    cases::{Axis, AxisLine, Case, axes},
     measure::{Samples, measure},
     packets::{CPU, unquiet},
     run,
@@ -21,14 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Growth {
     pub name: &'static str,
     pub of: &'static str,
-    pub lines: Vec<Series>,
+    pub lines: Vec<GrowthSeries>,
     /// As in [`crate::row::Packets`].
     pub unquiet: Vec<String>,
 }
 
 /// One packet.
 #[derive(Serialize)]
-pub struct Series {
+pub struct GrowthSeries {
     pub about: &'static str,
     pub points: Vec<Point>,
 }
@@ -67,8 +67,8 @@ fn grown(axis: Axis, rounds: u32, patience: Duration) -> Result<Growth> {
             cost: Spread::of(net.iter().copied()).context("there is no round")?,
         })
     };
-    let series = lines.iter().map(|Line { about, cases }| {
-        Ok(Series {
+    let series = lines.iter().map(|AxisLine { about, cases }| {
+        Ok(GrowthSeries {
             about,
             points: cases.iter().map(point).collect::<Result<_>>()?,
         })

@@ -90,14 +90,14 @@ pub fn single(address: Ipv4Addr) -> IpNet {
 }
 
 /// The program, attached nowhere.
-pub struct Guarded(Generation);
+pub struct GuardProgram(Generation);
 
 /// The name of the service, if one was concerned, and the outcome.
-pub type Key = (Option<String>, Outcome);
+pub type CounterKey = (Option<String>, Outcome);
 
-pub type Counted = BTreeMap<Key, u64>;
+pub type CounterSums = BTreeMap<CounterKey, u64>;
 
-impl Guarded {
+impl GuardProgram {
     pub fn load(setup: &Setup) -> Result<Self> {
         let tick_ns = host::tick_ns()?;
         let policy = Policy::parse(&setup.policy, "bench.toml", KernelTick { tick_ns })?;
@@ -122,7 +122,7 @@ impl Guarded {
         Ok(generation.program()?)
     }
 
-    pub fn counted(&self) -> Result<Counted> {
+    pub fn counted(&self) -> Result<CounterSums> {
         let Self(generation) = self;
         let rows = generation.counters()?.into_iter();
         Ok(rows

@@ -7,7 +7,7 @@ use nix::sys::utsname::uname;
 use serde::Serialize;
 
 #[derive(Serialize)]
-pub struct Machine {
+pub struct MachineInfo {
     pub cpu: String,
     pub cpus: usize,
     pub kernel: String,
@@ -16,7 +16,7 @@ pub struct Machine {
     pub jit_harden: String,
 }
 
-impl Machine {
+impl MachineInfo {
     pub fn read() -> Result<Self> {
         let name = uname()?;
         Ok(Self {
@@ -41,7 +41,7 @@ fn setting(name: &str) -> String {
     setting.map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
-impl fmt::Display for Machine {
+impl fmt::Display for MachineInfo {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             cpu,

@@ -36,7 +36,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use jiff::Timestamp;
 
-use crate::{machine::Machine, report::Report, row::Row};
+use crate::{machine::MachineInfo, report::BenchReport, row::Row};
 
 /// Where the documentation is, seen from the root of the workspace.
 const DOCS: &str = "docs";
@@ -44,7 +44,7 @@ const DOCS: &str = "docs";
 /// Measures what a packet costs, and what the agent does
 #[derive(Parser)]
 #[command(name = "bench")]
-struct Arguments {
+struct BenchArguments {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -74,12 +74,12 @@ struct Arguments {
 }
 
 /// Which rows are asked for.
-pub struct Asked {
+pub struct RowFilter {
     /// All, if there are none.
     parts: Vec<String>,
 }
 
-impl Asked {
+impl RowFilter {
     pub fn is(&self, name: &str) -> bool {
         let Self { parts } = self;
         parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
@@ -87,7 +87,7 @@ impl Asked {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = BenchArguments::parse();
     match bench(arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -99,8 +99,8 @@ fn main() -> ExitCode {
 }
 
 /// Whether every row is within its bar.
-fn bench(arguments: Arguments) -> Result<bool> {
-    let Arguments {
+fn bench(arguments: BenchArguments) -> Result<bool> {
+    let BenchArguments {
         json,
         filter,
         rounds,
@@ -121,7 +121,7 @@ fn bench(arguments: Arguments) -> Result<bool> {
         return Ok(true);
     }
     let patience = Duration::from_secs(patience);
-    let asked = Asked { parts: filter };
+    let asked = RowFilter { parts: filter };
     let mut rows = Vec::new();
     let packets = match packets::measured(&asked, rounds, patience)? {
         Some((packets, measured)) => {
@@ -150,9 +150,9 @@ fn bench(arguments: Arguments) -> Result<bool> {
         !rows.is_empty() || !growth.is_empty(),
         "no row has such a name: --list says them"
     );
-    let report = Report {
+    let report = BenchReport {
         date: Timestamp::now(),
-        machine: Machine::read()?,
+        machine: MachineInfo::read()?,
         packets,
         rows,
         growth,

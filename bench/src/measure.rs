@@ -14,7 +14,7 @@ use guard_common::reason::{Outcome, Verdict};
 use crate::{
     beside::{Beside, Varied},
     cases::{ANYWHERE, Case, DENIED, Subject, Whose, open},
-    guarded::{Counted, Guarded, Key},
+    guarded::{CounterKey, CounterSums, GuardProgram},
     policies,
     quiet::{self, Sample},
     run::{Run, XDP_DROP, XDP_PASS, run},
@@ -72,10 +72,10 @@ pub fn measure(
     rounds: u32,
     patience: Duration,
 ) -> Result<BTreeMap<String, Samples>> {
-    let mut loaded = Loaded::new()?;
+    let mut loaded = LoadedPrograms::new()?;
     let mut bouts = Vec::new();
     for case in cases {
-        bouts.push(Bout::prepare(case, &mut loaded)?);
+        bouts.push(CaseMeasurement::prepare(case, &mut loaded)?);
     }
     let enough = rounds as usize;
     let begin = Instant::now();
@@ -117,7 +117,7 @@ pub fn measure(
 }
 
 /// What each empty program takes where nothing disturbs it, as far as is known.
-fn floors(bouts: &[Bout<'_>]) -> BTreeMap<*const Program, f64> {
+fn floors(bouts: &[CaseMeasurement<'_>]) -> BTreeMap<*const Program, f64> {
     let mut times: BTreeMap<*const Program, Vec<f64>> = BTreeMap::new();
     for bout in bouts {
         times.entry(bout.beside()).or_default().extend(&bout.begun);
@@ -187,16 +187,16 @@ impl Memory {
 }
 
 /// The programs in the kernel, each policy's once.
-struct Loaded {
+struct LoadedPrograms {
     empty: Rc<Program>,
     memory: Memory,
-    policies: BTreeMap<policies::Name, Rc<Guarded>>,
+    policies: BTreeMap<policies::Name, Rc<GuardProgram>>,
     xdp_filters: BTreeMap<Filter, Rc<Xdp>>,
     stage: Stage,
 }
 
 enum Program {
-    Guard(Rc<Guarded>),
+    Guard(Rc<GuardProgram>),
     XdpFilter(Rc<Xdp>),
     Beside(Beside),
 }
@@ -211,7 +211,7 @@ impl Program {
     }
 }
 
-impl Loaded {
+impl LoadedPrograms {
     fn new() -> Result<Self> {
         let empty = Rc::new(Program::Beside(Beside::empty()?));
         let mut memory = Memory::new(&empty)?;
@@ -227,12 +227,12 @@ impl Loaded {
         })
     }
 
-    fn guarded(&mut self, policy: policies::Name) -> Result<Rc<Guarded>> {
+    fn guarded(&mut self, policy: policies::Name) -> Result<Rc<GuardProgram>> {
         if let Some(guarded) = self.policies.get(&policy) {
             return Ok(Rc::clone(guarded));
         }
         progress(&format!("loading the policy {policy:?}"));
-        let guarded = Guarded::load(&policy.setup());
+        let guarded = GuardProgram::load(&policy.setup());
         let guarded = Rc::new(guarded.with_context(|| format!("the policy {policy:?}"))?);
         self.policies.insert(policy, Rc::clone(&guarded));
         Ok(guarded)
@@ -255,14 +255,14 @@ fn wrap(program: &Program, varied: Varied) -> Result<Program> {
 }
 
 /// A case against the empty program.
-struct Bout<'a> {
+struct CaseMeasurement<'a> {
     case: &'a Case,
     program: Rc<Program>,
     empty: Rc<Program>,
     /// The wrapper calls them; they live as long.
     _wrapped: [Rc<Program>; 2],
     /// What guard's counters must say after every measurement.
-    expected: Option<Expected>,
+    expected: Option<ExpectedCount>,
     verdict: u32,
     /// Packets in each measurement.
     repeat: u32,
@@ -273,14 +273,14 @@ struct Bout<'a> {
     fault: Option<String>,
 }
 
-struct Expected {
-    guarded: Rc<Guarded>,
+struct ExpectedCount {
+    guarded: Rc<GuardProgram>,
     service: Whose,
     outcome: Outcome,
 }
 
-impl<'a> Bout<'a> {
-    fn prepare(case: &'a Case, loaded: &mut Loaded) -> Result<Self> {
+impl<'a> CaseMeasurement<'a> {
+    fn prepare(case: &'a Case, loaded: &mut LoadedPrograms) -> Result<Self> {
         let (target, expected, verdict) = match case.subject {
             Subject::Guard {
                 policy,
@@ -288,7 +288,7 @@ impl<'a> Bout<'a> {
                 outcome,
             } => {
                 let guarded = loaded.guarded(policy)?;
-                let expected = Expected {
+                let expected = ExpectedCount {
                     guarded: Rc::clone(&guarded),
                     service,
                     outcome,
@@ -352,8 +352,8 @@ impl<'a> Bout<'a> {
     }
 
     /// Measures it a few times. `floor`: what the empty program takes where nothing disturbs it, as far as is known.
-    fn fight(&mut self, floor: f64, loaded: &mut Loaded) -> Result<()> {
-        let Loaded { memory, stage, .. } = loaded;
+    fn fight(&mut self, floor: f64, loaded: &mut LoadedPrograms) -> Result<()> {
+        let LoadedPrograms { memory, stage, .. } = loaded;
         let (frame, repeat) = (&self.case.frame, self.repeat);
         let (program, empty) = (self.program.xdp()?, self.empty.xdp()?);
         stage.show(&[empty, program])?;
@@ -407,10 +407,10 @@ impl<'a> Bout<'a> {
         Ok(())
     }
 
-    fn counted(&self) -> Result<Counted> {
+    fn counted(&self) -> Result<CounterSums> {
         match &self.expected {
             Some(expected) => expected.guarded.counted(),
-            None => Ok(Counted::new()),
+            None => Ok(CounterSums::new()),
         }
     }
 
@@ -419,8 +419,8 @@ impl<'a> Bout<'a> {
         &self,
         run: &Run,
         expected: u64,
-        before: &Counted,
-        after: &Counted,
+        before: &CounterSums,
+        after: &CounterSums,
     ) -> Option<String> {
         if run.verdict != self.verdict {
             return Some(format!(
@@ -428,7 +428,7 @@ impl<'a> Bout<'a> {
                 run.verdict, self.verdict
             ));
         }
-        let Expected {
+        let ExpectedCount {
             service, outcome, ..
         } = self.expected.as_ref()?;
         let moved = after.iter().filter_map(|(key, packets)| {
@@ -436,7 +436,8 @@ impl<'a> Bout<'a> {
             (moved != 0).then_some((key, moved))
         });
         let moved: Vec<_> = moved.collect();
-        let is_stray = |(name, found): &Key| found != outcome || !service.is(name.as_deref());
+        let is_stray =
+            |(name, found): &CounterKey| found != outcome || !service.is(name.as_deref());
         let strays = moved.iter().filter(|(key, _)| is_stray(key));
         let strays: Vec<String> = strays.map(|(key, packets)| told(key, *packets)).collect();
         let stray_packets = moved.iter().filter(|(key, _)| is_stray(key));
@@ -453,7 +454,7 @@ impl<'a> Bout<'a> {
     }
 }
 
-fn told((service, outcome): &Key, packets: u64) -> String {
+fn told((service, outcome): &CounterKey, packets: u64) -> String {
     format!(
         "{packets} {}{} at {}",
         if outcome.would_drop { "would-be " } else { "" },

@@ -5,10 +5,10 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    Asked,
-    cases::{Case, Derived, Kind, cases, derived},
+    RowFilter,
+    cases::{Case, Derived, DerivedKind, cases, derived},
     measure::{Samples, measure},
-    row::{Bar, Packets, Row, Unit},
+    row::{Bar, Packets, Row, RowUnit},
     run,
     spread::Spread,
 };
@@ -26,7 +26,7 @@ pub fn names() -> Vec<Cow<'static, str>> {
 ///
 /// `patience`: how long quiet rounds are waited for.
 pub fn measured(
-    asked: &Asked,
+    asked: &RowFilter,
     rounds: u32,
     patience: Duration,
 ) -> Result<Option<(Packets, Vec<Row>)>> {
@@ -82,7 +82,7 @@ fn rows(
             case.group,
             Row::new(
                 (&case.name, case.group.title(), case.about),
-                Unit::Nanoseconds,
+                RowUnit::Nanoseconds,
                 spread,
                 case.bar.map(Bar::AtMost),
                 samples.fault.clone(),
@@ -93,11 +93,11 @@ fn rows(
         let (of, than) = (of(derived.of)?, of(derived.than)?);
         let pairs = of.net.iter().zip(&than.net);
         let (unit, values): (_, Vec<f64>) = match derived.kind {
-            Kind::Difference => (
-                Unit::Nanoseconds,
+            DerivedKind::Difference => (
+                RowUnit::Nanoseconds,
                 pairs.map(|(of, than)| of - than).collect(),
             ),
-            Kind::Ratio => (Unit::Ratio, pairs.map(|(of, than)| of / than).collect()),
+            DerivedKind::Ratio => (RowUnit::Ratio, pairs.map(|(of, than)| of / than).collect()),
         };
         rows.push((
             derived.group,

@@ -11,7 +11,7 @@ use plotters::{
     style::{BLACK, Color as _, RGBColor, WHITE},
 };
 
-use crate::growth::{Growth, Point, Series};
+use crate::growth::{Growth, GrowthSeries, Point};
 
 const SIZE: (u32, u32) = (760, 400);
 
@@ -56,7 +56,7 @@ fn draw(growth: &Growth, svg: &mut String) -> Result<()> {
         .x_label_formatter(&|count| grouped(*count as u32))
         .y_label_formatter(&|ns| format!("{ns:.0}"))
         .draw()?;
-    for (Series { about, points }, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+    for (GrowthSeries { about, points }, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let place = |point: &Point| (f64::from(point.count), point.cost.median);
         let line = LineSeries::new(points.iter().map(place), colour.stroke_width(2)).point_size(3);
         chart

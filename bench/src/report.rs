@@ -5,16 +5,16 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    growth::{Growth, Series},
-    machine::Machine,
+    growth::{Growth, GrowthSeries},
+    machine::MachineInfo,
     plot::grouped,
     row::{Packets, Row},
 };
 
 #[derive(Serialize)]
-pub struct Report {
+pub struct BenchReport {
     pub date: Timestamp,
-    pub machine: Machine,
+    pub machine: MachineInfo,
     /// How the cost of packets was measured, if it was.
     pub packets: Option<Packets>,
     pub rows: Vec<Row>,
@@ -22,7 +22,7 @@ pub struct Report {
     pub growth: Vec<Growth>,
 }
 
-impl Report {
+impl BenchReport {
     /// Whether every row is within its bar, and measured what it says.
     pub fn is_within(&self) -> bool {
         self.rows.iter().all(|row| row.within != Some(false))
@@ -120,13 +120,13 @@ fn table(rows: &[Row]) -> Table {
     table
 }
 
-fn growing(lines: &[Series]) -> Table {
+fn growing(lines: &[GrowthSeries]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     let first = lines.first().map_or(&[][..], |line| &line.points);
     let counts = first.iter().map(|point| grouped(point.count));
     table.set_header([String::new()].into_iter().chain(counts));
-    for Series { about, points } in lines {
+    for GrowthSeries { about, points } in lines {
         let costs = points
             .iter()
             .map(|point| format!("{:.1}", point.cost.median));

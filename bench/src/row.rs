@@ -21,7 +21,7 @@ pub struct Row {
     pub name: String,
     pub group: &'static str,
     pub about: String,
-    pub unit: Unit,
+    pub unit: RowUnit,
     /// The median, and the quartiles around it.
     pub value: f64,
     pub low: f64,
@@ -49,7 +49,7 @@ impl Bar {
         }
     }
 
-    pub fn written(self, unit: Unit) -> String {
+    pub fn written(self, unit: RowUnit) -> String {
         match self {
             Self::AtMost(most) => format!("≤ {}", unit.written(most)),
             Self::AtLeast(least) => format!("≥ {}", unit.written(least)),
@@ -58,7 +58,7 @@ impl Bar {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Unit {
+pub enum RowUnit {
     /// Nanoseconds more than the empty program.
     #[serde(rename = "ns")]
     Nanoseconds,
@@ -73,7 +73,7 @@ pub enum Unit {
     Megabytes,
 }
 
-impl Unit {
+impl RowUnit {
     pub fn written(self, value: f64) -> String {
         match self {
             Self::Nanoseconds => format!("{value:.1} ns"),
@@ -88,7 +88,7 @@ impl Unit {
 impl Row {
     pub fn new(
         (name, group, about): (&str, &'static str, &str),
-        unit: Unit,
+        unit: RowUnit,
         spread: Spread,
         bar: Option<Bar>,
         fault: Option<String>,
@@ -122,7 +122,13 @@ impl Row {
             high: f64::NAN,
         };
         let about = (group, group, "could not be measured");
-        Self::new(about, Unit::Ratio, none, None, Some(format!("{error:#}")))
+        Self::new(
+            about,
+            RowUnit::Ratio,
+            none,
+            None,
+            Some(format!("{error:#}")),
+        )
     }
 
     pub fn judgement(&self) -> &'static str {

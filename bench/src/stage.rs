@@ -19,14 +19,14 @@ const PLACES: usize = 42;
 
 /// Interfaces in a lab of its own, with a program on each. They are never up: no packet comes by.
 pub struct Stage {
-    places: Vec<Place>,
+    places: Vec<StageSlot>,
     /// How often somebody has asked for programs.
     now: u64,
     /// Goes after the places: they are on its interfaces.
     lab: Lab,
 }
 
-struct Place {
+struct StageSlot {
     program: u32,
     /// `None`: the kernel refused another program.
     link: Option<XdpLink>,
@@ -86,7 +86,7 @@ impl Stage {
         let link = lab
             .host
             .enter(|| program.attach(&name(number), XdpMode::Skb))??;
-        places.push(Place {
+        places.push(StageSlot {
             program: id,
             link: Some(program.take_link(link)?),
             asked_for: *now,
@@ -95,7 +95,7 @@ impl Stage {
     }
 }
 
-impl Place {
+impl StageSlot {
     fn replace(&mut self, mut program: Xdp, id: u32) -> Result<()> {
         let link = self.link.take().context("a place is gone")?;
         let link = program.attach_to_link(link)?;

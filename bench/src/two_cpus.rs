@@ -8,12 +8,12 @@ use aya::programs::Xdp;
 use guard_common::reason::{Outcome, Reason};
 
 use crate::{
-    Asked,
+    RowFilter,
     beside::Beside,
-    frames::{CLIENT_V4, Network, syn},
-    guarded::Guarded,
+    frames::{CLIENT_V4, PacketAddresses, syn},
+    guarded::GuardProgram,
     policies::{FRIEND, Name, WEB, WEB_PORT},
-    row::{Bar, Row, Unit},
+    row::{Bar, Row, RowUnit},
     run::{self, XDP_PASS, run},
     spread::Spread,
 };
@@ -33,13 +33,13 @@ const CPUS: [usize; 2] = [0, 1];
 const REPEAT: u32 = 400_000;
 
 /// A program, and the packet that each CPU gets.
-struct Subject<'a> {
+struct TwoCpuSubject<'a> {
     program: &'a Xdp,
     frames: &'a [Vec<u8>; 2],
 }
 
 /// What both do at once, against what one does alone.
-fn scaling(subject: &Subject<'_>) -> Result<f64> {
+fn scaling(subject: &TwoCpuSubject<'_>) -> Result<f64> {
     let [first, second] = CPUS;
     let alone = [alone(subject, first)?, alone(subject, second)?];
     let together: f64 = at_once(subject)?.iter().sum();
@@ -47,7 +47,7 @@ fn scaling(subject: &Subject<'_>) -> Result<f64> {
 }
 
 /// Packets in a nanosecond of the CPU's time. Time that another process has the CPU for does not count.
-fn rate(subject: &Subject<'_>, cpu: usize) -> Result<f64> {
+fn rate(subject: &TwoCpuSubject<'_>, cpu: usize) -> Result<f64> {
     let run = run(subject.program, &subject.frames[cpu], REPEAT)?;
     ensure!(
         run.verdict == XDP_PASS,
@@ -57,11 +57,11 @@ fn rate(subject: &Subject<'_>, cpu: usize) -> Result<f64> {
     Ok(1.0 / run.ns)
 }
 
-fn alone(subject: &Subject<'_>, cpu: usize) -> Result<f64> {
+fn alone(subject: &TwoCpuSubject<'_>, cpu: usize) -> Result<f64> {
     run::on(cpu, || rate(subject, cpu))
 }
 
-fn at_once(subject: &Subject<'_>) -> Result<[f64; 2]> {
+fn at_once(subject: &TwoCpuSubject<'_>) -> Result<[f64; 2]> {
     let start = Barrier::new(CPUS.len());
     let [first, second] = CPUS;
     let on = |cpu| {
@@ -80,18 +80,18 @@ fn at_once(subject: &Subject<'_>) -> Result<[f64; 2]> {
     })
 }
 
-pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
+pub fn measured(asked: &RowFilter, rounds: u32) -> Result<Vec<Row>> {
     if !NAMES.into_iter().any(|name| asked.is(name)) {
         return Ok(Vec::new());
     }
     let empty = Beside::empty()?;
     let floor = Beside::two_exchanges()?;
-    let limited = Guarded::load(&Name::Packets.setup())?;
-    let shared = Guarded::load(&Name::AllBudgets.setup())?;
-    let frame = |source| syn(Network::from(source), WEB_PORT);
+    let limited = GuardProgram::load(&Name::Packets.setup())?;
+    let shared = GuardProgram::load(&Name::AllBudgets.setup())?;
+    let frame = |source| syn(PacketAddresses::from(source), WEB_PORT);
     let different = [frame(CLIENT_V4), frame(FRIEND)];
     let same = [frame(CLIENT_V4), frame(CLIENT_V4)];
-    let subject = |program, frames| Subject { program, frames };
+    let subject = |program, frames| TwoCpuSubject { program, frames };
     let subjects = [
         subject(empty.program()?, &different),
         subject(limited.program()?, &different),
@@ -115,7 +115,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
     let row = |name, about, values: &[f64], bar, fault| -> Result<Row> {
         let spread = Spread::of(values.iter().copied()).context("there is no round")?;
         let names = (name, "Two CPUs", about);
-        Ok(Row::new(names, Unit::Ratio, spread, bar, fault))
+        Ok(Row::new(names, RowUnit::Ratio, spread, bar, fault))
     };
     let rows = [
         row(EMPTY, "the empty program: both to one", &empty, None, None)?,
@@ -152,7 +152,7 @@ pub fn measured(asked: &Asked, rounds: u32) -> Result<Vec<Row>> {
 }
 
 /// What is wrong, if a packet went another way.
-fn strays(guarded: &Guarded) -> Result<Option<String>> {
+fn strays(guarded: &GuardProgram) -> Result<Option<String>> {
     let allowed = Outcome {
         reason: Reason::Allowed,
         would_drop: false,

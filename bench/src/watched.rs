@@ -10,17 +10,17 @@ use guard::api::client::Client;
 use lab::{
     guard::{Guard, binary, whereabouts},
     process::{Daemon, wait_for},
-    screen::Screen,
+    screen::TmuxScreen,
     topology::{INTERFACE, Lab},
 };
 use tokio::runtime::Builder;
 
 use crate::{
-    Asked,
+    RowFilter,
     beside::{Beside, Numbers, Varied},
-    frames::{Network, syn},
+    frames::{PacketAddresses, syn},
     quiet::{self, Sample},
-    row::{Bar, Row, Unit},
+    row::{Bar, Row, RowUnit},
     run::{Run, XDP_DROP, XDP_PASS, run},
     spread::Spread,
 };
@@ -51,13 +51,13 @@ const PACKETS: u32 = 400_000;
 const SETTLED: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
+pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     if !NAMES.into_iter().any(|name| asked.is(name)) {
         return Ok(Vec::new());
     }
     let lab = Lab::new()?;
     let guard = Guard::start(&lab, &policy())?;
-    let flood = Flood::of(&lab)?;
+    let flood = ClosedPortFlood::of(&lab)?;
     let mut turns = Vec::new();
     for _ in 0..TURNS {
         lab::interrupt::check()?;
@@ -90,7 +90,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     let row = |name, about, ratios, bar| -> Result<Row> {
         let spread = Spread::of(ratios).context("there is no turn")?;
         let names = (name, "Watched", about);
-        Ok(Row::new(names, Unit::Ratio, spread, bar, None))
+        Ok(Row::new(names, RowUnit::Ratio, spread, bar, None))
     };
     let rows = [
         row(
@@ -139,14 +139,14 @@ impl Cost {
 }
 
 /// Packets to a closed port, run through the attached program.
-struct Flood {
+struct ClosedPortFlood {
     program: Beside,
     empty: Beside,
     /// The wrappers call them; they live as long.
     _wrapped: (ProgramFd, Beside),
 }
 
-impl Flood {
+impl ClosedPortFlood {
     fn of(lab: &Lab) -> Result<Self> {
         let client = Client::new(&lab.folder().join("guard.sock"))?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -169,7 +169,7 @@ impl Flood {
     }
 
     fn measure(&self) -> Result<Vec<Sample>> {
-        let frame = syn(Network::V4, CLOSED_PORT);
+        let frame = syn(PacketAddresses::V4, CLOSED_PORT);
         let mut samples = Vec::new();
         for _ in 0..MEASUREMENTS {
             let empty = run(self.empty.program()?, &frame, PACKETS)?;
@@ -191,7 +191,7 @@ impl Flood {
 
 /// Everything that shows people what goes on.
 struct Watchers {
-    top: Screen,
+    top: TmuxScreen,
     page: Daemon,
     capture: Daemon,
     logs: [PathBuf; 2],
@@ -216,7 +216,7 @@ impl Watchers {
         let capture = guard(&["capture", "--all"])?;
         let (program, arguments) = capture.split_first().context("there is no command")?;
         let watchers = Self {
-            top: Screen::start(lab, (80, 24), &guard(&["top"])?)?,
+            top: TmuxScreen::start(lab, (80, 24), &guard(&["top"])?)?,
             page: Daemon::start(lab.host.command("sh").args(["-c", &asks]), page_log)?,
             capture: Daemon::start(lab.host.command(program).args(arguments), capture_log)?,
             logs,

@@ -29,7 +29,7 @@ const FILTERS: [&str; 2] = ["iptables", "ip6tables"];
 
 /// Where a hammer knocks.
 #[derive(Clone, Copy, Debug)]
-pub enum Target {
+pub enum HammerTarget {
     Tcp(SocketAddr),
     Udp(SocketAddr),
 }
@@ -42,7 +42,7 @@ pub struct Hammer {
 }
 
 impl Hammer {
-    pub fn start(lab: &Lab, targets: &[Target]) -> Result<Self> {
+    pub fn start(lab: &Lab, targets: &[HammerTarget]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let knocks = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
@@ -52,8 +52,8 @@ impl Hammer {
             threads.push(thread::spawn(move || {
                 setns(&namespace, CloneFlags::CLONE_NEWNET)?;
                 match target {
-                    Target::Tcp(address) => connect(address, &stop, &knocks),
-                    Target::Udp(address) => send(address, &stop, &knocks),
+                    HammerTarget::Tcp(address) => connect(address, &stop, &knocks),
+                    HammerTarget::Udp(address) => send(address, &stop, &knocks),
                 }
             }));
         }

@@ -11,13 +11,13 @@ const REFUSED: i32 = 7;
 const TIMED_OUT: i32 = 28;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum HttpOutcome {
     Status(u16),
     TimedOut,
     Refused,
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for HttpOutcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => write!(formatter, "{status}"),
@@ -28,7 +28,7 @@ impl fmt::Display for Answer {
 }
 
 /// Asks for the invoices with curl, from one of the internet's addresses.
-pub fn get(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Result<Answer> {
+pub fn get(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Result<HttpOutcome> {
     get_with_login(lab, from, host, port, None)
 }
 
@@ -39,7 +39,7 @@ pub fn get_with_login(
     host: IpAddr,
     port: u16,
     login: Option<&str>,
-) -> Result<Answer> {
+) -> Result<HttpOutcome> {
     let mut command = curl(lab, from, host, port);
     if let Some(login) = login {
         command.args(["--user", login]);
@@ -49,10 +49,10 @@ pub fn get_with_login(
         Some(0) => {
             let status = String::from_utf8_lossy(&output.stdout);
             let status = status.trim().parse().context("curl printed no status")?;
-            Ok(Answer::Status(status))
+            Ok(HttpOutcome::Status(status))
         }
-        Some(TIMED_OUT) => Ok(Answer::TimedOut),
-        Some(REFUSED) => Ok(Answer::Refused),
+        Some(TIMED_OUT) => Ok(HttpOutcome::TimedOut),
+        Some(REFUSED) => Ok(HttpOutcome::Refused),
         _ => bail!("{command:?}: {}", output.status),
     }
 }

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_micros(1_800);
 
 /// How fast the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
+pub enum ProbePace {
     /// About ten thousand a second to each port.
     Steady,
     /// As fast as a thread can send.
@@ -45,7 +45,7 @@ pub struct Probe {
 
 /// What came through.
 #[derive(Clone, Copy, Debug)]
-pub struct Counted {
+pub struct ProbeResult {
     /// To each port.
     pub sent: u64,
     pub seconds: f64,
@@ -56,7 +56,7 @@ pub struct Counted {
 
 impl Probe {
     /// Starts counting and then sending.
-    pub fn start(lab: &Lab, open: u16, closed: u16, pace: Pace) -> Result<Self> {
+    pub fn start(lab: &Lab, open: u16, closed: u16, pace: ProbePace) -> Result<Self> {
         for port in [open, closed] {
             // Before conntrack and any NAT: the first that the stack does with a packet.
             run(lab.host.command("iptables").args([
@@ -97,12 +97,12 @@ impl Probe {
     }
 
     /// Ends the stream and counts.
-    pub fn stop(mut self, lab: &Lab) -> Result<Counted> {
+    pub fn stop(mut self, lab: &Lab) -> Result<ProbeResult> {
         let seconds = self.start.elapsed().as_secs_f64();
         self.end()?;
         // What is on its way arrives.
         thread::sleep(Duration::from_millis(300));
-        Ok(Counted {
+        Ok(ProbeResult {
             sent: self.sent(),
             seconds,
             open: arrived(lab, self.open)?,
@@ -167,7 +167,7 @@ fn listen(lab: &Lab, port: u16, stop: Arc<AtomicBool>) -> Result<JoinHandle<Resu
 fn send(
     lab: &Lab,
     ports: [u16; 2],
-    pace: Pace,
+    pace: ProbePace,
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
 ) -> Result<JoinHandle<Result<()>>> {
@@ -189,7 +189,7 @@ fn send(
                 }
                 sent.fetch_add(1, Ordering::Relaxed);
             }
-            if pace == Pace::Steady {
+            if pace == ProbePace::Steady {
                 // By the clock, so that a pause that was too long is made up for.
                 next += PAUSE;
                 thread::sleep(next.saturating_duration_since(Instant::now()));

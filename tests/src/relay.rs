@@ -31,7 +31,7 @@ pub enum Mood {
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum RelayFault {
     /// Its answer is the error that Docker gives for a container whose layer is missing.
     Refused,
     /// It is never answered, as while Docker starts a container.
@@ -39,7 +39,7 @@ pub enum Fate {
 }
 
 /// Requests whose first line contains the text.
-type Fates = Vec<(String, Fate)>;
+type Fates = Vec<(String, RelayFault)>;
 
 /// A socket of its own, before Docker's. It is removed when this is dropped.
 pub struct Relay {
@@ -87,7 +87,7 @@ impl Relay {
     }
 
     /// From now on, for requests whose first line contains this text.
-    pub fn decide(&self, text: &str, fate: Fate) {
+    pub fn decide(&self, text: &str, fate: RelayFault) {
         let mut fates = self.fates.lock().unwrap_or_else(PoisonError::into_inner);
         fates.push((text.to_owned(), fate));
     }
@@ -119,14 +119,14 @@ fn serve(
         fate.map(|(_, fate)| *fate)
     };
     match fate {
-        Some(Fate::Refused) => {
+        Some(RelayFault::Refused) => {
             let body = "{\"message\":\"layer does not exist\"}";
             let head = "HTTP/1.1 500 Internal Server Error\r\nConnection: close";
             let length = body.len();
             write!(client, "{head}\r\nContent-Length: {length}\r\n\r\n{body}")?;
             return Ok(());
         }
-        Some(Fate::Held) => {
+        Some(RelayFault::Held) => {
             // Until the client hangs up.
             while client.read(&mut [0; 64])? > 0 {}
             return Ok(());

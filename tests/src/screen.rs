@@ -10,12 +10,12 @@ use crate::{
 };
 
 /// It ends when this is dropped, with what runs in it.
-pub struct Screen {
+pub struct TmuxScreen {
     server: Daemon,
     socket: PathBuf,
 }
 
-impl Screen {
+impl TmuxScreen {
     pub fn start(lab: &Lab, (columns, lines): (u16, u16), command: &[String]) -> Result<Self> {
         let socket = lab.folder().join("tmux");
         let mut tmux = lab.host.command("tmux");

@@ -12,7 +12,7 @@ use lab::{
     docker::{CONTAINER_PORT, Docker},
     flood,
     guard::Guard,
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     interrupt,
     namespace::Namespace,
     process::{Daemon, run as run_command, wait_for},
@@ -44,21 +44,21 @@ pub fn run() -> Result<()> {
 fn show() -> Result<()> {
     println!("\nTwo hosts are made: the internet, and a host with a container and a proxy.");
     let lab = Lab::new()?;
-    let container = Container::start(&lab)?;
+    let container = InvoiceServer::start(&lab)?;
     println!("{}", container.describe());
     let proxy = Proxy::start(&lab, &format!("127.0.0.1:{CONTAINER_PORT}"))?;
     println!("nginx stands in front of it on port 80, as the only way in that is meant.\n");
     wait_for(Duration::from_secs(10), || {
         let answer = get(&lab, USER_V4, HOST_V4, CONTAINER_PORT)?;
         ensure!(
-            answer == Answer::Status(200),
+            answer == HttpOutcome::Status(200),
             "the container answers {answer}"
         );
         Ok(())
     })?;
 
     let mut steps = Steps::new();
-    let expected = Answer::Status(200);
+    let expected = HttpOutcome::Status(200);
     steps.add(&lab, "before", expected, |_| Ok("-".to_owned()))?;
 
     let guard = Guard::start(&lab, &container.policy("observe"))?;
@@ -77,7 +77,7 @@ fn show() -> Result<()> {
     guard.remove()?;
 
     let guard = Guard::start(&lab, &container.policy("enforce"))?;
-    steps.add(&lab, "guard enforces", Answer::TimedOut, |_| {
+    steps.add(&lab, "guard enforces", HttpOutcome::TimedOut, |_| {
         let dropped =
             guard.packets(&[("reason", json!("closed_port")), ("verdict", json!("drop"))])?;
         ensure!(dropped > 0, "nothing was dropped");
@@ -85,7 +85,7 @@ fn show() -> Result<()> {
     })?;
     println!("{}\n", steps.table);
 
-    let Flood {
+    let FloodSummary {
         sent,
         dropped,
         answered,
@@ -145,7 +145,7 @@ impl Steps {
         &mut self,
         lab: &Lab,
         name: &str,
-        expected: Answer,
+        expected: HttpOutcome,
         counted: impl FnOnce(&Lab) -> Result<String>,
     ) -> Result<()> {
         interrupt::check()?;
@@ -160,7 +160,7 @@ impl Steps {
         ];
         self.table.add_row(row);
         ensure!(
-            direct == expected && proxied == Answer::Status(200),
+            direct == expected && proxied == HttpOutcome::Status(200),
             "{name}: the direct way answers {direct} instead of {expected}, the proxy {proxied}"
         );
         Ok(())
@@ -174,14 +174,14 @@ fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
     table
 }
 
-struct Flood {
+struct FloodSummary {
     sent: u64,
     dropped: u64,
     answered: u32,
 }
 
 /// One source floods the proxy with SYNs while another asks for invoices.
-fn flood(lab: &Lab, guard: &Guard) -> Result<Flood> {
+fn flood(lab: &Lab, guard: &Guard) -> Result<FloodSummary> {
     let over_budget = [
         ("service", json!("proxy")),
         ("reason", json!("packet_limit")),
@@ -195,12 +195,12 @@ fn flood(lab: &Lab, guard: &Guard) -> Result<Flood> {
         let due = FLOOD * n / REQUESTS;
         thread::sleep(due.saturating_sub(start.elapsed()));
         interrupt::check()?;
-        if get(lab, USER_V4, HOST_V4, 80)? == Answer::Status(200) {
+        if get(lab, USER_V4, HOST_V4, 80)? == HttpOutcome::Status(200) {
             answered += 1;
         }
     }
     thread::sleep(FLOOD.saturating_sub(start.elapsed()));
-    Ok(Flood {
+    Ok(FloodSummary {
         sent: flood.stop()?,
         dropped: guard.packets(&over_budget)? - before,
         answered,
@@ -208,7 +208,7 @@ fn flood(lab: &Lab, guard: &Guard) -> Result<Flood> {
 }
 
 /// What serves the invoices on port 8000 behind a destination NAT.
-enum Container {
+enum InvoiceServer {
     Docker(Docker),
     /// No Docker can be started here: a namespace with NAT rules of its own does for one.
     Namespace {
@@ -217,7 +217,7 @@ enum Container {
     },
 }
 
-impl Container {
+impl InvoiceServer {
     fn start(lab: &Lab) -> Result<Self> {
         if setup::has_docker() {
             match Self::start_docker(lab) {

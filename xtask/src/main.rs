@@ -21,13 +21,13 @@ const INTERRUPTED: u8 = 130;
 /// Builds, tests and shows guard. Every command first finds or installs what it needs.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
-struct Arguments {
+struct XtaskArguments {
     #[command(subcommand)]
-    command: Command,
+    command: XtaskCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum XtaskCommand {
     /// Find or install the toolchain, bpf-linker and what the lab needs
     Setup,
     /// Print what a shell must export to build with plain `cargo`
@@ -72,23 +72,23 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Arguments { command } = Arguments::parse();
+    let XtaskArguments { command } = XtaskArguments::parse();
     // Whatever runs gives up in the ordinary way and removes what it made.
     if let Err(error) = ctrlc::set_handler(interrupt::raise) {
         eprintln!("xtask: an interrupt will not clean up: {error}");
     }
     let result = match command {
-        Command::Setup => setup::for_tests().map(|_toolchain| ()),
-        Command::Env => setup::toolchain().map(|toolchain| toolchain.print_exports()),
-        Command::Build { release } => build::run(release),
-        Command::Lint => lint::run(),
-        Command::Test { kernels: true, .. } => test::on_kernels(),
-        Command::Test { filter, .. } => test::run(filter.as_deref()),
-        Command::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
-        Command::Soak => soak::run(),
-        Command::Bench { arguments } => bench::run(&arguments),
-        Command::Package(options) => package::run(options),
-        Command::Demo => demo::run(),
+        XtaskCommand::Setup => setup::for_tests().map(|_toolchain| ()),
+        XtaskCommand::Env => setup::toolchain().map(|toolchain| toolchain.print_exports()),
+        XtaskCommand::Build { release } => build::run(release),
+        XtaskCommand::Lint => lint::run(),
+        XtaskCommand::Test { kernels: true, .. } => test::on_kernels(),
+        XtaskCommand::Test { filter, .. } => test::run(filter.as_deref()),
+        XtaskCommand::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
+        XtaskCommand::Soak => soak::run(),
+        XtaskCommand::Bench { arguments } => bench::run(&arguments),
+        XtaskCommand::Package(options) => package::run(options),
+        XtaskCommand::Demo => demo::run(),
     };
     match result {
         _ if interrupt::is_raised() => {

@@ -2,9 +2,11 @@
 
 use guard_common::reason::Reason::{Allowed, ClosedPort, DeniedSource, PacketLimit};
 
-use super::{ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, Group, Kind, closed, nobody, open, web};
+use super::{
+    ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, DerivedKind, Group, closed, nobody, open, web,
+};
 use crate::{
-    frames::{Network, syn, tagged},
+    frames::{PacketAddresses, syn, tagged},
     guarded::PUBLISHED,
     policies::{
         DENIED_FIRST,
@@ -18,9 +20,9 @@ pub fn cases() -> Vec<Case> {
         Case::guard(Group::Bars, names, policy, frame, expected)
     };
     let deny = |names, frame, expected| Case::guard(Group::Deny, names, DenyList, frame, expected);
-    let closed_v6 = || syn(Network::V6, CLOSED_PORT);
-    let open_v6 = || syn(Network::V6, WEB_PORT);
-    let denied = || syn(Network::from(DENIED_FIRST), WEB_PORT);
+    let closed_v6 = || syn(PacketAddresses::V6, CLOSED_PORT);
+    let open_v6 = || syn(PacketAddresses::V6, WEB_PORT);
+    let denied = || syn(PacketAddresses::from(DENIED_FIRST), WEB_PORT);
     let closed_port = nobody(ClosedPort);
     let allowed = web(Allowed);
     let limited = web(PacketLimit);
@@ -39,7 +41,7 @@ pub fn cases() -> Vec<Case> {
                 "a container's port in scope containers, drop",
             ),
             Containers,
-            syn(Network::V4, PUBLISHED),
+            syn(PacketAddresses::V4, PUBLISHED),
             closed_port,
         )
         .at_most(8.0),
@@ -134,7 +136,7 @@ pub fn derived() -> Vec<Derived> {
         name,
         group,
         about,
-        kind: Kind::Difference,
+        kind: DerivedKind::Difference,
         of,
         than,
         bar: Some(bar),

@@ -7,7 +7,7 @@ use guard_common::reason::Reason::{
 use super::{ANYWHERE, Case, Group, Subject, Whose, closed, nobody, open, web};
 use crate::{
     beside::Numbers,
-    frames::{Network, syn},
+    frames::{PacketAddresses, syn},
     policies::{
         DENIED_FIRST, NAMED,
         Name::{self, Admitted, Denied, Packets, Published, Services},
@@ -21,10 +21,10 @@ pub struct Axis {
     pub name: &'static str,
     /// What is counted.
     pub of: &'static str,
-    pub lines: Vec<Line>,
+    pub lines: Vec<AxisLine>,
 }
 
-pub struct Line {
+pub struct AxisLine {
     pub about: &'static str,
     /// By how many there are.
     pub cases: Vec<(u32, Case)>,
@@ -40,9 +40,14 @@ fn steps(most: u32) -> impl Iterator<Item = u32> {
     tens.take_while(move |step| *step < most).chain([most])
 }
 
-fn line(name: &str, about: &'static str, most: u32, case: impl Fn(String, u32) -> Case) -> Line {
+fn line(
+    name: &str,
+    about: &'static str,
+    most: u32,
+    case: impl Fn(String, u32) -> Case,
+) -> AxisLine {
     let cases = steps(most).map(|step| (step, case(format!("{name}-{step}"), step)));
-    Line {
+    AxisLine {
         about,
         cases: cases.collect(),
     }
@@ -90,7 +95,7 @@ fn sources() -> Axis {
 }
 
 fn services() -> Axis {
-    let frame = || syn(Network::V4, SERVICE_PORT as u16);
+    let frame = || syn(PacketAddresses::V4, SERVICE_PORT as u16);
     let allowed = (Whose::Somebodys, Allowed);
     Axis {
         name: "services",
@@ -167,8 +172,8 @@ fn denied() -> Axis {
 fn named() -> Axis {
     const MOST: u32 = 1_000;
     let first = NAMED.to_bits();
-    let ssh = || syn(Network::V4, SSH_PORT);
-    let spent = || syn(Network::V4, SPENT_PORT);
+    let ssh = || syn(PacketAddresses::V4, SSH_PORT);
+    let spent = || syn(PacketAddresses::V4, SPENT_PORT);
     let at_ssh = |reason| (Whose::Of(SSH), reason);
     let at_spent = |reason| (Whose::Of(SPENT), reason);
     Axis {

@@ -7,12 +7,12 @@ mod peers;
 
 use std::borrow::Cow;
 
-pub use growth::{Axis, Line, axes};
+pub use growth::{Axis, AxisLine, axes};
 use guard_common::reason::{Outcome, Reason};
 
 use crate::{
     beside::{Numbers, Varied},
-    frames::{Network, syn},
+    frames::{PacketAddresses, syn},
     policies::{DENIED_COUNT, DENIED_FIRST, Name as Policy, WEB, WEB_PORT},
     xdp_filter::Filter,
 };
@@ -78,14 +78,14 @@ pub struct Derived {
     pub name: &'static str,
     pub group: Group,
     pub about: &'static str,
-    pub kind: Kind,
+    pub kind: DerivedKind,
     pub of: &'static str,
     pub than: &'static str,
     pub bar: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DerivedKind {
     /// In nanoseconds.
     Difference,
     Ratio,
@@ -142,11 +142,11 @@ pub const DENIED: Numbers = Numbers {
 };
 
 fn closed() -> Vec<u8> {
-    syn(Network::V4, CLOSED_PORT)
+    syn(PacketAddresses::V4, CLOSED_PORT)
 }
 
 pub fn open() -> Vec<u8> {
-    syn(Network::V4, WEB_PORT)
+    syn(PacketAddresses::V4, WEB_PORT)
 }
 
 /// What a packet is counted as that concerns no service, and one that concerns the web.

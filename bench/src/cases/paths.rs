@@ -11,7 +11,8 @@ use guard_common::reason::{
 use super::{ANYWHERE, CLOSED_PORT, Case, Group, Subject, Whose, closed, nobody, open, web};
 use crate::{
     frames::{
-        Network, ack, arp, later_fragment, malformed, neighbour_solicitation, syn, tagged, udp,
+        PacketAddresses, ack, arp, later_fragment, malformed, neighbour_solicitation, syn, tagged,
+        udp,
     },
     guarded::{ASKED, ASKED_FROM, CONTAINER, PUBLISHED},
     policies::{
@@ -29,9 +30,9 @@ pub fn cases() -> Vec<Case> {
         |names, policy, frame, expected| Case::guard(Group::Paths, names, policy, frame, expected);
     let full =
         |names, frame, expected| Case::guard(Group::Everything, names, Everything, frame, expected);
-    let from = |source, port| syn(Network::from(source), port);
-    let segment = || ack(Network::V4, CLOSED_PORT);
-    let reply = || udp(Network::V4, ASKED.port(), ASKED_FROM.port());
+    let from = |source, port| syn(PacketAddresses::from(source), port);
+    let segment = || ack(PacketAddresses::V4, CLOSED_PORT);
+    let reply = || udp(PacketAddresses::V4, ASKED.port(), ASKED_FROM.port());
     let spent = |reason| (Whose::Of(SPENT), reason);
     let ssh = |reason| (Whose::Of(SSH), reason);
     vec![
@@ -81,13 +82,13 @@ pub fn cases() -> Vec<Case> {
         path(
             ("closed-udp", "UDP that answers nothing, drop"),
             Packets,
-            udp(Network::V4, 53, CLOSED_PORT),
+            udp(PacketAddresses::V4, 53, CLOSED_PORT),
             nobody(ClosedPort),
         ),
         path(
             ("container", "a container's own address, drop"),
             Packets,
-            syn(Network::to(CONTAINER), WEB_PORT),
+            syn(PacketAddresses::to(CONTAINER), WEB_PORT),
             nobody(ContainerAddress),
         ),
         path(
@@ -130,7 +131,7 @@ pub fn cases() -> Vec<Case> {
         path(
             ("not-admitted", "a service for some sources, another, drop"),
             Restricted,
-            syn(Network::V4, SSH_PORT),
+            syn(PacketAddresses::V4, SSH_PORT),
             ssh(SourceNotAllowed),
         ),
         path(
@@ -157,7 +158,7 @@ pub fn cases() -> Vec<Case> {
                 "over its budget, others are excepted, drop",
             ),
             Exceptions,
-            syn(Network::V4, SPENT_PORT),
+            syn(PacketAddresses::V4, SPENT_PORT),
             spent(PacketLimit),
         ),
         path(
@@ -185,7 +186,7 @@ pub fn cases() -> Vec<Case> {
         ),
         full(
             ("full-published", "a container's port, drop"),
-            syn(Network::V4, PUBLISHED),
+            syn(PacketAddresses::V4, PUBLISHED),
             nobody(ClosedPort),
         ),
         full(
@@ -195,7 +196,7 @@ pub fn cases() -> Vec<Case> {
         ),
         full(
             ("full-open-ipv6", "the same, IPv6"),
-            syn(Network::V6, WEB_PORT),
+            syn(PacketAddresses::V6, WEB_PORT),
             web(Allowed),
         ),
         full(
@@ -205,7 +206,7 @@ pub fn cases() -> Vec<Case> {
         ),
         full(
             ("full-segment", "the same, opens no connection"),
-            ack(Network::V4, WEB_PORT),
+            ack(PacketAddresses::V4, WEB_PORT),
             web(Allowed),
         ),
         full(
@@ -216,12 +217,12 @@ pub fn cases() -> Vec<Case> {
         .from(ANYWHERE),
         full(
             ("full-addressed", "a service on one address, pass"),
-            syn(Network::V4, PANEL_PORT),
+            syn(PacketAddresses::V4, PANEL_PORT),
             (Whose::Of(PANEL), Allowed),
         ),
         full(
             ("full-over", "over its budget, drop"),
-            syn(Network::V4, SPENT_PORT),
+            syn(PacketAddresses::V4, SPENT_PORT),
             spent(PacketLimit),
         ),
         full(
@@ -239,7 +240,7 @@ pub fn cases() -> Vec<Case> {
                 "full-not-admitted",
                 "a service for some sources, another, drop",
             ),
-            syn(Network::V4, SSH_PORT),
+            syn(PacketAddresses::V4, SSH_PORT),
             ssh(SourceNotAllowed),
         ),
         full(

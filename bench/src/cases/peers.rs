@@ -1,8 +1,10 @@
 //! Other programs on the same packets, and how guard stands to them.
 
-use super::{ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, Group, Kind, Subject, closed, open};
+use super::{
+    ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, DerivedKind, Group, Subject, closed, open,
+};
 use crate::{
-    frames::{Network, syn},
+    frames::{PacketAddresses, syn},
     policies::{DENIED_FIRST, WEB_PORT},
     xdp_filter::Filter,
 };
@@ -14,7 +16,7 @@ pub fn cases() -> Vec<Case> {
     let port = Filter::Port(CLOSED_PORT);
     let address = Filter::Address(DENIED_FIRST);
     let all = Filter::All(CLOSED_PORT, DENIED_FIRST);
-    let denied = || syn(Network::from(DENIED_FIRST), WEB_PORT);
+    let denied = || syn(PacketAddresses::from(DENIED_FIRST), WEB_PORT);
     vec![
         filter(
             (
@@ -128,7 +130,7 @@ pub fn derived() -> Vec<Derived> {
         name,
         group: Group::Peers,
         about,
-        kind: Kind::Ratio,
+        kind: DerivedKind::Ratio,
         of,
         than,
         bar,

@@ -54,7 +54,7 @@ pub struct Generator {
 
 /// A flood under way, as others see it.
 #[derive(Default)]
-pub struct Progress {
+pub struct FloodProgress {
     pub sent: AtomicU64,
     /// What that took of its CPU, with all that the CPU does on receiving it, in nanoseconds.
     pub busy_ns: AtomicU64,
@@ -96,7 +96,7 @@ impl Generator {
         namespace: &Namespace,
         interface: &str,
         rate: u32,
-        progress: &Progress,
+        progress: &FloodProgress,
     ) -> Result<()> {
         let Self { ebpf, frame } = self;
         let program = program(ebpf, "flood")?;

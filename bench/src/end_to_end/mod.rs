@@ -29,15 +29,15 @@ use nix::{
 };
 
 use self::{
-    generator::{Generator, Progress, Sink},
+    generator::{FloodProgress, Generator, Sink},
     protection::Protection,
 };
 use crate::{
-    Asked,
+    RowFilter,
     beside::Numbers,
     frames::flooding_syn,
     policies::WEB_PORT,
-    row::{Bar, Row, Unit},
+    row::{Bar, Row, RowUnit},
     spread::Spread,
 };
 
@@ -64,7 +64,7 @@ const FLOODER: Numbers = Numbers {
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flood {
+pub enum FloodKind {
     /// To a port that is closed, from anywhere.
     Closed,
     /// To the server's port, from one source.
@@ -73,7 +73,7 @@ pub enum Flood {
     Random,
 }
 
-impl Flood {
+impl FloodKind {
     const ALL: [Self; 3] = [Self::Closed, Self::Over, Self::Random];
 
     const fn name(self) -> &'static str {
@@ -103,7 +103,7 @@ impl Flood {
     /// What the server must keep behind guard at the rate that breaks it unprotected, and at the highest. At that one
     /// everybody keeps what the scheduler gives, also who is not protected at all: what a packet takes shows at half
     /// of it, where the row stands beside those of others.
-    fn bar(self, rate: &Rate) -> Option<Bar> {
+    fn bar(self, rate: &FloodRate) -> Option<Bar> {
         (self != Self::Random && rate.name != HALF_RATE).then_some(Bar::AtLeast(90.0))
     }
 }
@@ -120,7 +120,7 @@ struct Rates {
 const HIGHEST: u32 = u32::MAX;
 
 /// One of them.
-struct Rate {
+struct FloodRate {
     name: &'static str,
     packets: u32,
 }
@@ -130,11 +130,11 @@ const HALF_RATE: &str = "half";
 impl Rates {
     const NAMES: [&str; 3] = ["breaking", HALF_RATE, "highest"];
 
-    fn named(&self) -> [Rate; 3] {
+    fn named(&self) -> [FloodRate; 3] {
         let Self { breaking, half } = *self;
         let [first, second, third] = Self::NAMES;
         [(first, breaking), (second, half), (third, HIGHEST)]
-            .map(|(name, packets)| Rate { name, packets })
+            .map(|(name, packets)| FloodRate { name, packets })
     }
 }
 
@@ -166,14 +166,14 @@ const HELD: u32 = 15;
 
 /// Of the groups of rows.
 pub const TITLES: [&str; 3] = [
-    Flood::Closed.title(),
-    Flood::Over.title(),
-    Flood::Random.title(),
+    FloodKind::Closed.title(),
+    FloodKind::Over.title(),
+    FloodKind::Random.title(),
 ];
 
 pub fn names() -> Vec<String> {
     let mut names = Vec::new();
-    for flood in Flood::ALL {
+    for flood in FloodKind::ALL {
         for protection in Protection::ALL {
             if protection.knows(flood) {
                 let kept = |rate| format!("flood-{}-{}-{rate}", flood.name(), protection.name());
@@ -184,7 +184,7 @@ pub fn names() -> Vec<String> {
     names
 }
 
-pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
+pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     if !names().iter().any(|name| asked.is(name)) {
         return Ok(Vec::new());
     }
@@ -200,7 +200,7 @@ pub fn measured(asked: &Asked) -> Result<Vec<Row>> {
     for protection in Protection::ALL {
         eprintln!("bench: under a flood, {}", protection.about());
         let scene = Scene::new(protection, &elsewhere)?;
-        for flood in Flood::ALL
+        for flood in FloodKind::ALL
             .into_iter()
             .filter(|flood| protection.knows(*flood))
         {
@@ -227,7 +227,7 @@ fn breaking_rate(elsewhere: &Lab) -> Result<u32> {
     for rate in RATES {
         let mut kept = Vec::new();
         for _ in 0..ROUNDS {
-            kept.push(scene.bout(Flood::Closed, rate, 0)?.kept());
+            kept.push(scene.bout(FloodKind::Closed, rate, 0)?.kept());
         }
         if Spread::of(kept).is_some_and(|kept| kept.high < HALF) {
             return Ok(rate);
@@ -239,7 +239,7 @@ fn breaking_rate(elsewhere: &Lab) -> Result<u32> {
 
 /// Half of the packets a second that the generator makes when nobody else wants its CPU.
 fn half_rate(elsewhere: &Lab) -> Result<u32> {
-    let flood = Flooding::new(elsewhere, Flood::Closed, HIGHEST)?;
+    let flood = Flooding::new(elsewhere, FloodKind::Closed, HIGHEST)?;
     thread::scope(|scope| {
         let flooding = flood.start(scope);
         let progress = &flood.progress;
@@ -260,11 +260,11 @@ struct Flooding<'a> {
     flooded: &'a Lab,
     generator: Mutex<Generator>,
     rate: u32,
-    progress: Progress,
+    progress: FloodProgress,
 }
 
 impl<'a> Flooding<'a> {
-    fn new(flooded: &'a Lab, flood: Flood, rate: u32) -> Result<Self> {
+    fn new(flooded: &'a Lab, flood: FloodKind, rate: u32) -> Result<Self> {
         let (port, sources) = flood.shape();
         let macs = (mac(flooded, Side::Outside)?, mac(flooded, Side::Host)?);
         let generator = Generator::load(flooding_syn(macs, port), sources)?;
@@ -272,7 +272,7 @@ impl<'a> Flooding<'a> {
             flooded,
             generator: Mutex::new(generator),
             rate,
-            progress: Progress::default(),
+            progress: FloodProgress::default(),
         })
     }
 
@@ -300,14 +300,14 @@ struct Scene<'a> {
 }
 
 /// What came of one flood.
-struct Bout {
+struct FloodResult {
     /// While the flood comes here.
-    here: Served,
+    here: ServedRate,
     /// While it goes to the other host.
-    elsewhere: Served,
+    elsewhere: ServedRate,
 }
 
-impl Bout {
+impl FloodResult {
     /// The share of what the server serves while the flood goes elsewhere.
     fn kept(&self) -> f64 {
         self.here.answers / self.elsewhere.answers
@@ -316,7 +316,7 @@ impl Bout {
 
 /// In a second.
 #[derive(Clone, Copy)]
-struct Served {
+struct ServedRate {
     answers: f64,
     packets: f64,
     /// What the generator has of its CPU, with what that CPU does on receiving the flood.
@@ -349,7 +349,7 @@ impl<'a> Scene<'a> {
         self.standing.take_down()
     }
 
-    fn row(&self, name: &str, flood: Flood, rate: &Rate) -> Result<Row> {
+    fn row(&self, name: &str, flood: FloodKind, rate: &FloodRate) -> Result<Row> {
         let bar = flood.bar(rate);
         let bar = bar.filter(|_| self.protection == Protection::Guard);
         let rate = rate.packets;
@@ -359,7 +359,7 @@ impl<'a> Scene<'a> {
             lab::interrupt::check()?;
             bouts.push(self.bout(flood, rate, round)?);
         }
-        let middle = |value: fn(&Bout) -> f64| {
+        let middle = |value: fn(&FloodResult) -> f64| {
             Spread::of(bouts.iter().map(value)).map_or(0.0, |spread| spread.median)
         };
         let (sent, elsewhere) = (
@@ -398,12 +398,12 @@ impl<'a> Scene<'a> {
             )
         });
         let names = (name, flood.title(), about.as_str());
-        Ok(Row::new(names, Unit::Percent, kept, bar, fault))
+        Ok(Row::new(names, RowUnit::Percent, kept, bar, fault))
     }
 
     /// One in which the server got anything of the CPU while the other host was flooded: at the highest rate the
     /// generator now and then leaves it nothing, and what it keeps then cannot be told.
-    fn bout(&self, flood: Flood, rate: u32, round: u32) -> Result<Bout> {
+    fn bout(&self, flood: FloodKind, rate: u32, round: u32) -> Result<FloodResult> {
         for _ in 0..BOUTS {
             let bout = self.any_bout(flood, rate, round)?;
             if bout.elsewhere.answers > 0.0 {
@@ -415,12 +415,12 @@ impl<'a> Scene<'a> {
 
     /// The flood goes to this host and to the other one in turns. Which is first is the other one in every other
     /// round.
-    fn any_bout(&self, flood: Flood, rate: u32, round: u32) -> Result<Bout> {
+    fn any_bout(&self, flood: FloodKind, rate: u32, round: u32) -> Result<FloodResult> {
         let here = Flooding::new(&self.lab, flood, rate)?;
         let elsewhere = Flooding::new(self.elsewhere, flood, rate)?;
         let answered = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
-        let (mut at_here, mut at_elsewhere) = (Counted::default(), Counted::default());
+        let (mut at_here, mut at_elsewhere) = (FloodTotals::default(), FloodTotals::default());
         thread::scope(|scope| {
             let clients: Vec<_> = (0..web::CLIENTS)
                 .map(|_| scope.spawn(|| self.lab.internet.enter(|| web::ask(&answered, &stop))))
@@ -448,7 +448,7 @@ impl<'a> Scene<'a> {
             }
             Ok::<_, anyhow::Error>(())
         })?;
-        let bout = Bout {
+        let bout = FloodResult {
             here: at_here.a_second(),
             elsewhere: at_elsewhere.a_second(),
         };
@@ -458,16 +458,16 @@ impl<'a> Scene<'a> {
 
 /// What came of a flood in all of its turns.
 #[derive(Default)]
-struct Counted {
+struct FloodTotals {
     answered: u64,
     sent: u64,
     busy: Duration,
     time: Duration,
 }
 
-impl Counted {
+impl FloodTotals {
     /// Has a flood its turn.
-    fn take(&mut self, flood: &Progress, answered: &AtomicU64) {
+    fn take(&mut self, flood: &FloodProgress, answered: &AtomicU64) {
         let count =
             || [answered, &flood.sent, &flood.busy_ns].map(|count| count.load(Ordering::Relaxed));
         flood.on.store(true, Ordering::Relaxed);
@@ -483,7 +483,7 @@ impl Counted {
         self.time += time;
     }
 
-    fn a_second(&self) -> Served {
+    fn a_second(&self) -> ServedRate {
         let Self {
             answered,
             sent,
@@ -491,7 +491,7 @@ impl Counted {
             time,
         } = self;
         let seconds = time.as_secs_f64();
-        Served {
+        ServedRate {
             answers: *answered as f64 / seconds,
             packets: *sent as f64 / seconds,
             busy: busy.as_secs_f64() / seconds,

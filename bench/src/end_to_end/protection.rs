@@ -9,7 +9,7 @@ use lab::{
     topology::{INTERFACE, Lab},
 };
 
-use super::Flood;
+use super::FloodKind;
 use crate::{policies::WEB_PORT, xdp_filter};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +61,8 @@ impl Protection {
     }
 
     /// Whether it has a rule against it at all.
-    pub fn knows(self, flood: Flood) -> bool {
-        self != Self::XdpFilter || flood == Flood::Closed
+    pub fn knows(self, flood: FloodKind) -> bool {
+        self != Self::XdpFilter || flood == FloodKind::Closed
     }
 
     pub fn put_up(self, lab: &Lab) -> Result<Standing> {

@@ -14,7 +14,7 @@ use std::{
 use lab::{
     docker::{Docker, IMAGE},
     guard::{Guard, binary, output, write_policy},
-    http::{Answer, get, get_with_login},
+    http::{HttpOutcome, get, get_with_login},
     process::{run, wait_for},
     proxy::{LOGIN, Proxy},
     relay::{Mood, Relay},
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::site::fails;
 
-const OK: Answer = Answer::Status(200);
+const OK: HttpOutcome = HttpOutcome::Status(200);
 
 fn policy(mode: &str, docker: &str, extra: &str) -> String {
     format!(
@@ -103,7 +103,7 @@ fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_chang
             Ok(())
         })
         .unwrap();
-        assert_eq!(proxied(None), Answer::Status(401));
+        assert_eq!(proxied(None), HttpOutcome::Status(401));
     };
     assert_proxied();
     let guard = Guard::start(&lab, &policy("observe", &socket(&docker), PROXY)).unwrap();
@@ -143,7 +143,7 @@ fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_chang
     assert!(guard.packets(&would).unwrap() >= 1);
 
     guard.run(&["mode", "enforce"]).unwrap();
-    assert_eq!(direct(), Answer::TimedOut);
+    assert_eq!(direct(), HttpOutcome::TimedOut);
     assert_proxied();
     let (code, text) = audit(&lab, &[]);
     assert_eq!(code, 0, "{text}");
@@ -154,7 +154,7 @@ fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_chang
     docker.remove("shop-invoices-1").unwrap();
     run_shop(&docker, "127.0.0.1:8000:8000");
     assert_proxied();
-    assert_eq!(direct(), Answer::Refused);
+    assert_eq!(direct(), HttpOutcome::Refused);
     let (code, text) = audit(&lab, &[]);
     assert_eq!(code, 0, "{text}");
     assert_says(
@@ -181,7 +181,7 @@ fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
                    from = [\"198.51.100.0/26\"]\nlimit.connections = \"50/s\"\n";
     let policy = policy("enforce", &socket(&docker), service);
     let _guard = Guard::start(&lab, &policy).unwrap();
-    assert_eq!((ask(USER_V4), ask(FLOODER_V4)), (OK, Answer::TimedOut));
+    assert_eq!((ask(USER_V4), ask(FLOODER_V4)), (OK, HttpOutcome::TimedOut));
     let (code, text) = audit(&lab, &[]);
     assert_eq!(code, 0, "{text}");
     assert_says(
@@ -456,7 +456,7 @@ fn what_the_agent_does_not_know_of_is_not_said_to_be_closed() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(reached(8000), Answer::TimedOut);
+    assert_eq!(reached(8000), HttpOutcome::TimedOut);
     let (code, report) = audit_json(&lab, &["--docker", &own]);
     assert_eq!(code, 1, "{report:#}");
     assert_eq!(report["docker"]["answered"], true, "{report:#}");

@@ -13,8 +13,8 @@ use std::{
 use lab::{
     docker::{Docker, IMAGE},
     guard::Guard,
-    hammer::{Hammer, Reached, Target},
-    http::{Answer, get},
+    hammer::{Hammer, HammerTarget, Reached},
+    http::{HttpOutcome, get},
     process::wait_for,
     relay::{Mood, Relay},
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4},
@@ -30,12 +30,12 @@ fn policy(docker: &Path, extra: &str) -> String {
 
 const BOTH: [IpAddr; 2] = [HOST_V4, HOST_V6];
 
-fn tcp(port: u16) -> [Target; 2] {
-    BOTH.map(|host| Target::Tcp(SocketAddr::new(host, port)))
+fn tcp(port: u16) -> [HammerTarget; 2] {
+    BOTH.map(|host| HammerTarget::Tcp(SocketAddr::new(host, port)))
 }
 
-fn udp(port: u16) -> [Target; 2] {
-    BOTH.map(|host| Target::Udp(SocketAddr::new(host, port)))
+fn udp(port: u16) -> [HammerTarget; 2] {
+    BOTH.map(|host| HammerTarget::Udp(SocketAddr::new(host, port)))
 }
 
 fn published(guard: &Guard) -> Vec<String> {
@@ -132,7 +132,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     let direct = get(&lab, lab::topology::USER_V6, address, 8000).unwrap();
     assert_eq!(
         direct,
-        Answer::TimedOut,
+        HttpOutcome::TimedOut,
         "the new network's addresses are closed"
     );
 
@@ -174,7 +174,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     run(&[&host[..], &server].concat());
     wait_for(Duration::from_secs(5), || {
         let answer = get(&lab, USER_V4, HOST_V4, 8100)?;
-        anyhow::ensure!(answer == Answer::Status(200), "{answer:?}");
+        anyhow::ensure!(answer == HttpOutcome::Status(200), "{answer:?}");
         Ok(())
     })
     .unwrap();
@@ -237,7 +237,10 @@ fn a_port_that_docker_chooses_closes_as_soon_as_it_is_known() {
         })
         .unwrap();
         let port = port.parse().unwrap();
-        assert_eq!(get(&lab, USER_V4, HOST_V4, port).unwrap(), Answer::TimedOut);
+        assert_eq!(
+            get(&lab, USER_V4, HOST_V4, port).unwrap(),
+            HttpOutcome::TimedOut
+        );
     }
     let log = guard.log();
     let open: Vec<&str> = log
@@ -346,9 +349,9 @@ fn labels_narrow_what_the_policy_allows_while_it_runs() {
     start("plain", 8000, &[]);
     start("inner", 8001, &["guard.from=192.0.2.0/24"]);
     start("more", 9000, &["guard.from=any"]);
-    eventually(8000, Answer::Status(200));
-    eventually(8001, Answer::TimedOut);
-    eventually(9000, Answer::TimedOut);
+    eventually(8000, HttpOutcome::Status(200));
+    eventually(8001, HttpOutcome::TimedOut);
+    eventually(9000, HttpOutcome::TimedOut);
     let restricted = [
         ("service", json!("api@inner")),
         ("reason", json!("source_not_allowed")),
@@ -369,12 +372,12 @@ fn labels_narrow_what_the_policy_allows_while_it_runs() {
     guard
         .run(&["allow", &USER_V4.to_string(), "--service", "api"])
         .unwrap();
-    assert_eq!(ask(8001), Answer::Status(200));
+    assert_eq!(ask(8001), HttpOutcome::Status(200));
     guard.run(&["revoke", "1"]).unwrap();
-    assert_eq!(ask(8001), Answer::TimedOut);
+    assert_eq!(ask(8001), HttpOutcome::TimedOut);
     docker.remove("inner").unwrap();
     start("free", 8001, &[]);
-    eventually(8001, Answer::Status(200));
+    eventually(8001, HttpOutcome::Status(200));
 }
 
 #[test]
@@ -402,12 +405,12 @@ fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first(
     let near = ["guard.from=198.51.100.0/24"];
     start("plain", 8000, &[]);
     start("inner", 8001, &near);
-    eventually(8000, Answer::Status(200));
-    eventually(8001, Answer::Status(200));
+    eventually(8000, HttpOutcome::Status(200));
+    eventually(8001, HttpOutcome::Status(200));
     let user = USER_V4.to_string();
     guard.run(&["deny", &user, "--service", "api"]).unwrap();
     for port in [8000, 8001] {
-        assert_eq!(ask(port), Answer::TimedOut, "{port}");
+        assert_eq!(ask(port), HttpOutcome::TimedOut, "{port}");
     }
     // One that comes later, and one that comes again.
     start("later", 8002, &near);
@@ -427,12 +430,12 @@ fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first(
     })
     .unwrap();
     for port in [8000, 8001, 8002] {
-        assert_eq!(ask(port), Answer::TimedOut, "{port}");
+        assert_eq!(ask(port), HttpOutcome::TimedOut, "{port}");
     }
     assert!(denied("api") > 0 && denied("api@inner") > 0);
     guard.run(&["revoke", "1"]).unwrap();
     for port in [8000, 8001, 8002] {
-        assert_eq!(ask(port), Answer::Status(200), "{port}");
+        assert_eq!(ask(port), HttpOutcome::Status(200), "{port}");
     }
 }
 
@@ -471,10 +474,10 @@ fn a_denial_at_a_service_with_a_long_name_and_a_from_that_is_too_long_are_heeded
     start_labelled(&docker, "greedy", 8001, &[&many, hostile]);
     start_labelled(&docker, "modest", 8002, &["guard.from=192.0.2.0/24"]);
     start_labelled(&docker, "website", 8003, &["guard.from=198.51.100.0/24"]);
-    eventually(8000, Answer::Status(200));
-    eventually(8001, Answer::TimedOut);
-    eventually(8002, Answer::TimedOut);
-    eventually(8003, Answer::Status(200));
+    eventually(8000, HttpOutcome::Status(200));
+    eventually(8001, HttpOutcome::TimedOut);
+    eventually(8002, HttpOutcome::TimedOut);
+    eventually(8003, HttpOutcome::Status(200));
     let status = guard.json("status").unwrap();
     let warnings = status["docker"]["warnings"].to_string();
     assert!(
@@ -491,11 +494,11 @@ fn a_denial_at_a_service_with_a_long_name_and_a_from_that_is_too_long_are_heeded
 
     let user = USER_V4.to_string();
     guard.run(&["deny", &user, "--service", &long]).unwrap();
-    assert_eq!(ask(8000), Answer::TimedOut);
-    assert_eq!(ask(8003), Answer::TimedOut, "what labels made of it");
+    assert_eq!(ask(8000), HttpOutcome::TimedOut);
+    assert_eq!(ask(8003), HttpOutcome::TimedOut, "what labels made of it");
     guard.run(&["revoke", "1"]).unwrap();
-    assert_eq!(ask(8000), Answer::Status(200));
-    assert_eq!(ask(8003), Answer::Status(200));
+    assert_eq!(ask(8000), HttpOutcome::Status(200));
+    assert_eq!(ask(8003), HttpOutcome::Status(200));
 }
 
 #[test]
@@ -507,7 +510,7 @@ fn containers_with_limits_that_come_and_go_refill_nobody_elses_budget() {
     let guard = Guard::start(&lab, &policy(docker.socket(), open)).unwrap();
     let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
     let exhaust = |port| {
-        let asked = (0..40).find(|_| ask(port) == Answer::TimedOut);
+        let asked = (0..40).find(|_| ask(port) == HttpOutcome::TimedOut);
         assert!(asked.is_some(), "{port} is not limited: {}", guard.log());
     };
     let limited = |service: &str| {
@@ -538,7 +541,7 @@ fn containers_with_limits_that_come_and_go_refill_nobody_elses_budget() {
             Ok(())
         })
         .unwrap();
-        assert_eq!(ask(8000), Answer::TimedOut, "{name} came");
+        assert_eq!(ask(8000), HttpOutcome::TimedOut, "{name} came");
         if number < 3 {
             docker.remove(&name).unwrap();
             wait_for(Duration::from_secs(10), || {
@@ -546,13 +549,13 @@ fn containers_with_limits_that_come_and_go_refill_nobody_elses_budget() {
                 Ok(())
             })
             .unwrap();
-            assert_eq!(ask(8000), Answer::TimedOut, "{name} is gone");
+            assert_eq!(ask(8000), HttpOutcome::TimedOut, "{name} is gone");
         }
     }
     guard.kill().unwrap();
     let _guard = Guard::start_again(&lab).unwrap();
-    assert_eq!(ask(8000), Answer::TimedOut, "after a restart");
-    assert_eq!(ask(8001), Answer::TimedOut, "after a restart");
+    assert_eq!(ask(8000), HttpOutcome::TimedOut, "after a restart");
+    assert_eq!(ask(8001), HttpOutcome::TimedOut, "after a restart");
 }
 
 #[test]
@@ -602,7 +605,7 @@ fn a_network_over_the_hosts_own_addresses_locks_nobody_out() {
     .unwrap();
     assert_eq!(
         get(&lab, USER_V4, HOST_V4, 80).unwrap(),
-        Answer::Status(502)
+        HttpOutcome::Status(502)
     );
 }
 
@@ -613,23 +616,26 @@ fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goe
     docker.run_invoices("before", &["8000:8000"]).unwrap();
     let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
     let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
-    assert_eq!(ask(8000), Answer::TimedOut);
+    assert_eq!(ask(8000), HttpOutcome::TimedOut);
     let tried = lab.folder().join("tried.toml");
     fs::write(&tried, policy(Path::new(""), "")).unwrap();
     guard
         .run(&["try", tried.to_str().unwrap(), "--for", "12s"])
         .unwrap();
-    assert_eq!(ask(8000), Answer::Status(200), "it knows of no Docker");
+    assert_eq!(ask(8000), HttpOutcome::Status(200), "it knows of no Docker");
     docker.run_invoices("meanwhile", &["8001:8000"]).unwrap();
     wait_for(Duration::from_secs(5), || {
-        anyhow::ensure!(ask(8001) == Answer::Status(200), "it does not answer yet");
+        anyhow::ensure!(
+            ask(8001) == HttpOutcome::Status(200),
+            "it does not answer yet"
+        );
         Ok(())
     })
     .unwrap();
     guard.kill().unwrap();
     wait_for(Duration::from_secs(20), || {
         let answers = [ask(8000), ask(8001)];
-        anyhow::ensure!(answers == [Answer::TimedOut; 2], "{answers:?}");
+        anyhow::ensure!(answers == [HttpOutcome::TimedOut; 2], "{answers:?}");
         Ok(())
     })
     .unwrap();
@@ -667,7 +673,7 @@ fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
     let publish = format!("{OTHER}:8008:8000");
     docker.run_invoices("web", &[&publish]).unwrap();
     wait_for(Duration::from_secs(10), || {
-        anyhow::ensure!(ask() == Answer::Status(200), "{}", ask());
+        anyhow::ensure!(ask() == HttpOutcome::Status(200), "{}", ask());
         Ok(())
     })
     .unwrap();
@@ -676,12 +682,12 @@ fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
     let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
     for when in ["created while it runs", "created again"] {
         docker.run_invoices("web", &[&publish]).unwrap();
-        assert_eq!(ask(), Answer::TimedOut, "{when}");
+        assert_eq!(ask(), HttpOutcome::TimedOut, "{when}");
         assert!(connects(), "{when}: {}", guard.log());
         assert_eq!(published(&guard), [format!("{OTHER}:tcp/8008")]);
         docker.remove("web").unwrap();
         wait_for(Duration::from_secs(5), || {
-            anyhow::ensure!(ask() == Answer::Refused, "{when}: {}", ask());
+            anyhow::ensure!(ask() == HttpOutcome::Refused, "{when}: {}", ask());
             Ok(())
         })
         .unwrap();
@@ -690,7 +696,7 @@ fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
     docker.run_invoices("web", &[&publish]).unwrap();
     guard.remove().unwrap();
     let _guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
-    assert_eq!(ask(), Answer::TimedOut);
+    assert_eq!(ask(), HttpOutcome::TimedOut);
     assert!(connects());
     drop(own);
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use lab::{
     docker::{CONTAINER_PORT, Docker, IMAGE},
     guard::Guard,
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     process::run,
     proxy::Proxy,
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
@@ -35,7 +35,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
         .run_invoices("invoices", &["8000:8000", "127.0.0.1:8001:8000"])
         .unwrap();
     let _proxy = Proxy::start(&lab, "127.0.0.1:8000").unwrap();
-    let ok = Answer::Status(200);
+    let ok = HttpOutcome::Status(200);
     let ask = |port| {
         [(USER_V4, HOST_V4), (USER_V6, HOST_V6)]
             .map(|(user, host)| get(&lab, user, host, port).unwrap())
@@ -59,7 +59,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
     guard.remove().unwrap();
 
     let guard = Guard::start(&lab, &policy("enforce", &docker, "")).unwrap();
-    assert_eq!(ask(8000), [Answer::TimedOut; 2], "enforce");
+    assert_eq!(ask(8000), [HttpOutcome::TimedOut; 2], "enforce");
     assert_eq!(ask(80), [ok; 2], "enforce");
     assert!(
         guard
@@ -110,7 +110,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
     let guard = Guard::start(&lab, &policy("enforce", &docker, listed)).unwrap();
     assert_eq!(
         ask(8000),
-        [ok, Answer::TimedOut],
+        [ok, HttpOutcome::TimedOut],
         "open to a network of IPv4"
     );
     let elsewhere = [
@@ -196,7 +196,7 @@ fn a_network_that_is_routed_gets_answers_and_no_attempts() {
     assert_eq!(guard.packets(&[("verdict", json!("drop"))]).unwrap(), 0);
 
     let direct = get(&lab, USER_V4, container.into(), CONTAINER_PORT).unwrap();
-    assert_eq!(direct, Answer::TimedOut);
+    assert_eq!(direct, HttpOutcome::TimedOut);
     let attempts = packets("container_address");
     assert!(attempts >= 1);
     let unasked = lab.internet.enter(|| {

@@ -12,7 +12,7 @@ use std::{
 use lab::{
     docker::{Docker, IMAGE},
     guard::{Guard, output, write_policy},
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     process::wait_for,
     proxy::Proxy,
     ssh::Ssh,
@@ -444,7 +444,7 @@ fn a_runtime_that_a_policy_changes_to_and_that_is_silent_is_not_called_enforcing
     for port in [8000, 8001] {
         assert_eq!(
             get(&lab, USER_V4, HOST_V4, port).unwrap(),
-            Answer::TimedOut,
+            HttpOutcome::TimedOut,
             "{port}"
         );
     }
@@ -499,7 +499,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
     );
     assert_eq!(
         get(&lab, USER_V4, HOST_V4, 2222).unwrap(),
-        Answer::Refused,
+        HttpOutcome::Refused,
         "nothing is there, and nothing is closed"
     );
     assert!(logs_in());

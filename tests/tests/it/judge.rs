@@ -21,11 +21,11 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
 /// A generation of its own, attached nowhere.
-pub struct Judge {
+pub struct ProgramUnderTest {
     generation: Generation,
 }
 
-impl Judge {
+impl ProgramUnderTest {
     pub fn new(policy: &str, published: &[PublishedPort]) -> Self {
         let containers = Containers {
             published: published.to_vec(),

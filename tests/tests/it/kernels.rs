@@ -14,7 +14,7 @@ use lab::{
 };
 use which::which;
 
-use crate::judge::Judge;
+use crate::judge::ProgramUnderTest;
 
 /// Software emulation is slow, and the machine may have other work.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -106,7 +106,7 @@ fn a_policy_of_everything_is_loaded() {
         labelled: Vec::new(),
     };
     let start = Instant::now();
-    let judge = Judge::with_containers(EVERYTHING, &containers);
+    let judge = ProgramUnderTest::with_containers(EVERYTHING, &containers);
     let instructions = judge.verified_instructions();
     println!(
         "{instructions} instructions verified in {:?}",

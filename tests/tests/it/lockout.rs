@@ -19,7 +19,7 @@ use guard::{
 use lab::{
     docker::Docker,
     guard::{Guard, binary, whereabouts, write_policy},
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     process::{run, wait_for},
     ssh::Ssh,
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
@@ -183,7 +183,7 @@ fn inbound_sessions_are_those_that_others_opened() {
 }
 
 /// What becomes of a session from the user to port 22 under a policy.
-struct Case {
+struct LockoutCase {
     policy: String,
     from: IpAddr,
     /// The reason, and whether the open session dies at once.
@@ -193,19 +193,19 @@ struct Case {
     line: Option<u64>,
 }
 
-fn cases() -> Vec<Case> {
-    let case = |policy, cut| Case {
+fn cases() -> Vec<LockoutCase> {
+    let case = |policy, cut| LockoutCase {
         policy,
         from: USER_V4,
         cut,
         would: false,
         line: None,
     };
-    let line = |line, case| Case {
+    let line = |line, case| LockoutCase {
         line: Some(line),
         ..case
     };
-    let would = |case| Case {
+    let would = |case| LockoutCase {
         would: true,
         ..case
     };
@@ -216,7 +216,7 @@ fn cases() -> Vec<Case> {
     };
     vec![
         case(policy("enforce", "host", ""), closed),
-        Case {
+        LockoutCase {
             from: USER_V6,
             ..case(policy("enforce", "host", ""), closed)
         },
@@ -254,7 +254,7 @@ fn what_check_live_says_of_a_session_is_what_becomes_of_it() {
     let lab = new_lab();
     let listener = listen(&lab, "[::]:22");
     for (n, case) in cases().into_iter().enumerate() {
-        let Case {
+        let LockoutCase {
             policy,
             from,
             cut,
@@ -506,7 +506,7 @@ fn a_session_on_a_closed_published_port_dies_at_once() {
     // Until the container answers, Docker's proxy hangs up.
     wait_for(Duration::from_secs(10), || {
         let answer = get(&lab, USER_V4, HOST_V4, place.port())?;
-        anyhow::ensure!(answer == Answer::Status(200), "{answer}");
+        anyhow::ensure!(answer == HttpOutcome::Status(200), "{answer}");
         Ok(())
     })
     .unwrap();

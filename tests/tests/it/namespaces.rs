@@ -5,7 +5,7 @@ use std::{net::UdpSocket, thread, time::Duration};
 use lab::{
     flood::Flood,
     guard::Guard,
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     process::{run, wait_for},
     proxy::Proxy,
     topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
@@ -33,14 +33,14 @@ fn a_port_is_reachable_then_closed_then_reachable_again() {
     let lab = Lab::new().unwrap();
     let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
     // nginx answers that nothing is behind it: the port is open.
-    let open = Answer::Status(502);
+    let open = HttpOutcome::Status(502);
     let answers = || {
         [(USER_V4, HOST_V4), (USER_V6, HOST_V6)]
             .map(|(user, host)| get(&lab, user, host, 80).unwrap())
     };
     assert_eq!(answers(), [open; 2], "before");
     for (mode, services, expected) in [
-        ("enforce", "", Answer::TimedOut),
+        ("enforce", "", HttpOutcome::TimedOut),
         ("observe", "", open),
         ("off", "", open),
         ("enforce", OPEN_80, open),
@@ -205,7 +205,7 @@ fn a_flood_is_cut_to_its_budget_while_another_source_gets_every_answer() {
     while !flood.is_over() {
         assert_eq!(
             get(&lab, USER_V4, HOST_V4, 80).unwrap(),
-            Answer::Status(502)
+            HttpOutcome::Status(502)
         );
         answered += 1;
     }
@@ -249,18 +249,24 @@ fn a_deny_entry_ends_in_the_kernel_while_no_agent_runs() {
         end.unwrap().trim()
     );
     let guard = Guard::start(&lab, &policy("enforce", &denied)).unwrap();
-    assert_eq!(get(&lab, USER_V4, HOST_V4, 80).unwrap(), Answer::TimedOut);
+    assert_eq!(
+        get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+        HttpOutcome::TimedOut
+    );
     guard.pause().unwrap();
-    assert_eq!(get(&lab, USER_V6, HOST_V6, 80).unwrap(), Answer::TimedOut);
+    assert_eq!(
+        get(&lab, USER_V6, HOST_V6, 80).unwrap(),
+        HttpOutcome::TimedOut
+    );
     thread::sleep(Duration::from_secs(5));
     // The agent has stood still since before the end.
     assert_eq!(
         get(&lab, USER_V4, HOST_V4, 80).unwrap(),
-        Answer::Status(502)
+        HttpOutcome::Status(502)
     );
     assert_eq!(
         get(&lab, USER_V6, HOST_V6, 80).unwrap(),
-        Answer::Status(502)
+        HttpOutcome::Status(502)
     );
     guard.resume().unwrap();
     assert!(

@@ -9,7 +9,7 @@ use guard_common::{
 use crate::{
     clocked::Simulation,
     frames::{flags::*, *},
-    judge::{Expected, Judge, because, observed},
+    judge::{Expected, ProgramUnderTest, because, observed},
 };
 
 /// A proxy for everybody, a database for one network, and what Docker publishes: 8000 and 5432 with
@@ -56,24 +56,29 @@ fn published() -> Vec<PublishedPort> {
     published
 }
 
-fn judge(mode: &str, scope: &str) -> Judge {
+fn judge(mode: &str, scope: &str) -> ProgramUnderTest {
     let policy = format!("mode = \"{mode}\"\nscope = \"{scope}\"\n{SERVICES}");
-    Judge::new(&policy, &published())
+    ProgramUnderTest::new(&policy, &published())
 }
 
 /// The rows that only the scope decides: (what, frame, in `containers`, in `host`).
-type Row = (&'static str, Vec<u8>, Expected, Expected);
+type ScopeRow = (&'static str, Vec<u8>, Expected, Expected);
 
-fn same(what: &'static str, frame: Vec<u8>, service: Option<&'static str>, reason: Reason) -> Row {
+fn same(
+    what: &'static str,
+    frame: Vec<u8>,
+    service: Option<&'static str>,
+    reason: Reason,
+) -> ScopeRow {
     let expected = because(service, reason);
     (what, frame, expected, expected)
 }
 
-fn by_scope(what: &'static str, frame: Vec<u8>, containers: Reason, host: Reason) -> Row {
+fn by_scope(what: &'static str, frame: Vec<u8>, containers: Reason, host: Reason) -> ScopeRow {
     (what, frame, because(None, containers), because(None, host))
 }
 
-fn exposure() -> Vec<Row> {
+fn exposure() -> Vec<ScopeRow> {
     let proxy = Some("proxy");
     let database = Some("database");
     let v4 = |protocol, payload: &[u8]| ipv4(OTHER_V4, protocol, payload);
@@ -338,7 +343,7 @@ fn exposure() -> Vec<Row> {
 }
 
 /// What would hide the published port 8000 from a guard that reads less than the host does.
-fn bypasses() -> Vec<Row> {
+fn bypasses() -> Vec<ScopeRow> {
     const VLAN: u16 = 0x8100;
     const SERVICE_VLAN: u16 = 0x88a8;
     let closed = |what, frame| same(what, frame, None, ClosedPort);
@@ -473,7 +478,7 @@ fn longest() -> [(&'static str, Vec<u8>, usize); 2] {
 }
 
 /// IP that cannot be read up to its transport header.
-fn malformed() -> Vec<Row> {
+fn malformed() -> Vec<ScopeRow> {
     use protocol::*;
     let malformed = |what, frame| same(what, frame, None, Malformed);
     let syn = tcp_v4(8000, SYN);
@@ -587,7 +592,7 @@ fn malformed() -> Vec<Row> {
 }
 
 /// What always passes.
-fn passing() -> Vec<Row> {
+fn passing() -> Vec<ScopeRow> {
     use protocol::*;
     let on_link = |kind| patched(&ipv6(CLIENT_V6, ICMPV6, &icmp(kind)), IPV6_AT + 7, &[255]);
     let neighbour = "fe80::1".parse().unwrap();
@@ -668,7 +673,7 @@ fn passing() -> Vec<Row> {
     ]
 }
 
-fn every_row() -> Vec<Row> {
+fn every_row() -> Vec<ScopeRow> {
     [exposure(), bypasses(), malformed(), passing()].concat()
 }
 
@@ -910,7 +915,7 @@ fn what_is_published_on_one_address_is_closed_there_and_nowhere_else() {
     ];
     for scope in ["containers", "host"] {
         let policy = format!("mode = \"enforce\"\nscope = \"{scope}\"\n{SERVICES}");
-        let judge = Judge::new(&policy, &published);
+        let judge = ProgramUnderTest::new(&policy, &published);
         for (what, frame, containers, host) in &rows {
             let expected = if scope == "host" { host } else { containers };
             judge.assert(&format!("{what}, {scope}"), frame, expected);
@@ -949,7 +954,7 @@ fn a_service_can_be_milder_than_the_host_but_not_stricter() {
         ("observe", "off", because(database, NotGuarded)),
         ("off", "enforce", because(None, NotGuarded)),
     ] {
-        let judge = Judge::new(&policy(host, service), &published());
+        let judge = ProgramUnderTest::new(&policy(host, service), &published());
         judge.assert(&format!("{host}, {service}"), &attempt, &expected);
         if host == "enforce" {
             judge.assert(

@@ -19,7 +19,7 @@ use crate::{
         protocol::TCP,
         tcp,
     },
-    judge::{Judge, because, observed},
+    judge::{ProgramUnderTest, because, observed},
 };
 
 /// Refills so slowly that nothing comes back during a test.
@@ -52,7 +52,7 @@ fn from_v6(address: &str) -> Vec<u8> {
 }
 
 /// Sends three packets that pass, and two that do not.
-fn exhaust(judge: &Judge, frame: &[u8]) {
+fn exhaust(judge: &ProgramUnderTest, frame: &[u8]) {
     for _ in 0..3 {
         judge.assert("within the burst", frame, &because(WEB, Allowed));
     }
@@ -63,7 +63,7 @@ fn exhaust(judge: &Judge, frame: &[u8]) {
 
 #[test]
 fn a_source_gets_its_burst_and_no_more_and_no_other_pays_for_it() {
-    let judge = Judge::new(&policy("enforce", ""), &[]);
+    let judge = ProgramUnderTest::new(&policy("enforce", ""), &[]);
     exhaust(&judge, &ipv4(CLIENT_V4, TCP, &tcp(80, SYN, &[])));
     exhaust(&judge, &ipv4(OTHER_V4, TCP, &tcp(80, SYN, &[])));
     exhaust(&judge, &from_v6("2001:db8::1"));
@@ -71,7 +71,7 @@ fn a_source_gets_its_burst_and_no_more_and_no_other_pays_for_it() {
 
 #[test]
 fn every_service_has_budgets_of_its_own() {
-    let judge = Judge::new(&policy("enforce", ""), &[]);
+    let judge = ProgramUnderTest::new(&policy("enforce", ""), &[]);
     exhaust(&judge, &from_v4("198.51.100.7", 80));
     let mail = from_v4("198.51.100.7", 25);
     judge.assert("another service", &mail, &because(Some("mail"), Allowed));
@@ -84,7 +84,7 @@ fn every_service_has_budgets_of_its_own() {
 
 #[test]
 fn a_prefix_counts_as_one_source() {
-    let judge = Judge::new(&policy("enforce", "ipv4 = 24, ipv6 = 56"), &[]);
+    let judge = ProgramUnderTest::new(&policy("enforce", "ipv4 = 24, ipv6 = 56"), &[]);
     exhaust(&judge, &from_v4("198.51.100.7", 80));
     let expected = because(WEB, PacketLimit);
     judge.assert("same /24", &from_v4("198.51.100.200", 80), &expected);
@@ -96,7 +96,7 @@ fn a_prefix_counts_as_one_source() {
 
 #[test]
 fn a_client_that_walks_through_its_64_stays_one_source() {
-    let judge = Judge::new(&policy("enforce", ""), &[]);
+    let judge = ProgramUnderTest::new(&policy("enforce", ""), &[]);
     exhaust(&judge, &from_v6("2001:db8::1"));
     for n in 2..1000 {
         let frame = from_v6(&format!("2001:db8::{n:x}"));
@@ -106,7 +106,7 @@ fn a_client_that_walks_through_its_64_stays_one_source() {
 
 #[test]
 fn observed_a_budget_drops_nothing() {
-    let judge = Judge::new(&policy("observe", ""), &[]);
+    let judge = ProgramUnderTest::new(&policy("observe", ""), &[]);
     let frame = from_v4("198.51.100.7", 80);
     for _ in 0..3 {
         judge.assert("within the burst", &frame, &because(WEB, Allowed));
@@ -148,7 +148,7 @@ fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
-fn passed(judge: &Judge, service: &str) -> u64 {
+fn passed(judge: &ProgramUnderTest, service: &str) -> u64 {
     let counters = judge.counters();
     counters
         .get(&format!("{service}: pass allowed"))
@@ -170,7 +170,7 @@ fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
         "limit.bytes = { rate = \"1B/s\", burst = \"81000B\" }",
     ];
     for limit in budgets {
-        let judge = Judge::new(&large(limit), &[]);
+        let judge = ProgramUnderTest::new(&large(limit), &[]);
         let web = ipv4(CLIENT_V4, TCP, &tcp(80, ACK, &[]));
         let mail = ipv4(CLIENT_V4, TCP, &tcp(25, ACK, &[]));
         assert_eq!(web.len() as u64 * LARGE, 81_000);
@@ -193,7 +193,7 @@ fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
 #[test]
 fn short_frames_behind_long_ones_use_up_the_burst() {
     const BURST: u64 = 1_000_000;
-    let judge = Judge::new(
+    let judge = ProgramUnderTest::new(
         &large("limit.bytes = { rate = \"1B/s\", burst = \"1MB\" }"),
         &[],
     );
@@ -213,7 +213,7 @@ fn short_frames_behind_long_ones_use_up_the_burst() {
 
 #[test]
 fn a_budget_of_all_sources_is_exact_whatever_they_pay_in_advance() {
-    let judge = Judge::new(
+    let judge = ProgramUnderTest::new(
         &large(
             "limit.packets = { rate = \"1/h\", burst = 1500 }
              total.packets = { rate = \"1/h\", burst = 1500 }",
@@ -234,7 +234,7 @@ fn a_budget_of_all_sources_is_exact_whatever_they_pay_in_advance() {
 fn who_opens_connections_gets_the_burst_to_the_packet_as_well() {
     let limit = "limit.packets = { rate = \"1/h\", burst = 1500 }
          limit.connections = { rate = \"1/h\", burst = 4000 }";
-    let judge = Judge::new(&large(limit), &[]);
+    let judge = ProgramUnderTest::new(&large(limit), &[]);
     let [opens, goes_on] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
     on_cpu(0, || {
         for _ in 0..40 {
@@ -250,7 +250,7 @@ fn who_opens_connections_gets_the_burst_to_the_packet_as_well() {
 fn who_is_over_its_connections_keeps_those_it_has() {
     let limit = "limit.packets = { rate = \"1/h\", burst = 1500 }
          limit.connections = { rate = \"1/h\", burst = 10 }";
-    let judge = Judge::new(&large(limit), &[]);
+    let judge = ProgramUnderTest::new(&large(limit), &[]);
     let [opens, goes_on] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
     on_cpu(0, || {
         for _ in 0..10 {
@@ -266,7 +266,7 @@ fn who_is_over_its_connections_keeps_those_it_has() {
 #[test]
 fn frames_of_any_length_are_paid_for_to_the_byte() {
     const BURST: u64 = 1_000_000;
-    let judge = Judge::new(
+    let judge = ProgramUnderTest::new(
         &large("limit.bytes = { rate = \"1B/s\", burst = \"1MB\" }"),
         &[],
     );
@@ -289,7 +289,7 @@ fn frames_of_any_length_are_paid_for_to_the_byte() {
 /// What one CPU has paid for and not given back, the source has not on another: a small share of the burst.
 #[test]
 fn a_source_that_changes_cpus_loses_and_gains_next_to_nothing() {
-    let judge = Judge::new(
+    let judge = ProgramUnderTest::new(
         &large("limit.packets = { rate = \"1/h\", burst = 1500 }"),
         &[],
     );
@@ -307,7 +307,7 @@ fn a_source_that_changes_cpus_loses_and_gains_next_to_nothing() {
 
 #[test]
 fn who_is_over_a_budget_of_bytes_still_gets_what_fits() {
-    let judge = Judge::new(
+    let judge = ProgramUnderTest::new(
         &large("limit.bytes = { rate = \"1B/s\", burst = \"1600B\" }"),
         &[],
     );
@@ -326,7 +326,7 @@ fn two_cpus_on_one_source_pass_no_more_than_its_rate() {
     /// rightly so: that the rate is reached is asked of the best of so many runs.
     const RUNS: usize = 5;
     let reached = (0..RUNS).any(|_| {
-        let Contended {
+        let ContentionResult {
             passed,
             dropped,
             expected,
@@ -341,7 +341,7 @@ fn two_cpus_on_one_source_pass_no_more_than_its_rate() {
     assert!(reached, "the rate was not reached in {RUNS} runs");
 }
 
-struct Contended {
+struct ContentionResult {
     passed: u64,
     dropped: u64,
     /// What the rate and the burst allow in the time that it took.
@@ -349,7 +349,7 @@ struct Contended {
 }
 
 /// Two CPUs offer one source's packets as fast as they can.
-fn contend() -> Contended {
+fn contend() -> ContentionResult {
     const RATE: u64 = 10_000;
     // Long enough that threads which the machine holds up lose nothing, mostly.
     const BURST: u64 = RATE;
@@ -361,7 +361,7 @@ fn contend() -> Contended {
          ports = [\"tcp/80\"]
          limit.packets = {{ rate = \"{RATE}/s\", burst = {BURST} }}"
     );
-    let judge = Judge::new(&policy, &[]);
+    let judge = ProgramUnderTest::new(&policy, &[]);
     let frame = from_v4("198.51.100.7", 80);
     let start = Instant::now();
     let duration = Duration::from_secs(3);
@@ -380,7 +380,7 @@ fn contend() -> Contended {
     let elapsed = start.elapsed();
     let (passed, _) = judge.counters()["web: pass allowed"];
     let (dropped, _) = judge.counters()["web: drop packet_limit"];
-    Contended {
+    ContentionResult {
         passed,
         dropped,
         expected: elapsed.as_secs_f64() * RATE as f64 + BURST as f64,

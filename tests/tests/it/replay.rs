@@ -11,7 +11,7 @@ use std::{
 use lab::{
     flood::Flood,
     guard::{Guard, output, write_policy},
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     process::{Daemon, run},
     proxy::Proxy,
     topology::{FLOODER_V4, HOST_V4, INTERFACE, Lab, USER_V4},
@@ -97,7 +97,7 @@ fn a_capture_gets_a_verdict_for_every_packet_and_sums_that_add_up() {
     thread::sleep(Duration::from_secs(1));
     assert_eq!(
         get(&lab, USER_V4, HOST_V4, 80).unwrap(),
-        Answer::Status(502)
+        HttpOutcome::Status(502)
     );
     run(lab.internet.command("nmap").args([
         "-n",

@@ -15,10 +15,10 @@ use std::{
 use lab::{
     docker::{Docker, IMAGE},
     guard::Guard,
-    hammer::{Hammer, Reached, Target},
-    http::{Answer, get},
+    hammer::{Hammer, HammerTarget, Reached},
+    http::{HttpOutcome, get},
     process::{run, wait_for},
-    relay::{Fate, Relay},
+    relay::{Relay, RelayFault},
     topology::{HOST_V4, INTERFACE, Lab, USER_V4},
 };
 
@@ -61,7 +61,10 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
         let id = docker
             .run(&["inspect", "--format", "{{.Id}}", name])
             .unwrap();
-        relay.decide(&format!("/containers/{}/json", id.trim()), Fate::Refused);
+        relay.decide(
+            &format!("/containers/{}/json", id.trim()),
+            RelayFault::Refused,
+        );
     }
     let guard = Guard::start(&lab, &policy(&socket)).unwrap();
     let chosen = format!("tcp/{port}");
@@ -80,7 +83,7 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
     for port in [8000, 8001, 8002, port.parse().unwrap()] {
         assert_eq!(
             get(&lab, USER_V4, HOST_V4, port).unwrap(),
-            Answer::TimedOut,
+            HttpOutcome::TimedOut,
             "{port}"
         );
     }
@@ -167,7 +170,7 @@ fn a_new_containers_ports_close_at_once_while_many_others_hang_in_their_start() 
     let guard = Guard::start(&lab, &policy(docker.socket())).unwrap();
     println!("the agent answers after {:?}", started.elapsed());
     let reached = Reached::count(&lab).unwrap();
-    let targets = [12_345, 8000].map(|port| Target::Tcp(SocketAddr::new(HOST_V4, port)));
+    let targets = [12_345, 8000].map(|port| HammerTarget::Tcp(SocketAddr::new(HOST_V4, port)));
     let hammer = Hammer::start(&lab, &targets).unwrap();
     docker.run_invoices("new", &["12345:8000"]).unwrap();
     let created = Instant::now();
@@ -182,7 +185,7 @@ fn a_new_containers_ports_close_at_once_while_many_others_hang_in_their_start() 
     guard.run(&["mode", "off"]).unwrap();
     wait_for(Duration::from_secs(5), || {
         let answer = get(&lab, USER_V4, HOST_V4, 12_345)?;
-        anyhow::ensure!(answer == Answer::Status(200), "{answer:?}");
+        anyhow::ensure!(answer == HttpOutcome::Status(200), "{answer:?}");
         Ok(())
     })
     .unwrap();

@@ -7,7 +7,7 @@ use std::{
 
 use lab::{
     guard::{Guard, output, write_policy},
-    http::{Answer, get},
+    http::{HttpOutcome, get},
     process::run,
     proxy::Proxy,
     topology::{HOST_V4, INTERFACE, Lab, USER_V4},
@@ -15,8 +15,8 @@ use lab::{
 use serde_json::Value;
 
 /// nginx answers that nothing is behind it: the port is open.
-pub const OPEN: Answer = Answer::Status(502);
-pub const CLOSED: Answer = Answer::TimedOut;
+pub const OPEN: HttpOutcome = HttpOutcome::Status(502);
+pub const CLOSED: HttpOutcome = HttpOutcome::TimedOut;
 
 pub const SHUT: &str = "";
 pub const OPEN_80: &str = "[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
@@ -50,7 +50,7 @@ impl Site {
         path.display().to_string()
     }
 
-    pub fn ask(&self) -> Answer {
+    pub fn ask(&self) -> HttpOutcome {
         get(&self.lab, USER_V4, HOST_V4, 80).unwrap()
     }
 

@@ -12,7 +12,7 @@ use std::{
 use lab::{
     docker::Docker,
     guard::{Guard, output, write_policy},
-    probe::{Counted, Pace, Probe},
+    probe::{Probe, ProbePace, ProbeResult},
     process::wait_for,
     topology::{INTERFACE, Lab},
 };
@@ -24,11 +24,11 @@ const CLOSED: u16 = 9_001;
 /// `cargo xtask soak` sets it: the binary of another build, with another layout of its maps.
 const OLDER: &str = "GUARD_OLDER_BINARY";
 
-struct Plan {
+struct SoakPlan {
     reloads: u32,
     kills: u32,
     trials: u32,
-    pace: Pace,
+    pace: ProbePace,
     docker: bool,
     older: Option<PathBuf>,
 }
@@ -59,7 +59,7 @@ fn policy(docker: Option<&Docker>, generation: u32) -> String {
         )
 }
 
-fn soak(plan: &Plan) -> Counted {
+fn soak(plan: &SoakPlan) -> ProbeResult {
     let lab = Lab::new().unwrap();
     let mut docker = plan.docker.then(|| Docker::start(&lab).unwrap());
     let text = |docker: Option<&Docker>, n| policy(docker, n);
@@ -70,12 +70,12 @@ fn soak(plan: &Plan) -> Counted {
         None => Guard::start_again(&lab).unwrap(),
     };
     let probe = Probe::start(&lab, OPEN, CLOSED, plan.pace).unwrap();
-    let mut watch = Watch::default();
+    let mut watch = CounterWatch::default();
     if plan.older.is_some() {
         guard.kill().unwrap();
         guard = Guard::start_again(&lab).unwrap();
         // The counters of another layout are not read.
-        watch = Watch::default();
+        watch = CounterWatch::default();
     }
     for n in 1..=plan.reloads {
         if n % 3 == 0 {
@@ -134,12 +134,12 @@ fn soak(plan: &Plan) -> Counted {
 
 /// Sees that counters never go back.
 #[derive(Default)]
-struct Watch {
+struct CounterWatch {
     passed: u64,
     dropped: u64,
 }
 
-impl Watch {
+impl CounterWatch {
     fn look(&mut self, guard: &Guard) {
         let passed = guard.packets(&[("verdict", json!("pass"))]).unwrap();
         let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
@@ -150,11 +150,11 @@ impl Watch {
 
 #[test]
 fn nothing_leaks_and_nothing_is_lost_whatever_happens_to_the_agent() {
-    let counted = soak(&Plan {
+    let counted = soak(&SoakPlan {
         reloads: 6,
         kills: 2,
         trials: 1,
-        pace: Pace::Steady,
+        pace: ProbePace::Steady,
         docker: false,
         older: None,
     });
@@ -168,8 +168,8 @@ fn soak_long() {
         return;
     };
     let older = Path::new(&older);
-    for pace in [Pace::Steady, Pace::Flood] {
-        let counted = soak(&Plan {
+    for pace in [ProbePace::Steady, ProbePace::Flood] {
+        let counted = soak(&SoakPlan {
             reloads: 100,
             kills: 20,
             trials: 2,

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{
     docker::Docker,
     guard::{Guard, write_policy},
-    hammer::{Hammer, Reached, Target},
+    hammer::{Hammer, HammerTarget, Reached},
     process::{run, wait_for},
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4},
 };
@@ -156,9 +156,9 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
     let docker = Docker::start(&lab).unwrap();
     let guard = Guard::start(&lab, &policy(&docker, 0)).unwrap();
     let reached = Reached::count(&lab).unwrap();
-    let targets: Vec<Target> = [HOST_V4, HOST_V6]
+    let targets: Vec<HammerTarget> = [HOST_V4, HOST_V6]
         .into_iter()
-        .flat_map(|host| CLOSED.map(|port| Target::Tcp(SocketAddr::new(host, port))))
+        .flat_map(|host| CLOSED.map(|port| HammerTarget::Tcp(SocketAddr::new(host, port))))
         .collect();
     let hammer = Hammer::start(&lab, &targets).unwrap();
     let (over, served) = (AtomicBool::new(false), AtomicBool::new(false));

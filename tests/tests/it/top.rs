@@ -11,7 +11,7 @@ use std::{
 use lab::{
     guard::{Guard, binary, whereabouts},
     process::wait_for,
-    screen::Screen,
+    screen::TmuxScreen,
     topology::FLOODER_V4,
 };
 use serde_json::Value;
@@ -42,7 +42,7 @@ fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
     let guard = site.start("enforce", POLICY);
     let _traffic = Traffic::start(&site);
     let command = command(&site, &["top", "--every", "1"]);
-    let screen = Screen::start(&site.lab, (80, 24), &command).unwrap();
+    let screen = TmuxScreen::start(&site.lab, (80, 24), &command).unwrap();
     let flooder = FLOODER_V4.to_string();
     let seen = [
         "198.51.100.20 office",
@@ -77,7 +77,7 @@ fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
     assert!(matches!(end, None | Some(0)), "{end:?}");
 }
 
-fn press_every_key(guard: &Guard, screen: &Screen) {
+fn press_every_key(guard: &Guard, screen: &TmuxScreen) {
     screen.press(&["/", "office", "Enter"]).unwrap();
     let filtered = screen.wait_for(&["only with \"office\""]).unwrap();
     assert!(!filtered.contains(&FLOODER_V4.to_string()), "{filtered}");
@@ -136,7 +136,7 @@ fn when_the_agent_goes_the_screen_says_so_and_goes_on_from_the_kernel_until_it_c
     let guard = site.start("enforce", POLICY);
     let _traffic = Traffic::start(&site);
     let command = command(&site, &["top", "--every", "1", "--no-color"]);
-    let screen = Screen::start(&site.lab, (80, 24), &command).unwrap();
+    let screen = TmuxScreen::start(&site.lab, (80, 24), &command).unwrap();
     screen.wait_for(&["198.51.100.20 office"]).unwrap();
     let coloured = screen.coloured().unwrap();
     assert!(

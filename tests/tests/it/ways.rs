@@ -23,7 +23,7 @@ use crate::{
     clocked::SECOND,
     frames::{self, flags::*, *},
     judge::test_run,
-    model::generate::{ModelPolicy, PolicyText, answer, packet, policy_of},
+    model::generate::{GeneratedPolicy, ModelPolicy, answer, packet, policy_of},
 };
 
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
@@ -122,7 +122,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
         {
             policy.limits = None;
         }
-        let PolicyText { text, containers } = policy.to_text();
+        let GeneratedPolicy { text, containers } = policy.to_text();
         let services: Vec<String> = policy.services.iter().map(|s| s.name.clone()).collect();
         let start = Timebase {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),

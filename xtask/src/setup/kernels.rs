@@ -14,26 +14,26 @@ use lab::vm::{IMAGE, Kernel, MODULES, only_entry};
 use super::{announce_and_run, apt};
 
 /// A kernel that Debian keeps up to date.
-pub struct Series {
+pub struct KernelSeries {
     pub name: &'static str,
     /// The suites that have it. Of several versions the newest counts.
     suites: &'static [&'static str],
 }
 
 /// The oldest kernel that is tested, and the stable one.
-pub const KEPT: [Series; 2] = [
-    Series {
+pub const KEPT: [KernelSeries; 2] = [
+    KernelSeries {
         name: "6.1",
         suites: &["bookworm"],
     },
-    Series {
+    KernelSeries {
         name: "6.12",
         suites: &["trixie"],
     },
 ];
 
 /// Whatever Debian has that is newest.
-pub const NEWEST: Series = Series {
+pub const NEWEST: KernelSeries = KernelSeries {
     name: "newest",
     suites: &["stable-backports", "unstable"],
 };
@@ -56,8 +56,8 @@ const KEYRINGS: [&str; 2] = [
 ];
 
 /// Sees to it that the kernel of a series is there: fetched if there is none, or none of this week.
-pub fn keep(series: &Series) -> Result<()> {
-    let Series { name, suites } = series;
+pub fn keep(series: &KernelSeries) -> Result<()> {
+    let KernelSeries { name, suites } = series;
     ensure!(
         env::consts::ARCH == "x86_64",
         "kernels are tested on x86-64 alone"
@@ -79,7 +79,7 @@ pub fn keep(series: &Series) -> Result<()> {
     }
 }
 
-impl Series {
+impl KernelSeries {
     /// Names the folder of the kernel. Its age is that of the last look for a newer one.
     fn note(&self) -> PathBuf {
         Kernel::cache().join(self.name)

@@ -15,10 +15,10 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::{
-    Judged, Trial,
-    generate::{self, ModelPolicy, Packet},
+    ModelTrial, ServiceVerdict,
+    generate::{self, GeneratedPacket, ModelPolicy},
     judge::Model,
-    parse::{Content, Seen, look},
+    parse::{DatagramContent, ParsedFrame, look},
     signature::{self, Signature},
 };
 
@@ -36,24 +36,24 @@ const HEADER: &str = "# Kept by `cargo xtask fuzz`: a policy's seed and its chec
 /// The folder of the corpus, and its files by the seed of their policy.
 pub struct Corpus {
     folder: PathBuf,
-    cases: BTreeMap<u64, Kept>,
+    cases: BTreeMap<u64, CorpusEntry>,
 }
 
 /// A case, and what it reaches.
-type Kept = (Case, BTreeSet<Signature>);
+type CorpusEntry = (CorpusCase, BTreeSet<Signature>);
 
 /// One policy and its packets.
-pub struct Case {
+pub struct CorpusCase {
     seed: u64,
     /// Of the policy: another generator makes another policy of the seed.
     checksum: u32,
-    steps: Vec<Step>,
+    steps: Vec<CorpusStep>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Step {
+struct CorpusStep {
     times: u32,
-    packet: Packet,
+    packet: GeneratedPacket,
     /// `None` for what is sent.
     outcome: Option<String>,
 }
@@ -71,7 +71,7 @@ impl Corpus {
         let mut stale = Vec::new();
         for entry in fs::read_dir(&corpus.folder)? {
             let path = entry?.path();
-            let case = Case::parse(&fs::read_to_string(&path)?)
+            let case = CorpusCase::parse(&fs::read_to_string(&path)?)
                 .with_context(|| path.display().to_string())?;
             match case.replay() {
                 Ok(reached) if path == corpus.path(case.seed) => {
@@ -105,7 +105,7 @@ impl Corpus {
     }
 
     /// Keeps a case that reached something new, unless what has to go for it is worth as much.
-    pub fn add(&mut self, case: Case) -> Result<()> {
+    pub fn add(&mut self, case: CorpusCase) -> Result<()> {
         // One of this seed has what it had; with what else it reaches, another seed will do.
         if case.steps.is_empty() || self.cases.contains_key(&case.seed) {
             return Ok(());
@@ -139,7 +139,7 @@ impl Corpus {
     }
 
     /// While there is too much, what has the least that no other has goes.
-    fn shrink(&mut self) -> Vec<(u64, Kept)> {
+    fn shrink(&mut self) -> Vec<(u64, CorpusEntry)> {
         let mut removed = Vec::new();
         while !self.is_within_bounds()
             && let Some(seed) = self.least()
@@ -178,7 +178,7 @@ impl fmt::Display for Corpus {
     }
 }
 
-impl Case {
+impl CorpusCase {
     fn new(seed: u64, policy: &ModelPolicy) -> Self {
         Self {
             seed,
@@ -194,7 +194,7 @@ impl Case {
         let checksum = checksum(&policy);
         let is_same = checksum == self.checksum;
         ensure!(is_same, "the seed makes another policy by now");
-        let mut trial = Trial::new(self.seed, &policy);
+        let mut trial = ModelTrial::new(self.seed, &policy);
         let mut signatures = BTreeSet::new();
         for (n, step) in (0..).zip(&self.steps) {
             let mut last = None;
@@ -228,9 +228,9 @@ impl Case {
         } = self;
         let mut text = format!("{HEADER}policy {seed} {checksum:08x}\n");
         for step in steps {
-            let Step {
+            let CorpusStep {
                 times,
-                packet: Packet { outgoing, frame },
+                packet: GeneratedPacket { outgoing, frame },
                 outcome,
             } = step;
             let way = if *outgoing { "sent" } else { "in" };
@@ -257,16 +257,16 @@ impl Case {
     }
 }
 
-fn parse_step(line: &str) -> Result<Step> {
+fn parse_step(line: &str) -> Result<CorpusStep> {
     let words: Vec<&str> = line.splitn(4, ' ').collect();
     let (times, outgoing, frame, outcome) = match words[..] {
         [times, "sent", frame] => (times, true, frame, None),
         [times, "in", frame, outcome] => (times, false, frame, Some(outcome.to_owned())),
         _ => bail!("not a packet: {line}"),
     };
-    Ok(Step {
+    Ok(CorpusStep {
         times: times.parse()?,
-        packet: Packet {
+        packet: GeneratedPacket {
             outgoing,
             frame: from_words(frame)?,
         },
@@ -276,19 +276,19 @@ fn parse_step(line: &str) -> Result<Step> {
 
 /// Looks for what is new while a policy's packets are judged, and for the shortest way there.
 pub struct Finder<'a> {
-    case: Case,
+    case: CorpusCase,
     scope: &'static str,
     /// What the corpus or the steps of the case reach, and what they do not, whatever was tried.
     settled: BTreeSet<Signature>,
     /// Has seen only the steps.
     model: Model<'a>,
-    sent: Vec<Packet>,
+    sent: Vec<GeneratedPacket>,
 }
 
 impl<'a> Finder<'a> {
     pub fn new(seed: u64, policy: &'a ModelPolicy, corpus: &Corpus) -> Self {
         Self {
-            case: Case::new(seed, policy),
+            case: CorpusCase::new(seed, policy),
             scope: policy.scope,
             settled: corpus.signatures(),
             model: Model::new(policy),
@@ -296,7 +296,7 @@ impl<'a> Finder<'a> {
         }
     }
 
-    pub fn look(&mut self, packet: &Packet, judged: Option<&Judged>) {
+    pub fn look(&mut self, packet: &GeneratedPacket, judged: Option<&ServiceVerdict>) {
         let Some(judged) = judged else {
             self.sent.push(packet.clone());
             return;
@@ -316,13 +316,13 @@ impl<'a> Finder<'a> {
     }
 
     /// As few packets as reach what was found.
-    pub fn into_case(self) -> Case {
+    pub fn into_case(self) -> CorpusCase {
         self.case
     }
 
     /// The packet alone, after what this host sends to open its flow, or again and again.
-    fn way_to(&self, packet: &Packet, judged: &Judged) -> Option<Vec<Step>> {
-        let step = |times| Step {
+    fn way_to(&self, packet: &GeneratedPacket, judged: &ServiceVerdict) -> Option<Vec<CorpusStep>> {
+        let step = |times| CorpusStep {
             times,
             packet: packet.clone(),
             outcome: Some(judged.1.to_string()),
@@ -338,7 +338,7 @@ impl<'a> Finder<'a> {
                 let mut model = self.model.clone();
                 judge(&mut model, opening);
                 if judge(&mut model, packet).as_ref() == Some(judged) {
-                    let opening = Step {
+                    let opening = CorpusStep {
                         times: 1,
                         packet: opening.clone(),
                         outcome: None,
@@ -351,8 +351,8 @@ impl<'a> Finder<'a> {
     }
 }
 
-fn judge(model: &mut Model, packet: &Packet) -> Option<Judged> {
-    let Packet { outgoing, frame } = packet;
+fn judge(model: &mut Model, packet: &GeneratedPacket) -> Option<ServiceVerdict> {
+    let GeneratedPacket { outgoing, frame } = packet;
     if *outgoing {
         model.sent(frame);
         return None;
@@ -361,10 +361,10 @@ fn judge(model: &mut Model, packet: &Packet) -> Option<Judged> {
 }
 
 /// Whether a packet that comes in answers one that was sent.
-fn opens(sent: &Packet, packet: &Packet) -> bool {
+fn opens(sent: &GeneratedPacket, packet: &GeneratedPacket) -> bool {
     let ends = |frame: &[u8]| match look(frame) {
-        Seen::Ip(datagram) => match datagram.content {
-            Content::Udp { from_port, port } => {
+        ParsedFrame::Ip(datagram) => match datagram.content {
+            DatagramContent::Udp { from_port, port } => {
                 Some(((datagram.source, from_port), (datagram.destination, port)))
             }
             _ => None,
@@ -436,17 +436,17 @@ fn from_words(words: &str) -> Result<Vec<u8>> {
 fn what_is_written_is_read_again() {
     let mut rng = fastrand::Rng::with_seed(7);
     let packets = (0..1_000).map(|_| generate::packet(&mut rng));
-    let steps = packets.map(|packet| Step {
+    let steps = packets.map(|packet| CorpusStep {
         times: 3,
         outcome: (!packet.outgoing).then(|| "drop closed_port".to_owned()),
         packet,
     });
-    let case = Case {
+    let case = CorpusCase {
         seed: 9,
         checksum: 0xabcd,
         steps: steps.collect(),
     };
-    let again = Case::parse(&case.to_text()).unwrap();
+    let again = CorpusCase::parse(&case.to_text()).unwrap();
     assert_eq!((again.seed, again.checksum), (9, 0xabcd));
     assert_eq!(again.steps, case.steps);
 }

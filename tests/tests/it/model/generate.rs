@@ -46,7 +46,7 @@ pub enum Special {
     Exempt,
 }
 
-pub struct PolicyText {
+pub struct GeneratedPolicy {
     pub text: String,
     pub containers: Containers,
 }
@@ -308,7 +308,7 @@ impl ModelPolicy {
             .map(|(_, _, special)| *special)
     }
 
-    pub fn to_text(&self) -> PolicyText {
+    pub fn to_text(&self) -> GeneratedPolicy {
         let Self { mode, scope, .. } = self;
         let mut text = format!("mode = \"{mode}\"\nscope = \"{scope}\"\ndocker.socket = \"\"\n");
         if let Some(limits) = &self.limits {
@@ -388,7 +388,7 @@ impl ModelPolicy {
                     NetworkKind::Masqueraded
                 },
             });
-        PolicyText {
+        GeneratedPolicy {
             text,
             containers: Containers {
                 published: published.chain(published_at).collect(),
@@ -401,12 +401,12 @@ impl ModelPolicy {
 
 /// A frame, and whether this host sends it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Packet {
+pub struct GeneratedPacket {
     pub outgoing: bool,
     pub frame: Vec<u8>,
 }
 
-pub fn packet(rng: &mut Rng) -> Packet {
+pub fn packet(rng: &mut Rng) -> GeneratedPacket {
     let outgoing = rng.u8(..50) == 0;
     let mut frame = match rng.u8(..40) {
         0 => (0..rng.usize(..200)).map(|_| rng.u8(..)).collect(),
@@ -434,7 +434,7 @@ pub fn packet(rng: &mut Rng) -> Packet {
     if frame.len() < 14 {
         frame.resize(14, 0);
     }
-    Packet { outgoing, frame }
+    GeneratedPacket { outgoing, frame }
 }
 
 /// What this host would answer to a frame: addresses and ports the other way round. `None` for what is

@@ -9,16 +9,16 @@ use std::{
 
 use super::{
     generate::{ModelPolicy, ModelService, Special},
-    parse::{Content, Datagram, Seen, look},
+    parse::{Datagram, DatagramContent, ParsedFrame, look},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Expected {
+pub struct ModelVerdict {
     pub reason: &'static str,
     pub dropped: bool,
 }
 
-impl fmt::Display for Expected {
+impl fmt::Display for ModelVerdict {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self { reason, dropped } = self;
         let verdict = if *dropped { "drop" } else { "pass" };
@@ -34,11 +34,11 @@ pub struct Model<'a> {
     /// Those that somebody else opened, and that only the mode let in.
     strangers: HashSet<(IpAddr, u16, IpAddr, u16)>,
     /// What has been spent, by budget.
-    spent: HashMap<Account, u64>,
+    spent: HashMap<BudgetKey, u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Account {
+enum BudgetKey {
     Source {
         service: usize,
         prefix: IpAddr,
@@ -53,7 +53,7 @@ enum Account {
 /// The number of the place that the budgets of no service have.
 const NOBODY: usize = usize::MAX;
 
-enum Way<'a> {
+enum ModelDecision<'a> {
     Service(usize, &'a ModelService),
     /// Passes within the limits, under this service's name if it lists the port.
     Pass(Option<usize>, &'static str),
@@ -72,8 +72,8 @@ impl<'a> Model<'a> {
 
     /// Takes note of a packet that this host sends.
     pub fn sent(&mut self, frame: &[u8]) {
-        if let Seen::Ip(datagram) = look(frame)
-            && let Content::Udp { from_port, port } = datagram.content
+        if let ParsedFrame::Ip(datagram) = look(frame)
+            && let DatagramContent::Udp { from_port, port } = datagram.content
         {
             let key = (datagram.source, from_port, datagram.destination, port);
             // What answers a packet that is only observed is no flow of this host's own.
@@ -101,15 +101,15 @@ impl<'a> Model<'a> {
             })
     }
 
-    pub fn judge(&mut self, frame: &[u8]) -> (Option<String>, Expected) {
+    pub fn judge(&mut self, frame: &[u8]) -> (Option<String>, ModelVerdict) {
         let host_mode = self.policy.mode;
         if host_mode == "off" {
             return (None, passed("not_guarded"));
         }
         let datagram = match look(frame) {
-            Seen::NotIp => return (None, passed("not_guarded")),
-            Seen::Malformed => return (None, dropped("malformed", host_mode)),
-            Seen::Ip(datagram) => datagram,
+            ParsedFrame::NotIp => return (None, passed("not_guarded")),
+            ParsedFrame::Malformed => return (None, dropped("malformed", host_mode)),
+            ParsedFrame::Ip(datagram) => datagram,
         };
         if is_control(&datagram) || self.is_dhcp(&datagram) {
             return (None, passed("control"));
@@ -120,8 +120,8 @@ impl<'a> Model<'a> {
         }
         let way = self.way(&datagram);
         let named = match &way {
-            Way::Service(number, _) => Some(*number),
-            Way::Pass(number, _) | Way::Drop(number, _) => *number,
+            ModelDecision::Service(number, _) => Some(*number),
+            ModelDecision::Pass(number, _) | ModelDecision::Drop(number, _) => *number,
         };
         let service = named.map(|number| &self.policy.services[number]);
         let mode = service.map_or(host_mode, |service| milder(service.mode, host_mode));
@@ -130,19 +130,19 @@ impl<'a> Model<'a> {
             return (name, passed("not_guarded"));
         }
         let reason = match way {
-            Way::Drop(_, reason) => {
+            ModelDecision::Drop(_, reason) => {
                 if mode == "observe"
-                    && let Content::Udp { from_port, port } = datagram.content
+                    && let DatagramContent::Udp { from_port, port } = datagram.content
                 {
                     let key = (datagram.destination, port, datagram.source, from_port);
                     self.strangers.insert(key);
                 }
                 return (name, dropped(reason, mode));
             }
-            Way::Service(number, service) => {
+            ModelDecision::Service(number, service) => {
                 self.pay(number, service, &datagram, special, "allowed")
             }
-            Way::Pass(_, reason) => match &self.policy.limits {
+            ModelDecision::Pass(_, reason) => match &self.policy.limits {
                 Some(limits) => self.pay(NOBODY, limits, &datagram, special, reason),
                 None => reason,
             },
@@ -157,7 +157,7 @@ impl<'a> Model<'a> {
 
     /// DHCP over IPv4, for the host itself.
     fn is_dhcp(&self, datagram: &Datagram) -> bool {
-        let from_server = Content::Udp {
+        let from_server = DatagramContent::Udp {
             from_port: 67,
             port: 68,
         };
@@ -180,57 +180,57 @@ impl<'a> Model<'a> {
             || here.any(|one| *one == (protocol, port, on))
     }
 
-    fn way(&self, datagram: &Datagram) -> Way<'a> {
+    fn way(&self, datagram: &Datagram) -> ModelDecision<'a> {
         let Datagram {
             source,
             destination,
             content,
             ..
         } = datagram;
-        if *content == Content::LaterFragment {
-            return Way::Pass(None, "fragment");
+        if *content == DatagramContent::LaterFragment {
+            return ModelDecision::Pass(None, "fragment");
         }
         let (protocol, port) = match content {
-            Content::Tcp { port, .. } => ("tcp", *port),
-            Content::Udp { port, .. } => ("udp", *port),
-            Content::Sctp { port } => ("sctp", *port),
-            Content::Icmp { .. } if source.is_ipv4() => ("icmp", 0),
-            Content::Icmp { .. } => ("icmpv6", 0),
-            Content::Other { protocol: 47 } => ("gre", 0),
-            Content::Other { protocol: 50 } => ("esp", 0),
+            DatagramContent::Tcp { port, .. } => ("tcp", *port),
+            DatagramContent::Udp { port, .. } => ("udp", *port),
+            DatagramContent::Sctp { port } => ("sctp", *port),
+            DatagramContent::Icmp { .. } if source.is_ipv4() => ("icmp", 0),
+            DatagramContent::Icmp { .. } => ("icmpv6", 0),
+            DatagramContent::Other { protocol: 47 } => ("gre", 0),
+            DatagramContent::Other { protocol: 50 } => ("esp", 0),
             // The other family's ICMP is listed by its number as well.
-            Content::Other { protocol: 1 } => ("icmp", 0),
-            Content::Other { protocol: 58 } => ("icmpv6", 0),
-            Content::Other { protocol } => ("proto", u16::from(*protocol)),
-            Content::LaterFragment => ("none", 0),
+            DatagramContent::Other { protocol: 1 } => ("icmp", 0),
+            DatagramContent::Other { protocol: 58 } => ("icmpv6", 0),
+            DatagramContent::Other { protocol } => ("proto", u16::from(*protocol)),
+            DatagramContent::LaterFragment => ("none", 0),
         };
         let services = || self.policy.services.iter().enumerate();
         let on_address = services().find(|(_, service)| {
             service.address == Some(*destination) && service.lists(protocol, port)
         });
         let reply = || match content {
-            Content::Udp { from_port, port } => {
+            DatagramContent::Udp { from_port, port } => {
                 self.flows
                     .contains(&(*destination, *port, *source, *from_port))
             }
             _ => false,
         };
         let is_error = match content {
-            Content::Icmp { kind } if source.is_ipv4() => [3, 11, 12].contains(kind),
-            Content::Icmp { kind } => (1..5).contains(kind),
+            DatagramContent::Icmp { kind } if source.is_ipv4() => [3, 11, 12].contains(kind),
+            DatagramContent::Icmp { kind } => (1..5).contains(kind),
             _ => false,
         };
         let echo_reply = if source.is_ipv4() { 0 } else { 129 };
         let attempt = matches!(
             content,
-            Content::Tcp {
+            DatagramContent::Tcp {
                 syn: true,
                 ack: false,
                 ..
             }
         );
-        let is_tcp = matches!(content, Content::Tcp { .. });
-        let is_udp = matches!(content, Content::Udp { .. });
+        let is_tcp = matches!(content, DatagramContent::Tcp { .. });
+        let is_udp = matches!(content, DatagramContent::Udp { .. });
         let network = self
             .policy
             .networks
@@ -240,13 +240,15 @@ impl<'a> Model<'a> {
         if on_address.is_none()
             && let Some((_, routed)) = network
         {
-            let closed = Way::Drop(None, "container_address");
+            let closed = ModelDecision::Drop(None, "container_address");
             return match content {
                 _ if !routed => closed,
-                Content::Tcp { .. } if !attempt => Way::Pass(None, "established"),
-                Content::Udp { .. } if reply() => Way::Pass(None, "reply"),
-                Content::Icmp { kind } if *kind == echo_reply => Way::Pass(None, "reply"),
-                _ if is_error => Way::Pass(None, "reply"),
+                DatagramContent::Tcp { .. } if !attempt => ModelDecision::Pass(None, "established"),
+                DatagramContent::Udp { .. } if reply() => ModelDecision::Pass(None, "reply"),
+                DatagramContent::Icmp { kind } if *kind == echo_reply => {
+                    ModelDecision::Pass(None, "reply")
+                }
+                _ if is_error => ModelDecision::Pass(None, "reply"),
                 _ => closed,
             };
         }
@@ -257,21 +259,21 @@ impl<'a> Model<'a> {
         if let Some((number, service)) = listed
             && (service.from.is_empty() || service.from.iter().any(|from| from.contains(source)))
         {
-            return Way::Service(number, service);
+            return ModelDecision::Service(number, service);
         }
         let published = self.is_published(protocol, port, *destination);
         let number = listed.map(|(number, _)| number);
         if number.is_none() && !published && self.policy.scope == "containers" {
-            return Way::Pass(None, "not_guarded");
+            return ModelDecision::Pass(None, "not_guarded");
         }
         let local = (32_768..=60_999).contains(&port);
         if is_tcp && !attempt && (!published || local) {
-            return Way::Pass(number, "established");
+            return ModelDecision::Pass(number, "established");
         }
         if is_error || is_udp && !published && reply() {
-            return Way::Pass(number, "reply");
+            return ModelDecision::Pass(number, "reply");
         }
-        Way::Drop(
+        ModelDecision::Drop(
             number,
             if number.is_some() {
                 "source_not_allowed"
@@ -292,7 +294,7 @@ impl<'a> Model<'a> {
     ) -> &'static str {
         let attempt = matches!(
             datagram.content,
-            Content::Tcp {
+            DatagramContent::Tcp {
                 syn: true,
                 ack: false,
                 ..
@@ -318,7 +320,7 @@ impl<'a> Model<'a> {
             bills.clear();
             over = None;
             for (what, burst) in &service.limit {
-                let account = Account::Source {
+                let account = BudgetKey::Source {
                     service: number,
                     prefix,
                     what: match (*what, share) {
@@ -340,7 +342,7 @@ impl<'a> Model<'a> {
                 );
             }
             for (what, burst) in &service.total {
-                let account = Account::Total {
+                let account = BudgetKey::Total {
                     service: number,
                     what,
                 };
@@ -376,9 +378,9 @@ impl<'a> Model<'a> {
 
     fn bill(
         &self,
-        bills: &mut Vec<(Account, u64)>,
+        bills: &mut Vec<(BudgetKey, u64)>,
         over: &mut Option<&'static str>,
-        account: Account,
+        account: BudgetKey,
         amount: u64,
         burst: u64,
         what: &'static str,
@@ -400,16 +402,16 @@ fn is_control(datagram: &Datagram) -> bool {
         IpAddr::V4(_) => false,
     };
     match datagram.content {
-        Content::Icmp { kind } if datagram.source.is_ipv6() => match kind {
+        DatagramContent::Icmp { kind } if datagram.source.is_ipv6() => match kind {
             133..=137 => datagram.hop_limit == 255,
             130..=132 | 143 => local,
             _ => false,
         },
-        Content::Other { protocol: 2 } => match datagram.destination {
+        DatagramContent::Other { protocol: 2 } => match datagram.destination {
             IpAddr::V4(destination) => datagram.hop_limit == 1 && destination.is_multicast(),
             IpAddr::V6(_) => false,
         },
-        Content::Udp { from_port, port } => match datagram.source {
+        DatagramContent::Udp { from_port, port } => match datagram.source {
             IpAddr::V4(_) => false,
             IpAddr::V6(source) => (from_port, port) == (547, 546) && source.is_unicast_link_local(),
         },
@@ -431,15 +433,15 @@ fn milder(one: &'static str, other: &'static str) -> &'static str {
     if rank(one) < rank(other) { one } else { other }
 }
 
-fn passed(reason: &'static str) -> Expected {
-    Expected {
+fn passed(reason: &'static str) -> ModelVerdict {
+    ModelVerdict {
         reason,
         dropped: false,
     }
 }
 
-fn dropped(reason: &'static str, mode: &str) -> Expected {
-    Expected {
+fn dropped(reason: &'static str, mode: &str) -> ModelVerdict {
+    ModelVerdict {
         reason,
         dropped: mode == "enforce",
     }

@@ -22,11 +22,11 @@ use guard_common::reason::{Reason, Verdict};
 
 use self::{
     corpus::{Corpus, Finder},
-    generate::{ModelPolicy, Packet, PolicyText, answer, packet, policy, policy_of},
-    judge::{Expected, Model},
+    generate::{GeneratedPacket, GeneratedPolicy, ModelPolicy, answer, packet, policy, policy_of},
+    judge::{Model, ModelVerdict},
     signature::Signature,
 };
-use crate::{clocked::Simulation, judge::Judge};
+use crate::{clocked::Simulation, judge::ProgramUnderTest};
 
 /// Packets in an ordinary run, over so many policies.
 const POLICIES: u64 = 32;
@@ -60,8 +60,9 @@ fn the_program_and_an_independent_model_agree_on_a_million_packets() {
 #[test]
 fn a_program_for_every_generated_policy_is_verified_in_few_instructions() {
     for seed in 0..POLICIES {
-        let PolicyText { text, containers } = policy(&mut Rng::with_seed(seed)).to_text();
-        let verified = Judge::with_containers(&text, &containers).verified_instructions();
+        let GeneratedPolicy { text, containers } = policy(&mut Rng::with_seed(seed)).to_text();
+        let verified =
+            ProgramUnderTest::with_containers(&text, &containers).verified_instructions();
         assert!(verified < MOST_VERIFIED, "seed {seed}: {verified}");
     }
 }
@@ -125,21 +126,21 @@ fn run(
     seed: u64,
     packets: u64,
     reasons: &mut Reasons,
-    mut on_judged: impl FnMut(&Packet, Option<&Judged>),
+    mut on_judged: impl FnMut(&GeneratedPacket, Option<&ServiceVerdict>),
 ) {
     let mut rng = Rng::with_seed(seed);
     let policy = policy(&mut rng);
-    let mut trial = Trial::new(seed, &policy);
+    let mut trial = ModelTrial::new(seed, &policy);
     let mut question: Option<Vec<u8>> = None;
     for n in 0..packets {
         // Some questions are answered, and some asked again.
         let packet = match &question {
             Some(asked) if rng.u8(..8) == 0 => match answer(asked) {
-                Some(frame) if rng.bool() => Packet {
+                Some(frame) if rng.bool() => GeneratedPacket {
                     outgoing: true,
                     frame,
                 },
-                _ => Packet {
+                _ => GeneratedPacket {
                     outgoing: false,
                     frame: asked.clone(),
                 },
@@ -158,19 +159,19 @@ fn run(
 }
 
 /// The service that a packet was counted under, and its outcome.
-type Judged = (Option<String>, Expected);
+type ServiceVerdict = (Option<String>, ModelVerdict);
 
 /// One policy before the program and the model.
-struct Trial<'a> {
+struct ModelTrial<'a> {
     seed: u64,
     text: String,
     simulation: Simulation,
     model: Model<'a>,
 }
 
-impl<'a> Trial<'a> {
+impl<'a> ModelTrial<'a> {
     fn new(seed: u64, policy: &'a ModelPolicy) -> Self {
-        let PolicyText { text, containers } = policy.to_text();
+        let GeneratedPolicy { text, containers } = policy.to_text();
         Self {
             seed,
             simulation: Simulation::with_text(&text, &containers),
@@ -180,8 +181,8 @@ impl<'a> Trial<'a> {
     }
 
     /// What both say of a packet that comes in. Panics if they disagree.
-    fn judge(&mut self, n: u64, packet: &Packet) -> Option<Judged> {
-        let Packet { outgoing, frame } = packet;
+    fn judge(&mut self, n: u64, packet: &GeneratedPacket) -> Option<ServiceVerdict> {
+        let GeneratedPacket { outgoing, frame } = packet;
         let Self { seed, text, .. } = self;
         if *outgoing {
             self.simulation.sent(frame);

@@ -8,7 +8,7 @@ use etherparse::{
 };
 
 #[derive(Debug)]
-pub enum Seen {
+pub enum ParsedFrame {
     NotIp,
     Malformed,
     Ip(Datagram),
@@ -19,12 +19,12 @@ pub struct Datagram {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub hop_limit: u8,
-    pub content: Content,
+    pub content: DatagramContent,
     pub frame_length: u64,
 }
 
 #[derive(Debug, PartialEq)]
-pub enum Content {
+pub enum DatagramContent {
     Tcp { port: u16, syn: bool, ack: bool },
     Udp { from_port: u16, port: u16 },
     Sctp { port: u16 },
@@ -33,9 +33,9 @@ pub enum Content {
     LaterFragment,
 }
 
-pub fn look(frame: &[u8]) -> Seen {
+pub fn look(frame: &[u8]) -> ParsedFrame {
     let Ok(ethernet) = Ethernet2HeaderSlice::from_slice(frame) else {
-        return Seen::NotIp;
+        return ParsedFrame::NotIp;
     };
     let mut kind = ethernet.ether_type().0;
     let mut rest = &frame[14..];
@@ -43,7 +43,7 @@ pub fn look(frame: &[u8]) -> Seen {
     for _ in 0..2 {
         if is_tag(kind) {
             let Ok(tag) = SingleVlanHeaderSlice::from_slice(rest) else {
-                return Seen::Malformed;
+                return ParsedFrame::Malformed;
             };
             kind = tag.ether_type().0;
             rest = &rest[4..];
@@ -53,14 +53,14 @@ pub fn look(frame: &[u8]) -> Seen {
         0x0800 => look_v4(rest),
         0x86dd => look_v6(rest),
         _ if is_tag(kind) => None,
-        _ => return Seen::NotIp,
+        _ => return ParsedFrame::NotIp,
     };
     match datagram {
         Some(mut datagram) => {
             datagram.frame_length = frame.len() as u64;
-            Seen::Ip(datagram)
+            ParsedFrame::Ip(datagram)
         }
-        None => Seen::Malformed,
+        None => ParsedFrame::Malformed,
     }
 }
 
@@ -70,7 +70,7 @@ fn look_v4(bytes: &[u8]) -> Option<Datagram> {
     let packet = bytes.get(..usize::from(header.total_len()))?;
     let payload = packet.get(header.slice().len()..)?;
     let content = if header.fragments_offset().value() > 0 {
-        Content::LaterFragment
+        DatagramContent::LaterFragment
     } else {
         content(header.protocol().0, 1, payload, header.more_fragments())?
     };
@@ -132,7 +132,7 @@ fn look_v6(bytes: &[u8]) -> Option<Datagram> {
         }
     }
     let content = if later {
-        Content::LaterFragment
+        DatagramContent::LaterFragment
     } else {
         content(next, 58, payload, more)?
     };
@@ -145,7 +145,12 @@ fn look_v6(bytes: &[u8]) -> Option<Datagram> {
     })
 }
 
-fn content(protocol: u8, icmp: u8, payload: &[u8], is_first_of_more: bool) -> Option<Content> {
+fn content(
+    protocol: u8,
+    icmp: u8,
+    payload: &[u8],
+    is_first_of_more: bool,
+) -> Option<DatagramContent> {
     let half = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
     let need = |length: usize| (payload.len() >= length).then_some(());
     Some(match protocol {
@@ -155,7 +160,7 @@ fn content(protocol: u8, icmp: u8, payload: &[u8], is_first_of_more: bool) -> Op
             if header_length < 20 || (header_length > payload.len() && !is_first_of_more) {
                 return None;
             }
-            Content::Tcp {
+            DatagramContent::Tcp {
                 port: half(2),
                 syn: payload[13] & 2 != 0,
                 ack: payload[13] & 16 != 0,
@@ -168,19 +173,19 @@ fn content(protocol: u8, icmp: u8, payload: &[u8], is_first_of_more: bool) -> Op
             if length < 8 && !to_the_end || length > payload.len() && !is_first_of_more {
                 return None;
             }
-            Content::Udp {
+            DatagramContent::Udp {
                 from_port: half(0),
                 port: half(2),
             }
         }
         132 => {
             need(12)?;
-            Content::Sctp { port: half(2) }
+            DatagramContent::Sctp { port: half(2) }
         }
         _ if protocol == icmp => {
             need(8)?;
-            Content::Icmp { kind: payload[0] }
+            DatagramContent::Icmp { kind: payload[0] }
         }
-        _ => Content::Other { protocol },
+        _ => DatagramContent::Other { protocol },
     })
 }

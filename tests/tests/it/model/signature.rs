@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    judge::Expected,
-    parse::{Content, Seen, look},
+    judge::ModelVerdict,
+    parse::{DatagramContent, ParsedFrame, look},
 };
 use crate::frames::protocol;
 
@@ -21,18 +21,18 @@ const EXTENSIONS: [u8; 5] = [
 pub enum Signature {
     /// How it was judged, and what it carries.
     Judged {
-        outcome: Expected,
+        outcome: ModelVerdict,
         scope: &'static str,
         is_listed: bool,
         carried: Carried,
     },
     /// The headers behind Ethernet's.
     Headers {
-        outcome: Expected,
-        network: Network,
+        outcome: ModelVerdict,
+        network: NetworkLayer,
     },
     Tags {
-        outcome: Expected,
+        outcome: ModelVerdict,
         tags: usize,
     },
 }
@@ -51,7 +51,7 @@ pub enum Carried {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Network {
+pub enum NetworkLayer {
     NotIp,
     Ipv4 {
         has_options: bool,
@@ -59,12 +59,12 @@ pub enum Network {
     },
     Ipv6 {
         /// The first extension header's number, and how many there are.
-        extensions: Option<(u8, Count)>,
+        extensions: Option<(u8, HeaderCount)>,
     },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Count {
+pub enum HeaderCount {
     One,
     Few,
     /// As many as are read.
@@ -87,7 +87,7 @@ pub fn of(
     frame: &[u8],
     scope: &'static str,
     is_listed: bool,
-    outcome: Expected,
+    outcome: ModelVerdict,
 ) -> BTreeSet<Signature> {
     let judged = Signature::Judged {
         outcome,
@@ -105,27 +105,27 @@ pub fn of(
 
 fn carried(frame: &[u8]) -> Carried {
     let datagram = match look(frame) {
-        Seen::NotIp => return Carried::NotIp,
-        Seen::Malformed => return Carried::Malformed,
-        Seen::Ip(datagram) => datagram,
+        ParsedFrame::NotIp => return Carried::NotIp,
+        ParsedFrame::Malformed => return Carried::Malformed,
+        ParsedFrame::Ip(datagram) => datagram,
     };
     match datagram.content {
-        Content::Tcp {
+        DatagramContent::Tcp {
             syn: true,
             ack: false,
             ..
         } => Carried::Attempt,
-        Content::Tcp { .. } => Carried::Segment,
-        Content::Udp { .. } => Carried::Udp,
-        Content::Sctp { .. } => Carried::Sctp,
-        Content::Icmp { .. } => Carried::Icmp,
-        Content::Other { .. } => Carried::Other,
-        Content::LaterFragment => Carried::LaterFragment,
+        DatagramContent::Tcp { .. } => Carried::Segment,
+        DatagramContent::Udp { .. } => Carried::Udp,
+        DatagramContent::Sctp { .. } => Carried::Sctp,
+        DatagramContent::Icmp { .. } => Carried::Icmp,
+        DatagramContent::Other { .. } => Carried::Other,
+        DatagramContent::LaterFragment => Carried::LaterFragment,
     }
 }
 
 /// How many tags there are, and what is behind them, as far as it can be read.
-fn headers(frame: &[u8]) -> (usize, Network) {
+fn headers(frame: &[u8]) -> (usize, NetworkLayer) {
     let half = |at: usize| {
         let bytes = frame.get(at..at + 2)?;
         Some(u16::from_be_bytes([bytes[0], bytes[1]]))
@@ -137,21 +137,21 @@ fn headers(frame: &[u8]) -> (usize, Network) {
     let tags = (at - 12) / 4;
     let packet = frame.get(at + 2..).unwrap_or_default();
     let network = match (half(at), packet.first()) {
-        (Some(0x0800), Some(first)) => Network::Ipv4 {
+        (Some(0x0800), Some(first)) => NetworkLayer::Ipv4 {
             has_options: first & 0x0f > 5,
             // All but the bit that forbids fragments.
             is_fragment: half(at + 8).is_some_and(|field| field & 0x3fff != 0),
         },
-        (Some(0x86dd), Some(_)) => Network::Ipv6 {
+        (Some(0x86dd), Some(_)) => NetworkLayer::Ipv6 {
             extensions: extensions(packet),
         },
-        _ => Network::NotIp,
+        _ => NetworkLayer::NotIp,
     };
     (tags, network)
 }
 
 /// The first extension header of an IPv6 packet, and how many follow each other.
-fn extensions(packet: &[u8]) -> Option<(u8, Count)> {
+fn extensions(packet: &[u8]) -> Option<(u8, HeaderCount)> {
     let first = *packet.get(6)?;
     let (mut next, mut at, mut headers) = (first, 40, 0);
     while let (true, Some([following, length])) =
@@ -168,11 +168,11 @@ fn extensions(packet: &[u8]) -> Option<(u8, Count)> {
     (headers > 0).then(|| (first, count(headers)))
 }
 
-fn count(extensions: usize) -> Count {
+fn count(extensions: usize) -> HeaderCount {
     match extensions {
-        ..=1 => Count::One,
-        2..=4 => Count::Few,
-        5..=8 => Count::Many,
-        _ => Count::TooMany,
+        ..=1 => HeaderCount::One,
+        2..=4 => HeaderCount::Few,
+        5..=8 => HeaderCount::Many,
+        _ => HeaderCount::TooMany,
     }
 }
