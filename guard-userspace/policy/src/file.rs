@@ -36,7 +36,7 @@ pub struct File {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct DockerToml {
     pub socket: Option<Spanned<String>>,
     #[serde(default)]
@@ -44,13 +44,13 @@ pub struct DockerToml {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Web {
     pub listen: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct ServiceToml {
     pub name: Spanned<String>,
     pub ports: Spanned<Vec<Spanned<String>>>,
@@ -64,7 +64,7 @@ pub struct ServiceToml {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct SourceToml {
     pub name: Spanned<String>,
     pub cidrs: Spanned<Vec<Spanned<String>>>,
@@ -80,7 +80,7 @@ pub struct SourceToml {
 
 /// Budgets of each source.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct LimitToml {
     pub packets: Option<Spanned<BudgetToml>>,
     pub bytes: Option<Spanned<BudgetToml>>,
@@ -91,7 +91,7 @@ pub struct LimitToml {
 
 /// Budgets of all sources together.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Total {
     pub packets: Option<Spanned<BudgetToml>>,
     pub bytes: Option<Spanned<BudgetToml>>,
@@ -99,7 +99,7 @@ pub struct Total {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct PerToml {
     pub ipv4: Option<Spanned<i64>>,
     pub ipv6: Option<Spanned<i64>>,
