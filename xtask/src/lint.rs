@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: format and clippy, of the kernel program too, and what builds without it.
+//! `cargo xtask lint`: format, type names and clippy, of the kernel program too, and what builds without it.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use lab::process::run as output;
 
 use crate::{
     build::{cargo, target_folder, workspace},
-    setup,
+    setup, type_names,
 };
 
 /// What must build where there is no bpf-linker and no toolchain for the kernel program, such as in CI.
@@ -26,6 +26,8 @@ pub fn run() -> Result<()> {
     let toolchain = setup::toolchain()?;
     println!("lint: cargo fmt --check");
     cargo(toolchain.cargo().args(["fmt", "--all", "--check"]))?;
+    println!("lint: type names");
+    type_names::require_unique(&workspace())?;
     println!("lint: clippy");
     for packages in [&[][..], &["--package", "guard-bench"]] {
         cargo(

@@ -9,6 +9,7 @@ mod package;
 mod setup;
 mod soak;
 mod test;
+mod type_names;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -38,7 +39,7 @@ enum XtaskCommand {
         #[arg(long)]
         release: bool,
     },
-    /// Check format and lints, of the kernel program too
+    /// Check format, type names and lints, of the kernel program too
     Lint,
     /// Run every test
     Test {
