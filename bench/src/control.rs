@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
     path::Path,
+    pin::pin,
     thread,
     time::{Duration, Instant},
 };
@@ -28,11 +29,12 @@ use crate::{
 };
 
 const RELOAD: &str = "agent-reload";
+const STATUS: &str = "agent-status";
 const COUNTERS: &str = "agent-counters";
 const IDLE: &str = "agent-idle";
 const MEMORY: &str = "agent-memory";
 
-pub const NAMES: [&str; 4] = [RELOAD, COUNTERS, IDLE, MEMORY];
+pub const NAMES: [&str; 5] = [RELOAD, STATUS, COUNTERS, IDLE, MEMORY];
 
 const SERVICES: u16 = 1_000;
 const FIRST_PORT: u16 = 20_000;
@@ -73,6 +75,19 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
         RowUnit::Milliseconds,
         reloads,
         1_000.0,
+        None,
+    )?);
+    let mut slowest = Vec::new();
+    for _ in 0..RELOADS {
+        lab::interrupt::check()?;
+        slowest.push(agent.slowest_status_during_a_reload()?);
+    }
+    rows.push(row(
+        STATUS,
+        "the status while that policy is loaded, from the request to the answer: the slowest of a load",
+        RowUnit::Milliseconds,
+        slowest,
+        50.0,
         None,
     )?);
     knock(&lab)?;
@@ -169,6 +184,34 @@ impl AgentClient {
         let request = Reload::default();
         self.runtime.block_on(self.client.reload(&request))?;
         Ok(milliseconds(start))
+    }
+
+    /// In milliseconds.
+    fn slowest_status_during_a_reload(&self) -> Result<f64> {
+        let request = Reload::default();
+        let mut slowest = 0_f64;
+        self.runtime.block_on(async {
+            let mut reload = pin!(self.client.reload(&request));
+            loop {
+                let start = Instant::now();
+                // The reload goes on while the status is waited for.
+                let mut status = pin!(self.client.status());
+                let reloaded = tokio::select! {
+                    biased;
+                    status = &mut status => {
+                        status?;
+                        slowest = slowest.max(milliseconds(start));
+                        None
+                    }
+                    reloaded = &mut reload => Some(reloaded),
+                };
+                if let Some(reloaded) = reloaded {
+                    reloaded?;
+                    status.await?;
+                    return Ok(slowest.max(milliseconds(start)));
+                }
+            }
+        })
     }
 
     /// In milliseconds, and how many there are.

@@ -39,7 +39,7 @@ use super::{
 /// A policy as it is put in force: its file, its seats, its programs.
 pub struct Prepared {
     generation: Generation,
-    policy: Policy,
+    policy: Arc<Policy>,
     seats: Seats,
     facts: PolicyFacts,
 }
@@ -230,7 +230,7 @@ impl Attachment {
     /// Loads a fresh generation of the program for a policy. Nothing changes yet.
     pub fn prepare(
         &self,
-        policy: &Policy,
+        policy: &Arc<Policy>,
         ground: &Ground<'_>,
         tick_ns: u64,
         facts: PolicyFacts,
@@ -291,7 +291,7 @@ impl Attachment {
         }
         Ok(Prepared {
             generation,
-            policy: policy.clone(),
+            policy: Arc::clone(policy),
             seats,
             facts,
         })

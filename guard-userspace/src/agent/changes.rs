@@ -158,7 +158,7 @@ impl Reconciler {
             )));
         };
         let path = PathBuf::from(path.into_inner());
-        let loaded = Loaded::parse(text, &path, self.clock())?;
+        let loaded = Loaded::parse(text.into(), &path, self.clock())?;
         if self.wanted.trial.is_some() {
             return Err(ChangeError::Wrong(
                 "another policy is being tried: confirm it, or wait until it has gone back"

@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub policy: Arc<Policy>,
-    pub text: String,
+    pub text: Arc<str>,
     pub path: PathBuf,
     pub at: Timestamp,
     /// Why this is not what the file says, if it is not.
@@ -34,14 +34,14 @@ impl Loaded {
         let policy = Policy::from_bytes(&bytes, &path.display().to_string(), clock)?;
         Ok(Self {
             policy: Arc::new(policy),
-            text: String::from_utf8_lossy(&bytes).into_owned(),
+            text: String::from_utf8_lossy(&bytes).into(),
             path: path.to_owned(),
             at: Timestamp::now(),
             stale: None,
         })
     }
 
-    pub fn parse(text: String, path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
+    pub fn parse(text: Arc<str>, path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {
             policy: Arc::new(Policy::parse(&text, &path.display().to_string(), clock)?),
             text,
@@ -64,7 +64,7 @@ impl Loaded {
             Err(error) => error.to_string(),
         };
         let last = kept.policy.as_ref().filter(|policy| policy.path == path);
-        let last = last.and_then(|last| Self::parse(last.text.clone(), path, clock).ok());
+        let last = last.and_then(|last| Self::parse(Arc::clone(&last.text), path, clock).ok());
         let Some(mut last) = last else {
             return read;
         };

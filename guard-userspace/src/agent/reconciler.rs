@@ -507,7 +507,7 @@ impl Reconciler {
         let policy = KeptPolicy {
             // The agent's own file stands for whatever is in force when it cannot be read.
             path: self.places.policy.clone(),
-            text: in_force.text.clone(),
+            text: Arc::clone(&in_force.text),
         };
         let connected = self.plan.runtime.connected && trial.is_none();
         let containers = connected.then(|| KnownContainers {

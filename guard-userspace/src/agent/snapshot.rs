@@ -103,7 +103,7 @@ impl Snapshot {
     pub fn policy_text(&self) -> PolicyText {
         PolicyText {
             path: self.loaded.path.display().to_string(),
-            text: self.loaded.text.clone(),
+            text: self.loaded.text.to_string(),
         }
     }
 

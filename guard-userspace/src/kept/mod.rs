@@ -8,7 +8,7 @@ mod lock;
 mod merge;
 mod store;
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use guard_common::reason::Mode;
 use jiff::Timestamp;
@@ -87,7 +87,7 @@ impl KnownContainers {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct KeptPolicy {
     pub path: PathBuf,
-    pub text: String,
+    pub text: Arc<str>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -313,7 +313,7 @@ mod tests {
             }),
             policy: Some(KeptPolicy {
                 path: "/etc/guard/guard.toml".into(),
-                text: "mode = \"enforce\"\n".to_owned(),
+                text: "mode = \"enforce\"\n".into(),
             }),
             refused: vec!["00ff".to_owned(), "ff00".to_owned()],
             trial: Some(KeptTrial {

@@ -267,7 +267,7 @@ fn random_runtimes(rng: &mut Rng, host: &Host) -> Runtimes {
 
 pub fn loaded(text: &str) -> Arc<Loaded> {
     let clock = KernelTick { tick_ns: TICK_NS };
-    Arc::new(Loaded::parse(text.to_owned(), "world.toml".as_ref(), clock).unwrap())
+    Arc::new(Loaded::parse(text.into(), "world.toml".as_ref(), clock).unwrap())
 }
 
 fn random_policy(rng: &mut Rng) -> Arc<Loaded> {

@@ -145,7 +145,7 @@ pub fn containers(containers: Vec<Container>) -> Runtimes {
 
 pub fn loaded(policy: &str) -> Arc<Loaded> {
     let clock = KernelTick { tick_ns: TICK_NS };
-    Arc::new(Loaded::parse(policy.to_owned(), "test.toml".as_ref(), clock).unwrap())
+    Arc::new(Loaded::parse(policy.into(), "test.toml".as_ref(), clock).unwrap())
 }
 
 pub fn wanted(policy: &str) -> Wanted {
