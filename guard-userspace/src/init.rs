@@ -335,7 +335,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Containers;
+    use crate::{host::Host, policy::Containers};
 
     #[test]
     fn a_port_of_the_kernels_own_is_named_and_one_that_a_client_may_use_is_not() {
@@ -358,8 +358,7 @@ mod tests {
             endpoints: vec![endpoint(40_123, &["resolver"]), endpoint(51_820, &[])],
             containers: Containers::default(),
             docker: DockerAsked::default(),
-            links: Vec::new(),
-            own: Vec::new(),
+            host: Host::unread(4_000_000),
             notes: Vec::new(),
         };
         let text = write(&survey, None).unwrap();

@@ -13,27 +13,17 @@ pub mod sock_diag;
 mod watch;
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     net::{self, IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use guard_policy::{Policy, Timebase, Warning};
+use futures_util::TryStreamExt as _;
+use guard_policy::Timebase;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use procfs::net::UdpState;
-use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
-    packet_route::{
-        address::AddressAttribute,
-        link::{
-            LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
-        },
-        route::{RouteAttribute, RouteMessage, RouteType},
-    },
-};
+use rtnetlink::{Handle, RouteMessageBuilder, new_connection, packet_route::route::RouteAttribute};
 
 pub use self::{
     dump::ReadError,
@@ -137,73 +127,6 @@ pub struct XdpState {
     pub native: bool,
 }
 
-/// Tells when an interface comes, goes or changes.
-pub struct LinkEvents {
-    messages: Box<dyn futures_util::Stream<Item = ()> + Send + Unpin>,
-}
-
-impl LinkEvents {
-    /// Must be called inside a tokio runtime, which runs the connection.
-    pub fn subscribe() -> io::Result<Self> {
-        let (connection, _, messages) = new_multicast_connection(&[MulticastGroup::Link])?;
-        tokio::spawn(connection);
-        Ok(Self {
-            messages: Box::new(messages.map(|_| ())),
-        })
-    }
-
-    /// Waits for the next change. `None`: there will be no more.
-    pub async fn next(&mut self) -> Option<()> {
-        self.messages.next().await
-    }
-}
-
-impl From<LinkMessage> for Link {
-    fn from(message: LinkMessage) -> Self {
-        let mut link = Self {
-            arphrd: u16::from(message.header.link_layer_type),
-            up: message.header.flags.contains(LinkFlags::Up),
-            ..Self::ethernet(message.header.index, "")
-        };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Link(index) => link.lower = Some(index),
-                // The other one is in another network namespace, where indices are others'.
-                LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
-                LinkAttribute::Controller(index) => link.controller = Some(index),
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::LinkInfo(facts) => {
-                    link.kind = facts.into_iter().find_map(|fact| match fact {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
-                }
-                LinkAttribute::Xdp(facts) => link.xdp = xdp_state(facts),
-                _ => {}
-            }
-        }
-        if link.peer_elsewhere {
-            link.lower = None;
-        }
-        link
-    }
-}
-
-/// The program of an interface. `None`: it has none.
-fn xdp_state(facts: Vec<LinkXdp>) -> Option<XdpState> {
-    let mut program_id = None;
-    let mut native = false;
-    for fact in facts {
-        match fact {
-            LinkXdp::ProgId(id) => program_id = Some(id),
-            LinkXdp::Attached(XdpAttached::Driver) => native = true,
-            _ => {}
-        }
-    }
-    program_id.map(|program_id| XdpState { program_id, native })
-}
-
 /// Questions to the kernel over route netlink.
 #[derive(Clone)]
 pub struct Netlink {
@@ -216,79 +139,6 @@ impl Netlink {
         let (connection, handle, _) = new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle })
-    }
-
-    /// Whether the interface's frames start with an Ethernet header, as the program reads them.
-    ///
-    /// # Errors
-    /// The kernel's, which for an interface that does not exist is ENODEV.
-    pub async fn is_ethernet(&self, interface: &str) -> Result<bool, rtnetlink::Error> {
-        let link = self.link(interface).await?;
-        Ok(link.is_some_and(|link| {
-            matches!(
-                link.header.link_layer_type,
-                LinkLayerType::Ether | LinkLayerType::Loopback
-            )
-        }))
-    }
-
-    /// The longest packet that goes over the interface, without Ethernet's header. `Ok(None)`: the
-    /// kernel does not say it.
-    ///
-    /// # Errors
-    /// The kernel's, which for an interface that does not exist is ENODEV.
-    pub async fn mtu(&self, interface: &str) -> Result<Option<u32>, rtnetlink::Error> {
-        let link = self.link(interface).await?;
-        let mut attributes = link.into_iter().flat_map(|link| link.attributes);
-        Ok(attributes.find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(mtu),
-            _ => None,
-        }))
-    }
-
-    /// The kernel's number of an interface; `None`: there is none of this name.
-    pub async fn index(&self, interface: &str) -> Option<u32> {
-        let link = self.link(interface).await.ok().flatten();
-        link.map(|link| link.header.index)
-    }
-
-    async fn link(&self, interface: &str) -> Result<Option<LinkMessage>, rtnetlink::Error> {
-        let request = self.handle.link().get().match_name(interface.to_owned());
-        request.execute().try_next().await
-    }
-
-    /// The XDP program of an interface. `Ok(None)`: the interface has none.
-    ///
-    /// # Errors
-    /// The kernel's, which for an interface that does not exist is ENODEV.
-    pub async fn xdp(&self, interface: &str) -> Result<Option<XdpState>, rtnetlink::Error> {
-        let link = self.link(interface).await?;
-        Ok(link.and_then(|link| Link::from(link).xdp))
-    }
-
-    /// The device above an interface whose XDP program keeps the kernel from attaching another below.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub async fn xdp_above(
-        &self,
-        interface: &str,
-    ) -> Result<Option<(String, XdpState)>, rtnetlink::Error> {
-        let links = self.links().await?.into_iter();
-        let links: BTreeMap<u32, Link> = links.map(|link| (link.index, link)).collect();
-        let host = Host {
-            links: links.into(),
-            ..Host::unread(0)
-        };
-        let link = host.link_named(interface);
-        let above = link.and_then(|link| host.xdp_above(link.index));
-        Ok(above.and_then(|above| Some((above.name.clone(), above.xdp?))))
-    }
-
-    /// Every interface of this host.
-    pub async fn links(&self) -> Result<Vec<Link>, rtnetlink::Error> {
-        let links = self.handle.link().get().execute();
-        links.map_ok(Link::from).try_collect().await
     }
 
     /// The interface that packets from one of this host's addresses to a peer leave by. `Ok(None)`
@@ -321,100 +171,6 @@ impl Netlink {
         });
         Ok(interfaces.next())
     }
-
-    /// The addresses of every interface of this host.
-    pub async fn addresses(&self) -> Result<Vec<IpAddr>, rtnetlink::Error> {
-        let addresses = self.addresses_of_links().await?;
-        Ok(addresses.into_iter().map(|(_, address)| address).collect())
-    }
-
-    /// The same with the indices of the interfaces.
-    pub async fn addresses_of_links(&self) -> Result<Vec<(u32, IpAddr)>, rtnetlink::Error> {
-        let mut messages = self.handle.address().get().execute();
-        let mut addresses = Vec::new();
-        while let Some(message) = messages.try_next().await? {
-            let index = message.header.index;
-            let attributes = message.attributes.into_iter();
-            addresses.extend(attributes.filter_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some((index, address)),
-                _ => None,
-            }));
-        }
-        Ok(addresses)
-    }
-
-    /// The interfaces that a policy guards.
-    pub async fn interfaces_of(&self, policy: &Policy) -> Result<Vec<String>, rtnetlink::Error> {
-        match &policy.interfaces {
-            Some(interfaces) => {
-                let names = interfaces.iter().map(|interface| interface.name.clone());
-                Ok(names.collect())
-            }
-            None => self.default_route_interfaces().await,
-        }
-    }
-
-    /// The interfaces of the default routes, IPv4 and IPv6, each once.
-    pub async fn default_route_interfaces(&self) -> Result<Vec<String>, rtnetlink::Error> {
-        let mut indices = Vec::new();
-        for query in [
-            RouteMessageBuilder::<net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<net::Ipv6Addr>::new().build(),
-        ] {
-            let mut routes = self.handle.route().get(query).execute();
-            while let Some(route) = routes.try_next().await? {
-                indices.extend(default_route_links(&route));
-            }
-        }
-        indices.sort_unstable();
-        indices.dedup();
-        let mut names = Vec::new();
-        for index in indices {
-            let request = self.handle.link().get().match_index(index);
-            if let Some(link) = request.execute().try_next().await? {
-                names.extend(link.attributes.into_iter().find_map(|attribute| {
-                    if let LinkAttribute::IfName(name) = attribute {
-                        Some(name)
-                    } else {
-                        None
-                    }
-                }));
-            }
-        }
-        Ok(names)
-    }
-}
-
-/// What is to be looked at again in a policy that guards these interfaces of this host.
-pub async fn policy_warnings(
-    policy: &Policy,
-    interfaces: &[String],
-    netlink: &Netlink,
-) -> Vec<Warning> {
-    let mut warnings = policy.warnings(Timestamp::now());
-    for interface in interfaces {
-        // One that does not exist is nobody's yet.
-        if let Ok(Some(mtu)) = netlink.mtu(interface).await {
-            warnings.extend(policy.frame_warnings(interface, mtu));
-        }
-    }
-    warnings
-}
-
-/// The interfaces that a default route leads to; none for any other route.
-fn default_route_links(route: &RouteMessage) -> Vec<u32> {
-    if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
-        return Vec::new();
-    }
-    route
-        .attributes
-        .iter()
-        .flat_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => vec![*index],
-            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-            _ => Vec::new(),
-        })
-        .collect()
 }
 
 #[cfg(test)]

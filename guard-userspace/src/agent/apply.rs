@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -24,7 +25,7 @@ use crate::{
         AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, Prepared, Programs,
         TakenOff, needs_another, pins::Pins,
     },
-    host::{self, Host, Netlink, Reading, UdpFlow, XdpState, read},
+    host::{self, Host, Link, ReadError, Reading, UdpFlow, XdpState, read},
     memory,
     policy::{Containers, Ground, PublishedPort},
 };
@@ -39,7 +40,6 @@ pub struct Applier {
     namespace: u64,
     gate: Gate,
     closer: Closer,
-    netlink: Netlink,
     /// By the index of the interface.
     attachments: BTreeMap<u32, Attached>,
     /// State of interfaces that are gone, by the name that it is pinned by.
@@ -125,19 +125,12 @@ pub struct Order<'a> {
 
 impl Applier {
     /// Takes over what agents before this one left. Nothing changes yet.
-    pub fn open(
-        root: PathBuf,
-        namespace: u64,
-        gate: Gate,
-        closer: Closer,
-        netlink: Netlink,
-    ) -> Self {
+    pub fn open(root: PathBuf, namespace: u64, gate: Gate, closer: Closer) -> Self {
         let mut applier = Self {
             root,
             namespace,
             gate,
             closer,
-            netlink,
             attachments: BTreeMap::new(),
             waiting: BTreeMap::new(),
             unopened: BTreeMap::new(),
@@ -269,6 +262,7 @@ impl Applier {
         let mut needed = Vec::new();
         let is_target = |index: &u32| plan.targets.iter().any(|target| target.index == *index);
         self.unopened.retain(|index, _| is_target(index));
+        let links = read::links().context("this host's interfaces cannot be read")?;
         for target in &plan.targets {
             let unopened = self.unopened.get(&target.index);
             if unit == RollbackScope::Interface
@@ -276,7 +270,7 @@ impl Applier {
             {
                 continue;
             }
-            match self.look(target, host).await {
+            match self.look(target, host, &links) {
                 Ok(found) => {
                     self.unopened.remove(&target.index);
                     let need = self.need(target, found, order);
@@ -308,10 +302,11 @@ impl Applier {
     }
 
     /// The XDP program that an interface has at this moment; opens the state of one that has none yet.
-    async fn look(
+    fn look(
         &mut self,
         target: &Target,
         host: &Host,
+        links: &BTreeMap<u32, Link>,
     ) -> Result<Option<XdpState>, AttachError> {
         if !self.attachments.contains_key(&target.index) {
             let attachment = match self.take_waiting(target, host) {
@@ -324,8 +319,9 @@ impl Applier {
         if let Some(attached) = self.attachments.get_mut(&target.index) {
             attached.attachment.set_interface(&target.name);
         }
-        let found = self.netlink.xdp(&target.name).await;
-        found.map_err(|_| AttachError::NoInterface(target.name.clone()))
+        let link = links.get(&target.index);
+        let link = link.ok_or_else(|| AttachError::NoInterface(target.name.clone()))?;
+        Ok(link.xdp)
     }
 
     /// Where the state of an interface will be: below its name, unless another interface was called so when it was
@@ -638,9 +634,7 @@ impl Applier {
             let Some(attached) = self.attachments.get_mut(index) else {
                 continue;
             };
-            let name = attached.attachment.interface().to_owned();
-            let program = self.netlink.xdp(&name).await;
-            let program = program.map_err(|_| AttachError::NoInterface(name))?;
+            let program = xdp_of(*index).context("this host's interfaces cannot be read")?;
             let _turn = self.gate.enter(order.epoch)?;
             if let Some(taken) = attached.attachment.take_off(program)? {
                 taken_off.insert(*index, taken);
@@ -678,7 +672,7 @@ impl Applier {
                 continue;
             };
             let name = attached.attachment.interface().to_owned();
-            let found = self.netlink.xdp(&name).await.unwrap_or_default();
+            let found = xdp_of(index).unwrap_or_default();
             let gate = self.gate.clone();
             let Ok(turn) = gate.enter(epoch) else {
                 return;
@@ -850,6 +844,12 @@ pub fn is_missing(loaded: &Loaded, name: &str) -> anyhow::Error {
         loaded.path.display(),
         line_of(loaded, name)
     )
+}
+
+/// The program of an interface at this moment.
+fn xdp_of(index: u32) -> Result<Option<XdpState>, ReadError> {
+    let links = read::links()?;
+    Ok(links.get(&index).and_then(|link| link.xdp))
 }
 
 /// What the kernel looks at when it attaches a program to an interface, as it is at this moment: nothing notifies of a

@@ -447,7 +447,7 @@ impl Reconciler {
             &content.policy,
             &content.containers,
             &content.entries,
-            &self.netlink,
+            (&host, &self.netlink),
             operator,
         );
         let lockout = match lockout.await {

@@ -12,7 +12,11 @@ use tokio::{runtime::Handle as Workers, task::JoinHandle};
 use tracing::warn;
 
 use super::plan::Content;
-use crate::{host::Netlink, lockout, policy::PublishedPort};
+use crate::{
+    host::{Host, Netlink},
+    lockout,
+    policy::PublishedPort,
+};
 
 /// How many of the sessions that are cut are named.
 pub const CUTS_TOLD: usize = 20;
@@ -49,7 +53,7 @@ impl CutSessions {
     }
 
     /// Looks, if something has changed or is to be looked at again. While a look goes on, the next one waits.
-    pub fn look(&mut self, workers: &Workers, netlink: &Netlink, content: &Content) {
+    pub fn look(&mut self, workers: &Workers, here: (&Arc<Host>, &Netlink), content: &Content) {
         if self.work.as_ref().is_some_and(|work| !work.is_finished()) {
             return;
         }
@@ -63,10 +67,11 @@ impl CutSessions {
         }
         self.looked = Some(Instant::now());
         let ports = self.watched.iter().map(|published| published.port);
-        let (ports, content, netlink) = (ports.collect(), content.clone(), netlink.clone());
+        let (ports, content) = (ports.collect(), content.clone());
+        let (host, netlink) = (Arc::clone(here.0), here.1.clone());
         let warnings = Arc::clone(&self.warnings);
         self.work = Some(workers.spawn(async move {
-            match find(ports, &content, &netlink).await {
+            match find(ports, &content, (&host, &netlink)).await {
                 Ok(found) => {
                     let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
                     for warning in found.iter().filter(|found| !warnings.contains(found)) {
@@ -87,10 +92,10 @@ impl CutSessions {
 async fn find(
     ports: BTreeSet<u16>,
     content: &Content,
-    netlink: &Netlink,
+    here: (&Host, &Netlink),
 ) -> anyhow::Result<Vec<String>> {
     let (containers, entries) = (&content.containers, &content.entries);
-    let found = lockout::at_ports(&content.policy, containers, entries, netlink, ports).await?;
+    let found = lockout::at_ports(&content.policy, containers, entries, here, ports).await?;
     let sessions = found.cut.iter().filter(|cut| cut.is_enforced());
     let warnings = sessions.map(|cut| {
         format!(

@@ -148,7 +148,6 @@ impl Reconciler {
             namespace,
             gate.clone(),
             listener.closer.clone(),
-            netlink.clone(),
         );
         let wanted = Wanted {
             loaded: Arc::new(loaded),
@@ -412,8 +411,8 @@ impl Reconciler {
     }
 
     fn look_for_cut_sessions(&mut self) {
-        let content = &self.plan.content;
-        self.cut.look(&self.workers, &self.netlink, content);
+        let here = (&self.seen, &self.netlink);
+        self.cut.look(&self.workers, here, &self.plan.content);
     }
 
     /// Plans for what is wanted, and applies the plan. What is wanted holds from then on.

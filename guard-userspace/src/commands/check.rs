@@ -16,7 +16,8 @@ use super::{
     DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, print_warning, read_policy,
 };
 use crate::{
-    host::{self, Netlink},
+    agent::plan::chosen_by,
+    host::Host,
     policy::{Budget, Budgets, From, Policy, Ports, Service, Source, Treatment, Warning},
 };
 
@@ -92,7 +93,7 @@ impl Check {
         } = self;
         let policy = read_policy(&file)?;
         let file = file.display().to_string();
-        let mut checked = Checked::new(file.clone(), &policy, warnings(&policy).await);
+        let mut checked = Checked::new(file.clone(), &policy, warnings(&policy));
         // Output is for what the policy means.
         for warning in &checked.warnings {
             print_warning(&warning.display(&file));
@@ -113,12 +114,15 @@ impl Check {
 }
 
 /// On the interfaces that the policy would guard, as far as this host has them.
-async fn warnings(policy: &Policy) -> Vec<Warning> {
-    let Ok(netlink) = Netlink::connect() else {
-        return policy.warnings(Timestamp::now());
-    };
-    let interfaces = netlink.interfaces_of(policy).await.unwrap_or_default();
-    host::policy_warnings(policy, &interfaces, &netlink).await
+fn warnings(policy: &Policy) -> Vec<Warning> {
+    let mut warnings = policy.warnings(Timestamp::now());
+    if let Ok(host) = Host::read_once() {
+        let chosen = chosen_by(&host, policy).into_iter();
+        for link in chosen.filter_map(|index| host.link(index)) {
+            warnings.extend(policy.frame_warnings(&link.name, link.mtu));
+        }
+    }
+    warnings
 }
 
 impl Checked {

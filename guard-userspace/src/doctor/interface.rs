@@ -7,33 +7,37 @@ use futures_util::TryStreamExt as _;
 use super::{DoctorFinding, DoctorInput, LISTENING};
 use crate::{
     api::{Counter, InterfaceStatus},
-    host::{Netlink, XdpState},
+    host::{Host, XdpState},
 };
 
 /// The longest packet that drivers put into one buffer: a page less what XDP keeps before it and the
 /// kernel behind it.
 const LONGEST_UNFRAGMENTED: u32 = 3_498;
 
-pub async fn examine(name: &str, known: &DoctorInput<'_>, netlink: &Netlink) -> Vec<DoctorFinding> {
-    let xdp = match netlink.xdp(name).await {
-        Ok(xdp) => xdp,
-        Err(_) => {
-            let finding = DoctorFinding::failure(
+pub async fn examine(name: &str, known: &DoctorInput<'_>, host: &Host) -> Vec<DoctorFinding> {
+    let Some(link) = host.link_named(name) else {
+        let finding = match &host.links.error {
+            Some(error) => {
+                DoctorFinding::unknown("interface", format!("it cannot be read: {error}"))
+            }
+            None => DoctorFinding::failure(
                 "interface",
                 "it does not exist",
                 "`ip -brief link` lists those that do",
-            );
-            return vec![finding.on(name)];
-        }
+            ),
+        };
+        return vec![finding.on(name)];
     };
+    let xdp = link.xdp;
     let status = known.status.as_ref().ok();
     let mut guarded = status.into_iter().flat_map(|status| &status.interfaces);
     let guarded = guarded.find(|interface| interface.name == name);
-    let above = netlink.xdp_above(name).await.unwrap_or_default();
+    let above = host.xdp_above(link.index);
+    let above = above.and_then(|above| Some((above.name.clone(), above.xdp?)));
     let mut findings = vec![
         program(xdp, guarded, above),
         driver(name),
-        mtu(netlink.mtu(name).await.ok().flatten(), xdp),
+        mtu(link.mtu, xdp),
         queues(name),
         lro(active_features(name).await),
     ];
@@ -113,19 +117,18 @@ fn driver(name: &str) -> DoctorFinding {
     }
 }
 
-fn mtu(mtu: Option<u32>, xdp: Option<XdpState>) -> DoctorFinding {
+fn mtu(mtu: u32, xdp: Option<XdpState>) -> DoctorFinding {
     let is_generic = xdp.is_some_and(|xdp| !xdp.native);
     match mtu {
-        None => DoctorFinding::unknown("mtu", "the kernel does not say it"),
-        Some(mtu) if mtu <= LONGEST_UNFRAGMENTED => {
+        mtu if mtu <= LONGEST_UNFRAGMENTED => {
             DoctorFinding::ok("mtu", format!("{mtu}: a packet fits one buffer"))
         }
-        Some(mtu) if is_generic => DoctorFinding::warning(
+        mtu if is_generic => DoctorFinding::warning(
             "mtu",
             format!("{mtu}: packets need several buffers, which this driver may not give to XDP"),
             format!("if jumbo frames are not needed, set it to {LONGEST_UNFRAGMENTED} or less"),
         ),
-        Some(mtu) => DoctorFinding::ok(
+        mtu => DoctorFinding::ok(
             "mtu",
             format!("{mtu}: packets need several buffers, which the program reads"),
         ),
@@ -252,10 +255,9 @@ mod tests {
             program_id: 7,
             native: false,
         });
-        assert_eq!(mtu(Some(1_500), generic).health, Health::Ok);
-        assert_eq!(mtu(Some(9_000), None).health, Health::Ok);
-        assert_eq!(mtu(Some(9_000), generic).health, Health::Warning);
-        assert_eq!(mtu(None, generic).health, Health::Unknown);
+        assert_eq!(mtu(1_500, generic).health, Health::Ok);
+        assert_eq!(mtu(9_000, None).health, Health::Ok);
+        assert_eq!(mtu(9_000, generic).health, Health::Warning);
         assert_eq!(lro(Some(vec!["rx-lro".to_owned()])).health, Health::Warning);
         assert_eq!(lro(Some(vec!["rx-gro".to_owned()])).health, Health::Ok);
         assert_eq!(lro(None).health, Health::Unknown);

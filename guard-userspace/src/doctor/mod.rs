@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     api::{Counter, Status},
-    host::{self, Netlink},
+    host::{self, Host},
     policy::{KernelTick, Policy, PolicyError},
 };
 
@@ -100,9 +100,9 @@ pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
     findings.push(surroundings::policy(known.policy, &policy));
     let policy = policy.ok();
     findings.push(surroundings::agent(&known.status));
-    match Netlink::connect() {
-        Ok(netlink) => {
-            let names = interfaces(known, policy.as_ref(), &netlink).await;
+    match Host::read_once() {
+        Ok(host) => {
+            let names = interfaces(known, policy.as_ref(), &host);
             if names.is_empty() {
                 findings.push(DoctorFinding::warning(
                     "interfaces",
@@ -111,12 +111,12 @@ pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
                 ));
             }
             for name in names {
-                findings.extend(interface::examine(&name, known, &netlink).await);
+                findings.extend(interface::examine(&name, known, &host).await);
             }
         }
         Err(error) => findings.push(DoctorFinding::unknown(
             "interfaces",
-            format!("route netlink cannot be reached: {error}"),
+            format!("this host cannot be read: {error}"),
         )),
     }
     findings.push(surroundings::local_ports(&known.status));
@@ -132,17 +132,17 @@ fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
 }
 
 /// Those that are guarded, or would be.
-async fn interfaces(
-    known: &DoctorInput<'_>,
-    policy: Option<&Policy>,
-    netlink: &Netlink,
-) -> Vec<String> {
+fn interfaces(known: &DoctorInput<'_>, policy: Option<&Policy>, host: &Host) -> Vec<String> {
     if let Ok(status) = &known.status {
         let names = status.interfaces.iter();
         return names.map(|interface| interface.name.clone()).collect();
     }
     match policy.and_then(|policy| policy.interfaces.as_ref()) {
         Some(named) => named.iter().map(|one| one.name.clone()).collect(),
-        None => netlink.default_route_interfaces().await.unwrap_or_default(),
+        None => {
+            let routed = host.default_route_links().unwrap_or_default().into_iter();
+            let links = routed.filter_map(|index| host.link(index));
+            links.map(|link| link.name.clone()).collect()
+        }
     }
 }

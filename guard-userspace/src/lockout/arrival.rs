@@ -2,34 +2,36 @@
 //! what comes from a container's bridge or out of a VPN.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
 use super::{Cut, Lockout};
 use crate::{
-    host::{Link, Netlink},
+    host::{Host, Link, Netlink},
     policy::Policy,
 };
 
 /// This host's interfaces, and which of them the policy guards.
 pub struct Arrivals {
-    links: Vec<Link>,
+    links: BTreeMap<u32, Link>,
     /// `None`: some of them are not there now, so any may be meant.
     guarded: Option<BTreeSet<u32>>,
 }
 
 impl Arrivals {
-    pub async fn new(policy: &Policy, netlink: &Netlink) -> Result<Self, rtnetlink::Error> {
-        let names = netlink.interfaces_of(policy).await?;
-        let links = netlink.links().await?;
-        let index = |name: &String| {
-            let link = links.iter().find(|link| link.name == *name)?;
-            Some(link.index)
+    /// `None`: this host's interfaces are not known.
+    pub fn new(policy: &Policy, host: &Host) -> Option<Self> {
+        let links = host.links.known()?.clone();
+        let guarded = match &policy.interfaces {
+            Some(named) => {
+                let links = named.iter().map(|one| host.link_named(&one.name));
+                links.map(|link| Some(link?.index)).collect()
+            }
+            None => host.default_route_links(),
         };
-        let guarded = names.iter().map(index).collect::<Option<BTreeSet<u32>>>();
-        Ok(Self {
-            guarded: guarded.filter(|guarded| !guarded.is_empty()),
+        Some(Self {
+            guarded: guarded.filter(|guarded: &BTreeSet<u32>| !guarded.is_empty()),
             links,
         })
     }
@@ -89,7 +91,7 @@ impl Arrivals {
             if !seen.insert(index) {
                 continue;
             }
-            let links = self.links.iter();
+            let links = self.links.values();
             next.extend(links.filter_map(|link| {
                 let is_port = link.controller == Some(index);
                 let is_itself = link.index == index;
@@ -114,7 +116,7 @@ mod tests {
             ..Link::ethernet(index, format!("link{index}"))
         };
         let mut arrivals = Arrivals {
-            links: vec![
+            links: [
                 link(1, None, None),
                 link(2, None, Some(4)),
                 // A VLAN of 2, and one of the bridge.
@@ -128,7 +130,9 @@ mod tests {
                 // Two that stand on each other.
                 link(9, Some(10), None),
                 link(10, Some(9), None),
-            ],
+            ]
+            .map(|link| (link.index, link))
+            .into(),
             guarded: Some(BTreeSet::from([2])),
         };
         let leads: Vec<u32> = (1..12).filter(|n| arrivals.leads_to_guarded(*n)).collect();

@@ -26,7 +26,7 @@ use self::arrival::Arrivals;
 use crate::{
     dataplane::Replay,
     explain::{Situation, first_packet, later_segment},
-    host::{self, Netlink},
+    host::{self, Host, Netlink},
     operator::SshSession,
     policy::{Action, Budgets, Containers, Entry, Limit, Policy, Ports, Service},
     privileges,
@@ -122,7 +122,7 @@ pub async fn of_host(
     policy: &Policy,
     containers: &Containers,
     entries: &[Entry],
-    netlink: &Netlink,
+    (host, netlink): (&Host, &Netlink),
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
     let sessions = privileges::spawn_blocking(sessions::inbound).await?;
@@ -131,7 +131,8 @@ pub async fn of_host(
         warn!("open sessions cannot be held against the policy: {error}");
         Vec::new()
     });
-    hold(policy, containers, entries, netlink, &sessions, operator).await
+    let here = (host, netlink);
+    hold(policy, containers, entries, here, &sessions, operator).await
 }
 
 /// The same for the sessions to these local ports, whether a socket of this host still listens there or not: a
@@ -140,35 +141,36 @@ pub async fn at_ports(
     policy: &Policy,
     containers: &Containers,
     entries: &[Entry],
-    netlink: &Netlink,
+    (host, netlink): (&Host, &Netlink),
     ports: BTreeSet<u16>,
 ) -> Result<Lockout> {
     let sessions = privileges::spawn_blocking(move || sessions::at_ports(&ports)).await??;
-    hold(policy, containers, entries, netlink, &sessions, None).await
+    let here = (host, netlink);
+    hold(policy, containers, entries, here, &sessions, None).await
 }
 
 async fn hold(
     policy: &Policy,
     containers: &Containers,
     entries: &[Entry],
-    netlink: &Netlink,
+    (host, netlink): (&Host, &Netlink),
     sessions: &[Session],
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
-    let own = netlink.addresses().await;
+    let own = host.own_addresses();
     let own = own.context("this host's addresses cannot be read")?;
+    let own: Vec<IpAddr> = own.into_iter().collect();
     let situation = Situation {
         policy,
         containers,
         local_ports: host::local_port_range().context("the local port range cannot be read")?,
         now: host::timebase().context("the clocks cannot be read")?,
-        tick_ns: host::tick_ns().context("the kernel's tick cannot be read")?,
+        tick_ns: host.tick_ns,
         own: &own,
         entries,
     };
     let mut lockout = judge(&situation, sessions, operator)?;
-    Arrivals::new(policy, netlink)
-        .await
+    Arrivals::new(policy, host)
         .context("this host's interfaces cannot be read")?
         .retain_guarded(&mut lockout, netlink)
         .await;

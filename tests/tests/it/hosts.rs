@@ -95,6 +95,16 @@ fn a_vpn_with_a_default_route_keeps_the_guard_from_nothing() {
     guard.stop().unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
     assert!(is_enforcing(&guard), "{}", status(&guard));
+    guard.remove().unwrap();
+    // Commands without an agent go by the same picture of the host.
+    host.ip("route del default dev tun0 metric 5").unwrap();
+    let path = write_policy(&site.lab, &unnamed("enforce")).unwrap();
+    let looked = output(&site.lab, &["doctor", "--policy", path.to_str().unwrap()]).unwrap();
+    let looked = String::from_utf8_lossy(&looked.stdout).into_owned();
+    assert!(
+        looked.contains(INTERFACE) && !looked.contains("tun0"),
+        "{looked}"
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use guard::{
     api::actor::Actor,
     dataplane::{Closer, Force, pins::network_namespace},
     docker::{ConnectionState, Container, Inventory, Network, Publication, Runtime},
-    host::{Host, Link, LinkAddress, Listener, Netlink, Route, Sysctls},
+    host::{Host, Link, LinkAddress, Listener, Route, Sysctls},
     kept::Modes,
     policy::{Entry, KernelTick, Tables, Timebase},
 };
@@ -418,12 +418,11 @@ fn a_plan_that_is_applied_twice_changes_nothing_the_second_time() {
 
 /// Applies the plans of all worlds to the lab's interface, each twice. Returns how many changed something.
 async fn apply_worlds(pins: PathBuf) -> u64 {
-    let netlink = Netlink::connect().unwrap();
     let host = Host::read_once().unwrap();
     let wan = host.link_named(INTERFACE).unwrap().index;
     let gate = Gate::new(&pins);
     let namespace = network_namespace().unwrap();
-    let mut applier = Applier::open(pins, namespace, gate.clone(), Closer::default(), netlink);
+    let mut applier = Applier::open(pins, namespace, gate.clone(), Closer::default());
     let mut changed = 0;
     let mut wanted = World::random(0).wanted;
     for seed in 0..WORLDS {

@@ -6,8 +6,9 @@ use guard_common::reason::Mode;
 use serde::Serialize;
 
 use crate::{
+    agent::plan::chosen_by,
     api::{ModeStatus, PolicyText, Status, client::Client},
-    host::Netlink,
+    host::Host,
     policy::{KernelTick, Policy, PolicyError},
     unattended,
 };
@@ -87,7 +88,7 @@ impl PolicyInForce {
             }
             Err(error) => return Err(error),
         };
-        let guard = if pinned.is_err() && (is_refused(socket) || has_program(&policy).await) {
+        let guard = if pinned.is_err() && (is_refused(socket) || has_program(&policy)) {
             notes.push(
                 "whether a guard is at work cannot be told without root: its policy is taken at its word"
                     .to_owned(),
@@ -192,17 +193,12 @@ fn is_refused(socket: &Path) -> bool {
 }
 
 /// Some XDP program is on an interface of the policy, but whose, only root can tell.
-async fn has_program(policy: &Policy) -> bool {
-    let Ok(netlink) = Netlink::connect() else {
+fn has_program(policy: &Policy) -> bool {
+    let Ok(host) = Host::read_once() else {
         return false;
     };
-    let names = netlink.interfaces_of(policy).await.unwrap_or_default();
-    for name in names {
-        if let Ok(Some(_)) = netlink.xdp(&name).await {
-            return true;
-        }
-    }
-    false
+    let mut chosen = chosen_by(&host, policy).into_iter();
+    chosen.any(|index| host.link(index).is_some_and(|link| link.xdp.is_some()))
 }
 
 /// A name of the API's; what is none is the mildest.

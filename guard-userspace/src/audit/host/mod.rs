@@ -31,7 +31,7 @@ pub use self::{
 use super::compose::address::is_link_local;
 use super::dangers::{Danger, danger_at};
 use crate::{
-    host::{self, Netlink},
+    host,
     lockout::arrival::Arrivals,
     policy::{Containers, KernelTick, Policy, PublishedPort, Tables, labels},
 };
@@ -154,12 +154,12 @@ async fn judge_all(
     let (policy, _) = labels::apply(&in_force.policy, &containers, KernelTick { tick_ns });
     let now = host::timebase().context("the clocks cannot be read")?;
     let local_ports = host::local_port_range().context("the local port range cannot be read")?;
-    let own: Vec<IpAddr> = survey.own.iter().map(|(_, address)| *address).collect();
+    let own: Vec<IpAddr> = survey.host.own_addresses().into_iter().flatten().collect();
     let judge = EndpointJudge {
         policy: &policy,
         tables: Tables::compile(&policy, &containers, &local_ports, now),
         own: &own,
-        unguarded: unguarded(survey, &policy, notes).await?,
+        unguarded: unguarded(survey, &policy, notes)?,
         unknown,
         now: now.world,
         is_at_work: in_force.guard != GuardState::NotAtWork,
@@ -171,13 +171,12 @@ async fn judge_all(
 }
 
 /// The addresses of interfaces where nothing is judged, which `notes` names.
-async fn unguarded(
+fn unguarded(
     survey: &Survey,
     policy: &Policy,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-    let arrivals = Arrivals::new(policy, &netlink).await;
+    let arrivals = Arrivals::new(policy, &survey.host);
     let arrivals = arrivals.context("this host's interfaces cannot be read")?;
     let is_of_containers = |address: IpAddr| {
         let mut networks = survey.containers.networks.iter();
@@ -185,7 +184,8 @@ async fn unguarded(
     };
     let mut addresses = BTreeSet::new();
     let mut names = BTreeSet::new();
-    for (index, address) in survey.own.iter().copied() {
+    for own in survey.host.addresses.known().into_iter().flatten() {
+        let (index, address) = (own.link, own.address);
         let is_inner = address.is_loopback() || is_of_containers(address);
         if is_inner || arrivals.leads_to_guarded(index) {
             continue;
@@ -195,12 +195,7 @@ async fn unguarded(
         if is_link_local(address) {
             continue;
         }
-        let mut links = survey.links.iter();
-        names.extend(
-            links
-                .find(|link| link.index == index)
-                .map(|link| link.name.as_str()),
-        );
+        names.extend(survey.host.link(index).map(|link| link.name.as_str()));
     }
     if !names.is_empty() {
         let names: Vec<&str> = names.into_iter().collect();

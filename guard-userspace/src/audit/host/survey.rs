@@ -1,8 +1,8 @@
 //! Asks the kernel, Docker and the processes what of this host can be reached.
 
-use std::{env, net::IpAddr, path::Path};
+use std::{env, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::unistd::Uid;
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::plan::compile_containers,
     docker::{self, Inventory},
-    host::{self, Host, Link, Netlink},
+    host::{self, Host},
     policy::{Containers, DEFAULT_DOCKER_SOCKET, untrusted},
 };
 
@@ -22,9 +22,8 @@ pub struct Survey {
     pub endpoints: Vec<Endpoint>,
     pub containers: Containers,
     pub docker: DockerAsked,
-    /// This host's interfaces and addresses.
-    pub links: Vec<Link>,
-    pub own: Vec<(u32, IpAddr)>,
+    /// Its addresses are known.
+    pub host: Host,
     /// What could not be told.
     pub notes: Vec<String>,
 }
@@ -57,19 +56,15 @@ pub fn find_docker() -> Option<String> {
 impl Survey {
     /// `docker`: where Docker answers; `None`: it is not asked.
     pub async fn make(docker: Option<String>) -> Result<Self> {
-        let netlink = Netlink::connect().context("route netlink cannot be reached")?;
-        let own = netlink
-            .addresses_of_links()
-            .await
-            .context("this host's addresses cannot be read")?;
+        let host = Host::read_once().context("this host cannot be read")?;
+        if let Some(error) = &host.addresses.error {
+            bail!("this host's addresses cannot be read: {error}");
+        }
+        let routes = host.default_route_links().unwrap_or_default();
         let mut notes = Vec::new();
         let (inventory, docker) = ask(docker).await;
         let containers = match &inventory {
-            Some(inventory) => {
-                let host = Host::read_once().context("this host cannot be read")?;
-                let guarded = host.default_route_links().unwrap_or_default();
-                compile_containers(inventory, &host, &guarded).containers
-            }
+            Some(inventory) => compile_containers(inventory, &host, &routes).containers,
             None => Containers::default(),
         };
         let sockets = sockets::sockets().unwrap_or_else(|error| {
@@ -85,15 +80,12 @@ impl Survey {
                 false => "without root, the processes of other users are not known".to_owned(),
             });
         }
-        let links = netlink.links().await.unwrap_or_default();
-        let routes = netlink.default_route_interfaces().await.unwrap_or_default();
         let setting = Setting {
             networks: &containers.networks,
             interface: &|index| {
-                let link = links.iter().find(|link| link.index == index);
+                let link = host.link(index);
                 let name = link.map_or_else(|| index.to_string(), |link| link.name.clone());
-                let leads_out = routes.contains(&name);
-                (name, leads_out)
+                (name, routes.contains(&index))
             },
             local_ports: &host::local_port_range()
                 .context("the local port range cannot be read")?,
@@ -104,8 +96,7 @@ impl Survey {
             endpoints,
             containers,
             docker,
-            links,
-            own,
+            host,
             notes,
         })
     }

@@ -44,7 +44,8 @@ impl LiveCheck {
             tick_ns: host.tick_ns,
         };
         let (policy, _) = labels::apply(policy, containers, clock);
-        let lockout = lockout::of_host(&policy, containers, &entries, &netlink, ssh_session);
+        let here = (&host, &netlink);
+        let lockout = lockout::of_host(&policy, containers, &entries, here, ssh_session);
         Ok(Self {
             ssh_session,
             docker_error: docker.error,
