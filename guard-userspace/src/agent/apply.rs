@@ -4,6 +4,8 @@
 //! what was in force, is told in the status, and is tried again. A change that an operator asks for is put in force
 //! on all interfaces or on none.
 
+mod swap;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
@@ -15,6 +17,7 @@ use std::{
 use anyhow::Context as _;
 use tracing::{debug, info, warn};
 
+use self::swap::PendingGeneration;
 use super::{
     ChangeError, Loaded,
     gate::{Epoch, Gate},
@@ -22,10 +25,9 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, Prepared, Programs,
-        TakenOff, needs_another, pins::Pins,
+        AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, needs_another, pins::Pins,
     },
-    host::{self, Host, Link, ReadError, Reading, UdpFlow, XdpState, read},
+    host::{self, Host, Link, XdpState, read},
     memory,
     policy::{Containers, Ground, PublishedPort},
 };
@@ -68,24 +70,6 @@ pub struct Attached {
     again: Instant,
 }
 
-/// A generation that waits to be put in force.
-struct PendingGeneration {
-    index: u32,
-    found: Option<XdpState>,
-    generation: Prepared,
-    /// It takes the place of another one of this guard.
-    swaps: bool,
-}
-
-/// What was done on an interface, to be undone.
-struct Done {
-    index: u32,
-    before: Option<Prepared>,
-    swaps: bool,
-    /// Programs of this guard that were in the way, by the index of their interface.
-    above: BTreeMap<u32, TakenOff>,
-}
-
 /// What becomes of the other interfaces when one refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RollbackScope {
@@ -121,6 +105,8 @@ pub struct Order<'a> {
     pub early: &'a BTreeSet<PublishedPort>,
     /// What containers publish at the moment that it is called, in the plan's place: a load takes long.
     pub latest: &'a dyn Fn() -> Arc<Containers>,
+    /// Called before each load: many interfaces take long, and the loop goes on.
+    pub step: &'a dyn Fn(),
 }
 
 impl Applier {
@@ -217,9 +203,9 @@ impl Applier {
     /// # Errors
     /// With [`RollbackScope::Whole`]: what was in force before stays so. With [`RollbackScope::Interface`] only what
     /// concerns no single interface; the rest is the trouble of an interface.
-    pub async fn apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
+    pub fn apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
         let before: BTreeSet<u32> = self.attachments.keys().copied().collect();
-        let applied = self.try_apply(order).await;
+        let applied = self.try_apply(order);
         if applied.is_err() || self.attachments.values().any(|one| one.trouble.is_some()) {
             // They could not be brought in line: with the next plan, then.
             self.closer.give_back(order.early.clone());
@@ -247,7 +233,7 @@ impl Applier {
         }
     }
 
-    async fn try_apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
+    fn try_apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
         let Order {
             plan,
             host,
@@ -283,6 +269,7 @@ impl Applier {
         let mut steps = Vec::new();
         for (target, found, need) in &needed {
             if self.needs_generation(target, *need) {
+                (order.step)();
                 match self.prepare(target, *found, order) {
                     Ok(step) => steps.push(step),
                     Err(error) => self.refused(target, unit, order, error)?,
@@ -291,7 +278,7 @@ impl Applier {
         }
         if !steps.is_empty() {
             is_changed = true;
-            self.put_in_force(steps, order, force).await?;
+            self.put_in_force(steps, order, force)?;
         }
         is_changed |= self.drop_others(plan, order)?;
         if is_changed {
@@ -506,201 +493,6 @@ impl Applier {
         Ok(())
     }
 
-    async fn put_in_force(
-        &mut self,
-        mut steps: Vec<PendingGeneration>,
-        order: &Order<'_>,
-        force: Force,
-    ) -> Result<(), ChangeError> {
-        // An interface may refuse its first program, and then nothing has been swapped elsewhere.
-        steps.sort_by_key(|step| step.swaps);
-        // Meanwhile a container may have come. From here on its ports are closed in what waits as well.
-        self.follow_ports(&steps);
-        let latest = (order.latest)();
-        let content = &order.plan.content;
-        if *latest != *content.containers {
-            let ground = ground(content, &latest)?;
-            for step in &mut steps {
-                match step.generation.change(&ground, &BTreeSet::new()) {
-                    // The next plan has it.
-                    Err(error) if needs_another(&error) => {}
-                    result => result?,
-                }
-            }
-        }
-        let flows = open_flows(order.host, content)?;
-        let mut done = Vec::new();
-        for step in steps {
-            let PendingGeneration {
-                index,
-                found,
-                generation,
-                swaps,
-            } = step;
-            let Some(target) = order.plan.targets.iter().find(|one| one.index == index) else {
-                continue;
-            };
-            let result = self.put_one(target, found, generation, order, force, &flows);
-            match result.await {
-                Ok((before, above)) => done.push(Done {
-                    index,
-                    before,
-                    swaps,
-                    above,
-                }),
-                Err(error) if order.unit == RollbackScope::Whole && !self.is_left_out(index) => {
-                    self.put_back(done, order.epoch).await;
-                    return self.refused(target, order.unit, order, error);
-                }
-                Err(error) => self.refused(target, order.unit, order, error)?,
-            }
-        }
-        for Done { index, before, .. } in done {
-            if let Some(attached) = self.attachments.get_mut(&index) {
-                attached.attachment.let_go(before);
-                let mut content = content.clone();
-                content.containers = Arc::clone(&latest);
-                attached.content = Some(content);
-                attached.fallback.clone_from(&order.plan.fallback);
-                attached.trouble = None;
-            }
-        }
-        Ok(())
-    }
-
-    async fn put_one(
-        &mut self,
-        target: &Target,
-        found: Option<XdpState>,
-        generation: Prepared,
-        order: &Order<'_>,
-        force: Force,
-        flows: &[UdpFlow],
-    ) -> Result<(Option<Prepared>, BTreeMap<u32, TakenOff>), ChangeError> {
-        let mut above = BTreeMap::new();
-        let taken_off = self.take_off_above(target, found, order, force, &mut above);
-        let put = match taken_off.await {
-            Ok(()) => self.put_below(target, found, generation, order, force, flows),
-            Err(error) => Err(error),
-        };
-        if put.is_err() {
-            self.restore(mem::take(&mut above), order.epoch);
-        }
-        Ok((put?, above))
-    }
-
-    fn put_below(
-        &mut self,
-        target: &Target,
-        found: Option<XdpState>,
-        generation: Prepared,
-        order: &Order<'_>,
-        force: Force,
-        flows: &[UdpFlow],
-    ) -> Result<Option<Prepared>, ChangeError> {
-        let turn = self.gate.enter(order.epoch)?;
-        let Some(attached) = self.attachments.get_mut(&target.index) else {
-            return Ok(None);
-        };
-        let programs = programs(target.index, found);
-        let put = attached
-            .attachment
-            .put_in_force(generation, programs, force, || flows.to_vec());
-        drop(turn);
-        let (before, refusal) = put?;
-        tell(target, attached, order, refusal);
-        Ok(before)
-    }
-
-    /// The kernel takes no program on an interface while a device above it has one. If that is the guard's own, and
-    /// the policy does not choose that device any more, it goes first, unless somebody else's program is in the way here:
-    /// the device would be open for nothing. `taken_off` holds what is to be put back if that fails.
-    async fn take_off_above(
-        &mut self,
-        target: &Target,
-        found: Option<XdpState>,
-        order: &Order<'_>,
-        force: Force,
-        taken_off: &mut BTreeMap<u32, TakenOff>,
-    ) -> Result<(), ChangeError> {
-        for index in &target.above {
-            let is_chosen = order.plan.targets.iter().any(|one| one.index == *index);
-            if is_chosen || !self.attachments.contains_key(index) {
-                continue;
-            }
-            if let Some(attached) = self.attachments.get(&target.index) {
-                attached.attachment.require_free(found, force)?;
-            }
-            let Some(attached) = self.attachments.get_mut(index) else {
-                continue;
-            };
-            let program = xdp_of(*index).context("this host's interfaces cannot be read")?;
-            let _turn = self.gate.enter(order.epoch)?;
-            if let Some(taken) = attached.attachment.take_off(program)? {
-                taken_off.insert(*index, taken);
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts programs back that went for a change that is refused.
-    fn restore(&self, taken_off: BTreeMap<u32, TakenOff>, epoch: Epoch) {
-        for (index, taken_off) in taken_off {
-            let Some(attached) = self.attachments.get(&index) else {
-                continue;
-            };
-            let Ok(_turn) = self.gate.enter(epoch) else {
-                return;
-            };
-            if let Err(error) = attached.attachment.restore(index, &taken_off) {
-                // The next plan finds that it has none, and loads another.
-                warn!("{:#}", anyhow::Error::from(error));
-            }
-        }
-    }
-
-    /// Undoes what was done on some interfaces when another one refused.
-    async fn put_back(&mut self, done: Vec<Done>, epoch: Epoch) {
-        for Done {
-            index,
-            before,
-            swaps,
-            above,
-        } in done
-        {
-            let Some(attached) = self.attachments.get_mut(&index) else {
-                continue;
-            };
-            let name = attached.attachment.interface().to_owned();
-            let found = xdp_of(index).unwrap_or_default();
-            let gate = self.gate.clone();
-            let Ok(turn) = gate.enter(epoch) else {
-                return;
-            };
-            let result = match before {
-                Some(before) => attached
-                    .attachment
-                    .put_in_force(before, programs(index, found), Force::No, Vec::new)
-                    .map(drop),
-                // It had none before. What an agent before this one left cannot be put back.
-                None if !swaps => match self.attachments.remove(&index) {
-                    Some(attached) => attached.attachment.detach(),
-                    None => Ok(()),
-                },
-                None => Ok(()),
-            };
-            if let Err(error) = result {
-                warn!(
-                    interface = name,
-                    "the policy before cannot be put back: {:#}",
-                    anyhow::Error::from(error)
-                );
-            }
-            drop(turn);
-            self.restore(above, epoch);
-        }
-    }
-
     /// Takes the guard off interfaces that the plan does not choose.
     fn drop_others(&mut self, plan: &Plan, order: &Order<'_>) -> Result<bool, ChangeError> {
         let chosen: BTreeSet<u32> = plan.targets.iter().map(|target| target.index).collect();
@@ -825,69 +617,10 @@ fn ground<'a>(content: &'a Content, containers: &'a Containers) -> Result<Ground
     })
 }
 
-/// The UDP flows of this host and its containers; what comes to others' addresses is no flow of this host's.
-fn open_flows(host: &Host, content: &Content) -> Result<Vec<UdpFlow>, ChangeError> {
-    let own = host.own_addresses().unwrap_or_default();
-    let networks = &content.containers.networks;
-    let mut flows = host::open_udp_flows();
-    flows.retain(|flow| {
-        let local = flow.local.ip().to_canonical();
-        let mut networks = networks.iter();
-        own.contains(&local) || networks.any(|network| network.prefix.contains(&local))
-    });
-    Ok(flows)
-}
-
 pub fn is_missing(loaded: &Loaded, name: &str) -> anyhow::Error {
     anyhow::anyhow!(
         "{}{}: interface {name} does not exist: `ip -brief link` lists those that do",
         loaded.path.display(),
         line_of(loaded, name)
     )
-}
-
-/// The program of an interface at this moment.
-fn xdp_of(index: u32) -> Result<Option<XdpState>, ReadError> {
-    let links = read::links()?;
-    Ok(links.get(&index).and_then(|link| link.xdp))
-}
-
-/// What the kernel looks at when it attaches a program to an interface, as it is at this moment: nothing notifies of a
-/// program.
-fn programs(index: u32, on: Option<XdpState>) -> Programs {
-    let links = read::links().ok();
-    let host = Host {
-        links: Reading {
-            last: links,
-            error: None,
-        },
-        ..Host::unread(0)
-    };
-    let above = host.xdp_above(index);
-    Programs {
-        on,
-        above: above.and_then(|link| Some((link.name.clone(), link.xdp?))),
-    }
-}
-
-fn tell(target: &Target, attached: &Attached, order: &Order<'_>, refusal: Option<String>) {
-    if let Some(refusal) = refusal {
-        warn!(
-            interface = target.name,
-            "the driver does not take the program ({refusal}): it runs in generic mode, which costs several \
-             times as much per packet"
-        );
-    }
-    let Content {
-        policy, containers, ..
-    } = &order.plan.content;
-    info!(
-        interface = target.name,
-        xdp_mode = attached.attachment.mode().name(),
-        mode = policy.mode.name(),
-        scope = policy.scope.name(),
-        services = policy.services.len(),
-        published = containers.published.len(),
-        "in force"
-    );
 }

@@ -439,7 +439,7 @@ impl Reconciler {
         let early = self.runtimes.listener().closer.take_early();
         let plan = self.plan_for(&wanted);
         self.progress.step();
-        let (runtimes, host) = (&self.runtimes, &self.seen);
+        let (runtimes, host, progress) = (&self.runtimes, &self.seen, &self.progress);
         let latest = || {
             let plan = super::plan::plan(host, &runtimes.known(), &wanted);
             plan.content.containers
@@ -453,8 +453,9 @@ impl Reconciler {
             unit,
             early: &early,
             latest: &latest,
+            step: &|| progress.step(),
         };
-        let applied = self.applier.apply(&order).await;
+        let applied = self.applier.apply(&order);
         if let (Err(error), RollbackScope::Whole) = (&applied, unit) {
             tracing::debug!("refused: {error}");
         }
