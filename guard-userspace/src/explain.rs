@@ -36,7 +36,8 @@ pub struct Destination {
 impl FromStr for Destination {
     type Err = String;
 
-    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`.
+    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`, and `tcp/8000` as a policy
+    /// writes it.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -44,12 +45,15 @@ impl FromStr for Destination {
                  \"[2001:db8::5]:53/udp\", \"icmp\" or \"112/proto\""
             )
         };
-        let Some((place, protocol)) = text.rsplit_once('/') else {
+        let Some((mut place, mut protocol)) = text.rsplit_once('/') else {
             return Ok(Self {
                 address: None,
                 ports: text.parse().map_err(|_| wrong())?,
             });
         };
+        if protocol.bytes().all(|byte| byte.is_ascii_digit()) {
+            (place, protocol) = (protocol, place);
+        }
         let (address, port) = match place.parse::<SocketAddr>() {
             Ok(socket) => (Some(socket.ip().to_canonical()), socket.port().to_string()),
             Err(_) => (None, place.to_owned()),
@@ -572,5 +576,27 @@ impl fmt::Display for Named<'_> {
             write!(formatter, ", until {expires}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_as_people_and_as_policies_write_it() {
+        let read = |text: &str| text.parse::<Destination>().map(|to| (to.address, to.ports));
+        let port = || Ports::Range {
+            protocol: PortProtocol::Tcp,
+            ports: 80..=80,
+        };
+        for text in ["80/tcp", "tcp/80"] {
+            assert_eq!(read(text), Ok((None, port())), "{text}");
+        }
+        let address = Some("203.0.113.5".parse().unwrap());
+        assert_eq!(read("203.0.113.5:80/tcp"), Ok((address, port())));
+        for text in ["80", "80-90/tcp", "tcp/80-90", "tcp/tcp", "80/80", "/", ""] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 }

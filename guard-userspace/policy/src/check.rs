@@ -611,15 +611,21 @@ fn check_budget(
         Unit::Packets | Unit::Connections => "200 or \"4k\"",
         Unit::Bytes => "\"40MB\"",
     };
-    let burst = match burst {
-        None => Ok(None),
-        Some(file::Count::Number(number)) => u64::try_from(*number)
-            .map(Some)
-            .map_err(|_| format!("{number} is no burst: write a count such as {example}")),
-        Some(file::Count::Text(text)) => parse_burst(text, unit)
-            .map(Some)
-            .ok_or_else(|| format!("{text:?} is no burst: write a count such as {example}")),
-    };
+    let burst =
+        match burst {
+            None => Ok(None),
+            Some(file::Count::Number(number)) => u64::try_from(*number)
+                .map(Some)
+                .map_err(|_| format!("{number} is no burst: write a count such as {example}")),
+            Some(file::Count::Text(text)) => parse_burst(text, unit).map(Some).map_err(|right| {
+                match right {
+                    Some(right) => format!(
+                        "{text:?} is not counted in bytes with decimal multiples: write {right:?}"
+                    ),
+                    None => format!("{text:?} is no burst: write a count such as {example}"),
+                }
+            }),
+        };
     Rate::parse(rate, unit)
         .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
         .map_err(|problem| Problem::at(budget, problem))

@@ -182,7 +182,8 @@ impl Rate {
         }
     }
 
-    /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`; of bytes `20MB/s`.
+    /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`, `10/5s`; of bytes `20MB/s`. Spaces between number, unit and period do
+    /// not count, and `K`, `/sec`, `/second`, `/m`, `/minute` and `/hour` are read as well.
     pub fn parse(text: &str, unit: Unit) -> Result<Self, String> {
         let example = match unit {
             Unit::Packets | Unit::Connections => "2k/s",
@@ -198,16 +199,46 @@ impl Rate {
                  /min or /h, such as \"{example}\""
             )
         };
-        let (count, period) = text.rsplit_once('/').ok_or_else(wrong)?;
-        let period = match period {
-            "s" => Period::Second,
-            "min" => Period::Minute,
-            "h" => Period::Hour,
-            _ => return Err(wrong()),
+        let (count, period) = match text.rsplit_once('/') {
+            Some(parts) => parts,
+            None if text.trim().ends_with(BITS_PER_SECOND) => (text, "s"),
+            None => return Err(wrong()),
         };
-        let count = count.strip_suffix(unit.suffix()).ok_or_else(wrong)?;
-        let count = parse_count(count).ok_or_else(wrong)?;
-        Ok(Self { count, period })
+        let (times, period) = parse_period(period).ok_or_else(wrong)?;
+        let count = match parse_count_of(count, unit) {
+            Some(count) => count,
+            None => {
+                let bytes = other_unit(count).filter(|_| unit == Unit::Bytes);
+                let bytes = bytes.ok_or_else(wrong)?;
+                let right = Self::per(bytes, times, period).ok_or_else(wrong)?;
+                return Err(format!(
+                    "{text:?} is not counted in bytes with decimal multiples: write {:?}",
+                    right.display(unit)
+                ));
+            }
+        };
+        Self::per(count, times, period).ok_or_else(|| {
+            format!(
+                "{text:?} comes to no whole number in a second, a minute or an hour: write a rate \
+                 for one of them, such as \"{example}\""
+            )
+        })
+    }
+
+    /// So many in so many seconds, minutes or hours, for the shortest of these that it comes to a whole number in.
+    fn per(count: u64, times: u64, period: Period) -> Option<Self> {
+        if times == 1 {
+            return Some(Self { count, period });
+        }
+        let length = times.checked_mul(period.nanoseconds())?;
+        let mut periods = [Period::Second, Period::Minute, Period::Hour].into_iter();
+        periods.find_map(|period| {
+            let scaled = u128::from(count) * u128::from(period.nanoseconds());
+            let count = u64::try_from(scaled / u128::from(length)).ok()?;
+            scaled
+                .is_multiple_of(u128::from(length))
+                .then_some(Self { count, period })
+        })
     }
 
     /// The rate as a policy writes it.
@@ -226,18 +257,68 @@ impl Rate {
 }
 
 /// Parses a burst: `200`, `4k`; of bytes `40MB`.
-pub fn parse_burst(text: &str, unit: Unit) -> Option<u64> {
-    parse_count(text.strip_suffix(unit.suffix())?)
+///
+/// # Errors
+/// What would be right, if that is known.
+pub fn parse_burst(text: &str, unit: Unit) -> Result<u64, Option<String>> {
+    parse_count_of(text, unit).ok_or_else(|| {
+        let bytes = other_unit(text).filter(|_| unit == Unit::Bytes)?;
+        Some(format!("{bytes}B"))
+    })
+}
+
+/// `s`, `5s`, `minute`: how many of which period.
+fn parse_period(text: &str) -> Option<(u64, Period)> {
+    let text = text.trim();
+    let name = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    let times = match text.strip_suffix(name)? {
+        "" => 1,
+        digits => digits.parse().ok().filter(|times| *times > 0)?,
+    };
+    let period = match name.trim_start() {
+        "s" | "sec" | "second" => Period::Second,
+        "m" | "min" | "minute" => Period::Minute,
+        "h" | "hour" => Period::Hour,
+        _ => return None,
+    };
+    Some((times, period))
+}
+
+fn parse_count_of(text: &str, unit: Unit) -> Option<u64> {
+    parse_count(text.trim().strip_suffix(unit.suffix())?)
+}
+
+const BITS_PER_SECOND: &str = "bps";
+
+/// The bytes of `20Mbit`, `20Mbps` and `20MiB`, which are counted in bits or with binary multiples.
+fn other_unit(text: &str) -> Option<u64> {
+    let text = text.trim();
+    for bits in ["bits", "bit", BITS_PER_SECOND, "b"] {
+        if let Some(number) = text.strip_suffix(bits) {
+            return parse_count(number).map(|bits| bits / 8);
+        }
+    }
+    let text = text.strip_suffix("iB")?;
+    let shift = match text.as_bytes().last()? {
+        b'k' | b'K' => 10,
+        b'M' => 20,
+        b'G' => 30,
+        _ => return None,
+    };
+    let number = text.get(..text.len() - 1)?;
+    parse_count(number)?.checked_mul(1 << shift)
 }
 
 /// Parses `200`, `4k`, `1.5M`: decimal multiples, and nothing that is not a whole number in the end.
 fn parse_count(text: &str) -> Option<u64> {
+    let text = text.trim_end();
     let (number, multiple) = match text.as_bytes().last()? {
-        b'k' => (&text[..text.len() - 1], 1_000),
+        b'k' | b'K' => (&text[..text.len() - 1], 1_000),
         b'M' => (&text[..text.len() - 1], 1_000_000),
         b'G' => (&text[..text.len() - 1], 1_000_000_000),
         _ => (text, 1u64),
     };
+    let number = number.trim_end();
     let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits(whole) || !digits(decimals) {
@@ -281,6 +362,27 @@ mod tests {
             assert_eq!(read(text, Unit::Bytes), text);
         }
         assert_eq!(read("1.5k/s", Unit::Packets), "1500/s");
+        for (text, written) in [
+            ("2 k/s", "2k/s"),
+            ("2K/s", "2k/s"),
+            ("50/sec", "50/s"),
+            ("50/second", "50/s"),
+            ("50 / m", "50/min"),
+            ("50/minute", "50/min"),
+            ("5/hour", "5/h"),
+            ("10/5s", "2/s"),
+            ("1/5s", "12/min"),
+        ] {
+            assert_eq!(read(text, Unit::Packets), written, "{text}");
+        }
+        for (text, written) in [
+            ("1 MB/s", "1MB/s"),
+            ("64KB/s", "64kB/s"),
+            ("1.5 GB / min", "1500MB/min"),
+            ("100MB/10s", "10MB/s"),
+        ] {
+            assert_eq!(read(text, Unit::Bytes), written, "{text}");
+        }
     }
 
     #[test]
@@ -292,7 +394,6 @@ mod tests {
             "2k",
             "2k/",
             "2k/d",
-            "2 k/s",
             "-2/s",
             "k/s",
             "2kk/s",
@@ -308,6 +409,22 @@ mod tests {
             "2kB/s",
             "2é/s",
         ] {
+            assert!(Rate::parse(text, Unit::Packets).is_err(), "{text}");
+        }
+        for (text, right) in [
+            ("20Mbit/s", "2500kB/s"),
+            ("20 Mbps", "2500kB/s"),
+            ("8Mb/s", "1MB/s"),
+            ("20MiB/s", "20971520B/s"),
+            ("1KiB/min", "1024B/min"),
+        ] {
+            let error = Rate::parse(text, Unit::Bytes).unwrap_err();
+            assert!(
+                error.contains(&format!("write {right:?}")),
+                "{text}: {error}"
+            );
+        }
+        for text in ["10/0s", "10/7s", "10/s5", "/5s", "1/18446744073709551615h"] {
             assert!(Rate::parse(text, Unit::Packets).is_err(), "{text}");
         }
         for text in ["20M/s", "20MB", "B/s", "20BM/s", "20mb/s"] {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Budgets, Policy, Service, Source, Treatment};
+use super::{Budgets, Limit, Per, Policy, Service, Source, Treatment};
 
 /// Something to look at again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,7 +52,29 @@ impl Policy {
                 )
             })
             .chain(self.web.and_then(shown))
+            .chain(self.limits_of_nothing())
             .collect()
+    }
+
+    /// Limits that say what counts as one source, and have no budget.
+    fn limits_of_nothing(&self) -> impl Iterator<Item = Warning> {
+        let services = self.services.iter().map(|service| {
+            let Service { name, line, .. } = service;
+            (Some(*line), format!("limit of \"{name}\""), &service.limit)
+        });
+        let limits = (None, "[limits]".to_owned(), &self.limits);
+        let is_of_nothing =
+            |limit: &Limit| limit.budgets == Budgets::default() && limit.per != Per::default();
+        let limits = services.chain([limits]);
+        limits
+            .filter(move |(_, _, limit)| is_of_nothing(limit))
+            .map(|(line, whose, _)| Warning {
+                line,
+                problem: format!(
+                    "{whose} has `per` and no budget, so it limits nothing: write packets, bytes or connections, such as \
+                     connections = \"50/s\""
+                ),
+            })
     }
 
     /// Budgets of bytes that a full frame of this interface never fits into, whose `mtu` counts what is
@@ -165,6 +187,24 @@ mod tests {
         assert!(found[0].1.contains("\"past\" ended at 2001-01-01"));
         assert!(found[1].1.contains("0.0.0.0/0") && found[1].1.contains("IPv4"));
         assert!(found[2].1.contains("::/0") && found[2].1.contains("IPv6"));
+    }
+
+    #[test]
+    fn a_limit_with_a_prefix_and_no_budget_is_said() {
+        let text = "[limits]
+            per = { ipv4 = 24, ipv6 = 56 }
+            [[service]]
+            name = \"web\"
+            ports = [\"tcp/80\"]
+            limit.per = { ipv4 = 24, ipv6 = 56 }
+            [[service]]
+            name = \"api\"
+            ports = [\"tcp/81\"]
+            limit = { packets = \"1k/s\", per = { ipv4 = 24, ipv6 = 56 } }";
+        let found = found(policy(text).warnings(Timestamp::UNIX_EPOCH));
+        let lines: Vec<_> = found.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [Some(4), None], "{found:?}");
+        assert!(found[0].1.contains("limit of \"web\""), "{found:?}");
     }
 
     #[test]

@@ -23,9 +23,9 @@ pub struct Enter {
     /// At this service alone
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// How long, such as 30m, 2h or 7d; until it is revoked if left out
-    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
-    lasts: Option<SignedDuration>,
+    /// How long, such as 30m, 2h, 7d or forever; until it is revoked if left out
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_entry_time)]
+    lasts: Option<EntryTime>,
     /// Who answers for it; the user who types it if left out
     #[arg(long, value_name = "O")]
     owner: Option<String>,
@@ -40,12 +40,50 @@ pub struct Enter {
 
 #[derive(Debug, Args)]
 pub struct Revoke {
-    /// The entry's number, as `guard list` shows it
-    id: u64,
+    /// The entry's number, as `guard list` shows it, or with --owner an address or a CIDR
+    #[arg(value_name = "ID|CIDR", value_parser = parse_entry_name)]
+    entry: EntryName,
+    /// Whose entries for the CIDR end
+    #[arg(long, value_name = "O")]
+    owner: Option<String>,
     #[command(flatten)]
     forced: Forced,
     #[command(flatten)]
     output: Output,
+}
+
+/// How long an entry lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EntryTime {
+    Forever,
+    For(SignedDuration),
+}
+
+fn parse_entry_time(text: &str) -> Result<EntryTime, String> {
+    match text {
+        "forever" => Ok(EntryTime::Forever),
+        text => match parse_duration(text) {
+            Ok(lasts) => Ok(EntryTime::For(lasts)),
+            Err(problem) => Err(format!("{problem}, or forever")),
+        },
+    }
+}
+
+/// How an operator names entries to be revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EntryName {
+    Id(u64),
+    Prefix(IpNet),
+}
+
+fn parse_entry_name(text: &str) -> Result<EntryName, String> {
+    if let Ok(id) = text.parse() {
+        return Ok(EntryName::Id(id));
+    }
+    let prefix = parse_prefix(text).map(EntryName::Prefix);
+    prefix.map_err(|_| {
+        format!("{text:?} is no entry: write its number, or an address or a CIDR with --owner")
+    })
 }
 
 impl Enter {
@@ -70,7 +108,10 @@ impl Enter {
                 service,
                 owner: owner.or_else(super::user),
                 reason,
-                seconds: lasts.and_then(|lasts| u64::try_from(lasts.as_secs()).ok()),
+                seconds: match lasts {
+                    None | Some(EntryTime::Forever) => None,
+                    Some(EntryTime::For(lasts)) => u64::try_from(lasts.as_secs()).ok(),
+                },
                 operator: ssh_session(),
                 force,
             })
@@ -85,17 +126,62 @@ impl Enter {
 impl Revoke {
     pub async fn run(self, client: &Client) -> Result<(), Failure> {
         let Self {
-            id,
+            entry,
+            owner,
             forced: Forced { force },
             output,
         } = self;
         let operator = ssh_session();
-        let entry = client.revoke(id, &Revocation { operator, force }).await?;
-        if output.json {
-            return Ok(print_json(&entry)?);
+        let revocation = Revocation { operator, force };
+        let ids = match (entry, owner) {
+            (EntryName::Id(id), None) => vec![id],
+            (EntryName::Id(id), Some(_)) => {
+                return Err(Failure::Usage(format!(
+                    "entry {id} is one, whoever owns it: leave --owner out, or write a CIDR"
+                )));
+            }
+            (EntryName::Prefix(prefix), None) => {
+                return Err(Failure::Usage(format!(
+                    "several owners may have entries for {prefix}: write --owner, or the number that `guard list` \
+                     shows"
+                )));
+            }
+            (EntryName::Prefix(prefix), Some(owner)) => owned(client, prefix, &owner).await?,
+        };
+        let mut revoked = Vec::new();
+        for id in ids {
+            revoked.push(client.revoke(id, &revocation).await?);
         }
-        Ok(print(&format!("revoked: {entry}"))?)
+        if output.json {
+            match (entry, revoked.as_slice()) {
+                (EntryName::Id(_), [entry]) => print_json(entry)?,
+                _ => print_json(&revoked)?,
+            }
+            return Ok(());
+        }
+        let lines = revoked.iter().map(|entry| format!("revoked: {entry}"));
+        Ok(print(&lines.collect::<Vec<_>>().join("\n"))?)
     }
+}
+
+/// The numbers of an owner's entries for exactly this prefix.
+async fn owned(client: &Client, prefix: IpNet, owner: &str) -> Result<Vec<u64>, Failure> {
+    let entries = client.entries().await?;
+    let is_meant =
+        |entry: &&Entry| entry.prefix == prefix.trunc() && entry.owner.as_deref() == Some(owner);
+    let ids: Vec<u64> = entries
+        .iter()
+        .filter(is_meant)
+        .map(|entry| entry.id)
+        .collect();
+    if ids.is_empty() {
+        return Err(anyhow::anyhow!(
+            "{} has no entry for {prefix}: `guard list` shows those that there are",
+            quoted(owner, MAX_SHOWN)
+        )
+        .into());
+    }
+    Ok(ids)
 }
 
 pub async fn list(client: &Client, output: &Output) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! `guard status`: whether the guard is at work, and where.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Write as _},
     time::Instant,
 };
@@ -232,9 +233,57 @@ fn describe_docker(docker: &DockerStatus) -> String {
     } = docker;
     match (connected, error) {
         (true, _) if published.is_empty() => "connected, no published ports".to_owned(),
-        (true, _) => format!("connected, published: {}", published.join(", ")),
+        (true, _) => format!("connected, published: {}", joined(published)),
         (false, Some(error)) => error.clone(),
         (false, None) if socket.is_empty() => "turned off by the policy".to_owned(),
         (false, None) => format!("not connected at {socket}"),
+    }
+}
+
+/// Published ports with those next to each other as ranges: 2,000 ports are one `tcp/8000-9999`.
+fn joined(published: &[String]) -> String {
+    let port_of = |text: &str| {
+        let (place, port) = text.rsplit_once('/')?;
+        Some((place.to_owned(), port.parse::<u16>().ok()?))
+    };
+    let ports: BTreeSet<(String, u16)> = published.iter().filter_map(|one| port_of(one)).collect();
+    let mut ranges: Vec<(String, u16, u16)> = Vec::new();
+    for (place, port) in ports {
+        match ranges.last_mut() {
+            Some((last, _, end)) if *last == place && end.checked_add(1) == Some(port) => {
+                *end = port
+            }
+            _ => ranges.push((place, port, port)),
+        }
+    }
+    let ranges = ranges.into_iter().map(|(place, first, last)| {
+        if first == last {
+            format!("{place}/{first}")
+        } else {
+            format!("{place}/{first}-{last}")
+        }
+    });
+    ranges.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_ports_next_to_each_other_are_one_range() {
+        let ports = (8_000..=9_999).rev().map(|port| format!("tcp/{port}"));
+        let others = [
+            "udp/53",
+            "203.0.113.11:tcp/443",
+            "203.0.113.11:tcp/444",
+            "tcp/65535",
+        ];
+        let all: Vec<String> = ports.chain(others.map(str::to_owned)).collect();
+        assert_eq!(
+            joined(&all),
+            "203.0.113.11:tcp/443-444, tcp/8000-9999, tcp/65535, udp/53"
+        );
+        assert_eq!(joined(&[]), "");
     }
 }

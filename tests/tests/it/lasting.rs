@@ -360,6 +360,32 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
         &["no entry 1", "guard list"],
     );
     guard.run(&["revoke", "2"]).unwrap();
+    // By what they are for, those of one owner alone.
+    let list = "192.0.2.0/24";
+    for owner in ["feed", "feed", "ana"] {
+        guard
+            .run(&["deny", list, "--for", "forever", "--owner", owner])
+            .unwrap();
+    }
+    fails(
+        &output(&site.lab, &["revoke", list]).unwrap(),
+        2,
+        &["--owner"],
+    );
+    let said = guard.run(&["revoke", list, "--owner", "feed"]).unwrap();
+    assert_eq!(said.lines().count(), 2, "{said}");
+    let left = guard.json("list").unwrap();
+    assert_eq!(
+        (left.as_array().unwrap().len(), &left[0]["owner"]),
+        (1, &"ana".into()),
+        "{left}"
+    );
+    fails(
+        &output(&site.lab, &["revoke", list, "--owner", "feed"]).unwrap(),
+        1,
+        &["has no entry"],
+    );
+    guard.run(&["revoke", list, "--owner", "ana"]).unwrap();
     guard.run(&["mode", "off", "--service", "web"]).unwrap();
     assert_eq!(site.ask(), OPEN);
     guard.run(&["deny", &user, "--for", "3s"]).unwrap();
