@@ -94,7 +94,7 @@ pub enum LoadError {
     Map(#[from] MapError),
     #[error("no random key can be drawn for the budgets' hash: {0}")]
     NoRandomness(getrandom::Error),
-    #[error("a packet comes more than two years after the first: its budgets cannot be counted")]
+    #[error("its time is more than two years after the first packet's, or two weeks before it")]
     ClockJump,
     #[error("a fact of this host cannot be read: {0}")]
     Host(io::Error),

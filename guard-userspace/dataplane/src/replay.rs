@@ -73,11 +73,13 @@ impl Replay {
     }
 
     /// Sets the clock to so many nanoseconds after the first packet. It may go back.
+    ///
+    /// # Errors
+    /// [`LoadError::ClockJump`] if that is more than two years after it or two weeks before it: the clock stays.
     pub fn set_clock(&mut self, after_first_ns: i64) -> Result<(), LoadError> {
-        let boot_ns = START_NS.saturating_add_signed(after_first_ns);
-        if boot_ns > LATEST_NS {
-            return Err(LoadError::ClockJump);
-        }
+        let boot_ns = START_NS.checked_add_signed(after_first_ns);
+        let boot_ns = boot_ns.filter(|boot_ns| *boot_ns <= LATEST_NS);
+        let boot_ns = boot_ns.ok_or(LoadError::ClockJump)?;
         let clock = ReplayTime {
             now: boot_ns.saturating_mul(UNITS_PER_NANOSECOND),
             boot_ns,

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use guard_common::{
@@ -19,9 +19,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{DEFAULT_POLICY, Failure, print, print_json, read_policy};
+use super::{DEFAULT_POLICY, Failure, print, print_json, print_warning, read_policy};
 use crate::{
-    dataplane::{Direction, Judged, Replay, source_of},
+    dataplane::{Direction, Judged, LoadError, Replay, source_of},
     host,
     pcap::{self, Recorded},
     policy::{ContainerNetwork, Containers, Policy, PublishedPort, Tables, Timebase},
@@ -50,7 +50,7 @@ pub struct ReplayCommand {
     /// Print the sums as JSON
     #[arg(long)]
     json: bool,
-    /// The capture, pcap or pcapng
+    /// The capture, pcap or pcapng: a file, a named pipe, or - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -112,21 +112,39 @@ impl ReplayCommand {
         sums: &mut ReplaySummary,
     ) -> Result<()> {
         let mut stdout = BufWriter::new(io::stdout().lock());
-        let mut program: Option<(Replay, i64)> = None;
+        let mut program: Option<(Replay, ReplayClock)> = None;
+        let mut odd_times = 0;
         let result = pcap::read(&self.file, |recorded| {
-            let (program, start) = match &mut program {
+            let (program, clock) = match &mut program {
                 Some(running) => running,
-                None => program.insert(load(policy, containers, recorded.time_ns)?),
+                None => {
+                    let loaded = load(policy, containers, recorded.time_ns)?;
+                    program.insert((loaded, ReplayClock::starting_at(recorded.time_ns)))
+                }
             };
-            let place = || pcap::place(&self.file, sums.packets);
-            let after_first_ns = recorded.time_ns.saturating_sub(*start);
-            program.set_clock(after_first_ns).with_context(place)?;
+            let problem = match &recorded.odd_time {
+                Some(problem) => Some(problem.clone()),
+                None => clock.set(program, recorded.time_ns)?,
+            };
+            if let Some(problem) = problem {
+                odd_times += 1;
+                if odd_times <= ODD_TIMES_TOLD {
+                    let place = pcap::place(&self.file, sums.packets);
+                    print_warning(&format!(
+                        "{place}: {problem}; it is judged as if it came with the packet before"
+                    ));
+                }
+            }
             let line = self.judge(program, &recorded, sums)?;
             if self.each {
                 writeln!(stdout, "{}", serde_json::to_string(&line)?)?;
             }
             Ok(())
         });
+        if odd_times > ODD_TIMES_TOLD {
+            let more = odd_times - ODD_TIMES_TOLD;
+            print_warning(&format!("{more} more packets have such times"));
+        }
         match result.and_then(|()| Ok(stdout.flush()?)) {
             // A reader that stops reading, such as `head`, is no failure.
             Err(error) if is_broken_pipe(&error) => Ok(()),
@@ -159,6 +177,7 @@ impl ReplayCommand {
     ) -> Result<ReplayLine<'a>> {
         let Recorded {
             time_ns,
+            odd_time: _,
             frame,
             direction,
         } = recorded;
@@ -191,6 +210,67 @@ impl ReplayCommand {
     }
 }
 
+/// How many packets with odd times are named.
+const ODD_TIMES_TOLD: u64 = 3;
+
+/// The capture's clock, and what of it is believed.
+struct ReplayClock {
+    /// Nanoseconds since 1970 at which the replay's clock is 0.
+    start_ns: i64,
+    /// What it was last set to, in nanoseconds.
+    now_ns: i64,
+    /// The time of the packet before, if that was too far away to be believed.
+    doubted_ns: Option<i64>,
+}
+
+impl ReplayClock {
+    const fn starting_at(start_ns: i64) -> Self {
+        Self {
+            start_ns,
+            now_ns: 0,
+            doubted_ns: None,
+        }
+    }
+
+    /// Sets the program's clock for a packet. A time that is too far away leaves it as it is, and is what is returned;
+    /// if the next packet has such a time as well, the capture's clock has been set, and goes on from there.
+    fn set(&mut self, program: &mut Replay, time_ns: i64) -> Result<Option<String>> {
+        match self.try_set(program, time_ns) {
+            Ok(()) => {
+                self.doubted_ns = None;
+                return Ok(None);
+            }
+            Err(LoadError::ClockJump) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let Some(doubted_ns) = self.doubted_ns.replace(time_ns) else {
+            return Ok(Some(LoadError::ClockJump.to_string()));
+        };
+        let (start_ns, now_ns) = (self.start_ns, self.now_ns);
+        self.start_ns = doubted_ns.saturating_sub(now_ns);
+        match self.try_set(program, time_ns) {
+            Ok(()) => {
+                self.doubted_ns = None;
+                Ok(None)
+            }
+            Err(LoadError::ClockJump) => {
+                self.start_ns = start_ns;
+                Ok(Some(LoadError::ClockJump.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn try_set(&mut self, program: &mut Replay, time_ns: i64) -> Result<(), LoadError> {
+        let after_start_ns = time_ns
+            .checked_sub(self.start_ns)
+            .ok_or(LoadError::ClockJump)?;
+        program.set_clock(after_start_ns)?;
+        self.now_ns = after_start_ns;
+        Ok(())
+    }
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let mut causes = error.chain();
     causes.any(|cause| {
@@ -200,7 +280,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Loads the program as it would have been when the first packet came.
-fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<(Replay, i64)> {
+fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<Replay> {
     let now = Timebase {
         world: Timestamp::from_nanosecond(first_ns.into())?,
         boot_ns: Replay::BOOT_NS,
@@ -208,7 +288,7 @@ fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<(Repl
     let tick_ns = host::tick_ns()?;
     let local_ports = host::local_port_range()?;
     let tables = Tables::compile(policy, containers, &local_ports, now);
-    Ok((Replay::new(tables, tick_ns)?, first_ns))
+    Ok(Replay::new(tables, tick_ns)?)
 }
 
 impl ReplaySummary {
