@@ -85,7 +85,7 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
     if matches!(kind, NetworkKind::Masqueraded) {
         return Exposure::Closed(closed);
     }
-    if transport.has(Traits::SEGMENT) {
+    if transport.is_of_connection() {
         return Exposure::Pass(Reason::Established);
     }
     if transport.has(Traits::DATAGRAM) {
@@ -102,7 +102,8 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
 /// A closed published port outside the local port range gets nothing at all, so that a session that
 /// an intruder already holds dies too. Elsewhere a TCP segment that opens nothing may belong to a
 /// connection of this host, and passes; so does an ICMP error, and a UDP packet that answers a flow of
-/// this host.
+/// this host. A segment that can belong to none gets no answer, so that it does not tell whether something
+/// listens there (`nmap -sF`, `-sN` and `-sX`).
 #[inline(always)]
 pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Exposure {
     let PortFacts {
@@ -118,7 +119,7 @@ pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Ex
     } else {
         Reason::ClosedPort
     };
-    if transport.has(Traits::SEGMENT) && (!published || ephemeral) {
+    if (!published || ephemeral) && transport.is_of_connection() {
         return Exposure::Pass(Reason::Established);
     }
     if transport.has(Traits::DATAGRAM) && !published {
@@ -134,8 +135,9 @@ pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Ex
 mod tests {
     use super::*;
 
-    const ATTEMPT: Transport = Transport::new(0, Traits::ATTEMPT);
-    const SEGMENT: Transport = Transport::new(0, Traits::SEGMENT);
+    const ATTEMPT: Transport = Transport::tcp(0, 0x02);
+    const SEGMENT: Transport = Transport::tcp(0, 0x10);
+    const STRAY: Transport = Transport::tcp(0, 0x01);
     const UDP: Transport = Transport::new(0, Traits::DATAGRAM);
     const UNREACHABLE: Transport = Transport::new(0, Traits::ICMP_ERROR);
     const UNKNOWN: PortFacts = PortFacts {
@@ -167,6 +169,7 @@ mod tests {
         for scope in [Scope::Containers, Scope::Host] {
             let closed = Exposure::Closed(Reason::ClosedPort);
             assert_eq!(judge(&EPHEMERAL, ATTEMPT, scope), closed);
+            assert_eq!(judge(&EPHEMERAL, STRAY, scope), closed);
             assert_eq!(judge(&EPHEMERAL, UDP, scope), closed);
             let established = Exposure::Pass(Reason::Established);
             assert_eq!(judge(&EPHEMERAL, SEGMENT, scope), established);
@@ -181,6 +184,7 @@ mod tests {
         }
         let closed = Exposure::Closed(Reason::ClosedPort);
         assert_eq!(judge(&UNKNOWN, ATTEMPT, Scope::Host), closed);
+        assert_eq!(judge(&UNKNOWN, STRAY, Scope::Host), closed);
         let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
         assert_eq!(judge(&UNKNOWN, UDP, Scope::Host), unless_reply);
         let reply = Exposure::Pass(Reason::Reply);
@@ -218,6 +222,7 @@ mod tests {
         }
         let routed = |packet| judge_container_address(packet, NetworkKind::Routed);
         assert_eq!(routed(ATTEMPT), closed);
+        assert_eq!(routed(STRAY), closed);
         assert_eq!(routed(SEGMENT), Exposure::Pass(Reason::Established));
         assert_eq!(routed(UNREACHABLE), Exposure::Pass(Reason::Reply));
         let unless_reply = Exposure::ClosedUnlessReply(Reason::ContainerAddress);

@@ -15,7 +15,7 @@ pub struct Packet<E> {
 }
 
 /// What a verdict depends on behind the addresses, in one word: the packet's place in the table of ports
-/// ([`crate::layout::PORTS`]), its [`Traits`], and the source port of UDP.
+/// ([`crate::layout::PORTS`]), its [`Traits`], and the source port of UDP or the flags of TCP.
 ///
 /// One word stays in one register, and each question to it is one instruction. An enum of what was read
 /// would be taken apart again in every later step, and verifiers before Linux 6.3 refuse the unwritten
@@ -26,7 +26,7 @@ pub struct Transport(u64);
 impl Transport {
     const PLACES: u64 = 1 << 18;
     const TRAITS_SHIFT: u32 = 18;
-    const SOURCE_PORT_SHIFT: u32 = 48;
+    const SOURCE_SHIFT: u32 = 48;
 
     /// `place`: of [`crate::layout::PORTS`].
     #[inline(always)]
@@ -34,10 +34,22 @@ impl Transport {
         Self(place as u64 | (traits.0 as u64) << Self::TRAITS_SHIFT)
     }
 
+    /// `flags`: of the header.
+    #[inline(always)]
+    pub const fn tcp(destination_port: u16, flags: u8) -> Self {
+        let traits = if flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
+            Traits::ATTEMPT
+        } else {
+            Traits::SEGMENT
+        };
+        let place = port_index(PortProtocol::Tcp, destination_port);
+        Self::new(place, traits).with_source(flags as u16)
+    }
+
     #[must_use]
     #[inline(always)]
-    const fn with_source_port(self, source_port: u16) -> Self {
-        Self(self.0 | (source_port as u64) << Self::SOURCE_PORT_SHIFT)
+    const fn with_source(self, source: u16) -> Self {
+        Self(self.0 | (source as u64) << Self::SOURCE_SHIFT)
     }
 
     #[inline(always)]
@@ -51,10 +63,22 @@ impl Transport {
         self.0 as u16
     }
 
-    /// The source port of UDP; 0 of anything else.
+    /// The source port of UDP.
     #[inline(always)]
     pub const fn source_port(self) -> u16 {
-        (self.0 >> Self::SOURCE_PORT_SHIFT) as u16
+        (self.0 >> Self::SOURCE_SHIFT) as u16
+    }
+
+    /// Whether this is a TCP segment that opens nothing and that some connection can have. None has one without SYN, ACK
+    /// and RST, or with SYN beside FIN or RST: what such a segment is answered with tells whether something listens
+    /// (RFC 9293, section 3.10.7).
+    #[inline(always)]
+    pub const fn is_of_connection(self) -> bool {
+        use tcp_flags::{ACK, FIN, RST, SYN};
+        let flags = (self.0 >> Self::SOURCE_SHIFT) as u8;
+        let is_nothing = flags & (SYN | ACK | RST) == 0;
+        let is_contradiction = flags & SYN != 0 && flags & (FIN | RST) != 0;
+        self.has(Traits::SEGMENT) && !is_nothing && !is_contradiction
     }
 
     /// Whether it has any of these traits.
@@ -304,6 +328,14 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
+/// TCP's flags (RFC 9293, section 3.1).
+mod tcp_flags {
+    pub const FIN: u8 = 1 << 0;
+    pub const SYN: u8 = 1 << 1;
+    pub const RST: u8 = 1 << 2;
+    pub const ACK: u8 = 1 << 4;
+}
+
 impl<E: Ends> Packet<E> {
     #[inline(always)]
     fn new(ends: E, place: u32, traits: Traits) -> Self {
@@ -313,19 +345,11 @@ impl<E: Ends> Packet<E> {
         }
     }
 
-    /// `attempt`: SYN without ACK.
+    /// `flags`: of the header (RFC 9293, section 3.1).
     #[inline(always)]
-    pub fn tcp(ends: E, destination_port: u16, attempt: bool) -> Self {
-        let traits = if attempt {
-            Traits::ATTEMPT
-        } else {
-            Traits::SEGMENT
-        };
-        Self::new(
-            ends,
-            port_index(PortProtocol::Tcp, destination_port),
-            traits,
-        )
+    pub fn tcp(ends: E, destination_port: u16, flags: u8) -> Self {
+        let transport = Transport::tcp(destination_port, flags);
+        Self { ends, transport }
     }
 
     #[inline(always)]
@@ -343,7 +367,7 @@ impl<E: Ends> Packet<E> {
         let place = port_index(PortProtocol::Udp, destination_port);
         let packet = Self::new(ends, place, Traits::DATAGRAM.or(control));
         Self {
-            transport: packet.transport.with_source_port(source_port),
+            transport: packet.transport.with_source(source_port),
             ..packet
         }
     }
@@ -536,10 +560,40 @@ mod tests {
     }
 
     #[test]
+    fn flags_tell_attempts_from_segments_and_from_what_belongs_to_no_connection() {
+        let (fin, syn, rst, psh, ack) = (0x01, 0x02, 0x04, 0x08, 0x10);
+        let of = |flags: u8| {
+            let transport = Packet::tcp(ends(Family::Ipv4, ANYWHERE), 1, flags).transport;
+            (transport.has(Traits::ATTEMPT), transport.is_of_connection())
+        };
+        // URG, ECE and CWR change nothing.
+        for others in [0, 0x20, 0x40, 0x80, 0xe0] {
+            for attempt in [syn, syn | psh, syn | fin, syn | rst, syn | rst | fin] {
+                assert_eq!(of(attempt | others), (true, false), "{attempt:#x}");
+            }
+            let later = [
+                ack,
+                syn | ack,
+                fin | ack,
+                rst,
+                rst | ack,
+                psh | ack,
+                rst | fin,
+            ];
+            for segment in later {
+                assert_eq!(of(segment | others), (false, true), "{segment:#x}");
+            }
+            for stray in [0, fin, psh, fin | psh, syn | ack | fin, syn | ack | rst] {
+                assert_eq!(of(stray | others), (false, false), "{stray:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn every_protocol_has_a_place_of_its_own() {
         let ends = ends(Family::Ipv4, ANYWHERE);
         let places = [
-            Packet::tcp(ends, 8000, true).transport.place(),
+            Packet::tcp(ends, 8000, 0x02).transport.place(),
             Packet::udp(ends, 1, 8000).transport.place(),
             Packet::sctp(ends, 8000).transport.place(),
             Packet::icmp(ends, 8, false).transport.place(),
@@ -550,7 +604,7 @@ mod tests {
         for (n, place) in places.iter().enumerate() {
             assert!(!places[..n].contains(place));
         }
-        assert_eq!(Packet::tcp(ends, 8000, false).transport.place(), places[0]);
+        assert_eq!(Packet::tcp(ends, 8000, 0x10).transport.place(), places[0]);
         let udp = Packet::udp(ends, u16::MAX, 8000).transport;
         assert_eq!(
             (udp.source_port(), udp.destination_port()),

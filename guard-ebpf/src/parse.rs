@@ -62,8 +62,6 @@ const LONGEST_PAYLOAD: usize = 1500;
 /// Where TCP's data offset and its flags are.
 const TCP_DATA_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
-const TCP_SYN: u8 = 0x02;
-const TCP_ACK: u8 = 0x10;
 
 /// Why a frame was not read up to its transport header.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -560,8 +558,7 @@ impl Tcp {
 
     #[inline(always)]
     fn packet<E: Ends>(&self, ends: E) -> Packet<E> {
-        let attempt = self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        Packet::tcp(ends, self.destination_port, attempt)
+        Packet::tcp(ends, self.destination_port, self.flags)
     }
 }
 

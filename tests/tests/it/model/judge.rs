@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     generate::{ModelPolicy, ModelService, Special},
-    parse::{Datagram, DatagramContent, ParsedFrame, look},
+    parse::{Datagram, DatagramContent, ModelSegment, ParsedFrame, look},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -221,15 +221,13 @@ impl<'a> Model<'a> {
             _ => false,
         };
         let echo_reply = if source.is_ipv4() { 0 } else { 129 };
-        let attempt = matches!(
+        let is_later = matches!(
             content,
             DatagramContent::Tcp {
-                syn: true,
-                ack: false,
+                segment: ModelSegment::Later,
                 ..
             }
         );
-        let is_tcp = matches!(content, DatagramContent::Tcp { .. });
         let is_udp = matches!(content, DatagramContent::Udp { .. });
         let network = self
             .policy
@@ -243,7 +241,7 @@ impl<'a> Model<'a> {
             let closed = ModelDecision::Drop(None, "container_address");
             return match content {
                 _ if !routed => closed,
-                DatagramContent::Tcp { .. } if !attempt => ModelDecision::Pass(None, "established"),
+                DatagramContent::Tcp { .. } if is_later => ModelDecision::Pass(None, "established"),
                 DatagramContent::Udp { .. } if reply() => ModelDecision::Pass(None, "reply"),
                 DatagramContent::Icmp { kind } if *kind == echo_reply => {
                     ModelDecision::Pass(None, "reply")
@@ -267,7 +265,7 @@ impl<'a> Model<'a> {
             return ModelDecision::Pass(None, "not_guarded");
         }
         let local = (32_768..=60_999).contains(&port);
-        if is_tcp && !attempt && (!published || local) {
+        if is_later && (!published || local) {
             return ModelDecision::Pass(number, "established");
         }
         if is_error || is_udp && !published && reply() {
@@ -295,8 +293,7 @@ impl<'a> Model<'a> {
         let attempt = matches!(
             datagram.content,
             DatagramContent::Tcp {
-                syn: true,
-                ack: false,
+                segment: ModelSegment::Attempt,
                 ..
             }
         );

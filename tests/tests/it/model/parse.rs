@@ -25,12 +25,33 @@ pub struct Datagram {
 
 #[derive(Debug, PartialEq)]
 pub enum DatagramContent {
-    Tcp { port: u16, syn: bool, ack: bool },
+    Tcp { port: u16, segment: ModelSegment },
     Udp { from_port: u16, port: u16 },
     Sctp { port: u16 },
     Icmp { kind: u8 },
     Other { protocol: u8 },
     LaterFragment,
+}
+
+/// What a TCP segment can be to its receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelSegment {
+    Attempt,
+    Later,
+    /// Of no connection.
+    Stray,
+}
+
+impl ModelSegment {
+    fn of(flags: u8) -> Self {
+        let [fin, syn, rst, ack] = [1, 2, 4, 16].map(|flag| flags & flag != 0);
+        match (syn, ack) {
+            (true, false) => Self::Attempt,
+            (true, true) if fin || rst => Self::Stray,
+            (false, false) if !rst => Self::Stray,
+            _ => Self::Later,
+        }
+    }
 }
 
 pub fn look(frame: &[u8]) -> ParsedFrame {
@@ -162,8 +183,7 @@ fn content(
             }
             DatagramContent::Tcp {
                 port: half(2),
-                syn: payload[13] & 2 != 0,
-                ack: payload[13] & 16 != 0,
+                segment: ModelSegment::of(payload[13]),
             }
         }
         17 => {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     judge::ModelVerdict,
-    parse::{DatagramContent, ParsedFrame, look},
+    parse::{DatagramContent, ModelSegment, ParsedFrame, look},
 };
 use crate::frames::protocol;
 
@@ -43,6 +43,7 @@ pub enum Carried {
     Malformed,
     Attempt,
     Segment,
+    Stray,
     Udp,
     Sctp,
     Icmp,
@@ -110,12 +111,11 @@ fn carried(frame: &[u8]) -> Carried {
         ParsedFrame::Ip(datagram) => datagram,
     };
     match datagram.content {
-        DatagramContent::Tcp {
-            syn: true,
-            ack: false,
-            ..
-        } => Carried::Attempt,
-        DatagramContent::Tcp { .. } => Carried::Segment,
+        DatagramContent::Tcp { segment, .. } => match segment {
+            ModelSegment::Attempt => Carried::Attempt,
+            ModelSegment::Later => Carried::Segment,
+            ModelSegment::Stray => Carried::Stray,
+        },
         DatagramContent::Udp { .. } => Carried::Udp,
         DatagramContent::Sctp { .. } => Carried::Sctp,
         DatagramContent::Icmp { .. } => Carried::Icmp,
