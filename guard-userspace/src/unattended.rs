@@ -1,7 +1,12 @@
 //! What is known and can be done without an agent, from the pins alone: whether the kernel goes on, what it
 //! has counted, and how to stop it.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_api::{AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus};
@@ -9,9 +14,10 @@ use guard_common::{exposure::Scope, layout::About, reason::Mode};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
+    agent::still_judging,
     counted::{to_counter, to_talker},
     dataplane::{
-        InterfaceState, Passing, StateError, detach_all, pass_everything_everywhere,
+        InterfaceState, Passing, StateError, detach_all, linked_guards, pass_everything_everywhere,
         pins::{self, Pins, Word},
         text_of,
     },
@@ -20,6 +26,9 @@ use crate::{
     operator,
     policy::Timebase,
 };
+
+/// How long an agent that was told to end may take, until it counts as one that hangs.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// How often the kernel is asked again that seems to have taken a program off.
 const LOOKS: usize = 3;
@@ -210,6 +219,8 @@ pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Resu
         "packets are still judged: {}",
         failed.join("; ")
     );
+    let passing = passing_programs(root);
+    require_nothing_judges(root, |program| !passing.contains(&program))?;
     let mut warnings: Vec<String> = taken_off
         .into_iter()
         .map(|why| format!("no program that lets everything pass could be put in place, so it was taken off {why}"))
@@ -237,7 +248,6 @@ pub enum Informed {
 /// A program is still on an interface, or whether one is cannot be told.
 pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     let is_held = pins::is_held(root);
-    Word::Off.take(root);
     if agent == Informed::No {
         warn_agent(Word::Detached, root);
     }
@@ -256,6 +266,16 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
         "the program is still attached: {}",
         second.still_attached.join("; ")
     );
+    require_nothing_judges(root, |_| true)?;
+    let end = Instant::now() + ENDING;
+    while pins::is_held(root) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(20));
+    }
+    if !pins::is_held(root) {
+        // No agent is left to tell.
+        Word::Detached.take(root);
+        pins::remove_root(root);
+    }
     let mut interfaces = first.interfaces;
     for name in second.interfaces {
         if !interfaces.contains(&name) {
@@ -280,6 +300,32 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
         interfaces,
         warnings,
     })
+}
+
+/// The programs below these pins that let everything pass.
+fn passing_programs(root: &Path) -> BTreeSet<u32> {
+    let pins = Pins::existing(root).unwrap_or_default().into_iter();
+    let states = pins.filter_map(|pins| InterfaceState::existing(&pins).ok().flatten());
+    let about = states.filter_map(|state| state.about().ok());
+    let passing = about.filter(|about| about.mode == Mode::Off as u8);
+    passing.map(|about| about.program).collect()
+}
+
+/// What the pins do not show is not off: they may be others', or something may be mounted over them.
+///
+/// # Errors
+/// A guard's program is on an interface of this host all the same.
+fn require_nothing_judges(root: &Path, is_meant: impl Fn(u32) -> bool) -> Result<()> {
+    let linked = linked_guards();
+    let judging = still_judging(|program| linked.contains(&program) && is_meant(program));
+    ensure!(
+        judging.is_empty(),
+        "packets are still judged: a guard's program is on {}, and no pin below {} holds it: name its --pins, or look \
+         for what is mounted over them; `bpftool link` lists the links, and `bpftool link detach id N` takes one off",
+        judging.join(", "),
+        root.display()
+    );
+    Ok(())
 }
 
 /// Keeps an agent that hangs from putting in force what it was loading, from before the exit on. Failing that, the

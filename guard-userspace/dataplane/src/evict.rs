@@ -2,6 +2,7 @@
 //! off.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     process::Command,
@@ -27,6 +28,26 @@ pub fn describe(found: Option<XdpState>) -> String {
         Some(name) if !name.is_empty() => format!("\"{name}\" (program {program_id})"),
         _ => format!("program {program_id}"),
     }
+}
+
+/// The names of the programs that judge packets, as the kernel shows them.
+const OWN_NAMES: [&str; 2] = ["guard", "guard_on_trial"];
+
+/// The numbers of all guards' programs that an XDP link holds, whoever pinned it and wherever. It takes
+/// CAP_SYS_ADMIN.
+pub fn linked_guards() -> BTreeSet<u32> {
+    let links = loaded_links().filter_map(Result::ok);
+    let linked = links.filter(|link| link.link_type().is_ok_and(|kind| kind == LinkType::Xdp));
+    let linked: BTreeSet<u32> = linked.map(|link| link.program_id()).collect();
+    let programs = loaded_programs().filter_map(Result::ok);
+    programs
+        .filter(|program| linked.contains(&program.id()))
+        .filter(|program| {
+            let name = program.name_as_str();
+            name.is_some_and(|name| OWN_NAMES.contains(&name))
+        })
+        .map(|program| program.id())
+        .collect()
 }
 
 /// Takes a program off an interface: through its link if it has one, else as `ip link` does.

@@ -57,6 +57,7 @@ pub use self::{
     closer::Closer,
     counters::CounterRow,
     error::AttachError,
+    evict::linked_guards,
     link::pinned_program,
     live::needs_another,
     mode::{Force, Programs, XdpMode},

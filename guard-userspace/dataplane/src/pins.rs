@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use guard_common::layout;
@@ -228,7 +229,8 @@ pub fn all(root: &Path) -> Result<(Vec<Pins>, Vec<String>), PinError> {
     let mut odd = Vec::new();
     for version in names_in(root)? {
         let folder = root.join(&version);
-        if Word::ALL.iter().any(|word| word.name() == version) {
+        let mut words = Word::ALL.iter();
+        if words.any(|word| word.name() == version && word.is_left(root)) {
             continue;
         }
         if !is_version(&version) || !folder.is_dir() {
@@ -265,15 +267,18 @@ pub enum Word {
     Off,
     /// The guard has been taken off.
     Detached,
+    /// Everything shall pass, and the state could not be written: for the next agent. This one keeps no swap back.
+    OffUnkept,
 }
 
 impl Word {
-    const ALL: [Self; 2] = [Self::Off, Self::Detached];
+    const ALL: [Self; 3] = [Self::Off, Self::Detached, Self::OffUnkept];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Detached => "detached",
+            Self::OffUnkept => "off-unkept",
         }
     }
 
@@ -282,15 +287,28 @@ impl Word {
         prepare(&root.join(self.name()))
     }
 
-    /// Whether it is there.
+    /// Whether it is there: a folder with nothing in it.
     pub fn is_left(self, root: &Path) -> bool {
-        root.join(self.name()).is_dir()
+        let found = fs::read_dir(root.join(self.name()));
+        found.is_ok_and(|mut found| found.next().is_none())
+    }
+
+    /// When it was left, if it is there.
+    pub fn left_at(self, root: &Path) -> Option<SystemTime> {
+        let left = self.is_left(root);
+        let found = left.then(|| fs::metadata(root.join(self.name())).ok());
+        found.flatten()?.modified().ok()
     }
 
     /// Takes it away. Whether it was there.
     pub fn take(self, root: &Path) -> bool {
         fs::remove_dir(root.join(self.name())).is_ok()
     }
+}
+
+/// Removes the root of the pins if nothing is in it. What is in it has been named.
+pub fn remove_root(root: &Path) {
+    let _result = fs::remove_dir(root);
 }
 
 /// Whether an agent holds the pins below a root, one that hangs as well.
@@ -517,6 +535,18 @@ mod tests {
             assert!(word.take(root.path()));
             assert!(!word.take(root.path()));
         }
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_no_word_and_is_named() {
+        let root = folders(&["off/inside"]);
+        assert!(!Word::Off.is_left(root.path()) && !Word::Off.take(root.path()));
+        let (_, odd) = all(root.path()).unwrap();
+        assert!(odd.len() == 1 && odd[0].contains("off"), "{odd:?}");
+        fs::remove_dir(root.path().join("off/inside")).unwrap();
+        assert!(Word::Off.is_left(root.path()) && Word::Off.left_at(root.path()).is_some());
+        assert!(all(root.path()).unwrap().1.is_empty());
+        assert!(Word::Off.take(root.path()) && !Word::Off.is_left(root.path()));
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub struct Attached {
     trouble: Option<String>,
     /// When it is tried again.
     again: Instant,
+    /// When its program was last put in force.
+    swapped: Instant,
 }
 
 /// What becomes of the other interfaces when one refuses.
@@ -570,7 +572,13 @@ impl Attached {
             fallback: None,
             trouble: None,
             again: Instant::now(),
+            swapped: Instant::now(),
         }
+    }
+
+    /// When its program was last put in force.
+    pub fn swapped(&self) -> Instant {
+        self.swapped
     }
 
     pub fn attachment(&self) -> &Attachment {

@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_millis(25);
 const AT_MOST: Duration = Duration::from_secs(1);
 
 /// From this age on, what was read last is no proof that the guard enforces.
-const OLD: Duration = Duration::from_secs(5);
+pub const OLD: Duration = Duration::from_secs(5);
 
 /// How many readings may be under way: each that the kernel does not answer holds a thread.
 const MOST_READINGS: usize = 4;
@@ -35,11 +35,11 @@ const MOST_READINGS: usize = 4;
 pub type AttachedPrograms = BTreeMap<u32, XdpState>;
 
 /// What is known of the programs on the interfaces.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct AttachedAt {
     pub programs: Arc<AttachedPrograms>,
-    /// How long ago they were read, if that is too long.
-    pub old: Option<Duration>,
+    /// When the kernel was asked for them.
+    pub at: Instant,
 }
 
 /// A reading, and when it was begun.
@@ -90,19 +90,13 @@ impl AttachedReader {
         if let Some(reading) = self.start()
             && let Ok(read) = timeout(patience, reading).await
         {
-            let programs = read?.context("this host's interfaces cannot be read")?;
-            return Ok(AttachedAt {
-                programs,
-                old: None,
-            });
+            let (at, programs) = read?.context("this host's interfaces cannot be read")?;
+            return Ok(AttachedAt { programs, at });
         }
         let Some((at, programs)) = self.last() else {
             bail!("this host's interfaces cannot be read: the kernel does not answer");
         };
-        Ok(AttachedAt {
-            programs,
-            old: Some(at.elapsed()).filter(|age| *age >= OLD),
-        })
+        Ok(AttachedAt { programs, at })
     }
 
     fn last(&self) -> Option<LastReading> {
@@ -111,7 +105,7 @@ impl AttachedReader {
     }
 
     /// `None`: the kernel has not answered so many that were begun before.
-    fn start(&self) -> Option<tokio::task::JoinHandle<Result<Arc<AttachedPrograms>, ReadError>>> {
+    fn start(&self) -> Option<tokio::task::JoinHandle<Result<LastReading, ReadError>>> {
         let Self {
             read,
             last,
@@ -123,11 +117,11 @@ impl AttachedReader {
         }
         Some(privileges::spawn_blocking(move || {
             let at = Instant::now();
-            let found = read().map(Arc::new);
+            let found = read().map(|found| (at, Arc::new(found)));
             if let Ok(found) = &found {
                 let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
                 if last.as_ref().is_none_or(|(newest, _)| *newest < at) {
-                    *last = Some((at, Arc::clone(found)));
+                    *last = Some(found.clone());
                 }
             }
             under_way.fetch_sub(1, Ordering::Release);
@@ -162,7 +156,7 @@ mod tests {
         for _ in 0..2 * MOST_READINGS {
             let found = reader.read().await.unwrap();
             assert_eq!(*found.programs, programs(7));
-            assert_eq!(found.old, None, "it is a moment old");
+            assert!(found.at.elapsed() < OLD, "it is a moment old");
         }
         // What comes late is known to the next one.
         for _ in 0..MOST_READINGS {
@@ -192,7 +186,7 @@ mod tests {
         *reader.last.lock().unwrap() = Some((long_ago, Arc::new(programs(7))));
         let found = reader.read().await.unwrap();
         assert_eq!(*found.programs, programs(7));
-        assert!(found.old.is_some_and(|age| age >= OLD));
+        assert!(found.at.elapsed() >= OLD);
         drop(_never);
     }
 }

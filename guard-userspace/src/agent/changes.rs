@@ -41,6 +41,11 @@ pub enum ChangeError {
     /// It would harm the operator who asks; `--force` does it all the same.
     #[error("{0}")]
     Harmful(String),
+    /// The start is not made.
+    #[error(
+        "the guard was taken off while the agent before this one hung, and stays off: start it once more to put it back"
+    )]
+    StaysOff,
     #[error(transparent)]
     Keep(#[from] KeepError),
     #[error(transparent)]

@@ -5,6 +5,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use crate::{dataplane::pins::Word, kept::ChangedMode};
@@ -24,6 +25,8 @@ struct GateState {
     detached: bool,
     /// The newest use of the kill switch, until the loop plans with it.
     switched_off: Option<ChangedMode>,
+    /// When the guard was last switched off without this agent.
+    off_outside: Option<SystemTime>,
 }
 
 /// When a plan was made, in uses of the kill switch.
@@ -56,6 +59,23 @@ impl Gate {
     pub fn begin(&self) -> (Epoch, Option<ChangedMode>) {
         let mut inner = self.lock();
         (Epoch(inner.epoch), inner.switched_off.take())
+    }
+
+    /// Takes the word of an exit without this agent that switched the guard off. Whether it was there.
+    pub fn take_off_word(&self) -> bool {
+        // First: who asks in between must see one of both.
+        if let Some(left_at) = Word::Off.left_at(&self.pins) {
+            self.lock().off_outside = Some(left_at);
+        }
+        Word::Off.take(&self.pins)
+    }
+
+    /// Whether the guard was switched off without this agent after this moment: what a client asked for before must not
+    /// undo it.
+    pub fn is_off_since(&self, asked: SystemTime) -> bool {
+        let left_at = Word::Off.left_at(&self.pins);
+        let taken_at = self.lock().off_outside;
+        left_at.max(taken_at).is_some_and(|off| asked < off)
     }
 
     /// Whether an emergency exit came after `planned`.

@@ -23,11 +23,12 @@ mod snapshot;
 mod wanted;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -60,9 +61,9 @@ use crate::{
     },
     dataplane::{
         Force, Passing, Removal, Tap, detach_all, pass_everything_everywhere,
-        pins::{Word, network_namespace},
+        pins::network_namespace,
     },
-    host::HostWatch,
+    host::{HostWatch, read},
     kept::StateStore,
     policy::Entry,
     privileges,
@@ -186,6 +187,11 @@ impl Agent {
         self.progress.is_alive()
     }
 
+    /// Whether the guard was switched off without this agent after this moment, when a client asked for a change.
+    pub fn is_off_since(&self, asked: SystemTime) -> bool {
+        self.gate.is_off_since(asked)
+    }
+
     /// What is published at this moment.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot.borrow())
@@ -287,13 +293,19 @@ impl Agent {
         let (gate, places) = (self.gate.clone(), Arc::clone(&self.places));
         let tick_ns = self.snapshot().host.tick_ns;
         let asked = changes::changed_mode(Mode::Off, request.by.clone(), &by);
+        let in_force: BTreeSet<u32> = self.snapshot().programs().collect();
         let passing = privileges::spawn_blocking(move || {
-            gate.switch_off(asked, || pass_everything_everywhere(&places.pins, tick_ns))
+            let passing =
+                gate.switch_off(asked, || pass_everything_everywhere(&places.pins, tick_ns));
+            let judging = still_judging(|program| in_force.contains(&program));
+            (passing, judging)
         });
-        let problems = match passing.await.map_err(anyhow::Error::from)? {
+        let (passing, judging) = passing.await.map_err(anyhow::Error::from)?;
+        let mut problems = match passing {
             Ok(Passing { failed, .. }) => failed,
             Err(error) => vec![error.to_string()],
         };
+        problems.extend(judging);
         for problem in &problems {
             warn!("packets are still judged: {problem}");
         }
@@ -320,7 +332,19 @@ impl Agent {
     /// and why it would not be known at the next start, if so.
     pub async fn detach(&self) -> Detached {
         let (gate, places) = (self.gate.clone(), Arc::clone(&self.places));
-        let detached = privileges::spawn_blocking(move || gate.detach(|| take_off(&places)));
+        let in_force: BTreeSet<u32> = self.snapshot().programs().collect();
+        let detached = privileges::spawn_blocking(move || {
+            let mut detached = gate.detach(|| take_off(&places));
+            let judging = still_judging(|program| in_force.contains(&program));
+            let judging = judging.into_iter().map(|interface| {
+                format!(
+                    "{interface}: its program goes on, and no pin below {} holds it",
+                    places.pins.display()
+                )
+            });
+            detached.still_attached.extend(judging);
+            detached
+        });
         let detached = detached.await.unwrap_or_else(|error| Detached {
             still_attached: vec![error.to_string()],
             ..Detached::default()
@@ -352,9 +376,35 @@ impl Agent {
     }
 }
 
+/// How long the kernel may take to free a link whose pin is gone (bpf_free_inode() waits for RCU).
+const FREEING: Duration = Duration::from_secs(2);
+
+/// The interfaces whose program is one of these, once the kernel has had time to free what is not held any more.
+pub fn still_judging(is_meant: impl Fn(u32) -> bool) -> Vec<String> {
+    let end = Instant::now() + FREEING;
+    loop {
+        let links = match read::links() {
+            Ok(links) => links,
+            Err(error) => {
+                return vec![format!(
+                    "this host's interfaces, which cannot be read ({error}),"
+                )];
+            }
+        };
+        let judging = links.into_values().filter(|link| {
+            let program = link.xdp.map(|xdp| xdp.program_id);
+            program.is_some_and(&is_meant)
+        });
+        let judging: Vec<String> = judging.map(|link| link.name).collect();
+        if judging.is_empty() || Instant::now() >= end {
+            return judging;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Takes everything off that can go, and keeps that. The rest is told.
 fn take_off(places: &AgentPaths) -> Detached {
-    Word::Off.take(&places.pins);
     let removal = detach_all(&places.pins).unwrap_or_else(|error| Removal {
         still_attached: vec![error.to_string()],
         ..Removal::default()

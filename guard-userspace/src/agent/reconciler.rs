@@ -33,7 +33,7 @@ use crate::{
         pins::{Hold, Word},
     },
     docker,
-    host::{self, Host, HostWatch, Netlink},
+    host::{self, Host, HostWatch, Netlink, read},
     kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateLock, StateStore},
     operator::ssh_session,
     policy::{KernelTick, OnExit},
@@ -123,8 +123,10 @@ impl Reconciler {
         let hold = hold.map_err(anyhow::Error::from)?;
         let hold = hold.ok_or_else(|| anyhow::Error::from(Hold::taken(&places.pins)))?;
         let mut store = StateStore::open(&places.state);
-        // It was meant for an agent before this one.
-        Word::Detached.take(&places.pins);
+        if Word::Detached.take(&places.pins) {
+            // An operator means the next start, and a service manager that starts what hung does not.
+            return Err(ChangeError::StaysOff);
+        }
         if store.kept.detached {
             // An operator who detaches from now on means this agent. If it cannot be written, that is told below.
             let _result = store.update(|kept| kept.detached = false);
@@ -204,6 +206,9 @@ impl Reconciler {
             attached,
         };
         // Started by hand, it asks as `reload` does; a service manager comes over no SSH.
+        if Word::OffUnkept.take(&reconciler.places.pins) {
+            reconciler.be_off();
+        }
         reconciler.take_words();
         let wanted = reconciler.wanted.clone();
         reconciler
@@ -320,21 +325,26 @@ impl Reconciler {
         if is_detached {
             self.store.kept.detached = true;
         }
-        let is_off = Word::Off.take(&self.places.pins);
+        let is_off = self.gate.take_off_word();
         let host = self.wanted.modes.host.as_ref();
         // The state may have it already, and who did it.
         if is_off && host.is_none_or(|host| host.mode != Mode::Off) {
-            warn!("the guard was switched off without this agent");
-            self.wanted.modes.host = Some(ChangedMode {
-                mode: Mode::Off,
-                since: Timestamp::now(),
-                by: None,
-                process: None,
-                claimed_by: None,
-            });
-            self.keep();
+            self.be_off();
         }
         is_detached || is_off
+    }
+
+    /// Heeds a use of the kill switch without an agent.
+    fn be_off(&mut self) {
+        warn!("the guard was switched off without this agent");
+        self.wanted.modes.host = Some(ChangedMode {
+            mode: Mode::Off,
+            since: Timestamp::now(),
+            by: None,
+            process: None,
+            claimed_by: None,
+        });
+        self.keep();
     }
 
     /// Forgets the entries that the kernel has ended.
@@ -537,6 +547,7 @@ impl Reconciler {
                 Some(error.to_string())
             }
         };
+        self.keep_off_without_disk();
         self.is_unkept = false;
         // What could be written may be written again with the next change of the containers.
         let pause = match self.not_kept {
@@ -544,6 +555,20 @@ impl Reconciler {
             None => BEAT,
         };
         self.keep_again = Instant::now() + pause;
+    }
+
+    /// The kill switch outlives this agent on a full disk, too, though no reboot.
+    fn keep_off_without_disk(&self) {
+        let pins = &self.places.pins;
+        let host = self.wanted.modes.host.as_ref();
+        let is_off = host.is_some_and(|host| host.mode == Mode::Off);
+        if self.not_kept.is_some() && is_off {
+            if let Err(error) = Word::OffUnkept.leave(pins) {
+                warn!("the next agent does not know that the guard is off: {error}");
+            }
+        } else {
+            Word::OffUnkept.take(pins);
+        }
     }
 
     /// What was changed without this agent holds, and is in force with the next plan.
@@ -580,11 +605,18 @@ impl Reconciler {
 
     /// The interfaces on which packets are judged.
     pub(super) fn judging(&self) -> Vec<String> {
-        let attachments = self.applier.attachments().map(|(_, one)| one.attachment());
+        let links = read::links().unwrap_or_default();
+        let attachments = self.applier.attachments();
         attachments
-            .filter(|one| one.is_pinned())
-            .filter(|one| one.about().is_ok_and(|about| about.mode != Mode::Off as u8))
-            .map(|one| one.interface().to_owned())
+            .map(|(index, one)| (index, one.attachment()))
+            .filter(|(index, one)| {
+                // Something may be mounted over the pins: what the kernel has on the interface counts.
+                let found = links.get(index).and_then(|link| link.xdp);
+                let is_ours = found.map(|found| found.program_id) == one.program_id();
+                found.is_some() && is_ours || one.is_pinned()
+            })
+            .filter(|(_, one)| one.about().is_ok_and(|about| about.mode != Mode::Off as u8))
+            .map(|(_, one)| one.interface().to_owned())
             .collect()
     }
 
@@ -620,6 +652,7 @@ impl Reconciler {
                 program_id,
                 mode: attachment.mode(),
                 generation: attachment.about().map_or(0, |about| about.generation),
+                since: attached.swapped(),
                 tapped: attachment.tapped(),
             });
             GuardedInterface {

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Weak},
+    time::Instant,
 };
 
 use anyhow::Result;
@@ -11,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     ChangeError, Loaded, Trial,
-    attached::{AttachedAt, AttachedPrograms},
+    attached::{AttachedAt, AttachedPrograms, OLD},
     plan::Plan,
 };
 use crate::{
@@ -65,6 +66,8 @@ pub struct ProgramInForce {
     pub program_id: u32,
     pub mode: XdpMode,
     pub generation: u64,
+    /// When it was put in force: what was read before knows nothing of it.
+    pub since: Instant,
     /// A reader of packets holds it. A snapshot that did would look like a capture that never ends.
     pub tapped: Weak<()>,
 }
@@ -109,14 +112,15 @@ impl Snapshot {
 
     /// Whether and where the guard is at work.
     pub fn status(&self, attached: &AttachedAt) -> Status {
-        let AttachedAt { programs, old } = attached;
+        let AttachedAt { programs, at } = attached;
+        let old = at.elapsed() >= OLD;
         let policy = self.effective();
-        let interfaces = self.interface_status(programs);
+        let interfaces = self.interface_status(programs, *at);
         let mut not_enforcing_because = self.obstacles(&interfaces);
-        if let (Mode::Enforce, Some(age)) = (policy.mode, old) {
+        if policy.mode == Mode::Enforce && old {
             not_enforcing_because.push(format!(
                 "the kernel does not say which programs its interfaces have: what is attached was read {} s ago",
-                age.as_secs()
+                at.elapsed().as_secs()
             ));
         }
         Status {
@@ -153,7 +157,11 @@ impl Snapshot {
         }
     }
 
-    fn interface_status(&self, attached: &AttachedPrograms) -> Vec<InterfaceStatus> {
+    fn interface_status(
+        &self,
+        attached: &AttachedPrograms,
+        read_at: Instant,
+    ) -> Vec<InterfaceStatus> {
         // One that is gone is among those in trouble.
         let is_there = |interface: &&GuardedInterface| {
             let mut troubles = self.plan.troubles.iter();
@@ -169,9 +177,12 @@ impl Snapshot {
                 Some(found.program_id) == program_id
                     || in_force.and_then(|one| pinned_program(&one.pins)) == Some(found.program_id)
             };
+            let is_newer = in_force.is_some_and(|in_force| {
+                in_force.since > read_at && pinned_program(&in_force.pins) == program_id
+            });
             InterfaceStatus {
                 name: interface.name.clone(),
-                attached: found.is_some_and(is_ours),
+                attached: is_newer || found.is_some_and(is_ours),
                 xdp_mode: in_force
                     .map_or("native", |in_force| in_force.mode.name())
                     .to_owned(),
@@ -260,6 +271,11 @@ impl Snapshot {
     fn in_force(&self) -> impl Iterator<Item = (&str, &ProgramInForce)> {
         let interfaces = self.interfaces.iter();
         interfaces.filter_map(|one| Some((one.name.as_str(), one.in_force.as_ref()?)))
+    }
+
+    /// The numbers of the programs in force.
+    pub fn programs(&self) -> impl Iterator<Item = u32> {
+        self.in_force().map(|(_, in_force)| in_force.program_id)
     }
 
     /// What the kernel counted, on every interface.

@@ -1,6 +1,10 @@
 //! The command line's end of the control API.
 
-use std::{os::unix::net::UnixStream, path::Path, time::Duration};
+use std::{
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use reqwest::{RequestBuilder, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -14,6 +18,9 @@ use crate::{causes::innermost, host::timebase, policy::Entry};
 
 /// A request's header: until when its client waits, in nanoseconds of CLOCK_BOOTTIME.
 pub const DEADLINE: &str = "guard-deadline";
+
+/// When a client asked, in nanoseconds since 1970. An exit without the agent may have come since.
+pub const ASKED: &str = "guard-asked";
 
 fn nanoseconds(patience: Duration) -> u64 {
     u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX)
@@ -215,6 +222,9 @@ impl Client {
         if let Ok(now) = timebase() {
             let deadline = now.boot_ns.saturating_add(nanoseconds(patience));
             request = request.header(DEADLINE, deadline);
+        }
+        if let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+            request = request.header(ASKED, now.as_nanos().to_string());
         }
         let sent = request.timeout(patience).send().await;
         sent.map_err(|error| {

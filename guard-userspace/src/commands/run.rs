@@ -14,7 +14,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, Failure, Whereabouts};
@@ -57,7 +57,14 @@ impl RunCommand {
             state: whereabouts.state.clone(),
         };
         let force = if force { Force::Yes } else { Force::No };
-        let (agent, ended) = Agent::start(places, force).await?;
+        let (agent, ended) = match Agent::start(places, force).await {
+            // It is as it was asked for: a service manager does not try again.
+            Err(stays_off @ ChangeError::StaysOff) => {
+                warn!("{stays_off}");
+                return Ok(());
+            }
+            started => started?,
+        };
         listen::raise_file_limit();
         privileges::keep_only_needed();
         let served = ApiState::new(agent.clone());

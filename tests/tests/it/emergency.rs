@@ -9,12 +9,12 @@ use std::{
 };
 
 use lab::{
-    guard::{Guard, binary, whereabouts, write_policy},
-    process::wait_for,
+    guard::{Guard, binary, output, whereabouts, write_policy},
+    process::{run, wait_for},
     topology::{HOST_V4, INTERFACE, USER_V4},
 };
 
-use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, policy};
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
 
 /// So many denied addresses take the loop some time to load.
 fn large(mode: &str) -> String {
@@ -199,4 +199,57 @@ fn an_interface_that_refuses_keeps_nobody_from_denying_on_another() {
     assert_eq!(site.ask(), CLOSED);
     let status = guard.json("status").unwrap();
     assert_eq!(status["enforcing"], false, "{status}");
+}
+
+/// A BPF file system is mounted over the pins (cilium/cilium#47847).
+fn exit_with_hidden_pins(has_agent: bool, exit: &[&str]) {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let guard = if has_agent {
+        Some(guard)
+    } else {
+        guard.kill().unwrap();
+        None
+    };
+    let place = site.lab.pins().parent().unwrap().to_owned();
+    run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&place)).unwrap();
+    let exited = output(&site.lab, exit).unwrap();
+    let answer = site.ask();
+    drop(guard);
+    // What is below comes to light again.
+    run(Command::new("umount").arg("--lazy").arg(&place)).unwrap();
+    site.guard(&["detach"]);
+    if answer == OPEN {
+        assert!(exited.status.success(), "{exited:?}");
+    } else {
+        fails(&exited, 1, &["still judged", "wan", "--pins"]);
+    }
+}
+
+#[test]
+fn an_exit_does_not_say_that_it_is_done_while_a_program_goes_on() {
+    for has_agent in [true, false] {
+        for exit in [&["mode", "off"][..], &["detach"]] {
+            exit_with_hidden_pins(has_agent, exit);
+        }
+    }
+    // Nor with another place of the pins.
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let elsewhere = site.lab.folder().join("bpf/elsewhere");
+    let elsewhere = elsewhere.to_str().unwrap();
+    guard.kill().unwrap();
+    for exit in [&["mode", "off"][..], &["detach"]] {
+        let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
+        let pins = site.lab.pins();
+        let options = whereabouts(&site.lab).into_iter();
+        let options = options.map(|option| match option == *pins {
+            true => elsewhere.into(),
+            false => option,
+        });
+        let exited = command.args(options).args(exit).output().unwrap();
+        fails(&exited, 1, &["still judged", "wan", "--pins"]);
+    }
+    site.guard(&["detach"]);
+    assert_eq!(site.ask(), OPEN);
 }

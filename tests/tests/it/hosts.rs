@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{TcpListener, TcpStream},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -635,4 +636,82 @@ fn a_refused_change_changes_nothing_reads_included() {
         (before.0, Value::Null)
     );
     assert!(fs::metadata(site.lab.pins()).is_ok());
+}
+
+#[test]
+fn a_device_and_the_one_below_it_are_guarded_in_whatever_order_a_policy_comes_to_them() {
+    let site = Site::new();
+    let host = &site.lab.host;
+    host.ip("link add mv0 link wan type macvlan mode bridge")
+        .unwrap();
+    host.ip("link set mv0 up").unwrap();
+    let write = |names: &str| {
+        let text = host_policy("enforce", SHUT).replace("[\"wan\"]", names);
+        write_policy(&site.lab, &text).unwrap();
+    };
+    write("[\"mv0\"]");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    // The guard's own program above is in the way for a moment.
+    write("[\"mv0\", \"wan\"]");
+    guard.run(&["reload"]).unwrap();
+    let both = |guard: &Guard| {
+        let status = status(guard);
+        assert_eq!(status["enforcing"], true, "{status}");
+        assert_eq!(
+            status["interfaces"].as_array().unwrap().len(),
+            2,
+            "{status}"
+        );
+        for name in ["wan", "mv0"] {
+            let link = host.ip(&format!("-details link show {name}")).unwrap();
+            assert!(link.contains("prog/xdp"), "{link}");
+        }
+        assert_eq!(site.ask(), CLOSED);
+    };
+    both(&guard);
+    // So it is with what an agent before this one left.
+    write("[\"mv0\"]");
+    guard.run(&["reload"]).unwrap();
+    guard.kill().unwrap();
+    write("[\"wan\", \"mv0\"]");
+    let guard = Guard::start_again(&site.lab).unwrap();
+    both(&guard);
+    guard.remove().unwrap();
+    for name in ["wan", "mv0"] {
+        let link = host.ip(&format!("-details link show {name}")).unwrap();
+        assert!(!link.contains("prog/xdp"), "{link}");
+    }
+}
+
+#[test]
+fn status_never_denies_a_program_that_is_there_while_the_kernel_is_busy() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    // Interfaces come and go in hundreds: the kernel's lock of all interfaces is held for long.
+    let batch = site.lab.folder().join("batch");
+    let pairs =
+        (0..60).map(|n| format!("link add x{n} type veth peer name y{n}\nlink set x{n} group 7\n"));
+    fs::write(&batch, pairs.collect::<String>()).unwrap();
+    let over = AtomicBool::new(false);
+    let mut denied = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                // Some may not be gone yet.
+                let _result = site.lab.host.ip(&format!("-batch {}", batch.display()));
+                let _result = site.lab.host.ip("link del group 7");
+            }
+        });
+        for _ in 0..15 {
+            guard.run(&["reload"]).unwrap();
+            for _ in 0..3 {
+                let status = status(&guard);
+                if status["enforcing"] != true {
+                    denied.push(status["not_enforcing_because"].to_string());
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(denied.is_empty(), "{denied:?}");
 }

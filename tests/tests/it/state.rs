@@ -160,6 +160,39 @@ fn an_agent_that_hangs_while_the_disk_is_full_heeds_what_was_done_meanwhile() {
 }
 
 #[test]
+fn the_kill_switch_outlives_every_agent_while_the_disk_is_full() {
+    let site = Site::new();
+    let state = small_state(&site);
+    site.start("enforce", SHUT).kill().unwrap();
+    let filler = fill(&state);
+    warns(
+        &output(&site.lab, &["mode", "off"]).unwrap(),
+        &["not kept over a reboot"],
+    );
+    for restart in 1..=3 {
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), OPEN, "restart {restart}: {}", guard.log());
+        guard.kill().unwrap();
+    }
+    // Taken off in between, it is off when it comes back.
+    warns(&output(&site.lab, &["detach"]).unwrap(), &["No space left"]);
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN);
+    // What an operator asks for ends it, though that is not kept either.
+    guard.run(&["mode", "policy"]).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.kill().unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+    guard.run(&["mode", "off"]).unwrap();
+    guard.kill().unwrap();
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), OPEN, "also of the agent's own");
+    fs::remove_file(filler).unwrap();
+    drop(guard);
+}
+
+#[test]
 fn an_agent_starts_with_a_state_that_it_cannot_write_and_says_so() {
     let site = Site::new();
     let state = small_state(&site);

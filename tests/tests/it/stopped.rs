@@ -1,7 +1,11 @@
 //! An agent that is stopped in the middle of a load, and what happens before it goes on: an emergency exit without it,
 //! after which it puts nothing in force, or the end of a capture.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
@@ -11,7 +15,7 @@ use lab::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::site::{CLOSED, OPEN, SHUT, Site};
+use crate::site::{CLOSED, OPEN, SHUT, Site, fails};
 
 /// Large enough that a load takes many times as long as a look at it.
 fn large_policy() -> String {
@@ -149,4 +153,77 @@ fn a_capture_that_ends_while_a_program_is_loaded_leaves_nothing_that_hands_packe
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn what_was_asked_for_before_an_exit_without_the_agent_does_not_undo_it() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    guard.pause().unwrap();
+    let mut earlier = site.lab.host.command(binary().unwrap().to_str().unwrap());
+    let earlier = earlier
+        .args(whereabouts(&site.lab))
+        .args(["mode", "enforce"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It waits in the socket: nobody takes it there.
+    wait_for(Duration::from_secs(20), || {
+        let sockets = run(Command::new("ss").args(["-xH", "state", "established"]))?;
+        ensure!(sockets.contains("guard.sock"), "it has not asked yet");
+        Ok(())
+    })
+    .unwrap();
+    site.guard(&["mode", "off"]);
+    assert_eq!(site.ask(), OPEN);
+    guard.resume().unwrap();
+    let earlier = earlier.wait_with_output().unwrap();
+    fails(&earlier, 1, &["switched off after this was asked for"]);
+    wait_for(Duration::from_secs(20), || {
+        let status = guard.json("status")?;
+        ensure!(status["mode"] == "off", "{status}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(site.ask(), OPEN);
+    guard.run(&["mode", "enforce"]).unwrap();
+    assert_eq!(site.ask(), CLOSED, "what is asked for now is done");
+}
+
+#[test]
+fn a_detached_guard_stays_off_when_the_agent_that_hung_is_killed_and_started_again() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let detach = || {
+        site.guard(&["detach"]);
+        assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    };
+    guard.pause().unwrap();
+    detach();
+    guard.kill().unwrap();
+    // As a service manager does whose watchdog was not fed. It ends well, so it is not tried again.
+    let mut again = site.lab.host.command(binary().unwrap().to_str().unwrap());
+    let again = again
+        .args(whereabouts(&site.lab))
+        .args(["run", "--policy"])
+        .arg(site.lab.folder().join("guard.toml"))
+        .output()
+        .unwrap();
+    fails(&again, 0, &["stays off", "start it once more"]);
+    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    // An operator's start is meant.
+    let guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED);
+
+    // Killed before anybody started it: whoever detaches once more leaves nothing behind.
+    guard.pause().unwrap();
+    detach();
+    guard.kill().unwrap();
+    detach();
+    assert!(
+        !site.lab.pins().exists(),
+        "something is left below the pins"
+    );
+    let _guard = Guard::start_again(&site.lab).unwrap();
+    assert_eq!(site.ask(), CLOSED);
 }

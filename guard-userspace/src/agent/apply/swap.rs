@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
+    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -96,6 +97,7 @@ impl Applier {
                 attached.content = Some(content);
                 attached.fallback.clone_from(&order.plan.fallback);
                 attached.trouble = None;
+                attached.swapped = Instant::now();
             }
         }
         Ok(())
@@ -116,9 +118,12 @@ impl Applier {
             Ok(()) => self.put_below(target, found, generation, order, force, flows),
             Err(error) => Err(error),
         };
-        if put.is_err() {
-            self.restore(mem::take(&mut above), order.epoch);
-        }
+        // What the policy chooses as well goes back at once, and is swapped in its turn.
+        let is_chosen = |index: &u32| order.plan.targets.iter().any(|one| one.index == *index);
+        let (back, above) = mem::take(&mut above)
+            .into_iter()
+            .partition(|(index, _)| put.is_err() || is_chosen(index));
+        self.restore(back, order.epoch);
         Ok((put?, above))
     }
 
@@ -145,9 +150,9 @@ impl Applier {
         Ok(before)
     }
 
-    /// The kernel takes no program on an interface while a device above it has one. If that is the guard's own, and
-    /// the policy does not choose that device any more, it goes first, unless somebody else's program is in the way here:
-    /// the device would be open for nothing. `taken_off` holds what is to be put back if that fails.
+    /// The kernel attaches no program to an interface while a device above it has one. If that is the guard's own, it
+    /// goes first, unless somebody else's program is in the way here: the device would be open for nothing. `taken_off`
+    /// holds what is to be put back. For a swap it may stay.
     fn take_off_above(
         &mut self,
         target: &Target,
@@ -156,9 +161,12 @@ impl Applier {
         force: Force,
         taken_off: &mut BTreeMap<u32, TakenOff>,
     ) -> Result<(), ChangeError> {
+        let attached = self.attachments.get(&target.index);
+        if attached.is_some_and(|attached| attached.attachment.is_on(found)) {
+            return Ok(());
+        }
         for index in &target.above {
-            let is_chosen = order.plan.targets.iter().any(|one| one.index == *index);
-            if is_chosen || !self.attachments.contains_key(index) {
+            if !self.attachments.contains_key(index) {
                 continue;
             }
             if let Some(attached) = self.attachments.get(&target.index) {

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use axum::{
@@ -32,7 +33,7 @@ use crate::{
         PolicyText, Question, Reload, Revocation, Status, Talker,
         actor::Actor,
         capture::{self, CaptureRequest},
-        client::DEADLINE,
+        client::{ASKED, DEADLINE},
         listen::Lasting,
     },
     explain::Explanation,
@@ -78,7 +79,7 @@ pub fn router(served: ApiState) -> Router {
         .fallback(async move || unknown(no_such_resource))
         .layer(Extension(Arc::new(document)))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(served.clone(), in_time))
         .layer(middleware::from_fn(told))
         .with_state(served)
 }
@@ -128,22 +129,37 @@ async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> 
     response
 }
 
+/// A header of the guard's own client.
+fn number(request: &Request, header: &str) -> Option<u64> {
+    let value = request.headers().get(header)?;
+    value.to_str().ok()?.parse().ok()
+}
+
 /// What waited in the socket while the agent hung is not done later: its client has gone round the agent, or has given
 /// up, and an operator may have asked for something else since.
-async fn in_time(request: Request, next: Next) -> Response {
-    let deadline = request.headers().get(DEADLINE);
-    let deadline = deadline.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let is_over = deadline
+async fn in_time(State(served): State<ApiState>, request: Request, next: Next) -> Response {
+    let is_over = number(&request, DEADLINE)
         .zip(timebase().ok())
         .is_some_and(|(deadline, now)| deadline < now.boot_ns);
-    if !is_over {
-        return next.run(request).await;
-    }
+    let asked = number(&request, ASKED).map(|ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns));
+    let is_change = request.method() != Method::GET;
+    let is_undone = is_change && asked.is_some_and(|asked| served.agent.is_off_since(asked));
+    let (status, error) = match (is_over, is_undone) {
+        (false, false) => return next.run(request).await,
+        (true, _) => (
+            StatusCode::REQUEST_TIMEOUT,
+            "the client does not wait for this any more, and it is not done",
+        ),
+        (false, true) => (
+            StatusCode::CONFLICT,
+            "the guard was switched off after this was asked for, and it is not done: ask again",
+        ),
+    };
     let body = ErrorBody {
-        error: "the client does not wait for this any more, and it is not done".to_owned(),
+        error: error.to_owned(),
         is_policy: false,
     };
-    (StatusCode::REQUEST_TIMEOUT, Json(body)).into_response()
+    (status, Json(body)).into_response()
 }
 
 /// What the answers come from.
