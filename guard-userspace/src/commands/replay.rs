@@ -112,14 +112,14 @@ impl ReplayCommand {
         sums: &mut ReplaySummary,
     ) -> Result<()> {
         let mut stdout = BufWriter::new(io::stdout().lock());
-        let mut program: Option<(Replay, ReplayClock)> = None;
+        let mut program: Option<(Replay, CaptureClock)> = None;
         let mut odd_times = 0;
         let result = pcap::read(&self.file, |recorded| {
             let (program, clock) = match &mut program {
                 Some(running) => running,
                 None => {
                     let loaded = load(policy, containers, recorded.time_ns)?;
-                    program.insert((loaded, ReplayClock::starting_at(recorded.time_ns)))
+                    program.insert((loaded, CaptureClock::starting_at(recorded.time_ns)))
                 }
             };
             let problem = match &recorded.odd_time {
@@ -214,7 +214,7 @@ impl ReplayCommand {
 const ODD_TIMES_TOLD: u64 = 3;
 
 /// The capture's clock, and what of it is believed.
-struct ReplayClock {
+struct CaptureClock {
     /// Nanoseconds since 1970 at which the replay's clock is 0.
     start_ns: i64,
     /// What it was last set to, in nanoseconds.
@@ -223,7 +223,7 @@ struct ReplayClock {
     doubted_ns: Option<i64>,
 }
 
-impl ReplayClock {
+impl CaptureClock {
     const fn starting_at(start_ns: i64) -> Self {
         Self {
             start_ns,

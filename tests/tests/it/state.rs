@@ -87,7 +87,10 @@ fn without_an_agent_off_and_detach_work_on_a_full_and_on_a_read_only_disk() {
     let site = Site::new();
     let state = small_state(&site);
     let stop = |why: &str| {
-        site.start("enforce", SHUT).kill().unwrap();
+        let guard = site.start("enforce", SHUT);
+        // The kill switch of before holds, as on a disk that can be written.
+        guard.run(&["mode", "policy"]).unwrap();
+        guard.kill().unwrap();
         assert_eq!(site.ask(), CLOSED);
         let filler = match why {
             "No space left" => Some(fill(&state)),
