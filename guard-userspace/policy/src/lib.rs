@@ -11,13 +11,13 @@ mod port;
 mod prefix;
 mod published;
 mod rate;
+mod read;
 mod seats;
 mod tables;
 pub mod untrusted;
 mod warnings;
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr},
     path::Path,
 };
@@ -35,6 +35,7 @@ pub use self::{
     port::Ports,
     published::{PortTables, PublishedAt, PublishedPort, split},
     rate::{Budget, Period, Rate, Unit},
+    read::{AllowedFile, read_file},
     seats::{Changes, Exhausted, Seats, ServiceNumber, Slice},
     tables::{Ground, ServiceTable, Tables, Timebase, is_single},
     warnings::Warning,
@@ -240,12 +241,9 @@ pub enum PolicyError {
 
 impl Policy {
     /// Reads and checks a policy file.
-    pub fn read(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
-        let file = path.display().to_string();
-        match fs::read(path) {
-            Ok(bytes) => Self::from_bytes(&bytes, &file, clock),
-            Err(error) => Err(PolicyError::Unreadable { file, error }),
-        }
+    pub fn read(path: &Path, allowed: AllowedFile, clock: KernelTick) -> Result<Self, PolicyError> {
+        let bytes = read_file(path, allowed)?;
+        Self::from_bytes(&bytes, &path.display().to_string(), clock)
     }
 
     /// Checks what may be a policy's text.

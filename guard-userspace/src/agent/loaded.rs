@@ -1,7 +1,6 @@
 //! A policy and where it came from.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,7 +10,7 @@ use tracing::warn;
 
 use crate::{
     kept::Kept,
-    policy::{KernelTick, Policy, PolicyError},
+    policy::{AllowedFile, KernelTick, Policy, PolicyError, read_file},
 };
 
 #[derive(Clone, Debug)]
@@ -26,10 +25,7 @@ pub struct Loaded {
 
 impl Loaded {
     pub fn read(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
-        let bytes = fs::read(path).map_err(|error| PolicyError::Unreadable {
-            file: path.display().to_string(),
-            error,
-        })?;
+        let bytes = read_file(path, AllowedFile::Regular)?;
         // What is no text is refused with its line.
         let policy = Policy::from_bytes(&bytes, &path.display().to_string(), clock)?;
         Ok(Self {

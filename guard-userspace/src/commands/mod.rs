@@ -24,7 +24,11 @@ mod top;
 mod trial;
 mod watch;
 
-use std::{fmt, path::PathBuf, process::ExitCode};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use guard_compose::command::{self as compose, wrong_usage};
@@ -40,7 +44,7 @@ use crate::{
     },
     dataplane::pins,
     host, kept,
-    policy::{Action, KernelTick, Policy, PolicyError},
+    policy::{Action, AllowedFile, KernelTick, Policy, PolicyError, read_file},
 };
 
 const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
@@ -263,9 +267,17 @@ impl From<anyhow::Error> for Failure {
 }
 
 /// Reads a policy and checks it against this host's clock.
-fn read_policy(path: &std::path::Path) -> Result<Policy, Failure> {
+fn read_policy(path: &Path) -> Result<Policy, Failure> {
+    Ok(read_policy_and_text(path)?.0)
+}
+
+/// The same with its text: a pipe can be read only once.
+fn read_policy_and_text(path: &Path) -> Result<(Policy, String), Failure> {
     let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
-    Ok(Policy::read(path, KernelTick { tick_ns })?)
+    let bytes = read_file(path, AllowedFile::RegularOrPipe)?;
+    let policy = Policy::from_bytes(&bytes, &path.display().to_string(), KernelTick { tick_ns })?;
+    // A policy is UTF-8.
+    Ok((policy, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Who types this, as far as the environment says: the user that sudo was called by, or this process's.

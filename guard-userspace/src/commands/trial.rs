@@ -6,7 +6,8 @@ use clap::Args;
 use jiff::SignedDuration;
 
 use super::{
-    Failure, Forced, Output, entries::parse_duration, one_line, print, print_json, read_policy,
+    Failure, Forced, Output, entries::parse_duration, one_line, print, print_json,
+    read_policy_and_text,
 };
 use crate::{
     api::{Applied, NewTrial, client::Client},
@@ -36,8 +37,7 @@ impl Try {
             output,
         } = self;
         // Refused here, it is refused with the name that the operator typed.
-        read_policy(&file)?;
-        let text = fs::read_to_string(&file).map_err(anyhow::Error::from)?;
+        let (_, text) = read_policy_and_text(&file)?;
         let path = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
         let request = NewTrial {
             path: one_line("the policy file's name", path.display().to_string())?,

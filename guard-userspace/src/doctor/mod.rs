@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     api::{Counter, Status},
     host::{self, Host},
-    policy::{KernelTick, Policy, PolicyError},
+    policy::{AllowedFile, KernelTick, Policy, PolicyError},
 };
 
 /// How well one thing is.
@@ -128,7 +128,8 @@ pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
 fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
     // Without a clock the shortest tick judges bursts mildly.
     let tick_ns = host::tick_ns().unwrap_or(1_000_000);
-    Policy::read(path, KernelTick { tick_ns })
+    // As the agent would.
+    Policy::read(path, AllowedFile::Regular, KernelTick { tick_ns })
 }
 
 /// Those that are guarded, or would be.

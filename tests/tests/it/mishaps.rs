@@ -1,11 +1,14 @@
 //! What goes wrong around a guard that runs: hands that are quicker than thought, full disks, interfaces
 //! that somebody else holds.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::symlink, path::PathBuf, process::Command, thread,
+    time::Duration,
+};
 
 use lab::{
     guard::{Guard, binary, output, whereabouts, write_policy},
-    process::wait_for,
+    process::{run, wait_for},
     topology::{HOST_V4, INTERFACE, USER_V4},
 };
 use serde_json::json;
@@ -33,6 +36,61 @@ fn pins_that_somebody_removes_are_made_again_and_the_counters_go_on() {
     assert_eq!(site.ask(), CLOSED, "they hold without the agent");
     Guard::start_again(&site.lab).unwrap().remove().unwrap();
     assert_eq!(site.attached(), "");
+}
+
+#[test]
+fn a_pipe_in_the_policys_place_is_refused_and_keeps_nothing_waiting() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let path = PathBuf::from(site.write("enforce", SHUT));
+    let place = path.to_str().unwrap();
+    // A command that waits for a writer is ended, and fails.
+    let ends = |arguments: &[&str]| {
+        let mut command = site.lab.host.command("timeout");
+        command.arg("20").arg(binary().unwrap());
+        let command = command.args(whereabouts(&site.lab)).args(arguments);
+        command.output().unwrap()
+    };
+    let put = |what: &str| {
+        fs::remove_file(&path).unwrap();
+        match what {
+            "a named pipe" => run(Command::new("mkfifo").arg(&path)).map(drop).unwrap(),
+            _ => symlink("/dev/zero", &path).unwrap(),
+        }
+    };
+    for what in ["a named pipe", "a character device"] {
+        put(what);
+        fails(&ends(&["reload"]), 2, &["guard.toml: ", what]);
+        let deny = ends(&["deny", "192.0.2.1"]);
+        assert!(deny.status.success(), "{what}: {deny:?}");
+        let status = guard.json("status").unwrap();
+        assert_eq!(status["enforcing"], true, "{what}: {status}");
+        assert_eq!(site.ask(), CLOSED, "{what}");
+    }
+    // A command reads a pipe that has a writer, and no device.
+    put("a named pipe");
+    let text = policy("enforce", SHUT);
+    for command in [&["check", place][..], &["try", place]] {
+        thread::scope(|scope| {
+            scope.spawn(|| fs::write(&path, &text).unwrap());
+            let read = ends(command);
+            assert!(read.status.success(), "{command:?}: {read:?}");
+        });
+    }
+    for other in ["/dev/zero", "/tmp"] {
+        let words = [other, "a policy is a regular file or a pipe"];
+        fails(&ends(&["check", other]), 2, &words);
+    }
+    guard.kill().unwrap();
+    let before = site.attached();
+    // Without the last policy to fall back to.
+    fs::remove_dir_all(site.lab.state()).unwrap();
+    for what in ["a character device", "a named pipe"] {
+        put(what);
+        let started = ends(&["run", "--policy", place]);
+        fails(&started, 2, &["guard.toml: ", what]);
+        assert_eq!((site.ask(), site.attached()), (CLOSED, before.clone()));
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{
     agent::plan::chosen_by,
     api::{ModeStatus, PolicyText, Status, client::Client},
     host::Host,
-    policy::{KernelTick, Policy, PolicyError},
+    policy::{AllowedFile, KernelTick, Policy, PolicyError},
     unattended,
 };
 
@@ -75,7 +75,7 @@ impl PolicyInForce {
         if let Ok(Some(status)) = pinned {
             return Self::of_pins(&status, clock, notes).map(Some);
         }
-        let policy = match Policy::read(default, clock) {
+        let policy = match Policy::read(default, AllowedFile::Regular, clock) {
             Ok(policy) => policy,
             Err(PolicyError::Unreadable { error, .. }) if error.kind() == ErrorKind::NotFound => {
                 return Ok(None);
@@ -109,7 +109,7 @@ impl PolicyInForce {
     pub fn supposed(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {
             path: path.display().to_string(),
-            policy: Policy::read(path, clock)?,
+            policy: Policy::read(path, AllowedFile::RegularOrPipe, clock)?,
             guard: GuardState::Supposed,
             knowledge: Knowledge::OwnAlone,
         })
@@ -131,7 +131,7 @@ impl PolicyInForce {
         notes: &mut Vec<String>,
     ) -> Result<Self, PolicyError> {
         let path = status.policy.path.clone();
-        let policy = Policy::read(path.as_ref(), clock)?;
+        let policy = Policy::read(path.as_ref(), AllowedFile::Regular, clock)?;
         notes.push("no agent runs, and the kernel goes on without it".to_owned());
         let has_changed = policy.sha256 != status.policy.sha256;
         let mut in_force = Self::with_status(path, policy, status);
