@@ -33,6 +33,10 @@ const ENDING: Duration = Duration::from_secs(2);
 /// How often the kernel is asked again that seems to have taken a program off.
 const LOOKS: usize = 3;
 
+/// The obstacle in scope `containers`: only an agent closes what a container publishes after it was killed.
+const UNFOLLOWED: &str =
+    "no agent follows the containers: a port that a container publishes without one is open";
+
 /// What `guard status` says if the agent does not answer; `trouble` is how. `None`: nothing is pinned.
 pub fn status(root: &Path, trouble: String) -> Result<Option<Status>> {
     let is_whole = |status: &Status| status.interfaces.iter().all(|one| one.attached);
@@ -95,6 +99,7 @@ fn describe(
     } else {
         about.mode
     });
+    let scope = Scope::from_raw(about.scope);
     let path = text_of(&about.policy);
     let mut not_enforcing_because = Vec::new();
     if mode == Mode::Enforce {
@@ -102,11 +107,15 @@ fn describe(
         not_enforcing_because.extend(
             detached.map(|interface| format!("the program is not attached to {}", interface.name)),
         );
+        // Scope `host` closes every port that is not listed, whoever opens it.
+        if scope == Scope::Containers {
+            not_enforcing_because.push(UNFOLLOWED.to_owned());
+        }
     }
     Status {
         version: text_of(&about.version),
         mode: mode.name().to_owned(),
-        scope: Scope::from_raw(about.scope).name().to_owned(),
+        scope: scope.name().to_owned(),
         enforcing: mode == Mode::Enforce && not_enforcing_because.is_empty(),
         not_enforcing_because,
         agent: AgentStatus {
@@ -137,6 +146,12 @@ fn describe(
         warnings: Vec::new(),
         not_kept: None,
     }
+}
+
+/// Whether the kernel closes what was known when the agent ended, and only what containers publish without it
+/// may be open.
+pub fn lacks_agent_alone(status: &Status) -> bool {
+    matches!(&status.not_enforcing_because[..], [why] if why == UNFOLLOWED)
 }
 
 /// A moment of CLOCK_BOOTTIME on the world's clock.

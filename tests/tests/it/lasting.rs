@@ -58,6 +58,60 @@ fn a_killed_agent_leaves_the_kernel_enforcing_and_the_next_one_goes_on_with_its_
 }
 
 #[test]
+fn without_an_agent_scope_containers_is_not_called_enforcing() {
+    let site = Site::new();
+    let in_scope =
+        |scope: &str| policy("enforce", SHUT).replace("\"host\"", &format!("\"{scope}\""));
+    let guard = Guard::start(&site.lab, &in_scope("containers")).unwrap();
+    assert_eq!(guard.json("status").unwrap()["enforcing"], true);
+    guard.pause().unwrap();
+    let follows = "no agent follows the containers";
+    for trouble in ["it hangs", "it is dead"] {
+        if trouble == "it is dead" {
+            // A hung agent that ends is dead.
+            run(Command::new("kill").args(["-KILL", &guard.pid().to_string()])).unwrap();
+        }
+        wait_for(Duration::from_secs(10), || {
+            let status = site.status();
+            anyhow::ensure!(status["agent"]["trouble"] == trouble, "{status}");
+            Ok(())
+        })
+        .unwrap();
+        let status = site.status();
+        assert_eq!(status["enforcing"], false, "{trouble}: {status}");
+        let why = status["not_enforcing_because"].to_string();
+        assert!(why.contains(follows), "{trouble}: {why}");
+        let text = site.guard(&["status"]);
+        assert!(
+            text.contains("NOT ENFORCING") && text.contains(&format!("because {follows}")),
+            "{text}"
+        );
+    }
+    let audit = output(&site.lab, &["audit", "--docker", "", "--json"]).unwrap();
+    let report: Value = serde_json::from_slice(&audit.stdout).unwrap();
+    assert_eq!(report["policy"]["guard"], "unknown", "{report:#}");
+
+    // Nothing is said against other modes, and in scope `host` the kernel needs nobody.
+    drop(guard);
+    write_policy(
+        &site.lab,
+        &in_scope("containers").replace("enforce", "observe"),
+    )
+    .unwrap();
+    Guard::start_again(&site.lab).unwrap().kill().unwrap();
+    let status = site.status();
+    assert_eq!(status["not_enforcing_because"], json!([]), "{status}");
+    write_policy(&site.lab, &in_scope("host")).unwrap();
+    Guard::start_again(&site.lab).unwrap().kill().unwrap();
+    let status = site.status();
+    assert_eq!(
+        (&status["enforcing"], &status["not_enforcing_because"]),
+        (&json!(true), &json!([])),
+        "{status}"
+    );
+}
+
+#[test]
 fn a_reload_swaps_the_policy_and_a_broken_one_leaves_what_was() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);

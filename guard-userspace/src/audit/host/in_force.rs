@@ -135,7 +135,14 @@ impl PolicyInForce {
         notes.push("no agent runs, and the kernel goes on without it".to_owned());
         let has_changed = policy.sha256 != status.policy.sha256;
         let mut in_force = Self::with_status(path, policy, status);
-        if has_changed && in_force.guard == GuardState::AtWork {
+        if unattended::lacks_agent_alone(status) {
+            notes.push(
+                "a port that a container publishes without an agent is open, and may be judged as closed here"
+                    .to_owned(),
+            );
+            in_force.guard = GuardState::Unknown;
+        }
+        if has_changed && in_force.guard != GuardState::NotAtWork {
             notes.push(format!(
                 "{} has changed since it was put in force, and is judged by as it is now",
                 in_force.path
