@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeSet,
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,7 +24,8 @@ use crate::{
 /// How many of the sessions that are cut are named.
 pub const CUTS_TOLD: usize = 20;
 
-/// How long a session that is cut is left alone until it is looked at again: it may be over.
+/// How long a session that is cut is left alone until it is looked at again: it may be over. A look that failed is
+/// repeated as late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
@@ -29,6 +33,8 @@ pub struct CutSessions {
     /// Ports that containers have published since the agent started, and still do.
     watched: BTreeSet<PublishedPort>,
     is_due: bool,
+    /// The last look has not answered: it failed, or it still goes on.
+    is_unanswered: Arc<AtomicBool>,
     looked: Option<Instant>,
     work: Option<JoinHandle<()>>,
     warnings: Arc<Mutex<Arc<Vec<String>>>>,
@@ -57,15 +63,14 @@ impl CutSessions {
         if self.work.as_ref().is_some_and(|work| !work.is_finished()) {
             return;
         }
-        let is_old = self
-            .looked
-            .is_none_or(|looked| looked.elapsed() >= PATIENCE);
-        let is_told = !self.warnings().is_empty();
-        let is_due = mem::take(&mut self.is_due) || is_told && is_old;
-        if !is_due {
+        let now = Instant::now();
+        if !self.take_due(now) {
             return;
         }
-        self.looked = Some(Instant::now());
+        self.looked = Some(now);
+        // Set before the look, so that one that panics counts as failed.
+        let has_failed_before = self.is_unanswered.swap(true, Ordering::Relaxed);
+        let is_unanswered = Arc::clone(&self.is_unanswered);
         let ports = self.watched.iter().map(|published| published.port);
         let (ports, content) = (ports.collect(), content.clone());
         let (host, netlink) = (Arc::clone(here.0), here.1.clone());
@@ -73,19 +78,30 @@ impl CutSessions {
         self.work = Some(workers.spawn(async move {
             match find(ports, &content, (&host, &netlink)).await {
                 Ok(found) => {
+                    is_unanswered.store(false, Ordering::Relaxed);
                     let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
                     for warning in found.iter().filter(|found| !warnings.contains(found)) {
                         warn!("{warning}");
                     }
                     *warnings = Arc::new(found);
                 }
-                Err(error) => {
-                    warn!(
-                        "open sessions cannot be held against what containers publish: {error:#}"
-                    );
-                }
+                // The first of several failures alone is logged.
+                Err(error) if !has_failed_before => warn!(
+                    "open sessions cannot be held against what containers publish: {error:#}; tried again every {} s",
+                    PATIENCE.as_secs()
+                ),
+                Err(_) => {}
             }
         }));
+    }
+
+    /// Whether a look is due, no other being under way. It is not due again for the same reason.
+    fn take_due(&mut self, now: Instant) -> bool {
+        let looked = self.looked;
+        let is_old = looked.is_none_or(|looked| now.duration_since(looked) >= PATIENCE);
+        let has_failed = self.is_unanswered.load(Ordering::Relaxed);
+        let is_told = !self.warnings().is_empty();
+        mem::take(&mut self.is_due) || is_old && (has_failed || is_told)
     }
 }
 
@@ -107,4 +123,29 @@ async fn find(
         )
     });
     Ok(warnings.take(CUTS_TOLD).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_failed_is_due_again_after_a_while_and_one_that_answered_is_not() {
+        let start = Instant::now();
+        let mut cut = CutSessions::default();
+        assert!(!cut.take_due(start), "nothing has changed");
+        cut.is_due = true;
+        assert!(cut.take_due(start));
+        cut.looked = Some(start);
+
+        cut.is_unanswered.store(true, Ordering::Relaxed);
+        assert!(!cut.take_due(start + PATIENCE / 2), "no busy loop");
+        assert!(cut.take_due(start + PATIENCE));
+        cut.looked = Some(start + PATIENCE);
+        assert!(!cut.take_due(start + PATIENCE * 3 / 2), "no busy loop");
+        assert!(cut.take_due(start + PATIENCE * 2));
+
+        cut.is_unanswered.store(false, Ordering::Relaxed);
+        assert!(!cut.take_due(start + PATIENCE * 4), "it has answered");
+    }
 }
