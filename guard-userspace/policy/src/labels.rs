@@ -7,18 +7,22 @@
 
 mod asked;
 mod complaints;
+mod families;
 mod places;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     rc::Rc,
 };
 
 use guard_common::{
+    address::Family,
+    exposure::Scope,
     layout::{MAX_ADMITTED, MAX_NAME, MAX_SERVICES},
     reason::Mode,
 };
@@ -27,6 +31,7 @@ use sha2::{Digest as _, Sha256};
 use self::{
     asked::{LabelReader, LabelRequest, Wish},
     complaints::{Complaints, Warnings},
+    families::{joined, other, part, part_of_list},
     places::{address_of, display, overlaps, places_of, places_of_container, ranges, without},
     sources::{Allowed, merged},
 };
@@ -76,7 +81,10 @@ struct Work<'a> {
     /// Those that stay closed, whatever other labels ask for.
     closed: BTreeSet<u32>,
     names: HashSet<String>,
-    allowed: HashMap<usize, Rc<Allowed>>,
+    /// By the index of the service and the family.
+    allowed: HashMap<(usize, Option<Family>), Rc<Allowed>>,
+    /// The families that containers publish each place on, on every address or on some.
+    published: HashSet<(u32, Family)>,
     /// How many more prefixes there is room for in the lists of all services, and how many more services with
     /// cells of their own in what labels have of them.
     prefixes_left: usize,
@@ -87,6 +95,19 @@ struct Work<'a> {
 struct Piece {
     service: Service,
     places: BTreeSet<u32>,
+    /// The family that the labels hold for; `None`: both.
+    family: Option<Family>,
+}
+
+/// Ports that a container publishes and no service lists.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Unlisted {
+    /// `None`: on every address of both families.
+    at: Option<PublishedAt>,
+    /// The service that labels have made of these ports for the other family.
+    beside: Option<usize>,
+    /// The guard does not close these ports in the other family: no container publishes them there.
+    is_other_unguarded: bool,
 }
 
 /// Who may reach the ports of a container.
@@ -127,6 +148,13 @@ impl<'a> Work<'a> {
                 .map(|service| service.name.clone())
                 .collect(),
             allowed: HashMap::new(),
+            published: containers
+                .labelled
+                .iter()
+                .flat_map(|labelled| &labelled.published)
+                .chain(&containers.published)
+                .map(|port| (port.index(), port.at.family()))
+                .collect(),
             prefixes_left: (MAX_ADMITTED as usize).saturating_sub(admitted),
             limits_left: limits_for_labels(policy.cells),
         }
@@ -144,72 +172,143 @@ impl<'a> Work<'a> {
         }
     }
 
+    fn piece(&self, index: usize) -> Option<&Piece> {
+        let index = index.checked_sub(self.policy.services.len())?;
+        self.made.get(index)
+    }
+
+    /// Whether labels of another container hold at a service, for sources of a family; `None`: of either.
+    fn has_labels(&self, index: usize, family: Option<Family>) -> bool {
+        let Some(piece) = self.piece(index) else {
+            return false;
+        };
+        piece.family.is_none() || family.is_none() || piece.family == family
+    }
+
     /// Adds the services that a container's labels make.
     fn add(&mut self, labelled: &Labelled, asked: &LabelRequest, complaints: &mut Complaints) {
-        let mut unlisted: BTreeMap<Option<IpAddr>, BTreeSet<u32>> = BTreeMap::new();
-        let mut mine: BTreeMap<(usize, Option<IpAddr>), BTreeSet<u32>> = BTreeMap::new();
+        let mut unlisted: BTreeMap<(u32, Option<IpAddr>, Option<usize>), Option<PublishedAt>> =
+            BTreeMap::new();
+        let mut listed: BTreeMap<(usize, Option<IpAddr>, u32), Option<PublishedAt>> =
+            BTreeMap::new();
+        // Without an address a place comes up once for each family: if it does twice, it is in both.
         for (place, at) in places_of_container(labelled) {
             let services = self.listing.get(&place).and_then(|places| places.get(&at));
             let mut is_listed = false;
+            let mut beside = None;
             for index in services.into_iter().flatten() {
+                let has_labels = self.has_labels(*index, Some(at.family()));
+                let service = self.service(*index);
+                let made = service.and_then(|service| service.made.as_ref());
+                if made.is_some_and(|made| made.base.is_none()) && !has_labels {
+                    beside = address_of(at).is_none().then_some(*index);
+                    continue;
+                }
                 is_listed = true;
-                let address = self.service(*index).and_then(|service| service.address);
-                let piece = (*index, address.or(address_of(at)));
-                mine.entry(piece).or_default().insert(place);
+                // Where labels open, what another container's have opened is its own.
+                if self.is_full() && has_labels {
+                    continue;
+                }
+                let address = service.and_then(|service| service.address);
+                let at = address.map_or(at, PublishedAt::Address);
+                listed
+                    .entry((*index, address_of(at), place))
+                    .and_modify(|at| *at = None)
+                    .or_insert(Some(at));
             }
             if !is_listed && !self.closed.contains(&place) {
-                let places = unlisted.entry(address_of(at)).or_default();
-                places.insert(place);
+                unlisted
+                    .entry((place, address_of(at), beside))
+                    .and_modify(|at| *at = None)
+                    .or_insert(Some(at));
             }
         }
-        for ((index, address), mine) in mine {
-            // Where labels open, what another container's have opened is its own.
-            let is_others = self.is_full() && index >= self.policy.services.len();
-            if !is_others && let Some(service) = self.service(index).cloned() {
-                let piece = Service { address, ..service };
-                self.cut_out(index, &piece, mine, labelled, asked, complaints);
-            }
+        let mut pieces: BTreeMap<(usize, Option<PublishedAt>), BTreeSet<u32>> = BTreeMap::new();
+        for ((index, _, place), at) in listed {
+            pieces.entry((index, at)).or_default().insert(place);
         }
-        for (address, unlisted) in unlisted {
+        for ((index, at), mine) in pieces {
+            self.cut_out(index, at, mine, labelled, asked, complaints);
+        }
+        let mut openings: BTreeMap<Unlisted, BTreeSet<u32>> = BTreeMap::new();
+        for ((place, _, beside), at) in unlisted {
+            let opening = Unlisted {
+                at,
+                beside,
+                is_other_unguarded: self.policy.scope == Scope::Containers
+                    && at.is_some_and(|at| {
+                        let other = other(at.family());
+                        !self.published.contains(&(place, other))
+                    }),
+            };
+            openings.entry(opening).or_default().insert(place);
+        }
+        for (opening, places) in openings {
             match &asked.from {
                 None | Some(Wish::TooMany) => {}
                 Some(wish) if self.is_full() => {
-                    self.open(labelled, (unlisted, address), wish, asked.limit, complaints);
+                    self.open(labelled, places, opening, wish, asked.limit, complaints);
                 }
                 Some(_) => complaints.add(format!(
                     "the label {FROM} does not open {}, which no service of the policy lists: labels only \
                      narrow what the policy allows",
-                    display(&unlisted, address)
+                    display(&places, opening.at)
                 )),
             }
         }
     }
 
-    /// Makes a service of its own of the places of a container at a service, if its labels change anything. `service`
-    /// has the address that the container publishes them on, if that is one alone.
+    /// Makes a service of its own of the places of a container at a service, if its labels change anything. `at`:
+    /// where the container publishes them; `None`: on every address of both families.
     fn cut_out(
         &mut self,
         index: usize,
-        service: &Service,
+        at: Option<PublishedAt>,
         mine: BTreeSet<u32>,
         labelled: &Labelled,
         asked: &LabelRequest,
         complaints: &mut Complaints,
     ) {
-        let mut who = self.who(index, service, asked, complaints);
+        let Some(whole) = self.service(index).cloned() else {
+            return;
+        };
+        let address = at.and_then(address_of);
+        let family = at.map(PublishedAt::family);
+        // On an address there is no other family.
+        let kept_family = family.filter(|_| address.is_none()).map(other);
+        let kept = kept_family.map(|family| part(&whole.from, Some(family)));
+        let with_kept = |from: &From| match (family, &kept) {
+            (Some(family), Some(kept)) => joined(from, family, kept),
+            _ => from.clone(),
+        };
+        // As its sources of that family know it.
+        let service = &Service {
+            address,
+            from: part(&whole.from, family),
+            ..whole.clone()
+        };
+        let mut who = self.who(index, family, service, asked, complaints);
+        if let LabelAccess::Only(from) = &who
+            && with_kept(from) == whole.from
+        {
+            who = LabelAccess::Same;
+        }
         let mut limit = service.limit;
-        limit.budgets = if self.is_full() {
+        // One service cannot have different limits for the families: those of both labels hold.
+        let shares_limits = whole.made.is_some() && whole.address == address;
+        limit.budgets = if self.is_full() && !shares_limits {
             asked.limit.or(service.limit.budgets)
         } else {
             narrowed(service, asked.limit, complaints)
         };
+        let nobody = From::Admitted(Vec::new());
         if matches!(who, LabelAccess::Same) && limit == service.limit {
             return;
         }
         let mut cells_of = None;
         if limit.budgets != Budgets::default()
             && self.limits_left == 0
-            && !matches!(who, LabelAccess::Nobody)
+            && !(matches!(who, LabelAccess::Nobody) && with_kept(&nobody) == nobody)
         {
             if limit != service.limit {
                 complaints.add(format!(
@@ -223,7 +322,7 @@ impl<'a> Work<'a> {
                 if self.is_full()
                     && let Some(Wish::Admitted(_) | Wish::Any) = asked.from
                 {
-                    who = self.within(index, service, who);
+                    who = self.within(index, family, service, who);
                 }
             }
             limit = service.limit;
@@ -232,11 +331,12 @@ impl<'a> Work<'a> {
                 return;
             }
         }
-        let needed = match &who {
-            LabelAccess::Same => count(&service.from),
-            LabelAccess::Only(from) => count(from),
-            LabelAccess::Nobody => 0,
-        };
+        let mut from = with_kept(match &who {
+            LabelAccess::Same => &service.from,
+            LabelAccess::Only(from) => from,
+            LabelAccess::Nobody => &nobody,
+        });
+        let needed = count(&from);
         if needed > self.prefixes_left {
             if matches!(who, LabelAccess::Same) {
                 complaints.add(format!(
@@ -246,12 +346,18 @@ impl<'a> Work<'a> {
                 ));
                 return;
             }
+            who = LabelAccess::Nobody;
+            from = with_kept(&nobody);
+            let mut closed_at = at;
+            if count(&from) > self.prefixes_left {
+                closed_at = address.map(PublishedAt::Address);
+                from = nobody.clone();
+            }
             complaints.add(format!(
                 "{} is closed to everybody: the lists of all services have no room for the {needed} \
                  prefixes of its label {FROM}",
-                display(&mine, service.address)
+                display(&mine, closed_at)
             ));
-            who = LabelAccess::Nobody;
         }
         if !self.has_room_for_service() {
             match who {
@@ -276,8 +382,13 @@ impl<'a> Work<'a> {
             }
             return;
         }
-        let mut made = Service {
+        if from == nobody {
+            // Nobody gets so far.
+            limit.budgets = Budgets::default();
+        }
+        let made = Service {
             name: self.name(&service.name, &labelled.container),
+            from,
             limit,
             made: Some(Made {
                 base: match &service.made {
@@ -288,29 +399,23 @@ impl<'a> Work<'a> {
             }),
             ..service.clone()
         };
-        match who {
-            LabelAccess::Same => {}
-            LabelAccess::Only(from) => made.from = from,
-            LabelAccess::Nobody => {
-                made.from = From::Admitted(Vec::new());
-                // Nobody gets so far.
-                made.limit.budgets = Budgets::default();
-            }
-        }
         // On one address of several, the kernel's tables prefer the service that names it.
-        if self
-            .service(index)
-            .is_none_or(|whole| whole.address == made.address)
-        {
+        let is_whole = whole.address == address;
+        let before = self.piece(index).filter(|_| is_whole);
+        let is_same = before.is_none_or(|piece| piece.family == family);
+        let family = family.filter(|_| is_same);
+        if is_whole {
             self.take(index, &mine);
         }
-        self.put(mine, made);
+        self.put(mine, made, family);
     }
 
-    /// Who may reach what a container publishes of a service.
+    /// Which sources of a family may reach what a container publishes of a service. `service` admits those of the family
+    /// alone.
     fn who(
         &mut self,
         index: usize,
+        family: Option<Family>,
         service: &Service,
         asked: &LabelRequest,
         complaints: &mut Complaints,
@@ -323,27 +428,47 @@ impl<'a> Work<'a> {
             ));
             LabelAccess::Nobody
         };
-        let list = match &asked.from {
-            None => return LabelAccess::Same,
-            // That has been said.
-            Some(Wish::TooMany) => return LabelAccess::Nobody,
-            Some(Wish::Any) if self.is_full() => {
-                return match service.from {
-                    From::Any => LabelAccess::Same,
-                    From::Admitted(_) => LabelAccess::Only(From::Any),
-                };
-            }
-            Some(Wish::Any) => {
-                if service.from != From::Any {
-                    complaints.add(asks_for_more(service));
-                }
-                return LabelAccess::Same;
-            }
-            Some(Wish::Admitted(list)) => list,
+        let whose = if self.has_labels(index, family) {
+            "label of another container with the same port"
+        } else {
+            "policy"
         };
-        let allowed = self.allowed(index, service);
-        if allowed.as_ref().is_some_and(|allowed| allowed.is(list)) {
+        // `None`: any.
+        let list = match (&asked.from, family) {
+            (None, _) => return LabelAccess::Same,
+            // A complaint says so already.
+            (Some(Wish::TooMany), _) => return LabelAccess::Nobody,
+            (Some(Wish::Any), _) => None,
+            (Some(Wish::Admitted(list)), None) => Some(Cow::Borrowed(&**list)),
+            (Some(Wish::Admitted(list)), Some(family)) => match part_of_list(list, family) {
+                From::Any => None,
+                From::Admitted(list) => Some(Cow::Owned(list)),
+            },
+        };
+        let Some(list) = list else {
+            return match service.from {
+                From::Any => LabelAccess::Same,
+                From::Admitted(_) if self.is_full() => LabelAccess::Only(From::Any),
+                From::Admitted(_) => {
+                    complaints.add(asks_for_more(service, whose));
+                    LabelAccess::Same
+                }
+            };
+        };
+        let allowed = self.allowed(index, family, service);
+        if allowed.as_ref().is_some_and(|allowed| allowed.is(&list)) {
             return LabelAccess::Same;
+        }
+        if let Some(family) = family
+            && list.is_empty()
+        {
+            let family = families::name(family);
+            complaints.add(format!(
+                "its {family} ports of the service {:?} are closed to everybody: the label {FROM} names no \
+                 {family} source",
+                service.name
+            ));
+            return LabelAccess::Nobody;
         }
         if list.len() > MAX_FROM {
             return closed(list.len(), complaints);
@@ -351,15 +476,15 @@ impl<'a> Work<'a> {
         let Some(allowed) = allowed.filter(|_| !self.is_full()) else {
             return LabelAccess::Only(From::Admitted(list.to_vec()));
         };
-        let (left, is_covered) = allowed.intersection(list);
+        let (left, is_covered) = allowed.intersection(&list);
         if !is_covered {
-            complaints.add(asks_for_more(service));
+            complaints.add(asks_for_more(service, whose));
         }
         if allowed.is(&left) {
             return LabelAccess::Same;
         }
         // Of several containers with one port all labels hold, also if together they admit nobody.
-        if left.is_empty() && service.made.is_none() {
+        if left.is_empty() && !self.has_labels(index, family) {
             return LabelAccess::Same;
         }
         if left.len() > MAX_FROM {
@@ -369,11 +494,17 @@ impl<'a> Work<'a> {
     }
 
     /// Of those, who may reach the service, too.
-    fn within(&mut self, index: usize, service: &Service, who: LabelAccess) -> LabelAccess {
+    fn within(
+        &mut self,
+        index: usize,
+        family: Option<Family>,
+        service: &Service,
+        who: LabelAccess,
+    ) -> LabelAccess {
         let LabelAccess::Only(from) = who else {
             return who;
         };
-        let Some(allowed) = self.allowed(index, service) else {
+        let Some(allowed) = self.allowed(index, family, service) else {
             return LabelAccess::Only(from);
         };
         let From::Admitted(list) = from else {
@@ -386,12 +517,17 @@ impl<'a> Work<'a> {
         LabelAccess::Only(From::Admitted(left))
     }
 
-    /// `None`: anybody.
-    fn allowed(&mut self, index: usize, service: &Service) -> Option<Rc<Allowed>> {
+    /// `None`: anybody. `service` admits the sources of the family alone.
+    fn allowed(
+        &mut self,
+        index: usize,
+        family: Option<Family>,
+        service: &Service,
+    ) -> Option<Rc<Allowed>> {
         let From::Admitted(list) = &service.from else {
             return None;
         };
-        let allowed = self.allowed.entry(index);
+        let allowed = self.allowed.entry((index, family));
         let allowed = allowed.or_insert_with(|| Rc::new(Allowed::new(merged(list))));
         Some(Rc::clone(allowed))
     }
@@ -400,40 +536,77 @@ impl<'a> Work<'a> {
     fn open(
         &mut self,
         labelled: &Labelled,
-        (places, address): (BTreeSet<u32>, Option<IpAddr>),
+        places: BTreeSet<u32>,
+        opening: Unlisted,
         wish: &Wish,
         budgets: Budgets,
         complaints: &mut Complaints,
     ) {
-        let from = match wish {
-            Wish::Any => From::Any,
-            Wish::Admitted(list) => From::Admitted(list.to_vec()),
-            Wish::TooMany => return,
+        let Unlisted {
+            at,
+            beside,
+            is_other_unguarded,
+        } = opening;
+        let family = at.map(PublishedAt::family);
+        let address = at.and_then(address_of);
+        let asked = match (wish, family) {
+            (Wish::Any, _) => From::Any,
+            (Wish::Admitted(list), None) => From::Admitted(list.to_vec()),
+            (Wish::Admitted(list), Some(family)) => part_of_list(list, family),
+            (Wish::TooMany, _) => return,
         };
-        let stay_closed = match &from {
+        let beside = beside.and_then(|index| Some((index, self.service(index)?.clone())));
+        let nobody = From::Admitted(Vec::new());
+        let from = match (family, &beside) {
+            (Some(family), _) if asked == nobody => {
+                let family = families::name(family);
+                complaints.add(format!(
+                    "{} stays closed: its label {FROM} names no {family} source",
+                    display(&places, at)
+                ));
+                return;
+            }
+            (Some(family), Some((_, beside))) => joined(&asked, family, &beside.from),
+            (Some(family), None) if address.is_none() => {
+                let rest = if is_other_unguarded {
+                    &From::Any
+                } else {
+                    &nobody
+                };
+                joined(&asked, family, rest)
+            }
+            _ => asked.clone(),
+        };
+        let stay_closed = match &asked {
             From::Admitted(list) if list.len() > MAX_FROM => {
                 Some(format!("its label {FROM} comes to more than {MAX_FROM}"))
             }
-            from if count(from) > self.prefixes_left => {
+            _ if count(&from) > self.prefixes_left => {
                 Some("the lists of all services have no room for its".to_owned())
             }
             _ => None,
         };
         if let Some(why) = stay_closed {
-            let places = display(&places, address);
+            let places = display(&places, at);
             complaints.add(format!("{places} stays closed: {why} prefixes"));
             return;
         }
+        // One service cannot have different limits for the families: those of both labels hold.
+        let budgets = match &beside {
+            None => budgets,
+            Some((_, beside)) => narrowed(beside, budgets, complaints),
+        };
         let is_limited = budgets != Budgets::default();
         if is_limited && self.limits_left == 0 || !self.has_room_for_service() {
-            let places = display(&places, address);
+            let places = display(&places, at);
             complaints.add(format!(
                 "{places} stays closed: labels have no room for another service with its limits"
             ));
             return;
         }
+        let name = beside.as_ref().map_or("", |(_, beside)| &beside.name);
         let made = Service {
-            name: self.name("", &labelled.container),
+            name: self.name(name, &labelled.container),
             line: 0,
             ports: Vec::new(),
             address,
@@ -449,7 +622,12 @@ impl<'a> Work<'a> {
                 cells_of: None,
             }),
         };
-        self.put(places, made);
+        let mut family = family;
+        if let Some((index, _)) = beside {
+            family = None;
+            self.take(index, &places);
+        }
+        self.put(places, made, family);
     }
 
     fn has_room_for_service(&self) -> bool {
@@ -475,7 +653,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn put(&mut self, places: BTreeSet<u32>, service: Service) {
+    /// `family`: that for which labels hold at the service; `None`: both.
+    fn put(&mut self, places: BTreeSet<u32>, service: Service, family: Option<Family>) {
         let index = self.policy.services.len() + self.made.len();
         for place in &places {
             for (at, services) in self.listing.get_mut(place).into_iter().flatten() {
@@ -495,7 +674,11 @@ impl<'a> Work<'a> {
         }
         self.prefixes_left = self.prefixes_left.saturating_sub(count(&service.from));
         self.names.insert(service.name.clone());
-        self.made.push(Piece { service, places });
+        self.made.push(Piece {
+            service,
+            places,
+            family,
+        });
     }
 
     /// A name that fits the kernel's tables, has no letters but those of names, and that no other has.
@@ -535,12 +718,7 @@ impl<'a> Work<'a> {
     }
 }
 
-fn asks_for_more(service: &Service) -> String {
-    let whose = if service.made.is_some() {
-        "label of another container with the same port"
-    } else {
-        "policy"
-    };
+fn asks_for_more(service: &Service, whose: &str) -> String {
     format!(
         "the label {FROM} asks for sources that the service {:?} does not allow by the {whose}: they stay \
          out",

@@ -17,7 +17,7 @@ use lab::{
     http::{HttpOutcome, get},
     process::wait_for,
     relay::{Mood, Relay},
-    topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4},
+    topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
 };
 use serde_json::{Value, json};
 
@@ -129,7 +129,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     lab.internet
         .ip(&format!("route add 2001:db8:7::/64 via {HOST_V6}"))
         .unwrap();
-    let direct = get(&lab, lab::topology::USER_V6, address, 8000).unwrap();
+    let direct = get(&lab, USER_V6, address, 8000).unwrap();
     assert_eq!(
         direct,
         HttpOutcome::TimedOut,
@@ -441,11 +441,79 @@ fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first(
 
 /// Starts a container with labels, whose port 8000 is published at another.
 fn start_labelled(docker: &Docker, name: &str, port: u16, labels: &[&str]) {
-    let publish = format!("{port}:8000");
+    publish_labelled(docker, name, &format!("{port}:8000"), labels);
+}
+
+fn publish_labelled(docker: &Docker, name: &str, publish: &str, labels: &[&str]) {
     let labels = labels.iter().flat_map(|label| ["--label", label]);
-    let run = ["run", "--detach", "--name", name, "--publish", &publish];
+    let run = ["run", "--detach", "--name", name, "--publish", publish];
     let run: Vec<&str> = run.into_iter().chain(labels).chain([IMAGE]).collect();
     docker.run(&run).unwrap();
+}
+
+fn connects(lab: &Lab, to: SocketAddr) -> bool {
+    let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_ok();
+    lab.internet.enter(connect).unwrap()
+}
+
+#[test]
+fn labels_open_a_port_for_the_family_that_it_is_published_on_and_no_other() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let policy = policy(docker.socket(), "labels = \"full\"\n");
+    let guard = Guard::start(&lab, &format!("scope = \"host\"\n{policy}")).unwrap();
+    let own = SocketAddr::new(HOST_V6, 8001);
+    let server = lab.host.enter(|| TcpListener::bind(own)).unwrap().unwrap();
+    publish_labelled(&docker, "six", "[::]:8000:8000", &[]);
+    publish_labelled(&docker, "four", "0.0.0.0:8000:8000", &["guard.from=any"]);
+    publish_labelled(&docker, "other", "0.0.0.0:8001:8000", &["guard.from=any"]);
+    for port in [8000, 8001] {
+        wait_for(Duration::from_secs(10), || {
+            let found = get(&lab, USER_V4, HOST_V4, port)?;
+            anyhow::ensure!(found == HttpOutcome::Status(200), "{port}: {found:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    let six = get(&lab, USER_V6, HOST_V6, 8000).unwrap();
+    assert_eq!(six, HttpOutcome::TimedOut, "{}", guard.log());
+    assert!(!connects(&lab, own), "the host's own: {}", guard.log());
+    drop(server);
+}
+
+#[test]
+fn labels_narrow_a_port_for_the_family_that_it_is_published_on_and_no_other() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let own = SocketAddr::new(HOST_V6, 8000);
+    let server = lab.host.enter(|| TcpListener::bind(own)).unwrap().unwrap();
+    let open = "[[service]]\nname = \"web\"\nports = [\"tcp/8000\"]\n";
+    let guard = Guard::start(&lab, &policy(docker.socket(), open)).unwrap();
+    assert!(connects(&lab, own));
+    publish_labelled(
+        &docker,
+        "four",
+        "0.0.0.0:8000:8000",
+        &["guard.from=192.0.2.0/24"],
+    );
+    wait_for(Duration::from_secs(10), || {
+        let found = get(&lab, USER_V4, HOST_V4, 8000)?;
+        anyhow::ensure!(found == HttpOutcome::TimedOut, "{found:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(connects(&lab, own), "the host's own: {}", guard.log());
+    docker.remove("four").unwrap();
+    let label = format!("guard.from={USER_V4}");
+    publish_labelled(&docker, "four", "0.0.0.0:8000:8000", &[&label]);
+    wait_for(Duration::from_secs(10), || {
+        let found = get(&lab, USER_V4, HOST_V4, 8000)?;
+        anyhow::ensure!(found == HttpOutcome::Status(200), "{found:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(connects(&lab, own), "the host's own: {}", guard.log());
+    drop(server);
 }
 
 #[test]

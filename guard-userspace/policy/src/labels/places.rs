@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
 use guard_common::layout::{PortProtocol, port_index};
 
+use super::families;
 use crate::{Labelled, Ports, PublishedAt, untrusted};
 
 /// What a container publishes, as places in the port table, and where. What is published on every address of a family
@@ -120,12 +121,13 @@ fn port_at(place: u32) -> Option<(PortProtocol, u16)> {
     ))
 }
 
-/// Places in the port table, as a policy writes them.
-pub fn display(places: &BTreeSet<u32>, address: Option<IpAddr>) -> String {
+/// Places in the port table, as a policy writes them. `None`: on every address of both families.
+pub fn display(places: &BTreeSet<u32>, at: Option<PublishedAt>) -> String {
     let ranges = ranges(places);
     let ports = untrusted::listed(ranges.iter().map(Ports::to_string), 8);
-    match address {
-        Some(address) => format!("{ports} on {address}"),
+    match at {
         None => ports,
+        Some(PublishedAt::Address(address)) => format!("{ports} on {address}"),
+        Some(at) => format!("{ports} on every {} address", families::name(at.family())),
     }
 }

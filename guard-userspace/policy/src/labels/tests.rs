@@ -20,6 +20,15 @@ name = "office"
 cidrs = ["192.0.2.0/28"]
 "#;
 
+fn on(at: PublishedAt, port: u16) -> PublishedPort {
+    let protocol = PortProtocol::Tcp;
+    PublishedPort { protocol, port, at }
+}
+
+fn everywhere(port: u16) -> Vec<PublishedPort> {
+    PublishedAt::EVERYWHERE.map(|at| on(at, port)).into()
+}
+
 fn judge(labels: &str, port: u16, pairs: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
     let text = format!("docker.labels = \"{labels}\"\n{POLICY}");
     let policy = Policy::parse(&text, "guard.toml", CLOCK).unwrap();
@@ -28,11 +37,7 @@ fn judge(labels: &str, port: u16, pairs: &[(&str, &str)]) -> (Vec<String>, Vec<S
     let containers = Containers {
         labelled: vec![Labelled {
             container: "web-1".to_owned(),
-            published: vec![PublishedPort {
-                protocol: PortProtocol::Tcp,
-                port,
-                at: PublishedAt::EveryIpv4,
-            }],
+            published: everywhere(port),
             labels: labels.collect(),
         }],
         ..Containers::default()
@@ -85,11 +90,7 @@ fn where_containers_share_a_port_all_their_labels_hold() {
     let policy = Policy::parse(POLICY, "guard.toml", CLOCK).unwrap();
     let labelled = |container: &str, from: &str| Labelled {
         container: container.to_owned(),
-        published: vec![PublishedPort {
-            protocol: PortProtocol::Tcp,
-            port: 8003,
-            at: PublishedAt::EveryIpv4,
-        }],
+        published: everywhere(8003),
         labels: [(FROM.to_owned(), from.to_owned())].into(),
     };
     let admitted = |one: &str, other: &str| {
@@ -116,17 +117,16 @@ fn where_containers_share_a_port_all_their_labels_hold() {
 fn judge_at(labels: &str, policy: &str, published: &[&str], address: &str) -> String {
     let text = format!("docker.labels = \"{labels}\"\n{policy}");
     let policy = Policy::parse(&text, "guard.toml", CLOCK).unwrap();
-    let published = published.iter().map(|at| PublishedPort {
-        protocol: PortProtocol::Tcp,
-        port: 8003,
-        at: match *at {
+    let published = published.iter().map(|at| {
+        let at = match *at {
             "0.0.0.0" => PublishedAt::EveryIpv4,
             "::" => PublishedAt::EveryIpv6,
             address => PublishedAt::Address(address.parse().unwrap()),
-        },
+        };
+        on(at, 8003)
     });
     let asked = [
-        ("guard.from", "192.0.2.0/28"),
+        ("guard.from", "192.0.2.0/28, 2001:db8:1::/48"),
         ("guard.limit.packets", "5/s"),
     ];
     let asked = asked.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -196,6 +196,233 @@ fn labels_hold_where_the_container_is_published_and_nowhere_else() {
         for (labels, there) in [("narrow", "closed"), ("full", "@web-1")] {
             assert_eq!(judge_at(labels, &policy, &[published], address), "api");
             assert_eq!(judge_at(labels, &policy, &[published], other), there);
+        }
+    }
+}
+
+/// Who may reach a port by the last service that lists it, after containers with one label each.
+fn from_of(policy: &str, containers: &[(&str, PublishedAt, &str)]) -> (String, Vec<String>) {
+    let labelled = containers.iter().map(|(name, at, from)| Labelled {
+        published: vec![on(*at, 8003)],
+        ..container(name, 8003, &[(FROM, from)])
+    });
+    let (applied, warnings) = applied(policy, labelled.collect());
+    let from = match listing(&applied, 8003)[..] {
+        [] => "closed".to_owned(),
+        [service] => match &service.from {
+            From::Any => format!("{} any", service.name),
+            From::Admitted(list) => {
+                let list = list.iter().map(|one| format!(" {}", one.prefix));
+                service.name.clone() + &list.collect::<String>()
+            }
+        },
+        ref several => panic!("{several:?}"),
+    };
+    (from, warnings)
+}
+
+#[test]
+fn labels_hold_for_the_family_that_the_container_is_published_on() {
+    const LISTED: &str = "from = [\"198.51.100.0/24\", \"2001:db8::/32\"]\n";
+    let (four, six) = (PublishedAt::EveryIpv4, PublishedAt::EveryIpv6);
+    let own = PublishedAt::Address("2001:db8::10".parse().unwrap());
+    let any = ANY.to_owned();
+    let listed = any.clone() + LISTED;
+    let nothing = String::new();
+    let host = "scope = \"host\"\n".to_owned();
+    for (labels, policy, containers, expected) in [
+        (
+            "narrow",
+            &any,
+            &[("a", four, "192.0.2.7")][..],
+            "api@a 192.0.2.7/32 ::/0",
+        ),
+        (
+            "narrow",
+            &any,
+            &[("a", six, "2001:db8::7")],
+            "api@a 2001:db8::7/128 0.0.0.0/0",
+        ),
+        ("narrow", &any, &[("a", four, "0.0.0.0/0")], "api any"),
+        ("narrow", &any, &[("a", four, "2001:db8::7")], "api@a ::/0"),
+        (
+            "narrow",
+            &listed,
+            &[("a", four, "198.51.100.7")],
+            "api@a 198.51.100.7/32 2001:db8::/32",
+        ),
+        (
+            "narrow",
+            &listed,
+            &[("a", four, "198.51.100.0/24")],
+            "api 198.51.100.0/24 2001:db8::/32",
+        ),
+        // The label names no source that the policy allows: it is ignored.
+        (
+            "narrow",
+            &listed,
+            &[("a", four, "192.0.2.7")],
+            "api 198.51.100.0/24 2001:db8::/32",
+        ),
+        (
+            "narrow",
+            &any,
+            &[("a", four, "192.0.2.7"), ("b", six, "2001:db8::7")],
+            "api@a@b 2001:db8::7/128 192.0.2.7/32",
+        ),
+        (
+            "narrow",
+            &listed,
+            &[("a", four, "198.51.100.7"), ("b", six, "any")],
+            "api@a 198.51.100.7/32 2001:db8::/32",
+        ),
+        // For IPv6 the piece holds what the policy says: the label of b is ignored as it would be alone.
+        (
+            "narrow",
+            &listed,
+            &[("a", four, "198.51.100.7"), ("b", six, "2001:db9::7")],
+            "api@a 198.51.100.7/32 2001:db8::/32",
+        ),
+        (
+            "full",
+            &listed,
+            &[("a", four, "any"), ("b", six, "2001:db9::7")],
+            "api@a@b 2001:db9::7/128 0.0.0.0/0",
+        ),
+        (
+            "full",
+            &listed,
+            &[("a", four, "any"), ("b", six, "any")],
+            "api@a@b any",
+        ),
+        // Scope `containers` leaves the host's own server of the other family open, scope `host` closes it.
+        ("full", &nothing, &[("a", four, "any")], "@a any"),
+        (
+            "full",
+            &nothing,
+            &[("a", four, "192.0.2.7")],
+            "@a 192.0.2.7/32 ::/0",
+        ),
+        ("full", &nothing, &[("a", four, "2001:db8::7")], "closed"),
+        ("full", &host, &[("a", four, "any")], "@a 0.0.0.0/0"),
+        (
+            "full",
+            &host,
+            &[("a", four, "192.0.2.7, 2001:db8::7")],
+            "@a 192.0.2.7/32",
+        ),
+        (
+            "full",
+            &nothing,
+            &[("a", four, "any"), ("b", six, "nonsense!")],
+            "@a 0.0.0.0/0",
+        ),
+        (
+            "full",
+            &nothing,
+            &[("a", four, "any"), ("b", own, "nonsense!")],
+            "@a 0.0.0.0/0",
+        ),
+        (
+            "full",
+            &nothing,
+            &[("a", four, "any"), ("b", six, "2001:db8::7")],
+            "@a@b 2001:db8::7/128 0.0.0.0/0",
+        ),
+        (
+            "full",
+            &host,
+            &[("a", four, "any"), ("b", six, "any")],
+            "@a@b any",
+        ),
+        // Where two containers publish in one family, the first label that opens the port holds.
+        (
+            "full",
+            &host,
+            &[("a", four, "192.0.2.7"), ("b", four, "any")],
+            "@a 192.0.2.7/32",
+        ),
+    ] {
+        let (found, warnings) = from_of(
+            &format!("docker.labels = \"{labels}\"\n{policy}"),
+            containers,
+        );
+        assert_eq!(
+            found, expected,
+            "{labels} {policy:?} {containers:?} {warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn a_label_without_sources_of_the_published_family_is_reported() {
+    let four = PublishedAt::EveryIpv4;
+    for (labels, policy, words) in [
+        (
+            "narrow",
+            ANY,
+            "its IPv4 ports of the service \"api\" are closed",
+        ),
+        ("full", "", "tcp/8003 on every IPv4 address stays closed"),
+    ] {
+        let policy = format!("docker.labels = \"{labels}\"\n{policy}");
+        let (_, warnings) = from_of(&policy, &[("a", four, "2001:db8::7")]);
+        assert!(warnings[0].contains(words), "{warnings:?}");
+        assert!(warnings[0].contains("names no IPv4 source"), "{warnings:?}");
+    }
+}
+
+#[test]
+fn without_room_for_its_list_a_container_is_closed_for_its_family_alone_if_that_has_room() {
+    // Each list of the other family that is kept takes room as well.
+    for (room, expected) in [
+        (2, "api@a 192.0.2.7/32 ::/0"),
+        (1, "api@a ::/0"),
+        (0, "api@a"),
+    ] {
+        let many: Vec<String> = (0..MAX_ADMITTED - room)
+            .map(|n| format!("\"{}\"", std::net::Ipv4Addr::from(n * 2)))
+            .collect();
+        let policy = format!(
+            "{ANY}[[service]]\nname = \"full\"\nports = [\"sctp/1\"]\nfrom = [{}]\n",
+            many.join(",")
+        );
+        let (found, warnings) = from_of(&policy, &[("a", PublishedAt::EveryIpv4, "192.0.2.7")]);
+        assert_eq!(found, expected, "{warnings:?}");
+        let closed = match room {
+            2 => None,
+            1 => Some("tcp/8003 on every IPv4 address is closed to everybody"),
+            _ => Some("container a: tcp/8003 is closed to everybody"),
+        };
+        assert_eq!(
+            warnings.len(),
+            usize::from(closed.is_some()),
+            "{warnings:?}"
+        );
+        if let Some(closed) = closed {
+            assert!(warnings[0].contains(closed), "{warnings:?}");
+        }
+    }
+}
+
+#[test]
+fn limits_of_containers_in_both_families_of_a_port_hold_together() {
+    let limited = |name: &str, at, rate: &str| Labelled {
+        published: vec![on(at, 8003)],
+        ..container(name, 8003, &[(FROM, "any"), ("guard.limit.packets", rate)])
+    };
+    let (four, six) = (PublishedAt::EveryIpv4, PublishedAt::EveryIpv6);
+    for policy in [ANY, ""] {
+        let text = format!("docker.labels = \"full\"\n{policy}");
+        for (first, second) in [("5/s", "100/s"), ("100/s", "5/s")] {
+            let labelled = vec![limited("a", four, first), limited("b", six, second)];
+            let (applied, _) = applied(&text, labelled);
+            let [service] = listing(&applied, 8003)[..] else {
+                panic!("{:?}", listing(&applied, 8003))
+            };
+            assert_eq!(service.from, From::Any);
+            let packets = service.limit.budgets.packets.unwrap();
+            assert_eq!(packets.rate.count, 5, "{policy:?} {first} {second}");
         }
     }
 }
@@ -295,11 +522,7 @@ fn container(name: &str, port: u16, pairs: &[(&str, &str)]) -> Labelled {
     let pairs = pairs.iter();
     Labelled {
         container: name.to_owned(),
-        published: vec![PublishedPort {
-            protocol: PortProtocol::Tcp,
-            port,
-            at: PublishedAt::EveryIpv4,
-        }],
+        published: everywhere(port),
         labels: pairs
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect(),
@@ -567,11 +790,7 @@ fn two_containers_that_may_have_a_port_are_both_heeded() {
     let policy = Policy::parse(POLICY, "guard.toml", CLOCK).unwrap();
     let labelled = |container: &str, from: &str| Labelled {
         container: container.to_owned(),
-        published: vec![PublishedPort {
-            protocol: PortProtocol::Tcp,
-            port: 8000,
-            at: PublishedAt::EveryIpv4,
-        }],
+        published: everywhere(8000),
         labels: BTreeMap::from([(FROM.to_owned(), from.to_owned())]),
     };
     let containers = Containers {
