@@ -529,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_word_is_no_pin_and_is_taken_once() {
-        let root = folders(&["off", "detached"]);
+        let root = folders(&["off", "detached", "off-unkept"]);
         assert_eq!(all(root.path()).unwrap().1, Vec::<String>::new());
         for word in Word::ALL {
             assert!(word.take(root.path()));

@@ -176,7 +176,9 @@ fn a_renamed_interface_is_followed_also_by_the_next_agent_and_without_one() {
 /// `wan` becomes a port of a bridge, which gets its addresses.
 fn bridge_over_uplink(lab: &Lab) {
     let host = &lab.host;
-    host.ip("link add br0 type bridge").unwrap();
+    // An address of its own: a port with a lower one would change the bridge's, and neighbours keep the old one for seconds.
+    host.ip("link add br0 address 02:00:00:00:00:b0 type bridge")
+        .unwrap();
     host.ip("link set br0 up").unwrap();
     host.ip(&format!("addr del {HOST_V4}/24 dev {INTERFACE}"))
         .unwrap();
@@ -426,7 +428,9 @@ fn a_container_network_on_the_hosts_own_bridge_cuts_nobody_off() {
 
 fn bridge_again(lab: &Lab) {
     let host = &lab.host;
-    host.ip("link add br0 type bridge").unwrap();
+    // An address of its own: a port with a lower one would change the bridge's, and neighbours keep the old one for seconds.
+    host.ip("link add br0 address 02:00:00:00:00:b0 type bridge")
+        .unwrap();
     host.ip("link set br0 up").unwrap();
     host.ip(&format!("link set {INTERFACE} master br0"))
         .unwrap();
