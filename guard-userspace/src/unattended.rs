@@ -107,7 +107,7 @@ fn describe(
         not_enforcing_because.extend(
             detached.map(|interface| format!("the program is not attached to {}", interface.name)),
         );
-        // Scope `host` closes every port that is not listed, whoever opens it.
+        // Scope `host` closes every port that no service lists, also one that a container opens later.
         if scope == Scope::Containers {
             not_enforcing_because.push(UNFOLLOWED.to_owned());
         }

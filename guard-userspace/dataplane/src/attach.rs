@@ -163,7 +163,7 @@ impl Attachment {
         &self.state.pins
     }
 
-    /// A reader of packets holds it strongly; whoever could only become one does not count.
+    /// A capture that reads packets holds it strongly. A snapshot, which may start a capture later, does not.
     pub fn tapped(&self) -> Weak<()> {
         Arc::downgrade(&self.tapped)
     }

@@ -33,7 +33,7 @@ pub fn describe(found: Option<XdpState>) -> String {
 /// The names of the programs that judge packets, as the kernel shows them.
 const OWN_NAMES: [&str; 2] = ["guard", "guard_on_trial"];
 
-/// The numbers of all guards' programs that an XDP link holds, whoever pinned it and wherever. It takes
+/// The ids of all guard programs that an XDP link holds, below these pins, below others or below none. It takes
 /// CAP_SYS_ADMIN.
 pub fn linked_guards() -> BTreeSet<u32> {
     let links = loaded_links().filter_map(Result::ok);

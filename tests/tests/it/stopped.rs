@@ -124,6 +124,8 @@ fn hands_over(site: &Site) -> Result<bool> {
     Ok(value.iter().any(|byte| byte != "0x00"))
 }
 
+/// It covers the load from the creation of its maps on. The milliseconds before, between reading what is wanted and
+/// creating them, are not reached: without the look after the load this test passes as well.
 #[test]
 fn a_capture_that_ends_while_a_program_is_loaded_leaves_nothing_that_hands_packets_over() {
     let site = Site::new();
@@ -215,7 +217,7 @@ fn a_detached_guard_stays_off_when_the_agent_that_hung_is_killed_and_started_aga
     let guard = Guard::start_again(&site.lab).unwrap();
     assert_eq!(site.ask(), CLOSED);
 
-    // Killed before anybody started it: whoever detaches once more leaves nothing behind.
+    // A second `detach`, after the agent was killed and before a start, removes the word and the root of the pins.
     guard.pause().unwrap();
     detach();
     guard.kill().unwrap();
