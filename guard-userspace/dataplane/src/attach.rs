@@ -27,8 +27,7 @@ use guard_policy::{Exhausted, Ground, Policy, PublishedPort, Seats, Tables};
 use super::{
     Generation, LoadError, Purpose, Shared, egress,
     error::AttachError,
-    evict,
-    link::{attach_or_swap, info_of, occupied, own_link, pinned_program, swap},
+    link::{self, attach_or_swap, info_of, occupied, own_link, pinned_program, swap},
     link_info,
     mode::{Force, Programs, XdpMode},
     pins::{self, EGRESS_LINK, LINK, PinError, Pins},
@@ -181,13 +180,7 @@ impl Attachment {
             }),
             None => None,
         };
-        // A pin that goes lets the kernel free its link some time later (bpf_free_inode waits for RCU), and until then
-        // the device below takes no program. Where this fails, the pin that goes is enough, a moment later.
-        let pins = &self.state.pins;
-        if let Ok(link) = sys::open_pin(&pins.path(LINK)) {
-            let _result = evict::detach_link(&link);
-        }
-        pins.remove(LINK)?;
+        link::take_off(&self.state.pins, LINK)?;
         Ok(taken_off)
     }
 
@@ -585,7 +578,7 @@ fn detach_pins(all: Vec<Pins>, odd: Vec<String>) -> Removal {
     let states: Vec<Option<About>> = all.iter().map(about_of).collect();
     // The links of every interface before anything else can fail.
     for pins in &all {
-        if let Err(error) = pins.remove(LINK)
+        if let Err(error) = link::take_off(pins, LINK)
             && pins.may_hold_program()
         {
             removal.still_attached.push(error.to_string());
@@ -595,7 +588,7 @@ fn detach_pins(all: Vec<Pins>, odd: Vec<String>) -> Removal {
         // Without the state, what is pinned is all that is known.
         let detached = match about {
             Some(mut about) => egress::detach(pins, &mut about),
-            None => pins.remove(EGRESS_LINK).map_err(AttachError::from),
+            None => link::take_off(pins, EGRESS_LINK).map_err(AttachError::from),
         };
         // A file that cannot be removed is named with the others.
         drop(detached);
@@ -652,7 +645,7 @@ pub fn pass_everything_everywhere(root: &Path, tick_ns: u64) -> Result<Passing, 
             Err(error) => innermost(&error),
         };
         // To stop is what was asked for. The state stays, for the next agent.
-        match pins.remove(LINK) {
+        match link::take_off(pins, LINK) {
             Ok(()) => {
                 passing.interfaces.push(interface.to_owned());
                 passing.taken_off.push(format!("{interface}: {why}"));

@@ -15,6 +15,7 @@ use guard_host::causes::innermost;
 use super::{
     Generation, clsact,
     error::AttachError,
+    link,
     pins::{EGRESS_LINK, Pins},
     state::{InterfaceState, StateError},
     sys,
@@ -119,7 +120,7 @@ fn attach_filter(
 }
 
 pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
-    let removed = pins.remove(EGRESS_LINK);
+    let removed = link::take_off(pins, EGRESS_LINK);
     // An interface that is gone has neither filter nor qdisc.
     if about.egress_priority != 0 {
         // Dropped, it detaches.

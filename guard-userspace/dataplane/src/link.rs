@@ -17,7 +17,7 @@ use super::{
     error::AttachError,
     evict,
     mode::{Force, Programs, XdpMode},
-    pins::{LINK, Pins},
+    pins::{LINK, PinError, Pins},
     sys,
 };
 
@@ -39,6 +39,20 @@ pub fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> 
 pub fn pinned_program(pins: &Pins) -> Option<u32> {
     let (link, _) = own_link(pins).ok().flatten()?;
     info_of(pins, &link.into()).ok()
+}
+
+/// Takes the program of a pinned link off before this returns, whoever holds the link, and removes the pin.
+///
+/// The pin that goes would let the kernel free the link only some time later (bpf_free_inode waits for RCU), and not at all
+/// while somebody holds it. Where the program cannot be taken off first, that has to be enough.
+///
+/// # Errors
+/// The pin is still there.
+pub fn take_off(pins: &Pins, name: &'static str) -> Result<(), PinError> {
+    if let Ok(link) = sys::open_pin(&pins.path(name)) {
+        let _result = evict::detach_link(&link);
+    }
+    pins.remove(name)
 }
 
 /// The kernel's number of the program that a link holds.
