@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
 };
 
@@ -34,6 +34,11 @@ pub const CONTAINER: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 
 /// A flow that the host has opened.
 pub const ASKED_FROM: SocketAddr = SocketAddr::new(IpAddr::V4(HOST_V4), 40_053);
+const OWN: [IpAddr; 2] = [
+    IpAddr::V4(HOST_V4),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10)),
+];
+
 pub const ASKED: SocketAddr = SocketAddr::new(IpAddr::V4(CLIENT_V4), 53);
 
 /// The networks that Docker makes first.
@@ -102,11 +107,14 @@ impl GuardProgram {
         let tick_ns = host::tick_ns()?;
         let policy = Policy::parse(&setup.policy, "bench.toml", KernelTick { tick_ns })?;
         let containers = containers(&setup.published)?;
+        // Of both families, as a host has them: their place in the bitmap is looked at for every packet.
+        let own_sources = OWN.into();
         let ground = Ground {
             containers: &containers,
             local_ports: &LOCAL_PORTS,
             now: host::timebase()?,
             entries: &setup.entries,
+            own_sources: &own_sources,
         };
         let tables = Tables::compile_at(&policy, &ground, &Seats::new(&policy));
         let generation = Generation::load(tables, tick_ns)?;

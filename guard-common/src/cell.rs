@@ -64,7 +64,7 @@ pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -
 }
 
 #[inline(always)]
-const fn mix(word: u64) -> u64 {
+pub(crate) const fn mix(word: u64) -> u64 {
     let word = (word ^ (word >> 30)).wrapping_mul(MIX[0]);
     let word = (word ^ (word >> 27)).wrapping_mul(MIX[1]);
     word ^ (word >> 31)

@@ -69,6 +69,17 @@ pub const NETWORKS_V6: &str = "NETWORKS_V6";
 pub const NETWORK_BITS_V4: &str = ".bss.bits_v4";
 pub const NETWORK_BITS_V6: &str = ".bss.bits_v6";
 
+/// A hash of [`OwnAddress`]: this host's own, which no packet comes from. In front of it a bitmap, by
+/// [`crate::martian::own_bit`].
+pub const OWN: &str = "OWN";
+pub const OWN_BITS: &str = ".bss.own_bits";
+
+/// An array of [`crate::fragment::FragmentSet`].
+pub const FRAGMENTS: &str = "FRAGMENTS";
+
+/// An array of buckets, 64-bit times, that are the host's and no service's: of [`host_bucket`].
+pub const HOST_BUCKETS: &str = "HOST_BUCKETS";
+
 /// An array of [`crate::cell::Cell`]: for each service two rows of a power of two, indexed by
 /// [`crate::cell::indices`].
 pub const CELLS: &str = "CELLS";
@@ -145,6 +156,34 @@ pub const MAX_ADDRESSED: u32 = 1 << 16;
 pub const MAX_NETWORKS: u32 = 1 << 12;
 pub const MAX_DENIED: u32 = 1 << 21;
 pub const MAX_ALLOWED: u32 = 1 << 16;
+
+/// How many of its addresses this host may have. No packet is dropped for what lies beyond.
+pub const MAX_OWN: u32 = 1 << 14;
+
+/// How many places there are for datagrams in pieces. A power of two.
+pub const FRAGMENT_SETS: u32 = 1 << 14;
+
+/// The indices in [`HOST_BUCKETS`].
+pub mod host_bucket {
+    use crate::cell::ROWS;
+
+    /// What keeps the host on its network.
+    pub const CONTROL: u32 = 0;
+    /// Fragments that overtake their first one, of all sources.
+    pub const OVERTAKING: u32 = 1;
+    /// The same of a source: two rows.
+    pub const OVERTAKING_OF_SOURCE: u32 = 2;
+    /// The number of buckets in a row less one.
+    pub const SOURCE_MASK: u32 = (1 << 10) - 1;
+
+    pub const COUNT: u32 = OVERTAKING_OF_SOURCE + ROWS * (SOURCE_MASK + 1);
+}
+
+/// What keeps the host on its network, in packets a second. A /22 with 1,000 hosts sends 200 MLD reports a second at
+/// its busiest (two groups each, spread over the 10 s that a query gives: RFC 3810, section 9.3), as many DHCP replies if
+/// all leases are renewed within 10 s, and 500 neighbour solicitations if all hosts start within 10 s (duplicate address
+/// detection of three addresses, and two routers asked for): less than a tenth of this.
+pub const CONTROL_RATE: u64 = 10_000;
 
 /// How many UDP flows are remembered.
 pub const MAX_FLOWS: u32 = 1 << 16;
@@ -458,6 +497,15 @@ impl Expiry {
 /// How many [`Relief`]s that have ended are looked behind for a wider one that holds.
 pub const MAX_ENDED: u32 = 4;
 
+/// An address of this host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnAddress {
+    pub address: Address,
+    /// A [`crate::address::Family`].
+    pub family: u64,
+}
+
 /// What a source is granted when a budget would drop it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -656,6 +704,7 @@ const _: () = assert!(size_of::<GcraBudgets>() == 48);
 const _: () = assert!(size_of::<ServiceSlot>() == 128);
 const _: () = assert!(size_of::<AddressedKey>() == 24);
 const _: () = assert!(size_of::<Expiry>() == 8);
+const _: () = assert!(size_of::<OwnAddress>() == 24);
 const _: () = assert!(size_of::<Relief>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<TalkerSlot>() == 48);
@@ -669,8 +718,8 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey, PortEntry,
-        Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
+        About, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey, OwnAddress,
+        PortEntry, Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
     };
     use crate::{cell::Cell, deny_list::DenyLine};
 
@@ -694,6 +743,7 @@ mod pod {
         Expiry,
         FlowKey,
         DenyLine,
+        OwnAddress,
         PortEntry,
         Relief,
         Seat,

@@ -4,7 +4,9 @@ use core::ptr::read_volatile;
 
 use crate::{
     address::{Address, Family},
+    fragment::FragmentId,
     layout::{PORT_ENTRIES, PortProtocol, port_index, protocol_index},
+    martian::fold,
 };
 
 /// An IP packet, read up to its transport header.
@@ -141,6 +143,16 @@ pub trait Ends {
     fn source(&self) -> Address;
     fn destination(&self) -> Address;
 
+    /// Of a packet in pieces, which one it is.
+    fn fragment(&self) -> FragmentId;
+
+    /// The source as [`crate::martian::own_bit`] takes it.
+    fn source_bytes(&self) -> u64;
+
+    /// 0: [`crate::martian::is_martian`] says no. A look at few bytes, which is wrong about some others; and without a
+    /// branch, behind each of which the verifier would follow the rest of the program by itself.
+    fn martian_signs(&self) -> u64;
+
     /// Of what goes back.
     #[inline(always)]
     fn reversed(&self) -> ReadEnds {
@@ -148,6 +160,7 @@ pub trait Ends {
             family: self.family(),
             source: self.destination(),
             destination: self.source(),
+            fragment: self.fragment(),
         }
     }
 
@@ -177,6 +190,21 @@ impl<E: Ends> Ends for &E {
     fn destination(&self) -> Address {
         (**self).destination()
     }
+
+    #[inline(always)]
+    fn fragment(&self) -> FragmentId {
+        (**self).fragment()
+    }
+
+    #[inline(always)]
+    fn source_bytes(&self) -> u64 {
+        (**self).source_bytes()
+    }
+
+    #[inline(always)]
+    fn martian_signs(&self) -> u64 {
+        (**self).martian_signs()
+    }
 }
 
 /// Both addresses, of either family.
@@ -185,6 +213,7 @@ pub struct ReadEnds {
     pub family: Family,
     pub source: Address,
     pub destination: Address,
+    pub fragment: FragmentId,
 }
 
 impl Ends for ReadEnds {
@@ -202,6 +231,52 @@ impl Ends for ReadEnds {
     fn destination(&self) -> Address {
         self.destination
     }
+
+    #[inline(always)]
+    fn fragment(&self) -> FragmentId {
+        self.fragment
+    }
+
+    #[inline(always)]
+    fn source_bytes(&self) -> u64 {
+        self.source.bytes(self.family)
+    }
+
+    #[inline(always)]
+    fn martian_signs(&self) -> u64 {
+        let words = |Address { high, low }: Address| [high.to_be(), low.to_be()];
+        match self.family {
+            Family::Ipv4 => {
+                let addresses = self.source.low << 32 | self.destination.low;
+                martian_signs_v4(addresses.to_be())
+            }
+            Family::Ipv6 => {
+                let [[source, _], [destination, _]] = [self.source, self.destination].map(words);
+                martian_signs_v6(source, destination)
+            }
+        }
+    }
+}
+
+/// `addresses`: as in [`WireEnds::ipv4`]. Those whose first byte is 127, and of the source 0 and 224 to 255.
+#[inline(always)]
+const fn martian_signs_v4(addresses: u64) -> u64 {
+    const FIRST_BYTES: u64 = 0x0000_0001_0000_0001;
+    // A byte is 0 if less one has its upper bit, which it has not itself.
+    let other_than_127 = addresses ^ (127 * FIRST_BYTES);
+    let is_127 = other_than_127.wrapping_sub(FIRST_BYTES) & !other_than_127 & (128 * FIRST_BYTES);
+    // Less one: 255, and 223 to 254.
+    let is_beyond = ((addresses.wrapping_sub(1) & 0xff) + (256 - 223)) & 256;
+    is_127 | is_beyond
+}
+
+/// The first words of both, in network byte order: those that are 0, and a source that begins with ff.
+#[inline(always)]
+const fn martian_signs_v6(source: u64, destination: u64) -> u64 {
+    const fn is_zero(word: u64) -> u64 {
+        word.wrapping_sub(1) & !word & 1 << 63
+    }
+    is_zero(source) | is_zero(destination) | ((source & 0xff) + 1) & 256
 }
 
 /// Both addresses as the header has them: they are put in order where they are asked for.
@@ -242,6 +317,7 @@ impl WireEnds {
             family: self.family(),
             source: self.source(),
             destination: self.destination(),
+            fragment: FragmentId::NONE,
         }
     }
 
@@ -287,6 +363,28 @@ impl Ends for WireEnds {
             Family::Ipv6 => self.ipv6_address(2),
         }
     }
+
+    /// It is made of packets in one piece.
+    #[inline(always)]
+    fn fragment(&self) -> FragmentId {
+        FragmentId::NONE
+    }
+
+    #[inline(always)]
+    fn source_bytes(&self) -> u64 {
+        match self.family {
+            Family::Ipv4 => u64::from(self.word(0) as u32),
+            Family::Ipv6 => fold(self.word(0), self.word(1)),
+        }
+    }
+
+    #[inline(always)]
+    fn martian_signs(&self) -> u64 {
+        match self.family {
+            Family::Ipv4 => martian_signs_v4(self.word(0)),
+            Family::Ipv6 => martian_signs_v6(self.word(0), self.word(2)),
+        }
+    }
 }
 
 /// ICMPv6 types of multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery
@@ -302,7 +400,7 @@ const ECHO_REPLY_V4: u8 = 0;
 const ECHO_REPLY_V6: u8 = 129;
 
 /// The server's and the client's port of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
-const DHCP: (u16, u16) = (67, 68);
+pub const DHCP: (u16, u16) = (67, 68);
 const DHCPV6: (u16, u16) = (547, 546);
 
 /// 224.0.0.0/4 (RFC 5771).
@@ -451,6 +549,7 @@ mod tests {
             family,
             source,
             destination: ANYWHERE,
+            fragment: FragmentId::NONE,
         }
     }
 
@@ -524,6 +623,7 @@ mod tests {
                 family: Family::Ipv4,
                 source: Address::from_ipv4(0xc633_6407),
                 destination: Address::from_ipv4(destination),
+                fragment: FragmentId::NONE,
             };
             is_control(Packet::igmp(ends, last_hop))
         };

@@ -47,7 +47,7 @@ reasons! {
         Exempt = 3 "exempt",
         /// Keeps the host on its network: neighbour discovery, MLD, IGMP, DHCP replies.
         Control = 4 "control",
-        /// A fragment other than the first: it has no port.
+        /// A fragment other than the first: it has no port, and passes with the first.
         Fragment = 5 "fragment",
         /// Nothing to judge: not IP, outside the scope, or the mode is off.
         NotGuarded = 6 "not_guarded",
@@ -67,10 +67,14 @@ reasons! {
         ByteLimit = 21 "byte_limit",
         /// Over the connections of its source.
         ConnectionLimit = 22 "connection_limit",
-        /// Over a budget that all sources share.
+        /// Over a budget that all sources share, or of what keeps the host on its network.
         TotalLimit = 23 "total_limit",
         /// IP that cannot be read up to its transport header.
         Malformed = 24 "malformed",
+        /// An address that is on no wire: loopback, IPv4-mapped, a multicast source, this host's own as a source.
+        Martian = 25 "martian",
+        /// A fragment without its first one, over the budget of those that overtake it.
+        FragmentLimit = 26 "fragment_limit",
     }
 }
 

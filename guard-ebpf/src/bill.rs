@@ -500,7 +500,7 @@ fn price_of(kind: BudgetKind, budgets: &GcraBudgets, amount: u64) -> Option<Pric
 /// That of a crowd is charged in a global function, whose loops stay inline: with one more function below it,
 /// the stack could come to more than the 512 bytes that all calls have together.
 #[derive(Clone, Copy)]
-struct MapBucket<const CROWD: bool>(*mut u64);
+pub struct MapBucket<const CROWD: bool>(pub *mut u64);
 
 impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
     #[inline(always)]

@@ -5,8 +5,7 @@ use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, PortFacts, judge, judge_container_address},
     layout::{AddressedKey, NO_SERVICE, PortEntry, ServiceSlot, feature},
-    packet::{Ends, Packet, Traits},
-    reason::Reason,
+    packet::{Ends, Packet},
 };
 
 use crate::{
@@ -28,9 +27,6 @@ pub enum PortLookup {
 
 #[inline(always)]
 pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<PortLookup, P::Unsure> {
-    if packet.transport.has(Traits::LATER_FRAGMENT) {
-        return Ok(PortLookup::Nobody(Exposure::Pass(Reason::Fragment)));
-    }
     let entry = find_entry(packet);
     // What most of a flood is sent to: with one question, three others are answered.
     if P::IS_QUICK && entry.is_empty() {

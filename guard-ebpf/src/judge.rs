@@ -7,7 +7,7 @@ use guard_common::{
     exposure::Exposure,
     layout::{Conclusion, NO_SERVICE, ServiceSlot, feature, list},
     packet::{Ends, Packet, ReadEnds, Traits},
-    reason::{ModeBits, Reason},
+    reason::{Mode, ModeBits, Outcome, Reason},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     config::{self, uses},
     ending::{Ending, finish},
     exposure::{PortLookup, find_destination, is_admitted, is_for_host, judge_refused},
-    flows, maps,
+    flows, fragments, host_buckets, maps, martian,
     pace::{Pace, Quick, Thorough},
     parse::{PlainReader, Reader, Unread},
     sources,
@@ -73,6 +73,7 @@ impl<C: Ending> Reader for Judge<'_, C, Thorough> {
             Ok(PolicyDecision::Closed(reason)) => of_host(reason),
             Ok(PolicyDecision::Otherwise(conclusion)) => conclusion,
         };
+        fragments::note_first::<C>(packet, is_stopped(conclusion));
         finish::<C>(self.ctx, conclusion, Some(&packet.ends), length)
     }
 
@@ -83,6 +84,16 @@ impl<C: Ending> Reader for Judge<'_, C, Thorough> {
             Unread::Malformed => Reason::Malformed,
         };
         finish::<C>(self.ctx, of_host(reason), UNREAD, length)
+    }
+}
+
+/// Whether a packet takes no others along, if it is a first fragment. While the host only observes, one that is to be
+/// dropped takes none, so that as much is counted as will be dropped.
+#[inline(always)]
+fn is_stopped(Conclusion { slot, .. }: Conclusion) -> bool {
+    match config::mode() {
+        Mode::Enforce => Outcome::is_dropped(slot),
+        Mode::Observe | Mode::Off => Outcome::is_to_drop(slot),
     }
 }
 
@@ -106,14 +117,35 @@ fn judge<C: Clock, P: Pace>(
     length: u64,
 ) -> Result<PolicyDecision, P::Unsure> {
     let Packet { ends, transport } = packet;
+    let addresses = martian::judge_addresses::<P>(packet)?;
+    if addresses.is_martian() {
+        return Ok(PolicyDecision::Closed(Reason::Martian));
+    }
     if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY)) {
         P::look_closer()?;
         if transport.has(Traits::CONTROL) || is_for_host(packet) {
-            return Ok(PolicyDecision::Otherwise(of_host(Reason::Control)));
+            let reason = if host_buckets::has_room_for_control::<C>() {
+                Reason::Control
+            } else {
+                Reason::TotalLimit
+            };
+            return Ok(PolicyDecision::Otherwise(of_host(reason)));
         }
+    }
+    // Behind what is control: a neighbour that has the same address says so with it (RFC 4862, section 5.4.4).
+    if addresses.is_own_source() {
+        return Ok(PolicyDecision::Closed(Reason::Martian));
     }
     if sources::is_denied::<C, P>(ends)? && !sources::is_allowed::<C, P>(ends, NO_SERVICE)? {
         return Ok(PolicyDecision::Otherwise(of_host(Reason::DeniedSource)));
+    }
+    if transport.has(Traits::LATER_FRAGMENT) {
+        P::look_closer()?;
+        let reason = match fragments::judge_later::<C>(ends, length) {
+            Reason::Fragment => within_limits::<C, P>(packet, length, Reason::Fragment)?,
+            other => other,
+        };
+        return Ok(PolicyDecision::Otherwise(of_host(reason)));
     }
     // What is open or closed is decided at once; the rest may answer somebody, or has limits.
     let (service, mode, exposure) = match find_destination::<P>(packet)? {

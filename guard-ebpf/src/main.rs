@@ -1,7 +1,7 @@
 //! The kernel side. One XDP program judges every packet that comes in on an interface:
 //!
 //! ```text
-//! parse -> denied? -> which service? -> may this source reach it? -> within its budgets? -> count
+//! parse -> martian? -> denied? -> which service? -> may this source reach it? -> within its budgets? -> count
 //! ```
 //!
 //! The steps work on plain values and the rules are pure functions of `guard-common`; only the
@@ -26,9 +26,12 @@ mod ending;
 mod events;
 mod exposure;
 mod flows;
+mod fragments;
 mod global;
+mod host_buckets;
 mod judge;
 mod maps;
+mod martian;
 mod networks;
 mod order;
 mod pace;

@@ -9,12 +9,15 @@ use guard_common::{
     account::{self, Account},
     cell::Cell,
     deny_list::DenyLine,
+    fragment::FragmentSet,
     layout::{
-        AddressedKey, AdmittedKey, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FlowKey,
-        MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS, MAX_RELIEFS,
-        MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, PORT_ENTRIES, PortEntry, Relief, ReplayTime,
-        ServiceSlot, TALKER_ENTRIES, TalkerSlot,
+        AddressedKey, AdmittedKey, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FRAGMENT_SETS,
+        FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS,
+        MAX_OWN, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnAddress,
+        PORT_ENTRIES, PortEntry, Relief, ReplayTime, ServiceSlot, TALKER_ENTRIES, TalkerSlot,
+        host_bucket,
     },
+    martian::OWN_WORDS,
     reason::Outcome,
 };
 
@@ -104,6 +107,21 @@ pub static NETWORK_BITS_V4: Global<u64, { NETWORK_WORDS_V4 as usize }> =
 pub static NETWORK_BITS_V6: Global<u64, { NETWORK_WORDS_V6 as usize }> =
     // SAFETY: zeros are a value.
     unsafe { Global::zeroed() };
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.own_bits")]
+pub static OWN_BITS: Global<u64, { OWN_WORDS as usize }> =
+    // SAFETY: zeros are a value.
+    unsafe { Global::zeroed() };
+
+#[map]
+pub static OWN: HashMap<OwnAddress, u8> = HashMap::with_max_entries(MAX_OWN, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static FRAGMENTS: Array<FragmentSet> = Array::with_max_entries(FRAGMENT_SETS, 0);
+
+#[map]
+pub static HOST_BUCKETS: Array<u64> = Array::with_max_entries(host_bucket::COUNT, 0);
 
 #[map]
 pub static CELLS: Array<Cell> = Array::with_max_entries(DEFAULT_CELLS, 0);

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     address::Family,
+    fragment::FragmentId,
     packet::{Ends, Packet, ReadEnds, WireEnds, protocol},
 };
 use network_types::{
@@ -182,6 +183,11 @@ impl Header {
     #[inline(always)]
     fn half(self, offset: usize) -> u16 {
         u16::from_be(self.read(offset))
+    }
+
+    #[inline(always)]
+    fn word(self, offset: usize) -> u32 {
+        u32::from_be(self.read(offset))
     }
 }
 
@@ -365,13 +371,18 @@ fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> 
     {
         return Err(Unread::Malformed);
     }
-    let ends = header.ipv4_ends().read();
+    let mut ends = header.ipv4_ends().read();
+    let protocol = header.byte(offset_of!(Ipv4Hdr, proto));
     let fragment = header.half(offset_of!(Ipv4Hdr, frags));
+    if fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0 {
+        let identification = header.half(offset_of!(Ipv4Hdr, id));
+        ends.fragment = FragmentId::ipv4(identification, protocol);
+    }
     if fragment & IPV4_FRAGMENT_OFFSET != 0 {
         return Ok(Packet::later_fragment(ends));
     }
     Payload {
-        protocol: header.byte(offset_of!(Ipv4Hdr, proto)),
+        protocol,
         offset: offset + header_length,
         length: total_length - header_length,
         is_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
@@ -416,7 +427,11 @@ impl Header {
 
 /// Follows the chain of extension headers (RFC 8200, section 4) to the transport header.
 #[inline(always)]
-fn parse_ipv6_payload(frame: &Frame, ends: ReadEnds, mut payload: Payload) -> Result<Any, Unread> {
+fn parse_ipv6_payload(
+    frame: &Frame,
+    mut ends: ReadEnds,
+    mut payload: Payload,
+) -> Result<Any, Unread> {
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(payload.protocol) {
             break;
@@ -427,6 +442,10 @@ fn parse_ipv6_payload(frame: &Frame, ends: ReadEnds, mut payload: Payload) -> Re
         let length = match payload.protocol {
             protocol::FRAGMENT => {
                 let fragment = header.half(2);
+                // One that is whole all the same waits for no other (RFC 6946).
+                if fragment & (IPV6_FRAGMENT_OFFSET | IPV6_MORE_FRAGMENTS) != 0 {
+                    ends.fragment = FragmentId::ipv6(header.word(4));
+                }
                 if fragment & IPV6_FRAGMENT_OFFSET != 0 {
                     return Ok(Packet::later_fragment(ends));
                 }

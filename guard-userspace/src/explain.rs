@@ -2,6 +2,7 @@
 //! on a copy that is attached nowhere, the way to it step by step from the policy.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -91,6 +92,8 @@ pub struct Situation<'a> {
     pub tick_ns: u64,
     /// Addresses of this host.
     pub own: &'a [IpAddr],
+    /// Addresses that no packet from outside comes from.
+    pub own_sources: &'a BTreeSet<IpAddr>,
     /// What operators let through or drop for a while.
     pub entries: &'a [Entry],
 }
@@ -106,6 +109,7 @@ impl Situation<'_> {
                 ..self.now
             },
             entries: self.entries,
+            own_sources: self.own_sources,
         };
         let tables = Tables::compile_at(policy, &ground, &Seats::new(policy));
         let mut replay = Replay::new(tables, self.tick_ns)?;
@@ -284,6 +288,7 @@ fn ip_packet(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
 /// What a packet is asked on its way, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum PathStage {
+    Martian,
     Denied,
     Address,
     Port,
@@ -295,6 +300,7 @@ impl PathStage {
     /// That which decided on this reason.
     fn last(reason: Reason) -> Self {
         match reason {
+            Reason::Martian => Self::Martian,
             Reason::DeniedSource => Self::Denied,
             Reason::ContainerAddress => Self::Address,
             Reason::Control | Reason::ClosedPort | Reason::Malformed => Self::Port,
@@ -309,6 +315,7 @@ impl PathStage {
             | Reason::PacketLimit
             | Reason::ByteLimit
             | Reason::ConnectionLimit
+            | Reason::FragmentLimit
             | Reason::TotalLimit => Self::Budgets,
         }
     }
@@ -326,9 +333,13 @@ struct PacketPath<'a> {
 impl<'a> PacketPath<'a> {
     /// Describes every step, and returns the line that decided on this reason.
     fn describe(&mut self, reason: Reason) -> Option<usize> {
+        let last = PathStage::last(reason);
+        if last == PathStage::Martian {
+            self.describe_martian();
+            return None;
+        }
         self.describe_entries();
         let denied = self.describe_denial();
-        let last = PathStage::last(reason);
         if last == PathStage::Denied {
             return denied;
         }
@@ -375,6 +386,22 @@ impl<'a> PacketPath<'a> {
             .expires
             .is_some_and(|expires| expires <= self.situation.now.world);
         !ended && source.cidrs.iter().any(|cidr| cidr.contains(&self.from))
+    }
+
+    fn describe_martian(&mut self) {
+        let finding = if self.situation.own_sources.contains(&self.from) {
+            format!(
+                "{} is an address of this host, and no packet from outside comes from it",
+                self.from
+            )
+        } else {
+            format!(
+                "no packet on a wire goes from {} to {}: addresses of loopback, IPv4-mapped ones, and sources that are \
+                 multicast, broadcast or 0.0.0.0 never leave a host",
+                self.from, self.address
+            )
+        };
+        self.add("martian?", finding, None);
     }
 
     /// What operators let through or drop for a while.
@@ -508,7 +535,9 @@ impl<'a> PacketPath<'a> {
     /// What reaches no service and passes all the same has the budgets of `[limits]`.
     fn describe_limits(&mut self) {
         let limits = &self.situation.policy.limits.budgets;
-        let limited = describe_budgets(limits, "for each source");
+        let mut limited = describe_budgets(limits, "for each source");
+        let total = &self.situation.policy.limits_total;
+        limited.extend(describe_budgets(total, "for all sources together"));
         if limited.is_empty() {
             let finding = "what reaches no service has no budgets: there are no [limits]";
             self.add("within [limits]?", finding, None);

@@ -16,7 +16,7 @@ use super::{
     deny_list::DenyList,
     live,
     maps::{change_services, insert_v4, insert_v6},
-    networks,
+    networks, own_sources,
     ports::SharedPortMaps,
 };
 
@@ -106,6 +106,7 @@ pub fn fill(
     let nothing = PortTables::default();
     ports.bring(&nothing, &mut tables.ports.clone(), &BTreeSet::new())?;
     networks::change(ebpf, &[], &tables.networks)?;
+    own_sources::change(ebpf, &BTreeSet::new(), &tables.own_sources)?;
     live::fill(ebpf, tables, deny_list)?;
     for (prefix, relief) in &tables.reliefs {
         match prefix {

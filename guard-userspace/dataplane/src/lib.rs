@@ -21,6 +21,7 @@ mod maps;
 mod mode;
 mod networks;
 mod object;
+mod own_sources;
 mod permission;
 pub mod pins;
 mod ports;

@@ -15,7 +15,7 @@ use super::{
     Generation, LoadError, batch,
     deny_list::DenyList,
     maps::{change_services, insert_v4, insert_v6, map_mut, trie},
-    networks,
+    networks, own_sources,
     steps::{FirstError, gone, raw_os_error},
 };
 
@@ -51,6 +51,10 @@ impl Generation {
         if networks.is_err() {
             next.networks.clone_from(&tables.networks);
         }
+        let own = own_sources::change(ebpf, &tables.own_sources, &next.own_sources);
+        if own.is_err() {
+            next.own_sources.clone_from(&tables.own_sources);
+        }
         if differ_in_addresses(&tables.denied, &next.denied) {
             deny_list.ask_hashes();
         }
@@ -61,7 +65,7 @@ impl Generation {
             doubt(&mut next.allowed, &tables.allowed);
         }
         *tables = next;
-        ports.and(networks).and(lists)?;
+        ports.and(networks).and(own).and(lists)?;
         if lacks == 0 {
             Ok(())
         } else {

@@ -9,9 +9,10 @@ use aya::{
 };
 use guard_common::{
     cell::{Cell, HashKey},
+    fragment::FragmentSet,
     layout::{
-        self, About, CaptureFilter, Counters, EVENTS_BYTES, FlowKey, MAX_FLOWS, MAX_NAME,
-        MAX_SEATS, NO_SERVICE, Seat, TALKER_ENTRIES, TalkerSlot, feature,
+        self, About, CaptureFilter, Counters, EVENTS_BYTES, FRAGMENT_SETS, FlowKey, MAX_FLOWS,
+        MAX_NAME, MAX_SEATS, NO_SERVICE, Seat, TALKER_ENTRIES, TalkerSlot, feature, host_bucket,
     },
     reason::Outcome,
 };
@@ -272,7 +273,7 @@ impl InterfaceState {
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
 /// The maps that generations share, if they use them.
-pub(super) const SHARED: [&str; 12] = [
+pub(super) const SHARED: [&str; 14] = [
     layout::COUNTERS,
     layout::TALKERS,
     layout::CAPTURE,
@@ -280,6 +281,8 @@ pub(super) const SHARED: [&str; 12] = [
     layout::LOSSES,
     layout::EVENTS,
     layout::TOTALS,
+    layout::FRAGMENTS,
+    layout::HOST_BUCKETS,
     layout::CELLS,
     layout::NARROW_CELLS,
     layout::FLOWS,
@@ -339,6 +342,18 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
             TALKER_ENTRIES,
         ),
         array(layout::TOTALS, MapType::Array, cell, MAX_SEATS),
+        array(
+            layout::FRAGMENTS,
+            MapType::Array,
+            size_of::<FragmentSet>(),
+            FRAGMENT_SETS,
+        ),
+        array(
+            layout::HOST_BUCKETS,
+            MapType::Array,
+            size_of::<u64>(),
+            host_bucket::COUNT,
+        ),
         array(
             layout::CAPTURE,
             MapType::Array,

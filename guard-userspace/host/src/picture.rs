@@ -155,6 +155,11 @@ impl Link {
         matches!(self.arphrd, ARPHRD_ETHER | ARPHRD_LOOPBACK)
     }
 
+    /// The interface by which a host reaches itself.
+    pub const fn is_loopback(&self) -> bool {
+        self.arphrd == ARPHRD_LOOPBACK
+    }
+
     fn is_kind(&self, kinds: &[&str]) -> bool {
         let kind = self.kind.as_deref();
         kind.is_some_and(|kind| kinds.contains(&kind))
@@ -189,6 +194,9 @@ pub struct LinkAddress {
     pub prefix_len: u8,
     /// The address at the other end, where it was given one: the prefix is then the peer's.
     pub peer: Option<IpAddr>,
+    /// Duplicate address detection goes on, or has found somebody else who has it (RFC 4862, section 5.4): it is not this
+    /// host's yet.
+    pub tentative: bool,
 }
 
 impl LinkAddress {
@@ -199,6 +207,7 @@ impl LinkAddress {
             address: address.addr(),
             prefix_len: address.prefix_len(),
             peer: None,
+            tentative: false,
         }
     }
 
@@ -292,16 +301,27 @@ pub struct Sysctls {
     pub local_ports: RangeInclusive<u16>,
     /// The interfaces by which packets to 127.0.0.0/8 are accepted (`route_localnet`); `all` is one.
     pub route_localnet: BTreeSet<String>,
+    /// The interfaces by which packets from this host's own IPv4 addresses are accepted (`accept_local`); `all` is one.
+    pub accept_local: BTreeSet<String>,
 }
 
 impl Sysctls {
     /// Whether packets to 127.0.0.0/8 are accepted by the interface: the kernel takes the setting of
     /// `all` or its own (IN_DEV_ROUTE_LOCALNET in linux/inetdevice.h).
     pub fn routes_localnet(&self, interface: &str) -> bool {
-        ["all", interface]
-            .iter()
-            .any(|name| self.route_localnet.contains(*name))
+        is_set(&self.route_localnet, interface)
     }
+
+    /// Whether packets from an IPv4 address of this host are accepted by the interface (IN_DEV_ACCEPT_LOCAL).
+    pub fn accepts_local(&self, interface: &str) -> bool {
+        is_set(&self.accept_local, interface)
+    }
+}
+
+fn is_set(interfaces: &BTreeSet<String>, interface: &str) -> bool {
+    ["all", interface]
+        .iter()
+        .any(|name| interfaces.contains(*name))
 }
 
 impl Host {
@@ -369,6 +389,36 @@ impl Host {
     pub fn own_addresses(&self) -> Option<BTreeSet<IpAddr>> {
         let addresses = self.addresses.known()?.iter();
         Some(addresses.map(|own| own.address).collect())
+    }
+
+    /// What no packet that comes in by these interfaces has as its source: this host's own addresses, and the
+    /// broadcast addresses of its IPv4 networks, of which Linux takes no packet either. `None`: they were never read.
+    ///
+    /// Not among them: link-local addresses, which another host may have on another link; addresses that are not this
+    /// host's yet; and those of IPv4 where one of the interfaces accepts them (`accept_local`).
+    pub fn own_sources(&self, interfaces: &BTreeSet<u32>) -> Option<BTreeSet<IpAddr>> {
+        let sysctls = self.sysctls.known()?;
+        let mut names = interfaces.iter().filter_map(|index| self.link(*index));
+        let accepts_local = names.any(|link| sysctls.accepts_local(&link.name));
+        let mut sources = BTreeSet::new();
+        for own in self.addresses.known()?.iter().filter(|own| !own.tentative) {
+            match own.address {
+                IpAddr::V4(_) if accepts_local => {}
+                IpAddr::V4(address) if address.is_loopback() || address.is_link_local() => {}
+                IpAddr::V6(address) if address.is_loopback() || address.is_unicast_link_local() => {
+                }
+                address => {
+                    sources.insert(address);
+                    // A prefix of 31 bits has no broadcast address (RFC 3021).
+                    if let (IpNet::V4(network), None) = (own.network(), own.peer)
+                        && network.prefix_len() < 31
+                    {
+                        sources.insert(network.broadcast().into());
+                    }
+                }
+            }
+        }
+        Some(sources)
     }
 
     /// The addresses of one interface.
@@ -653,10 +703,65 @@ mod tests {
         let of = |names: &[&str]| Sysctls {
             local_ports: 32_768..=60_999,
             route_localnet: names.iter().map(|&name| name.to_owned()).collect(),
+            accept_local: BTreeSet::new(),
         };
         assert!(of(&["eth0"]).routes_localnet("eth0"));
         assert!(of(&["all"]).routes_localnet("eth0"));
         assert!(!of(&["eth1", "default"]).routes_localnet("eth0"));
+    }
+
+    #[test]
+    fn nobody_else_sends_from_an_address_of_this_host() {
+        let own = |link, address: &str| LinkAddress::new(link, address.parse().unwrap());
+        let mut host = host([Link::ethernet(2, "eth0"), Link::ethernet(3, "eth1")]);
+        assert_eq!(host.own_sources(&[2].into()), None, "nothing is known");
+        host.sysctls = Sysctls {
+            local_ports: 32_768..=60_999,
+            route_localnet: BTreeSet::new(),
+            accept_local: BTreeSet::new(),
+        }
+        .into();
+        host.addresses = vec![
+            own(1, "127.0.0.1/8"),
+            own(1, "::1/128"),
+            own(2, "192.0.2.7/24"),
+            own(2, "198.51.100.1/31"),
+            own(2, "fe80::1/64"),
+            own(2, "2001:db8::7/64"),
+            own(3, "203.0.113.9/32"),
+            LinkAddress {
+                tentative: true,
+                ..own(3, "2001:db8::8/64")
+            },
+            LinkAddress {
+                peer: Some("10.0.0.1".parse().unwrap()),
+                ..own(3, "10.0.0.2/24")
+            },
+        ]
+        .into();
+        let sources = |host: &Host, interfaces: &[u32]| {
+            let interfaces = interfaces.iter().copied().collect();
+            host.own_sources(&interfaces).unwrap()
+        };
+        let set = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| address.parse().unwrap());
+            addresses.collect::<BTreeSet<IpAddr>>()
+        };
+        let v4 = [
+            "192.0.2.7",
+            "192.0.2.255",
+            "198.51.100.1",
+            "203.0.113.9",
+            "10.0.0.2",
+        ];
+        let all = [v4.as_slice(), &["2001:db8::7"]].concat();
+        assert_eq!(sources(&host, &[2, 3]), set(&all));
+        // Where an interface that is guarded takes packets from its host's addresses.
+        host.sysctls.last.as_mut().unwrap().accept_local = ["eth1".to_owned()].into();
+        assert_eq!(sources(&host, &[2]), set(&all));
+        assert_eq!(sources(&host, &[2, 3]), set(&["2001:db8::7"]));
+        host.sysctls.last.as_mut().unwrap().accept_local = ["all".to_owned()].into();
+        assert_eq!(sources(&host, &[2]), set(&["2001:db8::7"]));
     }
 
     #[test]

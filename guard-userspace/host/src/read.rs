@@ -157,12 +157,16 @@ const IFADDRMSG: usize = 8;
 mod ifa {
     pub const ADDRESS: u16 = 1;
     pub const LOCAL: u16 = 2;
+    /// Flags: Linux's linux/if_addr.h.
+    pub const F_DADFAILED: u8 = 0x08;
+    pub const F_TENTATIVE: u8 = 0x40;
 }
 
 /// Every address of this network namespace, IPv4 and IPv6.
 pub fn addresses() -> Result<Vec<LinkAddress>, ReadError> {
     dump(rtm::GETADDR, &[0; IFADDRMSG], |body| {
         let prefix_len = *body.get(1)?;
+        let flags = *body.get(2)?;
         let link = u32_at(body, 4)?;
         let find = |wanted| {
             let mut facts = attributes(body.get(IFADDRMSG..)?);
@@ -180,6 +184,7 @@ pub fn addresses() -> Result<Vec<LinkAddress>, ReadError> {
             address: own,
             prefix_len,
             peer: of_peer,
+            tentative: flags & (ifa::F_TENTATIVE | ifa::F_DADFAILED) != 0,
         }))
     })
 }
@@ -368,22 +373,28 @@ const CONF: &str = "/proc/sys/net/ipv4/conf";
 
 /// The settings of this network namespace.
 pub fn sysctls() -> io::Result<Sysctls> {
-    let mut route_localnet = BTreeSet::new();
+    Ok(Sysctls {
+        local_ports: local_port_range()?,
+        route_localnet: interfaces_with("route_localnet")?,
+        accept_local: interfaces_with("accept_local")?,
+    })
+}
+
+/// The interfaces, and `all`, whose setting of this name is not 0.
+fn interfaces_with(setting: &str) -> io::Result<BTreeSet<String>> {
+    let mut with = BTreeSet::new();
     for interface in fs::read_dir(CONF)? {
         let interface = interface?;
-        let value = match fs::read_to_string(interface.path().join("route_localnet")) {
+        let value = match fs::read_to_string(interface.path().join(setting)) {
             // It went meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             value => value?,
         };
         if value.trim() != "0" {
-            route_localnet.insert(interface.file_name().to_string_lossy().into_owned());
+            with.insert(interface.file_name().to_string_lossy().into_owned());
         }
     }
-    Ok(Sysctls {
-        local_ports: local_port_range()?,
-        route_localnet,
-    })
+    Ok(with)
 }
 
 /// Every TCP socket that listens, and every UDP socket without a peer. Sorted, each once.

@@ -57,6 +57,19 @@ pub fn check(
     let file::DockerToml { socket, labels } = docker;
     let sources = check_sources(source, lines)?;
     let services = check_services(service, &sources, lines, clock)?;
+    let file::LimitsToml {
+        packets,
+        bytes,
+        connections,
+        per,
+        total: limits_total,
+    } = limits;
+    let limits = file::LimitToml {
+        packets,
+        bytes,
+        connections,
+        per,
+    };
     Ok(Policy {
         mode: mode.into(),
         interfaces,
@@ -66,6 +79,7 @@ pub fn check(
         web: web.listen.map(check_listen).transpose()?.flatten(),
         cells: cells.map_or(Ok(DEFAULT_CELLS), check_cells)?,
         limits: check_limit(&limits, clock)?,
+        limits_total: check_total(&limits_total, clock)?,
         services,
         sources,
         on_exit: on_exit.into(),
@@ -484,6 +498,15 @@ pub(super) fn check_limit(limit: &file::LimitToml, clock: KernelTick) -> Result<
         budgets: check_budgets(packets, bytes, connections, clock)?,
         per: check_per(per)?,
     })
+}
+
+fn check_total(total: &file::Total, clock: KernelTick) -> Result<Budgets, Problem> {
+    let file::Total {
+        packets,
+        bytes,
+        connections,
+    } = total;
+    check_budgets(packets, bytes, connections, clock)
 }
 
 fn check_budgets(

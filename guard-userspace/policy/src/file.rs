@@ -28,7 +28,7 @@ pub struct File {
     #[serde(default)]
     pub on_exit: RawOnExit,
     #[serde(default)]
-    pub limits: LimitToml,
+    pub limits: LimitsToml,
     #[serde(default)]
     pub service: Vec<ServiceToml>,
     #[serde(default)]
@@ -87,6 +87,19 @@ pub struct LimitToml {
     pub connections: Option<Spanned<BudgetToml>>,
     #[serde(default)]
     pub per: PerToml,
+}
+
+/// Budgets of what reaches no service: of each source, and of all together.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub struct LimitsToml {
+    pub packets: Option<Spanned<BudgetToml>>,
+    pub bytes: Option<Spanned<BudgetToml>>,
+    pub connections: Option<Spanned<BudgetToml>>,
+    #[serde(default)]
+    pub per: PerToml,
+    #[serde(default)]
+    pub total: Total,
 }
 
 /// Budgets of all sources together.

@@ -57,6 +57,8 @@ pub struct Policy {
     pub cells: u32,
     /// For each source, for packets that reach no service.
     pub limits: Limit,
+    /// For all sources together, for packets that reach no service.
+    pub limits_total: Budgets,
     pub services: Vec<Service>,
     pub sources: Vec<Source>,
     /// What becomes of the attached programs when the agent is asked to end.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
 
@@ -56,6 +56,8 @@ pub struct Ground<'a> {
     pub now: Timebase,
     /// What operators let through or drop for a while.
     pub entries: &'a [Entry],
+    /// Addresses that no packet from outside comes from, because they are this host's.
+    pub own_sources: &'a BTreeSet<IpAddr>,
 }
 
 /// Everything that one generation of the kernel program is filled with.
@@ -78,6 +80,8 @@ pub struct Tables {
     pub allowed: PrefixExpiries,
     pub reliefs: BTreeMap<IpNet, Relief>,
     pub networks: Vec<ContainerNetwork>,
+    /// Addresses that no packet from outside comes from; at most [`layout::MAX_OWN`].
+    pub own_sources: BTreeSet<IpAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -102,6 +106,7 @@ impl Tables {
             local_ports,
             now,
             entries: &[],
+            own_sources: &BTreeSet::new(),
         };
         Self::compile_at(policy, &ground, &Seats::new(policy))
     }
@@ -113,6 +118,7 @@ impl Tables {
             local_ports,
             now,
             entries,
+            own_sources,
         } = *ground;
         let Policy {
             mode,
@@ -123,6 +129,7 @@ impl Tables {
             web: _,
             cells: _,
             limits,
+            limits_total,
             services,
             sources,
             on_exit: _,
@@ -130,7 +137,10 @@ impl Tables {
         } = policy;
         let mut tables = Self {
             mode: *mode,
-            limits: settings_of_limit(limits),
+            limits: layout::ServiceSlot {
+                total: to_units(limits_total),
+                ..settings_of_limit(limits)
+            },
             services: services
                 .iter()
                 .map(|service| {
@@ -139,6 +149,11 @@ impl Tables {
                 })
                 .collect(),
             networks: containers.networks.clone(),
+            own_sources: own_sources
+                .iter()
+                .take(layout::MAX_OWN as usize)
+                .copied()
+                .collect(),
             ..Self::passing_everything(*scope)
         };
         for service in services {
@@ -195,6 +210,7 @@ impl Tables {
             allowed: PrefixExpiries::new(),
             reliefs: BTreeMap::new(),
             networks: Vec::new(),
+            own_sources: BTreeSet::new(),
         }
     }
 
@@ -317,7 +333,7 @@ impl Tables {
             (feature::TOTALS, settings().any(total)),
             (
                 feature::LIMITS,
-                self.limits.source != layout::GcraBudgets::default(),
+                self.limits.source != layout::GcraBudgets::default() || total(&self.limits),
             ),
             (feature::RELIEFS, !self.reliefs.is_empty()),
             (feature::ADDRESSED, !self.ports.addressed.is_empty()),

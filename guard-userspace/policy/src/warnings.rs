@@ -86,9 +86,13 @@ impl Policy {
                 |(which, budgets)| (Some(*line), format!("{which}.bytes of \"{name}\""), budgets),
             )
         });
-        let of_limits = (None, "[limits] bytes".to_owned(), &self.limits.budgets);
+        let of_limits = [
+            ("[limits] bytes", &self.limits.budgets),
+            ("[limits.total] bytes", &self.limits_total),
+        ];
+        let of_limits = of_limits.map(|(whose, budgets)| (None, whose.to_owned(), budgets));
         of_services
-            .chain([of_limits])
+            .chain(of_limits)
             .filter_map(|(line, whose, budgets)| {
                 let problem = too_small(budgets, &whose, interface, mtu)?;
                 Some(Warning { line, problem })

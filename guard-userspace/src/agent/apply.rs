@@ -622,6 +622,7 @@ fn ground<'a>(content: &'a Content, containers: &'a Containers) -> Result<Ground
         local_ports: &content.local_ports,
         now: host::timebase().map_err(LoadError::Host)?,
         entries: &content.entries,
+        own_sources: &content.own_sources,
     })
 }
 

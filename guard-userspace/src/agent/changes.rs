@@ -123,6 +123,7 @@ impl Reconciler {
 
     async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
         let loaded = Loaded::read(&self.places.policy, self.clock())?;
+        self.read_host().await;
         let next = Wanted {
             loaded: Arc::new(loaded),
             revision: self.wanted.revision + 1,

@@ -585,6 +585,12 @@ impl Reconciler {
         self.seen.tick_ns
     }
 
+    /// Reads the host again: the kernel says nothing of a setting (sysctl) that changes. What cannot be read stays as it
+    /// was, and is told by the plan.
+    pub(super) async fn read_host(&self) {
+        let _result = self.host.read_again().await;
+    }
+
     /// The host at this moment.
     pub(super) fn host_now(&self) -> Arc<Host> {
         self.host.borrow()

@@ -344,6 +344,7 @@ impl Snapshot {
             now: host::timebase()?,
             tick_ns: self.host.tick_ns,
             own: &own,
+            own_sources: &self.plan.content.own_sources,
             entries: self.entries(),
         };
         let mut explanation = explain(&situation, from, to)?;

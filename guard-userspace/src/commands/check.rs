@@ -44,6 +44,7 @@ struct Checked {
     /// `null`: those of the default routes.
     interfaces: Option<Vec<String>>,
     limits: Limits,
+    limits_total: Limits,
     services: Vec<CheckedService>,
     sources: Vec<CheckedSource>,
     /// What is sound but can hardly be meant.
@@ -74,6 +75,16 @@ struct CheckedSource {
     owner: Option<String>,
     reason: Option<String>,
     expires: Option<Timestamp>,
+}
+
+/// `None`: there are no budgets.
+fn describe_both(limits: &Limits, totals: &Limits) -> Option<String> {
+    let described = [limits.describe("per source"), totals.describe("in all")];
+    let described: Vec<String> = described
+        .into_iter()
+        .filter(|one| !one.is_empty())
+        .collect();
+    (!described.is_empty()).then(|| described.join(", "))
 }
 
 /// Budgets as a policy writes them.
@@ -138,6 +149,7 @@ impl Checked {
                 names.collect()
             }),
             limits: Limits::new(&policy.limits.budgets),
+            limits_total: Limits::new(&policy.limits_total),
             services: services
                 .map(|service| CheckedService::new(service, policy))
                 .collect(),
@@ -156,6 +168,7 @@ impl Checked {
             scope,
             interfaces,
             limits,
+            limits_total,
             services,
             sources,
             warnings: _,
@@ -178,14 +191,7 @@ impl Checked {
             totals,
         } in services
         {
-            let limits = limits.describe("per source");
-            let totals = totals.describe("in all");
-            let budgets = match (limits.as_str(), totals.as_str()) {
-                ("", "") => "no limit".to_owned(),
-                (limits, "") => limits.to_owned(),
-                ("", totals) => totals.to_owned(),
-                (limits, totals) => format!("{limits}, {totals}"),
-            };
+            let budgets = describe_both(limits, totals).unwrap_or_else(|| "no limit".to_owned());
             writeln!(
                 text,
                 "  {name}: {} from {}, {budgets}, {mode}",
@@ -199,8 +205,7 @@ impl Checked {
                 "  no service is listed: every port in the scope is closed"
             )?;
         }
-        let limits = limits.describe("per source");
-        if !limits.is_empty() {
+        if let Some(limits) = describe_both(limits, limits_total) {
             writeln!(text, "  what reaches no service: {limits}")?;
         }
         for source in sources {

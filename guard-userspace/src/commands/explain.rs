@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
 use crate::{
-    agent::find_once,
+    agent::{find_once, plan::chosen_by},
     api::{Question, client::Client},
     explain::{Destination, Explanation, Seen, Situation, Step, explain},
     host::{self, Host},
@@ -73,6 +73,8 @@ async fn explain_file(
         }
     };
     let tick_ns = host.tick_ns;
+    let interfaces = chosen_by(&host, &policy);
+    let own_sources = host.own_sources(&interfaces).unwrap_or_default();
     let (policy, _) = labels::apply(&policy, &docker.containers, KernelTick { tick_ns });
     let situation = Situation {
         policy: &policy,
@@ -81,6 +83,7 @@ async fn explain_file(
         now: host::timebase().map_err(anyhow::Error::from)?,
         tick_ns,
         own: &own,
+        own_sources: &own_sources,
         entries: &[],
     };
     Ok(explain(&situation, from, to)?)

@@ -1,10 +1,12 @@
 //! The real program with a clock of the test's own: exact rates over simulated minutes, a spoofed
 //! flood, crowds, entries that end.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use guard::{
     dataplane::Replay,
     host,
-    policy::{Containers, KernelTick, Policy, Tables, Timebase},
+    policy::{Containers, Ground, KernelTick, Policy, Seats, Tables, Timebase},
 };
 use guard_common::reason::{Outcome, Reason};
 
@@ -31,13 +33,25 @@ impl Simulation {
 
     /// A whole policy.
     pub fn with_text(policy: &str, containers: &Containers) -> Self {
+        Self::of_host(policy, containers, &BTreeSet::new())
+    }
+
+    /// On a host with these addresses.
+    pub fn of_host(policy: &str, containers: &Containers, own: &BTreeSet<IpAddr>) -> Self {
         let tick_ns = host::tick_ns().unwrap();
         let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
         let start = Timebase {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),
             boot_ns: Replay::BOOT_NS,
         };
-        let tables = Tables::compile(&policy, containers, &(32_768..=60_999), start);
+        let ground = Ground {
+            containers,
+            local_ports: &(32_768..=60_999),
+            now: start,
+            entries: &[],
+            own_sources: own,
+        };
+        let tables = Tables::compile_at(&policy, &ground, &Seats::new(&policy));
         let mut simulation = Self {
             replay: Replay::new(tables, tick_ns).unwrap(),
         };
@@ -145,8 +159,8 @@ fn totals_pass_at_exactly_their_rate_over_all_sources() {
     let mut passed = 0;
     for n in 0..60 * 1_000 {
         simulation.at(n * SECOND / 1_000);
-        let source = (n as u32).to_be_bytes().into();
-        let reason = simulation.reason(&ipv4(source, protocol::TCP, &tcp(80, SYN, &[])));
+        let frame = ipv4(source(n as u32), protocol::TCP, &tcp(80, SYN, &[]));
+        let reason = simulation.reason(&frame);
         passed += i64::from(reason == Reason::Allowed);
         assert!(matches!(reason, Reason::Allowed | Reason::TotalLimit));
     }
@@ -326,10 +340,36 @@ fn limits_bound_what_reaches_no_service() {
     assert_eq!(simulation.reason(&control), Reason::Control);
 }
 
-/// A source address of its own for each number.
+#[test]
+fn what_reaches_no_service_has_a_total_of_its_own() {
+    let policy = format!(
+        "scope = \"host\"\n[limits.total]\npackets = {{ rate = \"1/h\", burst = 3 }}\n{}",
+        web("")
+    );
+    let simulation = Simulation::new(&policy);
+    let segment = |n| ipv4(source(n), protocol::TCP, &tcp(9999, ACK, &[]));
+    let reasons = (0..5).map(|n| simulation.reason(&segment(n)));
+    let expected = [
+        [Reason::Established; 3].as_slice(),
+        &[Reason::TotalLimit; 2],
+    ]
+    .concat();
+    assert_eq!(reasons.collect::<Vec<_>>(), expected);
+    assert_eq!(simulation.reason(&tcp_v4(80, ACK)), Reason::Allowed);
+    // Beside a source's own, the same.
+    let policy = policy.replace(
+        "[limits.total]",
+        "[limits]\nconnections = \"1/s\"\n[limits.total]",
+    );
+    let simulation = Simulation::new(&policy);
+    let reasons = (0..5).map(|n| simulation.reason(&segment(n)));
+    assert_eq!(reasons.collect::<Vec<_>>(), expected);
+}
+
+/// A source address of its own for each number below 2^30, of a host: 128.0.0.0/2.
 fn source(n: u32) -> std::net::Ipv4Addr {
     // Multiplying by an odd number is one to one, so no two are the same.
-    n.wrapping_mul(0x9e37_79b1).into()
+    (0x8000_0000 | n.wrapping_mul(0x9e37_79b1) & 0x3fff_ffff).into()
 }
 
 /// In one simulated second, 5 million packets come from as many spoofed sources, and a thousand real

@@ -77,6 +77,7 @@ impl Changing {
             local_ports: &LOCAL_PORTS,
             now: host::timebase().unwrap(),
             entries: &self.entries,
+            own_sources: &BTreeSet::new(),
         };
         Tables::compile_at(&self.policy, &ground, &Seats::new(&self.policy))
     }

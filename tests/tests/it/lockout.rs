@@ -2,6 +2,7 @@
 //! them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -592,6 +593,7 @@ fn judge_crowd(policy: &str, count: u32, entries: &[Entry]) -> Lockout {
         now: host::timebase().unwrap(),
         tick_ns,
         own: &[HOST_V4],
+        own_sources: &BTreeSet::new(),
         entries,
     };
     let crowd = (0..count).map(|n| Session {

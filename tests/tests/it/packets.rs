@@ -429,11 +429,16 @@ fn bypasses() -> Vec<ScopeRow> {
             ),
         ),
         closed("first fragment", as_fragment(&syn, 0, true)),
-        closed("IPv4 in IPv6-mapped clothes", {
-            let mapped = CLIENT_V4.to_ipv6_mapped();
-            let frame = ipv6(mapped, TCP, &segment);
-            patched(&frame, IPV6_AT + 24, &HOST_V4.to_ipv6_mapped().octets())
-        }),
+        same(
+            "IPv4-mapped addresses",
+            {
+                let mapped = CLIENT_V4.to_ipv6_mapped();
+                let frame = ipv6(mapped, TCP, &segment);
+                patched(&frame, IPV6_AT + 24, &HOST_V4.to_ipv6_mapped().octets())
+            },
+            None,
+            Martian,
+        ),
         closed("first fragment whose TCP options come in the next", {
             as_fragment(&patched(&syn, IPV4_PAYLOAD_AT + 12, &[0xf0]), 0, true)
         }),

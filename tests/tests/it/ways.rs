@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     thread,
     time::Duration,
 };
@@ -27,6 +28,9 @@ use crate::{
 };
 
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+
+/// Sources of packets, which are the host's own for a while.
+const OWN: [&str; 3] = ["198.51.100.7", "192.0.2.9", "2001:db8:51::7"];
 
 const PREFIXES: [&str; 10] = [
     "198.51.100.7/32",
@@ -122,7 +126,11 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
         {
             policy.limits = None;
         }
-        let GeneratedPolicy { text, containers } = policy.to_text();
+        let GeneratedPolicy {
+            text,
+            containers,
+            own,
+        } = policy.to_text();
         let services: Vec<String> = policy.services.iter().map(|s| s.name.clone()).collect();
         let start = Timebase {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -144,6 +152,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
             local_ports: &LOCAL_PORTS,
             now: start,
             entries: &entries,
+            own_sources: &own,
         };
         let mut ways = [(); 2].map(|()| {
             let tables = Tables::compile_at(&parsed, &ground, &Seats::new(&parsed));
@@ -275,16 +284,18 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
         let mut rng = Rng::with_seed(seed);
         let mut entries: Vec<Entry> = Vec::new();
         let mut containers = Containers::default();
-        let compile = |entries: &[Entry], containers: &Containers| {
+        let mut own: BTreeSet<IpAddr> = BTreeSet::new();
+        let compile = |entries: &[Entry], containers: &Containers, own: &BTreeSet<IpAddr>| {
             let ground = Ground {
                 containers,
                 local_ports: &LOCAL_PORTS,
                 now: host::timebase().unwrap(),
                 entries,
+                own_sources: own,
             };
             Tables::compile_at(&policy, &ground, &seats)
         };
-        let mut running = Generation::load(compile(&entries, &containers), tick_ns).unwrap();
+        let mut running = Generation::load(compile(&entries, &containers, &own), tick_ns).unwrap();
         for n in 0..CHANGES {
             for _ in 0..rng.usize(1..4) {
                 if rng.bool() && !entries.is_empty() {
@@ -312,12 +323,19 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
                     }
                 }
             }
+            if rng.u8(..4) == 0 {
+                own = OWN
+                    .iter()
+                    .filter(|_| rng.bool())
+                    .map(|address| address.parse().unwrap())
+                    .collect();
+            }
             running
-                .change(compile(&entries, &containers), &BTreeSet::new())
+                .change(compile(&entries, &containers, &own), &BTreeSet::new())
                 .unwrap();
             // The short ones end in the kernel.
             thread::sleep(Duration::from_millis(50));
-            let fresh = Generation::load(compile(&entries, &containers), tick_ns).unwrap();
+            let fresh = Generation::load(compile(&entries, &containers, &own), tick_ns).unwrap();
             let (found, expected) = (count(&running, &shown), count(&fresh, &shown));
             assert_eq!(found, expected, "seed {seed}, change {n}: {entries:#?}");
         }
@@ -341,6 +359,7 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
             local_ports: &LOCAL_PORTS,
             now: host::timebase().unwrap(),
             entries: &[],
+            own_sources: &BTreeSet::new(),
         };
         Tables::compile_at(&policy, &ground, &seats)
     };

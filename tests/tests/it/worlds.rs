@@ -158,6 +158,7 @@ fn random_host(rng: &mut Rng) -> Host {
         sysctls: Sysctls {
             local_ports: 32_768..=60_999,
             route_localnet: BTreeSet::new(),
+            accept_local: BTreeSet::new(),
         }
         .into(),
         listeners: listeners.into(),

@@ -50,6 +50,17 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
             for interface in named {
                 let found = host.link_named(&interface.name);
                 match found.or_else(|| renamed(host, wanted, &interface.name)) {
+                    Some(link) if link.is_loopback() => {
+                        chosen.refusal.get_or_insert_with(|| {
+                            format!(
+                                "{}{}: {} carries what this host sends to itself, and nothing that comes from \
+                                 outside: leave it out",
+                                wanted.loaded.path.display(),
+                                line_of(&wanted.loaded, &interface.name),
+                                interface.name
+                            )
+                        });
+                    }
                     Some(link) if !link.is_ethernet() => {
                         chosen.refusal.get_or_insert_with(|| {
                             format!(

@@ -12,11 +12,12 @@ mod worlds;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     ops::RangeInclusive,
     sync::Arc,
 };
 
-use guard_common::{exposure::Scope, reason::Mode};
+use guard_common::{exposure::Scope, layout::MAX_OWN, reason::Mode};
 
 use self::{containers::Compiled, interfaces::Chosen};
 pub use self::{
@@ -42,6 +43,8 @@ pub struct Content {
     pub entries: Arc<Vec<Entry>>,
     /// The ports that the kernel picks from for connections that this host opens.
     pub local_ports: RangeInclusive<u16>,
+    /// Addresses that no packet from outside comes from.
+    pub own_sources: Arc<BTreeSet<IpAddr>>,
     /// See [`Wanted::revision`].
     pub revision: u64,
     /// When the kernel goes back by itself, in nanoseconds of CLOCK_BOOTTIME; 0: never.
@@ -56,6 +59,7 @@ impl Content {
             containers: _,
             entries: _,
             local_ports: _,
+            own_sources: _,
             revision,
             trial_until_ns,
         } = self;
@@ -71,11 +75,13 @@ impl Content {
             containers,
             entries,
             local_ports,
+            own_sources,
             revision: _,
             trial_until_ns: _,
         } = self;
         *containers == other.containers
             && *local_ports == other.local_ports
+            && *own_sources == other.own_sources
             && (Arc::ptr_eq(entries, &other.entries) || *entries == other.entries)
     }
 }
@@ -156,6 +162,14 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
             0..=u16::MAX
         }
     };
+    // Until they are known, no packet is dropped for them.
+    let own_sources = Arc::new(host.own_sources(&guarded).unwrap_or_default());
+    if own_sources.len() > MAX_OWN as usize {
+        warnings.push(format!(
+            "this host has {} addresses: packets that pretend to come from it are dropped for the first {MAX_OWN}",
+            own_sources.len()
+        ));
+    }
     let known = world.known(&wanted.loaded.policy);
     let (policy, mut container_warnings) = world.effective(&wanted.loaded, &known);
     container_warnings.extend(known.compiled.warnings.iter().cloned());
@@ -169,6 +183,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
             containers: Arc::new(known.compiled.containers),
             entries: Arc::clone(&wanted.entries),
             local_ports: local_ports.clone(),
+            own_sources: Arc::clone(&own_sources),
             revision: 0,
             trial_until_ns: 0,
         }
@@ -183,6 +198,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
             containers: Arc::new(known.compiled.containers),
             entries: Arc::clone(&wanted.entries),
             local_ports,
+            own_sources,
             revision: wanted.revision,
             trial_until_ns: trial.map_or(0, |trial| trial.until_ns),
             policy,

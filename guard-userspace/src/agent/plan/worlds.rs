@@ -72,6 +72,7 @@ pub fn host() -> Host {
         sysctls: Sysctls {
             local_ports: 32_768..=60_999,
             route_localnet: Default::default(),
+            accept_local: Default::default(),
         }
         .into(),
         ..Host::unread(TICK_NS)

@@ -383,12 +383,16 @@ fn checksum(policy: &ModelPolicy) -> u32 {
         published,
         published_at,
         networks,
+        own,
         ..
     } = policy;
     let text = policy.to_text().text;
     let mut text = format!("{text}{published:?}{networks:?}");
     if !published_at.is_empty() {
         write!(text, "{published_at:?}").unwrap();
+    }
+    if !own.is_empty() {
+        write!(text, "{own:?}").unwrap();
     }
     text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

@@ -1,7 +1,7 @@
 //! Policies and packets at random: valid, nearly valid and garbage, from few addresses and ports, so
 //! that they meet.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr};
 
 use fastrand::Rng;
 use guard::policy::{ContainerNetwork, Containers, PublishedAt, PublishedPort};
@@ -24,6 +24,8 @@ pub struct ModelPolicy {
     pub published_at: Vec<(&'static str, u16, IpAddr)>,
     /// The network, and whether it is routed.
     pub networks: Vec<(IpNet, bool)>,
+    /// What no packet comes from, as the host has it.
+    pub own: Vec<IpAddr>,
 }
 
 pub struct ModelService {
@@ -49,6 +51,7 @@ pub enum Special {
 pub struct GeneratedPolicy {
     pub text: String,
     pub containers: Containers,
+    pub own: BTreeSet<IpAddr>,
 }
 
 const PORTS: [u16; 12] = [
@@ -83,6 +86,22 @@ const V6: [&str; 10] = [
     "fe80::1",
     "::",
 ];
+/// Those that are on no wire, and some beside them.
+const MARTIAN_V4: [&str; 6] = [
+    "127.0.0.1",
+    "127.255.255.254",
+    "239.1.2.3",
+    "255.255.255.255",
+    "240.0.0.1",
+    "126.0.0.1",
+];
+const MARTIAN_V6: [&str; 5] = [
+    "::1",
+    "::ffff:203.0.113.10",
+    "::ffff:198.51.100.7",
+    "ff02::1",
+    "::203.0.113.10",
+];
 const PREFIXES: [&str; 12] = [
     "198.51.100.0/24",
     "198.51.100.7/32",
@@ -115,11 +134,19 @@ fn address(rng: &mut Rng, v4: bool) -> IpAddr {
     pick(rng, list).parse().unwrap()
 }
 
+/// Rarely one that is on none.
+fn address_on_wire(rng: &mut Rng, v4: bool) -> IpAddr {
+    if rng.u8(..50) != 0 {
+        return address(rng, v4);
+    }
+    let list: &[&str] = if v4 { &MARTIAN_V4 } else { &MARTIAN_V6 };
+    pick(rng, list).parse().unwrap()
+}
+
 fn prefix(rng: &mut Rng) -> IpNet {
     pick(rng, &PREFIXES).parse().unwrap()
 }
 
-/// The policy that a seed stands for.
 /// Addresses of the host, one of them inside a container network.
 const OWN: [&str; 5] = [
     "203.0.113.10",
@@ -129,6 +156,7 @@ const OWN: [&str; 5] = [
     "2001:db8:113::11",
 ];
 
+/// The policy that a seed stands for.
 pub fn policy_of(seed: u64) -> ModelPolicy {
     policy(&mut Rng::with_seed(seed))
 }
@@ -141,6 +169,13 @@ fn published_at(rng: &mut Rng) -> Vec<(&'static str, u16, IpAddr)> {
         (pick(rng, &PROTOCOLS), pick(rng, &PORTS), own)
     });
     ports.collect()
+}
+
+/// For half of the policies. One is in nobody's list but this: other hosts have those.
+fn own(rng: &mut Rng) -> Vec<IpAddr> {
+    let known = rng.bool();
+    let own = OWN.iter().filter(|_| known && rng.bool());
+    own.map(|address| address.parse().unwrap()).collect()
 }
 
 pub fn policy(rng: &mut Rng) -> ModelPolicy {
@@ -215,11 +250,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
             sources.push((format!("n{n}"), prefix, special));
         }
     }
-    let limits = (rng.u8(..3) == 0).then(|| {
-        let mut limits = budgeted(rng, String::new());
-        limits.total.clear();
-        limits
-    });
+    let limits = (rng.u8(..3) == 0).then(|| budgeted(rng, String::new()));
     ModelPolicy {
         mode: pick(
             rng,
@@ -227,7 +258,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         ),
         scope: pick(rng, &["containers", "host"]),
         services,
-        limits: limits.filter(|limits| !limits.limit.is_empty()),
+        limits: limits.filter(|limits| !(limits.limit.is_empty() && limits.total.is_empty())),
         sources,
         // Rarely everybody.
         denied: (0..rng.usize(..3))
@@ -238,6 +269,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
             .map(|_| (pick(rng, &PROTOCOLS), pick(rng, &PORTS), rng.bool()))
             .collect(),
         published_at: published_at(&mut aside),
+        own: own(&mut aside),
         networks: NETWORKS
             .iter()
             .filter_map(|network| {
@@ -313,6 +345,7 @@ impl ModelPolicy {
         let mut text = format!("mode = \"{mode}\"\nscope = \"{scope}\"\ndocker.socket = \"\"\n");
         if let Some(limits) = &self.limits {
             limits.budgets(&mut text, "limits.", &limits.limit);
+            limits.budgets(&mut text, "limits.total.", &limits.total);
             let (v4, v6) = limits.per;
             writeln!(text, "limits.per = {{ ipv4 = {v4}, ipv6 = {v6} }}").unwrap();
         }
@@ -395,6 +428,7 @@ impl ModelPolicy {
                 networks: networks.collect(),
                 labelled: Vec::new(),
             },
+            own: self.own.iter().copied().collect(),
         }
     }
 }
@@ -457,8 +491,8 @@ pub fn answer(question: &[u8]) -> Option<Vec<u8>> {
 
 fn ip(rng: &mut Rng) -> Vec<u8> {
     let v4 = rng.bool();
-    let source = address(rng, v4);
-    let destination = address(rng, v4);
+    let source = address_on_wire(rng, v4);
+    let destination = address_on_wire(rng, v4);
     let (protocol, payload) = transport(rng, v4);
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -473,6 +507,9 @@ fn ip(rng: &mut Rng) -> Vec<u8> {
             if rng.u8(..6) == 0 {
                 let offset = pick(rng, &[0, 0, 1, 185, 8191]);
                 frame = frames::as_fragment(&frame, offset, rng.bool());
+                // Of few datagrams, so that some have a first fragment.
+                let identification = [0, rng.u8(..4)];
+                frame = frames::patched(&frame, frames::IPV4_AT + 4, &identification);
             }
             frame
         }

@@ -35,6 +35,8 @@ pub struct Model<'a> {
     strangers: HashSet<(IpAddr, u16, IpAddr, u16)>,
     /// What has been spent, by budget.
     spent: HashMap<BudgetKey, u64>,
+    /// Datagrams whose first fragment passed.
+    pieces: HashSet<(IpAddr, IpAddr, u8, u32)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -48,6 +50,9 @@ enum BudgetKey {
         service: usize,
         what: &'static str,
     },
+    Control,
+    Overtaking,
+    OvertakingOf(IpAddr),
 }
 
 /// The number of the place that the budgets of no service have.
@@ -67,6 +72,7 @@ impl<'a> Model<'a> {
             flows: HashSet::new(),
             strangers: HashSet::new(),
             spent: HashMap::new(),
+            pieces: HashSet::new(),
         }
     }
 
@@ -111,14 +117,45 @@ impl<'a> Model<'a> {
             ParsedFrame::Malformed => return (None, dropped("malformed", host_mode)),
             ParsedFrame::Ip(datagram) => datagram,
         };
-        if is_control(&datagram) || self.is_dhcp(&datagram) {
-            return (None, passed("control"));
+        let (service, verdict) = self.judge_datagram(&datagram);
+        if let Some((protocol, identification)) = datagram.fragment
+            && datagram.content != DatagramContent::LaterFragment
+            && !verdict.dropped
+            && (host_mode == "enforce" || !is_drop(verdict.reason))
+        {
+            let Datagram {
+                source,
+                destination,
+                ..
+            } = datagram;
+            self.pieces
+                .insert((source, destination, protocol, identification));
+        }
+        (service, verdict)
+    }
+
+    fn judge_datagram(&mut self, datagram: &Datagram) -> (Option<String>, ModelVerdict) {
+        let host_mode = self.policy.mode;
+        if is_on_no_wire(datagram) {
+            return (None, dropped("martian", host_mode));
+        }
+        if is_control(datagram) || self.is_dhcp(datagram) {
+            return (None, self.charge_control());
+        }
+        if self.policy.own.contains(&datagram.source) {
+            return (None, dropped("martian", host_mode));
         }
         let special = self.policy.special(datagram.source);
         if self.policy.is_denied(datagram.source) {
             return (None, dropped("denied_source", host_mode));
         }
-        let way = self.way(&datagram);
+        if datagram.content == DatagramContent::LaterFragment
+            && !self.is_expected(datagram)
+            && !self.may_overtake(datagram)
+        {
+            return (None, dropped("fragment_limit", host_mode));
+        }
+        let way = self.way(datagram);
         let named = match &way {
             ModelDecision::Service(number, _) => Some(*number),
             ModelDecision::Pass(number, _) | ModelDecision::Drop(number, _) => *number,
@@ -140,10 +177,10 @@ impl<'a> Model<'a> {
                 return (name, dropped(reason, mode));
             }
             ModelDecision::Service(number, service) => {
-                self.pay(number, service, &datagram, special, "allowed")
+                self.pay(number, service, datagram, special, "allowed")
             }
             ModelDecision::Pass(_, reason) => match &self.policy.limits {
-                Some(limits) => self.pay(NOBODY, limits, &datagram, special, reason),
+                Some(limits) => self.pay(NOBODY, limits, datagram, special, reason),
                 None => reason,
             },
         };
@@ -153,6 +190,44 @@ impl<'a> Model<'a> {
             passed(reason)
         };
         (name, outcome)
+    }
+
+    /// 10,000 at once.
+    fn charge_control(&mut self) -> ModelVerdict {
+        let spent = self.spent.entry(BudgetKey::Control).or_default();
+        if *spent < 10_000 {
+            *spent += 1;
+            passed("control")
+        } else {
+            dropped("total_limit", self.policy.mode)
+        }
+    }
+
+    fn is_expected(&self, datagram: &Datagram) -> bool {
+        let Datagram {
+            source,
+            destination,
+            fragment,
+            ..
+        } = datagram;
+        fragment.is_some_and(|(protocol, identification)| {
+            self.pieces
+                .contains(&(*source, *destination, protocol, identification))
+        })
+    }
+
+    /// 1 MiB of the kernel's memory at once, 160 KiB of one source, at 1,024 bytes and its length each.
+    fn may_overtake(&mut self, datagram: &Datagram) -> bool {
+        let memory = datagram.frame_length + 1_024;
+        let of = BudgetKey::OvertakingOf(cut(datagram.source, (32, 64)));
+        let spent = |key| self.spent.get(key).copied().unwrap_or_default();
+        let (in_all, of_source) = (spent(&BudgetKey::Overtaking), spent(&of));
+        if in_all + memory > 1 << 20 || of_source + memory > 160 << 10 {
+            return false;
+        }
+        self.spent.insert(BudgetKey::Overtaking, in_all + memory);
+        self.spent.insert(of, of_source + memory);
+        true
     }
 
     /// DHCP over IPv4, for the host itself.
@@ -391,6 +466,45 @@ impl<'a> Model<'a> {
         }
         bills.push((account, amount));
     }
+}
+
+fn is_drop(reason: &str) -> bool {
+    ![
+        "allowed",
+        "established",
+        "reply",
+        "exempt",
+        "control",
+        "fragment",
+        "not_guarded",
+    ]
+    .contains(&reason)
+}
+
+/// Loopback and IPv4-mapped addresses either way; sources that are many or nobody.
+fn is_on_no_wire(datagram: &Datagram) -> bool {
+    let Datagram {
+        source,
+        destination,
+        content,
+        ..
+    } = datagram;
+    let inside = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_loopback(),
+        IpAddr::V6(address) => address.is_loopback() || address.to_ipv4_mapped().is_some(),
+    };
+    let is_nobody = match source {
+        IpAddr::V4(source) => {
+            let asks = DatagramContent::Udp {
+                from_port: 68,
+                port: 67,
+            };
+            source.is_unspecified() && *content != asks && !is_control(datagram)
+        }
+        IpAddr::V6(_) => false,
+    };
+    let is_broadcast = matches!(source, IpAddr::V4(source) if source.is_broadcast());
+    inside(source) || inside(destination) || source.is_multicast() || is_broadcast || is_nobody
 }
 
 fn is_control(datagram: &Datagram) -> bool {

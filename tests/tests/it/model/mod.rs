@@ -60,7 +60,9 @@ fn the_program_and_an_independent_model_agree_on_a_million_packets() {
 #[test]
 fn a_program_for_every_generated_policy_is_verified_in_few_instructions() {
     for seed in 0..POLICIES {
-        let GeneratedPolicy { text, containers } = policy(&mut Rng::with_seed(seed)).to_text();
+        let GeneratedPolicy {
+            text, containers, ..
+        } = policy(&mut Rng::with_seed(seed)).to_text();
         let verified =
             ProgramUnderTest::with_containers(&text, &containers).verified_instructions();
         assert!(verified < MOST_VERIFIED, "seed {seed}: {verified}");
@@ -171,10 +173,14 @@ struct ModelTrial<'a> {
 
 impl<'a> ModelTrial<'a> {
     fn new(seed: u64, policy: &'a ModelPolicy) -> Self {
-        let GeneratedPolicy { text, containers } = policy.to_text();
+        let GeneratedPolicy {
+            text,
+            containers,
+            own,
+        } = policy.to_text();
         Self {
             seed,
-            simulation: Simulation::with_text(&text, &containers),
+            simulation: Simulation::of_host(&text, &containers, &own),
             text,
             model: Model::new(policy),
         }

@@ -21,6 +21,8 @@ pub struct Datagram {
     pub hop_limit: u8,
     pub content: DatagramContent,
     pub frame_length: u64,
+    /// Of a datagram in pieces: the protocol (IPv6: 0) and the identification.
+    pub fragment: Option<(u8, u32)>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -90,7 +92,10 @@ fn look_v4(bytes: &[u8]) -> Option<Datagram> {
     let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
     let packet = bytes.get(..usize::from(header.total_len()))?;
     let payload = packet.get(header.slice().len()..)?;
-    let content = if header.fragments_offset().value() > 0 {
+    let is_later = header.fragments_offset().value() > 0;
+    let fragment = (is_later || header.more_fragments())
+        .then(|| (header.protocol().0, u32::from(header.identification())));
+    let content = if is_later {
         DatagramContent::LaterFragment
     } else {
         content(header.protocol().0, 1, payload, header.more_fragments())?
@@ -101,6 +106,7 @@ fn look_v4(bytes: &[u8]) -> Option<Datagram> {
         hop_limit: header.ttl(),
         content,
         frame_length: 0,
+        fragment,
     })
 }
 
@@ -120,6 +126,7 @@ fn look_v6(bytes: &[u8]) -> Option<Datagram> {
     let mut more = false;
     let mut read = 0;
     let mut later = false;
+    let mut piece = None;
     while matches!(
         next,
         HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
@@ -131,6 +138,9 @@ fn look_v6(bytes: &[u8]) -> Option<Datagram> {
         match next {
             FRAGMENT => {
                 let fragment = Ipv6FragmentHeaderSlice::from_slice(payload).ok()?;
+                if fragment.is_fragmenting_payload() {
+                    piece = Some((0, fragment.identification()));
+                }
                 if fragment.fragment_offset().value() > 0 {
                     later = true;
                     break;
@@ -163,6 +173,7 @@ fn look_v6(bytes: &[u8]) -> Option<Datagram> {
         hop_limit: header.hop_limit(),
         content,
         frame_length: 0,
+        fragment: piece,
     })
 }
 

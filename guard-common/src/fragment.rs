@@ -1,0 +1,268 @@
+//! Fragments of datagrams. Only the first has a port and is judged by it; the others pass with it.
+//!
+//! The kernel keeps the fragments of a datagram until it is whole, for 30 s over IPv4 (`net.ipv4.ipfrag_time`) and 60 s
+//! over IPv6 (`net.ipv6.ip6frag_time`), and has 4 MB for those of everybody (`ipfrag_high_thresh`): later fragments
+//! without a first one fill them, from some 80 a second on.
+
+use crate::{
+    address::{Address, Family},
+    cell::{HashKey, mix},
+    gcra::{BYTE_COST_SHIFT, GcraBudget, UNITS_PER_NANOSECOND},
+    packet::Ends,
+    spread::spread,
+};
+
+/// What the fragments of one datagram have in common besides their addresses: the identification, and over IPv4 the
+/// protocol (RFC 791, section 3.2; RFC 8200, section 4.5).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentId(u64);
+
+impl FragmentId {
+    /// Of a packet that is no fragment.
+    pub const NONE: Self = Self(0);
+
+    const IS_FRAGMENT: u64 = 1 << 63;
+    const IS_IPV6: u64 = 1 << 62;
+
+    #[inline(always)]
+    pub const fn ipv4(identification: u16, protocol: u8) -> Self {
+        Self(Self::IS_FRAGMENT | (protocol as u64) << 32 | identification as u64)
+    }
+
+    #[inline(always)]
+    pub const fn ipv6(identification: u32) -> Self {
+        Self(Self::IS_FRAGMENT | Self::IS_IPV6 | identification as u64)
+    }
+
+    /// What [`Self::number`] was.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// 0: of a packet that is no fragment.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// The source and the destination, each folded into one word. Whoever finds two that are folded alike has found one place
+/// for two datagrams, both of which are remembered in it.
+#[inline(always)]
+pub fn fold(ends: &impl Ends) -> [u64; 2] {
+    [ends.source(), ends.destination()].map(|Address { high, low }| spread(high) ^ low)
+}
+
+/// The keyed hash of a datagram's [`fold`]ed addresses and its identification.
+#[inline(always)]
+pub const fn hash(
+    HashKey([first, second]): HashKey,
+    [source, destination]: [u64; 2],
+    FragmentId(id): FragmentId,
+) -> u64 {
+    mix(mix(mix(source ^ first) ^ destination ^ second) ^ id)
+}
+
+/// How many datagrams are remembered in one place.
+pub const WAYS: usize = 4;
+
+/// The datagrams whose first fragments passed, of those that share a hash's lower bits: for each the upper half of its
+/// hash and, below, when that was.
+///
+/// A new one takes the place of the oldest, so nothing fills it: a flood of first fragments that pass shortens how long
+/// one is remembered.
+pub type FragmentSet = [u64; WAYS];
+
+/// A moment, in units of [`MOMENT`]; none is 0. 32 bits of it last 52 days, and then begin again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(u32);
+
+/// About a millisecond, as a power of two of the units of [`crate::gcra`].
+const MOMENT: u32 = 26;
+
+impl Moment {
+    /// `now`: in the units of [`crate::gcra`].
+    #[inline(always)]
+    pub const fn of(now: u64) -> Self {
+        Self((now >> MOMENT) as u32)
+    }
+}
+
+const fn moments(seconds: u64) -> u32 {
+    ((seconds * 1_000_000_000 * UNITS_PER_NANOSECOND) >> MOMENT) as u32
+}
+
+/// How long the kernel waits for the others of a datagram.
+#[inline(always)]
+const fn lifetime(family: Family) -> u32 {
+    match family {
+        Family::Ipv4 => moments(30),
+        Family::Ipv6 => moments(60),
+    }
+}
+
+/// A way that was never used is 0, and no hash has 0 for its tag.
+#[inline(always)]
+const fn tag(hash: u64) -> u64 {
+    (hash | 1 << 32) >> 32 << 32
+}
+
+/// Whether the first fragment of the datagram passed in the last 30 s (IPv6: 60 s).
+#[inline(always)]
+pub fn is_known(set: [u64; WAYS], hash: u64, Moment(now): Moment, family: Family) -> bool {
+    let mut is_known = false;
+    for way in set {
+        let age = now.wrapping_sub(way as u32);
+        is_known |= way >> 32 << 32 == tag(hash) && age <= lifetime(family);
+    }
+    is_known
+}
+
+/// The way to take for a datagram, and what to write there.
+#[inline(always)]
+pub fn place(set: [u64; WAYS], hash: u64, Moment(now): Moment) -> (usize, u64) {
+    let mut place = 0;
+    let mut oldest = 0;
+    for (index, way) in set.into_iter().enumerate() {
+        // Its own, then one that was never used, then the oldest.
+        let age = if way >> 32 << 32 == tag(hash) {
+            u64::MAX
+        } else if way == 0 {
+            u64::MAX - 1
+        } else {
+            now.wrapping_sub(way as u32) as u64
+        };
+        if age >= oldest {
+            (place, oldest) = (index, age);
+        }
+    }
+    (place, tag(hash) | now as u64)
+}
+
+/// What the kernel keeps beside the bytes of a fragment, about: its buffer's own structure (`struct sk_buff` and
+/// `struct skb_shared_info`, Linux 6.1).
+const OVERHEAD: u64 = 1_024;
+
+const fn bytes_per_second(rate: u64, burst: u64) -> GcraBudget {
+    let cost = ((1_000_000_000 * UNITS_PER_NANOSECOND) << BYTE_COST_SHIFT) / rate;
+    GcraBudget {
+        cost,
+        burst: (cost * burst) >> BYTE_COST_SHIFT,
+    }
+}
+
+/// The budget of fragments that overtake their first one, of one source and of all together, in bytes of the kernel's
+/// memory: [`memory`] of each. One source has room for a datagram of 64 kB whose fragments come in reverse. All together
+/// have 3 MB within the 30 s that the kernel keeps them, of its 4 MB.
+pub const OVERTAKING: GcraBudget = bytes_per_second(16 << 10, 160 << 10);
+pub const OVERTAKING_IN_ALL: GcraBudget = bytes_per_second(64 << 10, 1 << 20);
+
+/// What the kernel needs for a fragment of so many bytes, about, in bytes.
+#[inline(always)]
+pub const fn memory(length: u64) -> u64 {
+    length + OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        gcra::{Price, charge},
+        packet::ReadEnds,
+    };
+
+    const KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+    const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
+
+    fn ends(family: Family, source: u64, destination: u64, fragment: FragmentId) -> ReadEnds {
+        let address = |low| Address { high: 0, low };
+        ReadEnds {
+            family,
+            source: address(source),
+            destination: address(destination),
+            fragment,
+        }
+    }
+
+    #[test]
+    fn datagrams_that_differ_in_anything_have_other_hashes() {
+        let id = FragmentId::ipv4(7, 17);
+        let mut hashes = Vec::new();
+        let family = Family::Ipv6;
+        {
+            for ends in [
+                ends(family, 1, 2, id),
+                ends(family, 2, 1, id),
+                ends(family, 1, 3, id),
+                ends(family, 1, 2, FragmentId::ipv4(8, 17)),
+                ends(family, 1, 2, FragmentId::ipv4(7, 6)),
+                ends(family, 1, 2, FragmentId::ipv6(7)),
+            ] {
+                hashes.push(hash(KEY, fold(&ends), ends.fragment));
+            }
+        }
+        for (n, one) in hashes.iter().enumerate() {
+            assert!(!hashes[..n].contains(one));
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_known_as_long_as_the_kernel_waits_for_it() {
+        for (family, seconds) in [(Family::Ipv4, 30), (Family::Ipv6, 60)] {
+            // Also where 32 bits of the time begin again.
+            for start in [SECOND, ((u64::from(u32::MAX) - 1) << MOMENT)] {
+                let mut set = [0; WAYS];
+                assert!(!is_known(set, 0, Moment::of(start), family));
+                let (way, entry) = place(set, 0, Moment::of(start));
+                set[way] = entry;
+                let known = |after| is_known(set, 0, Moment::of(start + after), family);
+                assert!(known(0) && known((seconds - 1) * SECOND));
+                assert!(!known((seconds + 1) * SECOND));
+                assert!(!is_known(set, 2 << 32, Moment::of(start), family));
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_datagram_takes_the_place_of_the_oldest() {
+        let mut set = [0; WAYS];
+        for n in 0..=WAYS as u64 {
+            let (way, entry) = place(set, n << 40, Moment::of(n * SECOND));
+            set[way] = entry;
+        }
+        let now = Moment::of(WAYS as u64 * SECOND);
+        let known = |n: u64| is_known(set, n << 40, now, Family::Ipv4);
+        assert!(!known(0));
+        assert!((1..=WAYS as u64).all(known));
+        // The same once more takes its own.
+        let (way, entry) = place(set, 2 << 40, now);
+        set[way] = entry;
+        assert!((1..=WAYS as u64).all(|n| is_known(set, n << 40, now, Family::Ipv4)));
+    }
+
+    /// How many of so many fragments a second fit, over so many seconds.
+    fn pass(budget: GcraBudget, length: u64, rate: u64, seconds: u64) -> u64 {
+        let Price { cost, burst } = budget.price_of_bytes(memory(length));
+        let mut arrival = 0;
+        let mut passed = 0;
+        for n in 0..rate * seconds {
+            let charged = charge(arrival, SECOND + n * SECOND / rate, Price { cost, burst });
+            arrival = charged.arrival;
+            passed += u64::from(charged.fits);
+        }
+        passed
+    }
+
+    #[test]
+    fn a_datagram_of_64_kb_fits_in_any_order_and_orphans_do_not_fill_the_kernel() {
+        let fragments = 65_535u64.div_ceil(1_480);
+        assert_eq!(pass(OVERTAKING, 1_514, fragments, 1), fragments);
+        // Linux counts the whole buffer, of 2,304 bytes for such a frame (`truesize`).
+        let held = pass(OVERTAKING_IN_ALL, 1_514, 10_000, 30) * 2_304;
+        assert!(held < 3 << 20, "{held} bytes");
+        assert!(pass(OVERTAKING_IN_ALL, 60, 10_000, 30) * 768 < 3 << 20);
+        assert!(pass(OVERTAKING_IN_ALL, 9_014, 10_000, 30) * 9_728 < 3_500_000);
+    }
+}

@@ -1,0 +1,104 @@
+//! Later fragments pass with their first, and a few without: those that overtake it.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use guard_common::{
+    address::Family,
+    fragment::{self, FragmentId, FragmentSet, Moment},
+    layout::FRAGMENT_SETS,
+    packet::{Ends, Packet, Traits},
+    reason::Reason,
+};
+
+use crate::{clock::Clock, config, host_buckets, maps::FRAGMENTS};
+
+/// Remembers a first fragment with which the others pass; does nothing for any other packet. `is_stopped`: it does not
+/// pass.
+///
+/// A global function for every packet that gets a closer look: asked in between, the question would have the verifier
+/// follow the rest of the program twice.
+#[inline(always)]
+pub fn note_first<C: Clock>(packet: &Packet<impl Ends>, is_stopped: bool) {
+    let Packet { ends, transport } = packet;
+    let is_other = transport.has(Traits::LATER_FRAGMENT) | is_stopped;
+    let [source, destination] = fragment::fold(ends);
+    let fragment = ends.fragment().number();
+    guard_note_first_fragment(source, destination, fragment, C::now(), is_other.into());
+}
+
+/// Two CPUs that write the same way at once leave one of both datagrams there: the other's fragments pass as those that
+/// overtake.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_note_first_fragment(
+    source: u64,
+    destination: u64,
+    fragment: u64,
+    now: u64,
+    is_other: u32,
+) -> u32 {
+    if fragment == 0 || is_other != 0 {
+        return 0;
+    }
+    let fragment = FragmentId::from_number(fragment);
+    let hash = fragment::hash(config::hash_key(), [source, destination], fragment);
+    if let Some(set) = FRAGMENTS.get_ptr_mut(set_of(hash)) {
+        let set = set.cast::<u64>();
+        let (way, entry) = fragment::place(read(set), hash, Moment::of(now));
+        // SAFETY: the way lies within the value. An aligned 64-bit store is whole.
+        unsafe { write_volatile(set.add(way & (fragment::WAYS - 1)), entry) };
+    }
+    0
+}
+
+/// Decides on a fragment that is not the first: it passes with its first, or within the budget of those that overtake
+/// theirs. Nobody is exempt from that one, which keeps room for all in the kernel's memory.
+#[inline(always)]
+pub fn judge_later<C: Clock>(ends: &impl Ends, length: u64) -> Reason {
+    let now = C::now();
+    let [source, destination] = fragment::fold(ends);
+    let family = ends.family() as u32;
+    let fragment = ends.fragment().number();
+    let has_first = guard_knows_first_fragment(source, destination, fragment, now, family) != 0;
+    if has_first || host_buckets::has_room_to_overtake(ends, now, length) {
+        Reason::Fragment
+    } else {
+        Reason::FragmentLimit
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_knows_first_fragment(
+    source: u64,
+    destination: u64,
+    fragment: u64,
+    now: u64,
+    family: u32,
+) -> u32 {
+    let fragment = FragmentId::from_number(fragment);
+    let hash = fragment::hash(config::hash_key(), [source, destination], fragment);
+    let Some(set) = FRAGMENTS.get_ptr_mut(set_of(hash)) else {
+        return 0;
+    };
+    let family = if family == Family::Ipv4 as u32 {
+        Family::Ipv4
+    } else {
+        Family::Ipv6
+    };
+    let set = read(set.cast());
+    u32::from(fragment::is_known(set, hash, Moment::of(now), family))
+}
+
+#[inline(always)]
+fn set_of(hash: u64) -> u32 {
+    hash as u32 & (FRAGMENT_SETS - 1)
+}
+
+/// `set`: a value of the map.
+#[inline(always)]
+fn read(set: *mut u64) -> FragmentSet {
+    // SAFETY: the pointer is to a value of an array map, which lives as long as the program. An aligned 64-bit load is
+    // whole.
+    [0, 1, 2, 3].map(|way| unsafe { read_volatile(set.add(way)) })
+}
