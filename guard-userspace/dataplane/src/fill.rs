@@ -17,7 +17,7 @@ use super::{
     live,
     maps::{change_services, insert_v4, insert_v6},
     networks, own_sources,
-    ports::SharedPortMaps,
+    ports::{PortNews, SharedPortMaps},
 };
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -104,7 +104,11 @@ pub fn fill(
         }
     }
     let nothing = PortTables::default();
-    ports.bring(&nothing, &mut tables.ports.clone(), &BTreeSet::new())?;
+    ports.bring(
+        &nothing,
+        &mut tables.ports.clone(),
+        &mut PortNews::default(),
+    )?;
     networks::change(ebpf, &[], &tables.networks)?;
     own_sources::change(ebpf, &BTreeSet::new(), &tables.own_sources)?;
     live::fill(ebpf, tables, deny_list)?;
