@@ -331,7 +331,10 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
                     .collect();
             }
             running
-                .change(compile(&entries, &containers, &own), &mut PortNews::default())
+                .change(
+                    compile(&entries, &containers, &own),
+                    &mut PortNews::default(),
+                )
                 .unwrap();
             // The short ones end in the kernel.
             thread::sleep(Duration::from_millis(50));
