@@ -6,6 +6,7 @@
 
 pub mod browser;
 pub mod cache;
+pub mod compose;
 pub mod debian;
 pub mod docker;
 pub mod flood;

@@ -4,14 +4,14 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::vm::{IMAGE, Kernel, MODULES, only_entry};
 
-use super::{announce_and_run, apt};
+use super::{announce_and_run, archive::Archive};
 
 /// A kernel that Debian keeps up to date.
 pub struct KernelSeries {
@@ -47,13 +47,7 @@ const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
 /// How long a kernel is used before a newer version is looked for.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-const APT_CONFIG: &str = "apt.conf";
-
-/// Where Debian has the keys of its archive, in its newer and its older releases.
-const KEYRINGS: [&str; 2] = [
-    "/usr/share/keyrings/debian-archive-keyring.pgp",
-    "/usr/share/keyrings/debian-archive-keyring.gpg",
-];
+const ARCHITECTURE: &str = "amd64";
 
 /// Sees to it that the kernel of a series is there: fetched if there is none, or none of this week.
 pub fn keep(series: &KernelSeries) -> Result<()> {
@@ -109,8 +103,8 @@ impl KernelSeries {
 
     /// Returns the name of the folder that the kernel is in.
     fn fetch_in(&self, own: &Path) -> Result<String> {
-        let archive = Archive::open(self.suites, own)?;
-        let packages = archive.kernel_packages()?;
+        let archive = Archive::open(self.suites, ARCHITECTURE, own)?;
+        let packages = kernel_packages(&archive)?;
         let files = archive.file_names(&packages)?;
         let image = files.iter().find(|file| file.starts_with("linux-image-"));
         let name = image.context("there is no linux-image among its packages")?;
@@ -166,125 +160,27 @@ fn arrange(tree: &Path, kernel: &Path) -> Result<()> {
     )
 }
 
-/// Suites of Debian's, as an apt of their own sees them: the machine's apt is not touched.
-struct Archive {
-    folder: PathBuf,
-}
-
-impl Archive {
-    /// Reads the package lists of these suites from the machine's own mirror.
-    fn open(suites: &[&str], folder: &Path) -> Result<Self> {
-        let mirror = mirror()?;
-        for place in ["state/lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(place))?;
-        }
-        let keyring = KEYRINGS.into_iter().find(|path| Path::new(path).is_file());
-        let signed_by = keyring.map_or(String::new(), |path| format!("Signed-By: {path}\n"));
-        let suites = suites.join(" ");
-        fs::write(
-            folder.join("debian.sources"),
-            format!(
-                "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\n\
-                 Architectures: amd64\n{signed_by}"
-            ),
-        )?;
-        // Backports count as much as others.
-        fs::write(
-            folder.join("preferences"),
-            "Package: *\nPin: release o=Debian\nPin-Priority: 500\n",
-        )?;
-        // The folder is the user's own, where the user `_apt` has no business.
-        let place = folder.display();
-        let config = format!(
-            "Dir::State \"{place}/state\";
-             Dir::Cache \"{place}/cache\";
-             Dir::Etc::sourcelist \"{place}/debian.sources\";
-             Dir::Etc::preferences \"{place}/preferences\";
-             Dir::Etc::sourceparts \"/dev/null\";
-             Dir::Etc::preferencesparts \"/dev/null\";
-             Acquire::Languages \"none\";
-             Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";
-             APT::Sandbox::User \"root\";\n"
-        );
-        fs::write(folder.join(APT_CONFIG), config)?;
-        let archive = Self {
-            folder: folder.to_owned(),
-        };
-        announce_and_run(
-            archive
-                .apt("apt-get")
-                .args(["update", "--quiet", "--error-on=any"])
-                .stdout(Stdio::null()),
-        )?;
-        Ok(archive)
-    }
-
-    fn apt(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command
-            .env("APT_CONFIG", self.folder.join(APT_CONFIG))
-            .current_dir(&self.folder)
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// The packages that make up the newest kernel.
-    fn kernel_packages(&self) -> Result<Vec<String>> {
-        let mut found: Vec<String> = Vec::new();
-        let mut open = vec![PACKAGE.to_owned()];
-        while let Some(package) = open.pop() {
-            let depends = ["depends", "--important", &package];
-            let text = lab::process::run(self.apt("apt-cache").args(depends))?;
-            // `  Depends: linux-modules-7.0.1-cloud-amd64`
-            let names = text
-                .lines()
-                .filter_map(|line| line.split_once("Depends: ").map(|(_, name)| name.trim()));
-            for name in names {
-                let is_part = PARTS.iter().any(|part| name.starts_with(part));
-                if is_part && !found.iter().any(|known| known == name) {
-                    found.push(name.to_owned());
-                    open.push(name.to_owned());
-                }
+/// The packages that make up the newest kernel.
+fn kernel_packages(archive: &Archive) -> Result<Vec<String>> {
+    let mut found: Vec<String> = Vec::new();
+    let mut open = vec![PACKAGE.to_owned()];
+    while let Some(package) = open.pop() {
+        let depends = ["depends", "--important", &package];
+        let text = lab::process::run(archive.apt("apt-cache").args(depends))?;
+        // `  Depends: linux-modules-7.0.1-cloud-amd64`
+        let names = text
+            .lines()
+            .filter_map(|line| line.split_once("Depends: ").map(|(_, name)| name.trim()));
+        for name in names {
+            let is_part = PARTS.iter().any(|part| name.starts_with(part));
+            if is_part && !found.iter().any(|known| known == name) {
+                found.push(name.to_owned());
+                open.push(name.to_owned());
             }
         }
-        // Packages that only depend on others have no version in their names.
-        found.retain(|name| name.contains('.'));
-        ensure!(!found.is_empty(), "{PACKAGE} depends on no kernel");
-        Ok(found)
     }
-
-    /// What the packages' files are called, which says their versions.
-    fn file_names(&self, packages: &[String]) -> Result<Vec<String>> {
-        let mut command = self.apt("apt-get");
-        command.args(["download", "--print-uris"]).args(packages);
-        // `'http://…' linux-image-6.12.1-cloud-amd64_6.12.1-1_amd64.deb 34402644 SHA256:…`
-        let lines = lab::process::run(&mut command)?;
-        let names = lines.lines().filter_map(|line| line.split(' ').nth(1));
-        Ok(names.map(str::to_owned).collect())
-    }
-
-    /// Fetches the packages into the archive's folder.
-    fn download(&self, packages: &[String]) -> Result<()> {
-        announce_and_run(
-            self.apt("apt-get")
-                .args(["download", "--quiet"])
-                .args(packages)
-                .stdout(Stdio::null()),
-        )
-    }
-}
-
-/// Where this machine's apt gets Debian from.
-fn mirror() -> Result<String> {
-    let format = "$(CREATED_BY) $(ORIGIN) $(LABEL) $(REPO_URI)";
-    apt::update()?;
-    let targets =
-        lab::process::run(Command::new("apt-get").args(["indextargets", "--format", format]))?;
-    let mirror = targets
-        .lines()
-        .find_map(|target| target.strip_prefix("Packages Debian Debian "));
-    let Some(mirror) = mirror else {
-        bail!("none of this machine's apt sources is Debian's archive");
-    };
-    Ok(mirror.trim().to_owned())
+    // Packages that only depend on others have no version in their names.
+    found.retain(|name| name.contains('.'));
+    ensure!(!found.is_empty(), "{PACKAGE} depends on no kernel");
+    Ok(found)
 }

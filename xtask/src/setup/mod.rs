@@ -1,6 +1,7 @@
 //! Finds what a build and the lab need, and installs what is missing.
 
 mod apt;
+mod archive;
 mod kernels;
 mod linker;
 mod rust;
@@ -36,7 +37,7 @@ pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     require_root()?;
     find_tools(&[LAB.as_slice(), &DOCKER, &TESTS, &PACKAGE].concat())?;
-    for unpacked in [unpack::CHRONY, unpack::PROMETHEUS] {
+    for unpacked in [unpack::CHRONY, unpack::PROMETHEUS, unpack::COMPOSE] {
         unpacked.find()?;
     }
     for series in &kernels::KEPT {

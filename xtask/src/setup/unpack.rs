@@ -11,15 +11,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use which::which;
 
-use lab::cache;
+use lab::{cache, compose};
 
-use super::{announce_and_run, apt};
+use super::{announce_and_run, apt, archive::Archive};
 
 /// A program, and where it is in its package.
 pub struct Unpacked {
     package: &'static str,
     folder: &'static str,
     program: &'static str,
+    /// The suites of Debian's that have what is wanted, the first that can be read; none: the machine's own.
+    suites: &'static [&'static str],
 }
 
 /// One that would keep the machine's time.
@@ -27,6 +29,7 @@ pub const CHRONY: Unpacked = Unpacked {
     package: "chrony",
     folder: "usr/sbin",
     program: "chronyd",
+    suites: &[],
 };
 
 /// Of which only the tool is wanted.
@@ -34,9 +37,18 @@ pub const PROMETHEUS: Unpacked = Unpacked {
     package: "prometheus",
     folder: "usr/bin",
     program: "promtool",
+    suites: &[],
 };
 
-/// Where all of them are or will be: folders that belong on the lab's `PATH`.
+/// That of the machine's own release is years older than what people have, and stays the one on the `PATH`.
+pub const COMPOSE: Unpacked = Unpacked {
+    package: compose::PACKAGE,
+    folder: compose::FOLDER,
+    program: compose::PROGRAM,
+    suites: &compose::SUITES,
+};
+
+/// Where those are or will be that belong on the lab's `PATH`.
 pub fn programs() -> [PathBuf; 2] {
     [CHRONY, PROMETHEUS].map(|unpacked| unpacked.programs())
 }
@@ -56,11 +68,19 @@ impl Unpacked {
 
     /// Unpacks it, and installs the libraries that it loads.
     pub fn find(&self) -> Result<()> {
-        if self.is_there() || which("apt-get").is_err() && which(self.program).is_ok() {
+        let is_any = self.suites.is_empty();
+        if self.is_there() || is_any && which("apt-get").is_err() && which(self.program).is_ok() {
             return Ok(());
         }
-        self.unpack()
-            .with_context(|| format!("the lab needs {}", self.program))
+        self.unpack().with_context(|| match self.suites {
+            [] => format!("the lab needs {}", self.program),
+            suites => format!(
+                "the lab needs {} from {} of Debian {}",
+                self.program,
+                self.package,
+                suites.join(" or ")
+            ),
+        })
     }
 
     fn unpack(&self) -> Result<()> {
@@ -77,7 +97,10 @@ impl Unpacked {
         let Self {
             package, program, ..
         } = self;
-        let archive = apt::download(package, folder)?;
+        let archive = match self.suites {
+            [] => apt::download(package, folder)?,
+            suites => download_from(suites, package, folder)?,
+        };
         let unpacked = folder.join("unpacked");
         announce_and_run(
             Command::new("dpkg-deb")
@@ -100,6 +123,32 @@ impl Unpacked {
             renamed => renamed.with_context(|| self.root().display().to_string()),
         }
     }
+}
+
+/// Fetches a package from the first of these suites whose lists can be read.
+fn download_from(suites: &[&str], package: &str, folder: &Path) -> Result<PathBuf> {
+    let architecture = lab::process::run(Command::new("dpkg").arg("--print-architecture"))?;
+    let mut failure = None;
+    for suite in suites {
+        let own = folder.join(suite);
+        match fetch(suite, architecture.trim(), package, &own) {
+            Ok(file) => return Ok(file),
+            Err(error) => {
+                eprintln!("setup: no {package} from Debian {suite}: {error:#}");
+                failure = Some(error);
+            }
+        }
+    }
+    Err(failure.context("no suite is named")?)
+}
+
+fn fetch(suite: &str, architecture: &str, package: &str, folder: &Path) -> Result<PathBuf> {
+    let archive = Archive::open(&[suite], architecture, folder)?;
+    let packages = [package.to_owned()];
+    let files = archive.file_names(&packages)?;
+    let file = files.first().context("it has no such package")?;
+    archive.download(&packages)?;
+    Ok(folder.join(file))
 }
 
 fn lacks_libraries(program: &Path) -> Result<bool> {
