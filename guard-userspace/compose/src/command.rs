@@ -10,7 +10,10 @@ use clap::{Args, Command};
 use guard_text::{print, print_json, print_warning};
 use serde::Serialize;
 
-use super::{ComposeError, ComposeRequest, ComposeWarning, Edit, Printed, Severity, audit, sarif};
+use super::{
+    ComposeError, ComposeRequest, ComposeWarning, Edit, Printed, ProjectPort, Severity, audit,
+    sarif,
+};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -44,6 +47,7 @@ pub struct Compose {
 struct ComposeAudit<'a> {
     findings: &'a [Printed],
     warnings: &'a [ComposeWarning],
+    ports: &'a [ProjectPort],
 }
 
 impl Compose {
@@ -67,8 +71,11 @@ impl Compose {
         if as_sarif {
             print_json(&sarif(&findings, warnings))?;
         } else if json {
-            let findings = findings.as_slice();
-            print_json(&ComposeAudit { findings, warnings })?;
+            print_json(&ComposeAudit {
+                findings: &findings,
+                warnings,
+                ports: &report.ports,
+            })?;
         } else {
             for ComposeWarning {
                 file,

@@ -37,40 +37,41 @@ impl Environment {
 
     /// Reads a file of variables, which come before those that are here. The error has the line.
     pub fn read(&mut self, text: &str) -> Result<(), (usize, String)> {
-        let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text).trim_start();
         while !rest.is_empty() {
             let line = text[..text.len() - rest.len()].matches('\n').count() + 1;
-            let (assignment, behind) = assignment(rest).map_err(|problem| (line, problem))?;
-            rest = behind;
+            let refused = |problem| (line, problem);
+            let (statement, behind) = statement(rest).map_err(refused)?;
+            rest = behind.trim_start();
             let Some(Assignment {
                 name,
                 value,
                 is_literal,
-            }) = assignment
+            }) = statement
             else {
                 continue;
             };
-            let value = if is_literal {
-                value
-            } else {
-                self.put_in(value)
+            let value = match is_literal {
+                true => value,
+                false => self.put_in(value).map_err(refused)?,
             };
             if value.len() > MAX_BYTES {
-                return Err((
-                    line,
-                    format!("the value of {name} is longer than {MAX_BYTES} bytes"),
-                ));
+                return Err(refused(format!(
+                    "the value of {name} is longer than {MAX_BYTES} bytes"
+                )));
             }
             self.variables.insert(name.to_owned(), value);
         }
         Ok(())
     }
 
-    /// What is no reference stays as it is.
-    fn put_in(&self, value: String) -> String {
-        match interpolate(&value, &|name| self.get(name)) {
-            Ok(Some((text, _))) => text,
-            Ok(None) | Err(_) => value,
+    fn put_in(&self, value: String) -> Result<String, String> {
+        let Some((text, reference)) = interpolate(&value, &|name| self.get(name))? else {
+            return Ok(value);
+        };
+        match reference.required.first() {
+            None => Ok(text),
+            Some(name) => Err(format!("needs the variable {name}, which is not set")),
         }
     }
 }
@@ -82,45 +83,45 @@ struct Assignment<'a> {
     is_literal: bool,
 }
 
-/// The first line's, or that of several lines if a quote spans them, and what follows.
-fn assignment(text: &str) -> Result<(Option<Assignment<'_>>, &str), String> {
+/// The first statement of a text that begins with none of its spaces, and what follows. `None`: a comment,
+/// or a name alone, which is what the process has.
+fn statement(text: &str) -> Result<(Option<Assignment<'_>>, &str), String> {
     let (line, behind) = text.split_once('\n').unwrap_or((text, ""));
-    let trimmed = line.trim();
-    if trimmed.is_empty() || trimmed.starts_with('#') {
+    if line.starts_with('#') {
         return Ok((None, behind));
     }
-    let trimmed = trimmed.strip_prefix("export ").unwrap_or(trimmed);
-    let Some(split) = trimmed.find(['=', ':']) else {
-        // The name alone: what the process has.
-        return Ok((None, behind));
-    };
-    let name = trimmed[..split].trim();
-    if name.is_empty() || name.contains(char::is_whitespace) {
+    let exported = line.strip_prefix("export");
+    let exported = exported.filter(|rest| rest.starts_with(char::is_whitespace));
+    let assignment = exported.unwrap_or(line).trim_start();
+    let split = assignment.find(['=', ':']).unwrap_or(assignment.len());
+    let (name, value) = assignment.split_at(split);
+    let name = name.trim_end();
+    let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '[' | ']');
+    if name.contains(|c: char| !is_part(c)) {
         return Err("sets no variable: write NAME=value".to_owned());
     }
-    let start = line.find(['=', ':']).map_or(line.len(), |at| at + 1);
-    let value = line[start..].trim_start();
+    let Some(value) = value.get(1..) else {
+        return Ok((None, behind));
+    };
+    let value = value.trim_start();
     let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
-        let end = value
-            .find(" #")
-            .or_else(|| value.starts_with('#').then_some(0));
-        let value = value[..end.unwrap_or(value.len())].trim_end().to_owned();
+        let end = value.find(" #").unwrap_or(value.len());
         let assignment = Assignment {
             name,
-            value,
+            value: value[..end].trim_end().to_owned(),
             is_literal: false,
         };
         return Ok((Some(assignment), behind));
     };
     let opened = &text[line.len() - value.len() + 1..];
-    let (value, closed) = quoted(opened, quote)
+    // Another statement may follow the quote in its line.
+    let (value, behind) = quoted(opened, quote)
         .ok_or_else(|| format!("the value of {name} has no closing {quote}"))?;
     let assignment = Assignment {
         name,
         value,
         is_literal: quote == '\'',
     };
-    let behind = closed.split_once('\n').map_or("", |(_, behind)| behind);
     Ok((Some(assignment), behind))
 }
 
@@ -129,17 +130,28 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
     while let Some((index, character)) = characters.next() {
-        match character {
-            character if character == quote => return Some((value, &text[index + 1..])),
-            '\\' if quote == '"' => match characters.next()?.1 {
-                'n' => value.push('\n'),
-                'r' => value.push('\r'),
-                't' => value.push('\t'),
-                // Stays a character when variables are put in.
-                '$' => value.push_str("$$"),
-                other => value.push(other),
-            },
-            character => value.push(character),
+        if character == quote {
+            return Some((value, &text[index + 1..]));
+        }
+        if character != '\\' {
+            value.push(character);
+            continue;
+        }
+        let escaped = characters.next()?.1;
+        match escaped {
+            _ if escaped == quote => value.push(quote),
+            _ if quote == '\'' => value.extend(['\\', escaped]),
+            'a' => value.push('\u{7}'),
+            'b' => value.push('\u{8}'),
+            'f' => value.push('\u{c}'),
+            'n' => value.push('\n'),
+            'r' => value.push('\r'),
+            't' => value.push('\t'),
+            'v' => value.push('\u{b}'),
+            // Stays a character when variables are put in.
+            '$' => value.push_str("$$"),
+            '\\' => value.push('\\'),
+            other => value.extend(['\\', other]),
         }
     }
     None
@@ -163,7 +175,8 @@ mod tests {
     fn files_of_variables_are_read_as_people_write_them() {
         let environment = read(
             "\u{feff}# comment\r\nA=1\r\nexport B = two words # comment\nC='$A # kept'\nD=\"x\\n$A\\$A\"\n\
-             E: yaml\nF=$A-${NONE:-f}\nG=\nH=\"one\ntwo\"\nSHELL_SET=file\nALONE\nI=a#b\nJ=a$ b",
+             E: yaml\nF=$A-${NONE:-f}\nG=\nH=\"one\ntwo\"\nSHELL_SET=file\nALONE\nI=a#b\nJ=a$ b\n\
+             K= #c\nL=\"1\" M=2 # c\nN='it\\'s \\n'\nO=\"\\x41\\t\"\nP-Q[0].R=p\nexportS=s\n=none",
         );
         for (name, expected) in [
             ("A", Some("1")),
@@ -178,6 +191,13 @@ mod tests {
             ("ALONE", None),
             ("I", Some("a#b")),
             ("J", Some("a$ b")),
+            ("K", Some("#c")),
+            ("L", Some("1")),
+            ("M", Some("2")),
+            ("N", Some("it's \\n")),
+            ("O", Some("\\x41\t")),
+            ("P-Q[0].R", Some("p")),
+            ("exportS", Some("s")),
         ] {
             assert_eq!(environment.get(name).as_deref(), expected, "{name}");
         }
@@ -186,11 +206,18 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_its_line_and_nothing_grows_without_end() {
         let error = |text: &str| Environment::default().read(text).unwrap_err();
-        assert_eq!(error("A=1\n=x").0, 2);
-        assert_eq!(error("A=1\n\nB=\"x\ny").0, 3);
+        for (text, line) in [
+            ("A=1\nB C=x", 2),
+            ("A=1\nB?=x", 2),
+            ("A=1\n\nB=\"x\ny", 3),
+            ("A='a''b'", 1),
+            ("A=${", 1),
+            ("\nA=${NONE:?}", 2),
+        ] {
+            assert_eq!(error(text).0, line, "{text}");
+        }
         let doubling = (0..60).map(|n| format!("A{}=$A{n}$A{n}\n", n + 1));
-        let doubling = read(&format!("A0=xx\n{}", doubling.collect::<String>()));
-        let values = doubling.variables.values();
-        assert!(values.map(String::len).all(|length| length <= MAX_BYTES));
+        let doubling = format!("A0=xx\n{}", doubling.collect::<String>());
+        assert!(error(&doubling).1.contains("longer than"));
     }
 }

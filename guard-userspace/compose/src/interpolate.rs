@@ -80,55 +80,66 @@ impl Parser<'_> {
     fn parts(&mut self, in_braces: bool) -> Result<Vec<Part>, String> {
         let mut parts = Vec::new();
         let mut literal = String::new();
+        // Of `$${`, which stands for `${`, Compose closes the brace as well.
+        let mut escaped_braces = 0_usize;
         while let Some(next) = self.rest.chars().next() {
-            if next == '}' && in_braces {
+            if next == '}' && in_braces && escaped_braces == 0 {
                 break;
             }
             self.rest = &self.rest[next.len_utf8()..];
+            match next {
+                '\n' if in_braces => {
+                    return Err("the default of a variable is one line".to_owned());
+                }
+                '}' => escaped_braces = escaped_braces.saturating_sub(1),
+                _ => {}
+            }
             if next != '$' {
                 literal.push(next);
             } else if let Some(rest) = self.rest.strip_prefix('$') {
                 self.rest = rest;
                 literal.push('$');
-            } else {
+                escaped_braces += usize::from(rest.starts_with('{'));
+            } else if let Some(variable) = self.variable()? {
                 parts.push(Part::Literal(std::mem::take(&mut literal)));
-                parts.push(Part::Variable(self.variable()?));
+                parts.push(Part::Variable(variable));
+            } else {
+                literal.push('$');
             }
         }
         parts.push(Part::Literal(literal));
         Ok(parts)
     }
 
-    /// Behind the `$`.
-    fn variable(&mut self) -> Result<VariableReference, String> {
+    /// Behind the `$`; `None` if neither a name nor a brace follows, which leaves it a character.
+    fn variable(&mut self) -> Result<Option<VariableReference>, String> {
         let Some(rest) = self.rest.strip_prefix('{') else {
-            let name = self.name()?;
-            return Ok(VariableReference {
+            return Ok(self.name().map(|name| VariableReference {
                 name,
                 otherwise: None,
-            });
+            }));
         };
         self.rest = rest;
-        let name = self.name()?;
+        let name = self
+            .name()
+            .ok_or("${ stands before no variable's name: write $${ for the characters")?;
         let otherwise = self.otherwise()?;
         self.rest = self.rest.strip_prefix('}').ok_or_else(|| {
             format!("${{{name} is not closed, or has something else than a default: write ${{{name}}} or ${{{name}:-default}}")
         })?;
-        Ok(VariableReference { name, otherwise })
+        Ok(Some(VariableReference { name, otherwise }))
     }
 
-    fn name(&mut self) -> Result<String, String> {
+    fn name(&mut self) -> Option<String> {
         let end = self
             .rest
             .find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let (name, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-            return Err(
-                "a $ stands before no variable's name: write $$ for the character".to_owned(),
-            );
+            return None;
         }
         self.rest = rest;
-        Ok(name.to_owned())
+        Some(name.to_owned())
     }
 
     fn otherwise(&mut self) -> Result<Option<Otherwise>, String> {
@@ -199,10 +210,15 @@ impl VariableReference {
             return Ok(value.unwrap_or_default());
         };
         let value = value.filter(|value| !(*is_colon && value.is_empty()));
+        // Compose evaluates it in any case, and refuses what it requires.
+        let mut within = Reference::default();
+        let text = evaluate(parts, lookup, &mut within)?;
+        found.required.extend(within.required);
         match (kind, value) {
             (SubstitutionKind::Default | SubstitutionKind::Required, Some(value)) => Ok(value),
             (SubstitutionKind::Default, None) | (SubstitutionKind::Alternative, Some(_)) => {
-                evaluate(parts, lookup, found)
+                found.unset.extend(within.unset);
+                Ok(text)
             }
             (SubstitutionKind::Alternative, None) => Ok(String::new()),
             (SubstitutionKind::Required, None) => {
@@ -249,6 +265,16 @@ mod tests {
             ("${UNSET:-${OTHER:-inner}}/x", "inner/x"),
             ("${UNSET:-}", ""),
             ("a$UNSET.b", "a.b"),
+            ("^(a|b)?$", "^(a|b)?$"),
+            ("$(stat -c %u x)", "$(stat -c %u x)"),
+            ("$1 $- $ $é$", "$1 $- $ $é$"),
+            ("$1SET", "$1SET"),
+            ("${UNSET:-$}$SET$", "$value$"),
+            ("${UNSET:-{x}}", "{x}"),
+            ("${UNSET:-$${X}}", "${X}"),
+            ("${SET:-$${X}}", "value"),
+            ("$$${SET}", "$value"),
+            ("${UNSET:-a:-b?c+d}", "a:-b?c+d"),
         ] {
             assert_eq!(text(written), expected, "{written}");
         }
@@ -263,13 +289,33 @@ mod tests {
         assert_eq!(reference.required, ["A"]);
         assert_eq!(reference.unset, ["B"]);
         assert_eq!(reference.literal, "  c ");
+        let (text, reference) = interpolate("${SET:-${A:?must}$B}", &lookup)
+            .unwrap()
+            .unwrap();
+        assert_eq!(text, "value");
+        assert_eq!(
+            (reference.required, reference.unset),
+            (vec!["A".to_owned()], vec![])
+        );
     }
 
     #[test]
     fn what_compose_refuses_is_refused() {
         let nested = "${A:-".repeat(1000);
         for written in [
-            "$", "${", "${}", "${A", "${1A}", "$1", "${A:x}", "${A:-b", &nested,
+            "${",
+            "${}",
+            "${A",
+            "${1A}",
+            "${A:x}",
+            "${A:-b",
+            "${A:=b}",
+            "${A/b/c}",
+            "${ A}",
+            "${$}",
+            "${A:-a\nb}",
+            "${SET:-${}}",
+            &nested,
         ] {
             assert!(interpolate(written, &lookup).is_err(), "{written}");
         }

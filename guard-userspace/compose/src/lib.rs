@@ -24,7 +24,12 @@ mod service;
 mod source;
 mod yaml;
 
-use std::{collections::HashMap, path::PathBuf, rc::Rc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -63,7 +68,7 @@ pub struct ComposeRequest {
 }
 
 /// Something that could not be judged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ComposeWarning {
     pub file: String,
     pub line: usize,
@@ -84,6 +89,26 @@ impl ComposeWarning {
 pub struct ComposeReport {
     pub findings: Vec<Finding>,
     pub warnings: Vec<ComposeWarning>,
+    /// In the order of the services.
+    pub ports: Vec<ProjectPort>,
+}
+
+/// A port of a service as Compose reads it, before Docker and the network's options have their say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ProjectPort {
+    pub service: String,
+    /// One of these is needed for the service to run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+    pub file: String,
+    pub line: usize,
+    /// `null`: none is written, which is every address.
+    pub host_ip: Option<IpAddr>,
+    /// The first and the last on the host; `null`: Docker chooses one.
+    pub published: Option<[u16; 2]>,
+    /// The first and the last in the container.
+    pub target: [u16; 2],
+    pub protocol: &'static str,
 }
 
 /// A finding as it is printed.
@@ -131,6 +156,12 @@ pub fn audit(request: &ComposeRequest) -> Result<ComposeReport, ComposeError> {
     let root = loader.project(files, &Rc::new(process), env_files.as_deref())?;
     let mut warnings = loader.warnings;
     let services = services(&root, profiles, &mut warnings)?;
+    warnings.extend(files.iter().filter_map(|file| beside(file, files)));
+    // A port is looked at in each file, and once more in the whole.
+    warnings.sort();
+    warnings.dedup();
+    let ports = services.iter().flat_map(ComposeService::project_ports);
+    let ports = ports.collect();
     let project = Project::new(&root, services);
     let services = project.services.iter();
     let findings = services.flat_map(|service| rules::judge(&project, service));
@@ -142,6 +173,44 @@ pub fn audit(request: &ComposeRequest) -> Result<ComposeReport, ComposeError> {
     Ok(ComposeReport {
         findings: gathered(findings),
         warnings,
+        ports,
+    })
+}
+
+/// What Compose looks for if it is told no file, and what it then puts on top.
+const DEFAULT_FILES: [&str; 4] = [
+    "compose.yaml",
+    "compose.yml",
+    "docker-compose.yml",
+    "docker-compose.yaml",
+];
+const OVERRIDE_FILES: [&str; 4] = [
+    "compose.override.yml",
+    "compose.override.yaml",
+    "docker-compose.override.yml",
+    "docker-compose.override.yaml",
+];
+
+/// A file on top of this one that `docker compose up` would read, and that was not named.
+fn beside(file: &Path, named: &[PathBuf]) -> Option<ComposeWarning> {
+    let name = file.file_name()?.to_str()?;
+    if !DEFAULT_FILES.contains(&name) {
+        return None;
+    }
+    let mut candidates = OVERRIDE_FILES.into_iter();
+    let other = candidates.find(|name| file.with_file_name(name).is_file())?;
+    let is_it = |named: &PathBuf| named.file_name().is_some_and(|name| name == other);
+    if named.iter().any(is_it) {
+        return None;
+    }
+    let problem = format!(
+        "{other} beside it was not read, which `docker compose` puts on top if it is told no file: name \
+         both"
+    );
+    Some(ComposeWarning {
+        file: file.display().to_string(),
+        line: 1,
+        problem,
     })
 }
 

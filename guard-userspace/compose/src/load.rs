@@ -13,6 +13,7 @@ use super::{
     environment::Environment,
     interpolate::interpolate,
     merge::merge,
+    service::check_ports,
     source::{ComposeError, Place, STANDARD_INPUT, SourceFile},
     yaml::{self, Mapping, MappingEntry, Node, NodeBudget, Value},
 };
@@ -75,7 +76,9 @@ impl Loader {
         env_files: Option<&[PathBuf]>,
         chain: &[PathBuf],
     ) -> Result<Node, ComposeError> {
-        let first = files.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+        let is_file = |file: &&PathBuf| file.as_path() != Path::new(STANDARD_INPUT);
+        let first = files.iter().find(is_file).or(files.first());
+        let first = first.map_or(Path::new(""), PathBuf::as_path);
         let folder = folder.unwrap_or_else(|| folder_of(first));
         let environment = self.environment(folder, environment, env_files)?;
         let mut cache = Cache::new();
@@ -89,10 +92,13 @@ impl Loader {
             };
             for document in self.documents(file, &environment, &mut cache)?.iter() {
                 let document = self.resolve(document, &layer, project.as_ref(), &mut cache)?;
-                project = Some(match project {
+                let merged = match project {
                     Some(project) => merge(project, document),
                     None => document,
-                });
+                };
+                // As Compose does, also for what a later file takes away.
+                check_ports(&merged, &mut self.warnings)?;
+                project = Some(merged);
             }
         }
         project.ok_or_else(|| ComposeError::of_file(first, "is empty: it has no services"))
@@ -165,6 +171,10 @@ impl Loader {
     }
 
     fn put_in(&mut self, node: &mut Node, environment: &Environment) -> Result<(), ComposeError> {
+        // Compose takes it away first.
+        if node.is_reset() {
+            return Ok(());
+        }
         match &mut node.value {
             Value::Null => {}
             Value::Scalar(scalar) => {

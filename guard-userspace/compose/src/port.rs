@@ -1,7 +1,12 @@
 //! Ports as a service publishes them: `8000`, `8000:8000`, `127.0.0.1:8000-8010:80/udp`, and the long
 //! form.
 
-use std::{borrow::Cow, fmt, net::IpAddr, ops::RangeInclusive};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 use granit_parser::ScalarStyle;
 use guard_common::layout::PortProtocol;
@@ -9,7 +14,7 @@ use guard_common::layout::PortProtocol;
 use super::{
     fix::Fix,
     source::{ComposeError, Place},
-    yaml::{Node, Scalar},
+    yaml::{Mapping, Node, Scalar, ScalarType, Value},
 };
 use crate::address::is_of_network;
 
@@ -51,6 +56,15 @@ struct Spec {
     protocol: PortProtocol,
 }
 
+/// Who refuses a port.
+#[derive(Debug, PartialEq, Eq)]
+enum PortProblem {
+    Compose(String),
+    /// Compose as well, but not before all files are read; or Docker, to which it hands some values on as they
+    /// are.
+    Late(String),
+}
+
 impl BindAddress {
     pub fn is_loopback(&self) -> bool {
         matches!(self, Self::One(address) if address.is_loopback())
@@ -59,6 +73,16 @@ impl BindAddress {
     /// One that is known in its own network alone, if not on the host alone.
     pub fn is_private(&self) -> bool {
         matches!(self, Self::One(address) if address.is_loopback() || is_of_network(*address))
+    }
+
+    /// `None` if none is written.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Every => None,
+            Self::EveryIpv4 => Some(Ipv4Addr::UNSPECIFIED.into()),
+            Self::EveryIpv6 => Some(Ipv6Addr::UNSPECIFIED.into()),
+            Self::One(address) => Some(*address),
+        }
     }
 
     fn is_ipv6(&self) -> bool {
@@ -115,6 +139,39 @@ impl fmt::Display for Range<'_> {
 impl Port {
     /// `None` if what it says depends on variables that are not set.
     pub fn read(node: &Node) -> Result<Option<Self>, ComposeError> {
+        Self::judge(node, |spec, unset| {
+            let Spec {
+                address,
+                host,
+                container,
+                protocol,
+            } = spec?;
+            Ok(Self {
+                place: node.place.clone(),
+                address,
+                host,
+                container,
+                protocol,
+                fix: on_loopback(node, address),
+                quoted: quoted(node),
+                unset,
+            })
+        })
+    }
+
+    /// As Compose reads each file: some values of the long form may be wrong, as long as a later file takes
+    /// them away.
+    pub fn check(node: &Node) -> Result<Option<()>, ComposeError> {
+        Self::judge(node, |spec, _| match spec {
+            Ok(_) | Err(PortProblem::Late(_)) => Ok(()),
+            Err(problem) => Err(problem),
+        })
+    }
+
+    fn judge<T>(
+        node: &Node,
+        of_spec: impl FnOnce(Result<Spec, PortProblem>, Vec<String>) -> Result<T, PortProblem>,
+    ) -> Result<Option<T>, ComposeError> {
         let values = match node.mapping() {
             Some(mapping) => mapping
                 .values()
@@ -129,31 +186,13 @@ impl Port {
         let unset: Vec<String> = references()
             .flat_map(|reference| reference.unset.clone())
             .collect();
-        let spec = match (node.scalar(), node.mapping()) {
-            (Some(scalar), _) => scalar.decimal().parse::<Spec>(),
-            (None, Some(_)) => Spec::read_long(node),
-            _ => Err(
-                "write it as \"127.0.0.1:8000:8000\", or with target: and published:".to_owned(),
-            ),
-        };
-        match spec {
-            Err(_) if !unset.is_empty() => Ok(None),
-            Err(problem) => Err(node.place.error(format!("is no port: {problem}"))),
-            Ok(Spec {
-                address,
-                host,
-                container,
-                protocol,
-            }) => Ok(Some(Self {
-                place: node.place.clone(),
-                address,
-                host,
-                container,
-                protocol,
-                fix: on_loopback(node, address),
-                quoted: quoted(node),
-                unset,
-            })),
+        let is_set = unset.is_empty();
+        match of_spec(Spec::read(node), unset) {
+            Ok(port) => Ok(Some(port)),
+            Err(_) if !is_set => Ok(None),
+            Err(PortProblem::Compose(problem) | PortProblem::Late(problem)) => {
+                Err(node.place.error(format!("is no port: {problem}")))
+            }
         }
     }
 
@@ -177,48 +216,57 @@ impl std::str::FromStr for Spec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let mut parts = ports.rsplitn(3, ':');
-        let container = parts.next().unwrap_or_default();
+        let mut parts = text.rsplitn(3, ':');
+        let mut container = parts.next().unwrap_or_default().split('/');
         let host = parts.next().unwrap_or_default();
         let address = parts.next().unwrap_or_default();
-        if container.is_empty() {
+        let inside = container.next().unwrap_or_default();
+        if inside.is_empty() {
             return Err(format!("\"{text}\" names no port of the container"));
         }
-        Self::new(address, host, container, protocol)
+        let protocol = container.next().unwrap_or_default();
+        Self::new(short_address(address)?, host, inside, protocol)
     }
 }
 
 impl Spec {
-    fn read_long(node: &Node) -> Result<Self, String> {
-        let text = |key: &str| match node.get(key) {
-            None => Ok(Cow::Borrowed("")),
-            Some(value) => match value.scalar() {
-                Some(scalar) => Ok(scalar.decimal()),
-                None => Err(format!("{key} is text or a number")),
-            },
-        };
-        let target = text("target")?;
-        if target.is_empty() {
-            return Err("it has no target:, the port of the container".to_owned());
+    fn read(node: &Node) -> Result<Self, PortProblem> {
+        match (node.scalar(), node.mapping()) {
+            (Some(scalar), _) => Self::read_short(scalar).map_err(PortProblem::Compose),
+            (None, Some(mapping)) => LongPort::read(mapping)
+                .map_err(PortProblem::Compose)?
+                .spec()
+                .map_err(PortProblem::Late),
+            _ => {
+                let problem = "write it as \"127.0.0.1:8000:8000\", or with target: and published:";
+                Err(PortProblem::Compose(problem.to_owned()))
+            }
         }
-        let protocol = match text("protocol")? {
-            protocol if protocol.is_empty() => Cow::Borrowed("tcp"),
-            protocol => protocol,
-        };
-        Self::new(&text("host_ip")?, &text("published")?, &target, &protocol)
     }
 
-    fn new(address: &str, host: &str, container: &str, protocol: &str) -> Result<Self, String> {
+    fn read_short(scalar: &Scalar) -> Result<Self, String> {
+        match scalar.resolve() {
+            ScalarType::Integer(number) => number.to_string().parse(),
+            ScalarType::Text => scalar.text.parse(),
+            ScalarType::Float(_) | ScalarType::Other => Err(no_text(&scalar.text)),
+        }
+    }
+
+    fn new(
+        address: BindAddress,
+        host: &str,
+        container: &str,
+        protocol: &str,
+    ) -> Result<Self, String> {
         let container = range(container)?;
+        if *container.start() == 0 {
+            return Err("a container has no port 0".to_owned());
+        }
         let host = match host {
-            "" => HostPorts::Random,
-            host => match range(host)? {
-                ports if ports == (0..=0) => HostPorts::Random,
-                ports => HostPorts::Ports(ports),
-            },
+            "" => None,
+            host => Some(range(host)?),
         };
-        if let HostPorts::Ports(ports) = &host
+        if let Some(ports) = &host
             && ports.len() != container.len()
             && container.len() != 1
         {
@@ -228,8 +276,12 @@ impl Spec {
                 Range(&container)
             ));
         }
+        let host = match host {
+            Some(ports) if ports != (0..=0) => HostPorts::Ports(ports),
+            _ => HostPorts::Random,
+        };
         Ok(Self {
-            address: parse_address(address)?,
+            address,
             host,
             container,
             protocol: parse_protocol(protocol)?,
@@ -237,15 +289,120 @@ impl Spec {
     }
 }
 
-pub fn parse_address(text: &str) -> Result<BindAddress, String> {
+/// The long form as it is written.
+struct LongPort<'a> {
+    target: Cow<'a, str>,
+    /// Empty: Docker chooses.
+    published: Cow<'a, str>,
+    protocol: &'a str,
+    host_ip: Option<&'a str>,
+}
+
+impl<'a> LongPort<'a> {
+    fn read(mapping: &'a Mapping) -> Result<Self, String> {
+        let keys = mapping.iter();
+        let keys = keys.filter(|(key, entry)| !entry.node.is_reset() && !key.starts_with("x-"));
+        let (mut target, mut published) = (None, Cow::Borrowed(""));
+        let (mut protocol, mut host_ip) = ("", None);
+        for (key, entry) in keys {
+            let scalar = match &entry.node.value {
+                Value::Scalar(scalar) => scalar,
+                _ => return Err(format!("{key} takes a text or a number")),
+            };
+            match key.as_str() {
+                "target" => target = Some(target_port(scalar)?),
+                "published" => published = published_ports(scalar)?,
+                "protocol" => protocol = own_text(key, scalar)?,
+                "host_ip" => host_ip = Some(own_text(key, scalar)?),
+                "mode" | "name" | "app_protocol" => {
+                    own_text(key, scalar)?;
+                }
+                _ => return Err(format!("it has no key \"{key}\"")),
+            }
+        }
+        let target = target.ok_or("it has no target:, the port of the container")?;
+        Ok(Self {
+            target,
+            published,
+            protocol,
+            host_ip,
+        })
+    }
+
+    fn spec(&self) -> Result<Spec, String> {
+        let Self {
+            target,
+            published,
+            protocol,
+            host_ip,
+        } = self;
+        let address = host_ip.map_or(Ok(BindAddress::Every), long_address)?;
+        Spec::new(address, published, target, protocol)
+    }
+}
+
+fn no_text(text: &str) -> String {
+    format!("{text} without quotes is no whole number")
+}
+
+fn own_text<'a>(key: &str, scalar: &'a Scalar) -> Result<&'a str, String> {
+    match scalar.resolve() {
+        ScalarType::Text => Ok(&scalar.text),
+        _ => Err(format!("{key} is text: write it in quotes")),
+    }
+}
+
+/// Of `target`, Compose makes a number, whether it is one or stands in quotes.
+fn target_port(scalar: &Scalar) -> Result<Cow<'_, str>, String> {
+    match scalar.resolve() {
+        ScalarType::Integer(number) => Ok(number.to_string().into()),
+        ScalarType::Float(number) if number.fract() == 0.0 => Ok(number.to_string().into()),
+        ScalarType::Text => {
+            let number = scalar.text.parse::<i64>();
+            let problem = |_| format!("target is one number, not {:?}", scalar.text);
+            Ok(number.map_err(problem)?.to_string().into())
+        }
+        ScalarType::Float(_) | ScalarType::Other => Err(no_text(&scalar.text)),
+    }
+}
+
+/// Of `08080`, a whole number that is no integer, Compose says late that it will not do.
+fn published_ports(scalar: &Scalar) -> Result<Cow<'_, str>, String> {
+    match scalar.resolve() {
+        ScalarType::Integer(number) => Ok(number.to_string().into()),
+        ScalarType::Text => Ok(scalar.text.as_str().into()),
+        ScalarType::Float(number) if number.fract() == 0.0 => Ok(format!("{number:.1}").into()),
+        ScalarType::Float(_) | ScalarType::Other => Err(no_text(&scalar.text)),
+    }
+}
+
+/// Before the ports: in brackets, or without a colon.
+fn short_address(text: &str) -> Result<BindAddress, String> {
     let inner = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));
-    let address = inner.unwrap_or(text);
-    if address.is_empty() {
+    match inner {
+        None if text.contains(':') => Err(format!(
+            "{text:?} is no address of this host: write IPv6 in brackets, such as [::1]"
+        )),
+        inner => parse_address(inner.unwrap_or(text)),
+    }
+}
+
+/// Of `host_ip`, which has no brackets.
+fn long_address(text: &str) -> Result<BindAddress, String> {
+    match text {
+        "" => Err("host_ip is empty: take it away, or write an address".to_owned()),
+        text => parse_address(text),
+    }
+}
+
+/// An address without brackets; none is every address.
+pub fn parse_address(text: &str) -> Result<BindAddress, String> {
+    if text.is_empty() {
         return Ok(BindAddress::Every);
     }
-    let address: IpAddr = address
+    let address: IpAddr = text
         .parse()
         .map_err(|_| format!("{text:?} is no address of this host: write one such as 127.0.0.1"))?;
     Ok(match address.to_canonical() {
@@ -255,7 +412,11 @@ pub fn parse_address(text: &str) -> Result<BindAddress, String> {
     })
 }
 
+/// None is TCP.
 fn parse_protocol(text: &str) -> Result<PortProtocol, String> {
+    if text.is_empty() {
+        return Ok(PortProtocol::Tcp);
+    }
     let protocols = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp];
     let mut protocols = protocols.into_iter();
     protocols
@@ -269,8 +430,10 @@ fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
         let port = text.parse::<u16>().ok().filter(|_| is_number);
         port.ok_or_else(|| format!("{text:?} is not a number from 0 to 65535"))
     };
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let range = port(first)?..=port(last)?;
+    let mut ends = text.split('-');
+    // Docker reads no more of `8000-8002-8004` than the first two.
+    let first = ends.next().unwrap_or_default();
+    let range = port(first)?..=port(ends.next().unwrap_or(first))?;
     if range.is_empty() {
         return Err(format!(
             "{text:?} is no range: write the smaller number first"
@@ -398,7 +561,10 @@ mod tests {
                 80..=80,
             ),
             ("[::1]:8080:80", one("::1"), at(8080, 8080), 80..=80),
-            ("::1:8080:80", one("::1"), at(8080, 8080), 80..=80),
+            ("[127.0.0.1]:1:80", one("127.0.0.1"), at(1, 1), 80..=80),
+            ("[]:1:80", every, at(1, 1), 80..=80),
+            ("1-2-3:80-81-9/tcp/udp", every, at(1, 2), 80..=81),
+            ("80/", every, HostPorts::Random, 80..=80),
         ] {
             let protocol = PortProtocol::Tcp;
             let expected = Spec {
@@ -443,6 +609,14 @@ mod tests {
             "8000:+80",
             "0x50:80",
             "80 ",
+            "::1:8080:80",
+            "[::1]:80",
+            "[::1]x:80:80",
+            "0",
+            "/tcp",
+            "8080/udp:80",
+            "127.0.0.01:80:80",
+            "[fe80::1%eth0]:80:80",
         ] {
             assert!(text.parse::<Spec>().is_err(), "{text}");
         }

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 
 use super::{
-    ComposeWarning,
+    ComposeWarning, ProjectPort,
     load::texts,
     port::Port,
     rule::Rule,
@@ -69,6 +69,21 @@ impl<'a> ComposeService<'a> {
         })
     }
 
+    pub fn project_ports(&self) -> impl Iterator<Item = ProjectPort> {
+        self.ports.iter().map(|port| ProjectPort {
+            service: self.name.to_owned(),
+            profiles: self.profiles.clone(),
+            file: port.place.source.name(),
+            line: port.place.line(),
+            host_ip: port.address.ip(),
+            published: port
+                .host_ports()
+                .map(|ports| [*ports.start(), *ports.end()]),
+            target: [*port.container.start(), *port.container.end()],
+            protocol: port.protocol.name(),
+        })
+    }
+
     pub fn text(&self, key: &str) -> Option<&'a str> {
         Some(&self.node.get(key)?.scalar()?.text)
     }
@@ -128,23 +143,46 @@ fn names(node: &Node) -> Vec<String> {
     }
 }
 
+/// Whether Compose takes the ports of all services. What cannot be said for lack of variables is put into
+/// the warnings.
+pub fn check_ports(root: &Node, warnings: &mut Vec<ComposeWarning>) -> Result<(), ComposeError> {
+    let services = root.get("services").and_then(Node::mapping);
+    for entry in services.into_iter().flat_map(IndexMap::values) {
+        for item in port_items(&entry.node)? {
+            if Port::check(item)?.is_none() {
+                warnings.push(not_judged(item));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn not_judged(port: &Node) -> ComposeWarning {
+    let problem = "this port needs variables that are not set here, and was not judged";
+    ComposeWarning::at(&port.place, problem.to_owned())
+}
+
+fn port_items(service: &Node) -> Result<impl Iterator<Item = &Node>, ComposeError> {
+    let entry = service.mapping().and_then(|keys| keys.get("ports"));
+    let items = match entry.filter(|entry| !entry.node.is_reset()) {
+        None => &[],
+        Some(MappingEntry { key, node }) => node.sequence().ok_or_else(|| {
+            let place = match node.value {
+                Value::Null => key,
+                _ => &node.place,
+            };
+            place.error("ports is a list, such as - \"127.0.0.1:8000:8000\"")
+        })?,
+    };
+    Ok(items.iter().filter(|item| !item.is_reset()))
+}
+
 fn ports(service: &Node, warnings: &mut Vec<ComposeWarning>) -> Result<Vec<Port>, ComposeError> {
-    let Some(node) = service.get("ports") else {
-        return Ok(Vec::new());
-    };
-    let Some(items) = node.sequence() else {
-        return Err(node
-            .place
-            .error("ports is a list, such as - \"127.0.0.1:8000:8000\""));
-    };
     let mut ports = Vec::new();
-    for item in items.iter().filter(|item| !item.is_reset()) {
+    for item in port_items(service)? {
         match Port::read(item)? {
             Some(port) => ports.push(port),
-            None => warnings.push(ComposeWarning::at(
-                &item.place,
-                "this port needs variables that are not set here, and was not judged".to_owned(),
-            )),
+            None => warnings.push(not_judged(item)),
         }
     }
     Ok(ports)

@@ -51,37 +51,60 @@ pub struct Scalar {
     pub style: ScalarStyle,
     /// Of a text that names variables.
     pub reference: Option<Box<Reference>>,
+    /// `!!str` or another type of YAML's, which counts before the style.
+    pub tagged: Option<CoreType>,
+}
+
+/// What a tag says that a scalar is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoreType {
+    Text,
+    Other,
+}
+
+/// What a scalar is to Compose's reader of YAML.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ScalarType {
+    Text,
+    Integer(i64),
+    Float(f64),
+    /// True, false or a date.
+    Other,
 }
 
 impl Scalar {
-    /// The number that stands without quotes, as Compose's reader of YAML takes it: `0o17`, `017`, `0xf`,
-    /// `0b1111` and `1_5` are fifteen.
-    pub fn integer(&self) -> Option<i64> {
-        if self.style != ScalarStyle::Plain || self.reference.is_some() {
-            return None;
-        }
-        let text = self.text.replace('_', "").to_ascii_lowercase();
-        let (sign, digits) = match text.strip_prefix(['+', '-']) {
-            Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
-            None => (1, text.as_str()),
+    /// What stands without quotes may be a number: `0o17`, `017`, `0xf`, `0b1111` and `1_5` are fifteen, and
+    /// `08` is a float, since it is no octal number.
+    pub fn resolve(&self) -> ScalarType {
+        let is_plain = match self.tagged {
+            Some(CoreType::Text) => false,
+            Some(CoreType::Other) => true,
+            None => self.style == ScalarStyle::Plain,
         };
-        let prefixes = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
-        let based = prefixes.iter().find_map(|(prefix, base)| {
-            let digits = digits.strip_prefix(prefix)?;
-            (!digits.is_empty()).then_some((digits, *base))
-        });
-        let (digits, base) = based.unwrap_or((digits, 10));
-        if !digits.chars().all(|c| c.is_digit(base)) {
-            return None;
+        // `_5` is text, `5_` a number.
+        if !is_plain || self.reference.is_some() || self.text.starts_with('_') {
+            return ScalarType::Text;
         }
-        Some(sign * i64::from_str_radix(digits, base).ok()?)
+        let text = self.text.replace('_', "");
+        if let Some(number) = integer(&text.to_ascii_lowercase()) {
+            return ScalarType::Integer(number);
+        }
+        let is_float = text.contains(|c: char| c.is_ascii_digit())
+            && text
+                .chars()
+                .all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
+        match text.parse::<f64>() {
+            Ok(number) if is_float && number.is_finite() => ScalarType::Float(number),
+            _ if is_truth(&self.text) || is_date(&self.text) => ScalarType::Other,
+            _ => ScalarType::Text,
+        }
     }
 
     /// Its text, or its number with the digits that Docker is told.
     pub fn decimal(&self) -> Cow<'_, str> {
-        match self.integer() {
-            Some(number) => Cow::Owned(number.to_string()),
-            None => Cow::Borrowed(&self.text),
+        match self.resolve() {
+            ScalarType::Integer(number) => Cow::Owned(number.to_string()),
+            _ => Cow::Borrowed(&self.text),
         }
     }
 }
@@ -121,6 +144,23 @@ impl Node {
             value: Value::Null,
             tag: None,
             in_flow: false,
+        }
+    }
+
+    /// Inside of what is tagged `!override`, Compose looks for no tags.
+    fn clear_tags(&mut self) {
+        let clear = |node: &mut Self| {
+            node.tag = None;
+            node.clear_tags();
+        };
+        match &mut self.value {
+            Value::Null | Value::Scalar(_) => {}
+            Value::Sequence(items) => items.iter_mut().for_each(clear),
+            Value::Mapping(mapping) => {
+                mapping
+                    .values_mut()
+                    .for_each(|entry| clear(&mut entry.node));
+            }
         }
     }
 
@@ -293,12 +333,15 @@ impl<'a> Builder<'a> {
             }
             _ => (Value::Null, 0, None),
         };
-        let node = Node {
+        let mut node = Node {
             place,
             value,
             tag: tag.as_deref().and_then(directive),
             in_flow,
         };
+        if node.tag == Some(Tag::Override) {
+            node.clear_tags();
+        }
         if anchor != 0 {
             self.budget.spend(node.size(), &node.place)?;
             let depth = node.depth();
@@ -410,13 +453,20 @@ fn hint(place: &Place) -> &'static str {
 
 fn scalar(text: String, style: ScalarStyle, tag: Option<&RawTag>) -> Value {
     let is_null = matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL");
-    if style == ScalarStyle::Plain && is_null && tag.and_then(RawTag::core_suffix) != Some("str") {
+    let is_text = tag.and_then(RawTag::core_suffix) == Some("str");
+    let tagged = tag.map(|tag| match tag.core_suffix() {
+        // Behind a tag of Compose's own, YAML has texts.
+        None | Some("str") => CoreType::Text,
+        Some(_) => CoreType::Other,
+    });
+    if style == ScalarStyle::Plain && is_null && !is_text {
         return Value::Null;
     }
     Value::Scalar(Scalar {
         text,
         style,
         reference: None,
+        tagged,
     })
 }
 
@@ -476,6 +526,39 @@ fn merge_key(mapping: &mut Mapping, node: Node) -> Result<(), ComposeError> {
             Err(node.place.error(problem))
         }
     }
+}
+
+/// Without underscores and capitals.
+fn integer(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.strip_prefix(['+', '-']) {
+        Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
+        None => (1, text),
+    };
+    let prefixes = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
+    let based = prefixes.iter().find_map(|(prefix, base)| {
+        let digits = digits.strip_prefix(prefix)?;
+        (!digits.is_empty()).then_some((digits, *base))
+    });
+    let (digits, base) = based.unwrap_or((digits, 10));
+    if !digits.chars().all(|c| c.is_digit(base)) {
+        return None;
+    }
+    Some(sign * i64::from_str_radix(digits, base).ok()?)
+}
+
+/// The spellings of true and false in YAML 1.2.
+fn is_truth(text: &str) -> bool {
+    let words = ["true", "True", "TRUE", "false", "False", "FALSE"];
+    words.contains(&text)
+}
+
+/// `2024-01-31`, with a time or without.
+fn is_date(text: &str) -> bool {
+    let date = text.split(['T', 't', ' ']).next().unwrap_or_default();
+    let parts: Vec<&str> = date.split('-').collect();
+    let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+    matches!(lengths.as_slice(), [4, 1..=2, 1..=2]) && parts.iter().all(is_number)
 }
 
 /// What Compose takes for true.

@@ -5,6 +5,8 @@
 //! Those of `tests/compose/broken` are refused: `#! error: ` stands in the line that is named, with words
 //! of the error.
 
+mod fixtures;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
@@ -13,47 +15,10 @@ use std::{
     process::Command,
 };
 
+use fixtures::{corpus, entries, files, projects};
 use guard_compose::{
     ComposeError, ComposeReport, ComposeRequest, Edit, Printed, Rule, audit, sarif,
 };
-
-fn corpus() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compose")
-}
-
-/// Sorted, so that a failure is always the same.
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths
-}
-
-fn is_compose(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension == "yaml")
-}
-
-fn projects(folder: &Path) -> Vec<PathBuf> {
-    let is_project = |path: &PathBuf| is_compose(path) || path.join("compose.yaml").is_file();
-    entries(folder).into_iter().filter(is_project).collect()
-}
-
-/// In a folder, `compose.yaml` and then what lies on top of it.
-fn files(project: &Path) -> Vec<PathBuf> {
-    if project.is_file() {
-        return vec![project.to_owned()];
-    }
-    let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
-    let is_override = |path: &PathBuf| {
-        is_compose(path) && name(path).starts_with("compose.") && name(path) != "compose.yaml"
-    };
-    let overrides = entries(project).into_iter().filter(is_override);
-    [project.join("compose.yaml")]
-        .into_iter()
-        .chain(overrides)
-        .collect()
-}
 
 fn run(project: &Path) -> Result<ComposeReport, ComposeError> {
     run_files(files(project))
@@ -554,7 +519,10 @@ fn profiles_are_selected_and_the_process_comes_before_the_files() {
         fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    let (weak, strong) = (file("weak", "BIND=0.0.0.0\n"), file("strong", "BIND=::1\n"));
+    let (weak, strong) = (
+        file("weak", "BIND=0.0.0.0\n"),
+        file("strong", "BIND=[::1]\n"),
+    );
     let named = [("COMPOSE_ENV_FILES", format!("{weak},{strong}"))];
     let named = named
         .each_ref()
@@ -682,6 +650,74 @@ fn standard_input_is_a_file_and_a_pipe_is_none() {
     assert!(
         error.contains("is a pipe or a device, not a file"),
         "{error}"
+    );
+}
+
+#[test]
+fn a_file_that_compose_would_put_on_top_is_named_if_it_was_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let warnings = |files: &[&PathBuf]| {
+        let report = run_files(files.iter().map(|file| (*file).clone()).collect()).unwrap();
+        let problems = report.warnings.into_iter();
+        problems.map(|warning| warning.problem).collect::<Vec<_>>()
+    };
+    let base = "services: {web: {image: a}}";
+    let over = "services: {web: {ports: ['8000:8000']}}";
+    let compose = write("compose.yaml", base);
+    let other = write("prod.yaml", base);
+    assert_eq!(warnings(&[&compose]), [""; 0]);
+    for name in [
+        "docker-compose.override.yaml",
+        "docker-compose.override.yml",
+        "compose.override.yaml",
+        "compose.override.yml",
+    ] {
+        // Of several, Compose takes the one that comes first in its own list.
+        let beside = write(name, over);
+        let found = warnings(&[&compose]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(name), "{found:?}");
+        assert_eq!(warnings(&[&compose, &beside]), [""; 0]);
+        // Whoever names another file has Compose read that alone.
+        assert_eq!(warnings(&[&other]), [""; 0]);
+    }
+}
+
+#[test]
+fn the_ports_of_a_project_are_listed_as_compose_reads_them() {
+    let (_, json, _) = guard(&["networks.yaml", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let ports = json["ports"].as_array().unwrap();
+    let of = |service: &str| {
+        ports
+            .iter()
+            .find(|port| port["service"] == service)
+            .unwrap()
+    };
+    let port = |line: usize, address: Option<&str>, number: Option<u16>, target: u16| {
+        serde_json::json!({
+            "service": "bound",
+            "file": "networks.yaml",
+            "line": line,
+            "host_ip": address,
+            "published": number.map(|number| [number, number]),
+            "target": [target, target],
+            "protocol": "tcp",
+        })
+    };
+    assert_eq!(*of("bound"), port(27, None, Some(8000), 8000));
+    assert_eq!(of("public-alone")["published"], serde_json::Value::Null);
+    let (_, json, _) = guard(&["profiles.yaml", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let ports = json["ports"].as_array().unwrap();
+    assert!(
+        ports.iter().any(|port| port["profiles"][0] == "dev"),
+        "{json}"
     );
 }
 
