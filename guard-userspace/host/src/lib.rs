@@ -30,8 +30,8 @@ pub use self::{
     dump::ReadError,
     nat::NatError,
     picture::{
-        ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatRule, NatRules,
-        NatTarget, Reading, Route, Sysctls,
+        ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatHook, NatRule,
+        NatRules, NatTarget, Reading, Route, Sysctls,
     },
     read::listeners,
     watch::HostWatch,

@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
 
-use guard_common::layout::PortProtocol;
+use guard_common::{address::Family, layout::PortProtocol};
 use ipnet::IpNet;
 
 use super::XdpState;
@@ -266,19 +267,116 @@ impl Listener {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatRules {
     pub rules: Vec<NatRule>,
+    /// There are more than are followed.
+    pub is_partial: bool,
 }
 
-/// A rule that rewrites the destination of what it matches. Conditions that are not named here (the
-/// interface, the source, a set) narrow it further: packets that it rewrites all match this.
+/// A rule that rewrites the destination of what it matches, with the conditions of all jumps that lead to it.
+/// Conditions that are not named here narrow it further: packets that it rewrites all match this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatRule {
+    pub hook: NatHook,
+    /// `None`: both.
+    pub family: Option<Family>,
     /// `None`: every protocol.
     pub protocol: Option<PortProtocol>,
     /// The destination ports before the rewrite. `None`: every port.
     pub ports: Option<RangeInclusive<u16>>,
     /// The destination before the rewrite. `None`: every address.
     pub destination: Option<IpNet>,
+    /// `None`: every source.
+    pub source: Option<IpNet>,
+    /// The packets come in by it. `None`: by any.
+    pub interface: Option<String>,
     pub to: NatTarget,
+    /// Where it stands: the family, the table and the chain, such as `ip nat DOCKER`.
+    pub chain: String,
+}
+
+/// Which packets come to a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NatHook {
+    /// What comes in.
+    Prerouting,
+    /// What this host sends.
+    Output,
+}
+
+impl fmt::Display for NatRule {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            hook,
+            family,
+            protocol,
+            ports,
+            destination,
+            source,
+            interface,
+            to,
+            chain,
+        } = self;
+        let hook = match hook {
+            NatHook::Prerouting => "prerouting",
+            NatHook::Output => "output",
+        };
+        write!(formatter, "{hook} {chain}:")?;
+        if let Some(interface) = interface {
+            write!(formatter, " {interface}")?;
+        }
+        match (destination, family) {
+            (Some(net), _) => write!(formatter, " {net}")?,
+            (None, Some(Family::Ipv4)) => formatter.write_str(" IPv4")?,
+            (None, Some(Family::Ipv6)) => formatter.write_str(" IPv6")?,
+            (None, None) => {}
+        }
+        if let Some(net) = source {
+            write!(formatter, " from {net}")?;
+        }
+        match (protocol, ports) {
+            (Some(protocol), Some(ports)) => {
+                write!(formatter, " {}/{}", protocol.name(), PortRange(ports))?;
+            }
+            (Some(protocol), None) => write!(formatter, " {}", protocol.name())?,
+            (None, Some(ports)) => write!(formatter, " {}", PortRange(ports))?,
+            (None, None) => {}
+        }
+        write!(formatter, " -> {to}")
+    }
+}
+
+struct PortRange<'a>(&'a RangeInclusive<u16>);
+
+impl fmt::Display for PortRange<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(range) = self;
+        match (range.start(), range.end()) {
+            (first, last) if first == last => write!(formatter, "{first}"),
+            (first, last) => write!(formatter, "{first}-{last}"),
+        }
+    }
+}
+
+impl fmt::Display for NatTarget {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ports = match self {
+            Self::ThisHost { ports } => {
+                formatter.write_str("this host")?;
+                ports
+            }
+            Self::Address { address, ports } => {
+                match address {
+                    IpAddr::V6(address) if ports.is_some() => write!(formatter, "[{address}]")?,
+                    address => write!(formatter, "{address}")?,
+                }
+                ports
+            }
+            Self::Other(text) => return formatter.write_str(text),
+        };
+        match ports {
+            Some(ports) => write!(formatter, ":{}", PortRange(ports)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a rule leads to.

@@ -18,7 +18,9 @@ use nix::errno::Errno;
 use super::{
     Host, Link, LinkAddress, Listener, Route, Sysctls, XdpState,
     dump::{ReadError, address, attributes, dump, u16_at, u32_at},
-    local_port_range, tick_ns,
+    local_port_range,
+    nat::nat_rules,
+    tick_ns,
 };
 use crate::sock_diag::{SockDiagError, SocketProtocol, dump as dump_sockets, is_v6_only};
 
@@ -31,6 +33,11 @@ impl Host {
         let mut host = Self::unread(tick_ns()?);
         host.read_again();
         Ok(host)
+    }
+
+    /// Reads the rules that rewrite destinations.
+    pub fn read_nat(&mut self) {
+        self.nat.renew(nat_rules());
     }
 
     /// Reads everything again but the listeners and the NAT rules. What fails keeps its last value, and the reason.

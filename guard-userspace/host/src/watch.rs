@@ -27,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Host, nat::nat_rules, privileges::spawn_blocking, read, tick_ns};
+use super::{Host, privileges::spawn_blocking, read, tick_ns};
 
 /// Notifications that come this soon after the first are about the same change.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -260,7 +260,7 @@ impl HostFollower {
                 host.listeners.renew(read::listeners());
             }
             if with_nat {
-                host.nat.renew(nat_rules());
+                host.read_nat();
             }
             (host, is_whole)
         });

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use guard::host::{Host, HostWatch, Link, LinkAddress, NatRule, NatTarget, Route};
+use guard::host::{Host, HostWatch, Link, LinkAddress, NatRule, Route};
 use guard_common::layout::PortProtocol;
 use lab::{guard::output, namespace::Namespace, topology::INTERFACE};
 use nix::sys::socket::{UnixAddr, getsockname};
@@ -435,22 +435,14 @@ fn nat_rules_of_nftables_and_iptables_are_read_on_demand() {
     run("nft add rule ip own in tcp dport 9000 dnat to 10.0.0.4:90");
     let host = read();
     assert_eq!(host.errors(), []);
-    let rule = |protocol, port: u16, to| NatRule {
-        protocol: Some(protocol),
-        ports: Some(port..=port),
-        destination: None,
-        to,
-    };
-    let address = |address: &str, port: u16| NatTarget::Address {
-        address: address.parse().unwrap(),
-        ports: Some(port..=port),
-    };
+    let rules = &host.nat.known().unwrap().rules;
+    let rules: Vec<String> = rules.iter().map(NatRule::to_string).collect();
     assert_eq!(
-        host.nat.known().unwrap().rules,
+        rules,
         [
-            rule(PortProtocol::Tcp, 9_000, address("10.0.0.4", 90)),
-            rule(PortProtocol::Tcp, 8_000, address("10.0.0.2", 80)),
-            rule(PortProtocol::Udp, 53, NatTarget::ThisHost { ports: None }),
+            "prerouting ip nat PREROUTING: IPv4 tcp/8000 -> 10.0.0.2:80",
+            "prerouting ip own in: IPv4 tcp/9000 -> 10.0.0.4:90",
+            "prerouting ip6 nat PREROUTING: IPv6 udp/53 -> this host",
         ]
     );
 }

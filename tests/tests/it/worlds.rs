@@ -217,6 +217,8 @@ fn random_runtimes(rng: &mut Rng, host: &Host) -> Runtimes {
                 .unwrap()
                 .to_string(),
             bridge: rng.choice(links.iter()).cloned(),
+            parent: None,
+            is_routed_ipv6: false,
             subnets: vec![random_prefix(rng).trunc()],
             gateways: Vec::new(),
             kind: *rng

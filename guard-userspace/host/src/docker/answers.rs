@@ -18,6 +18,45 @@ pub(super) struct Info {
     pub id: Option<String>,
     #[serde(rename = "DockerRootDir")]
     pub docker_root_dir: Option<String>,
+    #[serde(rename = "Swarm")]
+    pub swarm: Option<SwarmAnswer>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct SwarmAnswer {
+    pub local_node_state: Option<String>,
+    /// This node is a manager, which knows all services.
+    pub control_available: Option<bool>,
+}
+
+/// An element of `GET /services`
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct SwarmServiceAnswer {
+    pub spec: Option<SwarmSpec>,
+    pub endpoint: Option<SwarmEndpoint>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct SwarmSpec {
+    pub name: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct SwarmEndpoint {
+    pub ports: Option<Vec<SwarmPort>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct SwarmPort {
+    pub protocol: Option<String>,
+    pub target_port: Option<u16>,
+    pub published_port: Option<u16>,
+    pub publish_mode: Option<String>,
 }
 
 /// An element of `GET /containers/json`
@@ -107,6 +146,8 @@ pub(super) struct EndpointAnswer {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct ContainerStateAnswer {
     pub running: Option<bool>,
+    /// Zero while it does not run.
+    pub pid: Option<u32>,
 }
 
 /// An element of `GET /networks`

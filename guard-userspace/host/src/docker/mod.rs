@@ -2,6 +2,7 @@
 
 mod answers;
 mod client;
+mod facts;
 mod files;
 mod follower;
 mod held;
@@ -26,6 +27,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 pub use self::{
+    facts::{DaemonFacts, SwarmPublication, SwarmServices, read_facts},
     proxies::own_listeners,
     read::{read, version},
     watch::{ObservedRuntime, Watch},
@@ -123,6 +125,10 @@ pub struct Container {
     pub exposes: BTreeSet<(u16, PortProtocol)>,
     /// In all its networks, while it runs.
     pub addresses: BTreeSet<IpAddr>,
+    /// Its networks by their names, with its addresses there.
+    pub attached: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Its first process, while it runs.
+    pub pid: Option<u32>,
     /// Why it could not be inspected. What is known of it comes from the list of containers, from Docker's
     /// files and from when it could be inspected last.
     pub half_known: Option<String>,
@@ -140,14 +146,24 @@ pub struct Network {
     pub driver: String,
     /// Its Linux interface, if its driver is `bridge`.
     pub bridge: Option<String>,
+    /// The interface of the host that its containers share, if its driver is `macvlan` or `ipvlan`.
+    pub parent: Option<String>,
     pub subnets: Vec<IpNet>,
     pub gateways: Vec<IpAddr>,
     /// Of its IPv4 subnets; whether IPv6 is masqueraded is an option of the daemon, which the API does not
     /// tell, so IPv6 counts as routed.
     pub kind: NetworkKind,
+    /// Its IPv6 addresses are routed, because the network was made so.
+    pub is_routed_ipv6: bool,
 }
 
 impl Network {
+    /// Whether its containers have addresses of the parent's own network, which others reach without this host's
+    /// rules.
+    pub fn shares_parent(&self) -> bool {
+        ["macvlan", "ipvlan"].contains(&self.driver.as_str())
+    }
+
     /// What packets sent to its addresses from outside are judged by. Bridges alone: the addresses of a
     /// macvlan or ipvlan network are the uplink's own.
     pub fn prefixes(&self) -> impl Iterator<Item = ContainerNetwork> {

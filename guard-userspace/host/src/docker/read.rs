@@ -226,6 +226,8 @@ fn of_list(summary: Summary) -> Container {
         publishes: bounded(publishes),
         exposes: BTreeSet::new(),
         addresses: settings.addresses(),
+        attached: settings.attached(),
+        pid: None,
         half_known: None,
         is_file_unread: false,
         is_unconfigured: false,
@@ -256,12 +258,13 @@ fn inspected(answer: Inspected) -> Container {
     let (labels, labels_left_out) = kept_labels(config.labels.unwrap_or_default());
     let exposes = config.exposed_ports.unwrap_or_default();
     let name = answer.name.unwrap_or_default();
+    let state = answer.state.unwrap_or_default();
     Container {
         name: text::plain(name.trim_start_matches('/')),
         image: text::plain(&config.image.unwrap_or_default()),
         labels,
         labels_left_out,
-        running: answer.state.unwrap_or_default().running.unwrap_or_default(),
+        running: state.running.unwrap_or_default(),
         on_host_network,
         publishes: bounded(publishes),
         exposes: exposes
@@ -269,6 +272,8 @@ fn inspected(answer: Inspected) -> Container {
             .filter_map(|port| parse_inside(port))
             .collect(),
         addresses: settings.addresses(),
+        attached: settings.attached(),
+        pid: state.pid.filter(|pid| *pid != 0),
         half_known: None,
         is_file_unread: false,
         is_unconfigured: false,
@@ -354,22 +359,39 @@ impl NetworkSettings {
     }
 
     fn addresses(&self) -> BTreeSet<IpAddr> {
-        let of_default = [&self.ip_address, &self.global_ipv6_address];
+        let of_default = parsed([&self.ip_address, &self.global_ipv6_address]);
         let networks = self.networks.iter().flat_map(BTreeMap::values).flatten();
-        let of_networks = networks.flat_map(|network| {
-            let EndpointAnswer {
-                ip_address,
-                global_ipv6_address,
-            } = network;
-            [ip_address, global_ipv6_address]
-        });
-        let addresses = of_default.into_iter().chain(of_networks).flatten();
-        let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
-        // Podman writes `::` for none.
-        addresses
-            .filter(|address| !address.is_unspecified())
+        of_default
+            .chain(networks.flat_map(EndpointAnswer::addresses))
             .collect()
     }
+
+    fn attached(&self) -> BTreeMap<String, BTreeSet<IpAddr>> {
+        let networks = self.networks.iter().flatten();
+        networks
+            .filter_map(|(name, network)| {
+                let addresses = network.as_ref()?.addresses().collect();
+                Some((text::plain(name), addresses))
+            })
+            .collect()
+    }
+}
+
+impl EndpointAnswer {
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let Self {
+            ip_address,
+            global_ipv6_address,
+        } = self;
+        parsed([ip_address, global_ipv6_address])
+    }
+}
+
+/// Podman writes `::` for none.
+fn parsed(texts: [&Option<String>; 2]) -> impl Iterator<Item = IpAddr> {
+    let addresses = texts.into_iter().flatten();
+    let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
+    addresses.filter(|address| !address.is_unspecified())
 }
 
 /// What a container will publish when it is started.
@@ -482,7 +504,7 @@ fn parse_inside(text: &str) -> Option<(u16, PortProtocol)> {
     Some((port.parse().ok()?, protocol(name)?))
 }
 
-fn protocol(name: &str) -> Option<PortProtocol> {
+pub(super) fn protocol(name: &str) -> Option<PortProtocol> {
     match name {
         "tcp" => Some(PortProtocol::Tcp),
         "udp" => Some(PortProtocol::Udp),
@@ -503,10 +525,16 @@ const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 
 /// Docker's switch for routing a bridge's IPv4 addresses instead (Docker 27).
 const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+const GATEWAY_MODE_IPV6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
+/// Those of its modes that leave the containers' addresses to whoever has a route to them.
+const ROUTED_MODES: [&str; 2] = ["routed", "nat-unprotected"];
 
 /// The name that was chosen for a bridge, and whether it is the default network's.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
+
+/// The interface that a macvlan or ipvlan network stands on.
+const PARENT: &str = "parent";
 
 /// `bridge` is what Podman calls its interface.
 fn network(answer: NetworkAnswer, bridge: Option<String>) -> Network {
@@ -514,7 +542,11 @@ fn network(answer: NetworkAnswer, bridge: Option<String>) -> Network {
     let option = |name| options.get(name).map(String::as_str);
     let masquerades = option(MASQUERADE) != Some("false") && option(GATEWAY_MODE) != Some("routed");
     let driver = answer.driver.unwrap_or_default();
-    let bridge = (driver == BRIDGE)
+    let is_bridge = driver == BRIDGE;
+    // What Podman calls the interface of such a network is the parent.
+    let parent = option(PARENT).map(str::to_owned);
+    let parent = parent.or_else(|| bridge.clone().filter(|_| !is_bridge));
+    let bridge = is_bridge
         .then(|| {
             let named = bridge.or_else(|| option(BRIDGE_NAME).map(str::to_owned));
             named.unwrap_or_else(|| match option(DEFAULT_BRIDGE) {
@@ -530,12 +562,14 @@ fn network(answer: NetworkAnswer, bridge: Option<String>) -> Network {
         .filter_map(|config| config.gateway.as_deref());
     Network {
         bridge,
+        parent: parent.filter(|name| is_interface(name)),
         subnets: subnets.filter_map(|subnet| subnet.parse().ok()).collect(),
         gateways: gateways.filter_map(parse_gateway).collect(),
         kind: match masquerades {
             true => NetworkKind::Masqueraded,
             false => NetworkKind::Routed,
         },
+        is_routed_ipv6: option(GATEWAY_MODE_IPV6).is_some_and(|mode| ROUTED_MODES.contains(&mode)),
         id: text::plain(&answer.id),
         name: text::plain(&answer.name.unwrap_or_default()),
         driver: text::plain(&driver),

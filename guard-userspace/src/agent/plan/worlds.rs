@@ -93,6 +93,8 @@ pub fn bridge(name: &str, bridge: &str, subnet: &str) -> Network {
         id: format!("{name}-id"),
         name: name.to_owned(),
         driver: "bridge".to_owned(),
+        parent: None,
+        is_routed_ipv6: false,
         bridge: Some(bridge.to_owned()),
         subnets: vec![net(subnet)],
         gateways: Vec::new(),

@@ -1,0 +1,150 @@
+//! What a daemon says of itself, and the services of the Swarm that it belongs to.
+
+use std::path::Path;
+
+use guard_common::layout::PortProtocol;
+use serde_json::value::RawValue;
+
+use super::{
+    DockerError,
+    answers::{self, SwarmServiceAnswer},
+    client::{DockerClient, DockerClientError, WHOLE_LIST},
+    read::{api_error, daemon, protocol},
+    text,
+};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DaemonFacts {
+    pub is_podman: bool,
+    /// Such as `28.5.1`.
+    pub release: Option<String>,
+    pub swarm: SwarmServices,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SwarmServices {
+    /// The daemon is in no Swarm.
+    #[default]
+    Apart,
+    /// What the services publish on every node.
+    Known(Vec<SwarmPublication>),
+    /// A manager alone knows them, or it does not answer.
+    Unknown(String),
+}
+
+/// A port that every node of a Swarm answers for, whether the service runs there or not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SwarmPublication {
+    pub service: String,
+    pub protocol: PortProtocol,
+    pub published: u16,
+    /// Inside the containers.
+    pub target: u16,
+}
+
+pub async fn read_facts(socket: &str) -> Result<DaemonFacts, DockerError> {
+    let told = async {
+        let client = DockerClient::connect(Path::new(socket)).await?;
+        let swarm = swarm(&client).await?;
+        Ok(DaemonFacts {
+            is_podman: client.is_podman,
+            release: client.release,
+            swarm,
+        })
+    };
+    let told: Result<DaemonFacts, DockerClientError> = told.await;
+    told.map_err(|error| api_error(socket, &error))
+}
+
+async fn swarm(client: &DockerClient) -> Result<SwarmServices, DockerClientError> {
+    let swarm = daemon(client).await?.swarm.unwrap_or_default();
+    if swarm.local_node_state.as_deref() != Some("active") {
+        return Ok(SwarmServices::Apart);
+    }
+    if swarm.control_available != Some(true) {
+        let why = "this node of the Swarm is no manager";
+        return Ok(SwarmServices::Unknown(why.to_owned()));
+    }
+    let list: Result<Option<Vec<Box<RawValue>>>, _> = client.get("/services", WHOLE_LIST).await;
+    Ok(match list {
+        Ok(list) => services(&list.unwrap_or_default()),
+        Err(error) => SwarmServices::Unknown(error.to_string()),
+    })
+}
+
+/// One that cannot be parsed makes the whole list uncertain.
+fn services(list: &[Box<RawValue>]) -> SwarmServices {
+    let mut publications = Vec::new();
+    for element in answers::elements::<SwarmServiceAnswer>(list) {
+        let answer = match element {
+            Ok(answer) => answer,
+            Err(unparsed) => {
+                return SwarmServices::Unknown(format!(
+                    "a service cannot be read: {}",
+                    unparsed.why
+                ));
+            }
+        };
+        let name = answer.spec.unwrap_or_default().name.unwrap_or_default();
+        let ports = answer
+            .endpoint
+            .unwrap_or_default()
+            .ports
+            .unwrap_or_default();
+        // What is published in the mode `host` is its containers' own.
+        let of_mesh = ports
+            .into_iter()
+            .filter(|port| port.publish_mode.as_deref() != Some("host"));
+        publications.extend(of_mesh.filter_map(|port| {
+            Some(SwarmPublication {
+                service: text::plain(&name),
+                protocol: protocol(port.protocol.as_deref().unwrap_or("tcp"))?,
+                published: port.published_port.filter(|port| *port != 0)?,
+                target: port.target_port?,
+            })
+        }));
+    }
+    publications.sort_unstable();
+    SwarmServices::Known(publications)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> SwarmServices {
+        services(&serde_json::from_str::<Vec<Box<RawValue>>>(text).unwrap())
+    }
+
+    #[test]
+    fn what_the_mesh_publishes_is_listed_and_what_containers_publish_is_not() {
+        let text = r#"[{"ID": "a", "Spec": {"Name": "web"}, "Endpoint": {"Spec": {}, "Ports": [
+            {"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"},
+            {"Protocol": "udp", "TargetPort": 53, "PublishedPort": 53, "PublishMode": "host"},
+            {"Protocol": "sctp", "TargetPort": 9, "PublishedPort": 9}]}},
+            {"ID": "b", "Spec": {"Name": "inner"}, "Endpoint": {"Spec": {}}}]"#;
+        let publication = |protocol, published, target| SwarmPublication {
+            service: "web".to_owned(),
+            protocol,
+            published,
+            target,
+        };
+        assert_eq!(
+            read(text),
+            SwarmServices::Known(vec![
+                publication(PortProtocol::Tcp, 8080, 80),
+                publication(PortProtocol::Sctp, 9, 9),
+            ])
+        );
+    }
+
+    #[test]
+    fn a_list_that_is_not_understood_is_not_known() {
+        let text = r#"[{"ID": "a", "Endpoint": {"Ports": [{"PublishedPort": 80000}]}}]"#;
+        assert!(
+            matches!(read(text), SwarmServices::Unknown(_)),
+            "{:?}",
+            read(text)
+        );
+    }
+}
