@@ -210,7 +210,8 @@ fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<DraftService> {
         let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
         // What no process holds is the kernel's own, such as WireGuard's, which others come in by.
         let is_client = endpoint.may_be_client && !endpoint.owner.processes.is_empty();
-        endpoint.level <= Level::Network && !is_client && !is_kept
+        // A container's own address would need a service of its own.
+        endpoint.level <= Level::Network && !is_client && !is_kept && !endpoint.own_address
     };
     let continues = |before: &Endpoint, next: &Endpoint| {
         before.continues(next) && danger(before).is_none() && danger(next).is_none()
@@ -248,7 +249,9 @@ fn left_closed(name: String, endpoints: &[Endpoint]) -> DraftService {
 
 /// `tcp/8000: container invoices publishes it`.
 fn found(endpoint: &Endpoint) -> String {
-    let publishes = if endpoint.inside.is_some() {
+    let publishes = if endpoint.owner.rewrite.is_some() {
+        "not listening, but"
+    } else if endpoint.inside.is_some() {
         "published by"
     } else {
         "listening:"
@@ -272,6 +275,7 @@ fn name_of(owner: &Owner) -> String {
         (Some(project), Some(service), ..) => format!("{project}-{service}"),
         (_, _, Some(container), _) => container.clone(),
         (.., Some(process)) => process.clone(),
+        (_, Some(service), ..) => service.clone(),
         _ => owner.kind.to_owned(),
     }
 }
@@ -339,25 +343,25 @@ mod tests {
 
     #[test]
     fn a_port_of_the_kernels_own_is_named_and_one_that_a_client_may_use_is_not() {
-        let endpoint = |port: u16, processes: &[&str]| Endpoint {
-            protocol: PortProtocol::Udp,
-            ports: port..=port,
-            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
-            interface: None,
-            level: Level::World,
-            owner: Owner {
+        let endpoint = |port: u16, processes: &[&str]| {
+            let addresses = BTreeSet::from(["0.0.0.0".parse().unwrap()]);
+            let owner = Owner {
                 kind: "unknown",
                 processes: processes.iter().map(|name| (*name).to_owned()).collect(),
                 ..Owner::default()
-            },
-            inside: None,
-            role: None,
-            may_be_client: true,
+            };
+            Endpoint {
+                may_be_client: true,
+                ..Endpoint::new(PortProtocol::Udp, port, addresses, Level::World, owner)
+            }
         };
         let survey = Survey {
             endpoints: vec![endpoint(40_123, &["resolver"]), endpoint(51_820, &[])],
             containers: Containers::default(),
             docker: DockerAsked::default(),
+            daemon: None,
+            own_addresses: BTreeSet::new(),
+            container_addresses: BTreeSet::new(),
             host: Host::unread(4_000_000),
             notes: Vec::new(),
         };

@@ -3,6 +3,7 @@
 
 mod api;
 mod audit;
+mod blind_spots;
 mod capture;
 mod clients;
 mod clocked;

@@ -5,8 +5,9 @@ use guard_common::{exposure::Scope, layout::PortProtocol};
 use super::{
     Audited,
     endpoint::{Endpoint, range},
-    judge::NOT_ITS_INTERFACE,
-    role::publishes,
+    judge::{NOT_ITS_INTERFACE, OUT_OF_SCOPE},
+    rewritten::Rewrite,
+    role::{DOCKERD, SYSTEMD, forwards},
 };
 use crate::policy::untrusted;
 
@@ -24,6 +25,9 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
         .iter()
         .all(|decision| decision.service.is_none());
     let is_loose = danger.is_some() && is_unlisted;
+    if endpoint.neighbours.is_some() {
+        return against_neighbours(endpoint);
+    }
     let mut changes = Vec::new();
     if !finding && !is_for_all && !is_loose {
         return changes;
@@ -47,8 +51,10 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
             "if others are meant to reach it, list it in the policy, with `from`: ports = [\"{place}\"]"
         ),
     });
-    let is_of_host = endpoint.inside.is_none() && endpoint.role.is_none();
-    if is_unlisted && is_of_host && scope == Some(Scope::Containers) {
+    let mut fates = audited.policy.iter();
+    let is_out_of_scope = fates.any(|decision| decision.why == Some(OUT_OF_SCOPE));
+    let may_close = is_out_of_scope && endpoint.role.is_none();
+    if is_unlisted && may_close && scope == Some(Scope::Containers) {
         changes.push("close it in the policy: scope = \"host\"".to_owned());
     }
     changes
@@ -60,10 +66,31 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
         owner,
         inside,
         ports,
+        own_address,
         ..
     } = endpoint;
     let first = ports.start();
+    if let Some(Rewrite { chain, .. }) = &owner.rewrite {
+        return vec![format!(
+            "if it is not meant for all, take the rule out of {chain}, or have it match the interface or the \
+             sources that it is for"
+        )];
+    }
+    if *own_address {
+        let mapping = format!("{first}:{first}{}", suffix(endpoint));
+        return vec![format!(
+            "if only this host reaches it, put the container into a bridge network, with ports: \
+             [\"127.0.0.1:{mapping}\"]"
+        )];
+    }
     match inside {
+        _ if owner.kind == "swarm" => {
+            let service = owner.service.as_deref().unwrap_or("SERVICE");
+            let service = untrusted::name(service, 64);
+            vec![format!(
+                "if other services alone reach it: docker service update --publish-rm {first} {service}"
+            )]
+        }
         Some(inside) => {
             let mapping = mapping(endpoint, *inside);
             let exposed = range(*inside, ports.len());
@@ -82,20 +109,70 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
              [\"127.0.0.1:{first}:{first}{}\"]",
             suffix(endpoint)
         )],
-        None if owner.processes.iter().any(|name| publishes(name)) => {
-            vec!["if only this host reaches it, write 127.0.0.1: before the port where it is published".to_owned()]
+        None if owner.kind == "kernel" => Vec::new(),
+        None => of_process(endpoint).into_iter().collect(),
+    }
+}
+
+/// What the process that listens can be told.
+fn of_process(endpoint: &Endpoint) -> Option<String> {
+    let Endpoint {
+        owner, protocol, ..
+    } = endpoint;
+    let port = *endpoint.ports.start();
+    if owner.processes.iter().any(|name| forwards(name)) {
+        let change =
+            "if only this host reaches it, write 127.0.0.1: before the port where it is published";
+        return Some(change.to_owned());
+    }
+    let is = |name: &str| owner.processes.contains(name);
+    // The kernel's socket of VXLAN has no process.
+    let is_vxlan = *protocol == PortProtocol::Udp && port == VXLAN && owner.processes.is_empty();
+    Some(match (protocol, port) {
+        _ if is_vxlan => "list the port for the other nodes of the overlay network alone".to_owned(),
+        (_, DOCKER_SWARM | DOCKER_SWARM_NODES) if is(DOCKERD) => {
+            "if this host is in no Swarm: docker swarm leave --force; if it is, list the port for the other \
+             nodes alone"
+                .to_owned()
         }
-        None => {
+        (PortProtocol::Tcp, _) if is(DOCKERD) => {
+            format!(
+                "if it is Docker's API, take tcp://…:{port} out of `hosts` of /etc/docker/daemon.json or dockerd's \
+                 -H, and reach it over SSH: DOCKER_HOST=ssh://…"
+            )
+        }
+        _ if is(SYSTEMD) => {
+            format!("if only this host reaches it, write 127.0.0.1:{port} in the systemd socket that has it")
+        }
+        _ => {
             let name = owner.processes.iter().next();
             let name = name.map_or_else(
                 || "the service".to_owned(),
                 |name| untrusted::name(name, 64),
             );
-            vec![format!(
-                "if only this host reaches it, bind {name} to 127.0.0.1"
-            )]
+            format!("if only this host reaches it, bind {name} to 127.0.0.1")
         }
+    })
+}
+
+/// Of Docker's Swarm: its managers, and the talk of its nodes.
+const DOCKER_SWARM: u16 = 2377;
+const DOCKER_SWARM_NODES: u16 = 7946;
+
+/// Of overlay networks (RFC 7348).
+const VXLAN: u16 = 4789;
+
+/// What would keep neighbours from a loopback address.
+fn against_neighbours(endpoint: &Endpoint) -> Vec<String> {
+    let is_published = endpoint.owner.container.is_some() && endpoint.owner.rewrite.is_none();
+    let mut changes = vec![
+        "guard the interface: guard drops there what is sent to 127.0.0.0/8, in every scope"
+            .to_owned(),
+    ];
+    if is_published {
+        changes.push("update Docker to version 28 or later".to_owned());
     }
+    changes
 }
 
 /// As `ports` of a compose file has it: `8000:80`, `5353:53/udp`, `8002-8004:8002-8004`.
@@ -124,16 +201,12 @@ mod tests {
     use crate::audit::host::{Level, Owner, Role};
 
     fn audited(protocol: PortProtocol, first: u16, last: u16, inside: Option<u16>) -> Audited {
+        let addresses = BTreeSet::from(["0.0.0.0".parse().unwrap()]);
+        let owner = Owner::default();
         let endpoint = Endpoint {
-            protocol,
             ports: first..=last,
-            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
-            interface: None,
-            level: Level::World,
-            owner: Owner::default(),
             inside,
-            role: None,
-            may_be_client: false,
+            ..Endpoint::new(protocol, first, addresses, Level::World, owner)
         };
         Audited {
             finding: true,
@@ -186,6 +259,64 @@ mod tests {
             changes,
             ["list it in a service of the policy: ports = [\"tcp/22\"]"]
         );
+    }
+
+    #[test]
+    fn what_to_change_fits_the_process() {
+        let first = |port: u16, process: &str| {
+            let mut audited = audited(PortProtocol::Tcp, port, port, None);
+            audited.endpoint.owner = Owner {
+                kind: if process.is_empty() {
+                    "kernel"
+                } else {
+                    "process"
+                },
+                processes: Some(process.to_owned())
+                    .filter(|name| !name.is_empty())
+                    .into_iter()
+                    .collect(),
+                ..Owner::default()
+            };
+            changes(&audited, Some(Scope::Containers)).remove(0)
+        };
+        for (port, process, words) in [
+            (2377, "dockerd", "docker swarm leave"),
+            (7946, "dockerd", "docker swarm leave"),
+            (2375, "dockerd", "daemon.json"),
+            (8080, "docker-proxy", "where it is published"),
+            (8080, "rootlessport", "where it is published"),
+            (9090, "systemd", "systemd socket"),
+            (3306, "mysqld", "bind mysqld to 127.0.0.1"),
+            (2049, "", "list it in the policy"),
+        ] {
+            let change = first(port, process);
+            assert!(change.contains(words), "{port} {process}: {change}");
+        }
+    }
+
+    #[test]
+    fn a_rule_a_swarm_and_an_own_address_are_changed_where_they_are_made() {
+        let with = |change: &dyn Fn(&mut Endpoint)| {
+            let mut audited = audited(PortProtocol::Tcp, 25, 25, Some(25));
+            change(&mut audited.endpoint);
+            changes(&audited, Some(Scope::Containers)).remove(0)
+        };
+        let rule = with(&|endpoint| {
+            endpoint.owner.rewrite = Some(Rewrite {
+                to: "10.0.0.2:25".to_owned(),
+                chain: "ip nat PREROUTING".to_owned(),
+                from: None,
+                outgoing: false,
+            });
+        });
+        assert!(rule.contains("out of ip nat PREROUTING"), "{rule}");
+        let swarm = with(&|endpoint| {
+            endpoint.owner.kind = "swarm";
+            endpoint.owner.service = Some("mail".to_owned());
+        });
+        assert!(swarm.contains("--publish-rm 25 mail"), "{swarm}");
+        let own = with(&|endpoint| endpoint.own_address = true);
+        assert!(own.contains("bridge network"), "{own}");
     }
 
     #[test]

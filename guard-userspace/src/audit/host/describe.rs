@@ -12,12 +12,17 @@ use super::{
     Audited, DockerAsked, GuardState, JudgedBy, Report, Role,
     endpoint::{EVERYWHERE, Endpoint, Level, range},
     judge::{ANY, Decision, Fate},
+    loopback::Neighbours,
     owner::Owner,
+    rewritten::Rewrite,
 };
 use crate::policy::untrusted;
 
 /// How much is shown of the name of a container, a project or a process.
 const LONGEST_NAME: usize = 64;
+
+/// How much is shown of a rule that is not understood.
+const LONGEST_RULE: usize = 128;
 
 /// Narrow enough for every terminal.
 const WIDTH: u16 = 84;
@@ -162,6 +167,12 @@ impl Audited {
             changes,
         } = self;
         let mut details: Vec<String> = policy.iter().map(describe_decision).collect();
+        if let Some(Neighbours { interfaces, why }) = &endpoint.neighbours {
+            let interfaces = interfaces.join(", ");
+            details.push(format!(
+                "whoever is on the network of {interfaces} reaches it: {why}"
+            ));
+        }
         if endpoint.may_be_client && endpoint.level <= Level::Network {
             details.push("it may be the local end of what this host asks others".to_owned());
         }
@@ -183,11 +194,19 @@ fn describe_endpoint(endpoint: &Endpoint) -> String {
         inside,
         role,
         ports,
+        own_address,
         ..
     } = endpoint;
     let mut text = describe_addresses(addresses);
+    if *own_address {
+        text += ", the container's own address";
+    }
     if let Some(interface) = interface {
         text += &format!(" by {interface} alone");
+    }
+    let rewrite = owner.rewrite.as_ref();
+    if let Some(from) = rewrite.and_then(|rewrite| rewrite.from.as_ref()) {
+        text += &format!(" from {from} alone");
     }
     text += &format!(": {}", describe_owner(owner));
     match role {
@@ -237,6 +256,7 @@ pub fn describe_owner(owner: &Owner) -> String {
         processes,
         pids: _,
         user,
+        rewrite,
     } = owner;
     // Whoever runs a container or a process names it.
     let shown = |name: &String| untrusted::name(name, LONGEST_NAME);
@@ -249,6 +269,11 @@ pub fn describe_owner(owner: &Owner) -> String {
             format!("{service} of {project}, container {container}")
         }
         (Some(container), ..) => format!("container {container}"),
+        (.., Some(service)) if *kind == "swarm" => {
+            format!("service {service} of the Swarm, on every node")
+        }
+        _ if *kind == "swarm" => "a service of the Swarm".to_owned(),
+        _ if *kind == "nat" => "whatever is there".to_owned(),
         _ if !names.is_empty() => names.clone(),
         _ if *kind == "kernel" => "the kernel".to_owned(),
         _ => format!(
@@ -258,6 +283,10 @@ pub fn describe_owner(owner: &Owner) -> String {
     };
     if *host_network {
         text += &format!(", on the host's network as {names}");
+    }
+    if let Some(Rewrite { to, chain, .. }) = rewrite {
+        let to = untrusted::name(to, LONGEST_RULE);
+        text = format!("leads to {to} by a rule in {chain}: {text}");
     }
     text
 }
@@ -315,22 +344,17 @@ mod tests {
     use super::*;
 
     fn audited(port: u16, level: Level, inside: Option<u16>, policy: Vec<Decision>) -> Audited {
+        let owner = Owner {
+            kind: "container",
+            container: Some("shop-app-1".to_owned()),
+            project: Some("shop".to_owned()),
+            service: Some("app".to_owned()),
+            ..Owner::default()
+        };
+        let addresses = BTreeSet::from(EVERYWHERE);
         let endpoint = Endpoint {
-            protocol: PortProtocol::Tcp,
-            ports: port..=port,
-            addresses: BTreeSet::from(EVERYWHERE),
-            interface: None,
-            level,
-            owner: Owner {
-                kind: "container",
-                container: Some("shop-app-1".to_owned()),
-                project: Some("shop".to_owned()),
-                service: Some("app".to_owned()),
-                ..Owner::default()
-            },
             inside,
-            role: None,
-            may_be_client: false,
+            ..Endpoint::new(PortProtocol::Tcp, port, addresses, level, owner)
         };
         Audited {
             policy,

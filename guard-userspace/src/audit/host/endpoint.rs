@@ -10,14 +10,17 @@ use guard_common::layout::PortProtocol;
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{
+    loopback::Neighbours,
     owner::Owner,
+    rewritten::{of_swarm, rewritten},
     role,
     role::Role,
     sockets::{Holder, Holders, Socket},
 };
 use crate::{
     audit::compose::address::is_of_network,
-    docker::{Container, Inventory, Publication},
+    docker::{Container, Inventory, Publication, SwarmServices},
+    host::NatRule,
     policy::ContainerNetwork,
 };
 
@@ -51,6 +54,10 @@ pub struct Endpoint {
     pub role: Option<Role>,
     /// It may be the local end of what this host itself asks others.
     pub may_be_client: bool,
+    /// It is at an address of the container's own, not of the host's.
+    pub own_address: bool,
+    /// Others reach it although its address is a loopback one.
+    pub neighbours: Option<Neighbours>,
 }
 
 impl Serialize for Endpoint {
@@ -65,8 +72,10 @@ impl Serialize for Endpoint {
             inside,
             role,
             may_be_client,
+            own_address,
+            neighbours,
         } = self;
-        let mut object = serializer.serialize_struct("Endpoint", 10)?;
+        let mut object = serializer.serialize_struct("Endpoint", 12)?;
         object.serialize_field("protocol", protocol.name())?;
         object.serialize_field("port", ports.start())?;
         object.serialize_field("last_port", ports.end())?;
@@ -77,11 +86,36 @@ impl Serialize for Endpoint {
         object.serialize_field("container_port", inside)?;
         object.serialize_field("role", role)?;
         object.serialize_field("may_be_client", may_be_client)?;
+        object.serialize_field("own_address", own_address)?;
+        object.serialize_field("neighbours", neighbours)?;
         object.end()
     }
 }
 
 impl Endpoint {
+    /// One port, of which nothing else is known.
+    pub fn new(
+        protocol: PortProtocol,
+        port: u16,
+        addresses: BTreeSet<IpAddr>,
+        level: Level,
+        owner: Owner,
+    ) -> Self {
+        Self {
+            protocol,
+            ports: port..=port,
+            addresses,
+            interface: None,
+            level,
+            owner,
+            inside: None,
+            role: None,
+            may_be_client: false,
+            own_address: false,
+            neighbours: None,
+        }
+    }
+
     /// As a policy writes the ports: `tcp/8000`, `udp/8002-8004`.
     pub fn place(&self) -> String {
         let ports = range(*self.ports.start(), self.ports.len());
@@ -140,26 +174,42 @@ pub struct Setting<'a> {
     pub networks: &'a [ContainerNetwork],
     /// The name of an interface by its index, and whether it leads to the world.
     pub interface: &'a dyn Fn(u32) -> (String, bool),
+    /// How far what an interface leads to is, by its name. `None`: it is not known.
+    pub leads_out: &'a dyn Fn(&str) -> Option<Level>,
     pub local_ports: &'a RangeInclusive<u16>,
+    /// The addresses of this host.
+    pub own: &'a [IpAddr],
+}
+
+/// What was found on this host.
+pub struct FoundOnHost<'a> {
+    pub inventory: &'a Inventory,
+    pub swarm: &'a SwarmServices,
+    pub sockets: &'a [Socket],
+    pub holders: &'a Holders,
+    pub nat: &'a [NatRule],
+    /// Of containers with addresses of their own.
+    pub inner: Vec<Endpoint>,
 }
 
 /// The endpoints of what has been found, by port.
-pub fn endpoints(
-    inventory: Option<&Inventory>,
-    sockets: &[Socket],
-    holders: &Holders,
-    setting: &Setting<'_>,
-) -> Vec<Endpoint> {
-    let none = Inventory::default();
-    let inventory = inventory.unwrap_or(&none);
-    let mut found = Vec::new();
-    for container in inventory
-        .containers
-        .values()
-        .filter(|container| container.running)
-    {
-        found.extend(of_container(container, setting));
-    }
+pub fn endpoints(mut found_on_host: FoundOnHost<'_>, setting: &Setting<'_>) -> Vec<Endpoint> {
+    let inner = std::mem::take(&mut found_on_host.inner);
+    let FoundOnHost {
+        inventory,
+        swarm,
+        sockets,
+        holders,
+        nat,
+        inner: _,
+    } = &found_on_host;
+    let running = inventory.containers.values();
+    let running = running.filter(|container| container.running);
+    let mut found: Vec<Endpoint> = running
+        .flat_map(|container| of_container(container, setting))
+        .collect();
+    found.extend(of_swarm(swarm));
+    found.extend(rewritten(nat, &found_on_host, setting));
     let mut published: BTreeMap<(PortProtocol, u16), BTreeSet<IpAddr>> = BTreeMap::new();
     for endpoint in found
         .iter()
@@ -169,7 +219,8 @@ pub fn endpoints(
         let addresses = published.entry(key).or_default();
         addresses.extend(&endpoint.addresses);
     }
-    for socket in sockets {
+    found.extend(inner);
+    for socket in *sockets {
         let holders = holders.by_inode.get(&socket.inode.into());
         let holders = holders.map_or(&[][..], Vec::as_slice);
         let publishes = holders.iter().all(|holder| role::publishes(&holder.name));
@@ -196,15 +247,9 @@ fn of_container(container: &Container, setting: &Setting<'_>) -> Vec<Endpoint> {
     }
     let owner = Owner::of_container(container);
     let endpoint = |protocol, port, inside, addresses: BTreeSet<IpAddr>, level| Endpoint {
-        protocol,
-        ports: port..=port,
-        addresses,
-        interface: None,
-        level,
-        owner: owner.clone(),
         inside: Some(inside),
         role: role::of_container(container, protocol, port, inside),
-        may_be_client: false,
+        ..Endpoint::new(protocol, port, addresses, level, owner.clone())
     };
     let mut by_inside: BTreeMap<(u16, PortProtocol), Vec<&Publication>> = BTreeMap::new();
     for publication in &container.publishes {
@@ -287,17 +332,12 @@ fn of_socket(
     };
     let port = local.port();
     let owner = Owner::of_socket(socket, holders, inventory);
+    let is_of_client = setting.local_ports.contains(&port) || CLIENT_PORTS.contains(&port);
     Endpoint {
-        protocol: *protocol,
-        ports: port..=port,
-        addresses,
         interface: bound.map(|(name, _)| name),
-        level,
         role: role::of_socket(*protocol, port, &owner),
-        owner,
-        inside: None,
-        may_be_client: *protocol == PortProtocol::Udp
-            && (setting.local_ports.contains(&port) || CLIENT_PORTS.contains(&port)),
+        may_be_client: *protocol == PortProtocol::Udp && is_of_client,
+        ..Endpoint::new(*protocol, port, addresses, level, owner)
     }
 }
 
@@ -347,7 +387,7 @@ fn level(addresses: &BTreeSet<IpAddr>, networks: &[ContainerNetwork]) -> Level {
     levels.min().unwrap_or(Level::Containers)
 }
 
-fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
+pub fn level_of(address: IpAddr, networks: &[ContainerNetwork]) -> Level {
     if address.is_unspecified() {
         Level::World
     } else if address.is_loopback() {
@@ -371,6 +411,10 @@ mod tests {
     use guard_common::exposure::NetworkKind;
 
     use super::*;
+    use crate::{
+        docker::SwarmPublication,
+        host::{NatHook, NatTarget},
+    };
     use PortProtocol::{Tcp, Udp};
 
     fn networks() -> Vec<ContainerNetwork> {
@@ -388,6 +432,16 @@ mod tests {
                 .collect(),
             ..Inventory::default()
         };
+        found_with(&inventory, &SwarmServices::Apart, &[], sockets, holders)
+    }
+
+    fn found_with(
+        inventory: &Inventory,
+        swarm: &SwarmServices,
+        nat: &[NatRule],
+        sockets: &[Socket],
+        holders: &Holders,
+    ) -> Vec<Endpoint> {
         let setting = Setting {
             networks: &networks(),
             interface: &|index| match index {
@@ -395,9 +449,25 @@ mod tests {
                 2 => ("eth0".to_owned(), true),
                 _ => ("br0".to_owned(), false),
             },
+            leads_out: &|name| match name {
+                "lo" => Some(Level::Localhost),
+                "eth0" => Some(Level::World),
+                "wg0" => Some(Level::Network),
+                "docker0" => Some(Level::Containers),
+                _ => None,
+            },
             local_ports: &(32_768..=60_999),
+            own: &["203.0.113.10".parse().unwrap()],
         };
-        endpoints(Some(&inventory), sockets, holders, &setting)
+        let found = FoundOnHost {
+            inventory,
+            swarm,
+            sockets,
+            holders,
+            nat,
+            inner: Vec::new(),
+        };
+        endpoints(found, &setting)
     }
 
     fn container(publishes: &[(Option<&str>, u16, u16, u16)]) -> Container {
@@ -579,6 +649,209 @@ mod tests {
             let facts = (one.level, one.addresses.len(), one.may_be_client);
             assert_eq!(facts, (level, count, client), "{socket:?}");
         }
+    }
+
+    /// A rule for TCP that comes in.
+    fn rule(
+        ports: Option<RangeInclusive<u16>>,
+        destination: Option<&str>,
+        to: &str,
+        chain: &str,
+    ) -> NatRule {
+        NatRule {
+            hook: NatHook::Prerouting,
+            family: None,
+            protocol: Some(Tcp),
+            ports,
+            destination: destination.map(|net| net.parse().unwrap()),
+            source: None,
+            interface: None,
+            to: match to.split_once(':') {
+                Some(("this host", port)) => NatTarget::ThisHost {
+                    ports: port.parse().ok().map(|port: u16| port..=port),
+                },
+                Some((address, port)) => NatTarget::Address {
+                    address: address.parse().unwrap(),
+                    ports: port.parse().ok().map(|port: u16| port..=port),
+                },
+                None => NatTarget::Other(to.to_owned()),
+            },
+            chain: chain.to_owned(),
+        }
+    }
+
+    /// `tcp/25 world [0.0.0.0] nat 10.0.0.2:25`.
+    fn described(endpoints: &[Endpoint]) -> Vec<String> {
+        let all = endpoints.iter().map(|one| {
+            let rewrite = one.owner.rewrite.as_ref();
+            let to = rewrite.map_or("-", |rewrite| &rewrite.to);
+            let container = one.owner.container.as_deref().unwrap_or(one.owner.kind);
+            format!(
+                "{} {:?} {:?} {container} {to}",
+                one.place(),
+                one.level,
+                addresses(one)
+            )
+        });
+        all.collect()
+    }
+
+    #[test]
+    fn what_rules_lead_elsewhere_is_an_endpoint_unless_a_container_publishes_it() {
+        let mut shop = container(&[(None, 8000, 8000, 80), (Some("127.0.0.1"), 8001, 8001, 81)]);
+        shop.addresses = BTreeSet::from(["172.17.0.2".parse().unwrap()]);
+        let inventory = Inventory {
+            containers: BTreeMap::from([("0".to_owned(), shop)]),
+            ..Inventory::default()
+        };
+        let all = [
+            // Docker's own, which the publications explain.
+            rule(Some(8000..=8000), None, "172.17.0.2:80", "ip nat DOCKER"),
+            rule(
+                Some(8001..=8001),
+                Some("127.0.0.1/32"),
+                "172.17.0.2:81",
+                "ip nat DOCKER",
+            ),
+            // Somebody else's, to the same container.
+            rule(Some(9000..=9000), None, "172.17.0.2:80", "inet own in"),
+            rule(Some(25..=26), None, "10.0.0.2:25", "ip nat PREROUTING"),
+            rule(
+                Some(53..=53),
+                Some("203.0.113.0/24"),
+                "10.0.0.3:",
+                "ip nat PREROUTING",
+            ),
+            rule(
+                Some(54..=54),
+                Some("198.51.100.0/24"),
+                "10.0.0.3:",
+                "ip nat PREROUTING",
+            ),
+            rule(Some(22..=22), None, "this host:2222", "ip nat PREROUTING"),
+            rule(Some(7..=7), None, "a map", "ip nat PREROUTING"),
+        ];
+        let sockets = [socket(Tcp, "0.0.0.0:2222")];
+        let holders = held_by("sshd", None);
+        let found = found_with(&inventory, &SwarmServices::Apart, &all, &sockets, &holders);
+        assert_eq!(
+            described(&found),
+            [
+                "tcp/7 World [\"0.0.0.0\", \"::\"] nat a map",
+                "tcp/22 World [\"0.0.0.0\", \"::\"] process this host:2222",
+                "tcp/25 World [\"0.0.0.0\"] nat 10.0.0.2:25",
+                "tcp/26 World [\"0.0.0.0\"] nat 10.0.0.2:25",
+                "tcp/53 World [\"203.0.113.10\"] nat 10.0.0.3",
+                "tcp/54 World [\"198.51.100.0\"] nat 10.0.0.3",
+                "tcp/2222 World [\"0.0.0.0\"] process -",
+                "tcp/8000 World [\"0.0.0.0\", \"::\"] shop -",
+                "tcp/9000 World [\"0.0.0.0\"] shop 172.17.0.2:80",
+                "tcp/8001 Localhost [\"127.0.0.1\"] shop -",
+            ]
+        );
+        // Without Docker, its rules are somebody else's.
+        let none = Inventory::default();
+        let found = found_with(&none, &SwarmServices::Apart, &all[..2], &[], &holders);
+        assert_eq!(
+            described(&found),
+            [
+                "tcp/8000 World [\"0.0.0.0\"] nat 172.17.0.2:80",
+                "tcp/8001 Localhost [\"127.0.0.1\"] nat 172.17.0.2:81",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_rule_for_some_is_not_for_the_world() {
+        let base = rule(Some(25..=25), None, "10.0.0.2:25", "ip nat PREROUTING");
+        let by = |name: &str| NatRule {
+            interface: Some(name.to_owned()),
+            ..base.clone()
+        };
+        let from = NatRule {
+            source: Some("198.51.100.0/24".parse().unwrap()),
+            ..base.clone()
+        };
+        let outgoing = NatRule {
+            hook: NatHook::Output,
+            ..base.clone()
+        };
+        for (rule, level) in [
+            (base.clone(), Level::World),
+            (by("eth0"), Level::World),
+            (by("eth+"), Level::World),
+            (by("wg0"), Level::Network),
+            (by("docker0"), Level::Containers),
+            (by("lo"), Level::Localhost),
+            (from, Level::Network),
+            (outgoing.clone(), Level::Localhost),
+        ] {
+            let none = Inventory::default();
+            let rules = std::slice::from_ref(&rule);
+            let found = found_with(
+                &none,
+                &SwarmServices::Apart,
+                rules,
+                &[],
+                &Holders::default(),
+            );
+            assert_eq!(found.len(), 1, "{rule}");
+            assert_eq!(found[0].level, level, "{rule}");
+        }
+        // The same for what this host sends is not said twice.
+        let none = Inventory::default();
+        let both = [base, outgoing];
+        let found = found_with(
+            &none,
+            &SwarmServices::Apart,
+            &both,
+            &[],
+            &Holders::default(),
+        );
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+
+    #[test]
+    fn a_rule_for_all_ports_is_one_endpoint_in_the_end() {
+        let all = [rule(None, None, "10.0.0.2:", "ip nat PREROUTING")];
+        let none = Inventory::default();
+        let found = found_with(&none, &SwarmServices::Apart, &all, &[], &Holders::default());
+        let joined = joined(found, Endpoint::continues, |one| &mut one.ports);
+        let places: Vec<String> = joined.iter().map(Endpoint::place).collect();
+        assert_eq!(places, ["tcp/1-65535"]);
+    }
+
+    #[test]
+    fn what_swarm_publishes_is_listed_once_and_dockerd_keeps_its_port() {
+        let services = SwarmServices::Known(vec![SwarmPublication {
+            service: "web".to_owned(),
+            protocol: Tcp,
+            published: 8080,
+            target: 80,
+        }]);
+        let ingress = |port: u16| {
+            let chain = "ip nat DOCKER-INGRESS";
+            rule(Some(port..=port), None, "172.18.0.2:8080", chain)
+        };
+        let sockets = [socket(Tcp, "[::]:8080"), socket(Tcp, "[::]:2377")];
+        let holders = held_by("dockerd", None);
+        let none = Inventory::default();
+        let found = found_with(&none, &services, &[ingress(8080)], &sockets, &holders);
+        assert_eq!(
+            described(&found),
+            [
+                "tcp/2377 World [\"0.0.0.0\", \"::\"] process -",
+                "tcp/8080 World [\"0.0.0.0\"] swarm -",
+            ]
+        );
+        assert_eq!(found[1].owner.service.as_deref(), Some("web"));
+        // A worker does not know the services, and has the rules.
+        let unknown = SwarmServices::Unknown("no manager".to_owned());
+        let found = found_with(&none, &unknown, &[ingress(8080)], &sockets[..1], &holders);
+        assert_eq!(
+            described(&found),
+            ["tcp/8080 World [\"0.0.0.0\"] swarm 172.18.0.2:8080"]
+        );
     }
 
     #[test]

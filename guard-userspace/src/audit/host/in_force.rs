@@ -105,6 +105,13 @@ impl PolicyInForce {
         }))
     }
 
+    /// Whether a guard drops what is sent to a loopback address from outside. It does in every scope and in each
+    /// mode but `off`, which lets everything pass.
+    pub fn drops_martians(&self) -> bool {
+        let is_there = matches!(self.guard, GuardState::AtWork | GuardState::Supposed);
+        is_there && self.policy.mode != Mode::Off
+    }
+
     /// A policy that is named.
     pub fn supposed(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {

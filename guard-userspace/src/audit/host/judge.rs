@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use guard_common::{
-    exposure::{Exposure, PortFacts, judge},
+    exposure::{Exposure, NetworkKind, PortFacts, judge, judge_container_address},
     layout::{NO_SERVICE, PortProtocol, port_index},
     packet::{Traits, Transport},
     reason::Mode,
@@ -71,7 +71,8 @@ pub struct EndpointJudge<'a> {
 impl EndpointJudge<'_> {
     /// The same on every address: one decision. None for what nothing from outside is sent to.
     pub fn decide(&self, endpoint: &Endpoint) -> Vec<Decision> {
-        if endpoint.level > Level::Network {
+        // What neighbours send to a loopback address is no matter of ports.
+        if endpoint.level > Level::Network || endpoint.neighbours.is_some() {
             return Vec::new();
         }
         let mut decisions: Vec<Decision> = Vec::new();
@@ -123,12 +124,22 @@ impl EndpointJudge<'_> {
     }
 
     fn decide_at(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Decision {
-        let service = self.service_at(protocol, port, address);
+        let network = self.network_at(address);
+        let service = match network {
+            Some(_) => self.service_for(protocol, port, address),
+            None => self.service_at(protocol, port, address),
+        };
         let from = service
             .map(|service| self.admitted(service, address))
             .unwrap_or_default();
-        let target = self.target(protocol, port, address, service);
-        let exposure = judge(&target, first_packet(protocol, port), self.policy.scope);
+        let packet = first_packet(protocol, port);
+        let exposure = match (network, service) {
+            (Some(kind), None) => judge_container_address(packet, kind),
+            _ => {
+                let target = self.target(protocol, port, address, service);
+                judge(&target, packet, self.policy.scope)
+            }
+        };
         let mode = service.map_or(self.policy.mode, |service| {
             service.mode.min(self.policy.mode)
         });
@@ -158,6 +169,23 @@ impl EndpointJudge<'_> {
             limits: service.map(limits_of).unwrap_or_default(),
             enforced,
         }
+    }
+
+    /// How the network of a container's own address is closed.
+    fn network_at(&self, address: IpAddr) -> Option<NetworkKind> {
+        let mut networks = self.tables.networks.iter();
+        let network = networks.find(|network| network.prefix.contains(&address));
+        Some(network?.kind).filter(|_| !self.own.contains(&address))
+    }
+
+    /// The service that names this very address, which the packet path looks up before container networks.
+    fn service_for(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
+        let index = port_index(protocol, port);
+        let lists = |service: &&Service| {
+            let mut ports = service.ports.iter();
+            service.address == Some(address) && ports.any(|ports| ports.indices().contains(&index))
+        };
+        self.policy.services.iter().find(lists)
     }
 
     fn is_unknown(&self, protocol: PortProtocol, port: u16) -> bool {
@@ -213,7 +241,7 @@ impl EndpointJudge<'_> {
 pub const NOT_ITS_INTERFACE: &str = "the policy does not guard its interface";
 const OFF: &str = "no service lists it, and the mode is off";
 const UNKNOWN_TO_AGENT: &str = "the agent does not know that a container publishes it";
-const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
+pub const OUT_OF_SCOPE: &str = "no service lists it, and the scope is `containers`";
 
 pub const ANY: &str = "any";
 
@@ -240,13 +268,30 @@ mod tests {
     use super::*;
     use crate::{
         audit::host::owner::Owner,
-        policy::{Containers, KernelTick, PublishedPort, Timebase},
+        policy::{ContainerNetwork, Containers, KernelTick, PublishedPort, Timebase},
     };
 
     const NOW: &str = "2026-01-01T00:00:00Z";
 
     /// What becomes of a port on every IPv4 address, where containers publish 8000, and 8443 on one.
     fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
+        decide_at(text, protocol, port, is_at_work, "0.0.0.0")
+    }
+
+    fn network(prefix: &str, kind: NetworkKind) -> ContainerNetwork {
+        ContainerNetwork {
+            prefix: prefix.parse().unwrap(),
+            kind,
+        }
+    }
+
+    fn decide_at(
+        text: &str,
+        protocol: PortProtocol,
+        port: u16,
+        is_at_work: bool,
+        at: &str,
+    ) -> Vec<Decision> {
         let clock = KernelTick { tick_ns: 4_000_000 };
         let policy = Policy::parse(text, "test.toml", clock).unwrap();
         let containers = Containers {
@@ -254,6 +299,10 @@ mod tests {
                 .iter()
                 .flat_map(|text| PublishedPort::parse(text).unwrap())
                 .collect(),
+            networks: vec![
+                network("2001:db8:17::/64", NetworkKind::Routed),
+                network("172.17.0.0/16", NetworkKind::Masqueraded),
+            ],
             ..Containers::default()
         };
         let now = Timebase {
@@ -271,17 +320,9 @@ mod tests {
             now: now.world,
             is_at_work,
         };
-        let endpoint = Endpoint {
-            protocol,
-            ports: port..=port,
-            addresses: BTreeSet::from(["0.0.0.0".parse().unwrap()]),
-            interface: None,
-            level: Level::World,
-            owner: Owner::default(),
-            inside: None,
-            role: None,
-            may_be_client: false,
-        };
+        let addresses = BTreeSet::from([at.parse().unwrap()]);
+        let owner = Owner::default();
+        let endpoint = Endpoint::new(protocol, port, addresses, Level::World, owner);
         judge.decide(&endpoint)
     }
 
@@ -357,6 +398,35 @@ mod tests {
         let open = decisions.iter().find(|one| one.fate == Fate::NotGuarded);
         let open = &open.unwrap().addresses;
         assert!(open.contains(&"203.0.113.6".parse().unwrap()), "{open:?}");
+    }
+
+    #[test]
+    fn a_containers_own_address_is_closed_unless_a_service_names_it() {
+        let fate = |text: &str, address: &str, is_at_work| {
+            let decisions = decide_at(text, PortProtocol::Tcp, 80, is_at_work, address);
+            assert_eq!(decisions.len(), 1, "{decisions:?}");
+            decisions[0].fate
+        };
+        let listed = "mode = \"enforce\"\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
+        let here = format!("{listed}address = \"2001:db8:17::2\"\n");
+        let routed = "2001:db8:17::2";
+        assert_eq!(fate("mode = \"enforce\"", routed, true), Fate::Closed);
+        assert_eq!(
+            fate("mode = \"enforce\"", routed, false),
+            Fate::WouldBeClosed
+        );
+        // The service is the host's.
+        assert_eq!(fate(listed, routed, true), Fate::Closed);
+        assert_eq!(fate(&here, routed, true), Fate::Open);
+        assert_eq!(fate(&here, "172.17.0.2", true), Fate::Closed);
+        // In a macvlan network, the container is another machine of the uplink's network.
+        assert_eq!(fate(listed, "192.168.1.50", true), Fate::Open);
+        assert_eq!(
+            fate("mode = \"enforce\"", "192.168.1.50", true),
+            Fate::NotGuarded
+        );
+        let host = "mode = \"enforce\"\nscope = \"host\"";
+        assert_eq!(fate(host, "192.168.1.50", true), Fate::Closed);
     }
 
     #[test]

@@ -5,20 +5,28 @@ mod change;
 mod describe;
 mod endpoint;
 mod in_force;
+mod inner;
 mod judge;
+mod loopback;
 mod owner;
+mod rewritten;
 mod role;
 mod sockets;
 mod survey;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::Context as _;
 use serde::Serialize;
 
 use self::{
     change::changes,
+    inner::SharedParent,
     judge::{ANY, Decision, EndpointJudge, Fate},
+    loopback::{LoopbackFacts, OutsideLink, neighbours},
 };
 pub use self::{
     describe::{columns, describe_owner},
@@ -31,7 +39,7 @@ pub use self::{
 use super::compose::address::is_link_local;
 use super::dangers::{Danger, danger_at};
 use crate::{
-    host,
+    host::{self, ARPHRD_LOOPBACK, Link},
     lockout::arrival::Arrivals,
     policy::{Containers, KernelTick, Policy, PublishedPort, Tables, labels},
 };
@@ -102,7 +110,7 @@ impl Report {
         let audited = match &policy {
             Some(in_force) => judge_all(&survey, in_force, &mut notes).await?,
             None => {
-                let endpoints = survey.endpoints.iter().cloned();
+                let endpoints = with_neighbours(&survey, None)?.into_iter();
                 endpoints
                     .map(|endpoint| Audited::new(endpoint, None))
                     .collect()
@@ -164,10 +172,82 @@ async fn judge_all(
         now: now.world,
         is_at_work: in_force.guard != GuardState::NotAtWork,
     };
-    let endpoints = survey.endpoints.iter().cloned();
+    notes.extend(on_no_address(survey, &policy));
+    let endpoints = with_neighbours(survey, Some(in_force))?.into_iter();
     Ok(endpoints
         .map(|endpoint| Audited::new(endpoint, Some(&judge)))
         .collect())
+}
+
+/// The endpoints, those on loopback with the neighbours that reach them all the same.
+fn with_neighbours(
+    survey: &Survey,
+    in_force: Option<&PolicyInForce>,
+) -> anyhow::Result<Vec<Endpoint>> {
+    let outside = outside(survey, in_force)?;
+    let facts = LoopbackFacts {
+        outside: &outside,
+        sysctls: survey.host.sysctls.known(),
+        nat: survey.host.nat.known(),
+        daemon: survey.daemon.as_ref(),
+    };
+    let endpoints = survey.endpoints.iter().cloned();
+    Ok(endpoints
+        .map(|endpoint| match neighbours(&endpoint, &facts) {
+            None => endpoint,
+            Some(found) => Endpoint {
+                level: Level::Network,
+                neighbours: Some(found),
+                ..endpoint
+            },
+        })
+        .collect())
+}
+
+/// The interfaces that packets come in by from outside, and whether a guard drops martians there.
+fn outside(survey: &Survey, in_force: Option<&PolicyInForce>) -> anyhow::Result<Vec<OutsideLink>> {
+    let guarding = in_force.filter(|in_force| in_force.drops_martians());
+    let arrivals = match guarding {
+        Some(in_force) => {
+            let arrivals = Arrivals::new(&in_force.policy, &survey.host);
+            Some(arrivals.context("this host's interfaces cannot be read")?)
+        }
+        None => None,
+    };
+    let host = &survey.host;
+    let none = BTreeSet::new();
+    let links = host.links.known().into_iter().flat_map(BTreeMap::values);
+    // What comes in by a port of a bridge or a bond comes to the host by that.
+    let leads_outside = |link: &&Link| {
+        let is_apart = link.arphrd == ARPHRD_LOOPBACK || link.controller.is_some();
+        link.up && !is_apart && !host.is_container_bridge(&link.name, &none)
+    };
+    Ok(links
+        .filter(leads_outside)
+        .map(|link| OutsideLink {
+            name: link.name.clone(),
+            drops_martians: arrivals
+                .as_ref()
+                .is_some_and(|arrivals| arrivals.leads_to_guarded(link.index)),
+        })
+        .collect())
+}
+
+/// Services for an address that neither this host nor a container has: of what is listed there, nothing is found.
+fn on_no_address(survey: &Survey, policy: &Policy) -> Vec<String> {
+    let own = survey.host.own_addresses().unwrap_or_default();
+    let is_known =
+        |address: &IpAddr| own.contains(address) || survey.container_addresses.contains(address);
+    let services = policy.services.iter();
+    let elsewhere = services.filter_map(|service| {
+        let address = service.address.filter(|address| !is_known(address))?;
+        Some(format!(
+            "service {} is for {address}, which neither this host nor a container has: whatever answers there \
+             is not among these",
+            service.name
+        ))
+    });
+    elsewhere.collect()
 }
 
 /// The addresses of interfaces where nothing is judged, which `notes` names.
@@ -196,6 +276,28 @@ fn unguarded(
             continue;
         }
         names.extend(survey.host.link(index).map(|link| link.name.as_str()));
+    }
+    for own in &survey.own_addresses {
+        let Some(SharedParent { interface }) = &own.parent else {
+            continue;
+        };
+        let link = interface
+            .as_deref()
+            .and_then(|name| survey.host.link_named(name));
+        match link {
+            Some(link) if arrivals.leads_to_guarded(link.index) => {}
+            Some(link) => {
+                addresses.insert(own.address);
+                names.insert(&link.name);
+            }
+            None => {
+                addresses.insert(own.address);
+                notes.push(format!(
+                    "the interface that a container has {} on is not known: what is sent there is not judged",
+                    own.address
+                ));
+            }
+        }
     }
     if !names.is_empty() {
         let names: Vec<&str> = names.into_iter().collect();

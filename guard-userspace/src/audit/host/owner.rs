@@ -5,19 +5,23 @@ use std::collections::BTreeSet;
 use nix::unistd::{Uid, User};
 use serde::Serialize;
 
-use super::sockets::{Holder, Socket};
+use super::{
+    rewritten::Rewrite,
+    sockets::{Holder, Socket},
+};
 use crate::docker::{Container, Inventory};
 
 /// Who answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Owner {
-    /// `container`, `process`, `kernel` or `unknown`.
+    /// `container`, `process`, `kernel`, `nat`, `swarm` or `unknown`.
     pub kind: &'static str,
     /// The name of the container, or its identifier if Docker does not know it.
     pub container: Option<String>,
     pub image: Option<String>,
     /// Compose's.
     pub project: Option<String>,
+    /// Compose's or Swarm's.
     pub service: Option<String>,
     /// The container has no network of its own.
     pub host_network: bool,
@@ -26,6 +30,8 @@ pub struct Owner {
     pub pids: BTreeSet<i32>,
     /// Whose socket it is, if no more is known.
     pub user: Option<String>,
+    /// The rule that leads there.
+    pub rewrite: Option<Rewrite>,
 }
 
 impl Owner {

@@ -34,7 +34,7 @@ const SSH_PROCESSES: [&str; 2] = ["sshd", "dropbear"];
 const SSH_PORT: u16 = 22;
 
 /// Holds the sockets of units that are started when somebody connects.
-const SYSTEMD: &str = "systemd";
+pub const SYSTEMD: &str = "systemd";
 
 /// What forwards a published port to its container, or keeps the port from others: Docker's, and those
 /// of Podman and of daemons without root.
@@ -50,9 +50,17 @@ const PUBLISHERS: [&str; 9] = [
     "netavark",
 ];
 
+/// Docker itself, which keeps ports that Swarm publishes, and has some of its own.
+pub const DOCKERD: &str = "dockerd";
+
 /// Whether a process listens in a container's place.
 pub fn publishes(process: &str) -> bool {
     PUBLISHERS.contains(&process)
+}
+
+/// Whether a process has no ports but those of containers.
+pub fn forwards(process: &str) -> bool {
+    publishes(process) && process != DOCKERD
 }
 
 /// A proxy's other ports, such as that of its dashboard, are not for everybody.

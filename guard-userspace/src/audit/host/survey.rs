@@ -1,19 +1,26 @@
 //! Asks the kernel, Docker and the processes what of this host can be reached.
 
-use std::{env, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::Uid;
 use serde::Serialize;
 
 use super::{
-    endpoint::{Endpoint, Setting, endpoints},
+    endpoint::{Endpoint, FoundOnHost, Level, Setting, endpoints},
+    inner::{InnerListeners, OwnAddress, inner_listeners, listeners_of},
     sockets,
 };
 use crate::{
     agent::plan::compile_containers,
-    docker::{self, Inventory},
-    host::{self, Host},
+    audit::compose::address::is_link_local,
+    docker::{self, DaemonFacts, Inventory, SwarmServices},
+    host::{self, Host, Link, NatRules, Route},
     policy::{Containers, DEFAULT_DOCKER_SOCKET, untrusted},
 };
 
@@ -22,6 +29,12 @@ pub struct Survey {
     pub endpoints: Vec<Endpoint>,
     pub containers: Containers,
     pub docker: DockerAsked,
+    /// `None`: it does not answer, or was not asked.
+    pub daemon: Option<DaemonFacts>,
+    /// Addresses of containers that others reach directly.
+    pub own_addresses: BTreeSet<OwnAddress>,
+    /// All addresses of the containers that run.
+    pub container_addresses: BTreeSet<IpAddr>,
     /// Its addresses are known.
     pub host: Host,
     /// What could not be told.
@@ -56,13 +69,18 @@ pub fn find_docker() -> Option<String> {
 impl Survey {
     /// `docker`: where Docker answers; `None`: it is not asked.
     pub async fn make(docker: Option<String>) -> Result<Self> {
-        let host = Host::read_once().context("this host cannot be read")?;
+        let mut host = Host::read_once().context("this host cannot be read")?;
         if let Some(error) = &host.addresses.error {
             bail!("this host's addresses cannot be read: {error}");
         }
+        host.read_nat();
         let routes = host.default_route_links().unwrap_or_default();
         let mut notes = Vec::new();
-        let (inventory, docker) = ask(docker).await;
+        let Answers {
+            inventory,
+            daemon,
+            docker,
+        } = ask(docker).await;
         let containers = match &inventory {
             Some(inventory) => compile_containers(inventory, &host, &routes).containers,
             None => Containers::default(),
@@ -80,6 +98,19 @@ impl Survey {
                 false => "without root, the processes of other users are not known".to_owned(),
             });
         }
+        let none = Inventory::default();
+        let known = inventory.as_ref().unwrap_or(&none);
+        let InnerListeners {
+            endpoints: inner,
+            addresses: own_addresses,
+            notes: of_inner,
+        } = inner_listeners(known, listeners_of);
+        notes.extend(of_inner);
+        let apart = SwarmServices::Apart;
+        let swarm = daemon.as_ref().map_or(&apart, |daemon| &daemon.swarm);
+        notes.extend(without_rules(&host, swarm));
+        notes.extend(behind(&host, known, &routes));
+        let own: Vec<IpAddr> = host.own_addresses().into_iter().flatten().collect();
         let setting = Setting {
             networks: &containers.networks,
             interface: &|index| {
@@ -87,41 +118,173 @@ impl Survey {
                 let name = link.map_or_else(|| index.to_string(), |link| link.name.clone());
                 (name, routes.contains(&index))
             },
+            leads_out: &|name| leads_out(&host, known, name, &routes),
             local_ports: &host::local_port_range()
                 .context("the local port range cannot be read")?,
+            own: &own,
         };
-        let endpoints = endpoints(inventory.as_ref(), &sockets, &holders, &setting);
+        let empty = NatRules::default();
+        let found = FoundOnHost {
+            inventory: known,
+            swarm,
+            sockets: &sockets,
+            holders: &holders,
+            nat: &host.nat.known().unwrap_or(&empty).rules,
+            inner,
+        };
+        let endpoints = endpoints(found, &setting);
         notes.extend(unseen(inventory.as_ref(), &endpoints));
+        let running = known.containers.values();
+        let running = running.filter(|container| container.running);
+        let container_addresses = running
+            .flat_map(|container| container.addresses.iter().copied())
+            .collect();
         Ok(Self {
             endpoints,
             containers,
             docker,
+            daemon,
+            own_addresses,
+            container_addresses,
             host,
             notes,
         })
     }
 }
 
-async fn ask(socket: Option<String>) -> (Option<Inventory>, DockerAsked) {
+/// What the daemon answers.
+#[derive(Default)]
+struct Answers {
+    inventory: Option<Inventory>,
+    daemon: Option<DaemonFacts>,
+    docker: DockerAsked,
+}
+
+async fn ask(socket: Option<String>) -> Answers {
     let Some(socket) = socket else {
-        return (None, DockerAsked::default());
+        return Answers::default();
     };
     let mut asked = DockerAsked {
         socket: Some(socket.clone()),
         ..DockerAsked::default()
     };
-    match docker::read(&socket).await {
+    let inventory = match docker::read(&socket).await {
         Ok(inventory) => {
             let containers = inventory.containers.values();
             asked.running = containers.filter(|container| container.running).count();
             asked.answered = true;
-            (Some(inventory), asked)
+            Some(inventory)
         }
         Err(error) => {
             asked.error = Some(error.to_string());
-            (None, asked)
+            None
         }
+    };
+    // A daemon that lists its containers and says nothing of itself is one of an unknown version.
+    let daemon = match &inventory {
+        Some(_) => docker::read_facts(&socket).await.ok(),
+        None => None,
+    };
+    Answers {
+        inventory,
+        daemon,
+        docker: asked,
     }
+}
+
+/// What is not seen without the rules that rewrite destinations.
+fn without_rules(host: &Host, swarm: &SwarmServices) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(error) = &host.nat.error {
+        notes.push(format!(
+            "the rules that rewrite destinations cannot be read ({error}): ports that they lead elsewhere are \
+             not among these"
+        ));
+    }
+    if host.nat.known().is_some_and(|nat| nat.is_partial) {
+        notes.push(
+            "there are more rules that rewrite destinations than are followed: not all of what they lead \
+             elsewhere is among these"
+                .to_owned(),
+        );
+    }
+    if let (SwarmServices::Unknown(why), Some(_)) = (swarm, &host.nat.error) {
+        notes.push(format!(
+            "what services of the Swarm publish is not known: {why}"
+        ));
+    }
+    notes
+}
+
+/// Kinds of devices that other machines or containers are behind, which this host's daemons may not know.
+const LEADING_ON: [&str; 6] = ["bridge", "tun", "veth", "wireguard", "vxlan", "macvlan"];
+
+/// Networks behind this host that nobody here knows the machines of.
+fn behind(host: &Host, inventory: &Inventory, uplinks: &BTreeSet<u32>) -> Option<String> {
+    let is_forwarding = |family: &str| {
+        let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
+        fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+    };
+    if !["ipv4", "ipv6"].into_iter().any(is_forwarding) {
+        return None;
+    }
+    let bridges: Vec<&str> = inventory
+        .networks
+        .iter()
+        .filter_map(|network| network.bridge.as_deref())
+        .collect();
+    let leads_on = |link: &&Link| {
+        let kind = link.kind.as_deref();
+        kind.is_some_and(|kind| LEADING_ON.contains(&kind))
+            && link.up
+            && link.controller.is_none()
+            && !uplinks.contains(&link.index)
+            && !bridges.contains(&link.name.as_str())
+    };
+    let links = host.links.known().into_iter().flat_map(BTreeMap::values);
+    let networks: Vec<String> = links
+        .filter(leads_on)
+        .filter_map(|link| {
+            let routes = host.routes.known()?.iter();
+            let is_by = |route: &&Route| route.links.contains(&link.index) && is_wide(route);
+            let networks: Vec<String> = routes
+                .filter(is_by)
+                .map(|route| route.prefix.to_string())
+                .collect();
+            (!networks.is_empty()).then(|| format!("{} ({})", link.name, networks.join(", ")))
+        })
+        .collect();
+    (!networks.is_empty()).then(|| {
+        format!(
+            "this host forwards packets: machines behind {} may be reached through it, and are not among these",
+            networks.join(" and ")
+        )
+    })
+}
+
+/// Not the link-local network that every device has.
+fn is_wide(route: &Route) -> bool {
+    !is_link_local(route.prefix.addr())
+}
+
+/// How far what an interface leads to is.
+fn leads_out(
+    host: &Host,
+    inventory: &Inventory,
+    name: &str,
+    uplinks: &BTreeSet<u32>,
+) -> Option<Level> {
+    let link = host.link_named(name)?;
+    let mut networks = inventory.networks.iter();
+    Some(if link.arphrd == host::ARPHRD_LOOPBACK {
+        Level::Localhost
+    } else if networks.any(|network| network.bridge.as_deref() == Some(name)) {
+        Level::Containers
+    } else if uplinks.contains(&link.index) {
+        Level::World
+    } else {
+        Level::Network
+    })
 }
 
 /// Containers on the host's network whose listeners are not known for theirs.
