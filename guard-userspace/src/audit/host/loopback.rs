@@ -229,6 +229,7 @@ mod tests {
             drops_martians: guarded.contains(&name),
         });
         let sysctls = Sysctls {
+            accept_local: BTreeSet::new(),
             local_ports: 32_768..=60_999,
             route_localnet: route_localnet.iter().map(|&name| name.to_owned()).collect(),
         };
