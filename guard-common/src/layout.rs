@@ -69,7 +69,7 @@ pub const NETWORKS_V6: &str = "NETWORKS_V6";
 pub const NETWORK_BITS_V4: &str = ".bss.bits_v4";
 pub const NETWORK_BITS_V6: &str = ".bss.bits_v6";
 
-/// A hash of [`OwnAddress`]: this host's own, which no packet comes from. In front of it a bitmap, by
+/// A hash of [`OwnSource`]: this host's own, which no packet comes from. In front of it a bitmap, by
 /// [`crate::martian::own_bit`].
 pub const OWN: &str = "OWN";
 pub const OWN_BITS: &str = ".bss.own_bits";
@@ -500,7 +500,7 @@ pub const MAX_ENDED: u32 = 4;
 /// An address of this host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OwnAddress {
+pub struct OwnSource {
     pub address: Address,
     /// A [`crate::address::Family`].
     pub family: u64,
@@ -704,7 +704,7 @@ const _: () = assert!(size_of::<GcraBudgets>() == 48);
 const _: () = assert!(size_of::<ServiceSlot>() == 128);
 const _: () = assert!(size_of::<AddressedKey>() == 24);
 const _: () = assert!(size_of::<Expiry>() == 8);
-const _: () = assert!(size_of::<OwnAddress>() == 24);
+const _: () = assert!(size_of::<OwnSource>() == 24);
 const _: () = assert!(size_of::<Relief>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<TalkerSlot>() == 48);
@@ -718,7 +718,7 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey, OwnAddress,
+        About, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey, OwnSource,
         PortEntry, Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
     };
     use crate::{cell::Cell, deny_list::DenyLine};
@@ -743,7 +743,7 @@ mod pod {
         Expiry,
         FlowKey,
         DenyLine,
-        OwnAddress,
+        OwnSource,
         PortEntry,
         Relief,
         Seat,

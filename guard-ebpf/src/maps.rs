@@ -13,7 +13,7 @@ use guard_common::{
     layout::{
         AddressedKey, AdmittedKey, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FRAGMENT_SETS,
         FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS,
-        MAX_OWN, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnAddress,
+        MAX_OWN, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnSource,
         PORT_ENTRIES, PortEntry, Relief, ReplayTime, ServiceSlot, TALKER_ENTRIES, TalkerSlot,
         host_bucket,
     },
@@ -115,7 +115,7 @@ pub static OWN_BITS: Global<u64, { OWN_WORDS as usize }> =
     unsafe { Global::zeroed() };
 
 #[map]
-pub static OWN: HashMap<OwnAddress, u8> = HashMap::with_max_entries(MAX_OWN, BPF_F_NO_PREALLOC);
+pub static OWN: HashMap<OwnSource, u8> = HashMap::with_max_entries(MAX_OWN, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static FRAGMENTS: Array<FragmentSet> = Array::with_max_entries(FRAGMENT_SETS, 0);

@@ -3,7 +3,7 @@
 
 use guard_common::{
     address::{Address, Family},
-    layout::OwnAddress,
+    layout::OwnSource,
     martian::{is_martian, may_have_no_source, own_bit},
     packet::{Ends, Packet},
 };
@@ -92,7 +92,7 @@ extern "C" fn guard_judge_addresses(
 
 #[inline(always)]
 fn is_own(family: Family, address: Address) -> bool {
-    let key = OwnAddress {
+    let key = OwnSource {
         address,
         family: family as u64,
     };

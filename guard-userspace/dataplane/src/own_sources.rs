@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use aya::{Ebpf, maps::HashMap};
 use guard_common::{
-    layout::{self, OwnAddress},
+    layout::{self, OwnSource},
     martian::{OWN_WORDS, own_bit},
 };
 use guard_policy::split;
@@ -33,13 +33,13 @@ pub fn change(
     Ok(())
 }
 
-fn hash(ebpf: &mut Ebpf) -> Result<HashMap<&mut aya::maps::MapData, OwnAddress, u8>, LoadError> {
+fn hash(ebpf: &mut Ebpf) -> Result<HashMap<&mut aya::maps::MapData, OwnSource, u8>, LoadError> {
     Ok(HashMap::try_from(map_mut(ebpf, layout::OWN)?)?)
 }
 
-fn key(address: IpAddr) -> OwnAddress {
+fn key(address: IpAddr) -> OwnSource {
     let (family, address) = split(address);
-    OwnAddress {
+    OwnSource {
         address,
         family: family as u64,
     }

@@ -105,11 +105,11 @@ impl PolicyInForce {
         }))
     }
 
-    /// Whether a guard drops what is sent to a loopback address from outside. It does in every scope and in each
-    /// mode but `off`, which lets everything pass.
+    /// Whether a guard drops what is sent to a loopback address from outside: in every scope, where the mode is
+    /// `enforce`.
     pub fn drops_martians(&self) -> bool {
         let is_there = matches!(self.guard, GuardState::AtWork | GuardState::Supposed);
-        is_there && self.policy.mode != Mode::Off
+        is_there && self.policy.mode == Mode::Enforce
     }
 
     /// A policy that is named.
