@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     process,
@@ -58,6 +59,14 @@ pub struct PolicyFacts {
 impl Prepared {
     pub fn generation(&self) -> &Generation {
         &self.generation
+    }
+
+    /// Brings one of its tables to this host's own addresses.
+    ///
+    /// # Errors
+    /// As [`Generation::change_own_sources`].
+    pub fn change_own_sources(&mut self, next: &BTreeSet<IpAddr>) -> Result<(), LoadError> {
+        self.generation.change_own_sources(next)
     }
 
     /// Brings its tables to what has changed around its policy: published ports, container networks,

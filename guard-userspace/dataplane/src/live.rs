@@ -1,7 +1,10 @@
 //! What comes and goes in the tables of a generation while it runs: published ports, container networks,
 //! denied and allowed sources. The same code fills a fresh generation, which is a change from nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -68,6 +71,19 @@ impl Generation {
         } else {
             Err(LoadError::Lacks(lacks))
         }
+    }
+}
+
+impl Generation {
+    /// Brings its table of this host's own addresses to these, and leaves the others as they are.
+    ///
+    /// # Errors
+    /// The table may have some of them.
+    pub fn change_own_sources(&mut self, next: &BTreeSet<IpAddr>) -> Result<(), LoadError> {
+        let next = guard_policy::fitting(next);
+        own_sources::change(&mut self.ebpf, &self.tables.own_sources, &next)?;
+        self.tables.own_sources = next;
+        Ok(())
     }
 }
 

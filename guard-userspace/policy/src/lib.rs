@@ -37,7 +37,7 @@ pub use self::{
     rate::{Budget, Period, Rate, Unit},
     read::{AllowedFile, read_file},
     seats::{Changes, Exhausted, Seats, ServiceNumber, Slice},
-    tables::{Ground, ServiceTable, Tables, Timebase, is_single},
+    tables::{Ground, ServiceTable, Tables, Timebase, fitting, is_single},
     warnings::Warning,
 };
 

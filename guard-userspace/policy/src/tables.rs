@@ -93,6 +93,12 @@ pub struct ServiceTable {
     pub admitted: BTreeMap<IpNet, Expiry>,
 }
 
+/// As many of this host's addresses as there is room for.
+pub fn fitting(own_sources: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let fitting = own_sources.iter().take(layout::MAX_OWN as usize);
+    fitting.copied().collect()
+}
+
 impl Tables {
     /// For a generation that shares its state with no other.
     pub fn compile(
@@ -149,11 +155,7 @@ impl Tables {
                 })
                 .collect(),
             networks: containers.networks.clone(),
-            own_sources: own_sources
-                .iter()
-                .take(layout::MAX_OWN as usize)
-                .copied()
-                .collect(),
+            own_sources: fitting(own_sources),
             ..Self::passing_everything(*scope)
         };
         for service in services {

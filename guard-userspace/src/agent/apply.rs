@@ -405,10 +405,15 @@ impl Applier {
                 continue;
             }
             is_changed = true;
-            let news = PortNews::early(early);
-            let mut news = news.with_newest(order.latest, &order.plan.content.local_ports);
-            let changed = attached.change(order.plan, &mut news);
-            self.closer.give_back(news.kept);
+            let changed = if early.is_empty() && attached.has_same_lists(order.plan) {
+                attached.change_own_sources(order.plan)
+            } else {
+                let news = PortNews::early(early);
+                let mut news = news.with_newest(order.latest, &order.plan.content.local_ports);
+                let changed = attached.change(order.plan, &mut news);
+                self.closer.give_back(news.kept);
+                changed
+            };
             match changed {
                 Ok(()) => attached.trouble = None,
                 Err(error) if needs_another(&error) => {
@@ -600,6 +605,33 @@ impl Attached {
             warn!(interface = name, "not as planned: {trouble}");
             self.trouble = Some(trouble);
         }
+    }
+
+    /// Whether no more has changed than this host's own addresses, for which no policy is compiled again.
+    fn has_same_lists(&self, plan: &Plan) -> bool {
+        let is_same = |before: &Option<Content>, after: Option<&Content>| match (before, after) {
+            (Some(before), Some(after)) => before.has_same_lists(after),
+            (None, Some(_)) => false,
+            (_, None) => true,
+        };
+        is_same(&self.content, Some(&plan.content))
+            && is_same(&self.fallback, plan.fallback.as_ref())
+    }
+
+    fn change_own_sources(&mut self, plan: &Plan) -> Result<(), LoadError> {
+        let own = &plan.content.own_sources;
+        let prepared = self.attachment.in_force_mut();
+        if let (Some(prepared), Some(content)) = (prepared, &mut self.content) {
+            prepared.change_own_sources(own)?;
+            content.own_sources = Arc::clone(own);
+        }
+        if let (Some(prepared), Some(content)) =
+            (self.attachment.fallback_mut(), &mut self.fallback)
+        {
+            prepared.change_own_sources(own)?;
+            content.own_sources = Arc::clone(own);
+        }
+        Ok(())
     }
 
     /// Brings the tables in force to a plan, and those of what a trial goes back to, perhaps without an agent.

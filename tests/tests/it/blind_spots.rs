@@ -325,7 +325,10 @@ fn loopback_is_for_this_host_alone_only_where_that_is_true() {
     assert_eq!(process["neighbours"]["interfaces"], json!([INTERFACE]));
 
     // A guard drops both there.
-    let path = policy(&lab, &format!("docker.socket = \"{socket}\"\n"));
+    let path = policy(
+        &lab,
+        &format!("mode = \"enforce\"\ndocker.socket = \"{socket}\"\n"),
+    );
     let (_, report) = audit(&lab, &["--policy", &path]);
     for port in [8001, 8002] {
         assert_eq!(endpoint(&report, port)["level"], "localhost", "{report:#}");

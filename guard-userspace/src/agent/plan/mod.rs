@@ -70,18 +70,22 @@ impl Content {
 
     /// Whether both have the same tables.
     pub fn has_same_tables(&self, other: &Self) -> bool {
+        self.own_sources == other.own_sources && self.has_same_lists(other)
+    }
+
+    /// Whether both have the same tables but perhaps for this host's own addresses.
+    pub fn has_same_lists(&self, other: &Self) -> bool {
         let Self {
             policy: _,
             containers,
             entries,
             local_ports,
-            own_sources,
+            own_sources: _,
             revision: _,
             trial_until_ns: _,
         } = self;
         *containers == other.containers
             && *local_ports == other.local_ports
-            && *own_sources == other.own_sources
             && (Arc::ptr_eq(entries, &other.entries) || *entries == other.entries)
     }
 }
