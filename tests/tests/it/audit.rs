@@ -155,6 +155,10 @@ fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_chang
     run_shop(&docker, "127.0.0.1:8000:8000");
     assert_proxied();
     assert_eq!(direct(), HttpOutcome::Refused);
+    // Docker before 28 lets neighbours in, and a guard that only observes does as well.
+    let (_, text) = audit(&lab, &[]);
+    assert!(!text.contains("ONLY FROM THIS HOST tcp/8000"), "{text}");
+    guard.run(&["mode", "enforce"]).unwrap();
     let (code, text) = audit(&lab, &[]);
     assert_eq!(code, 0, "{text}");
     assert_says(
