@@ -10,6 +10,7 @@ pub mod cell;
 pub mod deny_list;
 pub mod exposure;
 pub mod gcra;
+pub mod interfaces;
 pub mod layout;
 pub mod literal;
 pub mod packet;

@@ -9,14 +9,15 @@ use aya::{
     },
     util::KernelVersion,
 };
-use guard_common::layout::{self, About};
+use guard_common::layout::{self, AboutInterface};
 use guard_host::causes::innermost;
 
 use super::{
     Generation, clsact,
     error::AttachError,
+    interface::InterfaceState,
     pins::{EGRESS_LINK, Pins},
-    state::{InterfaceState, StateError},
+    state::StateError,
     sys,
 };
 
@@ -25,7 +26,7 @@ use super::{
 pub fn attach(
     state: &mut InterfaceState,
     generation: &mut Generation,
-    about: &mut About,
+    about: &mut AboutInterface,
 ) -> Result<(), AttachError> {
     if !has_tcx() {
         return attach_filter(state, generation, about);
@@ -82,7 +83,7 @@ const EGRESS_PRIORITY: u16 = 0x6775;
 fn attach_filter(
     state: &mut InterfaceState,
     generation: &mut Generation,
-    about: &mut About,
+    about: &mut AboutInterface,
 ) -> Result<(), AttachError> {
     let interface = state.pins.interface().to_owned();
     let refused = |error: &(dyn std::error::Error + 'static)| no_egress(&interface, error);
@@ -118,7 +119,7 @@ fn attach_filter(
     Ok(())
 }
 
-pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
+pub fn detach(pins: &Pins, about: &mut AboutInterface) -> Result<(), AttachError> {
     let removed = pins.remove(EGRESS_LINK);
     // An interface that is gone has neither filter nor qdisc.
     if about.egress_priority != 0 {
@@ -135,7 +136,7 @@ pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
 }
 
 /// The filter that records flows on a kernel without tcx.
-fn filter(interface: &str, about: &About) -> io::Result<SchedClassifierLink> {
+fn filter(interface: &str, about: &AboutInterface) -> io::Result<SchedClassifierLink> {
     let handle = TcHandle::from(about.egress_handle);
     let egress = TcAttachType::Egress;
     SchedClassifierLink::attached(interface, egress, about.egress_priority, handle, None)

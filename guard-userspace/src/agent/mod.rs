@@ -220,9 +220,9 @@ impl Agent {
         privileges::spawn_blocking(move || snapshot.talkers()).await?
     }
 
-    /// The packets of every interface that a request asks for.
-    pub fn taps(&self, request: &CaptureRequest) -> Result<Vec<(String, Tap)>, ChangeError> {
-        self.snapshot().taps(request)
+    /// The packets that a request asks for.
+    pub fn tap(&self, request: &CaptureRequest) -> Result<Tap, ChangeError> {
+        self.snapshot().tap(request)
     }
 
     /// Why a packet from there to here gets its verdict, under the policy in force.

@@ -20,7 +20,7 @@ use lab::{
 };
 use serde_json::{Value, json};
 
-use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of, policy};
 
 #[test]
 fn a_killed_agent_leaves_the_kernel_enforcing_and_the_next_one_goes_on_with_its_counters() {
@@ -154,7 +154,7 @@ fn counters_go_on_over_reloads_and_old_generations_are_freed() {
         serde_json::from_str(&text).unwrap()
     };
     // Every generation of this guard uses the same counters.
-    let pin = site.lab.pins().join("v1").join(INTERFACE).join("COUNTERS");
+    let pin = pins_of(&site.lab, INTERFACE).join("COUNTERS_0");
     let counters = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()])["id"].clone();
     let programs = || {
         let list = bpftool(&["prog", "list"]);
