@@ -41,12 +41,12 @@ enum XtaskCommand {
     },
     /// Check format, type names and lints, of the kernel program too
     Lint,
-    /// Run every test
+    /// Run every test, and say which took longest
     Test {
-        /// Run only tests whose name contains this
-        filter: Option<String>,
+        /// Run only this kind, as docs/testing.md names it, or else tests whose name contains this
+        name: Option<String>,
         /// Run only what is tested on other kernels, the newest that Debian has among them
-        #[arg(long, conflicts_with = "filter")]
+        #[arg(long, conflicts_with = "name")]
         kernels: bool,
     },
     /// Hold the program against the model, with the corpus and then with ever new packets
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         XtaskCommand::Build { release } => build::run(release),
         XtaskCommand::Lint => lint::run(),
         XtaskCommand::Test { kernels: true, .. } => test::on_kernels(),
-        XtaskCommand::Test { filter, .. } => test::run(filter.as_deref()),
+        XtaskCommand::Test { name, .. } => test::run(name.as_deref()),
         XtaskCommand::Fuzz { minutes, seed } => fuzz::run(minutes, seed),
         XtaskCommand::Soak => soak::run(),
         XtaskCommand::Bench { arguments } => bench::run(&arguments),
