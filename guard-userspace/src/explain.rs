@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
-pub use guard_api::{Explanation, Seen, Step};
+pub use guard_api::{Explanation, OverBudget, Seen, Step};
 use guard_common::{
     exposure::Scope,
     layout::PortProtocol,
@@ -181,6 +181,7 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
         steps,
         line,
         seen: None,
+        over_budget: None,
     })
 }
 

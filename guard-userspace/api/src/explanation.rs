@@ -19,6 +19,9 @@ pub struct Explanation {
     /// What the attached program has seen of the source; absent without an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
+    /// That the source was over its budget at this service a moment ago, though a first packet passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_budget: Option<OverBudget>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -28,6 +31,18 @@ pub struct Step {
     /// Of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
+}
+
+/// Estimated from a sample of the source's packets.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct OverBudget {
+    /// The key of the budget: `packets`, `bytes` or `connections`.
+    pub budget: String,
+    /// What the source sent in these seconds, to any place.
+    pub packets: u64,
+    /// Those of them that were over the budget.
+    pub over: u64,
+    pub seconds: u64,
 }
 
 /// Estimated from a sample of the source's packets.

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::explanation::{Explanation, Seen, Step};
+pub use self::explanation::{Explanation, OverBudget, Seen, Step};
 use self::{actor::OneLine, operator::SshSession};
 
 /// Where the agent listens unless told otherwise.

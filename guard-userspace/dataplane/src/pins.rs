@@ -16,6 +16,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
 };
 
 /// Where pins are unless told otherwise.
@@ -37,6 +38,10 @@ pub enum PinError {
          with `mount -t bpf bpf {BPFFS}`, or name another place with --pins"
     )]
     NoBpffs { path: String, error: io::Error },
+    #[error(
+        "only root may open the pins in {0}: join group guard to ask a running agent, or use sudo"
+    )]
+    NotPermitted(String),
     #[error("{path}: {error}")]
     Io { path: String, error: io::Error },
     #[error(
@@ -48,9 +53,12 @@ pub enum PinError {
 
 impl PinError {
     fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        |error| Self::Io {
-            path: path.display().to_string(),
-            error,
+        |error| {
+            let path = path.display().to_string();
+            match error.kind() {
+                io::ErrorKind::PermissionDenied if !geteuid().is_root() => Self::NotPermitted(path),
+                _ => Self::Io { path, error },
+            }
         }
     }
 }

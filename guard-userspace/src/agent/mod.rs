@@ -17,6 +17,7 @@ mod cut_sessions;
 pub mod gate;
 mod loaded;
 pub mod plan;
+mod recent;
 mod reconciler;
 mod runtimes;
 mod snapshot;
@@ -26,7 +27,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -37,7 +38,7 @@ use jiff::Timestamp;
 use tokio::{
     runtime::{self, Handle as Runtime},
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tracing::{info, warn};
 
@@ -45,6 +46,7 @@ use self::{
     attached::AttachedReader,
     command::{AgentCommand, Reply},
     gate::Gate,
+    recent::RecentTalkers,
     reconciler::Reconciler,
 };
 pub use self::{
@@ -89,6 +91,7 @@ pub struct Agent {
     gate: Gate,
     places: Arc<AgentPaths>,
     attached: AttachedReader,
+    recent: Arc<Mutex<RecentTalkers>>,
 }
 
 /// How many changes may wait for the loop.
@@ -178,6 +181,7 @@ impl Agent {
             gate,
             places: Arc::new(places),
             attached,
+            recent: Arc::default(),
         };
         Ok((agent, end))
     }
@@ -220,6 +224,23 @@ impl Agent {
         privileges::spawn_blocking(move || snapshot.talkers()).await?
     }
 
+    /// Keeps in mind what each source sends, for [`explain`](Self::explain). Does not end.
+    pub async fn follow_talkers(&self) {
+        let mut readings = interval(recent::INTERVAL);
+        readings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            readings.tick().await;
+            // What cannot be read is told to whoever asks for it.
+            if let Ok(talkers) = self.talkers().await {
+                self.recent().add(Instant::now(), &talkers);
+            }
+        }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, RecentTalkers> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The packets of every interface that a request asks for.
     pub fn taps(&self, request: &CaptureRequest) -> Result<Vec<(String, Tap)>, ChangeError> {
         self.snapshot().taps(request)
@@ -229,7 +250,9 @@ impl Agent {
     pub async fn explain(&self, from: IpAddr, to: &str) -> Result<Explanation, ChangeError> {
         let snapshot = self.snapshot();
         let to = snapshot.destination(to)?;
-        let explained = privileges::spawn_blocking(move || snapshot.explain(from, &to)).await;
+        let recent = self.recent().clone();
+        let explained =
+            privileges::spawn_blocking(move || snapshot.explain(from, &to, &recent)).await;
         Ok(explained.map_err(anyhow::Error::from)??)
     }
 

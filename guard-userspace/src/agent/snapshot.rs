@@ -7,13 +7,14 @@ use std::{
 };
 
 use anyhow::Result;
-use guard_common::reason::Mode;
+use guard_common::reason::{Mode, Verdict};
 use ipnet::IpNet;
 
 use super::{
     ChangeError, Loaded, Trial,
     attached::{AttachedAt, AttachedPrograms, OLD},
     plan::Plan,
+    recent::{self, RecentTalkers},
 };
 use crate::{
     api::{
@@ -335,7 +336,12 @@ impl Snapshot {
 
     /// Why a packet from there to here gets its verdict, under the policy in force. Loads a copy of the program: call
     /// it off the runtime's workers.
-    pub fn explain(&self, from: IpAddr, to: &Destination) -> Result<Explanation> {
+    pub fn explain(
+        &self,
+        from: IpAddr,
+        to: &Destination,
+        recent: &RecentTalkers,
+    ) -> Result<Explanation> {
         let own: Vec<IpAddr> = self.host.own_addresses().into_iter().flatten().collect();
         let situation = Situation {
             policy: self.effective(),
@@ -347,14 +353,17 @@ impl Snapshot {
             entries: self.entries(),
         };
         let mut explanation = explain(&situation, from, to)?;
-        let talkers = self.talkers()?.into_iter();
-        let of_source = talkers.filter(|talker| talker.source == from);
-        let seen = of_source.fold(Seen::default(), |seen, talker| Seen {
-            packets: seen.packets + talker.packets,
-            dropped: seen.dropped + talker.dropped,
-            reason: talker.reason.or(seen.reason),
-            service: talker.service.or(seen.service),
-        });
+        let source = from.to_canonical();
+        let mut seen = Seen::default();
+        for talker in self.talkers()? {
+            if talker.source == source {
+                recent::add_to(&mut seen, &talker);
+            }
+        }
+        if explanation.verdict == Verdict::Pass.name() {
+            let now = Instant::now();
+            explanation.over_budget = recent.over_budget(now, source, &seen, &explanation);
+        }
         explanation.seen = Some(seen);
         Ok(explanation)
     }

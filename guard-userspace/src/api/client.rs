@@ -1,6 +1,7 @@
 //! The command line's end of the control API.
 
 use std::{
+    io::{self, ErrorKind},
     os::unix::net::UnixStream,
     path::Path,
     time::{Duration, SystemTime},
@@ -14,7 +15,11 @@ use super::{
     Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, Explanation, ModeChange,
     NewTrial, PolicyText, Question, Reload, Revocation, Status, Talker, capture::CaptureRequest,
 };
-use crate::{causes::innermost, host::timebase, policy::Entry};
+use crate::{
+    causes::{innermost, io_error},
+    host::timebase,
+    policy::Entry,
+};
 
 /// A request's header: until when its client waits, in nanoseconds of CLOCK_BOOTTIME.
 pub const DEADLINE: &str = "guard-deadline";
@@ -39,6 +44,15 @@ pub enum ClientError {
          --socket"
     )]
     Absent { socket: String, reason: String },
+    #[error("you may not open the control socket {socket}: join group guard, or use sudo")]
+    NotPermitted { socket: String },
+    /// Neither the agent nor the kernel can be asked; `refusal` is that of the pins.
+    #[error("no agent answers at {socket} ({reason}), and {refusal}")]
+    Unseen {
+        socket: String,
+        reason: String,
+        refusal: String,
+    },
     #[error("the agent at {socket} has not answered within {seconds} s")]
     Silent { socket: String, seconds: u64 },
     #[error("the agent at {socket} says: {error}")]
@@ -56,6 +70,11 @@ impl ClientError {
     /// Whether there is no agent that could answer: it is dead, or it hangs.
     pub const fn is_without_agent(&self) -> bool {
         matches!(self, Self::Absent { .. } | Self::Silent { .. })
+    }
+
+    /// Whether this user may not ask.
+    pub const fn is_refusal(&self) -> bool {
+        matches!(self, Self::NotPermitted { .. } | Self::Unseen { .. })
     }
 }
 
@@ -164,9 +183,13 @@ impl Client {
         detached.map_err(|error| self.garbled(&error))
     }
 
-    /// Whether somebody listens on the socket.
+    /// Whether an agent may listen on the socket. It does not listen to a user who may not open the socket.
     pub fn has_agent(&self) -> bool {
-        UnixStream::connect(&self.socket).is_ok()
+        let connected = UnixStream::connect(&self.socket);
+        connected.map_or_else(
+            |error| error.kind() == ErrorKind::PermissionDenied,
+            |_| true,
+        )
     }
 
     async fn get<T: DeserializeOwned>(&self, resource: &str) -> ClientResult<T> {
@@ -237,9 +260,13 @@ impl Client {
     }
 
     fn absent(&self, error: &reqwest::Error) -> ClientError {
-        ClientError::Absent {
-            socket: self.socket.clone(),
-            reason: innermost(error),
+        let socket = self.socket.clone();
+        match io_error(error).map(io::Error::kind) {
+            Some(ErrorKind::PermissionDenied) => ClientError::NotPermitted { socket },
+            _ => ClientError::Absent {
+                socket,
+                reason: innermost(error),
+            },
         }
     }
 

@@ -26,7 +26,7 @@ impl Doctor {
             output: Output { json },
         } = self;
         let reader = GuardReader::new(whereabouts)?;
-        let status = reader.status().await.map_err(|error| error.to_string());
+        let status = reader.status().await;
         let in_force = status
             .as_ref()
             .ok()

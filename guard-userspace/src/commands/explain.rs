@@ -9,11 +9,11 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{DEFAULT_POLICY, Failure, Output, print, print_json, read_policy};
+use super::{DEFAULT_POLICY, Failure, Output, figures, print, print_json, read_policy};
 use crate::{
     agent::find_once,
     api::{Question, client::Client},
-    explain::{Destination, Explanation, Seen, Situation, Step, explain},
+    explain::{Destination, Explanation, OverBudget, Seen, Situation, Step, explain},
     host::{self, Host},
     policy::{KernelTick, labels},
 };
@@ -96,11 +96,13 @@ pub fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
         steps,
         line,
         seen,
+        over_budget,
     } = explanation;
     let mut text = String::new();
-    let headline = match (verdict.as_str(), would) {
-        ("drop", _) => format!("DROPPED: {reason}"),
-        (_, Some(_)) => format!("PASSES, but would be dropped if enforced: {reason}"),
+    let headline = match (verdict.as_str(), would, over_budget) {
+        ("drop", ..) => format!("DROPPED: {reason}"),
+        (_, Some(_), _) => format!("PASSES, but would be dropped if enforced: {reason}"),
+        (.., Some(over)) => describe_over_budget(over),
         _ => format!("PASSES: {reason}"),
     };
     writeln!(text, "{headline}")?;
@@ -124,6 +126,25 @@ pub fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
         describe_seen(&mut text, seen)?;
     }
     Ok(text)
+}
+
+fn describe_over_budget(over: &OverBudget) -> String {
+    let OverBudget {
+        budget,
+        packets,
+        over,
+        seconds,
+    } = over;
+    // The agent looks every ten seconds.
+    let when = match seconds {
+        50..=80 => "minute".to_owned(),
+        seconds => format!("{seconds} s"),
+    };
+    format!(
+        "PASSES, but {} of its {} packets in the last {when} were over `{budget}`",
+        figures::whole(*over),
+        figures::whole(*packets)
+    )
 }
 
 fn describe_seen(text: &mut String, seen: &Seen) -> fmt::Result {

@@ -8,6 +8,19 @@ pub fn count(value: f64) -> String {
     format!("{number}{unit}")
 }
 
+/// `12,345`: every digit.
+pub fn whole(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// `1.2 GB`.
 pub fn bytes(value: f64) -> String {
     let (number, unit) = scaled(value);
@@ -45,6 +58,18 @@ fn scaled(value: f64) -> (String, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        for (value, text) in [
+            (0, "0"),
+            (999, "999"),
+            (6_048, "6,048"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(whole(value), text);
+        }
+    }
 
     #[test]
     fn numbers_have_at_most_three_digits_and_never_round_to_a_thousand() {

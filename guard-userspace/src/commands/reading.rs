@@ -8,6 +8,7 @@ use crate::{
         Counter, Status, Talker,
         client::{Client, ClientError},
     },
+    dataplane::pins::PinError,
     unattended,
 };
 
@@ -35,7 +36,7 @@ impl GuardReader {
             _ => "it is dead",
         };
         let status = unattended::status(&self.pins, trouble.to_owned());
-        status.ok().flatten().ok_or(error)
+        pinned_or(error, status)
     }
 
     pub async fn counters(&self) -> Result<Vec<Counter>, ClientError> {
@@ -52,10 +53,27 @@ impl GuardReader {
         pinned: impl FnOnce(&Path) -> anyhow::Result<Option<T>>,
     ) -> Result<T, ClientError> {
         match answer {
-            Err(error) if error.is_without_agent() => {
-                pinned(&self.pins).ok().flatten().ok_or(error)
-            }
+            Err(error) if error.is_without_agent() => pinned_or(error, pinned(&self.pins)),
             answer => answer,
         }
+    }
+}
+
+/// What the pins say. If they say nothing, it is the agent that is missed, unless they are closed to this user.
+fn pinned_or<T>(missed: ClientError, pinned: anyhow::Result<Option<T>>) -> Result<T, ClientError> {
+    let problem = match pinned {
+        Ok(Some(found)) => return Ok(found),
+        Ok(None) => return Err(missed),
+        Err(problem) => problem,
+    };
+    match (missed, problem.downcast_ref()) {
+        (ClientError::Absent { socket, reason }, Some(refusal @ PinError::NotPermitted(_))) => {
+            Err(ClientError::Unseen {
+                socket,
+                reason,
+                refusal: refusal.to_string(),
+            })
+        }
+        (missed, _) => Err(missed),
     }
 }

@@ -73,6 +73,7 @@ impl RunCommand {
         let why = tokio::select! {
             () = socket.serve(served) => "the control socket is closed",
             () = web::serve(agent.clone()) => "no server is left",
+            () = agent.follow_talkers() => "the talkers are not read any more",
             // Nothing can be waited for: a service manager starts another.
             () = feed_watchdog(&agent) => return Err(anyhow::anyhow!("the agent hangs").into()),
             _ = ended => "taken off",

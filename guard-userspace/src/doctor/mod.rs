@@ -10,7 +10,7 @@ use std::{path::Path, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    api::{Counter, Status},
+    api::{Counter, Status, client::ClientError},
     host::{self, Host},
     policy::{AllowedFile, KernelTick, Policy, PolicyError},
 };
@@ -85,7 +85,7 @@ pub struct DoctorInput<'a> {
     pub policy: &'a Path,
     pub pins: &'a Path,
     /// Why it is not known, if it is not.
-    pub status: Result<Status, String>,
+    pub status: Result<Status, ClientError>,
     /// Two readings, [`LISTENING`] apart.
     pub counters: Option<[Vec<Counter>; 2]>,
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::DoctorFinding;
 use crate::{
-    api::Status,
+    api::{Status, client::ClientError},
     docker, host,
     policy::{Policy, PolicyError, PublishedPort},
 };
@@ -36,15 +36,16 @@ pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFindin
     }
 }
 
-pub fn agent(status: &Result<Status, String>) -> DoctorFinding {
+pub fn agent(status: &Result<Status, ClientError>) -> DoctorFinding {
     let status = match status {
         Ok(status) => status,
         Err(problem) => {
-            return DoctorFinding::warning(
-                "agent",
-                problem.as_str(),
-                "`systemctl start guard`; members of the group `guard` may ask it",
-            );
+            let advice = if problem.is_refusal() {
+                "root and members of group guard may ask it"
+            } else {
+                "`systemctl start guard`"
+            };
+            return DoctorFinding::warning("agent", problem.to_string(), advice);
         }
     };
     if !status.agent.running {
@@ -69,7 +70,7 @@ pub fn agent(status: &Result<Status, String>) -> DoctorFinding {
     }
 }
 
-pub fn local_ports(status: &Result<Status, String>) -> DoctorFinding {
+pub fn local_ports(status: &Result<Status, ClientError>) -> DoctorFinding {
     let range = match host::local_port_range() {
         Ok(range) => range,
         Err(error) => return DoctorFinding::unknown("local_ports", error.to_string()),
@@ -133,7 +134,11 @@ pub async fn docker(policy: Option<&Policy>) -> DoctorFinding {
         Err(error) => DoctorFinding::warning(
             "docker",
             error.to_string(),
-            "start it, or write `[docker] socket = \"\"` if there is none",
+            if error.is_refused() {
+                "the agent runs as root, and may open it"
+            } else {
+                "start it, or write `[docker] socket = \"\"` if there is none"
+            },
         ),
     }
 }

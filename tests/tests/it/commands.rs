@@ -1,6 +1,7 @@
 //! The command line as scripts and people meet it: output, exit codes, one line for every error.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
@@ -261,33 +262,120 @@ fn what_the_environment_lacks_is_said_in_one_line_and_nothing_is_attached() {
     assert_nothing_attached(&lab);
 }
 
+/// Runs a copy of the binary, which anybody may read and run, as a user without any right.
+fn as_nobody(lab: &Lab, options: &[OsString], arguments: &[&str]) -> Output {
+    let copy = lab.folder().join("guard");
+    if !copy.exists() {
+        fs::copy(binary().unwrap(), &copy).unwrap();
+    }
+    let mut command = lab.host.command("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg("--bounding-set=-all")
+        .arg(copy)
+        .args(options)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
 #[test]
 fn without_root_it_says_what_it_needs() {
     let lab = Lab::new().unwrap();
-    write_policy(&lab, POLICY).unwrap();
-    // Where anybody may read and run it.
-    let copy = lab.folder().join("guard");
-    fs::copy(binary().unwrap(), &copy).unwrap();
+    let path = write_policy(&lab, POLICY).unwrap();
     let socket = format!("/tmp/{}.sock", lab.name());
-    let output = lab
-        .host
-        .command("setpriv")
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--bounding-set=-all",
-        ])
-        .arg(&copy)
-        .arg("--socket")
-        .arg(&socket)
-        .args(["run", "--policy"])
-        .arg(lab.folder().join("guard.toml"))
-        .output()
-        .unwrap();
+    let options = ["--socket".into(), socket.clone().into()];
+    let output = as_nobody(&lab, &options, &["run", "--policy", path.to_str().unwrap()]);
     assert_fails(&output, 1, &["needs root"]);
     assert!(!Path::new(&socket).exists(), "the socket is left");
     assert_nothing_attached(&lab);
+}
+
+#[test]
+fn a_user_outside_the_group_is_told_to_join_it_and_not_to_start_an_agent() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    let path = lab.folder().join("guard.toml");
+    let path = path.to_str().unwrap();
+    let options = whereabouts(&lab);
+    let asked = [
+        &["status"][..],
+        &["status", "--json"],
+        &["counters"],
+        &["talkers"],
+        &["capture"],
+        &["explain", "--from", "192.0.2.1", "--to", "80/tcp"],
+        &["check", "--live", path],
+        &["list"],
+        &["allow", "192.0.2.1"],
+        &["deny", "192.0.2.1"],
+        &["revoke", "1"],
+        &["revoke", "192.0.2.1", "--owner", "ana"],
+        &["reload"],
+        &["try", path, "--for", "5s"],
+        &["confirm"],
+        &["mode", "observe"],
+    ];
+    // What works without an agent needs the pins, which are root's.
+    let exits = [&["mode", "off"][..], &["detach"]];
+    let words = ["join group guard", "or use sudo"];
+    let refused = |arguments: &[&str]| {
+        let refused = as_nobody(&lab, &options, arguments);
+        assert_fails(&refused, 1, &words);
+        let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!stderr.contains("start one"), "{arguments:?}: {stderr}");
+    };
+    for arguments in asked.iter().chain(&exits) {
+        refused(arguments);
+    }
+    let doctor = as_nobody(&lab, &options, &["doctor", "--policy", path]);
+    let text = String::from_utf8(doctor.stdout).unwrap();
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    assert!(!text.contains("systemctl start"), "{text}");
+    // It goes on as it was.
+    assert_eq!(guard.json("status").unwrap()["mode"], "enforce");
+
+    // Whether the kernel goes on without the agent is not for everybody to see, either.
+    guard.kill().unwrap();
+    for arguments in [&["status"][..], &["counters"], &["talkers"]] {
+        refused(arguments);
+    }
+    for arguments in &exits {
+        refused(arguments);
+    }
+}
+
+#[test]
+fn a_user_who_may_not_open_dockers_socket_is_told_what_group_may() {
+    use std::os::unix::{
+        fs::{PermissionsExt as _, chown},
+        net::UnixListener,
+    };
+    let lab = Lab::new().unwrap();
+    let socket = lab.folder().join("docker.sock");
+    let _docker = UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o660)).unwrap();
+    let group = nix::unistd::Group::from_name("daemon").unwrap().unwrap();
+    let policy = POLICY.replace(
+        "docker.socket = \"\"",
+        &format!("docker.socket = \"{}\"", socket.display()),
+    );
+    let path = write_policy(&lab, &policy).unwrap();
+    let path = path.to_str().unwrap();
+    for (group, remedy) in [
+        (Some(group.gid.as_raw()), ": join group daemon, or use sudo"),
+        (Some(0), "(os error 13): use sudo"),
+    ] {
+        chown(&socket, None, group).unwrap();
+        let options = whereabouts(&lab);
+        let doctor = as_nobody(&lab, &options, &["doctor", "--policy", path]);
+        let text = String::from_utf8(doctor.stdout).unwrap();
+        assert!(text.contains(remedy), "{text}");
+        let docker = ["--docker", socket.to_str().unwrap()];
+        let audit = as_nobody(&lab, &options, &[&["audit"][..], &docker].concat());
+        let text = String::from_utf8(audit.stdout).unwrap();
+        assert!(text.contains(remedy), "{text}");
+    }
 }
 
 #[test]

@@ -775,6 +775,50 @@ fn explain_tells_of_a_services_mode_and_of_limits() {
 }
 
 #[test]
+fn explain_says_first_that_a_source_is_over_its_budget_though_its_first_packet_passes() {
+    const SYNS: u64 = 2_000;
+    let lab = Lab::new().unwrap();
+    let connections = "limit.connections = { rate = \"1/h\", burst = 5 }";
+    let policy = POLICY.replace("limit.packets = \"200/s\"", connections);
+    let guard = Guard::start(&lab, &policy).unwrap();
+    let flood = Flood::start(&lab, FLOODER_V4, 80, Duration::from_millis(1), SYNS).unwrap();
+    assert_eq!(flood.wait(Duration::from_secs(60)).unwrap(), SYNS);
+    let flooder = FLOODER_V4.to_string();
+    let explain = |from: &str, to: &str| {
+        let text = guard.run(&["explain", "--from", from, "--to", to]);
+        text.unwrap().lines().next().unwrap().to_owned()
+    };
+    let first = explain(&flooder, "80/tcp");
+    let numbers: Vec<u64> = first
+        .split_whitespace()
+        .filter_map(|word| word.replace(',', "").parse().ok())
+        .collect();
+    let [over, packets, ..] = numbers[..] else {
+        panic!("{first}");
+    };
+    // All but five, estimated from a sample.
+    assert!(
+        over > SYNS / 2 && over <= packets && packets < 2 * SYNS,
+        "{first}"
+    );
+    assert!(first.starts_with("PASSES, but "), "{first}");
+    assert!(first.contains(" packets in the last "), "{first}");
+    assert!(first.ends_with(" were over `connections`"), "{first}");
+    let json = guard.run(&["explain", "--json", "--from", &flooder, "--to", "80/tcp"]);
+    let json: Value = serde_json::from_str(&json.unwrap()).unwrap();
+    assert_eq!(json["verdict"], "pass", "{json}");
+    let told = &json["over_budget"];
+    assert_eq!(told["budget"], "connections", "{json}");
+    assert_eq!(
+        (&told["over"], &told["packets"]),
+        (&over.into(), &packets.into())
+    );
+
+    assert_eq!(explain(&flooder, "81/tcp"), "DROPPED: closed_port");
+    assert_eq!(explain(&USER_V4.to_string(), "80/tcp"), "PASSES: allowed");
+}
+
+#[test]
 fn explain_works_without_an_agent() {
     let lab = Lab::new().unwrap();
     let policy = write_policy(&lab, POLICY).unwrap();

@@ -46,6 +46,14 @@ pub const TITLE: &str = "org.opencontainers.image.title";
 pub struct DockerError {
     socket: String,
     error: String,
+    is_refused: bool,
+}
+
+impl DockerError {
+    /// Whether this user may not open the socket.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused
+    }
 }
 
 /// What is known of the daemon at a socket, and of its containers.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    io::ErrorKind,
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     time::Duration,
 };
@@ -10,6 +13,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use guard_common::{exposure::NetworkKind, layout::PortProtocol};
 use ipnet::IpNet;
+use nix::unistd::{Gid, Group};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
@@ -83,10 +87,32 @@ pub async fn version(socket: &str) -> Result<String, DockerError> {
 }
 
 pub(super) fn api_error(socket: &str, error: &DockerClientError) -> DockerError {
+    let is_refused = matches!(
+        error,
+        DockerClientError::Socket(error) if error.kind() == ErrorKind::PermissionDenied
+    );
+    let error = if is_refused {
+        format!("{error}: {}", remedy(Path::new(socket)))
+    } else {
+        error.to_string()
+    };
     DockerError {
         socket: socket.to_owned(),
-        error: error.to_string(),
+        error,
+        is_refused,
     }
+}
+
+/// What helps a user who may not open this socket.
+fn remedy(socket: &Path) -> String {
+    let group = fs::metadata(socket).ok().map(|found| found.gid());
+    // Root's own group admits nobody else.
+    let group = group.filter(|group| *group != 0);
+    let group = group.and_then(|group| Group::from_gid(Gid::from_raw(group)).ok()?);
+    group.map_or_else(
+        || "use sudo".to_owned(),
+        |group| format!("join group {}, or use sudo", group.name),
+    )
 }
 
 pub(super) async fn daemon(client: &DockerClient) -> Result<Info, DockerClientError> {

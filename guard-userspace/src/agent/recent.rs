@@ -1,0 +1,228 @@
+//! What each source sent and was refused in the last minute, from readings of the talkers that are kept for so long.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use guard_api::{Explanation, OverBudget, Seen, Talker};
+use guard_common::reason::Reason;
+
+/// How long from one reading to the next.
+pub const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A minute, and what has begun since the last reading.
+const READINGS: usize = 6;
+
+/// A reading keeps so many sources, the heaviest.
+const MOST_SOURCES: usize = 4096;
+
+/// The last readings, the oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct RecentTalkers(VecDeque<(Instant, Arc<HashMap<IpAddr, Seen>>)>);
+
+impl RecentTalkers {
+    /// Takes in a reading: talkers, the heaviest first.
+    pub fn add(&mut self, at: Instant, talkers: &[Talker]) {
+        let Self(readings) = self;
+        let mut sources: HashMap<IpAddr, Seen> = HashMap::new();
+        for talker in talkers {
+            if sources.len() < MOST_SOURCES || sources.contains_key(&talker.source) {
+                add_to(sources.entry(talker.source).or_default(), talker);
+            }
+        }
+        if readings.len() == READINGS {
+            readings.pop_front();
+        }
+        readings.push_back((at, Arc::new(sources)));
+    }
+
+    /// Whether a source was over its budget where a packet of it was explained, and by how much.
+    pub fn over_budget(
+        &self,
+        now: Instant,
+        source: IpAddr,
+        seen: &Seen,
+        explained: &Explanation,
+    ) -> Option<OverBudget> {
+        let Self(readings) = self;
+        let budget = budget_of(seen.reason.as_deref()?)?;
+        if explained.service != seen.service {
+            return None;
+        }
+        let (begin, _) = readings.front()?;
+        let nothing = Seen::default();
+        let of_source = readings
+            .iter()
+            .map(|(_, sources)| sources.get(&source).unwrap_or(&nothing));
+        let later = of_source.clone().skip(1).chain([seen]);
+        let mut over = OverBudget {
+            budget: budget.to_owned(),
+            packets: 0,
+            over: 0,
+            seconds: now.saturating_duration_since(*begin).as_secs().max(1),
+        };
+        for (before, after) in of_source.zip(later) {
+            // Who has lost the place and taken it again begins at nothing.
+            let more = |before: u64, after: u64| after.checked_sub(before).unwrap_or(after);
+            over.packets += more(before.packets, after.packets);
+            if (&after.reason, &after.service) == (&seen.reason, &seen.service) {
+                over.over += more(before.dropped, after.dropped);
+            }
+        }
+        (over.over > 0).then_some(over)
+    }
+}
+
+/// Adds what one interface has seen of a source.
+pub fn add_to(seen: &mut Seen, talker: &Talker) {
+    seen.packets += talker.packets;
+    seen.dropped += talker.dropped;
+    if talker.reason.is_some() {
+        seen.reason.clone_from(&talker.reason);
+        seen.service.clone_from(&talker.service);
+    }
+}
+
+/// The key of the budget of each source that a packet was over.
+fn budget_of(reason: &str) -> Option<&'static str> {
+    let budgets = [
+        (Reason::PacketLimit, "packets"),
+        (Reason::ByteLimit, "bytes"),
+        (Reason::ConnectionLimit, "connections"),
+    ];
+    let mut budgets = budgets.into_iter();
+    let (_, key) = budgets.find(|(limit, _)| limit.name() == reason)?;
+    Some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: &str = "198.51.100.7";
+
+    fn talker(interface: &str, packets: u64, dropped: u64, why: Option<(&str, &str)>) -> Talker {
+        Talker {
+            interface: interface.to_owned(),
+            source: SOURCE.parse().unwrap(),
+            name: None,
+            packets,
+            dropped,
+            bytes: 60 * packets,
+            reason: why.map(|(reason, _)| reason.to_owned()),
+            service: why.map(|(_, service)| service.to_owned()),
+        }
+    }
+
+    fn explained_at(service: Option<&str>) -> Explanation {
+        Explanation {
+            verdict: "pass".to_owned(),
+            would: None,
+            reason: "allowed".to_owned(),
+            service: service.map(str::to_owned),
+            packet: String::new(),
+            steps: Vec::new(),
+            line: None,
+            seen: None,
+            over_budget: None,
+        }
+    }
+
+    const OVER: Option<(&str, &str)> = Some(("connection_limit", "web"));
+
+    /// Readings ten seconds apart, and what is asked at the end, ten seconds after the last.
+    fn judge(readings: &[Talker], last: &Talker, service: Option<&str>) -> Option<OverBudget> {
+        let begin = Instant::now();
+        let mut recent = RecentTalkers::default();
+        let mut at = begin;
+        for reading in readings {
+            recent.add(at, std::slice::from_ref(reading));
+            at += INTERVAL;
+        }
+        let mut seen = Seen::default();
+        add_to(&mut seen, last);
+        recent.over_budget(at, last.source, &seen, &explained_at(service))
+    }
+
+    #[test]
+    fn what_a_source_was_refused_is_told_of_the_last_minute_alone() {
+        let long_ago: Vec<Talker> = (0..20)
+            .map(|n| talker("eth0", 1_000_000 + 100 * n, 500_000 + 10 * n, OVER))
+            .collect();
+        let over = judge(
+            &long_ago,
+            &talker("eth0", 1_002_000, 500_200, OVER),
+            Some("web"),
+        )
+        .unwrap();
+        assert_eq!(over.budget, "connections");
+        assert_eq!((over.packets, over.over, over.seconds), (600, 60, 60));
+        // The agent has just started.
+        let over = judge(
+            &long_ago[..1],
+            &talker("eth0", 1_000_100, 500_010, OVER),
+            Some("web"),
+        );
+        let over = over.unwrap();
+        assert_eq!((over.packets, over.over, over.seconds), (100, 10, 10));
+    }
+
+    #[test]
+    fn a_source_that_took_its_place_again_counts_from_nothing() {
+        let readings = [
+            talker("eth0", 9_000, 9_000, OVER),
+            talker("eth0", 160, 32, OVER),
+        ];
+        let over = judge(&readings, &talker("eth0", 320, 64, OVER), Some("web")).unwrap();
+        assert_eq!((over.packets, over.over), (320, 64));
+    }
+
+    #[test]
+    fn only_a_budget_of_the_source_at_the_same_service_counts() {
+        let before = [talker("eth0", 0, 0, None)];
+        for (last, service) in [
+            (OVER, Some("ssh")),
+            (OVER, None),
+            (Some(("closed_port", "web")), Some("web")),
+            // It is everybody's.
+            (Some(("total_limit", "web")), Some("web")),
+            (None, Some("web")),
+        ] {
+            let found = judge(&before, &talker("eth0", 160, 80, last), service);
+            assert_eq!(found, None, "{last:?} {service:?}");
+        }
+        // Nothing was refused in the last minute.
+        let before = [talker("eth0", 1_600, 800, OVER)];
+        assert_eq!(
+            judge(&before, &talker("eth0", 3_200, 800, OVER), Some("web")),
+            None
+        );
+        // What was dropped for something else is none of the budget's.
+        let readings = [
+            talker("eth0", 0, 0, None),
+            talker("eth0", 160, 80, Some(("closed_port", "web"))),
+        ];
+        let over = judge(&readings, &talker("eth0", 320, 96, OVER), Some("web")).unwrap();
+        assert_eq!((over.packets, over.over), (320, 16));
+    }
+
+    #[test]
+    fn interfaces_are_added_up() {
+        let mut recent = RecentTalkers::default();
+        let begin = Instant::now();
+        recent.add(
+            begin,
+            &[talker("eth0", 160, 16, OVER), talker("eth1", 320, 0, None)],
+        );
+        let mut seen = Seen::default();
+        add_to(&mut seen, &talker("eth0", 320, 48, OVER));
+        add_to(&mut seen, &talker("eth1", 640, 0, None));
+        let source = SOURCE.parse().unwrap();
+        let over = recent.over_budget(begin + INTERVAL, source, &seen, &explained_at(Some("web")));
+        let over = over.unwrap();
+        assert_eq!((over.packets, over.over), (480, 32));
+    }
+}
