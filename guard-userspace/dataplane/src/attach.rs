@@ -22,7 +22,7 @@ use guard_common::{
     reason::Mode,
 };
 use guard_host::{UdpFlow, XdpState, causes::innermost};
-use guard_policy::{Exhausted, Ground, Policy, PublishedPort, Seats, Tables};
+use guard_policy::{Exhausted, Ground, Policy, Seats, Tables};
 
 use super::{
     Generation, LoadError, Purpose, Shared, egress,
@@ -32,6 +32,7 @@ use super::{
     link_info,
     mode::{Force, Programs, XdpMode},
     pins::{self, EGRESS_LINK, LINK, PinError, Pins},
+    ports::PortNews,
     state::{InterfaceState, SHARED, SharedMap, StateError, bytes_of, shared_maps},
     sys, tap,
 };
@@ -61,17 +62,17 @@ impl Prepared {
     }
 
     /// Brings its tables to what has changed around its policy: published ports, container networks,
-    /// entries. `early`: what [`Closer`] has closed.
+    /// entries.
     ///
     /// # Errors
     /// As [`Generation::change`].
     pub fn change(
         &mut self,
         ground: &Ground<'_>,
-        early: &BTreeSet<PublishedPort>,
+        news: &mut PortNews<'_>,
     ) -> Result<(), LoadError> {
         let tables = Tables::compile_at(&self.policy, ground, &self.seats);
-        self.generation.change(tables, early)
+        self.generation.change(tables, news)
     }
 }
 

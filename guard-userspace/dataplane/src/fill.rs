@@ -1,7 +1,5 @@
 //! Fills the tables of a fresh generation.
 
-use std::collections::BTreeSet;
-
 use aya::{Ebpf, util::nr_cpus};
 use guard_common::{
     account::Advance,
@@ -17,7 +15,7 @@ use super::{
     live,
     maps::{change_services, insert_v4, insert_v6},
     networks,
-    ports::SharedPortMaps,
+    ports::{PortNews, SharedPortMaps},
 };
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -104,7 +102,11 @@ pub fn fill(
         }
     }
     let nothing = PortTables::default();
-    ports.bring(&nothing, &mut tables.ports.clone(), &BTreeSet::new())?;
+    ports.bring(
+        &nothing,
+        &mut tables.ports.clone(),
+        &mut PortNews::default(),
+    )?;
     networks::change(ebpf, &[], &tables.networks)?;
     live::fill(ebpf, tables, deny_list)?;
     for (prefix, relief) in &tables.reliefs {

@@ -62,6 +62,7 @@ pub use self::{
     live::needs_another,
     mode::{Force, Programs, XdpMode},
     permission::require_capabilities,
+    ports::PortNews,
     replay::{Direction, Judged, Replay},
     state::{InterfaceState, StateError, text_of},
     talkers::TalkerRow,

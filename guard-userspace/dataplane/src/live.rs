@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, lpm_trie::Key},
 };
 use guard_common::layout::{self, AdmittedKey, Expiry, SERVICE_BITS, ServiceSlot, list};
-use guard_policy::{PrefixExpiries, PublishedPort, Tables, is_single};
+use guard_policy::{PrefixExpiries, Tables, is_single};
 use ipnet::IpNet;
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
     deny_list::DenyList,
     maps::{change_services, insert_v4, insert_v6, map_mut, trie},
     networks,
+    ports::PortNews,
     steps::{FirstError, gone, raw_os_error},
 };
 
@@ -32,11 +33,7 @@ impl Generation {
     ///
     /// # Errors
     /// If another generation is needed ([`needs_another`]). What fits is in force.
-    pub fn change(
-        &mut self,
-        mut next: Tables,
-        early: &BTreeSet<PublishedPort>,
-    ) -> Result<(), LoadError> {
+    pub fn change(&mut self, mut next: Tables, news: &mut PortNews<'_>) -> Result<(), LoadError> {
         let Self {
             ebpf,
             tables,
@@ -46,7 +43,7 @@ impl Generation {
         } = self;
         let lacks = next.features & !tables.features;
         next.features = tables.features;
-        let ports = ports.bring(&tables.ports, &mut next.ports, early);
+        let ports = ports.bring(&tables.ports, &mut next.ports, news);
         let networks = networks::change(ebpf, &tables.networks, &next.networks);
         if networks.is_err() {
             next.networks.clone_from(&tables.networks);

@@ -12,13 +12,95 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use guard_common::layout::{self, AddressedKey, PortEntry};
-use guard_policy::{PortTables, PublishedPort};
+use guard_policy::{Containers, PortTables, PublishedPort};
 
 use super::{
     LoadError,
     globals::{read, write},
     steps::{FirstError, gone},
 };
+
+/// What is known of published ports beside a plan, whose ports the tables are brought to.
+#[derive(Default)]
+pub struct PortNews<'a> {
+    /// Ports that were closed early, before the plan was made, and that it has.
+    early: Option<&'a BTreeSet<PublishedPort>>,
+    newest: Option<NewestPorts<'a>>,
+    /// Ports that the plan opens and that stay closed, because a container publishes them by now. The next plan brings
+    /// them in line.
+    pub kept: BTreeSet<PublishedPort>,
+}
+
+/// What containers publish at the moment that it is asked for, which may be more than a plan has.
+struct NewestPorts<'a> {
+    containers: &'a dyn Fn() -> Arc<Containers>,
+    local_ports: &'a RangeInclusive<u16>,
+}
+
+impl<'a> PortNews<'a> {
+    pub fn early(early: &'a BTreeSet<PublishedPort>) -> Self {
+        Self {
+            early: Some(early),
+            ..Self::default()
+        }
+    }
+
+    /// `containers` is called while the tables are locked: who marks a port as published waits for the lock, and has told
+    /// of it before.
+    #[must_use]
+    pub fn with_newest(
+        mut self,
+        containers: &'a dyn Fn() -> Arc<Containers>,
+        local_ports: &'a RangeInclusive<u16>,
+    ) -> Self {
+        self.newest = Some(NewestPorts {
+            containers,
+            local_ports,
+        });
+        self
+    }
+
+    /// Without what containers publish by now.
+    #[must_use]
+    pub fn early_alone(&self) -> Self {
+        Self {
+            early: self.early,
+            ..Self::default()
+        }
+    }
+
+    /// Leaves closed what a container publishes by now.
+    fn keep(
+        &mut self,
+        places: &BTreeSet<u32>,
+        keys: &BTreeSet<AddressedKey>,
+        after: &mut PortTables,
+    ) {
+        let Some(NewestPorts {
+            containers,
+            local_ports,
+        }) = &self.newest
+        else {
+            return;
+        };
+        let may_open = |place: &u32| {
+            let entry = after.everywhere.get(place).copied().unwrap_or_default();
+            !entry.is_published_ipv4() || !entry.is_published_ipv6()
+        };
+        if !places.iter().any(may_open) {
+            return;
+        }
+        for port in &containers().published {
+            let is_touched = match port.key() {
+                None => places.contains(&port.index()),
+                Some(key) => keys.contains(&key),
+            };
+            if is_touched && after.publish(*port, local_ports) {
+                self.kept.insert(*port);
+            }
+        }
+    }
+}
 
 /// The tables, to be read and written by one at a time.
 #[derive(Clone)]
@@ -62,7 +144,7 @@ impl SharedPortMaps {
         outcome.end()
     }
 
-    /// Brings them from what they were to what they shall be; `early` are ports that were closed meanwhile.
+    /// Brings them from what they were to what they shall be.
     ///
     /// # Errors
     /// The ports on every address are as they were. `after` says what is in the tables now: what found room among
@@ -71,16 +153,18 @@ impl SharedPortMaps {
         &self,
         before: &PortTables,
         after: &mut PortTables,
-        early: &BTreeSet<PublishedPort>,
+        news: &mut PortNews<'_>,
     ) -> Result<(), LoadError> {
-        let early_keys = early.iter().filter_map(|port| port.key());
+        let early = || news.early.into_iter().flatten();
+        let early_keys = early().filter_map(|port| port.key());
         let keys = touched(&before.addressed, &after.addressed, early_keys);
-        let early_places = early.iter().map(|port| port.index());
+        let early_places = early().map(|port| port.index());
         let places = touched(&before.everywhere, &after.everywhere, early_places);
         if keys.is_empty() && places.is_empty() {
             return Ok(());
         }
         let mut kernel = self.lock();
+        news.keep(&places, &keys, after);
         let mut outcome = FirstError::default();
         // What holds on one address is there before the port's entry says that there is any, and goes after it.
         let mut waiting = Vec::new();
@@ -294,6 +378,32 @@ mod tests {
             news(&entries, touched, &after),
             BTreeMap::from([(index(8_002), PortEntry::default())])
         );
+    }
+
+    #[test]
+    fn what_a_plan_opens_stays_closed_if_a_container_publishes_it_by_now() {
+        let port = |port| PublishedPort {
+            protocol: PortProtocol::Tcp,
+            port,
+            at: PublishedAt::EveryIpv4,
+        };
+        // The plan knows that 8001 and 8002 are gone, and not that 8002 has come again, and 9000 as well.
+        let (before, mut after) = (table(&[8_000, 8_001, 8_002]), table(&[8_000]));
+        let places = touched(&before, &after, iter::empty());
+        let containers = Arc::new(Containers {
+            published: [8_000, 8_002, 9_000].map(port).into(),
+            ..Containers::default()
+        });
+        let newest = || Arc::clone(&containers);
+        let mut news = PortNews::default().with_newest(&newest, &LOCAL_PORTS);
+        let mut tables = PortTables {
+            everywhere: after.clone(),
+            ..PortTables::default()
+        };
+        news.keep(&places, &BTreeSet::new(), &mut tables);
+        after.insert(index(8_002), published());
+        assert_eq!(tables.everywhere, after);
+        assert_eq!(news.kept, BTreeSet::from([port(8_002)]));
     }
 
     #[test]

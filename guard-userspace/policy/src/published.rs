@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, mem,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
@@ -175,13 +175,17 @@ impl PortTables {
         *here = here.with_service(service);
     }
 
-    pub fn publish(&mut self, port: PublishedPort, local_ports: &RangeInclusive<u16>) {
+    /// Marks a port as published. Whether that is news.
+    pub fn publish(&mut self, port: PublishedPort, local_ports: &RangeInclusive<u16>) -> bool {
         let entry = self.everywhere.entry(port.index()).or_default();
-        *entry = port.marked(*entry, local_ports);
+        let before = mem::replace(entry, port.marked(*entry, local_ports));
+        let mut is_news = before != *entry;
         if let Some(key) = port.key() {
             let here = self.addressed.entry(key).or_default();
-            *here = port.marked_here(*here);
+            let before = mem::replace(here, port.marked_here(*here));
+            is_news |= before != *here;
         }
+        is_news
     }
 }
 

@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, needs_another, pins::Pins,
+        AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, PortNews, needs_another,
+        pins::Pins,
     },
     host::{self, Host, Link, XdpState, read},
     memory,
@@ -404,7 +405,11 @@ impl Applier {
                 continue;
             }
             is_changed = true;
-            match attached.change(order.plan, early) {
+            let news = PortNews::early(early);
+            let mut news = news.with_newest(order.latest, &order.plan.content.local_ports);
+            let changed = attached.change(order.plan, &mut news);
+            self.closer.give_back(news.kept);
+            match changed {
                 Ok(()) => attached.trouble = None,
                 Err(error) if needs_another(&error) => {
                     debug!(
@@ -598,14 +603,16 @@ impl Attached {
     }
 
     /// Brings the tables in force to a plan, and those of what a trial goes back to, perhaps without an agent.
-    fn change(&mut self, plan: &Plan, early: &BTreeSet<PublishedPort>) -> Result<(), LoadError> {
+    fn change(&mut self, plan: &Plan, news: &mut PortNews<'_>) -> Result<(), LoadError> {
         if let Some(prepared) = self.attachment.in_force_mut() {
             let content = &plan.content;
-            prepared.change(&ground(content, &content.containers)?, early)?;
+            prepared.change(&ground(content, &content.containers)?, news)?;
             self.content = Some(content.clone());
         }
         if let (Some(prepared), Some(content)) = (self.attachment.fallback_mut(), &plan.fallback) {
-            match prepared.change(&ground(content, &content.containers)?, early) {
+            let ground = ground(content, &content.containers)?;
+            // Of another runtime perhaps: what it publishes is in the next plan.
+            match prepared.change(&ground, &mut news.early_alone()) {
                 // It is loaded afresh when the trial ends; what fits is in force.
                 Err(error) if needs_another(&error) => {}
                 result => result?,

@@ -372,7 +372,8 @@ impl Reconciler {
         if are_ports_contested(&runtimes) {
             let host = Arc::make_mut(&mut host);
             host.listeners = self.seen.listeners.clone();
-            host.listeners.renew(docker::own_listeners());
+            let inventories = runtimes.values().map(|runtime| &*runtime.inventory);
+            host.listeners.renew(docker::own_listeners(inventories));
         }
         let plan = plan(&host, &runtimes, wanted);
         self.seen = host;

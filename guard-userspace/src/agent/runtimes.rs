@@ -1,6 +1,6 @@
 //! The container runtimes that policies name: followed while a policy does, asked once for commands that only look.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, iter, sync::Arc, time::Duration};
 
 use guard_common::exposure::Scope;
 use jiff::Timestamp;
@@ -29,7 +29,7 @@ impl RuntimeListener {
         if let Ok(local_ports) = host::local_port_range() {
             let inventory = &seen.runtime.inventory;
             let listeners = if inventory.has_contested_ports() {
-                docker::own_listeners().ok()
+                docker::own_listeners(iter::once(&**inventory)).ok()
             } else {
                 None
             };
@@ -127,7 +127,8 @@ pub async fn find_once(policy: &Policy, host: &Host) -> FoundOnce {
             let mut host = host.clone();
             host.listeners = Reading::unread();
             if inventory.has_contested_ports() {
-                host.listeners.renew(docker::own_listeners());
+                let listeners = docker::own_listeners(iter::once(&inventory));
+                host.listeners.renew(listeners);
             }
             let compiled = compile_containers(&inventory, &host, &chosen_by(&host, policy));
             for warning in &compiled.warnings {

@@ -11,7 +11,7 @@ use std::{
 use aya::programs::Xdp;
 use aya_obj::programs::XdpAttachType;
 use guard::{
-    dataplane::{Generation, LoadError, needs_another},
+    dataplane::{Generation, LoadError, PortNews, needs_another},
     host,
     policy::{Action, Containers, Entry, Ground, KernelTick, Policy, Seats, Tables},
 };
@@ -126,7 +126,7 @@ fn passes_while(
         while !is_looking.load(Ordering::Relaxed) {
             thread::yield_now();
         }
-        let changed = running.change(tables, &BTreeSet::new());
+        let changed = running.change(tables, &mut PortNews::default());
         is_changed.store(true, Ordering::Relaxed);
         (looker.join().unwrap(), changed)
     })
@@ -217,11 +217,11 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
     // An operator's, which is in the list as well.
     changing.deny("192.0.2.1/32", None);
     let mut running = changing.load();
-    let none = BTreeSet::new();
+    let none = &mut PortNews::default();
     let listed = ("100.64.0.9", true);
     let in_full_line = [(full.as_str(), true), (over.as_str(), true)];
     let mut expect = |changing: &Changing, what: &str, expected: &[(&str, bool)]| {
-        running.change(changing.tables(), &none).unwrap();
+        running.change(changing.tables(), none).unwrap();
         let always = [listed].into_iter().chain(in_full_line);
         let expected: Vec<_> = always.chain(expected.iter().copied()).collect();
         assert_denied(changing, &running, what, &expected);
@@ -283,7 +283,9 @@ fn what_is_in_the_list_for_good_ends_once_only_a_denial_for_a_while_is_left() {
     let mut running = changing.load();
     assert_denied(&changing, &running, "both", &[("192.0.2.1", true)]);
     changing.entries.remove(0);
-    running.change(changing.tables(), &BTreeSet::new()).unwrap();
+    running
+        .change(changing.tables(), &mut PortNews::default())
+        .unwrap();
     assert_denied(&changing, &running, "for a while", &[("192.0.2.1", true)]);
     thread::sleep(Duration::from_secs(2));
     let expected = [("192.0.2.1", false), ("100.64.0.1", true)];

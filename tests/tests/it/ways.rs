@@ -1,15 +1,11 @@
 //! Two ways to the same end: a packet that is judged quickly and the same one judged thoroughly, and tables
 //! that were changed while they were in use and the same ones filled afresh.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use fastrand::Rng;
 use guard::{
-    dataplane::{Generation, Replay, needs_another},
+    dataplane::{Generation, PortNews, Replay, needs_another},
     host,
     policy::{
         Action, Containers, Entry, Ground, KernelTick, Policy, PublishedPort, Seats, Tables,
@@ -313,7 +309,7 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
                 }
             }
             running
-                .change(compile(&entries, &containers), &BTreeSet::new())
+                .change(compile(&entries, &containers), &mut PortNews::default())
                 .unwrap();
             // The short ones end in the kernel.
             thread::sleep(Duration::from_millis(50));
@@ -349,10 +345,10 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
             .filter(|port| test_run(generation, &tcp_v4(*port, SYN)) == Verdict::Drop)
             .count()
     };
-    let none = BTreeSet::new();
+    let none = &mut PortNews::default();
     let mut running = Generation::load(compile("203.0.113.11:tcp/1"), tick_ns).unwrap();
     let all = "203.0.113.10:tcp/1-1000";
-    let error = running.change(compile(all), &none).unwrap_err();
+    let error = running.change(compile(all), none).unwrap_err();
     assert!(needs_another(&error), "{error}");
     let fitted = closed(&running);
     assert!(
@@ -361,13 +357,13 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
     );
     assert_eq!(running.tables().ports.addressed.len(), fitted);
     // The same again finds no more room, and forgets nothing.
-    running.change(compile(all), &none).unwrap_err();
+    running.change(compile(all), none).unwrap_err();
     assert_eq!(closed(&running), fitted);
     let fresh = Generation::load(compile(all), tick_ns).unwrap();
     assert_eq!(closed(&fresh), 1_000);
     // What goes makes room.
     running
-        .change(compile("203.0.113.10:tcp/901-1000"), &none)
+        .change(compile("203.0.113.10:tcp/901-1000"), none)
         .unwrap();
     assert_eq!(closed(&running), 100);
 }

@@ -11,6 +11,18 @@ impl Inventory {
         let mut containers = self.containers.values();
         containers.any(|container| !container.running && !container.publishes.is_empty())
     }
+
+    /// Whether a socket has such a port.
+    pub(super) fn contests(&self, listener: &Listener) -> bool {
+        let port = listener.address.port();
+        let waiting = self.containers.values();
+        let waiting = waiting.filter(|container| !container.running);
+        let mut publications = waiting.flat_map(|container| &container.publishes);
+        publications.any(|publication| {
+            let holders = std::slice::from_ref(listener);
+            publication.ports().contains(&port) && is_held(publication, port, holders)
+        })
+    }
 }
 
 impl Container {
@@ -91,6 +103,26 @@ mod tests {
         assert_eq!(created.publications(None).count(), 3);
         created.running = true;
         assert_eq!(ports(&created, &[listener("0.0.0.0:22")]), [21, 22, 23]);
+    }
+
+    #[test]
+    fn only_sockets_at_ports_of_containers_that_do_not_run_are_looked_at() {
+        let mut waiting = container(tcp(Some("203.0.113.10"), 8_000, 8_001));
+        waiting.publishes.insert(tcp(None, 22, 22));
+        let mut running = container(tcp(None, 80, 80));
+        running.running = true;
+        let inventory = Inventory {
+            containers: [("one", waiting), ("two", running)]
+                .map(|(id, container)| (id.to_owned(), container))
+                .into(),
+            ..Inventory::default()
+        };
+        for address in ["203.0.113.10:8001", "0.0.0.0:8000", "192.0.2.1:22"] {
+            assert!(inventory.contests(&listener(address)), "{address}");
+        }
+        for address in ["203.0.113.11:8001", "203.0.113.10:8002", "0.0.0.0:80"] {
+            assert!(!inventory.contests(&listener(address)), "{address}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{io, net::IpAddr, path::Path};
 use guard_common::layout::PortProtocol;
 use procfs::process::{Process, all_processes};
 
+use super::Inventory;
 use crate::{Listener, read};
 
 /// The command of Docker's proxy, as the kernel has it.
@@ -14,12 +15,20 @@ const PROXY: &str = "docker-proxy";
 /// The first process: hidden where a process sees its own alone (`hidepid` in proc(5)).
 const FIRST: &str = "/proc/1";
 
-/// The sockets that wait on this host for services of its own.
+/// The sockets that services of this host wait at, of those that have a port which a container publishes that does not
+/// run. The processes are looked at only if there are such sockets: a new container's ports close before it is started,
+/// and to read thousands of processes takes longer.
 ///
 /// # Errors
 /// If the sockets cannot be read, or the processes are hidden: then a proxy's socket cannot be told from another.
-pub fn own_listeners() -> io::Result<Vec<Listener>> {
+pub fn own_listeners<'a>(
+    inventories: impl Iterator<Item = &'a Inventory> + Clone,
+) -> io::Result<Vec<Listener>> {
     let mut listeners = read::listeners().map_err(io::Error::other)?;
+    listeners.retain(|listener| {
+        let mut inventories = inventories.clone();
+        inventories.any(|inventory| inventory.contests(listener))
+    });
     if listeners.is_empty() {
         return Ok(listeners);
     }

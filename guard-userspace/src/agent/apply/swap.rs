@@ -1,11 +1,6 @@
 //! Puts generations that are loaded in force, interface by interface, and back again if one of them refuses.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use tracing::{info, warn};
@@ -17,7 +12,7 @@ use crate::{
         gate::Epoch,
         plan::{Content, Target},
     },
-    dataplane::{Force, Prepared, Programs, TakenOff, needs_another},
+    dataplane::{Force, PortNews, Prepared, Programs, TakenOff, needs_another},
     host::{self, Host, ReadError, Reading, UdpFlow, XdpState, read},
 };
 
@@ -55,7 +50,11 @@ impl Applier {
         if *latest != *content.containers {
             let ground = ground(content, &latest)?;
             for step in &mut steps {
-                match step.generation.change(&ground, &BTreeSet::new()) {
+                let news = PortNews::default();
+                let mut news = news.with_newest(order.latest, &content.local_ports);
+                let changed = step.generation.change(&ground, &mut news);
+                self.closer.give_back(news.kept);
+                match changed {
                     // The next plan has it.
                     Err(error) if needs_another(&error) => {}
                     result => result?,
