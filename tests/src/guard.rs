@@ -131,6 +131,11 @@ impl Guard {
         self.daemon.signal(Signal::SIGSTOP)
     }
 
+    /// Asks it to end, and does not wait for that.
+    pub fn terminate(&self) -> Result<()> {
+        self.daemon.signal(Signal::SIGTERM)
+    }
+
     /// Asks it to read its policy again, as `systemctl reload` could.
     pub fn hang_up(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGHUP)
@@ -156,6 +161,11 @@ impl Guard {
         self.run(&["detach"])?;
         self.stop()?;
         Ok(())
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(mut self, patience: Duration) -> Result<ExitStatus> {
+        self.daemon.wait(patience)
     }
 
     /// Ends it as an operator would, and waits.

@@ -9,10 +9,10 @@ use std::{
 };
 
 use guard_common::layout;
+use guard_host::claim::{Claim, ClaimAttempt};
 
 use super::link_info;
 use nix::{
-    errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -321,7 +321,8 @@ pub fn remove_root(root: &Path) {
 
 /// Whether an agent holds the pins below a root, one that hangs as well.
 pub fn is_held(root: &Path) -> bool {
-    root.is_dir() && matches!(Hold::lock(root), Ok(None))
+    let is_held = |attempt| !matches!(attempt, ClaimAttempt::Taken(_));
+    root.is_dir() && Hold::lock(root).is_ok_and(is_held)
 }
 
 /// The pins below one root, held for one agent: two of them would take the link of an interface from each
@@ -329,25 +330,23 @@ pub fn is_held(root: &Path) -> bool {
 #[derive(Debug)]
 pub struct Hold {
     root: PathBuf,
-    folder: Flock<fs::File>,
+    folder: Claim,
 }
 
 impl Hold {
-    /// Takes the pins below a root. `None`: another agent has them.
-    pub fn take(root: &Path) -> Result<Option<Self>, PinError> {
+    /// Takes the pins below a root, unless another agent has them.
+    pub fn take(root: &Path) -> Result<ClaimAttempt<Self>, PinError> {
         loop {
             prepare(root)?;
-            let Some(hold) = Self::lock(root)? else {
-                return Ok(None);
-            };
-            // An agent that ends removes an empty folder: then the lock is on none.
-            if hold.is_in_place() {
-                return Ok(Some(hold));
+            match Self::lock(root)? {
+                // An agent that ends removes an empty folder: then the lock is on none.
+                ClaimAttempt::Taken(hold) if !hold.is_in_place() => {}
+                attempt => return Ok(attempt),
             }
         }
     }
 
-    fn lock(root: &Path) -> Result<Option<Self>, PinError> {
+    fn lock(root: &Path) -> Result<ClaimAttempt<Self>, PinError> {
         let folder = fs::File::open(root).map_err(PinError::io(root))?;
         // Who may open a folder may lock it: nobody else may keep an agent from its pins.
         let mode = folder.metadata().map_err(PinError::io(root))?.mode();
@@ -355,14 +354,15 @@ impl Hold {
             let closed = fs::Permissions::from_mode(mode & 0o7700);
             folder.set_permissions(closed).map_err(PinError::io(root))?;
         }
-        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(folder) => Ok(Some(Self {
-                root: root.to_owned(),
-                folder,
-            })),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, error)) => Err(PinError::io(root)(error.into())),
-        }
+        let attempt = Claim::take(folder).map_err(PinError::io(root))?;
+        Ok(attempt.map(|folder| Self {
+            root: root.to_owned(),
+            folder,
+        }))
+    }
+
+    pub fn claim(&self) -> &Claim {
+        &self.folder
     }
 
     /// Whether the folder that is locked is the one that others find.
@@ -380,7 +380,10 @@ impl Hold {
         if self.is_in_place() {
             return Ok(());
         }
-        *self = Self::take(&self.root)?.ok_or_else(|| Self::taken(&self.root))?;
+        match Self::take(&self.root)? {
+            ClaimAttempt::Taken(hold) => *self = hold,
+            _ => return Err(Self::taken(&self.root)),
+        }
         Ok(())
     }
 
@@ -601,14 +604,18 @@ mod tests {
         let place = folders(&["guard"]);
         let root = place.path().join("guard");
         // Whatever the file system: `take` would want a BPF one.
-        let mut hold = Hold::lock(&root).unwrap().unwrap();
-        assert!(Hold::lock(&root).unwrap().is_none());
+        let lock = || match Hold::lock(&root).unwrap() {
+            ClaimAttempt::Taken(hold) => Some(hold),
+            _ => None,
+        };
+        let mut hold = lock().unwrap();
+        assert!(lock().is_none());
         let mode = fs::metadata(&root).unwrap().mode();
         assert_eq!(mode & 0o077, 0, "nobody else may lock it");
         fs::remove_dir(&root).unwrap();
         fs::create_dir(&root).unwrap();
         assert!(!hold.is_in_place());
-        let second = Hold::lock(&root).unwrap().unwrap();
+        let second = lock().unwrap();
         assert!(second.is_in_place());
         assert!(hold.hold_on().is_err());
         drop(second);

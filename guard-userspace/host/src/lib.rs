@@ -2,6 +2,7 @@
 //! its containers. Nothing here knows how packets are judged.
 
 pub mod causes;
+pub mod claim;
 pub mod docker;
 mod dump;
 mod nat;

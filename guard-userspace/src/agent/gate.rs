@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{dataplane::pins::Word, kept::ChangedMode};
+use crate::{dataplane::pins::Word, host::claim::WorkMark, kept::ChangedMode};
 
 /// Held while the kernel's attachments change, and never while a program is loaded.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ struct GateState {
     switched_off: Option<ChangedMode>,
     /// When the guard was last switched off without this agent.
     off_outside: Option<SystemTime>,
+    /// What tells an agent that starts that this one is at work.
+    work: Vec<WorkMark>,
 }
 
 /// When a plan was made, in uses of the kill switch.
@@ -112,7 +114,18 @@ impl Gate {
     pub fn detach<T>(&self, detach: impl FnOnce() -> T) -> T {
         let mut inner = self.lock();
         inner.detached = true;
+        inner.work.clear();
         detach()
+    }
+
+    /// The agent is at work, and these say so until it is about to end.
+    pub fn is_at_work(&self, work: impl Iterator<Item = WorkMark>) {
+        self.lock().work.extend(work);
+    }
+
+    /// The agent ends once the loop is done with what it is at.
+    pub fn is_ending(&self) {
+        self.lock().work.clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {

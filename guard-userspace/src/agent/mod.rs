@@ -379,6 +379,7 @@ impl Agent {
 
     /// Ends the loop, and does with the programs what the policy says.
     pub async fn end(&self) -> Result<()> {
+        self.gate.is_ending();
         let (reply, done) = oneshot::channel();
         if self.commands.send(AgentCommand::Leave(reply)).await.is_ok() {
             return done.await.unwrap_or(Ok(()));

@@ -33,8 +33,12 @@ use crate::{
         pins::{Hold, Word},
     },
     docker,
-    host::{self, Host, HostWatch, Netlink, read},
-    kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateLock, StateStore},
+    host::{
+        self, Host, HostWatch, Netlink,
+        claim::{Claim, patiently},
+        read,
+    },
+    kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateStore},
     operator::ssh_session,
     policy::{KernelTick, OnExit},
     privileges,
@@ -83,7 +87,7 @@ pub struct Reconciler {
     /// Containers have changed since the state was written: it is, once a second at most.
     is_unkept: bool,
     /// Held for its drop: no other agent has this state meanwhile.
-    _turn: Option<StateLock>,
+    _turn: Option<Claim>,
     /// The same of the pins; `None`: another agent has them, and this one ends.
     hold: Option<Hold>,
     go_back_again: Instant,
@@ -119,9 +123,13 @@ impl Reconciler {
             tick_ns: seen.tick_ns,
         };
         let turn = kept::take(&places.state).await?;
-        let hold = kept::patiently(|| Hold::take(&places.pins)).await;
+        let hold = patiently(|| Hold::take(&places.pins)).await;
         let hold = hold.map_err(anyhow::Error::from)?;
         let hold = hold.ok_or_else(|| anyhow::Error::from(Hold::taken(&places.pins)))?;
+        let claims = turn.iter().chain([hold.claim()]);
+        // Without a mark, agents that start wait longer for this one than they need.
+        gate.is_at_work(claims.filter_map(|claim| claim.work_mark().ok()));
+        kept::warn_if_open(&places.state);
         let mut store = StateStore::open(&places.state);
         if Word::Detached.take(&places.pins) {
             // An operator means the next start, and a service manager that starts what hung does not.

@@ -13,15 +13,12 @@ use nix::{
     fcntl::{Flock, FlockArg},
     libc,
 };
-use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::KeepError;
+use super::{KeepError, folder};
+use crate::host::claim::{Claim, patiently};
 
 const FILE: &str = "lock";
-
-/// How long an agent that starts waits for what the agent before it is about to give up.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a writer waits for another. One that has stopped in the middle holds nobody up for longer: what
 /// it writes when it goes on is compared with what it finds.
@@ -29,53 +26,28 @@ const PATIENCE_OF_WRITERS: Duration = Duration::from_millis(500);
 
 const STEP: Duration = Duration::from_millis(20);
 
-/// Keeps every other agent from the same state for as long as it lives. The kernel ends it with the
-/// process.
-#[derive(Debug)]
-pub struct StateLock(#[expect(dead_code, reason = "held for its drop")] Flock<fs::File>);
-
 /// Takes the state of an agent for this one. `None`: there is no file to lock, and none can be made; then
 /// nothing can be written there either, and the pins keep other agents away.
 ///
 /// # Errors
 /// Another agent has it, and does not give it up.
-pub async fn take(folder: &Path) -> Result<Option<StateLock>, KeepError> {
+pub async fn take(place: &Path) -> Result<Option<Claim>, KeepError> {
     // What is wrong with the folder is told when it is written to.
-    let _result = fs::create_dir_all(folder);
-    let path = folder.join(FILE);
+    let _result = folder::make(place);
+    let path = place.join(FILE);
     if let Err(error) = open(&path) {
         warn!("{}: {error}: the state is not locked", path.display());
         return Ok(None);
     }
-    let turn = patiently(|| match open(&path).and_then(lock) {
-        Ok(lock) => Ok(Some(Some(StateLock(lock)))),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+    let turn = patiently(|| open(&path).and_then(Claim::take)).await;
+    match turn {
+        Ok(Some(turn)) => Ok(Some(turn)),
+        Ok(None) => Err(KeepError::Taken(place.display().to_string())),
         // A file system without locks.
         Err(error) => {
             warn!("{}: {error}: the state is not locked", path.display());
-            Ok::<_, KeepError>(Some(None))
+            Ok(None)
         }
-    });
-    let turn = turn.await?;
-    turn.ok_or_else(|| KeepError::Taken(folder.display().to_string()))
-}
-
-/// Tries until something is there that another agent may be giving up. `None`: it does not.
-pub async fn patiently<T, E>(
-    mut attempt: impl FnMut() -> Result<Option<T>, E>,
-) -> Result<Option<T>, E> {
-    let start = Instant::now();
-    loop {
-        if let Some(taken) = attempt()? {
-            return Ok(Some(taken));
-        }
-        if start.elapsed() >= PATIENCE {
-            return Ok(None);
-        }
-        if start.elapsed() < STEP {
-            info!("another agent is still there: waiting for its end");
-        }
-        sleep(STEP).await;
     }
 }
 
@@ -117,6 +89,8 @@ pub fn for_writing(folder: &Path) -> Option<Flock<fs::File>> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use tokio::time::sleep;
 
     use super::*;
 

@@ -3,6 +3,7 @@
 //! The agent writes it, and whoever stops a guard whose agent does not answer. None of them overwrites what
 //! another has written: [`StateStore`] sees to it.
 
+mod folder;
 mod lines;
 mod lock;
 mod merge;
@@ -14,10 +15,7 @@ use guard_common::reason::Mode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::{
-    lock::{StateLock, patiently, take},
-    store::StateStore,
-};
+pub use self::{folder::warn_if_open, lock::take, store::StateStore};
 use crate::policy::{Containers, Entry, Policy};
 
 /// Where the state file is unless told otherwise.

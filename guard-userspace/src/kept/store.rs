@@ -22,7 +22,7 @@ use tempfile::{Builder, TempPath};
 use tracing::warn;
 
 use super::{
-    KeepError, Kept,
+    KeepError, Kept, folder,
     lines::{StoreLine, read},
     lock,
     merge::merge,
@@ -94,7 +94,7 @@ impl StateStore {
             is_news: false,
         };
         // What is wrong with the folder is told by what reads and writes it.
-        let _result = fs::create_dir_all(folder);
+        let _result = folder::make(folder);
         // Who writes has the turn: what lies about is left over.
         if lock::for_writing(folder).is_some() {
             let _result = sweep(folder);
@@ -176,7 +176,7 @@ impl StateStore {
     /// Writes what is kept: all of it, or not at all. What others have written since is taken in first, and
     /// [`changed_outside`](Self::changed_outside) tells.
     pub fn save(&mut self) -> Result<(), KeepError> {
-        fs::create_dir_all(&self.folder).map_err(|error| self.io(error))?;
+        folder::make(&self.folder).map_err(|error| self.io(error))?;
         let _turn = lock::for_writing(&self.folder);
         self.save_in_turn()
     }

@@ -111,13 +111,13 @@ fn a_start_that_one_interface_refuses_changes_nothing_on_the_other() {
     let path = write_policy(&site.lab, &both).unwrap();
     let refused = output(&site.lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
     fails(&refused, 1, &["second already has an XDP program"]);
-    assert_eq!(site.attached(), before, "that of the agent before");
+    site.wait_for_attached(&before);
     assert_eq!(site.ask(), CLOSED);
     // And where nothing was, nothing is left.
     site.guard(&["detach"]);
     let refused = output(&site.lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
     fails(&refused, 1, &["second already has an XDP program"]);
-    assert_eq!(site.attached(), "");
+    site.wait_for_attached("");
     assert_eq!(site.ask(), OPEN);
 }
 

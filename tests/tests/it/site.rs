@@ -3,12 +3,13 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::Duration,
 };
 
 use lab::{
     guard::{Guard, output, write_policy},
     http::{HttpOutcome, get},
-    process::run,
+    process::{run, wait_for},
     proxy::Proxy,
     topology::{HOST_V4, INTERFACE, Lab, USER_V4},
 };
@@ -81,6 +82,17 @@ impl Site {
         let pins = pins.display();
         let command = format!("link set dev {interface} xdp pinned {pins}");
         self.lab.host.ip(&command).unwrap();
+    }
+
+    /// Waits until these programs are on the guarded interface, as [`attached`](Self::attached) has them. The kernel takes
+    /// one off a moment after the last process or pin that holds its link has gone.
+    pub fn wait_for_attached(&self, programs: &str) {
+        wait_for(Duration::from_secs(20), || {
+            let found = self.attached();
+            anyhow::ensure!(found == programs, "{found:?} is attached, not {programs:?}");
+            Ok(())
+        })
+        .unwrap();
     }
 
     /// The programs on the guarded interface.

@@ -4,16 +4,17 @@
 use std::{
     fs::{self, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::unistd::{Group, chown};
 use tokio::{
     net::{UnixListener, UnixStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tracing::info;
 
 use super::routes::{self, ApiState};
 use crate::api::listen;
@@ -22,8 +23,10 @@ use crate::api::listen;
 const GROUP: &str = "guard";
 const SOCKET_MODE: u32 = 0o660;
 
-/// How long an agent that may be there already has to take a connection.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an agent that is there already has to end: it may have been told to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const STEP: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -40,27 +43,29 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds the socket. One that a dead agent left is replaced; one that somebody listens on is not.
+    /// Binds the socket. One that a dead agent left is replaced; one that somebody listens on is not, unless that agent
+    /// ends soon.
     pub async fn bind(path: &Path) -> Result<Self, SocketError> {
-        let socket = || path.display().to_string();
-        match timeout(PATIENCE, UnixStream::connect(path)).await {
-            // One whose queue is full is alive, too.
-            Ok(Ok(_)) | Err(_) => return Err(SocketError::AgentRunning(socket())),
-            Ok(Err(error)) => match error.kind() {
-                ErrorKind::ConnectionRefused | ErrorKind::NotFound => {}
-                ErrorKind::WouldBlock => return Err(SocketError::AgentRunning(socket())),
-                _ => {
-                    return Err(SocketError::Io {
-                        socket: socket(),
-                        error,
-                    });
-                }
-            },
-        }
-        Self::replace(path).map_err(|error| SocketError::Io {
-            socket: socket(),
+        let io = |error| SocketError::Io {
+            socket: path.display().to_string(),
             error,
-        })
+        };
+        let start = Instant::now();
+        let mut is_told = false;
+        while is_listened_at(path).await.map_err(io)? {
+            if start.elapsed() >= PATIENCE {
+                return Err(SocketError::AgentRunning(path.display().to_string()));
+            }
+            if !is_told {
+                info!(
+                    "an agent listens at {}: waiting for its end",
+                    path.display()
+                );
+                is_told = true;
+            }
+            sleep(STEP).await;
+        }
+        Self::replace(path).map_err(io)
     }
 
     fn replace(path: &Path) -> io::Result<Self> {
@@ -74,7 +79,10 @@ impl ControlSocket {
             Err(error) => return Err(error),
         }
         let listener = UnixListener::bind(path)?;
-        let file = RemovedOnDrop(path.to_owned());
+        let file = RemovedOnDrop {
+            path: path.to_owned(),
+            inode: fs::symlink_metadata(path)?.ino(),
+        };
         if let Some(group) = Group::from_name(GROUP)? {
             chown(path, None, Some(group.gid))?;
         }
@@ -92,17 +100,35 @@ impl ControlSocket {
     }
 }
 
+/// Whether somebody listens. One whose queue is full is alive, too.
+async fn is_listened_at(path: &Path) -> io::Result<bool> {
+    match timeout(PATIENCE, UnixStream::connect(path)).await {
+        Ok(Ok(_)) | Err(_) => Ok(true),
+        Ok(Err(error)) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::NotFound => Ok(false),
+            ErrorKind::WouldBlock => Ok(true),
+            _ => Err(error),
+        },
+    }
+}
+
 fn is_socket(metadata: &fs::Metadata) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
     metadata.file_type().is_socket()
 }
 
-struct RemovedOnDrop(PathBuf);
+struct RemovedOnDrop {
+    path: PathBuf,
+    inode: u64,
+}
 
 impl Drop for RemovedOnDrop {
     fn drop(&mut self) {
-        let Self(path) = self;
-        // Nothing is lost if it stays: the next agent replaces it.
-        let _result = fs::remove_file(path);
+        let Self { path, inode } = self;
+        // The next agent may have replaced it, as soon as nobody listens any more.
+        if fs::symlink_metadata(&*path).is_ok_and(|found| found.ino() == *inode) {
+            // Nothing is lost if it stays.
+            let _result = fs::remove_file(path);
+        }
     }
 }
