@@ -263,6 +263,7 @@ pub enum Informed {
 /// A program is still on an interface, or whether one is cannot be told.
 pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     let is_held = pins::is_held(root);
+    let in_force = programs_in_force(root);
     if agent == Informed::No {
         warn_agent(Word::Detached, root);
     }
@@ -281,6 +282,7 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
         "the program is still attached: {}",
         second.still_attached.join("; ")
     );
+    wait_until_taken_off(&in_force);
     require_nothing_judges(root, |_| true)?;
     let end = Instant::now() + ENDING;
     while pins::is_held(root) && Instant::now() < end {
@@ -324,6 +326,35 @@ fn passing_programs(root: &Path) -> BTreeSet<u32> {
     let about = states.filter_map(|state| state.about().ok());
     let passing = about.filter(|about| about.mode == Mode::Off as u8);
     passing.map(|about| about.program).collect()
+}
+
+/// The guard's programs that these pins hold: the index of the interface, and the program.
+fn programs_in_force(root: &Path) -> Vec<(u32, u32)> {
+    let links = read::links().unwrap_or_default();
+    let found = |pins: Pins| {
+        let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
+        let about = InterfaceState::existing(&pins).ok()??.about().ok()?;
+        let mut named = links.values().filter(|link| link.name == pins.interface());
+        let link = named.next()?;
+        let program = link.xdp?.program_id;
+        let is_ours = [about.program, about.next_program].contains(&program);
+        is_ours.then_some((link.index, program))
+    };
+    let pins = Pins::existing(root).unwrap_or_default();
+    pins.into_iter().filter_map(found).collect()
+}
+
+/// The kernel forgets a link a moment before it takes the link's program off (bpf_link_free).
+fn wait_until_taken_off(programs: &[(u32, u32)]) {
+    let end = Instant::now() + ENDING;
+    let is_on = |(index, program): &(u32, u32)| {
+        let links = read::links().unwrap_or_default();
+        let found = links.get(index).and_then(|link| link.xdp);
+        found.is_some_and(|found| found.program_id == *program)
+    };
+    while programs.iter().any(is_on) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// What the pins do not show is not off: they may be others', or something may be mounted over them.

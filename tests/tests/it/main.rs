@@ -24,6 +24,7 @@ mod lockout;
 mod mishaps;
 mod model;
 mod namespaces;
+mod pace;
 mod package;
 mod packets;
 mod rates;
