@@ -48,8 +48,8 @@ impl FragmentId {
     }
 }
 
-/// The source and the destination, each folded into one word. Whoever finds two that are folded alike has found one place
-/// for two datagrams, both of which are remembered in it.
+/// The source and the destination, each folded into one word. Two addresses that give the same word share an entry: a
+/// first fragment from one then counts for the other as well, and neither is forgotten for it.
 #[inline(always)]
 pub fn fold(ends: &impl Ends) -> [u64; 2] {
     [ends.source(), ends.destination()].map(|Address { high, low }| spread(high) ^ low)

@@ -497,7 +497,7 @@ impl Expiry {
 /// How many [`Relief`]s that have ended are looked behind for a wider one that holds.
 pub const MAX_ENDED: u32 = 4;
 
-/// An address of this host.
+/// A key of [`OWN`]: an address of this host, or a broadcast address of one of its networks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnSource {

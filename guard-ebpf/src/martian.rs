@@ -59,8 +59,8 @@ pub fn judge_addresses<P: Pace>(packet: &Packet<impl Ends>) -> Result<AddressVer
 /// The bit above the family that says that a packet may have no source.
 const NO_SOURCE: u32 = 32;
 
-/// A global function, which the verifier looks at once (Linux 5.6). Whoever asked it only for some packets would have the
-/// verifier follow the rest twice.
+/// A global function: the verifier checks it once (Linux 5.6). It is called for every packet, because a call behind a
+/// branch makes the verifier check the rest of the program twice.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_judge_addresses(

@@ -683,7 +683,7 @@ fn a_file_that_compose_would_put_on_top_is_named_if_it_was_not_read() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].starts_with(name), "{found:?}");
         assert_eq!(warnings(&[&compose, &beside]), [""; 0]);
-        // Whoever names another file has Compose read that alone.
+        // Compose reads only that file if another one is named.
         assert_eq!(warnings(&[&other]), [""; 0]);
     }
 }

@@ -41,7 +41,7 @@ pub fn pinned_program(pins: &Pins) -> Option<u32> {
     info_of(pins, &link.into()).ok()
 }
 
-/// Takes the program of a pinned link off before this returns, whoever holds the link, and removes the pin.
+/// Detaches a pinned link's program before this returns, even if another process holds the link, and removes the pin.
 ///
 /// The pin that goes would let the kernel free the link only some time later (bpf_free_inode waits for RCU), and not at all
 /// while somebody holds it. Where the program cannot be taken off first, that has to be enough.

@@ -12,8 +12,8 @@ use guard_policy::split;
 
 use super::{LoadError, globals, maps::map_mut, steps::gone};
 
-/// Brings the tables from some addresses to others: one is asked for when the hash knows it, and no more before it
-/// forgets it.
+/// Changes the tables from one set of addresses to another. The bitmap gets an address after the hash has it, and loses
+/// it before the hash does.
 pub fn change(
     ebpf: &mut Ebpf,
     before: &BTreeSet<IpAddr>,
