@@ -188,10 +188,13 @@ fn start_dockerd(lab: &Lab) -> Result<Daemon> {
 impl Drop for Docker {
     fn drop(&mut self) {
         let containers = self.run(&["ps", "--all", "--quiet"]).unwrap_or_default();
-        for container in containers.lines() {
-            if let Err(error) = self.remove(container) {
-                eprintln!("a container is left: {error:#}");
-            }
+        let containers: Vec<&str> = containers.lines().collect();
+        // Docker removes several at once.
+        let remove = [&["rm", "--force"], containers.as_slice()].concat();
+        if !containers.is_empty()
+            && let Err(error) = self.run(&remove)
+        {
+            eprintln!("a container is left: {error:#}");
         }
         for daemon in [&mut self.dockerd, &mut self.containerd] {
             if let Err(error) = daemon.stop() {

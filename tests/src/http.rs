@@ -68,8 +68,11 @@ fn curl(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Command {
             "--silent",
             "--output",
             "/dev/null",
-            "--max-time",
+            // The kernel answers an attempt, and sends it again after a second; a busy server may take longer.
+            "--connect-timeout",
             "2",
+            "--max-time",
+            "10",
             "--noproxy",
             "*",
         ])

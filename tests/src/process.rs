@@ -1,7 +1,7 @@
 //! Runs the programs of the lab: to their end, or as daemons that end with their owner.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -34,7 +34,11 @@ pub fn run(command: &mut Command) -> Result<String> {
     bail!("{command:?} failed ({}): {stdout}{stderr}", output.status)
 }
 
-/// Tries until it works, the time is over or the user interrupts; the last failure is the reason.
+/// How many times as long as they should everything takes on the slowest machine. Only a failure waits for so long.
+pub const SLOWEST: u32 = 6;
+
+/// Tries until it works, the user interrupts, or it takes far longer than `patience`, which is what it should take at
+/// most; the last failure is the reason.
 pub fn wait_for<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     retry(patience, || match interrupt::check() {
         Ok(()) => attempt().map(Ok),
@@ -46,6 +50,7 @@ pub fn wait_for<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -
 /// The same for what must be done after an interrupt, too.
 pub(crate) fn retry<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
+    let patience = patience * SLOWEST;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
@@ -95,7 +100,7 @@ impl Daemon {
 
     /// What it has printed so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// An error with its last words, if it has ended.
@@ -130,11 +135,20 @@ impl Daemon {
             return Ok(status);
         }
         self.signal(Signal::SIGTERM)?;
-        if let Ok(status) = self.wait(Duration::from_secs(20)) {
+        // A process that stands still hears nothing.
+        if !self.stands_still()
+            && let Ok(status) = self.wait(Duration::from_secs(20))
+        {
             return Ok(status);
         }
         self.child.kill()?;
         Ok(self.child.wait()?)
+    }
+
+    /// Whether SIGSTOP has stopped it (proc(5), "State").
+    fn stands_still(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        status.is_ok_and(|status| status.contains("\nState:\tT"))
     }
 }
 

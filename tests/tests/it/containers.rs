@@ -21,6 +21,8 @@ use lab::{
 };
 use serde_json::{Value, json};
 
+use crate::attempt::with_enough_time;
+
 fn policy(docker: &Path, extra: &str) -> String {
     format!(
         "mode = \"enforce\"\ninterfaces = [\"{INTERFACE}\"]\n[docker]\nsocket = \"{}\"\n{extra}",
@@ -458,7 +460,7 @@ fn publish_labelled(docker: &Docker, name: &str, publish: &str, labels: &[&str])
 }
 
 fn connects(lab: &Lab, to: SocketAddr) -> bool {
-    let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_ok();
+    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok();
     lab.internet.enter(connect).unwrap()
 }
 
@@ -685,39 +687,39 @@ fn a_network_over_the_hosts_own_addresses_locks_nobody_out() {
 
 #[test]
 fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goes_back() {
-    let lab = Lab::new().unwrap();
-    let docker = Docker::start(&lab).unwrap();
-    docker.run_invoices("before", &["8000:8000"]).unwrap();
-    let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
-    let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
-    assert_eq!(ask(8000), HttpOutcome::TimedOut);
-    let tried = lab.folder().join("tried.toml");
-    fs::write(&tried, policy(Path::new(""), "")).unwrap();
-    guard
-        .run(&["try", tried.to_str().unwrap(), "--for", "12s"])
+    with_enough_time(|attempt| {
+        let lab = Lab::new().unwrap();
+        let docker = Docker::start(&lab).unwrap();
+        docker.run_invoices("before", &["8000:8000"]).unwrap();
+        let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
+        let ask = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
+        assert_eq!(ask(8000), HttpOutcome::TimedOut);
+        let tried = lab.folder().join("tried.toml");
+        fs::write(&tried, policy(Path::new(""), "")).unwrap();
+        attempt.begin(8, |time| {
+            guard
+                .run(&["try", tried.to_str().unwrap(), "--for", time])
+                .unwrap();
+        });
+        assert_eq!(ask(8000), HttpOutcome::Status(200), "it knows of no Docker");
+        docker.run_invoices("meanwhile", &["8001:8000"]).unwrap();
+        wait_for(Duration::from_secs(5), || {
+            anyhow::ensure!(
+                ask(8001) == HttpOutcome::Status(200),
+                "it does not answer yet"
+            );
+            Ok(())
+        })
         .unwrap();
-    assert_eq!(ask(8000), HttpOutcome::Status(200), "it knows of no Docker");
-    docker.run_invoices("meanwhile", &["8001:8000"]).unwrap();
-    wait_for(Duration::from_secs(5), || {
-        anyhow::ensure!(
-            ask(8001) == HttpOutcome::Status(200),
-            "it does not answer yet"
-        );
-        Ok(())
-    })
-    .unwrap();
-    guard.kill().unwrap();
-    wait_for(Duration::from_secs(20), || {
-        let answers = [ask(8000), ask(8001)];
-        anyhow::ensure!(answers == [HttpOutcome::TimedOut; 2], "{answers:?}");
-        Ok(())
-    })
-    .unwrap();
-    // The next agent, which Docker does not answer, knows what was published before the trial.
-    let same = policy(docker.socket(), "");
-    drop(docker);
-    let guard = Guard::start(&lab, &same).unwrap();
-    assert!(published(&guard).contains(&"tcp/8000".to_owned()));
+        guard.kill().unwrap();
+        attempt.wait_for_end();
+        assert_eq!([ask(8000), ask(8001)], [HttpOutcome::TimedOut; 2]);
+        // The next agent, which Docker does not answer, knows what was published before the trial.
+        let same = policy(docker.socket(), "");
+        drop(docker);
+        let guard = Guard::start(&lab, &same).unwrap();
+        assert!(published(&guard).contains(&"tcp/8000".to_owned()));
+    });
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn off_during_a_load_is_not_undone_by_what_waits_behind_it() {
     }
     let is_open = || {
         let to = SocketAddr::new(HOST_V4, 80);
-        let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(100)).is_ok();
+        let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok();
         site.lab.internet.enter(connect).unwrap()
     };
     thread::sleep(Duration::from_millis(400));

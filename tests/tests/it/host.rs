@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use guard::host::{Host, HostWatch, Link, LinkAddress, NatRule, Route};
 use guard_common::layout::PortProtocol;
-use lab::{guard::output, namespace::Namespace, topology::INTERFACE};
+use lab::{guard::output, namespace::Namespace, process::SLOWEST, topology::INTERFACE};
 use nix::sys::socket::{UnixAddr, getsockname};
 use tokio::time::timeout;
 
@@ -51,7 +51,7 @@ async fn see(
     let began = Instant::now();
     let mut host = watch.borrow();
     while !is_right(&host) {
-        let left = within.saturating_sub(began.elapsed());
+        let left = (within * SLOWEST).saturating_sub(began.elapsed());
         let changed = timeout(left, watch.changed()).await;
         host = changed
             .with_context(|| format!("{what}: not seen: {host:#?}"))?

@@ -14,7 +14,7 @@ use lab::{
 };
 use which::which;
 
-use crate::judge::ProgramUnderTest;
+use crate::{attempt, judge::ProgramUnderTest};
 
 /// Software emulation is slow, and the machine may have other work.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -84,6 +84,12 @@ const TESTS: [&str; 6] = [
     "lasting::a_trial_goes_back_in_the_kernel",
 ];
 
+/// How many tests run at once, on as many processors.
+const AT_ONCE: usize = 2;
+
+/// How many times slower they are than on the machine itself.
+const PACE: u32 = 4;
+
 #[test]
 fn a_policy_of_everything_is_loaded() {
     let containers = Containers {
@@ -144,7 +150,10 @@ fn assert_works_on(series: &str) {
         programs: &programs,
     };
     let tests = TESTS.join(" ");
-    let command = format!("it --test-threads=1 --show-output {tests}");
+    let command = format!(
+        "{}={PACE} it --test-threads={AT_ONCE} --show-output {tests}",
+        attempt::VARIABLE
+    );
     let output = run_in(&kernel, lab.folder(), &equipment, &command, PATIENCE).unwrap();
     for test in TESTS {
         let has_passed = |line: &str| line.contains(test) && line.ends_with("... ok");

@@ -1,16 +1,8 @@
 //! The guard goes on: reloads, killed agents, trials, operators who change their mind, and what they may do
 //! without an agent.
 
-use std::{
-    fs,
-    net::IpAddr,
-    path::PathBuf,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, net::IpAddr, path::PathBuf, process::Command, thread, time::Duration};
 
-use anyhow::ensure;
 use lab::{
     guard::{Guard, binary, output, whereabouts, write_policy},
     http::get,
@@ -20,7 +12,10 @@ use lab::{
 };
 use serde_json::{Value, json};
 
-use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
+use crate::{
+    attempt::with_enough_time,
+    site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy},
+};
 
 #[test]
 fn a_killed_agent_leaves_the_kernel_enforcing_and_the_next_one_goes_on_with_its_counters() {
@@ -355,100 +350,101 @@ fn modes_change_at_once_for_the_host_and_for_a_service() {
 
 #[test]
 fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
-    let site = Site::new();
-    let restricted = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
-    let guard = site.start("enforce", &restricted);
-    assert_eq!(site.ask(), CLOSED);
-    let user = USER_V4.to_string();
-    let list = || guard.json("list").unwrap();
-    let start = Instant::now();
-    guard
-        .run(&[
-            "allow",
-            &user,
-            "--service",
-            "web",
-            "--for",
-            "1h",
-            "--owner",
-            "ana",
-            "--reason",
-            "a call",
-        ])
-        .unwrap();
-    // The command itself takes most of it.
-    assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(site.ask(), OPEN);
-    assert_eq!(list()[0]["owner"], "ana");
-    assert_eq!(list()[0]["service"], "web");
-    guard.run(&["deny", "198.51.100.0/24"]).unwrap();
-    assert_eq!(
-        site.ask(),
-        CLOSED,
-        "an allow entry for one service lifts no denial"
-    );
-    guard.run(&["allow", &user]).unwrap();
-    assert_eq!(site.ask(), OPEN, "one for all does");
-    guard.kill().unwrap();
-    assert_eq!(site.ask(), OPEN, "with no agent");
-    let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN, "after a restart");
-    assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 3);
-    for id in ["1", "3"] {
-        guard.run(&["revoke", id]).unwrap();
-    }
-    assert_eq!(site.ask(), CLOSED);
-    let why = guard
-        .run(&["explain", "--from", &user, "--to", "80/tcp"])
-        .unwrap();
-    assert!(why.contains("denied_source"), "{why}");
-    assert!(why.contains("entry 2 denies 198.51.100.0/24"), "{why}");
-    fails(
-        &output(&site.lab, &["revoke", "1"]).unwrap(),
-        1,
-        &["no entry 1", "guard list"],
-    );
-    guard.run(&["revoke", "2"]).unwrap();
-    // By what they are for, those of one owner alone.
-    let list = "192.0.2.0/24";
-    for owner in ["feed", "feed", "ana"] {
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let restricted = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
+        let guard = site.start("enforce", &restricted);
+        assert_eq!(site.ask(), CLOSED);
+        let user = USER_V4.to_string();
+        let list = || guard.json("list").unwrap();
         guard
-            .run(&["deny", list, "--for", "forever", "--owner", owner])
+            .run(&[
+                "allow",
+                &user,
+                "--service",
+                "web",
+                "--for",
+                "1h",
+                "--owner",
+                "ana",
+                "--reason",
+                "a call",
+            ])
             .unwrap();
-    }
-    fails(
-        &output(&site.lab, &["revoke", list]).unwrap(),
-        2,
-        &["--owner"],
-    );
-    let said = guard.run(&["revoke", list, "--owner", "feed"]).unwrap();
-    assert_eq!(said.lines().count(), 2, "{said}");
-    let left = guard.json("list").unwrap();
-    assert_eq!(
-        (left.as_array().unwrap().len(), &left[0]["owner"]),
-        (1, &"ana".into()),
-        "{left}"
-    );
-    fails(
-        &output(&site.lab, &["revoke", list, "--owner", "feed"]).unwrap(),
-        1,
-        &["has no entry"],
-    );
-    guard.run(&["revoke", list, "--owner", "ana"]).unwrap();
-    guard.run(&["mode", "off", "--service", "web"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
-    guard.run(&["deny", &user, "--for", "3s"]).unwrap();
-    guard.pause().unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    thread::sleep(Duration::from_secs(3));
-    assert_eq!(site.ask(), OPEN, "it ends in the kernel");
-    guard.resume().unwrap();
-    wait_for(Duration::from_secs(5), || {
-        let list = guard.json("list")?;
-        anyhow::ensure!(list == json!([]), "{list}");
-        Ok(())
-    })
-    .unwrap();
+        assert_eq!(site.ask(), OPEN);
+        assert_eq!(list()[0]["owner"], "ana");
+        assert_eq!(list()[0]["service"], "web");
+        guard.run(&["deny", "198.51.100.0/24"]).unwrap();
+        assert_eq!(
+            site.ask(),
+            CLOSED,
+            "an allow entry for one service lifts no denial"
+        );
+        guard.run(&["allow", &user]).unwrap();
+        assert_eq!(site.ask(), OPEN, "one for all does");
+        guard.kill().unwrap();
+        assert_eq!(site.ask(), OPEN, "with no agent");
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), OPEN, "after a restart");
+        assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 3);
+        for id in ["1", "3"] {
+            guard.run(&["revoke", id]).unwrap();
+        }
+        assert_eq!(site.ask(), CLOSED);
+        let why = guard
+            .run(&["explain", "--from", &user, "--to", "80/tcp"])
+            .unwrap();
+        assert!(why.contains("denied_source"), "{why}");
+        assert!(why.contains("entry 2 denies 198.51.100.0/24"), "{why}");
+        fails(
+            &output(&site.lab, &["revoke", "1"]).unwrap(),
+            1,
+            &["no entry 1", "guard list"],
+        );
+        guard.run(&["revoke", "2"]).unwrap();
+        // By what they are for, those of one owner alone.
+        let list = "192.0.2.0/24";
+        for owner in ["feed", "feed", "ana"] {
+            guard
+                .run(&["deny", list, "--for", "forever", "--owner", owner])
+                .unwrap();
+        }
+        fails(
+            &output(&site.lab, &["revoke", list]).unwrap(),
+            2,
+            &["--owner"],
+        );
+        let said = guard.run(&["revoke", list, "--owner", "feed"]).unwrap();
+        assert_eq!(said.lines().count(), 2, "{said}");
+        let left = guard.json("list").unwrap();
+        assert_eq!(
+            (left.as_array().unwrap().len(), &left[0]["owner"]),
+            (1, &"ana".into()),
+            "{left}"
+        );
+        fails(
+            &output(&site.lab, &["revoke", list, "--owner", "feed"]).unwrap(),
+            1,
+            &["has no entry"],
+        );
+        guard.run(&["revoke", list, "--owner", "ana"]).unwrap();
+        guard.run(&["mode", "off", "--service", "web"]).unwrap();
+        assert_eq!(site.ask(), OPEN);
+        attempt.begin(4, |time| {
+            guard.run(&["deny", &user, "--for", time]).unwrap();
+        });
+        guard.pause().unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "it ends in the kernel");
+        guard.resume().unwrap();
+        wait_for(Duration::from_secs(5), || {
+            let list = guard.json("list")?;
+            anyhow::ensure!(list == json!([]), "{list}");
+            Ok(())
+        })
+        .unwrap();
+    });
 }
 
 #[test]
@@ -512,58 +508,64 @@ fn other_policy(site: &Site, extra: &str) -> PathBuf {
 
 #[test]
 fn a_policy_on_trial_goes_back_unless_it_is_confirmed() {
-    let site = Site::new();
-    let guard = site.start("enforce", OPEN_80);
-    let path = other_policy(&site, SHUT);
-    let path = path.to_str().unwrap();
-    guard.run(&["try", path, "--for", "4s"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    assert!(guard.json("status").unwrap()["trial"]["until"].is_string());
-    thread::sleep(Duration::from_secs(3));
-    assert_eq!(site.ask(), OPEN, "it has gone back");
-    wait_for(Duration::from_secs(5), || {
-        let status = guard.json("status")?;
-        anyhow::ensure!(status["trial"].is_null(), "{status}");
-        Ok(())
-    })
-    .unwrap();
-    fails(
-        &output(&site.lab, &["confirm"]).unwrap(),
-        1,
-        &["no policy is being tried"],
-    );
-    guard.run(&["try", path, "--for", "4s"]).unwrap();
-    guard.run(&["confirm"]).unwrap();
-    thread::sleep(Duration::from_secs(5));
-    assert_eq!(site.ask(), CLOSED, "confirmed");
-    assert!(guard.log().contains("confirmed"), "{}", guard.log());
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", OPEN_80);
+        let path = other_policy(&site, SHUT);
+        let path = path.to_str().unwrap();
+        let try_it = |time: &str| {
+            guard.run(&["try", path, "--for", time]).unwrap();
+        };
+        attempt.begin(4, try_it);
+        assert_eq!(site.ask(), CLOSED);
+        assert!(guard.json("status").unwrap()["trial"]["until"].is_string());
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "it has gone back");
+        wait_for(Duration::from_secs(5), || {
+            let status = guard.json("status")?;
+            anyhow::ensure!(status["trial"].is_null(), "{status}");
+            Ok(())
+        })
+        .unwrap();
+        fails(
+            &output(&site.lab, &["confirm"]).unwrap(),
+            1,
+            &["no policy is being tried"],
+        );
+        attempt.begin(3, try_it);
+        guard.run(&["confirm"]).unwrap();
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), CLOSED, "confirmed");
+        assert!(guard.log().contains("confirmed"), "{}", guard.log());
+    });
 }
 
 #[test]
 fn a_trial_goes_back_in_the_kernel_when_the_agent_dies() {
-    let site = Site::new();
-    let guard = site.start("enforce", OPEN_80);
-    // The policy file itself is tried, as an operator who edits it would.
-    let path = site.write("enforce", SHUT);
-    guard.run(&["try", &path, "--for", "10s"]).unwrap();
-    guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    wait_for(Duration::from_secs(15), || {
-        ensure!(site.ask() == OPEN, "the kernel does not go back by itself");
-        Ok(())
-    })
-    .unwrap();
-    let status = site.status();
-    assert_eq!(status["agent"]["running"], false);
-    assert!(status["policy"]["stale"].is_string(), "{status}");
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", OPEN_80);
+        // The policy file itself is tried, as an operator who edits it would.
+        let path = site.write("enforce", SHUT);
+        attempt.begin(4, |time| {
+            guard.run(&["try", &path, "--for", time]).unwrap();
+        });
+        guard.kill().unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "the kernel does not go back by itself");
+        let status = site.status();
+        assert_eq!(status["agent"]["running"], false);
+        assert!(status["policy"]["stale"].is_string(), "{status}");
 
-    let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN, "what nobody confirmed does not come back");
-    let status = guard.json("status").unwrap();
-    let stale = status["policy"]["stale"].as_str().unwrap();
-    assert!(stale.contains("not confirmed"), "{stale}");
-    guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "unless the operator says so");
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), OPEN, "what nobody confirmed does not come back");
+        let status = guard.json("status").unwrap();
+        let stale = status["policy"]["stale"].as_str().unwrap();
+        assert!(stale.contains("not confirmed"), "{stale}");
+        guard.run(&["reload"]).unwrap();
+        assert_eq!(site.ask(), CLOSED, "unless the operator says so");
+    });
 }
 
 #[test]
@@ -783,114 +785,129 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_elsewhere_the_place_is_n
 
 #[test]
 fn what_was_done_while_an_agent_hung_holds_whatever_it_writes_when_it_wakes_up() {
-    let site = Site::new();
-    let guard = site.start("enforce", SHUT);
-    // It has something to write when it wakes up.
-    guard.run(&["deny", "192.0.2.1", "--for", "3s"]).unwrap();
-    guard.pause().unwrap();
-    site.guard(&["mode", "off"]);
-    thread::sleep(Duration::from_secs(3));
-    guard.resume().unwrap();
-    wait_for(Duration::from_secs(10), || {
-        let list = guard.json("list")?;
-        anyhow::ensure!(list == json!([]), "{list}");
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!(guard.json("status").unwrap()["mode"], "off");
-    assert_eq!(site.ask(), OPEN);
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", SHUT);
+        // It has something to write when it wakes up.
+        attempt.begin(2, |time| {
+            guard.run(&["deny", "192.0.2.1", "--for", time]).unwrap();
+        });
+        guard.pause().unwrap();
+        attempt.wait_for_end();
+        site.guard(&["mode", "off"]);
+        guard.resume().unwrap();
+        wait_for(Duration::from_secs(10), || {
+            let list = guard.json("list")?;
+            anyhow::ensure!(list == json!([]), "{list}");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(guard.json("status").unwrap()["mode"], "off");
+        assert_eq!(site.ask(), OPEN);
+    });
 }
 
 #[test]
 fn a_change_during_a_trial_goes_back_to_the_policy_before_it() {
-    let site = Site::new();
-    let guard = site.start("enforce", SHUT);
-    let path = other_policy(&site, OPEN_80);
-    guard
-        .run(&["try", path.to_str().unwrap(), "--for", "8s"])
-        .unwrap();
-    assert_eq!(site.ask(), OPEN);
-    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
-    guard.kill().unwrap();
-    thread::sleep(Duration::from_secs(9));
-    assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
-    assert_eq!(site.status()["mode"], "enforce");
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", SHUT);
+        let path = other_policy(&site, OPEN_80);
+        attempt.begin(4, |time| {
+            guard
+                .run(&["try", path.to_str().unwrap(), "--for", time])
+                .unwrap();
+        });
+        assert_eq!(site.ask(), OPEN);
+        guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+        guard.kill().unwrap();
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+        assert_eq!(site.status()["mode"], "enforce");
+    });
 }
 
 #[test]
 fn a_denial_at_one_service_holds_through_whatever_else_changes_and_ends_when_it_does() {
-    let site = Site::new();
-    let guard = site.start("enforce", OPEN_80);
-    let user = USER_V4.to_string();
-    let deny = |extra: &[&str]| {
-        let command = [&["deny", &user, "--service", "web"], extra].concat();
-        site.guard(&command);
-    };
-    let limited = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
-    let limited = limited.to_str().unwrap().to_owned();
-    // The modes of the service and of the host, a reload, a restart.
-    deny(&[]);
-    assert_eq!(site.ask(), CLOSED);
-    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
-    assert_eq!(site.ask(), OPEN, "observed");
-    guard.run(&["mode", "policy", "--service", "web"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    guard
-        .run(&["deny", &user, "--service", "web", "--for", "1h"])
-        .unwrap();
-    guard.run(&["revoke", "2"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "the first still holds");
-    site.write(
-        "enforce",
-        &format!("[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\n{OPEN_80}"),
-    );
-    guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "after a reload");
-    guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED, "with no agent");
-    let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED, "after a restart");
-    // It ends during a trial, which goes back.
-    guard.run(&["try", &limited, "--for", "5s"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "on trial");
-    guard.run(&["revoke", "1"]).unwrap();
-    assert_eq!(site.ask(), OPEN, "revoked on trial");
-    thread::sleep(Duration::from_secs(6));
-    assert_eq!(site.ask(), OPEN, "revoked, and gone back");
-    // It begins during a trial, and the kernel goes back by itself.
-    guard.run(&["try", &limited, "--for", "6s"]).unwrap();
-    deny(&[]);
-    assert_eq!(site.ask(), CLOSED);
-    guard.kill().unwrap();
-    thread::sleep(Duration::from_secs(7));
-    assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
-    let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    // It is revoked while a policy without the service is on trial, and the kernel goes back.
-    let shut = other_policy(&site, SHUT);
-    guard
-        .run(&["try", shut.to_str().unwrap(), "--for", "6s"])
-        .unwrap();
-    guard.run(&["revoke", "3"]).unwrap();
-    guard.kill().unwrap();
-    thread::sleep(Duration::from_secs(7));
-    assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
-    let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN);
-    // It ends by itself with no agent, and another begins after the restart.
-    deny(&["--for", "3s"]);
-    guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    thread::sleep(Duration::from_secs(3));
-    assert_eq!(site.ask(), OPEN, "it ends in the kernel");
-    let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN);
-    deny(&[]);
-    assert_eq!(site.ask(), CLOSED);
-    guard.run(&["allow", &user, "--service", "web"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
-    guard.run(&["revoke", "6"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", OPEN_80);
+        let user = USER_V4.to_string();
+        let deny = |extra: &[&str]| {
+            let command = [&["deny", &user, "--service", "web"], extra].concat();
+            site.guard(&command);
+        };
+        let limited = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
+        let limited = limited.to_str().unwrap().to_owned();
+        // The modes of the service and of the host, a reload, a restart.
+        deny(&[]);
+        assert_eq!(site.ask(), CLOSED);
+        guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+        assert_eq!(site.ask(), OPEN, "observed");
+        guard.run(&["mode", "policy", "--service", "web"]).unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        guard
+            .run(&["deny", &user, "--service", "web", "--for", "1h"])
+            .unwrap();
+        guard.run(&["revoke", "2"]).unwrap();
+        assert_eq!(site.ask(), CLOSED, "the first still holds");
+        site.write(
+            "enforce",
+            &format!("[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\n{OPEN_80}"),
+        );
+        guard.run(&["reload"]).unwrap();
+        assert_eq!(site.ask(), CLOSED, "after a reload");
+        guard.kill().unwrap();
+        assert_eq!(site.ask(), CLOSED, "with no agent");
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), CLOSED, "after a restart");
+        // It ends during a trial, which goes back.
+        let try_limited = |guard: &Guard, time: &str| {
+            guard.run(&["try", &limited, "--for", time]).unwrap();
+        };
+        attempt.begin(5, |time| try_limited(&guard, time));
+        assert_eq!(site.ask(), CLOSED, "on trial");
+        guard.run(&["revoke", "1"]).unwrap();
+        assert_eq!(site.ask(), OPEN, "revoked on trial");
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "revoked, and gone back");
+        // It begins during a trial, and the kernel goes back by itself.
+        attempt.begin(5, |time| try_limited(&guard, time));
+        deny(&[]);
+        assert_eq!(site.ask(), CLOSED);
+        guard.kill().unwrap();
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        // It is revoked while a policy without the service is on trial, and the kernel goes back.
+        let shut = other_policy(&site, SHUT);
+        attempt.begin(3, |time| {
+            guard
+                .run(&["try", shut.to_str().unwrap(), "--for", time])
+                .unwrap();
+        });
+        guard.run(&["revoke", "3"]).unwrap();
+        guard.kill().unwrap();
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), OPEN);
+        // It ends by itself with no agent, and another begins after the restart.
+        attempt.begin(4, |time| deny(&["--for", time]));
+        guard.kill().unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "it ends in the kernel");
+        let guard = Guard::start_again(&site.lab).unwrap();
+        assert_eq!(site.ask(), OPEN);
+        deny(&[]);
+        assert_eq!(site.ask(), CLOSED);
+        guard.run(&["allow", &user, "--service", "web"]).unwrap();
+        assert_eq!(site.ask(), OPEN);
+        guard.run(&["revoke", "6"]).unwrap();
+        assert_eq!(site.ask(), CLOSED);
+    });
 }
 
 #[test]
@@ -907,52 +924,58 @@ fn the_end_is_as_the_policy_says_whoever_is_connected() {
 #[test]
 fn a_denial_that_is_revoked_is_revoked_in_what_a_trial_goes_back_to_also_where_others_have_no_room()
 {
-    let site = Site::new();
-    let guard = site.start("enforce", OPEN_80);
-    let path = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
-    guard
-        .run(&["deny", &USER_V4.to_string(), "--service", "web"])
-        .unwrap();
-    guard
-        .run(&["try", path.to_str().unwrap(), "--for", "20s"])
-        .unwrap();
-    let start = Instant::now();
-    deny_all(
-        &site.lab,
-        (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
-    );
-    assert_eq!(site.ask(), CLOSED);
-    guard.run(&["revoke", "1"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
-    thread::sleep(Duration::from_secs(2));
-    guard.kill().unwrap();
-    assert_eq!(site.ask(), OPEN, "on trial");
-    thread::sleep(Duration::from_secs(22).saturating_sub(start.elapsed()));
-    assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", OPEN_80);
+        let path = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
+        guard
+            .run(&["deny", &USER_V4.to_string(), "--service", "web"])
+            .unwrap();
+        attempt.begin(12, |time| {
+            guard
+                .run(&["try", path.to_str().unwrap(), "--for", time])
+                .unwrap();
+        });
+        deny_all(
+            &site.lab,
+            (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
+        );
+        assert_eq!(site.ask(), CLOSED);
+        guard.run(&["revoke", "1"]).unwrap();
+        assert_eq!(site.ask(), OPEN);
+        thread::sleep(Duration::from_secs(2));
+        guard.kill().unwrap();
+        assert_eq!(site.ask(), OPEN, "on trial");
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+    });
 }
 
 /// What a trial goes back to has no room for all, and still gets what fits.
 #[test]
 fn a_denial_at_one_service_reaches_what_a_trial_goes_back_to_also_where_others_have_no_room() {
-    let site = Site::new();
-    let guard = site.start("enforce", OPEN_80);
-    let path = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
-    guard
-        .run(&["try", path.to_str().unwrap(), "--for", "25s"])
-        .unwrap();
-    let start = Instant::now();
-    deny_all(
-        &site.lab,
-        (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
-    );
-    assert_eq!(site.ask(), OPEN);
-    guard
-        .run(&["deny", &USER_V4.to_string(), "--service", "web"])
-        .unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    thread::sleep(Duration::from_secs(2));
-    guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED, "on trial");
-    thread::sleep(Duration::from_secs(27).saturating_sub(start.elapsed()));
-    assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", OPEN_80);
+        let path = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
+        attempt.begin(12, |time| {
+            guard
+                .run(&["try", path.to_str().unwrap(), "--for", time])
+                .unwrap();
+        });
+        deny_all(
+            &site.lab,
+            (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
+        );
+        assert_eq!(site.ask(), OPEN);
+        guard
+            .run(&["deny", &USER_V4.to_string(), "--service", "web"])
+            .unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        thread::sleep(Duration::from_secs(2));
+        guard.kill().unwrap();
+        assert_eq!(site.ask(), CLOSED, "on trial");
+        attempt.wait_for_end();
+        assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+    });
 }

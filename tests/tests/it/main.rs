@@ -2,6 +2,7 @@
 //! lab. `cargo xtask test` runs them; without root they fail rather than pass unseen.
 
 mod api;
+mod attempt;
 mod audit;
 mod blind_spots;
 mod capture;

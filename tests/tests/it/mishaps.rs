@@ -13,7 +13,10 @@ use lab::{
 };
 use serde_json::json;
 
-use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
+use crate::{
+    attempt::with_enough_time,
+    site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy},
+};
 
 #[test]
 fn pins_that_somebody_removes_are_made_again_and_the_counters_go_on() {
@@ -203,24 +206,28 @@ fn the_mode_of_a_service_that_is_gone_can_be_taken_back() {
 
 #[test]
 fn a_deny_made_during_a_trial_holds_when_the_kernel_goes_back_without_an_agent() {
-    let site = Site::new();
-    let guard = site.start("enforce", OPEN_80);
-    let tried = site.lab.folder().join("tried.toml");
-    fs::write(&tried, policy("enforce", OPEN_80)).unwrap();
-    guard
-        .run(&["try", tried.to_str().unwrap(), "--for", "5s"])
-        .unwrap();
-    assert_eq!(site.ask(), OPEN);
-    guard.run(&["deny", &USER_V4.to_string()]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
-    guard.kill().unwrap();
-    thread::sleep(Duration::from_secs(5));
-    let status = site.status();
-    assert!(
-        status["policy"]["stale"].is_string(),
-        "it has gone back: {status}"
-    );
-    assert_eq!(site.ask(), CLOSED);
+    with_enough_time(|attempt| {
+        let site = Site::new();
+        let guard = site.start("enforce", OPEN_80);
+        let tried = site.lab.folder().join("tried.toml");
+        fs::write(&tried, policy("enforce", OPEN_80)).unwrap();
+        attempt.begin(5, |time| {
+            guard
+                .run(&["try", tried.to_str().unwrap(), "--for", time])
+                .unwrap();
+        });
+        assert_eq!(site.ask(), OPEN);
+        guard.run(&["deny", &USER_V4.to_string()]).unwrap();
+        assert_eq!(site.ask(), CLOSED);
+        guard.kill().unwrap();
+        attempt.wait_for_end();
+        let status = site.status();
+        assert!(
+            status["policy"]["stale"].is_string(),
+            "it has gone back: {status}"
+        );
+        assert_eq!(site.ask(), CLOSED);
+    });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The guard on a wire between two namespaces, with packets that a real stack sends and receives.
 
-use std::{net::UdpSocket, thread, time::Duration};
+use std::{net::UdpSocket, process::Command, thread, time::Duration};
 
 use lab::{
     flood::Flood,
@@ -11,6 +11,8 @@ use lab::{
     topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
 };
 use serde_json::{Value, json};
+
+use crate::attempt::with_enough_time;
 
 /// Opens port 80 alone. Without Docker, scope `host` is what closes the rest.
 fn policy(mode: &str, extra: &str) -> String {
@@ -233,46 +235,51 @@ fn the_interfaces_of_the_default_routes_are_taken_when_none_is_named() {
 
 #[test]
 fn a_deny_entry_ends_in_the_kernel_while_no_agent_runs() {
-    let lab = Lab::new().unwrap();
-    let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
-    let end = run(lab
-        .host
-        .command("date")
-        .args(["-u", "-d", "+8 seconds", "+%Y-%m-%dT%H:%M:%SZ"]));
-    let denied = format!(
-        "{OPEN_80}
-         [[source]]
-         name = \"scanner\"
-         cidrs = [\"{USER_V4}\", \"2001:db8:51::/64\"]
-         deny = true
-         expires = {}",
-        end.unwrap().trim()
-    );
-    let guard = Guard::start(&lab, &policy("enforce", &denied)).unwrap();
-    assert_eq!(
-        get(&lab, USER_V4, HOST_V4, 80).unwrap(),
-        HttpOutcome::TimedOut
-    );
-    guard.pause().unwrap();
-    assert_eq!(
-        get(&lab, USER_V6, HOST_V6, 80).unwrap(),
-        HttpOutcome::TimedOut
-    );
-    thread::sleep(Duration::from_secs(5));
-    // The agent has stood still since before the end.
-    assert_eq!(
-        get(&lab, USER_V4, HOST_V4, 80).unwrap(),
-        HttpOutcome::Status(502)
-    );
-    assert_eq!(
-        get(&lab, USER_V6, HOST_V6, 80).unwrap(),
-        HttpOutcome::Status(502)
-    );
-    guard.resume().unwrap();
-    assert!(
-        guard
-            .packets(&[("reason", json!("denied_source"))])
-            .unwrap()
-            >= 2
-    );
+    with_enough_time(|attempt| {
+        let lab = Lab::new().unwrap();
+        let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
+        let mut guard = None;
+        attempt.begin(7, |time| {
+            let later = format!("+{} seconds", time.trim_end_matches('s'));
+            // Cut to whole seconds, it is up to a second too soon.
+            let end = run(Command::new("date").args(["-u", "-d", &later, "+%Y-%m-%dT%H:%M:%SZ"]));
+            let denied = format!(
+                "{OPEN_80}
+             [[source]]
+             name = \"scanner\"
+             cidrs = [\"{USER_V4}\", \"2001:db8:51::/64\"]
+             deny = true
+             expires = {}",
+                end.unwrap().trim()
+            );
+            guard = Some(Guard::start(&lab, &policy("enforce", &denied)).unwrap());
+        });
+        let guard = guard.unwrap();
+        assert_eq!(
+            get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+            HttpOutcome::TimedOut
+        );
+        guard.pause().unwrap();
+        assert_eq!(
+            get(&lab, USER_V6, HOST_V6, 80).unwrap(),
+            HttpOutcome::TimedOut
+        );
+        attempt.wait_for_end();
+        // The agent has stood still since before the end.
+        assert_eq!(
+            get(&lab, USER_V4, HOST_V4, 80).unwrap(),
+            HttpOutcome::Status(502)
+        );
+        assert_eq!(
+            get(&lab, USER_V6, HOST_V6, 80).unwrap(),
+            HttpOutcome::Status(502)
+        );
+        guard.resume().unwrap();
+        assert!(
+            guard
+                .packets(&[("reason", json!("denied_source"))])
+                .unwrap()
+                >= 2
+        );
+    });
 }

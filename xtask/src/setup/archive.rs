@@ -22,25 +22,32 @@ const KEYRINGS: [&str; 2] = [
 /// Suites of Debian's, as an apt of their own sees them: the machine's apt is not touched.
 pub struct Archive {
     folder: PathBuf,
+    mirror: String,
+    architecture: String,
 }
 
 impl Archive {
-    /// Reads the package lists of these suites from the machine's own mirror.
+    /// Reads the package lists of these suites from the machine's own mirror. A suite whose signature does not hold
+    /// is left out if there is another: that of `unstable` is good for a week, and a mirror may be older.
     pub fn open(suites: &[&str], architecture: &str, folder: &Path) -> Result<Self> {
-        let mirror = mirror()?;
+        let archive = Self::prepare(architecture, folder)?;
+        let Err(error) = archive.read(suites) else {
+            return Ok(archive);
+        };
+        let mut usable = suites.to_vec();
+        usable.retain(|suite| archive.read(&[suite]).is_ok());
+        if usable.is_empty() || usable.len() == suites.len() {
+            return Err(error);
+        }
+        println!("setup: going on with Debian's {} alone", usable.join(", "));
+        archive.read(&usable)?;
+        Ok(archive)
+    }
+
+    fn prepare(architecture: &str, folder: &Path) -> Result<Self> {
         for place in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(place))?;
         }
-        let keyring = KEYRINGS.into_iter().find(|path| Path::new(path).is_file());
-        let signed_by = keyring.map_or(String::new(), |path| format!("Signed-By: {path}\n"));
-        let suites = suites.join(" ");
-        fs::write(
-            folder.join("debian.sources"),
-            format!(
-                "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\n\
-                 Architectures: {architecture}\n{signed_by}"
-            ),
-        )?;
         // Backports count as much as others.
         fs::write(
             folder.join("preferences"),
@@ -60,16 +67,35 @@ impl Archive {
              APT::Sandbox::User \"root\";\n"
         );
         fs::write(folder.join(APT_CONFIG), config)?;
-        let archive = Self {
+        Ok(Self {
             folder: folder.to_owned(),
-        };
+            mirror: mirror()?,
+            architecture: architecture.to_owned(),
+        })
+    }
+
+    /// Reads the package lists of these suites, in place of what was read before.
+    fn read(&self, suites: &[&str]) -> Result<()> {
+        let Self {
+            folder,
+            mirror,
+            architecture,
+        } = self;
+        let keyring = KEYRINGS.into_iter().find(|path| Path::new(path).is_file());
+        let signed_by = keyring.map_or(String::new(), |path| format!("Signed-By: {path}\n"));
+        let suites = suites.join(" ");
+        fs::write(
+            folder.join("debian.sources"),
+            format!(
+                "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\n\
+                 Architectures: {architecture}\n{signed_by}"
+            ),
+        )?;
         announce_and_run(
-            archive
-                .apt("apt-get")
+            self.apt("apt-get")
                 .args(["update", "--quiet", "--error-on=any"])
                 .stdout(Stdio::null()),
-        )?;
-        Ok(archive)
+        )
     }
 
     pub fn apt(&self, program: &str) -> Command {

@@ -32,7 +32,7 @@ pub const KEPT: [KernelSeries; 2] = [
     },
 ];
 
-/// Whatever Debian has that is newest.
+/// Whatever Debian has that is newest, in the suites that can be used on this day.
 pub const NEWEST: KernelSeries = KernelSeries {
     name: "newest",
     suites: &["stable-backports", "unstable"],

@@ -2,7 +2,7 @@
 
 mod tally;
 
-use std::time::Instant;
+use std::{num::NonZeroUsize, thread, time::Instant};
 
 use anyhow::{Result, ensure};
 use cargo_metadata::{MetadataCommand, TargetKind};
@@ -125,6 +125,7 @@ impl Selection {
             .args(targets)
             .arg("--")
             .args(REPORT_TIME)
+            .arg(format!("--test-threads={}", threads()))
             .args(harness)
             .env("GUARD_BINARY", target_folder().join("debug/guard"));
         let result = cargo_lines(&mut command, |line| {
@@ -138,6 +139,13 @@ impl Selection {
         ensure!(tally.passed > 0, "no test was run");
         Ok(())
     }
+}
+
+/// How many tests run at once. Most of them wait most of the time: for a trial that ends, or a client that gets no answer.
+fn threads() -> usize {
+    const OF_EACH_PROCESSOR: usize = 2;
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    OF_EACH_PROCESSOR * processors
 }
 
 /// Whether a package has a file of tests with this name.
