@@ -11,7 +11,7 @@ use crate::{
 pub use crate::gcra::GcraBudgets;
 
 /// The version of everything below. State that is pinned with another one is not shared.
-pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 1 };
+pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 2 };
 
 /// The XDP program, the copy of it for a policy on trial, and the one whose clock comes from [`CLOCK`].
 pub const PROGRAM: &str = "guard";
@@ -97,11 +97,23 @@ pub const FLOWS: &str = "FLOWS";
 /// A hash from [`FlowKey`] to when a packet that is only observed asked for an answer.
 pub const STRANGERS: &str = "STRANGERS";
 
-/// A per-CPU array of [`Counters`], indexed by the service's number.
-pub const COUNTERS: &str = "COUNTERS";
+/// An array of one array of [`crate::interfaces::InterfacePlace`]: the row of each interface in the tables that are kept
+/// for each.
+pub const INTERFACES: &str = "INTERFACES";
 
-/// A per-CPU array of [`TalkerSlot`], indexed by a hash of the source.
+/// What is kept for each interface: an array of per-CPU arrays, [`COUNTER_PAGES`] of them in a row, of which each has
+/// [`Counters`] of [`SERVICES_PER_PAGE`] services; one with a per-CPU array of [`TalkerSlot`] in each row, indexed by a
+/// hash of the source; and one with a per-CPU array of 64-bit numbers, indexed by [`Outcome::slot`]: packets that were
+/// wanted and not handed over.
+pub const COUNTER_ROWS: &str = "COUNTER_ROWS";
+pub const TALKER_ROWS: &str = "TALKER_ROWS";
+pub const LOSS_ROWS: &str = "LOSS_ROWS";
+
+/// The same of one interface, which a program for it alone ([`feature::ALONE`]) looks at without a row. Its
+/// [`COUNTERS`] are those of the first page at least.
+pub const COUNTERS: &str = "COUNTERS";
 pub const TALKERS: &str = "TALKERS";
+pub const LOSSES: &str = "LOSSES";
 
 /// The section of a writable global, one [`CaptureFilter`]: which packets somebody wants to see. It is as good as
 /// free to read; a program that is loaded writes it first.
@@ -114,18 +126,17 @@ pub const CAPTURE_GLOBAL: &str = "CAPTURE";
 /// the kernel counts it down; so a reader that died costs nothing more.
 pub const GRANT: &str = "GRANT";
 
-/// A per-CPU array of 64-bit numbers, indexed by [`Outcome::slot`]: packets that were wanted and not
-/// handed over.
-pub const LOSSES: &str = "LOSSES";
-
 /// A ring buffer of [`Event`].
 pub const EVENTS: &str = "EVENTS";
 
-/// The program that judges when a trial is over: the one before it.
+/// The programs that judge when a trial is over, by the interface's row: the one before it, where there was one.
 pub const PREVIOUS: &str = "PREVIOUS";
 
 /// An array of one [`About`]; only user space reads it.
 pub const ABOUT: &str = "ABOUT";
+
+/// The same of one interface: an array of one [`AboutInterface`].
+pub const ABOUT_INTERFACE: &str = "ABOUT_INTERFACE";
 
 /// An array of [`Seat`], indexed by the service's number; only user space reads it.
 pub const SEATS: &str = "SEATS";
@@ -142,6 +153,10 @@ pub const MAX_SERVICES: u32 = 1024;
 /// Room for the services of the policies to come as well: a service keeps its number, and with it its
 /// counters, until it is gone and others need it.
 pub const MAX_SEATS: u32 = 2 * MAX_SERVICES;
+
+/// Most policies have few services: an interface has counters for as many as there are, in pages of so many.
+pub const SERVICES_PER_PAGE: u32 = 1 << 6;
+pub const COUNTER_PAGES: u32 = MAX_SEATS / SERVICES_PER_PAGE;
 
 /// How many cells all services have together unless the policy says otherwise: 16 MiB.
 pub const DEFAULT_CELLS: u32 = 1 << 19;
@@ -222,6 +237,8 @@ pub mod feature {
     pub const FLOWS: u16 = 1 << 9;
     /// All budgets are of one kind.
     pub const NARROW: u16 = 1 << 10;
+    /// The program is for one interface alone. This is no matter of the policy.
+    pub const ALONE: u16 = 1 << 15;
 
     /// Any budget at all.
     pub const BUDGETS: u16 = PACKETS | BYTES | CONNECTIONS | TOTALS;
@@ -412,7 +429,7 @@ pub struct About {
     pub hash_key: HashKey,
     /// Counts the generations since then, from 1.
     pub generation: u64,
-    /// The inode of the network namespace whose interface this is.
+    /// The inode of the network namespace whose interfaces these are.
     pub namespace: u64,
     /// When the agent was last alive, and when a policy on trial ends (0: none is), in nanoseconds of
     /// CLOCK_BOOTTIME.
@@ -424,29 +441,42 @@ pub struct About {
     pub cells: u32,
     pub agent: u32,
     /// The kernel's numbers of the attached program, and of one that is about to be: whichever the
-    /// link holds says which of two sets of pins is in use.
+    /// links hold says which of two sets of pins is in use.
     pub program: u32,
     pub next_program: u32,
-    /// The place of the tc program where it has no link (before Linux 6.6): priority 0 if there is none.
-    /// Written before the program is put there.
-    pub egress_handle: u32,
-    pub egress_priority: u16,
+    pub services: u32,
     /// A [`Mode`] and a [`Scope`].
     pub mode: u8,
     pub scope: u8,
-    pub services: u32,
-    /// 1: in the driver.
-    pub native: u8,
     /// A [`Mode`]: that of the policy that comes back when a trial is over.
     pub mode_before: u8,
-    /// 1: the guard has made the clsact qdisc that the tc program hangs below.
-    pub clsact: u8,
     pub reserved: u8,
     /// Of the policy file.
     pub sha256: [u8; 32],
     pub version: [u8; 32],
     /// The path of the policy file; one that is longer is cut off.
     pub policy: [u8; 256],
+}
+
+/// What a reader of the pins needs to know of one interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AboutInterface {
+    /// The generation that was last put in force on it, and the kernel's number of its program.
+    pub generation: u64,
+    /// Which state it shares with other interfaces: the first word of [`About::hash_key`].
+    pub host: u64,
+    pub program: u32,
+    /// Of the tables that are kept for each interface.
+    pub row: u32,
+    /// The place of the tc program where it has no link (before Linux 6.6): priority 0 if there is none.
+    /// Written before the program is put there.
+    pub egress_handle: u32,
+    pub egress_priority: u16,
+    /// 1: the guard has made the clsact qdisc that the tc program hangs below.
+    pub clsact: u8,
+    /// 1: in the driver.
+    pub native: u8,
 }
 
 /// Whose number this is, and its cells. The last two fields were a word of zeros before, which is what they
@@ -604,6 +634,9 @@ pub struct Event {
     pub slot: u16,
     /// It stands for so many.
     pub one_of: u32,
+    /// The row of the interface that it came in on.
+    pub row: u32,
+    pub reserved: u32,
     pub frame: [u8; SNAP_LENGTH as usize],
 }
 
@@ -697,7 +730,8 @@ impl Conclusion {
 }
 
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
-const _: () = assert!(size_of::<About>() == 408);
+const _: () = assert!(size_of::<About>() == 400);
+const _: () = assert!(size_of::<AboutInterface>() == 32);
 const _: () = assert!(size_of::<Seat>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
 const _: () = assert!(size_of::<GcraBudgets>() == 48);
@@ -709,7 +743,7 @@ const _: () = assert!(size_of::<Relief>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<TalkerSlot>() == 48);
 const _: () = assert!(size_of::<CaptureFilter>() == 552);
-const _: () = assert!(size_of::<Event>() == 24 + SNAP_LENGTH as usize);
+const _: () = assert!(size_of::<Event>() == 32 + SNAP_LENGTH as usize);
 const _: () = assert!(size_of::<ReplayTime>() == 16);
 const _: () = assert!(size_of::<AdmittedKey<4>>() == 8);
 const _: () = assert!(size_of::<AdmittedKey<16>>() == 20);
@@ -718,10 +752,10 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey, OwnSource,
-        PortEntry, Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
+        About, AboutInterface, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey,
+        OwnSource, PortEntry, Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
     };
-    use crate::{cell::Cell, deny_list::DenyLine};
+    use crate::{cell::Cell, deny_list::DenyLine, interfaces::InterfacePlace};
 
     macro_rules! pod {
         ($($layout:ty),* $(,)?) => {
@@ -735,6 +769,7 @@ mod pod {
 
     pod!(
         About,
+        AboutInterface,
         AddressedKey,
         CaptureFilter,
         Cell,
@@ -744,6 +779,7 @@ mod pod {
         FlowKey,
         DenyLine,
         OwnSource,
+        InterfacePlace,
         PortEntry,
         Relief,
         Seat,

@@ -11,6 +11,7 @@ pub mod deny_list;
 pub mod exposure;
 pub mod fragment;
 pub mod gcra;
+pub mod interfaces;
 pub mod layout;
 pub mod literal;
 pub mod martian;

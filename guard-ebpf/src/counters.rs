@@ -1,11 +1,17 @@
-//! Every packet is counted once, under its service and its outcome.
+//! Every packet is counted once, under its interface, its service and its outcome.
 
+use aya_ebpf::programs::XdpContext;
 use guard_common::{
-    layout::{Conclusion, CounterSlot},
+    layout::{COUNTER_PAGES, Conclusion, CounterSlot, Counters, SERVICES_PER_PAGE, feature},
     reason::Outcome,
 };
 
-use crate::{maps::COUNTERS, order::masked};
+use crate::{
+    config::uses,
+    interfaces::row,
+    maps::{COUNTER_ROWS, COUNTERS},
+    order::masked,
+};
 
 const _: () = assert!(Outcome::SLOTS.is_power_of_two());
 
@@ -23,9 +29,9 @@ pub struct Counted<'a, E> {
 /// Counts a packet of `length` bytes, and says how many this CPU has counted there. XDP runs to its
 /// end on one CPU, so its own counter needs no atomics.
 #[inline(always)]
-pub fn count(conclusion: Conclusion, length: u64) -> u64 {
-    // The index is in range for every service that the tables can name.
-    let Some(counters) = COUNTERS.get_ptr_mut(conclusion.service) else {
+pub fn count(ctx: &XdpContext, conclusion: Conclusion, length: u64) -> u64 {
+    // There are counters for every service that the tables can name.
+    let Some(counters) = find(ctx, conclusion.service) else {
         return 0;
     };
     let slot = masked::<{ Outcome::SLOTS as u64 - 1 }>(conclusion.slot.into());
@@ -34,4 +40,15 @@ pub fn count(conclusion: Conclusion, length: u64) -> u64 {
     counter.packets += 1;
     counter.bytes += length;
     counter.packets
+}
+
+#[inline(always)]
+fn find(ctx: &XdpContext, service: u32) -> Option<*mut Counters> {
+    if uses!(feature::ALONE)
+        && let Some(counters) = COUNTERS.get_ptr_mut(service)
+    {
+        return Some(counters);
+    }
+    let page = row(ctx) * COUNTER_PAGES + service / SERVICES_PER_PAGE;
+    COUNTER_ROWS.get_value_ptr_mut(page, &(service % SERVICES_PER_PAGE))
 }

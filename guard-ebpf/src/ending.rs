@@ -25,9 +25,9 @@ pub fn finish<C: Ending>(
         conclusion,
         ends,
         length,
-        number: counters::count(conclusion, length),
+        number: counters::count(ctx, conclusion, length),
     };
-    talkers::watch(&counted);
+    talkers::watch(ctx, &counted);
     C::end(ctx, &counted)
 }
 

@@ -17,14 +17,16 @@ use aya_ebpf::{
 };
 use guard_common::{
     address::Address,
-    layout::{CaptureFilter, Event, SEAT_WORDS, SNAP_LENGTH},
+    layout::{CaptureFilter, Event, SEAT_WORDS, SNAP_LENGTH, feature},
     packet::Ends,
     reason::Outcome,
 };
 
 use crate::{
+    config::uses,
     counters::Counted,
-    maps::{EVENTS, GRANT, LOSSES},
+    interfaces::row,
+    maps::{EVENTS, GRANT, LOSS_ROWS, LOSSES},
     order::unforeseen,
 };
 
@@ -128,8 +130,9 @@ fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
     } else {
         None
     };
+    let row = row(&XdpContext::new(ctx));
     let Some(mut event) = event else {
-        if let Some(losses) = LOSSES.get_ptr_mut(facts.slot() as u32) {
+        if let Some(losses) = find_losses(row, facts.slot() as u32) {
             // SAFETY: the pointer is to this CPU's own value.
             unsafe { *losses += 1 };
         }
@@ -151,6 +154,8 @@ fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
         (&raw mut (*to).service).write(facts.service());
         (&raw mut (*to).slot).write(facts.slot() as u16);
         (&raw mut (*to).one_of).write(one_of);
+        (&raw mut (*to).row).write(row);
+        (&raw mut (*to).reserved).write(0);
         let to = (&raw mut (*to).frame).cast();
         load(ctx, to, captured)
     };
@@ -160,6 +165,14 @@ fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
     } else {
         event.discard(BPF_RB_NO_WAKEUP.into());
     }
+}
+
+#[inline(always)]
+fn find_losses(row: u32, slot: u32) -> Option<*mut u64> {
+    if uses!(feature::ALONE) {
+        return LOSSES.get_ptr_mut(slot);
+    }
+    LOSS_ROWS.get_value_ptr_mut(row, &slot)
 }
 
 /// The first bytes of a frame, if it is none that is too short. Not 0: they could not be read.

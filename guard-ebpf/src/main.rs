@@ -29,6 +29,7 @@ mod flows;
 mod fragments;
 mod global;
 mod host_buckets;
+mod interfaces;
 mod judge;
 mod maps;
 mod martian;
@@ -66,8 +67,8 @@ pub fn guard(ctx: XdpContext) -> u32 {
 pub fn guard_on_trial(ctx: XdpContext) -> u32 {
     if is_trial_over() {
         // SAFETY: nothing has been taken from this context.
-        unsafe { maps::PREVIOUS.tail_call(&ctx, 0) };
-        // There is no program before this one: a guard that is unsure lets through.
+        unsafe { maps::PREVIOUS.tail_call(&ctx, interfaces::row(&ctx)) };
+        // This interface had no program before this one: a guard that is unsure lets through.
         return xdp_action::XDP_PASS;
     }
     judge_frame::<KernelClock>(&ctx)

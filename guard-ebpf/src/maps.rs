@@ -2,7 +2,8 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    macros::map,
+    btf_maps::{self, ArrayOfMaps},
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use guard_common::{
@@ -10,12 +11,13 @@ use guard_common::{
     cell::Cell,
     deny_list::DenyLine,
     fragment::FragmentSet,
+    interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
-        AddressedKey, AdmittedKey, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry, FRAGMENT_SETS,
-        FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS, MAX_NETWORKS,
-        MAX_OWN, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnSource,
-        PORT_ENTRIES, PortEntry, Relief, ReplayTime, ServiceSlot, TALKER_ENTRIES, TalkerSlot,
-        host_bucket,
+        AddressedKey, AdmittedKey, COUNTER_PAGES, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry,
+        FRAGMENT_SETS, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS,
+        MAX_NETWORKS, MAX_OWN, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6,
+        OwnSource, PORT_ENTRIES, PortEntry, Relief, ReplayTime, SERVICES_PER_PAGE, ServiceSlot,
+        TALKER_ENTRIES, TalkerSlot, host_bucket,
     },
     martian::OWN_WORDS,
     reason::Outcome,
@@ -143,6 +145,28 @@ pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FL
 #[map]
 pub static STRANGERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
+/// One value. No variable: to load the program writes zeros into those, and all generations share this.
+#[map]
+pub static INTERFACES: Array<[InterfacePlace; PLACES]> = Array::with_max_entries(1, 0);
+
+#[btf_map]
+pub static COUNTER_ROWS: ArrayOfMaps<
+    btf_maps::PerCpuArray<Counters, { SERVICES_PER_PAGE as usize }>,
+    { (MAX_ROWS * COUNTER_PAGES) as usize },
+> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static TALKER_ROWS: ArrayOfMaps<
+    btf_maps::PerCpuArray<TalkerSlot, { TALKER_ENTRIES as usize }>,
+    { MAX_ROWS as usize },
+> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static LOSS_ROWS: ArrayOfMaps<
+    btf_maps::PerCpuArray<u64, { Outcome::SLOTS as usize }>,
+    { MAX_ROWS as usize },
+> = ArrayOfMaps::new();
+
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SEATS, 0);
 
@@ -159,7 +183,7 @@ pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::SLO
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
 #[map]
-pub static PREVIOUS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+pub static PREVIOUS: ProgramArray = ProgramArray::with_max_entries(MAX_ROWS, 0);
 
 #[map]
 pub static CLOCK: Array<ReplayTime> = Array::with_max_entries(1, 0);

@@ -6,18 +6,24 @@
 
 use core::intrinsics::likely;
 
+use aya_ebpf::programs::XdpContext;
 use guard_common::{
     cell::{self, Share},
-    layout::TALKER_ENTRIES,
+    layout::{TALKER_ENTRIES, TalkerSlot, feature},
     packet::Ends,
     talkers::is_sampled,
 };
 
-use crate::{config, counters::Counted, maps::TALKERS};
+use crate::{
+    config::{self, uses},
+    counters::Counted,
+    interfaces::row,
+    maps::{TALKER_ROWS, TALKERS},
+};
 
 /// Looks at the packet if it is one of the sample.
 #[inline(always)]
-pub fn watch(counted: &Counted<'_, impl Ends>) {
+pub fn watch(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) {
     let Counted {
         conclusion,
         length,
@@ -32,10 +38,18 @@ pub fn watch(counted: &Counted<'_, impl Ends>) {
     }
     let (family, source) = (ends.family(), ends.source());
     let hash = cell::hash(config::hash_key(), Share::Base, family, source);
-    let Some(talker) = TALKERS.get_ptr_mut(hash as u32 & (TALKER_ENTRIES - 1)) else {
+    let Some(talker) = find(ctx, hash as u32 & (TALKER_ENTRIES - 1)) else {
         return;
     };
     // SAFETY: the pointer is to this CPU's own value.
     let talker = unsafe { &mut *talker };
     talker.vote(family, source, length, conclusion);
+}
+
+#[inline(always)]
+fn find(ctx: &XdpContext, place: u32) -> Option<*mut TalkerSlot> {
+    if uses!(feature::ALONE) {
+        return TALKERS.get_ptr_mut(place);
+    }
+    TALKER_ROWS.get_value_ptr_mut(row(ctx), &place)
 }

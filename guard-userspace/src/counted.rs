@@ -1,9 +1,35 @@
 //! What the kernel counted, as the API has it.
 
+use std::{collections::BTreeMap, path::Path};
+
 use guard_api::{Counter, Talker};
 use guard_common::reason::Verdict;
 
-use crate::dataplane::{CounterRow, TalkerRow};
+use crate::dataplane::{
+    CounterRow, HostState, InterfaceState, InterfaceTables, LoadError, StateError, TalkerRow,
+    UNKNOWN_INTERFACE, pins::Pins,
+};
+
+/// What is counted on each of these interfaces, whose names these are, and for interfaces that have no counters of
+/// their own. `None`: nothing is pinned below this root.
+pub(crate) fn of_every_interface<T>(
+    root: &Path,
+    interfaces: impl Iterator<Item = (Pins, String)>,
+    rows: impl Fn(&str, &InterfaceTables, &BTreeMap<u16, String>) -> Result<Vec<T>, LoadError>,
+) -> Result<Option<Vec<T>>, StateError> {
+    let Some(host) = HostState::existing(root)? else {
+        return Ok(None);
+    };
+    let names = host.names()?;
+    let mut found = Vec::new();
+    for (pins, name) in interfaces {
+        if let Some(state) = InterfaceState::existing(&pins)? {
+            found.extend(rows(&name, state.tables(), &names)?);
+        }
+    }
+    found.extend(rows(UNKNOWN_INTERFACE, host.unknown(), &names)?);
+    Ok(Some(found))
+}
 
 pub(crate) fn to_counter(interface: &str, row: CounterRow) -> Counter {
     let CounterRow {

@@ -2,7 +2,6 @@
 //! has counted, and how to stop it.
 
 use std::{
-    collections::BTreeSet,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -15,9 +14,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     agent::still_judging,
-    counted::{to_counter, to_talker},
+    counted::{of_every_interface, to_counter, to_talker},
     dataplane::{
-        InterfaceState, Passing, StateError, detach_all, linked_guards, pass_everything_everywhere,
+        HostState, InterfaceState, Passing, detach_all, linked_guards, pass_everything_everywhere,
         pins::{self, Pins, Word},
         text_of,
     },
@@ -53,38 +52,39 @@ pub fn status(root: &Path, trouble: String) -> Result<Option<Status>> {
 fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
     let links = read::links().context("this host's interfaces cannot be read")?;
     let now = host::timebase().context("the clocks cannot be read")?;
+    let Some(host) = HostState::existing(root)? else {
+        return Ok(None);
+    };
+    let about = host.about()?;
     let mut interfaces = Vec::new();
-    let mut newest: Option<About> = None;
     for pins in Pins::existing(root)? {
         // An interface may have been renamed since it was attached.
         let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
         let Some(state) = InterfaceState::existing(&pins)? else {
             continue;
         };
-        let about = state.about()?;
+        let of_interface = state.about()?;
         let mut found = links.values().filter(|link| link.name == pins.interface());
         let found = found.find_map(|link| link.xdp);
         interfaces.push(InterfaceStatus {
             name: pins.interface().to_owned(),
             // An agent that ended just after a swap has not said so.
             attached: found.is_some_and(|found| {
-                [about.program, about.next_program].contains(&found.program_id)
+                let ours = [of_interface.program, about.program, about.next_program];
+                ours.contains(&found.program_id)
             }),
-            xdp_mode: if about.native == 1 {
+            xdp_mode: if of_interface.native == 1 {
                 "native"
             } else {
                 "generic"
             }
             .to_owned(),
-            program_id: about.program,
-            generation: about.generation,
+            program_id: of_interface.program,
+            generation: of_interface.generation,
             trouble: None,
         });
-        if newest.is_none_or(|newest| newest.seen_ns < about.seen_ns) {
-            newest = Some(about);
-        }
     }
-    Ok(newest.map(|about| describe(&about, now, interfaces, trouble)))
+    Ok((!interfaces.is_empty()).then(|| describe(&about, now, interfaces, trouble)))
 }
 
 fn describe(
@@ -164,36 +164,32 @@ fn at(boot_ns: u64, now: Timebase) -> Timestamp {
 
 /// What the kernel counted, on every interface. `None`: nothing is pinned.
 pub fn counters(root: &Path) -> Result<Option<Vec<Counter>>> {
-    of_every_interface(root, |interface, state| {
-        let rows = state.counters()?.into_iter();
+    let rows = of_every_interface(root, names(root)?, |interface, tables, names| {
+        let rows = tables.counters(names)?.into_iter();
         Ok(rows.map(|row| to_counter(interface, row)).collect())
-    })
+    });
+    Ok(rows?)
 }
 
 /// The sources that sent most, of every interface, without the policy's names for them. `None`: nothing
 /// is pinned.
 pub fn talkers(root: &Path) -> Result<Option<Vec<Talker>>> {
-    of_every_interface(root, |interface, state| {
-        let rows = state.talkers()?.into_iter();
+    let rows = of_every_interface(root, names(root)?, |interface, tables, names| {
+        let rows = tables.talkers(names)?.into_iter();
         Ok(rows.map(|row| to_talker(interface, row)).collect())
-    })
+    });
+    Ok(rows?)
 }
 
-fn of_every_interface<T>(
-    root: &Path,
-    rows: impl Fn(&str, &InterfaceState) -> Result<Vec<T>, StateError>,
-) -> Result<Option<Vec<T>>> {
-    let mut found = None;
-    // Without the names of today, those that were attached.
+/// The pins of interfaces, and their names: without those of today, those that were attached.
+fn names(root: &Path) -> Result<impl Iterator<Item = (Pins, String)>> {
     let links = read::links().unwrap_or_default();
-    for pins in Pins::existing(root)? {
+    let existing = Pins::existing(root)?.into_iter();
+    Ok(existing.map(move |pins| {
         let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
-        if let Some(state) = InterfaceState::existing(&pins)? {
-            let rows = rows(pins.interface(), &state)?;
-            found.get_or_insert_with(Vec::new).extend(rows);
-        }
-    }
-    Ok(found)
+        let name = pins.interface().to_owned();
+        (pins, name)
+    }))
 }
 
 /// What was done, and what could not be.
@@ -234,8 +230,8 @@ pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Resu
         "packets are still judged: {}",
         failed.join("; ")
     );
-    let passing = passing_programs(root);
-    require_nothing_judges(root, |program| !passing.contains(&program))?;
+    let passing = passing_program(root);
+    require_nothing_judges(root, |program| passing != Some(program))?;
     let mut warnings: Vec<String> = taken_off
         .into_iter()
         .map(|why| format!("no program that lets everything pass could be put in place, so it was taken off {why}"))
@@ -317,13 +313,11 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     })
 }
 
-/// The programs below these pins that let everything pass.
-fn passing_programs(root: &Path) -> BTreeSet<u32> {
-    let pins = Pins::existing(root).unwrap_or_default().into_iter();
-    let states = pins.filter_map(|pins| InterfaceState::existing(&pins).ok().flatten());
-    let about = states.filter_map(|state| state.about().ok());
-    let passing = about.filter(|about| about.mode == Mode::Off as u8);
-    passing.map(|about| about.program).collect()
+/// The program below these pins that lets everything pass.
+fn passing_program(root: &Path) -> Option<u32> {
+    let host = HostState::existing(root).ok().flatten()?;
+    let about = host.about().ok()?;
+    (about.mode == Mode::Off as u8).then_some(about.program)
 }
 
 /// What the pins do not show is not off: they may be others', or something may be mounted over them.

@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use aya::maps::Map;
+use aya::{
+    maps::{Map, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
 use guard_common::{
-    layout::{self, Counters, NO_SERVICE},
+    layout::{self, CounterSlot, Counters, NO_SERVICE, SERVICES_PER_PAGE},
     reason::Outcome,
 };
 
-use super::{
-    Generation, LoadError, batch,
-    state::{InterfaceState, StateError},
-};
+use super::{Generation, LoadError, batch, interface::InterfaceTables};
 
 /// The packets of one service and outcome, over all CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,32 +24,74 @@ pub struct CounterRow {
 }
 
 impl Generation {
-    /// Every counter of this policy's services that has counted anything.
+    /// Every counter of this policy's services that has counted anything. Of a generation that is attached nowhere.
     pub fn counters(&self) -> Result<Vec<CounterRow>, LoadError> {
         let services = self.tables().services.iter();
         let names = services.map(|service| (service.number, service.name.clone()));
-        read(self.map(layout::COUNTERS)?, &names.collect())
+        let mut rows = Vec::new();
+        read(self.map(layout::COUNTERS)?, 0, &names.collect(), &mut rows)?;
+        Ok(rows)
     }
 }
 
-impl InterfaceState {
-    /// Every counter that has counted anything, those of services that are no longer listed, too.
-    pub fn counters(&self) -> Result<Vec<CounterRow>, StateError> {
-        Ok(read(&self.map(layout::COUNTERS)?, &self.names()?)?)
+impl InterfaceTables {
+    /// Every counter that has counted anything, those of services that are no longer listed, too. `names`: as
+    /// [`HostState::names`](super::HostState::names) has them.
+    pub fn counters(&self, names: &BTreeMap<u16, String>) -> Result<Vec<CounterRow>, LoadError> {
+        let mut rows = Vec::new();
+        for (first, page) in (0..)
+            .step_by(SERVICES_PER_PAGE as usize)
+            .zip(&self.counters)
+        {
+            read(page, first, names, &mut rows)?;
+        }
+        Ok(rows)
+    }
+
+    /// Empties the counters of numbers that change hands.
+    pub(super) fn empty_counters(&mut self, numbers: &[u16]) -> Result<(), LoadError> {
+        let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))?;
+        let none = Counters([CounterSlot::default(); Outcome::SLOTS as usize]);
+        for number in numbers {
+            let (page, place) = (
+                u32::from(*number) / SERVICES_PER_PAGE,
+                u32::from(*number) % SERVICES_PER_PAGE,
+            );
+            let Some(page) = self.counters.get_mut(page as usize) else {
+                continue;
+            };
+            let of_cpus = PerCpuValues::try_from(vec![none; cpus]).map_err(LoadError::Host)?;
+            PerCpuArray::try_from(page)?.set(place, of_cpus, 0)?;
+        }
+        Ok(())
     }
 }
 
-fn read(counters: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<CounterRow>, LoadError> {
-    let mut rows = Vec::new();
-    let host = u32::from(NO_SERVICE);
-    let mut places = runs(names.keys().copied().map(u32::from));
-    places.push(host..host + 1);
+/// Reads what an array has of these numbers; its first place is that of the number `first`.
+fn read(
+    counters: &Map,
+    first: u16,
+    names: &BTreeMap<u16, String>,
+    rows: &mut Vec<CounterRow>,
+) -> Result<(), LoadError> {
+    let end = u32::from(first) + map_length(counters)?;
+    let numbers = names.keys().copied().filter(|number| *number >= first);
+    let numbers = numbers.map(u32::from).filter(|number| *number < end);
+    let host = (first == NO_SERVICE).then_some(u32::from(NO_SERVICE));
+    let places = runs(
+        host.into_iter()
+            .chain(numbers)
+            .map(|number| number - u32::from(first)),
+    );
     batch::read_per_cpu(
         counters,
         places.into_iter(),
-        |service, of_cpus: &mut dyn Iterator<Item = Counters>| {
+        |place, of_cpus: &mut dyn Iterator<Item = Counters>| {
             let of_cpus: Vec<Counters> = of_cpus.collect();
-            let name = u16::try_from(service).ok().and_then(|it| names.get(&it));
+            let number = u16::try_from(place)
+                .ok()
+                .and_then(|place| first.checked_add(place));
+            let name = number.and_then(|number| names.get(&number));
             for outcome in Outcome::all() {
                 let counters = of_cpus.iter().map(|one| one.0[outcome.slot() as usize]);
                 let (packets, bytes) = counters.fold((0, 0), |(packets, bytes), counter| {
@@ -65,8 +107,14 @@ fn read(counters: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<CounterRow>
                 }
             }
         },
-    )?;
-    Ok(rows)
+    )
+}
+
+fn map_length(map: &Map) -> Result<u32, LoadError> {
+    let Map::PerCpuArray(data) = map else {
+        return Err(LoadError::Incomplete("per-CPU array"));
+    };
+    Ok(data.info()?.max_entries())
 }
 
 /// Ascending numbers as few ranges, each of which is read at once.

@@ -9,15 +9,16 @@ use aya::{
     },
     util::KernelVersion,
 };
-use guard_common::layout::{self, About};
+use guard_common::layout::{self, AboutInterface};
 use guard_host::causes::innermost;
 
 use super::{
     Generation, clsact,
     error::AttachError,
+    interface::InterfaceState,
     link,
     pins::{EGRESS_LINK, Pins},
-    state::{InterfaceState, StateError},
+    state::StateError,
     sys,
 };
 
@@ -26,7 +27,7 @@ use super::{
 pub fn attach(
     state: &mut InterfaceState,
     generation: &mut Generation,
-    about: &mut About,
+    about: &mut AboutInterface,
 ) -> Result<(), AttachError> {
     if !has_tcx() {
         return attach_filter(state, generation, about);
@@ -83,7 +84,7 @@ const EGRESS_PRIORITY: u16 = 0x6775;
 fn attach_filter(
     state: &mut InterfaceState,
     generation: &mut Generation,
-    about: &mut About,
+    about: &mut AboutInterface,
 ) -> Result<(), AttachError> {
     let interface = state.pins.interface().to_owned();
     let refused = |error: &(dyn std::error::Error + 'static)| no_egress(&interface, error);
@@ -119,7 +120,7 @@ fn attach_filter(
     Ok(())
 }
 
-pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
+pub fn detach(pins: &Pins, about: &mut AboutInterface) -> Result<(), AttachError> {
     let removed = link::take_off(pins, EGRESS_LINK);
     // An interface that is gone has neither filter nor qdisc.
     if about.egress_priority != 0 {
@@ -136,7 +137,7 @@ pub fn detach(pins: &Pins, about: &mut About) -> Result<(), AttachError> {
 }
 
 /// The filter that records flows on a kernel without tcx.
-fn filter(interface: &str, about: &About) -> io::Result<SchedClassifierLink> {
+fn filter(interface: &str, about: &AboutInterface) -> io::Result<SchedClassifierLink> {
     let handle = TcHandle::from(about.egress_handle);
     let egress = TcAttachType::Egress;
     SchedClassifierLink::attached(interface, egress, about.egress_priority, handle, None)

@@ -1,6 +1,7 @@
 //! Why an interface is not guarded.
 
 use aya::pin::PinError as AyaPinError;
+use guard_common::interfaces::MAX_ROWS;
 
 use super::{LoadError, pins::PinError, state::StateError};
 
@@ -42,16 +43,18 @@ pub enum AttachError {
         generic: String,
     },
     #[error(
-        "interface {interface} takes no program on its way out, which scope `host` needs to know answers by: {reason}"
+        "interface {interface} takes no program on its way out, which is needed to know answers to its own UDP flows: {reason}"
     )]
     NoEgress { interface: String, reason: String },
     #[error("the link of {interface} cannot be used: {reason}")]
     Link { interface: String, reason: String },
     #[error(
-        "interface {0} has no room for all services: those of this policy, of the policy in force and of \
-         the one that the trial goes back to are counted apart; end the trial first"
+        "there is no room for all services: those of this policy, of the policy in force and of the one that \
+         the trial goes back to are counted apart; end the trial first"
     )]
-    NoRoom(String),
+    NoRoom,
+    #[error("interface {0} is one too many: there are counters for {most} interfaces", most = MAX_ROWS - 1)]
+    NoRow(String),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]

@@ -6,7 +6,9 @@ use aya::{Ebpf, util::nr_cpus};
 use guard_common::{
     account::Advance,
     cell::ROWS,
-    layout::{self, MAX_FLOWS, NO_SERVICE, feature},
+    interfaces::MAX_ROWS,
+    layout::{self, COUNTER_PAGES, MAX_FLOWS, MAX_SEATS, NO_SERVICE, TALKER_ENTRIES, feature},
+    reason::Outcome,
 };
 use guard_policy::{PortTables, Tables, is_single};
 use ipnet::IpNet;
@@ -31,8 +33,12 @@ const HEADROOM_BESIDE_LIST: u32 = 1 << 14;
 const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
-/// How large the tables are whose size a policy decides.
-pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] {
+/// How large the tables are whose size a policy decides, or whether it is in force on interfaces.
+pub fn sizes(
+    tables: &Tables,
+    deny_list: &DenyList,
+    is_attached: bool,
+) -> [(&'static str, u32); 14] {
     let singles = |is_v4: bool| {
         let entries = tables.denied.iter().filter(|(prefix, expiry)| {
             is_single(prefix)
@@ -57,9 +63,22 @@ pub fn sizes(tables: &Tables, deny_list: &DenyList) -> [(&'static str, u32); 8] 
             ROWS
         }
     };
+    let of_rows = |rows| if is_attached { rows } else { UNUSED };
     let addressed = u32::try_from(tables.ports.addressed.len()).unwrap_or(u32::MAX);
     let addressed = addressed.saturating_add(HEADROOM.max(addressed / 2));
     [
+        (layout::COUNTER_ROWS, of_rows(MAX_ROWS * COUNTER_PAGES)),
+        (layout::TALKER_ROWS, of_rows(MAX_ROWS)),
+        (layout::LOSS_ROWS, of_rows(MAX_ROWS)),
+        (layout::COUNTERS, if_used(feature::ALONE, MAX_SEATS, UNUSED)),
+        (
+            layout::TALKERS,
+            if_used(feature::ALONE, TALKER_ENTRIES, UNUSED),
+        ),
+        (
+            layout::LOSSES,
+            if_used(feature::ALONE, Outcome::SLOTS, UNUSED),
+        ),
         (layout::CELLS, cells(layout::CELLS)),
         (layout::NARROW_CELLS, cells(layout::NARROW_CELLS)),
         (layout::DENIED_LINES, deny_list.size()),

@@ -1,14 +1,10 @@
 //! What changes hands from one generation to the next: numbers and cells of services that are gone begin
 //! afresh for others, and buckets go with their services into an array of another kind.
 
-use aya::{
-    maps::{Array, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
-};
+use aya::maps::Array;
 use guard_common::{
     cell::Cell,
-    layout::{self, Counters, TALKER_ENTRIES, TalkerSlot, feature},
-    reason::Outcome,
+    layout::{self, feature},
 };
 use tracing::warn;
 
@@ -19,17 +15,19 @@ use guard_policy::{Changes, Slice, Tables, untrusted};
 const NAMED: usize = 8;
 
 impl Generation {
-    /// Empties what this generation has from others, before it is in force: the counters, totals and talkers of
-    /// numbers, and the buckets in slices. The program in force uses none of it.
-    pub(super) fn empty(&mut self, interface: &str, changes: &Changes) -> Result<(), LoadError> {
+    /// Empties what this generation has from others, before it is in force: the totals of numbers, and the buckets in
+    /// slices. The program in force uses none of it.
+    pub(super) fn empty(&mut self, changes: &Changes) -> Result<(), LoadError> {
         let Changes { numbers, slices } = changes;
         if !numbers.is_empty() {
-            self.empty_numbers(numbers)?;
+            let mut totals = Array::try_from(self.map_mut(layout::TOTALS)?)?;
+            for (number, _, _) in numbers {
+                totals.set(u32::from(*number), Cell::default(), 0)?;
+            }
             let handed = numbers
                 .iter()
                 .map(|(_, had, has)| format!("{had} (now {has})"));
             warn!(
-                interface,
                 "all numbers of services are taken: those of services that are gone are used again, and what \
                  was counted for these is lost: {}",
                 untrusted::listed(handed, NAMED)
@@ -44,43 +42,6 @@ impl Generation {
             } else {
                 batch::insert(map, &keys, &vec![Cell::default(); keys.len()])?;
             }
-        }
-        Ok(())
-    }
-
-    fn empty_numbers(&mut self, numbers: &[(u16, String, String)]) -> Result<(), LoadError> {
-        let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))?;
-        let none = Counters([layout::CounterSlot::default(); Outcome::SLOTS as usize]);
-        let mut counters = PerCpuArray::try_from(self.map_mut(layout::COUNTERS)?)?;
-        for (number, _, _) in numbers {
-            let of_cpus = PerCpuValues::try_from(vec![none; cpus]).map_err(LoadError::Host)?;
-            counters.set(u32::from(*number), of_cpus, 0)?;
-        }
-        let mut totals = Array::try_from(self.map_mut(layout::TOTALS)?)?;
-        for (number, _, _) in numbers {
-            totals.set(u32::from(*number), Cell::default(), 0)?;
-        }
-        let mut talkers = PerCpuArray::try_from(self.map_mut(layout::TALKERS)?)?;
-        let is_of_others = |talker: &TalkerSlot| {
-            let mut numbers = numbers.iter();
-            talker.dropped_for != 0 && numbers.any(|(number, _, _)| talker.dropped_at == *number)
-        };
-        for index in 0..TALKER_ENTRIES {
-            let of_cpus: PerCpuValues<TalkerSlot> = talkers.get(&index, 0)?;
-            if !of_cpus.iter().any(is_of_others) {
-                continue;
-            }
-            let of_cpus = of_cpus.iter().map(|talker| {
-                let mut talker = *talker;
-                if is_of_others(&talker) {
-                    (talker.dropped_for, talker.dropped_at) = (0, layout::NO_SERVICE);
-                }
-                talker
-            });
-            let of_cpus = PerCpuValues::try_from(of_cpus.collect::<Vec<_>>());
-            let of_cpus = of_cpus.map_err(LoadError::Host)?;
-            // What the program samples in the meantime is lost: talkers are an estimate.
-            talkers.set(index, of_cpus, 0)?;
         }
         Ok(())
     }

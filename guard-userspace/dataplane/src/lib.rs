@@ -14,6 +14,8 @@ mod fill;
 mod flows;
 mod globals;
 mod handover;
+mod in_force;
+mod interface;
 mod link;
 mod link_info;
 mod live;
@@ -25,7 +27,9 @@ mod own_sources;
 mod permission;
 pub mod pins;
 mod ports;
+mod remove;
 mod replay;
+mod rows;
 mod state;
 mod steps;
 mod sys;
@@ -51,23 +55,23 @@ use guard_policy::Tables;
 use tracing_log::{LogTracer, log};
 
 pub use self::{
-    attach::{
-        Attachment, Passing, PolicyFacts, Prepared, Removal, TakenOff, detach_all,
-        pass_everything_everywhere,
-    },
+    attach::{Attachment, TakenOff},
     closer::Closer,
     counters::CounterRow,
     error::AttachError,
     evict::linked_guards,
+    in_force::{Dataplane, PolicyFacts, Prepared},
+    interface::{InterfaceState, InterfaceTables},
     link::pinned_program,
     live::needs_another,
     mode::{Force, Programs, XdpMode},
     permission::require_capabilities,
     ports::PortNews,
+    remove::{Passing, Removal, detach_all, pass_everything_everywhere},
     replay::{Direction, Judged, Replay},
-    state::{InterfaceState, StateError, text_of},
+    state::{HostState, StateError, UNKNOWN_INTERFACE, text_of},
     talkers::TalkerRow,
-    tap::{PacketFilter, ROUNDS, Tap, Tapped, source_of},
+    tap::{PacketFilter, ROUNDS, Round, Tap, Tapped, source_of},
 };
 use self::{deny_list::DenyList, object::Object, ports::SharedPortMaps};
 
@@ -131,7 +135,8 @@ impl Purpose {
 impl Generation {
     /// Loads a fresh copy of the programs and fills its tables. Nothing is attached yet, so no packet
     /// is judged by half a policy.
-    pub fn load(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
+    pub fn load(mut tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
+        tables.features |= feature::ALONE;
         Self::load_for(Purpose::Service, tables, tick_ns, &Shared::new()?)
     }
 
@@ -161,6 +166,7 @@ impl Generation {
             pins,
             capture,
             trial_until,
+            is_attached,
         } = shared;
         let (deny_list, lines) = DenyList::of(&tables.denied);
         let is_debugged = tracing::enabled!(tracing::Level::DEBUG);
@@ -178,7 +184,7 @@ impl Generation {
         // The program asks for nothing of the kernel's types, which are megabytes to read and parse.
         loader.btf(None);
         loader.override_global(layout::CAPTURE_GLOBAL, capture, true);
-        for (map, entries) in fill::sizes(&tables, &deny_list) {
+        for (map, entries) in fill::sizes(&tables, &deny_list, *is_attached) {
             loader.map_max_entries(map, entries);
         }
         for (map, path) in pins {
@@ -277,6 +283,8 @@ struct Shared {
     capture: CaptureFilter,
     /// See [`Config::trial_until`].
     trial_until: u64,
+    /// It counts in the tables of interfaces, not in its own.
+    is_attached: bool,
 }
 
 impl Shared {
@@ -291,6 +299,7 @@ impl Shared {
             pins: Vec::new(),
             capture: CaptureFilter::NONE,
             trial_until: 0,
+            is_attached: false,
         }
     }
 }

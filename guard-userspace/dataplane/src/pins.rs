@@ -1,5 +1,6 @@
 //! Where what outlives an agent is pinned: `<root>/v<layout version>/<interface>/`, with the links that
-//! hold the programs on the interface and the maps that generations share.
+//! hold the programs on the interface and what is counted there, and beside those folders `%host`, with the maps that
+//! all interfaces and generations share.
 
 use std::{
     fs, io,
@@ -27,6 +28,10 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Only root may open the pins.
 const FOLDER_MODE: u32 = 0o700;
+
+/// What all interfaces share. No interface's name is escaped to it, and an agent of an older layout removes it as it
+/// removes the folder of an interface.
+const HOST: &str = "%host";
 
 pub(super) const LINK: &str = "link";
 pub(super) const EGRESS_LINK: &str = "egress";
@@ -80,6 +85,15 @@ impl Pins {
         }
     }
 
+    /// Those that all interfaces share.
+    pub fn of_host(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            interface: HOST.to_owned(),
+            folder: root.join(version_folder()).join(HOST),
+        }
+    }
+
     /// The interface's name at this moment.
     pub fn interface(&self) -> &str {
         &self.interface
@@ -130,6 +144,11 @@ impl Pins {
     /// Makes the folder, and mounts a BPF file system for it if there is none.
     pub fn prepare(&self) -> Result<(), PinError> {
         prepare(&self.folder)
+    }
+
+    /// The folder below which all pins are.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -231,10 +250,20 @@ impl Pins {
     }
 }
 
+/// What lies below a root.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The folders of interfaces, of every layout.
+    pub interfaces: Vec<Pins>,
+    /// What they share, of every layout.
+    pub hosts: Vec<Pins>,
+    /// What is none of guard's.
+    pub odd: Vec<String>,
+}
+
 /// Every folder of every layout below this root, and what else lies there and is none.
-pub fn all(root: &Path) -> Result<(Vec<Pins>, Vec<String>), PinError> {
-    let mut all = Vec::new();
-    let mut odd = Vec::new();
+pub fn all(root: &Path) -> Result<Found, PinError> {
+    let mut all = Found::default();
     for version in names_in(root)? {
         let folder = root.join(&version);
         let mut words = Word::ALL.iter();
@@ -242,29 +271,50 @@ pub fn all(root: &Path) -> Result<(Vec<Pins>, Vec<String>), PinError> {
             continue;
         }
         if !is_version(&version) || !folder.is_dir() {
-            odd.push(format!("{} is none of guard's", folder.display()));
+            all.odd
+                .push(format!("{} is none of guard's", folder.display()));
             continue;
         }
         let names = match names_in(&folder) {
             Ok(names) => names,
             Err(error) => {
-                odd.push(error.to_string());
+                all.odd.push(error.to_string());
                 continue;
             }
         };
         for name in names {
             let folder = folder.join(&name);
-            match unescape(&name).filter(|_| folder.is_dir()) {
-                Some(interface) => all.push(Pins {
-                    root: root.to_owned(),
-                    interface,
-                    folder,
-                }),
-                None => odd.push(format!("{} is none of guard's", folder.display())),
+            let is_folder = folder.is_dir();
+            let pins = |interface| Pins {
+                root: root.to_owned(),
+                interface,
+                folder: folder.clone(),
+            };
+            match unescape(&name) {
+                Some(interface) if is_folder => all.interfaces.push(pins(interface)),
+                None if is_folder && name == HOST => all.hosts.push(pins(name)),
+                _ => all
+                    .odd
+                    .push(format!("{} is none of guard's", folder.display())),
             }
         }
     }
-    Ok((all, odd))
+    Ok(all)
+}
+
+/// Removes what interfaces of other layouts have shared, once none of them has pins there. Returns what stays.
+pub(super) fn remove_hosts_of_other_layouts(root: &Path) -> Result<Vec<String>, PinError> {
+    let Found {
+        interfaces, hosts, ..
+    } = all(root)?;
+    let is_unused = |host: &&Pins| {
+        !host.is_of_this_layout()
+            && interfaces
+                .iter()
+                .all(|pins| pins.folder.parent() != host.folder.parent())
+    };
+    let unused = hosts.iter().filter(is_unused);
+    Ok(unused.flat_map(Pins::remove_all).collect())
 }
 
 /// What is done without an agent, for one that wakes up or starts: left where no disk is needed, before it is done.
@@ -438,7 +488,7 @@ fn escape(interface: &str) -> String {
 }
 
 fn unescape(name: &str) -> Option<String> {
-    (!name.contains('.')).then(|| name.replace("%2e", ".").replace("%25", "%"))
+    (!name.contains('.') && name != HOST).then(|| name.replace("%2e", ".").replace("%25", "%"))
 }
 
 pub fn is_bpffs(path: &Path) -> bool {
@@ -526,22 +576,43 @@ mod tests {
     fn what_is_no_folder_of_an_interface_is_skipped_and_named() {
         let ours = version_folder();
         let wan = format!("{ours}/wan");
-        let root = folders(&[&wan, "v0/lan%2e7", "junk/eth0"]);
+        let host = format!("{ours}/%host");
+        let root = folders(&[&wan, &host, "v0/lan%2e7", "v0/%host", "junk/eth0"]);
         fs::write(root.path().join("file"), "").unwrap();
         fs::write(root.path().join(&ours).join("odd"), "").unwrap();
-        let (pins, odd) = all(root.path()).unwrap();
+        let Found {
+            interfaces: pins,
+            hosts,
+            odd,
+        } = all(root.path()).unwrap();
         assert_eq!(interfaces(&pins), ["lan.7", "wan"]);
+        assert_eq!(hosts.len(), 2, "{hosts:?}");
         assert_eq!(odd.len(), 3, "{odd:?}");
         let existing = Pins::existing(root.path()).unwrap();
         assert_eq!(interfaces(&existing), ["wan"]);
         assert!(existing.iter().all(Pins::is_of_this_layout));
         assert!(!pins.iter().all(Pins::is_of_this_layout));
+        // What the interfaces of another layout share goes with the last of them.
+        assert!(
+            remove_hosts_of_other_layouts(root.path())
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!(all(root.path()).unwrap().hosts.len(), 2);
+        fs::remove_dir(root.path().join("v0/lan%2e7")).unwrap();
+        assert!(
+            remove_hosts_of_other_layouts(root.path())
+                .unwrap()
+                .is_empty()
+        );
+        let left = all(root.path()).unwrap().hosts;
+        assert!(left.len() == 1 && left[0].is_of_this_layout(), "{left:?}");
     }
 
     #[test]
     fn a_word_is_no_pin_and_is_taken_once() {
         let root = folders(&["off", "detached", "off-unkept"]);
-        assert_eq!(all(root.path()).unwrap().1, Vec::<String>::new());
+        assert_eq!(all(root.path()).unwrap().odd, Vec::<String>::new());
         for word in Word::ALL {
             assert!(word.take(root.path()));
             assert!(!word.take(root.path()));
@@ -552,11 +623,11 @@ mod tests {
     fn a_folder_with_something_in_it_is_no_word_and_is_named() {
         let root = folders(&["off/inside"]);
         assert!(!Word::Off.is_left(root.path()) && !Word::Off.take(root.path()));
-        let (_, odd) = all(root.path()).unwrap();
+        let odd = all(root.path()).unwrap().odd;
         assert!(odd.len() == 1 && odd[0].contains("off"), "{odd:?}");
         fs::remove_dir(root.path().join("off/inside")).unwrap();
         assert!(Word::Off.is_left(root.path()) && Word::Off.left_at(root.path()).is_some());
-        assert!(all(root.path()).unwrap().1.is_empty());
+        assert!(all(root.path()).unwrap().odd.is_empty());
         assert!(Word::Off.take(root.path()) && !Word::Off.is_left(root.path()));
     }
 
@@ -565,7 +636,7 @@ mod tests {
         let root = folders(&[]);
         let missing = root.path().join("missing");
         assert!(Pins::existing(&missing).unwrap().is_empty());
-        assert!(all(&missing).unwrap().0.is_empty());
+        assert!(all(&missing).unwrap().interfaces.is_empty());
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(Pins::existing(&file).is_err());
@@ -573,7 +644,7 @@ mod tests {
         // A file in the place of the layout's folder is one of the odd ones.
         fs::write(root.path().join(version_folder()), "").unwrap();
         assert!(Pins::existing(root.path()).unwrap().is_empty());
-        assert_eq!(all(root.path()).unwrap().1.len(), 2);
+        assert_eq!(all(root.path()).unwrap().odd.len(), 2);
     }
 
     #[test]
@@ -624,7 +695,7 @@ mod tests {
 
     #[test]
     fn names_that_the_kernel_refuses_are_escaped_and_read_back() {
-        for interface in ["eth0", "eth0.100", "a%2eb", "%", "..."] {
+        for interface in ["eth0", "eth0.100", "a%2eb", "%", "...", HOST] {
             let name = escape(interface);
             assert!(!name.contains('.'), "{name}");
             assert_eq!(unescape(&name).as_deref(), Some(interface));

@@ -58,7 +58,8 @@ impl Replay {
     /// CLOCK_BOOTTIME at the replay's first packet.
     pub const BOOT_NS: u64 = START_NS;
 
-    pub fn new(tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
+    pub fn new(mut tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
+        tables.features |= feature::ALONE;
         let generation = Generation::load_for(
             Purpose::Replay,
             tables,

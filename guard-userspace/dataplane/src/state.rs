@@ -1,7 +1,10 @@
-//! The state that generations share, in pinned maps: which maps those are, who has which number, and
+//! The state that all interfaces and generations share, in pinned maps: which maps those are, who has which number, and
 //! what a reader needs to know when no agent is there to ask.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use aya::{
     maps::{Array, Map, MapData, MapError, MapInfo, MapType},
@@ -10,19 +13,23 @@ use aya::{
 use guard_common::{
     cell::{Cell, HashKey},
     fragment::FragmentSet,
+    interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
-        self, About, CaptureFilter, Counters, EVENTS_BYTES, FRAGMENT_SETS, FlowKey, MAX_FLOWS,
-        MAX_NAME, MAX_SEATS, NO_SERVICE, Seat, TALKER_ENTRIES, TalkerSlot, feature, host_bucket,
+        self, About, COUNTER_PAGES, CaptureFilter, EVENTS_BYTES, FRAGMENT_SETS, FlowKey, MAX_FLOWS,
+        MAX_NAME, MAX_SEATS, NO_SERVICE, Seat, feature, host_bucket,
     },
-    reason::Outcome,
 };
 use guard_policy::{Seats, ServiceNumber, Slice, Tables};
 
 use super::{
     LoadError,
-    pins::{LINK, PinError, Pins},
-    random_hash_key,
+    interface::InterfaceTables,
+    pins::{PinError, Pins},
+    random_hash_key, rows,
 };
+
+/// Where packets are counted whose interface has no row: those of a port that was put below a bond a moment ago.
+pub const UNKNOWN_INTERFACE: &str = "unknown";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -35,57 +42,66 @@ pub enum StateError {
     #[error("a map of the state cannot be pinned")]
     Pinning(#[from] AyaPinError),
     #[error(
-        "the pins of {0} are those of an agent in another network namespace: name other ones with \
+        "the pins below {0} are those of an agent in another network namespace: name other ones with \
          --pins"
     )]
     Elsewhere(String),
 }
 
-/// The state of one interface.
-pub struct InterfaceState {
+/// The state that all interfaces share.
+pub struct HostState {
     pub(super) pins: Pins,
     /// An array of one [`About`].
     about: Map,
     /// An array of [`Seat`].
     places: Map,
+    /// For packets of interfaces that have no row.
+    pub(super) unknown: InterfaceTables,
 }
 
-impl InterfaceState {
+impl HostState {
     /// Opens what is pinned, or makes it.
     ///
-    /// `link_program` is the kernel's number of the program that the pinned link holds. It says which of
+    /// `linked` are the kernel's numbers of the programs that the pinned links of interfaces hold. They say which of
     /// two sets of maps is in use, if an agent ended just when it put a new one in force.
-    pub fn open(
-        pins: Pins,
+    pub(super) fn open(
+        root: &Path,
         namespace: u64,
-        link_program: Option<u32>,
+        linked: &BTreeSet<u32>,
     ) -> Result<(Self, Seats), StateError> {
+        let pins = Pins::of_host(root);
         pins.prepare()?;
-        if let Some(mut state) = Self::existing(&pins)? {
+        if let Some(mut state) = Self::existing(root)? {
             let about = state.about()?;
-            if about.namespace != namespace && pins.has(LINK) {
-                return Err(StateError::Elsewhere(pins.interface().to_owned()));
+            if about.namespace != namespace && !linked.is_empty() {
+                return Err(StateError::Elsewhere(root.display().to_string()));
             }
             if about.namespace == namespace {
-                state.settle(link_program)?;
+                state.settle(linked)?;
+                rows::ensure_pinned(&state.pins, &state.unknown)?;
                 let seats = state.seats()?;
                 return Ok((state, seats));
             }
         }
-        Ok((Self::create(pins, namespace)?, Seats::default()))
+        let state = Self::create(pins, namespace)?;
+        rows::ensure_pinned(&state.pins, &state.unknown)?;
+        Ok((state, Seats::default()))
     }
 
     /// What is pinned, to be read. `None`: nothing that this layout can read.
-    pub fn existing(pins: &Pins) -> Result<Option<Self>, StateError> {
-        let about = open_array(pins, layout::ABOUT, size_of::<About>(), 1)?;
-        let places = open_array(pins, layout::SEATS, size_of::<Seat>(), MAX_SEATS)?;
-        let (Some(about), Some(places)) = (about, places) else {
+    pub fn existing(root: &Path) -> Result<Option<Self>, StateError> {
+        let pins = Pins::of_host(root);
+        let about = open_array(&pins, layout::ABOUT, size_of::<About>(), 1)?;
+        let places = open_array(&pins, layout::SEATS, size_of::<Seat>(), MAX_SEATS)?;
+        let unknown = InterfaceTables::existing(&pins)?;
+        let (Some(about), Some(places), Some(unknown)) = (about, places, unknown) else {
             return Ok(None);
         };
         Ok(Some(Self {
-            pins: pins.clone(),
+            pins,
             about,
             places,
+            unknown,
         }))
     }
 
@@ -100,6 +116,7 @@ impl InterfaceState {
         let state = Self {
             about: open_new(&pins, layout::ABOUT, about)?,
             places: open_new(&pins, layout::SEATS, places)?,
+            unknown: InterfaceTables::create(&pins)?,
             pins,
         };
         Ok(state)
@@ -114,7 +131,12 @@ impl InterfaceState {
         if !self.pins.has(layout::SEATS) {
             self.places.pin(self.pins.path(layout::SEATS))?;
         }
-        Ok(())
+        self.unknown.restore_pins()
+    }
+
+    /// For packets of interfaces that have no row.
+    pub fn unknown(&self) -> &InterfaceTables {
+        &self.unknown
     }
 
     pub fn about(&self) -> Result<About, MapError> {
@@ -125,11 +147,11 @@ impl InterfaceState {
         Array::<_, About>::try_from(&mut self.about)?.set(0, *about, 0)
     }
 
-    /// Ends what an agent left half done: maps that wait either belong to the program that the link
+    /// Ends what an agent left half done: maps that wait either belong to a program that some link
     /// holds, or to one that never was in force.
-    fn settle(&mut self, link_program: Option<u32>) -> Result<(), StateError> {
+    fn settle(&mut self, linked: &BTreeSet<u32>) -> Result<(), StateError> {
         let about = self.about()?;
-        let was_put_in_force = link_program.is_some_and(|program| program == about.next_program);
+        let was_put_in_force = linked.contains(&about.next_program);
         for name in self.pins.waiting()? {
             if was_put_in_force {
                 self.pins.take_next(&name)?;
@@ -257,7 +279,7 @@ impl InterfaceState {
     pub(super) fn reusable(&self, tables: &Tables, cells: bool) -> Vec<(&'static str, PathBuf)> {
         let used = shared_maps(tables).into_iter();
         used.filter(|map| cells || !CELLS.contains(&map.name))
-            .filter(|map| map.fits(&self.pins))
+            .filter(|map| map.fits(&self.pins, map.name))
             .map(|map| (map.name, self.pins.path(map.name)))
             .collect()
     }
@@ -273,12 +295,13 @@ impl InterfaceState {
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
 /// The maps that generations share, if they use them.
-pub(super) const SHARED: [&str; 14] = [
-    layout::COUNTERS,
-    layout::TALKERS,
+pub(super) const SHARED: [&str; 15] = [
+    layout::INTERFACES,
+    layout::COUNTER_ROWS,
+    layout::TALKER_ROWS,
+    layout::LOSS_ROWS,
     layout::CAPTURE,
     layout::GRANT,
-    layout::LOSSES,
     layout::EVENTS,
     layout::TOTALS,
     layout::FRAGMENTS,
@@ -300,9 +323,29 @@ pub(super) struct SharedMap {
 }
 
 impl SharedMap {
-    /// Reopening a pin checks nothing by itself.
-    fn fits(&self, pins: &Pins) -> bool {
-        map_info(pins, self.name).is_some_and(|info| {
+    pub(super) const fn array(
+        name: &'static str,
+        kind: MapType,
+        value: usize,
+        entries: u32,
+    ) -> Self {
+        Self {
+            name,
+            kind,
+            key: size_of::<u32>(),
+            value,
+            entries,
+        }
+    }
+
+    /// An array of the tables of interfaces.
+    pub(super) const fn rows(name: &'static str, entries: u32) -> Self {
+        Self::array(name, MapType::ArrayOfMaps, size_of::<u32>(), entries)
+    }
+
+    /// Whether what is pinned by a name is such a map: to reopen it checks nothing by itself.
+    pub(super) fn fits(&self, pins: &Pins, name: &str) -> bool {
+        map_info(pins, name).is_some_and(|info| {
             info.map_type().is_ok_and(|kind| kind == self.kind)
                 && info.key_size() as usize == self.key
                 && info.value_size() as usize == self.value
@@ -313,13 +356,8 @@ impl SharedMap {
 
 /// The maps that a generation with these tables shares with others.
 pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
-    let array = |name, kind, value, entries| SharedMap {
-        name,
-        kind,
-        key: size_of::<u32>(),
-        value,
-        entries,
-    };
+    let array = SharedMap::array;
+    let rows = SharedMap::rows;
     let flows = |name| SharedMap {
         name,
         kind: MapType::LruHash,
@@ -328,19 +366,12 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         entries: MAX_FLOWS,
     };
     let cell = size_of::<Cell>();
+    let places = size_of::<[InterfacePlace; PLACES]>();
     let mut maps = vec![
-        array(
-            layout::COUNTERS,
-            MapType::PerCpuArray,
-            size_of::<Counters>(),
-            MAX_SEATS,
-        ),
-        array(
-            layout::TALKERS,
-            MapType::PerCpuArray,
-            size_of::<TalkerSlot>(),
-            TALKER_ENTRIES,
-        ),
+        array(layout::INTERFACES, MapType::Array, places, 1),
+        rows(layout::COUNTER_ROWS, MAX_ROWS * COUNTER_PAGES),
+        rows(layout::TALKER_ROWS, MAX_ROWS),
+        rows(layout::LOSS_ROWS, MAX_ROWS),
         array(layout::TOTALS, MapType::Array, cell, MAX_SEATS),
         array(
             layout::FRAGMENTS,
@@ -361,12 +392,6 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
             1,
         ),
         array(layout::GRANT, MapType::Array, size_of::<u64>(), 1),
-        array(
-            layout::LOSSES,
-            MapType::PerCpuArray,
-            size_of::<u64>(),
-            Outcome::SLOTS,
-        ),
         SharedMap {
             name: layout::EVENTS,
             kind: MapType::RingBuf,
@@ -403,14 +428,8 @@ fn open_array(
     value: usize,
     entries: u32,
 ) -> Result<Option<Map>, StateError> {
-    let expected = SharedMap {
-        name,
-        kind: MapType::Array,
-        key: size_of::<u32>(),
-        value,
-        entries,
-    };
-    if !expected.fits(pins) {
+    let expected = SharedMap::array(name, MapType::Array, value, entries);
+    if !expected.fits(pins, name) {
         return Ok(None);
     }
     let data = MapData::from_pin(pins.path(name))?;
@@ -418,7 +437,7 @@ fn open_array(
 }
 
 /// Pins a map, and opens it from there.
-fn open_new<V: aya::Pod>(
+pub(super) fn open_new<V: aya::Pod>(
     pins: &Pins,
     name: &'static str,
     map: Array<MapData, V>,
@@ -441,14 +460,10 @@ fn empty_about(hash_key: HashKey, namespace: u64) -> About {
         agent: 0,
         program: 0,
         next_program: 0,
-        egress_handle: 0,
-        egress_priority: 0,
         mode: 0,
         scope: 0,
         services: 0,
-        native: 0,
         mode_before: 0,
-        clsact: 0,
         reserved: 0,
         sha256: [0; 32],
         version: [0; 32],

@@ -12,9 +12,18 @@ use std::{
 
 use nix::libc;
 
+/// BPF_MAP_CREATE (of maps of maps: Linux 4.12).
+const MAP_CREATE: libc::c_long = 0;
+
+/// BPF_MAP_TYPE_ARRAY_OF_MAPS in enum bpf_map_type (linux/bpf.h).
+const ARRAY_OF_MAPS: u32 = 12;
+
 /// BPF_MAP_LOOKUP_ELEM and BPF_MAP_UPDATE_ELEM, for values that are too long for the stack.
 pub const LOOKUP_ELEM: libc::c_long = 1;
 pub const UPDATE_ELEM: libc::c_long = 2;
+
+/// BPF_MAP_DELETE_ELEM, for maps of maps.
+pub const DELETE_ELEM: libc::c_long = 3;
 
 /// BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6; of per-CPU arrays 5.13).
 pub const LOOKUP_BATCH: libc::c_long = 24;
@@ -84,6 +93,43 @@ fn call_with_path(command: libc::c_long, path: &Path, object: RawFd) -> io::Resu
     // SAFETY: laid out as the kernel has it for BPF_OBJ_*, and the path lives through the call.
     let result = unsafe { bpf(command, &mut attributes) }?;
     RawFd::try_from(result).map_err(io::Error::other)
+}
+
+/// Makes an array of maps that are like one.
+pub fn create_array_of_maps(name: &str, like: BorrowedFd<'_>, entries: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct MapCreate {
+        kind: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        flags: u32,
+        inner: u32,
+        numa_node: u32,
+        name: [u8; 16],
+    }
+    let mut attributes = MapCreate {
+        kind: ARRAY_OF_MAPS,
+        key_size: mem::size_of::<u32>() as u32,
+        value_size: mem::size_of::<u32>() as u32,
+        max_entries: entries,
+        flags: 0,
+        inner: like.as_raw_fd().cast_unsigned(),
+        numa_node: 0,
+        name: [0; 16],
+    };
+    // Its last byte stays zero.
+    let name = name.bytes().take(attributes.name.len() - 1);
+    attributes
+        .name
+        .iter_mut()
+        .zip(name)
+        .for_each(|(to, from)| *to = from);
+    // SAFETY: laid out as the kernel has the beginning of `struct { } map_create`, whose rest is zero.
+    let fd = unsafe { bpf(MAP_CREATE, &mut attributes) }?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Attaches a loaded XDP program to an interface, in the driver or in the generic path.

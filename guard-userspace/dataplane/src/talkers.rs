@@ -1,22 +1,19 @@
 //! Reads the sources that send most.
 
 use std::{
-    borrow::Borrow,
     collections::{BTreeMap, HashMap},
+    iter,
     net::IpAddr,
 };
 
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{Map, PerCpuArray, PerCpuValues};
 use guard_common::{
     address::Family,
-    layout::{self, TALKER_ENTRIES, TALKER_SAMPLE, TalkerSlot},
+    layout::{NO_SERVICE, TALKER_ENTRIES, TALKER_SAMPLE, TalkerSlot},
     reason::Reason,
 };
 
-use super::{
-    LoadError,
-    state::{InterfaceState, StateError},
-};
+use super::{LoadError, batch, interface::InterfaceTables};
 
 /// A source and what it sent, estimated from a sample of its packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,42 +29,69 @@ pub struct TalkerRow {
     pub dropped_at: Option<String>,
 }
 
-impl InterfaceState {
-    /// The sources that are kept an eye on, in no order.
-    pub fn talkers(&self) -> Result<Vec<TalkerRow>, StateError> {
-        let map = PerCpuArray::try_from(self.map(layout::TALKERS)?).map_err(LoadError::from)?;
-        Ok(read(&map, &self.names()?)?)
+impl InterfaceTables {
+    /// The sources that are kept an eye on, in no order. `names`: as
+    /// [`HostState::names`](super::HostState::names) has them.
+    pub fn talkers(&self, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, LoadError> {
+        read(&self.talkers, names)
+    }
+
+    /// Forgets for what service a source was dropped if its number changes hands.
+    pub(super) fn empty_talkers(&mut self, numbers: &[u16]) -> Result<(), LoadError> {
+        let mut talkers = PerCpuArray::try_from(&mut self.talkers)?;
+        let is_of_others =
+            |talker: &TalkerSlot| talker.dropped_for != 0 && numbers.contains(&talker.dropped_at);
+        for index in 0..TALKER_ENTRIES {
+            let of_cpus: PerCpuValues<TalkerSlot> = talkers.get(&index, 0)?;
+            if !of_cpus.iter().any(is_of_others) {
+                continue;
+            }
+            let of_cpus = of_cpus.iter().map(|talker| {
+                let mut talker = *talker;
+                if is_of_others(&talker) {
+                    (talker.dropped_for, talker.dropped_at) = (0, NO_SERVICE);
+                }
+                talker
+            });
+            let of_cpus = PerCpuValues::try_from(of_cpus.collect::<Vec<_>>());
+            let of_cpus = of_cpus.map_err(LoadError::Host)?;
+            // What the program samples in the meantime is lost: talkers are an estimate.
+            talkers.set(index, of_cpus, 0)?;
+        }
+        Ok(())
     }
 }
 
-fn read(
-    map: &PerCpuArray<impl Borrow<MapData>, TalkerSlot>,
-    names: &BTreeMap<u16, String>,
-) -> Result<Vec<TalkerRow>, LoadError> {
+fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, LoadError> {
     let mut rows = HashMap::<IpAddr, TalkerRow>::new();
-    for index in 0..TALKER_ENTRIES {
-        for talker in map.get(&index, 0)?.iter() {
-            let Some(source) = source(talker) else {
-                continue;
-            };
-            let row = rows.entry(source).or_insert(TalkerRow {
-                source,
-                packets: 0,
-                dropped: 0,
-                bytes: 0,
-                dropped_for: None,
-                dropped_at: None,
-            });
-            row.packets += talker.packets * TALKER_SAMPLE;
-            row.dropped += talker.dropped * TALKER_SAMPLE;
-            row.bytes += talker.bytes * TALKER_SAMPLE;
-            // Of the CPUs' last drops it is any.
-            if let Some(reason) = reason(talker) {
-                row.dropped_for = Some(reason);
-                row.dropped_at = names.get(&talker.dropped_at).cloned();
+    let all = iter::once(0..TALKER_ENTRIES);
+    batch::read_per_cpu(
+        talkers,
+        all,
+        |_, of_cpus: &mut dyn Iterator<Item = TalkerSlot>| {
+            for talker in of_cpus {
+                let Some(source) = source(&talker) else {
+                    continue;
+                };
+                let row = rows.entry(source).or_insert(TalkerRow {
+                    source,
+                    packets: 0,
+                    dropped: 0,
+                    bytes: 0,
+                    dropped_for: None,
+                    dropped_at: None,
+                });
+                row.packets += talker.packets * TALKER_SAMPLE;
+                row.dropped += talker.dropped * TALKER_SAMPLE;
+                row.bytes += talker.bytes * TALKER_SAMPLE;
+                // Of the CPUs' last drops it is any.
+                if let Some(reason) = reason(&talker) {
+                    row.dropped_for = Some(reason);
+                    row.dropped_at = names.get(&talker.dropped_at).cloned();
+                }
             }
-        }
-    }
+        },
+    )?;
     Ok(rows.into_values().collect())
 }
 

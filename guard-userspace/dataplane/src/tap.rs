@@ -5,23 +5,32 @@
 //! one by one. Each outcome has a sample of its own: a flood that is dropped for one reason does not
 //! crowd out the few packets that are dropped for another.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    iter, mem,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{Array, MapData, RingBuf};
 use bytes::Bytes;
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     address::Address,
+    interfaces::UNKNOWN_ROW,
     layout::{self, CaptureFilter, Event},
     reason::Outcome,
 };
+use guard_host::read;
 use guard_policy::split;
 use ipnet::IpNet;
 
 use super::{
-    LoadError,
+    LoadError, batch,
+    interface::{InterfaceState, InterfaceTables},
     pins::Pins,
-    state::{InterfaceState, StateError},
+    state::{HostState, StateError, UNKNOWN_INTERFACE},
 };
 
 const SLOTS: usize = Outcome::SLOTS as usize;
@@ -46,6 +55,8 @@ pub struct PacketFilter {
 /// A packet that was handed over.
 #[derive(Clone, Debug)]
 pub struct Tapped {
+    /// The interface that it came in on.
+    pub interface: Arc<str>,
     /// In nanoseconds of CLOCK_BOOTTIME.
     pub boot_ns: u64,
     /// `None`: no service was concerned.
@@ -63,42 +74,53 @@ pub struct Tapped {
 #[derive(Debug, Default)]
 pub struct Round {
     pub packets: Vec<Tapped>,
-    /// Packets that were wanted and are not among these. Where a sample was taken it is an estimate.
-    pub missed: u64,
+    /// Packets that were wanted and are not among these, by interface. Where a sample was taken it is an estimate.
+    pub missed: BTreeMap<Arc<str>, u64>,
 }
 
-/// The packets of one interface. Nothing is handed over any more when this is dropped.
+/// The packets of all interfaces. Nothing is handed over any more when this is dropped.
 pub struct Tap {
-    state: InterfaceState,
+    root: PathBuf,
+    state: HostState,
     wanted: PacketFilter,
     events: RingBuf<MapData>,
     filter: Array<MapData, CaptureFilter>,
     grant: Array<MapData, u64>,
-    losses: PerCpuArray<MapData, u64>,
-    lost: [u64; SLOTS],
+    /// By their rows.
+    interfaces: BTreeMap<u32, TappedInterface>,
+    rounds: u32,
     in_force: CaptureFilter,
     /// As long as it is held, somebody reads.
     _held: Arc<()>,
 }
 
+/// What is lost on one interface is counted there.
+struct TappedInterface {
+    name: Arc<str>,
+    tables: InterfaceTables,
+    lost: [u64; SLOTS],
+}
+
 impl Tap {
-    pub fn open(pins: &Pins, wanted: PacketFilter, held: Arc<()>) -> Result<Self, StateError> {
-        let state = InterfaceState::existing(pins)?;
+    /// `root`: below which everything is pinned.
+    pub fn open(root: &Path, wanted: PacketFilter, held: Arc<()>) -> Result<Self, StateError> {
+        let state = HostState::existing(root)?;
         let state = state.ok_or(LoadError::Incomplete("state"))?;
         let mut tap = Self {
             events: state.map(layout::EVENTS)?.try_into()?,
             filter: filter_of(&state)?,
             grant: state.map(layout::GRANT)?.try_into()?,
-            losses: state.map(layout::LOSSES)?.try_into()?,
+            interfaces: BTreeMap::new(),
+            rounds: 0,
+            root: root.to_owned(),
             state,
             wanted,
-            lost: [0; SLOTS],
             in_force: CaptureFilter::NONE,
             _held: held,
         };
         // What a reader before this one has left.
         while tap.events.next().is_some() {}
-        tap.lost = tap.read_losses()?;
+        tap.look_for_interfaces()?;
         let mut filter = tap.filter()?;
         for outcome in &tap.wanted.outcomes {
             filter.one_of[outcome.slot() as usize] = 1;
@@ -107,8 +129,48 @@ impl Tap {
         Ok(tap)
     }
 
+    /// The interfaces that packets come from at this moment.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        let interfaces = self
+            .interfaces
+            .iter()
+            .filter(|(row, _)| **row != UNKNOWN_ROW);
+        interfaces.map(|(_, one)| &one.name)
+    }
+
+    /// Interfaces come and go, and are renamed.
+    fn look_for_interfaces(&mut self) -> Result<(), StateError> {
+        let links = read::links().unwrap_or_default();
+        let mut found = BTreeMap::new();
+        for pins in Pins::existing(&self.root)? {
+            let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
+            // One that is going is not looked at any more.
+            if let Ok(Some(state)) = InterfaceState::existing(&pins) {
+                let row = state.row();
+                found.insert(row, (Arc::from(pins.interface()), state.tables));
+            }
+        }
+        if let Some(unknown) = InterfaceTables::existing(&self.state.pins)? {
+            found.insert(UNKNOWN_ROW, (Arc::from(UNKNOWN_INTERFACE), unknown));
+        }
+        let mut before = mem::take(&mut self.interfaces);
+        for (row, (name, tables)) in found {
+            let lost = match before.remove(&row) {
+                Some(before) if before.name == name => before.lost,
+                _ => losses(&tables)?,
+            };
+            let interface = TappedInterface { name, tables, lost };
+            self.interfaces.insert(row, interface);
+        }
+        Ok(())
+    }
+
     /// Takes what has come since the last round, and asks for more.
     pub fn round(&mut self) -> Result<Round, StateError> {
+        self.rounds += 1;
+        if self.rounds.is_multiple_of(ROUNDS) {
+            self.look_for_interfaces()?;
+        }
         let names = self.state.names()?;
         let mut round = Round::default();
         let mut handed_over = [0u64; SLOTS];
@@ -123,8 +185,12 @@ impl Tap {
                 // The kernel hands over what it could not read.
                 continue;
             }
-            round.missed += u64::from(event.one_of) - 1;
+            let interface = self.interfaces.get(&event.row);
+            let interface =
+                interface.map_or_else(|| UNKNOWN_INTERFACE.into(), |one| Arc::clone(&one.name));
+            *round.missed.entry(Arc::clone(&interface)).or_default() += u64::from(event.one_of) - 1;
             round.packets.push(Tapped {
+                interface,
                 boot_ns: event.boot_ns,
                 service: names.get(&event.service).cloned(),
                 outcome,
@@ -133,7 +199,19 @@ impl Tap {
                 one_of: event.one_of,
             });
         }
-        let lost = self.read_losses()?;
+        let mut lost = [0u64; SLOTS];
+        let mut by_interface = Vec::new();
+        for one in self.interfaces.values_mut() {
+            let now = losses(&one.tables)?;
+            let before = mem::replace(&mut one.lost, now);
+            let mut more = [0; SLOTS];
+            for outcome in &self.wanted.outcomes {
+                let slot = outcome.slot() as usize;
+                more[slot] = now[slot].wrapping_sub(before[slot]);
+                lost[slot] += more[slot];
+            }
+            by_interface.push((Arc::clone(&one.name), more));
+        }
         // A program that was loaded in the middle of a round has the samples of the round before.
         let in_force = self.filter.get(&0, 0)?;
         if in_force.on != 0 {
@@ -142,20 +220,22 @@ impl Tap {
         // Services come and go with labels.
         let mut filter = self.filter()?;
         filter.one_of = self.in_force.one_of;
+        for (name, lost) in by_interface {
+            let missed = lost.iter().zip(&filter.one_of);
+            let missed = missed.map(|(lost, one_of)| lost * u64::from(*one_of));
+            *round.missed.entry(name).or_default() += missed.sum::<u64>();
+        }
         let mut offered = [0u64; SLOTS];
         for outcome in &self.wanted.outcomes {
             let slot = outcome.slot() as usize;
             let one_of = u64::from(filter.one_of[slot]);
-            let lost = lost[slot].wrapping_sub(self.lost[slot]);
-            round.missed += lost * one_of;
-            offered[slot] = (handed_over[slot] + lost) * one_of;
+            offered[slot] = (handed_over[slot] + lost[slot]) * one_of;
         }
         let share = share(&offered, u64::from(self.per_round()));
         for outcome in &self.wanted.outcomes {
             let slot = outcome.slot() as usize;
             filter.one_of[slot] = thinned(offered[slot], share);
         }
-        self.lost = lost;
         self.apply(filter)?;
         Ok(round)
     }
@@ -194,30 +274,37 @@ impl Tap {
         }
         Ok(filter)
     }
+}
 
-    fn read_losses(&self) -> Result<[u64; SLOTS], StateError> {
-        let mut lost = [0; SLOTS];
-        for (slot, lost) in (0..).zip(&mut lost) {
-            let values: PerCpuValues<u64> = self.losses.get(&slot, 0)?;
-            *lost = values.iter().sum();
-        }
-        Ok(lost)
-    }
+/// What was wanted and not handed over on an interface, since its tables were made.
+fn losses(tables: &InterfaceTables) -> Result<[u64; SLOTS], StateError> {
+    let mut lost = [0; SLOTS];
+    let all = iter::once(0..SLOTS as u32);
+    batch::read_per_cpu(
+        &tables.losses,
+        all,
+        |slot, of_cpus: &mut dyn Iterator<Item = u64>| {
+            if let Some(lost) = lost.get_mut(slot as usize) {
+                *lost = of_cpus.sum();
+            }
+        },
+    )?;
+    Ok(lost)
 }
 
 /// Which packets are wanted at this moment: a program that is loaded writes it again.
-pub(super) fn wanted_now(state: &InterfaceState) -> CaptureFilter {
+pub(super) fn wanted_now(state: &HostState) -> CaptureFilter {
     let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
     // What cannot be read, a capture under way writes within a round.
     read().unwrap_or(CaptureFilter::NONE)
 }
 
 /// Ends what nobody reads any more.
-pub(super) fn end(state: &InterfaceState) -> Result<(), StateError> {
+pub(super) fn end(state: &HostState) -> Result<(), StateError> {
     Ok(filter_of(state)?.set(0, CaptureFilter::NONE, 0)?)
 }
 
-fn filter_of(state: &InterfaceState) -> Result<Array<MapData, CaptureFilter>, StateError> {
+fn filter_of(state: &HostState) -> Result<Array<MapData, CaptureFilter>, StateError> {
     Ok(state.map(layout::CAPTURE)?.try_into()?)
 }
 

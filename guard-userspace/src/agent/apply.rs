@@ -1,14 +1,15 @@
 //! Makes the kernel what a plan says: the only place that attaches, swaps, changes tables and detaches.
 //!
-//! Each interface is brought to the plan by itself, and what is as planned already is not touched. What fails leaves
-//! what was in force, is told in the status, and is tried again. A change that an operator asks for is put in force
-//! on all interfaces or on none.
+//! A policy is loaded once, for all interfaces. Each is then brought to the plan by itself, and what is as planned
+//! already is not touched. What fails leaves what was in force, is told in the status, and is tried again. A change that
+//! an operator asks for is put in force on all interfaces or on none.
 
 mod swap;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use tracing::{debug, info, warn};
 
-use self::swap::PendingGeneration;
+use self::swap::PendingSwap;
 use super::{
     ChangeError, Loaded,
     gate::{Epoch, Gate},
@@ -25,8 +26,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Force, LoadError, PolicyFacts, PortNews, needs_another,
-        pins::Pins,
+        AttachError, Attachment, Closer, Dataplane, Force, LoadError, PolicyFacts, PortNews,
+        Prepared, needs_another, pins::Pins,
     },
     host::{self, Host, Link, XdpState, read},
     memory,
@@ -43,12 +44,20 @@ pub struct Applier {
     namespace: u64,
     gate: Gate,
     closer: Closer,
+    /// What all interfaces share. `None`: nothing is there, or it could not be opened.
+    dataplane: Option<Dataplane>,
+    /// What is in force. `None`: nothing, or what an agent before this one left.
+    content: Option<Content>,
+    /// What the kernel goes back to when a trial ends.
+    fallback: Option<Content>,
     /// By the index of the interface.
     attachments: BTreeMap<u32, Attached>,
     /// State of interfaces that are gone, by the name that it is pinned by.
     waiting: BTreeMap<String, Attachment>,
     /// Interfaces of the plan whose state cannot be opened, by index: nothing is in force there.
     unopened: BTreeMap<u32, Unopened>,
+    /// The rows of interfaces by their indices, as the kernel was told last.
+    rows: BTreeMap<u32, u32>,
 }
 
 /// An interface that stays without a program, and why.
@@ -59,12 +68,9 @@ struct Unopened {
     again: Instant,
 }
 
-/// An interface, and what is in force on it.
+/// An interface, and whether it is as planned.
 pub struct Attached {
     attachment: Attachment,
-    /// `None`: what an agent before this one left.
-    content: Option<Content>,
-    fallback: Option<Content>,
     /// Why the plan is not in force.
     trouble: Option<String>,
     /// When it is tried again.
@@ -90,8 +96,10 @@ enum Need {
     Nothing,
     /// It refused the plan a moment ago, and is left alone.
     Patience,
-    /// Its tables are brought to the plan.
+    /// The tables of what is in force are brought to the plan.
     Tables,
+    /// It gets what is in force on the others.
+    Program,
     /// Another generation is loaded.
     Generation,
 }
@@ -120,17 +128,32 @@ impl Applier {
             namespace,
             gate,
             closer,
+            dataplane: None,
+            content: None,
+            fallback: None,
             attachments: BTreeMap::new(),
             waiting: BTreeMap::new(),
             unopened: BTreeMap::new(),
+            rows: BTreeMap::new(),
         };
         let found = Pins::existing(&applier.root).unwrap_or_else(|error| {
             warn!("what an agent before this one left cannot be read: {error}");
             Vec::new()
         });
+        if found.is_empty() {
+            return applier;
+        }
+        let mut dataplane = match Dataplane::open(&applier.root, namespace) {
+            Ok(dataplane) => dataplane,
+            Err(error) => {
+                // Another agent's, or broken: it is named when a plan is applied.
+                debug!("not taken over: {error}");
+                return applier;
+            }
+        };
         for pins in found {
             let name = pins.interface().to_owned();
-            match Attachment::open(pins, namespace) {
+            match dataplane.open_interface(pins) {
                 Ok(attachment) => match attachment.index() {
                     Some(index) => {
                         let attached = Attached::new(attachment);
@@ -140,10 +163,11 @@ impl Applier {
                         applier.waiting.insert(name, attachment);
                     }
                 },
-                // Another agent's, or broken: it is named if the plan needs it.
+                // It is named if the plan needs it.
                 Err(error) => debug!(interface = name, "not taken over: {error}"),
             }
         }
+        applier.dataplane = Some(dataplane);
         applier
     }
 
@@ -160,6 +184,11 @@ impl Applier {
         self.attachments
             .iter()
             .map(|(index, attached)| (*index, attached))
+    }
+
+    /// What is in force on the interfaces, and what they share.
+    pub fn dataplane(&self) -> Option<&Dataplane> {
+        self.dataplane.as_ref()
     }
 
     /// Interfaces of the plan that have no program: index, name, and why.
@@ -223,10 +252,12 @@ impl Applier {
     fn forget_all_but(&mut self, before: &BTreeSet<u32>) {
         let new = self.attachments.keys().copied();
         let new: Vec<u32> = new.filter(|index| !before.contains(index)).collect();
+        let mut rows = Vec::new();
         for index in new {
             if let Some(Attached { attachment, .. }) = self.attachments.remove(&index)
                 && !attachment.is_pinned()
             {
+                rows.push(attachment.row());
                 let name = attachment.interface().to_owned();
                 if let Err(error) = attachment.detach() {
                     let error = anyhow::Error::from(error);
@@ -234,20 +265,41 @@ impl Applier {
                 }
             }
         }
+        self.leave_rows(&rows);
+        if self.attachments.is_empty() && self.waiting.is_empty() {
+            self.remove_dataplane();
+        }
+    }
+
+    /// These rows are nobody's any more.
+    fn leave_rows(&mut self, rows: &[u32]) {
+        if let Some(dataplane) = &mut self.dataplane
+            && !rows.is_empty()
+        {
+            dataplane.leave(rows);
+        }
+    }
+
+    /// Removes what interfaces shared, of which none is left.
+    fn remove_dataplane(&mut self) {
+        self.content = None;
+        self.fallback = None;
+        let left = self.dataplane.take().map(Dataplane::remove);
+        for left in left.into_iter().flatten() {
+            warn!("not removed: {left}");
+        }
     }
 
     fn try_apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
         let Order {
-            plan,
-            host,
-            force,
-            unit,
-            ..
+            plan, host, unit, ..
         } = *order;
         if let Some(refusal) = &plan.refusal {
             return Err(anyhow::anyhow!("{refusal}").into());
         }
-        let early = order.early;
+        if self.dataplane.is_none() {
+            self.dataplane = Some(Dataplane::open(&self.root, self.namespace)?);
+        }
         let mut needed = Vec::new();
         let is_target = |index: &u32| plan.targets.iter().any(|target| target.index == *index);
         self.unopened.retain(|index, _| is_target(index));
@@ -262,33 +314,97 @@ impl Applier {
             match self.look(target, host, &links) {
                 Ok(found) => {
                     self.unopened.remove(&target.index);
-                    let need = self.need(target, found, order);
-                    needed.push((target, found, need));
+                    needed.push((target, found));
                 }
                 Err(error) => self.refused(target, unit, order, error.into())?,
             }
         }
-        let mut is_changed = self.change_tables(&needed, early, order)?;
-        let mut steps = Vec::new();
-        for (target, found, need) in &needed {
-            if self.needs_generation(target, *need) {
-                (order.step)();
-                match self.prepare(target, *found, order) {
-                    Ok(step) => steps.push(step),
-                    Err(error) => self.refused(target, unit, order, error)?,
+        let rows = needed.iter().filter_map(|(target, _)| {
+            let attached = self.attachments.get(&target.index)?;
+            Some(attached.attachment.row())
+        });
+        let rows: BTreeSet<u32> = rows.collect();
+        let needs = |applier: &Self| -> Vec<Need> {
+            let needed = needed.iter();
+            needed
+                .map(|(target, found)| applier.need(target, *found, &rows, order))
+                .collect()
+        };
+        let mut is_changed = self.change_tables(&needed, &needs(self), order)?;
+        let needs = needs(self);
+        let steps = self.steps(&needed, &needs, order)?;
+        if !steps.is_empty() {
+            is_changed = true;
+            let next = if needs.contains(&Need::Generation) {
+                self.prepare(&steps, rows.len() == 1, order)
+            } else {
+                Ok(None)
+            };
+            match next {
+                Ok(next) => self.put_in_force(steps, next, order)?,
+                Err(error) => {
+                    let targets = steps.iter().map(|step| step.target);
+                    self.all_refused(targets.collect(), order, error)?;
                 }
             }
         }
-        if !steps.is_empty() {
-            is_changed = true;
-            self.put_in_force(steps, order, force)?;
-        }
         is_changed |= self.drop_others(plan, order)?;
+        self.assign_rows(host)?;
         if is_changed {
-            self.follow_ports(&[]);
+            self.follow_ports();
             memory::give_back();
         }
         Ok(is_changed)
+    }
+
+    /// Which interfaces get a program: the one in force, or the next one if another is needed.
+    fn steps<'a>(
+        &self,
+        needed: &[(&'a Target, Option<XdpState>)],
+        needs: &[Need],
+        order: &Order<'a>,
+    ) -> Result<Vec<PendingSwap<'a>>, ChangeError> {
+        let needs_generation = needs.contains(&Need::Generation);
+        let mut steps = Vec::new();
+        for ((target, found), need) in needed.iter().zip(needs) {
+            let Some(Attached { attachment, .. }) = self.attachments.get(&target.index) else {
+                continue;
+            };
+            let is_meant = match need {
+                Need::Program => true,
+                // What has the one before gets the next one with the others.
+                Need::Patience => needs_generation && attachment.program_id().is_some(),
+                _ => needs_generation,
+            };
+            if is_meant {
+                steps.push(PendingSwap {
+                    target,
+                    found: *found,
+                    swaps: attachment.is_on(*found),
+                });
+            }
+        }
+        // Overtaken: nothing is loaded in vain.
+        if self.gate.is_overtaken(order.epoch) && !steps.is_empty() {
+            drop(self.gate.enter(order.epoch)?);
+        }
+        // An interface may refuse its first program, and then nothing has been swapped elsewhere.
+        steps.sort_by_key(|step| step.swaps);
+        Ok(steps)
+    }
+
+    /// Tells the kernel which interface has which row. What comes in by a bond is of the port that it came by.
+    fn assign_rows(&mut self, host: &Host) -> Result<(), ChangeError> {
+        let rows = self.attachments.iter();
+        let rows = rows.map(|(index, one)| (*index, one.attachment.row()));
+        let rows = with_ports(rows.collect(), host);
+        if let Some(dataplane) = &self.dataplane
+            && self.rows != rows
+        {
+            dataplane.assign_rows(&rows)?;
+            self.rows = rows;
+        }
+        Ok(())
     }
 
     /// The XDP program that an interface has at this moment; opens the state of one that has none yet.
@@ -299,9 +415,13 @@ impl Applier {
         links: &BTreeMap<u32, Link>,
     ) -> Result<Option<XdpState>, AttachError> {
         if !self.attachments.contains_key(&target.index) {
-            let attachment = match self.take_waiting(target, host) {
-                Some(attachment) => attachment,
-                None => Attachment::open(self.new_pins(target), self.namespace)?,
+            let attachment = match (self.take_waiting(target, host), self.new_pins(target)) {
+                (Some(attachment), _) => attachment,
+                (None, pins) => {
+                    let dataplane = self.dataplane.as_mut();
+                    let dataplane = dataplane.ok_or(LoadError::Incomplete("state"))?;
+                    dataplane.open_interface(pins)?
+                }
             };
             self.attachments
                 .insert(target.index, Attached::new(attachment));
@@ -337,7 +457,14 @@ impl Applier {
         self.waiting.remove(&target.name)
     }
 
-    fn need(&self, target: &Target, found: Option<XdpState>, order: &Order<'_>) -> Need {
+    /// `rows`: of all interfaces of the plan.
+    fn need(
+        &self,
+        target: &Target,
+        found: Option<XdpState>,
+        rows: &BTreeSet<u32>,
+        order: &Order<'_>,
+    ) -> Need {
         let Some(attached) = self.attachments.get(&target.index) else {
             return Need::Generation;
         };
@@ -347,23 +474,28 @@ impl Applier {
         {
             return Need::Patience;
         }
-        let Attached {
-            attachment,
-            content: Some(content),
-            fallback,
-            ..
-        } = attached
-        else {
+        let plan = order.plan;
+        let dataplane = self.dataplane.as_ref();
+        let (Some(content), Some(dataplane), Some(in_force)) = (
+            &self.content,
+            dataplane,
+            dataplane.and_then(Dataplane::in_force),
+        ) else {
             return Need::Generation;
         };
-        let plan = order.plan;
-        let is_displaced = attachment.program_id().is_none()
-            || found.map(|found| found.program_id) != attachment.program_id()
-            || !attachment.is_pinned();
-        if is_displaced || !content.is_same_program(&plan.content) {
+        if !content.is_same_program(&plan.content) || !in_force.is_for(rows) {
             return Need::Generation;
         }
-        let is_fallback_same = match (fallback, &plan.fallback) {
+        let attachment = &attached.attachment;
+        let program = dataplane.program_id();
+        let is_displaced = attachment.program_id() != program
+            || found.map(|found| found.program_id) != program
+            || !attachment.is_pinned()
+            || !dataplane.is_pinned();
+        if is_displaced {
+            return Need::Program;
+        }
+        let is_fallback_same = match (&self.fallback, &plan.fallback) {
             (Some(before), Some(after)) => before.has_same_tables(after),
             _ => true,
         };
@@ -374,75 +506,139 @@ impl Applier {
         }
     }
 
-    /// Whether a generation has to be loaded, also because a change of the tables found no room.
-    fn needs_generation(&self, target: &Target, need: Need) -> bool {
-        let attached = self.attachments.get(&target.index);
-        match need {
-            Need::Nothing | Need::Patience => false,
-            Need::Generation => true,
-            Need::Tables => attached.is_none_or(|attached| attached.content.is_none()),
-        }
-    }
-
     /// Changes tables while their generation runs. Where that needs another generation, its content is forgotten.
     fn change_tables(
         &mut self,
-        needed: &[(&Target, Option<XdpState>, Need)],
-        early: &BTreeSet<PublishedPort>,
+        needed: &[(&Target, Option<XdpState>)],
+        needs: &[Need],
         order: &Order<'_>,
     ) -> Result<bool, ChangeError> {
-        let mut is_changed = false;
-        for (target, _, need) in needed {
-            let Some(attached) = self.attachments.get_mut(&target.index) else {
-                continue;
-            };
-            if *need == Need::Nothing {
+        for ((target, _), need) in needed.iter().zip(needs) {
+            if *need == Need::Nothing
+                && let Some(attached) = self.attachments.get_mut(&target.index)
+            {
                 // The plan has come back to what is in force, or its table has.
                 attached.trouble = None;
             }
-            let has_early = !early.is_empty() && *need == Need::Nothing;
-            if *need != Need::Tables && !has_early {
-                continue;
+        }
+        let has_early = !order.early.is_empty() && needs.contains(&Need::Nothing);
+        if needs.contains(&Need::Generation) || !needs.contains(&Need::Tables) && !has_early {
+            return Ok(false);
+        }
+        match self.try_change_tables(order) {
+            Ok(()) => {
+                for ((target, _), need) in needed.iter().zip(needs) {
+                    if *need == Need::Tables
+                        && let Some(attached) = self.attachments.get_mut(&target.index)
+                    {
+                        attached.trouble = None;
+                    }
+                }
             }
-            is_changed = true;
-            let changed = if early.is_empty() && attached.has_same_lists(order.plan) {
-                attached.change_own_sources(order.plan)
-            } else {
-                let news = PortNews::early(early);
-                let mut news = news.with_newest(order.latest, &order.plan.content.local_ports);
-                let changed = attached.change(order.plan, &mut news);
-                self.closer.give_back(news.kept);
-                changed
-            };
-            match changed {
-                Ok(()) => attached.trouble = None,
-                Err(error) if needs_another(&error) => {
-                    debug!(
-                        interface = target.name,
-                        "another generation is needed: {error}"
-                    );
-                    attached.content = None;
-                }
-                Err(error) => {
-                    self.refused(target, order.unit, order, error.into())?;
-                }
+            Err(error) if needs_another(&error) => {
+                debug!("another generation is needed: {error}");
+                self.content = None;
+            }
+            Err(error) => {
+                let changed = needed
+                    .iter()
+                    .zip(needs)
+                    .filter(|(_, need)| matches!(need, Need::Tables | Need::Nothing));
+                let changed = changed.map(|((target, _), _)| *target).collect();
+                self.all_refused(changed, order, error.into())?;
             }
         }
-        Ok(is_changed)
+        Ok(true)
     }
 
-    /// Loads a generation for an interface. Everything that can fail for the policy's sake fails here, before anything
-    /// changes.
+    fn try_change_tables(&mut self, order: &Order<'_>) -> Result<(), LoadError> {
+        if order.early.is_empty() && self.has_same_lists(order.plan) {
+            return self.change_own_sources(&order.plan.content.own_sources);
+        }
+        let news = PortNews::early(order.early);
+        let mut news = news.with_newest(order.latest, &order.plan.content.local_ports);
+        let changed = self.change_lists(order.plan, &mut news);
+        self.closer.give_back(news.kept);
+        changed
+    }
+
+    /// Whether no more has changed than this host's own addresses, for which no policy is compiled again.
+    fn has_same_lists(&self, plan: &Plan) -> bool {
+        let is_same = |before: &Option<Content>, after: Option<&Content>| match (before, after) {
+            (Some(before), Some(after)) => before.has_same_lists(after),
+            (None, Some(_)) => false,
+            (_, None) => true,
+        };
+        is_same(&self.content, Some(&plan.content))
+            && is_same(&self.fallback, plan.fallback.as_ref())
+    }
+
+    fn change_own_sources(&mut self, own: &Arc<BTreeSet<IpAddr>>) -> Result<(), LoadError> {
+        let Some(dataplane) = &mut self.dataplane else {
+            return Ok(());
+        };
+        if let (Some(prepared), Some(content)) = (dataplane.in_force_mut(), &mut self.content) {
+            prepared.change_own_sources(own)?;
+            content.own_sources = Arc::clone(own);
+        }
+        for older in dataplane.older_mut() {
+            // It is told that this interface is not as planned; what fits is in force.
+            let _result = older.change_own_sources(own);
+        }
+        if let (Some(prepared), Some(content)) = (dataplane.fallback_mut(), &mut self.fallback) {
+            prepared.change_own_sources(own)?;
+            content.own_sources = Arc::clone(own);
+        }
+        Ok(())
+    }
+
+    /// Brings the tables in force to a plan, and those of what a trial goes back to, perhaps without an agent.
+    fn change_lists(&mut self, plan: &Plan, news: &mut PortNews<'_>) -> Result<(), LoadError> {
+        let Some(dataplane) = &mut self.dataplane else {
+            return Ok(());
+        };
+        let content = &plan.content;
+        if let Some(prepared) = dataplane.in_force_mut() {
+            prepared.change(&ground(content, &content.containers)?, news)?;
+            self.content = Some(content.clone());
+        }
+        for older in dataplane.older_mut() {
+            // It is told that this interface is not as planned; what fits is in force.
+            let _result = older.change(&ground(content, &content.containers)?, news);
+        }
+        if let (Some(prepared), Some(content)) = (dataplane.fallback_mut(), &plan.fallback) {
+            let ground = ground(content, &content.containers)?;
+            // Of another runtime perhaps: what it publishes is in the next plan.
+            match prepared.change(&ground, &mut news.early_alone()) {
+                // It is loaded afresh when the trial ends; what fits is in force.
+                Err(error) if needs_another(&error) => {}
+                result => result?,
+            }
+            self.fallback = Some(content.clone());
+        }
+        Ok(())
+    }
+
+    /// Loads a generation for interfaces. Everything that can fail for the policy's sake fails here, before anything
+    /// changes. `is_alone`: there is one interface.
     fn prepare(
         &mut self,
-        target: &Target,
-        found: Option<XdpState>,
+        steps: &[PendingSwap<'_>],
+        is_alone: bool,
         order: &Order<'_>,
-    ) -> Result<PendingGeneration, ChangeError> {
-        let attached = self.attachments.get(&target.index);
-        let attached = attached.ok_or_else(|| AttachError::NoInterface(target.name.clone()));
-        let attachment = &attached?.attachment;
-        attachment.restore_pins()?;
+    ) -> Result<Option<Prepared>, ChangeError> {
+        (order.step)();
+        let Some(dataplane) = &self.dataplane else {
+            return Ok(None);
+        };
+        dataplane.restore_pins()?;
+        let mut attachments = Vec::new();
+        for step in steps {
+            if let Some(attached) = self.attachments.get(&step.target.index) {
+                attached.attachment.restore_pins()?;
+                attachments.push(&attached.attachment);
+            }
+        }
         let content = &order.plan.content;
         let facts = PolicyFacts {
             path: order.loaded.path.display().to_string(),
@@ -451,20 +647,17 @@ impl Applier {
             trial_until: content.trial_until_ns,
         };
         let ground = ground(content, &content.containers)?;
-        let generation = attachment.prepare(&content.policy, &ground, order.host.tick_ns, facts)?;
-        Ok(PendingGeneration {
-            index: target.index,
-            swaps: attachment.is_on(found),
-            found,
-            generation,
-        })
+        let alone = attachments.first().copied().filter(|_| is_alone);
+        let tick_ns = order.host.tick_ns;
+        let prepared = dataplane.prepare(&content.policy, &ground, tick_ns, facts, alone)?;
+        Ok(Some(prepared))
     }
 
     /// Whether an interface had no program of this guard before, and the status says why: that it still refuses is no
     /// reason to refuse a change on the others, such as a denial while they are flooded.
     fn is_left_out(&self, index: u32) -> bool {
         let attached = self.attachments.get(&index);
-        attached.is_some_and(|one| one.trouble.is_some() && one.attachment.in_force().is_none())
+        attached.is_some_and(|one| one.trouble.is_some() && one.attachment.program_id().is_none())
             || self.unopened.contains_key(&index)
     }
 
@@ -486,7 +679,30 @@ impl Applier {
         if is_refusal || self.gate.is_overtaken(order.epoch) {
             return Err(error);
         }
+        self.trouble(target, format!("{:#}", anyhow::Error::from(error)));
+        Ok(())
+    }
+
+    /// Interfaces that cannot be brought to the plan, for what concerns none of them alone.
+    fn all_refused(
+        &mut self,
+        targets: Vec<&Target>,
+        order: &Order<'_>,
+        error: ChangeError,
+    ) -> Result<(), ChangeError> {
+        let is_refusal = order.unit == RollbackScope::Whole
+            && !targets.iter().all(|target| self.is_left_out(target.index));
+        if is_refusal || self.gate.is_overtaken(order.epoch) {
+            return Err(error);
+        }
         let trouble = format!("{:#}", anyhow::Error::from(error));
+        for target in targets {
+            self.trouble(target, trouble.clone());
+        }
+        Ok(())
+    }
+
+    fn trouble(&mut self, target: &Target, trouble: String) {
         let attached = self.attachments.get_mut(&target.index);
         if let Some(attached) = attached {
             attached.fail(&target.name, trouble);
@@ -502,7 +718,6 @@ impl Applier {
             };
             self.unopened.insert(target.index, unopened);
         }
-        Ok(())
     }
 
     /// Takes the guard off interfaces that the plan does not choose.
@@ -511,6 +726,7 @@ impl Applier {
         let others = self.attachments.keys().copied();
         let others: Vec<u32> = others.filter(|index| !chosen.contains(index)).collect();
         let mut is_changed = false;
+        let mut rows = Vec::new();
         for index in others {
             let is_there = order.host.link(index).is_some();
             // First: what is overtaken stays known, and goes with the next plan.
@@ -531,6 +747,7 @@ impl Applier {
                 continue;
             }
             is_changed = true;
+            rows.push(attached.attachment.row());
             match attached.attachment.detach() {
                 Ok(()) => info!(interface = name, "the policy does not choose it: detached"),
                 Err(error) => warn!(
@@ -540,23 +757,22 @@ impl Applier {
                 ),
             }
         }
+        self.leave_rows(&rows);
         Ok(is_changed)
     }
 
-    /// Tells the closer whose port tables count, besides those of generations that wait.
-    fn follow_ports(&self, waiting: &[PendingGeneration]) {
-        let waiting = waiting.iter().map(|step| step.generation.generation());
-        let attachments = self.attachments.values();
-        let in_force = attachments.flat_map(|attached| attached.attachment.generations());
-        self.closer.follow(in_force.chain(waiting));
+    /// Tells the closer whose port tables count.
+    fn follow_ports(&self) {
+        let generations = self.dataplane.iter().flat_map(Dataplane::generations);
+        self.closer.follow(generations);
     }
 
     /// Says in the pins that the agent is alive at this moment of CLOCK_BOOTTIME.
     pub fn beat(&mut self, boot_ns: u64) {
-        for attached in self.attachments.values_mut() {
+        if let Some(dataplane) = &mut self.dataplane {
             // Only readers without an agent miss it.
-            let _result = attached.attachment.beat(boot_ns);
-            attached.attachment.flush_log();
+            let _result = dataplane.beat(boot_ns);
+            dataplane.flush_log();
         }
     }
 
@@ -570,6 +786,7 @@ impl Applier {
                 Err(error) => left.push(format!("{name}: {:#}", anyhow::Error::from(error))),
             }
         }
+        self.remove_dataplane();
         left
     }
 }
@@ -578,8 +795,6 @@ impl Attached {
     fn new(attachment: Attachment) -> Self {
         Self {
             attachment,
-            content: None,
-            fallback: None,
             trouble: None,
             again: Instant::now(),
             swapped: Instant::now(),
@@ -606,53 +821,6 @@ impl Attached {
             self.trouble = Some(trouble);
         }
     }
-
-    /// Whether no more has changed than this host's own addresses, for which no policy is compiled again.
-    fn has_same_lists(&self, plan: &Plan) -> bool {
-        let is_same = |before: &Option<Content>, after: Option<&Content>| match (before, after) {
-            (Some(before), Some(after)) => before.has_same_lists(after),
-            (None, Some(_)) => false,
-            (_, None) => true,
-        };
-        is_same(&self.content, Some(&plan.content))
-            && is_same(&self.fallback, plan.fallback.as_ref())
-    }
-
-    fn change_own_sources(&mut self, plan: &Plan) -> Result<(), LoadError> {
-        let own = &plan.content.own_sources;
-        let prepared = self.attachment.in_force_mut();
-        if let (Some(prepared), Some(content)) = (prepared, &mut self.content) {
-            prepared.change_own_sources(own)?;
-            content.own_sources = Arc::clone(own);
-        }
-        if let (Some(prepared), Some(content)) =
-            (self.attachment.fallback_mut(), &mut self.fallback)
-        {
-            prepared.change_own_sources(own)?;
-            content.own_sources = Arc::clone(own);
-        }
-        Ok(())
-    }
-
-    /// Brings the tables in force to a plan, and those of what a trial goes back to, perhaps without an agent.
-    fn change(&mut self, plan: &Plan, news: &mut PortNews<'_>) -> Result<(), LoadError> {
-        if let Some(prepared) = self.attachment.in_force_mut() {
-            let content = &plan.content;
-            prepared.change(&ground(content, &content.containers)?, news)?;
-            self.content = Some(content.clone());
-        }
-        if let (Some(prepared), Some(content)) = (self.attachment.fallback_mut(), &plan.fallback) {
-            let ground = ground(content, &content.containers)?;
-            // Of another runtime perhaps: what it publishes is in the next plan.
-            match prepared.change(&ground, &mut news.early_alone()) {
-                // It is loaded afresh when the trial ends; what fits is in force.
-                Err(error) if needs_another(&error) => {}
-                result => result?,
-            }
-            self.fallback = Some(content.clone());
-        }
-        Ok(())
-    }
 }
 
 fn ground<'a>(content: &'a Content, containers: &'a Containers) -> Result<Ground<'a>, LoadError> {
@@ -665,10 +833,52 @@ fn ground<'a>(content: &'a Content, containers: &'a Containers) -> Result<Ground
     })
 }
 
+/// The rows of interfaces by their indices, and for their ports the same: the kernel runs the program of a bond in the
+/// drivers of its ports, which have no row of their own.
+fn with_ports(mut rows: BTreeMap<u32, u32>, host: &Host) -> BTreeMap<u32, u32> {
+    let links = host.links.known().into_iter().flat_map(BTreeMap::values);
+    let ports: Vec<(u32, u32)> = links
+        .filter(|link| !rows.contains_key(&link.index))
+        .filter_map(|link| Some((link.index, *rows.get(&link.controller?)?)))
+        .collect();
+    rows.extend(ports);
+    rows
+}
+
 pub fn is_missing(loaded: &Loaded, name: &str) -> anyhow::Error {
     anyhow::anyhow!(
         "{}{}: interface {name} does not exist: `ip -brief link` lists those that do",
         loaded.path.display(),
         line_of(loaded, name)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_a_bond_has_the_bonds_row_unless_it_has_its_own() {
+        let mut host = Host::unread(4_000_000);
+        let port = |index, controller| Link {
+            controller: Some(controller),
+            ..Link::ethernet(index, format!("port{index}"))
+        };
+        let links = [
+            Link::ethernet(1, "bond0"),
+            port(2, 1),
+            port(3, 1),
+            Link::ethernet(4, "br0"),
+            port(5, 4),
+            Link::ethernet(6, "wan"),
+        ];
+        host.links = links
+            .map(|link| (link.index, link))
+            .into_iter()
+            .collect::<BTreeMap<_, _>>()
+            .into();
+        // Both are guarded: the bond, and one of its ports for itself.
+        let rows = with_ports(BTreeMap::from([(1, 7), (3, 8), (6, 9)]), &host);
+        assert_eq!(rows, BTreeMap::from([(1, 7), (2, 7), (3, 8), (6, 9)]));
+    }
 }

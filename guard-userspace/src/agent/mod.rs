@@ -241,9 +241,9 @@ impl Agent {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The packets of every interface that a request asks for.
-    pub fn taps(&self, request: &CaptureRequest) -> Result<Vec<(String, Tap)>, ChangeError> {
-        self.snapshot().taps(request)
+    /// The packets that a request asks for.
+    pub fn tap(&self, request: &CaptureRequest) -> Result<Tap, ChangeError> {
+        self.snapshot().tap(request)
     }
 
     /// Why a packet from there to here gets its verdict, under the policy in force.

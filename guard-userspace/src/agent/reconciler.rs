@@ -1,7 +1,7 @@
 //! The loop: whatever happens leads to another plan, and the plan is applied.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     dataplane::{
-        Force,
+        Dataplane, Force,
         pins::{Hold, Word},
     },
     docker,
@@ -190,6 +190,8 @@ impl Reconciler {
                 trouble: None,
                 cut: Arc::default(),
                 not_kept: None,
+                pins: places.pins.clone(),
+                tapped: Weak::new(),
             })),
             places,
             wanted,
@@ -621,6 +623,10 @@ impl Reconciler {
     /// The interfaces on which packets are judged.
     pub(super) fn judging(&self) -> Vec<String> {
         let links = read::links().unwrap_or_default();
+        let about = self.applier.dataplane().and_then(|it| it.about().ok());
+        if about.is_none_or(|about| about.mode == Mode::Off as u8) {
+            return Vec::new();
+        }
         let attachments = self.applier.attachments();
         attachments
             .map(|(index, one)| (index, one.attachment()))
@@ -630,14 +636,12 @@ impl Reconciler {
                 let is_ours = found.map(|found| found.program_id) == one.program_id();
                 found.is_some() && is_ours || one.is_pinned()
             })
-            .filter(|(_, one)| one.about().is_ok_and(|about| about.mode != Mode::Off as u8))
             .map(|(_, one)| one.interface().to_owned())
             .collect()
     }
 
     pub(super) fn generation(&self) -> u64 {
-        let mut attachments = self.applier.attachments();
-        let about = attachments.find_map(|(_, attached)| attached.attachment().about().ok());
+        let about = self.applier.dataplane().and_then(|it| it.about().ok());
         about.map_or(0, |about| about.generation)
     }
 
@@ -660,6 +664,7 @@ impl Reconciler {
     }
 
     pub(super) fn publish(&self) {
+        let dataplane = self.applier.dataplane();
         let interfaces = self.applier.attachments().map(|(index, attached)| {
             let attachment = attached.attachment();
             let in_force = attachment.program_id().map(|program_id| ProgramInForce {
@@ -668,7 +673,6 @@ impl Reconciler {
                 mode: attachment.mode(),
                 generation: attachment.about().map_or(0, |about| about.generation),
                 since: attached.swapped(),
-                tapped: attachment.tapped(),
             });
             GuardedInterface {
                 index,
@@ -694,6 +698,8 @@ impl Reconciler {
             trouble: self.trouble.clone(),
             cut: self.cut.warnings(),
             not_kept: self.not_kept.clone(),
+            pins: self.places.pins.clone(),
+            tapped: dataplane.map(Dataplane::tapped).unwrap_or_default(),
         }));
     }
 }

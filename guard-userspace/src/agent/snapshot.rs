@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, Weak},
     time::Instant,
 };
@@ -22,8 +23,8 @@ use crate::{
         PolicyStatus, PolicyText, Seen, Status, TrialStatus,
         capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
     },
-    counted::{to_counter, to_talker},
-    dataplane::{InterfaceState, PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
+    counted::{of_every_interface, to_counter, to_talker},
+    dataplane::{PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
     explain::{Destination, Situation, explain},
     host::{self, Host, XdpState},
     kept::Modes,
@@ -46,6 +47,10 @@ pub struct Snapshot {
     pub cut: Arc<Vec<String>>,
     /// Why a restart of the agent would lose what is in force, if it would.
     pub not_kept: Option<String>,
+    /// The folder below which everything is pinned.
+    pub pins: PathBuf,
+    /// A reader of packets holds it. A snapshot that did would look like a capture that never ends.
+    pub tapped: Weak<()>,
 }
 
 /// An interface of the plan.
@@ -69,8 +74,6 @@ pub struct ProgramInForce {
     pub generation: u64,
     /// When it was put in force: what was read before knows nothing of it.
     pub since: Instant,
-    /// A reader of packets holds it. A snapshot that did would look like a capture that never ends.
-    pub tapped: Weak<()>,
 }
 
 impl Snapshot {
@@ -281,32 +284,33 @@ impl Snapshot {
 
     /// What the kernel counted, on every interface.
     pub fn counters(&self) -> Result<Vec<api::Counter>> {
-        let mut counters = Vec::new();
-        for (name, ProgramInForce { pins, .. }) in self.in_force() {
-            if let Some(state) = InterfaceState::existing(pins)? {
-                let rows = state.counters()?.into_iter();
-                counters.extend(rows.map(|row| to_counter(name, row)));
-            }
-        }
-        Ok(counters)
+        let rows = of_every_interface(&self.pins, self.names(), |interface, tables, names| {
+            let rows = tables.counters(names)?.into_iter();
+            Ok(rows.map(|row| to_counter(interface, row)).collect())
+        })?;
+        Ok(rows.unwrap_or_default())
     }
 
     /// The sources that sent most, of every interface, the heaviest first.
     pub fn talkers(&self) -> Result<Vec<api::Talker>> {
-        let mut talkers = Vec::new();
-        for (name, ProgramInForce { pins, .. }) in self.in_force() {
-            if let Some(state) = InterfaceState::existing(pins)? {
-                let rows = state.talkers()?.into_iter();
-                talkers.extend(rows.map(|row| to_talker(name, row)));
-            }
-        }
+        let talkers = of_every_interface(&self.pins, self.names(), |interface, tables, names| {
+            let rows = tables.talkers(names)?.into_iter();
+            Ok(rows.map(|row| to_talker(interface, row)).collect())
+        })?;
+        let mut talkers = talkers.unwrap_or_default();
         name_sources(&mut talkers, &self.loaded.policy.sources);
         talkers.sort_unstable_by_key(|talker| (std::cmp::Reverse(talker.packets), talker.source));
         Ok(talkers)
     }
 
-    /// The packets of every interface that a request asks for.
-    pub fn taps(&self, request: &CaptureRequest) -> Result<Vec<(String, Tap)>, ChangeError> {
+    /// The pins of interfaces with a program in force, and their names.
+    fn names(&self) -> impl Iterator<Item = (Pins, String)> {
+        let in_force = self.in_force();
+        in_force.map(|(name, one)| (one.pins.clone(), name.to_owned()))
+    }
+
+    /// The packets that a request asks for.
+    pub fn tap(&self, request: &CaptureRequest) -> Result<Tap, ChangeError> {
         if let Some(service) = &request.service {
             // Of what labels have made, the part before the container is a service of the policy.
             let services = &self.effective().services;
@@ -314,14 +318,13 @@ impl Snapshot {
                 require_service(&self.loaded.policy, service)?;
             }
         }
-        let in_force: Vec<_> = self.in_force().collect();
-        let filter = filter_of(request, in_force.len()).map_err(ChangeError::Wrong)?;
-        let mut taps = Vec::with_capacity(in_force.len());
-        for (name, ProgramInForce { pins, tapped, .. }) in in_force {
-            let tap = Tap::open(pins, filter.clone(), tapped.upgrade().unwrap_or_default());
-            taps.push((name.to_owned(), tap.map_err(anyhow::Error::from)?));
-        }
-        Ok(taps)
+        let filter = filter_of(request).map_err(ChangeError::Wrong)?;
+        let tap = Tap::open(
+            &self.pins,
+            filter,
+            self.tapped.upgrade().unwrap_or_default(),
+        );
+        Ok(tap.map_err(anyhow::Error::from)?)
     }
 
     /// A place to reach, or a service of the policy, which stands for its first port.
@@ -370,23 +373,22 @@ impl Snapshot {
     }
 }
 
-/// What the kernel is asked for on each of so many interfaces.
+/// What the kernel is asked for.
 ///
 /// # Errors
 /// What is wrong, in words.
-fn filter_of(request: &CaptureRequest, interfaces: usize) -> Result<PacketFilter, String> {
+fn filter_of(request: &CaptureRequest) -> Result<PacketFilter, String> {
     let rate = request.rate.unwrap_or(DEFAULT_RATE);
     if !(1..=HIGHEST_RATE).contains(&rate) {
         return Err(format!(
             "{rate} packets a second are none or too many: {HIGHEST_RATE} are the most"
         ));
     }
-    let interfaces = u32::try_from(interfaces.max(1)).unwrap_or(u32::MAX);
     Ok(PacketFilter {
         outcomes: request.outcomes()?,
         service: request.service.clone(),
         source: request.source.map(|source| source.trunc()),
-        per_second: rate.div_ceil(interfaces),
+        per_second: rate,
     })
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::bail;
 
 use axum::{
     body::Body,
@@ -29,16 +29,15 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    dataplane::{ROUNDS, Tap, Tapped},
+    dataplane::{ROUNDS, Round, Tap, Tapped},
     host,
     pcapng::{self, PcapngPacket},
     policy::Timebase,
 };
 
-/// One interface's packets, and how many were wanted and missed until now.
+/// An interface, and how many of its packets were wanted and missed until now.
 struct CaptureSource {
-    interface: String,
-    tap: Tap,
+    interface: Arc<str>,
     wanted: u64,
     missed: u64,
 }
@@ -48,10 +47,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a capture holds while its client reads.
 struct Held {
-    sources: Vec<CaptureSource>,
     /// `None`: the client has not read for too long.
-    turn: Option<OwnedSemaphorePermit>,
+    tap: Option<(Tap, OwnedSemaphorePermit)>,
+    /// In the order in which the client was told of them.
+    sources: Vec<CaptureSource>,
     asked: Instant,
+}
+
+impl Held {
+    /// The number of an interface. One that is new is told of first.
+    fn number(&mut self, interface: &Arc<str>, head: impl FnOnce(&str)) -> u32 {
+        let mut sources = self.sources.iter();
+        let number = sources.position(|source| source.interface == *interface);
+        let number = number.unwrap_or_else(|| {
+            head(interface);
+            self.sources.push(CaptureSource {
+                interface: Arc::clone(interface),
+                wanted: 0,
+                missed: 0,
+            });
+            self.sources.len() - 1
+        });
+        u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Counts packets of an interface that were wanted, and those of them that were missed.
+    fn count(&mut self, number: u32, (wanted, missed): (u64, u64)) {
+        if let Some(source) = self.sources.get_mut(number as usize) {
+            source.wanted += wanted;
+            source.missed += missed;
+        }
+    }
 }
 
 type SharedCapture = Arc<Mutex<Held>>;
@@ -78,8 +104,7 @@ async fn watch(held: Weak<Mutex<Held>>) {
         let Some(held) = held.upgrade() else { return };
         let mut held = lock(&held);
         if held.asked.elapsed() > PATIENCE {
-            held.sources.clear();
-            held.turn = None;
+            held.tap = None;
             warn!(
                 "a capture has ended: its client has not read for {} s",
                 PATIENCE.as_secs()
@@ -89,15 +114,10 @@ async fn watch(held: Weak<Mutex<Held>>) {
     }
 }
 
-/// Packets of these interfaces until the client hangs up. One that reads slowly is given fewer.
-pub fn answer(
-    request: &CaptureRequest,
-    taps: Vec<(String, Tap)>,
-    turn: OwnedSemaphorePermit,
-) -> Response {
-    let sources = taps.into_iter().map(|(interface, tap)| CaptureSource {
-        interface,
-        tap,
+/// Packets until the client hangs up. One that reads slowly is given fewer.
+pub fn answer(request: &CaptureRequest, tap: Tap, turn: OwnedSemaphorePermit) -> Response {
+    let sources = tap.interfaces().map(|interface| CaptureSource {
+        interface: Arc::clone(interface),
         wanted: 0,
         missed: 0,
     });
@@ -117,8 +137,8 @@ pub fn answer(
         }
     };
     let held = Arc::new(Mutex::new(Held {
+        tap: Some((tap, turn)),
         sources,
-        turn: Some(turn),
         asked: Instant::now(),
     }));
     tokio::spawn(watch(Arc::downgrade(&held)));
@@ -164,26 +184,40 @@ impl CaptureStream {
     /// The packets of a round, in the order in which they came.
     fn round(&mut self) -> anyhow::Result<BytesMut> {
         let now = host::timebase()?;
-        let mut packets = Vec::new();
         let mut held = lock(&self.held);
-        ensure!(
-            held.turn.is_some(),
-            "what was sent has not been read for too long"
-        );
+        let Some((tap, _turn)) = &mut held.tap else {
+            bail!("what was sent has not been read for too long");
+        };
+        let Round {
+            mut packets,
+            missed,
+        } = tap.round()?;
         held.asked = Instant::now();
-        for (number, source) in (0..).zip(&mut held.sources) {
-            let round = source.tap.round()?;
-            source.wanted += round.packets.len() as u64 + round.missed;
-            source.missed += round.missed;
-            packets.extend(round.packets.into_iter().map(|packet| (number, packet)));
-        }
-        packets.sort_by_key(|(_, packet)| packet.boot_ns);
+        packets.sort_by_key(|packet| packet.boot_ns);
         let mut block = BytesMut::new();
-        for (number, packet) in packets {
-            let interface = &held.sources[number as usize].interface;
-            self.write(&mut block, (number, interface), packet, now)?;
+        for (interface, missed) in missed {
+            // Nothing is told of an interface without packets.
+            if missed != 0 {
+                let source = self.number(&mut held, &mut block, &interface);
+                held.count(source, (missed, missed));
+            }
+        }
+        for packet in packets {
+            let interface = Arc::clone(&packet.interface);
+            let source = self.number(&mut held, &mut block, &interface);
+            held.count(source, (1, 0));
+            self.write(&mut block, (source, &interface), packet, now)?;
         }
         Ok(block)
+    }
+
+    /// The number by which the client knows an interface.
+    fn number(&self, held: &mut Held, block: &mut BytesMut, interface: &Arc<str>) -> u32 {
+        held.number(interface, |name| {
+            if self.form == Form::Pcapng {
+                pcapng::interface(block, name, self.length as u32);
+            }
+        })
     }
 
     fn write(

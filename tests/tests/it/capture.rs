@@ -20,7 +20,7 @@ use lab::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::site::{OPEN, OPEN_80, Site, fails, policy};
+use crate::site::{OPEN, OPEN_80, Site, fails, pins_of, policy};
 
 const LIMITED: &str = "
 [[service]]
@@ -420,8 +420,7 @@ fn wait_until_unwanted(lab: &Lab) {
 
 /// Whether the kernel is asked for any packet.
 fn is_wanted(lab: &Lab) -> bool {
-    let folder = fs::read_dir(lab.pins()).unwrap().next().unwrap().unwrap();
-    let map = folder.path().join("wan/_data_capture");
+    let map = pins_of(lab, "%host").join("_data_capture");
     let mut command = Command::new("bpftool");
     command
         .args(["map", "lookup", "pinned"])

@@ -8,13 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use guard_common::layout;
 use lab::{
     guard::{Guard, binary, output, whereabouts, write_policy},
     process::{run, wait_for},
     topology::{HOST_V4, INTERFACE, USER_V4},
 };
 
-use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy};
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of, policy};
 
 /// So many denied addresses take the loop some time to load.
 fn large(mode: &str) -> String {
@@ -129,8 +130,7 @@ fn an_interface_whose_state_cannot_be_opened_is_not_called_guarded() {
     let site = Site::new();
     let guard = Guard::start(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
     // A folder that is not empty where the guard's own map should be.
-    let layout = fs::read_dir(site.lab.pins()).unwrap().next().unwrap();
-    let odd = layout.unwrap().path().join("second/ABOUT");
+    let odd = pins_of(&site.lab, "second").join(layout::ABOUT_INTERFACE);
     fs::create_dir_all(odd.join("theirs")).unwrap();
     let host = &site.lab.host;
     let peer = site.lab.internet.name();
@@ -141,7 +141,7 @@ fn an_interface_whose_state_cannot_be_opened_is_not_called_guarded() {
         let status = guard.json("status")?;
         let why = status["not_enforcing_because"].to_string();
         anyhow::ensure!(why.contains("not attached to second"), "{status}");
-        anyhow::ensure!(why.contains("ABOUT"), "{status}");
+        anyhow::ensure!(why.contains(layout::ABOUT_INTERFACE), "{status}");
         Ok(())
     })
     .unwrap();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     attempt::with_enough_time,
-    site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy},
+    site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of, policy},
 };
 
 #[test]
@@ -149,7 +149,7 @@ fn counters_go_on_over_reloads_and_old_generations_are_freed() {
         serde_json::from_str(&text).unwrap()
     };
     // Every generation of this guard uses the same counters.
-    let pin = site.lab.pins().join("v1").join(INTERFACE).join("COUNTERS");
+    let pin = pins_of(&site.lab, INTERFACE).join("COUNTERS_0");
     let counters = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()])["id"].clone();
     let programs = || {
         let list = bpftool(&["prog", "list"]);

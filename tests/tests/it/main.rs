@@ -40,6 +40,7 @@ mod state;
 mod stopped;
 mod storm;
 mod top;
+mod uplinks;
 mod ways;
 mod web;
 mod worlds;

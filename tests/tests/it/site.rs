@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use guard_common::layout;
 use lab::{
     guard::{Guard, output, write_policy},
     http::{HttpOutcome, get},
@@ -102,6 +103,12 @@ impl Site {
         let lines = link.lines().filter(|line| line.contains("prog/xdp"));
         lines.collect()
     }
+}
+
+/// Where the guard of a lab pins what is one interface's, or all interfaces' (`%host`).
+pub fn pins_of(lab: &Lab, interface: &str) -> PathBuf {
+    let version = format!("v{}", layout::VERSION);
+    lab.pins().join(version).join(interface)
 }
 
 pub fn fails(output: &Output, code: i32, words: &[&str]) {

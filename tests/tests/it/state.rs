@@ -19,7 +19,7 @@ use lab::{
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails};
+use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of};
 
 /// Mounts a small file system where the state is. It goes with the lab's folder.
 fn small_state(site: &Site) -> PathBuf {
@@ -290,7 +290,7 @@ fn a_state_that_cannot_be_read_is_left_as_it_is_and_the_agent_starts() {
 #[test]
 fn a_folder_in_the_pins_keeps_nothing_else_from_going() {
     let site = Site::new();
-    let odd = site.lab.pins().join("v1").join(INTERFACE).join("aaa");
+    let odd = pins_of(&site.lab, INTERFACE).join("aaa");
     for has_agent in [true, false] {
         let guard = site.start("enforce", SHUT);
         assert_eq!(site.ask(), CLOSED);
@@ -315,7 +315,7 @@ fn a_folder_in_the_pins_keeps_nothing_else_from_going() {
 #[test]
 fn what_is_pinned_as_a_link_and_is_none_is_as_if_there_were_none() {
     let site = Site::new();
-    let folder = site.lab.pins().join("v1").join(INTERFACE);
+    let folder = pins_of(&site.lab, INTERFACE);
     fs::create_dir_all(&folder).unwrap();
     for name in ["link", "egress"] {
         // Number 6 is a map of this kind and a link of XDP.
@@ -362,7 +362,7 @@ fn a_second_agent_with_the_same_pins_ends_and_says_what_to_change() {
     fs::remove_dir_all(site.lab.pins()).unwrap();
     wait_for(Duration::from_secs(15), || {
         anyhow::ensure!(guard.json("status")?["enforcing"] == true);
-        anyhow::ensure!(site.lab.pins().join("v1").is_dir());
+        anyhow::ensure!(pins_of(&site.lab, INTERFACE).is_dir());
         Ok(())
     })
     .unwrap();

@@ -321,9 +321,12 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
 }
 
 /// Maps that hold what was counted, charged or seen, or are the program's own scratch.
-const STATE: [&str; 13] = [
-    "COUNTERS",
-    "TALKERS",
+const STATE: [&str; 14] = [
+    // What is kept for each interface: counters, talkers and losses.
+    "standalone_perc",
+    "COUNTER_ROWS",
+    "TALKER_ROWS",
+    "LOSS_ROWS",
     "CELLS",
     "NARROW_CELLS",
     "TOTALS",
@@ -332,7 +335,6 @@ const STATE: [&str; 13] = [
     "ACCOUNTS",
     "EVENTS",
     "GRANT",
-    "LOSSES",
     ".data.capture",
     "AYA_LOGS",
 ];

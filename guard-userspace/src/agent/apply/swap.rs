@@ -1,4 +1,4 @@
-//! Puts generations that are loaded in force, interface by interface, and back again if one of them refuses.
+//! Puts a generation that is loaded in force, interface by interface, and back again if one of them refuses.
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Instant};
 
@@ -12,15 +12,18 @@ use crate::{
         gate::Epoch,
         plan::{Content, Target},
     },
-    dataplane::{Force, PortNews, Prepared, Programs, TakenOff, needs_another},
+    dataplane::{
+        Attachment, Dataplane, LoadError, PortNews, Prepared, Programs, TakenOff, needs_another,
+    },
     host::{self, Host, ReadError, Reading, UdpFlow, XdpState, read},
+    policy::Containers,
 };
 
-/// A generation that waits to be put in force.
-pub(super) struct PendingGeneration {
-    pub(super) index: u32,
+/// An interface that waits for its program.
+#[derive(Clone, Copy)]
+pub(super) struct PendingSwap<'a> {
+    pub(super) target: &'a Target,
     pub(super) found: Option<XdpState>,
-    pub(super) generation: Prepared,
     /// It takes the place of another one of this guard.
     pub(super) swaps: bool,
 }
@@ -28,93 +31,178 @@ pub(super) struct PendingGeneration {
 /// What was done on an interface, to be undone.
 struct Done {
     index: u32,
-    before: Option<Prepared>,
+    /// What this agent had put in force there before.
+    before: Option<u32>,
     swaps: bool,
     /// Programs of this guard that were in the way, by the index of their interface.
     above: BTreeMap<u32, TakenOff>,
 }
 
 impl Applier {
+    /// Puts a generation in force on interfaces, or what is in force already (`None`).
     pub(super) fn put_in_force(
         &mut self,
-        mut steps: Vec<PendingGeneration>,
+        steps: Vec<PendingSwap<'_>>,
+        next: Option<Prepared>,
         order: &Order<'_>,
-        force: Force,
     ) -> Result<(), ChangeError> {
-        // An interface may refuse its first program, and then nothing has been swapped elsewhere.
-        steps.sort_by_key(|step| step.swaps);
+        let is_next = next.is_some();
+        let content = &order.plan.content;
+        let mut latest = Arc::clone(&content.containers);
+        if let Some(next) = next {
+            latest = self.begin(next, order)?;
+        }
+        let result = self.put_on_all(steps, order);
+        if is_next {
+            match &result {
+                Ok(done) if !done.is_empty() => self.commit(order)?,
+                _ => self.abandon(),
+            }
+        }
+        for index in result? {
+            if let Some(attached) = self.attachments.get_mut(&index) {
+                attached.trouble = None;
+                attached.swapped = Instant::now();
+            }
+            if is_next {
+                let mut content = content.clone();
+                content.containers = Arc::clone(&latest);
+                self.content = Some(content);
+                self.fallback.clone_from(&order.plan.fallback);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to put a generation in force. Returns what containers publish by now.
+    fn begin(&mut self, next: Prepared, order: &Order<'_>) -> Result<Arc<Containers>, ChangeError> {
+        let turn = self.gate.enter(order.epoch)?;
+        let dataplane = self.dataplane.as_mut();
+        let dataplane = dataplane.ok_or(LoadError::Incomplete("state"))?;
+        let attachments = self.attachments.values_mut();
+        dataplane.begin(next, attachments.map(|one| &mut one.attachment))?;
+        drop(turn);
         // Meanwhile a container may have come. From here on its ports are closed in what waits as well.
-        self.follow_ports(&steps);
+        self.follow_ports();
+        // Written again into what may be a table of its own.
+        self.rows.clear();
         let latest = (order.latest)();
         let content = &order.plan.content;
-        if *latest != *content.containers {
-            let ground = ground(content, &latest)?;
-            for step in &mut steps {
-                let news = PortNews::default();
-                let mut news = news.with_newest(order.latest, &content.local_ports);
-                let changed = step.generation.change(&ground, &mut news);
-                self.closer.give_back(news.kept);
-                match changed {
-                    // The next plan has it.
-                    Err(error) if needs_another(&error) => {}
-                    result => result?,
+        if *latest != *content.containers
+            && let Some(next) = self.dataplane.as_mut().and_then(Dataplane::next_mut)
+        {
+            let ground = ground(content, &latest);
+            let news = PortNews::default();
+            let mut news = news.with_newest(order.latest, &content.local_ports);
+            let changed = ground.and_then(|ground| next.change(&ground, &mut news));
+            self.closer.give_back(news.kept);
+            match changed {
+                Ok(()) => {}
+                // The next plan has it.
+                Err(error) if needs_another(&error) => {}
+                Err(error) => {
+                    self.abandon();
+                    return Err(error.into());
                 }
             }
         }
-        let flows = open_flows(order.host, content)?;
-        let mut done = Vec::new();
+        Ok(latest)
+    }
+
+    /// # Errors
+    /// An emergency exit came first: what it did stands.
+    fn commit(&mut self, order: &Order<'_>) -> Result<(), ChangeError> {
+        let turn = self.gate.enter(order.epoch);
+        let dataplane = self.dataplane.as_mut();
+        let dataplane = dataplane.ok_or(LoadError::Incomplete("state"))?;
+        let attachments: Vec<&Attachment> = self
+            .attachments
+            .values()
+            .map(|one| &one.attachment)
+            .collect();
+        match turn {
+            Ok(_turn) => Ok(dataplane.commit(&attachments)?),
+            Err(overtaken) => {
+                dataplane.forget_next();
+                Err(overtaken.into())
+            }
+        }
+    }
+
+    fn abandon(&mut self) {
+        if let Some(dataplane) = &mut self.dataplane {
+            let attachments = self.attachments.values_mut();
+            let mut attachments: Vec<&mut Attachment> =
+                attachments.map(|one| &mut one.attachment).collect();
+            dataplane.abandon(&mut attachments);
+        }
+    }
+
+    /// Puts it on each interface. Returns the indices of those that have it. Flows are recorded before anything is
+    /// judged, and those that are open already are known.
+    fn put_on_all(
+        &mut self,
+        steps: Vec<PendingSwap<'_>>,
+        order: &Order<'_>,
+    ) -> Result<Vec<u32>, ChangeError> {
+        if let Some(dataplane) = &self.dataplane {
+            dataplane.restore_pins()?;
+        }
+        let mut ready = Vec::new();
         for step in steps {
-            let PendingGeneration {
-                index,
-                found,
-                generation,
-                swaps,
-            } = step;
-            let Some(target) = order.plan.targets.iter().find(|one| one.index == index) else {
-                continue;
-            };
-            let result = self.put_one(target, found, generation, order, force, &flows);
-            match result {
-                Ok((before, above)) => done.push(Done {
+            match self.make_ready(&step, order) {
+                Ok(()) => ready.push(step),
+                Err(error) => self.refused(step.target, order.unit, order, error)?,
+            }
+        }
+        self.assign_rows(order.host)?;
+        if let Some(dataplane) = &self.dataplane {
+            dataplane.seed_flows(|| open_flows(order.host, &order.plan.content))?;
+        }
+        let mut done = Vec::new();
+        for step in ready {
+            let index = step.target.index;
+            let attached = self.attachments.get(&index);
+            let before = attached.and_then(|one| one.attachment.program_id());
+            (order.step)();
+            match self.put_one(&step, order) {
+                Ok(above) => done.push(Done {
                     index,
                     before,
-                    swaps,
+                    swaps: step.swaps,
                     above,
                 }),
                 Err(error) if order.unit == RollbackScope::Whole && !self.is_left_out(index) => {
                     self.put_back(done, order.epoch);
-                    return self.refused(target, order.unit, order, error);
+                    self.refused(step.target, order.unit, order, error)?;
+                    return Ok(Vec::new());
                 }
-                Err(error) => self.refused(target, order.unit, order, error)?,
+                Err(error) => self.refused(step.target, order.unit, order, error)?,
             }
         }
-        for Done { index, before, .. } in done {
-            if let Some(attached) = self.attachments.get_mut(&index) {
-                attached.attachment.let_go(before);
-                let mut content = content.clone();
-                content.containers = Arc::clone(&latest);
-                attached.content = Some(content);
-                attached.fallback.clone_from(&order.plan.fallback);
-                attached.trouble = None;
-                attached.swapped = Instant::now();
-            }
+        Ok(done.iter().map(|one| one.index).collect())
+    }
+
+    fn make_ready(&mut self, step: &PendingSwap<'_>, order: &Order<'_>) -> Result<(), ChangeError> {
+        let _turn = self.gate.enter(order.epoch)?;
+        let dataplane = self.dataplane.as_mut();
+        let attached = self.attachments.get_mut(&step.target.index);
+        if let (Some(dataplane), Some(attached)) = (dataplane, attached) {
+            attached.attachment.restore_pins()?;
+            dataplane.make_ready(&mut attached.attachment)?;
         }
         Ok(())
     }
 
     fn put_one(
         &mut self,
-        target: &Target,
-        found: Option<XdpState>,
-        generation: Prepared,
+        step: &PendingSwap<'_>,
         order: &Order<'_>,
-        force: Force,
-        flows: &[UdpFlow],
-    ) -> Result<(Option<Prepared>, BTreeMap<u32, TakenOff>), ChangeError> {
+    ) -> Result<BTreeMap<u32, TakenOff>, ChangeError> {
         let mut above = BTreeMap::new();
-        let taken_off = self.take_off_above(target, found, order, force, &mut above);
+        let taken_off = self.take_off_above(step, order, &mut above);
         let put = match taken_off {
-            Ok(()) => self.put_below(target, found, generation, order, force, flows),
+            Ok(()) => self.put_below(step, order),
             Err(error) => Err(error),
         };
         // What the policy chooses as well goes back at once, and is swapped in its turn.
@@ -123,30 +211,23 @@ impl Applier {
             .into_iter()
             .partition(|(index, _)| put.is_err() || is_chosen(index));
         self.restore(back, order.epoch);
-        Ok((put?, above))
+        put?;
+        Ok(above)
     }
 
-    fn put_below(
-        &mut self,
-        target: &Target,
-        found: Option<XdpState>,
-        generation: Prepared,
-        order: &Order<'_>,
-        force: Force,
-        flows: &[UdpFlow],
-    ) -> Result<Option<Prepared>, ChangeError> {
+    fn put_below(&mut self, step: &PendingSwap<'_>, order: &Order<'_>) -> Result<(), ChangeError> {
+        let PendingSwap { target, found, .. } = *step;
         let turn = self.gate.enter(order.epoch)?;
-        let Some(attached) = self.attachments.get_mut(&target.index) else {
-            return Ok(None);
+        let dataplane = self.dataplane.as_mut();
+        let attached = self.attachments.get_mut(&target.index);
+        let (Some(dataplane), Some(attached)) = (dataplane, attached) else {
+            return Ok(());
         };
         let programs = programs(target.index, found);
-        let put = attached
-            .attachment
-            .put_in_force(generation, programs, force, || flows.to_vec());
+        let put = dataplane.put(&mut attached.attachment, &programs, order.force);
         drop(turn);
-        let (before, refusal) = put?;
-        tell(target, attached, order, refusal);
-        Ok(before)
+        tell(target, attached, order, put?);
+        Ok(())
     }
 
     /// The kernel attaches no program to an interface while a device above it has one. If that is the guard's own, it
@@ -154,12 +235,11 @@ impl Applier {
     /// holds what is to be put back. For a swap it may stay.
     fn take_off_above(
         &mut self,
-        target: &Target,
-        found: Option<XdpState>,
+        step: &PendingSwap<'_>,
         order: &Order<'_>,
-        force: Force,
         taken_off: &mut BTreeMap<u32, TakenOff>,
     ) -> Result<(), ChangeError> {
+        let PendingSwap { target, found, .. } = *step;
         let attached = self.attachments.get(&target.index);
         if attached.is_some_and(|attached| attached.attachment.is_on(found)) {
             return Ok(());
@@ -169,14 +249,16 @@ impl Applier {
                 continue;
             }
             if let Some(attached) = self.attachments.get(&target.index) {
-                attached.attachment.require_free(found, force)?;
+                attached.attachment.require_free(found, order.force)?;
             }
-            let Some(attached) = self.attachments.get_mut(index) else {
+            let (Some(attached), Some(dataplane)) =
+                (self.attachments.get_mut(index), &self.dataplane)
+            else {
                 continue;
             };
             let program = xdp_of(*index).context("this host's interfaces cannot be read")?;
             let _turn = self.gate.enter(order.epoch)?;
-            if let Some(taken) = attached.attachment.take_off(program)? {
+            if let Some(taken) = dataplane.take_off(&mut attached.attachment, program)? {
                 taken_off.insert(*index, taken);
             }
         }
@@ -201,6 +283,7 @@ impl Applier {
 
     /// Undoes what was done on some interfaces when another one refused.
     fn put_back(&mut self, done: Vec<Done>, epoch: Epoch) {
+        let mut rows = Vec::new();
         for Done {
             index,
             before,
@@ -218,13 +301,19 @@ impl Applier {
                 return;
             };
             let result = match before {
-                Some(before) => attached
-                    .attachment
-                    .put_in_force(before, programs(index, found), Force::No, Vec::new)
-                    .map(drop),
+                Some(before) => match &mut self.dataplane {
+                    Some(dataplane) => {
+                        let programs = programs(index, found);
+                        dataplane.put_back(&mut attached.attachment, before, &programs)
+                    }
+                    None => Ok(()),
+                },
                 // It had none before. What an agent before this one left cannot be put back.
                 None if !swaps => match self.attachments.remove(&index) {
-                    Some(attached) => attached.attachment.detach(),
+                    Some(attached) => {
+                        rows.push(attached.attachment.row());
+                        attached.attachment.detach()
+                    }
                     None => Ok(()),
                 },
                 None => Ok(()),
@@ -239,11 +328,12 @@ impl Applier {
             drop(turn);
             self.restore(above, epoch);
         }
+        self.leave_rows(&rows);
     }
 }
 
 /// The UDP flows of this host and its containers; what comes to others' addresses is no flow of this host's.
-fn open_flows(host: &Host, content: &Content) -> Result<Vec<UdpFlow>, ChangeError> {
+fn open_flows(host: &Host, content: &Content) -> Vec<UdpFlow> {
     let own = host.own_addresses().unwrap_or_default();
     let networks = &content.containers.networks;
     let mut flows = host::open_udp_flows();
@@ -252,7 +342,7 @@ fn open_flows(host: &Host, content: &Content) -> Result<Vec<UdpFlow>, ChangeErro
         let mut networks = networks.iter();
         own.contains(&local) || networks.any(|network| network.prefix.contains(&local))
     });
-    Ok(flows)
+    flows
 }
 
 /// The program of an interface at this moment.

@@ -278,7 +278,7 @@ async fn capture(
             "somebody captures already, and there is one at a time: end that one first".to_owned(),
         )
     })?;
-    let taps = served.agent.taps(&request)?;
+    let tap = served.agent.tap(&request)?;
     lasting.set();
     info!(
         reasons = request.reasons,
@@ -288,7 +288,7 @@ async fn capture(
         by = by.to_string(),
         "a capture begins"
     );
-    Ok(capture::answer(&request, taps, turn))
+    Ok(capture::answer(&request, tap, turn))
 }
 
 /// What operators let through or drop for a while.

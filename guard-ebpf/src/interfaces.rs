@@ -1,0 +1,25 @@
+//! The row of the interface that a packet came in on, in the tables that are kept for each.
+
+use aya_ebpf::programs::XdpContext;
+use guard_common::interfaces::{InterfacePlace, LOOKS, PLACES, UNKNOWN_ROW, first_place};
+
+use crate::{maps::INTERFACES, order::masked};
+
+#[inline(always)]
+pub fn row(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the one that this program was called with.
+    let interface = unsafe { (*ctx.ctx).ingress_ifindex };
+    let Some(places) = INTERFACES.get_ptr(0) else {
+        return UNKNOWN_ROW;
+    };
+    let first = first_place(interface);
+    for look in 0..LOOKS as usize {
+        let at = masked::<{ PLACES as u64 - 1 }>((first + look) as u64);
+        // SAFETY: the place is within the value, which lives as long as the program.
+        let place = unsafe { *places.cast::<InterfacePlace>().add(at as usize) };
+        if place.interface == interface {
+            return place.row;
+        }
+    }
+    UNKNOWN_ROW
+}

@@ -1,0 +1,712 @@
+//! The generations in force on this host's interfaces, one after the other, and the state that they share.
+//!
+//! A policy is loaded once, and put in force interface by interface, each in one atomic step. Everything but what is
+//! counted is the host's: budgets, flows and entries are the same whichever interface a packet comes in on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::IpAddr,
+    path::Path,
+    process,
+    sync::{Arc, Weak},
+};
+
+use aya::maps::{Map, ProgramArray};
+use guard_common::{
+    interfaces::MAX_ROWS,
+    layout::{self, About, CaptureFilter, feature},
+};
+use guard_host::{UdpFlow, XdpState};
+use guard_policy::{Exhausted, Ground, Policy, Seats, Tables};
+use tracing::warn;
+
+use super::{
+    Generation, LoadError, Purpose, Shared,
+    attach::{Attachment, TakenOff, linked},
+    error::AttachError,
+    interface::{InterfaceState, InterfaceTables},
+    mode::{Force, Programs},
+    pins::{Pins, remove_hosts_of_other_layouts},
+    ports::PortNews,
+    rows::{self, EnteredRows},
+    state::{HostState, SHARED, SharedMap, StateError, bytes_of, map_info, shared_maps},
+    tap,
+};
+
+/// A policy as it is put in force: its file, its seats, its programs.
+pub struct Prepared {
+    generation: Generation,
+    policy: Arc<Policy>,
+    seats: Seats,
+    facts: PolicyFacts,
+    /// The row of the one interface that it is for, if it is for one alone.
+    alone: Option<u32>,
+}
+
+/// What a reader of the pins is told of a policy.
+#[derive(Clone, Debug)]
+pub struct PolicyFacts {
+    pub path: String,
+    /// In hexadecimal.
+    pub sha256: String,
+    pub loaded_ms: i64,
+    /// When its trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is none.
+    pub trial_until: u64,
+}
+
+impl Prepared {
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Brings one of its tables to this host's own addresses.
+    ///
+    /// # Errors
+    /// As [`Generation::change_own_sources`].
+    pub fn change_own_sources(&mut self, next: &BTreeSet<IpAddr>) -> Result<(), LoadError> {
+        self.generation.change_own_sources(next)
+    }
+
+    /// Brings its tables to what has changed around its policy: published ports, container networks,
+    /// entries.
+    ///
+    /// # Errors
+    /// As [`Generation::change`].
+    pub fn change(
+        &mut self,
+        ground: &Ground<'_>,
+        news: &mut PortNews<'_>,
+    ) -> Result<(), LoadError> {
+        let tables = Tables::compile_at(&self.policy, ground, &self.seats);
+        self.generation.change(tables, news)
+    }
+
+    /// Whether packets of these interfaces, by their rows, are counted where they should be.
+    pub fn is_for(&self, rows: &BTreeSet<u32>) -> bool {
+        self.alone
+            .is_none_or(|alone| rows.iter().all(|row| *row == alone))
+    }
+
+    fn is_trial(&self) -> bool {
+        self.facts.trial_until != 0
+    }
+
+    fn has_program(&self, id: u32) -> bool {
+        self.generation.program_id().is_ok_and(|own| own == id)
+    }
+}
+
+/// What all guarded interfaces of this host share.
+pub struct Dataplane {
+    state: HostState,
+    /// Of the generation in force, or of the agent before this one.
+    seats: Seats,
+    in_force: Option<Prepared>,
+    /// During a trial: what the kernel goes back to by itself.
+    fallback: Option<Prepared>,
+    /// What an interface still has that refused to swap it.
+    older: Vec<Prepared>,
+    /// What is being put in force.
+    next: Option<Prepared>,
+    /// Those of interfaces that have pins.
+    rows: BTreeSet<u32>,
+    entered: EnteredRows,
+    /// Whoever reads packets holds it as well.
+    tapped: Arc<()>,
+}
+
+impl Dataplane {
+    /// Takes over what an agent before this one left. Nothing changes yet.
+    pub fn open(root: &Path, namespace: u64) -> Result<Self, AttachError> {
+        let (state, seats) = HostState::open(root, namespace, &linked(root)?)?;
+        // There may be none. What nobody reads ends with its grant in any case.
+        let _result = tap::end(&state);
+        let mut rows = BTreeSet::new();
+        for pins in Pins::existing(root)? {
+            if let Some(state) = InterfaceState::existing(&pins)? {
+                rows.insert(state.row());
+            }
+        }
+        Ok(Self {
+            state,
+            seats,
+            in_force: None,
+            fallback: None,
+            older: Vec::new(),
+            next: None,
+            rows,
+            entered: EnteredRows::default(),
+            tapped: Arc::new(()),
+        })
+    }
+
+    fn root(&self) -> &Path {
+        self.state.pins.root()
+    }
+
+    /// Opens what is kept for an interface, or makes it. Nothing is attached yet.
+    pub fn open_interface(&mut self, pins: Pins) -> Result<Attachment, AttachError> {
+        let about = self.state.about().map_err(StateError::from)?;
+        let host = about.hash_key.0[0];
+        if let Some(state) = InterfaceState::existing(&pins)? {
+            let of_interface = state.about().map_err(StateError::from)?;
+            if of_interface.host == host {
+                return Ok(Attachment::of(state));
+            }
+            // The numbers of its services mean nothing any more.
+            self.rows.remove(&of_interface.row);
+        }
+        let mut free = (1..MAX_ROWS).filter(|row| !self.rows.contains(row));
+        let row = free.next();
+        let row = row.ok_or_else(|| AttachError::NoRow(pins.interface().to_owned()))?;
+        let state = InterfaceState::create(pins, host, row)?;
+        self.rows.insert(row);
+        Ok(Attachment::of(state))
+    }
+
+    /// Rows of interfaces whose pins are gone.
+    pub fn leave(&mut self, rows: &[u32]) {
+        for row in rows {
+            self.rows.remove(row);
+        }
+        if let Some(Prepared { generation, .. }) = &self.in_force
+            && let Err(error) = self.entered.leave(generation, rows)
+        {
+            warn!("counters of interfaces that are gone stay in memory: {error}");
+        }
+    }
+
+    /// Whether the state is where an agent after this one, and who reads it without one, will look for it.
+    pub fn is_pinned(&self) -> bool {
+        self.state.pins.has(layout::ABOUT)
+    }
+
+    /// Pins again what somebody has removed by hand, so that it goes on as it was.
+    pub fn restore_pins(&self) -> Result<(), AttachError> {
+        self.state.restore_pins()?;
+        let pins = &self.state.pins;
+        let Some(Prepared { generation, .. }) = &self.in_force else {
+            return Ok(());
+        };
+        for SharedMap { name, .. } in shared_maps(generation.tables()) {
+            if !pins.has(name) {
+                generation.map(name)?.pin(pins.path(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A capture that reads packets holds it strongly. A snapshot, which may start a capture later, does not.
+    pub fn tapped(&self) -> Weak<()> {
+        Arc::downgrade(&self.tapped)
+    }
+
+    fn is_tapped(&self) -> bool {
+        Arc::strong_count(&self.tapped) > 1
+    }
+
+    /// Loads a fresh generation of the program for a policy. Nothing changes yet. `alone`: the interface, if it is the
+    /// only one.
+    pub fn prepare(
+        &self,
+        policy: &Arc<Policy>,
+        ground: &Ground<'_>,
+        tick_ns: u64,
+        facts: PolicyFacts,
+        alone: Option<&Attachment>,
+    ) -> Result<Prepared, AttachError> {
+        // What a trial goes back to judges again without being asked.
+        let held: BTreeSet<&str> = self
+            .generations()
+            .flat_map(|generation| &generation.tables().services)
+            .map(|service| service.name.as_str())
+            .collect();
+        let seats = self.seats.next(policy, |name| held.contains(name));
+        let seats = seats.map_err(|Exhausted| AttachError::NoRoom)?;
+        let mut tables = Tables::compile_at(policy, ground, &seats);
+        if facts.trial_until != 0
+            && let Some(before) = &self.in_force
+        {
+            // The policy that comes back needs the flows of meanwhile.
+            tables.features |= before.generation.tables().features & feature::FLOWS;
+        }
+        let about = self.state.about().map_err(LoadError::from)?;
+        let mut pins = self
+            .state
+            .reusable(&tables, self.seats.shares_cells(&seats));
+        let capture = if pins.iter().any(|(name, _)| *name == layout::CAPTURE) {
+            tap::wanted_now(&self.state)
+        } else {
+            CaptureFilter::NONE
+        };
+        if let Some(alone) = alone {
+            tables.features |= feature::ALONE;
+            pins.extend(alone.state.tables.pins_of_alone());
+        }
+        // What changes during a trial goes back to where the trial would.
+        let goes_on = facts.trial_until != 0 && self.is_on_trial();
+        if goes_on {
+            pins.push((layout::PREVIOUS, self.state.pins.path(layout::PREVIOUS)));
+        }
+        let shared = Shared {
+            hash_key: about.hash_key,
+            pins,
+            capture,
+            trial_until: facts.trial_until,
+            is_attached: true,
+        };
+        let purpose = if facts.trial_until == 0 {
+            Purpose::Service
+        } else {
+            Purpose::Trial
+        };
+        let generation = Generation::load_for(purpose, tables, tick_ns, &shared)?;
+        if !self.is_tapped() {
+            // A capture may have ended while the program was loaded. If this fails, the next one puts it right.
+            let _result = tap::end(&self.state);
+        }
+        Ok(Prepared {
+            generation,
+            policy: Arc::clone(policy),
+            seats,
+            facts,
+            alone: alone.map(Attachment::row),
+        })
+    }
+
+    fn is_on_trial(&self) -> bool {
+        self.in_force.as_ref().is_some_and(Prepared::is_trial)
+    }
+
+    /// Begins to put a generation in force: everything that it shares is pinned, and what changes hands is emptied.
+    /// `all` are the interfaces that there are, also those that keep what they have.
+    ///
+    /// # Errors
+    /// The generation before it stays in force.
+    pub fn begin<'a>(
+        &mut self,
+        mut next: Prepared,
+        all: impl Iterator<Item = &'a mut Attachment>,
+    ) -> Result<(), AttachError> {
+        let all: Vec<&mut Attachment> = all.collect();
+        let begun = self.remember_previous(&mut next, &all).and_then(|()| {
+            self.try_begin(
+                &mut next,
+                all.into_iter().map(|one| &mut one.state).collect(),
+            )
+        });
+        self.next = Some(next);
+        if begun.is_err() {
+            self.abandon(&mut []);
+        }
+        begun
+    }
+
+    /// Tells a trial what each interface goes back to. What had no program before has none to go back to: its packets
+    /// pass then.
+    fn remember_previous(
+        &self,
+        next: &mut Prepared,
+        all: &[&mut Attachment],
+    ) -> Result<(), AttachError> {
+        // What changes during a trial goes back to where the trial would.
+        if !next.is_trial() || self.is_on_trial() {
+            return Ok(());
+        }
+        let Some(before) = &self.in_force else {
+            return Ok(());
+        };
+        let had = all.iter().filter(|attachment| {
+            let program = attachment.program_id();
+            program.is_some_and(|id| before.has_program(id))
+        });
+        let program = before.generation.program()?.fd().map_err(LoadError::from)?;
+        let map = next.generation.map_mut(layout::PREVIOUS)?;
+        let mut previous = ProgramArray::try_from(map).map_err(LoadError::from)?;
+        for attachment in had {
+            let row = attachment.row();
+            previous.set(row, program, 0).map_err(LoadError::from)?;
+        }
+        Ok(())
+    }
+
+    fn try_begin(
+        &mut self,
+        next: &mut Prepared,
+        mut all: Vec<&mut InterfaceState>,
+    ) -> Result<(), AttachError> {
+        let highest = next.seats.places.values().map(|place| place.number).max();
+        let highest = highest.unwrap_or(layout::NO_SERVICE);
+        self.state.unknown.reach(highest)?;
+        for state in &mut all {
+            state.tables.reach(highest)?;
+        }
+        self.pin_waiting(&next.generation, next.is_trial())?;
+        let rows = all.iter().map(|state| (state.row(), &state.tables));
+        let unknown = (guard_common::interfaces::UNKNOWN_ROW, &self.state.unknown);
+        self.entered
+            .enter(&next.generation, rows.chain([unknown]))?;
+        let cells = map_id(&next.generation, next.generation.tables().cells_map())?;
+        let changes = next.seats.changes_since(&self.seats);
+        next.generation.empty(&changes)?;
+        let numbers: Vec<u16> = changes
+            .numbers
+            .iter()
+            .map(|(number, _, _)| *number)
+            .collect();
+        if !numbers.is_empty() {
+            let tables = all.into_iter().map(|state| &mut state.tables);
+            for tables in tables.chain([&mut self.state.unknown]) {
+                empty_numbers(tables, &numbers)?;
+            }
+        }
+        self.state
+            .set_seats(&next.seats, cells)
+            .map_err(StateError::from)?;
+        let mut about = self.state.about().map_err(StateError::from)?;
+        about.next_program = next.generation.program_id()?;
+        self.state.set_about(&about).map_err(StateError::from)?;
+        if let Some(before) = &self.in_force {
+            let slices = next.seats.unmoved(&before.seats);
+            next.generation.take_over(&before.generation, slices)?;
+        }
+        Ok(())
+    }
+
+    /// Pins the maps of a generation that its successors will share, beside those in use.
+    fn pin_waiting(&self, generation: &Generation, is_trial: bool) -> Result<(), AttachError> {
+        let pins = &self.state.pins;
+        for name in shared_names(generation, is_trial) {
+            pins.remove_next(name)?;
+            let pinned = map_info(pins, name).map(|info| info.id());
+            if pinned != Some(map_id(generation, name)?) {
+                generation.map(name)?.pin(pins.next(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes ready an interface that shall get what is begun, or what is in force: packets that are counted for it find
+    /// its counters, and flows are recorded on its way out.
+    pub fn make_ready(&mut self, attachment: &mut Attachment) -> Result<(), AttachError> {
+        let Some(prepared) = self.next.as_mut().or(self.in_force.as_mut()) else {
+            return Err(LoadError::Incomplete("generation").into());
+        };
+        let highest = prepared.seats.places.values().map(|place| place.number);
+        let tables = &mut attachment.state.tables;
+        tables.reach(highest.max().unwrap_or(layout::NO_SERVICE))?;
+        let row = attachment.state.row();
+        self.entered.enter(
+            &prepared.generation,
+            [(row, &attachment.state.tables)].into_iter(),
+        )?;
+        attachment.record_flows(&mut prepared.generation)
+    }
+
+    /// Tells what is begun, or in force, of flows that are open already, if it keeps any.
+    pub fn seed_flows(&self, open: impl FnOnce() -> Vec<UdpFlow>) -> Result<(), AttachError> {
+        match self.next.as_ref().or(self.in_force.as_ref()) {
+            Some(Prepared { generation, .. }) if generation.tables().uses(feature::FLOWS) => {
+                Ok(generation.seed_flows(&open())?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says which interface has which row, by their indices.
+    pub fn assign_rows(&self, by_index: &BTreeMap<u32, u32>) -> Result<(), AttachError> {
+        let Some(Prepared { generation, .. }) = self.next.as_ref().or(self.in_force.as_ref())
+        else {
+            return Ok(());
+        };
+        let without = rows::assign(generation, by_index)?;
+        if !without.is_empty() {
+            warn!(
+                interfaces = ?without,
+                "there is no place for these indices: their packets are counted for the interface \"unknown\""
+            );
+        }
+        Ok(())
+    }
+
+    /// Puts what is begun, or else what is in force, on an interface, in one atomic step.
+    ///
+    /// `found` is what is on the interface at this moment. The value says why the driver did not take the program, if
+    /// it did not: the caller must tell, since the generic path is slow.
+    ///
+    /// # Errors
+    /// The interface keeps what it has.
+    pub fn put(
+        &mut self,
+        attachment: &mut Attachment,
+        found: &Programs,
+        force: Force,
+    ) -> Result<Option<String>, AttachError> {
+        let mut number = self.state.about().map_err(StateError::from)?.generation;
+        let prepared = match (&mut self.next, &mut self.in_force) {
+            (Some(next), _) => {
+                number += 1;
+                next
+            }
+            (None, Some(in_force)) => in_force,
+            (None, None) => return Err(LoadError::Incomplete("generation").into()),
+        };
+        attachment.put(&mut prepared.generation, number, found, force)
+    }
+
+    /// Puts back on an interface what it had before: the generation with this program.
+    pub fn put_back(
+        &mut self,
+        attachment: &mut Attachment,
+        program: u32,
+        found: &Programs,
+    ) -> Result<(), AttachError> {
+        let number = self.state.about().map_err(StateError::from)?.generation;
+        let before = self.in_force.iter_mut().chain(&mut self.older);
+        let before = before.into_iter().find(|one| one.has_program(program));
+        let Some(Prepared { generation, .. }) = before else {
+            return Err(LoadError::Incomplete("generation before").into());
+        };
+        attachment.record_flows(generation)?;
+        attachment
+            .put(generation, number, found, Force::No)
+            .map(drop)
+    }
+
+    /// What was begun is in force on an interface at least. `on_interfaces`: the programs that interfaces have.
+    pub fn commit(&mut self, attachments: &[&Attachment]) -> Result<(), AttachError> {
+        let Some(next) = self.next.take() else {
+            return Ok(());
+        };
+        let on_interfaces: BTreeSet<u32> = attachments
+            .iter()
+            .filter_map(|one| one.program_id())
+            .collect();
+        let finished = self.finish(&next, attachments);
+        self.seats = next.seats.clone();
+        let before = self.in_force.replace(next);
+        let is_needed = |one: &Prepared| {
+            let program = one.generation.program_id();
+            program.is_ok_and(|program| on_interfaces.contains(&program))
+        };
+        let mut goes: Vec<Prepared> = mem::take(&mut self.older);
+        match before {
+            // Unless a trial goes back to it.
+            Some(before) if self.is_on_trial() && !before.is_trial() => {
+                goes.extend(self.fallback.replace(before));
+            }
+            before => {
+                goes.extend(before);
+                if !self.is_on_trial() {
+                    goes.extend(self.fallback.take());
+                }
+            }
+        }
+        self.older = goes.into_iter().filter(is_needed).collect();
+        finished
+    }
+
+    fn finish(&mut self, next: &Prepared, attachments: &[&Attachment]) -> Result<(), AttachError> {
+        let pins = self.state.pins.clone();
+        let program = next.generation.program_id()?;
+        for name in pins.waiting()? {
+            pins.take_next(&name)?;
+        }
+        let shared = shared_names(&next.generation, next.is_trial());
+        for name in SHARED.iter().filter(|name| !shared.contains(*name)) {
+            pins.remove(name)?;
+        }
+        for attachment in attachments {
+            if attachment.program_id() != Some(program) {
+                continue;
+            }
+            for older in attachment.pins().of_other_layouts()? {
+                // What is not guard's stays there, and harms nobody.
+                let _left = older.remove_all();
+            }
+        }
+        let _left = remove_hosts_of_other_layouts(self.root())?;
+        let PolicyFacts {
+            path,
+            sha256,
+            loaded_ms,
+            trial_until,
+        } = &next.facts;
+        let about = self.state.about().map_err(StateError::from)?;
+        let tables = next.generation.tables();
+        let about = About {
+            generation: about.generation + 1,
+            trial_until: *trial_until,
+            loaded_ms: *loaded_ms,
+            cells: next.seats.asked,
+            agent: process::id(),
+            program,
+            next_program: 0,
+            mode: tables.mode as u8,
+            scope: tables.scope as u8,
+            services: u32::try_from(tables.services.len()).unwrap_or(u32::MAX),
+            mode_before: if *trial_until != 0 && self.is_on_trial() {
+                about.mode_before
+            } else {
+                about.mode
+            },
+            sha256: base16_to_bytes(sha256),
+            version: bytes_of(env!("CARGO_PKG_VERSION")),
+            policy: bytes_of(path),
+            ..about
+        };
+        self.state.set_about(&about).map_err(StateError::from)?;
+        Ok(())
+    }
+
+    /// Leaves the generation in force as it was. What fails here is said by the error that led here, and
+    /// put right by the next generation. `ready` are the interfaces that were made ready for what is refused.
+    pub fn abandon(&mut self, ready: &mut [&mut Attachment]) {
+        let Some(refused) = self.next.take() else {
+            return;
+        };
+        let is_somewhere = refused.generation.program_id().is_ok_and(|program| {
+            let mut ready = ready.iter();
+            ready.any(|one| one.program_id() == Some(program) && one.is_pinned())
+        });
+        if is_somewhere {
+            // Where it could not be taken off, the next agent finds what it shares.
+            return;
+        }
+        for name in self.state.pins.waiting().unwrap_or_default() {
+            let _result = self.state.pins.remove_next(&name);
+        }
+        for attachment in ready {
+            let program = attachment.program_id();
+            let before = self.in_force.iter_mut().chain(&mut self.older);
+            let mut before = before.filter(|one| program.is_some_and(|id| one.has_program(id)));
+            let before = before.next().map(|one| &mut one.generation);
+            attachment.take_back_flows(before);
+        }
+        if let Some(before) = &self.in_force {
+            let cells = map_id(&before.generation, before.generation.tables().cells_map());
+            let cells = cells.unwrap_or_default();
+            let _result = self.state.set_seats(&before.seats, cells);
+        }
+        if let Ok(mut about) = self.state.about() {
+            about.next_program = 0;
+            let _result = self.state.set_about(&about);
+        }
+    }
+
+    /// The generation in force, if this agent put it there.
+    pub fn in_force(&self) -> Option<&Prepared> {
+        self.in_force.as_ref()
+    }
+
+    /// The kernel's number for the program in force.
+    pub fn program_id(&self) -> Option<u32> {
+        let Prepared { generation, .. } = self.in_force.as_ref()?;
+        generation.program_id().ok()
+    }
+
+    /// Every generation whose tables count: that in force, what a trial goes back to, what an interface still has, and
+    /// what is being put in force.
+    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
+        let prepared = self.in_force.iter().chain(&self.fallback);
+        let prepared = prepared.chain(&self.older).chain(&self.next);
+        prepared.map(|prepared| &prepared.generation)
+    }
+
+    /// What is being put in force.
+    pub fn next_mut(&mut self) -> Option<&mut Prepared> {
+        self.next.as_mut()
+    }
+
+    /// An emergency exit has put something else in its place: what the pins say of it stands.
+    pub fn forget_next(&mut self) {
+        self.next = None;
+    }
+
+    /// Takes the program off an interface as [`Attachment::take_off`] does.
+    pub fn take_off(
+        &self,
+        attachment: &mut Attachment,
+        found: Option<XdpState>,
+    ) -> Result<Option<TakenOff>, AttachError> {
+        attachment.take_off(found, self.generations())
+    }
+
+    /// Passes on what the program in force has said.
+    pub fn flush_log(&mut self) {
+        if let Some(Prepared { generation, .. }) = &mut self.in_force {
+            generation.flush_log();
+        }
+    }
+
+    pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
+        self.in_force.as_mut()
+    }
+
+    /// What the kernel goes back to when the trial in force ends: what changes in the tables of one
+    /// changes in both.
+    pub fn fallback_mut(&mut self) -> Option<&mut Prepared> {
+        self.fallback.as_mut()
+    }
+
+    /// What interfaces still have that refused to swap it.
+    pub fn older_mut(&mut self) -> impl Iterator<Item = &mut Prepared> {
+        self.older.iter_mut()
+    }
+
+    pub fn about(&self) -> Result<About, StateError> {
+        Ok(self.state.about()?)
+    }
+
+    /// Says in the pins that the agent is alive at this moment, which is in nanoseconds of
+    /// CLOCK_BOOTTIME.
+    pub fn beat(&mut self, boot_ns: u64) -> Result<(), StateError> {
+        let mut about = self.state.about()?;
+        about.seen_ns = boot_ns;
+        about.agent = process::id();
+        Ok(self.state.set_about(&about)?)
+    }
+
+    /// Removes what interfaces shared. Returns what stays.
+    pub fn remove(self) -> Vec<String> {
+        self.state.pins.remove_all()
+    }
+}
+
+fn empty_numbers(tables: &mut InterfaceTables, numbers: &[u16]) -> Result<(), LoadError> {
+    tables.empty_counters(numbers)?;
+    tables.empty_talkers(numbers)
+}
+
+/// The maps of a generation that others share.
+fn shared_names(generation: &Generation, is_trial: bool) -> Vec<&'static str> {
+    let shared = shared_maps(generation.tables()).into_iter();
+    let mut names: Vec<&'static str> = shared.map(|map| map.name).collect();
+    if is_trial {
+        names.push(layout::PREVIOUS);
+    }
+    names
+}
+
+/// The kernel's number of a generation's map.
+fn map_id(generation: &Generation, name: &'static str) -> Result<u32, AttachError> {
+    let (Map::Array(map)
+    | Map::ArrayOfMaps(map)
+    | Map::LruHashMap(map)
+    | Map::ProgramArray(map)
+    | Map::RingBuf(map)) = generation.map(name)?
+    else {
+        return Err(LoadError::Incomplete(name).into());
+    };
+    let info = map.info().map_err(StateError::from)?;
+    Ok(info.id())
+}
+
+/// A hash as the policy has it, in hexadecimal.
+fn base16_to_bytes(text: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    // Of what this program wrote itself.
+    let _result = base16ct::lower::decode(text, &mut bytes);
+    bytes
+}
