@@ -99,10 +99,11 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
 
 /// Decides on a packet that has a transport header and that no service is open to.
 ///
-/// A closed published port outside the local port range gets nothing at all, so that a session that
+/// A closed published port outside the local port range gets no TCP at all, so that a session that
 /// an intruder already holds dies too. Elsewhere a TCP segment that opens nothing may belong to a
-/// connection of this host, and passes; so does an ICMP error, and a UDP packet that answers a flow of
-/// this host. A segment that can belong to none gets no answer, so that it does not tell whether something
+/// connection of this host, and passes; so does an ICMP error. A UDP packet that answers a flow of this host or of a
+/// container passes at any port: a port that masquerading chose for a container's query may lie in a range that another
+/// container publishes. A segment that can belong to none gets no answer, so that it does not tell whether something
 /// listens there (`nmap -sF`, `-sN` and `-sX`).
 #[inline(always)]
 pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Exposure {
@@ -122,7 +123,7 @@ pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Ex
     if (!published || ephemeral) && transport.is_of_connection() {
         return Exposure::Pass(Reason::Established);
     }
-    if transport.has(Traits::DATAGRAM) && !published {
+    if transport.has(Traits::DATAGRAM) {
         return Exposure::ClosedUnlessReply(reason);
     }
     if transport.has(Traits::ICMP_ERROR) {
@@ -155,12 +156,14 @@ mod tests {
     };
 
     #[test]
-    fn a_closed_published_port_gets_nothing_at_all() {
+    fn a_closed_published_port_gets_no_tcp_at_all_and_only_answers_of_udp() {
         for scope in [Scope::Containers, Scope::Host] {
-            for transport in [ATTEMPT, SEGMENT, UDP] {
+            for transport in [ATTEMPT, SEGMENT] {
                 let closed = Exposure::Closed(Reason::ClosedPort);
                 assert_eq!(judge(&PUBLISHED, transport, scope), closed);
             }
+            let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
+            assert_eq!(judge(&PUBLISHED, UDP, scope), unless_reply);
         }
     }
 
@@ -170,7 +173,8 @@ mod tests {
             let closed = Exposure::Closed(Reason::ClosedPort);
             assert_eq!(judge(&EPHEMERAL, ATTEMPT, scope), closed);
             assert_eq!(judge(&EPHEMERAL, STRAY, scope), closed);
-            assert_eq!(judge(&EPHEMERAL, UDP, scope), closed);
+            let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
+            assert_eq!(judge(&EPHEMERAL, UDP, scope), unless_reply);
             let established = Exposure::Pass(Reason::Established);
             assert_eq!(judge(&EPHEMERAL, SEGMENT, scope), established);
         }
@@ -200,10 +204,12 @@ mod tests {
             ..PUBLISHED
         };
         for scope in [Scope::Containers, Scope::Host] {
-            for transport in [ATTEMPT, SEGMENT, UDP] {
+            for transport in [ATTEMPT, SEGMENT] {
                 let closed = Exposure::Closed(Reason::SourceNotAllowed);
                 assert_eq!(judge(&listed, transport, scope), closed);
             }
+            let unless_reply = Exposure::ClosedUnlessReply(Reason::SourceNotAllowed);
+            assert_eq!(judge(&listed, UDP, scope), unless_reply);
             let host_port = PortFacts {
                 published: false,
                 ..listed

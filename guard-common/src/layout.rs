@@ -94,6 +94,10 @@ pub const TOTALS: &str = "TOTALS";
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
 
+/// A per-CPU array of one 64-bit number: how many flows have been entered there. What is neither there any more nor
+/// was taken out by the agent, the kernel has evicted for another.
+pub const OPENED_FLOWS: &str = "OPENED_FLOWS";
+
 /// A hash from [`FlowKey`] to when a packet that is only observed asked for an answer.
 pub const STRANGERS: &str = "STRANGERS";
 
@@ -437,6 +441,9 @@ pub struct About {
     pub trial_until: u64,
     /// When the policy was loaded, in milliseconds since 1970.
     pub loaded_ms: i64,
+    /// How many of [`OPENED_FLOWS`] agents have taken out because they were over, and how many the kernel has evicted.
+    pub ended_flows: u64,
+    pub evicted_flows: u64,
     /// How many cells the policy asks for.
     pub cells: u32,
     pub agent: u32,
@@ -730,7 +737,7 @@ impl Conclusion {
 }
 
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
-const _: () = assert!(size_of::<About>() == 400);
+const _: () = assert!(size_of::<About>() == 416);
 const _: () = assert!(size_of::<AboutInterface>() == 32);
 const _: () = assert!(size_of::<Seat>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);

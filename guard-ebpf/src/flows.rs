@@ -23,7 +23,7 @@ use crate::{
     clock::{Beginning, Clock},
     config::{self, uses},
     exposure::{find_addressed, is_admitted, is_published},
-    maps::{FLOWS, PORTS, SERVICES, STRANGERS},
+    maps::{FLOWS, OPENED_FLOWS, PORTS, SERVICES, STRANGERS},
     networks::find_network,
     pace::{Pace, Thorough},
     parse::{Frame, Reader, Unread, parse},
@@ -111,7 +111,20 @@ fn touch<C: Clock>(key: &FlowKey) {
     let now = C::now();
     match age(key, now) {
         Some(age) if age <= REFRESH => {}
-        _ => refresh(key, now),
+        Some(_) => refresh(key, now),
+        None => {
+            refresh(key, now);
+            count_opened();
+        }
+    }
+}
+
+#[inline(always)]
+fn count_opened() {
+    if let Some(opened) = OPENED_FLOWS.get_ptr_mut(0) {
+        // SAFETY: the pointer is to this CPU's own value. A packet that interrupts this one may take its count away:
+        // it is of use where thousands are opened.
+        unsafe { *opened += 1 };
     }
 }
 
@@ -156,8 +169,8 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 ///
 /// What leaves a service that is open to all needs none, so that a flood of spoofed questions to it
 /// fills no table; nor does what goes to a source that the service admits or has admitted, so that its
-/// access ends with it. To a published port and into a masqueraded network no answer gets in, and where
-/// the mode is `off` every packet does.
+/// access ends with it. Into a masqueraded network no answer gets in, and where the mode is `off` every packet does. At a
+/// published port an answer gets in in every scope: the source port of a masqueraded query may lie in a published range.
 #[inline(always)]
 fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     let (family, local) = (packet.ends.family(), packet.ends.source());
@@ -171,13 +184,12 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
     {
         return (network == NetworkKind::Routed).then(config::mode);
     }
-    if is_published(family, entry) {
-        return None;
-    }
     let service = entry.service();
     if service == NO_SERVICE {
         // On trial, a policy of scope `host` may come back, which will need what it would have recorded.
-        let is_needed = config::scope() == Scope::Host || config::trial_until() != 0;
+        let is_needed = config::scope() == Scope::Host
+            || config::trial_until() != 0
+            || is_published(family, entry);
         return is_needed.then(config::mode);
     }
     let settings = SERVICES.get(service.into());

@@ -143,6 +143,9 @@ pub static ACCOUNTS: PerCpuArray<[Account; account::ACCOUNTS]> =
 pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 #[map]
+pub static OPENED_FLOWS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
 pub static STRANGERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 /// One value. No variable: to load the program writes zeros into those, and all generations share this.

@@ -162,6 +162,60 @@ fn read_places<V: Pod>(
     Ok(())
 }
 
+/// How many entries of a hash are read in one call. No bucket has as many.
+const HASHED_AT_ONCE: usize = 1 << 12;
+
+/// Reads a whole LRU hash. What comes and goes meanwhile may be left out or there twice.
+pub fn read_hash<K: Pod, V: Pod>(map: &Map, mut take: impl FnMut(K, V)) -> Result<(), LoadError> {
+    let Map::LruHashMap(data) = map else {
+        return Err(LoadError::Incomplete("LRU hash"));
+    };
+    require_sizes(data, size_of::<K>(), size_of::<V>())?;
+    let mut keys = vec![0u64; (HASHED_AT_ONCE * size_of::<K>()).div_ceil(ALIGNMENT)];
+    let mut values = vec![0u64; (HASHED_AT_ONCE * size_of::<V>()).div_ceil(ALIGNMENT)];
+    // The kernel's word for where it was.
+    let (mut after, mut last) = (0u32, 0u32);
+    let mut is_first = true;
+    loop {
+        let mut attributes = BatchAttributes {
+            after: if is_first {
+                0
+            } else {
+                (&raw const after) as u64
+            },
+            last: (&raw mut last) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: HASHED_AT_ONCE as u32,
+            map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
+            entry_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes are those of the command, and there is room for as many keys and values as it says.
+        let done = unsafe { sys::bpf(sys::LOOKUP_BATCH, &mut attributes) };
+        let is_end = match done {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(failed("bpf_map_lookup_batch")(error)),
+        };
+        for nth in 0..(attributes.count as usize).min(HASHED_AT_ONCE) {
+            let (key, value) = (keys.as_ptr().cast::<K>(), values.as_ptr().cast::<V>());
+            // SAFETY: the kernel has written that many, each as long as its type, and any bytes are a value.
+            let (key, value) = unsafe {
+                (
+                    ptr::read_unaligned(key.add(nth)),
+                    ptr::read_unaligned(value.add(nth)),
+                )
+            };
+            take(key, value);
+        }
+        if is_end {
+            return Ok(());
+        }
+        (after, is_first) = (last, false);
+    }
+}
+
 /// The kernel copies as many bytes as the map was made for.
 fn require_sizes(data: &MapData, key: usize, value: usize) -> Result<(), LoadError> {
     let info = data.info()?;

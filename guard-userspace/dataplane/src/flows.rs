@@ -1,18 +1,100 @@
-//! Tells a fresh generation which UDP flows this host has open already, so that attaching it cuts
-//! none of them.
+//! The UDP flows that are remembered. A fresh generation is told which ones this host has open already, so that
+//! attaching it cuts none of them; and those that the kernel evicts for others are counted.
 
-use aya::maps::HashMap;
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, PerCpuArray, PerCpuValues};
 use etherparse::PacketBuilder;
-use guard_common::layout::{self, FlowKey, feature};
+use guard_common::{
+    gcra::UNITS_PER_NANOSECOND,
+    layout::{self, About, FLOW_IDLE_NS, FlowKey, MAX_FLOWS, feature},
+};
 use guard_host::UdpFlow;
 
-use super::{Generation, LoadError};
+use super::{Generation, LoadError, batch};
+
+/// How many flows are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    pub open: u64,
+    /// Since the table was made: those that had to go for others before they were over.
+    pub evicted: u64,
+}
+
+/// The table is looked through after so many new flows, and after so long if there are any.
+const CENSUS_AFTER: u64 = (MAX_FLOWS / 16) as u64;
+const CENSUS_EVERY: Duration = Duration::from_secs(60);
+
+/// A flow without packets for so long is taken out: a little longer than it is good for.
+const ENDED: u64 = (FLOW_IDLE_NS + 10_000_000_000) * UNITS_PER_NANOSECOND;
+
+/// What was found when the table was last looked through.
+#[derive(Debug, Default)]
+pub struct FlowCensus {
+    /// When, and how many flows had been opened by then.
+    last: Option<(Instant, u64)>,
+    counts: FlowCounts,
+}
+
+impl FlowCensus {
+    pub(super) fn counts(&self) -> FlowCounts {
+        self.counts
+    }
+
+    pub(super) fn is_due(&self, opened: u64) -> bool {
+        self.last.is_none_or(|(at, before)| {
+            let more = opened.wrapping_sub(before);
+            more >= CENSUS_AFTER || at.elapsed() >= CENSUS_EVERY
+        })
+    }
+
+    /// Looks through the table. `opened`: as it was before.
+    pub(super) fn take(
+        &mut self,
+        generation: &mut Generation,
+        opened: u64,
+        about: &mut About,
+    ) -> Result<(), LoadError> {
+        let mut flows = Vec::new();
+        batch::read_hash(generation.map(layout::FLOWS)?, |key: FlowKey, seen: u64| {
+            flows.push((key, seen));
+        })?;
+        // The kernel's clock, which user space cannot read: that of the newest packet, or a little before it.
+        let now = flows
+            .iter()
+            .map(|(_, seen)| *seen)
+            .max()
+            .unwrap_or_default();
+        let found = flows.len() as u64;
+        flows.retain(|(_, seen)| now - seen > ENDED);
+        let missing = opened.saturating_sub(about.ended_flows + found);
+        about.evicted_flows = about.evicted_flows.max(missing);
+        let mut table = HashMap::<_, FlowKey, u64>::try_from(generation.map_mut(layout::FLOWS)?)?;
+        // What the kernel has evicted meanwhile is counted with the next look.
+        let ended = flows.iter().filter(|(key, _)| table.remove(key).is_ok());
+        let ended = ended.count() as u64;
+        about.ended_flows += ended;
+        self.last = Some((Instant::now(), opened));
+        self.counts = FlowCounts {
+            open: found - ended,
+            evicted: about.evicted_flows,
+        };
+        Ok(())
+    }
+}
 
 impl Generation {
     /// How many UDP flows are recorded.
     pub fn flow_count(&self) -> Result<usize, LoadError> {
         let flows = HashMap::<_, FlowKey, u64>::try_from(self.map(layout::FLOWS)?)?;
         Ok(flows.keys().filter(Result::is_ok).count())
+    }
+
+    /// How many flows have been entered in the table, those included that are gone.
+    pub(super) fn opened_flows(&self) -> Result<u64, LoadError> {
+        let opened = PerCpuArray::<_, u64>::try_from(self.map(layout::OPENED_FLOWS)?)?;
+        let of_cpus: PerCpuValues<u64> = opened.get(&0, 0)?;
+        Ok(of_cpus.iter().sum())
     }
 
     /// Records flows as if their packets were sent now: the kernel program that records them all

@@ -25,6 +25,7 @@ use super::{
     Generation, LoadError, Purpose, Shared,
     attach::{Attachment, TakenOff, linked},
     error::AttachError,
+    flows::{FlowCensus, FlowCounts},
     interface::{InterfaceState, InterfaceTables},
     mode::{Force, Programs},
     pins::{Pins, remove_hosts_of_other_layouts},
@@ -114,6 +115,7 @@ pub struct Dataplane {
     entered: EnteredRows,
     /// Whoever reads packets holds it as well.
     tapped: Arc<()>,
+    census: FlowCensus,
 }
 
 impl Dataplane {
@@ -138,6 +140,7 @@ impl Dataplane {
             rows,
             entered: EnteredRows::default(),
             tapped: Arc::new(()),
+            census: FlowCensus::default(),
         })
     }
 
@@ -365,6 +368,9 @@ impl Dataplane {
             .set_seats(&next.seats, cells)
             .map_err(StateError::from)?;
         let mut about = self.state.about().map_err(StateError::from)?;
+        if !self.keeps_flows() {
+            (about.ended_flows, about.evicted_flows) = (0, 0);
+        }
         about.next_program = next.generation.program_id()?;
         self.state.set_about(&about).map_err(StateError::from)?;
         if let Some(before) = &self.in_force {
@@ -372,6 +378,29 @@ impl Dataplane {
             next.generation.take_over(&before.generation, slices)?;
         }
         Ok(())
+    }
+
+    /// Whether flows of this host are remembered already, by a generation of this agent or of one before it.
+    pub fn keeps_flows(&self) -> bool {
+        self.state.pins.has(layout::FLOWS)
+    }
+
+    /// Takes flows out that are over, and counts those that are left and those that the kernel has evicted for others.
+    /// `None`: none are remembered. The table is looked through once in a while.
+    pub fn tend_flows(&mut self) -> Result<Option<FlowCounts>, AttachError> {
+        let Some(Prepared { generation, .. }) = &mut self.in_force else {
+            return Ok(None);
+        };
+        if !generation.tables().uses(feature::FLOWS) {
+            return Ok(None);
+        }
+        let opened = generation.opened_flows()?;
+        if self.census.is_due(opened) {
+            let mut about = self.state.about().map_err(StateError::from)?;
+            self.census.take(generation, opened, &mut about)?;
+            self.state.set_about(&about).map_err(StateError::from)?;
+        }
+        Ok(Some(self.census.counts()))
     }
 
     /// Pins the maps of a generation that its successors will share, beside those in use.
@@ -693,6 +722,7 @@ fn shared_names(generation: &Generation, is_trial: bool) -> Vec<&'static str> {
 fn map_id(generation: &Generation, name: &'static str) -> Result<u32, AttachError> {
     let (Map::Array(map)
     | Map::ArrayOfMaps(map)
+    | Map::PerCpuArray(map)
     | Map::LruHashMap(map)
     | Map::ProgramArray(map)
     | Map::RingBuf(map)) = generation.map(name)?

@@ -60,6 +60,7 @@ pub use self::{
     counters::CounterRow,
     error::AttachError,
     evict::linked_guards,
+    flows::FlowCounts,
     in_force::{Dataplane, PolicyFacts, Prepared},
     interface::{InterfaceState, InterfaceTables},
     link::pinned_program,
@@ -69,7 +70,7 @@ pub use self::{
     ports::PortNews,
     remove::{Passing, Removal, detach_all, pass_everything_everywhere},
     replay::{Direction, Judged, Replay},
-    state::{HostState, StateError, UNKNOWN_INTERFACE, text_of},
+    state::{HostState, StateError, UNKNOWN_INTERFACE, keeps_flows, text_of},
     talkers::TalkerRow,
     tap::{PacketFilter, ROUNDS, Round, Tap, Tapped, source_of},
 };

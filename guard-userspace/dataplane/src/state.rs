@@ -28,6 +28,11 @@ use super::{
     random_hash_key, rows,
 };
 
+/// Whether flows of this host are remembered, whoever remembers them.
+pub fn keeps_flows(root: &Path) -> bool {
+    Pins::of_host(root).has(layout::FLOWS)
+}
+
 /// Where packets are counted whose interface has no row: those of a port that was put below a bond a moment ago.
 pub const UNKNOWN_INTERFACE: &str = "unknown";
 
@@ -295,7 +300,7 @@ impl HostState {
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
 /// The maps that generations share, if they use them.
-pub(super) const SHARED: [&str; 15] = [
+pub(super) const SHARED: [&str; 16] = [
     layout::INTERFACES,
     layout::COUNTER_ROWS,
     layout::TALKER_ROWS,
@@ -309,6 +314,7 @@ pub(super) const SHARED: [&str; 15] = [
     layout::CELLS,
     layout::NARROW_CELLS,
     layout::FLOWS,
+    layout::OPENED_FLOWS,
     layout::STRANGERS,
     layout::PREVIOUS,
 ];
@@ -410,7 +416,13 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         maps.push(array(name, MapType::Array, value, tables.cells));
     }
     if tables.uses(feature::FLOWS) {
-        maps.extend([flows(layout::FLOWS), flows(layout::STRANGERS)]);
+        let opened = array(
+            layout::OPENED_FLOWS,
+            MapType::PerCpuArray,
+            size_of::<u64>(),
+            1,
+        );
+        maps.extend([flows(layout::FLOWS), opened, flows(layout::STRANGERS)]);
     }
     maps
 }
@@ -456,6 +468,8 @@ fn empty_about(hash_key: HashKey, namespace: u64) -> About {
         seen_ns: 0,
         trial_until: 0,
         loaded_ms: 0,
+        ended_flows: 0,
+        evicted_flows: 0,
         cells: 0,
         agent: 0,
         program: 0,

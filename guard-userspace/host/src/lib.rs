@@ -3,6 +3,7 @@
 
 pub mod causes;
 pub mod claim;
+mod conntrack;
 pub mod docker;
 mod dump;
 mod nat;
@@ -27,6 +28,7 @@ use procfs::net::UdpState;
 use rtnetlink::{Handle, RouteMessageBuilder, new_connection, packet_route::route::RouteAttribute};
 
 pub use self::{
+    conntrack::ConntrackError,
     dump::ReadError,
     nat::NatError,
     picture::{
@@ -78,47 +80,42 @@ pub struct UdpFlow {
 }
 
 /// How many connections the kernel tracks (`count`), or can (`max`). `None`: it tracks none.
-pub fn conntrack(name: &str) -> Option<u64> {
+pub fn tracked_connections(name: &str) -> Option<u64> {
     let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-const CONNTRACK: &str = "/proc/net/nf_conntrack";
+/// The UDP flows that are open at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenFlows {
+    pub flows: Vec<UdpFlow>,
+    /// Why these are not all: those of unconnected sockets, and of masqueraded containers, only conntrack knows.
+    pub gap: Option<String>,
+}
 
-/// The UDP flows that are open at this moment: those of connected sockets, and of what conntrack
-/// knows (which has masqueraded containers too) where the kernel shows it.
-pub fn open_udp_flows() -> Vec<UdpFlow> {
+/// The UDP flows that are open at this moment: those of connected sockets, and those that conntrack follows, also where
+/// only the peer speaks. It blocks.
+pub fn open_udp_flows() -> OpenFlows {
     let sockets = [procfs::net::udp(), procfs::net::udp6()];
     // A kernel without IPv6 has no second table.
     let sockets = sockets.into_iter().flatten().flatten();
     let connected = sockets.filter(|socket| socket.state == UdpState::Established);
-    let mut flows: Vec<UdpFlow> = connected
-        .map(|socket| UdpFlow {
-            local: socket.local_address,
-            peer: socket.remote_address,
-        })
-        .collect();
-    let conntrack = fs::read_to_string(CONNTRACK).unwrap_or_default();
-    flows.extend(conntrack.lines().filter_map(tracked_flow));
-    flows
-}
-
-/// Reads a line such as `ipv4 2 udp 17 29 src=… dst=… sport=… dport=… src=… dst=… sport=… dport=…`.
-/// The second half is how the answers come: their destination is this host as the network sees it.
-fn tracked_flow(line: &str) -> Option<UdpFlow> {
-    if !line.contains(" udp ") {
-        return None;
-    }
-    let fact = |key: &str| {
-        let facts = line.split_whitespace();
-        facts.filter_map(|fact| fact.strip_prefix(key)).nth(1)
+    let connected = connected.map(|socket| UdpFlow {
+        local: socket.local_address,
+        peer: socket.remote_address,
+    });
+    let (tracked, gap) = match conntrack::read() {
+        Ok(tracked) if tracked.connections == 0 => (
+            tracked.udp,
+            Some("conntrack follows nothing on this host".to_owned()),
+        ),
+        Ok(tracked) => (tracked.udp, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
     };
-    let address = |key: &str| fact(key)?.parse::<IpAddr>().ok();
-    let port = |key: &str| fact(key)?.parse::<u16>().ok();
-    Some(UdpFlow {
-        local: SocketAddr::new(address("dst=")?, port("dport=")?),
-        peer: SocketAddr::new(address("src=")?, port("sport=")?),
-    })
+    OpenFlows {
+        flows: connected.chain(tracked).collect(),
+        gap,
+    }
 }
 
 /// An XDP program on an interface, as the kernel reports it.
@@ -171,24 +168,5 @@ impl Netlink {
             _ => None,
         });
         Ok(interfaces.next())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_masqueraded_flow_is_known_as_its_answers_come() {
-        let line = "ipv4     2 udp      17 29 src=172.17.0.2 dst=192.0.2.53 sport=40000 dport=53 \
-                    src=192.0.2.53 dst=203.0.113.10 sport=53 dport=40000 mark=0 zone=0 use=2";
-        let flow = UdpFlow {
-            local: "203.0.113.10:40000".parse().unwrap(),
-            peer: "192.0.2.53:53".parse().unwrap(),
-        };
-        assert_eq!(tracked_flow(line), Some(flow));
-        assert_eq!(tracked_flow(&line.replace(" udp ", " tcp ")), None);
-        assert_eq!(tracked_flow("ipv4 2 udp 17 29 src=1.2.3.4"), None);
-        assert_eq!(tracked_flow(""), None);
     }
 }

@@ -175,7 +175,11 @@ impl Tables {
         tables.denied = without_covered(&tables.denied);
         tables.denied_at = without_covered_at(&tables.denied_at);
         tables.allowed = without_covered_at(&tables.allowed);
-        tables.features = tables.used_features(services.iter().any(may_share_with_client));
+        let mut published = containers.published.iter();
+        // The answer to a query of any container may come to a port that is published.
+        let answers_udp = services.iter().any(may_share_with_client)
+            || published.any(|port| port.protocol == PortProtocol::Udp);
+        tables.features = tables.used_features(answers_udp);
         if docker_socket.is_some() {
             // They come and go while the generation runs.
             tables.features |= feature::NETWORKS | feature::ADDRESSED;
@@ -308,7 +312,9 @@ impl Tables {
         }
     }
 
-    fn used_features(&self, shares_with_client: bool) -> u16 {
+    /// `answers_udp`: answers to queries of this host or its containers come to ports that services list or containers
+    /// publish.
+    fn used_features(&self, answers_udp: bool) -> u16 {
         let settings = || {
             let services = self.services.iter().map(|service| &service.settings);
             services.chain([&self.limits])
@@ -342,7 +348,7 @@ impl Tables {
             (feature::NETWORKS, !self.networks.is_empty()),
             (
                 feature::FLOWS,
-                self.scope == Scope::Host || has_routed || shares_with_client,
+                self.scope == Scope::Host || has_routed || answers_udp,
             ),
         ];
         let used = uses.into_iter().filter(|(_, used)| *used);

@@ -6,6 +6,8 @@
 
 mod swap;
 
+pub use self::swap::explained_gap;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
@@ -26,8 +28,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachError, Attachment, Closer, Dataplane, Force, LoadError, PolicyFacts, PortNews,
-        Prepared, needs_another, pins::Pins,
+        AttachError, Attachment, Closer, Dataplane, FlowCounts, Force, LoadError, PolicyFacts,
+        PortNews, Prepared, needs_another, pins::Pins,
     },
     host::{self, Host, Link, XdpState, read},
     memory,
@@ -58,6 +60,7 @@ pub struct Applier {
     unopened: BTreeMap<u32, Unopened>,
     /// The rows of interfaces by their indices, as the kernel was told last.
     rows: BTreeMap<u32, u32>,
+    flows: Option<FlowCounts>,
 }
 
 /// An interface that stays without a program, and why.
@@ -135,6 +138,7 @@ impl Applier {
             waiting: BTreeMap::new(),
             unopened: BTreeMap::new(),
             rows: BTreeMap::new(),
+            flows: None,
         };
         let found = Pins::existing(&applier.root).unwrap_or_else(|error| {
             warn!("what an agent before this one left cannot be read: {error}");
@@ -767,13 +771,22 @@ impl Applier {
         self.closer.follow(generations);
     }
 
-    /// Says in the pins that the agent is alive at this moment of CLOCK_BOOTTIME.
+    /// Says in the pins that the agent is alive at this moment of CLOCK_BOOTTIME, and tends what is remembered of flows.
     pub fn beat(&mut self, boot_ns: u64) {
         if let Some(dataplane) = &mut self.dataplane {
             // Only readers without an agent miss it.
             let _result = dataplane.beat(boot_ns);
+            match dataplane.tend_flows() {
+                Ok(flows) => self.flows = flows,
+                Err(error) => debug!("flows cannot be counted: {error}"),
+            }
             dataplane.flush_log();
         }
+    }
+
+    /// The UDP flows that are remembered, if any are.
+    pub fn flows(&self) -> Option<FlowCounts> {
+        self.flows
     }
 
     /// Takes the guard off everywhere. The caller holds the gate.

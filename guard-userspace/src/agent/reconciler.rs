@@ -192,6 +192,7 @@ impl Reconciler {
                 not_kept: None,
                 pins: places.pins.clone(),
                 tapped: Weak::new(),
+                flows: None,
             })),
             places,
             wanted,
@@ -700,6 +701,7 @@ impl Reconciler {
             not_kept: self.not_kept.clone(),
             pins: self.places.pins.clone(),
             tapped: dataplane.map(Dataplane::tapped).unwrap_or_default(),
+            flows: self.applier.flows(),
         }));
     }
 }

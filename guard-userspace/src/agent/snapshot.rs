@@ -24,7 +24,7 @@ use crate::{
         capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
     },
     counted::{of_every_interface, to_counter, to_talker},
-    dataplane::{PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
+    dataplane::{FlowCounts, PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
     explain::{Destination, Situation, explain},
     host::{self, Host, XdpState},
     kept::Modes,
@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub pins: PathBuf,
     /// A reader of packets holds it. A snapshot that did would look like a capture that never ends.
     pub tapped: Weak<()>,
+    /// The UDP flows that are remembered, if any are.
+    pub flows: Option<FlowCounts>,
 }
 
 /// An interface of the plan.

@@ -110,7 +110,8 @@ impl Check {
             print_warning(&warning.display(&file));
         }
         if live {
-            checked.live = Some(LiveCheck::ask(&policy, &whereabouts.client()?).await?);
+            checked.live =
+                Some(LiveCheck::ask(&policy, &whereabouts.client()?, &whereabouts.pins).await?);
         }
         if json {
             print_json(&checked)?;

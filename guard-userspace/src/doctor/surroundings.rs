@@ -103,7 +103,7 @@ pub fn local_ports(status: &Result<Status, ClientError>) -> DoctorFinding {
 }
 
 pub fn conntrack() -> DoctorFinding {
-    match host::conntrack("count").zip(host::conntrack("max")) {
+    match host::tracked_connections("count").zip(host::tracked_connections("max")) {
         Some((count, max)) => conntrack_fill(count, max),
         None => DoctorFinding::ok("conntrack", "the kernel tracks no connections"),
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use guard_common::layout;
 use prometheus::{
     Encoder as _, TextEncoder,
     proto::{Counter as Count, Gauge, LabelPair, Metric, MetricFamily, MetricType},
@@ -10,6 +11,7 @@ use prometheus::{
 
 use crate::{
     api::{Counter, Status},
+    dataplane::FlowCounts,
     host,
     policy::{Action, Entry},
 };
@@ -22,11 +24,15 @@ pub fn encode(
     status: &Status,
     counters: &[Counter],
     entries: &[Entry],
+    flows: Option<FlowCounts>,
 ) -> Result<String, prometheus::Error> {
     let mut families = Families::default();
     families.count(counters);
     families.tell(status);
     families.conntrack();
+    if let Some(flows) = flows {
+        families.flows(flows);
+    }
     for action in [Action::Allow, Action::Deny] {
         let count = entries
             .iter()
@@ -164,10 +170,33 @@ impl Families {
                 "max",
             ),
         ] {
-            if let Some(value) = host::conntrack(file) {
+            if let Some(value) = host::tracked_connections(file) {
                 self.gauge(name, help, &[], value as f64);
             }
         }
+    }
+
+    fn flows(&mut self, FlowCounts { open, evicted }: FlowCounts) {
+        for (name, help, value) in [
+            (
+                "guard_flows",
+                "UDP flows of this host and its containers that are remembered.",
+                open as f64,
+            ),
+            (
+                "guard_flows_limit",
+                "UDP flows that can be remembered.",
+                f64::from(layout::MAX_FLOWS),
+            ),
+        ] {
+            self.gauge(name, help, &[], value);
+        }
+        self.counter(
+            "guard_flow_evictions_total",
+            "UDP flows that were forgotten for others before they were over.",
+            &[],
+            evicted,
+        );
     }
 
     fn counter(&mut self, name: &str, help: &str, labels: &[(&str, &str)], value: u64) {

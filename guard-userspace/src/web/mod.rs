@@ -195,6 +195,7 @@ async fn metrics(State(served): State<WebState>) -> Result<Response, Failed> {
         &agent.status().await?,
         &agent.counters().await?,
         snapshot.entries(),
+        snapshot.flows,
     )?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

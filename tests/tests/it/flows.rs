@@ -374,3 +374,96 @@ fn a_restricted_service_shares_its_port_with_a_client_of_this_host() {
     simulation.sent(&patched(&query, IPV4_AT + 16, &OTHER_V4.octets()));
     assert_eq!(simulation.reason(&from(OTHER_V4)), Reason::Reply);
 }
+
+#[test]
+fn an_answer_gets_in_at_a_published_port_in_either_scope_and_nothing_else_does() {
+    use guard::policy::{PublishedAt, PublishedPort};
+    use guard_common::layout::PortProtocol;
+    // As coturn publishes its range: the port that masquerading finds for another's query may lie in it.
+    let published = (50_000..50_010).flat_map(|port| {
+        [PublishedAt::EveryIpv4, PublishedAt::EveryIpv6].map(|at| PublishedPort {
+            protocol: PortProtocol::Udp,
+            port,
+            at,
+        })
+    });
+    let containers = Containers {
+        published: published.collect(),
+        ..Containers::default()
+    };
+    let query = |port| {
+        let frame = ipv4(HOST_V4, protocol::UDP, &udp(port, 53, b"query"));
+        patched(&frame, IPV4_AT + 16, &OTHER_V4.octets())
+    };
+    let answer = |from, port| ipv4(from, protocol::UDP, &udp(53, port, b"answer"));
+    for scope in ["containers", "host"] {
+        let listed =
+            "[[service]]\nname = \"turn\"\nports = [\"udp/50005\"]\nfrom = [\"10.0.0.0/8\"]";
+        let policy = format!("scope = \"{scope}\"\n{listed}");
+        let mut simulation = Simulation::with_containers(&policy, &containers);
+        for (port, refused) in [
+            (50_000, Reason::ClosedPort),
+            (50_005, Reason::SourceNotAllowed),
+        ] {
+            simulation.at(0);
+            assert_eq!(
+                simulation.reason(&answer(OTHER_V4, port)),
+                refused,
+                "{scope}"
+            );
+            simulation.sent(&query(port));
+            assert_eq!(
+                simulation.reason(&answer(OTHER_V4, port)),
+                Reason::Reply,
+                "{scope}"
+            );
+            assert_eq!(
+                simulation.reason(&answer(CLIENT_V4, port)),
+                refused,
+                "another peer"
+            );
+            simulation.at(121 * SECOND);
+            assert_eq!(
+                simulation.reason(&answer(OTHER_V4, port)),
+                refused,
+                "it is idle"
+            );
+        }
+        assert_eq!(
+            simulation.reason(&answer(OTHER_V4, 50_001)),
+            Reason::ClosedPort,
+            "nobody asked from there"
+        );
+        let query_v6 = ipv6(HOST_V6, protocol::UDP, &udp(50_002, 53, b"query"));
+        simulation.sent(&patched(&query_v6, IPV6_AT + 24, &OTHER_V6.octets()));
+        let answer_v6 = ipv6(OTHER_V6, protocol::UDP, &udp(53, 50_002, b"answer"));
+        assert_eq!(simulation.reason(&answer_v6), Reason::Reply, "{scope}");
+        // What needs none in scope `containers` is not remembered there.
+        let before = simulation.flows();
+        simulation.sent(&query(40_000));
+        let remembered = simulation.flows() - before;
+        assert_eq!(remembered, usize::from(scope == "host"), "{scope}");
+    }
+}
+
+#[test]
+fn while_observing_an_answer_from_a_published_port_to_a_stranger_opens_no_flow() {
+    let containers = Containers {
+        published: vec![guard::policy::PublishedPort {
+            protocol: guard_common::layout::PortProtocol::Udp,
+            port: 9_000,
+            at: guard::policy::PublishedAt::EveryIpv4,
+        }],
+        ..Containers::default()
+    };
+    let policy = "mode = \"observe\"\ndocker.socket = \"\"";
+    let simulation = Simulation::with_text(policy, &containers);
+    for n in 0..200 {
+        let (question, answer) = spoofed(n, "203.0.113.10", 9_000);
+        let outcome = simulation.judged(&question).1;
+        assert!(outcome.would_drop, "{outcome:?}");
+        simulation.sent(&answer);
+        assert_eq!(simulation.judged(&question).1, outcome);
+    }
+    assert_eq!(simulation.flows(), 0);
+}

@@ -1,6 +1,7 @@
 //! Every test that needs root: the kernel program over single packets, and the whole guard in the
 //! lab. `cargo xtask test` runs them; without root they fail rather than pass unseen.
 
+mod answers;
 mod api;
 mod attempt;
 mod audit;

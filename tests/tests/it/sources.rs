@@ -174,7 +174,7 @@ fn a_dhcp_reply_is_control_for_the_host_alone() {
 }
 
 #[test]
-fn an_answer_gets_in_to_an_address_that_does_not_publish_the_port() {
+fn an_answer_gets_in_whether_its_address_publishes_the_port_or_not() {
     let containers = Containers {
         published: [
             PublishedPort::parse("203.0.113.11:udp/9000").unwrap(),
@@ -183,23 +183,59 @@ fn an_answer_gets_in_to_an_address_that_does_not_publish_the_port() {
         .concat(),
         ..Containers::default()
     };
-    for (own_v4, own_v6, flows, reason) in [
-        ("203.0.113.10", "2001:db8:113::10", 2, Reply),
-        ("203.0.113.11", "2001:db8:113::11", 0, ClosedPort),
+    for (scope, own_v4, own_v6, flows, unasked, reason) in [
+        (
+            "host",
+            "203.0.113.10",
+            "2001:db8:113::10",
+            2,
+            ClosedPort,
+            Reply,
+        ),
+        (
+            "host",
+            "203.0.113.11",
+            "2001:db8:113::11",
+            2,
+            ClosedPort,
+            Reply,
+        ),
+        // Nothing is closed there, and nothing need be remembered.
+        (
+            "containers",
+            "203.0.113.10",
+            "2001:db8:113::10",
+            0,
+            NotGuarded,
+            NotGuarded,
+        ),
+        (
+            "containers",
+            "203.0.113.11",
+            "2001:db8:113::11",
+            2,
+            ClosedPort,
+            Reply,
+        ),
     ] {
-        let simulation = Simulation::with_containers("scope = \"host\"", &containers);
+        let scope = format!("scope = \"{scope}\"");
+        let simulation = Simulation::with_containers(&scope, &containers);
         let (v4, v6) = (own_v4.parse().unwrap(), own_v6.parse().unwrap());
         let (peer_v4, peer_v6) = (OTHER_V4.to_string(), OTHER_V6.to_string());
+        let answer = udp(53, 9_000, b"answer");
+        let answers = [
+            to_v4(&ipv4(OTHER_V4, UDP, &answer), own_v4),
+            to_v6(&ipv6(OTHER_V6, UDP, &answer), own_v6),
+        ];
+        for answer in &answers {
+            assert_eq!(simulation.reason(answer), unasked, "{scope}, {own_v4}");
+        }
         let question = udp(9_000, 53, b"question");
         simulation.sent(&to_v4(&ipv4(v4, UDP, &question), &peer_v4));
         simulation.sent(&to_v6(&ipv6(v6, UDP, &question), &peer_v6));
-        assert_eq!(simulation.flows(), flows, "{own_v4}");
-        let answer = udp(53, 9_000, b"answer");
-        for answer in [
-            to_v4(&ipv4(OTHER_V4, UDP, &answer), own_v4),
-            to_v6(&ipv6(OTHER_V6, UDP, &answer), own_v6),
-        ] {
-            assert_eq!(simulation.reason(&answer), reason, "{own_v4}");
+        assert_eq!(simulation.flows(), flows, "{scope}, {own_v4}");
+        for answer in &answers {
+            assert_eq!(simulation.reason(answer), reason, "{scope}, {own_v4}");
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     dataplane::{
         Attachment, Dataplane, LoadError, PortNews, Prepared, Programs, TakenOff, needs_another,
     },
-    host::{self, Host, ReadError, Reading, UdpFlow, XdpState, read},
+    host::{self, Host, OpenFlows, ReadError, Reading, UdpFlow, XdpState, read},
     policy::Containers,
 };
 
@@ -157,7 +157,8 @@ impl Applier {
         }
         self.assign_rows(order.host)?;
         if let Some(dataplane) = &self.dataplane {
-            dataplane.seed_flows(|| open_flows(order.host, &order.plan.content))?;
+            let is_first = !dataplane.keeps_flows();
+            dataplane.seed_flows(|| open_flows(order.host, &order.plan.content, is_first))?;
         }
         let mut done = Vec::new();
         for step in ready {
@@ -332,17 +333,29 @@ impl Applier {
     }
 }
 
-/// The UDP flows of this host and its containers; what comes to others' addresses is no flow of this host's.
-fn open_flows(host: &Host, content: &Content) -> Vec<UdpFlow> {
+/// The UDP flows of this host and its containers; what comes to others' addresses is no flow of this host's. `is_first`:
+/// none has been remembered so far.
+fn open_flows(host: &Host, content: &Content, is_first: bool) -> Vec<UdpFlow> {
     let own = host.own_addresses().unwrap_or_default();
     let networks = &content.containers.networks;
-    let mut flows = host::open_udp_flows();
+    let OpenFlows { mut flows, gap } = host::open_udp_flows();
+    if let Some(gap) = gap.filter(|_| is_first) {
+        warn!("{}", explained_gap(&gap));
+    }
     flows.retain(|flow| {
         let local = flow.local.ip().to_canonical();
         let mut networks = networks.iter();
         own.contains(&local) || networks.any(|network| network.prefix.contains(&local))
     });
     flows
+}
+
+/// What an operator is told where not all open flows are known.
+pub fn explained_gap(gap: &str) -> String {
+    format!(
+        "of the UDP flows that are open at this moment only those of connected sockets are known ({gap}): what others \
+         answer is dropped until this host or its container sends again"
+    )
 }
 
 /// The program of an interface at this moment.

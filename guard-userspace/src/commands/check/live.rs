@@ -1,17 +1,23 @@
 //! `guard check --live`: whom a policy would shut out of this host at this moment.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    path::Path,
+};
 
 use anyhow::Context as _;
+use guard_common::layout::feature;
 use serde::Serialize;
 
 use crate::{
-    agent::find_once,
+    agent::{apply::explained_gap, find_once},
     api::client::Client,
-    host::{Host, Netlink},
+    dataplane::keeps_flows,
+    host::{self, Host, Netlink},
     lockout::{self, Cut, Lockout},
     operator::{SshSession, ssh_session},
-    policy::{KernelTick, Policy, labels},
+    policy::{Containers, KernelTick, Policy, Tables, labels},
+    privileges,
 };
 
 /// A person reads no more than this.
@@ -23,13 +29,15 @@ pub struct LiveCheck {
     pub ssh_session: Option<SshSession>,
     /// Why the ports that containers publish are not known.
     pub docker_error: Option<String>,
+    /// Why not all open UDP flows are known whose answers the policy would let in.
+    pub flows_gap: Option<String>,
     #[serde(flatten)]
     pub lockout: Lockout,
 }
 
 impl LiveCheck {
     /// With what the agent knows of entries, if there is one.
-    pub async fn ask(policy: &Policy, client: &Client) -> anyhow::Result<Self> {
+    pub async fn ask(policy: &Policy, client: &Client, pins: &Path) -> anyhow::Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let host = Host::read_once().context("this host cannot be read")?;
         let docker = find_once(policy, &host).await;
@@ -46,9 +54,15 @@ impl LiveCheck {
         let (policy, _) = labels::apply(policy, containers, clock);
         let here = (&host, &netlink);
         let lockout = lockout::of_host(&policy, containers, &entries, here, ssh_session);
+        let flows_gap = if needs_flows(&policy, containers)? && !keeps_flows(pins) {
+            privileges::spawn_blocking(|| host::open_udp_flows().gap).await?
+        } else {
+            None
+        };
         Ok(Self {
             ssh_session,
             docker_error: docker.error,
+            flows_gap,
             lockout: lockout.await?,
         })
     }
@@ -73,6 +87,7 @@ impl LiveCheck {
         let Self {
             ssh_session,
             docker_error,
+            flows_gap,
             lockout:
                 Lockout {
                     sessions: open,
@@ -121,8 +136,19 @@ impl LiveCheck {
                 "what containers publish is not known, and not judged: {error}"
             )?;
         }
+        if let Some(gap) = flows_gap {
+            writeln!(text, "{}", explained_gap(gap))?;
+        }
         Ok(text)
     }
+}
+
+/// Whether the policy lets in what answers UDP flows of this host or its containers, and nothing else, at some port.
+fn needs_flows(policy: &Policy, containers: &Containers) -> anyhow::Result<bool> {
+    let now = host::timebase().context("the clocks cannot be read")?;
+    // Which ports the kernel picks for this host's own connections is no matter for that.
+    let tables = Tables::compile(policy, containers, &(0..=0), now);
+    Ok(tables.uses(feature::FLOWS))
 }
 
 fn describe_way_in(text: &mut String, cut: &Cut) -> fmt::Result {

@@ -343,7 +343,7 @@ impl<'a> Model<'a> {
         if is_later && (!published || local) {
             return ModelDecision::Pass(number, "established");
         }
-        if is_error || is_udp && !published && reply() {
+        if is_error || is_udp && reply() {
             return ModelDecision::Pass(number, "reply");
         }
         ModelDecision::Drop(
