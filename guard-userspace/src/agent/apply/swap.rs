@@ -86,7 +86,7 @@ impl Applier {
         self.follow_ports();
         // Written again into what may be a table of its own.
         self.rows.clear();
-        let latest = (order.latest)();
+        let mut latest = (order.latest)();
         let content = &order.plan.content;
         if *latest != *content.containers
             && let Some(next) = self.dataplane.as_mut().and_then(Dataplane::next_mut)
@@ -98,8 +98,8 @@ impl Applier {
             self.closer.give_back(news.kept);
             match changed {
                 Ok(()) => {}
-                // The next plan has it.
-                Err(error) if needs_another(&error) => {}
+                // The next plan has it: for what is in force by now, another generation is needed.
+                Err(error) if needs_another(&error) => latest = Arc::clone(&content.containers),
                 Err(error) => {
                     self.abandon();
                     return Err(error.into());
