@@ -129,7 +129,7 @@ pub fn fill(
         &mut PortNews::default(),
     )?;
     networks::change(ebpf, &[], &tables.networks)?;
-    own_sources::change(ebpf, &BTreeSet::new(), &tables.own_sources)?;
+    own_sources::change(ebpf, &mut BTreeSet::new(), &tables.own_sources)?;
     live::fill(ebpf, tables, deny_list)?;
     for (prefix, relief) in &tables.reliefs {
         match prefix {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
 };
 
@@ -51,10 +52,9 @@ impl Generation {
         if networks.is_err() {
             next.networks.clone_from(&tables.networks);
         }
-        let own = own_sources::change(ebpf, &tables.own_sources, &next.own_sources);
-        if own.is_err() {
-            next.own_sources.clone_from(&tables.own_sources);
-        }
+        let mut held = mem::take(&mut tables.own_sources);
+        let own = own_sources::change(ebpf, &mut held, &next.own_sources);
+        next.own_sources = held;
         if differ_in_addresses(&tables.denied, &next.denied) {
             deny_list.ask_hashes();
         }
@@ -72,18 +72,14 @@ impl Generation {
             Err(LoadError::Lacks(lacks))
         }
     }
-}
 
-impl Generation {
     /// Brings its table of this host's own addresses to these, and leaves the others as they are.
     ///
     /// # Errors
-    /// The table may have some of them.
+    /// What could be changed is changed.
     pub fn change_own_sources(&mut self, next: &BTreeSet<IpAddr>) -> Result<(), LoadError> {
         let next = guard_policy::fitting(next);
-        own_sources::change(&mut self.ebpf, &self.tables.own_sources, &next)?;
-        self.tables.own_sources = next;
-        Ok(())
+        own_sources::change(&mut self.ebpf, &mut self.tables.own_sources, &next)
     }
 }
 

@@ -10,27 +10,53 @@ use guard_common::{
 };
 use guard_policy::split;
 
-use super::{LoadError, globals, maps::map_mut, steps::gone};
+use super::{
+    LoadError, globals,
+    maps::map_mut,
+    steps::{FirstError, gone},
+};
 
-/// Changes the tables from one set of addresses to another. The bitmap gets an address after the hash has it, and loses
-/// it before the hash does.
+/// Brings the tables to these addresses. `held` is what the hash has, and stays true where a step fails: no address of
+/// before is forgotten in it. An address has its bit only while the hash has it. What goes makes room for what comes.
+///
+/// # Errors
+/// What could be changed is changed.
 pub fn change(
     ebpf: &mut Ebpf,
-    before: &BTreeSet<IpAddr>,
+    held: &mut BTreeSet<IpAddr>,
     after: &BTreeSet<IpAddr>,
 ) -> Result<(), LoadError> {
-    if before == after {
-        return Ok(());
+    let mut outcome = FirstError::default();
+    let gone_now: Vec<IpAddr> = held.difference(after).copied().collect();
+    if !gone_now.is_empty() {
+        let stays = held.intersection(after);
+        outcome.take(write_bits(ebpf, stays));
     }
-    for address in after.difference(before) {
-        hash(ebpf)?.insert(key(*address), 1, 0)?;
+    for address in gone_now {
+        let removed = hash(ebpf).and_then(|mut hash| Ok(hash.remove(&key(address))?));
+        match gone(removed) {
+            Ok(()) => drop(held.remove(&address)),
+            failed => outcome.take(failed),
+        }
     }
-    globals::write(map_mut(ebpf, layout::OWN_BITS)?, &bitmap(after))?;
-    for address in before.difference(after) {
-        let removed = hash(ebpf)?.remove(&key(*address));
-        gone(removed.map_err(LoadError::from))?;
+    let new: Vec<IpAddr> = after.difference(held).copied().collect();
+    for address in new {
+        let inserted = hash(ebpf).and_then(|mut hash| Ok(hash.insert(key(address), 1, 0)?));
+        if inserted.is_ok() {
+            held.insert(address);
+        }
+        outcome.take(inserted);
     }
-    Ok(())
+    // Written also if nothing differs: it may have failed before.
+    outcome.take(write_bits(ebpf, held.intersection(after)));
+    outcome.end()
+}
+
+fn write_bits<'a>(
+    ebpf: &mut Ebpf,
+    addresses: impl Iterator<Item = &'a IpAddr>,
+) -> Result<(), LoadError> {
+    globals::write(map_mut(ebpf, layout::OWN_BITS)?, &bitmap(addresses))
 }
 
 fn hash(ebpf: &mut Ebpf) -> Result<HashMap<&mut aya::maps::MapData, OwnSource, u8>, LoadError> {
@@ -45,7 +71,7 @@ fn key(address: IpAddr) -> OwnSource {
     }
 }
 
-fn bitmap(addresses: &BTreeSet<IpAddr>) -> [u64; OWN_WORDS as usize] {
+fn bitmap<'a>(addresses: impl Iterator<Item = &'a IpAddr>) -> [u64; OWN_WORDS as usize] {
     let mut bitmap = [0; OWN_WORDS as usize];
     for address in addresses {
         let (family, address) = split(*address);

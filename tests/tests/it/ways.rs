@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     thread,
     time::Duration,
 };
@@ -17,7 +17,10 @@ use guard::{
         Timebase,
     },
 };
-use guard_common::reason::{Reason, Verdict};
+use guard_common::{
+    layout,
+    reason::{Reason, Verdict},
+};
 use ipnet::IpNet;
 
 use crate::{
@@ -392,4 +395,47 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
         .change(compile("203.0.113.10:tcp/901-1000"), none)
         .unwrap();
     assert_eq!(closed(&running), 100);
+}
+
+#[test]
+fn all_addresses_of_a_host_may_change_at_once() {
+    let tick_ns = host::tick_ns().unwrap();
+    let text = "mode = \"enforce\"\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
+    let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
+    let seats = Seats::new(&policy);
+    // As many as there is room for, in two sets that have none in common.
+    let addresses = |network: u32| -> BTreeSet<IpAddr> {
+        let numbers = 0..layout::MAX_OWN;
+        numbers
+            .map(|number| IpAddr::from(Ipv4Addr::from(network + number)))
+            .collect()
+    };
+    let (before, after) = (addresses(0xc612_0000), addresses(0xc613_0000));
+    let ground = Ground {
+        containers: &Containers::default(),
+        local_ports: &LOCAL_PORTS,
+        now: host::timebase().unwrap(),
+        entries: &[],
+        own_sources: &before,
+    };
+    let tables = Tables::compile_at(&policy, &ground, &seats);
+    let mut running = Generation::load(tables, tick_ns).unwrap();
+    let judged = |generation: &Generation, own: &BTreeSet<IpAddr>| {
+        let mut verdicts = own.iter().step_by(1_000).map(|source| {
+            let IpAddr::V4(source) = source else {
+                unreachable!("all are of IPv4")
+            };
+            let segment = tcp(80, SYN, &[]);
+            test_run(generation, &ipv4(*source, protocol::TCP, &segment))
+        });
+        let first = verdicts.next().unwrap();
+        assert!(verdicts.all(|verdict| verdict == first));
+        first
+    };
+    assert_eq!(judged(&running, &before), Verdict::Drop);
+    assert_eq!(judged(&running, &after), Verdict::Pass);
+    running.change_own_sources(&after).unwrap();
+    assert_eq!(judged(&running, &before), Verdict::Pass);
+    assert_eq!(judged(&running, &after), Verdict::Drop);
+    assert_eq!(running.tables().own_sources, after);
 }
