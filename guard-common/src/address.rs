@@ -10,6 +10,18 @@ pub enum Family {
     Ipv6 = 6,
 }
 
+impl Family {
+    /// From the argument of a global function of the kernel program, which takes integers alone.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Ipv4 as u32 {
+            Self::Ipv4
+        } else {
+            Self::Ipv6
+        }
+    }
+}
+
 /// An IPv4 or IPv6 address in host byte order. IPv4 fills the lower 32 bits; which of the two it is
 /// says the [`Family`] beside it.
 #[repr(C)]

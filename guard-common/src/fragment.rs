@@ -189,20 +189,16 @@ mod tests {
     #[test]
     fn datagrams_that_differ_in_anything_have_other_hashes() {
         let id = FragmentId::ipv4(7, 17);
-        let mut hashes = Vec::new();
         let family = Family::Ipv6;
-        {
-            for ends in [
-                ends(family, 1, 2, id),
-                ends(family, 2, 1, id),
-                ends(family, 1, 3, id),
-                ends(family, 1, 2, FragmentId::ipv4(8, 17)),
-                ends(family, 1, 2, FragmentId::ipv4(7, 6)),
-                ends(family, 1, 2, FragmentId::ipv6(7)),
-            ] {
-                hashes.push(hash(KEY, fold(&ends), ends.fragment));
-            }
-        }
+        let hashes = [
+            ends(family, 1, 2, id),
+            ends(family, 2, 1, id),
+            ends(family, 1, 3, id),
+            ends(family, 1, 2, FragmentId::ipv4(8, 17)),
+            ends(family, 1, 2, FragmentId::ipv4(7, 6)),
+            ends(family, 1, 2, FragmentId::ipv6(7)),
+        ]
+        .map(|ends| hash(KEY, fold(&ends), ends.fragment));
         for (n, one) in hashes.iter().enumerate() {
             assert!(!hashes[..n].contains(one));
         }

@@ -81,11 +81,7 @@ extern "C" fn guard_knows_first_fragment(
     let Some(set) = FRAGMENTS.get_ptr_mut(set_of(hash)) else {
         return 0;
     };
-    let family = if family == Family::Ipv4 as u32 {
-        Family::Ipv4
-    } else {
-        Family::Ipv6
-    };
+    let family = Family::from_number(family);
     let set = read(set.cast());
     u32::from(fragment::is_known(set, hash, Moment::of(now), family))
 }

@@ -76,11 +76,7 @@ extern "C" fn guard_judge_addresses(
         address(destination_high, destination_low),
     );
     let may_have_no_source = family >> NO_SOURCE != 0;
-    let family = if family as u32 == Family::Ipv4 as u32 {
-        Family::Ipv4
-    } else {
-        Family::Ipv6
-    };
+    let family = Family::from_number(family as u32);
     if is_martian(family, source, destination, may_have_no_source) {
         AddressVerdict::MARTIAN
     } else if own_sign(source.bytes(family)) != 0 && is_own(family, source) {

@@ -76,7 +76,7 @@ pub struct ProjectGenerator {
     dot_env: Vec<(String, String)>,
     /// Counts variables, so that each has one value.
     variables: usize,
-    /// Whoever writes it makes mistakes.
+    /// Has mistakes that Compose refuses.
     sloppy: bool,
     /// Services that change what they extend by a tag. What Compose makes of those that extend them in turn
     /// depends on the order of a Go map.
