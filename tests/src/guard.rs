@@ -85,12 +85,15 @@ impl Guard {
         )?;
         let whereabouts = whereabouts(lab);
         wait_for(Duration::from_secs(20), || {
-            daemon.check_alive()?;
+            if let Err(ended) = daemon.check_alive() {
+                // No reason to try again.
+                return Ok(Err(ended));
+            }
             // The status is there without an agent, too.
             let status = run(Command::new(binary).args(&whereabouts).arg("status"))?;
             anyhow::ensure!(!status.contains("NOT RUNNING"), "{status}");
-            Ok(())
-        })?;
+            Ok(Ok(()))
+        })??;
         Ok(Self {
             daemon,
             binary: binary.to_owned(),

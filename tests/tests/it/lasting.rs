@@ -521,12 +521,7 @@ fn a_policy_on_trial_goes_back_unless_it_is_confirmed() {
         assert!(guard.json("status").unwrap()["trial"]["until"].is_string());
         attempt.wait_for_end();
         assert_eq!(site.ask(), OPEN, "it has gone back");
-        wait_for(Duration::from_secs(5), || {
-            let status = guard.json("status")?;
-            anyhow::ensure!(status["trial"].is_null(), "{status}");
-            Ok(())
-        })
-        .unwrap();
+        wait_until_no_trial(&guard);
         fails(
             &output(&site.lab, &["confirm"]).unwrap(),
             1,
@@ -871,6 +866,7 @@ fn a_denial_at_one_service_holds_through_whatever_else_changes_and_ends_when_it_
         assert_eq!(site.ask(), OPEN, "revoked on trial");
         attempt.wait_for_end();
         assert_eq!(site.ask(), OPEN, "revoked, and gone back");
+        wait_until_no_trial(&guard);
         // It begins during a trial, and the kernel goes back by itself.
         attempt.begin(5, |time| try_limited(&guard, time));
         deny(&[]);
@@ -978,4 +974,14 @@ fn a_denial_at_one_service_reaches_what_a_trial_goes_back_to_also_where_others_h
         attempt.wait_for_end();
         assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
     });
+}
+
+/// The agent notices a moment after the kernel that a trial has ended.
+fn wait_until_no_trial(guard: &Guard) {
+    wait_for(Duration::from_secs(5), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["trial"].is_null(), "{status}");
+        Ok(())
+    })
+    .unwrap();
 }
