@@ -13,8 +13,8 @@ use guard::{
     dataplane::Generation,
     host::{self, UdpFlow},
     policy::{
-        Action, ContainerNetwork, Containers, Entry, Ground, KernelTick, Policy, PublishedAt,
-        PublishedPort, Seats, Tables,
+        Action, CompileInput, ContainerNetwork, Containers, Entry, KernelTick, Policy, PublishedAt,
+        PublishedPort, ServiceIds, Tables,
     },
 };
 use guard_common::{exposure::NetworkKind, layout::PortProtocol, reason::Outcome};
@@ -109,14 +109,14 @@ impl GuardProgram {
         let containers = containers(&setup.published)?;
         // Of both families, as a host has them: their place in the bitmap is looked at for every packet.
         let own_sources = OWN.into();
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers: &containers,
             local_ports: &LOCAL_PORTS,
             now: host::timebase()?,
             entries: &setup.entries,
             own_sources: &own_sources,
         };
-        let tables = Tables::compile_at(&policy, &ground, &Seats::new(&policy));
+        let tables = Tables::compile_at(&policy, &compile_input, &ServiceIds::new(&policy));
         let generation = Generation::load(tables, tick_ns)?;
         generation.seed_flows(&[UdpFlow {
             local: ASKED_FROM,

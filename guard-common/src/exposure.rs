@@ -1,7 +1,7 @@
 //! Whether a source may reach what it asks for: the rules of exposure as one pure function.
 
 use crate::{
-    packet::{Traits, Transport},
+    packet::{PacketClass, Transport},
     reason::Reason,
 };
 
@@ -88,10 +88,10 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
     if transport.is_of_connection() {
         return Exposure::Pass(Reason::Established);
     }
-    if transport.has(Traits::DATAGRAM) {
+    if transport.has(PacketClass::DATAGRAM) {
         return Exposure::ClosedUnlessReply(closed);
     }
-    if transport.has(Traits::ECHO_REPLY.or(Traits::ICMP_ERROR)) {
+    if transport.has(PacketClass::ECHO_REPLY.or(PacketClass::ICMP_ERROR)) {
         return Exposure::Pass(Reason::Reply);
     }
     Exposure::Closed(closed)
@@ -123,10 +123,10 @@ pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Ex
     if (!published || ephemeral) && transport.is_of_connection() {
         return Exposure::Pass(Reason::Established);
     }
-    if transport.has(Traits::DATAGRAM) {
+    if transport.has(PacketClass::DATAGRAM) {
         return Exposure::ClosedUnlessReply(reason);
     }
-    if transport.has(Traits::ICMP_ERROR) {
+    if transport.has(PacketClass::ICMP_ERROR) {
         return Exposure::Pass(Reason::Reply);
     }
     Exposure::Closed(reason)
@@ -136,11 +136,11 @@ pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Ex
 mod tests {
     use super::*;
 
-    const ATTEMPT: Transport = Transport::tcp(0, 0x02);
+    const CONNECTION_REQUEST: Transport = Transport::tcp(0, 0x02);
     const SEGMENT: Transport = Transport::tcp(0, 0x10);
     const STRAY: Transport = Transport::tcp(0, 0x01);
-    const UDP: Transport = Transport::new(0, Traits::DATAGRAM);
-    const UNREACHABLE: Transport = Transport::new(0, Traits::ICMP_ERROR);
+    const UDP: Transport = Transport::new(0, PacketClass::DATAGRAM);
+    const UNREACHABLE: Transport = Transport::new(0, PacketClass::ICMP_ERROR);
     const UNKNOWN: PortFacts = PortFacts {
         listed: false,
         published: false,
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_closed_published_port_gets_no_tcp_at_all_and_only_answers_of_udp() {
         for scope in [Scope::Containers, Scope::Host] {
-            for transport in [ATTEMPT, SEGMENT] {
+            for transport in [CONNECTION_REQUEST, SEGMENT] {
                 let closed = Exposure::Closed(Reason::ClosedPort);
                 assert_eq!(judge(&PUBLISHED, transport, scope), closed);
             }
@@ -171,7 +171,7 @@ mod tests {
     fn inside_the_local_port_range_only_attempts_and_udp_are_dropped() {
         for scope in [Scope::Containers, Scope::Host] {
             let closed = Exposure::Closed(Reason::ClosedPort);
-            assert_eq!(judge(&EPHEMERAL, ATTEMPT, scope), closed);
+            assert_eq!(judge(&EPHEMERAL, CONNECTION_REQUEST, scope), closed);
             assert_eq!(judge(&EPHEMERAL, STRAY, scope), closed);
             let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
             assert_eq!(judge(&EPHEMERAL, UDP, scope), unless_reply);
@@ -183,11 +183,11 @@ mod tests {
     #[test]
     fn the_scope_decides_on_ports_nobody_speaks_of() {
         let outside = Exposure::Pass(Reason::NotGuarded);
-        for transport in [ATTEMPT, SEGMENT, UDP] {
+        for transport in [CONNECTION_REQUEST, SEGMENT, UDP] {
             assert_eq!(judge(&UNKNOWN, transport, Scope::Containers), outside);
         }
         let closed = Exposure::Closed(Reason::ClosedPort);
-        assert_eq!(judge(&UNKNOWN, ATTEMPT, Scope::Host), closed);
+        assert_eq!(judge(&UNKNOWN, CONNECTION_REQUEST, Scope::Host), closed);
         assert_eq!(judge(&UNKNOWN, STRAY, Scope::Host), closed);
         let unless_reply = Exposure::ClosedUnlessReply(Reason::ClosedPort);
         assert_eq!(judge(&UNKNOWN, UDP, Scope::Host), unless_reply);
@@ -204,7 +204,7 @@ mod tests {
             ..PUBLISHED
         };
         for scope in [Scope::Containers, Scope::Host] {
-            for transport in [ATTEMPT, SEGMENT] {
+            for transport in [CONNECTION_REQUEST, SEGMENT] {
                 let closed = Exposure::Closed(Reason::SourceNotAllowed);
                 assert_eq!(judge(&listed, transport, scope), closed);
             }
@@ -222,12 +222,12 @@ mod tests {
     #[test]
     fn a_masqueraded_network_gets_nothing_and_a_routed_one_only_answers() {
         let closed = Exposure::Closed(Reason::ContainerAddress);
-        for packet in [ATTEMPT, SEGMENT, UDP, UNREACHABLE] {
+        for packet in [CONNECTION_REQUEST, SEGMENT, UDP, UNREACHABLE] {
             let exposure = judge_container_address(packet, NetworkKind::Masqueraded);
             assert_eq!(exposure, closed);
         }
         let routed = |packet| judge_container_address(packet, NetworkKind::Routed);
-        assert_eq!(routed(ATTEMPT), closed);
+        assert_eq!(routed(CONNECTION_REQUEST), closed);
         assert_eq!(routed(STRAY), closed);
         assert_eq!(routed(SEGMENT), Exposure::Pass(Reason::Established));
         assert_eq!(routed(UNREACHABLE), Exposure::Pass(Reason::Reply));

@@ -8,7 +8,7 @@ use crate::{
     address::{Address, Family},
     cell::{HashKey, mix},
     gcra::{BYTE_COST_SHIFT, GcraBudget, UNITS_PER_NANOSECOND},
-    packet::Ends,
+    packet::IpHeader,
     spread::spread,
 };
 
@@ -51,8 +51,8 @@ impl FragmentId {
 /// The source and the destination, each folded into one word. Two addresses that give the same word share an entry: a
 /// first fragment from one then counts for the other as well, and neither is forgotten for it.
 #[inline(always)]
-pub fn fold(ends: &impl Ends) -> [u64; 2] {
-    [ends.source(), ends.destination()].map(|Address { high, low }| spread(high) ^ low)
+pub fn fold(ip: &impl IpHeader) -> [u64; 2] {
+    [ip.source(), ip.destination()].map(|Address { high, low }| spread(high) ^ low)
 }
 
 /// The keyed hash of a datagram's [`fold`]ed addresses and its identification.
@@ -170,15 +170,15 @@ mod tests {
     use super::*;
     use crate::{
         gcra::{Price, charge},
-        packet::ReadEnds,
+        packet::IpFields,
     };
 
     const KEY: HashKey = HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
     const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
-    fn ends(family: Family, source: u64, destination: u64, fragment: FragmentId) -> ReadEnds {
+    fn ip(family: Family, source: u64, destination: u64, fragment: FragmentId) -> IpFields {
         let address = |low| Address { high: 0, low };
-        ReadEnds {
+        IpFields {
             family,
             source: address(source),
             destination: address(destination),
@@ -191,14 +191,14 @@ mod tests {
         let id = FragmentId::ipv4(7, 17);
         let family = Family::Ipv6;
         let hashes = [
-            ends(family, 1, 2, id),
-            ends(family, 2, 1, id),
-            ends(family, 1, 3, id),
-            ends(family, 1, 2, FragmentId::ipv4(8, 17)),
-            ends(family, 1, 2, FragmentId::ipv4(7, 6)),
-            ends(family, 1, 2, FragmentId::ipv6(7)),
+            ip(family, 1, 2, id),
+            ip(family, 2, 1, id),
+            ip(family, 1, 3, id),
+            ip(family, 1, 2, FragmentId::ipv4(8, 17)),
+            ip(family, 1, 2, FragmentId::ipv4(7, 6)),
+            ip(family, 1, 2, FragmentId::ipv6(7)),
         ]
-        .map(|ends| hash(KEY, fold(&ends), ends.fragment));
+        .map(|ip| hash(KEY, fold(&ip), ip.fragment));
         for (n, one) in hashes.iter().enumerate() {
             assert!(!hashes[..n].contains(one));
         }

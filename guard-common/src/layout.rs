@@ -58,9 +58,9 @@ pub const ALLOWED_V6: &str = "ALLOWED_V6";
 /// The section of the one writable global, [`live`] flags.
 pub const LIVE: &str = ".bss";
 
-/// Tries of the sources that are exempt or crowds, as [`Relief`].
-pub const RELIEFS_V4: &str = "RELIEFS_V4";
-pub const RELIEFS_V6: &str = "RELIEFS_V6";
+/// Tries of the sources that are exempt or crowds, as [`Exemption`].
+pub const EXEMPTIONS_V4: &str = "EXEMPTIONS_V4";
+pub const EXEMPTIONS_V6: &str = "EXEMPTIONS_V6";
 
 /// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. In front of them,
 /// bitmaps that say whether a destination can be in one.
@@ -99,7 +99,7 @@ pub const FLOWS: &str = "FLOWS";
 pub const OPENED_FLOWS: &str = "OPENED_FLOWS";
 
 /// A hash from [`FlowKey`] to when a packet that is only observed asked for an answer.
-pub const STRANGERS: &str = "STRANGERS";
+pub const UNSOLICITED: &str = "UNSOLICITED";
 
 /// An array of one array of [`crate::interfaces::InterfacePlace`]: the row of each interface in the tables that are kept
 /// for each.
@@ -142,8 +142,8 @@ pub const ABOUT: &str = "ABOUT";
 /// The same of one interface: an array of one [`AboutInterface`].
 pub const ABOUT_INTERFACE: &str = "ABOUT_INTERFACE";
 
-/// An array of [`Seat`], indexed by the service's number; only user space reads it.
-pub const SEATS: &str = "SEATS";
+/// An array of [`ServiceIdSlot`], indexed by the service's number; only user space reads it.
+pub const SERVICE_IDS: &str = "SERVICE_IDS";
 
 /// An array of one [`ReplayTime`].
 pub const CLOCK: &str = "CLOCK";
@@ -156,11 +156,11 @@ pub const MAX_SERVICES: u32 = 1024;
 
 /// Room for the services of the policies to come as well: a service keeps its number, and with it its
 /// counters, until it is gone and others need it.
-pub const MAX_SEATS: u32 = 2 * MAX_SERVICES;
+pub const MAX_SERVICE_IDS: u32 = 2 * MAX_SERVICES;
 
 /// Most policies have few services: an interface has counters for as many as there are, in pages of so many.
 pub const SERVICES_PER_PAGE: u32 = 1 << 6;
-pub const COUNTER_PAGES: u32 = MAX_SEATS / SERVICES_PER_PAGE;
+pub const COUNTER_PAGES: u32 = MAX_SERVICE_IDS / SERVICES_PER_PAGE;
 
 /// How many cells all services have together unless the policy says otherwise: 16 MiB.
 pub const DEFAULT_CELLS: u32 = 1 << 19;
@@ -170,7 +170,7 @@ pub const MIN_CELLS_PER_ROW: u32 = 1 << 6;
 
 /// How many entries these tables may hold.
 pub const MAX_ADMITTED: u32 = 1 << 16;
-pub const MAX_RELIEFS: u32 = 1 << 16;
+pub const MAX_EXEMPTIONS: u32 = 1 << 16;
 pub const MAX_ADDRESSED: u32 = 1 << 16;
 pub const MAX_NETWORKS: u32 = 1 << 12;
 pub const MAX_DENIED: u32 = 1 << 21;
@@ -232,7 +232,7 @@ pub mod feature {
     /// Packets that reach no service have budgets.
     pub const LIMITS: u16 = 1 << 5;
     /// Some sources are exempt or crowds.
-    pub const RELIEFS: u16 = 1 << 6;
+    pub const EXEMPTIONS: u16 = 1 << 6;
     /// Some ports are listed or published on one address alone.
     pub const ADDRESSED: u16 = 1 << 7;
     /// There are container networks.
@@ -490,7 +490,7 @@ pub struct AboutInterface {
 /// say of a service that the policy lists: pins of an agent that did not know them can be read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
+pub struct ServiceIdSlot {
     /// The service's name, filled up with zeros; all zeros: nobody's.
     pub name: [u8; MAX_NAME],
     pub first_cell: u32,
@@ -531,7 +531,7 @@ impl Expiry {
     }
 }
 
-/// How many [`Relief`]s that have ended are looked behind for a wider one that holds.
+/// How many [`Exemption`]s that have ended are looked behind for a wider one that holds.
 pub const MAX_ENDED: u32 = 4;
 
 /// A key of [`OWN`]: an address of this host, or a broadcast address of one of its networks.
@@ -546,7 +546,7 @@ pub struct OwnSource {
 /// What a source is granted when a budget would drop it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Relief {
+pub struct Exemption {
     pub expiry: Expiry,
     /// Its budgets are this many times those of others; 1: they are not.
     pub factor: u32,
@@ -575,7 +575,7 @@ pub const FLOW_IDLE_NS: u64 = 120 * 1_000_000_000;
 
 /// What this host sends to a stranger, whose packet only the mode let in, is an answer for so long:
 /// longer than servers take, and shorter than clients wait until they ask again.
-pub const STRANGER_NS: u64 = 2 * 1_000_000_000;
+pub const UNSOLICITED_NS: u64 = 2 * 1_000_000_000;
 
 /// A source that sends much, by the sampled packets of one CPU: the majority vote of Boyer and Moore
 /// ("MJRTY", 1981) over the sources that share its place.
@@ -604,7 +604,7 @@ pub struct CaptureFilter {
     /// For each [`Outcome::slot`]: one packet of so many, a power of two, at every counter; 0: none.
     pub one_of: [u32; Outcome::SLOTS as usize],
     /// One bit for each service.
-    pub services: [u64; SEAT_WORDS],
+    pub services: [u64; SERVICE_ID_WORDS],
     /// 1: any packets are wanted at all.
     pub on: u32,
     /// Only sources with this prefix: a [`crate::address::Family`], or 0 for any source.
@@ -614,12 +614,12 @@ pub struct CaptureFilter {
 }
 
 /// Words of 64 bits that have a bit for every service.
-pub const SEAT_WORDS: usize = MAX_SEATS as usize / 64;
+pub const SERVICE_ID_WORDS: usize = MAX_SERVICE_IDS as usize / 64;
 
 impl CaptureFilter {
     pub const NONE: Self = Self {
         one_of: [0; Outcome::SLOTS as usize],
-        services: [0; SEAT_WORDS],
+        services: [0; SERVICE_ID_WORDS],
         on: 0,
         family: 0,
         mask: Address::from_ipv4(0),
@@ -739,14 +739,14 @@ impl Conclusion {
 // The kernel side and the user side are compiled apart: neither may pad what the other does not.
 const _: () = assert!(size_of::<About>() == 416);
 const _: () = assert!(size_of::<AboutInterface>() == 32);
-const _: () = assert!(size_of::<Seat>() == 80);
+const _: () = assert!(size_of::<ServiceIdSlot>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
 const _: () = assert!(size_of::<GcraBudgets>() == 48);
 const _: () = assert!(size_of::<ServiceSlot>() == 128);
 const _: () = assert!(size_of::<AddressedKey>() == 24);
 const _: () = assert!(size_of::<Expiry>() == 8);
 const _: () = assert!(size_of::<OwnSource>() == 24);
-const _: () = assert!(size_of::<Relief>() == 16);
+const _: () = assert!(size_of::<Exemption>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<TalkerSlot>() == 48);
 const _: () = assert!(size_of::<CaptureFilter>() == 552);
@@ -759,8 +759,8 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AboutInterface, AddressedKey, AdmittedKey, CaptureFilter, Counters, Expiry, FlowKey,
-        OwnSource, PortEntry, Relief, ReplayTime, Seat, ServiceSlot, TalkerSlot,
+        About, AboutInterface, AddressedKey, AdmittedKey, CaptureFilter, Counters, Exemption,
+        Expiry, FlowKey, OwnSource, PortEntry, ReplayTime, ServiceIdSlot, ServiceSlot, TalkerSlot,
     };
     use crate::{cell::Cell, deny_list::DenyLine, interfaces::InterfacePlace};
 
@@ -788,8 +788,8 @@ mod pod {
         OwnSource,
         InterfacePlace,
         PortEntry,
-        Relief,
-        Seat,
+        Exemption,
+        ServiceIdSlot,
         ServiceSlot,
         TalkerSlot,
     );

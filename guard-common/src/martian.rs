@@ -6,7 +6,7 @@
 use crate::{
     address::{Address, Family},
     layout::{PortProtocol, port_index},
-    packet::{DHCP, Traits, Transport},
+    packet::{DHCP, PacketClass, Transport},
     spread::spread,
 };
 
@@ -65,7 +65,7 @@ pub fn may_have_no_source(transport: Transport) -> bool {
     let asks_for_an_address = transport.place() == port_index(PortProtocol::Udp, server)
         && transport.source_port() == client;
     // Of IPv4, IGMP alone is control.
-    asks_for_an_address || transport.has(Traits::CONTROL)
+    asks_for_an_address || transport.has(PacketClass::CONTROL)
 }
 
 /// Whether the address is in a set of this host's own, as good as its bitmap tells: each has the bit of [`own_bit`].
@@ -102,7 +102,7 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
-    use crate::packet::{Ends, Packet, ReadEnds, WireEnds};
+    use crate::packet::{IpFields, IpHeader, Packet, WireIpHeader};
 
     fn read(address: &str) -> (Family, Address) {
         match address.parse().unwrap() {
@@ -115,38 +115,33 @@ mod tests {
         }
     }
 
-    fn ends(source: &str, destination: &str) -> (ReadEnds, WireEnds) {
+    fn ip(source: &str, destination: &str) -> (IpFields, WireIpHeader) {
         let (family, source) = read(source);
         let (_, destination) = read(destination);
         let wire = match family {
-            Family::Ipv4 => WireEnds::ipv4((source.low << 32 | destination.low).to_be()),
-            Family::Ipv6 => WireEnds::ipv6(
+            Family::Ipv4 => WireIpHeader::ipv4((source.low << 32 | destination.low).to_be()),
+            Family::Ipv6 => WireIpHeader::ipv6(
                 [source.high, source.low, destination.high, destination.low].map(u64::to_be),
             ),
         };
         (wire.read(), wire)
     }
 
-    fn judge_packet(Packet { ends, transport }: &Packet<ReadEnds>) -> bool {
+    fn judge_packet(Packet { ip, transport }: &Packet<IpFields>) -> bool {
         let may_have_no_source = may_have_no_source(*transport);
-        is_martian(
-            ends.family,
-            ends.source,
-            ends.destination,
-            may_have_no_source,
-        )
+        is_martian(ip.family, ip.source, ip.destination, may_have_no_source)
     }
 
     /// Of a TCP segment.
     fn judge(source: &str, destination: &str) -> bool {
-        let (ends, wire) = ends(source, destination);
-        let judged = judge_packet(&Packet::tcp(ends, 80, 0x02));
+        let (ip, wire) = ip(source, destination);
+        let judged = judge_packet(&Packet::tcp(ip, 80, 0x02));
         // What is quick may be unsure, and never misses one.
         assert!(
             !judged || wire.martian_signs() != 0,
             "{source} {destination}"
         );
-        assert_eq!(ends.martian_signs(), wire.martian_signs());
+        assert_eq!(ip.martian_signs(), wire.martian_signs());
         judged
     }
 
@@ -211,7 +206,7 @@ mod tests {
     #[test]
     fn hardly_any_other_address_looks_martian() {
         let signs = |first, other| {
-            ends(&format!("{first}.0.0.1"), &format!("{other}.0.0.1"))
+            ip(&format!("{first}.0.0.1"), &format!("{other}.0.0.1"))
                 .1
                 .martian_signs()
         };
@@ -222,20 +217,20 @@ mod tests {
             }
         }
         for address in ["2001:db8::1", "fe80::1", "fd00::1", "64:ff9b::1", "100::"] {
-            assert_eq!(ends(address, address).1.martian_signs(), 0, "{address}");
-            assert_eq!(ends(address, "ff02::1").1.martian_signs(), 0, "{address}");
+            assert_eq!(ip(address, address).1.martian_signs(), 0, "{address}");
+            assert_eq!(ip(address, "ff02::1").1.martian_signs(), 0, "{address}");
         }
     }
 
     #[test]
     fn who_asks_for_an_address_has_none() {
-        let (nobody, _) = ends("0.0.0.0", "255.255.255.255");
+        let (nobody, _) = ip("0.0.0.0", "255.255.255.255");
         let judge = |packet| judge_packet(&packet);
         assert!(!judge(Packet::udp(nobody, 68, 67)));
         for (source_port, port) in [(67, 68), (68, 68), (67, 67), (68, 53)] {
             assert!(judge(Packet::udp(nobody, source_port, port)));
         }
-        let (query, _) = ends("0.0.0.0", "224.0.0.1");
+        let (query, _) = ip("0.0.0.0", "224.0.0.1");
         assert!(!judge(Packet::igmp(query, true)));
         assert!(judge(Packet::igmp(query, false)));
         assert!(judge(Packet::later_fragment(query)));
@@ -250,7 +245,7 @@ mod tests {
             "fe80::1:2:3",
         ] {
             let (family, read) = read(address);
-            let (_, wire) = ends(address, address);
+            let (_, wire) = ip(address, address);
             assert_eq!(read.bytes(family), wire.source_bytes(), "{address}");
             assert!(own_bit(read.bytes(family)) < OWN_WORDS * u64::BITS);
         }

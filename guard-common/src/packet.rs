@@ -12,12 +12,12 @@ use crate::{
 /// An IP packet, read up to its transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<E> {
-    pub ends: E,
+    pub ip: E,
     pub transport: Transport,
 }
 
 /// What a verdict depends on behind the addresses, in one word: the packet's place in the table of ports
-/// ([`crate::layout::PORTS`]), its [`Traits`], and the source port of UDP or the flags of TCP.
+/// ([`crate::layout::PORTS`]), its [`PacketClass`], and the source port of UDP or the flags of TCP.
 ///
 /// One word stays in one register, and each question to it is one instruction. An enum of what was read
 /// would be taken apart again in every later step, and verifiers before Linux 6.3 refuse the unwritten
@@ -27,25 +27,25 @@ pub struct Transport(u64);
 
 impl Transport {
     const PLACES: u64 = 1 << 18;
-    const TRAITS_SHIFT: u32 = 18;
+    const CLASS_SHIFT: u32 = 18;
     const SOURCE_SHIFT: u32 = 48;
 
     /// `place`: of [`crate::layout::PORTS`].
     #[inline(always)]
-    pub const fn new(place: u32, traits: Traits) -> Self {
-        Self(place as u64 | (traits.0 as u64) << Self::TRAITS_SHIFT)
+    pub const fn new(place: u32, class: PacketClass) -> Self {
+        Self(place as u64 | (class.0 as u64) << Self::CLASS_SHIFT)
     }
 
     /// `flags`: of the header.
     #[inline(always)]
     pub const fn tcp(destination_port: u16, flags: u8) -> Self {
-        let traits = if flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
-            Traits::ATTEMPT
+        let class = if flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
+            PacketClass::CONNECTION_REQUEST
         } else {
-            Traits::SEGMENT
+            PacketClass::SEGMENT
         };
         let place = port_index(PortProtocol::Tcp, destination_port);
-        Self::new(place, traits).with_source(flags as u16)
+        Self::new(place, class).with_source(flags as u16)
     }
 
     #[must_use]
@@ -80,13 +80,13 @@ impl Transport {
         let flags = (self.0 >> Self::SOURCE_SHIFT) as u8;
         let is_nothing = flags & (SYN | ACK | RST) == 0;
         let is_contradiction = flags & SYN != 0 && flags & (FIN | RST) != 0;
-        self.has(Traits::SEGMENT) && !is_nothing && !is_contradiction
+        self.has(PacketClass::SEGMENT) && !is_nothing && !is_contradiction
     }
 
-    /// Whether it has any of these traits.
+    /// Whether it has any of these classes.
     #[inline(always)]
-    pub const fn has(self, any: Traits) -> bool {
-        self.0 & (any.0 as u64) << Self::TRAITS_SHIFT != 0
+    pub const fn has(self, any: PacketClass) -> bool {
+        self.0 & (any.0 as u64) << Self::CLASS_SHIFT != 0
     }
 }
 
@@ -94,12 +94,12 @@ const _: () = assert!((PORT_ENTRIES as u64) <= Transport::PLACES);
 
 /// What else a verdict depends on. Of twelve bits at most: see [`Transport`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Traits(u16);
+pub struct PacketClass(u16);
 
-impl Traits {
+impl PacketClass {
     pub const NONE: Self = Self(0);
     /// TCP with SYN and without ACK, whatever the other flags: it asks for a connection.
-    pub const ATTEMPT: Self = Self(1 << 0);
+    pub const CONNECTION_REQUEST: Self = Self(1 << 0);
     /// Any other TCP segment.
     pub const SEGMENT: Self = Self(1 << 1);
     /// UDP.
@@ -138,7 +138,7 @@ impl Traits {
 }
 
 /// What IP says of a packet.
-pub trait Ends {
+pub trait IpHeader {
     fn family(&self) -> Family;
     fn source(&self) -> Address;
     fn destination(&self) -> Address;
@@ -155,8 +155,8 @@ pub trait Ends {
 
     /// Of what goes back.
     #[inline(always)]
-    fn reversed(&self) -> ReadEnds {
-        ReadEnds {
+    fn reversed(&self) -> IpFields {
+        IpFields {
             family: self.family(),
             source: self.destination(),
             destination: self.source(),
@@ -175,7 +175,7 @@ pub trait Ends {
     }
 }
 
-impl<E: Ends> Ends for &E {
+impl<E: IpHeader> IpHeader for &E {
     #[inline(always)]
     fn family(&self) -> Family {
         (**self).family()
@@ -209,14 +209,14 @@ impl<E: Ends> Ends for &E {
 
 /// Both addresses, of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadEnds {
+pub struct IpFields {
     pub family: Family,
     pub source: Address,
     pub destination: Address,
     pub fragment: FragmentId,
 }
 
-impl Ends for ReadEnds {
+impl IpHeader for IpFields {
     #[inline(always)]
     fn family(&self) -> Family {
         self.family
@@ -258,7 +258,7 @@ impl Ends for ReadEnds {
     }
 }
 
-/// `addresses`: as in [`WireEnds::ipv4`]. Those whose first byte is 127, and of the source 0 and 224 to 255.
+/// `addresses`: as in [`WireIpHeader::ipv4`]. Those whose first byte is 127, and of the source 0 and 224 to 255.
 #[inline(always)]
 const fn martian_signs_v4(addresses: u64) -> u64 {
     const FIRST_BYTES: u64 = 0x0000_0001_0000_0001;
@@ -286,13 +286,13 @@ const fn martian_signs_v6(source: u64, destination: u64) -> u64 {
 /// That needs a family that the compiler knows: where it does not, a verifier refuses what is left unwritten
 /// for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WireEnds {
+pub struct WireIpHeader {
     family: Family,
     /// The source and the destination, in network byte order: of IPv4 in one word, of IPv6 in two each.
     words: [u64; 4],
 }
 
-impl WireEnds {
+impl WireIpHeader {
     /// `addresses`: the last 8 bytes of a header without options (RFC 791).
     #[inline(always)]
     pub const fn ipv4(addresses: u64) -> Self {
@@ -312,8 +312,8 @@ impl WireEnds {
     }
 
     #[inline(always)]
-    pub fn read(&self) -> ReadEnds {
-        ReadEnds {
+    pub fn read(&self) -> IpFields {
+        IpFields {
             family: self.family(),
             source: self.source(),
             destination: self.destination(),
@@ -336,7 +336,7 @@ impl WireEnds {
     }
 }
 
-impl Ends for WireEnds {
+impl IpHeader for WireIpHeader {
     #[inline(always)]
     fn family(&self) -> Family {
         self.family
@@ -434,36 +434,36 @@ mod tcp_flags {
     pub const ACK: u8 = 1 << 4;
 }
 
-impl<E: Ends> Packet<E> {
+impl<E: IpHeader> Packet<E> {
     #[inline(always)]
-    fn new(ends: E, place: u32, traits: Traits) -> Self {
+    fn new(ip: E, place: u32, class: PacketClass) -> Self {
         Self {
-            ends,
-            transport: Transport::new(place, traits),
+            ip,
+            transport: Transport::new(place, class),
         }
     }
 
     /// `flags`: of the header (RFC 9293, section 3.1).
     #[inline(always)]
-    pub fn tcp(ends: E, destination_port: u16, flags: u8) -> Self {
+    pub fn tcp(ip: E, destination_port: u16, flags: u8) -> Self {
         let transport = Transport::tcp(destination_port, flags);
-        Self { ends, transport }
+        Self { ip, transport }
     }
 
     #[inline(always)]
-    pub fn udp(ends: E, source_port: u16, destination_port: u16) -> Self {
-        let control = match ends.family() {
+    pub fn udp(ip: E, source_port: u16, destination_port: u16) -> Self {
+        let control = match ip.family() {
             Family::Ipv4 => {
-                Traits::DHCP_REPLY.only_if(source_port == DHCP.0 && destination_port == DHCP.1)
+                PacketClass::DHCP_REPLY.only_if(source_port == DHCP.0 && destination_port == DHCP.1)
             }
-            Family::Ipv6 => Traits::CONTROL.only_if(
+            Family::Ipv6 => PacketClass::CONTROL.only_if(
                 source_port == DHCPV6.0
                     && destination_port == DHCPV6.1
-                    && ends.has_link_local_source(),
+                    && ip.has_link_local_source(),
             ),
         };
         let place = port_index(PortProtocol::Udp, destination_port);
-        let packet = Self::new(ends, place, Traits::DATAGRAM.or(control));
+        let packet = Self::new(ip, place, PacketClass::DATAGRAM.or(control));
         Self {
             transport: packet.transport.with_source(source_port),
             ..packet
@@ -471,63 +471,63 @@ impl<E: Ends> Packet<E> {
     }
 
     #[inline(always)]
-    pub fn sctp(ends: E, destination_port: u16) -> Self {
+    pub fn sctp(ip: E, destination_port: u16) -> Self {
         let place = port_index(PortProtocol::Sctp, destination_port);
-        Self::new(ends, place, Traits::NONE)
+        Self::new(ip, place, PacketClass::NONE)
     }
 
     /// ICMP over IPv4, ICMPv6 over IPv6. `on_link`: the hop limit is 255, so no router has passed this
     /// packet on (RFC 4861, section 6.1).
     #[inline(always)]
-    pub fn icmp(ends: E, kind: u8, on_link: bool) -> Self {
-        let (protocol, traits) = match ends.family() {
+    pub fn icmp(ip: E, kind: u8, on_link: bool) -> Self {
+        let (protocol, class) = match ip.family() {
             Family::Ipv4 => (
                 protocol::ICMP,
                 match kind {
-                    3 | 11 | 12 => Traits::ICMP_ERROR,
-                    ECHO_REPLY_V4 => Traits::ECHO_REPLY,
-                    _ => Traits::NONE,
+                    3 | 11 | 12 => PacketClass::ICMP_ERROR,
+                    ECHO_REPLY_V4 => PacketClass::ECHO_REPLY,
+                    _ => PacketClass::NONE,
                 },
             ),
             Family::Ipv6 => (
                 protocol::ICMPV6,
                 match kind {
-                    1..=4 => Traits::ICMP_ERROR,
-                    ECHO_REPLY_V6 => Traits::ECHO_REPLY,
-                    ROUTER_SOLICITATION..=REDIRECT => Traits::CONTROL.only_if(on_link),
+                    1..=4 => PacketClass::ICMP_ERROR,
+                    ECHO_REPLY_V6 => PacketClass::ECHO_REPLY,
+                    ROUTER_SOLICITATION..=REDIRECT => PacketClass::CONTROL.only_if(on_link),
                     MULTICAST_LISTENER_QUERY..=MULTICAST_LISTENER_DONE
-                    | MULTICAST_LISTENER_REPORT_V2 => Traits::CONTROL
-                        .only_if(ends.has_link_local_source() || ends.has_no_source()),
-                    _ => Traits::NONE,
+                    | MULTICAST_LISTENER_REPORT_V2 => PacketClass::CONTROL
+                        .only_if(ip.has_link_local_source() || ip.has_no_source()),
+                    _ => PacketClass::NONE,
                 },
             ),
         };
-        Self::new(ends, protocol_index(protocol), traits)
+        Self::new(ip, protocol_index(protocol), class)
     }
 
     /// IGMP over IPv4. `last_hop`: the TTL is 1, so no router passes this packet on.
     #[inline(always)]
-    pub fn igmp(ends: E, last_hop: bool) -> Self {
+    pub fn igmp(ip: E, last_hop: bool) -> Self {
         // To one address it could come from afar, with a TTL that is 1 by the time it is here.
-        let to_group = ends.destination().low & MULTICAST_V4_MASK == MULTICAST_V4;
+        let to_group = ip.destination().low & MULTICAST_V4_MASK == MULTICAST_V4;
         Self::new(
-            ends,
+            ip,
             protocol_index(protocol::IGMP),
-            Traits::CONTROL.only_if(last_hop && to_group),
+            PacketClass::CONTROL.only_if(last_hop && to_group),
         )
     }
 
     /// Any other protocol, by its IANA number.
     #[inline(always)]
-    pub fn other(ends: E, protocol: u8) -> Self {
-        Self::new(ends, protocol_index(protocol), Traits::NONE)
+    pub fn other(ip: E, protocol: u8) -> Self {
+        Self::new(ip, protocol_index(protocol), PacketClass::NONE)
     }
 
     /// A fragment that is not the first. It has no port, and is judged without.
     #[inline(always)]
-    pub fn later_fragment(ends: E) -> Self {
+    pub fn later_fragment(ip: E) -> Self {
         let place = protocol_index(protocol::FRAGMENT);
-        Self::new(ends, place, Traits::LATER_FRAGMENT)
+        Self::new(ip, place, PacketClass::LATER_FRAGMENT)
     }
 }
 
@@ -544,8 +544,8 @@ mod tests {
         low: 1,
     };
 
-    fn ends(family: Family, source: Address) -> ReadEnds {
-        ReadEnds {
+    fn ip(family: Family, source: Address) -> IpFields {
+        IpFields {
             family,
             source,
             destination: ANYWHERE,
@@ -556,26 +556,26 @@ mod tests {
     #[test]
     fn each_end_is_read_where_it_stands() {
         let [source, destination] = [0xc633_6407_u32, 0xcb00_710a];
-        let ipv4 = WireEnds::ipv4((u64::from(source) << 32 | u64::from(destination)).to_be());
+        let ipv4 = WireIpHeader::ipv4((u64::from(source) << 32 | u64::from(destination)).to_be());
         assert_eq!(ipv4.source(), Address::from_ipv4(source));
         assert_eq!(ipv4.destination(), Address::from_ipv4(destination));
         let words = [NEIGHBOUR.high, NEIGHBOUR.low, ANYWHERE.high, ANYWHERE.low];
-        let ipv6 = WireEnds::ipv6(words.map(u64::to_be));
+        let ipv6 = WireIpHeader::ipv6(words.map(u64::to_be));
         assert_eq!((ipv6.source(), ipv6.destination()), (NEIGHBOUR, ANYWHERE));
-        for ends in [ipv4, ipv6] {
-            let answer = ends.reversed();
-            assert_eq!(answer.family, ends.family());
-            assert_eq!(answer.source, ends.destination());
-            assert_eq!(answer.destination, ends.source());
+        for ip in [ipv4, ipv6] {
+            let answer = ip.reversed();
+            assert_eq!(answer.family, ip.family());
+            assert_eq!(answer.source, ip.destination());
+            assert_eq!(answer.destination, ip.source());
         }
     }
 
-    fn is_control(packet: Packet<ReadEnds>) -> bool {
-        packet.transport.has(Traits::CONTROL)
+    fn is_control(packet: Packet<IpFields>) -> bool {
+        packet.transport.has(PacketClass::CONTROL)
     }
 
     fn icmpv6(kind: u8, on_link: bool, source: Address) -> bool {
-        is_control(Packet::icmp(ends(Family::Ipv6, source), kind, on_link))
+        is_control(Packet::icmp(ip(Family::Ipv6, source), kind, on_link))
     }
 
     #[test]
@@ -590,20 +590,24 @@ mod tests {
     #[test]
     fn icmp_errors_and_answers_to_a_ping_are_known_by_their_family() {
         let icmp = |family, kind| {
-            let Transport(word) = Packet::icmp(ends(family, ANYWHERE), kind, false).transport;
-            Traits((word >> Transport::TRAITS_SHIFT) as u16)
+            let Transport(word) = Packet::icmp(ip(family, ANYWHERE), kind, false).transport;
+            PacketClass((word >> Transport::CLASS_SHIFT) as u16)
         };
-        assert_eq!(icmp(Family::Ipv6, 2), Traits::ICMP_ERROR, "packet too big");
-        assert_eq!(icmp(Family::Ipv4, 2), Traits::NONE);
+        assert_eq!(
+            icmp(Family::Ipv6, 2),
+            PacketClass::ICMP_ERROR,
+            "packet too big"
+        );
+        assert_eq!(icmp(Family::Ipv4, 2), PacketClass::NONE);
         assert_eq!(
             icmp(Family::Ipv4, 3),
-            Traits::ICMP_ERROR,
+            PacketClass::ICMP_ERROR,
             "destination unreachable"
         );
-        assert_eq!(icmp(Family::Ipv6, 128), Traits::NONE, "echo request");
+        assert_eq!(icmp(Family::Ipv6, 128), PacketClass::NONE, "echo request");
         for (family, answer, other) in [(Family::Ipv4, 0, 129), (Family::Ipv6, 129, 0)] {
-            assert_eq!(icmp(family, answer), Traits::ECHO_REPLY);
-            assert_eq!(icmp(family, other), Traits::NONE);
+            assert_eq!(icmp(family, answer), PacketClass::ECHO_REPLY);
+            assert_eq!(icmp(family, other), PacketClass::NONE);
         }
     }
 
@@ -619,13 +623,13 @@ mod tests {
     #[test]
     fn igmp_is_control_on_its_link_alone() {
         let igmp = |destination, last_hop| {
-            let ends = ReadEnds {
+            let ip = IpFields {
                 family: Family::Ipv4,
                 source: Address::from_ipv4(0xc633_6407),
                 destination: Address::from_ipv4(destination),
                 fragment: FragmentId::NONE,
             };
-            is_control(Packet::igmp(ends, last_hop))
+            is_control(Packet::igmp(ip, last_hop))
         };
         for group in [0xe000_0001, 0xe000_0016, 0xefff_ffff] {
             assert!(igmp(group, true));
@@ -639,23 +643,23 @@ mod tests {
     #[test]
     fn dhcp_replies_are_known_in_their_own_family() {
         let udp = |family, source, source_port, destination_port| {
-            Packet::udp(ends(family, source), source_port, destination_port).transport
+            Packet::udp(ip(family, source), source_port, destination_port).transport
         };
         let is_reply = |family, source_port, destination_port| {
-            udp(family, ANYWHERE, source_port, destination_port).has(Traits::DHCP_REPLY)
+            udp(family, ANYWHERE, source_port, destination_port).has(PacketClass::DHCP_REPLY)
         };
         assert!(is_reply(Family::Ipv4, 67, 68));
         assert!(!is_reply(Family::Ipv4, 68, 67), "a request");
         assert!(!is_reply(Family::Ipv4, 547, 546));
         assert!(!is_reply(Family::Ipv6, 67, 68));
-        let dhcpv6 = |source| udp(Family::Ipv6, source, 547, 546).has(Traits::CONTROL);
+        let dhcpv6 = |source| udp(Family::Ipv6, source, 547, 546).has(PacketClass::CONTROL);
         assert!(dhcpv6(NEIGHBOUR));
         for source in [ANYWHERE, Address::default()] {
             assert!(!dhcpv6(source));
         }
         for (family, source_port) in [(Family::Ipv6, 67), (Family::Ipv4, 67), (Family::Ipv4, 547)] {
-            let traits = udp(family, NEIGHBOUR, source_port, source_port + 1);
-            assert!(!traits.has(Traits::CONTROL));
+            let class = udp(family, NEIGHBOUR, source_port, source_port + 1);
+            assert!(!class.has(PacketClass::CONTROL));
         }
     }
 
@@ -663,8 +667,11 @@ mod tests {
     fn flags_tell_attempts_from_segments_and_from_what_belongs_to_no_connection() {
         let (fin, syn, rst, psh, ack) = (0x01, 0x02, 0x04, 0x08, 0x10);
         let of = |flags: u8| {
-            let transport = Packet::tcp(ends(Family::Ipv4, ANYWHERE), 1, flags).transport;
-            (transport.has(Traits::ATTEMPT), transport.is_of_connection())
+            let transport = Packet::tcp(ip(Family::Ipv4, ANYWHERE), 1, flags).transport;
+            (
+                transport.has(PacketClass::CONNECTION_REQUEST),
+                transport.is_of_connection(),
+            )
         };
         // URG, ECE and CWR change nothing.
         for others in [0, 0x20, 0x40, 0x80, 0xe0] {
@@ -691,25 +698,25 @@ mod tests {
 
     #[test]
     fn every_protocol_has_a_place_of_its_own() {
-        let ends = ends(Family::Ipv4, ANYWHERE);
+        let ip = ip(Family::Ipv4, ANYWHERE);
         let places = [
-            Packet::tcp(ends, 8000, 0x02).transport.place(),
-            Packet::udp(ends, 1, 8000).transport.place(),
-            Packet::sctp(ends, 8000).transport.place(),
-            Packet::icmp(ends, 8, false).transport.place(),
-            Packet::igmp(ends, false).transport.place(),
-            Packet::other(ends, 47).transport.place(),
-            Packet::later_fragment(ends).transport.place(),
+            Packet::tcp(ip, 8000, 0x02).transport.place(),
+            Packet::udp(ip, 1, 8000).transport.place(),
+            Packet::sctp(ip, 8000).transport.place(),
+            Packet::icmp(ip, 8, false).transport.place(),
+            Packet::igmp(ip, false).transport.place(),
+            Packet::other(ip, 47).transport.place(),
+            Packet::later_fragment(ip).transport.place(),
         ];
         for (n, place) in places.iter().enumerate() {
             assert!(!places[..n].contains(place));
         }
-        assert_eq!(Packet::tcp(ends, 8000, 0x10).transport.place(), places[0]);
-        let udp = Packet::udp(ends, u16::MAX, 8000).transport;
+        assert_eq!(Packet::tcp(ip, 8000, 0x10).transport.place(), places[0]);
+        let udp = Packet::udp(ip, u16::MAX, 8000).transport;
         assert_eq!(
             (udp.source_port(), udp.destination_port()),
             (u16::MAX, 8000)
         );
-        assert!(udp.has(Traits::DATAGRAM) && !udp.has(Traits::SEGMENT));
+        assert!(udp.has(PacketClass::DATAGRAM) && !udp.has(PacketClass::SEGMENT));
     }
 }

@@ -5,12 +5,12 @@ use guard_common::{
     account::{self, Account, Over, SourceKey},
     cell::{Share, hash},
     layout::{ServiceSlot, feature},
-    packet::Ends,
+    packet::IpHeader,
     reason::Reason,
 };
 
 use crate::{
-    bill::{Bill, Terms, prefix},
+    charge::{BudgetCharge, Terms, prefix},
     clock::Clock,
     config::{self, uses},
     maps::{ACCOUNTS, SERVICES},
@@ -20,20 +20,20 @@ use crate::{
 /// them if it is over any.
 #[inline(always)]
 pub fn pay<C: Clock>(
-    ends: &impl Ends,
+    ip: &impl IpHeader,
     length: u64,
     terms: Terms,
     settings: &ServiceSlot,
 ) -> Result<(), Reason> {
-    let bill = |prefix, tick| Bill::<false> {
+    let bill = |prefix, tick| BudgetCharge::<false> {
         length,
         now: C::time_of(tick),
-        hash: hash(config::hash_key(), Share::Base, ends.family(), prefix),
+        hash: hash(config::hash_key(), Share::Base, ip.family(), prefix),
         terms,
         times: None,
     };
     if !C::IN_TICKS {
-        return bill(prefix(ends, settings), C::tick()).pay(settings);
+        return bill(prefix(ip, settings), C::tick()).pay(settings);
     }
     // Before anything else: what is at hand by then would have to be saved.
     let Some(accounts) = ACCOUNTS.get_ptr_mut(0) else {
@@ -41,8 +41,8 @@ pub fn pay<C: Clock>(
         return Ok(());
     };
     let tick = C::tick();
-    let prefix = prefix(ends, settings);
-    let who = SourceKey::of(config::hash_key, ends.family(), prefix);
+    let prefix = prefix(ip, settings);
+    let who = SourceKey::of(config::hash_key, ip.family(), prefix);
     // SAFETY: the pointer is to this CPU's own value, which lives as long as the program, and the place is within it.
     // XDP runs to its end on one CPU, so its own accounts need no atomics.
     let account = unsafe {
@@ -110,7 +110,7 @@ extern "C" fn guard_pay_in_advance(
         return 0;
     };
     if let Some((packets, bytes)) = settings.advance.with(length)
-        && Bill::of_account(account, now).pay_in_advance(settings, packets, bytes)
+        && BudgetCharge::of_account(account, now).pay_in_advance(settings, packets, bytes)
     {
         account.hold(packets as u32, bytes as u32);
     } else {
@@ -127,7 +127,7 @@ extern "C" fn guard_give_back(account: *mut Account) -> u32 {
     if let Some(account) = unsafe { account.as_mut() } {
         let (packets, bytes) = account.left();
         let settings = SERVICES.get(account.service().into());
-        Bill::of_account(account, 0).give_back(settings, packets.into(), bytes.into());
+        BudgetCharge::of_account(account, 0).give_back(settings, packets.into(), bytes.into());
         account.hold(0, 0);
     }
     0

@@ -2,17 +2,17 @@
 //! is not.
 
 use guard_common::{
-    layout::{Relief, ServiceSlot, feature},
-    packet::{Ends, Packet, Traits},
+    layout::{Exemption, ServiceSlot, feature},
+    packet::{IpHeader, Packet, PacketClass},
     reason::Reason,
 };
 
 use crate::{
     accounts,
-    bill::{Terms, pay_as_crowd},
+    charge::{Terms, pay_as_crowd},
     clock::Clock,
     config::uses,
-    pace::Pace,
+    path::PathKind,
     sources::{find_relief, is_allowed},
 };
 
@@ -21,34 +21,34 @@ use crate::{
 ///
 /// Exemptions are looked up last, only for a packet that is about to be dropped.
 #[inline(always)]
-pub fn charge<C: Clock, P: Pace>(
-    packet: &Packet<impl Ends>,
+pub fn charge<C: Clock, P: PathKind>(
+    packet: &Packet<impl IpHeader>,
     length: u64,
     service: u16,
     settings: &ServiceSlot,
     reason: Reason,
-) -> Result<Reason, P::Unsure> {
+) -> Result<Reason, P::Deferred> {
     if !uses!(feature::BUDGETS) {
         return Ok(reason);
     }
-    let ends = &packet.ends;
+    let ip = &packet.ip;
     let terms = Terms {
         service,
-        attempt: packet.transport.has(Traits::ATTEMPT),
+        attempt: packet.transport.has(PacketClass::CONNECTION_REQUEST),
     };
-    let Err(over) = accounts::pay::<C>(ends, length, terms, settings) else {
+    let Err(over) = accounts::pay::<C>(ip, length, terms, settings) else {
         return Ok(reason);
     };
-    if is_allowed::<C, P>(ends, service)? {
+    if is_allowed::<C, P>(ip, service)? {
         return Ok(Reason::Exempt);
     }
-    Ok(match find_relief::<C, P>(ends)? {
-        Some(Relief { exempt: 1, .. }) => Reason::Exempt,
+    Ok(match find_relief::<C, P>(ip)? {
+        Some(Exemption { exempt: 1, .. }) => Reason::Exempt,
         // What a crowd sends beyond one source's budget has further buckets, which are so much
         // larger that both together are `factor` times that budget.
-        Some(Relief { factor, .. }) if factor > 1 => {
-            P::look_closer()?;
-            match pay_as_crowd(ends, C::now(), length, terms, settings, factor - 1) {
+        Some(Exemption { factor, .. }) if factor > 1 => {
+            P::defer()?;
+            match pay_as_crowd(ip, C::now(), length, terms, settings, factor - 1) {
                 Ok(()) => reason,
                 Err(over) => over,
             }

@@ -19,7 +19,7 @@ const _: () = assert!(Outcome::SLOTS.is_power_of_two());
 pub struct Counted<'a, E> {
     pub conclusion: Conclusion,
     /// `None` if none could be read.
-    pub ends: Option<&'a E>,
+    pub ip: Option<&'a E>,
     /// Of the frame, in bytes.
     pub length: u64,
     /// How many with this conclusion there were on this CPU.

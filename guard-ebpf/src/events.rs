@@ -17,8 +17,8 @@ use aya_ebpf::{
 };
 use guard_common::{
     address::Address,
-    layout::{CaptureFilter, Event, SEAT_WORDS, SNAP_LENGTH, feature},
-    packet::Ends,
+    layout::{CaptureFilter, Event, SERVICE_ID_WORDS, SNAP_LENGTH, feature},
+    packet::IpHeader,
     reason::Outcome,
 };
 
@@ -58,9 +58,9 @@ struct EventFacts(u64);
 
 impl EventFacts {
     #[inline(always)]
-    fn of(counted: &Counted<'_, impl Ends>) -> Self {
-        let family = match counted.ends {
-            Some(ends) => ends.family() as u64,
+    fn of(counted: &Counted<'_, impl IpHeader>) -> Self {
+        let family = match counted.ip {
+            Some(ip) => ip.family() as u64,
             None => 0,
         };
         Self(family << 32 | u64::from(counted.conclusion.pack()))
@@ -86,15 +86,15 @@ impl EventFacts {
 }
 
 #[inline(always)]
-pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) {
+pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) {
     if likely(wanted!(on) == 0) {
         return;
     }
     let facts = EventFacts::of(counted);
     let one_of = wanted!(one_of[facts.slot()]);
     if one_of != 0 && counted.number & (u64::from(one_of) - 1) == 0 {
-        let Address { high, low } = match counted.ends {
-            Some(ends) => ends.source(),
+        let Address { high, low } = match counted.ip {
+            Some(ip) => ip.source(),
             None => Address::default(),
         };
         guard_hand_over(ctx.ctx, facts.0, high, low, counted.length);
@@ -198,7 +198,7 @@ unsafe fn load(ctx: *mut xdp_md, to: *mut c_void, length: u32) -> i64 {
 
 #[inline(always)]
 fn has_service(service: u16) -> bool {
-    let word = wanted!(services[service as usize / 64 % SEAT_WORDS]);
+    let word = wanted!(services[service as usize / 64 % SERVICE_ID_WORDS]);
     word >> (service % 64) & 1 != 0
 }
 

@@ -5,7 +5,7 @@ use guard_common::{
     address::{Address, Family},
     exposure::{Exposure, PortFacts, judge, judge_container_address},
     layout::{AddressedKey, NO_SERVICE, PortEntry, ServiceSlot, feature},
-    packet::{Ends, Packet},
+    packet::{IpHeader, Packet},
 };
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     config::{self, uses},
     maps::{ADDRESSED, ADMITTED_V4, ADMITTED_V6, PORTS, SERVICES},
     networks::{find_network, may_be_in_network},
-    pace::Pace,
+    path::PathKind,
     sources::is_listed,
 };
 
@@ -26,15 +26,17 @@ pub enum PortLookup {
 }
 
 #[inline(always)]
-pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<PortLookup, P::Unsure> {
+pub fn find_destination<P: PathKind>(
+    packet: &Packet<impl IpHeader>,
+) -> Result<PortLookup, P::Deferred> {
     let entry = find_entry(packet);
     // What most of a flood is sent to: with one question, three others are answered.
-    if P::IS_QUICK && entry.is_empty() {
-        let Packet { ends, .. } = packet;
+    if P::IS_FAST && entry.is_empty() {
+        let Packet { ip, .. } = packet;
         if uses!(feature::ADDRESSED | feature::NETWORKS)
-            && may_be_in_network(ends.family(), ends.destination())
+            && may_be_in_network(ip.family(), ip.destination())
         {
-            P::look_closer()?;
+            P::defer()?;
         }
         return Ok(PortLookup::Nobody(judge_closed(
             packet,
@@ -44,10 +46,10 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<PortLooku
     }
     let mut known = entry;
     if uses!(feature::ADDRESSED | feature::NETWORKS) {
-        let Packet { ends, transport } = packet;
-        let (family, destination) = (ends.family(), ends.destination());
+        let Packet { ip, transport } = packet;
+        let (family, destination) = (ip.family(), ip.destination());
         if entry.is_addressed() || may_be_in_network(family, destination) {
-            P::look_closer()?;
+            P::defer()?;
             let here = find_addressed(family, destination, transport.place(), entry);
             known = entry.on_address(here);
             // A service that names this very address is asked before the container networks.
@@ -69,31 +71,31 @@ pub fn find_destination<P: Pace>(packet: &Packet<impl Ends>) -> Result<PortLooku
 
 /// Decides on a packet that a service lists, but not for its source.
 #[inline(always)]
-pub fn judge_refused(packet: &Packet<impl Ends>, entry: PortEntry) -> Exposure {
+pub fn judge_refused(packet: &Packet<impl IpHeader>, entry: PortEntry) -> Exposure {
     judge_closed(packet, entry, true)
 }
 
 #[inline(always)]
-fn judge_closed(packet: &Packet<impl Ends>, entry: PortEntry, listed: bool) -> Exposure {
+fn judge_closed(packet: &Packet<impl IpHeader>, entry: PortEntry, listed: bool) -> Exposure {
     let target = PortFacts {
         listed,
-        published: is_published(packet.ends.family(), entry),
+        published: is_published(packet.ip.family(), entry),
         ephemeral: entry.is_ephemeral(),
     };
     judge(&target, packet.transport, config::scope())
 }
 
 #[inline(always)]
-fn find_entry(packet: &Packet<impl Ends>) -> PortEntry {
+fn find_entry(packet: &Packet<impl IpHeader>) -> PortEntry {
     *PORTS.get_behind_swap(packet.transport.place() as usize)
 }
 
 /// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and
 /// to no port that a container publishes.
 #[inline(always)]
-pub fn is_for_host(packet: &Packet<impl Ends>) -> bool {
-    let Packet { ends, transport } = packet;
-    let (family, destination) = (ends.family(), ends.destination());
+pub fn is_for_host(packet: &Packet<impl IpHeader>) -> bool {
+    let Packet { ip, transport } = packet;
+    let (family, destination) = (ip.family(), ip.destination());
     let entry = find_entry(packet);
     let here = find_addressed(family, destination, transport.place(), entry);
     !is_published(family, entry.on_address(here)) && find_network(family, destination).is_none()
@@ -129,9 +131,12 @@ pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEn
 
 /// Whether the service, which is restricted, allows the source.
 #[inline(always)]
-pub fn is_admitted<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
+pub fn is_admitted<C: Clock, P: PathKind>(
+    ip: &impl IpHeader,
+    service: u16,
+) -> Result<bool, P::Deferred> {
     if !uses!(feature::RESTRICTED) {
         return Ok(true);
     }
-    is_listed::<C, P>(&ADMITTED_V4, &ADMITTED_V6, ends, service)
+    is_listed::<C, P>(&ADMITTED_V4, &ADMITTED_V6, ip, service)
 }

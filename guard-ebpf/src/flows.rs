@@ -13,9 +13,9 @@ use guard_common::{
     exposure::{NetworkKind, Scope},
     gcra::UNITS_PER_NANOSECOND,
     layout::{
-        FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, STRANGER_NS, feature, list, port_index,
+        FLOW_IDLE_NS, FlowKey, NO_SERVICE, PortProtocol, UNSOLICITED_NS, feature, list, port_index,
     },
-    packet::{Ends, Packet, Traits},
+    packet::{IpHeader, Packet, PacketClass},
     reason::Mode,
 };
 
@@ -23,15 +23,15 @@ use crate::{
     clock::{Beginning, Clock},
     config::{self, uses},
     exposure::{find_addressed, is_admitted, is_published},
-    maps::{FLOWS, OPENED_FLOWS, PORTS, SERVICES, STRANGERS},
+    maps::{FLOWS, OPENED_FLOWS, PORTS, SERVICES, UNSOLICITED},
     networks::find_network,
-    pace::{Pace, Thorough},
-    parse::{Frame, Reader, Unread, parse},
+    parse::{Frame, NotParsed, Reader, parse},
+    path::{PathKind, SlowPath},
     sources::is_allowed,
 };
 
 const IDLE: u64 = FLOW_IDLE_NS * UNITS_PER_NANOSECOND;
-const ANSWER: u64 = STRANGER_NS * UNITS_PER_NANOSECOND;
+const ANSWER: u64 = UNSOLICITED_NS * UNITS_PER_NANOSECOND;
 
 /// An entry younger than this is not written again.
 const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
@@ -57,38 +57,38 @@ impl<C: Clock> Reader for Recorder<C> {
     type Output = ();
 
     #[inline(always)]
-    fn ip(self, packet: &Packet<impl Ends>, _length: u64) {
-        if !packet.transport.has(Traits::DATAGRAM) {
+    fn ip(self, packet: &Packet<impl IpHeader>, _length: u64) {
+        if !packet.transport.has(PacketClass::DATAGRAM) {
             return;
         }
         let Some(mode) = mode_of_answers(packet) else {
             return;
         };
-        let Packet { ends, transport } = packet;
+        let Packet { ip, transport } = packet;
         let key = flow(
-            ends.family(),
-            (ends.source(), transport.source_port()),
-            (ends.destination(), transport.destination_port()),
+            ip.family(),
+            (ip.source(), transport.source_port()),
+            (ip.destination(), transport.destination_port()),
         );
-        if mode == Mode::Observe && is_stranger::<C>(&key) {
+        if mode == Mode::Observe && is_answer_to_unsolicited::<C>(&key) {
             return;
         }
         touch::<C>(&key);
     }
 
     #[inline(always)]
-    fn unread(self, _why: Unread, _length: u64) {}
+    fn not_parsed(self, _why: NotParsed, _length: u64) {}
 }
 
 /// Whether the packet answers a flow that this host opened. What answers keeps its flow alive, but not
 /// at a port that a service lists: there only what this host sends does, so that nobody whom the
 /// service does not admit stays by talking on.
 #[inline(always)]
-pub fn is_reply<C: Clock, P: Pace>(
-    packet: &Packet<impl Ends>,
+pub fn is_reply<C: Clock, P: PathKind>(
+    packet: &Packet<impl IpHeader>,
     is_listed: bool,
-) -> Result<bool, P::Unsure> {
-    if !packet.transport.has(Traits::DATAGRAM) || !uses!(feature::FLOWS) {
+) -> Result<bool, P::Deferred> {
+    if !packet.transport.has(PacketClass::DATAGRAM) || !uses!(feature::FLOWS) {
         return Ok(false);
     }
     let key = incoming(packet);
@@ -99,7 +99,7 @@ pub fn is_reply<C: Clock, P: Pace>(
     if age <= REFRESH {
         return Ok(true);
     }
-    P::look_closer()?;
+    P::defer()?;
     if age <= IDLE && !is_listed {
         refresh(&key, now);
     }
@@ -145,12 +145,12 @@ fn refresh(key: &FlowKey, now: u64) {
 
 /// The flow of a packet that comes in.
 #[inline(always)]
-fn incoming(packet: &Packet<impl Ends>) -> FlowKey {
-    let Packet { ends, transport } = packet;
+fn incoming(packet: &Packet<impl IpHeader>) -> FlowKey {
+    let Packet { ip, transport } = packet;
     flow(
-        ends.family(),
-        (ends.destination(), transport.destination_port()),
-        (ends.source(), transport.source_port()),
+        ip.family(),
+        (ip.destination(), transport.destination_port()),
+        (ip.source(), transport.source_port()),
     )
 }
 
@@ -172,8 +172,8 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 /// access ends with it. Into a masqueraded network no answer gets in, and where the mode is `off` every packet does. At a
 /// published port an answer gets in in every scope: the source port of a masqueraded query may lie in a published range.
 #[inline(always)]
-fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
-    let (family, local) = (packet.ends.family(), packet.ends.source());
+fn mode_of_answers(packet: &Packet<impl IpHeader>) -> Option<Mode> {
+    let (family, local) = (packet.ip.family(), packet.ip.source());
     let index = port_index(PortProtocol::Udp, packet.transport.source_port());
     let entry = *PORTS.get_behind_swap(index as usize);
     let here = find_addressed(family, local, index, entry);
@@ -201,28 +201,28 @@ fn mode_of_answers(packet: &Packet<impl Ends>) -> Option<Mode> {
 
 /// Whether the service admits the peer of a packet that leaves it, or did until the peer's time was over.
 #[inline(always)]
-fn has_admitted(packet: &Packet<impl Ends>, service: u16) -> bool {
-    let answer = packet.ends.reversed();
+fn has_admitted(packet: &Packet<impl IpHeader>, service: u16) -> bool {
+    let answer = packet.ip.reversed();
     // At the beginning nothing has ended.
-    let Ok(is_admitted) = is_admitted::<Beginning, Thorough>(&answer, service);
-    let Ok(is_allowed) = is_allowed::<Beginning, Thorough>(&answer, service);
+    let Ok(is_admitted) = is_admitted::<Beginning, SlowPath>(&answer, service);
+    let Ok(is_allowed) = is_allowed::<Beginning, SlowPath>(&answer, service);
     is_admitted || is_allowed
 }
 
 /// Takes note of a packet that only the mode lets in: while it observes, this host's answer to it is no
 /// flow of its own, or the guard would count less than it will drop.
 #[inline(always)]
-pub fn note_stranger<C: Clock>(packet: &Packet<impl Ends>) {
-    if packet.transport.has(Traits::DATAGRAM) && uses!(feature::FLOWS) {
+pub fn note_unsolicited<C: Clock>(packet: &Packet<impl IpHeader>) {
+    if packet.transport.has(PacketClass::DATAGRAM) && uses!(feature::FLOWS) {
         // The map evicts its oldest entry rather than refuse one.
-        let _result = STRANGERS.insert(incoming(packet), C::now(), 0);
+        let _result = UNSOLICITED.insert(incoming(packet), C::now(), 0);
     }
 }
 
 /// Whether what this host sends now answers a stranger. Later it is this host that begins again.
 #[inline(always)]
-fn is_stranger<C: Clock>(key: &FlowKey) -> bool {
+fn is_answer_to_unsolicited<C: Clock>(key: &FlowKey) -> bool {
     // SAFETY: the value is one word, read at once.
-    let seen = unsafe { STRANGERS.get(key) };
+    let seen = unsafe { UNSOLICITED.get(key) };
     seen.is_some_and(|seen| C::now().saturating_sub(*seen) <= ANSWER)
 }

@@ -6,7 +6,7 @@ use guard_common::{
     address::Family,
     fragment::{self, FragmentId, FragmentSet, Moment},
     layout::FRAGMENT_SETS,
-    packet::{Ends, Packet, Traits},
+    packet::{IpHeader, Packet, PacketClass},
     reason::Reason,
 };
 
@@ -18,11 +18,11 @@ use crate::{clock::Clock, config, host_buckets, maps::FRAGMENTS};
 /// A global function for every packet that gets a closer look: asked in between, the question would have the verifier
 /// follow the rest of the program twice.
 #[inline(always)]
-pub fn note_first<C: Clock>(packet: &Packet<impl Ends>, is_stopped: bool) {
-    let Packet { ends, transport } = packet;
-    let is_other = transport.has(Traits::LATER_FRAGMENT) | is_stopped;
-    let [source, destination] = fragment::fold(ends);
-    let fragment = ends.fragment().number();
+pub fn note_first<C: Clock>(packet: &Packet<impl IpHeader>, is_stopped: bool) {
+    let Packet { ip, transport } = packet;
+    let is_other = transport.has(PacketClass::LATER_FRAGMENT) | is_stopped;
+    let [source, destination] = fragment::fold(ip);
+    let fragment = ip.fragment().number();
     guard_note_first_fragment(source, destination, fragment, C::now(), is_other.into());
 }
 
@@ -54,13 +54,13 @@ extern "C" fn guard_note_first_fragment(
 /// Decides on a fragment that is not the first: it passes with its first, or within the budget of those that overtake
 /// theirs. Nobody is exempt from that one, which keeps room for all in the kernel's memory.
 #[inline(always)]
-pub fn judge_later<C: Clock>(ends: &impl Ends, length: u64) -> Reason {
+pub fn judge_later<C: Clock>(ip: &impl IpHeader, length: u64) -> Reason {
     let now = C::now();
-    let [source, destination] = fragment::fold(ends);
-    let family = ends.family() as u32;
-    let fragment = ends.fragment().number();
+    let [source, destination] = fragment::fold(ip);
+    let family = ip.family() as u32;
+    let fragment = ip.fragment().number();
     let has_first = guard_knows_first_fragment(source, destination, fragment, now, family) != 0;
-    if has_first || host_buckets::has_room_to_overtake(ends, now, length) {
+    if has_first || host_buckets::has_room_to_overtake(ip, now, length) {
         Reason::Fragment
     } else {
         Reason::FragmentLimit

@@ -8,10 +8,10 @@ use guard_common::{
     fragment::{OVERTAKING, OVERTAKING_IN_ALL, memory},
     gcra::{Price, UNITS_PER_NANOSECOND},
     layout::{CONTROL_RATE, host_bucket},
-    packet::Ends,
+    packet::IpHeader,
 };
 
-use crate::{bill::MapBucket, clock::Clock, config, maps::HOST_BUCKETS};
+use crate::{charge::MapBucket, clock::Clock, config, maps::HOST_BUCKETS};
 
 const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
@@ -44,12 +44,12 @@ extern "C" fn guard_has_room_for_control(now: u64) -> u32 {
 /// Whether there is room for a fragment that came before its first, which is charged to its source and to all: to
 /// neither if it is over one.
 #[inline(always)]
-pub fn has_room_to_overtake(ends: &impl Ends, now: u64, length: u64) -> bool {
-    let source = match ends.family() {
-        Family::Ipv4 => ends.source(),
-        Family::Ipv6 => ends.source().masked(SOURCE_V6),
+pub fn has_room_to_overtake(ip: &impl IpHeader, now: u64, length: u64) -> bool {
+    let source = match ip.family() {
+        Family::Ipv4 => ip.source(),
+        Family::Ipv6 => ip.source().masked(SOURCE_V6),
     };
-    let hash = cell::hash(config::hash_key(), Share::Base, ends.family(), source);
+    let hash = cell::hash(config::hash_key(), Share::Base, ip.family(), source);
     guard_has_room_to_overtake(hash, now, length) != 0
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use guard_common::{
     exposure::Exposure,
     layout::{Conclusion, NO_SERVICE, ServiceSlot, feature, list},
-    packet::{Ends, Packet, ReadEnds, Traits},
+    packet::{IpFields, IpHeader, Packet, PacketClass},
     reason::{Mode, ModeBits, Outcome, Reason},
 };
 
@@ -14,16 +14,16 @@ use crate::{
     budgets,
     clock::Clock,
     config::{self, uses},
-    ending::{Ending, finish},
     exposure::{PortLookup, find_destination, is_admitted, is_for_host, judge_refused},
+    finish::{Ending, finish},
     flows, fragments, host_buckets, maps, martian,
-    pace::{Pace, Quick, Thorough},
-    parse::{PlainReader, Reader, Unread},
+    parse::{NotParsed, PlainReader, Reader},
+    path::{FastPath, PathKind, SlowPath},
     sources,
 };
 
 /// The ends of a packet that names none that could be read.
-pub const UNREAD: Option<&ReadEnds> = None;
+pub const NO_HEADER: Option<&IpFields> = None;
 
 /// Judges what has been read, and finishes it if there is an answer.
 pub struct Judge<'a, C, P> {
@@ -50,40 +50,40 @@ impl<C, P> Clone for Judge<'_, C, P> {
 impl<C, P> Copy for Judge<'_, C, P> {}
 
 /// `None`: the packet needs a closer look.
-impl<C: Ending> PlainReader for Judge<'_, C, Quick> {
+impl<C: Ending> PlainReader for Judge<'_, C, FastPath> {
     type Output = u32;
 
     #[inline(always)]
-    fn plain(self, packet: &Packet<impl Ends>, length: u64) -> Option<u32> {
-        let judged = judge::<C, Quick>(packet, length).ok()?;
-        let (ctx, ends) = (self.ctx, Some(&packet.ends));
+    fn plain(self, packet: &Packet<impl IpHeader>, length: u64) -> Option<u32> {
+        let judged = judge::<C, FastPath>(packet, length).ok()?;
+        let (ctx, ip) = (self.ctx, Some(&packet.ip));
         Some(match judged {
-            PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), ends, length),
-            PolicyDecision::Otherwise(conclusion) => finish::<C>(ctx, conclusion, ends, length),
+            PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), ip, length),
+            PolicyDecision::Otherwise(conclusion) => finish::<C>(ctx, conclusion, ip, length),
         })
     }
 }
 
-impl<C: Ending> Reader for Judge<'_, C, Thorough> {
+impl<C: Ending> Reader for Judge<'_, C, SlowPath> {
     type Output = u32;
 
     #[inline(always)]
-    fn ip(self, packet: &Packet<impl Ends>, length: u64) -> u32 {
-        let conclusion = match judge::<C, Thorough>(packet, length) {
+    fn ip(self, packet: &Packet<impl IpHeader>, length: u64) -> u32 {
+        let conclusion = match judge::<C, SlowPath>(packet, length) {
             Ok(PolicyDecision::Closed(reason)) => of_host(reason),
             Ok(PolicyDecision::Otherwise(conclusion)) => conclusion,
         };
         fragments::note_first::<C>(packet, is_stopped(conclusion));
-        finish::<C>(self.ctx, conclusion, Some(&packet.ends), length)
+        finish::<C>(self.ctx, conclusion, Some(&packet.ip), length)
     }
 
     #[inline(always)]
-    fn unread(self, why: Unread, length: u64) -> u32 {
+    fn not_parsed(self, why: NotParsed, length: u64) -> u32 {
         let reason = match why {
-            Unread::NotIp => Reason::NotGuarded,
-            Unread::Malformed => Reason::Malformed,
+            NotParsed::NotIp => Reason::NotGuarded,
+            NotParsed::Malformed => Reason::Malformed,
         };
-        finish::<C>(self.ctx, of_host(reason), UNREAD, length)
+        finish::<C>(self.ctx, of_host(reason), NO_HEADER, length)
     }
 }
 
@@ -112,18 +112,18 @@ enum PolicyDecision {
 }
 
 #[inline(always)]
-fn judge<C: Clock, P: Pace>(
-    packet: &Packet<impl Ends>,
+fn judge<C: Clock, P: PathKind>(
+    packet: &Packet<impl IpHeader>,
     length: u64,
-) -> Result<PolicyDecision, P::Unsure> {
-    let Packet { ends, transport } = packet;
+) -> Result<PolicyDecision, P::Deferred> {
+    let Packet { ip, transport } = packet;
     let addresses = martian::judge_addresses::<P>(packet)?;
     if addresses.is_martian() {
         return Ok(PolicyDecision::Closed(Reason::Martian));
     }
-    if transport.has(Traits::CONTROL.or(Traits::DHCP_REPLY)) {
-        P::look_closer()?;
-        if transport.has(Traits::CONTROL) || is_for_host(packet) {
+    if transport.has(PacketClass::CONTROL.or(PacketClass::DHCP_REPLY)) {
+        P::defer()?;
+        if transport.has(PacketClass::CONTROL) || is_for_host(packet) {
             let reason = if host_buckets::has_room_for_control::<C>() {
                 Reason::Control
             } else {
@@ -136,12 +136,12 @@ fn judge<C: Clock, P: Pace>(
     if addresses.is_own_source() {
         return Ok(PolicyDecision::Closed(Reason::Martian));
     }
-    if sources::is_denied::<C, P>(ends)? && !sources::is_allowed::<C, P>(ends, NO_SERVICE)? {
+    if sources::is_denied::<C, P>(ip)? && !sources::is_allowed::<C, P>(ip, NO_SERVICE)? {
         return Ok(PolicyDecision::Otherwise(of_host(Reason::DeniedSource)));
     }
-    if transport.has(Traits::LATER_FRAGMENT) {
-        P::look_closer()?;
-        let reason = match fragments::judge_later::<C>(ends, length) {
+    if transport.has(PacketClass::LATER_FRAGMENT) {
+        P::defer()?;
+        let reason = match fragments::judge_later::<C>(ip, length) {
             Reason::Fragment => within_limits::<C, P>(packet, length, Reason::Fragment)?,
             other => other,
         };
@@ -170,8 +170,8 @@ fn judge<C: Clock, P: Pace>(
                 within_limits::<C, P>(packet, length, Reason::Reply)?
             } else {
                 if mode.is_observed() {
-                    P::look_closer()?;
-                    flows::note_stranger::<C>(packet);
+                    P::defer()?;
+                    flows::note_unsolicited::<C>(packet);
                 }
                 reason
             }
@@ -184,28 +184,28 @@ fn judge<C: Clock, P: Pace>(
 
 /// The reason of a packet that a service lists; `None`: it does not admit the source.
 #[inline(always)]
-fn judge_at_service<C: Clock, P: Pace>(
-    packet: &Packet<impl Ends>,
+fn judge_at_service<C: Clock, P: PathKind>(
+    packet: &Packet<impl IpHeader>,
     length: u64,
     service: u16,
     settings: &ServiceSlot,
     mode: ModeBits,
-) -> Result<Option<Reason>, P::Unsure> {
-    let Packet { ends, .. } = packet;
+) -> Result<Option<Reason>, P::Deferred> {
+    let Packet { ip, .. } = packet;
     if mode.is_off() {
         return Ok(Some(Reason::NotGuarded));
     }
     let lists = settings.lists;
     if lists != 0 {
         if lists & list::DENIED != 0
-            && sources::is_denied_at::<C, P>(ends, service)?
-            && !sources::is_allowed::<C, P>(ends, service)?
+            && sources::is_denied_at::<C, P>(ip, service)?
+            && !sources::is_allowed::<C, P>(ip, service)?
         {
             return Ok(Some(Reason::DeniedSource));
         }
         if lists & list::ADMITTED != 0
-            && !is_admitted::<C, P>(ends, service)?
-            && !sources::is_allowed::<C, P>(ends, service)?
+            && !is_admitted::<C, P>(ip, service)?
+            && !sources::is_allowed::<C, P>(ip, service)?
         {
             return Ok(None);
         }
@@ -215,15 +215,15 @@ fn judge_at_service<C: Clock, P: Pace>(
 
 /// A packet that reaches no service passes for this reason, within the policy's `limits`.
 #[inline(always)]
-fn within_limits<C: Clock, P: Pace>(
-    packet: &Packet<impl Ends>,
+fn within_limits<C: Clock, P: PathKind>(
+    packet: &Packet<impl IpHeader>,
     length: u64,
     reason: Reason,
-) -> Result<Reason, P::Unsure> {
+) -> Result<Reason, P::Deferred> {
     if !uses!(feature::LIMITS) {
         return Ok(reason);
     }
-    P::look_closer()?;
+    P::defer()?;
     let limits = maps::SERVICES.get(NO_SERVICE.into());
     budgets::charge::<C, P>(packet, length, NO_SERVICE, limits, reason)
 }

@@ -17,14 +17,14 @@
 )]
 
 mod accounts;
-mod bill;
 mod budgets;
+mod charge;
 mod clock;
 mod config;
 mod counters;
-mod ending;
 mod events;
 mod exposure;
+mod finish;
 mod flows;
 mod fragments;
 mod global;
@@ -35,8 +35,8 @@ mod maps;
 mod martian;
 mod networks;
 mod order;
-mod pace;
 mod parse;
+mod path;
 mod sources;
 mod talkers;
 
@@ -49,10 +49,10 @@ use guard_common::reason::Reason;
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
-    ending::{Ending, finish},
-    judge::{Judge, UNREAD, of_host},
-    pace::{Quick, Thorough},
+    finish::{Ending, finish},
+    judge::{Judge, NO_HEADER, of_host},
     parse::{Frame, length_of, parse, parse_plain},
+    path::{FastPath, SlowPath},
 };
 
 #[xdp(frags)]
@@ -100,22 +100,27 @@ pub fn guard_egress_replay(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// A packet's way. Who reads it hands it on to [`judge`], which [`ending::finish`]es it: counted once, and dropped only
+/// A packet's way. Who reads it hands it on to [`judge`], which [`finish::finish`]es it: counted once, and dropped only
 /// where the mode is `enforce`.
 #[inline(always)]
 fn judge_frame<C: Ending>(ctx: &XdpContext) -> u32 {
     if config::is_off() {
         let conclusion = of_host(Reason::NotGuarded);
-        return finish::<C>(ctx, conclusion, UNREAD, length_of(&Frame::of_xdp(ctx), ctx));
+        return finish::<C>(
+            ctx,
+            conclusion,
+            NO_HEADER,
+            length_of(&Frame::of_xdp(ctx), ctx),
+        );
     }
     // Most packets are plain, and are judged quickly.
-    if let Some(action) = parse_plain(&Frame::of_xdp(ctx), Judge::<C, Quick>::new(ctx)) {
+    if let Some(action) = parse_plain(&Frame::of_xdp(ctx), Judge::<C, FastPath>::new(ctx)) {
         return action;
     }
     // The others begin again.
     let frame = Frame::of_xdp(ctx);
     let length = length_of(&frame, ctx);
-    parse(&frame, length, Judge::<C, Thorough>::new(ctx))
+    parse(&frame, length, Judge::<C, SlowPath>::new(ctx))
 }
 
 #[cfg(target_arch = "bpf")]

@@ -13,11 +13,11 @@ use guard_common::{
     fragment::FragmentSet,
     interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
-        AddressedKey, AdmittedKey, COUNTER_PAGES, Counters, DEFAULT_CELLS, EVENTS_BYTES, Expiry,
-        FRAGMENT_SETS, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_FLOWS,
-        MAX_NETWORKS, MAX_OWN, MAX_RELIEFS, MAX_SEATS, NETWORK_WORDS_V4, NETWORK_WORDS_V6,
-        OwnSource, PORT_ENTRIES, PortEntry, Relief, ReplayTime, SERVICES_PER_PAGE, ServiceSlot,
-        TALKER_ENTRIES, TalkerSlot, host_bucket,
+        AddressedKey, AdmittedKey, COUNTER_PAGES, Counters, DEFAULT_CELLS, EVENTS_BYTES, Exemption,
+        Expiry, FRAGMENT_SETS, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED,
+        MAX_EXEMPTIONS, MAX_FLOWS, MAX_NETWORKS, MAX_OWN, MAX_SERVICE_IDS, NETWORK_WORDS_V4,
+        NETWORK_WORDS_V6, OwnSource, PORT_ENTRIES, PortEntry, ReplayTime, SERVICES_PER_PAGE,
+        ServiceSlot, TALKER_ENTRIES, TalkerSlot, host_bucket,
     },
     martian::OWN_WORDS,
     reason::Outcome,
@@ -41,7 +41,7 @@ pub static ADDRESSED: HashMap<AddressedKey, PortEntry> =
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".bss.services")]
-pub static SERVICES: Global<ServiceSlot, { MAX_SEATS as usize }> =
+pub static SERVICES: Global<ServiceSlot, { MAX_SERVICE_IDS as usize }> =
     // SAFETY: zeros are a value.
     unsafe { Global::zeroed() };
 
@@ -87,10 +87,12 @@ pub static ALLOWED_V4: LpmTrie<AdmittedKey<4>, Expiry> = LpmTrie::with_max_entri
 pub static ALLOWED_V6: LpmTrie<AdmittedKey<16>, Expiry> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
 
 #[map]
-pub static RELIEFS_V4: LpmTrie<Ipv4Key, Relief> = LpmTrie::with_max_entries(MAX_RELIEFS, 0);
+pub static EXEMPTIONS_V4: LpmTrie<Ipv4Key, Exemption> =
+    LpmTrie::with_max_entries(MAX_EXEMPTIONS, 0);
 
 #[map]
-pub static RELIEFS_V6: LpmTrie<Ipv6Key, Relief> = LpmTrie::with_max_entries(MAX_RELIEFS, 0);
+pub static EXEMPTIONS_V6: LpmTrie<Ipv6Key, Exemption> =
+    LpmTrie::with_max_entries(MAX_EXEMPTIONS, 0);
 
 #[map]
 pub static NETWORKS_V4: LpmTrie<Ipv4Key, u8> = LpmTrie::with_max_entries(MAX_NETWORKS, 0);
@@ -132,7 +134,7 @@ pub static CELLS: Array<Cell> = Array::with_max_entries(DEFAULT_CELLS, 0);
 pub static NARROW_CELLS: Array<u64> = Array::with_max_entries(DEFAULT_CELLS, 0);
 
 #[map]
-pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SEATS, 0);
+pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICE_IDS, 0);
 
 /// One value. Each generation has its own, so that none knows of the budgets of another; user space never asks.
 #[map]
@@ -146,7 +148,7 @@ pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FL
 pub static OPENED_FLOWS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
-pub static STRANGERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+pub static UNSOLICITED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
 /// One value. No variable: to load the program writes zeros into those, and all generations share this.
 #[map]
@@ -171,7 +173,7 @@ pub static LOSS_ROWS: ArrayOfMaps<
 > = ArrayOfMaps::new();
 
 #[map]
-pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SEATS, 0);
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_SERVICE_IDS, 0);
 
 #[map]
 pub static TALKERS: PerCpuArray<TalkerSlot> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);

@@ -5,12 +5,12 @@ use guard_common::{
     address::{Address, Family},
     layout::OwnSource,
     martian::{is_martian, may_have_no_source, own_bit},
-    packet::{Ends, Packet},
+    packet::{IpHeader, Packet},
 };
 
 use crate::{
     maps::{OWN, OWN_BITS},
-    pace::Pace,
+    path::PathKind,
 };
 
 /// What the addresses of a packet tell.
@@ -37,16 +37,18 @@ impl AddressVerdict {
 
 /// On the fast path whatever may be martian, or come from an address of this host, needs a closer look.
 #[inline(always)]
-pub fn judge_addresses<P: Pace>(packet: &Packet<impl Ends>) -> Result<AddressVerdict, P::Unsure> {
-    let Packet { ends, transport } = packet;
-    if P::IS_QUICK {
-        if ends.martian_signs() | own_sign(ends.source_bytes()) != 0 {
-            P::look_closer()?;
+pub fn judge_addresses<P: PathKind>(
+    packet: &Packet<impl IpHeader>,
+) -> Result<AddressVerdict, P::Deferred> {
+    let Packet { ip, transport } = packet;
+    if P::IS_FAST {
+        if ip.martian_signs() | own_sign(ip.source_bytes()) != 0 {
+            P::defer()?;
         }
         return Ok(AddressVerdict::NOTHING);
     }
-    let (source, destination) = (ends.source(), ends.destination());
-    let family = ends.family() as u64 | u64::from(may_have_no_source(*transport)) << NO_SOURCE;
+    let (source, destination) = (ip.source(), ip.destination());
+    let family = ip.family() as u64 | u64::from(may_have_no_source(*transport)) << NO_SOURCE;
     Ok(AddressVerdict(guard_judge_addresses(
         source.high,
         source.low,

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use guard_common::{
     address::Family,
     fragment::FragmentId,
-    packet::{Ends, Packet, ReadEnds, WireEnds, protocol},
+    packet::{IpFields, IpHeader, Packet, WireIpHeader, protocol},
 };
 use network_types::{
     eth::EthHdr,
@@ -66,7 +66,7 @@ const TCP_FLAGS: usize = 13;
 
 /// Why a frame was not read up to its transport header.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Unread {
+pub enum NotParsed {
     NotIp,
     Malformed,
 }
@@ -80,8 +80,8 @@ pub trait Reader: Copy {
     type Output;
 
     /// `length`: of the frame, in bytes.
-    fn ip(self, packet: &Packet<impl Ends>, length: u64) -> Self::Output;
-    fn unread(self, why: Unread, length: u64) -> Self::Output;
+    fn ip(self, packet: &Packet<impl IpHeader>, length: u64) -> Self::Output;
+    fn not_parsed(self, why: NotParsed, length: u64) -> Self::Output;
 }
 
 /// What is done with a packet that [`parse_plain`] has read.
@@ -89,7 +89,7 @@ pub trait PlainReader: Copy {
     type Output;
 
     /// `None`: [`parse`] shall read it too.
-    fn plain(self, packet: &Packet<impl Ends>, length: u64) -> Option<Self::Output>;
+    fn plain(self, packet: &Packet<impl IpHeader>, length: u64) -> Option<Self::Output>;
 }
 
 /// The bytes of a frame. Headers are read from its linear part; a jumbo frame has more behind it.
@@ -227,7 +227,7 @@ pub fn parse_plain<R: PlainReader>(frame: &Frame, reader: R) -> Option<R::Output
                 Header(header.0 + Ipv4Hdr::LEN),
                 (Ipv4Hdr::LEN, total_length),
                 header.byte(offset_of!(Ipv4Hdr, proto)),
-                &header.ipv4_ends(),
+                &header.ipv4_header(),
                 length,
                 reader,
             )
@@ -243,7 +243,7 @@ pub fn parse_plain<R: PlainReader>(frame: &Frame, reader: R) -> Option<R::Output
                 Header(header.0 + Ipv6Hdr::LEN),
                 (0, payload),
                 header.byte(offset_of!(Ipv6Hdr, next_hdr)),
-                &header.ipv6_ends(),
+                &header.ipv6_header(),
                 length,
                 reader,
             )
@@ -259,7 +259,7 @@ fn parse_plain_payload<R: PlainReader>(
     header: Header,
     (before, payload): (usize, usize),
     protocol: u8,
-    ends: &impl Ends,
+    ip: &impl IpHeader,
     length: u64,
     reader: R,
 ) -> Option<R::Output> {
@@ -269,7 +269,7 @@ fn parse_plain_payload<R: PlainReader>(
         if !tcp.fits(before, payload) {
             return None;
         }
-        return reader.plain(&tcp.packet(ends), length);
+        return reader.plain(&tcp.packet(ip), length);
     }
     if unforeseen(protocol.into()) != protocol::UDP.into() {
         return None;
@@ -278,11 +278,11 @@ fn parse_plain_payload<R: PlainReader>(
     if !udp.fits(before, payload) {
         return None;
     }
-    reader.plain(&udp.packet(ends), length)
+    reader.plain(&udp.packet(ip), length)
 }
 
 /// A packet that was read by the parser for all of them.
-type Any = Packet<ReadEnds>;
+type Any = Packet<IpFields>;
 
 /// Reads any frame. `length`: of all of it, in bytes.
 #[inline(always)]
@@ -291,14 +291,14 @@ pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
         Ok(LinkHeader { ether_type, end }) => match ether_type {
             ether_type::IPV4 => parse_ipv4(frame, length, end),
             ether_type::IPV6 => parse_ipv6(frame, length, end),
-            tag if is_vlan(tag) => Err(Unread::Malformed),
-            _ => Err(Unread::NotIp),
+            tag if is_vlan(tag) => Err(NotParsed::Malformed),
+            _ => Err(NotParsed::NotIp),
         },
         Err(why) => Err(why),
     };
     match packet {
         Ok(packet) => reader.ip(&packet, length),
-        Err(why) => reader.unread(why, length),
+        Err(why) => reader.not_parsed(why, length),
     }
 }
 
@@ -309,15 +309,15 @@ struct LinkHeader {
 }
 
 #[inline(always)]
-fn read_link(frame: &Frame) -> Result<LinkHeader, Unread> {
-    let ethernet = frame.header::<EthHdr>(0).ok_or(Unread::NotIp)?;
+fn read_link(frame: &Frame) -> Result<LinkHeader, NotParsed> {
+    let ethernet = frame.header::<EthHdr>(0).ok_or(NotParsed::NotIp)?;
     let mut ether_type = ethernet.read(offset_of!(EthHdr, ether_type));
     let mut end = EthHdr::LEN;
     for _ in 0..MAX_VLAN_TAGS {
         if !is_vlan(ether_type) {
             break;
         }
-        let tag = frame.header::<VlanHdr>(end).ok_or(Unread::Malformed)?;
+        let tag = frame.header::<VlanHdr>(end).ok_or(NotParsed::Malformed)?;
         ether_type = tag.read(offset_of!(VlanHdr, ether_type));
         end += VlanHdr::LEN;
     }
@@ -359,8 +359,10 @@ fn is_vlan(ether_type: u16) -> bool {
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> {
-    let header = frame.header::<Ipv4Hdr>(offset).ok_or(Unread::Malformed)?;
+fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Any, NotParsed> {
+    let header = frame
+        .header::<Ipv4Hdr>(offset)
+        .ok_or(NotParsed::Malformed)?;
     let version_and_length = header.byte(offset_of!(Ipv4Hdr, vihl));
     let header_length = usize::from(version_and_length & 0x0f) * 4;
     let total_length = usize::from(header.half(offset_of!(Ipv4Hdr, tot_len)));
@@ -369,17 +371,17 @@ fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> 
         || total_length < header_length
         || (offset + total_length) as u64 > length
     {
-        return Err(Unread::Malformed);
+        return Err(NotParsed::Malformed);
     }
-    let mut ends = header.ipv4_ends().read();
+    let mut ip = header.ipv4_header().read();
     let protocol = header.byte(offset_of!(Ipv4Hdr, proto));
     let fragment = header.half(offset_of!(Ipv4Hdr, frags));
     if fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0 {
         let identification = header.half(offset_of!(Ipv4Hdr, id));
-        ends.fragment = FragmentId::ipv4(identification, protocol);
+        ip.fragment = FragmentId::ipv4(identification, protocol);
     }
     if fragment & IPV4_FRAGMENT_OFFSET != 0 {
-        return Ok(Packet::later_fragment(ends));
+        return Ok(Packet::later_fragment(ip));
     }
     Payload {
         protocol,
@@ -388,12 +390,14 @@ fn parse_ipv4(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> 
         is_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
         hops: header.byte(offset_of!(Ipv4Hdr, ttl)),
     }
-    .parse(frame, ends)
+    .parse(frame, ip)
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> {
-    let header = frame.header::<Ipv6Hdr>(offset).ok_or(Unread::Malformed)?;
+fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Any, NotParsed> {
+    let header = frame
+        .header::<Ipv6Hdr>(offset)
+        .ok_or(NotParsed::Malformed)?;
     let payload = Payload {
         protocol: header.byte(offset_of!(Ipv6Hdr, next_hdr)),
         offset: offset + Ipv6Hdr::LEN,
@@ -406,22 +410,22 @@ fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Any, Unread> 
     let is_jumbogram = payload.length == 0 && payload.protocol == protocol::HOP_BY_HOP;
     if header.byte(0) >> 4 != 6 || is_jumbogram || (payload.offset + payload.length) as u64 > length
     {
-        return Err(Unread::Malformed);
+        return Err(NotParsed::Malformed);
     }
-    parse_ipv6_payload(frame, header.ipv6_ends().read(), payload)
+    parse_ipv6_payload(frame, header.ipv6_header().read(), payload)
 }
 
 /// Where the headers have both addresses. Those of IPv4 are half as long.
 impl Header {
     #[inline(always)]
-    fn ipv4_ends(self) -> WireEnds {
-        WireEnds::ipv4(self.read(offset_of!(Ipv4Hdr, src_addr)))
+    fn ipv4_header(self) -> WireIpHeader {
+        WireIpHeader::ipv4(self.read(offset_of!(Ipv4Hdr, src_addr)))
     }
 
     #[inline(always)]
-    fn ipv6_ends(self) -> WireEnds {
+    fn ipv6_header(self) -> WireIpHeader {
         let addresses = offset_of!(Ipv6Hdr, src_addr);
-        WireEnds::ipv6([0, 8, 16, 24].map(|offset| self.read(addresses + offset)))
+        WireIpHeader::ipv6([0, 8, 16, 24].map(|offset| self.read(addresses + offset)))
     }
 }
 
@@ -429,9 +433,9 @@ impl Header {
 #[inline(always)]
 fn parse_ipv6_payload(
     frame: &Frame,
-    mut ends: ReadEnds,
+    mut ip: IpFields,
     mut payload: Payload,
-) -> Result<Any, Unread> {
+) -> Result<Any, NotParsed> {
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(payload.protocol) {
             break;
@@ -444,10 +448,10 @@ fn parse_ipv6_payload(
                 let fragment = header.half(2);
                 // One that is whole all the same waits for no other (RFC 6946).
                 if fragment & (IPV6_FRAGMENT_OFFSET | IPV6_MORE_FRAGMENTS) != 0 {
-                    ends.fragment = FragmentId::ipv6(header.word(4));
+                    ip.fragment = FragmentId::ipv6(header.word(4));
                 }
                 if fragment & IPV6_FRAGMENT_OFFSET != 0 {
-                    return Ok(Packet::later_fragment(ends));
+                    return Ok(Packet::later_fragment(ip));
                 }
                 payload.is_fragment |= fragment & IPV6_MORE_FRAGMENTS != 0;
                 8
@@ -460,12 +464,12 @@ fn parse_ipv6_payload(
         payload.length = payload
             .length
             .checked_sub(length)
-            .ok_or(Unread::Malformed)?;
+            .ok_or(NotParsed::Malformed)?;
     }
     if is_extension(payload.protocol) {
-        return Err(Unread::Malformed);
+        return Err(NotParsed::Malformed);
     }
-    payload.parse(frame, ends)
+    payload.parse(frame, ip)
 }
 
 #[inline(always)]
@@ -493,30 +497,30 @@ struct Payload {
 
 impl Payload {
     #[inline(always)]
-    fn parse(&self, frame: &Frame, ends: ReadEnds) -> Result<Any, Unread> {
+    fn parse(&self, frame: &Frame, ip: IpFields) -> Result<Any, NotParsed> {
         match self.protocol {
-            protocol::TCP => self.parse_tcp(frame, ends),
-            protocol::UDP => self.parse_udp(frame, ends),
+            protocol::TCP => self.parse_tcp(frame, ip),
+            protocol::UDP => self.parse_udp(frame, ip),
             protocol::SCTP => {
                 let header = self.header::<SctpHdr>(frame)?;
-                Ok(Packet::sctp(ends, header.half(offset_of!(SctpHdr, dst))))
+                Ok(Packet::sctp(ip, header.half(offset_of!(SctpHdr, dst))))
             }
-            protocol if protocol == own_icmp(ends.family()) => {
+            protocol if protocol == own_icmp(ip.family()) => {
                 let header = self.header::<[u8; ICMP_HEADER_LENGTH]>(frame)?;
-                Ok(Packet::icmp(ends, header.byte(0), self.hops == 255))
+                Ok(Packet::icmp(ip, header.byte(0), self.hops == 255))
             }
-            protocol::IGMP if ends.family == Family::Ipv4 => Ok(Packet::igmp(ends, self.hops == 1)),
-            protocol => Ok(Packet::other(ends, protocol)),
+            protocol::IGMP if ip.family == Family::Ipv4 => Ok(Packet::igmp(ip, self.hops == 1)),
+            protocol => Ok(Packet::other(ip, protocol)),
         }
     }
 
     /// The transport header, if it lies in the packet and not only in the frame.
     #[inline(always)]
-    fn header<T>(&self, frame: &Frame) -> Result<Header, Unread> {
+    fn header<T>(&self, frame: &Frame) -> Result<Header, NotParsed> {
         if self.length < size_of::<T>() {
-            return Err(Unread::Malformed);
+            return Err(NotParsed::Malformed);
         }
-        frame.header::<T>(self.offset).ok_or(Unread::Malformed)
+        frame.header::<T>(self.offset).ok_or(NotParsed::Malformed)
     }
 
     /// How much a transport header may say that there is, in bytes. Of a first fragment the rest is in later
@@ -531,23 +535,23 @@ impl Payload {
     }
 
     #[inline(always)]
-    fn parse_tcp(&self, frame: &Frame, ends: ReadEnds) -> Result<Any, Unread> {
+    fn parse_tcp(&self, frame: &Frame, ip: IpFields) -> Result<Any, NotParsed> {
         let tcp = Tcp::read(self.header::<TcpHdr>(frame)?);
         if !tcp.fits(0, self.most()) {
-            return Err(Unread::Malformed);
+            return Err(NotParsed::Malformed);
         }
-        Ok(tcp.packet(ends))
+        Ok(tcp.packet(ip))
     }
 
     #[inline(always)]
-    fn parse_udp(&self, frame: &Frame, ends: ReadEnds) -> Result<Any, Unread> {
+    fn parse_udp(&self, frame: &Frame, ip: IpFields) -> Result<Any, NotParsed> {
         let udp = Udp::read(self.header::<UdpHdr>(frame)?);
         // Over IPv6 the kernel takes 0 for "to the end of the packet".
-        let to_the_end = udp.length == 0 && ends.family == Family::Ipv6;
+        let to_the_end = udp.length == 0 && ip.family == Family::Ipv6;
         if !to_the_end && !udp.fits(0, self.most()) {
-            return Err(Unread::Malformed);
+            return Err(NotParsed::Malformed);
         }
-        Ok(udp.packet(ends))
+        Ok(udp.packet(ip))
     }
 }
 
@@ -576,8 +580,8 @@ impl Tcp {
     }
 
     #[inline(always)]
-    fn packet<E: Ends>(&self, ends: E) -> Packet<E> {
-        Packet::tcp(ends, self.destination_port, self.flags)
+    fn packet<E: IpHeader>(&self, ip: E) -> Packet<E> {
+        Packet::tcp(ip, self.destination_port, self.flags)
     }
 }
 
@@ -606,8 +610,8 @@ impl Udp {
     }
 
     #[inline(always)]
-    fn packet<E: Ends>(&self, ends: E) -> Packet<E> {
-        Packet::udp(ends, self.source_port, self.destination_port)
+    fn packet<E: IpHeader>(&self, ip: E) -> Packet<E> {
+        Packet::udp(ip, self.source_port, self.destination_port)
     }
 }
 

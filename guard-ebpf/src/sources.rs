@@ -6,8 +6,8 @@ use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use guard_common::{
     address::{Address, Family},
     deny_list::{DenyLine, DenyPlace},
-    layout::{AdmittedKey, Expiry, MAX_ENDED, NO_SERVICE, Relief, SERVICE_BITS, feature, live},
-    packet::Ends,
+    layout::{AdmittedKey, Exemption, Expiry, MAX_ENDED, NO_SERVICE, SERVICE_BITS, feature, live},
+    packet::IpHeader,
 };
 
 use crate::{
@@ -15,9 +15,9 @@ use crate::{
     config::{self, uses},
     maps::{
         ALLOWED_V4, ALLOWED_V6, DENIED_AT_V4, DENIED_AT_V6, DENIED_LINES, DENIED_PREFIXES_V4,
-        DENIED_PREFIXES_V6, DENIED_V4, DENIED_V6, Ipv4Key, Ipv6Key, RELIEFS_V4, RELIEFS_V6,
+        DENIED_PREFIXES_V6, DENIED_V4, DENIED_V6, EXEMPTIONS_V4, EXEMPTIONS_V6, Ipv4Key, Ipv6Key,
     },
-    pace::Pace,
+    path::PathKind,
 };
 
 #[inline(always)]
@@ -36,17 +36,17 @@ pub fn ipv6_key(address: Address) -> Ipv6Key {
 
 /// Whether an entry that was found still holds. Only one that ends asks for the time.
 #[inline(always)]
-pub fn holds<C: Clock, P: Pace>(expiry: Expiry) -> Result<bool, P::Unsure> {
+pub fn holds<C: Clock, P: PathKind>(expiry: Expiry) -> Result<bool, P::Deferred> {
     if expiry == Expiry::NEVER {
         return Ok(true);
     }
-    P::look_closer()?;
+    P::defer()?;
     Ok(!expiry.is_over(C::boot_ns()))
 }
 
 /// Whether an entry was found that still holds.
 #[inline(always)]
-fn is_in_force<C: Clock, P: Pace>(entry: Option<&Expiry>) -> Result<bool, P::Unsure> {
+fn is_in_force<C: Clock, P: PathKind>(entry: Option<&Expiry>) -> Result<bool, P::Deferred> {
     match entry {
         Some(expiry) => holds::<C, P>(*expiry),
         None => Ok(false),
@@ -54,10 +54,10 @@ fn is_in_force<C: Clock, P: Pace>(entry: Option<&Expiry>) -> Result<bool, P::Uns
 }
 
 #[inline(always)]
-pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure> {
+pub fn is_denied<C: Clock, P: PathKind>(ip: &impl IpHeader) -> Result<bool, P::Deferred> {
     // The list before the flags, and these before the hashes: what leaves the list is in a hash by then, and user
     // space has said so.
-    let found = look_into_list(ends);
+    let found = look_into_list(ip);
     let tables = match found {
         InList::Yes => return Ok(true),
         InList::Elsewhere => config::denied() | live::DENIED,
@@ -67,20 +67,20 @@ pub fn is_denied<C: Clock, P: Pace>(ends: &impl Ends) -> Result<bool, P::Unsure>
         return Ok(false);
     }
     if tables & live::DENIED != 0 {
-        let entry = match ends.family() {
+        let entry = match ip.family() {
             // SAFETY: the value is read at once, and an update replaces the whole element.
-            Family::Ipv4 => unsafe { DENIED_V4.get(ipv4_key(ends.source())) },
+            Family::Ipv4 => unsafe { DENIED_V4.get(ipv4_key(ip.source())) },
             // SAFETY: as above.
-            Family::Ipv6 => unsafe { DENIED_V6.get(ipv6_key(ends.source())) },
+            Family::Ipv6 => unsafe { DENIED_V6.get(ipv6_key(ip.source())) },
         };
         if is_in_force::<C, P>(entry)? {
             return Ok(true);
         }
     }
     if tables & live::DENIED_PREFIXES != 0 {
-        let entry = match ends.family() {
-            Family::Ipv4 => DENIED_PREFIXES_V4.get(Key::new(32, ipv4_key(ends.source()))),
-            Family::Ipv6 => DENIED_PREFIXES_V6.get(Key::new(128, ipv6_key(ends.source()))),
+        let entry = match ip.family() {
+            Family::Ipv4 => DENIED_PREFIXES_V4.get(Key::new(32, ipv4_key(ip.source()))),
+            Family::Ipv6 => DENIED_PREFIXES_V6.get(Key::new(128, ipv6_key(ip.source()))),
         };
         if is_in_force::<C, P>(entry)? {
             return Ok(true);
@@ -98,12 +98,12 @@ enum InList {
 
 /// Whether the source is in the long list of denied addresses.
 #[inline(always)]
-fn look_into_list(ends: &impl Ends) -> InList {
+fn look_into_list(ip: &impl IpHeader) -> InList {
     let bits = config::deny_line_bits();
-    if bits == 0 || ends.family() != Family::Ipv4 {
+    if bits == 0 || ip.family() != Family::Ipv4 {
         return InList::No;
     }
-    let DenyPlace { line, tag } = DenyPlace::of(ends.source().low as u32, bits);
+    let DenyPlace { line, tag } = DenyPlace::of(ip.source().low as u32, bits);
     // `None` is unreachable: there are as many lines as the bits can name.
     let Some(line) = DENIED_LINES.get(line) else {
         return InList::No;
@@ -129,42 +129,48 @@ fn look_into_list(ends: &impl Ends) -> InList {
 
 /// Whether the source is denied at this one service.
 #[inline(always)]
-pub fn is_denied_at<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
-    is_listed::<C, P>(&DENIED_AT_V4, &DENIED_AT_V6, ends, service)
+pub fn is_denied_at<C: Clock, P: PathKind>(
+    ip: &impl IpHeader,
+    service: u16,
+) -> Result<bool, P::Deferred> {
+    is_listed::<C, P>(&DENIED_AT_V4, &DENIED_AT_V6, ip, service)
 }
 
 /// Whether the operator lets the source through for a while, everywhere or at this service. Asked only
 /// for a packet that is about to be dropped.
 #[inline(always)]
-pub fn is_allowed<C: Clock, P: Pace>(ends: &impl Ends, service: u16) -> Result<bool, P::Unsure> {
+pub fn is_allowed<C: Clock, P: PathKind>(
+    ip: &impl IpHeader,
+    service: u16,
+) -> Result<bool, P::Deferred> {
     if !config::has(live::ALLOWED) {
         return Ok(false);
     }
-    if service != NO_SERVICE && is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ends, service)? {
+    if service != NO_SERVICE && is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ip, service)? {
         return Ok(true);
     }
-    is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ends, NO_SERVICE)
+    is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ip, NO_SERVICE)
 }
 
 /// Whether a source is listed for a service, in tries that hold the lists of all services.
 #[inline(always)]
-pub fn is_listed<C: Clock, P: Pace>(
+pub fn is_listed<C: Clock, P: PathKind>(
     v4: &LpmTrie<AdmittedKey<4>, Expiry>,
     v6: &LpmTrie<AdmittedKey<16>, Expiry>,
-    ends: &impl Ends,
+    ip: &impl IpHeader,
     service: u16,
-) -> Result<bool, P::Unsure> {
+) -> Result<bool, P::Deferred> {
     let service = u32::from(service);
-    let entry = match ends.family() {
+    let entry = match ip.family() {
         Family::Ipv4 => {
-            let address = ipv4_key(ends.source());
+            let address = ipv4_key(ip.source());
             v4.get(Key::new(
                 SERVICE_BITS + 32,
                 AdmittedKey { service, address },
             ))
         }
         Family::Ipv6 => {
-            let address = ipv6_key(ends.source());
+            let address = ipv6_key(ip.source());
             v6.get(Key::new(
                 SERVICE_BITS + 128,
                 AdmittedKey { service, address },
@@ -177,11 +183,13 @@ pub fn is_listed<C: Clock, P: Pace>(
 /// What the source is granted when a budget would drop it; nothing for most. One that has ended does
 /// not hide a wider one that holds.
 #[inline(always)]
-pub fn find_relief<C: Clock, P: Pace>(ends: &impl Ends) -> Result<Option<Relief>, P::Unsure> {
-    if !uses!(feature::RELIEFS) {
+pub fn find_relief<C: Clock, P: PathKind>(
+    ip: &impl IpHeader,
+) -> Result<Option<Exemption>, P::Deferred> {
+    if !uses!(feature::EXEMPTIONS) {
         return Ok(None);
     }
-    let mut length = match ends.family() {
+    let mut length = match ip.family() {
         Family::Ipv4 => 32,
         Family::Ipv6 => 128,
     };
@@ -189,20 +197,20 @@ pub fn find_relief<C: Clock, P: Pace>(ends: &impl Ends) -> Result<Option<Relief>
     // Without a question at its head, so that the compiler closes the loop with a jump: the verifier of Linux
     // 6.1 refuses one that falls through to its head.
     loop {
-        let relief = match ends.family() {
-            Family::Ipv4 => RELIEFS_V4.get(Key::new(length, ipv4_key(ends.source()))),
-            Family::Ipv6 => RELIEFS_V6.get(Key::new(length, ipv6_key(ends.source()))),
+        let exemption = match ip.family() {
+            Family::Ipv4 => EXEMPTIONS_V4.get(Key::new(length, ipv4_key(ip.source()))),
+            Family::Ipv6 => EXEMPTIONS_V6.get(Key::new(length, ipv6_key(ip.source()))),
         };
-        let Some(relief) = relief.copied() else {
+        let Some(exemption) = exemption.copied() else {
             return Ok(None);
         };
-        if holds::<C, P>(relief.expiry)? {
-            return Ok(Some(relief));
+        if holds::<C, P>(exemption.expiry)? {
+            return Ok(Some(exemption));
         }
-        if relief.wider == 0 || ended == MAX_ENDED {
+        if exemption.wider == 0 || ended == MAX_ENDED {
             return Ok(None);
         }
-        length = u32::from(relief.wider) - 1;
+        length = u32::from(exemption.wider) - 1;
         ended += 1;
     }
 }

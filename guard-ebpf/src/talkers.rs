@@ -10,7 +10,7 @@ use aya_ebpf::programs::XdpContext;
 use guard_common::{
     cell::{self, Share},
     layout::{TALKER_ENTRIES, TalkerSlot, feature},
-    packet::Ends,
+    packet::IpHeader,
     talkers::is_sampled,
 };
 
@@ -23,20 +23,20 @@ use crate::{
 
 /// Looks at the packet if it is one of the sample.
 #[inline(always)]
-pub fn watch(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) {
+pub fn watch(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) {
     let Counted {
         conclusion,
         length,
         number,
         ..
     } = *counted;
-    let Some(ends) = counted.ends else {
+    let Some(ip) = counted.ip else {
         return;
     };
     if likely(!is_sampled(config::first_hash_key(), number)) {
         return;
     }
-    let (family, source) = (ends.family(), ends.source());
+    let (family, source) = (ip.family(), ip.source());
     let hash = cell::hash(config::hash_key(), Share::Base, family, source);
     let Some(talker) = find(ctx, hash as u32 & (TALKER_ENTRIES - 1)) else {
         return;

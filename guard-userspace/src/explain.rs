@@ -21,8 +21,8 @@ use guard_common::{
 use crate::{
     dataplane::{Judged, LoadError, Replay},
     policy::{
-        Budgets, Containers, Entry, From, Ground, Policy, Ports, Seats, Service, Source, Tables,
-        Timebase, Treatment,
+        Budgets, CompileInput, Containers, Entry, From, Policy, Ports, Service, ServiceIds, Source,
+        Tables, Timebase, Treatment,
     },
 };
 
@@ -84,7 +84,7 @@ impl Destination {
 }
 
 /// What the question is asked about.
-pub struct Situation<'a> {
+pub struct ExplainInput<'a> {
     pub policy: &'a Policy,
     pub containers: &'a Containers,
     pub local_ports: RangeInclusive<u16>,
@@ -98,10 +98,10 @@ pub struct Situation<'a> {
     pub entries: &'a [Entry],
 }
 
-impl Situation<'_> {
+impl ExplainInput<'_> {
     /// A copy of the program that judges by this policy in this situation, at its moment.
     pub(crate) fn judge_by(&self, policy: &Policy) -> Result<Replay, LoadError> {
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers: self.containers,
             local_ports: &self.local_ports,
             now: Timebase {
@@ -111,7 +111,7 @@ impl Situation<'_> {
             entries: self.entries,
             own_sources: self.own_sources,
         };
-        let tables = Tables::compile_at(policy, &ground, &Seats::new(policy));
+        let tables = Tables::compile_at(policy, &compile_input, &ServiceIds::new(policy));
         let mut replay = Replay::new(tables, self.tick_ns)?;
         replay.set_clock(0)?;
         Ok(replay)
@@ -138,7 +138,11 @@ impl Situation<'_> {
 }
 
 /// Explains the first packet of a connection or exchange between two places.
-pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Result<Explanation> {
+pub fn explain(
+    situation: &ExplainInput<'_>,
+    from: IpAddr,
+    to: &Destination,
+) -> Result<Explanation> {
     let from = from.to_canonical();
     let address = match to.address {
         Some(address) if address.is_ipv4() != from.is_ipv4() => {
@@ -190,7 +194,7 @@ pub fn explain(situation: &Situation<'_>, from: IpAddr, to: &Destination) -> Res
 }
 
 /// An address of this host that a source of this family would use.
-fn own_address(situation: &Situation<'_>, from: IpAddr) -> Result<IpAddr> {
+fn own_address(situation: &ExplainInput<'_>, from: IpAddr) -> Result<IpAddr> {
     let in_network = |address: &IpAddr| {
         let mut networks = situation.containers.networks.iter();
         networks.any(|network| network.prefix.contains(address))
@@ -324,7 +328,7 @@ impl PathStage {
 
 /// The steps of the packet's way, as the policy tells them.
 struct PacketPath<'a> {
-    situation: &'a Situation<'a>,
+    situation: &'a ExplainInput<'a>,
     from: IpAddr,
     address: IpAddr,
     ports: &'a Ports,

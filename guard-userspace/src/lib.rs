@@ -11,14 +11,14 @@ mod counted;
 pub mod doctor;
 pub mod explain;
 pub mod init;
-pub mod kept;
 pub mod lockout;
 pub mod memory;
 pub mod operator;
 pub mod pcap;
 pub mod pcapng;
-pub mod unattended;
+pub mod state_store;
 pub mod web;
+pub mod without_agent;
 
 // Their places in this crate, for what is left of it.
 pub use guard_dataplane as dataplane;

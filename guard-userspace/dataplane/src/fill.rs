@@ -7,7 +7,9 @@ use guard_common::{
     account::Advance,
     cell::ROWS,
     interfaces::MAX_ROWS,
-    layout::{self, COUNTER_PAGES, MAX_FLOWS, MAX_SEATS, NO_SERVICE, TALKER_ENTRIES, feature},
+    layout::{
+        self, COUNTER_PAGES, MAX_FLOWS, MAX_SERVICE_IDS, NO_SERVICE, TALKER_ENTRIES, feature,
+    },
     reason::Outcome,
 };
 use guard_policy::{PortTables, Tables, is_single};
@@ -19,7 +21,7 @@ use super::{
     live,
     maps::{change_services, insert_v4, insert_v6},
     networks, own_sources,
-    ports::{PortNews, SharedPortMaps},
+    ports::{PortUpdates, SharedPortMaps},
 };
 
 /// Room for entries that come while the generation runs. What does not fit makes the agent load another
@@ -70,7 +72,10 @@ pub fn sizes(
         (layout::COUNTER_ROWS, of_rows(MAX_ROWS * COUNTER_PAGES)),
         (layout::TALKER_ROWS, of_rows(MAX_ROWS)),
         (layout::LOSS_ROWS, of_rows(MAX_ROWS)),
-        (layout::COUNTERS, if_used(feature::ALONE, MAX_SEATS, UNUSED)),
+        (
+            layout::COUNTERS,
+            if_used(feature::ALONE, MAX_SERVICE_IDS, UNUSED),
+        ),
         (
             layout::TALKERS,
             if_used(feature::ALONE, TALKER_ENTRIES, UNUSED),
@@ -93,7 +98,7 @@ pub fn sizes(
             if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
         ),
         (
-            layout::STRANGERS,
+            layout::UNSOLICITED,
             if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
         ),
     ]
@@ -126,15 +131,15 @@ pub fn fill(
     ports.bring(
         &nothing,
         &mut tables.ports.clone(),
-        &mut PortNews::default(),
+        &mut PortUpdates::default(),
     )?;
     networks::change(ebpf, &[], &tables.networks)?;
     own_sources::change(ebpf, &mut BTreeSet::new(), &tables.own_sources)?;
     live::fill(ebpf, tables, deny_list)?;
-    for (prefix, relief) in &tables.reliefs {
+    for (prefix, exemption) in &tables.exemptions {
         match prefix {
-            IpNet::V4(prefix) => insert_v4(ebpf, layout::RELIEFS_V4, prefix, *relief)?,
-            IpNet::V6(prefix) => insert_v6(ebpf, layout::RELIEFS_V6, prefix, *relief)?,
+            IpNet::V4(prefix) => insert_v4(ebpf, layout::EXEMPTIONS_V4, prefix, *exemption)?,
+            IpNet::V6(prefix) => insert_v6(ebpf, layout::EXEMPTIONS_V6, prefix, *exemption)?,
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ use guard_common::{
     layout::{self, About, CaptureFilter, feature},
 };
 use guard_host::{UdpFlow, XdpState};
-use guard_policy::{Exhausted, Ground, Policy, Seats, Tables};
+use guard_policy::{CompileInput, Exhausted, Policy, ServiceIds, Tables};
 use tracing::warn;
 
 use super::{
@@ -29,17 +29,17 @@ use super::{
     interface::{InterfaceState, InterfaceTables},
     mode::{Force, Programs},
     pins::{Pins, remove_hosts_of_other_layouts},
-    ports::PortNews,
+    ports::PortUpdates,
     rows::{self, EnteredRows},
     state::{HostState, SHARED, SharedMap, StateError, bytes_of, map_info, shared_maps},
     tap,
 };
 
-/// A policy as it is put in force: its file, its seats, its programs.
+/// A policy as it is put in force: its file, its service ids, its programs.
 pub struct Prepared {
     generation: Generation,
     policy: Arc<Policy>,
-    seats: Seats,
+    service_ids: ServiceIds,
     facts: PolicyFacts,
     /// The row of the one interface that it is for, if it is for one alone.
     alone: Option<u32>,
@@ -76,10 +76,10 @@ impl Prepared {
     /// As [`Generation::change`].
     pub fn change(
         &mut self,
-        ground: &Ground<'_>,
-        news: &mut PortNews<'_>,
+        compile_input: &CompileInput<'_>,
+        news: &mut PortUpdates<'_>,
     ) -> Result<(), LoadError> {
-        let tables = Tables::compile_at(&self.policy, ground, &self.seats);
+        let tables = Tables::compile_at(&self.policy, compile_input, &self.service_ids);
         self.generation.change(tables, news)
     }
 
@@ -102,7 +102,7 @@ impl Prepared {
 pub struct Dataplane {
     state: HostState,
     /// Of the generation in force, or of the agent before this one.
-    seats: Seats,
+    service_ids: ServiceIds,
     in_force: Option<Prepared>,
     /// During a trial: what the kernel goes back to by itself.
     fallback: Option<Prepared>,
@@ -121,7 +121,7 @@ pub struct Dataplane {
 impl Dataplane {
     /// Takes over what an agent before this one left. Nothing changes yet.
     pub fn open(root: &Path, namespace: u64) -> Result<Self, AttachError> {
-        let (state, seats) = HostState::open(root, namespace, &linked(root)?)?;
+        let (state, service_ids) = HostState::open(root, namespace, &linked(root)?)?;
         // There may be none. What nobody reads ends with its grant in any case.
         let _result = tap::end(&state);
         let mut rows = BTreeSet::new();
@@ -132,7 +132,7 @@ impl Dataplane {
         }
         Ok(Self {
             state,
-            seats,
+            service_ids,
             in_force: None,
             fallback: None,
             older: Vec::new(),
@@ -214,7 +214,7 @@ impl Dataplane {
     pub fn prepare(
         &self,
         policy: &Arc<Policy>,
-        ground: &Ground<'_>,
+        compile_input: &CompileInput<'_>,
         tick_ns: u64,
         facts: PolicyFacts,
         alone: Option<&Attachment>,
@@ -225,9 +225,9 @@ impl Dataplane {
             .flat_map(|generation| &generation.tables().services)
             .map(|service| service.name.as_str())
             .collect();
-        let seats = self.seats.next(policy, |name| held.contains(name));
-        let seats = seats.map_err(|Exhausted| AttachError::NoRoom)?;
-        let mut tables = Tables::compile_at(policy, ground, &seats);
+        let service_ids = self.service_ids.next(policy, |name| held.contains(name));
+        let service_ids = service_ids.map_err(|Exhausted| AttachError::NoRoom)?;
+        let mut tables = Tables::compile_at(policy, compile_input, &service_ids);
         if facts.trial_until != 0
             && let Some(before) = &self.in_force
         {
@@ -237,7 +237,7 @@ impl Dataplane {
         let about = self.state.about().map_err(LoadError::from)?;
         let mut pins = self
             .state
-            .reusable(&tables, self.seats.shares_cells(&seats));
+            .reusable(&tables, self.service_ids.shares_cells(&service_ids));
         let capture = if pins.iter().any(|(name, _)| *name == layout::CAPTURE) {
             tap::wanted_now(&self.state)
         } else {
@@ -272,7 +272,7 @@ impl Dataplane {
         Ok(Prepared {
             generation,
             policy: Arc::clone(policy),
-            seats,
+            service_ids,
             facts,
             alone: alone.map(Attachment::row),
         })
@@ -339,7 +339,12 @@ impl Dataplane {
         next: &mut Prepared,
         mut all: Vec<&mut InterfaceState>,
     ) -> Result<(), AttachError> {
-        let highest = next.seats.places.values().map(|place| place.number).max();
+        let highest = next
+            .service_ids
+            .places
+            .values()
+            .map(|place| place.number)
+            .max();
         let highest = highest.unwrap_or(layout::NO_SERVICE);
         self.state.unknown.reach(highest)?;
         for state in &mut all {
@@ -351,7 +356,7 @@ impl Dataplane {
         self.entered
             .enter(&next.generation, rows.chain([unknown]))?;
         let cells = map_id(&next.generation, next.generation.tables().cells_map())?;
-        let changes = next.seats.changes_since(&self.seats);
+        let changes = next.service_ids.changes_since(&self.service_ids);
         next.generation.empty(&changes)?;
         let numbers: Vec<u16> = changes
             .numbers
@@ -365,7 +370,7 @@ impl Dataplane {
             }
         }
         self.state
-            .set_seats(&next.seats, cells)
+            .set_service_ids(&next.service_ids, cells)
             .map_err(StateError::from)?;
         let mut about = self.state.about().map_err(StateError::from)?;
         if !self.keeps_flows() {
@@ -374,7 +379,7 @@ impl Dataplane {
         about.next_program = next.generation.program_id()?;
         self.state.set_about(&about).map_err(StateError::from)?;
         if let Some(before) = &self.in_force {
-            let slices = next.seats.unmoved(&before.seats);
+            let slices = next.service_ids.unmoved(&before.service_ids);
             next.generation.take_over(&before.generation, slices)?;
         }
         Ok(())
@@ -422,7 +427,11 @@ impl Dataplane {
         let Some(prepared) = self.next.as_mut().or(self.in_force.as_mut()) else {
             return Err(LoadError::Incomplete("generation").into());
         };
-        let highest = prepared.seats.places.values().map(|place| place.number);
+        let highest = prepared
+            .service_ids
+            .places
+            .values()
+            .map(|place| place.number);
         let tables = &mut attachment.state.tables;
         tables.reach(highest.max().unwrap_or(layout::NO_SERVICE))?;
         let row = attachment.state.row();
@@ -513,7 +522,7 @@ impl Dataplane {
             .filter_map(|one| one.program_id())
             .collect();
         let finished = self.finish(&next, attachments);
-        self.seats = next.seats.clone();
+        self.service_ids = next.service_ids.clone();
         let before = self.in_force.replace(next);
         let is_needed = |one: &Prepared| {
             let program = one.generation.program_id();
@@ -568,7 +577,7 @@ impl Dataplane {
             generation: about.generation + 1,
             trial_until: *trial_until,
             loaded_ms: *loaded_ms,
-            cells: next.seats.asked,
+            cells: next.service_ids.asked,
             agent: process::id(),
             program,
             next_program: 0,
@@ -616,7 +625,7 @@ impl Dataplane {
         if let Some(before) = &self.in_force {
             let cells = map_id(&before.generation, before.generation.tables().cells_map());
             let cells = cells.unwrap_or_default();
-            let _result = self.state.set_seats(&before.seats, cells);
+            let _result = self.state.set_service_ids(&before.service_ids, cells);
         }
         if let Ok(mut about) = self.state.about() {
             about.next_program = 0;

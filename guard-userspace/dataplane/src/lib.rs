@@ -67,7 +67,7 @@ pub use self::{
     live::needs_another,
     mode::{Force, Programs, XdpMode},
     permission::require_capabilities,
-    ports::PortNews,
+    ports::PortUpdates,
     remove::{Passing, Removal, detach_all, pass_everything_everywhere},
     replay::{Direction, Judged, Replay},
     state::{HostState, StateError, UNKNOWN_INTERFACE, keeps_flows, text_of},

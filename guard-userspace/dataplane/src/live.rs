@@ -20,7 +20,7 @@ use super::{
     deny_list::DenyList,
     maps::{change_services, insert_v4, insert_v6, map_mut, trie},
     networks, own_sources,
-    ports::PortNews,
+    ports::PortUpdates,
     steps::{FirstError, gone, raw_os_error},
 };
 
@@ -33,11 +33,15 @@ const ALLOWED: Tries = (layout::ALLOWED_V4, layout::ALLOWED_V6);
 
 impl Generation {
     /// Brings the tables of this running generation to those of `next`, which must be of the same policy
-    /// and seats: only entries, published ports and networks may differ.
+    /// and service ids: only entries, published ports and networks may differ.
     ///
     /// # Errors
     /// If another generation is needed ([`needs_another`]). What fits is in force.
-    pub fn change(&mut self, mut next: Tables, news: &mut PortNews<'_>) -> Result<(), LoadError> {
+    pub fn change(
+        &mut self,
+        mut next: Tables,
+        news: &mut PortUpdates<'_>,
+    ) -> Result<(), LoadError> {
         let Self {
             ebpf,
             tables,

@@ -22,7 +22,7 @@ use super::{
 
 /// What is known of published ports beside a plan, whose ports the tables are brought to.
 #[derive(Default)]
-pub struct PortNews<'a> {
+pub struct PortUpdates<'a> {
     /// Ports that were closed early, before the plan was made, and that it has.
     early: Option<&'a BTreeSet<PublishedPort>>,
     newest: Option<NewestPorts<'a>>,
@@ -37,7 +37,7 @@ struct NewestPorts<'a> {
     local_ports: &'a RangeInclusive<u16>,
 }
 
-impl<'a> PortNews<'a> {
+impl<'a> PortUpdates<'a> {
     pub fn early(early: &'a BTreeSet<PublishedPort>) -> Self {
         Self {
             early: Some(early),
@@ -153,7 +153,7 @@ impl SharedPortMaps {
         &self,
         before: &PortTables,
         after: &mut PortTables,
-        news: &mut PortNews<'_>,
+        news: &mut PortUpdates<'_>,
     ) -> Result<(), LoadError> {
         let early = || news.early.into_iter().flatten();
         let early_keys = early().filter_map(|port| port.key());
@@ -395,7 +395,7 @@ mod tests {
             ..Containers::default()
         });
         let newest = || Arc::clone(&containers);
-        let mut news = PortNews::default().with_newest(&newest, &LOCAL_PORTS);
+        let mut news = PortUpdates::default().with_newest(&newest, &LOCAL_PORTS);
         let mut tables = PortTables {
             everywhere: after.clone(),
             ..PortTables::default()

@@ -16,10 +16,10 @@ use guard_common::{
     interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
         self, About, COUNTER_PAGES, CaptureFilter, EVENTS_BYTES, FRAGMENT_SETS, FlowKey, MAX_FLOWS,
-        MAX_NAME, MAX_SEATS, NO_SERVICE, Seat, feature, host_bucket,
+        MAX_NAME, MAX_SERVICE_IDS, NO_SERVICE, ServiceIdSlot, feature, host_bucket,
     },
 };
-use guard_policy::{Seats, ServiceNumber, Slice, Tables};
+use guard_policy::{ServiceId, ServiceIds, Slice, Tables};
 
 use super::{
     LoadError,
@@ -58,7 +58,7 @@ pub struct HostState {
     pub(super) pins: Pins,
     /// An array of one [`About`].
     about: Map,
-    /// An array of [`Seat`].
+    /// An array of [`ServiceIdSlot`].
     places: Map,
     /// For packets of interfaces that have no row.
     pub(super) unknown: InterfaceTables,
@@ -73,7 +73,7 @@ impl HostState {
         root: &Path,
         namespace: u64,
         linked: &BTreeSet<u32>,
-    ) -> Result<(Self, Seats), StateError> {
+    ) -> Result<(Self, ServiceIds), StateError> {
         let pins = Pins::of_host(root);
         pins.prepare()?;
         if let Some(mut state) = Self::existing(root)? {
@@ -84,20 +84,25 @@ impl HostState {
             if about.namespace == namespace {
                 state.settle(linked)?;
                 rows::ensure_pinned(&state.pins, &state.unknown)?;
-                let seats = state.seats()?;
-                return Ok((state, seats));
+                let service_ids = state.service_ids()?;
+                return Ok((state, service_ids));
             }
         }
         let state = Self::create(pins, namespace)?;
         rows::ensure_pinned(&state.pins, &state.unknown)?;
-        Ok((state, Seats::default()))
+        Ok((state, ServiceIds::default()))
     }
 
     /// What is pinned, to be read. `None`: nothing that this layout can read.
     pub fn existing(root: &Path) -> Result<Option<Self>, StateError> {
         let pins = Pins::of_host(root);
         let about = open_array(&pins, layout::ABOUT, size_of::<About>(), 1)?;
-        let places = open_array(&pins, layout::SEATS, size_of::<Seat>(), MAX_SEATS)?;
+        let places = open_array(
+            &pins,
+            layout::SERVICE_IDS,
+            size_of::<ServiceIdSlot>(),
+            MAX_SERVICE_IDS,
+        )?;
         let unknown = InterfaceTables::existing(&pins)?;
         let (Some(about), Some(places), Some(unknown)) = (about, places, unknown) else {
             return Ok(None);
@@ -111,16 +116,19 @@ impl HostState {
     }
 
     fn create(pins: Pins, namespace: u64) -> Result<Self, StateError> {
-        for name in [layout::ABOUT, layout::SEATS].into_iter().chain(SHARED) {
+        for name in [layout::ABOUT, layout::SERVICE_IDS]
+            .into_iter()
+            .chain(SHARED)
+        {
             pins.remove(name)?;
             pins.remove_next(name)?;
         }
         let mut about = Array::<_, About>::create(1, 0)?;
-        let places = Array::<_, Seat>::create(MAX_SEATS, 0)?;
+        let places = Array::<_, ServiceIdSlot>::create(MAX_SERVICE_IDS, 0)?;
         about.set(0, empty_about(random_hash_key()?, namespace), 0)?;
         let state = Self {
             about: open_new(&pins, layout::ABOUT, about)?,
-            places: open_new(&pins, layout::SEATS, places)?,
+            places: open_new(&pins, layout::SERVICE_IDS, places)?,
             unknown: InterfaceTables::create(&pins)?,
             pins,
         };
@@ -133,8 +141,8 @@ impl HostState {
         if !self.pins.has(layout::ABOUT) {
             self.about.pin(self.pins.path(layout::ABOUT))?;
         }
-        if !self.pins.has(layout::SEATS) {
-            self.places.pin(self.pins.path(layout::SEATS))?;
+        if !self.pins.has(layout::SERVICE_IDS) {
+            self.places.pin(self.pins.path(layout::SERVICE_IDS))?;
         }
         self.unknown.restore_pins()
     }
@@ -172,34 +180,34 @@ impl HostState {
     }
 
     /// Numbers, and those cells that are in the pinned array.
-    fn seats(&self) -> Result<Seats, StateError> {
+    fn service_ids(&self) -> Result<ServiceIds, StateError> {
         let cells = CELLS.map(|map| map_info(&self.pins, map));
         let cells = cells.into_iter().flatten();
         let lengths: BTreeMap<u32, u32> =
             cells.map(|info| (info.id(), info.max_entries())).collect();
-        let mut seats = Seats {
+        let mut service_ids = ServiceIds {
             asked: self.about()?.cells,
-            ..Seats::default()
+            ..ServiceIds::default()
         };
-        for (number, seat) in self.named()? {
-            if let Some(length) = lengths.get(&seat.cells) {
-                seats.length = *length;
+        for (number, slot) in self.named()? {
+            if let Some(length) = lengths.get(&slot.cells) {
+                service_ids.length = *length;
                 let slice = Slice {
-                    first_cell: seat.first_cell,
-                    cell_mask: seat.cell_mask,
+                    first_cell: slot.first_cell,
+                    cell_mask: slot.cell_mask,
                 };
-                seats.slices.insert(name_of(&seat), slice);
+                service_ids.slices.insert(name_of(&slot), slice);
             }
             if number != NO_SERVICE {
-                let place = ServiceNumber {
+                let place = ServiceId {
                     number,
-                    idle: seat.idle,
-                    made_of: (seat.made_of != NO_SERVICE).then_some(seat.made_of),
+                    idle: slot.idle,
+                    made_of: (slot.made_of != NO_SERVICE).then_some(slot.made_of),
                 };
-                seats.places.insert(name_of(&seat), place);
+                service_ids.places.insert(name_of(&slot), place);
             }
         }
-        Ok(seats)
+        Ok(service_ids)
     }
 
     /// The names of services by their numbers.
@@ -207,7 +215,7 @@ impl HostState {
         let named = self.named()?.into_iter();
         Ok(named
             .filter(|(number, _)| *number != NO_SERVICE)
-            .map(|(number, seat)| (number, name_of(&seat)))
+            .map(|(number, slot)| (number, name_of(&slot)))
             .collect())
     }
 
@@ -215,50 +223,54 @@ impl HostState {
     /// of it.
     pub(super) fn numbers_of(&self, service: &str) -> Result<Vec<u16>, StateError> {
         let named = self.named()?;
-        let mut own = named.iter().filter(|(_, seat)| name_of(seat) == service);
+        let mut own = named.iter().filter(|(_, slot)| name_of(slot) == service);
         let own = own.find_map(|(number, _)| (*number != NO_SERVICE).then_some(*number));
         let Some(own) = own else {
             return Ok(Vec::new());
         };
         let numbers = named.into_iter();
         Ok(numbers
-            .filter(|(number, seat)| *number == own || seat.made_of == own)
+            .filter(|(number, slot)| *number == own || slot.made_of == own)
             .map(|(number, _)| number)
             .collect())
     }
 
-    fn named(&self) -> Result<Vec<(u16, Seat)>, MapError> {
+    fn named(&self) -> Result<Vec<(u16, ServiceIdSlot)>, MapError> {
         let mut named = Vec::new();
-        let places = Array::<_, Seat>::try_from(&self.places)?;
-        for number in NO_SERVICE..MAX_SEATS as u16 {
-            let seat = places.get(&number.into(), 0)?;
+        let places = Array::<_, ServiceIdSlot>::try_from(&self.places)?;
+        for number in NO_SERVICE..MAX_SERVICE_IDS as u16 {
+            let slot = places.get(&number.into(), 0)?;
             // Numbers are given in order.
-            if number != NO_SERVICE && seat.name[0] == 0 {
+            if number != NO_SERVICE && slot.name[0] == 0 {
                 break;
             }
-            named.push((number, seat));
+            named.push((number, slot));
         }
         Ok(named)
     }
 
     /// `cells` is the kernel's number of the array that the slices are in.
-    pub fn set_seats(&mut self, seats: &Seats, cells: u32) -> Result<(), MapError> {
-        let mut places = Array::<_, Seat>::try_from(&mut self.places)?;
-        let host = ServiceNumber {
+    pub fn set_service_ids(
+        &mut self,
+        service_ids: &ServiceIds,
+        cells: u32,
+    ) -> Result<(), MapError> {
+        let mut places = Array::<_, ServiceIdSlot>::try_from(&mut self.places)?;
+        let host = ServiceId {
             number: NO_SERVICE,
             idle: 0,
             made_of: None,
         };
-        let placed = seats.places.iter();
+        let placed = service_ids.places.iter();
         let placed = placed.map(|(name, place)| (name.as_str(), *place));
         for (name, place) in placed.chain([("", host)]) {
-            let ServiceNumber {
+            let ServiceId {
                 number,
                 idle,
                 made_of,
             } = place;
-            let slice = seats.slices.get(name);
-            let seat = Seat {
+            let slice = service_ids.slices.get(name);
+            let slot = ServiceIdSlot {
                 name: bytes_of::<MAX_NAME>(name),
                 first_cell: slice.map_or(0, |slice| slice.first_cell),
                 cell_mask: slice.map_or(0, |slice| slice.cell_mask),
@@ -266,15 +278,15 @@ impl HostState {
                 made_of: made_of.unwrap_or(NO_SERVICE),
                 idle,
             };
-            places.set(number.into(), seat, 0)?;
+            places.set(number.into(), slot, 0)?;
         }
         // A policy that is put back may have fewer than the one that failed.
-        let given = seats.places.values().map(|place| place.number).max();
-        for number in given.unwrap_or(NO_SERVICE) + 1..MAX_SEATS as u16 {
+        let given = service_ids.places.values().map(|place| place.number).max();
+        for number in given.unwrap_or(NO_SERVICE) + 1..MAX_SERVICE_IDS as u16 {
             if places.get(&number.into(), 0)?.name[0] == 0 {
                 break;
             }
-            places.set(number.into(), empty_seat(), 0)?;
+            places.set(number.into(), empty_slot(), 0)?;
         }
         Ok(())
     }
@@ -315,7 +327,7 @@ pub(super) const SHARED: [&str; 16] = [
     layout::NARROW_CELLS,
     layout::FLOWS,
     layout::OPENED_FLOWS,
-    layout::STRANGERS,
+    layout::UNSOLICITED,
     layout::PREVIOUS,
 ];
 
@@ -378,7 +390,7 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         rows(layout::COUNTER_ROWS, MAX_ROWS * COUNTER_PAGES),
         rows(layout::TALKER_ROWS, MAX_ROWS),
         rows(layout::LOSS_ROWS, MAX_ROWS),
-        array(layout::TOTALS, MapType::Array, cell, MAX_SEATS),
+        array(layout::TOTALS, MapType::Array, cell, MAX_SERVICE_IDS),
         array(
             layout::FRAGMENTS,
             MapType::Array,
@@ -422,7 +434,7 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
             size_of::<u64>(),
             1,
         );
-        maps.extend([flows(layout::FLOWS), opened, flows(layout::STRANGERS)]);
+        maps.extend([flows(layout::FLOWS), opened, flows(layout::UNSOLICITED)]);
     }
     maps
 }
@@ -485,8 +497,8 @@ fn empty_about(hash_key: HashKey, namespace: u64) -> About {
     }
 }
 
-fn empty_seat() -> Seat {
-    Seat {
+fn empty_slot() -> ServiceIdSlot {
+    ServiceIdSlot {
         name: [0; MAX_NAME],
         first_cell: 0,
         cell_mask: 0,
@@ -511,6 +523,6 @@ pub(super) fn bytes_of<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
-fn name_of(seat: &Seat) -> String {
-    text_of(&seat.name)
+fn name_of(slot: &ServiceIdSlot) -> String {
+    text_of(&slot.name)
 }

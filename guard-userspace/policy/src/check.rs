@@ -6,7 +6,7 @@ use std::{
 };
 
 use guard_common::layout::{
-    DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_NAME, MAX_RELIEFS, MAX_SERVICES,
+    DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_EXEMPTIONS, MAX_NAME, MAX_SERVICES,
 };
 use guard_text::Lines;
 use ipnet::IpNet;
@@ -199,7 +199,7 @@ fn check_sources(raw: Vec<file::SourceToml>, lines: &Lines) -> Result<Vec<Source
         let (used, most, what) = match source.treatment {
             Treatment::Named => (&mut named, u32::MAX, "named"),
             Treatment::Factor(_) | Treatment::Exempt => {
-                (&mut relieved, MAX_RELIEFS, "exempt or crowds")
+                (&mut relieved, MAX_EXEMPTIONS, "exempt or crowds")
             }
             Treatment::Denied => (&mut denied, MAX_DENIED, "denied"),
         };

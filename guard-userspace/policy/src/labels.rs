@@ -37,7 +37,7 @@ use self::{
 };
 use super::{
     Budget, Budgets, Containers, From, KernelTick, Labelled, Labels, Limit, Made, Policy,
-    PublishedAt, Service, seats::limits_for_labels,
+    PublishedAt, Service, service_ids::limits_for_labels,
 };
 
 const FROM: &str = "guard.from";

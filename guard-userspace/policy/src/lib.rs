@@ -12,7 +12,7 @@ mod prefix;
 mod published;
 mod rate;
 mod read;
-mod seats;
+mod service_ids;
 mod tables;
 pub mod untrusted;
 mod warnings;
@@ -36,8 +36,8 @@ pub use self::{
     published::{PortTables, PublishedAt, PublishedPort, split},
     rate::{Budget, Period, Rate, Unit},
     read::{AllowedFile, read_file},
-    seats::{Changes, Exhausted, Seats, ServiceNumber, Slice},
-    tables::{Ground, ServiceTable, Tables, Timebase, fitting, is_single},
+    service_ids::{Changes, Exhausted, ServiceId, ServiceIds, Slice},
+    tables::{CompileInput, ServiceTable, Tables, Timebase, fitting, is_single},
     warnings::Warning,
 };
 

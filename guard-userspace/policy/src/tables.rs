@@ -10,7 +10,7 @@ use guard_common::{
     address::{Address, Family},
     exposure::{NetworkKind, Scope},
     gcra,
-    layout::{self, Expiry, NO_SERVICE, PortProtocol, Relief, feature, list, live},
+    layout::{self, Exemption, Expiry, NO_SERVICE, PortProtocol, feature, list, live},
     reason::{Mode, ModeBits},
 };
 use ipnet::IpNet;
@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 use super::{
     Action, Budgets, ContainerNetwork, Containers, Entry, From, Limit, Per, Policy, PortTables,
-    Ports, PublishedAt, PublishedPort, Seats, Service, Slice, Source, Treatment,
+    Ports, PublishedAt, PublishedPort, Service, ServiceIds, Slice, Source, Treatment,
     entry::PrefixExpiries, prefix::supernets,
 };
 
@@ -49,7 +49,7 @@ impl Timebase {
 
 /// What a policy is compiled for, besides itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Ground<'a> {
+pub struct CompileInput<'a> {
     pub containers: &'a Containers,
     /// The host's `net.ipv4.ip_local_port_range`.
     pub local_ports: &'a RangeInclusive<u16>,
@@ -78,7 +78,7 @@ pub struct Tables {
     pub denied_at: PrefixExpiries,
     /// Let through everywhere, or at one service.
     pub allowed: PrefixExpiries,
-    pub reliefs: BTreeMap<IpNet, Relief>,
+    pub exemptions: BTreeMap<IpNet, Exemption>,
     pub networks: Vec<ContainerNetwork>,
     /// Addresses that no packet from outside comes from; at most [`layout::MAX_OWN`].
     pub own_sources: BTreeSet<IpAddr>,
@@ -107,25 +107,29 @@ impl Tables {
         local_ports: &RangeInclusive<u16>,
         now: Timebase,
     ) -> Self {
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers,
             local_ports,
             now,
             entries: &[],
             own_sources: &BTreeSet::new(),
         };
-        Self::compile_at(policy, &ground, &Seats::new(policy))
+        Self::compile_at(policy, &compile_input, &ServiceIds::new(policy))
     }
 
-    /// `seats` must have been made for this policy.
-    pub fn compile_at(policy: &Policy, ground: &Ground<'_>, seats: &Seats) -> Self {
-        let Ground {
+    /// `service_ids` must have been made for this policy.
+    pub fn compile_at(
+        policy: &Policy,
+        compile_input: &CompileInput<'_>,
+        service_ids: &ServiceIds,
+    ) -> Self {
+        let CompileInput {
             containers,
             local_ports,
             now,
             entries,
             own_sources,
-        } = *ground;
+        } = *compile_input;
         let Policy {
             mode,
             interfaces: _,
@@ -150,7 +154,7 @@ impl Tables {
             services: services
                 .iter()
                 .map(|service| {
-                    let number = seats.number(&service.name);
+                    let number = service_ids.number(&service.name);
                     ServiceTable::compile(service, number, *mode, now)
                 })
                 .collect(),
@@ -159,7 +163,7 @@ impl Tables {
             ..Self::passing_everything(*scope)
         };
         for service in services {
-            tables.list(seats.number(&service.name), service);
+            tables.list(service_ids.number(&service.name), service);
         }
         for port in &containers.published {
             tables.ports.publish(*port, local_ports);
@@ -171,7 +175,7 @@ impl Tables {
             tables.enter(entry, services, now);
         }
         tables.link_reliefs();
-        tables.assign_cells(seats, services);
+        tables.assign_cells(service_ids, services);
         tables.denied = without_covered(&tables.denied);
         tables.denied_at = without_covered_at(&tables.denied_at);
         tables.allowed = without_covered_at(&tables.allowed);
@@ -214,7 +218,7 @@ impl Tables {
             denied: BTreeMap::new(),
             denied_at: PrefixExpiries::new(),
             allowed: PrefixExpiries::new(),
-            reliefs: BTreeMap::new(),
+            exemptions: BTreeMap::new(),
             networks: Vec::new(),
             own_sources: BTreeSet::new(),
         }
@@ -227,15 +231,15 @@ impl Tables {
     }
 
     /// Tells each service that limits its sources which cells it has.
-    fn assign_cells(&mut self, seats: &Seats, services: &[Service]) {
-        self.cells = seats.cells();
+    fn assign_cells(&mut self, service_ids: &ServiceIds, services: &[Service]) {
+        self.cells = service_ids.cells();
         let settings = self.services.iter_mut().map(|table| &mut table.settings);
         let named = services.iter().map(Service::cells_of).zip(settings);
         for (name, settings) in named.chain([("", &mut self.limits)]) {
             if let Some(Slice {
                 first_cell,
                 cell_mask,
-            }) = seats.slices.get(name)
+            }) = service_ids.slices.get(name)
                 && settings.source != layout::GcraBudgets::default()
             {
                 settings.first_cell = *first_cell;
@@ -282,7 +286,7 @@ impl Tables {
             return;
         };
         for prefix in &source.cidrs {
-            let relief = |factor, exempt| Relief {
+            let exemption = |factor, exempt| Exemption {
                 expiry,
                 factor,
                 exempt,
@@ -291,10 +295,10 @@ impl Tables {
             match source.treatment {
                 Treatment::Named => {}
                 Treatment::Factor(factor) => {
-                    self.reliefs.insert(*prefix, relief(factor, 0));
+                    self.exemptions.insert(*prefix, exemption(factor, 0));
                 }
                 Treatment::Exempt => {
-                    self.reliefs.insert(*prefix, relief(1, 1));
+                    self.exemptions.insert(*prefix, exemption(1, 1));
                 }
                 Treatment::Denied => lengthen(&mut self.denied, *prefix, expiry),
             }
@@ -303,11 +307,11 @@ impl Tables {
 
     /// Tells each exemption and factor which wider one follows when it ends.
     fn link_reliefs(&mut self) {
-        let prefixes: Vec<IpNet> = self.reliefs.keys().copied().collect();
+        let prefixes: Vec<IpNet> = self.exemptions.keys().copied().collect();
         for prefix in prefixes {
-            let wider = supernets(prefix).find(|wider| self.reliefs.contains_key(wider));
-            if let (Some(wider), Some(relief)) = (wider, self.reliefs.get_mut(&prefix)) {
-                relief.wider = u16::from(wider.prefix_len()) + 1;
+            let wider = supernets(prefix).find(|wider| self.exemptions.contains_key(wider));
+            if let (Some(wider), Some(exemption)) = (wider, self.exemptions.get_mut(&prefix)) {
+                exemption.wider = u16::from(wider.prefix_len()) + 1;
             }
         }
     }
@@ -343,7 +347,7 @@ impl Tables {
                 feature::LIMITS,
                 self.limits.source != layout::GcraBudgets::default() || total(&self.limits),
             ),
-            (feature::RELIEFS, !self.reliefs.is_empty()),
+            (feature::EXEMPTIONS, !self.exemptions.is_empty()),
             (feature::ADDRESSED, !self.ports.addressed.is_empty()),
             (feature::NETWORKS, !self.networks.is_empty()),
             (

@@ -29,11 +29,11 @@ use super::{
 use crate::{
     dataplane::{
         AttachError, Attachment, Closer, Dataplane, FlowCounts, Force, LoadError, PolicyFacts,
-        PortNews, Prepared, needs_another, pins::Pins,
+        PortUpdates, Prepared, needs_another, pins::Pins,
     },
     host::{self, Host, Link, XdpState, read},
     memory,
-    policy::{Containers, Ground, PublishedPort},
+    policy::{CompileInput, Containers, PublishedPort},
 };
 
 /// How long an interface that refuses its program is left alone, unless something happens to an interface.
@@ -559,7 +559,7 @@ impl Applier {
         if order.early.is_empty() && self.has_same_lists(order.plan) {
             return self.change_own_sources(&order.plan.content.own_sources);
         }
-        let news = PortNews::early(order.early);
+        let news = PortUpdates::early(order.early);
         let mut news = news.with_newest(order.latest, &order.plan.content.local_ports);
         let changed = self.change_lists(order.plan, &mut news);
         self.closer.give_back(news.kept);
@@ -597,23 +597,23 @@ impl Applier {
     }
 
     /// Brings the tables in force to a plan, and those of what a trial goes back to, perhaps without an agent.
-    fn change_lists(&mut self, plan: &Plan, news: &mut PortNews<'_>) -> Result<(), LoadError> {
+    fn change_lists(&mut self, plan: &Plan, news: &mut PortUpdates<'_>) -> Result<(), LoadError> {
         let Some(dataplane) = &mut self.dataplane else {
             return Ok(());
         };
         let content = &plan.content;
         if let Some(prepared) = dataplane.in_force_mut() {
-            prepared.change(&ground(content, &content.containers)?, news)?;
+            prepared.change(&compile_input(content, &content.containers)?, news)?;
             self.content = Some(content.clone());
         }
         for older in dataplane.older_mut() {
             // It is told that this interface is not as planned; what fits is in force.
-            let _result = older.change(&ground(content, &content.containers)?, news);
+            let _result = older.change(&compile_input(content, &content.containers)?, news);
         }
         if let (Some(prepared), Some(content)) = (dataplane.fallback_mut(), &plan.fallback) {
-            let ground = ground(content, &content.containers)?;
+            let compile_input = compile_input(content, &content.containers)?;
             // Of another runtime perhaps: what it publishes is in the next plan.
-            match prepared.change(&ground, &mut news.early_alone()) {
+            match prepared.change(&compile_input, &mut news.early_alone()) {
                 // It is loaded afresh when the trial ends; what fits is in force.
                 Err(error) if needs_another(&error) => {}
                 result => result?,
@@ -650,10 +650,10 @@ impl Applier {
             loaded_ms: order.loaded.at.as_millisecond(),
             trial_until: content.trial_until_ns,
         };
-        let ground = ground(content, &content.containers)?;
+        let compile_input = compile_input(content, &content.containers)?;
         let alone = attachments.first().copied().filter(|_| is_alone);
         let tick_ns = order.host.tick_ns;
-        let prepared = dataplane.prepare(&content.policy, &ground, tick_ns, facts, alone)?;
+        let prepared = dataplane.prepare(&content.policy, &compile_input, tick_ns, facts, alone)?;
         Ok(Some(prepared))
     }
 
@@ -836,8 +836,11 @@ impl Attached {
     }
 }
 
-fn ground<'a>(content: &'a Content, containers: &'a Containers) -> Result<Ground<'a>, LoadError> {
-    Ok(Ground {
+fn compile_input<'a>(
+    content: &'a Content,
+    containers: &'a Containers,
+) -> Result<CompileInput<'a>, LoadError> {
+    Ok(CompileInput {
         containers,
         local_ports: &content.local_ports,
         now: host::timebase().map_err(LoadError::Host)?,

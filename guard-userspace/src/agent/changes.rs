@@ -23,11 +23,10 @@ use crate::{
         actor::{Actor, OneLine},
     },
     dataplane::{AttachError, Force, LoadError},
-    host,
-    kept::{self, ChangedMode, KeepError},
-    lockout,
+    host, lockout,
     operator::SshSession,
     policy::{Action, Entry, KernelTick, PolicyError},
+    state_store::{self, ChangedMode, StoreError},
 };
 
 /// Why a change was not made. What was in force before stays so.
@@ -47,7 +46,7 @@ pub enum ChangeError {
     )]
     StaysOff,
     #[error(transparent)]
-    Keep(#[from] KeepError),
+    Keep(#[from] StoreError),
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error(transparent)]
@@ -180,7 +179,7 @@ impl Reconciler {
             by: by.clone(),
         };
         let until = trial.until;
-        let kept_trial = kept::KeptTrial {
+        let kept_trial = state_store::StoredTrial {
             path,
             sha256: loaded.policy.sha256.clone(),
             until,

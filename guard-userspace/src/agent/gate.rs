@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{dataplane::pins::Word, host::claim::WorkMark, kept::ChangedMode};
+use crate::{dataplane::pins::Word, host::claim::WorkMark, state_store::ChangedMode};
 
 /// Held while the kernel's attachments change, and never while a program is loaded.
 #[derive(Clone, Debug)]

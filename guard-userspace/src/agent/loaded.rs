@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use tracing::warn;
 
 use crate::{
-    kept::Kept,
     policy::{AllowedFile, KernelTick, Policy, PolicyError, read_file},
+    state_store::StoredState,
 };
 
 #[derive(Clone, Debug)]
@@ -49,7 +49,11 @@ impl Loaded {
 
     /// The policy that an agent starts with: that of the file, unless it is broken or was tried and not
     /// confirmed. Then the one that was in force last goes on, and the agent says so.
-    pub fn at_start(path: &Path, kept: &Kept, clock: KernelTick) -> Result<Self, PolicyError> {
+    pub fn at_start(
+        path: &Path,
+        kept: &StoredState,
+        clock: KernelTick,
+    ) -> Result<Self, PolicyError> {
         let read = Self::read(path, clock);
         let trouble = match &read {
             Ok(loaded) if kept.refused.contains(&loaded.policy.sha256) => {

@@ -66,9 +66,9 @@ use crate::{
         pins::network_namespace,
     },
     host::{HostWatch, read},
-    kept::StateStore,
     policy::Entry,
     privileges,
+    state_store::StateStore,
 };
 
 /// Where the agent finds and keeps its things.

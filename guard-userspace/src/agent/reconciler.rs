@@ -38,10 +38,10 @@ use crate::{
         claim::{Claim, patiently},
         read,
     },
-    kept::{self, ChangedMode, KeptPolicy, KnownContainers, StateStore},
     operator::ssh_session,
     policy::{KernelTick, OnExit},
     privileges,
+    state_store::{self, ChangedMode, KnownContainers, StateStore, StoredPolicy},
 };
 
 /// How often everything is looked after, though nothing is heard.
@@ -122,14 +122,14 @@ impl Reconciler {
         let clock = KernelTick {
             tick_ns: seen.tick_ns,
         };
-        let turn = kept::take(&places.state).await?;
+        let turn = state_store::take(&places.state).await?;
         let hold = patiently(|| Hold::take(&places.pins)).await;
         let hold = hold.map_err(anyhow::Error::from)?;
         let hold = hold.ok_or_else(|| anyhow::Error::from(Hold::taken(&places.pins)))?;
         let claims = turn.iter().chain([hold.claim()]);
         // Without a mark, agents that start wait longer for this one than they need.
         gate.is_at_work(claims.filter_map(|claim| claim.work_mark().ok()));
-        kept::warn_if_open(&places.state);
+        state_store::warn_if_open(&places.state);
         let mut store = StateStore::open(&places.state);
         if Word::Detached.take(&places.pins) {
             // An operator means the next start, and a service manager that starts what hung does not.
@@ -526,7 +526,7 @@ impl Reconciler {
     pub(super) fn keep(&mut self) {
         let trial = self.wanted.trial.as_ref();
         let in_force = trial.map_or(&self.wanted.loaded, |trial| &trial.before);
-        let policy = KeptPolicy {
+        let policy = StoredPolicy {
             // The agent's own file stands for whatever is in force when it cannot be read.
             path: self.places.policy.clone(),
             text: Arc::clone(&in_force.text),

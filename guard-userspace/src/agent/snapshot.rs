@@ -25,10 +25,10 @@ use crate::{
     },
     counted::{of_every_interface, to_counter, to_talker},
     dataplane::{FlowCounts, PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
-    explain::{Destination, Situation, explain},
+    explain::{Destination, ExplainInput, explain},
     host::{self, Host, XdpState},
-    kept::Modes,
     policy::{Containers, Entry, Policy, PublishedPort, Source},
+    state_store::Modes,
 };
 
 /// The guard at one moment.
@@ -348,7 +348,7 @@ impl Snapshot {
         recent: &RecentTalkers,
     ) -> Result<Explanation> {
         let own: Vec<IpAddr> = self.host.own_addresses().into_iter().flatten().collect();
-        let situation = Situation {
+        let situation = ExplainInput {
             policy: self.effective(),
             containers: self.containers(),
             local_ports: self.plan.content.local_ports.clone(),

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::Loaded;
 use crate::{
     api::actor::Actor,
-    kept::{KnownContainers, Modes},
     policy::Entry,
+    state_store::{KnownContainers, Modes},
 };
 
 #[derive(Clone, Debug)]

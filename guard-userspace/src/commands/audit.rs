@@ -5,7 +5,7 @@ mod host;
 use clap::{Args, Subcommand};
 use guard_compose::command as compose;
 
-use super::{Failure, Whereabouts};
+use super::{AgentLocation, Failure};
 
 #[derive(Debug, Args)]
 pub struct Audit {
@@ -22,7 +22,7 @@ enum What {
 }
 
 impl Audit {
-    pub(super) async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub(super) async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self { host, what } = self;
         match what {
             None => host.run(whereabouts).await,

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use self::live::LiveCheck;
 use super::{
-    DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, print_warning, read_policy,
+    AgentLocation, DEFAULT_POLICY, Failure, Output, print, print_json, print_warning, read_policy,
 };
 use crate::{
     agent::plan::chosen_by,
@@ -96,7 +96,7 @@ struct Limits {
 }
 
 impl Check {
-    pub(super) async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub(super) async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self {
             file,
             live,

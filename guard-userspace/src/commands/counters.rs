@@ -5,14 +5,14 @@ use std::time::Instant;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use super::{
-    Failure, Whereabouts, figures,
+    AgentLocation, Failure, figures,
     meter::{Meter, Metered},
     reading::GuardReader,
     watch::Watched,
 };
 use crate::api::Counter;
 
-pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Failure> {
+pub async fn run(whereabouts: &AgentLocation, watched: Watched) -> Result<(), Failure> {
     let reader = GuardReader::new(whereabouts)?;
     let mut meter = Meter::default();
     watched

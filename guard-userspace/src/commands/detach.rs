@@ -1,20 +1,20 @@
 //! `guard detach`: off every interface, agent or not.
 
-use super::{Failure, Whereabouts, print, print_warning};
+use super::{AgentLocation, Failure, print, print_warning};
 use crate::{
     api::Detached,
-    unattended::{self, Informed},
+    without_agent::{self, Informed},
 };
 
-pub async fn run(whereabouts: &Whereabouts) -> Result<(), Failure> {
+pub async fn run(whereabouts: &AgentLocation) -> Result<(), Failure> {
     let asked = whereabouts.client()?.detach().await;
     // Of other layouts, of interfaces that the agent did not know, of an agent that hangs.
-    let Whereabouts { pins, state, .. } = whereabouts;
+    let AgentLocation { pins, state, .. } = whereabouts;
     let informed = match asked {
         Ok(_) => Informed::Yes,
         Err(_) => Informed::No,
     };
-    let stopped = unattended::detach(pins, state, informed)?;
+    let stopped = without_agent::detach(pins, state, informed)?;
     let mut warnings = stopped.warnings;
     let told = match asked {
         Ok(Detached {

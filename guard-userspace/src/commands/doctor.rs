@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::Args;
 
 use super::{
-    DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json, reading::GuardReader,
+    AgentLocation, DEFAULT_POLICY, Failure, Output, print, print_json, reading::GuardReader,
 };
 use crate::doctor::{DoctorFinding, DoctorInput, Health, LISTENING, examine};
 
@@ -20,7 +20,7 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self {
             policy,
             output: Output { json },

@@ -13,7 +13,7 @@ use super::{DEFAULT_POLICY, Failure, Output, figures, print, print_json, read_po
 use crate::{
     agent::{find_once, plan::chosen_by},
     api::{Question, client::Client},
-    explain::{Destination, Explanation, OverBudget, Seen, Situation, Step, explain},
+    explain::{Destination, ExplainInput, Explanation, OverBudget, Seen, Step, explain},
     host::{self, Host},
     policy::{KernelTick, labels},
 };
@@ -76,7 +76,7 @@ async fn explain_file(
     let interfaces = chosen_by(&host, &policy);
     let own_sources = host.own_sources(&interfaces).unwrap_or_default();
     let (policy, _) = labels::apply(&policy, &docker.containers, KernelTick { tick_ns });
-    let situation = Situation {
+    let situation = ExplainInput {
         policy: &policy,
         containers: &docker.containers,
         local_ports: host::local_port_range().map_err(anyhow::Error::from)?,

@@ -43,8 +43,9 @@ use crate::{
         client::{Client, ClientError},
     },
     dataplane::pins,
-    host, kept,
+    host,
     policy::{Action, AllowedFile, KernelTick, Policy, PolicyError, read_file},
+    state_store,
 };
 
 const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
@@ -55,14 +56,14 @@ const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
 #[command(name = "guard", version, propagate_version = true)]
 pub struct Arguments {
     #[command(flatten)]
-    whereabouts: Whereabouts,
+    whereabouts: AgentLocation,
     #[command(subcommand)]
     command: Command,
 }
 
 /// Where the agent and what it leaves in the kernel are found.
 #[derive(Debug, Args)]
-struct Whereabouts {
+struct AgentLocation {
     /// The agent's control socket
     #[arg(long, global = true, value_name = "FILE", env = "GUARD_SOCKET", default_value = api::DEFAULT_SOCKET)]
     socket: PathBuf,
@@ -70,11 +71,11 @@ struct Whereabouts {
     #[arg(long, global = true, value_name = "FOLDER", env = "GUARD_PINS", default_value = pins::DEFAULT_ROOT)]
     pins: PathBuf,
     /// The folder of the agent's state file
-    #[arg(long, global = true, value_name = "FOLDER", env = "GUARD_STATE", default_value = kept::DEFAULT_FOLDER)]
+    #[arg(long, global = true, value_name = "FOLDER", env = "GUARD_STATE", default_value = state_store::DEFAULT_FOLDER)]
     state: PathBuf,
 }
 
-impl Whereabouts {
+impl AgentLocation {
     fn client(&self) -> Result<Client, ClientError> {
         Client::new(&self.socket)
     }

@@ -2,11 +2,11 @@
 
 use clap::{Args, ValueEnum};
 
-use super::{Failure, Forced, Whereabouts, print, print_warning};
+use super::{AgentLocation, Failure, Forced, print, print_warning};
 use crate::{
     api::{ModeChange, actor::OneLine},
     operator::ssh_session,
-    unattended,
+    without_agent,
 };
 
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ impl ModeArgument {
 }
 
 impl ChangeMode {
-    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self {
             mode,
             service,
@@ -61,9 +61,9 @@ impl ChangeMode {
         match whereabouts.client()?.set_mode(&change).await {
             // Whatever keeps the agent from it: stopping must work.
             Err(error) if is_kill_switch => {
-                let Whereabouts { pins, state, .. } = whereabouts;
+                let AgentLocation { pins, state, .. } = whereabouts;
                 let claimed_by = change.by.map(OneLine::into_inner);
-                let switched = unattended::switch_off(pins, state, claimed_by)?;
+                let switched = without_agent::switch_off(pins, state, claimed_by)?;
                 for warning in &switched.warnings {
                     print_warning(warning);
                 }

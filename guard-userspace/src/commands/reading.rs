@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::Whereabouts;
+use super::AgentLocation;
 use crate::{
     api::{
         Counter, Status, Talker,
         client::{Client, ClientError},
     },
     dataplane::pins::PinError,
-    unattended,
+    without_agent,
 };
 
 /// Where both are found.
@@ -19,7 +19,7 @@ pub struct GuardReader {
 }
 
 impl GuardReader {
-    pub fn new(whereabouts: &Whereabouts) -> Result<Self, ClientError> {
+    pub fn new(whereabouts: &AgentLocation) -> Result<Self, ClientError> {
         Ok(Self {
             client: whereabouts.client()?,
             pins: whereabouts.pins.clone(),
@@ -35,16 +35,16 @@ impl GuardReader {
             ClientError::Silent { .. } => "it hangs",
             _ => "it is dead",
         };
-        let status = unattended::status(&self.pins, trouble.to_owned());
+        let status = without_agent::status(&self.pins, trouble.to_owned());
         pinned_or(error, status)
     }
 
     pub async fn counters(&self) -> Result<Vec<Counter>, ClientError> {
-        self.or_pinned(self.client.counters().await, unattended::counters)
+        self.or_pinned(self.client.counters().await, without_agent::counters)
     }
 
     pub async fn talkers(&self) -> Result<Vec<Talker>, ClientError> {
-        self.or_pinned(self.client.talkers().await, unattended::talkers)
+        self.or_pinned(self.client.talkers().await, without_agent::talkers)
     }
 
     fn or_pinned<T>(

@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{DEFAULT_POLICY, Failure, Whereabouts};
+use super::{AgentLocation, DEFAULT_POLICY, Failure};
 use crate::{
     agent::{Agent, AgentPaths, ChangeError},
     api::{
@@ -42,7 +42,7 @@ pub struct RunCommand {
 const BEAT: Duration = Duration::from_secs(1);
 
 impl RunCommand {
-    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self { policy, force } = self;
         log_to_stderr();
         require_capabilities().map_err(anyhow::Error::from)?;

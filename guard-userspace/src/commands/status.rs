@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Failure, Whereabouts, figures,
+    AgentLocation, Failure, figures,
     meter::{Meter, Metered, TrafficRate},
     reading::GuardReader,
     watch::Watched,
@@ -31,7 +31,7 @@ struct WithRate<'a> {
     rate: Option<TrafficRate>,
 }
 
-pub async fn run(whereabouts: &Whereabouts, watched: Watched) -> Result<(), Failure> {
+pub async fn run(whereabouts: &AgentLocation, watched: Watched) -> Result<(), Failure> {
     let reader = GuardReader::new(whereabouts)?;
     let mut meter = Meter::default();
     watched

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use comfy_table::Table;
 
 use super::{
-    Failure, Whereabouts,
+    AgentLocation, Failure,
     counters::aligned,
     figures,
     meter::{Meter, Metered, TrafficRate},
@@ -35,7 +35,7 @@ enum By {
 }
 
 impl Talkers {
-    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self { by, limit, watched } = self;
         let reader = GuardReader::new(whereabouts)?;
         let mut meter = Meter::default();

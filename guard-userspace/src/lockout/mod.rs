@@ -25,7 +25,7 @@ use tracing::warn;
 use self::arrival::Arrivals;
 use crate::{
     dataplane::Replay,
-    explain::{Situation, first_packet, later_segment},
+    explain::{ExplainInput, first_packet, later_segment},
     host::{self, Host, Netlink},
     operator::SshSession,
     policy::{Action, Budgets, Containers, Entry, Limit, Policy, Ports, Service},
@@ -160,7 +160,7 @@ async fn hold(
     let own = host.own_addresses();
     let own = own.context("this host's addresses cannot be read")?;
     let own: Vec<IpAddr> = own.into_iter().collect();
-    let situation = Situation {
+    let situation = ExplainInput {
         policy,
         containers,
         local_ports: host::local_port_range().context("the local port range cannot be read")?,
@@ -181,7 +181,7 @@ async fn hold(
 
 /// Holds sessions against a policy, as if they all came in over its interfaces.
 pub fn judge(
-    situation: &Situation<'_>,
+    situation: &ExplainInput<'_>,
     sessions: &[Session],
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
@@ -243,7 +243,7 @@ fn exposure_alone(policy: &Policy) -> Policy {
 
 /// The policy's program, unattached.
 struct SessionJudge<'a> {
-    situation: &'a Situation<'a>,
+    situation: &'a ExplainInput<'a>,
     replay: Replay,
 }
 

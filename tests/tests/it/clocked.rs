@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use guard::{
     dataplane::Replay,
     host,
-    policy::{Containers, Ground, KernelTick, Policy, Seats, Tables, Timebase},
+    policy::{CompileInput, Containers, KernelTick, Policy, ServiceIds, Tables, Timebase},
 };
 use guard_common::reason::{Outcome, Reason};
 
@@ -44,14 +44,14 @@ impl Simulation {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),
             boot_ns: Replay::BOOT_NS,
         };
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers,
             local_ports: &(32_768..=60_999),
             now: start,
             entries: &[],
             own_sources: own,
         };
-        let tables = Tables::compile_at(&policy, &ground, &Seats::new(&policy));
+        let tables = Tables::compile_at(&policy, &compile_input, &ServiceIds::new(&policy));
         let mut simulation = Self {
             replay: Replay::new(tables, tick_ns).unwrap(),
         };

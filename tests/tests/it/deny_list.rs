@@ -11,9 +11,9 @@ use std::{
 use aya::programs::Xdp;
 use aya_obj::programs::XdpAttachType;
 use guard::{
-    dataplane::{Generation, LoadError, PortNews, needs_another},
+    dataplane::{Generation, LoadError, PortUpdates, needs_another},
     host,
-    policy::{Action, Containers, Entry, Ground, KernelTick, Policy, Seats, Tables},
+    policy::{Action, CompileInput, Containers, Entry, KernelTick, Policy, ServiceIds, Tables},
 };
 use guard_common::{
     deny_list::{DenyPlace, TAGS, line_bits},
@@ -72,14 +72,14 @@ impl Changing {
     }
 
     fn tables(&self) -> Tables {
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers: &Containers::default(),
             local_ports: &LOCAL_PORTS,
             now: host::timebase().unwrap(),
             entries: &self.entries,
             own_sources: &BTreeSet::new(),
         };
-        Tables::compile_at(&self.policy, &ground, &Seats::new(&self.policy))
+        Tables::compile_at(&self.policy, &compile_input, &ServiceIds::new(&self.policy))
     }
 
     fn load(&self) -> Generation {
@@ -127,7 +127,7 @@ fn passes_while(
         while !is_looking.load(Ordering::Relaxed) {
             thread::yield_now();
         }
-        let changed = running.change(tables, &mut PortNews::default());
+        let changed = running.change(tables, &mut PortUpdates::default());
         is_changed.store(true, Ordering::Relaxed);
         (looker.join().unwrap(), changed)
     })
@@ -219,7 +219,7 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
     // An operator's, which is in the list as well.
     changing.deny("192.0.2.1/32", None);
     let mut running = changing.load();
-    let none = &mut PortNews::default();
+    let none = &mut PortUpdates::default();
     let listed = ("100.64.0.9", true);
     let in_full_line = [(full.as_str(), true), (over.as_str(), true)];
     let mut expect = |changing: &Changing, what: &str, expected: &[(&str, bool)]| {
@@ -287,7 +287,7 @@ fn what_is_in_the_list_for_good_ends_once_only_a_denial_for_a_while_is_left() {
     assert_denied(&changing, &running, "both", &[("192.0.2.1", true)]);
     changing.entries.remove(0);
     running
-        .change(changing.tables(), &mut PortNews::default())
+        .change(changing.tables(), &mut PortUpdates::default())
         .unwrap();
     assert_denied(&changing, &running, "for a while", &[("192.0.2.1", true)]);
     thread::sleep(Duration::from_secs(15));

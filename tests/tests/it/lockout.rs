@@ -11,7 +11,7 @@ use std::{
 };
 
 use guard::{
-    explain::Situation,
+    explain::ExplainInput,
     host,
     lockout::{Lockout, judge},
     policy::{Action, Containers, Entry, KernelTick, Policy},
@@ -96,10 +96,14 @@ impl Open {
     /// Whether what the client sends still arrives.
     fn is_alive(&mut self) -> bool {
         self.client.write_all(b"x").unwrap();
-        match self.server.read(&mut [0]) {
-            Ok(length) => length == 1,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-            Err(error) => panic!("{error}"),
+        loop {
+            match self.server.read(&mut [0]) {
+                Ok(length) => return length == 1,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // As a read with a time limit does when the machine was frozen for a moment (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 }
@@ -586,7 +590,7 @@ fn a_real_ssh_session_is_named_before_the_policy_that_would_cut_it_applies() {
 fn judge_crowd(policy: &str, count: u32, entries: &[Entry]) -> Lockout {
     let tick_ns = host::tick_ns().unwrap();
     let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
-    let situation = Situation {
+    let situation = ExplainInput {
         policy: &policy,
         containers: &Containers::default(),
         local_ports: 32_768..=60_999,

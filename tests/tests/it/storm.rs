@@ -331,7 +331,7 @@ const STATE: [&str; 14] = [
     "NARROW_CELLS",
     "TOTALS",
     "FLOWS",
-    "STRANGERS",
+    "UNSOLICITED",
     "ACCOUNTS",
     "EVENTS",
     "GRANT",

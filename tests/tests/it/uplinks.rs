@@ -449,7 +449,12 @@ fn the_pins_of_all_interfaces_have_one_state() {
     add_uplink(&site.lab);
     let guard = Guard::start(&site.lab, &policy(&BOTH, OPEN_80)).unwrap();
     let shared = pins_of(&site.lab, "%host");
-    for map in [layout::ABOUT, layout::SEATS, layout::TOTALS, layout::FLOWS] {
+    for map in [
+        layout::ABOUT,
+        layout::SERVICE_IDS,
+        layout::TOTALS,
+        layout::FLOWS,
+    ] {
         assert!(shared.join(map).exists(), "{map}");
         for interface in BOTH {
             assert!(!pins_of(&site.lab, interface).join(map).exists(), "{map}");

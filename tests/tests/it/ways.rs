@@ -10,11 +10,11 @@ use std::{
 
 use fastrand::Rng;
 use guard::{
-    dataplane::{Generation, PortNews, Replay, needs_another},
+    dataplane::{Generation, PortUpdates, Replay, needs_another},
     host,
     policy::{
-        Action, Containers, Entry, Ground, KernelTick, Policy, PublishedPort, Seats, Tables,
-        Timebase,
+        Action, CompileInput, Containers, Entry, KernelTick, Policy, PublishedPort, ServiceIds,
+        Tables, Timebase,
     },
 };
 use guard_common::{
@@ -150,7 +150,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
             .collect();
         let tick_ns = host::tick_ns().unwrap();
         let parsed = Policy::parse(&text, "test.toml", KernelTick { tick_ns }).unwrap();
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers: &containers,
             local_ports: &LOCAL_PORTS,
             now: start,
@@ -158,7 +158,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
             own_sources: &own,
         };
         let mut ways = [(); 2].map(|()| {
-            let tables = Tables::compile_at(&parsed, &ground, &Seats::new(&parsed));
+            let tables = Tables::compile_at(&parsed, &compile_input, &ServiceIds::new(&parsed));
             Replay::new(tables, tick_ns).unwrap()
         });
         let mut clock = 0;
@@ -282,21 +282,21 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
     shown.extend(long);
     let tick_ns = host::tick_ns().unwrap();
     let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
-    let seats = Seats::new(&policy);
+    let service_ids = ServiceIds::new(&policy);
     for seed in 0..ROUNDS {
         let mut rng = Rng::with_seed(seed);
         let mut entries: Vec<Entry> = Vec::new();
         let mut containers = Containers::default();
         let mut own: BTreeSet<IpAddr> = BTreeSet::new();
         let compile = |entries: &[Entry], containers: &Containers, own: &BTreeSet<IpAddr>| {
-            let ground = Ground {
+            let compile_input = CompileInput {
                 containers,
                 local_ports: &LOCAL_PORTS,
                 now: host::timebase().unwrap(),
                 entries,
                 own_sources: own,
             };
-            Tables::compile_at(&policy, &ground, &seats)
+            Tables::compile_at(&policy, &compile_input, &service_ids)
         };
         let mut running = Generation::load(compile(&entries, &containers, &own), tick_ns).unwrap();
         for n in 0..CHANGES {
@@ -336,7 +336,7 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
             running
                 .change(
                     compile(&entries, &containers, &own),
-                    &mut PortNews::default(),
+                    &mut PortUpdates::default(),
                 )
                 .unwrap();
             // The short ones end in the kernel.
@@ -354,27 +354,27 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
     let tick_ns = host::tick_ns().unwrap();
     let text = "mode = \"enforce\"\n";
     let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
-    let seats = Seats::new(&policy);
+    let service_ids = ServiceIds::new(&policy);
     let compile = |published: &str| {
         let containers = Containers {
             published: PublishedPort::parse(published).unwrap(),
             ..Containers::default()
         };
-        let ground = Ground {
+        let compile_input = CompileInput {
             containers: &containers,
             local_ports: &LOCAL_PORTS,
             now: host::timebase().unwrap(),
             entries: &[],
             own_sources: &BTreeSet::new(),
         };
-        Tables::compile_at(&policy, &ground, &seats)
+        Tables::compile_at(&policy, &compile_input, &service_ids)
     };
     let closed = |generation: &Generation| {
         (1..=1_000)
             .filter(|port| test_run(generation, &tcp_v4(*port, SYN)) == Verdict::Drop)
             .count()
     };
-    let none = &mut PortNews::default();
+    let none = &mut PortUpdates::default();
     let mut running = Generation::load(compile("203.0.113.11:tcp/1"), tick_ns).unwrap();
     let all = "203.0.113.10:tcp/1-1000";
     let error = running.change(compile(all), none).unwrap_err();
@@ -402,7 +402,7 @@ fn all_addresses_of_a_host_may_change_at_once() {
     let tick_ns = host::tick_ns().unwrap();
     let text = "mode = \"enforce\"\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
     let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
-    let seats = Seats::new(&policy);
+    let service_ids = ServiceIds::new(&policy);
     // As many as there is room for, in two sets that have none in common.
     let addresses = |network: u32| -> BTreeSet<IpAddr> {
         let numbers = 0..layout::MAX_OWN;
@@ -411,14 +411,14 @@ fn all_addresses_of_a_host_may_change_at_once() {
             .collect()
     };
     let (before, after) = (addresses(0xc612_0000), addresses(0xc613_0000));
-    let ground = Ground {
+    let compile_input = CompileInput {
         containers: &Containers::default(),
         local_ports: &LOCAL_PORTS,
         now: host::timebase().unwrap(),
         entries: &[],
         own_sources: &before,
     };
-    let tables = Tables::compile_at(&policy, &ground, &seats);
+    let tables = Tables::compile_at(&policy, &compile_input, &service_ids);
     let mut running = Generation::load(tables, tick_ns).unwrap();
     let judged = |generation: &Generation, own: &BTreeSet<IpAddr>| {
         let mut verdicts = own.iter().step_by(1_000).map(|source| {

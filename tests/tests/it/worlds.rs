@@ -20,8 +20,8 @@ use guard::{
     dataplane::{Closer, Force, pins::network_namespace},
     docker::{ConnectionState, Container, Inventory, Network, Publication, Runtime},
     host::{Host, Link, LinkAddress, Listener, Route, Sysctls},
-    kept::Modes,
     policy::{Entry, KernelTick, Tables, Timebase},
+    state_store::Modes,
 };
 use guard_common::{exposure::NetworkKind, layout::PortProtocol, reason::Mode};
 use ipnet::IpNet;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, mem, sync::Arc, time::Instant};
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use super::{Applier, Attached, Order, RollbackScope, ground};
+use super::{Applier, Attached, Order, RollbackScope, compile_input};
 use crate::{
     agent::{
         ChangeError,
@@ -13,7 +13,7 @@ use crate::{
         plan::{Content, Target},
     },
     dataplane::{
-        Attachment, Dataplane, LoadError, PortNews, Prepared, Programs, TakenOff, needs_another,
+        Attachment, Dataplane, LoadError, PortUpdates, Prepared, Programs, TakenOff, needs_another,
     },
     host::{self, Host, OpenFlows, ReadError, Reading, UdpFlow, XdpState, read},
     policy::Containers,
@@ -91,10 +91,11 @@ impl Applier {
         if *latest != *content.containers
             && let Some(next) = self.dataplane.as_mut().and_then(Dataplane::next_mut)
         {
-            let ground = ground(content, &latest);
-            let news = PortNews::default();
+            let compile_input = compile_input(content, &latest);
+            let news = PortUpdates::default();
             let mut news = news.with_newest(order.latest, &content.local_ports);
-            let changed = ground.and_then(|ground| next.change(&ground, &mut news));
+            let changed =
+                compile_input.and_then(|compile_input| next.change(&compile_input, &mut news));
             self.closer.give_back(news.kept);
             match changed {
                 Ok(()) => {}

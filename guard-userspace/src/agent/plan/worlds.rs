@@ -12,8 +12,8 @@ use crate::{
     api::actor::Actor,
     docker::{ConnectionState, Container, Inventory, Network, Publication, Runtime},
     host::{Host, Link, LinkAddress, Listener, Route, Sysctls, XdpState},
-    kept::{ChangedMode, KnownContainers, Modes},
     policy::{ContainerNetwork, Containers, KernelTick, Policy, PublishedPort},
+    state_store::{ChangedMode, KnownContainers, Modes},
 };
 
 pub const TICK_NS: u64 = 4_000_000;

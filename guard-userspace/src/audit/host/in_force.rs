@@ -10,7 +10,7 @@ use crate::{
     api::{ModeStatus, PolicyText, Status, client::Client},
     host::Host,
     policy::{AllowedFile, KernelTick, Policy, PolicyError},
-    unattended,
+    without_agent,
 };
 
 /// Whether what a policy closes is closed at this moment.
@@ -71,7 +71,7 @@ impl PolicyInForce {
                 Err(error) => notes.push(format!("{error:#}; what is pinned is gone by")),
             }
         }
-        let pinned = unattended::status(pins, "no agent".to_owned());
+        let pinned = without_agent::status(pins, "no agent".to_owned());
         if let Ok(Some(status)) = pinned {
             return Self::of_pins(&status, clock, notes).map(Some);
         }
@@ -142,7 +142,7 @@ impl PolicyInForce {
         notes.push("no agent runs, and the kernel goes on without it".to_owned());
         let has_changed = policy.sha256 != status.policy.sha256;
         let mut in_force = Self::with_status(path, policy, status);
-        if unattended::lacks_agent_alone(status) {
+        if without_agent::lacks_agent_alone(status) {
             notes.push(
                 "a port that a container publishes without an agent is open, and may be judged as closed here"
                     .to_owned(),

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use guard_common::{
     exposure::{Exposure, NetworkKind, PortFacts, judge, judge_container_address},
     layout::{NO_SERVICE, PortProtocol, port_index},
-    packet::{Traits, Transport},
+    packet::{PacketClass, Transport},
     reason::Mode,
 };
 use ipnet::IpNet;
@@ -248,9 +248,9 @@ pub const ANY: &str = "any";
 /// The first packet of a connection or exchange.
 fn first_packet(protocol: PortProtocol, port: u16) -> Transport {
     let traits = match protocol {
-        PortProtocol::Tcp => Traits::ATTEMPT,
-        PortProtocol::Udp => Traits::DATAGRAM,
-        PortProtocol::Sctp => Traits::NONE,
+        PortProtocol::Tcp => PacketClass::CONNECTION_REQUEST,
+        PortProtocol::Udp => PacketClass::DATAGRAM,
+        PortProtocol::Sctp => PacketClass::NONE,
     };
     Transport::new(port_index(protocol, port), traits)
 }

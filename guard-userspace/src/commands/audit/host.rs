@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{
     audit::host::{GuardLocation, PolicyInForce, Report, Survey, find_docker},
-    commands::{DEFAULT_POLICY, Failure, Output, Whereabouts, print, print_json},
+    commands::{AgentLocation, DEFAULT_POLICY, Failure, Output, print, print_json},
     host,
     policy::KernelTick,
 };
@@ -43,7 +43,7 @@ impl AuditHostCommand {
         Err(Failure::Usage(problem.to_owned()))
     }
 
-    pub async fn run(self, whereabouts: &Whereabouts) -> Result<(), Failure> {
+    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
         let Self {
             policy,
             docker,

@@ -32,7 +32,7 @@ use self::{
     keys::{AgentRequest, KeyAction},
     state::{GuardReading, ScreenState, Shown},
 };
-use super::{Failure, Whereabouts, explain, reading::GuardReader};
+use super::{AgentLocation, Failure, explain, reading::GuardReader};
 use crate::{
     api::{Changed, EntryRequest, Question, client::ClientError},
     operator::ssh_session,
@@ -56,7 +56,7 @@ enum ScreenEvent {
 }
 
 impl Top {
-    pub async fn run(self, whereabouts: Whereabouts) -> Result<(), Failure> {
+    pub async fn run(self, whereabouts: AgentLocation) -> Result<(), Failure> {
         let Self { every, no_color } = self;
         if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
             return Err(anyhow!(

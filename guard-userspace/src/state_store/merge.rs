@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Kept, MAX_REFUSED, Modes};
+use super::{MAX_REFUSED, Modes, StoredState};
 use crate::policy::Entry;
 
 /// What `mine` and `theirs` have made of `base`. Where both have changed the same, theirs holds: it was done
 /// by an operator without the agent, who must not find it undone.
-pub fn merge(base: &Kept, mine: &Kept, theirs: &Kept) -> Kept {
+pub fn merge(base: &StoredState, mine: &StoredState, theirs: &StoredState) -> StoredState {
     let entries = merge_entries(base, mine, theirs);
     let highest = entries.iter().map(|entry| entry.id).max();
-    Kept {
+    StoredState {
         last_id: mine
             .last_id
             .max(theirs.last_id)
@@ -53,7 +53,7 @@ fn merge_services(
 }
 
 /// An entry never changes: it is added and removed.
-fn merge_entries(base: &Kept, mine: &Kept, theirs: &Kept) -> Vec<Entry> {
+fn merge_entries(base: &StoredState, mine: &StoredState, theirs: &StoredState) -> Vec<Entry> {
     let removed: Vec<&Entry> = base
         .entries
         .iter()
@@ -77,7 +77,7 @@ fn merge_entries(base: &Kept, mine: &Kept, theirs: &Kept) -> Vec<Entry> {
     entries
 }
 
-fn merge_refused(base: &Kept, mine: &Kept, theirs: &Kept) -> Vec<String> {
+fn merge_refused(base: &StoredState, mine: &StoredState, theirs: &StoredState) -> Vec<String> {
     let accepted = |hash: &String| base.refused.contains(hash) && !mine.refused.contains(hash);
     let mut refused = theirs.refused.clone();
     refused.retain(|hash| !accepted(hash));
@@ -97,17 +97,17 @@ mod tests {
     use guard_common::reason::Mode;
 
     use super::*;
-    use crate::kept::tests::full;
+    use crate::state_store::tests::full;
 
     #[test]
     fn who_alone_has_changed_something_is_followed() {
-        let (base, changed) = (Kept::default(), full());
+        let (base, changed) = (StoredState::default(), full());
         for (base, changed) in [(&base, &changed), (&changed, &base)] {
             let theirs = merge(base, base, changed);
             let mine = merge(base, changed, base);
             for merged in [theirs, mine] {
                 let detached = merged.detached;
-                let expected = Kept {
+                let expected = StoredState {
                     detached,
                     last_id: merged.last_id,
                     ..changed.clone()
@@ -124,7 +124,7 @@ mod tests {
         let mut base = full();
         base.detached = false;
         let (mut mine, mut theirs) = (base.clone(), base.clone());
-        let host = |kept: &mut Kept, mode| kept.modes.host.as_mut().unwrap().mode = mode;
+        let host = |kept: &mut StoredState, mode| kept.modes.host.as_mut().unwrap().mode = mode;
         host(&mut base, Mode::Enforce);
         host(&mut mine, Mode::Observe);
         host(&mut theirs, Mode::Off);

@@ -22,7 +22,7 @@ use crate::policy::{Containers, Entry, Policy};
 pub const DEFAULT_FOLDER: &str = "/var/lib/guard";
 
 #[derive(Debug, thiserror::Error)]
-pub enum KeepError {
+pub enum StoreError {
     #[error("the state cannot be kept in {path}: {error}")]
     Io { path: String, error: io::Error },
     #[error(
@@ -41,7 +41,7 @@ pub enum KeepError {
 
 /// What is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredState {
     /// The last number that an entry was given.
     pub last_id: u64,
     pub entries: Vec<Entry>,
@@ -49,11 +49,11 @@ pub struct Kept {
     /// The last that a Docker daemon said; `None`: none has ever said anything.
     pub containers: Option<KnownContainers>,
     /// The policy that was in force last, not counting one on trial.
-    pub policy: Option<KeptPolicy>,
+    pub policy: Option<StoredPolicy>,
     /// The SHA-256 of the policies that were tried and not confirmed, the newest last.
     pub refused: Vec<String>,
     /// A policy that is being tried.
-    pub trial: Option<KeptTrial>,
+    pub trial: Option<StoredTrial>,
     /// The operator took the guard off; the agent that finds this ends.
     pub detached: bool,
 }
@@ -83,13 +83,13 @@ impl KnownContainers {
 
 /// A policy file as it was when it was put in force.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct KeptPolicy {
+pub struct StoredPolicy {
     pub path: PathBuf,
     pub text: Arc<str>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct KeptTrial {
+pub struct StoredTrial {
     pub path: PathBuf,
     pub sha256: String,
     pub until: Timestamp,
@@ -151,7 +151,7 @@ impl Modes {
 /// How many refused policies are remembered.
 const MAX_REFUSED: usize = 16;
 
-impl Kept {
+impl StoredState {
     /// Remembers that nobody confirmed a policy.
     pub fn refuse(&mut self, sha256: String) {
         self.accept(&sha256);
@@ -251,7 +251,7 @@ mod tests {
     use crate::policy::{Action, ContainerNetwork, Labelled, PublishedAt, PublishedPort};
 
     /// Something of everything that is kept.
-    pub(super) fn full() -> Kept {
+    pub(super) fn full() -> StoredState {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let changed = |mode| ChangedMode {
             mode,
@@ -272,7 +272,7 @@ mod tests {
             created: now,
             expires: Some(now),
         };
-        Kept {
+        StoredState {
             last_id: 7,
             entries: vec![entry(1, Action::Deny), entry(2, Action::Allow)],
             modes: Modes {
@@ -309,12 +309,12 @@ mod tests {
                     }],
                 },
             }),
-            policy: Some(KeptPolicy {
+            policy: Some(StoredPolicy {
                 path: "/etc/guard/guard.toml".into(),
                 text: "mode = \"enforce\"\n".into(),
             }),
             refused: vec!["00ff".to_owned(), "ff00".to_owned()],
-            trial: Some(KeptTrial {
+            trial: Some(StoredTrial {
                 path: "/etc/guard/new.toml".into(),
                 sha256: "00ff".to_owned(),
                 until: now,

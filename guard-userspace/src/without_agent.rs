@@ -21,9 +21,9 @@ use crate::{
         text_of,
     },
     host::{self, read},
-    kept::{ChangedMode, KeepError, StateStore},
     operator,
     policy::Timebase,
+    state_store::{ChangedMode, StateStore, StoreError},
 };
 
 /// How long an agent that was told to end may take, until it counts as one that hangs.
@@ -346,7 +346,7 @@ fn warn_agent(word: Word, root: &Path) {
 }
 
 /// Tells an agent that wakes up or starts, without the disk. Returns what is to be told of it.
-fn leave_word(word: Word, root: &Path, error: &KeepError) -> String {
+fn leave_word(word: Word, root: &Path, error: &StoreError) -> String {
     match word.leave(root) {
         Ok(()) => format!("done, but not kept over a reboot: {error}"),
         Err(second) => {

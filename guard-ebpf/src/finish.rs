@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use aya_log_ebpf::debug;
-use guard_common::{layout::Conclusion, packet::Ends, reason::Outcome};
+use guard_common::{layout::Conclusion, packet::IpHeader, reason::Outcome};
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
@@ -18,12 +18,12 @@ use crate::{
 pub fn finish<C: Ending>(
     ctx: &XdpContext,
     conclusion: Conclusion,
-    ends: Option<&impl Ends>,
+    ip: Option<&impl IpHeader>,
     length: u64,
 ) -> u32 {
     let counted = Counted {
         conclusion,
-        ends,
+        ip,
         length,
         number: counters::count(ctx, conclusion, length),
     };
@@ -35,13 +35,13 @@ pub fn finish<C: Ending>(
 ///
 /// It goes with the clock: what comes over a wire is acted on by the kernel's, what is replayed by its own is told.
 pub trait Ending: Clock {
-    fn end(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32;
+    fn end(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32;
 }
 
 /// Shows a packet to who wants to see it, and does what was concluded.
 impl Ending for KernelClock {
     #[inline(always)]
-    fn end(ctx: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32 {
+    fn end(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
         // For developers: else the verifier removes it, with the question that is asked behind it.
         if config::is_debugged() && unforeseen(counted.number) == 1 {
             debug!(
@@ -81,7 +81,7 @@ const fn action(slot: u32) -> u32 {
 /// Says the conclusion.
 impl Ending for ReplayClock {
     #[inline(always)]
-    fn end(_: &XdpContext, counted: &Counted<'_, impl Ends>) -> u32 {
+    fn end(_: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
         counted.conclusion.pack()
     }
 }

@@ -17,7 +17,7 @@ use guard_common::{
     cell::{self, Cell, Share},
     gcra::{GcraBudget, Price},
     layout::{GcraBudgets, ServiceSlot, feature},
-    packet::Ends,
+    packet::IpHeader,
     reason::Reason,
 };
 
@@ -28,8 +28,8 @@ use crate::{
 
 /// What counts as one source.
 #[inline(always)]
-pub fn prefix(ends: &impl Ends, settings: &ServiceSlot) -> Address {
-    ends.source().masked(source_mask(ends.family(), settings))
+pub fn prefix(ip: &impl IpHeader, settings: &ServiceSlot) -> Address {
+    ip.source().masked(source_mask(ip.family(), settings))
 }
 
 #[inline(always)]
@@ -122,15 +122,15 @@ impl Buckets for *mut Cell {
 /// Charges a packet to the further buckets of its crowd, into which its budgets fit so many times.
 #[inline(always)]
 pub fn pay_as_crowd(
-    ends: &impl Ends,
+    ip: &impl IpHeader,
     now: u64,
     length: u64,
     terms: Terms,
     settings: &ServiceSlot,
     times: u32,
 ) -> Result<(), Reason> {
-    let prefix = prefix(ends, settings);
-    let hash = cell::hash(config::hash_key(), Share::Crowd, ends.family(), prefix);
+    let prefix = prefix(ip, settings);
+    let hash = cell::hash(config::hash_key(), Share::Crowd, ip.family(), prefix);
     let terms = terms.pack() | u64::from(times) << CROWD_SHIFT;
     match guard_pay_as_crowd(settings, now, hash, length, terms) {
         WITHIN => Ok(()),
@@ -165,7 +165,7 @@ extern "C" fn guard_pay_as_crowd(
     let Some(settings) = (unsafe { settings.as_ref() }) else {
         return WITHIN;
     };
-    let bill = Bill::<true> {
+    let bill = BudgetCharge::<true> {
         length,
         now,
         hash,
@@ -208,7 +208,7 @@ impl Terms {
 }
 
 /// One packet, as its budgets see it.
-pub struct Bill<const CROWD: bool> {
+pub struct BudgetCharge<const CROWD: bool> {
     pub length: u64,
     pub now: u64,
     pub hash: u64,
@@ -217,7 +217,7 @@ pub struct Bill<const CROWD: bool> {
     pub times: Option<u64>,
 }
 
-impl<const CROWD: bool> Bill<CROWD> {
+impl<const CROWD: bool> BudgetCharge<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
@@ -400,7 +400,7 @@ impl<const CROWD: bool> Bill<CROWD> {
     }
 }
 
-impl Bill<true> {
+impl BudgetCharge<true> {
     /// For packets of one source at one service.
     #[inline(always)]
     pub fn of_account(account: &Account, now: u64) -> Self {

@@ -22,7 +22,7 @@ use tempfile::{Builder, TempPath};
 use tracing::warn;
 
 use super::{
-    KeepError, Kept, folder,
+    StoreError, StoredState, folder,
     lines::{StoreLine, read},
     lock,
     merge::merge,
@@ -69,9 +69,9 @@ impl Identity {
 pub struct StateStore {
     folder: PathBuf,
     path: PathBuf,
-    pub kept: Kept,
+    pub kept: StoredState,
     /// What the file said when it was read or written last.
-    base: Kept,
+    base: StoredState,
     /// The file as it was then; `None`: there was none, or it could not be read.
     seen: Option<Identity>,
     /// The file has lines that would be lost, and no copy yet.
@@ -87,8 +87,8 @@ impl StateStore {
         let mut store = Self {
             folder: folder.to_owned(),
             path: folder.join(FILE),
-            kept: Kept::default(),
-            base: Kept::default(),
+            kept: StoredState::default(),
+            base: StoredState::default(),
             seen: None,
             is_broken: false,
             is_news: false,
@@ -165,7 +165,10 @@ impl StateStore {
 
     /// Makes a change, over whatever others have written meanwhile, and writes it. It is made for the owner
     /// of this also if it cannot be written.
-    pub fn update<T>(&mut self, change: impl FnOnce(&mut Kept) -> T) -> (T, Result<(), KeepError>) {
+    pub fn update<T>(
+        &mut self,
+        change: impl FnOnce(&mut StoredState) -> T,
+    ) -> (T, Result<(), StoreError>) {
         let _turn = lock::for_writing(&self.folder);
         // If it cannot be read, the writing says so.
         let _result = self.take_in();
@@ -175,7 +178,7 @@ impl StateStore {
 
     /// Writes what is kept: all of it, or not at all. What others have written since is taken in first, and
     /// [`changed_outside`](Self::changed_outside) tells.
-    pub fn save(&mut self) -> Result<(), KeepError> {
+    pub fn save(&mut self) -> Result<(), StoreError> {
         folder::make(&self.folder).map_err(|error| self.io(error))?;
         let _turn = lock::for_writing(&self.folder);
         self.save_in_turn()
@@ -189,7 +192,7 @@ impl StateStore {
         mem::take(&mut self.is_news)
     }
 
-    fn save_in_turn(&mut self) -> Result<(), KeepError> {
+    fn save_in_turn(&mut self) -> Result<(), StoreError> {
         for _ in 0..ATTEMPTS {
             self.take_in()?;
             if self.is_broken {
@@ -199,11 +202,11 @@ impl StateStore {
                 return Ok(());
             }
         }
-        Err(KeepError::Busy(self.path.display().to_string()))
+        Err(StoreError::Busy(self.path.display().to_string()))
     }
 
     /// Reads the file if it is another one than before.
-    fn take_in(&mut self) -> Result<(), KeepError> {
+    fn take_in(&mut self) -> Result<(), StoreError> {
         match fs::symlink_metadata(&self.path) {
             Ok(found) if self.seen == Some(Identity::of(&found)) => return Ok(()),
             Ok(found) if !found.is_file() => {
@@ -231,7 +234,7 @@ impl StateStore {
         Ok(())
     }
 
-    fn merge_in(&mut self, theirs: &Kept) {
+    fn merge_in(&mut self, theirs: &StoredState) {
         let merged = merge(&self.base, &self.kept, theirs);
         self.is_news |= merged != self.kept;
         self.kept = merged;
@@ -283,7 +286,7 @@ impl StateStore {
         Ok(true)
     }
 
-    fn write_beside(&self, kept: &Kept) -> io::Result<(TempPath, Identity)> {
+    fn write_beside(&self, kept: &StoredState) -> io::Result<(TempPath, Identity)> {
         let file = Builder::new()
             .prefix(UNFINISHED)
             .tempfile_in(&self.folder)?;
@@ -303,15 +306,15 @@ impl StateStore {
         Ok((file.into_temp_path(), identity))
     }
 
-    fn io(&self, error: io::Error) -> KeepError {
-        KeepError::Io {
+    fn io(&self, error: io::Error) -> StoreError {
+        StoreError::Io {
             path: self.path.display().to_string(),
             error,
         }
     }
 
-    fn unreadable(&self, error: io::Error) -> KeepError {
-        KeepError::Unreadable {
+    fn unreadable(&self, error: io::Error) -> StoreError {
+        StoreError::Unreadable {
             path: self.path.display().to_string(),
             error,
         }
@@ -319,7 +322,7 @@ impl StateStore {
 }
 
 /// What a file says, and what is not sound in it. `None`: there is none.
-fn read_file(path: &Path) -> io::Result<Option<(Identity, Kept, Vec<String>)>> {
+fn read_file(path: &Path) -> io::Result<Option<(Identity, StoredState, Vec<String>)>> {
     let opened = fs::OpenOptions::new()
         .read(true)
         // A pipe that has come in its place must not wait for a writer.
@@ -380,9 +383,9 @@ mod tests {
     use guard_common::reason::Mode;
 
     use super::*;
-    use crate::kept::{ChangedMode, tests::full};
+    use crate::state_store::{ChangedMode, tests::full};
 
-    fn off(kept: &mut Kept) {
+    fn off(kept: &mut StoredState) {
         kept.modes.host = Some(ChangedMode {
             mode: Mode::Off,
             since: Timestamp::UNIX_EPOCH,
@@ -392,17 +395,17 @@ mod tests {
         });
     }
 
-    fn is_off(kept: &Kept) -> bool {
+    fn is_off(kept: &StoredState) -> bool {
         kept.modes
             .host
             .as_ref()
             .is_some_and(|changed| changed.mode == Mode::Off)
     }
 
-    fn written(kept: &Kept) -> (tempfile::TempDir, StateStore, Vec<u8>) {
+    fn written(kept: &StoredState) -> (tempfile::TempDir, StateStore, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
         let mut store = StateStore::open(folder.path());
-        assert_eq!(store.kept, Kept::default());
+        assert_eq!(store.kept, StoredState::default());
         store.kept = kept.clone();
         store.save().unwrap();
         let bytes = fs::read(&store.path).unwrap();
@@ -440,9 +443,9 @@ mod tests {
         assert_eq!((known.socket, known.daemon), (None, None));
         assert_eq!(known.containers.published.len(), 1);
         // And what it would not know is not written where it is not known.
-        let (_, _, bytes) = written(&Kept {
-            containers: Some(crate::kept::KnownContainers::default()),
-            ..Kept::default()
+        let (_, _, bytes) = written(&StoredState {
+            containers: Some(crate::state_store::KnownContainers::default()),
+            ..StoredState::default()
         });
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains("{\"what\":\"docker\"}\n"), "{text}");
@@ -483,7 +486,7 @@ mod tests {
         for _ in 0..1_000 {
             let noise: Vec<u8> = (0..rng.usize(..500)).map(|_| rng.u8(..)).collect();
             let (kept, problems) = read(&noise);
-            assert_eq!(kept, Kept::default());
+            assert_eq!(kept, StoredState::default());
             assert!(!problems.is_empty());
         }
     }
@@ -520,9 +523,9 @@ mod tests {
 
     #[test]
     fn a_change_made_by_another_writer_is_never_overwritten() {
-        let before = Kept {
+        let before = StoredState {
             entries: full().entries,
-            ..Kept::default()
+            ..StoredState::default()
         };
         let (folder, mut agent, _) = written(&before);
         let mut operator = StateStore::open(folder.path());
@@ -546,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_file_that_comes_after_the_last_look_is_found_in_the_swap() {
-        let (folder, mut agent, _) = written(&Kept::default());
+        let (folder, mut agent, _) = written(&StoredState::default());
         let ((), result) = StateStore::open(folder.path()).update(off);
         result.unwrap();
         agent.kept.last_id = 9;
@@ -560,7 +563,7 @@ mod tests {
 
     #[test]
     fn many_writers_at_once_lose_nothing() {
-        let (folder, _, _) = written(&Kept::default());
+        let (folder, _, _) = written(&StoredState::default());
         std::thread::scope(|scope| {
             for writer in 0..4 {
                 let folder = folder.path();
@@ -598,10 +601,10 @@ mod tests {
         // A hole takes no room.
         file.set_len(MAX_BYTES + 1).unwrap();
         let mut store = StateStore::open(folder.path());
-        assert_eq!(store.kept, Kept::default());
+        assert_eq!(store.kept, StoredState::default());
         let ((), result) = store.update(off);
         assert!(
-            matches!(result, Err(KeepError::Unreadable { .. })),
+            matches!(result, Err(StoreError::Unreadable { .. })),
             "{result:?}"
         );
         assert!(is_off(&store.kept), "in force");

@@ -13,7 +13,7 @@ use std::{
 
 use guard_common::{
     cell::ROWS,
-    layout::{MAX_SEATS, MIN_CELLS_PER_ROW, NO_SERVICE},
+    layout::{MAX_SERVICE_IDS, MIN_CELLS_PER_ROW, NO_SERVICE},
 };
 
 use super::{Budgets, Labels, Policy, Service};
@@ -42,21 +42,21 @@ pub(super) const fn limits_for_labels(cells: u32) -> usize {
 
 /// The places of services, of this policy and of those before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seats {
+pub struct ServiceIds {
     /// How many cells the policy asked for that these slices were cut for.
     pub asked: u32,
     /// How long the array is that they were cut from.
     pub length: u32,
     /// Counts the arrays, so that two that were cut alike are told apart.
     pub array: u32,
-    pub places: BTreeMap<String, ServiceNumber>,
+    pub places: BTreeMap<String, ServiceId>,
     /// The cells of each service that limits its sources; those of [`NO_SERVICE`] have the empty name.
     pub slices: BTreeMap<String, Slice>,
 }
 
 /// The number of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServiceNumber {
+pub struct ServiceId {
     pub number: u16,
     /// How many policies have come since the last that listed the service, or about as many; 0: it is listed.
     pub idle: u16,
@@ -103,15 +103,15 @@ pub struct Changes {
     pub slices: Vec<Slice>,
 }
 
-impl Seats {
-    /// Seats for a state that has none yet.
+impl ServiceIds {
+    /// Service ids for a state that has none yet.
     pub fn new(policy: &Policy) -> Self {
         // A policy has fewer services than there are numbers.
         let next = Self::default().next(policy, |_| false);
         next.unwrap_or_default()
     }
 
-    /// The seats for the next policy: who had a number keeps it, and who had cells keeps them if all
+    /// The service ids for the next policy: who had a number keeps it, and who had cells keeps them if all
     /// whom the policy lists and who need some have them. If not, all get new ones, in an array of its own:
     /// budgets start afresh, so that a source may pass one more burst, and nobody is dropped for what others
     /// sent.
@@ -162,7 +162,8 @@ impl Seats {
             place.idle = place.idle.saturating_add(1);
         }
         let taken: BTreeSet<u16> = self.places.values().map(|place| place.number).collect();
-        let mut free = (NO_SERVICE + 1..MAX_SEATS as u16).filter(|number| !taken.contains(number));
+        let mut free =
+            (NO_SERVICE + 1..MAX_SERVICE_IDS as u16).filter(|number| !taken.contains(number));
         let mut gone = None;
         for Service { name, .. } in &policy.services {
             let number = if let Some(place) = self.places.get(name) {
@@ -175,7 +176,7 @@ impl Seats {
                 self.slices.remove(&name);
                 self.places.remove(&name).ok_or(Exhausted)?.number
             };
-            let place = ServiceNumber {
+            let place = ServiceId {
                 number,
                 idle: 0,
                 made_of: None,
@@ -203,7 +204,7 @@ impl Seats {
     /// Who may lose what they had, those first that are gone for the longest time.
     fn gone(&self, held: &BTreeSet<&str>) -> Vec<String> {
         let places = self.places.iter();
-        let mut gone: Vec<(&String, &ServiceNumber)> = places
+        let mut gone: Vec<(&String, &ServiceId)> = places
             .filter(|(name, _)| !held.contains(name.as_str()))
             .collect();
         gone.sort_by_key(|(_, place)| (Reverse(place.idle), place.number));
@@ -444,8 +445,8 @@ mod tests {
     }
 
     /// No two that are listed may share a cell, and none lies outside of the array.
-    fn assert_apart(seats: &Seats) {
-        let mut slices: Vec<Slice> = seats.slices.values().copied().collect();
+    fn assert_apart(service_ids: &ServiceIds) {
+        let mut slices: Vec<Slice> = service_ids.slices.values().copied().collect();
         slices.sort_unstable_by_key(|slice| slice.first_cell);
         let mut end = 0;
         for slice in slices {
@@ -453,27 +454,27 @@ mod tests {
             assert!(slice.cells().start >= end, "{slice:?}");
             end = slice.cells().end;
         }
-        assert!(end <= seats.cells());
+        assert!(end <= service_ids.cells());
     }
 
     #[test]
     fn no_two_services_share_a_cell() {
         for count in [1, 2, 3, 100, 1_023] {
-            let seats = Seats::new(&policy(
+            let service_ids = ServiceIds::new(&policy(
                 &as_strs(&names(count, "s")),
                 "docker.labels = \"off\"\n",
             ));
-            assert_apart(&seats);
-            assert!(seats.cells() <= DEFAULT_CELLS);
+            assert_apart(&service_ids);
+            assert!(service_ids.cells() <= DEFAULT_CELLS);
         }
-        let seats = Seats::new(&policy(&["a"], ""));
-        assert_eq!(seats.slices["a"].cells(), 0..DEFAULT_CELLS);
-        assert_eq!(seats.cells(), DEFAULT_CELLS / 4 * 5);
+        let service_ids = ServiceIds::new(&policy(&["a"], ""));
+        assert_eq!(service_ids.slices["a"].cells(), 0..DEFAULT_CELLS);
+        assert_eq!(service_ids.cells(), DEFAULT_CELLS / 4 * 5);
     }
 
     #[test]
     fn a_service_keeps_its_number_and_its_cells() {
-        let first = Seats::new(&policy(&["a", "b", "c"], ""));
+        let first = ServiceIds::new(&policy(&["a", "b", "c"], ""));
         let fewer = first.next(&policy(&["c", "a"], ""), nobody).unwrap();
         assert!(first.shares_cells(&fewer));
         for name in ["a", "b", "c"] {
@@ -493,7 +494,7 @@ mod tests {
             .unwrap();
         assert!(!larger.shares_cells(&first));
         let unlabelled = policy(&["a", "b", "c"], "docker.labels = \"off\"\n");
-        let first = Seats::new(&unlabelled);
+        let first = ServiceIds::new(&unlabelled);
         assert!(
             !first
                 .next(&policy(&["a", "b", "c"], ""), nobody)
@@ -505,33 +506,38 @@ mod tests {
     #[test]
     fn containers_that_come_and_go_move_nobody_elses_cells() {
         let plain = policy(&["api", "other"], "limits.packets = \"5/min\"\n");
-        let first = Seats::new(&plain);
-        let mut seats = first.clone();
+        let first = ServiceIds::new(&plain);
+        let mut service_ids = first.clone();
         for number in 0..2_200 {
             let name = format!("c{number}");
-            let before = seats.clone();
-            seats = seats
+            let before = service_ids.clone();
+            service_ids = service_ids
                 .next(&labelled(&plain, &[&name, "steady"]), nobody)
                 .unwrap();
-            assert!(seats.shares_cells(&first));
+            assert!(service_ids.shares_cells(&first));
             for name in ["api", "other", ""] {
-                assert_eq!(seats.slices[name], first.slices[name]);
+                assert_eq!(service_ids.slices[name], first.slices[name]);
             }
-            let steady = seats.slices["api@steady"];
+            let steady = service_ids.slices["api@steady"];
             assert!(number == 0 || before.slices["api@steady"] == steady);
-            let slice = seats.slices[&format!("api@{name}")];
+            let slice = service_ids.slices[&format!("api@{name}")];
             assert!(slice.cell_mask + 1 >= 1_024, "{number}: {slice:?}");
-            assert_eq!(number == 0, seats.changes_since(&before).slices.len() == 2);
-            assert_apart(&seats);
             assert_eq!(
-                seats.places[&format!("api@{name}")].made_of,
-                Some(seats.number("api"))
+                number == 0,
+                service_ids.changes_since(&before).slices.len() == 2
+            );
+            assert_apart(&service_ids);
+            assert_eq!(
+                service_ids.places[&format!("api@{name}")].made_of,
+                Some(service_ids.number("api"))
             );
         }
-        assert_eq!(seats.number("other"), first.number("other"));
-        let back = seats.next(&labelled(&plain, &["c2199"]), nobody).unwrap();
-        assert_eq!(back.slices["api@c2199"], seats.slices["api@c2199"]);
-        assert_eq!(back.changes_since(&seats), Changes::default());
+        assert_eq!(service_ids.number("other"), first.number("other"));
+        let back = service_ids
+            .next(&labelled(&plain, &["c2199"]), nobody)
+            .unwrap();
+        assert_eq!(back.slices["api@c2199"], service_ids.slices["api@c2199"]);
+        assert_eq!(back.changes_since(&service_ids), Changes::default());
     }
 
     #[test]
@@ -542,18 +548,18 @@ mod tests {
             assert_eq!(most, cells as usize / 2_048);
             // There are not so many numbers for all that.
             let most = most.min(600);
-            let first = Seats::new(&plain);
-            let mut seats = first.clone();
+            let first = ServiceIds::new(&plain);
+            let mut service_ids = first.clone();
             for batch in ["a", "b", "c", "d"] {
                 let containers = names(most, batch);
                 let next = labelled(&plain, &as_strs(&containers));
                 let is_held = |name: &str| name.starts_with("api@a");
-                seats = seats.next(&next, is_held).unwrap();
-                assert_apart(&seats);
-                assert_eq!(seats.slices["api"], first.slices["api"]);
+                service_ids = service_ids.next(&next, is_held).unwrap();
+                assert_apart(&service_ids);
+                assert_eq!(service_ids.slices["api"], first.slices["api"]);
                 for name in containers.iter().chain(&names(most, "a")) {
                     assert!(
-                        seats.slices.contains_key(&format!("api@{name}")),
+                        service_ids.slices.contains_key(&format!("api@{name}")),
                         "{batch} {name}"
                     );
                 }
@@ -563,9 +569,9 @@ mod tests {
 
     #[test]
     fn numbers_of_the_gone_are_used_again_the_oldest_first() {
-        let mut seats = Seats::default();
+        let mut service_ids = ServiceIds::default();
         for batch in ["a", "b"] {
-            seats = seats
+            service_ids = service_ids
                 .next(&policy(&as_strs(&names(1_023, batch)), ""), nobody)
                 .unwrap();
         }
@@ -575,8 +581,8 @@ mod tests {
             all.extend(extra.iter().map(|name| (*name).to_owned()));
             policy(&as_strs(&all), "")
         };
-        let last = seats.next(&with(&["x"]), nobody).unwrap();
-        assert_eq!(last.changes_since(&seats).numbers, []);
+        let last = service_ids.next(&with(&["x"]), nobody).unwrap();
+        assert_eq!(last.changes_since(&service_ids).numbers, []);
         let next = last.next(&with(&["x", "y"]), nobody).unwrap();
         let changed = next.changes_since(&last).numbers;
         assert_eq!(
@@ -585,7 +591,7 @@ mod tests {
         );
         assert_eq!(next.number("y"), last.number("a0"));
         for name in names(1_000, "b") {
-            assert_eq!(next.number(&name), seats.number(&name));
+            assert_eq!(next.number(&name), service_ids.number(&name));
         }
         // What a trial goes back to keeps its numbers.
         let held = last.next(&with(&["x", "y"]), |name| name == "a0").unwrap();
@@ -594,13 +600,15 @@ mod tests {
         assert_eq!(unique.len(), next.places.len());
         // The policy in force has its counters until another is.
         let all = names(1_023, "z");
-        let full = seats.next(&policy(&as_strs(&all), ""), nobody).unwrap();
-        let changed = full.changes_since(&seats).numbers;
+        let full = service_ids
+            .next(&policy(&as_strs(&all), ""), nobody)
+            .unwrap();
+        let changed = full.changes_since(&service_ids).numbers;
         assert!(
             changed.iter().all(|(_, had, _)| had.starts_with('a')),
             "{changed:?}"
         );
-        let crowded = seats.next(&policy(&as_strs(&all), ""), |_| true);
+        let crowded = service_ids.next(&policy(&as_strs(&all), ""), |_| true);
         assert_eq!(crowded, Err(Exhausted));
     }
 }

@@ -15,7 +15,7 @@ use nix::{
 };
 use tracing::warn;
 
-use super::{KeepError, folder};
+use super::{StoreError, folder};
 use crate::host::claim::{Claim, patiently};
 
 const FILE: &str = "lock";
@@ -31,7 +31,7 @@ const STEP: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// Another agent has it, and does not give it up.
-pub async fn take(place: &Path) -> Result<Option<Claim>, KeepError> {
+pub async fn take(place: &Path) -> Result<Option<Claim>, StoreError> {
     // What is wrong with the folder is told when it is written to.
     let _result = folder::make(place);
     let path = place.join(FILE);
@@ -42,7 +42,7 @@ pub async fn take(place: &Path) -> Result<Option<Claim>, KeepError> {
     let turn = patiently(|| open(&path).and_then(Claim::take)).await;
     match turn {
         Ok(Some(turn)) => Ok(Some(turn)),
-        Ok(None) => Err(KeepError::Taken(place.display().to_string())),
+        Ok(None) => Err(StoreError::Taken(place.display().to_string())),
         // A file system without locks.
         Err(error) => {
             warn!("{}: {error}: the state is not locked", path.display());
@@ -111,7 +111,7 @@ mod tests {
         let second = second.unwrap();
         assert!(second.is_some());
         let third = take(folder.path()).await;
-        assert!(matches!(third, Err(KeepError::Taken(_))), "{third:?}");
+        assert!(matches!(third, Err(StoreError::Taken(_))), "{third:?}");
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use guard_common::{address::Family, exposure::NetworkKind};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{ChangedMode, Kept, KeptPolicy, KeptTrial, KnownContainers, Modes};
+use super::{ChangedMode, KnownContainers, Modes, StoredPolicy, StoredState, StoredTrial};
 use crate::policy::{ContainerNetwork, Containers, Entry, Labelled, PublishedPort};
 
 /// Of the format. A file with another one is set aside.
@@ -54,13 +54,13 @@ pub enum StoreLine {
         labels: BTreeMap<String, String>,
     },
     Policy {
-        policy: KeptPolicy,
+        policy: StoredPolicy,
     },
     Refused {
         sha256: String,
     },
     Trial {
-        trial: KeptTrial,
+        trial: StoredTrial,
     },
     Detached,
     /// The last line: without it the file has been cut off.
@@ -69,7 +69,7 @@ pub enum StoreLine {
     },
 }
 
-impl Kept {
+impl StoredState {
     pub fn lines(&self) -> Vec<StoreLine> {
         let Self {
             last_id,
@@ -222,8 +222,8 @@ fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
 }
 
 /// What is sound, and what is not.
-pub fn read(bytes: &[u8]) -> (Kept, Vec<String>) {
-    let mut kept = Kept::default();
+pub fn read(bytes: &[u8]) -> (StoredState, Vec<String>) {
+    let mut kept = StoredState::default();
     let mut problems = Vec::new();
     let mut end = None;
     let mut sound = 0;
