@@ -1,20 +1,21 @@
-//! What a CPU knows of a source at a service until the next tick: what has been paid in advance, or that the
-//! source is over its budget.
+//! The state of a source at a service on one CPU until the next tick of the clock: the packets it has prepaid, or that
+//! it is over its budget.
 //!
-//! An exchange of a bucket that other CPUs charge as well costs more than all the rest of a packet's way. So a
-//! source that sends again within one tick of the clock pays for several packets at once, and those that come by
-//! this CPU are taken off its account there. What is left goes back to the buckets when the account is next looked
-//! at in another tick, for this source or another. Nothing is granted that is not paid for, so all CPUs together admit
-//! no more than the budget; but what goes back after the bucket has refilled, wholly or partly, adds to the next
-//! burst. And what other CPUs hold, the source cannot spend on this one. Both are no more than a [`SHARE`]th of its
-//! burst on all CPUs together, and nobody pays in advance once half of the burst is used.
+//! An atomic exchange of a bucket that other CPUs charge as well costs more than the rest of a packet's way. So a
+//! source that sends again within one tick prepays several packets at once, and its packets on this CPU are charged to
+//! the account. What is left returns to the buckets when the account is next used in another tick, for this source or
+//! another. Nothing passes that is not paid for, so all CPUs together admit no more than the budget. Two deviations
+//! remain: what returns after the bucket has refilled adds to the next burst, and a source cannot spend on this CPU
+//! what other CPUs hold. Each is at most a [`SHARE`]th of its burst over all CPUs, and no source prepays once half of
+//! its burst is used.
 //!
-//! The buckets that all sources share are charged packet by packet: every account would hold a share of them.
+//! The buckets that all sources share are charged packet by packet, because every account would hold a share of them.
 //!
-//! The clock stands still within a tick: who is over a budget is taken to be over it until the next one.
+//! The clock stands still within a tick: a source that is over a budget counts as over it until the next tick.
 //!
-//! There are few accounts on each CPU, and a source has one by its hash. Until the tick is over nobody else gets
-//! it; who finds it taken pays packet by packet. So a flood of random sources costs nobody anything but speed.
+//! Each CPU has few accounts, and a source's hash selects one. It belongs to that source until the tick is over; a
+//! source whose account is taken is charged packet by packet. So a flood of random sources costs others speed and
+//! nothing else.
 
 use crate::{
     address::{Address, Family},
@@ -23,16 +24,16 @@ use crate::{
     spread::GOLDEN,
 };
 
-/// How many accounts a CPU has: they stay in the first cache. A power of two.
+/// The number of accounts on each CPU. They fit into the first-level cache. A power of two.
 pub const ACCOUNTS: usize = 1 << 8;
 
-/// What all CPUs together may hold of a source's burst: one part of so many.
+/// All CPUs together may hold 1/`SHARE` of a source's burst.
 pub const SHARE: u64 = 32;
 
-/// The most packets that are paid for at once.
+/// The most packets that are prepaid at once.
 pub const MOST_PACKETS: u64 = u8::MAX as u64;
 
-/// And the most bytes: more than those packets can have.
+/// The most bytes that are prepaid at once: more than [`MOST_PACKETS`] packets can have.
 const MOST_BYTES: u64 = 1 << 31;
 
 /// The account of a source at a service on one CPU.
@@ -51,8 +52,8 @@ pub struct Account {
 
 const _: () = assert!(size_of::<Account>() == 32);
 
-/// Standings: it may pay in advance, but may be over its connections; it may not, in this tick; it is over its packets or
-/// its bytes.
+/// States of an account: the source may prepay, though it may be over its connections; it may not prepay in this tick;
+/// it is over its packets or its bytes.
 const GOOD: u32 = 0;
 const OVER_CONNECTIONS: u32 = 1;
 const EXACT: u32 = 2;
@@ -67,8 +68,8 @@ pub enum Over {
     Connections,
 }
 
-/// A source, as accounts know it: an IPv4 prefix, or the hash of another. To compare an address costs less than to
-/// hash it.
+/// The key of an account: an IPv4 prefix itself, or the hash of an IPv6 prefix. Comparing an IPv4 address costs less
+/// than hashing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceKey(u64);
 
@@ -104,7 +105,7 @@ impl SourceKey {
     }
 }
 
-/// In which tick and at which service it is whose account.
+/// The tick and the service of an account, in one word.
 #[inline(always)]
 pub const fn stamp(tick: u64, service: u16) -> u64 {
     tick << u16::BITS | service as u64
@@ -213,7 +214,7 @@ impl Account {
     }
 }
 
-/// How much a source may pay in advance at a time.
+/// How much a source may prepay at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Advance {

@@ -1,8 +1,8 @@
-//! Addresses as two machine words, so that masking and hashing them is plain integer arithmetic.
+//! Addresses as two machine words, for masking and hashing with integer arithmetic.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The version of IP that a packet speaks.
+/// The IP version of a packet.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -22,8 +22,7 @@ impl Family {
     }
 }
 
-/// An IPv4 or IPv6 address in host byte order. IPv4 fills the lower 32 bits; which of the two it is
-/// says the [`Family`] beside it.
+/// An IPv4 or IPv6 address in host byte order. IPv4 has the lower 32 bits. The [`Family`] is kept beside it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {

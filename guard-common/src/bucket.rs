@@ -1,18 +1,17 @@
 //! Charging buckets that other CPUs charge at the same time, without a lock.
 //!
-//! A bucket is changed by compare-and-swap, tried again a few times. A CPU that loses all of them lets
-//! its packet through and charges nothing: each loss means that another packet of the same bucket was
-//! charged in those few nanoseconds, so what slips through is a small share of what is counted,
-//! whereas a drop could hit a source within its budget.
+//! A bucket is changed by compare-and-swap, with a few retries. If all of them fail, the packet passes uncharged. Each
+//! failure means that another packet was charged to the same bucket in those nanoseconds, so few packets pass
+//! uncharged, whereas a drop could hit a source within its budget.
 
 use crate::gcra::{Charge, Price, UNITS_PER_NANOSECOND, charge};
 
-/// How often a charge is tried.
+/// How many times a charge is tried.
 pub const ATTEMPTS: u32 = 4;
 
-/// How far the clocks of two CPUs can be apart when they charge the same bucket: one read its clock and
-/// was held up. A bucket that is no further ahead than that is left to refill by itself; taking it back
-/// would grant what another CPU has granted already.
+/// The largest difference between the times at which two CPUs charge the same bucket, in units: one may read its clock
+/// and then be delayed. A bucket that is ahead by less refills by itself; resetting it would admit again what another
+/// CPU has admitted.
 const SKEW: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// A bucket in shared memory.
@@ -43,8 +42,8 @@ pub trait Bucket: Copy {
     }
 }
 
-/// Whether either of a source's two buckets has room: only a source that shares both of its cells with
-/// heavy ones is limited for them.
+/// Whether either of a source's two buckets has room. A source is limited for the traffic of others only if both of its
+/// cells are shared with heavy sources.
 #[inline(always)]
 pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     let [first, second] = pair;
@@ -71,8 +70,8 @@ pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) 
     charge(bucket.read(), now, half).fits
 }
 
-/// Charges a bucket that [`has_plenty`] for packets to come. It is charged whatever other CPUs do: what is left of it
-/// goes back.
+/// Charges a bucket that [`has_plenty`] for packets to come, whatever other CPUs do meanwhile: the caller returns what
+/// it does not use.
 #[inline(always)]
 pub fn charge_ahead<B: Bucket>(bucket: B, now: u64, Price { cost, .. }: Price) {
     let seen = bucket.read();
@@ -82,7 +81,7 @@ pub fn charge_ahead<B: Bucket>(bucket: B, now: u64, Price { cost, .. }: Price) {
     }
 }
 
-/// Takes a bucket without room back to where it is full, if it is far beyond.
+/// Resets a bucket that is far beyond its burst to exactly full.
 #[inline(always)]
 fn take_back<B: Bucket>(bucket: B, (seen, full): (u64, Charge)) {
     if seen.saturating_sub(full.arrival) > SKEW {
@@ -92,8 +91,8 @@ fn take_back<B: Bucket>(bucket: B, (seen, full): (u64, Charge)) {
     }
 }
 
-/// Charges both buckets if either has room, in one look at the pair. If neither has, none of them is left far beyond its
-/// burst.
+/// Charges both buckets if either has room, with one read of the pair. If neither has room, resets those that are far
+/// beyond their burst.
 #[inline(always)]
 pub fn charge_pair_with_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     let [first, second] = pair;
@@ -107,13 +106,13 @@ pub fn charge_pair_with_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) ->
     try_pair(pair, looked, now, price).unwrap_or_else(|| B::charge_pair_again(pair, now, price))
 }
 
-/// Charges both buckets of a pair that had room; false, and nothing charged, if another CPU took it.
+/// Charges both buckets of a pair that had room. `false`: another CPU took the room meanwhile, and nothing is charged.
 #[inline(always)]
 pub fn charge_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     look_and_try_pair(pair, now, price).unwrap_or_else(|| B::charge_pair_again(pair, now, price))
 }
 
-/// Charges a bucket, room or not, and says whether it had room.
+/// Charges a bucket even without room; returns whether it had room.
 #[inline(always)]
 pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     try_one(bucket, look(bucket, now, price)).unwrap_or_else(|| bucket.charge_one_again(now, price))
@@ -181,10 +180,10 @@ fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> Option<bool>
 
 /// [`is_left_at`] for a bucket of one source.
 ///
-/// One that was empty is written without asking who else does: an exchange waits for the bucket's line, and nothing
-/// behind it begins before it has it. What other CPUs have charged between the look and the write is lost, and the source
-/// admitted so much more often: a packet or two, but all that they charged if this CPU was held up in between for as
-/// long. It lets through, and only of a bucket that had its whole burst free.
+/// An empty bucket is written without an atomic exchange: an exchange waits for the cache line, and later instructions
+/// wait for the exchange. Charges that other CPUs make between the read and the write are lost, so the source gets that
+/// many packets more: one or two, or more if this CPU is delayed in between. The error admits, and only for a bucket
+/// that had its whole burst free.
 #[inline(always)]
 fn is_source_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> bool {
     if seen < now {
@@ -194,7 +193,7 @@ fn is_source_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: 
     is_left_at(bucket, (seen, charged))
 }
 
-/// Leaves a bucket as it is after a charge. False: another CPU was faster.
+/// Stores a bucket's value after a charge. `false`: another CPU was faster.
 #[inline(always)]
 fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> bool {
     seen == charged.arrival || bucket.exchange(seen, charged.arrival)

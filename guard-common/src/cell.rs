@@ -1,19 +1,17 @@
-//! Where a source's bucket lives: one cell in each of two rows, found by a keyed hash.
+//! The places of a source's buckets: one cell in each of two rows, selected by a keyed hash.
 //!
-//! Nothing is inserted and nothing is evicted, so a flood of spoofed sources takes the same steps as one
-//! source. Two sources that share a cell in one row rarely share one in the other, and a packet
-//! passes if either cell has room.
+//! Nothing is inserted or evicted, so a flood of spoofed sources costs the same per packet as one source. Two sources
+//! that share a cell in one row rarely share one in the other, and a packet passes if either cell has room.
 //!
-//! Each service has cells of its own: what floods one cannot fill or empty the buckets of another,
-//! whose packets may cost a thousand times more or less.
+//! Each service has cells of its own: a flood at one service cannot fill or reset the buckets of another, whose packets
+//! may cost a thousand times more or less.
 
 use crate::address::{Address, Family};
 
-/// How many rows the array of cells has.
+/// The number of rows in the array of cells.
 pub const ROWS: u32 = 2;
 
-/// The buckets of a source at a service. They share a cache line, so that a source that has several
-/// budgets costs one line a row.
+/// The buckets of a source at a service. They share a cache line: several budgets cost one line per row.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
@@ -25,7 +23,7 @@ pub struct Cell {
 
 const _: () = assert!(size_of::<Cell>() == 32);
 
-/// Which of a source's buckets.
+/// The kind of a source's buckets.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
@@ -35,8 +33,8 @@ pub enum Share {
     Crowd = 1,
 }
 
-/// The key of the hash, random for each set of cells: without it nobody can choose addresses that
-/// share the cell of somebody else.
+/// The key of the hash, random for each set of cells: an attacker who does not know it cannot choose addresses that
+/// share the cell of another source.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashKey(pub [u64; 2]);
@@ -45,10 +43,10 @@ pub struct HashKey(pub [u64; 2]);
 /// splittable pseudorandom number generators", 2014).
 const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
-/// The hash of a source prefix. Each word is joined with secret bits before it is mixed, so which inputs
-/// collide depends on the key. Shares and families differ in the secret that they are joined with: a
-/// mark next to the address would be as good as a bit of it, and two sources could share both cells
-/// whatever the key. Not a cryptographic hash: an attacker never sees its output.
+/// The hash of a source prefix. Each word is combined with secret bits before it is mixed, so the key decides which
+/// inputs collide. Each kind and family is combined with a secret of its own: a mark beside the address would act like
+/// one of its bits, and two sources could share both cells under every key. This is no cryptographic hash: an attacker
+/// never sees its output.
 #[inline(always)]
 pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -> u64 {
     let HashKey([first, second]) = key;
@@ -70,8 +68,7 @@ pub(crate) const fn mix(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// The cell of each row, as indices into the slice of `ROWS * (mask + 1)` cells that starts at
-/// `first`.
+/// The cell in each row: indices into the slice of `ROWS * (mask + 1)` cells that starts at `first`.
 ///
 /// `mask` is the number of cells in a row of the slice, a power of two, less one.
 #[inline(always)]

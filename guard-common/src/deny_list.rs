@@ -1,46 +1,45 @@
-//! A long list of exact IPv4 addresses in four bytes each, one look at memory for every packet.
+//! A list of many exact IPv4 addresses: four bytes each, and one memory access per packet.
 //!
-//! The 32 bits of an address are permuted, so that neighbours are spread, and cut in two: the upper ones say
-//! in which line the address is, and the line holds only what is left of it (quotienting: Knuth, "The Art of
-//! Computer Programming", volume 3, exercise 6.4-13). Nothing of the address is lost, so no other address is
-//! ever taken for it. A line is half a line of a CPU's cache.
+//! The 32 bits of an address are permuted, so that neighbours are spread, and split: the upper bits select a line, and
+//! the line stores the remaining bits (quotienting: Knuth, "The Art of Computer Programming", volume 3, exercise
+//! 6.4-13). Together they are the whole address, so there are no false positives. A line is half a cache line.
 //!
-//! What finds no room in its line is listed elsewhere. A line that is full says so by its last tag, and whoever
-//! finds it full has to ask there.
+//! Addresses that find no room in their line are listed in a hash map. The last tag of a line marks that it is full;
+//! then the hash map is looked up as well.
 
-/// How many addresses a line has room for.
+/// The number of addresses that fit a line.
 pub const TAGS: usize = 16;
 
 const TAG_BITS: u32 = 16;
 const TAGS_PER_WORD: usize = (u64::BITS / TAG_BITS) as usize;
 const WORDS: usize = TAGS / TAGS_PER_WORD;
 
-/// A tag has this bit, and an empty place has none.
+/// Set in every tag; an empty place is 0.
 const USED: u16 = 1 << 15;
 
-/// A line's number has so many bits at least: what it leaves of an address fits a tag.
+/// The fewest bits of a line's index: the remaining bits of an address then fit a tag.
 const FEWEST_LINE_BITS: u32 = u32::BITS - (TAG_BITS - 1);
 
 /// A one, and the highest bit, for each tag of a word.
 const ONES: u64 = 0x0001_0001_0001_0001;
 const HIGHEST: u64 = 0x8000_8000_8000_8000;
 
-/// The tags of addresses whose place is the same.
+/// The tags of the addresses in one line.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DenyLine(pub [u64; WORDS]);
 
 const _: () = assert!(size_of::<DenyLine>() == 32);
 
-/// Where an address is, if it is listed.
+/// The place of an address in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DenyPlace {
     pub line: u32,
     pub tag: u16,
 }
 
-/// How many bits the number of a line has in a list of so many addresses: a line is half full at most on
-/// average, so that one in two hundred runs over.
+/// The number of bits of a line's index in a list of `addresses`: lines are at most half full on average, so that one
+/// in two hundred overflows.
 #[inline(always)]
 pub const fn line_bits(addresses: u32) -> u32 {
     let lines = addresses.div_ceil(TAGS as u32 / 2);
@@ -64,7 +63,7 @@ impl DenyPlace {
     }
 }
 
-/// The finalizer of MurmurHash3 (Appleby, 2011): every step can be undone, so no two addresses meet.
+/// The finalizer of MurmurHash3 (Appleby, 2011). Every step is invertible, so no two addresses collide.
 #[inline(always)]
 const fn permute(address: u32) -> u32 {
     let word = (address ^ (address >> 16)).wrapping_mul(0x85eb_ca6b);
@@ -147,7 +146,7 @@ const fn shift(nth: usize) -> u32 {
     (nth % TAGS_PER_WORD) as u32 * TAG_BITS
 }
 
-/// Not 0 if one of the word's tags is 0. Tags whose highest bit is set are never taken for one.
+/// Non-zero if one of the word's tags is 0. Tags whose highest bit is set are never mistaken for 0.
 #[inline(always)]
 const fn has_zero(word: u64) -> u64 {
     word.wrapping_sub(ONES) & !word & HIGHEST

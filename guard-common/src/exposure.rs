@@ -1,11 +1,11 @@
-//! Whether a source may reach what it asks for: the rules of exposure as one pure function.
+//! The rules of exposure as pure functions: whether a packet may reach a port that no service opens to its source.
 
 use crate::{
     packet::{PacketClass, Transport},
     reason::Reason,
 };
 
-/// What the guard closes.
+/// What the policy closes.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
@@ -34,7 +34,7 @@ impl Scope {
     }
 }
 
-/// What the tables know of the place a packet is sent to.
+/// What the tables have on a packet's destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortFacts {
     /// A service lists it, but not for this source.
@@ -46,7 +46,7 @@ pub struct PortFacts {
     pub ephemeral: bool,
 }
 
-/// What exposure says of a packet.
+/// The decision of the rules of exposure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exposure {
     /// Passes, within the limits of what reaches no service.
@@ -56,7 +56,7 @@ pub enum Exposure {
     ClosedUnlessReply(Reason),
 }
 
-/// How a container network is closed to packets sent straight to its addresses.
+/// How packets sent straight to a container network's addresses are judged.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkKind {
@@ -78,7 +78,7 @@ impl NetworkKind {
     }
 }
 
-/// Decides on a packet sent straight to an address inside a container network.
+/// Judges a packet sent straight to an address inside a container network.
 #[inline(always)]
 pub const fn judge_container_address(transport: Transport, kind: NetworkKind) -> Exposure {
     let closed = Reason::ContainerAddress;
@@ -97,14 +97,19 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
     Exposure::Closed(closed)
 }
 
-/// Decides on a packet that has a transport header and that no service is open to.
+/// Judges a packet with a transport header that no service admits.
 ///
-/// A closed published port outside the local port range gets no TCP at all, so that a session that
-/// an intruder already holds dies too. Elsewhere a TCP segment that opens nothing may belong to a
-/// connection of this host, and passes; so does an ICMP error. A UDP packet that answers a flow of this host or of a
-/// container passes at any port: a port that masquerading chose for a container's query may lie in a range that another
-/// container publishes. A segment that can belong to none gets no answer, so that it does not tell whether something
-/// listens there (`nmap -sF`, `-sN` and `-sX`).
+/// - At a closed published port outside the local port range, all TCP is dropped, so that a session that an intruder
+///   already has ends too.
+/// - Elsewhere a TCP segment that requests no connection may belong to a connection of this host, and passes. So does
+///   an
+///   ICMP error.
+/// - A TCP segment that can belong to no connection is dropped: the kernel's answer would tell whether a process
+///   listens
+///   (`nmap -sF`, `-sN` and `-sX`).
+/// - A UDP packet that answers a flow of this host or of a container passes at any port: the port that masquerading
+///   chose
+///   for a container's query may lie in a range that another container publishes.
 #[inline(always)]
 pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Exposure {
     let PortFacts {

@@ -1,8 +1,8 @@
-//! Fragments of datagrams. Only the first has a port and is judged by it; the others pass with it.
+//! Fragments of datagrams. Only the first has a port and is judged by it; later fragments pass if their first passed.
 //!
-//! The kernel keeps the fragments of a datagram until it is whole, for 30 s over IPv4 (`net.ipv4.ipfrag_time`) and 60 s
-//! over IPv6 (`net.ipv6.ip6frag_time`), and has 4 MB for those of everybody (`ipfrag_high_thresh`): later fragments
-//! without a first one fill them, from some 80 a second on.
+//! The kernel keeps fragments until their datagram is complete: for 30 s over IPv4 (`net.ipv4.ipfrag_time`) and 60 s
+//! over IPv6 (`net.ipv6.ip6frag_time`). It has 4 MB for all of them (`ipfrag_high_thresh`). Later fragments without a
+//! first fill that memory from about 80 a second on.
 
 use crate::{
     address::{Address, Family},
@@ -12,8 +12,8 @@ use crate::{
     spread::spread,
 };
 
-/// What the fragments of one datagram have in common besides their addresses: the identification, and over IPv4 the
-/// protocol (RFC 791, section 3.2; RFC 8200, section 4.5).
+/// Identifies a datagram between two addresses: its identification, and over IPv4 its protocol (RFC 791, section 3.2;
+/// RFC 8200, section 4.5).
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentId(u64);
@@ -48,8 +48,8 @@ impl FragmentId {
     }
 }
 
-/// The source and the destination, each folded into one word. Two addresses that give the same word share an entry: a
-/// first fragment from one then counts for the other as well, and neither is forgotten for it.
+/// The source and the destination, each folded into one word. Two addresses with the same word share an entry: a first
+/// fragment from one then counts for the other as well.
 #[inline(always)]
 pub fn fold(ip: &impl IpHeader) -> [u64; 2] {
     [ip.source(), ip.destination()].map(|Address { high, low }| spread(high) ^ low)
@@ -65,17 +65,17 @@ pub const fn hash(
     mix(mix(mix(source ^ first) ^ destination ^ second) ^ id)
 }
 
-/// How many datagrams are remembered in one place.
+/// The number of datagrams in one set.
 pub const WAYS: usize = 4;
 
-/// The datagrams whose first fragments passed, of those that share a hash's lower bits: for each the upper half of its
-/// hash and, below, when that was.
+/// Datagrams whose first fragment passed, of those whose hashes have the same lower bits. Each entry is the upper half
+/// of the hash, and below it the time at which the first passed.
 ///
-/// A new one takes the place of the oldest, so nothing fills it: a flood of first fragments that pass shortens how long
-/// one is remembered.
+/// A new entry replaces the oldest, so the set is never full: a flood of first fragments that pass shortens how long an
+/// entry is remembered.
 pub type FragmentSet = [u64; WAYS];
 
-/// A moment, in units of [`MOMENT`]; none is 0. 32 bits of it last 52 days, and then begin again.
+/// A time in units of [`MOMENT`], never 0. 32 bits wrap around after 52 days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(u32);
 
@@ -94,7 +94,7 @@ const fn moments(seconds: u64) -> u32 {
     ((seconds * 1_000_000_000 * UNITS_PER_NANOSECOND) >> MOMENT) as u32
 }
 
-/// How long the kernel waits for the others of a datagram.
+/// How long the kernel keeps an incomplete datagram.
 #[inline(always)]
 const fn lifetime(family: Family) -> u32 {
     match family {
@@ -103,7 +103,7 @@ const fn lifetime(family: Family) -> u32 {
     }
 }
 
-/// A way that was never used is 0, and no hash has 0 for its tag.
+/// The tag of a hash, never 0: an unused entry is 0.
 #[inline(always)]
 const fn tag(hash: u64) -> u64 {
     (hash | 1 << 32) >> 32 << 32
@@ -120,7 +120,7 @@ pub fn is_known(set: [u64; WAYS], hash: u64, Moment(now): Moment, family: Family
     is_known
 }
 
-/// The way to take for a datagram, and what to write there.
+/// The index at which to store a datagram, and the entry to store.
 #[inline(always)]
 pub fn place(set: [u64; WAYS], hash: u64, Moment(now): Moment) -> (usize, u64) {
     let mut place = 0;
@@ -141,8 +141,8 @@ pub fn place(set: [u64; WAYS], hash: u64, Moment(now): Moment) -> (usize, u64) {
     (place, tag(hash) | now as u64)
 }
 
-/// What the kernel keeps beside the bytes of a fragment, about: its buffer's own structure (`struct sk_buff` and
-/// `struct skb_shared_info`, Linux 6.1).
+/// The kernel's overhead for one fragment, in bytes, roughly: `struct sk_buff` and `struct skb_shared_info` (Linux
+/// 6.1).
 const OVERHEAD: u64 = 1_024;
 
 const fn bytes_per_second(rate: u64, burst: u64) -> GcraBudget {
@@ -153,13 +153,13 @@ const fn bytes_per_second(rate: u64, burst: u64) -> GcraBudget {
     }
 }
 
-/// The budget of fragments that overtake their first one, of one source and of all together, in bytes of the kernel's
-/// memory: [`memory`] of each. One source has room for a datagram of 64 kB whose fragments come in reverse. All together
-/// have 3 MB within the 30 s that the kernel keeps them, of its 4 MB.
+/// The budgets of fragments that arrive before their first, of one source and of all sources, in bytes of kernel
+/// memory ([`memory`]). One source can send a datagram of 64 kB with its fragments in reverse order. All sources
+/// together get 3 of the kernel's 4 MB within the 30 s that it keeps fragments.
 pub const OVERTAKING: GcraBudget = bytes_per_second(16 << 10, 160 << 10);
 pub const OVERTAKING_IN_ALL: GcraBudget = bytes_per_second(64 << 10, 1 << 20);
 
-/// What the kernel needs for a fragment of so many bytes, about, in bytes.
+/// The kernel memory that a fragment of `length` bytes takes, in bytes, roughly.
 #[inline(always)]
 pub const fn memory(length: u64) -> u64 {
     length + OVERHEAD

@@ -1,8 +1,8 @@
 //! The generic cell rate algorithm: a token bucket kept as one number, the theoretical arrival time
 //! (TAT) of the next packet that would conform (ITU-T I.371, annex A, "virtual scheduling").
 //!
-//! Time is counted in units of 1/64 ns from the kernel's start. A unit that fine keeps the rounding
-//! of one 64-byte packet below half a per cent up to 20 GB/s; 64 bits of it last nine years.
+//! Time is in units of 1/64 ns since the kernel's boot. That keeps the rounding error of a 64-byte packet below half a
+//! per cent up to 20 GB/s, and 64 bits last nine years.
 
 /// Units of time in one nanosecond.
 pub const UNITS_PER_NANOSECOND: u64 = 64;
@@ -10,15 +10,15 @@ pub const UNITS_PER_NANOSECOND: u64 = 64;
 /// The longest burst a budget may have, in units (about 208 days): far from where sums overflow.
 pub const MAX_BURST: u64 = 1 << 60;
 
-/// Bits behind the point in the cost of a byte: at 100 GB/s one costs less than a unit.
+/// Fractional bits in the cost of a byte: at 100 GB/s a byte costs less than one unit.
 pub const BYTE_COST_SHIFT: u32 = 10;
 
-/// The dearest byte, in 1/1024 unit: less than a byte a second. It keeps the cost of any frame
-/// (under 128 KiB) within 64 bits.
+/// The highest cost of a byte, in 1/1024 unit: less than a byte a second. With it, the cost of any frame (under 128
+/// KiB) fits 64 bits.
 pub const MAX_BYTE_COST: u64 = 1 << 46;
 
-/// A rate and a burst, in units of time. A packet moves its bucket `cost` into the future, and a
-/// bucket may run ahead of the clock by `burst`: that many units hold `burst / cost` packets.
+/// A rate and a burst, in units of time. A packet moves its bucket `cost` into the future, and a bucket may be `burst`
+/// ahead of the clock: `burst / cost` packets at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcraBudget {
@@ -61,14 +61,14 @@ pub struct GcraBudgets {
     pub connections: GcraBudget,
 }
 
-/// What a packet costs at a budget, in units, and how far ahead the bucket may run.
+/// The cost of a packet at a budget, and how far ahead of the clock its bucket may be, in units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {
     pub cost: u64,
     pub burst: u64,
 }
 
-/// What charging a packet to a bucket comes to.
+/// The result of charging a packet to a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
     /// The bucket had room.
@@ -79,8 +79,8 @@ pub struct Charge {
 
 /// Charges one packet to the bucket `arrival` at the time `now`.
 ///
-/// A bucket in the past is empty. One further ahead than its burst can only come from a clock that
-/// went back or a budget that shrank: it has no room, and is left full, to refill from now.
+/// A bucket in the past is empty. A bucket further ahead than its burst comes from a clock that went back or a budget
+/// that shrank: it has no room, and is reset to exactly full, so that it refills from now.
 #[inline(always)]
 pub const fn charge(arrival: u64, now: u64, price: Price) -> Charge {
     let full = now + price.burst;

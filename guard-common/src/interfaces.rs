@@ -1,23 +1,23 @@
-//! Which row of the tables that are kept for each interface belongs to which interface.
+//! Maps interfaces to rows of the tables that have one per interface.
 //!
-//! One program judges the packets of all interfaces. It finds the row by the number that the kernel gives an
-//! interface (its ifindex), in an array with a few places for each number.
+//! One program judges the packets of all interfaces. It looks up the row by the interface's index (ifindex), in an
+//! open-addressing hash table with a bounded number of probes.
 
 use crate::spread::spread;
 
-/// The row of packets from an interface that has none of its own, such as a port that has just been put below a bond.
+/// The row for packets of an interface that has no row of its own, such as a port that was just added to a bond.
 pub const UNKNOWN_ROW: u32 = 0;
 
-/// How many rows there are, with [`UNKNOWN_ROW`].
+/// The number of rows, [`UNKNOWN_ROW`] included.
 pub const MAX_ROWS: u32 = 1 << 10;
 
-/// How many places there are: four for each row, so that an interface finds a free one close by.
+/// The number of places: four per row, so that an interface finds a free one within [`LOOKS`] probes.
 pub const PLACES: usize = 1 << 12;
 
-/// In how many places an interface may be.
+/// The most probes of a lookup.
 pub const LOOKS: u32 = 8;
 
-/// An interface, and the row that is kept for it. All zeros: the place is free.
+/// An interface and its row. All zeros: the place is free.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfacePlace {
@@ -25,7 +25,7 @@ pub struct InterfacePlace {
     pub row: u32,
 }
 
-/// The first place of an interface. The others follow it.
+/// The first place that is probed for an interface. The others follow it.
 #[inline(always)]
 pub const fn first_place(interface: u32) -> usize {
     // A host that makes many interfaces numbers them one after the other.

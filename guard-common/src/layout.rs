@@ -1,4 +1,4 @@
-//! The tables of the kernel program: names, sizes and the layout of each value.
+//! The ABI between the kernel program and user space: names and sizes of the maps, and the layout of each value.
 
 use crate::{
     account::Advance,
@@ -10,34 +10,34 @@ use crate::{
 
 pub use crate::gcra::GcraBudgets;
 
-/// The version of everything below. State that is pinned with another one is not shared.
+/// The version of everything below. State that is pinned with another version is not reused.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 2 };
 
-/// The XDP program, the copy of it for a policy on trial, and the one whose clock comes from [`CLOCK`].
+/// The XDP program, its copy for a policy on trial, and its copy for replay, which reads [`CLOCK`].
 pub const PROGRAM: &str = "guard";
 pub const TRIAL_PROGRAM: &str = "guard_on_trial";
 pub const REPLAY_PROGRAM: &str = "guard_replay";
 
-/// The tc program that records the UDP flows that this host opens, and its copy with that clock.
+/// The tc program that records the UDP flows that this host opens, and its copy for replay.
 pub const EGRESS_PROGRAM: &str = "guard_egress";
 pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
 pub const PORTS: &str = ".bss.ports";
 
-/// A hash from [`AddressedKey`] to what is known of the port on that address alone, a [`PortEntry`]: the service that
-/// lists it there, and whether a container publishes it there.
+/// A hash from [`AddressedKey`] to the [`PortEntry`] of a port on one address: the service that lists it there, and
+/// whether a container publishes it there.
 pub const ADDRESSED: &str = "ADDRESSED";
 
-/// An array of [`ServiceSlot`], indexed by the service's number. That of [`NO_SERVICE`] holds the
-/// budgets of packets that reach no service.
+/// An array of [`ServiceSlot`], indexed by service id. The slot of [`NO_SERVICE`] has the budgets of packets that
+/// belong to no service.
 pub const SERVICES: &str = ".bss.services";
 
-/// Tries of the sources that restricted services allow, with their [`Expiry`].
+/// Tries of the sources that restricted services admit, with their [`Expiry`].
 pub const ADMITTED_V4: &str = "ADMITTED_V4";
 pub const ADMITTED_V6: &str = "ADMITTED_V6";
 
-/// An array of [`crate::deny_list::DenyLine`]: denied IPv4 addresses that never end, if there are many.
+/// An array of [`crate::deny_list::DenyLine`]: denied IPv4 addresses without an end, if there are many.
 pub const DENIED_LINES: &str = "DENIED_LINES";
 
 /// Other denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
@@ -50,8 +50,8 @@ pub const DENIED_PREFIXES_V6: &str = "DENIED_PREFIXES_V6";
 pub const DENIED_AT_V4: &str = "DENIED_AT_V4";
 pub const DENIED_AT_V6: &str = "DENIED_AT_V6";
 
-/// Tries of the sources that are let through for a while, with their [`Expiry`]: everywhere
-/// ([`NO_SERVICE`]) or at one service.
+/// Tries of the sources that `allow` entries let through, with their [`Expiry`]: everywhere ([`NO_SERVICE`]) or at one
+/// service.
 pub const ALLOWED_V4: &str = "ALLOWED_V4";
 pub const ALLOWED_V6: &str = "ALLOWED_V6";
 
@@ -62,14 +62,14 @@ pub const LIVE: &str = ".bss";
 pub const EXEMPTIONS_V4: &str = "EXEMPTIONS_V4";
 pub const EXEMPTIONS_V6: &str = "EXEMPTIONS_V6";
 
-/// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. In front of them,
-/// bitmaps that say whether a destination can be in one.
+/// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. Bitmaps in front of them say whether a
+/// destination can be in one.
 pub const NETWORKS_V4: &str = "NETWORKS_V4";
 pub const NETWORKS_V6: &str = "NETWORKS_V6";
 pub const NETWORK_BITS_V4: &str = ".bss.bits_v4";
 pub const NETWORK_BITS_V6: &str = ".bss.bits_v6";
 
-/// A hash of [`OwnSource`]: this host's own, which no packet comes from. In front of it a bitmap, by
+/// A hash of [`OwnSource`]: this host's own addresses, which are no valid source on a wire. A bitmap in front of it, by
 /// [`crate::martian::own_bit`].
 pub const OWN: &str = "OWN";
 pub const OWN_BITS: &str = ".bss.own_bits";
@@ -77,15 +77,15 @@ pub const OWN_BITS: &str = ".bss.own_bits";
 /// An array of [`crate::fragment::FragmentSet`].
 pub const FRAGMENTS: &str = "FRAGMENTS";
 
-/// An array of buckets, 64-bit times, that are the host's and no service's: of [`host_bucket`].
+/// An array of buckets (64-bit times) that belong to no service, indexed by [`host_bucket`].
 pub const HOST_BUCKETS: &str = "HOST_BUCKETS";
 
 /// An array of [`crate::cell::Cell`]: for each service two rows of a power of two, indexed by
 /// [`crate::cell::indices`].
 pub const CELLS: &str = "CELLS";
 
-/// The same with one bucket for a cell, an array of 64-bit times, for policies whose budgets are all of one
-/// kind ([`feature::NARROW`]): a flood of random sources costs what its cells take of the caches.
+/// The same with one bucket (a 64-bit time) per cell, for policies whose budgets are all of one kind
+/// ([`feature::NARROW`]). Smaller cells use less of the caches, which decides what a flood of random sources costs.
 pub const NARROW_CELLS: &str = "NARROW_CELLS";
 
 /// An array of [`crate::cell::Cell`], one for each service: the buckets that all sources share.
@@ -94,81 +94,82 @@ pub const TOTALS: &str = "TOTALS";
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
 
-/// A per-CPU array of one 64-bit number: how many flows have been entered there. What is neither there any more nor
-/// was taken out by the agent, the kernel has evicted for another.
+/// A per-CPU array of one 64-bit number: how many flows have been inserted into [`FLOWS`]. Those that are neither there
+/// any more nor were removed by the agent, the kernel has evicted.
 pub const OPENED_FLOWS: &str = "OPENED_FLOWS";
 
-/// A hash from [`FlowKey`] to when a packet that is only observed asked for an answer.
+/// A hash from [`FlowKey`] to the time of a packet that passed only because the mode is `observe`.
 pub const UNSOLICITED: &str = "UNSOLICITED";
 
-/// An array of one array of [`crate::interfaces::InterfacePlace`]: the row of each interface in the tables that are kept
-/// for each.
+/// An array of one array of [`crate::interfaces::InterfacePlace`]: the row of each interface in the tables that have
+/// one per interface.
 pub const INTERFACES: &str = "INTERFACES";
 
-/// What is kept for each interface: an array of per-CPU arrays, [`COUNTER_PAGES`] of them in a row, of which each has
-/// [`Counters`] of [`SERVICES_PER_PAGE`] services; one with a per-CPU array of [`TalkerSlot`] in each row, indexed by a
-/// hash of the source; and one with a per-CPU array of 64-bit numbers, indexed by [`Outcome::slot`]: packets that were
-/// wanted and not handed over.
+/// The tables that have a row per interface. Each is an array of per-CPU arrays:
+///
+/// - counters: [`COUNTER_PAGES`] pages per row, each with [`Counters`] of [`SERVICES_PER_PAGE`] services;
+/// - talkers: [`TalkerSlot`]s, indexed by a hash of the source;
+/// - losses: 64-bit numbers, indexed by [`Outcome::slot`], of packets that matched a capture and were not copied.
 pub const COUNTER_ROWS: &str = "COUNTER_ROWS";
 pub const TALKER_ROWS: &str = "TALKER_ROWS";
 pub const LOSS_ROWS: &str = "LOSS_ROWS";
 
-/// The same of one interface, which a program for it alone ([`feature::ALONE`]) looks at without a row. Its
-/// [`COUNTERS`] are those of the first page at least.
+/// The same tables of one interface. A program for a single interface ([`feature::ALONE`]) uses them without looking
+/// up a row. [`COUNTERS`] has at least the services of the first page.
 pub const COUNTERS: &str = "COUNTERS";
 pub const TALKERS: &str = "TALKERS";
 pub const LOSSES: &str = "LOSSES";
 
-/// The section of a writable global, one [`CaptureFilter`]: which packets somebody wants to see. It is as good as
-/// free to read; a program that is loaded writes it first.
+/// The section of a writable global, one [`CaptureFilter`]: the packets to copy. Reading it costs one load; loading a
+/// program writes it first.
 pub const CAPTURE: &str = ".data.capture";
 
 /// The global itself.
 pub const CAPTURE_GLOBAL: &str = "CAPTURE";
 
-/// An array of one 64-bit number: how many more packets the kernel may hand over. User space sets it,
-/// the kernel counts it down; so a reader that died costs nothing more.
+/// An array of one 64-bit number: how many more packets the kernel program may copy. User space sets it and the program
+/// counts it down, so a reader that has died costs nothing further.
 pub const GRANT: &str = "GRANT";
 
 /// A ring buffer of [`Event`].
 pub const EVENTS: &str = "EVENTS";
 
-/// The programs that judge when a trial is over, by the interface's row: the one before it, where there was one.
+/// The programs that judge once a trial is over, by the interface's row: those before the trial, where there was one.
 pub const PREVIOUS: &str = "PREVIOUS";
 
 /// An array of one [`About`]; only user space reads it.
 pub const ABOUT: &str = "ABOUT";
 
-/// The same of one interface: an array of one [`AboutInterface`].
+/// The same for one interface: an array of one [`AboutInterface`].
 pub const ABOUT_INTERFACE: &str = "ABOUT_INTERFACE";
 
-/// An array of [`ServiceIdSlot`], indexed by the service's number; only user space reads it.
+/// An array of [`ServiceIdSlot`], indexed by service id; only user space reads it.
 pub const SERVICE_IDS: &str = "SERVICE_IDS";
 
 /// An array of one [`ReplayTime`].
 pub const CLOCK: &str = "CLOCK";
 
-/// The number that stands for "no service".
+/// The service id that stands for "no service".
 pub const NO_SERVICE: u16 = 0;
 
-/// Room for this many services in a policy less one, [`NO_SERVICE`] being taken.
+/// A policy has at most this many services less one: [`NO_SERVICE`] is taken.
 pub const MAX_SERVICES: u32 = 1024;
 
-/// Room for the services of the policies to come as well: a service keeps its number, and with it its
-/// counters, until it is gone and others need it.
+/// The number of service ids. They are more than the services of one policy, because a service that is gone keeps its
+/// id, and its counters, until another service needs it.
 pub const MAX_SERVICE_IDS: u32 = 2 * MAX_SERVICES;
 
-/// Most policies have few services: an interface has counters for as many as there are, in pages of so many.
+/// Counters are allocated in pages of this many services, because most policies have few.
 pub const SERVICES_PER_PAGE: u32 = 1 << 6;
 pub const COUNTER_PAGES: u32 = MAX_SERVICE_IDS / SERVICES_PER_PAGE;
 
-/// How many cells all services have together unless the policy says otherwise: 16 MiB.
+/// The cells of all services together, unless the policy sets `cells`: 16 MiB.
 pub const DEFAULT_CELLS: u32 = 1 << 19;
 
 /// The fewest cells in a row of a service.
 pub const MIN_CELLS_PER_ROW: u32 = 1 << 6;
 
-/// How many entries these tables may hold.
+/// The most entries of these tables.
 pub const MAX_ADMITTED: u32 = 1 << 16;
 pub const MAX_EXEMPTIONS: u32 = 1 << 16;
 pub const MAX_ADDRESSED: u32 = 1 << 16;
@@ -176,21 +177,21 @@ pub const MAX_NETWORKS: u32 = 1 << 12;
 pub const MAX_DENIED: u32 = 1 << 21;
 pub const MAX_ALLOWED: u32 = 1 << 16;
 
-/// How many of its addresses this host may have. No packet is dropped for what lies beyond.
+/// The most addresses of this host in [`OWN`]. A source that finds no room there is not dropped.
 pub const MAX_OWN: u32 = 1 << 14;
 
-/// How many places there are for datagrams in pieces. A power of two.
+/// The number of sets of datagrams in [`FRAGMENTS`]. A power of two.
 pub const FRAGMENT_SETS: u32 = 1 << 14;
 
 /// The indices in [`HOST_BUCKETS`].
 pub mod host_bucket {
     use crate::cell::ROWS;
 
-    /// What keeps the host on its network.
+    /// Control packets.
     pub const CONTROL: u32 = 0;
-    /// Fragments that overtake their first one, of all sources.
+    /// Fragments that overtake their first, of all sources.
     pub const OVERTAKING: u32 = 1;
-    /// The same of a source: two rows.
+    /// The same per source: two rows.
     pub const OVERTAKING_OF_SOURCE: u32 = 2;
     /// The number of buckets in a row less one.
     pub const SOURCE_MASK: u32 = (1 << 10) - 1;
@@ -198,28 +199,30 @@ pub mod host_bucket {
     pub const COUNT: u32 = OVERTAKING_OF_SOURCE + ROWS * (SOURCE_MASK + 1);
 }
 
-/// What keeps the host on its network, in packets a second. A /22 with 1,000 hosts sends 200 MLD reports a second at
-/// its busiest (two groups each, spread over the 10 s that a query gives: RFC 3810, section 9.3), as many DHCP replies if
-/// all leases are renewed within 10 s, and 500 neighbour solicitations if all hosts start within 10 s (duplicate address
-/// detection of three addresses, and two routers asked for): less than a tenth of this.
+/// The budget of control packets, in packets a second. A /22 with 1,000 hosts stays below a tenth of it at its busiest:
+///
+/// - 200 MLD reports a second: two groups per host, spread over the 10 s of a query (RFC 3810, section 9.3);
+/// - as many DHCP replies, if all leases are renewed within 10 s;
+/// - 500 neighbour solicitations, if all hosts start within 10 s: three for duplicate address detection, two for
+///   routers.
 pub const CONTROL_RATE: u64 = 10_000;
 
-/// How many UDP flows are remembered.
+/// The most UDP flows that are remembered.
 pub const MAX_FLOWS: u32 = 1 << 16;
 
-/// How many sources a CPU keeps an eye on. A power of two.
+/// The number of talkers that each CPU tracks. A power of two.
 pub const TALKER_ENTRIES: u32 = 1 << 11;
 
-/// One packet of so many is looked at for the talkers. A power of two.
+/// One packet of this many is sampled for the talkers. A power of two.
 pub const TALKER_SAMPLE: u64 = 16;
 
-/// How long [`EVENTS`] is, in bytes. A power of two.
+/// The size of [`EVENTS`], in bytes. A power of two.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
-/// How much of a packet is handed over, in bytes: all of an Ethernet frame with two tags.
+/// The bytes of a packet that a capture copies: a whole Ethernet frame with two VLAN tags.
 pub const SNAP_LENGTH: u32 = 1_536;
 
-/// What a policy uses. What it does not use costs nothing.
+/// The features that a policy uses. The verifier removes the code of the others.
 pub mod feature {
     /// Some service allows only some sources.
     pub const RESTRICTED: u16 = 1 << 0;
@@ -241,30 +244,29 @@ pub mod feature {
     pub const FLOWS: u16 = 1 << 9;
     /// All budgets are of one kind.
     pub const NARROW: u16 = 1 << 10;
-    /// The program is for one interface alone. This is no matter of the policy.
+    /// The program is for a single interface. This does not depend on the policy.
     pub const ALONE: u16 = 1 << 15;
 
     /// Any budget at all.
     pub const BUDGETS: u16 = PACKETS | BYTES | CONNECTIONS | TOTALS;
 }
 
-/// What the tables of the running generation hold of what comes and goes while it runs. A load from
-/// memory and a branch are all that an empty table costs.
+/// Flags of the tables that have entries while a generation runs. An empty table costs one load and one branch.
 pub mod live {
     /// Some addresses in the hashes, some prefixes are denied.
     pub const DENIED: u32 = 1 << 0;
     pub const DENIED_PREFIXES: u32 = 1 << 1;
-    /// Some sources are let through.
+    /// There are `allow` entries.
     pub const ALLOWED: u32 = 1 << 8;
 
-    /// The lower byte says what is denied, and nothing else.
+    /// The lower byte has the flags of denied sources alone.
     pub const DENIED_BYTE: u32 = 0xff;
 
     const _: () = assert!((DENIED | DENIED_PREFIXES) & !DENIED_BYTE == 0);
     const _: () = assert!(ALLOWED & DENIED_BYTE == 0);
 }
 
-/// Which lists of sources a service has of its own: of [`ServiceSlot::lists`].
+/// Flags of the source lists that a service has: [`ServiceSlot::lists`].
 pub mod list {
     /// Only sources in the tries may reach it.
     pub const ADMITTED: u8 = 1 << 0;
@@ -272,7 +274,7 @@ pub mod list {
     pub const DENIED: u8 = 1 << 1;
 }
 
-/// What the tables know of a port or a protocol: the number of the service that lists it, and flags.
+/// The entry of a port or a protocol: the id of the service that lists it, and flags.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortEntry(u32);
@@ -303,14 +305,14 @@ impl PortEntry {
         Self(self.0 | Self::EPHEMERAL)
     }
 
-    /// Some services list it or some containers publish it on one address alone; [`ADDRESSED`] knows which.
+    /// A service lists it, or a container publishes it, on one address alone: that is in [`ADDRESSED`].
     #[must_use]
     pub const fn addressed(self) -> Self {
         Self(self.0 | Self::ADDRESSED)
     }
 
-    /// What holds on an address that [`ADDRESSED`] knows this of. A service that names the address comes before one
-    /// that does not.
+    /// Combines the port's entry with that of one address in [`ADDRESSED`]. A service that names the address comes
+    /// before one that does not.
     #[inline(always)]
     #[must_use]
     pub const fn on_address(self, here: Self) -> Self {
@@ -322,7 +324,7 @@ impl PortEntry {
         Self((self.0 | here.0) & !0xffff | service as u32)
     }
 
-    /// Nobody speaks of the place.
+    /// No service lists the port and no container publishes it.
     #[inline(always)]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -377,22 +379,22 @@ impl PortProtocol {
 const PORT_ROWS: u32 = 3;
 const PORTS_PER_ROW: u32 = 1 << 16;
 
-/// How long [`PORTS`] is: a row for each [`PortProtocol`], then a row that has one entry for every IP protocol.
+/// The length of [`PORTS`]: a row for each [`PortProtocol`], then a row with an entry for every IP protocol.
 pub const PORT_ENTRIES: u32 = (PORT_ROWS + 1) * PORTS_PER_ROW;
 
-/// The place of a port in [`PORTS`].
+/// The index of a port in [`PORTS`].
 #[inline(always)]
 pub const fn port_index(protocol: PortProtocol, port: u16) -> u32 {
     protocol as u32 * PORTS_PER_ROW + port as u32
 }
 
-/// The place of a protocol without ports in [`PORTS`], by its IANA number.
+/// The index of a protocol without ports in [`PORTS`], by its IANA number.
 #[inline(always)]
 pub const fn protocol_index(protocol: u8) -> u32 {
     PORT_ROWS * PORTS_PER_ROW + protocol as u32
 }
 
-/// A service as the packet path needs it.
+/// The settings of a service in the packet path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSlot {
@@ -400,7 +402,7 @@ pub struct ServiceSlot {
     pub mode: ModeBits,
     /// Of [`list`].
     pub lists: u8,
-    /// How much a source may pay in advance.
+    /// How much a source may prepay.
     pub advance: Advance,
     /// The first of its cells in [`CELLS`], and the number of them in a row less one.
     pub first_cell: u32,
@@ -425,13 +427,13 @@ pub struct AddressedKey {
     pub address: Address,
 }
 
-/// What a reader of the pins needs to know when no agent is there to ask. Every generation writes it.
+/// The state for readers of the pins when no agent runs. Every generation writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct About {
-    /// Of the budgets' hash: as random as on the day the state was made.
+    /// The key of the budgets' hash, random for each state.
     pub hash_key: HashKey,
-    /// Counts the generations since then, from 1.
+    /// Counts the generations of this state, from 1.
     pub generation: u64,
     /// The inode of the network namespace whose interfaces these are.
     pub namespace: u64,
@@ -447,8 +449,8 @@ pub struct About {
     /// How many cells the policy asks for.
     pub cells: u32,
     pub agent: u32,
-    /// The kernel's numbers of the attached program, and of one that is about to be: whichever the
-    /// links hold says which of two sets of pins is in use.
+    /// The kernel's ids of the attached program, and of the one that is about to be attached. The one that the links
+    /// hold tells which of two sets of pins is in use.
     pub program: u32,
     pub next_program: u32,
     pub services: u32,
@@ -465,16 +467,16 @@ pub struct About {
     pub policy: [u8; 256],
 }
 
-/// What a reader of the pins needs to know of one interface.
+/// The state of one interface for readers of the pins.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AboutInterface {
-    /// The generation that was last put in force on it, and the kernel's number of its program.
+    /// The generation that was last put in force on it, and below the kernel's id of its program.
     pub generation: u64,
     /// Which state it shares with other interfaces: the first word of [`About::hash_key`].
     pub host: u64,
     pub program: u32,
-    /// Of the tables that are kept for each interface.
+    /// Its row in the tables that have one per interface.
     pub row: u32,
     /// The place of the tc program where it has no link (before Linux 6.6): priority 0 if there is none.
     /// Written before the program is put there.
@@ -486,29 +488,28 @@ pub struct AboutInterface {
     pub native: u8,
 }
 
-/// Whose number this is, and its cells. The last two fields were a word of zeros before, which is what they
-/// say of a service that the policy lists: pins of an agent that did not know them can be read.
+/// The service that has an id, and its cells.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceIdSlot {
-    /// The service's name, filled up with zeros; all zeros: nobody's.
+    /// The service's name, padded with zeros; all zeros: the id is free.
     pub name: [u8; MAX_NAME],
     pub first_cell: u32,
     pub cell_mask: u32,
-    /// The kernel's number of the array of cells that these are in; 0: it has none.
+    /// The kernel's id of the map that its cells are in; 0: it has none.
     pub cells: u32,
-    /// The number of the service that labels have made this one of, its own if of none; 0: the policy lists
-    /// it.
+    /// For a service that container labels made: the id of the service that it was derived from, or its own id if
+    /// there is none. 0: the policy lists it.
     pub made_of: u16,
-    /// How many policies have come since the last that listed it, or about as many; 0: it is listed.
+    /// About how many policies have come since the last that listed it; 0: it is listed.
     pub idle: u16,
 }
 
-/// How long the name of a service may be, in bytes.
+/// The longest name of a service, in bytes.
 pub const MAX_NAME: usize = 64;
 
-/// When an entry ends, in nanoseconds of CLOCK_BOOTTIME; 0: never. The kernel compares it on every
-/// hit, so an entry ends on time without any agent.
+/// The end of an entry, in nanoseconds of CLOCK_BOOTTIME; 0: never. The kernel program tests it on every match, so an
+/// entry ends on time without an agent.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry(pub u64);
@@ -531,7 +532,7 @@ impl Expiry {
     }
 }
 
-/// How many [`Exemption`]s that have ended are looked behind for a wider one that holds.
+/// The most [`Exemption`]s that have ended and are skipped to find a wider one that holds.
 pub const MAX_ENDED: u32 = 4;
 
 /// A key of [`OWN`]: an address of this host, or a broadcast address of one of its networks.
@@ -543,17 +544,17 @@ pub struct OwnSource {
     pub family: u64,
 }
 
-/// What a source is granted when a budget would drop it.
+/// The exemption of a source: it is never limited, or has larger budgets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exemption {
     pub expiry: Expiry,
-    /// Its budgets are this many times those of others; 1: they are not.
+    /// Its budgets are this many times those of other sources.
     pub factor: u32,
     /// 1: it is never limited.
     pub exempt: u16,
-    /// The length of the next wider prefix with an entry, plus one; 0: there is none. Asked when this
-    /// one has ended.
+    /// The length of the next wider prefix with an entry, plus one; 0: there is none. That entry applies once this one
+    /// has ended.
     pub wider: u16,
 }
 
@@ -569,27 +570,26 @@ pub struct FlowKey {
     pub family: u32,
 }
 
-/// A flow without packets for so long is over. Netfilter gives a UDP stream as long
-/// (nf_conntrack_udp_timeout_stream).
+/// A flow ends after this time without packets: Netfilter's default for a UDP stream (nf_conntrack_udp_timeout_stream).
 pub const FLOW_IDLE_NS: u64 = 120 * 1_000_000_000;
 
-/// What this host sends to a stranger, whose packet only the mode let in, is an answer for so long:
-/// longer than servers take, and shorter than clients wait until they ask again.
+/// Within this time, a packet of this host to a source in [`UNSOLICITED`] counts as an answer: longer than servers
+/// need to answer, and shorter than clients wait before they retry.
 pub const UNSOLICITED_NS: u64 = 2 * 1_000_000_000;
 
-/// A source that sends much, by the sampled packets of one CPU: the majority vote of Boyer and Moore
-/// ("MJRTY", 1981) over the sources that share its place.
+/// A top talker of one CPU: the winner of a majority vote (Boyer and Moore, "MJRTY", 1981) over the sampled packets of
+/// the sources that share its place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TalkerSlot {
     pub source: Address,
-    /// A [`crate::address::Family`]; 0: nobody.
+    /// A [`crate::address::Family`]; 0: the place is free.
     pub family: u8,
     /// The [`crate::reason::Reason`] of the last of `dropped`; 0: there is none.
     pub dropped_for: u8,
-    /// The service that it was dropped at.
+    /// The id of the service at which it was dropped.
     pub dropped_at: u16,
-    /// How far it is ahead of the others: at 0 another takes its place.
+    /// Its lead in the vote: at 0 another source takes its place.
     pub lead: u32,
     /// Sampled packets since it took the place, and those of them that were or would be dropped.
     pub packets: u64,
@@ -597,15 +597,15 @@ pub struct TalkerSlot {
     pub bytes: u64,
 }
 
-/// Which packets are handed over. All zeros: none.
+/// The packets that a capture copies. All zeros: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaptureFilter {
-    /// For each [`Outcome::slot`]: one packet of so many, a power of two, at every counter; 0: none.
+    /// For each [`Outcome::slot`]: one packet of this many is copied, a power of two; 0: none.
     pub one_of: [u32; Outcome::SLOTS as usize],
     /// One bit for each service.
     pub services: [u64; SERVICE_ID_WORDS],
-    /// 1: any packets are wanted at all.
+    /// 1: a capture runs.
     pub on: u32,
     /// Only sources with this prefix: a [`crate::address::Family`], or 0 for any source.
     pub family: u32,
@@ -627,7 +627,7 @@ impl CaptureFilter {
     };
 }
 
-/// A packet that is handed over.
+/// A captured packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -639,7 +639,7 @@ pub struct Event {
     pub service: u16,
     /// The [`Outcome::slot`].
     pub slot: u16,
-    /// It stands for so many.
+    /// One packet of this many was copied.
     pub one_of: u32,
     /// The row of the interface that it came in on.
     pub row: u32,
@@ -647,7 +647,7 @@ pub struct Event {
     pub frame: [u8; SNAP_LENGTH as usize],
 }
 
-/// The time that a replayed packet came.
+/// The time of a replayed packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplayTime {
@@ -663,10 +663,10 @@ pub const NETWORK_WORDS_V4: u32 = 1 << 14;
 pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 
 /// The bit of an IPv4 address: its /24 without the upper half of the third byte. One bit stands for sixteen /24 of the
-/// same /16, which the trie tells apart: an address that shares its bit with a network is judged with a closer look.
+/// same /16. A packet whose bit is set takes the slow path, which looks up the trie.
 #[inline(always)]
 pub const fn network_bit_v4(address: Address) -> u32 {
-    // Of the bytes as they are in a packet, which need not be swapped for it.
+    // By network byte order: the packet's bytes then need no swap.
     (address.low as u32).swap_bytes() & 0x000f_ffff
 }
 
@@ -679,8 +679,8 @@ pub const fn network_bit_v6(address: Address) -> u32 {
 /// The widest IPv6 network whose every /64 has its bit set.
 pub const WIDEST_NETWORK_V6: u8 = 56;
 
-/// A key of the tries: the number of the service in front of the address, so that one trie holds the
-/// lists of all services. The prefix length counts both.
+/// A key of the tries: the service id before the address, so that one trie has the lists of all services. The prefix
+/// length counts both.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmittedKey<const BYTES: usize> {
@@ -705,7 +705,7 @@ pub struct CounterSlot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters(pub [CounterSlot; Outcome::SLOTS as usize]);
 
-/// What a packet comes to: the number of the service that it concerns, and the [`Outcome::slot`].
+/// The result for a packet: the id of its service, and the [`Outcome::slot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conclusion {
     pub service: u32,
@@ -736,7 +736,7 @@ impl Conclusion {
     }
 }
 
-// The kernel side and the user side are compiled apart: neither may pad what the other does not.
+// The kernel program and user space are compiled for different targets: padding must not differ.
 const _: () = assert!(size_of::<About>() == 416);
 const _: () = assert!(size_of::<AboutInterface>() == 32);
 const _: () = assert!(size_of::<ServiceIdSlot>() == 80);

@@ -1,6 +1,6 @@
-//! What the kernel side and the user side share: the layouts of the maps, the reasons, and the pure
-//! arithmetic behind every decision. Nothing here touches a map, a packet or a clock, so all of it
-//! is tested on the host with plain values and runs unchanged in the kernel.
+//! Shared by the kernel program and user space: the layouts of the maps, the reasons, and every decision as a pure
+//! function. Nothing here touches a map, a packet's bytes or a clock. So all of it is tested in user space with plain
+//! values, and runs unchanged in the kernel.
 #![cfg_attr(not(test), no_std)]
 
 pub mod account;

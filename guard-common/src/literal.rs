@@ -1,9 +1,8 @@
 //! Numbers that stand in the program's instructions.
 //!
-//! What is fixed for one generation of the program is no table: where the program wants such a number it has an
-//! instruction that loads a placeholder, and user space writes the number over it before the kernel gets the
-//! program. The verifier then knows the number, removes what it switches off, and leaves one instruction that
-//! waits for no memory.
+//! A number that is fixed for one generation of the program needs no map. The program has an instruction that loads a
+//! placeholder, and user space overwrites the placeholder with the number before it loads the program. The verifier
+//! then knows the number and removes dead code, and the load waits for no memory.
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -12,7 +11,7 @@ compile_error!(
 
 use crate::{cell::HashKey, exposure::Scope, reason::Mode};
 
-/// What is fixed for one generation of the program.
+/// The numbers that are fixed for one generation of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Units of time in one jiffy (see [`crate::gcra`]).
@@ -31,7 +30,7 @@ pub struct Config {
     pub is_debugged: bool,
 }
 
-/// `BPF_LD | BPF_IMM | BPF_DW`, without its register: it loads the 64 bits that stand in it (RFC 9669, section 5.4).
+/// `BPF_LD | BPF_IMM | BPF_DW` without its register: it loads a 64-bit immediate (RFC 9669, section 5.4).
 const LOAD: u64 = 0x18;
 const REGISTER: u64 = 0x0f00;
 

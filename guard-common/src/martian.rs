@@ -1,7 +1,7 @@
-//! Packets with addresses that never come from a wire ("martians", RFC 1812, section 5.3.7).
+//! Packets whose addresses no wire carries ("martians", RFC 1812, section 5.3.7).
 //!
-//! Linux drops most of them by itself, but not behind a destination that is rewritten before it looks (Docker's DNAT of
-//! a port published on 127.0.0.1), nor where `net.ipv4.conf.*.route_localnet` is 1, nor IPv4-mapped addresses.
+//! Linux drops most of them, with three exceptions: DNAT rewrites the destination before the routing lookup (Docker,
+//! for a port published on 127.0.0.1), `net.ipv4.conf.*.route_localnet` is 1, and IPv4-mapped addresses.
 
 use crate::{
     address::{Address, Family},
@@ -17,10 +17,11 @@ const LOOPBACK_V6: Address = Address { high: 0, low: 1 };
 const MAPPED: u64 = 0xffff;
 const MULTICAST_V6: u64 = 0xff;
 
-/// Whether one of the addresses can be on no wire:
+/// Whether one of the addresses is martian:
 ///
 /// - loopback, 127.0.0.0/8 and ::1, either way (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3);
-/// - an IPv4-mapped IPv6 address, either way (RFC 4291, section 2.5.5.2, says what it is for: an interface to programs);
+/// - an IPv4-mapped IPv6 address, either way (RFC 4291, section 2.5.5.2, says what it is for: an interface to
+///   programs);
 /// - a multicast or broadcast source (RFC 1122, section 3.2.1.3; RFC 4291, section 2.7);
 /// - the source 0.0.0.0, which says "this host, and I don't know my address" (RFC 1122, section 3.2.1.3), but for what
 ///   asks for an address (RFC 2131, section 4.1) and for IGMP, whose queries and reports a switch sends like that
@@ -58,7 +59,7 @@ fn is_inside_a_host(address: Address) -> bool {
     address.high == 0 && (address.low >> 32 == MAPPED || address.low == LOOPBACK_V6.low)
 }
 
-/// Whether a packet over IPv4 may have the source 0.0.0.0 for what else it is.
+/// Whether a packet of this kind may have the source 0.0.0.0: a DHCP client's, or IGMP.
 #[inline(always)]
 pub fn may_have_no_source(transport: Transport) -> bool {
     let (server, client) = DHCP;
@@ -68,11 +69,10 @@ pub fn may_have_no_source(transport: Transport) -> bool {
     asks_for_an_address || transport.has(PacketClass::CONTROL)
 }
 
-/// Whether the address is in a set of this host's own, as good as its bitmap tells: each has the bit of [`own_bit`].
+/// The words of 64 bits in the bitmap of this host's own addresses. Each address sets the bit of [`own_bit`].
 pub const OWN_WORDS: u32 = 1 << 4;
 
-/// The bit of an address, by its bytes as they are in a packet: the four of IPv4, or both words of IPv6 by
-/// [`fold`].
+/// The bit of an address. `bytes`: as they are in a packet, the four of IPv4, or both words of IPv6 by [`fold`].
 #[inline(always)]
 pub const fn own_bit(bytes: u64) -> u32 {
     (spread(bytes) >> 54) as u32
@@ -80,7 +80,7 @@ pub const fn own_bit(bytes: u64) -> u32 {
 
 const _: () = assert!(OWN_WORDS * u64::BITS == 1 << 10);
 
-/// Both words of an IPv6 address in one.
+/// Folds both words of an IPv6 address into one.
 #[inline(always)]
 pub const fn fold(high: u64, low: u64) -> u64 {
     high ^ low.rotate_left(32)

@@ -1,4 +1,4 @@
-//! What parsing yields. Everything behind the parser works on these values and never on the bytes.
+//! The result of parsing. Everything behind the parser works on these values and never on the bytes.
 
 use core::ptr::read_volatile;
 
@@ -9,19 +9,18 @@ use crate::{
     martian::fold,
 };
 
-/// An IP packet, read up to its transport header.
+/// An IP packet, parsed up to its transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<E> {
     pub ip: E,
     pub transport: Transport,
 }
 
-/// What a verdict depends on behind the addresses, in one word: the packet's place in the table of ports
+/// Everything a verdict depends on besides the addresses, in one word: the packet's index in the table of ports
 /// ([`crate::layout::PORTS`]), its [`PacketClass`], and the source port of UDP or the flags of TCP.
 ///
-/// One word stays in one register, and each question to it is one instruction. An enum of what was read
-/// would be taken apart again in every later step, and verifiers before Linux 6.3 refuse the unwritten
-/// fields of its other variants.
+/// One word stays in one register, and each test of it is one instruction. An enum would be matched again in every
+/// later step, and verifiers before Linux 6.3 refuse the uninitialised fields of its other variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport(u64);
 
@@ -71,9 +70,9 @@ impl Transport {
         (self.0 >> Self::SOURCE_SHIFT) as u16
     }
 
-    /// Whether this is a TCP segment that opens nothing and that some connection can have. None has one without SYN, ACK
-    /// and RST, or with SYN beside FIN or RST: what such a segment is answered with tells whether something listens
-    /// (RFC 9293, section 3.10.7).
+    /// Whether this is a TCP segment that opens nothing and that some connection can have. None has one without SYN,
+    /// ACK and RST, or with SYN beside FIN or RST: what such a segment is answered with tells whether something
+    /// listens (RFC 9293, section 3.10.7).
     #[inline(always)]
     pub const fn is_of_connection(self) -> bool {
         use tcp_flags::{ACK, FIN, RST, SYN};
@@ -92,7 +91,7 @@ impl Transport {
 
 const _: () = assert!((PORT_ENTRIES as u64) <= Transport::PLACES);
 
-/// What else a verdict depends on. Of twelve bits at most: see [`Transport`].
+/// The classes of packets that a verdict depends on: a set of bits, at most twelve (see [`Transport`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketClass(u16);
 
@@ -137,7 +136,7 @@ impl PacketClass {
     }
 }
 
-/// What IP says of a packet.
+/// The fields of an IP header that a verdict depends on.
 pub trait IpHeader {
     fn family(&self) -> Family;
     fn source(&self) -> Address;
@@ -207,7 +206,7 @@ impl<E: IpHeader> IpHeader for &E {
     }
 }
 
-/// Both addresses, of either family.
+/// An IP header whose fields are in registers, of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpFields {
     pub family: Family,
@@ -258,7 +257,8 @@ impl IpHeader for IpFields {
     }
 }
 
-/// `addresses`: as in [`WireIpHeader::ipv4`]. Those whose first byte is 127, and of the source 0 and 224 to 255.
+/// Non-zero if an address may be martian: a first byte of 127, or a source whose first byte is 0 or 224 to 255.
+/// `addresses`: as in [`WireIpHeader::ipv4`].
 #[inline(always)]
 const fn martian_signs_v4(addresses: u64) -> u64 {
     const FIRST_BYTES: u64 = 0x0000_0001_0000_0001;
@@ -270,7 +270,8 @@ const fn martian_signs_v4(addresses: u64) -> u64 {
     is_127 | is_beyond
 }
 
-/// The first words of both, in network byte order: those that are 0, and a source that begins with ff.
+/// Non-zero if an address may be martian: its first word is 0, or the source begins with ff. Both are the first words
+/// of the addresses, in network byte order.
 #[inline(always)]
 const fn martian_signs_v6(source: u64, destination: u64) -> u64 {
     const fn is_zero(word: u64) -> u64 {
@@ -279,12 +280,11 @@ const fn martian_signs_v6(source: u64, destination: u64) -> u64 {
     is_zero(source) | is_zero(destination) | ((source & 0xff) + 1) & 256
 }
 
-/// Both addresses as the header has them: they are put in order where they are asked for.
+/// An IP header whose addresses are in network byte order. They are converted where they are used.
 ///
-/// The kernel program keeps these words in memory. In registers an address would be put in order at once and
-/// kept through everything that may ask for it, and a closed port, which asks for none, would pay for both.
-/// That needs a family that the compiler knows: where it does not, a verifier refuses what is left unwritten
-/// for the other.
+/// The kernel program keeps these words in memory. In registers an address would be converted at once and kept through
+/// every step that may use it; a packet to a closed port, which uses no address, would pay for both. The compiler must
+/// know the family: otherwise the verifier refuses the words that are uninitialised for the other family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireIpHeader {
     family: Family,
@@ -395,7 +395,7 @@ const ROUTER_SOLICITATION: u8 = 133;
 const REDIRECT: u8 = 137;
 const MULTICAST_LISTENER_REPORT_V2: u8 = 143;
 
-/// ICMP's and ICMPv6's answer to a ping (RFC 792, RFC 4443).
+/// Echo replies of ICMP and ICMPv6 (RFC 792, RFC 4443).
 const ECHO_REPLY_V4: u8 = 0;
 const ECHO_REPLY_V6: u8 = 129;
 

@@ -1,6 +1,6 @@
-//! Why a packet passed or was dropped. Names and numbers are a contract: none is ever changed.
+//! The reasons why packets pass or are dropped. Their names and numbers are a contract: none ever changes.
 
-/// Makes the reasons from one list: the number and the name of each, under its verdict.
+/// Declares the reasons from one list: number and name of each, under its verdict.
 macro_rules! reasons {
     (
         pass { $($(#[$pass_doc:meta])* $pass:ident = $pass_number:literal $pass_name:literal,)* }
@@ -93,7 +93,7 @@ impl Reason {
     }
 }
 
-/// What becomes of a packet.
+/// Whether a packet passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     Pass,
@@ -141,7 +141,7 @@ impl Mode {
     }
 }
 
-/// A mode as the kernel program has it in its tables: in bits that make the slot of an [`Outcome`].
+/// A mode in the kernel program's tables: bits that are combined with a reason into the slot of an [`Outcome`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModeBits(u8);
@@ -186,7 +186,7 @@ impl ModeBits {
     }
 }
 
-/// What a packet is counted as: its reason, and whether a drop was only observed.
+/// What a packet is counted as: its reason, and whether a drop was only observed ("would drop").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Outcome {
     pub reason: Reason,

@@ -1,7 +1,7 @@
 //! Fibonacci hashing (Knuth, "The Art of Computer Programming", 6.4): the upper bits of a product with 2^n divided by
-//! the golden ratio are well spread, whatever the factor's step.
+//! the golden ratio are well spread for keys with any stride.
 
-/// For 32 bits: an odd number with well spread bits.
+/// 2^32 divided by the golden ratio, an odd number.
 pub(crate) const GOLDEN: u32 = 0x9e37_79b9;
 
 /// For 64 bits.

@@ -1,4 +1,4 @@
-//! Which packets are looked at for the talkers, and which of the sources that share a place keeps it.
+//! Sampling for the top talkers: which packets belong to the sample, and which source keeps a place that several share.
 
 use crate::{
     address::{Address, Family},
@@ -7,20 +7,20 @@ use crate::{
     spread::GOLDEN,
 };
 
-/// How many bits of a word decide on one packet of [`TALKER_SAMPLE`].
+/// The bits of a word that select one packet of [`TALKER_SAMPLE`].
 const SAMPLE_BITS: u32 = TALKER_SAMPLE.ilog2();
 
 const _: () = assert!(TALKER_SAMPLE.is_power_of_two());
 
-/// The furthest that a source gets ahead of the others of its place. One that has gone silent has lost
-/// it after so many sampled packets of theirs, whatever it sent before; one that sends more than
-/// they do together keeps it all the same.
+/// The largest lead of a source over the others of its place. A source that has gone silent loses its place after so
+/// many sampled packets of others, however much it sent before. A source that sends more than all others together
+/// keeps it.
 const MOST_LEAD: u32 = 1 << 10;
 
-/// Whether the packet with this number is one of the sample: one in [`TALKER_SAMPLE`], without a
-/// period that sources which take turns could meet or avoid, and not to be foreseen without the key.
-/// Multiples of the golden ratio fill the circle evenly whatever the step (Weyl; Knuth, "The Art of
-/// Computer Programming", 6.4), and every packet pays for one multiplication.
+/// Whether the packet with this number belongs to the sample: one in [`TALKER_SAMPLE`]. The selection has no period
+/// that alternating sources could meet or avoid, and is unpredictable without the key. Multiples of the golden ratio
+/// are distributed evenly for any stride (Weyl; Knuth, "The Art of Computer Programming", 6.4). The cost is one
+/// multiplication per packet.
 #[inline(always)]
 pub const fn is_sampled(key: u64, counted: u64) -> bool {
     ((counted ^ key) as u32).wrapping_mul(GOLDEN) < 1 << (u32::BITS - SAMPLE_BITS)

@@ -1,5 +1,5 @@
-//! Accounts of sources on this CPU, [`guard_common::account`]: most packets of a source that sends much are
-//! paid for, or known to be over its budget, before anybody looks at a bucket.
+//! Per-CPU accounts of sources, [`guard_common::account`]. A source that sends much has prepaid for most of its
+//! packets, or is known to be over its budget: then no bucket is read.
 
 use guard_common::{
     account::{self, Account, Over, SourceKey},
@@ -16,8 +16,8 @@ use crate::{
     maps::{ACCOUNTS, SERVICES},
 };
 
-/// Charges a packet to its source's account on this CPU or to its buckets, and to those of all sources; to none of
-/// them if it is over any.
+/// Charges a packet to its source's account on this CPU or to its buckets, and to those of all sources. A packet that
+/// is over any budget is charged to none.
 #[inline(always)]
 pub fn pay<C: Clock>(
     ip: &impl IpHeader,
@@ -25,7 +25,7 @@ pub fn pay<C: Clock>(
     terms: Terms,
     settings: &ServiceSlot,
 ) -> Result<(), Reason> {
-    let bill = |prefix, tick| BudgetCharge::<false> {
+    let charge = |prefix, tick| BudgetCharge::<false> {
         length,
         now: C::time_of(tick),
         hash: hash(config::hash_key(), Share::Base, ip.family(), prefix),
@@ -33,11 +33,11 @@ pub fn pay<C: Clock>(
         times: None,
     };
     if !C::IN_TICKS {
-        return bill(prefix(ip, settings), C::tick()).pay(settings);
+        return charge(prefix(ip, settings), C::tick()).pay(settings);
     }
-    // Before anything else: what is at hand by then would have to be saved.
+    // First, because values computed before this lookup would have to be saved across it.
     let Some(accounts) = ACCOUNTS.get_ptr_mut(0) else {
-        // Unreachable; a guard that is unsure lets through.
+        // Unreachable. If it happens, the packet passes.
         return Ok(());
     };
     let tick = C::tick();
@@ -51,11 +51,11 @@ pub fn pay<C: Clock>(
     };
     let stamp = account::stamp(tick, terms.service);
     if account.is_of(who, stamp) {
-        // Nobody pays for connections in advance: such a packet is paid for by itself.
+        // Connections are never prepaid: such a packet is charged to the bucket itself.
         let opens = terms.attempt && uses!(feature::CONNECTIONS);
         if !opens && account.has(length, uses!(feature::BYTES)) {
             if uses!(feature::TOTALS) {
-                bill(prefix, tick).pay_totals(settings)?;
+                charge(prefix, tick).pay_totals(settings)?;
             }
             account.spend(length, uses!(feature::BYTES));
             return Ok(());
@@ -67,12 +67,12 @@ pub fn pay<C: Clock>(
                 Over::Connections => Reason::ConnectionLimit,
             });
         }
-        // This one is paid for below, those to come here.
+        // This packet is charged below; the packets after it are prepaid here.
         if account.is_held() {
             guard_give_back(account);
         }
         if !opens && account.is_good() {
-            guard_pay_in_advance(settings, account, C::time_of(tick), length);
+            guard_prepay(settings, account, C::time_of(tick), length);
         }
     } else if !account.is_taken(stamp) {
         if account.is_held() {
@@ -80,7 +80,7 @@ pub fn pay<C: Clock>(
         }
         account.open(who, stamp);
     }
-    let paid = bill(prefix, tick).pay(settings);
+    let paid = charge(prefix, tick).pay(settings);
     if let Err(reason) = paid
         && account.is_of(who, stamp)
     {
@@ -94,12 +94,12 @@ pub fn pay<C: Clock>(
     paid
 }
 
-/// Pays for some packets like this one that may come, into the account, which holds nothing, if there is plenty of room.
+/// Prepays some packets like this one into the account, which must be empty, if the bucket has plenty of room.
 ///
-/// A global function, which the verifier looks at once: see `guard_pay_as_crowd`.
+/// It is a global function for the verifier's sake: see `guard_charge_crowd`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn guard_pay_in_advance(
+extern "C" fn guard_prepay(
     settings: *const ServiceSlot,
     account: *mut Account,
     now: u64,
@@ -110,7 +110,7 @@ extern "C" fn guard_pay_in_advance(
         return 0;
     };
     if let Some((packets, bytes)) = settings.advance.with(length)
-        && BudgetCharge::of_account(account, now).pay_in_advance(settings, packets, bytes)
+        && BudgetCharge::of_account(account, now).prepay(settings, packets, bytes)
     {
         account.hold(packets as u32, bytes as u32);
     } else {
@@ -119,7 +119,7 @@ extern "C" fn guard_pay_in_advance(
     0
 }
 
-/// Gives what is left in an account back to the buckets that it was taken from.
+/// Returns what is left in an account to the buckets that it was taken from.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_give_back(account: *mut Account) -> u32 {

@@ -1,5 +1,4 @@
-//! Whether a packet is within the budgets of its source and those that all sources share, and what it is granted if it
-//! is not.
+//! Tests a packet against the budgets of its source and of all sources, and looks up exemptions if it is over one.
 
 use guard_common::{
     layout::{Exemption, ServiceSlot, feature},
@@ -9,15 +8,15 @@ use guard_common::{
 
 use crate::{
     accounts,
-    charge::{Terms, pay_as_crowd},
+    charge::{Terms, charge_crowd},
     clock::Clock,
     config::uses,
     path::PathKind,
-    sources::{find_relief, is_allowed},
+    sources::{find_exemption, is_allowed},
 };
 
-/// Passes a packet for `reason` if it is within every budget, which is then charged for it; says
-/// which budget it is over if not.
+/// Charges a packet to its budgets and returns `reason` if it is within all of them; otherwise returns the budget that
+/// it exceeds, or the exemption that lets it pass.
 ///
 /// Exemptions are looked up last, only for a packet that is about to be dropped.
 #[inline(always)]
@@ -42,13 +41,13 @@ pub fn charge<C: Clock, P: PathKind>(
     if is_allowed::<C, P>(ip, service)? {
         return Ok(Reason::Exempt);
     }
-    Ok(match find_relief::<C, P>(ip)? {
+    Ok(match find_exemption::<C, P>(ip)? {
         Some(Exemption { exempt: 1, .. }) => Reason::Exempt,
-        // What a crowd sends beyond one source's budget has further buckets, which are so much
-        // larger that both together are `factor` times that budget.
+        // A crowd has additional buckets beside those of one source. Both together are `factor` times one source's
+        // budget.
         Some(Exemption { factor, .. }) if factor > 1 => {
             P::defer()?;
-            match pay_as_crowd(ip, C::now(), length, terms, settings, factor - 1) {
+            match charge_crowd(ip, C::now(), length, terms, settings, factor - 1) {
                 Ok(()) => reason,
                 Err(over) => over,
             }

@@ -1,4 +1,4 @@
-//! What a packet pays: the buckets of a source at a service, kept in one cell of each of two rows, and those that all
+//! Charges a packet to buckets: those of its source at a service, in one cell of each of two rows, and those that all
 //! sources share.
 
 use core::{
@@ -26,7 +26,7 @@ use crate::{
     maps::{CELLS, NARROW_CELLS, TOTALS},
 };
 
-/// What counts as one source.
+/// The prefix that counts as one source at this service.
 #[inline(always)]
 pub fn prefix(ip: &impl IpHeader, settings: &ServiceSlot) -> Address {
     ip.source().masked(source_mask(ip.family(), settings))
@@ -97,7 +97,7 @@ trait Buckets: Copy {
     fn bucket<const CROWD: bool>(self, kind: BudgetKind) -> MapBucket<CROWD>;
 }
 
-/// Of the one kind that there is.
+/// A narrow cell: one bucket, because the policy has one kind of budget.
 impl Buckets for *mut u64 {
     #[inline(always)]
     fn bucket<const CROWD: bool>(self, _kind: BudgetKind) -> MapBucket<CROWD> {
@@ -119,9 +119,9 @@ impl Buckets for *mut Cell {
     }
 }
 
-/// Charges a packet to the further buckets of its crowd, into which its budgets fit so many times.
+/// Charges a packet to the additional buckets of a crowd. They are `times` as large as the budgets of one source.
 #[inline(always)]
-pub fn pay_as_crowd(
+pub fn charge_crowd(
     ip: &impl IpHeader,
     now: u64,
     length: u64,
@@ -132,7 +132,7 @@ pub fn pay_as_crowd(
     let prefix = prefix(ip, settings);
     let hash = cell::hash(config::hash_key(), Share::Crowd, ip.family(), prefix);
     let terms = terms.pack() | u64::from(times) << CROWD_SHIFT;
-    match guard_pay_as_crowd(settings, now, hash, length, terms) {
+    match guard_charge_crowd(settings, now, hash, length, terms) {
         WITHIN => Ok(()),
         over => Err(KINDS
             .map(BudgetKind::reason)
@@ -142,19 +142,18 @@ pub fn pay_as_crowd(
     }
 }
 
-/// What [`guard_pay_as_crowd`] returns for a packet within its budgets: no [`Reason`] to drop.
+/// What [`guard_charge_crowd`] returns for a packet within its budgets: no [`Reason`] to drop.
 const WITHIN: u32 = 0;
 
 /// Charges a packet to buckets into which its budgets fit as many times as `terms` says, and returns
 /// the number of the [`Reason`] if it is over one.
 ///
-/// It is a global function, which the verifier looks at once (Linux 5.6, with pointers 5.13). Followed
-/// from every budget that a packet can be over, it came close to the million instructions that are
-/// allowed. What every packet goes through is none: where the kernel guards its returns, a call costs
-/// more than the charge.
+/// It is a global function: the verifier checks it once (Linux 5.6, with pointers 5.13). Inlined behind every budget
+/// that a packet can exceed, it came close to the verifier's limit of a million instructions. Code that every packet
+/// runs is inlined: with return thunks (retpolines), a call costs more than the charge.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn guard_pay_as_crowd(
+extern "C" fn guard_charge_crowd(
     settings: *const ServiceSlot,
     now: u64,
     hash: u64,
@@ -165,28 +164,29 @@ extern "C" fn guard_pay_as_crowd(
     let Some(settings) = (unsafe { settings.as_ref() }) else {
         return WITHIN;
     };
-    let bill = BudgetCharge::<true> {
+    let charge = BudgetCharge::<true> {
         length,
         now,
         hash,
         terms: Terms::unpack(terms),
         times: Some(terms >> CROWD_SHIFT),
     };
-    match bill.pay(settings) {
+    match charge.pay(settings) {
         Ok(()) => WITHIN,
         Err(over) => over as u32,
     }
 }
 
-/// What else a packet is charged by, in one argument: the kernel's functions take five.
+/// What a charge depends on besides the time, the hash and the length. Packed into one argument: a BPF function takes
+/// at most five.
 #[derive(Clone, Copy)]
 pub struct Terms {
     pub service: u16,
-    /// It opens a connection.
+    /// The packet requests a connection.
     pub attempt: bool,
 }
 
-/// The terms of a crowd have its size above this bit.
+/// Above this bit, the packed terms of a crowd have its factor.
 const CROWD_SHIFT: u32 = 32;
 
 impl Terms {
@@ -207,13 +207,13 @@ impl Terms {
     }
 }
 
-/// One packet, as its budgets see it.
+/// One packet that is charged to budgets.
 pub struct BudgetCharge<const CROWD: bool> {
     pub length: u64,
     pub now: u64,
     pub hash: u64,
     pub terms: Terms,
-    /// How many times its budgets fit into the buckets of its crowd; `None`: it pays as one source.
+    /// For a crowd: its buckets are this many times those of one source. `None`: charged as one source.
     pub times: Option<u64>,
 }
 
@@ -273,15 +273,15 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
         }
     }
 
-    /// A source's cell of each row. `None` is unreachable while the slices fit the array; a guard that is
-    /// unsure lets through.
+    /// The source's cell in each row. `None` is unreachable while the slices fit the array; if it happens, the packet
+    /// passes.
     #[inline(always)]
     fn cells<T>(&self, settings: &ServiceSlot, cells: &Array<T>) -> Option<[*mut T; 2]> {
         let [first, second] = cell::indices(self.hash, settings.first_cell, settings.cell_mask);
         Some([cells.get_ptr_mut(first)?, cells.get_ptr_mut(second)?])
     }
 
-    /// One kind by one: as a loop it would not be unrolled, and costs twice as much.
+    /// Written out for each kind: the compiler does not unroll a loop here, which costs twice as much.
     #[inline(always)]
     fn pay_at(&self, settings: &ServiceSlot, pair: [impl Buckets; 2]) -> Result<(), Reason> {
         self.look(BudgetKind::Packets, settings, pair)?;
@@ -419,7 +419,7 @@ impl BudgetCharge<true> {
 
     /// Charges the source's buckets for so much, if each of them has plenty of room.
     #[inline(always)]
-    pub fn pay_in_advance(&self, settings: &ServiceSlot, packets: u64, bytes: u64) -> bool {
+    pub fn prepay(&self, settings: &ServiceSlot, packets: u64, bytes: u64) -> bool {
         let amounts = [(BudgetKind::Packets, packets), (BudgetKind::Bytes, bytes)];
         let mut has_plenty_of_room = true;
         self.for_each_bucket(settings, amounts, |bucket, price| {
@@ -475,7 +475,7 @@ fn for_each_of_source(
     }
 }
 
-/// What so many packets or bytes cost; `None`: not limited.
+/// The price of `amount` packets or bytes; `None`: not limited.
 #[inline(always)]
 fn price_of(kind: BudgetKind, budgets: &GcraBudgets, amount: u64) -> Option<Price> {
     if !kind.is_used() {
@@ -497,8 +497,8 @@ fn price_of(kind: BudgetKind, budgets: &GcraBudgets, amount: u64) -> Option<Pric
 
 /// A bucket in a value of an array map, which lives as long as the program.
 ///
-/// That of a crowd is charged in a global function, whose loops stay inline: with one more function below it,
-/// the stack could come to more than the 512 bytes that all calls have together.
+/// A crowd's bucket is charged in a global function, and its retry loops are inlined there: one more nested call could
+/// exceed the 512 bytes of stack that all nested calls share.
 #[derive(Clone, Copy)]
 pub struct MapBucket<const CROWD: bool>(pub *mut u64);
 
@@ -556,8 +556,9 @@ impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
     }
 }
 
-/// The loops for whom another CPU was faster are global functions too: inline, they were most of what the
-/// verifier had to follow. False is 0, and is said only of what is over its budget.
+/// The retry loops, for the case that another CPU has changed a bucket meanwhile. They are global functions, because
+/// inlined they were most of the instructions that the verifier followed. Returns 0 only if the packet is over its
+/// budget.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_charge_pair_again(

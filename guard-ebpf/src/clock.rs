@@ -1,4 +1,4 @@
-//! Where the time comes from: the kernel, or for replay a map.
+//! The clocks: the kernel's, or for replay a map's.
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use guard_common::layout;
@@ -25,7 +25,7 @@ pub trait Clock {
     fn boot_ns() -> u64;
 }
 
-/// Jiffies are as good as free and move in ticks.
+/// Jiffies: nearly free to read, and as coarse as the kernel's tick.
 pub struct KernelClock;
 
 impl Clock for KernelClock {
@@ -49,7 +49,7 @@ impl Clock for KernelClock {
     }
 }
 
-/// The time that a recorded packet came.
+/// The time stamp of the recorded packet.
 pub struct ReplayClock;
 
 impl ReplayClock {
@@ -78,10 +78,10 @@ impl Clock for ReplayClock {
     }
 }
 
-/// The moment at which this host started. Whoever asks it finds that nothing has ended yet.
-pub struct Beginning;
+/// A clock that stands at the boot of this host: with it, no entry has ended yet.
+pub struct BootClock;
 
-impl Clock for Beginning {
+impl Clock for BootClock {
     const IN_TICKS: bool = false;
 
     #[inline(always)]

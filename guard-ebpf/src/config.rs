@@ -1,11 +1,11 @@
-//! The policy's switches. They stand in the program's instructions, so the verifier knows their values and
-//! removes the code that they switch off. Only what operators change while the program runs is a variable.
+//! The policy's switches. The loader writes them into the program's instructions, so the verifier knows their values
+//! and removes the code that they switch off. Only what operators change while the program runs is a variable.
 
 use core::{cell::UnsafeCell, hint::assert_unchecked, ptr::read_volatile};
 
 use guard_common::{cell::HashKey, exposure::Scope, literal::Literal, reason::Mode};
 
-/// Of [`guard_common::layout::live`]: the one variable, so it is the whole of its section.
+/// Flags of [`guard_common::layout::live`]. It is the only variable, and therefore its whole section.
 #[unsafe(no_mangle)]
 static LIVE: LiveVariable = LiveVariable(UnsafeCell::new(0));
 
@@ -14,14 +14,14 @@ struct LiveVariable(UnsafeCell<u32>);
 // SAFETY: the kernel program only reads it, as one word.
 unsafe impl Sync for LiveVariable {}
 
-/// What the tables hold at this moment.
+/// Which tables have entries at this moment.
 #[inline(always)]
 pub fn live() -> u32 {
     // SAFETY: the pointer comes from a reference to a static; user space writes the whole word.
     unsafe { read_volatile(LIVE.0.get()) }
 }
 
-/// The part of it that says what is denied.
+/// Those flags that concern denied sources.
 #[inline(always)]
 pub fn denied() -> u32 {
     // SAFETY: as above. The first byte is the lowest: this machine has no other order.
@@ -29,13 +29,13 @@ pub fn denied() -> u32 {
     denied.into()
 }
 
-/// Whether the tables hold any of these at this moment.
+/// Whether any of these tables has entries at this moment.
 #[inline(always)]
 pub fn has(any: u32) -> bool {
     live() & any != 0
 }
 
-/// The number that user space has written over this placeholder.
+/// The number that the loader has written over this placeholder.
 macro_rules! number {
     ($placeholder:expr) => {{
         let number: u64;
@@ -53,7 +53,7 @@ macro_rules! number {
     }};
 }
 
-/// Whether the policy uses any of these, which are of [`guard_common::layout::feature`].
+/// Whether the policy uses any of these flags of [`guard_common::layout::feature`].
 macro_rules! uses {
     ($any:expr) => {
         $crate::config::number!(guard_common::literal::Literal::Features.masked($any)) != 0
@@ -62,7 +62,7 @@ macro_rules! uses {
 
 pub(crate) use {number, uses};
 
-/// A number of which the compiler knows that it is below 256.
+/// A number that the compiler knows to be below 256.
 macro_rules! byte {
     ($literal:expr) => {{
         let number = number!($literal.placeholder());
@@ -96,7 +96,7 @@ pub fn hash_key() -> HashKey {
     ])
 }
 
-/// Of the hash key, where one word is enough.
+/// The first word of the hash key, where one is enough.
 #[inline(always)]
 pub fn first_hash_key() -> u64 {
     number!(Literal::FirstHashKey.placeholder())
@@ -108,7 +108,7 @@ pub fn trial_until() -> u64 {
     number!(Literal::TrialUntil.placeholder())
 }
 
-/// How many bits the number of a line of the deny list has; 0: there is none.
+/// How many bits index a line of the deny list; 0: there is no list.
 #[inline(always)]
 pub fn deny_line_bits() -> u32 {
     u32::from(byte!(Literal::DenyLineBits))
@@ -120,7 +120,7 @@ pub fn jiffy() -> u64 {
     number!(Literal::Jiffy.placeholder())
 }
 
-/// Whether developers want to be told.
+/// Whether messages for developers are on.
 #[inline(always)]
 pub fn is_debugged() -> bool {
     number!(Literal::IsDebugged.placeholder()) != 0

@@ -1,7 +1,7 @@
-//! Packets that an operator wants to see (`guard capture`), copied into a ring buffer.
+//! Copies packets into a ring buffer for `guard capture`.
 //!
-//! While nobody captures, a packet pays for one load and one branch. While somebody does, the number of
-//! copies is bounded by what user space grants, and the sample is made thinner in a flood.
+//! Without a capture this costs one load and one branch per packet. During a capture user space grants a number of
+//! copies, and samples fewer packets in a flood.
 
 use core::{
     cell::UnsafeCell,
@@ -27,21 +27,21 @@ use crate::{
     counters::Counted,
     interfaces::row,
     maps::{EVENTS, GRANT, LOSS_ROWS, LOSSES},
-    order::unforeseen,
+    order::opaque,
 };
 
-/// Alone in its section, which is a table of its own.
+/// Alone in its section, so that it is a map of its own.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.capture")]
 static CAPTURE: CaptureVariable = CaptureVariable(UnsafeCell::new(CaptureFilter::NONE));
 
 struct CaptureVariable(UnsafeCell<CaptureFilter>);
 
-// SAFETY: the kernel program only reads it. User space may write it meanwhile: every mixture of two
-// filters is one.
+// SAFETY: the kernel program only reads it. User space may write it meanwhile: any mixture of two filters is a valid
+// filter.
 unsafe impl Sync for CaptureVariable {}
 
-/// Reads one field as it is now.
+/// Reads the current value of one field.
 macro_rules! wanted {
     ($($field:tt)+) => {
         // SAFETY: the pointer comes from a reference to a static, and indices are bounded.
@@ -49,10 +49,10 @@ macro_rules! wanted {
     };
 }
 
-/// Ethernet's header: the kernel hands no shorter frame to XDP.
+/// The length of an Ethernet header. The kernel runs XDP on no shorter frame.
 const SHORTEST_FRAME: u32 = 14;
 
-/// What an event says of its packet, in one word: a function takes no more than five.
+/// The facts of an event in one word: a BPF function takes at most five arguments.
 #[derive(Clone, Copy)]
 struct EventFacts(u64);
 
@@ -101,10 +101,10 @@ pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) {
     }
 }
 
-/// Copies a packet into the ring buffer if it is wanted and granted.
+/// Copies a packet into the ring buffer if the filter matches it and a copy is granted.
 ///
-/// It is a global function, which the verifier looks at once (Linux 5.6) and not behind every way that a
-/// packet can take; and what every packet passes through stays small.
+/// It is a global function: the verifier checks it once (Linux 5.6) and not behind each path of a packet, and the code
+/// that every packet runs stays small.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_hand_over(
@@ -175,7 +175,7 @@ fn find_losses(row: u32, slot: u32) -> Option<*mut u64> {
     LOSS_ROWS.get_value_ptr_mut(row, &slot)
 }
 
-/// The first bytes of a frame, if it is none that is too short. Not 0: they could not be read.
+/// Reads the first bytes of a frame. Returns a negative error number if the frame is too short.
 ///
 /// # Safety
 /// There must be room for [`SNAP_LENGTH`] bytes.
@@ -184,11 +184,11 @@ unsafe fn load(ctx: *mut xdp_md, to: *mut c_void, length: u32) -> i64 {
     const UNREADABLE: i64 = -1;
     // The verifier must see both bounds of the very register that the helper gets: asked at once, they would become
     // one question to another.
-    let length = unforeseen(length.into());
+    let length = opaque(length.into());
     if length < SHORTEST_FRAME.into() {
         return UNREADABLE;
     }
-    let length = unforeseen(length);
+    let length = opaque(length);
     if length > SNAP_LENGTH.into() {
         return UNREADABLE;
     }
@@ -210,7 +210,7 @@ fn has_source(family: u32, source: Address) -> bool {
     wanted == 0 || is_unread || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
 }
 
-/// Whether one more packet may be handed over, and if so takes it off the grant.
+/// Takes one copy off the grant; `false`: none is left.
 #[inline(always)]
 fn is_granted() -> bool {
     let Some(grant) = GRANT.get_ptr_mut(0) else {

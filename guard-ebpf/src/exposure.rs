@@ -1,5 +1,4 @@
-//! Looks up what the tables know of a packet's destination and source, and has the rules of
-//! exposure judge it.
+//! Looks up a packet's destination and source in the tables, and applies the rules of exposure to them.
 
 use guard_common::{
     address::{Address, Family},
@@ -17,12 +16,12 @@ use crate::{
     sources::is_listed,
 };
 
-/// Where a packet wants to go.
+/// The result of looking up a packet's destination.
 pub enum PortLookup {
-    /// To a service, with its settings and what else the table of ports says of the place.
+    /// A service lists it: the service id, its settings, and the port's entry.
     Service(u16, &'static ServiceSlot, PortEntry),
-    /// To a place that no service lists.
-    Nobody(Exposure),
+    /// No service lists it.
+    Unlisted(Exposure),
 }
 
 #[inline(always)]
@@ -30,7 +29,8 @@ pub fn find_destination<P: PathKind>(
     packet: &Packet<impl IpHeader>,
 ) -> Result<PortLookup, P::Deferred> {
     let entry = find_entry(packet);
-    // What most of a flood is sent to: with one question, three others are answered.
+    // Most packets of a flood go to a port with an empty entry. No service lists such a port, no container publishes
+    // it, and no address has an entry of its own for it.
     if P::IS_FAST && entry.is_empty() {
         let Packet { ip, .. } = packet;
         if uses!(feature::ADDRESSED | feature::NETWORKS)
@@ -38,7 +38,7 @@ pub fn find_destination<P: PathKind>(
         {
             P::defer()?;
         }
-        return Ok(PortLookup::Nobody(judge_closed(
+        return Ok(PortLookup::Unlisted(judge_closed(
             packet,
             PortEntry::default(),
             false,
@@ -52,12 +52,12 @@ pub fn find_destination<P: PathKind>(
             P::defer()?;
             let here = find_addressed(family, destination, transport.place(), entry);
             known = entry.on_address(here);
-            // A service that names this very address is asked before the container networks.
+            // A service that names this address comes before the container networks.
             if here.service() == NO_SERVICE
                 && let Some(network) = find_network(family, destination)
             {
                 let exposure = judge_container_address(*transport, network);
-                return Ok(PortLookup::Nobody(exposure));
+                return Ok(PortLookup::Unlisted(exposure));
             }
         }
     }
@@ -66,10 +66,10 @@ pub fn find_destination<P: PathKind>(
         let settings = SERVICES.get(service.into());
         return Ok(PortLookup::Service(service, settings, known));
     }
-    Ok(PortLookup::Nobody(judge_closed(packet, known, false)))
+    Ok(PortLookup::Unlisted(judge_closed(packet, known, false)))
 }
 
-/// Decides on a packet that a service lists, but not for its source.
+/// Judges a packet whose port a service lists, but not for this source.
 #[inline(always)]
 pub fn judge_refused(packet: &Packet<impl IpHeader>, entry: PortEntry) -> Exposure {
     judge_closed(packet, entry, true)
@@ -90,8 +90,8 @@ fn find_entry(packet: &Packet<impl IpHeader>) -> PortEntry {
     *PORTS.get_behind_swap(packet.transport.place() as usize)
 }
 
-/// Whether the host itself gets the packet, if anybody does: it is sent to no container's address, and
-/// to no port that a container publishes.
+/// Whether the packet is for the host itself: its destination is no container's address, and no container publishes its
+/// port.
 #[inline(always)]
 pub fn is_for_host(packet: &Packet<impl IpHeader>) -> bool {
     let Packet { ip, transport } = packet;
@@ -101,7 +101,7 @@ pub fn is_for_host(packet: &Packet<impl IpHeader>) -> bool {
     !is_published(family, entry.on_address(here)) && find_network(family, destination).is_none()
 }
 
-/// Whether a container publishes the port: on every address of this family, or on the one that the entry is of.
+/// Whether a container publishes the port, on every address of this family or on the entry's own address.
 #[inline(always)]
 pub fn is_published(family: Family, entry: PortEntry) -> bool {
     match family {
@@ -110,8 +110,8 @@ pub fn is_published(family: Family, entry: PortEntry) -> bool {
     }
 }
 
-/// What is known of the port on this very address, for [`PortEntry::on_address`]. No option: of one that is none the
-/// compiler may read the value all the same, which the verifier of Linux 6.1 refuses.
+/// The port's entry for this one address, for [`PortEntry::on_address`]; empty if there is none. It returns no
+/// `Option`: the compiler may read the value of a `None`, which the verifier of Linux 6.1 refuses.
 #[inline(always)]
 pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEntry) -> PortEntry {
     if !entry.is_addressed() || !uses!(feature::ADDRESSED) {
@@ -129,7 +129,7 @@ pub fn find_addressed(family: Family, address: Address, port: u32, entry: PortEn
     }
 }
 
-/// Whether the service, which is restricted, allows the source.
+/// Whether a restricted service admits the source.
 #[inline(always)]
 pub fn is_admitted<C: Clock, P: PathKind>(
     ip: &impl IpHeader,

@@ -1,4 +1,4 @@
-//! The one exit: a packet that has been judged is counted, once, and passes or is dropped.
+//! The single exit: a judged packet is counted once, sampled, offered to a capture, and passed or dropped.
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use aya_log_ebpf::debug;
@@ -9,13 +9,13 @@ use crate::{
     config,
     counters::{self, Counted},
     events,
-    order::unforeseen,
+    order::opaque,
     talkers,
 };
 
 /// Counts a packet once, under its one conclusion.
 #[inline(always)]
-pub fn finish<C: Ending>(
+pub fn finish<C: ReturnCode>(
     ctx: &XdpContext,
     conclusion: Conclusion,
     ip: Option<&impl IpHeader>,
@@ -28,22 +28,21 @@ pub fn finish<C: Ending>(
         number: counters::count(ctx, conclusion, length),
     };
     talkers::watch(ctx, &counted);
-    C::end(ctx, &counted)
+    C::return_code(ctx, &counted)
 }
 
-/// What becomes of a packet that has been judged and counted: the program's return value.
-///
-/// It goes with the clock: what comes over a wire is acted on by the kernel's, what is replayed by its own is told.
-pub trait Ending: Clock {
-    fn end(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32;
+/// Makes the program's return value of a counted packet. It belongs to the clock: with the kernel's clock it is an XDP
+/// action, with a replay's clock the packed conclusion.
+pub trait ReturnCode: Clock {
+    fn return_code(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32;
 }
 
-/// Shows a packet to who wants to see it, and does what was concluded.
-impl Ending for KernelClock {
+/// Offers the packet to a capture, and returns its XDP action.
+impl ReturnCode for KernelClock {
     #[inline(always)]
-    fn end(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
-        // For developers: else the verifier removes it, with the question that is asked behind it.
-        if config::is_debugged() && unforeseen(counted.number) == 1 {
+    fn return_code(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
+        // For developers. Where it is off, the verifier removes this branch as dead code.
+        if config::is_debugged() && opaque(counted.number) == 1 {
             debug!(
                 ctx,
                 "the first packet of outcome {} at service {} on this CPU",
@@ -56,7 +55,7 @@ impl Ending for KernelClock {
     }
 }
 
-/// The program's return value for a slot, without a question: two bits of a word for each quarter of the slots.
+/// The XDP action of a slot, without a branch: a word has two bits for each quarter of the slots.
 #[inline(always)]
 const fn action(slot: u32) -> u32 {
     const QUARTER: u32 = Outcome::SLOTS / 4;
@@ -78,10 +77,10 @@ const fn action(slot: u32) -> u32 {
     ACTIONS >> (slot / QUARTER % 4 * 2) & 3
 }
 
-/// Says the conclusion.
-impl Ending for ReplayClock {
+/// Returns the conclusion.
+impl ReturnCode for ReplayClock {
     #[inline(always)]
-    fn end(_: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
+    fn return_code(_: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
         counted.conclusion.pack()
     }
 }

@@ -1,9 +1,9 @@
-//! The UDP flows that this host opens, so that their answers get in: recorded on the way out, where
-//! addresses are already masqueraded as the answers will carry them.
+//! Tracks the UDP flows that this host opens, so that their answers pass. Flows are recorded on egress, where
+//! masquerading has already given the packet the addresses that answers will carry.
 //!
-//! Only what leaves this host makes an entry, and what answers somebody else's question makes none: it
-//! leaves a service that is open to all, or goes to a source that its service admits. So a flood of
-//! spoofed packets cannot fill the table, and a source whose time is over holds on to no flow.
+//! Only packets that leave this host add entries, and a service's answers add none: they leave a service that is open
+//! to all, or go to a source that the service admits. So a flood of spoofed packets cannot fill the table, and a
+//! source whose admission has ended keeps no flow.
 
 use core::marker::PhantomData;
 
@@ -20,7 +20,7 @@ use guard_common::{
 };
 
 use crate::{
-    clock::{Beginning, Clock},
+    clock::{BootClock, Clock},
     config::{self, uses},
     exposure::{find_addressed, is_admitted, is_published},
     maps::{FLOWS, OPENED_FLOWS, PORTS, SERVICES, UNSOLICITED},
@@ -33,7 +33,7 @@ use crate::{
 const IDLE: u64 = FLOW_IDLE_NS * UNITS_PER_NANOSECOND;
 const ANSWER: u64 = UNSOLICITED_NS * UNITS_PER_NANOSECOND;
 
-/// An entry younger than this is not written again.
+/// An entry younger than this is not refreshed, in units of the clock.
 const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// Records the flow of a packet that leaves this host.
@@ -80,9 +80,8 @@ impl<C: Clock> Reader for Recorder<C> {
     fn not_parsed(self, _why: NotParsed, _length: u64) {}
 }
 
-/// Whether the packet answers a flow that this host opened. What answers keeps its flow alive, but not
-/// at a port that a service lists: there only what this host sends does, so that nobody whom the
-/// service does not admit stays by talking on.
+/// Whether the packet answers a flow that this host opened. An answer refreshes its flow, except at a port that a
+/// service lists: there only egress does, so that a source that the service does not admit cannot keep a flow open.
 #[inline(always)]
 pub fn is_reply<C: Clock, P: PathKind>(
     packet: &Packet<impl IpHeader>,
@@ -128,7 +127,7 @@ fn count_opened() {
     }
 }
 
-/// The time since the flow's last packet. A clock that went back finds it fresh.
+/// The time since the flow's last packet; 0 if the clock went back.
 #[inline(always)]
 fn age(key: &FlowKey, now: u64) -> Option<u64> {
     // SAFETY: the value is one word, read at once.
@@ -143,7 +142,7 @@ fn refresh(key: &FlowKey, now: u64) {
     let _result = FLOWS.insert(key, now, 0);
 }
 
-/// The flow of a packet that comes in.
+/// The flow key of an ingress packet.
 #[inline(always)]
 fn incoming(packet: &Packet<impl IpHeader>) -> FlowKey {
     let Packet { ip, transport } = packet;
@@ -165,12 +164,14 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
     }
 }
 
-/// The mode under which an answer from outside to this port is judged; `None` if it needs no flow.
+/// The mode that applies to an answer to this egress packet; `None`: the packet needs no flow.
 ///
-/// What leaves a service that is open to all needs none, so that a flood of spoofed questions to it
-/// fills no table; nor does what goes to a source that the service admits or has admitted, so that its
-/// access ends with it. Into a masqueraded network no answer gets in, and where the mode is `off` every packet does. At a
-/// published port an answer gets in in every scope: the source port of a masqueraded query may lie in a published range.
+/// - A service that is open to all needs none, so that spoofed queries to it cannot fill the table.
+/// - Nor does a packet to a source that the service admits, or admitted until its time was over: access ends with the
+///   admission.
+/// - Answers to an address in a masqueraded network are dropped, and in mode `off` every packet passes.
+/// - At a published port answers pass in every scope: masquerading may choose a source port that lies in a published
+///   range.
 #[inline(always)]
 fn mode_of_answers(packet: &Packet<impl IpHeader>) -> Option<Mode> {
     let (family, local) = (packet.ip.family(), packet.ip.source());
@@ -199,18 +200,18 @@ fn mode_of_answers(packet: &Packet<impl IpHeader>) -> Option<Mode> {
     needs.then_some(mode)
 }
 
-/// Whether the service admits the peer of a packet that leaves it, or did until the peer's time was over.
+/// Whether the service admits the destination of an egress packet, or admitted it until its time was over.
 #[inline(always)]
 fn has_admitted(packet: &Packet<impl IpHeader>, service: u16) -> bool {
     let answer = packet.ip.reversed();
     // At the beginning nothing has ended.
-    let Ok(is_admitted) = is_admitted::<Beginning, SlowPath>(&answer, service);
-    let Ok(is_allowed) = is_allowed::<Beginning, SlowPath>(&answer, service);
+    let Ok(is_admitted) = is_admitted::<BootClock, SlowPath>(&answer, service);
+    let Ok(is_allowed) = is_allowed::<BootClock, SlowPath>(&answer, service);
     is_admitted || is_allowed
 }
 
-/// Takes note of a packet that only the mode lets in: while it observes, this host's answer to it is no
-/// flow of its own, or the guard would count less than it will drop.
+/// Remembers a packet that passes only because the mode is `observe`. This host's answer to it opens no flow: otherwise
+/// `observe` would count fewer packets than `enforce` drops.
 #[inline(always)]
 pub fn note_unsolicited<C: Clock>(packet: &Packet<impl IpHeader>) {
     if packet.transport.has(PacketClass::DATAGRAM) && uses!(feature::FLOWS) {
@@ -219,7 +220,7 @@ pub fn note_unsolicited<C: Clock>(packet: &Packet<impl IpHeader>) {
     }
 }
 
-/// Whether what this host sends now answers a stranger. Later it is this host that begins again.
+/// Whether this egress packet answers an unsolicited one. After [`UNSOLICITED_NS`] it counts as a flow of this host.
 #[inline(always)]
 fn is_answer_to_unsolicited<C: Clock>(key: &FlowKey) -> bool {
     // SAFETY: the value is one word, read at once.

@@ -1,4 +1,4 @@
-//! Later fragments pass with their first, and a few without: those that overtake it.
+//! Later fragments pass if their first fragment passed. A small budget lets those pass that overtake it.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -12,11 +12,11 @@ use guard_common::{
 
 use crate::{clock::Clock, config, host_buckets, maps::FRAGMENTS};
 
-/// Remembers a first fragment with which the others pass; does nothing for any other packet. `is_stopped`: it does not
-/// pass.
+/// Remembers a first fragment, so that the later ones of its datagram pass; does nothing for any other packet.
+/// `is_stopped`: the first fragment does not pass.
 ///
-/// A global function for every packet that gets a closer look: asked in between, the question would have the verifier
-/// follow the rest of the program twice.
+/// It calls a global function for every packet on the slow path: a branch here makes the verifier check the rest of the
+/// program twice.
 #[inline(always)]
 pub fn note_first<C: Clock>(packet: &Packet<impl IpHeader>, is_stopped: bool) {
     let Packet { ip, transport } = packet;
@@ -26,8 +26,8 @@ pub fn note_first<C: Clock>(packet: &Packet<impl IpHeader>, is_stopped: bool) {
     guard_note_first_fragment(source, destination, fragment, C::now(), is_other.into());
 }
 
-/// Two CPUs that write the same way at once leave one of both datagrams there: the other's fragments pass as those that
-/// overtake.
+/// If two CPUs write the same way of a set at once, one of both datagrams is lost: its later fragments pass within the
+/// budget of those that overtake.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_note_first_fragment(
@@ -51,8 +51,8 @@ extern "C" fn guard_note_first_fragment(
     0
 }
 
-/// Decides on a fragment that is not the first: it passes with its first, or within the budget of those that overtake
-/// theirs. Nobody is exempt from that one, which keeps room for all in the kernel's memory.
+/// Judges a later fragment: it passes if its first passed, or within the budget of those that overtake it. No source is
+/// exempt from that budget, because it protects the memory that the kernel has for all reassembly.
 #[inline(always)]
 pub fn judge_later<C: Clock>(ip: &impl IpHeader, length: u64) -> Reason {
     let now = C::now();
@@ -91,7 +91,7 @@ fn set_of(hash: u64) -> u32 {
     hash as u32 & (FRAGMENT_SETS - 1)
 }
 
-/// `set`: a value of the map.
+/// `set`: points to a value of the map.
 #[inline(always)]
 fn read(set: *mut u64) -> FragmentSet {
     // SAFETY: the pointer is to a value of an array map, which lives as long as the program. An aligned 64-bit load is

@@ -1,15 +1,15 @@
-//! Tables that are variables of the program.
+//! Tables that are global variables of the program.
 //!
-//! The verifier knows where a variable is and how long: a look at it is one load. A map of the same values
-//! costs seven instructions more, for a key in memory, its bound and a pointer that may be null. In return
-//! user space writes all of a variable at once.
+//! The verifier knows the address and size of a variable, so a lookup is one load. An array map of the same values
+//! costs seven instructions more: a key on the stack, a bounds check and a null check. In return, user space can only
+//! write a variable as a whole.
 
 use core::{arch::asm, cell::UnsafeCell, mem};
 
 /// `N` must be a power of two.
 pub struct Global<T, const N: usize>(UnsafeCell<[T; N]>);
 
-// SAFETY: the kernel program only reads it, by words. User space writes words whole.
+// SAFETY: the kernel program only reads it, word by word, and user space never writes half a word.
 unsafe impl<T, const N: usize> Sync for Global<T, N> {}
 
 impl<T, const N: usize> Global<T, N> {

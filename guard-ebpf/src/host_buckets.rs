@@ -1,5 +1,4 @@
-//! The budgets that the host has whatever the policy says: for what passes without one, and for fragments that overtake
-//! their first.
+//! Budgets that apply under every policy: for control packets, and for fragments that overtake their first.
 
 use guard_common::{
     address::{Address, Family},
@@ -15,22 +14,22 @@ use crate::{charge::MapBucket, clock::Clock, config, maps::HOST_BUCKETS};
 
 const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
-/// A second's worth of packets may come at once.
+/// The burst is one second's worth of packets.
 const CONTROL: Price = Price {
     cost: SECOND / CONTROL_RATE,
     burst: SECOND,
 };
 
-/// What counts as one source of fragments: an address of IPv4, a /64 of IPv6.
+/// One source of fragments is an IPv4 address, or an IPv6 /64.
 const SOURCE_V6: Address = Address::ipv6_mask(64);
 
-/// Whether there is room for a packet that keeps the host on its network, which is charged.
+/// Charges a control packet; `false`: the budget is used up.
 #[inline(always)]
 pub fn has_room_for_control<C: Clock>() -> bool {
     guard_has_room_for_control(C::now()) != 0
 }
 
-/// A global function, which the verifier looks at once: as those below.
+/// A global function, like those below: the verifier checks it once (Linux 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_has_room_for_control(now: u64) -> u32 {
@@ -41,8 +40,8 @@ extern "C" fn guard_has_room_for_control(now: u64) -> u32 {
     }
 }
 
-/// Whether there is room for a fragment that came before its first, which is charged to its source and to all: to
-/// neither if it is over one.
+/// Charges a fragment that came before its first to its source and to all sources; `false`: it is over one of both
+/// budgets, and is charged to neither.
 #[inline(always)]
 pub fn has_room_to_overtake(ip: &impl IpHeader, now: u64, length: u64) -> bool {
     let source = match ip.family() {
@@ -77,7 +76,8 @@ extern "C" fn guard_has_room_to_overtake(hash: u64, now: u64, length: u64) -> u3
     u32::from(has_room)
 }
 
-/// The loops for whom another CPU was faster stay inline in functions of their own.
+/// The retry loop, for the case that another CPU has changed the bucket meanwhile. It is inlined into the functions
+/// above.
 #[inline(always)]
 fn bucket(index: u32) -> Option<MapBucket<true>> {
     HOST_BUCKETS.get_ptr_mut(index).map(MapBucket)

@@ -1,4 +1,4 @@
-//! The row of the interface that a packet came in on, in the tables that are kept for each.
+//! Looks up the row of the ingress interface in the tables that have one per interface.
 
 use aya_ebpf::programs::XdpContext;
 use guard_common::interfaces::{InterfacePlace, LOOKS, PLACES, UNKNOWN_ROW, first_place};

@@ -1,4 +1,5 @@
-//! What the policy says of a packet, step by step. The steps ask the tables; the rules are those of `guard-common`.
+//! Judges a packet under the policy, step by step. The steps look up tables; the rules are pure functions of
+//! `guard-common`.
 
 use core::marker::PhantomData;
 
@@ -15,17 +16,17 @@ use crate::{
     clock::Clock,
     config::{self, uses},
     exposure::{PortLookup, find_destination, is_admitted, is_for_host, judge_refused},
-    finish::{Ending, finish},
+    finish::{ReturnCode, finish},
     flows, fragments, host_buckets, maps, martian,
     parse::{NotParsed, PlainReader, Reader},
     path::{FastPath, PathKind, SlowPath},
     sources,
 };
 
-/// The ends of a packet that names none that could be read.
+/// The IP header of a packet that was not parsed.
 pub const NO_HEADER: Option<&IpFields> = None;
 
-/// Judges what has been read, and finishes it if there is an answer.
+/// Judges a parsed packet, and finishes it if there is a verdict.
 pub struct Judge<'a, C, P> {
     ctx: &'a XdpContext,
     rules: PhantomData<(C, P)>,
@@ -49,8 +50,8 @@ impl<C, P> Clone for Judge<'_, C, P> {
 
 impl<C, P> Copy for Judge<'_, C, P> {}
 
-/// `None`: the packet needs a closer look.
-impl<C: Ending> PlainReader for Judge<'_, C, FastPath> {
+/// `None`: the packet is deferred to the slow path.
+impl<C: ReturnCode> PlainReader for Judge<'_, C, FastPath> {
     type Output = u32;
 
     #[inline(always)]
@@ -59,19 +60,19 @@ impl<C: Ending> PlainReader for Judge<'_, C, FastPath> {
         let (ctx, ip) = (self.ctx, Some(&packet.ip));
         Some(match judged {
             PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), ip, length),
-            PolicyDecision::Otherwise(conclusion) => finish::<C>(ctx, conclusion, ip, length),
+            PolicyDecision::Conclusion(conclusion) => finish::<C>(ctx, conclusion, ip, length),
         })
     }
 }
 
-impl<C: Ending> Reader for Judge<'_, C, SlowPath> {
+impl<C: ReturnCode> Reader for Judge<'_, C, SlowPath> {
     type Output = u32;
 
     #[inline(always)]
     fn ip(self, packet: &Packet<impl IpHeader>, length: u64) -> u32 {
         let conclusion = match judge::<C, SlowPath>(packet, length) {
             Ok(PolicyDecision::Closed(reason)) => of_host(reason),
-            Ok(PolicyDecision::Otherwise(conclusion)) => conclusion,
+            Ok(PolicyDecision::Conclusion(conclusion)) => conclusion,
         };
         fragments::note_first::<C>(packet, is_stopped(conclusion));
         finish::<C>(self.ctx, conclusion, Some(&packet.ip), length)
@@ -87,8 +88,8 @@ impl<C: Ending> Reader for Judge<'_, C, SlowPath> {
     }
 }
 
-/// Whether a packet takes no others along, if it is a first fragment. While the host only observes, one that is to be
-/// dropped takes none, so that as much is counted as will be dropped.
+/// Whether the later fragments of a first fragment do not pass with it. In mode `observe` this is so for one that
+/// `enforce` would drop, so that both modes count the same.
 #[inline(always)]
 fn is_stopped(Conclusion { slot, .. }: Conclusion) -> bool {
     match config::mode() {
@@ -97,18 +98,18 @@ fn is_stopped(Conclusion { slot, .. }: Conclusion) -> bool {
     }
 }
 
-/// The conclusion for a packet that concerns no service.
+/// The conclusion for a packet that belongs to no service.
 #[inline(always)]
 pub fn of_host(reason: Reason) -> Conclusion {
     Conclusion::new(NO_SERVICE, reason, ModeBits::of(config::mode()))
 }
 
-/// What the policy says of a packet.
+/// The policy's decision on a packet.
 enum PolicyDecision {
-    /// That nobody may reach the place.
+    /// The destination is closed to every source.
     Closed(Reason),
     /// Anything else, with the mode applied.
-    Otherwise(Conclusion),
+    Conclusion(Conclusion),
 }
 
 #[inline(always)]
@@ -129,15 +130,16 @@ fn judge<C: Clock, P: PathKind>(
             } else {
                 Reason::TotalLimit
             };
-            return Ok(PolicyDecision::Otherwise(of_host(reason)));
+            return Ok(PolicyDecision::Conclusion(of_host(reason)));
         }
     }
-    // Behind what is control: a neighbour that has the same address says so with it (RFC 4862, section 5.4.4).
+    // After control packets: a neighbour that has this host's address reports the conflict from it (RFC 4862, section
+    // 5.4.4).
     if addresses.is_own_source() {
         return Ok(PolicyDecision::Closed(Reason::Martian));
     }
     if sources::is_denied::<C, P>(ip)? && !sources::is_allowed::<C, P>(ip, NO_SERVICE)? {
-        return Ok(PolicyDecision::Otherwise(of_host(Reason::DeniedSource)));
+        return Ok(PolicyDecision::Conclusion(of_host(Reason::DeniedSource)));
     }
     if transport.has(PacketClass::LATER_FRAGMENT) {
         P::defer()?;
@@ -145,22 +147,24 @@ fn judge<C: Clock, P: PathKind>(
             Reason::Fragment => within_limits::<C, P>(packet, length, Reason::Fragment)?,
             other => other,
         };
-        return Ok(PolicyDecision::Otherwise(of_host(reason)));
+        return Ok(PolicyDecision::Conclusion(of_host(reason)));
     }
-    // What is open or closed is decided at once; the rest may answer somebody, or has limits.
+    // An open or closed port decides at once. The rest may be an answer, or is subject to `limits`.
     let (service, mode, exposure) = match find_destination::<P>(packet)? {
-        PortLookup::Nobody(Exposure::Closed(reason)) => return Ok(PolicyDecision::Closed(reason)),
+        PortLookup::Unlisted(Exposure::Closed(reason)) => {
+            return Ok(PolicyDecision::Closed(reason));
+        }
         PortLookup::Service(service, settings, entry) => {
             let mode = settings.mode;
             match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
                 Some(reason) => {
                     let conclusion = Conclusion::new(service, reason, mode);
-                    return Ok(PolicyDecision::Otherwise(conclusion));
+                    return Ok(PolicyDecision::Conclusion(conclusion));
                 }
                 None => (service, mode, judge_refused(packet, entry)),
             }
         }
-        PortLookup::Nobody(exposure) => (NO_SERVICE, ModeBits::of(config::mode()), exposure),
+        PortLookup::Unlisted(exposure) => (NO_SERVICE, ModeBits::of(config::mode()), exposure),
     };
     let reason = match exposure {
         Exposure::Closed(reason) => reason,
@@ -177,12 +181,12 @@ fn judge<C: Clock, P: PathKind>(
             }
         }
     };
-    Ok(PolicyDecision::Otherwise(Conclusion::new(
+    Ok(PolicyDecision::Conclusion(Conclusion::new(
         service, reason, mode,
     )))
 }
 
-/// The reason of a packet that a service lists; `None`: it does not admit the source.
+/// The reason for a packet to a service; `None`: the service does not admit the source.
 #[inline(always)]
 fn judge_at_service<C: Clock, P: PathKind>(
     packet: &Packet<impl IpHeader>,
@@ -213,7 +217,7 @@ fn judge_at_service<C: Clock, P: PathKind>(
     budgets::charge::<C, P>(packet, length, service, settings, Reason::Allowed).map(Some)
 }
 
-/// A packet that reaches no service passes for this reason, within the policy's `limits`.
+/// Charges a packet that belongs to no service to the policy's `limits`, and returns `reason` if it is within them.
 #[inline(always)]
 fn within_limits<C: Clock, P: PathKind>(
     packet: &Packet<impl IpHeader>,

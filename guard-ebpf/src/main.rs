@@ -49,7 +49,7 @@ use guard_common::reason::Reason;
 
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
-    finish::{Ending, finish},
+    finish::{ReturnCode, finish},
     judge::{Judge, NO_HEADER, of_host},
     parse::{Frame, length_of, parse, parse_plain},
     path::{FastPath, SlowPath},
@@ -61,27 +61,27 @@ pub fn guard(ctx: XdpContext) -> u32 {
     judge_frame::<KernelClock>(&ctx)
 }
 
-/// The same until the trial is over, and the program before it from then on.
+/// The same until the trial is over; from then on it tail-calls the program before it.
 #[xdp(frags)]
 #[inline(always)]
 pub fn guard_on_trial(ctx: XdpContext) -> u32 {
     if is_trial_over() {
         // SAFETY: nothing has been taken from this context.
         unsafe { maps::PREVIOUS.tail_call(&ctx, interfaces::row(&ctx)) };
-        // This interface had no program before this one: a guard that is unsure lets through.
+        // This interface had no program before this one, so the packet passes.
         return xdp_action::XDP_PASS;
     }
     judge_frame::<KernelClock>(&ctx)
 }
 
-/// Whether nobody confirmed the policy in time. Asked by the kernel itself, so that it goes back with no agent
-/// alive.
+/// Whether the trial's time is over without a confirmation. The program itself tests it, so that it goes back without
+/// an agent.
 #[inline(always)]
 fn is_trial_over() -> bool {
     KernelClock::boot_ns() >= config::trial_until()
 }
 
-/// The same with a clock from a map. It says the conclusion, and is never attached.
+/// The same with the clock of a replay. It returns the conclusion, and is never attached.
 #[xdp(frags)]
 pub fn guard_replay(ctx: XdpContext) -> u32 {
     judge_frame::<ReplayClock>(&ctx)
@@ -100,10 +100,10 @@ pub fn guard_egress_replay(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// A packet's way. Who reads it hands it on to [`judge`], which [`finish::finish`]es it: counted once, and dropped only
-/// where the mode is `enforce`.
+/// A packet's way: the parser passes it to [`judge`], which passes it to [`finish::finish`]. There it is counted once,
+/// and dropped only if the mode is `enforce`.
 #[inline(always)]
-fn judge_frame<C: Ending>(ctx: &XdpContext) -> u32 {
+fn judge_frame<C: ReturnCode>(ctx: &XdpContext) -> u32 {
     if config::is_off() {
         let conclusion = of_host(Reason::NotGuarded);
         return finish::<C>(
@@ -113,11 +113,11 @@ fn judge_frame<C: Ending>(ctx: &XdpContext) -> u32 {
             length_of(&Frame::of_xdp(ctx), ctx),
         );
     }
-    // Most packets are plain, and are judged quickly.
+    // Most packets are plain, and take the fast path.
     if let Some(action) = parse_plain(&Frame::of_xdp(ctx), Judge::<C, FastPath>::new(ctx)) {
         return action;
     }
-    // The others begin again.
+    // The others begin again on the slow path.
     let frame = Frame::of_xdp(ctx);
     let length = length_of(&frame, ctx);
     parse(&frame, length, Judge::<C, SlowPath>::new(ctx))

@@ -1,4 +1,4 @@
-//! The tables. Their layouts, indices and uses are those of `guard_common::layout`.
+//! The maps. `guard_common::layout` documents their layouts, indices and uses.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -53,8 +53,8 @@ pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
 pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, Expiry> =
     LpmTrie::with_max_entries(MAX_ADMITTED, 0);
 
-/// Nobody maps it into memory; but what may be mapped begins at the start of a page, so that each line is in one line of
-/// a CPU's cache.
+/// `BPF_F_MMAPABLE`, though nothing maps it into memory: such a map begins at a page boundary, so that each line of the
+/// list lies in one cache line.
 #[map]
 pub static DENIED_LINES: Array<DenyLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -136,7 +136,7 @@ pub static NARROW_CELLS: Array<u64> = Array::with_max_entries(DEFAULT_CELLS, 0);
 #[map]
 pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICE_IDS, 0);
 
-/// One value. Each generation has its own, so that none knows of the budgets of another; user space never asks.
+/// One value. Each generation has its own, because budgets differ between generations. User space never reads it.
 #[map]
 pub static ACCOUNTS: PerCpuArray<[Account; account::ACCOUNTS]> =
     PerCpuArray::with_max_entries(1, 0);
@@ -150,7 +150,7 @@ pub static OPENED_FLOWS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static UNSOLICITED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
-/// One value. No variable: to load the program writes zeros into those, and all generations share this.
+/// One value. A map and no variable: all generations share it, and loading a program writes zeros into its variables.
 #[map]
 pub static INTERFACES: Array<[InterfacePlace; PLACES]> = Array::with_max_entries(1, 0);
 

@@ -1,5 +1,5 @@
-//! Packets whose addresses never come from a wire, [`guard_common::martian`]: by themselves, or because this host has the
-//! source.
+//! Finds packets whose addresses no wire carries ([`guard_common::martian`]), and those whose source is an address of
+//! this host.
 
 use guard_common::{
     address::{Address, Family},
@@ -13,7 +13,7 @@ use crate::{
     path::PathKind,
 };
 
-/// What the addresses of a packet tell.
+/// The verdict on a packet's addresses.
 #[derive(Clone, Copy)]
 pub struct AddressVerdict(u32);
 
@@ -35,7 +35,7 @@ impl AddressVerdict {
     }
 }
 
-/// On the fast path whatever may be martian, or come from an address of this host, needs a closer look.
+/// The fast path defers every packet that may be martian, or whose source may be an address of this host.
 #[inline(always)]
 pub fn judge_addresses<P: PathKind>(
     packet: &Packet<impl IpHeader>,
@@ -98,7 +98,7 @@ fn is_own(family: Family, address: Address) -> bool {
     unsafe { OWN.get(key) }.is_some()
 }
 
-/// 0: this host has not the source. `bytes`: as [`own_bit`] takes them.
+/// 0: the source is no address of this host. Other values: look it up. `bytes`: as [`own_bit`] takes them.
 #[inline(always)]
 fn own_sign(bytes: u64) -> u64 {
     let bit = own_bit(bytes);

@@ -1,7 +1,7 @@
-//! Whether an address lies inside a container network.
+//! Looks up whether an address lies inside a container network.
 //!
-//! Most packets are sent to the host itself. A bitmap with a bit for every /24 (of IPv6: every /64, by a hash) that
-//! holds part of a container network tells those apart for the price of one load; only what is left asks the trie.
+//! Most packets are for the host itself. A bitmap has a bit for every /24 (for IPv6: every /64, hashed) that overlaps a
+//! container network. It costs one load, and only packets whose bit is set are looked up in the trie.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use guard_common::{
@@ -16,7 +16,7 @@ use crate::{
     sources::{ipv4_key, ipv6_key},
 };
 
-/// Whether the trie may know the address.
+/// Whether the trie may have the address.
 #[inline(always)]
 pub fn may_be_in_network(family: Family, address: Address) -> bool {
     match family {

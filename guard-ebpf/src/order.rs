@@ -1,18 +1,19 @@
-//! What the compiler must not see through, so that it asks in this order, or the verifier sees what it knows.
+//! Barriers for the compiler: they keep tests in the order in which they are written, and bounds where the verifier
+//! sees them.
 
 use core::arch::asm;
 
-/// The same number, of which the compiler knows nothing: a question about it stays behind the questions before it,
-/// and does not become one search with them.
+/// The same number, opaque to the compiler: a test of it stays behind the tests before it, and is not merged with them
+/// into one jump table or binary search.
 #[inline(always)]
-pub fn unforeseen(mut number: u64) -> u64 {
+pub fn opaque(mut number: u64) -> u64 {
     // SAFETY: it is the one instruction that it says; of none at all, the kernel would refuse the line numbers. Not
     // `pure`: else it could be moved.
     unsafe { asm!("{0} = {0}", inout(reg) number, options(nomem, nostack, preserves_flags)) };
     number
 }
 
-/// The number's bits under the mask, also where the compiler knows that it has no others: the verifier may not.
+/// Masks a number even where the compiler knows its bounds: the verifier may not know them.
 #[inline(always)]
 pub fn masked<const MASK: u64>(mut number: u64) -> u64 {
     // SAFETY: it is the one instruction that it says.

@@ -1,5 +1,5 @@
-//! From bytes to a [`Packet`]. What the kernel behind us would accept is understood here or called
-//! malformed: a packet must not hide its port from the guard and show it to the host.
+//! Parses a frame into a [`Packet`]. Whatever the kernel would accept is parsed here or counted as malformed: a packet
+//! must not hide its port from guard and show it to the host.
 
 use core::{mem::offset_of, ptr::read_volatile};
 
@@ -21,16 +21,16 @@ use network_types::{
     vlan::VlanHdr,
 };
 
-use crate::order::unforeseen;
+use crate::order::opaque;
 
-/// Tags that are read through: 802.1ad around 802.1Q. The kernel reads any number of priority tags,
-/// so more than these is malformed.
+/// The most VLAN tags that are parsed: 802.1ad around 802.1Q. The kernel accepts any number of priority tags, so a
+/// frame with more is malformed.
 const MAX_VLAN_TAGS: u32 = 2;
 
-/// IPv6 extension headers that are read through (RFC 8200, section 4.1, lists seven at most).
+/// The most IPv6 extension headers that are parsed (RFC 8200, section 4.1, lists seven).
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
-/// EtherTypes (IEEE 802), in network byte order: as they are in a frame.
+/// EtherTypes (IEEE 802), in network byte order.
 mod ether_type {
     pub const IPV4: u16 = 0x0800u16.to_be();
     pub const IPV6: u16 = 0x86ddu16.to_be();
@@ -38,10 +38,10 @@ mod ether_type {
     pub const SERVICE_VLAN: u16 = 0x88a8u16.to_be();
 }
 
-/// The header that ICMP and ICMPv6 share: the host reads no message that is shorter.
+/// The length of the header that ICMP and ICMPv6 share, in bytes. The kernel drops shorter messages.
 const ICMP_HEADER_LENGTH: usize = 8;
 
-/// IPv4's version and the length of a header without options, in words.
+/// The first byte of an IPv4 header without options: version 4, and a length of five words.
 const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 
 /// The fragment field of IPv4: "more fragments" and the offset (RFC 791).
@@ -52,30 +52,29 @@ const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 const IPV6_MORE_FRAGMENTS: u16 = 0x0001;
 const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 
-/// What Ethernet's shortest frame carries, in bytes (IEEE 802.3, section 3.2.7): less is padded.
+/// The payload of the shortest Ethernet frame, in bytes (IEEE 802.3, section 3.2.7). A shorter payload is padded.
 const SHORTEST_PAYLOAD: usize = 46;
 
-/// What Ethernet's longest frame carries that is no jumbo frame (IEEE 802.3, section 3.2.7): a buffer's linear part
-/// holds that much. Only a driver that parts headers from data begins another before; what it does not show of
-/// a packet that claims to end with its headers is not counted.
+/// The payload of the longest Ethernet frame that is no jumbo frame, in bytes (IEEE 802.3, section 3.2.7). The linear
+/// part of a buffer holds that much, except where a driver splits headers from data. There, if a packet claims to end
+/// with its headers, the bytes of later fragments are not counted.
 const LONGEST_PAYLOAD: usize = 1500;
 
-/// Where TCP's data offset and its flags are.
+/// The offsets of TCP's data offset and of its flags.
 const TCP_DATA_OFFSET: usize = 12;
 const TCP_FLAGS: usize = 13;
 
-/// Why a frame was not read up to its transport header.
+/// Why a frame was not parsed up to its transport header.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum NotParsed {
     NotIp,
     Malformed,
 }
 
-/// What is done with a frame that has been read.
+/// Consumes a parsed frame.
 ///
-/// It stands in the program once for each kind of packet: whoever has several kinds come together and
-/// tells them apart again pays for both. To return the packet as a value instead costs 2 ns of 6 to 17 in every row
-/// with a bar (the table in `pace.rs`).
+/// The compiler inlines it once for each kind of packet. If the parser returned a value instead, the kinds would meet
+/// and would have to be told apart again: that costs 2 ns of 6 to 17 in every row with a bar (the table in `path.rs`).
 pub trait Reader: Copy {
     type Output;
 
@@ -84,7 +83,7 @@ pub trait Reader: Copy {
     fn not_parsed(self, why: NotParsed, length: u64) -> Self::Output;
 }
 
-/// What is done with a packet that [`parse_plain`] has read.
+/// Consumes a packet that [`parse_plain`] has parsed.
 pub trait PlainReader: Copy {
     type Output;
 
@@ -92,7 +91,7 @@ pub trait PlainReader: Copy {
     fn plain(self, packet: &Packet<impl IpHeader>, length: u64) -> Option<Self::Output>;
 }
 
-/// The bytes of a frame. Headers are read from its linear part; a jumbo frame has more behind it.
+/// The linear part of a frame, which has the headers. A jumbo frame has fragments behind it.
 pub struct Frame {
     start: usize,
     end: usize,
@@ -162,7 +161,7 @@ const _: () =
 const _: () =
     assert!(size_of::<(VlanHdr, Ipv4Hdr, TcpHdr)>() == VlanHdr::LEN + Ipv4Hdr::LEN + TcpHdr::LEN);
 
-/// The place of a header whose bounds have been checked.
+/// A header within checked bounds.
 #[derive(Clone, Copy)]
 struct Header(usize);
 
@@ -193,8 +192,8 @@ impl Header {
 
 /// The length of a frame in bytes, with all fragments of its buffer.
 ///
-/// The kernel is asked only where something may be behind the packet: where it guards its returns, that call
-/// costs more than all that most packets need.
+/// The helper is called only where data may follow the packet: with return thunks (retpolines), that call costs more
+/// than everything else that most packets need.
 #[inline(always)]
 pub fn length_of(frame: &Frame, ctx: &XdpContext) -> u64 {
     match frame.plain_length() {
@@ -204,10 +203,10 @@ pub fn length_of(frame: &Frame, ctx: &XdpContext) -> u64 {
     }
 }
 
-/// Reads what most packets are: TCP or UDP over IPv4 without options or over IPv6 without extension
-/// headers, in one piece, with nothing behind it. `None`: it is anything else, which [`parse`] reads.
+/// Parses plain packets, the common case: TCP or UDP over IPv4 without options or IPv6 without extension headers, not
+/// fragmented, with nothing behind the packet. `None`: the packet is not plain, and [`parse`] parses it.
 ///
-/// Nothing is concluded here from what a packet lacks, so that there is one place to be right about it.
+/// This function rejects nothing itself, so that the rules for malformed packets are in one place.
 #[inline(always)]
 pub fn parse_plain<R: PlainReader>(frame: &Frame, reader: R) -> Option<R::Output> {
     let link = read_plain_link(frame)?;
@@ -252,8 +251,8 @@ pub fn parse_plain<R: PlainReader>(frame: &Frame, reader: R) -> Option<R::Output
     }
 }
 
-/// `header`: of the transport protocol, as long as that of TCP; `(before, length)`: it begins behind so many
-/// of the bytes whose length IP says.
+/// `header`: of the transport protocol, as long as TCP's. `(before, length)`: how many bytes of the IP packet precede
+/// it, and the length that the IP header states.
 #[inline(always)]
 fn parse_plain_payload<R: PlainReader>(
     header: Header,
@@ -271,7 +270,7 @@ fn parse_plain_payload<R: PlainReader>(
         }
         return reader.plain(&tcp.packet(ip), length);
     }
-    if unforeseen(protocol.into()) != protocol::UDP.into() {
+    if opaque(protocol.into()) != protocol::UDP.into() {
         return None;
     }
     let udp = Udp::read(header);
@@ -281,10 +280,10 @@ fn parse_plain_payload<R: PlainReader>(
     reader.plain(&udp.packet(ip), length)
 }
 
-/// A packet that was read by the parser for all of them.
+/// A packet from the full parser.
 type Any = Packet<IpFields>;
 
-/// Reads any frame. `length`: of all of it, in bytes.
+/// Parses any frame. `length`: of the whole frame, in bytes.
 #[inline(always)]
 pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
     let packet = match read_link(frame) {
@@ -302,7 +301,7 @@ pub fn parse<R: Reader>(frame: &Frame, length: u64, reader: R) -> R::Output {
     }
 }
 
-/// What Ethernet and its tags say: what follows, and where they end.
+/// The EtherType behind Ethernet's header and VLAN tags, and the offset at which they end.
 struct LinkHeader {
     ether_type: u16,
     end: usize,
@@ -324,8 +323,7 @@ fn read_link(frame: &Frame) -> Result<LinkHeader, NotParsed> {
     Ok(LinkHeader { ether_type, end })
 }
 
-/// The same of a frame that has a whole header of TCP over IPv4 behind it: one look at where the frame ends is
-/// enough for all three.
+/// The same for a frame that is long enough for headers of IPv4 and TCP behind it: one bounds check covers all three.
 #[inline(always)]
 fn read_plain_link(frame: &Frame) -> Option<LinkHeader> {
     let ethernet = frame.header::<(EthHdr, Ipv4Hdr, TcpHdr)>(0)?;
@@ -415,7 +413,7 @@ fn parse_ipv6(frame: &Frame, length: u64, offset: usize) -> Result<Any, NotParse
     parse_ipv6_payload(frame, header.ipv6_header().read(), payload)
 }
 
-/// Where the headers have both addresses. Those of IPv4 are half as long.
+/// Both addresses, as they are in the header.
 impl Header {
     #[inline(always)]
     fn ipv4_header(self) -> WireIpHeader {
@@ -484,7 +482,7 @@ fn is_extension(protocol: u8) -> bool {
     )
 }
 
-/// What IP carries: a transport header at `offset`, in `length` bytes.
+/// The payload of an IP packet: a transport header at `offset`, and `length` bytes.
 struct Payload {
     protocol: u8,
     offset: usize,
@@ -555,7 +553,7 @@ impl Payload {
     }
 }
 
-/// TCP's header, as far as it is read.
+/// The parsed fields of a TCP header.
 struct Tcp {
     destination_port: u16,
     /// In bytes.
@@ -585,7 +583,7 @@ impl Tcp {
     }
 }
 
-/// UDP's header.
+/// The parsed fields of a UDP header.
 struct Udp {
     source_port: u16,
     destination_port: u16,
@@ -615,7 +613,7 @@ impl Udp {
     }
 }
 
-/// The other family's ICMP is a protocol like any other.
+/// The ICMP protocol number of a family. ICMPv6 over IPv4, and ICMP over IPv6, are protocols like any other.
 #[inline(always)]
 fn own_icmp(family: Family) -> u8 {
     match family {

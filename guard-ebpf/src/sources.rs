@@ -1,4 +1,4 @@
-//! What the policy and the operator say of a source as such: denied, let through, exempt, a crowd.
+//! Looks up a source in the lists of the policy and the operator: denied, allowed, exempt, a crowd.
 
 use core::{intrinsics::likely, ptr::read_volatile};
 
@@ -34,7 +34,7 @@ pub fn ipv6_key(address: Address) -> Ipv6Key {
     key
 }
 
-/// Whether an entry that was found still holds. Only one that ends asks for the time.
+/// Whether an entry has not ended. The clock is read only for an entry that has an end.
 #[inline(always)]
 pub fn holds<C: Clock, P: PathKind>(expiry: Expiry) -> Result<bool, P::Deferred> {
     if expiry == Expiry::NEVER {
@@ -44,7 +44,7 @@ pub fn holds<C: Clock, P: PathKind>(expiry: Expiry) -> Result<bool, P::Deferred>
     Ok(!expiry.is_over(C::boot_ns()))
 }
 
-/// Whether an entry was found that still holds.
+/// Whether there is an entry, and it has not ended.
 #[inline(always)]
 fn is_in_force<C: Clock, P: PathKind>(entry: Option<&Expiry>) -> Result<bool, P::Deferred> {
     match entry {
@@ -96,7 +96,7 @@ enum InList {
     Elsewhere,
 }
 
-/// Whether the source is in the long list of denied addresses.
+/// Looks the source up in the hashed list of denied addresses.
 #[inline(always)]
 fn look_into_list(ip: &impl IpHeader) -> InList {
     let bits = config::deny_line_bits();
@@ -136,8 +136,8 @@ pub fn is_denied_at<C: Clock, P: PathKind>(
     is_listed::<C, P>(&DENIED_AT_V4, &DENIED_AT_V6, ip, service)
 }
 
-/// Whether the operator lets the source through for a while, everywhere or at this service. Asked only
-/// for a packet that is about to be dropped.
+/// Whether an operator's `allow` entry lets the source through, everywhere or at this service. Looked up only for a
+/// packet that is about to be dropped.
 #[inline(always)]
 pub fn is_allowed<C: Clock, P: PathKind>(
     ip: &impl IpHeader,
@@ -152,7 +152,7 @@ pub fn is_allowed<C: Clock, P: PathKind>(
     is_listed::<C, P>(&ALLOWED_V4, &ALLOWED_V6, ip, NO_SERVICE)
 }
 
-/// Whether a source is listed for a service, in tries that hold the lists of all services.
+/// Looks a source up in a service's list. The tries hold the lists of all services.
 #[inline(always)]
 pub fn is_listed<C: Clock, P: PathKind>(
     v4: &LpmTrie<AdmittedKey<4>, Expiry>,
@@ -180,10 +180,10 @@ pub fn is_listed<C: Clock, P: PathKind>(
     is_in_force::<C, P>(entry)
 }
 
-/// What the source is granted when a budget would drop it; nothing for most. One that has ended does
-/// not hide a wider one that holds.
+/// The exemption of a source that is over a budget; most sources have none. An entry that has ended does not hide a
+/// wider one that holds.
 #[inline(always)]
-pub fn find_relief<C: Clock, P: PathKind>(
+pub fn find_exemption<C: Clock, P: PathKind>(
     ip: &impl IpHeader,
 ) -> Result<Option<Exemption>, P::Deferred> {
     if !uses!(feature::EXEMPTIONS) {

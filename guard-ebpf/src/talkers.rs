@@ -1,8 +1,8 @@
-//! The sources that send most, from a sample of the packets of each counter.
+//! Samples the sources that send most (top talkers).
 //!
-//! Each CPU has a fixed number of places, and a source has one by its hash. Whoever sends more than
-//! all others of a place together keeps it, so a flood of random sources displaces nobody heavy, and
-//! costs no more than one source.
+//! Each CPU has a fixed number of places, and a source's hash selects one. A source that sends more than all others of
+//! its place together keeps it (majority vote, Boyer and Moore), so a flood of random sources displaces no heavy one,
+//! and costs no more than a single source.
 
 use core::intrinsics::likely;
 
@@ -21,7 +21,7 @@ use crate::{
     maps::{TALKER_ROWS, TALKERS},
 };
 
-/// Looks at the packet if it is one of the sample.
+/// Votes for the packet's source if the packet belongs to the sample.
 #[inline(always)]
 pub fn watch(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) {
     let Counted {
