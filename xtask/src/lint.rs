@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: format, type names and clippy, of the kernel program too, and what builds without it.
+//! `cargo xtask lint`: format, names and clippy, of the kernel program too, what builds without it, and the pages.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use lab::process::run as output;
 
 use crate::{
     build::{cargo, target_folder, workspace},
-    setup, type_names,
+    old_names, pages, setup, type_names,
 };
 
 /// What must build where there is no bpf-linker and no toolchain for the kernel program, such as in CI.
@@ -28,6 +28,7 @@ pub fn run() -> Result<()> {
     cargo(toolchain.cargo().args(["fmt", "--all", "--check"]))?;
     println!("lint: type names");
     type_names::require_unique(&workspace())?;
+    old_names::require_none(&workspace())?;
     println!("lint: clippy");
     for packages in [&[][..], &["--package", "guard-bench"]] {
         cargo(
@@ -70,6 +71,15 @@ pub fn run() -> Result<()> {
     for package in ALONE {
         require_alone(toolchain.cargo(), package)?;
     }
+    println!("lint: links and commands of the pages");
+    cargo(toolchain.cargo().args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--package",
+        "guard-userspace",
+    ]))?;
+    pages::require_sound(&workspace(), &target_folder().join("debug/guard"))?;
     println!("lint: clean");
     Ok(())
 }

@@ -1,0 +1,226 @@
+//! The pages (README, `docs/`): their links lead somewhere, and the commands in them are commands of guard.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::process::run as output;
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+
+/// Pages that tell of the past: their commands and links were right then.
+const HISTORY: [&str; 1] = ["CHANGELOG.md"];
+
+/// Fails if a page has a link to a file or heading that is not there, or a line with a command that guard does not take.
+/// `guard`: the binary.
+///
+/// # Errors
+/// One line for each, with the page and its line.
+pub fn require_sound(workspace: &Path, guard: &Path) -> Result<()> {
+    let tracked = output(
+        Command::new("git")
+            .current_dir(workspace)
+            .args(["ls-files", "-z", "*.md"]),
+    )?;
+    let names = tracked.split_terminator('\0');
+    let mut pages = Vec::new();
+    for name in names.filter(|name| !HISTORY.contains(name)) {
+        let path = workspace.join(name);
+        if path.exists() {
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {name}"))?;
+            pages.push((path, text));
+        }
+    }
+    ensure!(!pages.is_empty(), "git tracks no page");
+    let mut wrong = Vec::new();
+    let mut commands = 0;
+    for (path, text) in &pages {
+        let page = MarkdownPage::read(text);
+        let name = path.strip_prefix(workspace).unwrap_or(path).display();
+        for (line, link) in &page.links {
+            if let Err(error) = follow(path, link, &page) {
+                wrong.push(format!("{name}:{line}: the link {link}: {error:#}"));
+            }
+        }
+        for (line, command) in &page.commands {
+            commands += 1;
+            if let Err(error) = try_command(guard, command) {
+                wrong.push(format!("{name}:{line}: {command}: {error:#}"));
+            }
+        }
+    }
+    ensure!(commands > 0, "no page has a command of guard");
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// What a page has that can be wrong, with its lines.
+#[derive(Default)]
+struct MarkdownPage {
+    links: Vec<(usize, String)>,
+    commands: Vec<(usize, String)>,
+    /// The anchors of its headings, as GitHub makes them.
+    anchors: BTreeSet<String>,
+}
+
+impl MarkdownPage {
+    fn read(text: &str) -> Self {
+        let mut page = Self::default();
+        let mut heading: Option<String> = None;
+        let mut is_shell = false;
+        let parser = Parser::new_ext(text, Options::ENABLE_TABLES);
+        for (event, range) in parser.into_offset_iter() {
+            let line = 1 + text[..range.start].matches('\n').count();
+            match event {
+                Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
+                    page.links.push((line, dest_url.into_string()));
+                }
+                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+                Event::End(TagEnd::Heading(_)) => {
+                    page.anchors
+                        .extend(heading.take().map(|text| anchor(&text)));
+                }
+                Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) => {
+                    is_shell = matches!(&*language, "sh" | "bash" | "console");
+                }
+                Event::End(TagEnd::CodeBlock) => is_shell = false,
+                Event::Text(text) if is_shell => {
+                    for (below, text) in text.lines().enumerate() {
+                        page.add_command(line + below, text);
+                    }
+                }
+                Event::Text(text) | Event::Code(text) if heading.is_some() => {
+                    heading.get_or_insert_default().push_str(&text);
+                }
+                Event::Code(text) => page.add_command(line, &text),
+                _ => {}
+            }
+        }
+        page
+    }
+
+    /// Adds a line of shell if it runs guard: what stands before a comment, a pipe, a redirection or another command.
+    fn add_command(&mut self, line: usize, text: &str) {
+        let text = text.trim().trim_start_matches("$ ");
+        let text = text.strip_prefix("sudo ").unwrap_or(text);
+        let ends = [" #", " |", " >", " &&", " ;", ";", " \\"];
+        let end = ends.iter().filter_map(|end| text.find(end)).min();
+        let command = text[..end.unwrap_or(text.len())].trim();
+        // `guard …` stands for any of them.
+        if command.starts_with("guard ") && command.is_ascii() {
+            self.commands.push((line, command.to_owned()));
+        }
+    }
+}
+
+/// The anchor that GitHub gives a heading: lower case, without punctuation, with `-` for spaces.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter_map(|letter| match letter {
+        ' ' | '-' => Some('-'),
+        '_' => Some('_'),
+        letter if letter.is_alphanumeric() => Some(letter.to_ascii_lowercase()),
+        _ => None,
+    });
+    kept.collect()
+}
+
+/// Looks up a link of a page. Links to other hosts are not followed.
+fn follow(page: &Path, link: &str, own: &MarkdownPage) -> Result<()> {
+    if link.contains("://") || link.starts_with("mailto:") {
+        return Ok(());
+    }
+    let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+    let folder = page.parent().context("a page lies in a folder")?;
+    let target: PathBuf = if file.is_empty() {
+        page.to_owned()
+    } else {
+        folder.join(file)
+    };
+    ensure!(target.exists(), "there is no such file");
+    if heading.is_empty() {
+        return Ok(());
+    }
+    let has_heading = if file.is_empty() {
+        own.anchors.contains(heading)
+    } else {
+        MarkdownPage::read(&fs::read_to_string(&target)?)
+            .anchors
+            .contains(heading)
+    };
+    ensure!(has_heading, "there is no such heading");
+    Ok(())
+}
+
+/// Has guard read a command without running it: `--help` at the end prints a help text, if everything before it is
+/// understood.
+fn try_command(guard: &Path, command: &str) -> Result<()> {
+    let words = shlex::split(command).context("its quotes do not match")?;
+    let arguments = words.iter().skip(1);
+    let run = Command::new(guard)
+        .args(arguments)
+        .arg("--help")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| guard.display().to_string())?;
+    let error = String::from_utf8_lossy(&run.stderr);
+    ensure!(
+        run.status.success(),
+        "{}",
+        error.lines().next().unwrap_or_default()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_found_in_shell_and_in_code() {
+        let page = MarkdownPage::read(
+            "See `guard check`, `guard.toml`.\n\n```sh\nsudo guard status --json | jq .   # why\nls\n\
+             guard try FILE --for 5m && guard confirm\n```\n\n```toml\nguard = 1\n```\n",
+        );
+        let commands: Vec<_> = page
+            .commands
+            .iter()
+            .map(|(line, text)| (*line, &**text))
+            .collect();
+        assert_eq!(
+            commands,
+            [
+                (1, "guard check"),
+                (4, "guard status --json"),
+                (6, "guard try FILE --for 5m")
+            ]
+        );
+    }
+
+    #[test]
+    fn headings_have_the_anchors_of_github() {
+        let page = MarkdownPage::read("# A packet's way\n\n## `guard status`, in full\n");
+        let anchors: Vec<_> = page.anchors.iter().map(String::as_str).collect();
+        assert_eq!(anchors, ["a-packets-way", "guard-status-in-full"]);
+    }
+
+    #[test]
+    fn links_to_nowhere_are_told() {
+        let folder = std::env::temp_dir().join(format!("guard-pages-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("page.md");
+        let text =
+            "# One\n[a](#one) [b](page.md#one) [c](#two) [d](none.md) [e](https://example.net/)\n";
+        fs::write(&path, text).unwrap();
+        let page = MarkdownPage::read(text);
+        let sound: Vec<bool> = page
+            .links
+            .iter()
+            .map(|(_, link)| follow(&path, link, &page).is_ok())
+            .collect();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(sound, [true, true, false, false, true]);
+    }
+}
