@@ -15,6 +15,7 @@ mod deny_list;
 mod docker;
 mod doctor;
 mod emergency;
+mod examples;
 mod flows;
 mod fragments;
 mod frames;

@@ -52,7 +52,7 @@ deny = true
 ";
 
 /// The format of tcpdump (pcap-savefile(5)), in microseconds.
-fn pcap(linktype: u32, packets: &[(u32, u32, &[u8], usize)]) -> Vec<u8> {
+pub fn pcap(linktype: u32, packets: &[(u32, u32, &[u8], usize)]) -> Vec<u8> {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, linktype] {
         file.extend(word.to_le_bytes());
