@@ -9,13 +9,20 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lab::process::run as output;
-use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
 /// Pages that tell of the past: their commands and links were right then.
 const HISTORY: [&str; 1] = ["CHANGELOG.md"];
 
-/// Fails if a page has a link to a file or heading that is not there, or a line with a command that guard does not take.
-/// `guard`: the binary.
+/// Pages in Spanish, and the English page that each follows.
+const TRANSLATIONS: [(&str, &str); 3] = [
+    ("README.es.md", "README.md"),
+    ("docs/es/exposed-app.md", "docs/exposed-app.md"),
+    ("docs/es/limits.md", "docs/limits.md"),
+];
+
+/// Fails if a page has a link to a file or heading that is not there, or a line with a command that guard does not take,
+/// or if a translation has other headings or commands than its page. `guard`: the binary.
 ///
 /// # Errors
 /// One line for each, with the page and its line.
@@ -53,6 +60,20 @@ pub fn require_sound(workspace: &Path, guard: &Path) -> Result<()> {
         }
     }
     ensure!(commands > 0, "no page has a command of guard");
+    for (translation, original) in TRANSLATIONS {
+        let page = |name: &str| {
+            let text = pages.iter().find(|(path, _)| *path == workspace.join(name));
+            text.map(|(_, text)| MarkdownPage::read(text))
+        };
+        match (page(translation), page(original)) {
+            (Some(translated), Some(page)) => wrong.extend(
+                translated
+                    .differences_to(&page)
+                    .map(|difference| format!("{translation}, beside {original}: {difference}")),
+            ),
+            _ => wrong.push(format!("{translation} or {original} is missing")),
+        }
+    }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
@@ -62,6 +83,10 @@ pub fn require_sound(workspace: &Path, guard: &Path) -> Result<()> {
 struct MarkdownPage {
     links: Vec<(usize, String)>,
     commands: Vec<(usize, String)>,
+    /// The lines of its blocks of shell, without comments.
+    shell: Vec<String>,
+    /// The level of each heading.
+    outline: Vec<HeadingLevel>,
     /// The anchors of its headings, as GitHub makes them.
     anchors: BTreeSet<String>,
 }
@@ -78,7 +103,10 @@ impl MarkdownPage {
                 Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
                     page.links.push((line, dest_url.into_string()));
                 }
-                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+                Event::Start(Tag::Heading { level, .. }) => {
+                    heading = Some(String::new());
+                    page.outline.push(level);
+                }
                 Event::End(TagEnd::Heading(_)) => {
                     page.anchors
                         .extend(heading.take().map(|text| anchor(&text)));
@@ -90,6 +118,8 @@ impl MarkdownPage {
                 Event::Text(text) if is_shell => {
                     for (below, text) in text.lines().enumerate() {
                         page.add_command(line + below, text);
+                        let without_comment = text.split(" #").next().unwrap_or_default();
+                        page.shell.push(without_comment.trim().to_owned());
                     }
                 }
                 Event::Text(text) | Event::Code(text) if heading.is_some() => {
@@ -113,6 +143,26 @@ impl MarkdownPage {
         if command.starts_with("guard ") && command.is_ascii() {
             self.commands.push((line, command.to_owned()));
         }
+    }
+
+    /// One line for each way in which a translation is not in step with its page: by headings, and by what
+    /// readers type.
+    fn differences_to(&self, original: &Self) -> impl Iterator<Item = String> {
+        let (own, others) = (&self.outline, &original.outline);
+        let headings = (own != others).then(|| format!("its headings are {own:?}, not {others:?}"));
+        let (own, others) = (&self.shell, &original.shell);
+        let both = own.iter().zip(others);
+        let first = both.take_while(|(one, other)| one == other).count();
+        let commands = (own != others).then(|| {
+            let named = |lines: &[String]| lines.get(first).map_or("none".to_owned(), Clone::clone);
+            format!(
+                "line {} of shell: {}, not {}",
+                first + 1,
+                named(own),
+                named(others)
+            )
+        });
+        headings.into_iter().chain(commands)
     }
 }
 
@@ -196,6 +246,23 @@ mod tests {
                 (4, "guard status --json"),
                 (6, "guard try FILE --for 5m")
             ]
+        );
+    }
+
+    #[test]
+    fn a_translation_has_the_headings_and_commands_of_its_page() {
+        let page = MarkdownPage::read("# One\n```sh\nls  # here\n```\n## Two\n`guard top`\n");
+        let differences = |text| {
+            MarkdownPage::read(text)
+                .differences_to(&page)
+                .collect::<Vec<_>>()
+        };
+        assert!(differences("# Uno\n```sh\nls  # esto\n```\n## Dos\n").is_empty());
+        let no_heading = differences("# Uno\n```sh\nls\n```\n");
+        assert!(no_heading.len() == 1 && no_heading[0].starts_with("its headings"));
+        assert_eq!(
+            differences("# Uno\n## Dos\n"),
+            ["line 1 of shell: none, not ls"]
         );
     }
 
