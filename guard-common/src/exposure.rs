@@ -102,14 +102,11 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
 /// - At a closed published port outside the local port range, all TCP is dropped, so that a session that an intruder
 ///   already has ends too.
 /// - Elsewhere a TCP segment that requests no connection may belong to a connection of this host, and passes. So does
-///   an
-///   ICMP error.
+///   an ICMP error.
 /// - A TCP segment that can belong to no connection is dropped: the kernel's answer would tell whether a process
-///   listens
-///   (`nmap -sF`, `-sN` and `-sX`).
+///   listens (`nmap -sF`, `-sN` and `-sX`).
 /// - A UDP packet that answers a flow of this host or of a container passes at any port: the port that masquerading
-///   chose
-///   for a container's query may lie in a range that another container publishes.
+///   chose for a container's query may lie in a range that another container publishes.
 #[inline(always)]
 pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Exposure {
     let PortFacts {

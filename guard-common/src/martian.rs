@@ -24,9 +24,9 @@ const MULTICAST_V6: u64 = 0xff;
 ///   programs);
 /// - a multicast or broadcast source (RFC 1122, section 3.2.1.3; RFC 4291, section 2.7);
 /// - the source 0.0.0.0, which says "this host, and I don't know my address" (RFC 1122, section 3.2.1.3), but for what
-///   asks for an address (RFC 2131, section 4.1) and for IGMP, whose queries and reports a switch sends like that
-///   (RFC 4541, section 2.1.1). The source :: passes: duplicate address detection and MLD have it (RFC 4862, section
-///   5.4.2; RFC 3590).
+///   asks for an address (RFC 2131, section 4.1) and for IGMP, whose queries and reports a switch sends like that (RFC
+///   4541, section 2.1.1). The source :: passes: duplicate address detection and MLD have it (RFC 4862, section 5.4.2;
+///   RFC 3590).
 ///
 /// `may_have_no_source`: by [`may_have_no_source`].
 #[inline(always)]

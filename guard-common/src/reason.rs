@@ -37,7 +37,7 @@ macro_rules! reasons {
 
 reasons! {
     pass {
-        /// Reaches a listed service, from a source that may, within its budgets.
+        /// Reaches a listed service that admits the source, within its budgets.
         Allowed = 0 "allowed",
         /// A TCP segment that opens no connection, to a port that no service lists.
         Established = 1 "established",
@@ -149,9 +149,9 @@ pub struct ModeBits(u8);
 const _: () = assert!((Reason::FIRST_DROP as u32) << 1 == Outcome::WOULD_DROP);
 
 impl ModeBits {
-    /// Packets are judged. What has not this bit is [`Mode::Off`]: whoever sees that asks for no slot of a drop.
+    /// Packets are judged. Without this bit the mode is [`Mode::Off`], and no drop's slot is computed.
     const JUDGED: u8 = 1 << 0;
-    /// What is to be dropped passes: the bit of a reason to drop, one place higher.
+    /// What would be dropped passes. The bit is that of a drop's reason, one place higher: 16 becomes 48 with both.
     const OBSERVED: u8 = Outcome::WOULD_DROP as u8;
 
     #[inline(always)]

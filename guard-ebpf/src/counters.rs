@@ -7,10 +7,10 @@ use guard_common::{
 };
 
 use crate::{
+    barrier::masked,
     config::uses,
     interfaces::row,
     maps::{COUNTER_ROWS, COUNTERS},
-    order::masked,
 };
 
 const _: () = assert!(Outcome::SLOTS.is_power_of_two());

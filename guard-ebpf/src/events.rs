@@ -23,11 +23,11 @@ use guard_common::{
 };
 
 use crate::{
+    barrier::opaque,
     config::uses,
     counters::Counted,
     interfaces::row,
     maps::{EVENTS, GRANT, LOSS_ROWS, LOSSES},
-    order::opaque,
 };
 
 /// Alone in its section, so that it is a map of its own.

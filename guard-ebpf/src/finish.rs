@@ -5,12 +5,11 @@ use aya_log_ebpf::debug;
 use guard_common::{layout::Conclusion, packet::IpHeader, reason::Outcome};
 
 use crate::{
+    barrier::opaque,
     clock::{Clock, KernelClock, ReplayClock},
     config,
     counters::{self, Counted},
-    events,
-    order::opaque,
-    talkers,
+    events, talkers,
 };
 
 /// Counts a packet once, under its one conclusion.
@@ -31,8 +30,8 @@ pub fn finish<C: ReturnCode>(
     C::return_code(ctx, &counted)
 }
 
-/// Makes the program's return value of a counted packet. It belongs to the clock: with the kernel's clock it is an XDP
-/// action, with a replay's clock the packed conclusion.
+/// Makes the program's return value of a counted packet. The type of the clock also tells live packets from replayed
+/// ones: live ones return an XDP action, replayed ones the packed conclusion.
 pub trait ReturnCode: Clock {
     fn return_code(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32;
 }
@@ -55,7 +54,8 @@ impl ReturnCode for KernelClock {
     }
 }
 
-/// The XDP action of a slot, without a branch: a word has two bits for each quarter of the slots.
+/// The XDP action of a slot, without a branch: one quarter of the slots drops and the others pass, and a word has the
+/// two bits of the action for each quarter.
 #[inline(always)]
 const fn action(slot: u32) -> u32 {
     const QUARTER: u32 = Outcome::SLOTS / 4;

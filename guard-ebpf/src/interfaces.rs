@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use guard_common::interfaces::{InterfacePlace, LOOKS, PLACES, UNKNOWN_ROW, first_place};
 
-use crate::{maps::INTERFACES, order::masked};
+use crate::{barrier::masked, maps::INTERFACES};
 
 #[inline(always)]
 pub fn row(ctx: &XdpContext) -> u32 {

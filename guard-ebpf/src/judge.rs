@@ -106,7 +106,7 @@ pub fn of_host(reason: Reason) -> Conclusion {
 
 /// The policy's decision on a packet.
 enum PolicyDecision {
-    /// The destination is closed to every source.
+    /// Dropped before any service is looked up: the host's mode applies.
     Closed(Reason),
     /// Anything else, with the mode applied.
     Conclusion(Conclusion),
@@ -149,7 +149,7 @@ fn judge<C: Clock, P: PathKind>(
         };
         return Ok(PolicyDecision::Conclusion(of_host(reason)));
     }
-    // An open or closed port decides at once. The rest may be an answer, or is subject to `limits`.
+    // An open or closed port decides at once. What may be an answer, or is subject to `limits`, continues below.
     let (service, mode, exposure) = match find_destination::<P>(packet)? {
         PortLookup::Unlisted(Exposure::Closed(reason)) => {
             return Ok(PolicyDecision::Closed(reason));

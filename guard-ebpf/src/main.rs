@@ -1,7 +1,8 @@
 //! The kernel side. One XDP program judges every packet that comes in on an interface:
 //!
 //! ```text
-//! parse -> martian? -> denied? -> which service? -> may this source reach it? -> within its budgets? -> count
+//! parse -> martian? -> control? -> denied? -> later fragment? -> which service? -> does it admit the source?
+//!       -> an answer? -> within its budgets? -> count
 //! ```
 //!
 //! The steps work on plain values and the rules are pure functions of `guard-common`; only the
@@ -17,6 +18,7 @@
 )]
 
 mod accounts;
+mod barrier;
 mod budgets;
 mod charge;
 mod clock;
@@ -34,7 +36,6 @@ mod judge;
 mod maps;
 mod martian;
 mod networks;
-mod order;
 mod parse;
 mod path;
 mod sources;
@@ -100,8 +101,8 @@ pub fn guard_egress_replay(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// A packet's way: the parser passes it to [`judge`], which passes it to [`finish::finish`]. There it is counted once,
-/// and dropped only if the mode is `enforce`.
+/// A packet's way: the parser passes it to [`judge`], which passes its conclusion to [`finish::finish`]. The conclusion
+/// already includes the mode: only `enforce` makes it a drop. `finish` counts it once.
 #[inline(always)]
 fn judge_frame<C: ReturnCode>(ctx: &XdpContext) -> u32 {
     if config::is_off() {

@@ -21,7 +21,7 @@ use network_types::{
     vlan::VlanHdr,
 };
 
-use crate::order::opaque;
+use crate::barrier::opaque;
 
 /// The most VLAN tags that are parsed: 802.1ad around 802.1Q. The kernel accepts any number of priority tags, so a
 /// frame with more is malformed.

@@ -1,7 +1,7 @@
-//! Puts the program on an interface: in the driver if it can, in the generic path if it must.
+//! Attaches the program to an interface: native XDP if the driver supports it, generic XDP otherwise.
 //!
-//! The link is pinned, and nothing else holds it: an agent that ends, however it ends, leaves the kernel
-//! enforcing, and removing the pin takes the program off even if the agent hangs.
+//! Only the pin holds the link. So the kernel goes on enforcing when the agent ends, however it ends, and removing the
+//! pin detaches the program even if the agent hangs.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -25,7 +25,7 @@ use super::{
     sys,
 };
 
-/// A program that was taken off an interface, to be put back.
+/// A program that was detached from an interface and may be attached again.
 pub struct TakenOff {
     program: OwnedFd,
     native: bool,

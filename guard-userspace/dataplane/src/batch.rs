@@ -1,4 +1,4 @@
-//! Many entries of a table in one system call: a hundred thousand of a deny list, or every counter.
+//! Reads and writes many entries of a map in one system call: a deny list of a hundred thousand, or all counters.
 
 use std::{
     io,
@@ -18,10 +18,10 @@ use nix::libc;
 
 use super::{LoadError, sys};
 
-/// How many entries are written in one call. The kernel holds no lock over them.
+/// The entries that are written in one call. The kernel holds no lock over all of them.
 const WRITTEN_AT_ONCE: usize = 1 << 12;
 
-/// How many bytes are read in one call, about.
+/// The bytes that are read in one call, roughly.
 const READ_AT_ONCE: usize = 1 << 18;
 
 /// The kernel gives each CPU's value this alignment.
@@ -42,10 +42,10 @@ struct BatchAttributes {
     flags: u64,
 }
 
-/// Inserts or replaces entries of a hash, or replaces those of an array, whose keys are words.
+/// Inserts or replaces entries of a hash, or replaces entries of an array, whose keys are words.
 ///
 /// # Errors
-/// As one entry after the other; those before the one that fails are in.
+/// As inserting them one by one: those before the failing entry are in the map.
 pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result<(), LoadError> {
     let (Map::HashMap(data) | Map::Array(data)) = map else {
         return Err(LoadError::Incomplete("hash"));
@@ -71,7 +71,7 @@ pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result
     Ok(())
 }
 
-/// Reads places of a per-CPU array: `take` gets each with the values of all CPUs.
+/// Reads elements of a per-CPU array: `take` gets each with the values of all CPUs.
 pub fn read_per_cpu<V: Pod>(
     map: &Map,
     ranges: impl Iterator<Item = Range<u32>>,
@@ -84,7 +84,7 @@ pub fn read_per_cpu<V: Pod>(
     read_places(data, cpus, ranges, take)
 }
 
-/// Reads places of an array whose values are a multiple of eight bytes long.
+/// Reads elements of an array whose values are a multiple of eight bytes long.
 pub fn read<V: Pod>(
     map: &Map,
     ranges: impl Iterator<Item = Range<u32>>,
@@ -162,10 +162,10 @@ fn read_places<V: Pod>(
     Ok(())
 }
 
-/// How many entries of a hash are read in one call. No bucket has as many.
+/// The entries of a hash that are read in one call: more than any of its buckets has.
 const HASHED_AT_ONCE: usize = 1 << 12;
 
-/// Reads a whole LRU hash. What comes and goes meanwhile may be left out or there twice.
+/// Reads a whole LRU hash. Entries that are inserted or removed meanwhile may be missing or appear twice.
 pub fn read_hash<K: Pod, V: Pod>(map: &Map, mut take: impl FnMut(K, V)) -> Result<(), LoadError> {
     let Map::LruHashMap(data) = map else {
         return Err(LoadError::Incomplete("LRU hash"));

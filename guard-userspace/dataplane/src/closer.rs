@@ -1,5 +1,5 @@
-//! Closes ports at once, whatever else the agent is busy with: a container may be started a few
-//! milliseconds after it is created, and to load another generation takes longer than that.
+//! Closes ports immediately, independent of the agent's loop: a container may start a few milliseconds after it is
+//! created, and loading another generation takes longer.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{Generation, ports::SharedPortMaps};
 
-/// The port tables in force, shared by the agent and whoever hears first what containers publish.
+/// The port tables in force. The agent shares them with the followers of container runtimes.
 #[derive(Clone, Default)]
 pub struct Closer(Arc<Mutex<CloserState>>);
 

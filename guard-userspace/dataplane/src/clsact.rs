@@ -1,4 +1,4 @@
-//! The clsact qdisc: what programs hang below where there is no tcx (before Linux 6.6).
+//! The clsact qdisc, to which tc programs are attached on kernels without tcx (before Linux 6.6).
 
 use std::io;
 
@@ -14,7 +14,7 @@ use rtnetlink::packet_route::{
     tc::{TcHandle, TcMessage},
 };
 
-/// Sees to it that the interface has one, and says whether it had none.
+/// Adds one to the interface if it has none; returns whether it was added.
 pub fn make(interface: &str) -> Result<bool, TcError> {
     match qdisc_add_clsact(interface) {
         Ok(()) => Ok(true),
@@ -25,7 +25,7 @@ pub fn make(interface: &str) -> Result<bool, TcError> {
     }
 }
 
-/// Removes it if nothing hangs below it.
+/// Removes it if no filter is attached to it.
 pub fn remove_unused(interface: &str) -> io::Result<()> {
     let mut message = TcMessage::default();
     message.header.index = i32::try_from(if_nametoindex(interface)?).map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! Reads what the kernel program counted.
+//! Reads the counters of the kernel program.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -67,7 +67,7 @@ impl InterfaceTables {
     }
 }
 
-/// Reads what an array has of these numbers; its first place is that of the number `first`.
+/// Reads the elements of an array for these service ids; its first element belongs to the id `first`.
 fn read(
     counters: &Map,
     first: u16,
@@ -117,7 +117,7 @@ fn map_length(map: &Map) -> Result<u32, LoadError> {
     Ok(data.info()?.max_entries())
 }
 
-/// Ascending numbers as few ranges, each of which is read at once.
+/// Groups ascending ids into few ranges, each of which is read in one call.
 fn runs(numbers: impl Iterator<Item = u32>) -> Vec<Range<u32>> {
     let mut runs: Vec<Range<u32>> = Vec::new();
     for number in numbers {

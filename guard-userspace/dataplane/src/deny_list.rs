@@ -1,5 +1,5 @@
-//! Denied IPv4 addresses of which there are many: they are in a list that costs a packet one look at memory,
-//! made for a generation when it is loaded. The hashes have what ends, what comes later, and what finds no room.
+//! Many denied IPv4 addresses: a list that costs a packet one memory access, built when a generation is loaded. Hash
+//! maps have the addresses with an end, those that are added later, and those that find no room in the list.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,10 +16,10 @@ use ipnet::IpNet;
 
 use super::{LoadError, batch, maps::map_mut};
 
-/// So many addresses are worth a list, which has 4 MiB at least.
+/// The fewest addresses that are worth a list, which takes at least 4 MiB.
 const MANY: usize = 1 << 12;
 
-/// What of a generation's denied addresses is in its list, and what in its hashes.
+/// Which of a generation's denied addresses are in its list, and which in its hashes.
 pub struct DenyList {
     /// 0: there is no list.
     line_bits: u32,
@@ -134,7 +134,7 @@ impl DenyList {
     }
 }
 
-/// An IPv4 address that is denied for good.
+/// An IPv4 address that is denied without an end.
 fn may_be_listed(prefix: &IpNet, expiry: Expiry) -> Option<Ipv4Addr> {
     match prefix {
         IpNet::V4(v4) if is_single(prefix) && expiry == Expiry::NEVER => Some(v4.addr()),

@@ -1,4 +1,4 @@
-//! The program on an interface's way out, which records the flows of this host.
+//! The egress program of an interface, which records this host's UDP flows.
 
 use std::{io, mem};
 
@@ -22,8 +22,8 @@ use super::{
     sys,
 };
 
-/// Records UDP flows on the way out: with tcx where the kernel has it (Linux 6.6), else below a clsact
-/// qdisc. If a program is there already, it is replaced.
+/// Attaches the egress program: with tcx where the kernel has it (Linux 6.6), otherwise to a clsact qdisc. It replaces
+/// a program of an earlier generation.
 pub fn attach(
     state: &mut InterfaceState,
     generation: &mut Generation,
@@ -75,12 +75,12 @@ fn no_egress(interface: &str, error: &(dyn std::error::Error + 'static)) -> Atta
     }
 }
 
-/// Of the guard's filter. What others leave to the kernel comes near 49152, and a priority takes filters
-/// of one kind alone.
+/// The priority of guard's filter. Filters without a priority of their own get one near 49152, and all filters of one
+/// priority must be of the same kind.
 const EGRESS_PRIORITY: u16 = 0x6775;
 
-/// The same without tcx. Where the filter will be is written down first: an agent that dies at any
-/// moment leaves none that the next one does not find.
+/// The same without tcx. The filter's handle is stored before it is attached, so that the next agent finds it even if
+/// this one dies in between.
 fn attach_filter(
     state: &mut InterfaceState,
     generation: &mut Generation,

@@ -1,4 +1,4 @@
-//! Why an interface is not guarded.
+//! The reasons why an interface cannot be guarded.
 
 use aya::pin::PinError as AyaPinError;
 use guard_common::interfaces::MAX_ROWS;

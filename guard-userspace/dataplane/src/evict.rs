@@ -1,5 +1,4 @@
-//! Somebody else's XDP program on an interface: what it is, and how the operator's `--force` takes it
-//! off.
+//! XDP programs of other software on an interface: describes them, and detaches them for the operator's `--force`.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +13,7 @@ use nix::libc;
 
 use super::{error::AttachError, sys};
 
-/// Names a program, as far as this process may know it.
+/// Describes a program, as far as this process has the permission to read it.
 pub fn describe(found: Option<XdpState>) -> String {
     let Some(XdpState { program_id, .. }) = found else {
         return "whose number the kernel does not tell".to_owned();
@@ -30,10 +29,10 @@ pub fn describe(found: Option<XdpState>) -> String {
     }
 }
 
-/// The names of the programs that judge packets, as the kernel shows them.
+/// The names of guard's XDP programs in the kernel.
 const OWN_NAMES: [&str; 2] = ["guard", "guard_on_trial"];
 
-/// The ids of all guard programs that an XDP link holds, below these pins, below others or below none. It takes
+/// The ids of all guard programs that an XDP link holds, wherever the link is pinned, or not at all. Needs
 /// CAP_SYS_ADMIN.
 pub fn linked_guards() -> BTreeSet<u32> {
     let links = loaded_links().filter_map(Result::ok);
@@ -50,7 +49,7 @@ pub fn linked_guards() -> BTreeSet<u32> {
         .collect()
 }
 
-/// Takes a program off an interface: through its link if it has one, else as `ip link` does.
+/// Detaches a program from an interface: through its link if it has one, otherwise as `ip link` does.
 pub fn evict(interface: &str, found: XdpState) -> Result<(), AttachError> {
     let failed = |error: io::Error| AttachError::Occupied {
         interface: interface.to_owned(),
@@ -87,7 +86,7 @@ fn detach_link_of(id: u32) -> io::Result<()> {
     detach_link(&link)
 }
 
-/// Takes a link's program off before this returns, whoever still holds the link.
+/// Detaches a link's program synchronously (BPF_LINK_DETACH), even if other processes hold the link.
 pub fn detach_link(link: &OwnedFd) -> io::Result<()> {
     call(sys::LINK_DETACH, link.as_raw_fd().cast_unsigned())?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Fills the tables of a fresh generation.
+//! Fills the maps of a new generation.
 
 use std::collections::BTreeSet;
 
@@ -24,14 +24,14 @@ use super::{
     ports::{PortUpdates, SharedPortMaps},
 };
 
-/// Room for entries that come while the generation runs. What does not fit makes the agent load another
-/// generation, with more room.
+/// Room for entries that are added while the generation runs. When it is full, the agent loads another generation with
+/// more room.
 const HEADROOM: u32 = 1 << 8;
 
-/// The same beside a long list, whose hash has hardly anything.
+/// The same beside a long deny list, whose hash is nearly empty.
 const HEADROOM_BESIDE_LIST: u32 = 1 << 14;
 
-/// The smallest table that the kernel makes of any kind, for what a policy does not use.
+/// The smallest map of any kind, for features that a policy does not use.
 const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 

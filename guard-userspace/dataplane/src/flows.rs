@@ -1,5 +1,5 @@
-//! The UDP flows that are remembered. A fresh generation is told which ones this host has open already, so that
-//! attaching it cuts none of them; and those that the kernel evicts for others are counted.
+//! The table of UDP flows: seeds it with the flows that are open when guard starts, so that attaching cuts none of
+//! them, and counts those that the kernel evicts.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use guard_host::UdpFlow;
 
 use super::{Generation, LoadError, batch};
 
-/// How many flows are remembered.
+/// The number of flows in the table, and of evicted ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounts {
     pub open: u64,
@@ -21,14 +21,14 @@ pub struct FlowCounts {
     pub evicted: u64,
 }
 
-/// The table is looked through after so many new flows, and after so long if there are any.
+/// The table is scanned after this many new flows, or after a time if there are any.
 const CENSUS_AFTER: u64 = (MAX_FLOWS / 16) as u64;
 const CENSUS_EVERY: Duration = Duration::from_secs(60);
 
-/// A flow without packets for so long is taken out: a little longer than it is good for.
+/// A flow is removed after this time without packets, in units of the clock: a little longer than it is valid.
 const ENDED: u64 = (FLOW_IDLE_NS + 10_000_000_000) * UNITS_PER_NANOSECOND;
 
-/// What was found when the table was last looked through.
+/// The result of the last scan of the table.
 #[derive(Debug, Default)]
 pub struct FlowCensus {
     /// When, and how many flows had been opened by then.

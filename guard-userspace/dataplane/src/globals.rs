@@ -1,5 +1,6 @@
-//! Tables that the kernel program has as variables. It looks at one with a single load; user space reads and
-//! writes all of it at once. The kernel copies it as memory: a packet finds each word as it was or as it is.
+//! Tables that are global variables of the kernel program, which reads an element with one load. User space reads and
+//! writes a variable as a whole. The kernel copies it word by word: a packet sees each word before or after the
+//! change.
 
 use std::{
     io,

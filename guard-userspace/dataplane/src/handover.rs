@@ -1,5 +1,5 @@
-//! What changes hands from one generation to the next: numbers and cells of services that are gone begin
-//! afresh for others, and buckets go with their services into an array of another kind.
+//! Hands state over from one generation to the next: resets the ids and cells that pass from a service that is gone to
+//! another, and copies buckets into an array of another kind.
 
 use aya::maps::Array;
 use guard_common::{
@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{Generation, LoadError, batch};
 use guard_policy::{Changes, Slice, Tables, untrusted};
 
-/// How many services are named of those that lose their counters.
+/// The most services that a message names when they lose their counters.
 const NAMED: usize = 8;
 
 impl Generation {
@@ -92,7 +92,7 @@ impl Generation {
     }
 }
 
-/// What the one kind of budget counts.
+/// The kind of the only budget.
 enum NarrowBudget {
     Packets,
     Bytes,

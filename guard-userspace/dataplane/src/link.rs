@@ -43,8 +43,8 @@ pub fn pinned_program(pins: &Pins) -> Option<u32> {
 
 /// Detaches a pinned link's program before this returns, even if another process holds the link, and removes the pin.
 ///
-/// The pin that goes would let the kernel free the link only some time later (bpf_free_inode waits for RCU), and not at all
-/// while somebody holds it. Where the program cannot be taken off first, that has to be enough.
+/// The pin that goes would let the kernel free the link only some time later (bpf_free_inode waits for RCU), and not
+/// at all while somebody holds it. Where the program cannot be taken off first, that has to be enough.
 ///
 /// # Errors
 /// The pin is still there.

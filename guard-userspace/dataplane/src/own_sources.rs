@@ -1,5 +1,5 @@
-//! The addresses of this host, which no packet from outside comes from: a bitmap that says where it is worth to ask, and
-//! a hash that knows.
+//! The addresses of this host, which no packet from outside comes from: a bitmap that says where it is worth to ask,
+//! and a hash that knows.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

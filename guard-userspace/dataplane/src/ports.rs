@@ -45,8 +45,8 @@ impl<'a> PortUpdates<'a> {
         }
     }
 
-    /// `containers` is called while the tables are locked: who marks a port as published waits for the lock, and has told
-    /// of it before.
+    /// `containers` is called while the tables are locked: who marks a port as published waits for the lock, and has
+    /// told of it before.
     #[must_use]
     pub fn with_newest(
         mut self,

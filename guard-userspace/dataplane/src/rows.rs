@@ -128,9 +128,9 @@ fn bring(places: &mut [InterfacePlace], rows: &BTreeMap<u32, u32>) -> Vec<u32> {
     without
 }
 
-/// Sees to it that the arrays for the tables of interfaces are pinned with the state. A program that is loaded would make
-/// them as well, of maps with BTF: until Linux 6.2 the kernel then takes no maps without into them (`timer_off` in
-/// bpf_map_meta_equal(), kernel/bpf/map_in_map.c).
+/// Sees to it that the arrays for the tables of interfaces are pinned with the state. A program that is loaded would
+/// make them as well, of maps with BTF: until Linux 6.2 the kernel then takes no maps without into them (`timer_off`
+/// in bpf_map_meta_equal(), kernel/bpf/map_in_map.c).
 pub fn ensure_pinned(pins: &Pins, like: &InterfaceTables) -> Result<(), StateError> {
     let page = like.counters.first();
     let page = page.ok_or(LoadError::Incomplete("counters"))?;

@@ -192,6 +192,8 @@ fn assert_documents(debian: &Debian) {
         "changelog.gz",
         "README.md",
         "docs/operations.md",
+        "docs/es/limits.md",
+        "examples/traefik.toml",
     ] {
         assert!(documents.join(document).exists(), "{document}");
     }

@@ -334,7 +334,7 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
 }
 
 /// Maps that hold what was counted, charged or seen, or are the program's own scratch.
-const STATE: [&str; 14] = [
+const STATE: [&str; 16] = [
     // What is kept for each interface: counters, talkers and losses.
     "standalone_perc",
     "COUNTER_ROWS",
@@ -343,6 +343,8 @@ const STATE: [&str; 14] = [
     "CELLS",
     "NARROW_CELLS",
     "TOTALS",
+    "HOST_BUCKETS",
+    "FRAGMENTS",
     "FLOWS",
     "UNSOLICITED",
     "ACCOUNTS",

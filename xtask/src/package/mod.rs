@@ -77,12 +77,22 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// What is read beside the program.
-const DOCUMENTS: [&str; 5] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
+    "README.es.md",
     "docs/architecture.md",
     "docs/audit.md",
+    "docs/es/exposed-app.md",
+    "docs/es/limits.md",
+    "docs/exposed-app.md",
+    "docs/limits.md",
     "docs/operations.md",
     "docs/policy.md",
+    "examples/cdn.toml",
+    "examples/game-server.toml",
+    "examples/ollama.toml",
+    "examples/traefik.toml",
+    "examples/two-uplinks.toml",
 ];
 
 impl Package {
