@@ -1,7 +1,7 @@
-//! The generations in force on this host's interfaces, one after the other, and the state that they share.
+//! The generation in force on this host's interfaces, and the state that generations share.
 //!
-//! A policy is loaded once, and put in force interface by interface, each in one atomic step. Everything but what is
-//! counted is the host's: budgets, flows and entries are the same whichever interface a packet comes in on.
+//! A policy is loaded once, and attached to each interface in one atomic step. Budgets, flows and entries belong to the
+//! host; only counters, talkers and capture losses are kept per interface.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +35,7 @@ use super::{
     tap,
 };
 
-/// A policy as it is put in force: its file, its service ids, its programs.
+/// A loaded policy: its source file, its service ids, its programs.
 pub struct Prepared {
     generation: Generation,
     policy: Arc<Policy>,
@@ -45,7 +45,7 @@ pub struct Prepared {
     alone: Option<u32>,
 }
 
-/// What a reader of the pins is told of a policy.
+/// The facts about a policy that are stored for readers of the pins.
 #[derive(Clone, Debug)]
 pub struct PolicyFacts {
     pub path: String,
@@ -98,7 +98,7 @@ impl Prepared {
     }
 }
 
-/// What all guarded interfaces of this host share.
+/// The state that all guarded interfaces of this host share.
 pub struct Dataplane {
     state: HostState,
     /// Of the generation in force, or of the agent before this one.
@@ -727,7 +727,7 @@ fn shared_names(generation: &Generation, is_trial: bool) -> Vec<&'static str> {
     names
 }
 
-/// The kernel's number of a generation's map.
+/// The kernel's id of a generation's map.
 fn map_id(generation: &Generation, name: &'static str) -> Result<u32, AttachError> {
     let (Map::Array(map)
     | Map::ArrayOfMaps(map)

@@ -1,5 +1,5 @@
-//! What is kept for one interface: its counters, its talkers, what a capture missed there, and where its programs are.
-//! Every generation counts there, whichever program is in force.
+//! The pinned state of one interface: its counters, its talkers, what a capture lost there, and where its programs are.
+//! All generations use the same counters.
 
 use std::path::PathBuf;
 

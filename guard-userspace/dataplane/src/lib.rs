@@ -1,5 +1,5 @@
-//! The kernel side as the agent handles it: load a generation with its tables filled, attach it,
-//! read what it counted, or replay packets through it.
+//! The kernel program in the agent's hands: loads a generation with its tables filled, attaches it, reads its
+//! counters, and replays packets through it.
 
 mod attach;
 mod batch;
@@ -76,7 +76,7 @@ pub use self::{
 };
 use self::{deny_list::DenyList, object::Object, ports::SharedPortMaps};
 
-/// One loaded copy of the kernel programs: their switches are constants, their tables are full.
+/// One loaded copy of the kernel programs, with constants for its switches and filled tables.
 pub struct Generation {
     ebpf: Ebpf,
     tables: Tables,
@@ -112,7 +112,7 @@ pub enum LoadError {
     Incomplete(&'static str),
 }
 
-/// What a generation is loaded for.
+/// The purpose for which a generation is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     /// To be attached.
@@ -275,7 +275,7 @@ impl Generation {
     }
 }
 
-/// What a generation shares with others.
+/// The maps and constants that a generation shares with others.
 struct Shared {
     hash_key: HashKey,
     /// The maps that are there already, and where they are pinned.
@@ -305,11 +305,11 @@ impl Shared {
     }
 }
 
-/// How often a load is tried that the kernel breaks off.
+/// How many times an interrupted load is tried.
 const LOAD_ATTEMPTS: u32 = 5;
 
-/// The verifier gives up with EAGAIN when a signal is pending (do_check in kernel/bpf/verifier.c);
-/// libbpf tries again as often.
+/// The verifier returns EAGAIN when a signal is pending (do_check in kernel/bpf/verifier.c). libbpf retries as many
+/// times.
 fn retry_interrupted(
     mut load: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), ProgramError> {
@@ -328,8 +328,7 @@ fn random_hash_key() -> Result<HashKey, LoadError> {
     Ok(HashKey([word()?, word()?]))
 }
 
-/// Whether the kernel said EPERM or EACCES anywhere below this error. The verifier's own refusal is
-/// EACCES too, and has a log.
+/// Whether EPERM or EACCES is among the causes of this error. A rejection by the verifier is EACCES too, and has a log.
 fn is_not_permitted(error: &LoadError) -> bool {
     if let LoadError::Program(ProgramError::LoadError { verifier_log, .. }) = error
         && !verifier_log.to_string().is_empty()

@@ -1,4 +1,4 @@
-//! The link that holds the XDP program on an interface: pinned, so that nobody else need hold it.
+//! The link that attaches the XDP program to an interface. It is pinned, so no process needs to hold it.
 
 use std::io;
 
@@ -21,7 +21,7 @@ use super::{
     sys,
 };
 
-/// The link that holds the program, by this layout's pin or another's, which is the second value.
+/// The pinned link of this layout or another, and the pins that have it.
 pub fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> {
     for pins in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
         let path = pins.path(LINK);
@@ -35,16 +35,16 @@ pub fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> 
     Ok(None)
 }
 
-/// The kernel's number of the program that the pinned link of an interface holds at this moment.
+/// The kernel's id of the program that the pinned link of an interface holds.
 pub fn pinned_program(pins: &Pins) -> Option<u32> {
     let (link, _) = own_link(pins).ok().flatten()?;
     info_of(pins, &link.into()).ok()
 }
 
-/// Detaches a pinned link's program before this returns, even if another process holds the link, and removes the pin.
+/// Detaches a pinned link's program synchronously, even if another process holds the link, and removes the pin.
 ///
-/// The pin that goes would let the kernel free the link only some time later (bpf_free_inode waits for RCU), and not
-/// at all while somebody holds it. Where the program cannot be taken off first, that has to be enough.
+/// Removing the pin alone lets the kernel free the link after an RCU grace period (bpf_free_inode), and not at all
+/// while another process holds it. If the program cannot be detached first, the pin is removed all the same.
 ///
 /// # Errors
 /// The pin is still there.
@@ -55,7 +55,7 @@ pub fn take_off(pins: &Pins, name: &'static str) -> Result<(), PinError> {
     pins.remove(name)
 }
 
-/// The kernel's number of the program that a link holds.
+/// The kernel's id of the program that a link holds.
 pub fn info_of(pins: &Pins, link: &FdLink) -> Result<u32, AttachError> {
     let info = link.info().map_err(|error| link_error(pins, &error))?;
     Ok(info.program_id())
@@ -68,7 +68,7 @@ fn link_error(pins: &Pins, error: &(dyn std::error::Error + 'static)) -> AttachE
     }
 }
 
-/// Swaps the program into the link that is pinned, or makes a link.
+/// Replaces the program of the pinned link, or creates a link.
 pub fn attach_or_swap(
     pins: &Pins,
     generation: &mut Generation,
@@ -108,7 +108,7 @@ pub fn attach_or_swap(
     Ok((mode, refusal))
 }
 
-/// One atomic step: every packet is judged by the program before it or by this one.
+/// Replaces a link's program in one atomic step: every packet is judged by the old program or the new one.
 pub fn swap(pins: &Pins, generation: &mut Generation, link: FdLink) -> Result<(), AttachError> {
     let failed = |error: &(dyn std::error::Error + 'static)| link_error(pins, error);
     let link = XdpLink::try_from(link).map_err(|error| failed(&error))?;
@@ -144,7 +144,7 @@ fn attach_somehow(
     }
 }
 
-/// Somebody else's program is on the interface.
+/// The error for a program of other software on the interface.
 pub fn occupied(interface: &str, found: XdpState) -> AttachError {
     AttachError::Occupied {
         interface: interface.to_owned(),
@@ -152,7 +152,7 @@ pub fn occupied(interface: &str, found: XdpState) -> AttachError {
     }
 }
 
-/// Why there is a program already. The kernel looks above before it looks at the interface.
+/// The error for a program that is attached already. The kernel tests upper devices before the interface itself.
 fn exists(interface: &str, found: &Programs) -> AttachError {
     let interface = interface.to_owned();
     match found {

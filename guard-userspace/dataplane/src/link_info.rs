@@ -1,4 +1,4 @@
-//! The interface that a pinned XDP link is attached to, whatever it is called by now.
+//! Looks up the interface of a pinned XDP link, also if it was renamed.
 
 use std::{io, mem, os::fd::AsRawFd as _, path::Path};
 

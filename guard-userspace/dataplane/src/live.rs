@@ -1,5 +1,5 @@
-//! What comes and goes in the tables of a generation while it runs: published ports, container networks,
-//! denied and allowed sources. The same code fills a fresh generation, which is a change from nothing.
+//! Changes the tables of a running generation: published ports, container networks, denied and allowed sources. The
+//! same code fills a new generation, as a change from empty tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use super::{
     steps::{FirstError, gone, raw_os_error},
 };
 
-/// Tries that hold the lists of all services, of IPv4 and of IPv6.
+/// The names of two tries with the lists of all services: IPv4 and IPv6.
 type Tries = (&'static str, &'static str);
 
 pub const ADMITTED: Tries = (layout::ADMITTED_V4, layout::ADMITTED_V6);
@@ -87,8 +87,8 @@ impl Generation {
     }
 }
 
-/// Whether another generation would do: a table had no room (E2BIG of a hash, ENOSPC of a trie), or the
-/// program was loaded without what is needed now.
+/// Whether loading another generation helps: a table is full (E2BIG of a hash, ENOSPC of a trie), or the program was
+/// loaded without a feature that is needed now.
 pub fn needs_another(error: &LoadError) -> bool {
     if matches!(error, LoadError::Lacks(_)) {
         return true;
@@ -96,8 +96,7 @@ pub fn needs_another(error: &LoadError) -> bool {
     matches!(raw_os_error(error), Some(7 | 28))
 }
 
-/// Marks what may be in a table or not, so that the next change writes it again if it shall be there, and
-/// removes it if not.
+/// Marks entries that a failed change may have left in a table, so that the next change writes or removes them again.
 fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, Expiry>) {
     for (key, expiry) in after.iter_mut() {
         if before.get(key) != Some(expiry) {
@@ -109,7 +108,7 @@ fn doubt<K: Clone + Ord>(after: &mut BTreeMap<K, Expiry>, before: &BTreeMap<K, E
     }
 }
 
-/// Enters what is denied and allowed into the empty tables of a fresh generation, but for what its list has.
+/// Writes the denied and allowed sources into the empty tables of a new generation, except those in its deny list.
 pub(super) fn fill(
     ebpf: &mut Ebpf,
     tables: &Tables,
@@ -118,16 +117,16 @@ pub(super) fn fill(
     change(ebpf, None, tables, deny_list)
 }
 
-/// Whether any single address is denied in one and not, or otherwise, in the other.
+/// Whether a single address is denied in one of both and not, or with another end, in the other.
 fn differ_in_addresses(before: &BTreeMap<IpNet, Expiry>, after: &BTreeMap<IpNet, Expiry>) -> bool {
     let mut news = news(before, after).chain(news(after, before));
     news.any(|(prefix, _)| is_single(prefix))
 }
 
-/// Writes what is new, then removes what is gone: in between a source may be listed twice, never not at
-/// all. The flags come before everything that they announce, and go behind it.
+/// Writes new entries, then removes old ones: meanwhile a source may be listed twice, but never not at all. The flags
+/// of a table are set before its first entry and cleared after its last.
 ///
-/// What finds no room keeps nothing else from being written or removed.
+/// An entry that finds no room does not stop the others.
 fn change(
     ebpf: &mut Ebpf,
     before: Option<&Tables>,
@@ -202,7 +201,7 @@ fn services_of(listed: &PrefixExpiries) -> BTreeSet<u16> {
     listed.keys().map(|(service, _)| *service).collect()
 }
 
-/// Says of services whether sources are denied at them.
+/// Sets the flag of each service at which sources are denied.
 fn mark_denied(
     ebpf: &mut Ebpf,
     services: &BTreeSet<u16>,
@@ -223,7 +222,7 @@ fn mark_denied(
     })
 }
 
-/// What is in `after` and not, or otherwise, in `before`.
+/// The entries of `after` that `before` has not, or has with another end.
 fn news<'a, K: Ord>(
     before: &'a BTreeMap<K, Expiry>,
     after: &'a BTreeMap<K, Expiry>,
@@ -233,7 +232,7 @@ fn news<'a, K: Ord>(
         .filter(|(key, expiry)| before.get(key) != Some(expiry))
 }
 
-/// Addresses go into hashes and prefixes into tries: a trie of a million entries is slow to ask and
+/// Addresses are written into hashes and prefixes into tries: a trie with a million entries is slow to look up, and
 /// slower to free.
 fn deny<'a>(
     ebpf: &mut Ebpf,
@@ -259,7 +258,7 @@ fn deny<'a>(
     batch::insert(map_mut(ebpf, layout::DENIED_V6)?, &keys_v6, &values_v6)
 }
 
-/// The same in a running generation, whose list has room, too.
+/// The same in a running generation, whose deny list has room as well.
 fn deny_again<'a>(
     ebpf: &mut Ebpf,
     deny_list: &DenyList,

@@ -1,4 +1,4 @@
-//! The tables of a generation by their names, and single entries of them.
+//! Opens the maps of a generation by name, and writes single entries.
 
 use aya::{
     Ebpf, Pod,

@@ -1,8 +1,8 @@
-//! How a program is put on an interface, and what is there already.
+//! The XDP modes, and the programs that are already attached around an interface.
 
 use guard_host::XdpState;
 
-/// Where the program runs.
+/// The XDP mode in which the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpMode {
     /// In the driver, before the kernel allocates anything for the packet.
@@ -20,7 +20,7 @@ impl XdpMode {
     }
 }
 
-/// The XDP programs that the kernel looks at when one is attached to an interface.
+/// The XDP programs that the kernel tests when one is attached to an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Programs {
     /// On the interface itself.
@@ -29,7 +29,7 @@ pub struct Programs {
     pub above: Option<(String, XdpState)>,
 }
 
-/// What becomes of somebody else's program on the interface.
+/// Whether a program of other software on the interface is detached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Force {
     /// It stays, and the guard says so.

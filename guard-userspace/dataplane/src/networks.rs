@@ -1,5 +1,4 @@
-//! The networks of containers, as the packet path knows them: bitmaps that say where it is worth to ask,
-//! and tries that know.
+//! The packet path's tables of container networks: bitmaps, and the tries behind them.
 
 use aya::Ebpf;
 use guard_common::layout::{
@@ -17,7 +16,7 @@ use super::{
 /// Sets the bits of a network, if it is of the bitmap's family.
 type Mark = fn(&ContainerNetwork, &mut [u64]);
 
-/// Brings the tables from some networks to others: what is new is closed before what is gone is opened.
+/// Changes the tables from one set of networks to another: new ones are closed before old ones are opened.
 pub fn change(
     ebpf: &mut Ebpf,
     before: &[ContainerNetwork],
@@ -83,7 +82,7 @@ fn mark_v4(network: &ContainerNetwork, bitmap: &mut [u64]) {
     }
 }
 
-/// A wide one has more /64 than there are bits.
+/// A wide network has more /64 than the bitmap has bits.
 fn mark_v6(network: &ContainerNetwork, bitmap: &mut [u64]) {
     if let IpNet::V6(prefix) = network.prefix {
         if prefix.prefix_len() < WIDEST_NETWORK_V6 {

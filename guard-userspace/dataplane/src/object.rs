@@ -9,7 +9,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gu
 
 const WORD: usize = size_of::<u64>();
 
-/// In words, as the reader of the file wants it aligned.
+/// In words: the ELF reader requires that alignment.
 pub struct Object(Vec<u64>);
 
 impl Object {
@@ -31,7 +31,7 @@ impl Object {
     }
 }
 
-/// The last one is filled up with zeros.
+/// The last word is padded with zeros.
 fn words(bytes: &[u8]) -> Vec<u64> {
     let words = bytes.chunks(WORD).map(|chunk| {
         let mut word = [0; WORD];

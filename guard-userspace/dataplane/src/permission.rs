@@ -1,4 +1,4 @@
-//! Whether this process may load and attach programs.
+//! Tests whether this process may load and attach programs.
 
 use super::LoadError;
 

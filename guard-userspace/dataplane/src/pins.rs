@@ -1,6 +1,5 @@
-//! Where what outlives an agent is pinned: `<root>/v<layout version>/<interface>/`, with the links that
-//! hold the programs on the interface and what is counted there, and beside those folders `%host`, with the maps that
-//! all interfaces and generations share.
+//! The pins, which outlive an agent. `<root>/v<layout version>/<interface>/` has an interface's links and counters, and
+//! `%host` beside those folders the maps that all interfaces and generations share.
 
 use std::{
     fs, io,
@@ -20,17 +19,17 @@ use nix::{
     unistd::geteuid,
 };
 
-/// Where pins are unless told otherwise.
+/// The default folder of the pins.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/guard";
 
-/// Where the kernel's documentation has the BPF file system (systemd mounts it there).
+/// The usual mount point of the BPF file system (systemd mounts it there).
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Only root may open the pins.
 const FOLDER_MODE: u32 = 0o700;
 
-/// What all interfaces share. No interface's name is escaped to it, and an agent of an older layout removes it as it
-/// removes the folder of an interface.
+/// The folder of the shared maps. No interface's name is escaped to this name. An agent of an older layout removes it
+/// like the folder of an interface.
 const HOST: &str = "%host";
 
 pub(super) const LINK: &str = "link";
@@ -250,7 +249,7 @@ impl Pins {
     }
 }
 
-/// What lies below a root.
+/// The folders below a root.
 #[derive(Debug, Default)]
 pub struct Found {
     /// The folders of interfaces, of every layout.
@@ -261,7 +260,7 @@ pub struct Found {
     pub odd: Vec<String>,
 }
 
-/// Every folder of every layout below this root, and what else lies there and is none.
+/// All folders of all layouts below this root, and other files there.
 pub fn all(root: &Path) -> Result<Found, PinError> {
     let mut all = Found::default();
     for version in names_in(root)? {
@@ -302,7 +301,7 @@ pub fn all(root: &Path) -> Result<Found, PinError> {
     Ok(all)
 }
 
-/// Removes what interfaces of other layouts have shared, once none of them has pins there. Returns what stays.
+/// Removes the shared maps of other layouts that no interface uses any more. Returns what cannot be removed.
 pub(super) fn remove_hosts_of_other_layouts(root: &Path) -> Result<Vec<String>, PinError> {
     let Found {
         interfaces, hosts, ..
@@ -317,8 +316,8 @@ pub(super) fn remove_hosts_of_other_layouts(root: &Path) -> Result<Vec<String>, 
     Ok(unused.flat_map(Pins::remove_all).collect())
 }
 
-/// What is done without an agent, for one that wakes up or starts: left where no disk is needed, before it is done.
-/// An agent that was stopped in the middle of a load puts nothing in force while a word is there.
+/// An emergency exit that was taken without an agent. It is written into the pins, which need no disk, before it is
+/// carried out. An agent that wakes up in the middle of a load puts nothing in force while it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
     /// Everything shall pass.
@@ -364,19 +363,19 @@ impl Word {
     }
 }
 
-/// Removes the root of the pins if nothing is in it. What is in it has been named.
+/// Removes the root of the pins if it is empty. Callers have named what is left in it.
 pub fn remove_root(root: &Path) {
     let _result = fs::remove_dir(root);
 }
 
-/// Whether an agent holds the pins below a root, one that hangs as well.
+/// Whether an agent holds the pins below a root, even one that hangs.
 pub fn is_held(root: &Path) -> bool {
     let is_held = |attempt| !matches!(attempt, ClaimAttempt::Taken(_));
     root.is_dir() && Hold::lock(root).is_ok_and(is_held)
 }
 
-/// The pins below one root, held for one agent: two of them would take the link of an interface from each
-/// other. The kernel lets go of them when the process ends, however it ends.
+/// A lock on the pins below one root: two agents would take the link of an interface from each other. The kernel
+/// releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Hold {
     root: PathBuf,
@@ -467,8 +466,7 @@ pub fn network_namespace() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/net")?.ino())
 }
 
-/// No dot, which the names of sections have: the kernel keeps names with one for itself (bpf_lookup in
-/// kernel/bpf/inode.c).
+/// Replaces the dots of section names: the kernel reserves names with a dot (bpf_lookup in kernel/bpf/inode.c).
 fn file_of(name: &str) -> String {
     name.replace('.', "_")
 }
@@ -482,7 +480,7 @@ fn version_folder() -> String {
     format!("v{}", layout::VERSION)
 }
 
-/// The kernel refuses names with a dot, which interfaces have.
+/// Escapes an interface's name: the kernel refuses names with a dot.
 fn escape(interface: &str) -> String {
     interface.replace('%', "%25").replace('.', "%2e")
 }

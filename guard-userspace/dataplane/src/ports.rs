@@ -1,4 +1,5 @@
-//! The tables of ports of one generation, which two threads change: the agent, and who closes ports at once.
+//! The port tables of one generation. Two threads change them: the agent's loop, and the followers of container
+//! runtimes, which close ports early.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use super::{
     steps::{FirstError, gone},
 };
 
-/// What is known of published ports beside a plan, whose ports the tables are brought to.
+/// Published ports that a plan does not have yet, while the tables are changed to the plan's.
 #[derive(Default)]
 pub struct PortUpdates<'a> {
     /// Ports that were closed early, before the plan was made, and that it has.
@@ -31,7 +32,7 @@ pub struct PortUpdates<'a> {
     pub kept: BTreeSet<PublishedPort>,
 }
 
-/// What containers publish at the moment that it is asked for, which may be more than a plan has.
+/// What containers publish at the time of the call, which may be more than the plan has.
 struct NewestPorts<'a> {
     containers: &'a dyn Fn() -> Arc<Containers>,
     local_ports: &'a RangeInclusive<u16>,
@@ -102,11 +103,11 @@ impl<'a> PortUpdates<'a> {
     }
 }
 
-/// The tables, to be read and written by one at a time.
+/// The tables behind a lock.
 #[derive(Clone)]
 pub struct SharedPortMaps(Arc<Mutex<PortMaps>>);
 
-/// What the kernel has.
+/// The kernel's maps.
 struct PortMaps {
     everywhere: Map,
     addressed: HashMap<MapData, AddressedKey, PortEntry>,
@@ -266,9 +267,8 @@ fn another(ebpf: &Ebpf, name: &'static str) -> Result<Map, LoadError> {
     Ok(Map::from_map_data(data)?)
 }
 
-/// The places that a change looks at. What has been closed early is in no table that is known here: whatever it
-/// is, it is looked at. Nothing else is touched that does not change: it may have been closed a moment ago, and
-/// nobody here knows yet.
+/// The entries that a change reads and may write: those that differ, and those that were closed early, which are in
+/// none of both tables. No other entry is written: the port may have been closed early a moment ago.
 fn touched<K: Copy + Ord>(
     before: &BTreeMap<K, PortEntry>,
     after: &BTreeMap<K, PortEntry>,
@@ -279,7 +279,7 @@ fn touched<K: Copy + Ord>(
     changed.chain(early).collect()
 }
 
-/// What of it is not as it shall be in the kernel's table.
+/// The touched entries whose value in the kernel differs from the wanted one.
 fn news(
     entries: &[PortEntry],
     touched: BTreeSet<u32>,
@@ -292,7 +292,7 @@ fn news(
     news.collect()
 }
 
-/// What marks these ports as published, and which of them that is news for.
+/// The entries that mark these ports as published, and the ports for which that is a change.
 fn marks(
     entries: &[PortEntry],
     held: &BTreeMap<AddressedKey, PortEntry>,

@@ -1,4 +1,4 @@
-//! Takes the guard off, or lets everything pass, from the pins alone: no agent is needed.
+//! Removes guard, or lets everything pass, by the pins alone: without an agent.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -19,7 +19,7 @@ use super::{
     state::{HostState, StateError},
 };
 
-/// Takes the programs off an interface, whoever put them there, and removes what is kept for it.
+/// Detaches guard's programs from an interface, and removes its pins.
 ///
 /// # Errors
 /// A program is still on the interface.
@@ -37,7 +37,7 @@ pub fn remove_interface(pins: &Pins) -> Result<(), AttachError> {
     }
 }
 
-/// What came of taking the guard off.
+/// The result of removing guard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
     /// The interfaces that had pins.
@@ -48,11 +48,11 @@ pub struct Removal {
     pub left: Vec<String>,
 }
 
-/// Takes the programs off every interface that has pins of any layout below this root, and removes all
-/// state. What cannot be removed keeps nothing else from going.
+/// Detaches the programs from every interface that has pins of any layout below this root, and removes all state. A
+/// failure does not stop the rest.
 ///
 /// # Errors
-/// Whether there are pins cannot be told.
+/// The pins cannot be listed.
 pub fn detach_all(root: &Path) -> Result<Removal, PinError> {
     Ok(detach_pins(pins::all(root)?))
 }
@@ -97,13 +97,13 @@ fn detach_pins(found: Found) -> Removal {
     removal
 }
 
-/// The interface may be gone, or its state be spoilt: then there is none.
+/// `None`: the interface is gone, or its state cannot be read.
 fn about_of(pins: &Pins) -> Option<AboutInterface> {
     let state = InterfaceState::existing(pins).ok().flatten()?;
     state.about().ok()
 }
 
-/// What came of letting everything pass.
+/// The result of letting everything pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Passing {
     /// The interfaces on which everything passes now.
@@ -115,11 +115,11 @@ pub struct Passing {
     pub failed: Vec<String>,
 }
 
-/// Lets everything pass on every interface that has a program of any layout pinned below this root, with
-/// no agent: a program with no tables takes the place of the one in force. The state stays, for the next agent.
+/// Lets everything pass on every interface that has a program of any layout pinned below this root, without an agent: a
+/// program with empty tables replaces the one in force. The state stays, for the next agent.
 ///
 /// # Errors
-/// Whether there are pins cannot be told.
+/// The pins cannot be listed.
 pub fn pass_everything_everywhere(root: &Path, tick_ns: u64) -> Result<Passing, PinError> {
     let mut passing = Passing::default();
     let mut interfaces = pins::all(root)?.interfaces;

@@ -1,4 +1,4 @@
-//! Runs the real kernel programs over recorded packets, unattached and with the packets' own clock.
+//! Runs the real kernel programs over recorded packets: not attached, and with the packets' time stamps as the clock.
 
 use std::{borrow::Cow, io};
 
@@ -17,21 +17,20 @@ use guard_policy::Tables;
 
 use super::{Generation, LoadError, Purpose, Shared};
 
-/// The same for every replay, so that one can be repeated.
+/// The same for every replay, so that results are repeatable.
 const HASH_KEY: HashKey = HashKey([0x6775_6172_6420_7265, 0x706c_6179_206b_6579]);
 
-/// The replay's first packet comes at this time, in nanoseconds: late enough that a clock of the
-/// capture that goes back does not go below zero.
+/// The time of the first packet, in nanoseconds: late enough that time stamps that go back do not go below zero.
 const START_NS: u64 = 1 << 50;
 
-/// The kernel runs a program over no frame that is shorter than Ethernet's header.
+/// The kernel refuses to run a program over a frame that is shorter than an Ethernet header.
 const SHORTEST_FRAME: usize = 14;
 
-/// A capture may last so long, about two years: beyond it, budgets could not be counted.
+/// The longest capture, about two years: beyond that, the arithmetic of budgets would overflow.
 const LATEST_NS: u64 = 1 << 56;
 
-/// The longest frame: the longest IP packet, which is one of IPv6 (whose length counts what is behind its
-/// header), behind Ethernet's header and two tags.
+/// The longest frame: Ethernet's header, two VLAN tags, and the longest IP packet, which is IPv6 (its length field
+/// excludes the header).
 const LONGEST_FRAME: usize = 40 + 65_535 + 22;
 
 /// A generation that is attached nowhere, with maps of its own.
@@ -39,7 +38,7 @@ pub struct Replay {
     generation: Generation,
 }
 
-/// Which way a packet went.
+/// The direction of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     In,
@@ -47,7 +46,7 @@ pub enum Direction {
     Out,
 }
 
-/// What became of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judged {
     pub service: u16,
@@ -139,7 +138,8 @@ impl Generation {
     }
 }
 
-/// The frame as long as the kernel takes it. One that is too short for Ethernet has no IP either way.
+/// Pads a frame to the shortest that the kernel accepts. One that is too short for Ethernet has no IP packet either
+/// way.
 fn normalised(frame: &[u8]) -> Cow<'_, [u8]> {
     if frame.len() < SHORTEST_FRAME {
         let mut longer = frame.to_vec();

@@ -1,5 +1,4 @@
-//! The tables that are kept for each interface, as the program of all interfaces finds them: a row for each interface,
-//! and the row by the interface's index.
+//! The tables with a row per interface, and the map from an interface's index to its row.
 
 use std::{collections::BTreeMap, io, os::fd::AsFd as _, os::fd::AsRawFd as _};
 
@@ -87,7 +86,7 @@ impl EnteredRows {
     }
 }
 
-/// Says by the index of each interface which row is its own. Returns those for which there is no place.
+/// Maps each interface's index to its row. Returns the interfaces for which there is no place.
 pub fn assign(generation: &Generation, rows: &BTreeMap<u32, u32>) -> Result<Vec<u32>, LoadError> {
     let map = generation.map(layout::INTERFACES)?;
     let before = globals::read::<InterfacePlace>(map)?;
@@ -99,8 +98,8 @@ pub fn assign(generation: &Generation, rows: &BTreeMap<u32, u32>) -> Result<Vec<
     Ok(without)
 }
 
-/// Takes out what is not wanted, and enters what is missing: who stays keeps the place, so that a packet finds it in
-/// the middle of the change as well.
+/// Removes interfaces that are not wanted and adds those that are missing. The others keep their places, so that
+/// packets find them during the change.
 fn bring(places: &mut [InterfacePlace], rows: &BTreeMap<u32, u32>) -> Vec<u32> {
     for place in &mut *places {
         if rows.get(&place.interface) != Some(&place.row) {
@@ -195,7 +194,7 @@ fn set(outer: &Map, maps: &[(u32, &MapData)]) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Empties places of it. The kernel has no batch for that.
+/// Clears elements. The kernel has no batch command for that.
 fn clear(outer: &Map, places: &[u32]) -> Result<(), LoadError> {
     #[repr(C)]
     struct DeletedPlace {
@@ -226,7 +225,7 @@ fn clear(outer: &Map, places: &[u32]) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Another handle of it.
+/// Another handle of the map.
 fn one_by_one(data: &MapData) -> Result<ArrayOfMaps<MapData, aya::maps::MapFd>, LoadError> {
     let fd = data.fd().as_fd().try_clone_to_owned();
     let data = MapData::from_fd(fd.map_err(LoadError::Host)?)?;

@@ -1,5 +1,5 @@
-//! The state that all interfaces and generations share, in pinned maps: which maps those are, who has which number, and
-//! what a reader needs to know when no agent is there to ask.
+//! The state that all interfaces and generations share, in pinned maps: which maps those are, the service ids, and the
+//! facts for readers when no agent runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,12 +28,12 @@ use super::{
     random_hash_key, rows,
 };
 
-/// Whether flows of this host are remembered, whoever remembers them.
+/// Whether a pinned generation tracks this host's flows.
 pub fn keeps_flows(root: &Path) -> bool {
     Pins::of_host(root).has(layout::FLOWS)
 }
 
-/// Where packets are counted whose interface has no row: those of a port that was put below a bond a moment ago.
+/// The name under which packets are counted whose interface has no row, such as a port that was just added to a bond.
 pub const UNKNOWN_INTERFACE: &str = "unknown";
 
 #[derive(Debug, thiserror::Error)]
@@ -308,7 +308,7 @@ impl HostState {
     }
 }
 
-/// Where the cells of sources can be.
+/// The maps that can have the cells of sources.
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
 /// The maps that generations share, if they use them.
@@ -331,7 +331,7 @@ pub(super) const SHARED: [&str; 16] = [
     layout::PREVIOUS,
 ];
 
-/// A map that generations share, and what it must be like.
+/// A map that generations share, and its required properties.
 pub(super) struct SharedMap {
     pub name: &'static str,
     kind: MapType,
@@ -460,7 +460,7 @@ fn open_array(
     Ok(Some(Map::from_map_data(data)?))
 }
 
-/// Pins a map, and opens it from there.
+/// Pins a map, and opens it from the pin.
 pub(super) fn open_new<V: aya::Pod>(
     pins: &Pins,
     name: &'static str,
@@ -508,13 +508,13 @@ fn empty_slot() -> ServiceIdSlot {
     }
 }
 
-/// Text in a field of fixed size, filled up with zeros.
+/// The text in a field of fixed size, padded with zeros.
 pub fn text_of(bytes: &[u8]) -> String {
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Cuts off what does not fit.
+/// A text as a field of fixed size: truncated, or padded with zeros.
 pub(super) fn bytes_of<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
     for (to, from) in bytes.iter_mut().zip(text.bytes()) {

@@ -1,4 +1,4 @@
-//! Changes of tables in several steps, and what became of them.
+//! Collects the errors of changes that consist of several steps.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use guard_host::causes::io_error;
 
 use super::LoadError;
 
-/// What comes first of what goes wrong. The rest is done all the same.
+/// The first error of several steps, all of which are carried out.
 #[derive(Default)]
 pub struct FirstError(Option<LoadError>);
 
@@ -26,7 +26,7 @@ impl FirstError {
     }
 }
 
-/// What is not there need not be removed: it may have found no room.
+/// Ignores ENOENT: an entry that found no room need not be removed.
 pub fn gone(removed: Result<(), LoadError>) -> Result<(), LoadError> {
     match &removed {
         Err(error) if raw_os_error(error) == Some(NOT_THERE) => Ok(()),

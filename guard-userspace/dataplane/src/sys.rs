@@ -65,7 +65,7 @@ pub unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<li
     Ok(result)
 }
 
-/// Opens what is pinned at a path.
+/// Opens a pinned object.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = call_with_path(OBJ_GET, path, 0)?;
     // SAFETY: the kernel has just made it for this process.
@@ -95,7 +95,7 @@ fn call_with_path(command: libc::c_long, path: &Path, object: RawFd) -> io::Resu
     RawFd::try_from(result).map_err(io::Error::other)
 }
 
-/// Makes an array of maps that are like one.
+/// Creates an array of maps whose elements are like `like`.
 pub fn create_array_of_maps(name: &str, like: BorrowedFd<'_>, entries: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct MapCreate {
@@ -158,8 +158,8 @@ pub fn link_xdp(program: BorrowedFd<'_>, interface: u32, native: bool) -> io::Re
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether a link is pinned here. The kernel's answer about a descriptor has no word for what it is: of a
-/// map it would be read as that of a link.
+/// Whether a link is pinned here. BPF_OBJ_GET_INFO_BY_FD does not tell the type of an object: the answer for a map
+/// would be read as that of a link.
 pub fn is_link(path: &Path) -> io::Result<bool> {
     let fd = open_pin(path)?;
     // anon_inode_getfd in kernel/bpf/syscall.c. A link is bpf_link where it is made and bpf-link where it

@@ -1,4 +1,4 @@
-//! Reads the sources that send most.
+//! Reads the top talkers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -95,7 +95,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
     Ok(rows.into_values().collect())
 }
 
-/// `None`: nobody has the place.
+/// `None`: the place is free.
 fn source(talker: &TalkerSlot) -> Option<IpAddr> {
     let families = [Family::Ipv4, Family::Ipv6];
     let family = families

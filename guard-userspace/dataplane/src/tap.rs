@@ -1,9 +1,9 @@
-//! Packets that an operator wants to see, as the kernel program hands them over (`guard capture`).
+//! Reads the packets that the kernel program copies for `guard capture`.
 //!
-//! Two things bound what a flood costs. The kernel hands over what it is granted for a round and no more;
-//! and of what comes too often it looks at one packet of so many, so that it need not refuse the others
-//! one by one. Each outcome has a sample of its own: a flood that is dropped for one reason does not
-//! crowd out the few packets that are dropped for another.
+//! Two bounds limit the cost during a flood. The program copies as many packets as are granted for a round, and it
+//! samples one packet of many where too many match, so that it need not refuse each of the others. Each outcome has a
+//! sample of its own: a flood that is dropped for one reason does not displace the few packets that are dropped for
+//! another.
 
 use std::{
     collections::BTreeMap,
@@ -35,13 +35,13 @@ use super::{
 
 const SLOTS: usize = Outcome::SLOTS as usize;
 
-/// How many rounds there are in a second.
+/// Rounds per second.
 pub const ROUNDS: u32 = 10;
 
-/// The thinnest sample: a CPU that drops every packet of 100 Gbit/s still hands over some each second.
+/// The smallest sample: a CPU that drops every packet of 100 Gbit/s still copies some each second.
 const THINNEST: u64 = 1 << 20;
 
-/// Which packets are wanted.
+/// The packets that a capture matches.
 #[derive(Clone, Debug)]
 pub struct PacketFilter {
     pub outcomes: Vec<Outcome>,
@@ -52,7 +52,7 @@ pub struct PacketFilter {
     pub per_second: u32,
 }
 
-/// A packet that was handed over.
+/// A captured packet.
 #[derive(Clone, Debug)]
 pub struct Tapped {
     /// The interface that it came in on.
@@ -70,7 +70,7 @@ pub struct Tapped {
     pub one_of: u32,
 }
 
-/// What a round found.
+/// The packets of one round.
 #[derive(Debug, Default)]
 pub struct Round {
     pub packets: Vec<Tapped>,
@@ -78,7 +78,7 @@ pub struct Round {
     pub missed: BTreeMap<Arc<str>, u64>,
 }
 
-/// The packets of all interfaces. Nothing is handed over any more when this is dropped.
+/// A running capture of all interfaces. Dropping it ends the capture.
 pub struct Tap {
     root: PathBuf,
     state: HostState,
@@ -94,7 +94,7 @@ pub struct Tap {
     _held: Arc<()>,
 }
 
-/// What is lost on one interface is counted there.
+/// An interface, with the counters of packets that a capture lost there.
 struct TappedInterface {
     name: Arc<str>,
     tables: InterfaceTables,
@@ -276,7 +276,7 @@ impl Tap {
     }
 }
 
-/// What was wanted and not handed over on an interface, since its tables were made.
+/// The packets that matched and were not copied on an interface, since its tables were created.
 fn losses(tables: &InterfaceTables) -> Result<[u64; SLOTS], StateError> {
     let mut lost = [0; SLOTS];
     let all = iter::once(0..SLOTS as u32);
@@ -292,14 +292,14 @@ fn losses(tables: &InterfaceTables) -> Result<[u64; SLOTS], StateError> {
     Ok(lost)
 }
 
-/// Which packets are wanted at this moment: a program that is loaded writes it again.
+/// The current filter, which loading a program would overwrite.
 pub(super) fn wanted_now(state: &HostState) -> CaptureFilter {
     let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
     // What cannot be read, a capture under way writes within a round.
     read().unwrap_or(CaptureFilter::NONE)
 }
 
-/// Ends what nobody reads any more.
+/// Ends a capture that has no reader any more.
 pub(super) fn end(state: &HostState) -> Result<(), StateError> {
     Ok(filter_of(state)?.set(0, CaptureFilter::NONE, 0)?)
 }
@@ -316,8 +316,8 @@ impl Drop for Tap {
     }
 }
 
-/// What of the grant each outcome may have, where so many packets of each came in a round: what those that
-/// need less leave is for the others, and an outcome that comes next has a share, too.
+/// The share of the grant for each outcome. `offered`: the packets of each in a round. Outcomes that need less leave
+/// the rest to the others, and one share is reserved for an outcome that appears next.
 fn share(offered: &[u64], grant: u64) -> u64 {
     if offered
         .iter()
@@ -340,15 +340,14 @@ fn share(offered: &[u64], grant: u64) -> u64 {
     left / takers
 }
 
-/// One packet of how many is looked at, where so many came in a round and this is their share of the
-/// grant.
+/// The sampling rate (one packet of how many) for `offered` packets a round and a share of the grant.
 fn thinned(offered: u64, share: u64) -> u32 {
     let times = offered.div_ceil(share.max(1)).clamp(1, THINNEST);
     // The smallest power of two that is not below it.
     times.next_power_of_two() as u32
 }
 
-/// The address that a frame says it comes from, whatever else is wrong with it.
+/// The source address of a frame, even if the packet is malformed.
 pub fn source_of(frame: &[u8]) -> Option<IpAddr> {
     match LaxSlicedPacket::from_ethernet(frame).ok()?.net? {
         LaxNetSlice::Ipv4(ipv4) => Some(ipv4.header().source_addr().into()),
@@ -357,7 +356,7 @@ pub fn source_of(frame: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The event, where it lies, with its outcome and what of the frame it holds. `None`: it is no event of this
+/// Reads an event in place: the event, its outcome and the captured part of the frame. `None`: not an event of this
 /// layout.
 fn read(bytes: &[u8]) -> Option<(&Event, Outcome, &[u8])> {
     let bytes: &[u8; size_of::<Event>()] = bytes.try_into().ok()?;
