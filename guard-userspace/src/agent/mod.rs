@@ -230,7 +230,7 @@ impl Agent {
         readings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             readings.tick().await;
-            // What cannot be read is told to whoever asks for it.
+            // A failed reading is not recorded here: the commands that read talkers return the error.
             if let Ok(talkers) = self.talkers().await {
                 self.recent().add(Instant::now(), &talkers);
             }

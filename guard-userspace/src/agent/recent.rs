@@ -133,7 +133,7 @@ mod tests {
 
     const OVER: Option<(&str, &str)> = Some(("connection_limit", "web"));
 
-    /// Readings ten seconds apart, and what is asked at the end, ten seconds after the last.
+    /// Adds readings ten seconds apart, and returns the budget that `last`, ten seconds later, finds exceeded.
     fn judge(readings: &[Talker], last: &Talker, service: Option<&str>) -> Option<OverBudget> {
         let begin = Instant::now();
         let mut recent = RecentTalkers::default();

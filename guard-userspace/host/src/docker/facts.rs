@@ -1,4 +1,4 @@
-//! What a daemon says of itself, and the services of the Swarm that it belongs to.
+//! Reads a daemon's version and settings, and the services of its Swarm.
 
 use std::path::Path;
 

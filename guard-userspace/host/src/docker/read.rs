@@ -526,7 +526,7 @@ const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 /// Docker's switch for routing a bridge's IPv4 addresses instead (Docker 27).
 const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 const GATEWAY_MODE_IPV6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
-/// Those of its modes that leave the containers' addresses to whoever has a route to them.
+/// The gateway modes in which hosts with a route reach the containers' addresses directly.
 const ROUTED_MODES: [&str; 2] = ["routed", "nat-unprotected"];
 
 /// The name that was chosen for a bridge, and whether it is the default network's.
