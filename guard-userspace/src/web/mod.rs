@@ -111,21 +111,25 @@ async fn listen_at(served: &WebState, mut snapshots: watch::Receiver<Arc<Snapsho
             continue;
         };
         let is_another = |snapshot: &Arc<Snapshot>| snapshot.web() != Some(wanted);
-        match TcpListener::bind(wanted).await {
+        // `Err`: the agent's loop has ended, and no snapshot comes any more.
+        let is_over = match TcpListener::bind(wanted).await {
             Ok(listener) => {
                 info!("metrics and the page are at http://{wanted}/");
                 tokio::select! {
-                    () = listen::serve(listener, router(served.clone())) => {}
-                    _ = snapshots.wait_for(is_another) => {}
+                    () = listen::serve(listener, router(served.clone())) => false,
+                    changed = snapshots.wait_for(is_another) => changed.is_err(),
                 }
             }
             Err(error) => {
                 warn!("nothing can be served at {wanted}: {error}");
                 tokio::select! {
-                    () = sleep(TRY_AGAIN) => {}
-                    _ = snapshots.wait_for(is_another) => {}
+                    () = sleep(TRY_AGAIN) => false,
+                    changed = snapshots.wait_for(is_another) => changed.is_err(),
                 }
             }
+        };
+        if is_over {
+            return;
         }
     }
 }

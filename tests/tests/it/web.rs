@@ -255,3 +255,14 @@ fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_br
     })
     .unwrap();
 }
+
+#[test]
+fn an_agent_that_ends_does_not_begin_to_serve_again() {
+    let site = Site::new();
+    let guard = start(&site, "observe");
+    guard.run(&["detach"]).unwrap();
+    guard.wait(Duration::from_secs(20)).unwrap();
+    let log = fs::read_to_string(site.lab.folder().join("guard.log")).unwrap();
+    let begun = log.matches("metrics and the page are at").count();
+    assert_eq!(begun, 1, "{log}");
+}
