@@ -486,6 +486,10 @@ pub struct AboutInterface {
     pub clsact: u8,
     /// 1: in the driver.
     pub native: u8,
+    /// 1: only a policy on trial guards it. When the trial is over without an agent, its packets pass and are not
+    /// counted: no program is in [`PREVIOUS`] for it.
+    pub only_on_trial: u8,
+    pub reserved: [u8; 7],
 }
 
 /// The service that has an id, and its cells.
@@ -738,7 +742,7 @@ impl Conclusion {
 
 // The kernel program and user space are compiled for different targets: padding must not differ.
 const _: () = assert!(size_of::<About>() == 416);
-const _: () = assert!(size_of::<AboutInterface>() == 32);
+const _: () = assert!(size_of::<AboutInterface>() == 40);
 const _: () = assert!(size_of::<ServiceIdSlot>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
 const _: () = assert!(size_of::<GcraBudgets>() == 48);

@@ -81,10 +81,17 @@ fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
             .to_owned(),
             program_id: of_interface.program,
             generation: of_interface.generation,
-            trouble: None,
+            trouble: (of_interface.only_on_trial == 1 && is_trial_over(&about, now)).then(|| {
+                "only the policy on trial guards it, and the trial is over: its packets pass and are not counted"
+                    .to_owned()
+            }),
         });
     }
     Ok((!interfaces.is_empty()).then(|| describe(&about, now, interfaces, trouble)))
+}
+
+fn is_trial_over(about: &About, now: Timebase) -> bool {
+    about.trial_until != 0 && about.trial_until <= now.boot_ns
 }
 
 fn describe(
@@ -93,7 +100,7 @@ fn describe(
     interfaces: Vec<InterfaceStatus>,
     trouble: String,
 ) -> Status {
-    let trial_is_over = about.trial_until != 0 && about.trial_until <= now.boot_ns;
+    let trial_is_over = is_trial_over(about, now);
     let mode = Mode::from_raw(if trial_is_over {
         about.mode_before
     } else {

@@ -219,6 +219,15 @@ impl Attachment {
         Ok(refusal)
     }
 
+    /// Says to readers of the pins whether only a policy on trial guards the interface.
+    pub(super) fn set_only_on_trial(&mut self, only_on_trial: bool) -> Result<(), AttachError> {
+        let about = AboutInterface {
+            only_on_trial: u8::from(only_on_trial),
+            ..self.state.about().map_err(StateError::from)?
+        };
+        Ok(self.state.set_about(&about).map_err(StateError::from)?)
+    }
+
     /// Leaves the flows of this host to the generation that goes on here, after another was refused. What fails is put
     /// right by the next one.
     pub(super) fn take_back_flows(&mut self, goes_on: Option<&mut Generation>) {

@@ -482,6 +482,7 @@ impl Dataplane {
         force: Force,
     ) -> Result<Option<String>, AttachError> {
         let mut number = self.state.about().map_err(StateError::from)?.generation;
+        let only_on_trial = self.is_only_on_trial(attachment)?;
         let prepared = match (&mut self.next, &mut self.in_force) {
             (Some(next), _) => {
                 number += 1;
@@ -490,7 +491,25 @@ impl Dataplane {
             (None, Some(in_force)) => in_force,
             (None, None) => return Err(LoadError::Incomplete("generation").into()),
         };
-        attachment.put(&mut prepared.generation, number, found, force)
+        let refusal = attachment.put(&mut prepared.generation, number, found, force)?;
+        attachment.set_only_on_trial(only_on_trial)?;
+        Ok(refusal)
+    }
+
+    /// Whether an interface that gets what is begun, or else what is in force, has that for the time of a trial only:
+    /// [`Self::remember_previous`] found nothing for it to go back to.
+    fn is_only_on_trial(&self, attachment: &Attachment) -> Result<bool, AttachError> {
+        let Some(prepared) = self.next.as_ref().or(self.in_force.as_ref()) else {
+            return Ok(false);
+        };
+        let program = attachment.program_id();
+        Ok(match (&self.in_force, program) {
+            _ if !prepared.is_trial() => false,
+            (_, None) => true,
+            (Some(before), Some(_)) if before.is_trial() => attachment.about()?.only_on_trial == 1,
+            (Some(before), Some(program)) => !before.has_program(program),
+            (None, Some(_)) => true,
+        })
     }
 
     /// Puts back on an interface what it had before: the generation with this program.

@@ -724,45 +724,38 @@ impl Applier {
         }
     }
 
-    /// Takes the guard off interfaces that the plan does not choose.
+    /// Takes the guard off interfaces that the plan does not choose. The state of one that the policy names and that
+    /// does not exist at this moment is kept: it goes on with its counters when it comes back.
     fn drop_others(&mut self, plan: &Plan, order: &Order<'_>) -> Result<bool, ChangeError> {
         let chosen: BTreeSet<u32> = plan.targets.iter().map(|target| target.index).collect();
+        let awaited: BTreeSet<&str> = plan.troubles.iter().map(|one| one.name.as_str()).collect();
         let others = self.attachments.keys().copied();
         let others: Vec<u32> = others.filter(|index| !chosen.contains(index)).collect();
-        let mut is_changed = false;
         let mut rows = Vec::new();
         for index in others {
-            let is_there = order.host.link(index).is_some();
             // First: what is overtaken stays known, and goes with the next plan.
             let _turn = self.gate.enter(order.epoch)?;
-            let Some(attached) = self.attachments.remove(&index) else {
+            let Some(Attached { attachment, .. }) = self.attachments.remove(&index) else {
                 continue;
             };
-            let name = attached.attachment.interface().to_owned();
-            let pinned_as = attached.attachment.pins().made_for();
-            if !is_there
-                && plan
-                    .troubles
-                    .iter()
-                    .any(|trouble| trouble.name == pinned_as)
-            {
-                // It may come back, and goes on with its counters then.
-                self.waiting.insert(pinned_as, attached.attachment);
-                continue;
-            }
-            is_changed = true;
-            rows.push(attached.attachment.row());
-            match attached.attachment.detach() {
-                Ok(()) => info!(interface = name, "the policy does not choose it: detached"),
-                Err(error) => warn!(
-                    interface = name,
-                    "the policy does not choose it, and it cannot be detached whole: {:#}",
-                    anyhow::Error::from(error)
-                ),
+            let pinned_as = attachment.pins().made_for();
+            if order.host.link(index).is_none() && awaited.contains(pinned_as.as_str()) {
+                self.waiting.insert(pinned_as, attachment);
+            } else {
+                rows.push(drop_from(attachment));
             }
         }
+        let gone = self.waiting.keys();
+        let gone: Vec<String> = gone
+            .filter(|name| !awaited.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for name in gone {
+            let _turn = self.gate.enter(order.epoch)?;
+            rows.extend(self.waiting.remove(&name).map(drop_from));
+        }
         self.leave_rows(&rows);
-        Ok(is_changed)
+        Ok(!rows.is_empty())
     }
 
     /// Tells the closer whose port tables count.
@@ -836,6 +829,21 @@ impl Attached {
     }
 }
 
+/// Detaches what the policy does not choose, and says whose row is free then.
+fn drop_from(attachment: Attachment) -> u32 {
+    let name = attachment.interface().to_owned();
+    let row = attachment.row();
+    match attachment.detach() {
+        Ok(()) => info!(interface = name, "the policy does not choose it: detached"),
+        Err(error) => warn!(
+            interface = name,
+            "the policy does not choose it, and it cannot be detached whole: {:#}",
+            anyhow::Error::from(error)
+        ),
+    }
+    row
+}
+
 fn compile_input<'a>(
     content: &'a Content,
     containers: &'a Containers,
@@ -861,7 +869,12 @@ fn with_ports(mut rows: BTreeMap<u32, u32>, host: &Host) -> BTreeMap<u32, u32> {
     rows
 }
 
-pub fn is_missing(loaded: &Loaded, name: &str) -> anyhow::Error {
+/// An interface that the plan chose does not exist. A policy that does not name it is not to blame: a default route led
+/// there a moment ago.
+fn is_missing(loaded: &Loaded, name: &str) -> anyhow::Error {
+    if line_of(loaded, name).is_empty() {
+        return anyhow::anyhow!("interface {name} does not exist any more");
+    }
     anyhow::anyhow!(
         "{}{}: interface {name} does not exist: `ip -brief link` lists those that do",
         loaded.path.display(),

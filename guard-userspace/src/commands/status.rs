@@ -186,7 +186,8 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     } in interfaces
     {
         let state = match (attached, trouble) {
-            (true, _) => "attached".to_owned(),
+            (true, None) => "attached".to_owned(),
+            (true, Some(trouble)) => format!("attached ({trouble})"),
             (false, Some(trouble)) => format!("NOT ATTACHED ({trouble})"),
             (false, None) => "NOT ATTACHED".to_owned(),
         };

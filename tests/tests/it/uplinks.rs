@@ -179,6 +179,60 @@ fn an_uplink_that_comes_later_has_the_budgets_and_one_that_goes_leaves_them() {
 }
 
 #[test]
+fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
+    let site = Site::new();
+    let (one, both) = (policy(&[INTERFACE], OPEN_80), policy(&BOTH, OPEN_80));
+    // By a reload, by the start of an agent, by a trial, and by one that comes back under its name.
+    for way in ["reload", "start", "try", "unnamed"] {
+        add_uplink(&site.lab);
+        let guard = Guard::start(&site.lab, &both).unwrap();
+        assert_eq!(guard.json("status").unwrap()["enforcing"], true, "{way}");
+        site.lab.host.ip(&format!("link del {SECOND}")).unwrap();
+        wait_for(Duration::from_secs(20), || {
+            let status = guard.json("status")?;
+            anyhow::ensure!(status["enforcing"] == false, "{status}");
+            Ok(())
+        })
+        .unwrap();
+        assert!(pins_of(&site.lab, SECOND).exists(), "{way}: it may return");
+        let guard = match way {
+            "start" => {
+                guard.kill().unwrap();
+                Guard::start(&site.lab, &one).unwrap()
+            }
+            "try" => {
+                let tried = site.lab.folder().join("tried.toml");
+                fs::write(&tried, &one).unwrap();
+                guard.run(&["try", tried.to_str().unwrap()]).unwrap();
+                guard
+            }
+            _ => {
+                write_policy(&site.lab, &one).unwrap();
+                guard.run(&["reload"]).unwrap();
+                guard
+            }
+        };
+        if way == "unnamed" {
+            add_uplink(&site.lab);
+            becomes(&[HOST_THERE], OPEN, &site);
+        }
+        assert!(!pins_of(&site.lab, SECOND).exists(), "{way}");
+        assert_eq!(guard.json("status").unwrap()["enforcing"], true, "{way}");
+        guard.kill().unwrap();
+        let status = site.status();
+        assert_eq!(status["enforcing"], true, "{way}: {status}");
+        let interfaces = status["interfaces"].as_array().unwrap();
+        assert_eq!(interfaces.len(), 1, "{way}: {status}");
+        site.guard(&["detach"]);
+        assert!(!site.lab.pins().exists(), "{way}: pins are left");
+        let links = site.lab.host.ip("-brief link").unwrap();
+        if links.contains(SECOND) {
+            site.lab.host.ip(&format!("link del {SECOND}")).unwrap();
+        }
+    }
+}
+
+#[test]
 fn entries_trials_and_exits_reach_every_uplink() {
     let site = Site::new();
     add_uplink(&site.lab);
@@ -243,6 +297,17 @@ fn an_uplink_that_only_a_trial_guards_is_open_when_the_kernel_takes_it_back() {
     // What was not guarded before is not closed by the policy before, which was never meant for it.
     becomes(&[HOST_THERE], OPEN, &site);
     becomes(&[HOST_V4], CLOSED, &site);
+    let status = site.status();
+    let troubles =
+        BTreeMap::from_iter(status["interfaces"].as_array().unwrap().iter().map(|one| {
+            let name = one["name"].as_str().unwrap();
+            (name, one["trouble"].as_str())
+        }));
+    assert_eq!(troubles[INTERFACE], None);
+    let trouble = troubles[SECOND].unwrap();
+    assert!(trouble.contains("the trial is over"), "{trouble}");
+    let told = site.guard(&["status"]);
+    assert!(told.contains(trouble), "{told}");
     Guard::start_again(&site.lab).unwrap().remove().unwrap();
 }
 
