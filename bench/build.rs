@@ -1,5 +1,4 @@
-//! Builds the kernel programs of the bench from source, as guard-userspace/dataplane/build.rs does
-//! guard's.
+//! Builds the kernel programs of the bench from source, as guard-userspace/dataplane/build.rs builds guard's.
 
 use std::env;
 
@@ -20,13 +19,13 @@ const CPU: [(&str, &str); 3] = [
 fn main() -> Result<()> {
     println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
     let toolchain = env::var(TOOLCHAIN).unwrap_or_else(|_| "nightly".to_owned());
-    // SAFETY: the build script has one thread. The target needs core built from source, which a
-    // stable compiler does only with this; it reaches the kernel programs alone.
+    // SAFETY: the build script has one thread. The target needs core built from source, which a stable compiler does
+    // only with this variable; it applies only to the kernel programs.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
-    // Compiled in pieces it is another program, which the verifier may refuse.
+    // With several codegen units the program differs, and the verifier may reject it.
     // SAFETY: as above.
     unsafe { env::set_var("CARGO_INCREMENTAL", "0") };
-    // As guard's own: see there.
+    // For the reason, see guard-userspace/dataplane/build.rs.
     for (key, value) in CPU {
         // SAFETY: as above.
         unsafe { env::set_var(key, value) };

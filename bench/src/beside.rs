@@ -1,5 +1,5 @@
-//! What stands beside and around guard's program: the empty program, a source for every packet, and the
-//! token bucket of the tutorials.
+//! The programs beside guard's: the empty program, the wrappers that vary packets, minimal programs, and the token
+//! bucket of the tutorials.
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -13,21 +13,21 @@ static WRAPPER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/w
 static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors"));
 static LRU_BUCKET: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lru_bucket"));
 
-/// Addresses or ports, one after the other from this one.
+/// A range of addresses or ports.
 #[derive(Clone, Copy)]
 pub struct Numbers {
     pub first: u32,
     pub count: u32,
 }
 
-/// What is another in every packet, picked at random.
+/// The field that varies from packet to packet, at random.
 #[derive(Clone, Copy)]
 pub enum Varied {
     Source(Numbers),
     Port(Numbers),
 }
 
-/// One program of its own.
+/// One of these programs, loaded.
 pub struct Beside {
     ebpf: Ebpf,
     name: &'static str,
@@ -42,20 +42,23 @@ impl Beside {
         Self::load(&mut EbpfLoader::new(), LRU_BUCKET, "lru_bucket")
     }
 
-    /// Counts each packet in two cells of its source, so that no CPU loses a count, and does nothing else.
+    /// Loads a program that only counts each packet in two cells of its source, atomically.
     pub fn two_exchanges() -> Result<Self> {
         Self::load(&mut EbpfLoader::new(), FLOORS, "two_exchanges")
     }
 
-    /// Drops what is sent to closed ports, which are all, counts it, and does nothing else.
+    /// Loads a program that only drops and counts packets to closed ports; all ports are closed.
     pub fn one_port() -> Result<Self> {
         Self::load(&mut EbpfLoader::new(), FLOORS, "one_port")
     }
 
-    /// Drops these sources, and does nothing else.
+    /// Loads a program that only drops these sources.
     pub fn one_lookup(Numbers { first, count }: Numbers) -> Result<Self> {
         let mut floor = Self::load(&mut EbpfLoader::new(), FLOORS, "one_lookup")?;
-        let map = floor.ebpf.map_mut("LISTED").context("there is no list")?;
+        let map = floor
+            .ebpf
+            .map_mut("LISTED")
+            .context("the program has no map LISTED")?;
         let mut listed = HashMap::<_, u32, u64>::try_from(map)?;
         for source in first..first + count {
             listed.insert(source.to_be(), 0, 0)?;
@@ -63,7 +66,7 @@ impl Beside {
         Ok(floor)
     }
 
-    /// The program with a source or a port for every packet.
+    /// Wraps a program, so that every packet gets another source or port.
     pub fn randomised(target: &ProgramFd, varied: Varied) -> Result<Self> {
         let (name, Numbers { first, count }) = match varied {
             Varied::Source(sources) => ("randomise", sources),
@@ -75,7 +78,7 @@ impl Beside {
             .override_global("COUNT", &count, true);
         let mut wrapper = Self::load(&mut loader, WRAPPER, name)?;
         let map = wrapper.ebpf.map_mut("TARGET");
-        let map = map.context("the wrapper has no place for a program")?;
+        let map = map.context("the wrapper has no map for the program")?;
         ProgramArray::try_from(map)?.set(0, target, 0)?;
         Ok(wrapper)
     }

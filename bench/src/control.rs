@@ -1,4 +1,4 @@
-//! What the agent costs: the release binary in a lab of its own, with a policy as large as they get.
+//! The cost of the agent: the release binary in a separate lab, with a policy of the promised size.
 
 use std::{
     fmt::Write as _,
@@ -40,11 +40,11 @@ const SERVICES: u16 = 1_000;
 const FIRST_PORT: u16 = 20_000;
 const DENIED: u32 = 100_000;
 
-/// How often a reload and a reading are timed.
+/// How often a reload and a reading of the counters are timed.
 const RELOADS: u32 = 7;
 const READINGS: u32 = 51;
 
-/// How long the agent is watched while nobody asks it anything, and what it is left before.
+/// How long the idle agent is watched, and the pause before that.
 const WATCHED: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(3);
 
@@ -59,7 +59,7 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
         runtime: Builder::new_current_thread().enable_all().build()?,
     };
     let row = |name, about, unit, values, bar, fault| -> Result<Row> {
-        let spread = Spread::of(values).context("there is no round")?;
+        let spread = Spread::of(values).context("no round was measured")?;
         let names = (name, "The control side", about);
         Ok(Row::new(names, unit, spread, Some(Bar::AtMost(bar)), fault))
     };
@@ -116,7 +116,7 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     let share = 100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64();
     rows.push(row(
         IDLE,
-        "the agent with that policy, when nobody asks: of one core",
+        "the idle agent with that policy: of one core",
         RowUnit::Percent,
         vec![share],
         0.5,
@@ -134,7 +134,7 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     Ok(rows.into_iter().filter(|row| asked.is(&row.name)).collect())
 }
 
-/// One that has as much of everything as is promised.
+/// A policy with as many services and denied addresses as are promised.
 fn policy() -> String {
     let mut policy = format!(
         "mode = \"enforce\"\nscope = \"host\"\ninterfaces = [\"{INTERFACE}\"]\n\
@@ -152,7 +152,7 @@ fn policy() -> String {
     policy += "[[source]]\nname = \"feed\"\ndeny = true\ncidrs = [\n";
     let first = u32::from(Ipv4Addr::new(10, 0, 0, 0));
     for number in 0..DENIED {
-        // Not one after the other: feeds are not, either.
+        // The addresses are not consecutive, as in real feeds.
         let address = Ipv4Addr::from(first + number * 13);
         let _ = writeln!(policy, "\"{address}\",");
     }
@@ -164,21 +164,21 @@ fn knock(lab: &Lab) -> Result<()> {
     lab.internet.enter(|| -> Result<()> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         for number in 0..SERVICES {
-            // Nobody listens there, and the host says so.
+            // No server listens there, so an ICMP error may come back.
             let _ = socket.send_to(b"?", (HOST_V4, FIRST_PORT + number));
         }
         Ok(())
     })?
 }
 
-/// The agent, asked as the command line asks it.
+/// A client of the agent, as in the command line.
 struct AgentClient {
     client: Client,
     runtime: Runtime,
 }
 
 impl AgentClient {
-    /// In milliseconds.
+    /// The time of a reload, in milliseconds.
     fn reload(&self) -> Result<f64> {
         let start = Instant::now();
         let request = Reload::default();
@@ -186,7 +186,7 @@ impl AgentClient {
         Ok(milliseconds(start))
     }
 
-    /// In milliseconds.
+    /// The slowest status answer during a reload, in milliseconds.
     fn slowest_status_during_a_reload(&self) -> Result<f64> {
         let request = Reload::default();
         let mut slowest = 0_f64;
@@ -194,7 +194,7 @@ impl AgentClient {
             let mut reload = pin!(self.client.reload(&request));
             loop {
                 let start = Instant::now();
-                // The reload goes on while the status is waited for.
+                // The reload continues while the status request waits.
                 let mut status = pin!(self.client.status());
                 let reloaded = tokio::select! {
                     biased;
@@ -214,7 +214,7 @@ impl AgentClient {
         })
     }
 
-    /// In milliseconds, and how many there are.
+    /// The time to read the counters in milliseconds, and their number.
     fn counters(&self) -> Result<(f64, usize)> {
         let start = Instant::now();
         let counters = self.runtime.block_on(self.client.counters())?;
@@ -226,8 +226,8 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// What a process has spent on CPUs, with those of its threads that have ended (clock_getcpuclockid(3)). What
-/// /proc tells is as coarse as the tick.
+/// The CPU time of a process, with its ended threads (clock_getcpuclockid(3)). The times in /proc are only as precise
+/// as a tick.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?))?;
     Ok(clock_gettime(clock)?.into())

@@ -1,5 +1,5 @@
-//! Writes what was measured into `docs/performance.md`, between the markers there, and draws the plots
-//! beside it. What is written by hand stays.
+//! Writes the measurements into `docs/performance.md`, between the markers there, and draws its plots. Hand-written
+//! text stays.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -8,17 +8,18 @@ use anyhow::{Context as _, Result};
 use crate::{
     end_to_end,
     growth::Growth,
-    plot::{grouped, plot},
-    report::{BenchReport, told},
+    plot::{Bars, bars, grouped, plot},
+    report::BenchReport,
     row::{Row, RowUnit},
 };
 
 const PAGE: &str = "performance.md";
 const PLOTS: &str = "performance";
+const JSON: &str = "bench.json";
 
 const END_TO_END: &str = "end-to-end";
 
-/// The groups of rows, by the names of their places in the page.
+/// The groups of rows, by the names of their markers in the page.
 const GROUPS: [(&str, &[&str]); 5] = [
     (
         "packets",
@@ -40,7 +41,31 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (END_TO_END, &end_to_end::TITLES),
 ];
 
-/// The rows whose share of a wire's time is told.
+/// The rows that the page's first plot compares: a row of guard's, then the rows that do the same without it.
+const COMPARED: [(&str, &str, bool); 8] = [
+    ("closed", "guard: closed port, drop", true),
+    ("xdp-filter-closed", "xdp-filter: closed port, drop", false),
+    (
+        "denied-random",
+        "guard: one of a million denied addresses, drop",
+        true,
+    ),
+    (
+        "xdp-filter-denied",
+        "xdp-filter: its one denied address, drop",
+        false,
+    ),
+    ("open", "guard: open port with a budget, one source", true),
+    ("lru", "LRU hash token bucket, one source", false),
+    (
+        "random",
+        "guard: open port with a budget, random sources",
+        true,
+    ),
+    ("lru-random", "LRU hash token bucket, random sources", false),
+];
+
+/// The rows of the table with the share of the time between two packets.
 const ON_THE_WIRE: [&str; 6] = [
     "closed",
     "open",
@@ -50,23 +75,31 @@ const ON_THE_WIRE: [&str; 6] = [
     "denied-random",
 ];
 
-/// How long a frame of 64 bytes takes on a wire, with preamble and gap: 84 bytes.
+/// The time of a frame of 64 bytes on the wire in nanoseconds, with preamble and gap: 84 bytes.
 const WIRES: [(&str, f64); 2] = [("10 Gbit/s", 67.2), ("25 Gbit/s", 26.88)];
 
-/// Writes what there is of the report into the page in this folder; of the rest, what is there stays.
+/// Writes the measured parts of the report into the page in this folder; the other parts of the page stay.
 pub fn write(folder: &Path, report: &BenchReport) -> Result<()> {
     let path = folder.join(PAGE);
     let mut page =
         fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    fs::create_dir_all(folder.join(PLOTS))?;
+    let json = serde_json::to_string_pretty(report)? + "\n";
+    fs::write(folder.join(PLOTS).join(JSON), json)?;
     put(&mut page, "machine", &about(report))?;
+    let compared = compared(report);
+    if !compared.is_empty() {
+        let svg = bars("ns a packet, above an empty XDP program", &compared)?;
+        fs::write(folder.join(PLOTS).join("result.svg"), svg)?;
+    }
     for (place, titles) in GROUPS {
-        // What could not be measured leaves the table that is there.
+        // A group that could not be measured keeps its old table.
         let of_group = |row: &&Row| titles.contains(&row.group) && row.value.is_finite();
         let rows: Vec<&Row> = report.rows.iter().filter(of_group).collect();
         if !rows.is_empty() {
             let mut text = tables(&rows);
             if place == END_TO_END {
-                // It is not in every run.
+                // This group is not measured in every run, so it has its own date.
                 let date = report.date.strftime("%Y-%m-%d");
                 text.insert_str(0, &format!("Measured on {date}.\n\n"));
             }
@@ -76,9 +109,6 @@ pub fn write(folder: &Path, report: &BenchReport) -> Result<()> {
     let wire = wire(report);
     if !wire.is_empty() {
         put(&mut page, "wire", &wire)?;
-    }
-    if !report.growth.is_empty() {
-        fs::create_dir_all(folder.join(PLOTS))?;
     }
     for growth in &report.growth {
         let name = format!("{}.svg", growth.name);
@@ -93,9 +123,10 @@ pub fn write(folder: &Path, report: &BenchReport) -> Result<()> {
 fn put(page: &mut String, place: &str, text: &str) -> Result<()> {
     let (begin, end) = (format!("<!-- bench: {place} -->\n"), "<!-- end -->");
     let start = page.find(&begin).map(|start| start + begin.len());
-    let start = start.with_context(|| format!("{PAGE} has no place for {place}"))?;
+    let start = start.with_context(|| format!("{PAGE} has no marker {place:?}"))?;
     let length = page.get(start..).and_then(|rest| rest.find(end));
-    let length = length.with_context(|| format!("the place for {place} has no end"))?;
+    let length =
+        length.with_context(|| format!("the marker {place:?} of {PAGE} has no end marker"))?;
     page.replace_range(start..start + length, &format!("\n{}\n\n", text.trim_end()));
     Ok(())
 }
@@ -120,12 +151,33 @@ fn about(report: &BenchReport) -> String {
     }
     let of_growth = report.growth.iter().flat_map(|growth| &growth.unquiet);
     let of_packets = packets.iter().flat_map(|packets| &packets.unquiet);
-    let unquiet: Vec<String> = of_packets.chain(of_growth).cloned().collect();
-    if !unquiet.is_empty() {
-        text.push(' ');
-        text.push_str(&told(&unquiet));
+    let unquiet = of_packets.chain(of_growth).count();
+    if unquiet > 0 {
+        // Writing to memory does not fail.
+        let _ = write!(
+            text,
+            " {unquiet} cases had hardly a quiet round, so all of their rounds count: `unquiet` in \
+             [{JSON}]({PLOTS}/{JSON}) names them."
+        );
     }
     text
+}
+
+/// The bars of the page's first plot, for the rows that were measured.
+fn compared(report: &BenchReport) -> Vec<Bars<'static>> {
+    let measured = |name: &str| {
+        let mut rows = report.rows.iter();
+        rows.find(|row| row.name == name && row.value.is_finite())
+    };
+    let bars = COMPARED.iter().filter_map(|(name, about, is_ours)| {
+        let row = measured(name)?;
+        Some(Bars {
+            about,
+            value: row.value,
+            is_ours: *is_ours,
+        })
+    });
+    bars.collect()
 }
 
 /// A table for each group.
@@ -160,7 +212,7 @@ fn tables(rows: &[&Row]) -> String {
     text
 }
 
-/// What a packet takes of the time until the next one, when the wire is full of the smallest.
+/// The share of the time between two packets that a packet costs, on a wire full of the smallest packets.
 fn wire(report: &BenchReport) -> String {
     let mut text = String::new();
     let rows = report.rows.iter();

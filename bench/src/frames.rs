@@ -1,4 +1,4 @@
-//! The packets: the smallest that come over a wire.
+//! The measured packets: the smallest on a wire.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -9,16 +9,16 @@ pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 7
 pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10);
 
-/// 64 bytes on the wire, less the checksum behind them that no program sees.
+/// 64 bytes on the wire, without the frame check sequence, which no program sees.
 const SHORTEST: usize = 60;
 
 const CLIENT_PORT: u16 = 40_000;
 const HOP_LIMIT: u8 = 64;
 
-/// Where IPv4 is in a frame without tags.
+/// The offset of IPv4 in a frame without tags.
 const IPV4_AT: usize = 14;
 
-/// How a packet travels.
+/// The addresses and headers around a packet.
 #[derive(Clone, Copy)]
 pub enum PacketAddresses {
     V4 { from: Ipv4Addr, to: Ipv4Addr },
@@ -61,8 +61,7 @@ pub fn syn(network: PacketAddresses, port: u16) -> Vec<u8> {
     padded(|frame| segment.write(frame, &[]))
 }
 
-/// The same between two hardware addresses, from nowhere: source and source port are 0, and the checksums
-/// those of that.
+/// A SYN between two hardware addresses, with source and source port 0 and checksums to match.
 pub fn flooding_syn((from, to): ([u8; 6], [u8; 6]), port: u16) -> Vec<u8> {
     let ip = PacketBuilder::ethernet2(from, to).ipv4([0; 4], HOST_V4.octets(), HOP_LIMIT);
     let segment = ip.tcp(0, port, 1, 64_240).syn();
@@ -80,7 +79,7 @@ pub fn udp(network: PacketAddresses, from_port: u16, port: u16) -> Vec<u8> {
     padded(|frame| datagram.write(frame, &[]))
 }
 
-/// A neighbour of IPv6 asks for an address.
+/// An IPv6 neighbour solicitation.
 pub fn neighbour_solicitation() -> Vec<u8> {
     const SOLICITATION: u8 = 135;
     let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
@@ -89,7 +88,7 @@ pub fn neighbour_solicitation() -> Vec<u8> {
     padded(|frame| message.write(frame, &HOST_V6.octets()))
 }
 
-/// A question for an address on the same wire.
+/// An ARP request.
 pub fn arp() -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x06]);
@@ -104,13 +103,13 @@ pub fn tagged(frame: &[u8]) -> Vec<u8> {
     [addresses, &tags, rest].concat()
 }
 
-/// The frame of IPv4 as a fragment that is not the first.
+/// The IPv4 frame as a later fragment.
 pub fn later_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame[IPV4_AT + 7] = 1;
     frame
 }
 
-/// The frame of IPv4 with a header that claims to be shorter than any is.
+/// The IPv4 frame with a header length below the minimum.
 pub fn malformed(mut frame: Vec<u8>) -> Vec<u8> {
     frame[IPV4_AT] = 0x44;
     frame
@@ -118,7 +117,7 @@ pub fn malformed(mut frame: Vec<u8>) -> Vec<u8> {
 
 fn padded(write: impl FnOnce(&mut Vec<u8>) -> Result<(), BuildWriteError>) -> Vec<u8> {
     let mut frame = Vec::with_capacity(SHORTEST);
-    // What is built above fits, and memory takes it.
+    // The headers above fit, and writing to memory does not fail.
     write(&mut frame).expect("a frame is written to memory");
     frame.resize(frame.len().max(SHORTEST), 0);
     frame

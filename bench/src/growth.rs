@@ -1,4 +1,4 @@
-//! What packets cost when there is more of something.
+//! Measures the cost of packets as tables grow.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::{
     spread::Spread,
 };
 
-/// How long quiet rounds are waited for at most, for each axis.
+/// The longest time to wait for quiet rounds, for each axis.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What there is more and more of.
+/// The measurements along one axis.
 #[derive(Serialize)]
 pub struct Growth {
     pub name: &'static str,
@@ -26,7 +26,7 @@ pub struct Growth {
     pub unquiet: Vec<String>,
 }
 
-/// One packet.
+/// The measurements of one packet along the axis.
 #[derive(Serialize)]
 pub struct GrowthSeries {
     pub about: &'static str,
@@ -36,12 +36,12 @@ pub struct GrowthSeries {
 #[derive(Serialize)]
 pub struct Point {
     pub count: u32,
-    /// In nanoseconds more than the empty program.
+    /// The cost in nanoseconds above the empty program.
     pub cost: Spread,
 }
 
 pub fn measured(rounds: u32, patience: Duration) -> Result<Vec<Growth>> {
-    // One after the other: each leaves its tables before the next makes its own.
+    // One axis after the other: each frees its tables before the next one loads its own.
     axes()
         .into_iter()
         .map(|axis| {
@@ -64,7 +64,7 @@ fn grown(axis: Axis, rounds: u32, patience: Duration) -> Result<Growth> {
         }
         Ok(Point {
             count: *count,
-            cost: Spread::of(net.iter().copied()).context("there is no round")?,
+            cost: Spread::of(net.iter().copied()).context("no round was measured")?,
         })
     };
     let series = lines.iter().map(|AxisLine { about, cases }| {

@@ -1,5 +1,5 @@
-//! Guard's program as it is loaded for a policy: the policy's text takes the way that it takes in the
-//! agent, and the tables are filled as in service.
+//! Guard's program, loaded for a policy: the policy's text is parsed and compiled as in the agent, and the tables are
+//! filled as in production.
 
 use std::{
     collections::BTreeMap,
@@ -23,16 +23,16 @@ use jiff::Timestamp;
 
 use crate::frames::{CLIENT_V4, HOST_V4};
 
-/// The ports that a kernel picks from by default.
+/// The kernel's default local port range.
 const LOCAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 /// A port that a container publishes.
 pub const PUBLISHED: u16 = 8_000;
 
-/// In the first of them.
+/// An address in the first of [`NETWORKS`].
 pub const CONTAINER: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 
-/// A flow that the host has opened.
+/// The host's end of a flow that it has opened; `ASKED` is the peer's end.
 pub const ASKED_FROM: SocketAddr = SocketAddr::new(IpAddr::V4(HOST_V4), 40_053);
 const OWN: [IpAddr; 2] = [
     IpAddr::V4(HOST_V4),
@@ -41,7 +41,7 @@ const OWN: [IpAddr; 2] = [
 
 pub const ASKED: SocketAddr = SocketAddr::new(IpAddr::V4(CLIENT_V4), 53);
 
-/// The networks that Docker makes first.
+/// The first networks that Docker creates.
 const NETWORKS: [&str; 4] = [
     "172.17.0.0/16",
     "172.18.0.0/16",
@@ -49,12 +49,12 @@ const NETWORKS: [&str; 4] = [
     "fd00:d0c::/64",
 ];
 
-/// A policy, and what operators let through or drop besides.
+/// A policy, and the operators' allow and deny entries.
 #[derive(Default)]
 pub struct Setup {
     pub policy: String,
     pub entries: Vec<Entry>,
-    /// TCP ports that containers publish besides [`PUBLISHED`].
+    /// TCP ports that containers publish in addition to [`PUBLISHED`].
     pub published: Vec<u16>,
 }
 
@@ -94,10 +94,10 @@ pub fn single(address: Ipv4Addr) -> IpNet {
     IpNet::from(IpAddr::from(address))
 }
 
-/// The program, attached nowhere.
+/// The loaded program, which is not attached.
 pub struct GuardProgram(Generation);
 
-/// The name of the service, if one was concerned, and the outcome.
+/// The name of the matched service, if any, and the outcome.
 pub type CounterKey = (Option<String>, Outcome);
 
 pub type CounterSums = BTreeMap<CounterKey, u64>;
@@ -107,7 +107,7 @@ impl GuardProgram {
         let tick_ns = host::tick_ns()?;
         let policy = Policy::parse(&setup.policy, "bench.toml", KernelTick { tick_ns })?;
         let containers = containers(&setup.published)?;
-        // Of both families, as a host has them: their place in the bitmap is looked at for every packet.
+        // Own addresses of both families, as on a host: the program tests their bits in the bitmap for every packet.
         let own_sources = OWN.into();
         let compile_input = CompileInput {
             containers: &containers,
@@ -139,7 +139,7 @@ impl GuardProgram {
     }
 }
 
-/// A host with Docker: a few networks, and ports that are published and meant for nobody.
+/// The containers of a host with Docker: a few networks, and published ports that no service lists.
 fn containers(published: &[u16]) -> Result<Containers> {
     let ports = published.iter().copied().chain([PUBLISHED]);
     let published = ports.flat_map(|port| {

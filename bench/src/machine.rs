@@ -1,4 +1,4 @@
-//! The machine that it was measured on.
+//! The machine that runs the measurements.
 
 use std::{fmt, fs, thread};
 
@@ -11,7 +11,7 @@ pub struct MachineInfo {
     pub cpu: String,
     pub cpus: usize,
     pub kernel: String,
-    /// `net.core.bpf_jit_enable` and `bpf_jit_harden`.
+    /// The sysctls `net.core.bpf_jit_enable` and `bpf_jit_harden`.
     pub jit: String,
     pub jit_harden: String,
 }

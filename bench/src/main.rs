@@ -1,5 +1,5 @@
-//! What a packet costs: guard's program as it is loaded for real policies, beside the empty program and
-//! its peers, on this machine; and what the agent costs. `cargo xtask bench` runs it.
+//! Measures the cost of a packet on this machine: guard's program, loaded for real policies, beside the empty program
+//! and other software. Measures also the cost of the agent. `cargo xtask bench` runs it.
 
 mod beside;
 mod cases;
@@ -38,48 +38,48 @@ use jiff::Timestamp;
 
 use crate::{machine::MachineInfo, report::BenchReport, row::Row};
 
-/// Where the documentation is, seen from the root of the workspace.
+/// The folder of the documentation, relative to the root of the workspace.
 const DOCS: &str = "docs";
 
-/// Measures what a packet costs, and what the agent does
+/// Measure the cost of a packet and of the agent
 #[derive(Parser)]
 #[command(name = "bench")]
 struct BenchArguments {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
-    /// Measure only rows whose name contains one of these, and what they follow from
+    /// Measure only rows whose name contains one of these, and the rows that they are derived from
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     filter: Vec<String>,
-    /// How often each row is measured
+    /// Measure each row this many times
     #[arg(long, default_value_t = 21)]
     rounds: u32,
-    /// How many seconds quiet rounds are waited for, if the machine is disturbed; with more of something, for
-    /// each of those at most 180
+    /// Wait at most this many seconds for quiet rounds, if the machine is disturbed; with --growth, at most 180 for
+    /// each table
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     patience: u64,
-    /// Measure what packets cost when there is more of something as well: sources, services, ports, denied
-    /// and named sources
+    /// Measure also the cost of packets as tables grow: sources, services, ports, denied and named sources
     #[arg(long)]
     growth: bool,
-    /// Measure what a web server keeps under a flood as well; it needs two CPUs for some minutes
+    /// Measure also what a web server keeps under a flood; this needs two CPUs for some minutes
     #[arg(long)]
     end_to_end: bool,
-    /// Measure with more of everything, and write everything into performance.md in this folder, with the plots
+    /// Measure as with --growth, and write all results into performance.md in this folder, with the plots
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = DOCS, conflicts_with = "filter")]
     docs: Option<PathBuf>,
-    /// Say the names of the rows, and measure nothing
+    /// Print the names of the rows, and measure nothing
     #[arg(long)]
     list: bool,
 }
 
-/// Which rows are asked for.
+/// The selected rows.
 pub struct RowFilter {
-    /// All, if there are none.
+    /// Parts of names; without any, all rows are selected.
     parts: Vec<String>,
 }
 
 impl RowFilter {
+    /// Whether a row of this name is wanted.
     pub fn is(&self, name: &str) -> bool {
         let Self { parts } = self;
         parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
@@ -116,7 +116,7 @@ fn bench(arguments: BenchArguments) -> Result<bool> {
         let floods = end_to_end::names().into_iter().map(Cow::Owned);
         let others = others.map(Cow::Borrowed).chain(floods);
         let mut names = packets::names().into_iter().chain(others);
-        // Whoever reads no further has seen enough.
+        // A closed pipe is no error: the reader needs no more names.
         let _ = names.try_for_each(|name| writeln!(io::stdout(), "{name}"));
         return Ok(true);
     }
@@ -130,7 +130,7 @@ fn bench(arguments: BenchArguments) -> Result<bool> {
         }
         None => None,
     };
-    // What fails late leaves what was measured before.
+    // A group that fails does not discard the groups measured before.
     let mut add = |group, measured: Result<Vec<Row>>| match measured {
         Ok(measured) => rows.extend(measured),
         Err(error) => rows.push(Row::failed(group, &error)),
@@ -148,7 +148,7 @@ fn bench(arguments: BenchArguments) -> Result<bool> {
     };
     ensure!(
         !rows.is_empty() || !growth.is_empty(),
-        "no row has such a name: --list says them"
+        "no row has such a name: --list prints all names"
     );
     let report = BenchReport {
         date: Timestamp::now(),

@@ -1,4 +1,4 @@
-//! Takes the measurements: in every round each case once, right after the empty program.
+//! Takes the measurements: in every round each case in turn, beside the empty program.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use guard_common::reason::{Outcome, Verdict};
 
 use crate::{
     beside::{Beside, Varied},
-    cases::{ANYWHERE, Case, DENIED, Subject, Whose, open},
+    cases::{ANYWHERE, Case, CountedAt, DENIED, Subject, open},
     guarded::{CounterKey, CounterSums, GuardProgram},
     policies,
     quiet::{self, Sample},
@@ -22,73 +22,76 @@ use crate::{
     xdp_filter::Filter,
 };
 
-/// How long one measurement takes, about: undisturbed moments are short.
+/// The approximate time of one measurement in nanoseconds: undisturbed periods are short.
 const RUN_NS: f64 = 0.4e6;
 
-/// How many packets a measurement has at least, so that the system call does not show.
+/// The least and the most packets of a measurement. The least makes the cost of the system call negligible.
 const FEWEST: u32 = 4_000;
 const MOST: u32 = 20_000;
 
-/// How many measurements follow each other before another row has its turn, and how many of them are enough.
+/// The most measurements of a case before the next case, and how many quiet ones are enough.
 const ATTEMPTS: u32 = 12;
 const ENOUGH_AT_ONCE: usize = 3;
 
-/// A flood that is another packet each time has come by everything several times before it is measured: what it
-/// finds in the caches is what it left there, not what the row before left.
+/// Packets of a varying flood that are sent before it is measured. They pass over all cells several times, so that the
+/// caches hold this flood's data, not the data of the case before.
 const VARIED_BEFORE: u32 = 400_000;
 
-/// Packets that tell whether others fill the caches, and how often they are sent before anything else.
+/// Packets in a measurement of the memory, and the number of such measurements at the start.
 const MEMORY_PACKETS: u32 = 100_000;
 const MEMORY_FIRST: u32 = 20;
 
-/// A budget that is used up has room for one packet now and then.
+/// Packets that may be counted under another outcome: a used-up budget sometimes refills by one packet.
 const STRAYS: u64 = 1;
 
-/// What is run right before each measurement, so that neither the system call's way nor the program is new to the CPU.
+/// Packets before each measurement, so that the code of the system call and of the program is in the CPU's caches.
 const WARM_UP: u32 = 1_000;
 
-/// What waits for memory, beside what is measured with a flood that is another packet each time: sources of a
-/// few megabytes of cells.
+/// The sources for the measurement of the memory, beside cases with varying sources: they spread over a few megabytes
+/// of cells.
 const MEMORY: Varied = Varied::Source(ANYWHERE);
 
-/// What a case cost in each round that counts, in nanoseconds.
+/// The costs of a case in the rounds that count, in nanoseconds.
 pub struct Samples {
     pub net: Vec<f64>,
-    /// Of the empty program beside it.
+    /// The time of the empty program beside it.
     pub empty: Vec<f64>,
-    /// Whether that is behind a wrapper, as the case is.
+    /// Whether the case and the empty program are behind a wrapper.
     pub is_wrapped: bool,
-    /// How many measurements there were, with those that were disturbed.
+    /// The number of measurements, with the disturbed ones.
     pub taken: usize,
-    /// Whether disturbed rounds count as well, since hardly any was not.
+    /// Whether disturbed rounds count, too, because there are too few quiet ones.
     pub is_disturbed: bool,
-    /// The first thing that was not as it should be.
+    /// The first fault.
     pub fault: Option<String>,
 }
 
-/// Measures all cases in so many rounds in which nothing disturbs, if there are as many until `patience` ends.
+/// Measures all cases until each has `rounds` quiet rounds, or until `patience` has passed.
 pub fn measure(
     cases: &[&Case],
     rounds: u32,
     patience: Duration,
 ) -> Result<BTreeMap<String, Samples>> {
     let mut loaded = LoadedPrograms::new()?;
-    let mut bouts = Vec::new();
+    let mut measurements = Vec::new();
     for case in cases {
-        bouts.push(CaseMeasurement::prepare(case, &mut loaded)?);
+        measurements.push(CaseMeasurement::prepare(case, &mut loaded)?);
     }
     let enough = rounds as usize;
     let begin = Instant::now();
     for round in 1.. {
-        progress(&format!("round {round}, of {rounds} that are quiet"));
-        let floors = floors(&bouts);
-        loaded.memory.learn();
+        progress(&format!("round {round} ({rounds} quiet rounds are needed)"));
+        let floors = undisturbed_times(&measurements);
+        loaded.memory.update_undisturbed();
         let mut is_done = true;
-        for bout in &mut bouts {
-            let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
-            if quiet::quiet(&bout.samples, floor).len() < enough {
+        for measurement in &mut measurements {
+            let floor = floors
+                .get(&measurement.empty_id())
+                .copied()
+                .unwrap_or(f64::MAX);
+            if quiet::quiet(&measurement.samples, floor).len() < enough {
                 lab::interrupt::check()?;
-                bout.fight(floor, &mut loaded)?;
+                measurement.measure(floor, &mut loaded)?;
                 is_done = false;
             }
         }
@@ -97,54 +100,60 @@ pub fn measure(
         }
     }
     progress("");
-    let floors = floors(&bouts);
-    let results = bouts.into_iter().map(|bout| {
-        let floor = floors.get(&bout.beside()).copied().unwrap_or(f64::MAX);
-        let counting = quiet::counting(&bout.samples, floor, enough);
+    let floors = undisturbed_times(&measurements);
+    let results = measurements.into_iter().map(|measurement| {
+        let floor = floors
+            .get(&measurement.empty_id())
+            .copied()
+            .unwrap_or(f64::MAX);
+        let counting = quiet::counting(&measurement.samples, floor, enough);
         let is_disturbed = counting.is_none();
-        let samples = counting.unwrap_or(bout.samples);
+        let samples = counting.unwrap_or(measurement.samples);
         let result = Samples {
             is_disturbed,
             net: samples.iter().map(|sample| sample.net).collect(),
             empty: samples.iter().map(|sample| sample.empty).collect(),
-            is_wrapped: bout.case.varied.is_some(),
-            taken: bout.begun.len(),
-            fault: bout.fault,
+            is_wrapped: measurement.case.varied.is_some(),
+            taken: measurement.begun.len(),
+            fault: measurement.fault,
         };
-        (bout.case.name.to_string(), result)
+        (measurement.case.name.to_string(), result)
     });
     Ok(results.collect())
 }
 
-/// What each empty program takes where nothing disturbs it, as far as is known.
-fn floors(bouts: &[CaseMeasurement<'_>]) -> BTreeMap<*const Program, f64> {
+/// The undisturbed time of each empty program, by the measurements so far.
+fn undisturbed_times(measurements: &[CaseMeasurement<'_>]) -> BTreeMap<*const Program, f64> {
     let mut times: BTreeMap<*const Program, Vec<f64>> = BTreeMap::new();
-    for bout in bouts {
-        times.entry(bout.beside()).or_default().extend(&bout.begun);
+    for measurement in measurements {
+        times
+            .entry(measurement.empty_id())
+            .or_default()
+            .extend(&measurement.begun);
     }
     let times = times.into_iter();
     times
-        .map(|(beside, times)| (beside, quiet::undisturbed(times)))
+        .map(|(empty_id, times)| (empty_id, quiet::undisturbed(times)))
         .collect()
 }
 
-/// Tells a person who waits where it is.
+/// Prints the progress on a terminal.
 fn progress(text: &str) {
-    /// Goes back to the start of the line, and removes what is there.
-    const AGAIN: &str = "\r\x1b[K";
+    /// Clears the line.
+    const CLEAR_LINE: &str = "\r\x1b[K";
     if io::stderr().is_terminal() {
-        eprint!("{AGAIN}{text}");
+        eprint!("{CLEAR_LINE}{text}");
     }
 }
 
-/// What nothing but memory takes, to tell when others fill the caches that this machine shares.
+/// Measures the cost of memory alone, to detect when other guests fill the shared caches.
 struct Memory {
     program: Rc<Program>,
     empty: Rc<Program>,
-    /// The wrappers call them; they live as long.
+    /// The wrapped programs: they must live as long as the wrappers that call them.
     _wrapped: [Rc<Program>; 2],
     frame: Vec<u8>,
-    /// In nanoseconds more than the empty program.
+    /// The costs so far, in nanoseconds above the empty program.
     taken: Vec<f64>,
     undisturbed: f64,
 }
@@ -168,16 +177,16 @@ impl Memory {
         for _ in 0..MEMORY_FIRST {
             self.is_quiet()?;
         }
-        self.learn();
+        self.update_undisturbed();
         Ok(())
     }
 
-    /// What it takes where nothing disturbs, as far as is known.
-    fn learn(&mut self) {
+    /// Updates the undisturbed cost from the measurements so far.
+    fn update_undisturbed(&mut self) {
         self.undisturbed = quiet::undisturbed(self.taken.iter().copied());
     }
 
-    /// Whether it takes now what it takes where nothing disturbs.
+    /// Measures, and returns whether the cost is the undisturbed one.
     fn is_quiet(&mut self) -> Result<bool> {
         let empty = run(self.empty.xdp()?, &self.frame, MEMORY_PACKETS)?;
         let taken = run(self.program.xdp()?, &self.frame, MEMORY_PACKETS)?.ns - empty.ns;
@@ -186,7 +195,7 @@ impl Memory {
     }
 }
 
-/// The programs in the kernel, each policy's once.
+/// The loaded programs, one for each policy.
 struct LoadedPrograms {
     empty: Rc<Program>,
     memory: Memory,
@@ -216,7 +225,7 @@ impl LoadedPrograms {
         let empty = Rc::new(Program::Beside(Beside::empty()?));
         let mut memory = Memory::new(&empty)?;
         let mut stage = Stage::new()?;
-        stage.show(&[memory.empty.xdp()?, memory.program.xdp()?])?;
+        stage.attach(&[memory.empty.xdp()?, memory.program.xdp()?])?;
         memory.begin()?;
         Ok(Self {
             memory,
@@ -248,34 +257,34 @@ impl LoadedPrograms {
     }
 }
 
-/// The program with a source or a port for every packet. It must live as long.
+/// Wraps a program, so that every packet gets another source or port. The program must live as long as the wrapper.
 fn wrap(program: &Program, varied: Varied) -> Result<Program> {
     let fd = program.xdp()?.fd()?;
     Ok(Program::Beside(Beside::randomised(fd, varied)?))
 }
 
-/// A case against the empty program.
+/// The measurements of a case and of the empty program beside it.
 struct CaseMeasurement<'a> {
     case: &'a Case,
     program: Rc<Program>,
     empty: Rc<Program>,
-    /// The wrapper calls them; they live as long.
+    /// The wrapped programs: they must live as long as the wrappers that call them.
     _wrapped: [Rc<Program>; 2],
-    /// What guard's counters must say after every measurement.
+    /// The expected change of guard's counters after every measurement.
     expected: Option<ExpectedCount>,
     verdict: u32,
     /// Packets in each measurement.
     repeat: u32,
     samples: Vec<Sample>,
-    /// What the empty program took before each measurement, and where none followed because it was disturbed.
+    /// The times of the empty program before each measurement, with those that were disturbed and had no measurement.
     begun: Vec<f64>,
-    /// The first thing that was not as it should be.
+    /// The first fault.
     fault: Option<String>,
 }
 
 struct ExpectedCount {
     guarded: Rc<GuardProgram>,
-    service: Whose,
+    service: CountedAt,
     outcome: Outcome,
 }
 
@@ -326,7 +335,7 @@ impl<'a> CaseMeasurement<'a> {
                 ]
             }
         };
-        let mut bout = Self {
+        let mut measurement = Self {
             case,
             program,
             empty,
@@ -338,28 +347,28 @@ impl<'a> CaseMeasurement<'a> {
             begun: Vec::new(),
             fault: None,
         };
-        let program = bout.program.xdp()?;
-        loaded.stage.show(&[bout.empty.xdp()?, program])?;
+        let program = measurement.program.xdp()?;
+        loaded.stage.attach(&[measurement.empty.xdp()?, program])?;
         run(program, &case.frame, FEWEST)?;
         let Run { ns, .. } = run(program, &case.frame, FEWEST)?;
-        bout.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
-        Ok(bout)
+        measurement.repeat = ((RUN_NS / ns) as u32).clamp(FEWEST, MOST);
+        Ok(measurement)
     }
 
-    /// Which loaded program is beside it: the bare empty one, or the one behind this case's wrapper.
-    fn beside(&self) -> *const Program {
+    /// The identity of the empty program beside it: the bare one, or the one behind this case's wrapper.
+    fn empty_id(&self) -> *const Program {
         Rc::as_ptr(&self.empty)
     }
 
-    /// Measures it a few times. `floor`: what the empty program takes where nothing disturbs it, as far as is known.
-    fn fight(&mut self, floor: f64, loaded: &mut LoadedPrograms) -> Result<()> {
+    /// Measures the case a few times. `floor`: the undisturbed time of the empty program so far.
+    fn measure(&mut self, floor: f64, loaded: &mut LoadedPrograms) -> Result<()> {
         let LoadedPrograms { memory, stage, .. } = loaded;
         let (frame, repeat) = (&self.case.frame, self.repeat);
         let (program, empty) = (self.program.xdp()?, self.empty.xdp()?);
-        stage.show(&[empty, program])?;
+        stage.attach(&[empty, program])?;
         let waits_for_memory = matches!(self.case.varied, Some(Varied::Source(_)));
         if waits_for_memory {
-            stage.show(&[memory.empty.xdp()?, memory.program.xdp()?])?;
+            stage.attach(&[memory.empty.xdp()?, memory.program.xdp()?])?;
         }
         let mut is_memory_quiet = !waits_for_memory || memory.is_quiet()?;
         let counted = self.counted()?;
@@ -376,7 +385,10 @@ impl<'a> CaseMeasurement<'a> {
         };
         let mut before = warm(empty)?;
         for _ in 0..ATTEMPTS {
-            ensure!(before.verdict == XDP_PASS, "the empty program is not empty");
+            ensure!(
+                before.verdict == XDP_PASS,
+                "the empty program must pass the packet"
+            );
             self.begun.push(before.ns);
             if quiet::is_disturbed(before.ns, floor) {
                 before = warm(empty)?;
@@ -414,7 +426,7 @@ impl<'a> CaseMeasurement<'a> {
         }
     }
 
-    /// What is wrong if not every packet went the way that is measured.
+    /// Returns the fault if not every packet had the expected verdict and counter.
     fn find_fault(
         &self,
         run: &Run,
@@ -439,7 +451,9 @@ impl<'a> CaseMeasurement<'a> {
         let is_stray =
             |(name, found): &CounterKey| found != outcome || !service.is(name.as_deref());
         let strays = moved.iter().filter(|(key, _)| is_stray(key));
-        let strays: Vec<String> = strays.map(|(key, packets)| told(key, *packets)).collect();
+        let strays: Vec<String> = strays
+            .map(|(key, packets)| describe(key, *packets))
+            .collect();
         let stray_packets = moved.iter().filter(|(key, _)| is_stray(key));
         let stray_packets: u64 = stray_packets.map(|(_, packets)| packets).sum();
         let all: u64 = moved.iter().map(|(_, packets)| packets).sum();
@@ -454,7 +468,7 @@ impl<'a> CaseMeasurement<'a> {
     }
 }
 
-fn told((service, outcome): &CounterKey, packets: u64) -> String {
+fn describe((service, outcome): &CounterKey, packets: u64) -> String {
     format!(
         "{packets} {}{} at {}",
         if outcome.would_drop { "would-be " } else { "" },

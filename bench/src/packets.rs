@@ -1,4 +1,4 @@
-//! What a packet costs: every case against the empty program, and what follows from two of them.
+//! The cost of a packet: every case compared with the empty program, and the rows derived from two cases.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     spread::Spread,
 };
 
-/// The CPU that is measured.
+/// The CPU that runs the measurements.
 pub const CPU: usize = 0;
 
 pub fn names() -> Vec<Cow<'static, str>> {
@@ -22,9 +22,9 @@ pub fn names() -> Vec<Cow<'static, str>> {
     cases.chain(derived).collect()
 }
 
-/// The rows that are asked for, and what they follow from. `None`: that is nothing.
+/// Measures the selected rows and the cases that they are derived from. `None` if no row is selected.
 ///
-/// `patience`: how long quiet rounds are waited for.
+/// `patience`: the longest time to wait for quiet rounds.
 pub fn measured(
     asked: &RowFilter,
     rounds: u32,
@@ -44,13 +44,13 @@ pub fn measured(
         let samples = samples.filter(move |samples| samples.is_wrapped == is_wrapped);
         Spread::of(samples.flat_map(|samples| &samples.empty).copied())
     };
-    // If only packets that vary are asked for, it is with what varies them.
+    // If all selected packets vary, the empty program is measured behind the wrapper.
     let empty = empties(false).or_else(|| empties(true));
     let (counted, taken) = samples.values().fold((0, 0), |(counted, taken), samples| {
         (counted + samples.net.len(), taken + samples.taken)
     });
     let packets = Packets {
-        empty: empty.context("there is no round")?,
+        empty: empty.context("no round was measured")?,
         rounds,
         disturbed: 1.0 - counted as f64 / taken.max(1) as f64,
         unquiet: unquiet(&samples),
@@ -58,7 +58,7 @@ pub fn measured(
     Ok(Some((packets, rows(&cases, &derived, &samples)?)))
 }
 
-/// The cases with hardly a quiet round.
+/// The names of the cases with too few quiet rounds.
 pub fn unquiet(samples: &BTreeMap<String, Samples>) -> Vec<String> {
     let unquiet = samples.iter().filter(|(_, samples)| samples.is_disturbed);
     unquiet.map(|(name, _)| name.clone()).collect()
@@ -77,7 +77,7 @@ fn rows(
     let mut rows = Vec::new();
     for case in cases {
         let samples = of(&case.name)?;
-        let spread = Spread::of(samples.net.iter().copied()).context("there is no round")?;
+        let spread = Spread::of(samples.net.iter().copied()).context("no round was measured")?;
         rows.push((
             case.group,
             Row::new(
@@ -104,7 +104,7 @@ fn rows(
             Row::new(
                 (derived.name, derived.group.title(), derived.about),
                 unit,
-                Spread::of(values).context("there is no round")?,
+                Spread::of(values).context("no round was measured")?,
                 derived.bar.map(Bar::AtMost),
                 of.fault.clone().or_else(|| than.fault.clone()),
             ),

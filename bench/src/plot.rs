@@ -1,21 +1,35 @@
-//! Draws what packets cost when there is more of something.
+//! Draws the cost of packets: compared with other programs, and as tables grow.
 
 use anyhow::{Context as _, Result};
 use plotters::{
     chart::{ChartBuilder, SeriesLabelPosition},
-    coord::combinators::IntoLogRange as _,
+    coord::{
+        combinators::IntoLogRange as _,
+        ranged1d::{IntoSegmentedCoord as _, SegmentValue},
+    },
     drawing::IntoDrawingArea as _,
-    element::{ErrorBar, PathElement},
+    element::{ErrorBar, PathElement, Rectangle, Text},
     prelude::SVGBackend,
     series::LineSeries,
-    style::{BLACK, Color as _, RGBColor, WHITE},
+    style::{
+        BLACK, Color as _, IntoFont as _, IntoTextStyle as _, RGBColor, WHITE,
+        text_anchor::{HPos, Pos, VPos},
+    },
 };
 
 use crate::growth::{Growth, GrowthSeries, Point};
 
+/// One bar of a plot that compares rows.
+pub struct Bars<'a> {
+    pub about: &'a str,
+    pub value: f64,
+    /// Whether it is a row of guard, which has its own colour.
+    pub is_ours: bool,
+}
+
 const SIZE: (u32, u32) = (760, 400);
 
-/// Told apart by everybody (Okabe, Ito: "Color Universal Design", 2008).
+/// Colours that colour-blind readers can distinguish (Okabe, Ito: "Color Universal Design", 2008).
 const COLOURS: [RGBColor; 5] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -24,7 +38,7 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(86, 180, 233),
 ];
 
-/// An SVG document: the medians, with bars from quartile to quartile.
+/// Draws an SVG document: the medians, with bars from quartile to quartile.
 pub fn plot(growth: &Growth) -> Result<String> {
     let mut svg = String::new();
     draw(growth, &mut svg)
@@ -32,12 +46,66 @@ pub fn plot(growth: &Growth) -> Result<String> {
     Ok(svg)
 }
 
+/// Draws an SVG document: a horizontal bar for each row, the first on top, with its value behind it.
+pub fn bars(unit: &str, rows: &[Bars<'_>]) -> Result<String> {
+    let mut svg = String::new();
+    draw_bars(unit, rows, &mut svg).context("the plot of the result cannot be drawn")?;
+    Ok(svg)
+}
+
+fn draw_bars(unit: &str, rows: &[Bars<'_>], svg: &mut String) -> Result<()> {
+    let height = 64 + 34 * u32::try_from(rows.len())?;
+    let highest = rows.iter().map(|row| row.value).fold(1.0, f64::max);
+    let area = SVGBackend::with_string(svg, (SIZE.0, height)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let count = rows.len();
+    let name = |place: &SegmentValue<usize>| match place {
+        SegmentValue::CenterOf(place) if *place < count => {
+            let row = rows.get(count - 1 - place);
+            row.map_or(String::new(), |row| row.about.to_owned())
+        }
+        _ => String::new(),
+    };
+    let mut chart = ChartBuilder::on(&area)
+        .margin(10)
+        .x_label_area_size(36)
+        .y_label_area_size(320)
+        // Leaves room for the number behind the longest bar.
+        .build_cartesian_2d(0.0..highest * 1.2, (0..count).into_segmented())?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .x_desc(unit)
+        .y_labels(count)
+        .x_label_formatter(&|ns| format!("{ns:.0}"))
+        .y_label_formatter(&name)
+        .label_style(("sans-serif", 13))
+        .draw()?;
+    let [ours, others, ..] = COLOURS;
+    let placed = rows.iter().rev().enumerate();
+    chart.draw_series(placed.clone().map(|(place, row)| {
+        let colour = if row.is_ours { ours } else { others };
+        let (low, high) = (SegmentValue::Exact(place), SegmentValue::Exact(place + 1));
+        let mut bar = Rectangle::new([(0.0, low), (row.value, high)], colour.filled());
+        bar.set_margin(5, 5, 0, 0);
+        bar
+    }))?;
+    let style = ("sans-serif", 13).into_font().into_text_style(&area);
+    let style = style.pos(Pos::new(HPos::Left, VPos::Center));
+    chart.draw_series(placed.map(|(place, row)| {
+        let beside = (row.value + highest * 0.01, SegmentValue::CenterOf(place));
+        Text::new(format!("{:.1}", row.value), beside, style.clone())
+    }))?;
+    area.present()?;
+    Ok(())
+}
+
 fn draw(growth: &Growth, svg: &mut String) -> Result<()> {
     let Growth { of, lines, .. } = growth;
     let points = || lines.iter().flat_map(|line| &line.points);
     let most = points().map(|point| point.count).max().unwrap_or(1);
     let highest = points().map(|point| point.cost.high).fold(1.0, f64::max);
-    // Room for the names of the lines.
+    // Leaves room for the names of the lines.
     let top = highest * (1.15 + 0.09 * lines.len() as f64);
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
@@ -79,7 +147,7 @@ fn draw(growth: &Growth, svg: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// `1000000` as `1,000,000`.
+/// Formats `1000000` as `1,000,000`.
 pub fn grouped(number: u32) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -95,6 +163,22 @@ pub fn grouped(number: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bars_have_their_names_and_numbers() {
+        let rows = [("closed", 6.6, true), ("random", 40.1, false)];
+        let rows = rows.map(|(about, value, is_ours)| Bars {
+            about,
+            value,
+            is_ours,
+        });
+        let svg = bars("ns", &rows).unwrap();
+        for text in ["closed", "6.6", "random", "40.1"] {
+            assert!(svg.contains(text), "{text}: {svg}");
+        }
+        let place = |text| svg.find(text).unwrap();
+        assert!(place(">\nclosed") > place(">\nrandom"), "drawn from below");
+    }
 
     #[test]
     fn large_numbers_are_read_at_a_glance() {

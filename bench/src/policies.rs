@@ -1,4 +1,4 @@
-//! The policies: hosts with Docker, as operators have them.
+//! The measured policies, for hosts with Docker as operators run them.
 
 use std::net::Ipv4Addr;
 
@@ -9,83 +9,83 @@ use crate::{
     guarded::{Setup, single},
 };
 
-/// The service that is measured.
+/// The measured service.
 pub const WEB: &str = "web";
 pub const WEB_PORT: u16 = 80;
 
-/// A service that is open to [`FRIEND`]'s network alone.
+/// A service that is open only to [`FRIEND`]'s network.
 pub const SSH: &str = "ssh";
 pub const SSH_PORT: u16 = 22;
 pub const FRIEND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 16);
 
-/// A service on one address alone.
+/// A service on one address.
 pub const PANEL: &str = "panel";
 pub const PANEL_PORT: u16 = 8_443;
 
-/// A service whose budget is used up, and sources that pass all the same.
+/// A service whose budget is used up, and sources that pass in spite of that.
 pub const SPENT: &str = "spent";
 pub const SPENT_PORT: u16 = 81;
 pub const MONITOR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
 pub const OFFICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 60);
 pub const LET_THROUGH: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 70);
 
-/// An operator has denied it at [`WEB`].
+/// A source that an operator has denied at [`WEB`].
 pub const UNWELCOME: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 
-/// The deny list, from this address on.
+/// The first address of the deny list.
 pub const DENIED_FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 0);
 pub const DENIED_COUNT: u32 = 1_000_000;
 
-/// The denied prefixes, every other /24 from this one on.
+/// The first denied prefix; every other /24 from here on is denied.
 pub const DENIED_PREFIX: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
 const DENIED_PREFIXES: u32 = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Name {
-    /// Ports are open, without any budget.
+    /// Open ports without a budget.
     Open,
     /// A budget of packets for each source.
     Packets,
-    /// Packets and bytes of each source, and packets of all together.
+    /// Budgets of packets and bytes for each source, and of packets for all sources together.
     AllBudgets,
-    /// Connections of each source.
+    /// A budget of connections for each source.
     Connections,
-    /// Budgets that are used up: of packets, of bytes, of all sources.
+    /// Used-up budgets of packets, of bytes, and of all sources.
     Spent,
     SpentBytes,
     SpentTotal,
-    /// What reaches no service has a budget, too.
+    /// Packets that reach no service have a budget, too.
     Limits,
-    /// Nothing but the ports that containers publish is closed.
+    /// Only the ports that containers publish are closed.
     Containers,
-    /// Nothing is dropped.
+    /// Mode observe: no packet is dropped.
     Observe,
-    /// A service that only some sources may reach.
+    /// A service with permitted sources.
     Restricted,
     /// A million denied addresses, a thousand denied prefixes.
     DenyList,
     DenyPrefixes,
-    /// Sources with exceptions.
+    /// Sources that are exempt or have a factor.
     Exceptions,
-    /// All that a policy can have.
+    /// Every feature of a policy.
     Everything,
-    /// So many services, the first at [`SERVICE_PORT`].
+    /// This many services, the first at [`SERVICE_PORT`].
     Services(u32),
-    /// So many published ports from 1 on, all closed.
+    /// This many published ports from 1 on, all closed.
     Published(u32),
-    /// So many denied addresses.
+    /// This many denied addresses.
     Denied(u32),
-    /// A service for so many named sources, from [`NAMED`] on.
+    /// A service for this many named sources, from [`NAMED`] on.
     Admitted(u32),
-    /// So many named sources that are exempt at a service whose budget is used up.
+    /// This many named sources that are exempt at a service whose budget is used up.
     Exempt(u32),
 }
 
-/// Where the services of [`Name::Services`] and the named sources are.
+/// The first port of [`Name::Services`], and the first named source.
 pub const SERVICE_PORT: u32 = 20_000;
 pub const NAMED: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 0);
 
-/// Rates that no source reaches here.
+/// Rates that no measured source reaches.
 const PACKETS: &str = "limit.packets = \"1G/s\"\n";
 const BYTES: &str = "limit.bytes = \"100GB/s\"\n";
 const CONNECTIONS: &str = "limit.connections = \"1G/s\"\n";
@@ -135,7 +135,7 @@ impl Name {
     }
 }
 
-/// Every port is closed that no service lists.
+/// A policy in scope `host`: every port that no service lists is closed.
 fn host(parts: &[&str]) -> Setup {
     Setup::policy(format!(
         "mode = \"enforce\"\nscope = \"host\"\n{}",
@@ -184,7 +184,7 @@ fn services(count: u32) -> String {
     services.collect()
 }
 
-/// A source for each address, with what it is.
+/// A named source for each address, with these keys.
 fn named(count: u32, what: &str) -> String {
     let sources = (0..count).map(|number| {
         let address = Ipv4Addr::from(u32::from(NAMED) + number);

@@ -1,45 +1,44 @@
-//! Which rounds count. On a shared machine another guest now and then has the other thread of our core: what
-//! fills the core then takes much longer, and what waits a little. The empty program beside each measurement
-//! tells those rounds apart, whatever the measured program does.
+//! Selects the rounds that count. On a shared machine another guest sometimes runs on the other thread of our core:
+//! then code that fills the core takes much longer, and code that waits a little longer. The time of the empty program
+//! beside each measurement shows such rounds, independent of the measured program.
 
-/// So much slower than it can be, and the empty program is disturbed.
+/// The empty program is disturbed if it takes this many times its undisturbed time.
 const DISTURBED: f64 = 1.1;
 
-/// The same of what waits for memory: what others leave of the caches that all share is never twice the same.
+/// The same factor for the measurement of the memory: it is larger, because the free share of the common caches varies.
 const MEMORY_DISTURBED: f64 = 1.5;
 
-/// Of so many measurements one may be faster than the empty program really is, and one of all.
-const LUCKY: usize = 100;
+/// One of this many measurements may be faster than the real undisturbed time, but at least one of all.
+const LUCKY_ONE_IN: usize = 100;
 
-/// This part of the rounds that are asked for is enough, if no more are quiet.
+/// One in this many of the requested rounds is enough, if no more are quiet.
 const ENOUGH: usize = 7;
 
 /// One measurement, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
     pub net: f64,
-    /// Of the empty program beside it, before or behind it: the slower of both.
+    /// The time of the empty program: the slower of the runs before and after the measurement.
     pub empty: f64,
-    /// What does nothing but wait for memory took no longer than it must, before and behind it; true where packets
-    /// do not vary.
+    /// Whether the measurement of the memory was undisturbed before and after it; true if the packets do not vary.
     pub is_memory_quiet: bool,
 }
 
-/// Whether something keeps the empty program from running as it does undisturbed.
+/// Whether this time of the empty program is disturbed.
 pub fn is_disturbed(empty: f64, undisturbed: f64) -> bool {
     empty > undisturbed * DISTURBED
 }
 
-/// The same of what waits for memory.
+/// Whether this cost of the memory is disturbed.
 pub fn is_memory_disturbed(net: f64, undisturbed: f64) -> bool {
     net > undisturbed * MEMORY_DISTURBED
 }
 
-/// What one empty program takes where nothing disturbs it.
+/// The undisturbed time of an empty program, from its measurements.
 pub fn undisturbed(empty: impl IntoIterator<Item = f64>) -> f64 {
     let mut times: Vec<f64> = empty.into_iter().collect();
     times.sort_by(f64::total_cmp);
-    let place = (times.len() / LUCKY).max(1);
+    let place = (times.len() / LUCKY_ONE_IN).max(1);
     times
         .get(place)
         .or(times.last())
@@ -47,7 +46,7 @@ pub fn undisturbed(empty: impl IntoIterator<Item = f64>) -> f64 {
         .unwrap_or(f64::MAX)
 }
 
-/// Those that were not disturbed.
+/// The samples that were not disturbed.
 pub fn quiet(samples: &[Sample], undisturbed: f64) -> Vec<Sample> {
     let samples = samples.iter();
     samples
@@ -56,7 +55,7 @@ pub fn quiet(samples: &[Sample], undisturbed: f64) -> Vec<Sample> {
         .collect()
 }
 
-/// What counts of a row's samples, at most so many: those that were not disturbed. `None`: there are hardly any.
+/// The undisturbed samples of a row, at most `rounds`. `None` if there are too few.
 pub fn counting(samples: &[Sample], undisturbed: f64, rounds: usize) -> Option<Vec<Sample>> {
     let mut counting = quiet(samples, undisturbed);
     let is_enough = counting.len() >= rounds.div_ceil(ENOUGH);
@@ -86,7 +85,7 @@ mod tests {
         ];
         let floor = undisturbed(samples.iter().map(|sample| sample.empty));
         let counted = counting(&samples, floor, 3).unwrap();
-        // What the measured program takes decides nothing.
+        // The cost of the measured program does not matter.
         assert_eq!(counted, [sample(7.0, 31.0), sample(40.0, 31.5)]);
     }
 

@@ -1,4 +1,4 @@
-//! What comes out: a table for people, one document for programs.
+//! The report: tables for people, one JSON document for programs.
 
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::Timestamp;
@@ -11,19 +11,22 @@ use crate::{
     row::{Packets, Row},
 };
 
+/// The most names of cases in one line.
+const MOST_NAMES: usize = 5;
+
 #[derive(Serialize)]
 pub struct BenchReport {
     pub date: Timestamp,
     pub machine: MachineInfo,
-    /// How the cost of packets was measured, if it was.
+    /// How the cost of packets was measured, if packets were measured.
     pub packets: Option<Packets>,
     pub rows: Vec<Row>,
-    /// What packets cost when there is more of something, if that was asked for.
+    /// The cost of packets as tables grow, if it was measured.
     pub growth: Vec<Growth>,
 }
 
 impl BenchReport {
-    /// Whether every row is within its bar, and measured what it says.
+    /// Whether every row is within its bar and without a fault.
     pub fn is_within(&self) -> bool {
         self.rows.iter().all(|row| row.within != Some(false))
     }
@@ -52,7 +55,7 @@ impl BenchReport {
                 empty.low,
                 empty.high
             );
-            print!("{}", told(unquiet));
+            print!("{}", unquiet_line(unquiet));
         }
         let mut rest = rows.as_slice();
         while let Some(first) = rest.first() {
@@ -65,8 +68,8 @@ impl BenchReport {
             of, lines, unquiet, ..
         } in growth
         {
-            println!("\nMore and more {of}\n{}", growing(lines));
-            print!("{}", told(unquiet));
+            println!("\nAs these grow: {of}\n{}", growing(lines));
+            print!("{}", unquiet_line(unquiet));
         }
         for row in rows {
             if let Some(fault) = &row.fault {
@@ -76,13 +79,20 @@ impl BenchReport {
     }
 }
 
-/// Which cases had hardly a quiet round, in a line if there are any.
-pub fn told(unquiet: &[String]) -> String {
+/// A line with the cases that had too few quiet rounds; empty if there are none.
+fn unquiet_line(unquiet: &[String]) -> String {
     if unquiet.is_empty() {
         return String::new();
     }
-    let names = unquiet.join(", ");
-    format!("Hardly a quiet round, so that whatever was measured counts: {names}.\n")
+    let (first, rest) = unquiet.split_at(unquiet.len().min(MOST_NAMES));
+    let rest = match rest.len() {
+        0 => String::new(),
+        more => format!(" and {more} more (`unquiet` with --json)"),
+    };
+    format!(
+        "too few quiet rounds, so all rounds count: {}{rest}\n",
+        first.join(", ")
+    )
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -1,4 +1,4 @@
-//! What has been measured: a row for each number, and what it is held to.
+//! The measured rows: a number each, and its bar.
 
 use serde::Serialize;
 
@@ -6,13 +6,13 @@ use crate::spread::Spread;
 
 #[derive(Serialize)]
 pub struct Packets {
-    /// What a packet costs that gets the empty program, in nanoseconds.
+    /// The time of a packet in the empty program, in nanoseconds.
     pub empty: Spread,
-    /// In which nothing disturbed.
+    /// The number of quiet rounds.
     pub rounds: u32,
-    /// How much of what was measured does not count, because the empty program beside it was slowed down.
+    /// The share of measurements that do not count, because the empty program beside them was disturbed.
     pub disturbed: f64,
-    /// Cases with hardly a quiet round: all of theirs count.
+    /// The cases with too few quiet rounds: all of their rounds count.
     pub unquiet: Vec<String>,
 }
 
@@ -22,15 +22,15 @@ pub struct Row {
     pub group: &'static str,
     pub about: String,
     pub unit: RowUnit,
-    /// The median, and the quartiles around it.
+    /// The median and the quartiles.
     pub value: f64,
     pub low: f64,
     pub high: f64,
-    /// What the median is held to.
+    /// The bar for the median.
     pub bar: Option<Bar>,
-    /// `None`: there is no bar, and nothing wrong.
+    /// `None` without a bar and without a fault.
     pub within: Option<bool>,
-    /// Why the number means nothing.
+    /// Why the number is not valid.
     pub fault: Option<String>,
 }
 
@@ -59,14 +59,14 @@ impl Bar {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum RowUnit {
-    /// Nanoseconds more than the empty program.
+    /// Nanoseconds above the empty program.
     #[serde(rename = "ns")]
     Nanoseconds,
     #[serde(rename = "ratio")]
     Ratio,
     #[serde(rename = "ms")]
     Milliseconds,
-    /// Of one core.
+    /// Per cent of one core.
     #[serde(rename = "%")]
     Percent,
     #[serde(rename = "MB")]
@@ -114,7 +114,7 @@ impl Row {
 }
 
 impl Row {
-    /// Instead of rows that could not be measured.
+    /// A row in place of those that could not be measured.
     pub fn failed(group: &'static str, error: &anyhow::Error) -> Self {
         let none = Spread {
             median: f64::NAN,

@@ -1,4 +1,4 @@
-//! Runs a program over one packet, again and again, and says what a packet cost.
+//! Runs a program on one packet repeatedly, and returns the cost of a packet.
 
 use std::thread;
 
@@ -13,21 +13,20 @@ use nix::{
     unistd::Pid,
 };
 
-/// What a program returns (linux/bpf.h).
+/// Return values of XDP programs (linux/bpf.h).
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
 
-/// Many packets, one after the other.
+/// The result of many packets, one after the other.
 pub struct Run {
-    /// Of this thread's CPU time, for each packet, the loop around the program included.
+    /// This thread's CPU time for each packet in nanoseconds, with the kernel's loop around the program.
     pub ns: f64,
-    /// What the program returned last.
+    /// The program's last return value.
     pub verdict: u32,
 }
 
-/// The kernel says what a packet took in whole nanoseconds, which is too coarse here. This thread's time
-/// on its CPU is exact, stands still while another process runs, and has the cost of the system call in
-/// it once, not for each packet.
+/// Measures with this thread's CPU time: it does not advance while another process runs, and has the cost of the system
+/// call only once. The kernel's own result is in whole nanoseconds, which is too coarse here.
 pub fn run(program: &Xdp, frame: &[u8], repeat: u32) -> Result<Run> {
     let options = TestRunOptions {
         data_in: Some(frame),
@@ -37,7 +36,7 @@ pub fn run(program: &Xdp, frame: &[u8], repeat: u32) -> Result<Run> {
     let start = cpu_ns()?;
     let result = program
         .test_run(options)
-        .context("BPF_PROG_TEST_RUN does not run the program")?;
+        .context("BPF_PROG_TEST_RUN of the program failed")?;
     let spent = cpu_ns()? - start;
     Ok(Run {
         ns: spent as f64 / f64::from(repeat),
@@ -50,7 +49,7 @@ fn cpu_ns() -> Result<i64> {
     Ok(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
-/// Does something on a thread that is kept on one CPU.
+/// Runs a function on a new thread that is pinned to one CPU.
 pub fn on<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -68,5 +67,5 @@ fn pin(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)
-        .with_context(|| format!("no thread can be kept on CPU {cpu}"))
+        .with_context(|| format!("no thread can be pinned to CPU {cpu}"))
 }

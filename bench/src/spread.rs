@@ -1,8 +1,8 @@
-//! What many measurements of one thing say: their median, and how far they lie apart.
+//! The median and the spread of many measurements.
 
 use serde::Serialize;
 
-/// The median, and the quartiles around it.
+/// The median and the quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     pub median: f64,
@@ -11,7 +11,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` of nothing.
+    /// Returns `None` without values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -23,7 +23,7 @@ impl Spread {
     }
 }
 
-/// The value below which this share of the sorted values lies, between two of them if need be.
+/// The quantile of sorted values for this share, interpolated between two of them.
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let place = sorted.len().checked_sub(1)? as f64 * share;
     let (below, above) = (place.floor() as usize, place.ceil() as usize);

@@ -1,10 +1,10 @@
-//! Where programs are attached while they are measured.
+//! Attaches the measured programs to interfaces.
 //!
-//! Drivers call XDP programs through a dispatcher, which the kernel rewrites when a program comes or goes
-//! (kernel/bpf/dispatcher.c, Linux 5.6). A test run of a program that is attached nowhere lets it come and go each
-//! time, and waits until every CPU has seen it: 16 ms and more, in which this CPU sleeps. What it then finds in the
-//! caches is not its own, and hardly any quiet moment is as long. A program that is attached is called as a driver
-//! calls it, and runs again and again without a pause.
+//! Drivers call XDP programs through a dispatcher, which the kernel rewrites when a program is added or removed
+//! (kernel/bpf/dispatcher.c, Linux 5.6). A test run of a program that is not attached adds and removes it each time,
+//! and waits until all CPUs have seen the change: 16 ms and more, in which this CPU sleeps. After that its caches hold
+//! other data, and hardly any quiet period is that long. An attached program stays in the dispatcher, so it runs
+//! repeatedly without a pause.
 
 use anyhow::{Context as _, Result};
 use aya::programs::{
@@ -14,23 +14,24 @@ use aya::programs::{
 use aya_obj::programs::XdpAttachType;
 use lab::topology::Lab;
 
-/// As many programs are attached at once. The dispatcher knows 48 (BPF_DISPATCHER_MAX); a few are left to others.
+/// The most programs attached at once. The dispatcher has 48 entries (BPF_DISPATCHER_MAX); a few are left to other
+/// software.
 const PLACES: usize = 42;
 
-/// Interfaces in a lab of its own, with a program on each. They are never up: no packet comes by.
+/// Interfaces in a separate lab, with a program on each. They are never up, so they receive no packets.
 pub struct Stage {
     places: Vec<StageSlot>,
-    /// How often somebody has asked for programs.
+    /// The number of calls of [`Stage::attach`] so far.
     now: u64,
-    /// Goes after the places: they are on its interfaces.
+    /// Dropped after the places, whose links are on its interfaces.
     lab: Lab,
 }
 
 struct StageSlot {
     program: u32,
-    /// `None`: the kernel refused another program.
+    /// `None` after the kernel has refused to replace the program.
     link: Option<XdpLink>,
-    asked_for: u64,
+    used: u64,
 }
 
 impl Stage {
@@ -46,36 +47,37 @@ impl Stage {
         &self.lab
     }
 
-    /// Attaches what is not attached yet. If there is no place left, what nobody has asked for longest goes.
-    pub fn show(&mut self, programs: &[&Xdp]) -> Result<()> {
+    /// Attaches the programs that are not attached yet. Without a free place, the least recently used program is
+    /// replaced.
+    pub fn attach(&mut self, programs: &[&Xdp]) -> Result<()> {
         self.now += 1;
         programs
             .iter()
-            .try_for_each(|program| self.show_one(program))
+            .try_for_each(|program| self.attach_one(program))
     }
 
-    fn show_one(&mut self, program: &Xdp) -> Result<()> {
+    fn attach_one(&mut self, program: &Xdp) -> Result<()> {
         let Self { places, now, .. } = self;
         let info = program.info()?;
         let id = info.id();
         if let Some(place) = places.iter_mut().find(|place| place.program == id) {
-            place.asked_for = *now;
+            place.used = *now;
             return Ok(());
         }
-        // To attach it takes a handle of one's own.
+        // Attaching needs an owned handle of the program.
         let program = Xdp::from_program_info(info, "staged".into(), XdpAttachType::Interface)?;
         if places.len() < PLACES {
             return self.add(program, id);
         }
-        let place = places.iter_mut().min_by_key(|place| place.asked_for);
-        let place = place.context("there is no place")?;
-        place.asked_for = *now;
+        let place = places.iter_mut().min_by_key(|place| place.used);
+        let place = place.context("the stage has no places")?;
+        place.used = *now;
         place.replace(program, id)
     }
 
     fn add(&mut self, mut program: Xdp, id: u32) -> Result<()> {
         let Self { places, now, lab } = self;
-        // Both ends of a wire are places.
+        // Each end of a veth pair is a place.
         let name = |number| format!("stage{number}");
         let number = places.len();
         if number.is_multiple_of(2) {
@@ -89,7 +91,7 @@ impl Stage {
         places.push(StageSlot {
             program: id,
             link: Some(program.take_link(link)?),
-            asked_for: *now,
+            used: *now,
         });
         Ok(())
     }
@@ -97,7 +99,10 @@ impl Stage {
 
 impl StageSlot {
     fn replace(&mut self, mut program: Xdp, id: u32) -> Result<()> {
-        let link = self.link.take().context("a place is gone")?;
+        let link = self
+            .link
+            .take()
+            .context("the place has no link: the kernel refused a program before")?;
         let link = program.attach_to_link(link)?;
         self.link = Some(program.take_link(link)?);
         self.program = id;

@@ -1,5 +1,4 @@
-//! Two CPUs at once on one loaded program: what they do together, against what each does alone, and
-//! against how the empty program fares there.
+//! The throughput of two CPUs at once on one loaded program, compared with one CPU alone and with the empty program.
 
 use std::sync::Barrier;
 
@@ -28,8 +27,7 @@ pub const NAMES: [&str; 5] = [EMPTY, DIFFERENT, SAME, FLOOR, TOTAL];
 
 const CPUS: [usize; 2] = [0, 1];
 
-/// Packets for each CPU in a measurement: about 20 ms, beside which the moment between the two starts is
-/// nothing.
+/// Packets for each CPU in a measurement: about 20 ms, so that the time between the two starts does not matter.
 const REPEAT: u32 = 400_000;
 
 /// A program, and the packet that each CPU gets.
@@ -38,7 +36,7 @@ struct TwoCpuSubject<'a> {
     frames: &'a [Vec<u8>; 2],
 }
 
-/// What both do at once, against what one does alone.
+/// The throughput of both CPUs at once, divided by that of one CPU alone.
 fn scaling(subject: &TwoCpuSubject<'_>) -> Result<f64> {
     let [first, second] = CPUS;
     let alone = [alone(subject, first)?, alone(subject, second)?];
@@ -46,12 +44,12 @@ fn scaling(subject: &TwoCpuSubject<'_>) -> Result<f64> {
     Ok(together / (alone.iter().sum::<f64>() / 2.0))
 }
 
-/// Packets in a nanosecond of the CPU's time. Time that another process has the CPU for does not count.
+/// Packets per nanosecond of the thread's CPU time. Time in which another process has the CPU does not count.
 fn rate(subject: &TwoCpuSubject<'_>, cpu: usize) -> Result<f64> {
     let run = run(subject.program, &subject.frames[cpu], REPEAT)?;
     ensure!(
         run.verdict == XDP_PASS,
-        "a packet that must pass does not: {}",
+        "the program must pass the packet, and returned {}",
         run.verdict
     );
     Ok(1.0 / run.ns)
@@ -106,14 +104,14 @@ pub fn measured(asked: &RowFilter, rounds: u32) -> Result<Vec<Row>> {
             scalings.push(scaling(subject)?);
         }
     }
-    let fault = strays(&limited)?.or(strays(&shared)?);
+    let fault = find_stray(&limited)?.or(find_stray(&shared)?);
     let [empty, different, same, floor, total] = scalings;
     let to_empty = |scalings: &[f64]| -> Vec<f64> {
         let pairs = scalings.iter().zip(&empty);
         pairs.map(|(scaling, empty)| scaling / empty).collect()
     };
     let row = |name, about, values: &[f64], bar, fault| -> Result<Row> {
-        let spread = Spread::of(values.iter().copied()).context("there is no round")?;
+        let spread = Spread::of(values.iter().copied()).context("no round was measured")?;
         let names = (name, "Two CPUs", about);
         Ok(Row::new(names, RowUnit::Ratio, spread, bar, fault))
     };
@@ -151,8 +149,8 @@ pub fn measured(asked: &RowFilter, rounds: u32) -> Result<Vec<Row>> {
     Ok(rows.into_iter().filter(|row| asked.is(&row.name)).collect())
 }
 
-/// What is wrong, if a packet went another way.
-fn strays(guarded: &GuardProgram) -> Result<Option<String>> {
+/// The fault, if a packet was counted under another outcome.
+fn find_stray(guarded: &GuardProgram) -> Result<Option<String>> {
     let allowed = Outcome {
         reason: Reason::Allowed,
         would_drop: false,
@@ -160,5 +158,5 @@ fn strays(guarded: &GuardProgram) -> Result<Option<String>> {
     let expected = (Some(WEB.to_owned()), allowed);
     let counted = guarded.counted()?;
     let stray = counted.keys().find(|key| **key != expected);
-    Ok(stray.map(|(_, outcome)| format!("some were counted as {}", outcome.reason.name())))
+    Ok(stray.map(|(_, outcome)| format!("some packets were counted as {}", outcome.reason.name())))
 }

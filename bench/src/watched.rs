@@ -1,6 +1,6 @@
-//! What a packet costs while people watch: `guard top` on a terminal, what the page asks for, and a capture, all
-//! at once, against the same packets without them. The program is the one that the agent has attached, the
-//! watchers are the commands of the release binary.
+//! The cost of a packet while watchers run, compared with the same packets without them. The watchers are `guard top`
+//! on a terminal, the requests of the page, and a capture, all at once, from the release binary. The program is the one
+//! that the agent has attached.
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
@@ -30,24 +30,24 @@ const WHOLE: &str = "watched-whole";
 
 pub const NAMES: [&str; 2] = [ALONE, WHOLE];
 
-/// What the page and the metrics listen on, inside of the guarded host.
+/// The address of the page and the metrics, in the guarded host's namespace.
 const WEB: &str = "127.0.0.1:9469";
 
-/// Nobody lists it.
+/// A port that no service lists.
 const CLOSED_PORT: u16 = 9_999;
 
-/// From anywhere in 10.0.0.0/8.
+/// The source addresses: all of 10.0.0.0/8.
 const SOURCES: Numbers = Numbers {
     first: 0x0a00_0000,
     count: 1 << 24,
 };
 
-/// With and without watchers in turn, so many times, and what is measured in each.
+/// The number of turns with and without watchers, and the measurements in each.
 const TURNS: usize = 16;
 const MEASUREMENTS: usize = 20;
 const PACKETS: u32 = 400_000;
 
-/// Until everything that watches has asked at least once.
+/// Time for each watcher to send its first request.
 const SETTLED: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -84,18 +84,18 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     };
     let (mut whole, mut alone) = ratios(floor);
     if whole.is_empty() {
-        // There is nothing better.
+        // All measurements were disturbed: count them all.
         (whole, alone) = ratios(f64::INFINITY);
     }
     let row = |name, about, ratios, bar| -> Result<Row> {
-        let spread = Spread::of(ratios).context("there is no turn")?;
+        let spread = Spread::of(ratios).context("no turn was measured")?;
         let names = (name, "Watched", about);
         Ok(Row::new(names, RowUnit::Ratio, spread, bar, None))
     };
     let rows = [
         row(
             ALONE,
-            "closed port, random sources: top, the page and a capture at once, to nobody",
+            "closed port, random sources: with top, the page and a capture, to without",
             alone,
             None,
         )?,
@@ -117,16 +117,16 @@ fn policy() -> String {
     )
 }
 
-/// In nanoseconds a packet.
+/// The cost of a packet, in nanoseconds.
 struct Cost {
-    /// With the kernel's loop, the wrapper and the way into the program.
+    /// The whole time, with the kernel's loop, the wrapper and the call of the program.
     whole: f64,
-    /// More than the empty program.
+    /// The time above the empty program.
     alone: f64,
 }
 
 impl Cost {
-    /// Of what was not disturbed. `None`: that is too little.
+    /// The median cost of the undisturbed samples. `None` if there are too few.
     fn of(samples: &[Sample], floor: f64) -> Option<Self> {
         let samples = quiet::counting(samples, floor, MEASUREMENTS)?;
         let median = |costs: Vec<f64>| Spread::of(costs).map(|spread| spread.median);
@@ -142,7 +142,7 @@ impl Cost {
 struct ClosedPortFlood {
     program: Beside,
     empty: Beside,
-    /// The wrappers call them; they live as long.
+    /// The wrapped programs: they must live as long as the wrappers that call them.
     _wrapped: (ProgramFd, Beside),
 }
 
@@ -152,12 +152,15 @@ impl ClosedPortFlood {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let status = runtime.block_on(client.status())?;
         let [interface] = &status.interfaces[..] else {
-            anyhow::bail!("one interface is guarded, not {}", status.interfaces.len());
+            anyhow::bail!(
+                "there must be one guarded interface, not {}",
+                status.interfaces.len()
+            );
         };
         let attached = loaded_programs()
             .filter_map(Result::ok)
             .find(|program| program.id() == interface.program_id)
-            .context("the program that is attached is not in the kernel")?
+            .context("the attached program is not among the loaded programs")?
             .fd()?;
         let empty = Beside::empty()?;
         let varied = Varied::Source(SOURCES);
@@ -189,7 +192,7 @@ impl ClosedPortFlood {
     }
 }
 
-/// Everything that shows people what goes on.
+/// The running watchers.
 struct Watchers {
     top: TmuxScreen,
     page: Daemon,
@@ -208,16 +211,18 @@ impl Watchers {
             let arguments = arguments.iter().map(|argument| (*argument).to_owned());
             Ok([path].into_iter().chain(options).chain(arguments).collect())
         };
-        // As the page asks: all of this every second.
-        let asks = format!(
+        // The page's requests: all of them every second.
+        let requests = format!(
             "while :; do for what in status counters talkers history; do \
              curl --silent --show-error --fail http://{WEB}/v1/$what || exit; done; sleep 1; done"
         );
         let capture = guard(&["capture", "--all"])?;
-        let (program, arguments) = capture.split_first().context("there is no command")?;
+        let (program, arguments) = capture
+            .split_first()
+            .context("the capture command is empty")?;
         let watchers = Self {
             top: TmuxScreen::start(lab, (80, 24), &guard(&["top"])?)?,
-            page: Daemon::start(lab.host.command("sh").args(["-c", &asks]), page_log)?,
+            page: Daemon::start(lab.host.command("sh").args(["-c", &requests]), page_log)?,
             capture: Daemon::start(lab.host.command(program).args(arguments), capture_log)?,
             logs,
         };
@@ -226,7 +231,10 @@ impl Watchers {
         Ok(watchers)
     }
 
-    /// Ends them all. What one of them did not watch is an error.
+    /// Ends all watchers.
+    ///
+    /// # Errors
+    /// A watcher has ended early or has not seen the dropped packets.
     fn end(self) -> Result<()> {
         let Self {
             top,
@@ -238,9 +246,12 @@ impl Watchers {
         capture.check_alive()?;
         wait_for(PATIENCE, || {
             let page = fs::read_to_string(&page_log)?;
-            ensure!(page.contains("closed_port"), "the page was told {page:?}");
+            ensure!(page.contains("closed_port"), "the page got {page:?}");
             let capture = fs::read_to_string(&capture_log)?;
-            ensure!(capture.contains("closed_port"), "captured is {capture:?}");
+            ensure!(
+                capture.contains("closed_port"),
+                "the capture printed {capture:?}"
+            );
             let text = top.text()?;
             ensure!(text.contains("closed_port"), "top shows {text}");
             Ok(())

@@ -1,8 +1,7 @@
-//! xdp-filter (xdp-tools), which an operator would take if ports and addresses were all there is to it.
+//! xdp-filter (xdp-tools), the usual choice to close only ports and addresses with XDP.
 //!
-//! It is loaded by its own command onto an interface of the lab's, and then taken off again; the program
-//! goes on as long as somebody holds it. libxdp's dispatcher, which would cost another few nanoseconds,
-//! is left out in its favour.
+//! Its own command loads it onto an interface of the lab, and unloads it again; the program stays loaded while this
+//! process holds it. libxdp's dispatcher, which costs a few more nanoseconds, is left out in its favour.
 
 use std::{
     net::Ipv4Addr,
@@ -18,22 +17,22 @@ use lab::{
     topology::{INTERFACE, Lab},
 };
 
-/// It pins its tables below the first BPF file system that it finds; here, that is the lab's.
+/// xdp-filter pins its tables below the first BPF file system that it finds: this makes it the lab's.
 const IN_BPFFS: &str = "mount --bind \"$0\" /sys/fs/bpf && exec xdp-filter \"$@\"";
 
-/// What it is loaded with.
+/// The features that it is loaded with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Filter {
-    /// The least that closes a TCP port.
+    /// The fewest features that close a TCP port.
     Port(u16),
-    /// The least that denies an address of IPv4.
+    /// The fewest features that deny an IPv4 address.
     Address(Ipv4Addr),
-    /// All of its features, and both rules.
+    /// All features, and both rules.
     All(u16, Ipv4Addr),
 }
 
 impl Filter {
-    /// The features that its command line asks for, and the program that they are in.
+    /// The features on its command line, and the program that has them.
     const fn features(self) -> (&'static str, &'static str) {
         match self {
             Self::Port(_) => ("tcp", "xdpfilt_alw_tcp"),
@@ -73,8 +72,8 @@ impl Filter {
     }
 }
 
-/// Lets it stand before a lab's host, with a port closed, until the lab ends.
-pub fn stand(lab: &Lab, port: u16) -> Result<()> {
+/// Attaches it to the interface of a lab's host, with a port closed, until the lab ends.
+pub fn protect(lab: &Lab, port: u16) -> Result<()> {
     let bpffs = bpffs(lab)?;
     let filter = Filter::Port(port);
     let (features, _) = filter.features();

@@ -77,6 +77,7 @@ impl SourceKey {
     /// This bit of a hash finds no cell: all rows together have fewer than 2^32.
     const IS_HASH: u64 = 1 << 63;
 
+    /// The key of a source, by the prefix that counts as one source.
     #[inline(always)]
     pub fn of(key: impl FnOnce() -> HashKey, family: Family, prefix: Address) -> Self {
         match family {
@@ -118,6 +119,7 @@ impl Account {
         self.who == who && self.stamp == stamp
     }
 
+    /// The key of the source that the account belongs to.
     #[inline(always)]
     pub const fn who(&self) -> SourceKey {
         SourceKey(self.who)
@@ -129,6 +131,7 @@ impl Account {
         (self.stamp ^ stamp) >> u16::BITS == 0
     }
 
+    /// The service id.
     #[inline(always)]
     pub const fn service(&self) -> u16 {
         self.stamp as u16

@@ -31,6 +31,7 @@ pub struct Address {
 }
 
 impl Address {
+    /// An IPv4 address in host byte order.
     #[inline(always)]
     pub const fn from_ipv4(address: u32) -> Self {
         Self {

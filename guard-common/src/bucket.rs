@@ -37,6 +37,7 @@ pub trait Bucket: Copy {
         retry_pair(pair, now, price)
     }
 
+    /// Charges the bucket anew after another CPU changed it. Returns whether it had room.
     fn charge_one_again(self, now: u64, price: Price) -> bool {
         retry_one(self, now, price)
     }
@@ -50,6 +51,7 @@ pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     has_room(first, now, price) || has_room(second, now, price)
 }
 
+/// Whether a bucket has room for a price at this time (in units of [`crate::gcra`]), without charging it.
 #[inline(always)]
 pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     let looked = look(bucket, now, price);

@@ -26,6 +26,7 @@ impl Scope {
         }
     }
 
+    /// The name in policies and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Containers => "containers",

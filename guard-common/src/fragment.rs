@@ -25,11 +25,13 @@ impl FragmentId {
     const IS_FRAGMENT: u64 = 1 << 63;
     const IS_IPV6: u64 = 1 << 62;
 
+    /// IPv4: the identification has 16 bits and is unique within a protocol (RFC 791).
     #[inline(always)]
     pub const fn ipv4(identification: u16, protocol: u8) -> Self {
         Self(Self::IS_FRAGMENT | (protocol as u64) << 32 | identification as u64)
     }
 
+    /// IPv6: the identification has 32 bits for all protocols (RFC 8200, section 4.5).
     #[inline(always)]
     pub const fn ipv6(identification: u32) -> Self {
         Self(Self::IS_FRAGMENT | Self::IS_IPV6 | identification as u64)
@@ -157,6 +159,7 @@ const fn bytes_per_second(rate: u64, burst: u64) -> GcraBudget {
 /// memory ([`memory`]). One source can send a datagram of 64 kB with its fragments in reverse order. All sources
 /// together get 3 of the kernel's 4 MB within the 30 s that it keeps fragments.
 pub const OVERTAKING: GcraBudget = bytes_per_second(16 << 10, 160 << 10);
+/// The budget of all sources together for fragments that overtake their first one: 64 kB a second, 1 MB at once.
 pub const OVERTAKING_IN_ALL: GcraBudget = bytes_per_second(64 << 10, 1 << 20);
 
 /// The kernel memory that a fragment of `length` bytes takes, in bytes, roughly.

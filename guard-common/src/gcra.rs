@@ -28,8 +28,10 @@ pub struct GcraBudget {
 }
 
 impl GcraBudget {
+    /// No limit: nothing is charged.
     pub const UNLIMITED: Self = Self { cost: 0, burst: 0 };
 
+    /// Whether there is a limit.
     #[inline(always)]
     pub const fn is_limited(self) -> bool {
         self.cost != 0

@@ -15,11 +15,14 @@ pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 2 };
 
 /// The XDP program, its copy for a policy on trial, and its copy for replay, which reads [`CLOCK`].
 pub const PROGRAM: &str = "guard";
+/// The copy for a policy on trial, which may tail-call the program before it.
 pub const TRIAL_PROGRAM: &str = "guard_on_trial";
+/// The copy for replay, whose clock is [`CLOCK`].
 pub const REPLAY_PROGRAM: &str = "guard_replay";
 
 /// The tc program that records the UDP flows that this host opens, and its copy for replay.
 pub const EGRESS_PROGRAM: &str = "guard_egress";
+/// Its copy for replay.
 pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
@@ -35,6 +38,7 @@ pub const SERVICES: &str = ".bss.services";
 
 /// Tries of the sources that restricted services admit, with their [`Expiry`].
 pub const ADMITTED_V4: &str = "ADMITTED_V4";
+/// The same for IPv6.
 pub const ADMITTED_V6: &str = "ADMITTED_V6";
 
 /// An array of [`crate::deny_list::DenyLine`]: denied IPv4 addresses without an end, if there are many.
@@ -42,17 +46,22 @@ pub const DENIED_LINES: &str = "DENIED_LINES";
 
 /// Other denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
 pub const DENIED_V4: &str = "DENIED_V4";
+/// The same for IPv6.
 pub const DENIED_V6: &str = "DENIED_V6";
+/// A trie of denied prefixes.
 pub const DENIED_PREFIXES_V4: &str = "DENIED_PREFIXES_V4";
+/// The same for IPv6.
 pub const DENIED_PREFIXES_V6: &str = "DENIED_PREFIXES_V6";
 
 /// Tries of the sources that are denied at one service, with their [`Expiry`].
 pub const DENIED_AT_V4: &str = "DENIED_AT_V4";
+/// The same for IPv6.
 pub const DENIED_AT_V6: &str = "DENIED_AT_V6";
 
 /// Tries of the sources that `allow` entries let through, with their [`Expiry`]: everywhere ([`NO_SERVICE`]) or at one
 /// service.
 pub const ALLOWED_V4: &str = "ALLOWED_V4";
+/// The same for IPv6.
 pub const ALLOWED_V6: &str = "ALLOWED_V6";
 
 /// The section of the one writable global, [`live`] flags.
@@ -60,18 +69,23 @@ pub const LIVE: &str = ".bss";
 
 /// Tries of the sources that are exempt or crowds, as [`Exemption`].
 pub const EXEMPTIONS_V4: &str = "EXEMPTIONS_V4";
+/// The same for IPv6.
 pub const EXEMPTIONS_V6: &str = "EXEMPTIONS_V6";
 
 /// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. Bitmaps in front of them say whether a
 /// destination can be in one.
 pub const NETWORKS_V4: &str = "NETWORKS_V4";
+/// The same for IPv6.
 pub const NETWORKS_V6: &str = "NETWORKS_V6";
+/// The bitmap before [`NETWORKS_V4`].
 pub const NETWORK_BITS_V4: &str = ".bss.bits_v4";
+/// The bitmap before [`NETWORKS_V6`].
 pub const NETWORK_BITS_V6: &str = ".bss.bits_v6";
 
 /// A hash of [`OwnSource`]: this host's own addresses, which are no valid source on a wire. A bitmap in front of it, by
 /// [`crate::martian::own_bit`].
 pub const OWN: &str = "OWN";
+/// The bitmap before [`OWN`].
 pub const OWN_BITS: &str = ".bss.own_bits";
 
 /// An array of [`crate::fragment::FragmentSet`].
@@ -111,13 +125,17 @@ pub const INTERFACES: &str = "INTERFACES";
 /// - talkers: [`TalkerSlot`]s, indexed by a hash of the source;
 /// - losses: 64-bit numbers, indexed by [`Outcome::slot`], of packets that matched a capture and were not copied.
 pub const COUNTER_ROWS: &str = "COUNTER_ROWS";
+/// Talkers, a row per interface.
 pub const TALKER_ROWS: &str = "TALKER_ROWS";
+/// Losses of captures, a row per interface.
 pub const LOSS_ROWS: &str = "LOSS_ROWS";
 
 /// The same tables of one interface. A program for a single interface ([`feature::ALONE`]) uses them without looking
 /// up a row. [`COUNTERS`] has at least the services of the first page.
 pub const COUNTERS: &str = "COUNTERS";
+/// Talkers of one interface.
 pub const TALKERS: &str = "TALKERS";
+/// Losses of captures on one interface.
 pub const LOSSES: &str = "LOSSES";
 
 /// The section of a writable global, one [`CaptureFilter`]: the packets to copy. Reading it costs one load; loading a
@@ -161,6 +179,7 @@ pub const MAX_SERVICE_IDS: u32 = 2 * MAX_SERVICES;
 
 /// Counters are allocated in pages of this many services, because most policies have few.
 pub const SERVICES_PER_PAGE: u32 = 1 << 6;
+/// The pages that hold all service ids.
 pub const COUNTER_PAGES: u32 = MAX_SERVICE_IDS / SERVICES_PER_PAGE;
 
 /// The cells of all services together, unless the policy sets `cells`: 16 MiB.
@@ -171,10 +190,15 @@ pub const MIN_CELLS_PER_ROW: u32 = 1 << 6;
 
 /// The most entries of these tables.
 pub const MAX_ADMITTED: u32 = 1 << 16;
+/// The most exempt sources and crowds, for each IP version.
 pub const MAX_EXEMPTIONS: u32 = 1 << 16;
+/// The most entries of [`ADDRESSED`].
 pub const MAX_ADDRESSED: u32 = 1 << 16;
+/// The most container networks, for each IP version.
 pub const MAX_NETWORKS: u32 = 1 << 12;
+/// The most denied sources of each table.
 pub const MAX_DENIED: u32 = 1 << 21;
+/// The most sources that operators allow, for each IP version.
 pub const MAX_ALLOWED: u32 = 1 << 16;
 
 /// The most addresses of this host in [`OWN`]. A source that finds no room there is not dropped.
@@ -187,7 +211,7 @@ pub const FRAGMENT_SETS: u32 = 1 << 14;
 pub mod host_bucket {
     use crate::cell::ROWS;
 
-    /// Control packets.
+    /// Control packets that cannot have crossed a router.
     pub const CONTROL: u32 = 0;
     /// Fragments that overtake their first, of all sources.
     pub const OVERTAKING: u32 = 1;
@@ -196,16 +220,24 @@ pub mod host_bucket {
     /// The number of buckets in a row less one.
     pub const SOURCE_MASK: u32 = (1 << 10) - 1;
 
-    pub const COUNT: u32 = OVERTAKING_OF_SOURCE + ROWS * (SOURCE_MASK + 1);
+    /// DHCP replies over IPv4, which may come from anywhere.
+    pub const DHCP_REPLY: u32 = OVERTAKING_OF_SOURCE + ROWS * (SOURCE_MASK + 1);
+
+    /// The number of buckets.
+    pub const COUNT: u32 = DHCP_REPLY + 1;
 }
 
 /// The budget of control packets, in packets a second. A /22 with 1,000 hosts stays below a tenth of it at its busiest:
 ///
 /// - 200 MLD reports a second: two groups per host, spread over the 10 s of a query (RFC 3810, section 9.3);
-/// - as many DHCP replies, if all leases are renewed within 10 s;
 /// - 500 neighbour solicitations, if all hosts start within 10 s: three for duplicate address detection, two for
 ///   routers.
 pub const CONTROL_RATE: u64 = 10_000;
+
+/// The budget of DHCP replies, in packets a second. A /22 with 1,000 hosts stays at a tenth of it if all leases are
+/// renewed within 5 s. The budget is apart from that of neighbour discovery: any host of the internet can send what
+/// looks like a DHCP reply.
+pub const DHCP_REPLY_RATE: u64 = 2_000;
 
 /// The most UDP flows that are remembered.
 pub const MAX_FLOWS: u32 = 1 << 16;
@@ -228,7 +260,9 @@ pub mod feature {
     pub const RESTRICTED: u16 = 1 << 0;
     /// Some budget per source counts packets, bytes, connections.
     pub const PACKETS: u16 = 1 << 1;
+    /// Budgets of bytes.
     pub const BYTES: u16 = 1 << 2;
+    /// Budgets of connections.
     pub const CONNECTIONS: u16 = 1 << 3;
     /// Some service has a budget that all sources share.
     pub const TOTALS: u16 = 1 << 4;
@@ -255,6 +289,7 @@ pub mod feature {
 pub mod live {
     /// Some addresses in the hashes, some prefixes are denied.
     pub const DENIED: u32 = 1 << 0;
+    /// Denied prefixes.
     pub const DENIED_PREFIXES: u32 = 1 << 1;
     /// There are `allow` entries.
     pub const ALLOWED: u32 = 1 << 8;
@@ -285,21 +320,25 @@ impl PortEntry {
     const EPHEMERAL: u32 = 1 << 18;
     const ADDRESSED: u32 = 1 << 19;
 
+    /// Listed by this service.
     #[must_use]
     pub const fn with_service(self, service: u16) -> Self {
         Self(self.0 & !0xffff | service as u32)
     }
 
+    /// Published by a container for IPv4.
     #[must_use]
     pub const fn published_ipv4(self) -> Self {
         Self(self.0 | Self::PUBLISHED_IPV4)
     }
 
+    /// Published by a container for IPv6.
     #[must_use]
     pub const fn published_ipv6(self) -> Self {
         Self(self.0 | Self::PUBLISHED_IPV6)
     }
 
+    /// In the local port range of this host.
     #[must_use]
     pub const fn ephemeral(self) -> Self {
         Self(self.0 | Self::EPHEMERAL)
@@ -330,26 +369,31 @@ impl PortEntry {
         self.0 == 0
     }
 
+    /// Whether [`ADDRESSED`] has entries for this port.
     #[inline(always)]
     pub const fn is_addressed(self) -> bool {
         self.0 & Self::ADDRESSED != 0
     }
 
+    /// The id of the service that lists the port, or [`NO_SERVICE`].
     #[inline(always)]
     pub const fn service(self) -> u16 {
         self.0 as u16
     }
 
+    /// Whether a container publishes the port for IPv4.
     #[inline(always)]
     pub const fn is_published_ipv4(self) -> bool {
         self.0 & Self::PUBLISHED_IPV4 != 0
     }
 
+    /// Whether a container publishes the port for IPv6.
     #[inline(always)]
     pub const fn is_published_ipv6(self) -> bool {
         self.0 & Self::PUBLISHED_IPV6 != 0
     }
 
+    /// Whether the port is in the local port range of this host.
     #[inline(always)]
     pub const fn is_ephemeral(self) -> bool {
         self.0 & Self::EPHEMERAL != 0
@@ -459,7 +503,8 @@ pub struct About {
     pub scope: u8,
     /// A [`Mode`]: that of the policy that comes back when a trial is over.
     pub mode_before: u8,
-    pub reserved: u8,
+    /// A [`Scope`]: likewise.
+    pub scope_before: u8,
     /// Of the policy file.
     pub sha256: [u8; 32],
     pub version: [u8; 32],
@@ -519,11 +564,13 @@ pub const MAX_NAME: usize = 64;
 pub struct Expiry(pub u64);
 
 impl Expiry {
+    /// No end.
     pub const NEVER: Self = Self(0);
 
     /// It ended before this host started.
     pub const OVER: Self = Self(1);
 
+    /// Whether the end has come at this time of CLOCK_BOOTTIME, in nanoseconds.
     #[inline(always)]
     pub const fn is_over(self, boot_ns: u64) -> bool {
         let Self(end) = self;
@@ -621,6 +668,7 @@ pub struct CaptureFilter {
 pub const SERVICE_ID_WORDS: usize = MAX_SERVICE_IDS as usize / 64;
 
 impl CaptureFilter {
+    /// Copies no packet.
     pub const NONE: Self = Self {
         one_of: [0; Outcome::SLOTS as usize],
         services: [0; SERVICE_ID_WORDS],
@@ -664,6 +712,7 @@ pub struct ReplayTime {
 /// Words of 64 bits in the bitmaps: one bit for every /24 with the same [`network_bit_v4`], and for every /64
 /// with the same [`network_bit_v6`].
 pub const NETWORK_WORDS_V4: u32 = 1 << 14;
+/// The words of 64 bits in [`NETWORK_BITS_V6`].
 pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 
 /// The bit of an IPv4 address: its /24 without the upper half of the third byte. One bit stands for sixteen /24 of the
@@ -717,6 +766,7 @@ pub struct Conclusion {
 }
 
 impl Conclusion {
+    /// Packs a service id, a reason and a mode.
     #[inline(always)]
     pub const fn new(service: u16, reason: Reason, mode: ModeBits) -> Self {
         Self {
@@ -731,6 +781,7 @@ impl Conclusion {
         self.service << 16 | self.slot
     }
 
+    /// The reverse of [`Self::pack`].
     #[inline(always)]
     pub const fn unpack(word: u32) -> Self {
         Self {

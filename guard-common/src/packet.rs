@@ -53,6 +53,7 @@ impl Transport {
         Self(self.0 | (source as u64) << Self::SOURCE_SHIFT)
     }
 
+    /// The index of the port or protocol in the array of ports.
     #[inline(always)]
     pub const fn place(self) -> u32 {
         (self.0 & (Self::PLACES - 1)) as u32
@@ -96,6 +97,7 @@ const _: () = assert!((PORT_ENTRIES as u64) <= Transport::PLACES);
 pub struct PacketClass(u16);
 
 impl PacketClass {
+    /// No class.
     pub const NONE: Self = Self(0);
     /// TCP with SYN and without ACK, whatever the other flags: it asks for a connection.
     pub const CONNECTION_REQUEST: Self = Self(1 << 0);
@@ -138,8 +140,11 @@ impl PacketClass {
 
 /// The fields of an IP header that a verdict depends on.
 pub trait IpHeader {
+    /// IPv4 or IPv6.
     fn family(&self) -> Family;
+    /// The source address.
     fn source(&self) -> Address;
+    /// The destination address.
     fn destination(&self) -> Address;
 
     /// Of a packet in pieces, which one it is.
@@ -163,11 +168,13 @@ pub trait IpHeader {
         }
     }
 
+    /// Whether the source is link-local (fe80::/10).
     #[inline(always)]
     fn has_link_local_source(&self) -> bool {
         self.source().high & LINK_LOCAL_MASK == LINK_LOCAL
     }
 
+    /// Whether the source is the unspecified address.
     #[inline(always)]
     fn has_no_source(&self) -> bool {
         self.source() == Address::default()
@@ -311,6 +318,7 @@ impl WireIpHeader {
         }
     }
 
+    /// The fields of a header without fragmentation.
     #[inline(always)]
     pub fn read(&self) -> IpFields {
         IpFields {
@@ -413,16 +421,27 @@ const LINK_LOCAL_MASK: u64 = 0xffc0 << 48;
 
 /// Protocol numbers (IANA), shared by IPv4's protocol and IPv6's next header.
 pub mod protocol {
+    /// IPv6 hop-by-hop options.
     pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IGMP.
     pub const IGMP: u8 = 2;
+    /// TCP.
     pub const TCP: u8 = 6;
+    /// UDP.
     pub const UDP: u8 = 17;
+    /// The IPv6 routing header.
     pub const ROUTING: u8 = 43;
+    /// The IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// The IPsec authentication header.
     pub const AUTHENTICATION: u8 = 51;
+    /// ICMPv6.
     pub const ICMPV6: u8 = 58;
+    /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
+    /// SCTP.
     pub const SCTP: u8 = 132;
 }
 
@@ -450,6 +469,7 @@ impl<E: IpHeader> Packet<E> {
         Self { ip, transport }
     }
 
+    /// A UDP datagram.
     #[inline(always)]
     pub fn udp(ip: E, source_port: u16, destination_port: u16) -> Self {
         let control = match ip.family() {
@@ -470,6 +490,7 @@ impl<E: IpHeader> Packet<E> {
         }
     }
 
+    /// An SCTP packet.
     #[inline(always)]
     pub fn sctp(ip: E, destination_port: u16) -> Self {
         let place = port_index(PortProtocol::Sctp, destination_port);

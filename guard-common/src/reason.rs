@@ -15,6 +15,7 @@ macro_rules! reasons {
         }
 
         impl Reason {
+            /// Every reason, those to pass first.
             pub const ALL: [Self; [$($pass_name,)* $($drop_name,)*].len()] =
                 [$(Self::$pass,)* $(Self::$drop,)*];
 
@@ -39,7 +40,7 @@ reasons! {
     pass {
         /// Reaches a listed service that admits the source, within its budgets.
         Allowed = 0 "allowed",
-        /// A TCP segment that opens no connection, to a port that no service lists.
+        /// A TCP segment that opens no connection, to a port that no service lists for its source.
         Established = 1 "established",
         /// Answers a UDP flow that this host opened.
         Reply = 2 "reply",
@@ -101,6 +102,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The name in policies and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "pass",
@@ -132,6 +134,7 @@ impl Mode {
         }
     }
 
+    /// The name in policies and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -154,6 +157,7 @@ impl ModeBits {
     /// What would be dropped passes. The bit is that of a drop's reason, one place higher: 16 becomes 48 with both.
     const OBSERVED: u8 = Outcome::WOULD_DROP as u8;
 
+    /// The bits of a mode.
     #[inline(always)]
     pub const fn of(mode: Mode) -> Self {
         Self(match mode {
@@ -163,6 +167,7 @@ impl ModeBits {
         })
     }
 
+    /// The mode of these bits.
     #[inline(always)]
     pub const fn mode(self) -> Mode {
         if self.is_off() {
@@ -174,6 +179,7 @@ impl ModeBits {
         }
     }
 
+    /// Whether packets pass without a decision.
     #[inline(always)]
     pub const fn is_off(self) -> bool {
         self.0 & Self::JUDGED == 0
@@ -211,12 +217,14 @@ impl Outcome {
         })
     }
 
+    /// The outcome of a reason in a mode.
     pub const fn new(reason: Reason, mode: Mode) -> Self {
         let would_drop =
             matches!(reason.verdict(), Verdict::Drop) && !matches!(mode, Mode::Enforce);
         Self { reason, would_drop }
     }
 
+    /// Whether the packet passed.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         if self.would_drop {

@@ -6,7 +6,7 @@ use guard_common::{
     cell::{self, Share},
     fragment::{OVERTAKING, OVERTAKING_IN_ALL, memory},
     gcra::{Price, UNITS_PER_NANOSECOND},
-    layout::{CONTROL_RATE, host_bucket},
+    layout::{CONTROL_RATE, DHCP_REPLY_RATE, host_bucket},
     packet::IpHeader,
 };
 
@@ -15,26 +15,37 @@ use crate::{charge::MapBucket, clock::Clock, config, maps::HOST_BUCKETS};
 const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// The burst is one second's worth of packets.
-const CONTROL: Price = Price {
-    cost: SECOND / CONTROL_RATE,
-    burst: SECOND,
-};
+const fn per_second(rate: u64) -> Price {
+    Price {
+        cost: SECOND / rate,
+        burst: SECOND,
+    }
+}
+
+const CONTROL: Price = per_second(CONTROL_RATE);
+const DHCP_REPLY: Price = per_second(DHCP_REPLY_RATE);
 
 /// One source of fragments is an IPv4 address, or an IPv6 /64.
 const SOURCE_V6: Address = Address::ipv6_mask(64);
 
-/// Charges a control packet; `false`: the budget is used up.
+/// Charges a control packet; `false`: the budget is used up. `is_dhcp`: a DHCP reply over IPv4, which may have crossed
+/// routers, so it has a budget of its own.
 #[inline(always)]
-pub fn has_room_for_control<C: Clock>() -> bool {
-    guard_has_room_for_control(C::now()) != 0
+pub fn has_room_for_control<C: Clock>(is_dhcp: bool) -> bool {
+    guard_has_room_for_control(C::now(), u32::from(is_dhcp)) != 0
 }
 
 /// A global function, like those below: the verifier checks it once (Linux 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn guard_has_room_for_control(now: u64) -> u32 {
-    match bucket(host_bucket::CONTROL) {
-        Some(bucket) => u32::from(charge_one(bucket, now, CONTROL)),
+extern "C" fn guard_has_room_for_control(now: u64, is_dhcp: u32) -> u32 {
+    let (index, price) = if is_dhcp != 0 {
+        (host_bucket::DHCP_REPLY, DHCP_REPLY)
+    } else {
+        (host_bucket::CONTROL, CONTROL)
+    };
+    match bucket(index) {
+        Some(bucket) => u32::from(charge_one(bucket, now, price)),
         // Unreachable; a guard that is unsure lets through.
         None => 1,
     }

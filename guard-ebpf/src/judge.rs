@@ -124,8 +124,9 @@ fn judge<C: Clock, P: PathKind>(
     }
     if transport.has(PacketClass::CONTROL.or(PacketClass::DHCP_REPLY)) {
         P::defer()?;
-        if transport.has(PacketClass::CONTROL) || is_for_host(packet) {
-            let reason = if host_buckets::has_room_for_control::<C>() {
+        let is_dhcp = !transport.has(PacketClass::CONTROL);
+        if !is_dhcp || is_for_host(packet) {
+            let reason = if host_buckets::has_room_for_control::<C>(is_dhcp) {
                 Reason::Control
             } else {
                 Reason::TotalLimit

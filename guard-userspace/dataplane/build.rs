@@ -12,17 +12,18 @@ use object::{
     elf::SHT_STRTAB,
 };
 
-/// The package, its program, and the file that it becomes.
+/// The name of the package, of its program, and of the built file.
 const PROGRAM: &str = "guard-ebpf";
 
 const TOOLCHAIN: &str = "GUARD_EBPF_TOOLCHAIN";
 
-/// All instructions that Linux 6.1 has: 32-bit arithmetic and every comparison (Linux 5.1), where the oldest
-/// machine makes several of one. The builder of the program has its own idea of the flags that are for all profiles.
+/// Selects BPF CPU v3, all of whose instructions Linux 6.1 has: 32-bit arithmetic and every comparison (Linux 5.1). The
+/// default CPU needs several instructions for one of these. The flags are set for the profile, because aya-build sets
+/// those for all profiles itself.
 const CPU: [(&str, &str); 3] = [
     ("CARGO_UNSTABLE_PROFILE_RUSTFLAGS", "true"),
     ("CARGO_PROFILE_RELEASE_RUSTFLAGS", "-Ctarget-cpu=v3"),
-    // What runs here while it builds has another machine: instead of the flag above, what is so anyway.
+    // Build scripts run on this machine's CPU: for them, the flag above is replaced by the default.
     (
         "CARGO_PROFILE_RELEASE_BUILD_OVERRIDE_RUSTFLAGS",
         "-Copt-level=0",
@@ -33,10 +34,10 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
     println!("cargo::rerun-if-changed=../../guard-common/src");
     let toolchain = env::var(TOOLCHAIN).unwrap_or_else(|_| "nightly".to_owned());
-    // SAFETY: the build script has one thread. The target needs core built from source, which a
-    // stable compiler does only with this; it reaches the kernel program alone.
+    // SAFETY: the build script has one thread. The target needs core built from source, which a stable compiler does
+    // only with this variable; it affects only the kernel program.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
-    // Compiled in pieces it is another program, which the verifier may refuse.
+    // Incremental compilation gives a different program, which the verifier may refuse.
     // SAFETY: as above.
     unsafe { env::set_var("CARGO_INCREMENTAL", "0") };
     for (key, value) in CPU {
@@ -57,12 +58,12 @@ fn main() -> Result<()> {
              `cargo xtask build` finds or installs what it needs"
         )
     })?;
-    let out = env::var_os("OUT_DIR").context("Cargo names no folder for what is built")?;
+    let out = env::var_os("OUT_DIR").context("Cargo does not set OUT_DIR")?;
     strip(&Path::new(&out).join(PROGRAM)).context("the kernel program cannot be stripped")
 }
 
-/// Leaves out what only a debugger reads, most of the file: the kernel has its own (BTF), and the agent would
-/// keep it in memory.
+/// Removes the debug sections, which are most of the file: the kernel uses BTF instead, and the agent would keep them
+/// in memory.
 fn strip(path: &Path) -> Result<()> {
     let file = fs::read(path)?;
     let mut program = Builder::read(&*file)?;
@@ -71,7 +72,7 @@ fn strip(path: &Path) -> Result<()> {
         section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
     }
     program.delete_orphans();
-    // The linker keeps the names of sections with those of symbols.
+    // The linker has put the names of sections into the same table as those of symbols.
     let names = program.sections.add();
     names.name = ".shstrtab".into();
     names.sh_type = SHT_STRTAB;

@@ -1,4 +1,4 @@
-//! What the kernel counted, as the API has it.
+//! Converts the kernel's counters to the types of the API.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,8 +10,8 @@ use crate::dataplane::{
     UNKNOWN_INTERFACE, pins::Pins,
 };
 
-/// What is counted on each of these interfaces, whose names these are, and for interfaces that have no counters of
-/// their own. `None`: nothing is pinned below this root.
+/// The rows of each of these interfaces, given by pins and name, and of packets whose interface has no row of its own
+/// ([`UNKNOWN_INTERFACE`]). `None`: nothing is pinned below this root.
 pub(crate) fn of_every_interface<T>(
     root: &Path,
     interfaces: impl Iterator<Item = (Pins, String)>,

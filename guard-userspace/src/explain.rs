@@ -1,5 +1,5 @@
-//! Why a packet from one place to another gets its verdict: the verdict from the real kernel program
-//! on a copy that is attached nowhere, the way to it step by step from the policy.
+//! Explains the verdict for a packet. The verdict comes from the real kernel program, in a copy that is not attached;
+//! the steps that lead to it come from the policy.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +29,7 @@ use crate::{
 /// A port, or a protocol without ports, on an address of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// `None`: an address of the host, whichever fits the source.
+    /// `None`: an address of the host in the family of the source.
     pub address: Option<IpAddr>,
     pub ports: Ports,
 }
@@ -37,12 +37,12 @@ pub struct Destination {
 impl FromStr for Destination {
     type Err = String;
 
-    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`, and `tcp/8000` as a policy
-    /// writes it.
+    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`, and `tcp/8000` as a
+    /// policy writes it.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "{text:?} is no place to reach: write \"8000/tcp\", \"203.0.113.5:8000/tcp\", \
+                "{text:?} is not a destination: write \"8000/tcp\", \"203.0.113.5:8000/tcp\", \
                  \"[2001:db8::5]:53/udp\", \"icmp\" or \"112/proto\""
             )
         };
@@ -69,7 +69,7 @@ impl FromStr for Destination {
 }
 
 impl Destination {
-    /// The first port of a service, which stands for it.
+    /// The first port of a service, as an example of the service.
     pub fn of_service(service: &Service) -> Option<Self> {
         let ports = match service.ports.first()? {
             Ports::Range { protocol, ports } => Ports::Range {
@@ -83,7 +83,7 @@ impl Destination {
     }
 }
 
-/// What the question is asked about.
+/// The policy and the state of the host for which a packet is explained.
 pub struct ExplainInput<'a> {
     pub policy: &'a Policy,
     pub containers: &'a Containers,
@@ -92,14 +92,14 @@ pub struct ExplainInput<'a> {
     pub tick_ns: u64,
     /// Addresses of this host.
     pub own: &'a [IpAddr],
-    /// Addresses that no packet from outside comes from.
+    /// Addresses of this host that are martian as a source: no packet from outside has them.
     pub own_sources: &'a BTreeSet<IpAddr>,
-    /// What operators let through or drop for a while.
+    /// The temporary allow and deny entries of operators.
     pub entries: &'a [Entry],
 }
 
 impl ExplainInput<'_> {
-    /// A copy of the program that judges by this policy in this situation, at its moment.
+    /// Loads a copy of the program with this policy and this input, with its clock at `now`.
     pub(crate) fn judge_by(&self, policy: &Policy) -> Result<Replay, LoadError> {
         let compile_input = CompileInput {
             containers: self.containers,
@@ -117,7 +117,7 @@ impl ExplainInput<'_> {
         Ok(replay)
     }
 
-    /// The steps that lead to this reason, and the line of the policy that decided, if one did.
+    /// The steps that lead to this reason, and the line of the policy that decided, if a line did.
     pub(crate) fn way_to(
         &self,
         reason: Reason,
@@ -146,13 +146,13 @@ pub fn explain(
     let from = from.to_canonical();
     let address = match to.address {
         Some(address) if address.is_ipv4() != from.is_ipv4() => {
-            bail!("{from} and {address} speak different versions of IP")
+            bail!("{from} and {address} are not of the same IP version")
         }
         Some(address) => address,
         None => own_address(situation, from)?,
     };
     if let Some(right) = to.ports.counterpart(from.is_ipv4()) {
-        bail!("{from} does not speak {}: ask for {right}", to.ports);
+        bail!("{from} cannot send {}: write {right}", to.ports);
     }
     let frame = first_packet(from, address, &to.ports)?;
     let replay = situation.judge_by(situation.policy)?;
@@ -174,7 +174,7 @@ pub fn explain(
             (Verdict::Pass, _) => format!("it passes: {}", outcome.reason.name()),
             (Verdict::Drop, false) => format!("enforced: it is dropped: {}", outcome.reason.name()),
             (Verdict::Drop, true) => format!(
-                "only observed: it passes, and is counted as one that would be dropped: {}",
+                "observed: it passes, and is counted as a packet that would be dropped: {}",
                 outcome.reason.name()
             ),
         },
@@ -193,7 +193,7 @@ pub fn explain(
     })
 }
 
-/// An address of this host that a source of this family would use.
+/// An address of this host that a source of this family can reach.
 fn own_address(situation: &ExplainInput<'_>, from: IpAddr) -> Result<IpAddr> {
     let in_network = |address: &IpAddr| {
         let mut networks = situation.containers.networks.iter();
@@ -212,7 +212,7 @@ fn own_address(situation: &ExplainInput<'_>, from: IpAddr) -> Result<IpAddr> {
     })
     .with_context(|| {
         format!(
-            "this host has no address that {from} could reach: name one, as in --to ADDR:PORT/PROTO"
+            "this host has no address that {from} could reach: name an address, as in --to ADDR:PORT/PROTO"
         )
     })
 }
@@ -230,7 +230,7 @@ fn describe_packet(ports: &Ports) -> String {
     }
 }
 
-/// Clients send from such a port.
+/// The source port of the example packet: an ephemeral port (RFC 6335).
 const CLIENT_PORT: u16 = 50_000;
 
 const WINDOW: u16 = 64_240;
@@ -286,11 +286,11 @@ fn ip_packet(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => Ok(ethernet.ipv4(from.octets(), to.octets(), TTL)),
         (IpAddr::V6(from), IpAddr::V6(to)) => Ok(ethernet.ipv6(from.octets(), to.octets(), TTL)),
-        _ => bail!("the addresses speak different versions of IP"),
+        _ => bail!("{from} and {to} are not of the same IP version"),
     }
 }
 
-/// What a packet is asked on its way, in this order.
+/// The stages of the packet path, in the order of the kernel program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum PathStage {
     Martian,
@@ -302,7 +302,7 @@ enum PathStage {
 }
 
 impl PathStage {
-    /// That which decided on this reason.
+    /// The stage that returns this reason.
     fn last(reason: Reason) -> Self {
         match reason {
             Reason::Martian => Self::Martian,
@@ -310,7 +310,7 @@ impl PathStage {
             Reason::ContainerAddress => Self::Address,
             Reason::Control | Reason::ClosedPort | Reason::Malformed => Self::Port,
             Reason::SourceNotAllowed => Self::Source,
-            // What reaches no service has budgets, too.
+            // Packets that match no service are charged as well, to the budgets of `[limits]`.
             Reason::Allowed
             | Reason::Established
             | Reason::Reply
@@ -326,7 +326,7 @@ impl PathStage {
     }
 }
 
-/// The steps of the packet's way, as the policy tells them.
+/// Collects the steps of a packet through the policy.
 struct PacketPath<'a> {
     situation: &'a ExplainInput<'a>,
     from: IpAddr,
@@ -336,7 +336,7 @@ struct PacketPath<'a> {
 }
 
 impl<'a> PacketPath<'a> {
-    /// Describes every step, and returns the line that decided on this reason.
+    /// Describes every step up to this reason, and returns the line of the policy that decided.
     fn describe(&mut self, reason: Reason) -> Option<usize> {
         let last = PathStage::last(reason);
         if last == PathStage::Martian {
@@ -349,7 +349,7 @@ impl<'a> PacketPath<'a> {
             return denied;
         }
         let service = self.find_service();
-        // A service that names this very address is asked before the container networks.
+        // A service with exactly this address is matched before the container networks.
         if service.is_none_or(|service| service.address.is_none()) {
             self.describe_network();
         }
@@ -366,7 +366,7 @@ impl<'a> PacketPath<'a> {
         let line = Some(service.line);
         if service.mode.min(self.situation.policy.mode) == Mode::Off {
             let finding = "the service's mode is off: everything passes and nothing is judged";
-            self.add("which mode?", finding, line);
+            self.add("service mode?", finding, line);
             return line;
         }
         if last >= PathStage::Source {
@@ -386,7 +386,8 @@ impl<'a> PacketPath<'a> {
         });
     }
 
-    fn holds(&self, source: &Source) -> bool {
+    /// Whether a source of the policy contains the packet's source, and has not expired.
+    fn matches(&self, source: &Source) -> bool {
         let ended = source
             .expires
             .is_some_and(|expires| expires <= self.situation.now.world);
@@ -396,25 +397,25 @@ impl<'a> PacketPath<'a> {
     fn describe_martian(&mut self) {
         let finding = if self.situation.own_sources.contains(&self.from) {
             format!(
-                "{} is an address of this host, and no packet from outside comes from it",
+                "{} is an address of this host, and no packet from outside has it as its source",
                 self.from
             )
         } else {
             format!(
-                "no packet on a wire goes from {} to {}: addresses of loopback, IPv4-mapped ones, and sources that are \
-                 multicast, broadcast or 0.0.0.0 never leave a host",
+                "no packet on a wire goes from {} to {}: loopback and IPv4-mapped addresses, and sources that are \
+                 multicast, broadcast or 0.0.0.0, never leave a host",
                 self.from, self.address
             )
         };
         self.add("martian?", finding, None);
     }
 
-    /// What operators let through or drop for a while.
+    /// Describes the entries of operators for the source.
     fn describe_entries(&mut self) {
         let now = self.situation.now.world;
         for entry in self.situation.entries {
             if !entry.is_over(now) && entry.prefix.contains(&self.from) {
-                self.add("entered?", entry.to_string(), None);
+                self.add("entry?", entry.to_string(), None);
             }
         }
     }
@@ -422,7 +423,7 @@ impl<'a> PacketPath<'a> {
     fn describe_denial(&mut self) -> Option<usize> {
         let mut sources = self.situation.policy.sources.iter();
         let denied =
-            sources.find(|source| source.treatment == Treatment::Denied && self.holds(source));
+            sources.find(|source| source.treatment == Treatment::Denied && self.matches(source));
         match denied {
             Some(source) => {
                 let finding = format!("{} is denied as {}", self.from, Named(source));
@@ -446,10 +447,10 @@ impl<'a> PacketPath<'a> {
         let network = networks.find(|network| network.prefix.contains(&self.address));
         if let Some(network) = network {
             let finding = format!(
-                "{} lies in the container network {}, which is closed to packets sent straight to it",
+                "{} is in the container network {}, which is closed to packets sent directly to its addresses",
                 self.address, network.prefix
             );
-            self.add("whose address?", finding, None);
+            self.add("container address?", finding, None);
         }
     }
 
@@ -464,7 +465,7 @@ impl<'a> PacketPath<'a> {
                 .is_none_or(|address| address == self.address)
     }
 
-    /// A service on this very address comes before one on all of them.
+    /// A service with exactly this address has priority over a service on all addresses.
     fn find_service(&self) -> Option<&'a Service> {
         let services = self.situation.policy.services.iter();
         let listing = services.filter(|service| self.lists(service));
@@ -512,11 +513,14 @@ impl<'a> PacketPath<'a> {
                 });
                 match valid.next() {
                     Some(entry) => format!("the service is open to {}", entry.prefix),
-                    None => format!("{} is not among those it is open to", self.from),
+                    None => format!(
+                        "{} is not among the sources that the service admits",
+                        self.from
+                    ),
                 }
             }
         };
-        self.add("may this source?", finding, Some(service.line));
+        self.add("admitted source?", finding, Some(service.line));
     }
 
     fn describe_budgets(&mut self, service: &Service) {
@@ -534,29 +538,31 @@ impl<'a> PacketPath<'a> {
             format!("{}; a first packet is within them", limited.join(", "))
         };
         self.add("within its budgets?", finding, Some(service.line));
-        self.describe_relief();
+        self.describe_exemption();
     }
 
-    /// What reaches no service and passes all the same has the budgets of `[limits]`.
+    /// Packets that match no service and pass are charged to the budgets of `[limits]`.
     fn describe_limits(&mut self) {
         let limits = &self.situation.policy.limits.budgets;
         let mut limited = describe_budgets(limits, "for each source");
         let total = &self.situation.policy.limits_total;
         limited.extend(describe_budgets(total, "for all sources together"));
         if limited.is_empty() {
-            let finding = "what reaches no service has no budgets: there are no [limits]";
+            let finding =
+                "packets that match no service have no budgets: the policy has no [limits]";
             self.add("within [limits]?", finding, None);
         } else {
             let finding = format!("{}; a first packet is within them", limited.join(", "));
             self.add("within [limits]?", finding, None);
-            self.describe_relief();
+            self.describe_exemption();
         }
     }
 
-    fn describe_relief(&mut self) {
+    /// Describes the source of the policy that is exempt, or has larger budgets. The narrowest prefix decides.
+    fn describe_exemption(&mut self) {
         let sources = self.situation.policy.sources.iter();
         let special = sources
-            .filter(|source| self.holds(source))
+            .filter(|source| self.matches(source))
             .filter_map(|source| match source.treatment {
                 Treatment::Factor(factor) => {
                     Some((source, format!("has {factor} times every budget")))
@@ -571,7 +577,7 @@ impl<'a> PacketPath<'a> {
         if let Some((source, what)) = special {
             let finding = format!("{} {what}, as {}", self.from, Named(source));
             let line = source.line;
-            self.add("exempt or a crowd?", finding, Some(line));
+            self.add("exempt, or a factor?", finding, Some(line));
         }
     }
 }
@@ -589,11 +595,11 @@ pub(crate) fn describe_budgets(budgets: &Budgets, whose: &str) -> Vec<String> {
     ];
     named
         .into_iter()
-        .filter_map(|(budget, what)| Some(format!("{what} {} {whose}", budget.as_ref()?)))
+        .filter_map(|(budget, key)| Some(format!("{key} {} {whose}", budget.as_ref()?)))
         .collect()
 }
 
-/// A source with who owns it, why, and until when.
+/// Displays a source of the policy with its owner, reason and end.
 struct Named<'a>(&'a Source);
 
 impl fmt::Display for Named<'_> {
@@ -618,7 +624,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_read_as_people_and_as_policies_write_it() {
+    fn a_destination_is_parsed_as_port_and_protocol_in_either_order() {
         let read = |text: &str| text.parse::<Destination>().map(|to| (to.address, to.ports));
         let port = || Ports::Range {
             protocol: PortProtocol::Tcp,

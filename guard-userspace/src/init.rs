@@ -1,5 +1,5 @@
-//! A first policy for this host, from what is found on it: the reverse proxy and SSH are listed, all the
-//! rest is closed, and nothing is enforced yet.
+//! Writes a first policy for this host: it lists the reverse proxy, SSH and ping where they are found, closes all other
+//! ports, and has mode observe.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,11 +19,11 @@ use crate::{
 /// A service of the policy.
 struct DraftService {
     name: String,
-    /// What stands above it, a line each.
+    /// The comment lines above the service.
     why: Vec<String>,
-    /// As a policy writes them.
+    /// The elements of `ports`.
     ports: Vec<String>,
-    /// Its other lines, with why.
+    /// The other lines of the service, with comments.
     rest: &'static [&'static str],
 }
 
@@ -33,20 +33,20 @@ const OF_PROXY: &[&str] = &[
 ];
 
 const OF_SSH: &[&str] = &[
-    "# from = [\"198.51.100.0/24\"]   # better: only from where you come from",
+    "# from = [\"198.51.100.0/24\"]   # better: only from your own networks",
     "[service.limit]            # for each source",
-    "connections = { rate = \"1/s\", burst = 50 }   # slows the guessing of passwords down",
+    "connections = { rate = \"1/s\", burst = 50 }   # slows down password guessing",
 ];
 
 const OF_PING: &[&str] = &[
     "[service.limit]            # for each source",
-    "packets = \"100/s\"          # for monitors it is enough",
+    "packets = \"100/s\"          # enough for monitoring",
 ];
 
 const OF_CLOSED: &[&str] =
-    &["from = [\"198.51.100.0/24\"]   # whom it is for; \"any\" is everybody"];
+    &["from = [\"198.51.100.0/24\"]   # the sources that need it; \"any\" is every source"];
 
-/// The text of the policy. `session` is where the operator came in.
+/// The text of the policy. `session` is the operator's own way in.
 pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt::Error> {
     let mut text = String::new();
     write_head(&mut text, &survey.docker)?;
@@ -63,8 +63,8 @@ pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt
     } else {
         writeln!(
             text,
-            "\n# What follows can be reached now, and is closed once the mode is \"enforce\". To keep one\n\
-             # open, take the `# ` before its lines away, and write whom it is for."
+            "\n# These ports can be reached now, and will be closed in mode \"enforce\". To keep a port open, remove\n\
+             # the `# ` before the lines of its service, and write the sources that need it into `from`."
         )?;
     }
     for service in closed {
@@ -83,36 +83,35 @@ fn write_head(text: &mut String, docker: &DockerAsked) -> fmt::Result {
     let (socket, why) = match (socket, error) {
         (Some(socket), None) if *answered => (
             socket.as_str(),
-            "what containers publish is asked here".to_owned(),
+            "guard reads the published ports of containers here".to_owned(),
         ),
         (Some(socket), error) => {
             let error = error.as_deref().unwrap_or_default();
             (
                 socket.as_str(),
-                format!("NOT KNOWN YET: {}", one_line(error)),
+                format!("PUBLISHED PORTS NOT KNOWN YET: {}", one_line(error)),
             )
         }
         (None, _) => (
             "",
-            format!("no Docker was found; with it: \"{DEFAULT_DOCKER_SOCKET}\""),
+            format!("no Docker was found; its usual socket is \"{DEFAULT_DOCKER_SOCKET}\""),
         ),
     };
     let socket = toml::Value::from(socket);
     write!(
         text,
-        "# A first policy, from what `guard init` has found on this host. Read it; `guard check` says what it\n\
-         # means, `guard audit` what is open, and guard.toml(5) has every key.\n\
+        "# A first policy, from the services that `guard init` has found on this host. Read it. `guard check`\n\
+         # describes it, `guard audit` lists the open ports, and guard.toml(5) explains every key.\n\
          \n\
-         # Nothing is dropped yet: what would be is counted (`guard counters`). Once nobody you know is\n\
-         # among it, write \"enforce\", and `guard try FILE --for 5m` before you trust it.\n\
+         # Nothing is dropped yet: guard counts the packets that it would drop (`guard counters`). When none of\n\
+         # them are packets that you want, write \"enforce\", and test it with `guard try FILE --for 5m`.\n\
          mode = \"observe\"\n\
          \n\
-         # Every port that no service lists is closed. \"containers\" closes only what containers publish,\n\
-         # and leaves the host's own ports to the firewall that you have.\n\
+         # Every port that no service lists is closed. Scope \"containers\" closes only the ports that containers\n\
+         # publish, and leaves the host's own ports to your firewall.\n\
          scope = \"host\"\n\
          \n\
-         # Packets are judged where they come in from outside: left out, on the interfaces of the default\n\
-         # routes.\n\
+         # The interfaces on which packets come in from outside. Left out: those of the default routes.\n\
          # interfaces = [\"eth0\"]\n\
          \n\
          [docker]\n\
@@ -121,7 +120,7 @@ fn write_head(text: &mut String, docker: &DockerAsked) -> fmt::Result {
     )
 }
 
-/// The ports of SSH: where a server listens, and where the operator came in.
+/// The ports of SSH: those of its servers, and the port of the operator's own way in.
 fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &'static str> {
     let listening = with_role(survey, Role::Ssh);
     let mut ports: BTreeSet<u16> = listening
@@ -152,7 +151,7 @@ fn ssh(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &'s
     })
 }
 
-/// The web, as the reverse proxy serves it.
+/// The ports of the reverse proxies.
 fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &'static str> {
     let mut proxies = with_role(survey, Role::Proxy);
     proxies.retain(|endpoint| !is_way_in(endpoint, session));
@@ -162,7 +161,7 @@ fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &
         );
     }
     let mut why = vec![
-        "The reverse proxy: with its TLS and its logins it is the way to the web services."
+        "The reverse proxy: clients reach the web services through its TLS and its logins."
             .to_owned(),
     ];
     why.extend(proxies.iter().map(|endpoint| found(endpoint)));
@@ -184,7 +183,7 @@ fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &
 fn ping() -> DraftService {
     DraftService {
         name: "ping".to_owned(),
-        why: vec!["Pings, of monitors and the answers to this host's own.".to_owned()],
+        why: vec!["Pings of monitors, and the answers to this host's own pings.".to_owned()],
         ports: vec!["icmp".to_owned(), "icmpv6".to_owned()],
         rest: OF_PING,
     }
@@ -198,19 +197,19 @@ fn with_role(survey: &Survey, role: Role) -> Vec<&Endpoint> {
         .collect()
 }
 
-/// Whether the operator came in here.
+/// Whether the operator's own way in uses this port.
 fn is_way_in(endpoint: &Endpoint, session: Option<SshSession>) -> bool {
     endpoint.protocol == PortProtocol::Tcp
         && session.is_some_and(|session| endpoint.ports.contains(&session.server.port()))
 }
 
-/// What others can reach and the policy leaves closed, by owner.
+/// The ports that other hosts can reach and that the policy leaves closed, by owner.
 fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<DraftService> {
     let is_left = |endpoint: &&Endpoint| {
         let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
-        // What no process holds is the kernel's own, such as WireGuard's, which others come in by.
+        // A UDP port without a process is the kernel's, such as WireGuard's: it serves others, and is no client's.
         let is_client = endpoint.may_be_client && !endpoint.owner.processes.is_empty();
-        // A container's own address would need a service of its own.
+        // An endpoint on a container's own address is left out: it needs a service with that address.
         endpoint.level <= Level::Network && !is_client && !is_kept && !endpoint.own_address
     };
     let continues = |before: &Endpoint, next: &Endpoint| {
@@ -247,9 +246,9 @@ fn left_closed(name: String, endpoints: &[Endpoint]) -> DraftService {
     }
 }
 
-/// `tcp/8000: container invoices publishes it`.
+/// `tcp/8000: published by invoices of shop, container shop-invoices-1`.
 fn found(endpoint: &Endpoint) -> String {
-    let publishes = if endpoint.owner.rewrite.is_some() {
+    let relation = if endpoint.owner.rewrite.is_some() {
         "not listening, but"
     } else if endpoint.inside.is_some() {
         "published by"
@@ -257,7 +256,7 @@ fn found(endpoint: &Endpoint) -> String {
         "listening:"
     };
     format!(
-        "{}: {publishes} {}",
+        "{}: {relation} {}",
         endpoint.place(),
         describe_owner(&endpoint.owner)
     )
@@ -281,7 +280,7 @@ fn name_of(owner: &Owner) -> String {
 }
 
 impl DraftService {
-    /// `before` stands before each line that would be the policy's.
+    /// Writes the service. `before` is written before each line that is not a comment: empty, or `# `.
     fn write(&self, text: &mut String, before: &str, names: &mut BTreeSet<String>) -> fmt::Result {
         let Self {
             name,
@@ -309,7 +308,7 @@ impl DraftService {
     }
 }
 
-/// A name that a policy takes, and that no other service has.
+/// A valid name that no other service has.
 fn free_name(name: &str, names: &mut BTreeSet<String>) -> String {
     const ROOM: usize = 4;
     let allowed = |c: char| {
@@ -329,7 +328,7 @@ fn free_name(name: &str, names: &mut BTreeSet<String>) -> String {
     free
 }
 
-/// Names of processes may hold anything.
+/// Replaces control characters: a process name may contain them, and a line break would end the comment.
 fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -342,7 +341,7 @@ mod tests {
     use crate::{host::Host, policy::Containers};
 
     #[test]
-    fn a_port_of_the_kernels_own_is_named_and_one_that_a_client_may_use_is_not() {
+    fn a_port_of_the_kernel_is_listed_and_a_port_of_a_client_is_not() {
         let endpoint = |port: u16, processes: &[&str]| {
             let addresses = BTreeSet::from(["0.0.0.0".parse().unwrap()]);
             let owner = Owner {
@@ -371,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_what_a_policy_takes_and_are_given_once() {
+    fn service_names_are_valid_and_unique() {
         let mut names = BTreeSet::new();
         let mut free = |name: &str| free_name(name, &mut names);
         assert_eq!(free("shop-web"), "shop-web");

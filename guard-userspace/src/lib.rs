@@ -1,7 +1,7 @@
-//! guard: what a Linux host with containers shows to the network, decided in XDP.
+//! guard: decides in XDP which ports of a Linux host with containers are open to the network.
 //!
-//! The command line (`commands`) knows the control API (`api`); the agent (`agent`) knows policy,
-//! dataplane and docker; `policy` knows nothing of BPF.
+//! The command line (`commands`) depends on the control API (`api`). The agent (`agent`) depends on policy, dataplane
+//! and docker. `policy` does not depend on BPF.
 
 pub mod agent;
 pub mod api;
@@ -20,7 +20,7 @@ pub mod state_store;
 pub mod web;
 pub mod without_agent;
 
-// Their places in this crate, for what is left of it.
+// The other crates under the names that they had as modules of this crate.
 pub use guard_dataplane as dataplane;
 pub use guard_host::{self as host, docker, privileges, sessions};
 pub use guard_policy as policy;

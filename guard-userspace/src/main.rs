@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use guard::{commands::Arguments, memory, privileges};
 use tokio::runtime::Builder;
 
-/// Two, so that somebody answers while a policy is loaded.
+/// Two, so that one can answer clients while the other loads a policy.
 const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         .map_err(|error| anyhow::Error::from(error).into())
         .and_then(|runtime| {
             let result = runtime.block_on(async { Arguments::parse()?.run().await });
-            // What still waits for an answer must not hold up the end.
+            // A task that still waits for an answer must not delay the end of the process.
             runtime.shutdown_background();
             result
         });

@@ -1,25 +1,25 @@
-//! The memory of this process. Reading a policy with a long list takes many times what is kept of it, and
-//! left alone glibc holds on to the rest, for each thread anew.
+//! Limits the memory of this process. To read a policy with a long list takes many times the memory of the result. By
+//! default, glibc keeps the rest after it is freed, in a separate heap for each thread.
 
 #[cfg(target_env = "gnu")]
 use nix::libc;
 
-/// What is as large as this goes back to the kernel as soon as it is free.
+/// An allocation of this size, in bytes, or more is returned to the kernel as soon as it is freed.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 1 << 17;
 
-/// One heap for all threads, and none for what is large. To be called before there are threads.
+/// Makes all threads use one heap, and maps large allocations separately. Must be called before threads are started.
 pub fn be_frugal() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it has no preconditions (mallopt(3)). What it refuses stays as it was.
+    // SAFETY: it has no preconditions (mallopt(3)). A value that it refuses leaves the default.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
-        // Said once, it no longer grows with what is freed.
+        // Setting the threshold also stops its dynamic growth (M_MMAP_THRESHOLD in mallopt(3)).
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
 }
 
-/// Gives back to the kernel what is free.
+/// Returns free memory to the kernel.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it has no preconditions (malloc_trim(3)).

@@ -1,4 +1,4 @@
-//! The operator's own way in: the SSH session that a command comes from.
+//! The operator's own way in: the SSH session from which a command was started.
 
 use std::{
     env,
@@ -10,15 +10,14 @@ pub use guard_api::operator::SshSession;
 use nix::unistd::{Uid, User};
 use procfs::process::Process;
 
-/// What sshd tells the shell of its session: the client's address and port, the server's address and
-/// port (ssh(1)).
+/// The variable that sshd sets: the client's address and port, and the server's address and port (ssh(1)).
 const VARIABLE: &str = "SSH_CONNECTION";
 
-/// Nobody nests shells deeper.
+/// The limit of ancestors that are searched: no one nests shells deeper.
 const MAX_ANCESTORS: usize = 256;
 
-/// The SSH session that this process was started from, if it was. sudo and su take the variable away,
-/// so the ancestors are asked too, the nearest first.
+/// The SSH session from which this process was started, if any. sudo and su remove the variable, so the ancestors are
+/// searched as well, the nearest first.
 pub fn ssh_session() -> Option<SshSession> {
     let own = env::var_os(VARIABLE);
     let environments = iter::once(own).chain(ancestors().map(|process| variable_of(&process)));
@@ -29,7 +28,7 @@ fn parse(value: &OsStr) -> Option<SshSession> {
     value.to_str()?.parse().ok()
 }
 
-/// `None` also for a process whose environment may not be read.
+/// The variable of a process. `None`: it is not set, or this process may not read the environment.
 fn variable_of(process: &Process) -> Option<OsString> {
     process.environ().ok()?.remove(OsStr::new(VARIABLE))
 }
@@ -41,10 +40,10 @@ fn ancestors() -> impl Iterator<Item = Process> {
     iter::successors(first, parent).take(MAX_ANCESTORS)
 }
 
-/// Who runs this process, as the kernel knows it: the user, and who has logged in if that is another.
+/// The user of this process, as reported by the kernel: the effective user, and the login user if that is another.
 pub fn doer() -> String {
     let own = Process::myself().ok();
-    // `None`: nobody has logged in, as where a service runs.
+    // `None`: there is no login, as for a service.
     let login = own.and_then(|own| own.loginuid().ok());
     let login = login.filter(|login| *login != u32::MAX);
     describe(Uid::effective(), login.map(Uid::from_raw))
@@ -67,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_did_it_is_the_user_and_who_has_logged_in() {
+    fn the_doer_is_the_effective_user_with_the_login_user() {
         let [root, unknown] = [0, 4_000_000_000].map(Uid::from_raw);
         assert_eq!(describe(root, None), "root");
         assert_eq!(describe(root, Some(root)), "root");

@@ -1,4 +1,4 @@
-//! Reads recorded packets: pcap and pcapng, as Ethernet frames.
+//! Reads captures (pcap and pcapng), and returns their packets as Ethernet frames.
 
 use std::{
     fs::File,
@@ -18,22 +18,22 @@ use crate::dataplane::Direction;
 /// Larger than any block that a capture tool writes.
 const BUFFER: usize = 1 << 20;
 
-/// A frame is not made longer than IP can be, whatever a file claims.
+/// The longest frame that a cut packet is padded to, whatever length the file claims: longer than any IP packet.
 const LONGEST: usize = 1 << 17;
 
 /// A packet as it was recorded.
 pub struct Recorded {
-    /// Nanoseconds since 1970; that of the packet before, if this one's cannot be read.
+    /// Nanoseconds since 1970. If the packet's time cannot be read, the time of the packet before.
     pub time_ns: i64,
-    /// Why its own time cannot be read.
+    /// Why the packet's time cannot be read.
     pub odd_time: Option<String>,
-    /// Copied out of the file's buffer, which is used again.
+    /// Copied out of the file's buffer, which is reused.
     pub frame: Bytes,
-    /// As far as the file says it; most do not.
+    /// `In`, unless the file records the direction: most do not.
     pub direction: Direction,
 }
 
-/// Reads as much as there is room for, or to the end: a pipe hands over what was written at once.
+/// Fills the whole buffer, except at the end: a read from a pipe returns only what was written at once.
 struct FullReader<R>(R);
 
 impl<R: Read> Read for FullReader<R> {
@@ -55,7 +55,7 @@ impl<R: Read> Read for FullReader<R> {
 /// Stands for standard input.
 const STDIN: &str = "-";
 
-/// What errors call a capture.
+/// The name of a capture in errors.
 fn name_of(path: &Path) -> String {
     if path == Path::new(STDIN) {
         return "standard input".to_owned();
@@ -63,10 +63,11 @@ fn name_of(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Hands over every packet of a file, in order; of `-` those of standard input.
+/// Calls `on_packet` with every packet of a file, in order. `-` is standard input.
 ///
-/// A file that is cut off, as one that is still being written, is an error after its last whole
-/// packet.
+/// # Errors
+/// The file cannot be read, is malformed, or ends in the middle of a packet, as while a capture is still running. The
+/// packets before that place have been handled. An error of `on_packet` ends reading.
 pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded) -> Result<()>) -> Result<()> {
     let name = name_of(path);
     let file: Box<dyn Read + Send> = if path == Path::new(STDIN) {
@@ -75,7 +76,7 @@ pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded) -> Result<()>) -> R
         Box::new(File::open(path).with_context(|| format!("{name} cannot be read"))?)
     };
     let mut reader = create_reader(BUFFER, FullReader(file))
-        .map_err(|_| anyhow::anyhow!("{name} is no capture: guard reads pcap and pcapng"))?;
+        .map_err(|_| anyhow::anyhow!("{name} is not a capture: guard reads pcap and pcapng"))?;
     let mut interfaces = Interfaces::default();
     let mut packets = 0;
     let mut refilled = 0;
@@ -101,7 +102,10 @@ pub fn read(path: &Path, mut on_packet: impl FnMut(Recorded) -> Result<()>) -> R
             Err(PcapError::Incomplete(_) | PcapError::UnexpectedEof) => {
                 bail!("{name} is cut off in the middle of a packet")
             }
-            Err(_) => bail!("{name} is no sound capture from here on"),
+            Err(_) => bail!(
+                "{}: the capture is malformed from here on",
+                place(path, packets)
+            ),
         }
     }
 }
@@ -111,27 +115,27 @@ pub fn place(path: &Path, packet: u64) -> String {
     format!("{}: packet {packet}, counted from 0", name_of(path))
 }
 
-/// What the file says of where its packets come from.
+/// The interfaces that the file describes.
 #[derive(Default)]
 struct Interfaces {
     all: Vec<PcapInterface>,
-    /// Nanoseconds since 1970: of the last packet whose time could be read.
+    /// The time of the last packet whose time could be read, in nanoseconds since 1970.
     last_ns: i64,
 }
 
 #[derive(Clone, Copy)]
 struct PcapInterface {
     linktype: Linktype,
-    /// `None`: its unit of time is none that can be counted in.
+    /// `None`: the unit of time does not fit 64 bits.
     ticks_per_second: Option<u64>,
     /// Seconds.
     offset: i64,
-    /// How many bytes of frame check sequence are behind each frame.
+    /// The length of the frame check sequence after each frame, in bytes.
     fcs: usize,
 }
 
 impl Interfaces {
-    /// The packet in a block; `None` if it holds something else.
+    /// Returns the packet of a block; `None` for other blocks, whose descriptions of interfaces are stored.
     fn read(&mut self, block: PcapBlockOwned<'_>) -> Result<Option<Recorded>> {
         let Self { all, last_ns } = self;
         let mut timed = |time: Result<i64>, mut recorded: Recorded| {
@@ -181,7 +185,7 @@ impl Interfaces {
                 }
                 Ok(timed(time, recorded))
             }
-            // It has no time. Files that use it have no others, so every packet comes at once.
+            // A simple packet has no time. A file with simple packets has no other ones, so all have the same time.
             PcapBlockOwned::NG(Block::SimplePacket(packet)) => {
                 let interface = interface(all, 0)?;
                 let length = packet.origlen as usize;
@@ -201,8 +205,8 @@ fn interface(interfaces: &[PcapInterface], number: usize) -> Result<PcapInterfac
     })
 }
 
-/// What if_tsresol says: a power of ten or, with its first bit set, of two (draft-ietf-opsawg-pcapng,
-/// section 4.2). `pcap_parser` 0.17 knows no power of two.
+/// Parses if_tsresol: a negative power of ten or, with its highest bit set, of two (draft-ietf-opsawg-pcapng, section
+/// 4.2). `pcap_parser` 0.17 does not support powers of two.
 fn ticks_per_second(if_tsresol: u8) -> Option<u64> {
     let exponent = u32::from(if_tsresol & 0x7f);
     if if_tsresol & 0x80 == 0 {
@@ -212,7 +216,7 @@ fn ticks_per_second(if_tsresol: u8) -> Option<u64> {
     }
 }
 
-/// What if_fcslen says, in bytes (draft-ietf-opsawg-pcapng, section 4.2).
+/// Returns if_fcslen, in bytes (draft-ietf-opsawg-pcapng, section 4.2); 0 if the option is missing.
 fn fcs_of(description: &InterfaceDescriptionBlock<'_>) -> usize {
     const FCS_LENGTH: OptionCode = OptionCode(13);
     let mut options = description.options.iter();
@@ -221,7 +225,7 @@ fn fcs_of(description: &InterfaceDescriptionBlock<'_>) -> usize {
     length.unwrap_or_default().into()
 }
 
-/// What the first two bits of epb_flags say (draft-ietf-opsawg-pcapng, section 4.3).
+/// Whether the lowest two bits of epb_flags are `outbound` (draft-ietf-opsawg-pcapng, section 4.3).
 fn is_outbound(packet: &EnhancedPacketBlock<'_>) -> bool {
     /// epb_flags.
     const FLAGS: OptionCode = OptionCode(2);
@@ -241,8 +245,8 @@ fn is_outbound(packet: &EnhancedPacketBlock<'_>) -> bool {
 
 impl PcapInterface {
     fn of_pcap(header: &PcapHeader) -> Self {
-        /// The link type is in the lower 16 bits. Above are the length of a frame check sequence, in units of 16 bits,
-        /// and whether that is known (draft-ietf-opsawg-pcap, section 4).
+        /// The link type is in the lower 16 bits. The higher bits hold the length of a frame check sequence, in units
+        /// of 16 bits, and a flag whether it is present (draft-ietf-opsawg-pcap, section 4).
         const TYPE: i32 = 0xffff;
         const FCS_PRESENT: u32 = 1 << 26;
         let is_ns = header.is_nanosecond_precision();
@@ -261,25 +265,24 @@ impl PcapInterface {
         }
     }
 
-    /// Nanoseconds since 1970 of a moment so many seconds and ticks after the interface's own beginning.
+    /// Converts a time of the interface, as seconds and ticks after its offset, into nanoseconds since 1970.
     fn nanoseconds(self, seconds: i64, ticks: u64) -> Result<i64> {
         let per_second = self.ticks_per_second.filter(|ticks| *ticks != 0);
-        let per_second = per_second.context("its interface counts time in no unit that is read")?;
+        let per_second =
+            per_second.context("its interface counts time in a unit that guard does not read")?;
         let seconds = i128::from(seconds) + i128::from(self.offset);
         let ticks_ns = u128::from(ticks) * 1_000_000_000 / u128::from(per_second);
         let time_ns = i128::try_from(ticks_ns)
             .ok()
             .and_then(|ticks_ns| (seconds * 1_000_000_000).checked_add(ticks_ns));
         let time_ns = time_ns.and_then(|time_ns| i64::try_from(time_ns).ok());
-        time_ns.context(
-            "its time is none between the years 1677 and 2262, which are those that are read",
-        )
+        time_ns.context("its time is not between the years 1677 and 2262, which guard reads")
     }
 
-    /// The packet as an Ethernet frame. What the capture left off its end is filled with zeros, so
-    /// that its lengths are true.
+    /// Returns the packet as an Ethernet frame. If the capture cut it, zeros fill it to its length, so that the lengths
+    /// in its headers are true.
     fn recorded(self, data: &[u8], length: usize) -> Result<Recorded> {
-        // The driver takes it off before XDP sees the frame. A capture that was cut short has none of it.
+        // XDP gets frames without a frame check sequence. A packet that the capture cut has none left.
         let length = length.saturating_sub(self.fcs);
         let data = data.get(..length).unwrap_or(data);
         const PPP: i32 = 9;
@@ -297,7 +300,8 @@ impl PcapInterface {
             Linktype::NULL | Linktype::LOOP => loopback(data),
             Linktype(PPP | PPP_HDLC) => ppp(data),
             Linktype(other) => bail!(
-                "its link type is {}, which is not read: Ethernet, raw IP, Linux cooked, BSD loopback and PPP are",
+                "its link type is {}, which guard does not read: use Ethernet, raw IP, Linux cooked, BSD \
+                 loopback or PPP",
                 name_of_linktype(other)
             ),
         };
@@ -320,7 +324,7 @@ impl PcapInterface {
 /// The length of Ethernet's header: two addresses and a type.
 const ETHERNET: usize = 14;
 
-/// A type that XDP passes as none of IP's (IEEE 802, "Local Experimental").
+/// An EtherType that is not IP, so that the program passes the frame (IEEE 802, "Local Experimental").
 const NOT_IP: [u8; 2] = [0x88, 0xb5];
 
 /// The EtherType of an IP packet, by its version.
@@ -332,14 +336,15 @@ fn ether_type_of(packet: &[u8]) -> [u8; 2] {
     }
 }
 
-/// BSD loopback (LINKTYPE_NULL and LINKTYPE_LOOP): an address family of four bytes in either order, whose number for
-/// IPv6 is another one on each system. The packet's own version tells.
+/// BSD loopback (LINKTYPE_NULL and LINKTYPE_LOOP): an address family of four bytes in either byte order. Its number for
+/// IPv6 differs between systems, so the version in the IP header is used instead.
 fn loopback(data: &[u8]) -> (Option<[u8; 2]>, &[u8], Direction) {
     let packet = data.get(4..).unwrap_or_default();
     (Some(ether_type_of(packet)), packet, Direction::In)
 }
 
-/// PPP (RFC 1661), perhaps in HDLC's framing (RFC 1662) and with a protocol of one byte (RFC 1661, section 6.5).
+/// PPP (RFC 1661), with or without HDLC framing (RFC 1662), and with a protocol of one or two bytes (RFC 1661, section
+/// 6.5).
 fn ppp(data: &[u8]) -> (Option<[u8; 2]>, &[u8], Direction) {
     const IPV4: u16 = 0x0021;
     const IPV6: u16 = 0x0057;
@@ -356,7 +361,7 @@ fn ppp(data: &[u8]) -> (Option<[u8; 2]>, &[u8], Direction) {
     (Some(ether_type), packet, Direction::In)
 }
 
-/// What a link type is called that people try (tcpdump.org, "Link-layer header types").
+/// The number of a link type, with its name if it is common (tcpdump.org, "Link-layer header types").
 fn name_of_linktype(linktype: i32) -> String {
     let name = match linktype {
         105 => "IEEE 802.11",
@@ -369,8 +374,8 @@ fn name_of_linktype(linktype: i32) -> String {
     format!("{linktype} ({name})")
 }
 
-/// A Linux cooked capture, with a header of this length that has the protocol and the packet's type
-/// at these places.
+/// A Linux cooked capture. `header` is the length of the header; `protocol` and `kind` are the offsets of the EtherType
+/// and of the packet type in it.
 fn cooked(
     data: &[u8],
     header: usize,

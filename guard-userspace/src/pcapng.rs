@@ -1,4 +1,4 @@
-//! Writes pcapng (draft-ietf-opsawg-pcapng), a block at a time.
+//! Writes the blocks of pcapng (draft-ietf-opsawg-pcapng).
 
 use std::borrow::Cow;
 
@@ -16,28 +16,30 @@ const RESOLUTION: u8 = 9;
 const EPB_FLAGS: OptionCode = OptionCode(2);
 const EPB_VERDICT: OptionCode = OptionCode(7);
 
-/// In the first two bits of epb_flags.
+/// A value of the lowest two bits of epb_flags.
 const INBOUND: u32 = 1;
 
-/// In the first byte of epb_verdict: what an XDP program returned follows, in 64 bits.
+/// The first byte of epb_verdict: the return code of an XDP program follows, in 64 bits.
 const VERDICT_OF_XDP: u8 = 2;
 const XDP_DROP: u64 = 1;
 const XDP_PASS: u64 = 2;
 
-/// A packet as it came in over an interface, which is counted from 0 in the order of their blocks.
+/// A received packet.
 #[derive(Clone, Copy, Debug)]
 pub struct PcapngPacket<'a> {
+    /// The number of the interface: the interface blocks are counted from 0.
     pub interface: u32,
     /// Nanoseconds since 1970.
     pub time_ns: u64,
-    /// The beginning of the frame, and its whole length in bytes.
+    /// The captured part of the frame.
     pub frame: &'a [u8],
+    /// The length of the whole frame, in bytes.
     pub length: u32,
     pub verdict: Verdict,
     pub comment: &'a str,
 }
 
-/// A file begins with it.
+/// Writes a section header block, with which a file begins.
 pub fn section(to: &mut BytesMut) {
     let writer = concat!("guard ", env!("CARGO_PKG_VERSION"));
     write(
@@ -48,7 +50,7 @@ pub fn section(to: &mut BytesMut) {
             bom: 0,
             major_version: 0,
             minor_version: 0,
-            // Its length is not known.
+            // The length of the section is not known in advance.
             section_len: -1,
             options: vec![option(OptionCode::ShbUserAppl, writer.as_bytes())],
             block_len2: 0,
@@ -56,7 +58,7 @@ pub fn section(to: &mut BytesMut) {
     );
 }
 
-/// An interface with Ethernet frames, of which so many bytes are recorded.
+/// Writes an interface description block. `snap_length`: the most recorded bytes of a frame.
 pub fn interface(to: &mut BytesMut, name: &str, snap_length: u32) {
     write(
         to,
@@ -77,8 +79,7 @@ pub fn interface(to: &mut BytesMut, name: &str, snap_length: u32) {
     );
 }
 
-/// An enhanced packet block (section 4.3), written where it goes: `pcap_parser` would copy each frame into
-/// a block of its own, and that into the body.
+/// Writes an enhanced packet block (section 4.3) directly into the body: `pcap_parser` would copy each frame twice.
 pub fn packet(to: &mut BytesMut, packet: &PcapngPacket<'_>) {
     let returned = match packet.verdict {
         Verdict::Drop => XDP_DROP,
@@ -105,7 +106,7 @@ pub fn packet(to: &mut BytesMut, packet: &PcapngPacket<'_>) {
     put_padded(to, packet.frame);
     for (OptionCode(code), value) in options {
         to.put_u16_le(code);
-        // Comments are short.
+        // Comments are shorter than 64 KiB.
         to.put_u16_le(value.len() as u16);
         put_padded(to, value);
     }
@@ -113,13 +114,13 @@ pub fn packet(to: &mut BytesMut, packet: &PcapngPacket<'_>) {
     to.put_u32_le(length);
 }
 
-/// Of an enhanced packet block: seven words before the frame, and the length once more behind everything.
+/// The fixed length of an enhanced packet block: seven words before the frame, and the length again at the end.
 const EPB_FIXED: usize = 8 * 4;
 
 /// opt_endofopt.
 const END: [u8; 4] = [0; 4];
 
-/// To whole words of four bytes.
+/// Rounds up to words of four bytes.
 const fn padded(length: usize) -> usize {
     length.next_multiple_of(4)
 }
@@ -129,7 +130,8 @@ fn put_padded(to: &mut BytesMut, value: &[u8]) {
     to.put_bytes(0, padded(value.len()) - value.len());
 }
 
-/// How many packets of an interface were wanted until now, and how many of them are not recorded.
+/// Writes an interface statistics block: the packets of an interface that matched until now, and those of them that are
+/// not recorded.
 pub fn statistics(to: &mut BytesMut, interface: u32, time_ns: u64, wanted: u64, missed: u64) {
     write(
         to,
@@ -151,13 +153,13 @@ pub fn statistics(to: &mut BytesMut, interface: u32, time_ns: u64, wanted: u64, 
 fn option<'a>(code: OptionCode, value: &'a [u8]) -> PcapNGOption<'a> {
     PcapNGOption {
         code,
-        // Names and comments are short.
+        // Names and comments are shorter than 64 KiB.
         len: value.len() as u16,
         value: Cow::Borrowed(value),
     }
 }
 
-/// Lengths and magic numbers are filled in. Writing into memory does not fail.
+/// Writes a block. `to_vec` fills in the lengths and magic numbers, and does not fail for memory.
 fn write(to: &mut BytesMut, block: &mut impl ToVec) {
     to.put_slice(&block.to_vec().unwrap_or_default());
 }

@@ -1,5 +1,4 @@
-//! What is known and can be done without an agent, from the pins alone: whether the kernel goes on, what it
-//! has counted, and how to stop it.
+//! Commands without an agent, by the pins alone: the status of the programs, their counters, and the emergency exits.
 
 use std::{
     path::Path,
@@ -26,30 +25,33 @@ use crate::{
     state_store::{ChangedMode, StateStore, StoreError},
 };
 
-/// How long an agent that was told to end may take, until it counts as one that hangs.
+/// The time for an agent to end after it was requested to. After that, it counts as an agent that hangs.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// How often the kernel is asked again that seems to have taken a program off.
-const LOOKS: usize = 3;
+/// The number of readings before a program counts as not attached.
+const READINGS: usize = 3;
 
-/// The obstacle in scope `containers`: only an agent closes what a container publishes after it was killed.
+/// The obstacle in scope `containers`: without an agent, nothing closes the ports of new containers.
 const UNFOLLOWED: &str =
-    "no agent follows the containers: a port that a container publishes without one is open";
+    "no agent follows the containers: ports that new containers publish are open";
 
-/// What `guard status` says if the agent does not answer; `trouble` is how. `None`: nothing is pinned.
+/// The obstacle if the kernel has reverted to a policy of which no interface is left.
+const NONE_LEFT: &str = "no interface of the previous policy has the program";
+
+/// The status if the agent does not answer. `trouble`: how it fails to answer. `None`: nothing is pinned.
 pub fn status(root: &Path, trouble: String) -> Result<Option<Status>> {
     let is_whole = |status: &Status| status.interfaces.iter().all(|one| one.attached);
-    for _ in 1..LOOKS {
-        // An agent that is slow and not dead may swap programs between two reads of one look.
-        match look(root, trouble.clone())? {
+    for _ in 1..READINGS {
+        // A slow agent may swap programs while the interfaces and the pins are read.
+        match read_status(root, trouble.clone())? {
             Some(status) if !is_whole(&status) => {}
             status => return Ok(status),
         }
     }
-    look(root, trouble)
+    read_status(root, trouble)
 }
 
-fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
+fn read_status(root: &Path, trouble: String) -> Result<Option<Status>> {
     let links = read::links().context("this host's interfaces cannot be read")?;
     let now = host::timebase().context("the clocks cannot be read")?;
     let Some(host) = HostState::existing(root)? else {
@@ -68,7 +70,7 @@ fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
         let found = found.find_map(|link| link.xdp);
         interfaces.push(InterfaceStatus {
             name: pins.interface().to_owned(),
-            // An agent that ended just after a swap has not said so.
+            // An agent that ended just after a swap has not written the program's id for the interface.
             attached: found.is_some_and(|found| {
                 let ours = [of_interface.program, about.program, about.next_program];
                 ours.contains(&found.program_id)
@@ -82,7 +84,7 @@ fn look(root: &Path, trouble: String) -> Result<Option<Status>> {
             program_id: of_interface.program,
             generation: of_interface.generation,
             trouble: (of_interface.only_on_trial == 1 && is_trial_over(&about, now)).then(|| {
-                "only the policy on trial guards it, and the trial is over: its packets pass and are not counted"
+                "only the policy on trial guards this interface, and the trial is over: packets pass uncounted"
                     .to_owned()
             }),
         });
@@ -106,7 +108,11 @@ fn describe(
     } else {
         about.mode
     });
-    let scope = Scope::from_raw(about.scope);
+    let scope = Scope::from_raw(if trial_is_over {
+        about.scope_before
+    } else {
+        about.scope
+    });
     let path = text_of(&about.policy);
     let mut not_enforcing_because = Vec::new();
     if mode == Mode::Enforce {
@@ -114,7 +120,13 @@ fn describe(
         not_enforcing_because.extend(
             detached.map(|interface| format!("the program is not attached to {}", interface.name)),
         );
-        // Scope `host` closes every port that no service lists, also one that a container opens later.
+        if interfaces
+            .iter()
+            .all(|interface| interface.trouble.is_some())
+        {
+            not_enforcing_because.push(NONE_LEFT.to_owned());
+        }
+        // Scope `host` closes every port that no service lists, including ports that a container publishes later.
         if scope == Scope::Containers {
             not_enforcing_because.push(UNFOLLOWED.to_owned());
         }
@@ -138,14 +150,14 @@ fn describe(
             loaded_at: Timestamp::from_millisecond(about.loaded_ms).unwrap_or(now.world),
             services: about.services as usize,
             stale: trial_is_over.then(|| {
-                "its trial is over, and the kernel has gone back to the policy before it".to_owned()
+                "its trial is over, and the kernel has reverted to the previous policy".to_owned()
             }),
         },
         modes: Vec::new(),
         trial: (about.trial_until != 0 && !trial_is_over).then(|| TrialStatus {
             path,
             until: at(about.trial_until, now),
-            back_to: "the policy before it".to_owned(),
+            back_to: "the previous policy".to_owned(),
             by: None,
             process: None,
         }),
@@ -155,13 +167,13 @@ fn describe(
     }
 }
 
-/// Whether the kernel closes what was known when the agent ended, and only what containers publish without it
-/// may be open.
+/// Whether the only obstacle is the missing agent: all ports that it had read are closed, and only ports of new
+/// containers may be open.
 pub fn lacks_agent_alone(status: &Status) -> bool {
     matches!(&status.not_enforcing_because[..], [why] if why == UNFOLLOWED)
 }
 
-/// A moment of CLOCK_BOOTTIME on the world's clock.
+/// A time of CLOCK_BOOTTIME, in nanoseconds, as wall-clock time.
 fn at(boot_ns: u64, now: Timebase) -> Timestamp {
     let ahead = i128::from(boot_ns) - i128::from(now.boot_ns);
     let ahead = i64::try_from(ahead).unwrap_or_default();
@@ -169,7 +181,7 @@ fn at(boot_ns: u64, now: Timebase) -> Timestamp {
     moment.unwrap_or(now.world)
 }
 
-/// What the kernel counted, on every interface. `None`: nothing is pinned.
+/// The kernel's counters of every interface. `None`: nothing is pinned.
 pub fn counters(root: &Path) -> Result<Option<Vec<Counter>>> {
     let rows = of_every_interface(root, names(root)?, |interface, tables, names| {
         let rows = tables.counters(names)?.into_iter();
@@ -178,8 +190,7 @@ pub fn counters(root: &Path) -> Result<Option<Vec<Counter>>> {
     Ok(rows?)
 }
 
-/// The sources that sent most, of every interface, without the policy's names for them. `None`: nothing
-/// is pinned.
+/// The top talkers of every interface, without the names of sources in the policy. `None`: nothing is pinned.
 pub fn talkers(root: &Path) -> Result<Option<Vec<Talker>>> {
     let rows = of_every_interface(root, names(root)?, |interface, tables, names| {
         let rows = tables.talkers(names)?.into_iter();
@@ -188,7 +199,8 @@ pub fn talkers(root: &Path) -> Result<Option<Vec<Talker>>> {
     Ok(rows?)
 }
 
-/// The pins of interfaces, and their names: without those of today, those that were attached.
+/// The pins of interfaces, and the interfaces' current names. If the current name cannot be read, the name at the time
+/// of the attach.
 fn names(root: &Path) -> Result<impl Iterator<Item = (Pins, String)>> {
     let links = read::links().unwrap_or_default();
     let existing = Pins::existing(root)?.into_iter();
@@ -199,23 +211,23 @@ fn names(root: &Path) -> Result<impl Iterator<Item = (Pins, String)>> {
     }))
 }
 
-/// What was done, and what could not be.
+/// The result of an emergency exit.
 #[derive(Clone, Debug, Default)]
 pub struct Stopped {
-    /// The interfaces.
+    /// The interfaces on which it took effect.
     pub interfaces: Vec<String>,
-    /// What is not as it should be, though everything passes.
+    /// Problems that do not keep packets from passing.
     pub warnings: Vec<String>,
 }
 
-/// Lets everything pass, and then keeps it so for an agent that comes back, if it can. `claimed_by`: who asks, by
-/// their own account.
+/// Lets everything pass, and then tries to save the mode for an agent that wakes up or starts. `claimed_by`: the name
+/// that the operator gives.
 ///
 /// # Errors
-/// Packets are still judged on an interface, or whether they are cannot be told.
+/// Packets are still judged on an interface, or the state of the interfaces cannot be read.
 pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Result<Stopped> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-    warn_agent(Word::Off, root);
+    leave_mark_for_agent(Word::Off, root);
     let passing = pass_everything_everywhere(root, tick_ns);
     let by = operator::doer();
     let ((), kept) = StateStore::open(state).update(|kept| {
@@ -241,33 +253,36 @@ pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Resu
     require_nothing_judges(root, |program| passing != Some(program))?;
     let mut warnings: Vec<String> = taken_off
         .into_iter()
-        .map(|why| format!("no program that lets everything pass could be put in place, so it was taken off {why}"))
+        .map(|why| format!("no program that lets everything pass could be attached, so guard was detached from {why}"))
         .collect();
-    warnings.extend(kept.err().map(|error| leave_word(Word::Off, root, &error)));
+    warnings.extend(
+        kept.err()
+            .map(|error| leave_mark_without_disk(Word::Off, root, &error)),
+    );
     Ok(Stopped {
         interfaces,
         warnings,
     })
 }
 
-/// What the agent knows of its own detaching.
+/// Whether the agent has carried out the detach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Informed {
-    /// It has taken the guard off, and ends.
+    /// It has detached the guard, and ends.
     Yes,
-    /// There is none, it hangs, or it could not do it.
+    /// There is no agent, it hangs, or the detach failed.
     No,
 }
 
-/// Takes the guard off every interface, whatever layout its pins have, and tells an agent that wakes up to
-/// end, if it can.
+/// Detaches the guard from every interface, with pins of any layout, and tries to leave a mark that ends an agent that
+/// wakes up.
 ///
 /// # Errors
-/// A program is still on an interface, or whether one is cannot be told.
+/// A program is still on an interface, or the state of the interfaces cannot be read.
 pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     let is_held = pins::is_held(root);
     if agent == Informed::No {
-        warn_agent(Word::Detached, root);
+        leave_mark_for_agent(Word::Detached, root);
     }
     let first = detach_all(root);
     let kept = if state.is_dir() {
@@ -276,7 +291,7 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     } else {
         Ok(())
     };
-    // An agent that woke up in between may have put back what it was not yet told to leave.
+    // An agent that woke up in between may have attached programs again before it read the state.
     let second = detach_all(root);
     let (first, second) = (first?, second?);
     ensure!(
@@ -290,7 +305,7 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
         thread::sleep(Duration::from_millis(20));
     }
     if !pins::is_held(root) {
-        // No agent is left to tell.
+        // No agent is left that needs the mark.
         Word::Detached.take(root);
         pins::remove_root(root);
     }
@@ -303,15 +318,15 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     let mut warnings = Vec::new();
     if !second.left.is_empty() {
         warnings.push(format!(
-            "nothing is judged any more, but this is left below the pins: {}",
+            "no packets are judged any more, but these pins could not be removed: {}",
             second.left.join("; ")
         ));
     }
     if let Err(error) = kept {
         warnings.push(match is_held {
-            true => leave_word(Word::Detached, root, &error),
-            // Nobody has to know.
-            false => format!("the guard is off, which is not kept: {error}"),
+            true => leave_mark_without_disk(Word::Detached, root, &error),
+            // No agent needs the mark.
+            false => format!("the guard is detached, but that cannot be saved: {error}"),
         });
     }
     Ok(Stopped {
@@ -327,39 +342,37 @@ fn passing_program(root: &Path) -> Option<u32> {
     (about.mode == Mode::Off as u8).then_some(about.program)
 }
 
-/// What the pins do not show is not off: they may be others', or something may be mounted over them.
+/// Tests the interfaces themselves: a program may be pinned below another root, or a mount may hide its pins.
 ///
 /// # Errors
-/// A guard's program is on an interface of this host all the same.
+/// A guard's program is still on an interface of this host.
 fn require_nothing_judges(root: &Path, is_meant: impl Fn(u32) -> bool) -> Result<()> {
     let linked = linked_guards();
     let judging = still_judging(|program| linked.contains(&program) && is_meant(program));
     ensure!(
         judging.is_empty(),
-        "packets are still judged: a guard's program is on {}, and no pin below {} holds it: name its --pins, or look \
-         for what is mounted over them; `bpftool link` lists the links, and `bpftool link detach id N` takes one off",
+        "packets are still judged: a guard's program is on {}, and no pin below {} holds it: give the right --pins, or \
+         unmount what hides the pins; `bpftool link` lists the links, and `bpftool link detach id N` detaches one",
         judging.join(", "),
         root.display()
     );
     Ok(())
 }
 
-/// Keeps an agent that hangs from putting in force what it was loading, from before the exit on. Failing that, the
-/// agent undoes it within a second of waking up.
-fn warn_agent(word: Word, root: &Path) {
+/// Leaves the mark of an exit before it is carried out, so that an agent that hangs puts no loaded program in force. If
+/// the mark cannot be left, the agent may do so, and reverts it within a second after it wakes up.
+fn leave_mark_for_agent(word: Word, root: &Path) {
     if pins::is_held(root) {
         let _result = word.leave(root);
     }
 }
 
-/// Tells an agent that wakes up or starts, without the disk. Returns what is to be told of it.
-fn leave_word(word: Word, root: &Path, error: &StoreError) -> String {
+/// Leaves the mark of an exit because the state could not be written: it needs no disk. Returns the warning.
+fn leave_mark_without_disk(word: Word, root: &Path, error: &StoreError) -> String {
     match word.leave(root) {
-        Ok(()) => format!("done, but not kept over a reboot: {error}"),
+        Ok(()) => format!("done, but it will not survive a reboot: {error}"),
         Err(second) => {
-            format!(
-                "done, but an agent that wakes up or starts does not know of it: {error}; {second}"
-            )
+            format!("done, but an agent that wakes up or starts will undo it: {error}; {second}")
         }
     }
 }

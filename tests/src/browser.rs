@@ -1,5 +1,5 @@
-//! A browser without a window, in the guarded host, driven by the DevTools protocol over a pair of pipes
-//! (chromium's `--remote-debugging-pipe`: a message ends with a zero byte). Its time is the real one.
+//! A headless chromium in the guarded host, driven by the DevTools protocol over a pair of pipes
+//! (`--remote-debugging-pipe`: a message ends with a zero byte). It uses real time, not virtual time.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{process::Daemon, topology::Lab};
 
-/// A page that is open. The browser ends when this is dropped.
+/// An open page. The browser ends when this is dropped.
 pub struct Browser {
     requests: File,
     answers: BufReader<File>,
@@ -25,6 +25,7 @@ pub struct Browser {
 }
 
 impl Browser {
+    /// Opens a page in headless Chromium, in the namespace of the internet.
     pub fn open(lab: &Lab, url: &str) -> Result<Self> {
         let folder = lab.folder().join("browser");
         fs::create_dir_all(&folder)?;
@@ -47,7 +48,7 @@ impl Browser {
             .env("REQUESTS", &requests)
             .env("ANSWERS", &answers);
         let _chromium = Daemon::start(&mut command, &folder.join("chromium.log"))?;
-        // Each waits for the other end, in the order in which the shell opens them.
+        // Opening a pipe waits for the other end, so the order is the same as in the shell.
         let requests = File::options().write(true).open(&requests)?;
         let answers = BufReader::new(File::open(&answers)?);
         let mut browser = Self {
@@ -67,7 +68,7 @@ impl Browser {
         Ok(browser)
     }
 
-    /// The page as it is now.
+    /// The page's HTML at this moment.
     pub fn document(&mut self) -> Result<String> {
         let expression = "document.documentElement.outerHTML";
         let answer = self.ask("Runtime.evaluate", json!({"expression": expression}))?;
@@ -75,7 +76,7 @@ impl Browser {
         Ok(text.context("the page has no text")?.to_owned())
     }
 
-    /// Takes a picture of the whole page, so many pixels wide.
+    /// Takes a screenshot of the whole page, `width` pixels wide.
     pub fn picture(&mut self, width: u32, dark: bool, file: &Path) -> Result<()> {
         let scheme = if dark { "dark" } else { "light" };
         self.ask(
@@ -89,7 +90,7 @@ impl Browser {
         )?;
         let height = answer["result"]["value"].as_u64().context("no height")?;
         self.resize(width, height as u32)?;
-        // A live page draws itself anew.
+        // The page redraws itself for the new size.
         std::thread::sleep(Duration::from_secs(4));
         let answer = self.ask("Page.captureScreenshot", json!({"format": "png"}))?;
         let data = answer["data"].as_str().context("no picture")?;
@@ -120,7 +121,7 @@ impl Browser {
             self.answers.read_until(0, &mut message)?;
             ensure!(message.pop() == Some(0), "the browser has ended");
             let message: Value = serde_json::from_slice(&message)?;
-            // Others are events.
+            // Messages with another id are events.
             if message["id"] == self.asked {
                 ensure!(message["error"].is_null(), "{method}: {}", message["error"]);
                 return Ok(message["result"].clone());

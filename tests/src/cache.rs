@@ -1,11 +1,11 @@
-//! Where the setup and the lab keep what takes long to make or to fetch.
+//! The cache of files that take long to make or to fetch, for the setup and the lab.
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-/// Beside the user's other tools, so that a clean clone need not make again what lies there.
+/// The cache's folder. It is outside the repository, so that a fresh clone can use its files.
 pub fn folder() -> PathBuf {
     let home = env::var_os("HOME").unwrap_or_else(|| "/root".into());
     let cache =

@@ -1,5 +1,5 @@
-//! Compose as people have it: what `guard audit compose` is held against. The setup unpacks it beside the
-//! user's other caches; it reads files without a daemon.
+//! Docker Compose from Debian: tests compare `guard audit compose` with it. `cargo xtask setup` unpacks it into the
+//! user's cache; it reads files without a daemon.
 
 use std::path::PathBuf;
 
@@ -7,15 +7,17 @@ use anyhow::{Result, bail};
 
 use crate::cache;
 
-/// Debian's package, and where the program is in it.
+/// Debian's package, the folder of the program in it, and the program.
 pub const PACKAGE: &str = "docker-compose";
+/// The folder of the program in the package.
 pub const FOLDER: &str = "usr/libexec/docker/cli-plugins";
+/// The program.
 pub const PROGRAM: &str = "docker-compose";
 
-/// The suites of Debian's that have Compose 2.40 or later, the newest first.
+/// The Debian suites that have Compose 2.40 or later, the newest first.
 pub const SUITES: [&str; 2] = ["unstable", "testing"];
 
-/// Where the setup has unpacked it.
+/// The path of the unpacked program.
 pub fn program() -> Result<PathBuf> {
     let program = cache::folder().join(PACKAGE).join(FOLDER).join(PROGRAM);
     if !program.is_file() {

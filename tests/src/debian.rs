@@ -1,4 +1,4 @@
-//! A fresh Debian of the machine's own release, as a folder to change root into.
+//! A fresh Debian of the machine's own release, in a folder for chroot.
 
 use std::{
     fs,
@@ -11,15 +11,16 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{cache, process::run, sweep::remove_folder, topology::Lab};
 
-/// What it has besides Debian's required packages.
+/// The package that is installed besides Debian's required packages.
 const INCLUDE: &str = "systemd-sysv";
 
-/// A Debian that ends with its lab. What is written to it stays in memory.
+/// A Debian that ends with its lab. Changes to its files stay in memory.
 pub struct Debian {
     root: PathBuf,
 }
 
 impl Debian {
+    /// A fresh Debian, mounted in the folder of the lab.
     pub fn new(lab: &Lab) -> Result<Self> {
         let base = base()?;
         let changes = lab.folder().join("debian-changes");
@@ -44,11 +45,12 @@ impl Debian {
         Ok(Self { root })
     }
 
+    /// Its root folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// A program that will see this Debian's files, and the machine's network.
+    /// A command that runs a program with this Debian's files and the machine's network.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("chroot");
         command
@@ -67,7 +69,7 @@ impl Debian {
         run(self.command(program).args(words))
     }
 
-    /// The paths of all files, below the root.
+    /// The paths of all files, relative to the root.
     pub fn files(&self) -> Result<Vec<String>> {
         let files = run(Command::new("find")
             .arg(&self.root)
@@ -78,8 +80,8 @@ impl Debian {
     }
 }
 
-/// The untouched Debian that every other is a layer over. It is made once and kept beside what else
-/// the setup keeps, because that takes a minute or two.
+/// The unchanged Debian below the overlay of each test. It is made once and stays in the cache, because mmdebstrap
+/// takes a minute or two.
 fn base() -> Result<PathBuf> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,8 +100,8 @@ fn base() -> Result<PathBuf> {
         .arg(&release)
         .arg(&unfinished)
         .args(sources()?));
-    let finished = made.and_then(|_said| match fs::rename(&unfinished, &base) {
-        // Another process was faster.
+    let finished = made.and_then(|_output| match fs::rename(&unfinished, &base) {
+        // Another process has made the folder meanwhile.
         Err(_) if base.is_dir() => Ok(()),
         result => Ok(result?),
     });
@@ -110,10 +112,10 @@ fn base() -> Result<PathBuf> {
     Ok(base)
 }
 
-/// How folders are named that a process of this number is filling.
+/// The prefix of an unfinished folder; the id of the process that fills it follows.
 const UNFINISHED: &str = "unfinished-debian-";
 
-/// Removes what processes left that were killed.
+/// Removes the unfinished folders of processes that were killed.
 fn remove_unfinished(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache)? {
         let entry = entry?;
@@ -134,11 +136,11 @@ fn release() -> Result<String> {
     let mut facts = about.lines();
     let release = facts.find_map(|fact| fact.strip_prefix("VERSION_CODENAME="));
     Ok(release
-        .context("this machine's release has no name")?
+        .context("/etc/os-release has no VERSION_CODENAME")?
         .into())
 }
 
-/// Where this machine itself gets Debian from, as lines of a sources.list.
+/// The Debian archives of this machine's apt, as lines of a sources.list.
 fn sources() -> Result<Vec<String>> {
     let known = || {
         run(Command::new("apt-get").args([
@@ -151,10 +153,13 @@ fn sources() -> Result<Vec<String>> {
     };
     let mut sources = known()?;
     if sources.is_empty() {
-        // It knows the origin of what it has read the lists of.
+        // apt has the origin of an archive only after it has read the archive's lists.
         run(Command::new("apt-get").arg("update"))?;
         sources = known()?;
     }
-    ensure!(!sources.is_empty(), "apt knows no Debian");
+    ensure!(
+        !sources.is_empty(),
+        "apt has no archive whose origin is Debian"
+    );
     Ok(sources.lines().map(str::to_owned).collect())
 }

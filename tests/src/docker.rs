@@ -1,6 +1,5 @@
-//! A Docker of the lab's own: its daemons run in the guarded host's namespace, so that its bridge,
-//! its addresses and its NAT rules are real and end with the lab. The machine's own Docker, if there
-//! is one, is not touched.
+//! The lab's own Docker. Its daemons run in the guarded host's namespace, so its bridge, its addresses and its NAT
+//! rules are real and end with the lab. The machine's own Docker is not touched.
 
 use std::{
     fs,
@@ -20,7 +19,7 @@ use crate::{
 /// The invoices that the container serves.
 pub const INVOICES: &str = r#"[{"invoice": 4711, "customer": "ACME", "total": "1290.00"}]"#;
 
-/// The port that the container listens on inside.
+/// The port that the server in the container listens on.
 pub const CONTAINER_PORT: u16 = 8000;
 
 /// The image of the container that serves the invoices.
@@ -28,7 +27,7 @@ pub const IMAGE: &str = "guard-lab/invoices";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where dockerd keeps sockets of plugins, with no option to keep them elsewhere.
+/// The folders of dockerd's plugin sockets. dockerd has no option to move them.
 const PLUGINS: [&str; 2] = ["/run/docker/plugins", "/run/docker"];
 
 /// Fields are dropped in order: dockerd stops its containers while containerd still runs.
@@ -37,8 +36,8 @@ pub struct Docker {
     containerd: Daemon,
     socket: PathBuf,
     lab: String,
-    /// Folders of dockerd's that were not there before.
-    strays: Vec<&'static Path>,
+    /// Plugin folders that dockerd created; they are removed at the end.
+    created_folders: Vec<&'static Path>,
 }
 
 impl Docker {
@@ -46,8 +45,8 @@ impl Docker {
     pub fn start(lab: &Lab) -> Result<Self> {
         let folder = lab.folder().join("docker");
         fs::create_dir(&folder)?;
-        let strays = PLUGINS.iter().map(Path::new).filter(|path| !path.exists());
-        let strays = strays.collect();
+        let created_folders = PLUGINS.iter().map(Path::new).filter(|path| !path.exists());
+        let created_folders = created_folders.collect();
         let containerd_socket = folder.join("containerd.sock");
         let mut containerd = Daemon::start(
             lab.host
@@ -71,7 +70,7 @@ impl Docker {
             containerd,
             socket: folder.join("docker.sock"),
             lab: lab.name().to_owned(),
-            strays,
+            created_folders,
         };
         wait_for(PATIENCE, || {
             docker.dockerd.check_alive()?;
@@ -82,7 +81,7 @@ impl Docker {
         Ok(docker)
     }
 
-    /// Ends the daemon and starts it again, as an upgrade would.
+    /// Stops the daemon and starts it again, as an upgrade does.
     pub fn restart(&mut self, lab: &Lab) -> Result<()> {
         self.dockerd.stop()?;
         self.dockerd = start_dockerd(lab)?;
@@ -93,6 +92,7 @@ impl Docker {
         Ok(())
     }
 
+    /// The socket of the daemon.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -117,12 +117,13 @@ impl Docker {
         Ok(())
     }
 
+    /// Removes a container, running or not.
     pub fn remove(&self, name: &str) -> Result<()> {
         self.run(&["rm", "--force", name])?;
         Ok(())
     }
 
-    /// Runs a program in a container of its own, which sees the lab's folder, to its end.
+    /// Runs a program to its end in a new container that mounts the lab's folder.
     pub fn run_once(&self, lab: &Lab, image: &str, command: &[String]) -> Result<String> {
         let folder = lab.folder().display();
         let volume = format!("{folder}:{folder}");
@@ -141,7 +142,9 @@ impl Docker {
             .arg("--directory")
             .arg(root)
             .arg("."))?;
-        let archive = archive.to_str().context("the archive's path is no UTF-8")?;
+        let archive = archive
+            .to_str()
+            .context("the archive's path is not UTF-8")?;
         let changes = changes.iter().flat_map(|change| ["--change", change]);
         let arguments: Vec<&str> = ["import"]
             .into_iter()
@@ -152,7 +155,7 @@ impl Docker {
         Ok(())
     }
 
-    /// An image of nothing but a static busybox and the invoices.
+    /// Imports an image that holds only a static busybox and the invoices.
     fn import_invoices(&self, lab: &Lab) -> Result<()> {
         let root = lab.folder().join("image");
         make_invoices_root(&root)?;
@@ -179,7 +182,7 @@ fn start_dockerd(lab: &Lab) -> Result<Daemon> {
             .arg("--cgroup-parent")
             .arg(format!("/{}", lab.name()))
             .args(["--ipv6", "--fixed-cidr-v6", "2001:db8:d0c::/64"])
-            // Before version 27 ip6tables counts as experimental.
+            // Before Docker 27 `--ip6tables` needs `--experimental`.
             .args(["--experimental", "--ip6tables"]),
         &lab.folder().join("dockerd.log"),
     )
@@ -189,29 +192,29 @@ impl Drop for Docker {
     fn drop(&mut self) {
         let containers = self.run(&["ps", "--all", "--quiet"]).unwrap_or_default();
         let containers: Vec<&str> = containers.lines().collect();
-        // Docker removes several at once.
+        // One `docker rm` removes all containers in parallel.
         let remove = [&["rm", "--force"], containers.as_slice()].concat();
         if !containers.is_empty()
             && let Err(error) = self.run(&remove)
         {
-            eprintln!("a container is left: {error:#}");
+            eprintln!("containers cannot be removed: {error:#}");
         }
         for daemon in [&mut self.dockerd, &mut self.containerd] {
             if let Err(error) = daemon.stop() {
-                eprintln!("a daemon of Docker is left: {error:#}");
+                eprintln!("a daemon of Docker cannot be stopped: {error:#}");
             }
         }
         if let Err(error) = sweep::remove_cgroups(&self.lab) {
-            eprintln!("Docker's cgroups are left: {error:#}");
+            eprintln!("Docker's cgroups cannot be removed: {error:#}");
         }
-        for stray in &self.strays {
-            // It stays if somebody else uses it by now.
-            let _result = fs::remove_dir(stray);
+        for folder in &self.created_folders {
+            // remove_dir fails, and the folder stays, if another process put files there.
+            let _result = fs::remove_dir(folder);
         }
     }
 }
 
-/// Lays out the files that the invoices are served from.
+/// Creates the files of the web server that serves the invoices.
 pub fn make_invoices_root(root: &Path) -> Result<()> {
     for folder in ["bin", "etc", "www"] {
         fs::create_dir_all(root.join(folder))?;
@@ -223,7 +226,7 @@ pub fn make_invoices_root(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The web server and its arguments, below `root`.
+/// The command line of the web server, with its files below `root`.
 pub fn invoices_command(root: &str) -> [String; 9] {
     [
         format!("{root}/bin/busybox"),

@@ -9,7 +9,7 @@ use crate::{
     topology::{HOST_V4, Lab},
 };
 
-/// A flood under way. It ends when this is dropped.
+/// A running flood. It ends when this is dropped.
 pub struct Flood {
     hping: Daemon,
 }
@@ -34,31 +34,32 @@ impl Flood {
         Ok(Self { hping })
     }
 
+    /// Whether the flood has ended.
     pub fn is_over(&mut self) -> bool {
         self.hping.check_alive().is_err()
     }
 
-    /// Waits for its end and says how many packets were sent.
+    /// Waits until the flood has ended, and returns the number of packets sent.
     pub fn wait(mut self, patience: Duration) -> Result<u64> {
-        // hping3 fails if nobody answers, which is what a closed port is for.
+        // The exit status is ignored: hping3 fails if no answer comes, and a closed port gives none.
         self.hping.wait(patience)?;
         self.transmitted()
     }
 
-    /// Ends it now and says how many packets were sent.
+    /// Ends the flood now, and returns the number of packets sent.
     pub fn stop(mut self) -> Result<u64> {
         self.hping.interrupt()?;
         self.hping.wait(Duration::from_secs(10))?;
         self.transmitted()
     }
 
-    /// hping3's closing line: `9876 packets transmitted, …`.
+    /// Reads hping3's last line: `9876 packets transmitted, …`.
     fn transmitted(&self) -> Result<u64> {
         let log = self.hping.log();
         let line = log
             .lines()
             .find(|line| line.contains("packets transmitted"));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        number.with_context(|| format!("hping3 printed no sum: {log}"))
+        number.with_context(|| format!("hping3 printed no number of packets: {log}"))
     }
 }

@@ -1,4 +1,4 @@
-//! The guard at work on the lab's host: the real binary, as its user would run it.
+//! Runs the real `guard` binary on the lab's host, as an operator does.
 
 use std::{
     env,
@@ -21,7 +21,7 @@ use crate::{
 /// The policy file, in the lab's folder.
 const POLICY: &str = "guard.toml";
 
-/// Where the binary is, if not beside the program that asks.
+/// The variable with the binary's path, if the binary is not beside this program.
 const BINARY: &str = "GUARD_BINARY";
 
 /// The `guard` binary of this build.
@@ -36,19 +36,20 @@ pub fn binary() -> Result<PathBuf> {
         .find(|path| path.is_file())
         .with_context(|| {
             format!(
-                "the guard binary is not beside {}: build it, or name it in {BINARY}",
+                "the guard binary is not beside {}: build it, or set {BINARY} to its path",
                 own.display()
             )
         })
 }
 
+/// A running agent.
 pub struct Guard {
     daemon: Daemon,
     binary: PathBuf,
     whereabouts: Vec<OsString>,
 }
 
-/// The options that say where the guard of this lab is.
+/// The options with the socket, the pins and the state folder of this lab's guard.
 pub fn whereabouts(lab: &Lab) -> Vec<OsString> {
     let places = [
         ("--socket", lab.folder().join("guard.sock")),
@@ -62,18 +63,18 @@ pub fn whereabouts(lab: &Lab) -> Vec<OsString> {
 }
 
 impl Guard {
-    /// Starts `guard run` in the host and waits until it answers.
+    /// Writes the policy, starts `guard run` in the host, and waits until the agent answers.
     pub fn start(lab: &Lab, policy: &str) -> Result<Self> {
         write_policy(lab, policy)?;
         Self::start_again(lab)
     }
 
-    /// Starts it with the policy that is there, as a service manager would.
+    /// Starts `guard run` with the policy file as it is, as a service manager does.
     pub fn start_again(lab: &Lab) -> Result<Self> {
         Self::start_binary(lab, &binary()?)
     }
 
-    /// The same with another build of it.
+    /// [`start_again`](Self::start_again) with another build of the binary.
     pub fn start_binary(lab: &Lab, binary: &Path) -> Result<Self> {
         let mut daemon = Daemon::start(
             lab.host
@@ -86,10 +87,10 @@ impl Guard {
         let whereabouts = whereabouts(lab);
         wait_for(Duration::from_secs(20), || {
             if let Err(ended) = daemon.check_alive() {
-                // No reason to try again.
+                // An agent that has ended does not answer later.
                 return Ok(Err(ended));
             }
-            // The status is there without an agent, too.
+            // `guard status` succeeds without an agent, too.
             let status = run(Command::new(binary).args(&whereabouts).arg("status"))?;
             anyhow::ensure!(!status.contains("NOT RUNNING"), "{status}");
             Ok(Ok(()))
@@ -101,83 +102,85 @@ impl Guard {
         })
     }
 
-    /// Runs a command against this guard and returns what it prints.
+    /// Runs a `guard` command with this guard's options, and returns its output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         run(Command::new(&self.binary)
             .args(&self.whereabouts)
             .args(arguments))
     }
 
-    /// The same with `--json`, parsed.
+    /// Runs a command with `--json`, and parses its output.
     pub fn json(&self, command: &str) -> Result<Value> {
         let text = self.run(&[command, "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("guard {command} --json: {text}"))
     }
 
-    /// How many packets were counted with these facts, over all rows that have them. A fact that is
-    /// `Value::Null` asks for its absence.
+    /// The packets of all counter rows with these values. `Value::Null` matches a row without the key.
     pub fn packets(&self, facts: &[(&str, Value)]) -> Result<u64> {
         let counters = self.json("counters")?;
-        let rows = counters.as_array().context("counters are no list")?;
+        let rows = counters.as_array().context("the counters are not a list")?;
         let matching = rows
             .iter()
             .filter(|row| facts.iter().all(|(key, value)| &row[*key] == value));
         Ok(matching.filter_map(|row| row["packets"].as_u64()).sum())
     }
 
+    /// The output of the agent so far.
     pub fn log(&self) -> String {
         self.daemon.log()
     }
 
-    /// Stops the agent where it is; its program stays attached.
+    /// Stops the agent with SIGSTOP; its program stays attached.
     pub fn pause(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGSTOP)
     }
 
-    /// Asks it to end, and does not wait for that.
+    /// Sends SIGTERM and does not wait.
     pub fn terminate(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGTERM)
     }
 
-    /// Asks it to read its policy again, as `systemctl reload` could.
+    /// Makes the agent reload its policy, with SIGHUP.
     pub fn hang_up(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGHUP)
     }
 
+    /// Continues a stopped agent, with SIGCONT.
     pub fn resume(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGCONT)
     }
 
-    /// Ends it without a word.
+    /// Kills the agent with SIGKILL.
     pub fn kill(mut self) -> Result<()> {
         self.daemon.signal(Signal::SIGKILL)?;
         self.daemon.wait(Duration::from_secs(5))?;
         Ok(())
     }
 
+    /// The process id of the agent.
     pub fn pid(&self) -> u32 {
         self.daemon.pid()
     }
 
-    /// Ends it, takes its programs off, and waits.
+    /// Detaches the programs, ends the agent, and waits until it has ended.
     pub fn remove(self) -> Result<()> {
         self.run(&["detach"])?;
         self.stop()?;
         Ok(())
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the agent has ended by itself.
     pub fn wait(mut self, patience: Duration) -> Result<ExitStatus> {
         self.daemon.wait(patience)
     }
 
-    /// Ends it as an operator would, and waits.
+    /// Ends the agent with SIGTERM, and waits until it has ended.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.daemon.stop()
     }
 }
 
-/// Runs the binary in the host where it is expected to end by itself.
+/// Runs a `guard` command in the host until it ends, and returns its output and exit status.
 pub fn output(lab: &Lab, arguments: &[&str]) -> Result<Output> {
     let binary = binary()?;
     Ok(lab
@@ -188,6 +191,7 @@ pub fn output(lab: &Lab, arguments: &[&str]) -> Result<Output> {
         .output()?)
 }
 
+/// Writes the policy file of the lab.
 pub fn write_policy(lab: &Lab, policy: &str) -> Result<PathBuf> {
     let path = lab.folder().join(POLICY);
     fs::write(&path, policy)?;
@@ -195,5 +199,5 @@ pub fn write_policy(lab: &Lab, policy: &str) -> Result<PathBuf> {
 }
 
 fn path_str(path: &Path) -> Result<&str> {
-    path.to_str().context("the path is no UTF-8")
+    path.to_str().context("the path is not UTF-8")
 }

@@ -1,4 +1,5 @@
-//! Knocks at many ports of the guarded host all the time, and counts what gets through to containers.
+//! Sends connection attempts and datagrams to many ports of the guarded host without pause, and counts the packets that
+//! reach containers.
 
 use std::{
     fs::File,
@@ -21,20 +22,20 @@ use crate::{
     topology::{INTERFACE, Lab},
 };
 
-/// How long a connection attempt waits, and a sender of datagrams between two.
+/// The timeout of a connection attempt, and the pause between two datagrams.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Both families' filters.
+/// The packet filters of IPv4 and IPv6.
 const FILTERS: [&str; 2] = ["iptables", "ip6tables"];
 
-/// Where a hammer knocks.
+/// A port that the hammer sends to.
 #[derive(Clone, Copy, Debug)]
 pub enum HammerTarget {
     Tcp(SocketAddr),
     Udp(SocketAddr),
 }
 
-/// A thread for each target. They end when this is dropped.
+/// The sending threads, one for each target. They end when this is dropped.
 pub struct Hammer {
     stop: Arc<AtomicBool>,
     knocks: Arc<AtomicU64>,
@@ -42,6 +43,7 @@ pub struct Hammer {
 }
 
 impl Hammer {
+    /// Starts a thread for each target.
     pub fn start(lab: &Lab, targets: &[HammerTarget]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let knocks = Arc::new(AtomicU64::new(0));
@@ -64,11 +66,12 @@ impl Hammer {
         })
     }
 
-    /// How often it has knocked at all targets together.
+    /// The number of attempts and datagrams so far, for all targets together.
     pub fn knocks(&self) -> u64 {
         self.knocks.load(Ordering::Relaxed)
     }
 
+    /// Stops, and returns the number of attempts and datagrams.
     pub fn stop(mut self) -> Result<u64> {
         self.end()?;
         Ok(self.knocks())
@@ -98,7 +101,7 @@ fn connect(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result
         if TcpStream::connect_timeout(&address, PAUSE)
             .is_err_and(|error| error.kind() != ErrorKind::TimedOut)
         {
-            // Refused at once, which would make it a flood.
+            // A refused attempt returns at once: without the pause the thread would flood the port.
             thread::sleep(PAUSE);
         }
         knocks.fetch_add(1, Ordering::Relaxed);
@@ -114,7 +117,7 @@ fn send(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()
     };
     let socket = UdpSocket::bind((any, 0))?;
     while !stop.load(Ordering::Relaxed) {
-        // An ICMP error of an earlier datagram is no failure of this one.
+        // send_to also returns the ICMP error of an earlier datagram.
         let _result = socket.send_to(b"knock", address);
         knocks.fetch_add(1, Ordering::Relaxed);
         thread::sleep(PAUSE);
@@ -122,15 +125,14 @@ fn send(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()
     Ok(())
 }
 
-/// Rules that count every TCP and UDP packet that leaves the host for a container, whether it was forwarded
-/// or comes from Docker's proxy.
+/// Rules that count every TCP and UDP packet from the host to a container, forwarded or sent by Docker's proxy.
 pub struct Reached<'a>(&'a Lab);
 
-/// Marks the rules that count.
+/// The comment that marks the counting rules.
 const COMMENT: &str = "reached";
 
 impl<'a> Reached<'a> {
-    /// Counts from now on.
+    /// Adds the rules; they count packets from now on.
     pub fn count(lab: &'a Lab) -> Result<Self> {
         for filter in FILTERS {
             for outward in [INTERFACE, "lo"] {
@@ -160,7 +162,8 @@ impl<'a> Reached<'a> {
             let counts = counting.map(|rule| rule.split_whitespace().next()?.parse::<u64>().ok());
             let counts: Option<Vec<u64>> = counts.collect();
             let counts = counts.filter(|counts| counts.len() == 2);
-            let counts = counts.with_context(|| format!("no rules count: {rules}"))?;
+            let counts =
+                counts.with_context(|| format!("the counting rules are missing: {rules}"))?;
             packets += counts.iter().sum::<u64>();
         }
         Ok(packets)

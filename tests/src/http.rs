@@ -1,4 +1,4 @@
-//! What a client on the internet gets from the guarded host.
+//! Fetches the invoices with curl, as a client on the internet.
 
 use std::{fmt, net::IpAddr, process::Command};
 
@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::topology::Lab;
 
-/// curl's exit codes (curl(1)): the connection was refused, or the time was over.
+/// curl's exit codes (curl(1)): connection refused, and timeout.
 const REFUSED: i32 = 7;
 const TIMED_OUT: i32 = 28;
 
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpOutcome {
     Status(u16),
@@ -27,12 +28,12 @@ impl fmt::Display for HttpOutcome {
     }
 }
 
-/// Asks for the invoices with curl, from one of the internet's addresses.
+/// Requests the invoices, from one of the internet's addresses.
 pub fn get(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Result<HttpOutcome> {
     get_with_login(lab, from, host, port, None)
 }
 
-/// The same with a name and a password, as `name:password`.
+/// Requests the invoices with a login, `name:password`.
 pub fn get_with_login(
     lab: &Lab,
     from: IpAddr,
@@ -68,7 +69,8 @@ fn curl(lab: &Lab, from: IpAddr, host: IpAddr, port: u16) -> Command {
             "--silent",
             "--output",
             "/dev/null",
-            // The kernel answers an attempt, and sends it again after a second; a busy server may take longer.
+            // The kernel retransmits a lost SYN after one second (RFC 6298); an answer of a busy server may take
+            // longer.
             "--connect-timeout",
             "2",
             "--max-time",

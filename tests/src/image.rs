@@ -1,5 +1,5 @@
-//! What an image is made of: programs of this machine with the libraries that they load, and nothing
-//! else. It needs no registry.
+//! Makes the files of a container image from programs of this machine and the libraries that they load. No registry is
+//! needed.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::process::run;
 
-/// Lays out an image's files: these programs, and root as the only user.
+/// Creates an image's files: these programs, and root as the only user.
 pub fn make_root(root: &Path, programs: &[&str]) -> Result<()> {
     for folder in ["bin", "etc"] {
         fs::create_dir_all(root.join(folder))?;
@@ -23,7 +23,7 @@ pub fn make_root(root: &Path, programs: &[&str]) -> Result<()> {
         fs::copy(path, root.join("bin").join(program))?;
         for library in libraries(path)? {
             let inside = root.join(library.strip_prefix("/")?);
-            let folder = inside.parent().context("a library lies in no folder")?;
+            let folder = inside.parent().context("a library's path has no folder")?;
             fs::create_dir_all(folder)?;
             fs::copy(&library, &inside).with_context(|| library.display().to_string())?;
         }
@@ -31,7 +31,7 @@ pub fn make_root(root: &Path, programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The files that a program loads, the loader among them; none if it is static.
+/// The files that a program loads, with the loader; none if the program is static.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output()?;
     let text = String::from_utf8_lossy(&output.stdout);

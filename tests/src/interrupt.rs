@@ -1,5 +1,5 @@
-//! Ctrl-C. The handler only says so; whoever waits for something in the lab looks, and gives up in the
-//! ordinary way, so that everything is removed by its owner.
+//! Ctrl-C. The signal handler only sets a flag. Functions that wait check it and return an error, so that every owner
+//! is dropped and cleans up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,16 +7,17 @@ use anyhow::{Result, bail};
 
 static RAISED: AtomicBool = AtomicBool::new(false);
 
-/// For the signal handler.
+/// Sets the flag; called by the signal handler.
 pub fn raise() {
     RAISED.store(true, Ordering::Relaxed);
 }
 
+/// Whether the run was interrupted.
 pub fn is_raised() -> bool {
     RAISED.load(Ordering::Relaxed)
 }
 
-/// An error if the user wants no more.
+/// Returns an error if the user has interrupted.
 pub fn check() -> Result<()> {
     if is_raised() {
         bail!("interrupted");

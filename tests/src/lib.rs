@@ -1,8 +1,7 @@
-//! The lab: a guarded host and the internet in front of it, as network namespaces of this machine.
+//! The lab: a guarded host and the internet in front of it, each a network namespace of this machine.
 //!
-//! Everything in it is real (veth, Docker, nginx, curl) and none of it leaves the machine: no
-//! namespace has a default route, and every one is removed when its owner is dropped. What a killed
-//! owner leaves behind, [`sweep::dead_labs`] removes.
+//! veth, Docker, nginx and curl are real, and no packet leaves the machine: no namespace has a default route. A
+//! namespace is removed when its owner is dropped; [`sweep::dead_labs`] removes the namespaces of killed owners.
 
 pub mod browser;
 pub mod cache;

@@ -1,4 +1,4 @@
-//! A Debian that is booted: its own systemd, with the network of the lab's host.
+//! A booted Debian: its own systemd, in the network namespace of the lab's host.
 
 use std::{
     fs,
@@ -18,13 +18,14 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where systemd keeps its processes in either version of cgroups.
+/// The mount points of systemd's cgroup hierarchy, for version 1 and version 2.
 const HIERARCHIES: [&str; 3] = [
     "/sys/fs/cgroup",
     "/sys/fs/cgroup/systemd",
     "/sys/fs/cgroup/unified",
 ];
 
+/// A booted Debian in a systemd-nspawn container. It ends when this is dropped.
 pub struct Machine {
     container: Daemon,
     lab: String,
@@ -33,9 +34,10 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Boots a Debian in the namespace of the host.
     pub fn boot(lab: &Lab, debian: &Debian) -> Result<Self> {
-        // systemd mounts it on a real machine, and not in a container. From here the test sees, too,
-        // what is pinned.
+        // systemd mounts the BPF file system on a real machine, but not in a container. The test reads the pins from
+        // this folder.
         let bpffs = lab.folder().join("bpffs");
         fs::create_dir(&bpffs)?;
         run(Command::new("mount")
@@ -44,7 +46,7 @@ impl Machine {
         let mut container = Command::new("sh");
         container
             .arg("-c")
-            // In a cgroup of its own, or it would make its own beside whatever else runs here.
+            // In a cgroup of the lab: otherwise systemd-nspawn creates cgroups beside this process's own.
             .arg("for place in $CGROUPS; do echo $$ > $place/cgroup.procs; done; exec \"$@\"")
             .arg("sh")
             .env("CGROUPS", make_cgroups(lab.name())?)
@@ -74,9 +76,9 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A program that will run in this machine.
+    /// A command that runs a program in this machine.
     pub fn command(&self, program: &str) -> Result<Command> {
-        // The container's first process is the only child of the program that made it.
+        // The machine's init is the only child of systemd-nspawn.
         let owner = self.container.pid();
         let children = fs::read_to_string(format!("/proc/{owner}/task/{owner}/children"))?;
         let first = children.split_whitespace().next();
@@ -85,7 +87,7 @@ impl Machine {
             .arg("--all")
             .arg(format!(
                 "--target={}",
-                first.context("it does not run yet")?
+                first.context("systemd-nspawn has not started init yet")?
             ))
             .arg("--")
             .arg(program)
@@ -102,7 +104,7 @@ impl Machine {
         run(self.command(program)?.args(words))
     }
 
-    /// Writes a file of this machine's.
+    /// Writes a file in this machine's root.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let path = self.root.join(path.trim_start_matches('/'));
         if let Some(folder) = path.parent() {
@@ -112,9 +114,9 @@ impl Machine {
         Ok(())
     }
 
-    /// What is pinned in this machine's /sys/fs/bpf.
+    /// The paths of the pins in this machine's /sys/fs/bpf.
     pub fn pins(&self) -> Result<Vec<PathBuf>> {
-        // What the kernel itself puts there.
+        // The kernel itself creates these files.
         const KERNELS: [&str; 2] = ["maps.debug", "progs.debug"];
         let found = run(Command::new("find").arg(&self.bpffs).args([
             "-mindepth",
@@ -130,15 +132,15 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if let Err(error) = self.container.stop() {
-            eprintln!("the machine is left: {error:#}");
+            eprintln!("the machine cannot be stopped: {error:#}");
         }
         if let Err(error) = sweep::remove_cgroups(&self.lab) {
-            eprintln!("the machine's cgroups are left: {error:#}");
+            eprintln!("the machine's cgroups cannot be removed: {error:#}");
         }
     }
 }
 
-/// A cgroup of the lab's name wherever systemd keeps processes.
+/// Creates a cgroup with the lab's name in each of systemd's hierarchies.
 fn make_cgroups(lab: &str) -> Result<String> {
     let hierarchies = HIERARCHIES.map(Path::new);
     let hierarchies = hierarchies

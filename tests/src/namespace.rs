@@ -7,17 +7,18 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::process::run;
 
+/// A network namespace. It is removed when this is dropped.
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// Makes a namespace with loopback up and nothing else: no route leads out of it.
+    /// Makes a namespace with loopback up and no other interface: no route leads out of it.
     pub fn new(name: String) -> Result<Self> {
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Self { name };
         namespace.ip("link set lo up")?;
-        // Addresses are usable at once, and no router can give this namespace a default route.
+        // Without DAD addresses are usable at once, and without RA no router can set a default route.
         for setting in [
             "conf/all/accept_dad",
             "conf/default/accept_dad",
@@ -32,16 +33,17 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The name, for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for it.
+    /// The file of the namespace in /run/netns.
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
-    /// A program that will run in this namespace, and see the machine's files.
+    /// A command that runs a program in this namespace, with the machine's files.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -58,7 +60,7 @@ impl Namespace {
 }
 
 impl Namespace {
-    /// Runs a function on a thread that is in this namespace. Sockets that it makes stay there.
+    /// Runs a function on a thread in this namespace. Sockets that the function opens stay in the namespace.
     pub fn enter<T: Send>(&self, function: impl FnOnce() -> T + Send) -> Result<T> {
         let namespace = File::open(self.path())?;
         let entered = thread::scope(|scope| {
@@ -78,7 +80,7 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
-            eprintln!("the namespace {} is left: {error:#}", self.name);
+            eprintln!("the namespace {} cannot be removed: {error:#}", self.name);
         }
     }
 }

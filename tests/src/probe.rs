@@ -1,5 +1,4 @@
-//! A steady stream of datagrams to two ports of the guarded host, one that is open and one that is closed,
-//! counted where they arrive behind the guard.
+//! Sends datagrams to an open and a closed port of the guarded host, and counts those that pass the guard.
 
 use std::{
     fs::File,
@@ -20,20 +19,20 @@ use crate::{
     topology::{HOST_V4, Lab, USER_V4},
 };
 
-/// So many datagrams to each port at once, and then a pause.
+/// The datagrams to each port between two pauses.
 const BURST: u64 = 20;
 const PAUSE: Duration = Duration::from_micros(1_800);
 
-/// How fast the stream is.
+/// The rate of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbePace {
-    /// About ten thousand a second to each port.
+    /// About 10,000 datagrams a second to each port.
     Steady,
-    /// As fast as a thread can send.
+    /// As fast as one thread can send.
     Flood,
 }
 
-/// The stream. It ends when this is dropped.
+/// A running stream. It ends when this is dropped.
 pub struct Probe {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -43,13 +42,13 @@ pub struct Probe {
     closed: u16,
 }
 
-/// What came through.
+/// The datagrams of a stream, sent and received.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeResult {
-    /// To each port.
+    /// Datagrams sent to each port.
     pub sent: u64,
     pub seconds: f64,
-    /// Those that the host's stack saw.
+    /// Datagrams to the open port that the host's stack received; `closed`: those to the closed port.
     pub open: u64,
     pub closed: u64,
 }
@@ -58,7 +57,7 @@ impl Probe {
     /// Starts counting and then sending.
     pub fn start(lab: &Lab, open: u16, closed: u16, pace: ProbePace) -> Result<Self> {
         for port in [open, closed] {
-            // Before conntrack and any NAT: the first that the stack does with a packet.
+            // The raw table comes before conntrack and NAT: it counts a packet first.
             run(lab.host.command("iptables").args([
                 "--wait",
                 "--table",
@@ -91,16 +90,16 @@ impl Probe {
         })
     }
 
-    /// How many have been sent to each port so far.
+    /// The datagrams sent to each port so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Ends the stream and counts.
+    /// Ends the stream, and returns the counts.
     pub fn stop(mut self, lab: &Lab) -> Result<ProbeResult> {
         let seconds = self.start.elapsed().as_secs_f64();
         self.end()?;
-        // What is on its way arrives.
+        // Time for the last datagrams to arrive.
         thread::sleep(Duration::from_millis(300));
         Ok(ProbeResult {
             sent: self.sent(),
@@ -129,7 +128,7 @@ impl Drop for Probe {
     }
 }
 
-/// The datagrams to a port that the host's stack has seen.
+/// The datagrams to a port that the host's stack has received.
 fn arrived(lab: &Lab, port: u16) -> Result<u64> {
     let rules = run(lab.host.command("iptables").args([
         "--wait",
@@ -148,7 +147,7 @@ fn arrived(lab: &Lab, port: u16) -> Result<u64> {
     count.with_context(|| format!("no rule counts port {port}: {rules}"))
 }
 
-/// Takes what comes to the open port, so that the host answers nothing.
+/// Receives the datagrams at the open port, so that the host sends no ICMP errors.
 fn listen(lab: &Lab, port: u16, stop: Arc<AtomicBool>) -> Result<JoinHandle<Result<()>>> {
     let namespace = File::open(lab.host.path())?;
     Ok(thread::spawn(move || {
@@ -157,7 +156,7 @@ fn listen(lab: &Lab, port: u16, stop: Arc<AtomicBool>) -> Result<JoinHandle<Resu
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut buffer = [0; 64];
         while !stop.load(Ordering::Relaxed) {
-            // What does not fit the socket's buffer was counted before.
+            // A datagram that the full socket buffer drops was counted before.
             let _result = socket.recv(&mut buffer);
         }
         Ok(())
@@ -180,7 +179,7 @@ fn send(
         while !stop.load(Ordering::Relaxed) {
             for _ in 0..BURST {
                 for port in ports {
-                    // An ICMP error of an earlier datagram is no failure of this one.
+                    // send_to also returns the ICMP error of an earlier datagram.
                     while let Err(error) = socket.send_to(&[0; 18], (HOST_V4, port)) {
                         if error.kind() != std::io::ErrorKind::ConnectionRefused {
                             return Err(error.into());
@@ -190,7 +189,7 @@ fn send(
                 sent.fetch_add(1, Ordering::Relaxed);
             }
             if pace == ProbePace::Steady {
-                // By the clock, so that a pause that was too long is made up for.
+                // By the clock, so that a late thread catches up.
                 next += PAUSE;
                 thread::sleep(next.saturating_duration_since(Instant::now()));
             }

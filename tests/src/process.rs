@@ -20,7 +20,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// Runs a program to its end and returns what it printed. A failure says what it was and why.
+/// Runs a program to its end and returns its standard output. The error has the command, its status and its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -34,20 +34,22 @@ pub fn run(command: &mut Command) -> Result<String> {
     bail!("{command:?} failed ({}): {stdout}{stderr}", output.status)
 }
 
-/// How many times as long as they should everything takes on the slowest machine. Only a failure waits for so long.
+/// The factor on all timeouts, for the slowest machine. Only a failing test waits that long.
 pub const SLOWEST: u32 = 6;
 
-/// Tries until it works, the user interrupts, or it takes far longer than `patience`, which is what it should take at
-/// most; the last failure is the reason.
+/// Repeats an attempt until it succeeds.
+///
+/// # Errors
+/// The last failure, once [`SLOWEST`] times `patience` has passed; or the user's interrupt.
 pub fn wait_for<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     retry(patience, || match interrupt::check() {
         Ok(()) => attempt().map(Ok),
-        // No reason to try again.
+        // An interrupt ends the retries.
         Err(interrupted) => Ok(Err(interrupted)),
     })?
 }
 
-/// The same for what must be done after an interrupt, too.
+/// [`wait_for`], but an interrupt does not end it: for cleanup.
 pub(crate) fn retry<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let patience = patience * SLOWEST;
@@ -62,8 +64,7 @@ pub(crate) fn retry<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T
     }
 }
 
-/// A program in the background, with its output in a file. It ends when this is dropped, and also if
-/// this process is killed.
+/// A program in the background, with its output in a file. It ends when this is dropped or this process is killed.
 pub struct Daemon {
     child: Child,
     name: String,
@@ -71,6 +72,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Starts a program whose output goes to a file.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let name = command.get_args().chain([command.get_program()]).next();
         let name = name.unwrap_or_default().to_string_lossy().into_owned();
@@ -80,7 +82,7 @@ impl Daemon {
             command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from));
         }
         let child = command
-            // Ctrl-C is for its owner, which ends it when it is time.
+            // Ctrl-C does not reach the program: its owner stops it.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -94,16 +96,17 @@ impl Daemon {
         })
     }
 
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has printed so far.
+    /// The program's output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// An error with its last words, if it has ended.
+    /// Checks that the program runs; the error has its output.
     pub fn check_alive(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -111,32 +114,33 @@ impl Daemon {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the program has ended.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         retry(patience, || {
             let status = self.child.try_wait()?;
-            status.with_context(|| format!("{} does not end: {}", self.name, self.log()))
+            status.with_context(|| format!("{} still runs: {}", self.name, self.log()))
         })
     }
 
+    /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid())?);
         kill(pid, signal).with_context(|| format!("{} cannot be signalled", self.name))
     }
 
-    /// Sends what Ctrl-C sends.
+    /// Sends SIGINT, as Ctrl-C does.
     pub fn interrupt(&self) -> Result<()> {
         self.signal(Signal::SIGINT)
     }
 
-    /// Asks it to end, and ends it if it does not.
+    /// Sends SIGTERM, and SIGKILL if the program does not end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
         }
         self.signal(Signal::SIGTERM)?;
-        // A process that stands still hears nothing.
-        if !self.stands_still()
+        // A stopped process does not handle SIGTERM.
+        if !self.is_stopped()
             && let Ok(status) = self.wait(Duration::from_secs(20))
         {
             return Ok(status);
@@ -146,7 +150,7 @@ impl Daemon {
     }
 
     /// Whether SIGSTOP has stopped it (proc(5), "State").
-    fn stands_still(&self) -> bool {
+    fn is_stopped(&self) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
         status.is_ok_and(|status| status.contains("\nState:\tT"))
     }

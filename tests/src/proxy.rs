@@ -9,20 +9,21 @@ use crate::{
     topology::Lab,
 };
 
-/// nginx on ports 80 of the guarded host, in front of `upstream`. It ends when this is dropped.
+/// nginx on port 80 of the guarded host's addresses, in front of `upstream`. It ends when this is dropped.
 pub struct Proxy {
     _nginx: Daemon,
 }
 
-/// Whom a proxy with a login lets in.
+/// The login that a proxy with a login accepts, `name:password`.
 pub const LOGIN: &str = "ana:invoices";
 
 impl Proxy {
+    /// Starts nginx without a login.
     pub fn start(lab: &Lab, upstream: &str) -> Result<Self> {
         Self::start_with(lab, upstream, "")
     }
 
-    /// It asks for a name and a password.
+    /// Starts a proxy that requires [`LOGIN`].
     pub fn start_with_login(lab: &Lab, upstream: &str) -> Result<Self> {
         let path = lab.folder().join("logins");
         fs::write(&path, LOGIN.replace(':', ":{PLAIN}") + "\n")?;

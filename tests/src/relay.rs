@@ -1,4 +1,4 @@
-//! Stands between the guard and Docker's socket, and treats what Docker says as a bad day would.
+//! A relay between the guard and Docker's socket. It delays, garbles or drops Docker's answers.
 
 use std::{
     fs,
@@ -16,63 +16,64 @@ use std::{
 
 use anyhow::Result;
 
-/// What becomes of Docker's answers.
+/// How the relay treats Docker's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mood {
-    /// They pass.
-    Well,
-    /// They take this long.
-    Slow(Duration),
-    /// They are noise.
+pub enum RelayMode {
+    /// It forwards them.
+    Forward,
+    /// It forwards each part after this delay.
+    Delay(Duration),
+    /// It replaces their bytes.
     Garbage,
-    /// There are none.
+    /// It drops them.
     Silent,
 }
 
-/// What becomes of a request.
+/// The failure of a request that Docker does not receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayFault {
-    /// Its answer is the error that Docker gives for a container whose layer is missing.
+    /// The answer is Docker's error for a container whose layer is missing.
     Refused,
-    /// It is never answered, as while Docker starts a container.
+    /// No answer comes, as while Docker starts a container.
     Held,
 }
 
-/// Requests whose first line contains the text.
-type Fates = Vec<(String, RelayFault)>;
+/// A text in the first line of a request, and the failure of that request.
+type Faults = Vec<(String, RelayFault)>;
 
-/// A socket of its own, before Docker's. It is removed when this is dropped.
+/// The relay's socket, which the guard opens instead of Docker's. It is removed when this is dropped.
 pub struct Relay {
     socket: PathBuf,
-    mood: Arc<Mutex<Mood>>,
-    fates: Arc<Mutex<Fates>>,
+    mode: Arc<Mutex<RelayMode>>,
+    faults: Arc<Mutex<Faults>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Relay {
+    /// Listens at `socket`, and forwards to Docker's socket.
     pub fn start(socket: &Path, docker: &Path) -> Result<Self> {
         let listener = UnixListener::bind(socket)?;
         listener.set_nonblocking(true)?;
         let relay = Self {
             socket: socket.to_owned(),
-            mood: Arc::new(Mutex::new(Mood::Well)),
-            fates: Arc::default(),
+            mode: Arc::new(Mutex::new(RelayMode::Forward)),
+            faults: Arc::default(),
             stop: Arc::new(AtomicBool::new(false)),
         };
-        let (docker, mood, fates, stop) = (
+        let (docker, mode, faults, stop) = (
             docker.to_owned(),
-            Arc::clone(&relay.mood),
-            Arc::clone(&relay.fates),
+            Arc::clone(&relay.mode),
+            Arc::clone(&relay.faults),
             Arc::clone(&relay.stop),
         );
         thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 match listener.accept() {
-                    // Docker may be gone for the moment: the client is hung up on.
+                    // If Docker does not run, `serve` fails and closes the client's connection.
                     Ok((client, _)) => {
-                        let (docker, mood) = (docker.clone(), Arc::clone(&mood));
-                        let fates = Arc::clone(&fates);
-                        thread::spawn(move || drop(serve(client, &docker, &mood, &fates)));
+                        let (docker, mode) = (docker.clone(), Arc::clone(&mode));
+                        let faults = Arc::clone(&faults);
+                        thread::spawn(move || drop(serve(client, &docker, &mode, &faults)));
                     }
                     Err(_) => thread::sleep(Duration::from_millis(5)),
                 }
@@ -81,22 +82,22 @@ impl Relay {
         Ok(relay)
     }
 
-    /// From now on, for connections that are there as well.
-    pub fn set(&self, mood: Mood) {
-        *self.mood.lock().unwrap_or_else(PoisonError::into_inner) = mood;
+    /// Sets the mode from now on, also for open connections.
+    pub fn set(&self, mode: RelayMode) {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
     }
 
-    /// From now on, for requests whose first line contains this text.
-    pub fn decide(&self, text: &str, fate: RelayFault) {
-        let mut fates = self.fates.lock().unwrap_or_else(PoisonError::into_inner);
-        fates.push((text.to_owned(), fate));
+    /// From now on, requests fail whose first line contains this text.
+    pub fn fail_requests(&self, text: &str, fault: RelayFault) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.push((text.to_owned(), fault));
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // The lab's folder goes with it anyway.
+        // If this fails, the socket is removed with the lab's folder.
         let _result = fs::remove_file(&self.socket);
     }
 }
@@ -104,8 +105,8 @@ impl Drop for Relay {
 fn serve(
     mut client: UnixStream,
     docker: &Path,
-    mood: &Arc<Mutex<Mood>>,
-    fates: &Mutex<Fates>,
+    mode: &Arc<Mutex<RelayMode>>,
+    faults: &Mutex<Faults>,
 ) -> Result<()> {
     client.set_nonblocking(false)?;
     let mut request = [0; 1 << 14];
@@ -113,12 +114,12 @@ fn serve(
     let request = &request[..length];
     let line = String::from_utf8_lossy(request);
     let line = line.lines().next().unwrap_or_default();
-    let fate = {
-        let fates = fates.lock().unwrap_or_else(PoisonError::into_inner);
-        let fate = fates.iter().find(|(text, _)| line.contains(text.as_str()));
-        fate.map(|(_, fate)| *fate)
+    let fault = {
+        let faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = faults.iter().find(|(text, _)| line.contains(text.as_str()));
+        fault.map(|(_, fault)| *fault)
     };
-    match fate {
+    match fault {
         Some(RelayFault::Refused) => {
             let body = "{\"message\":\"layer does not exist\"}";
             let head = "HTTP/1.1 500 Internal Server Error\r\nConnection: close";
@@ -127,7 +128,7 @@ fn serve(
             return Ok(());
         }
         Some(RelayFault::Held) => {
-            // Until the client hangs up.
+            // Until the client closes the connection.
             while client.read(&mut [0; 64])? > 0 {}
             return Ok(());
         }
@@ -136,28 +137,28 @@ fn serve(
     let mut docker = UnixStream::connect(docker)?;
     docker.write_all(request)?;
     let (asks, answers) = (client.try_clone()?, docker.try_clone()?);
-    thread::spawn(move || pass(asks, docker, || Mood::Well));
-    let mood = Arc::clone(mood);
+    thread::spawn(move || pass(asks, docker, || RelayMode::Forward));
+    let mode = Arc::clone(mode);
     pass(answers, client, || {
-        *mood.lock().unwrap_or_else(PoisonError::into_inner)
+        *mode.lock().unwrap_or_else(PoisonError::into_inner)
     });
     Ok(())
 }
 
-fn pass(mut from: UnixStream, mut to: UnixStream, mood: impl Fn() -> Mood) {
+fn pass(mut from: UnixStream, mut to: UnixStream, mode: impl Fn() -> RelayMode) {
     let mut buffer = [0; 1 << 14];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        let written = match mood() {
-            Mood::Well => to.write_all(&buffer[..length]),
-            Mood::Slow(pause) => {
+        let written = match mode() {
+            RelayMode::Forward => to.write_all(&buffer[..length]),
+            RelayMode::Delay(pause) => {
                 thread::sleep(pause);
                 to.write_all(&buffer[..length])
             }
-            Mood::Garbage => {
+            RelayMode::Garbage => {
                 let noise: Vec<u8> = buffer[..length].iter().map(|byte| byte ^ 0x55).collect();
                 to.write_all(&noise)
             }
-            Mood::Silent => Ok(()),
+            RelayMode::Silent => Ok(()),
         };
         if written.is_err() {
             break;

@@ -1,4 +1,4 @@
-//! A terminal of so many columns and lines on the guarded host, by tmux: keys in, text out.
+//! A terminal on the guarded host, made by tmux: tests send keys and read the text.
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -9,13 +9,14 @@ use crate::{
     topology::Lab,
 };
 
-/// It ends when this is dropped, with what runs in it.
+/// The terminal. When this is dropped, it ends with the programs in it.
 pub struct TmuxScreen {
     server: Daemon,
     socket: PathBuf,
 }
 
 impl TmuxScreen {
+    /// Starts a command in a terminal of this size.
     pub fn start(lab: &Lab, (columns, lines): (u16, u16), command: &[String]) -> Result<Self> {
         let socket = lab.folder().join("tmux");
         let mut tmux = lab.host.command("tmux");
@@ -32,7 +33,7 @@ impl TmuxScreen {
             screen.server.check_alive()?;
             screen.tmux(&["show-options", "-g"])
         })?;
-        // What it said last is worth reading.
+        // After the program has ended, its last screen can still be read.
         screen.tmux(&["set-option", "-g", "remain-on-exit", "on"])?;
         let session = ["new-session", "-d", "-x", &columns, "-y", &lines];
         let command = command.iter().map(String::as_str);
@@ -40,20 +41,20 @@ impl TmuxScreen {
         Ok(screen)
     }
 
-    /// Types keys as tmux names them: `Down`, `Enter`, `q`.
+    /// Types keys, by tmux' names: `Down`, `Enter`, `q`.
     pub fn press(&self, keys: &[&str]) -> Result<()> {
         self.tmux(&[&["send-keys"], keys].concat())?;
         Ok(())
     }
 
-    /// The screen when nothing is being drawn: tmux shows a frame also while half of it is written.
+    /// The screen once two reads are equal: tmux also shows a frame that is half written.
     pub fn text(&self) -> Result<String> {
         let mut before = self.captured()?;
         wait_for(Duration::from_secs(20), || {
             let text = self.captured()?;
             let is_settled = text == before;
             before = text;
-            ensure!(is_settled, "the screen goes on changing:\n{before}");
+            ensure!(is_settled, "the screen still changes:\n{before}");
             Ok(before.clone())
         })
     }
@@ -62,18 +63,19 @@ impl TmuxScreen {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// The same with the sequences that colour it.
+    /// The screen's text with the escape sequences for colours.
     pub fn coloured(&self) -> Result<String> {
         self.tmux(&["capture-pane", "-p", "-e"])
     }
 
+    /// Changes the size of the terminal.
     pub fn resize(&self, columns: u16, lines: u16) -> Result<()> {
         let (columns, lines) = (columns.to_string(), lines.to_string());
         self.tmux(&["resize-window", "-x", &columns, "-y", &lines])?;
         Ok(())
     }
 
-    /// Waits until every one of these is on it, and returns it.
+    /// Waits until all these words are on the screen, and returns its text.
     pub fn wait_for(&self, words: &[&str]) -> Result<String> {
         wait_for(Duration::from_secs(20), || {
             let text = self.text()?;
@@ -87,13 +89,13 @@ impl TmuxScreen {
         })
     }
 
-    /// Waits until the program has ended, and returns its exit code; `None`: tmux has not been told of it.
+    /// Waits until the program has ended, and returns its exit code; `None` if tmux does not have it.
     pub fn wait_for_end(&self) -> Result<Option<i32>> {
         wait_for(Duration::from_secs(20), || {
             let state = ["display-message", "-p", "#{pane_dead} #{pane_dead_status}"];
             let state = self.tmux(&state)?;
             let code = state.trim().strip_prefix('1');
-            let code = code.with_context(|| format!("it goes on: {state}"))?;
+            let code = code.with_context(|| format!("the program still runs: {state}"))?;
             Ok(code.trim().parse().ok())
         })
     }

@@ -1,5 +1,5 @@
-//! A real SSH server on the guarded host, for the operator who logs in from the internet: Debian's
-//! dropbear, whose package starts no service.
+//! A real SSH server on the guarded host, for an operator who logs in from the internet. It is Debian's dropbear: its
+//! package starts no service.
 
 use std::{
     fs,
@@ -18,14 +18,14 @@ use crate::{
 
 const PORT: u16 = 22;
 
-/// It ends when this is dropped. Its root has a home of its own: the machine's files are as they were.
+/// The server; it ends when this is dropped. It sees another home of root, so the machine's files do not change.
 pub struct Ssh {
     dropbear: Daemon,
     folder: PathBuf,
 }
 
 impl Ssh {
-    /// Listens on port 22 of the guarded host.
+    /// Starts the server on port 22 of the guarded host.
     pub fn start(lab: &Lab) -> Result<Self> {
         let folder = lab.folder().join("ssh");
         let keys = folder.join("home/.ssh");
@@ -44,7 +44,7 @@ impl Ssh {
         let public = public.lines().find(|line| line.starts_with("ssh-"));
         let public = public.context("dropbearkey printed no public key")?;
         fs::write(keys.join("authorized_keys"), public)?;
-        // Its mounts are its own.
+        // In a separate mount namespace: the machine's /etc/passwd does not change.
         let script = format!(
             "mount --bind {place}/passwd /etc/passwd && \
              exec dropbear -F -E -m -s -r {place}/host_key -P {place}/pid -p {PORT}"
@@ -65,7 +65,7 @@ impl Ssh {
         Ok(ssh)
     }
 
-    /// Runs a shell's command on the guarded host, over a session of its own from the internet.
+    /// Runs a shell command on the guarded host, over a new session from the internet.
     pub fn output(&self, lab: &Lab, host: IpAddr, command: &str) -> Result<Output> {
         let mut client = lab.internet.command("dbclient");
         client

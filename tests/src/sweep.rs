@@ -1,5 +1,5 @@
-//! Removes what a lab leaves behind when its owner was killed: processes, namespaces, mounts, files.
-//! Everything is found by the lab's name, so nothing else on the machine is touched.
+//! Removes the processes, namespaces, mounts and files of a lab whose owner was killed. It finds them by the lab's
+//! name, so nothing else on the machine is touched.
 
 use std::{
     env, fs, io,
@@ -21,7 +21,7 @@ use crate::{
     topology::NAME,
 };
 
-/// Where the controllers of cgroups are mounted, in either version.
+/// The mount point of the cgroup controllers, in version 1 and version 2.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The folder of the lab with this name.
@@ -31,7 +31,7 @@ pub fn folder(lab: &str) -> PathBuf {
 
 /// Removes the labs whose owner no longer runs.
 ///
-/// One thread at a time, or each would find what another is removing.
+/// Only one thread runs it at a time: a second thread would find the files that the first is removing.
 pub fn dead_labs() -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +46,7 @@ fn labs_of(chosen: impl Fn(&str) -> bool) -> Result<()> {
         Ok(names)
     };
     let namespaces = names(Path::new("/run/netns"))?;
-    // Docker stops its containers when it is asked to end; only what then still runs is killed.
+    // On SIGTERM Docker stops its containers; SIGKILL ends only the processes that still run afterwards.
     for (signal, patience) in [(Signal::SIGTERM, 10_000), (Signal::SIGKILL, 2_000)] {
         for namespace in &namespaces {
             end_processes(namespace, signal, Duration::from_millis(patience))?;
@@ -58,7 +58,7 @@ fn labs_of(chosen: impl Fn(&str) -> bool) -> Result<()> {
     }
     labs.sort_unstable();
     labs.dedup();
-    // One that cannot be removed is no reason not to make another.
+    // A lab that cannot be removed does not keep a new lab from being made.
     for namespace in &namespaces {
         warn(run(Command::new("ip").args(["netns", "del", namespace])));
     }
@@ -94,11 +94,11 @@ fn names_in(folder: &Path) -> Result<Vec<String>> {
 
 fn warn<T>(result: Result<T>) {
     if let Err(error) = result {
-        eprintln!("a dead lab left something that cannot be removed: {error:#}");
+        eprintln!("the rest of a dead lab cannot be removed: {error:#}");
     }
 }
 
-/// Signals every process in a namespace and waits for their end.
+/// Signals every process in a namespace and waits until they have ended.
 fn end_processes(namespace: &str, signal: Signal, patience: Duration) -> Result<()> {
     let processes = || -> Result<Vec<i32>> {
         let list = run(Command::new("ip").args(["netns", "pids", namespace]))?;
@@ -108,7 +108,7 @@ fn end_processes(namespace: &str, signal: Signal, patience: Duration) -> Result<
             .collect())
     };
     for process in processes()? {
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let _result = kill(Pid::from_raw(process), signal);
     }
     let step = Duration::from_millis(50);
@@ -127,7 +127,7 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
         .lines()
         .filter_map(|mount| mount.split_whitespace().nth(1))
         .filter(|place| Path::new(place).starts_with(folder));
-    // The last mounted first: it may lie in another.
+    // Unmounts in reverse order: a mount may lie inside an earlier one.
     let mut inside: Vec<&str> = inside.collect();
     inside.reverse();
     for place in inside {
@@ -136,8 +136,8 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
 }
 
-/// Removes the cgroups that Docker made for a lab, which are named like it, and ends what still runs
-/// in them: a container whose Docker was killed.
+/// Removes the cgroups that Docker made with the lab's name. First it kills the processes in them, which a killed
+/// Docker left.
 pub fn remove_cgroups(lab: &str) -> Result<()> {
     for place in cgroup_roots()? {
         let place = place.join(lab);
@@ -154,7 +154,7 @@ pub fn remove_cgroups(lab: &str) -> Result<()> {
 fn kill_members(place: &Path) -> Result<()> {
     let members = fs::read_to_string(place.join("cgroup.procs"))?;
     for member in members.lines().filter_map(|line| line.parse().ok()) {
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let _result = kill(Pid::from_raw(member), Signal::SIGKILL);
     }
     for entry in fs::read_dir(place)? {
@@ -176,7 +176,7 @@ fn remove_cgroup(place: &Path) -> io::Result<()> {
     fs::remove_dir(place)
 }
 
-/// The root of the one hierarchy of version 2, and of each controller of version 1.
+/// The root of the version 2 hierarchy, and of each version 1 controller.
 fn cgroup_roots() -> Result<Vec<PathBuf>> {
     let root = PathBuf::from(CGROUPS);
     let mut roots = Vec::new();

@@ -1,4 +1,4 @@
-//! Two hosts and a wire: the internet, with several clients, and the guarded host.
+//! Two namespaces joined by a veth pair: the internet, with several clients, and the guarded host.
 //!
 //! ```text
 //! internet                                     host
@@ -24,23 +24,28 @@ use crate::{namespace::Namespace, process::run, sweep};
 /// The guarded interface.
 pub const INTERFACE: &str = "wan";
 
+/// The IPv4 address of the guarded host.
 pub const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
+/// Its IPv6 address.
 pub const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10));
 
-/// A client that behaves.
+/// A well-behaved client.
 pub const USER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
+/// The same client's IPv6 address.
 pub const USER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 7));
 
-/// A client that does not. Its IPv6 address lies in another /64.
+/// A flooding client. Its IPv6 address is in another /64 than the user's.
 pub const FLOODER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 66));
+/// The same client's IPv6 address.
 pub const FLOODER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 1, 0, 0, 0, 0x66));
 
-/// How names of labs start; the owner's process id follows.
+/// The prefix of every lab's name; the owner's process id follows.
 pub const NAME: &str = "guardlab";
 
-/// A folder of the lab's own.
+/// The folder in the lab's folder where its BPF file system is mounted.
 const BPFFS: &str = "bpf";
 
+/// A guarded host and the internet, as two namespaces joined by a veth pair.
 pub struct Lab {
     pub internet: Namespace,
     pub host: Namespace,
@@ -48,6 +53,7 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// A lab of its own name. It removes labs of processes that have ended.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         sweep::dead_labs()?;
@@ -80,23 +86,23 @@ impl Lab {
         Ok(lab)
     }
 
-    /// A folder of this lab's own, removed with it.
+    /// This lab's folder, removed with the lab.
     pub fn folder(&self) -> &Path {
         let Folder(path) = &self.folder;
         path
     }
 
-    /// Where the guard of this lab pins its programs: a BPF file system that ends with the lab.
+    /// The pins of this lab's guard, on a BPF file system that ends with the lab.
     pub fn pins(&self) -> PathBuf {
         self.folder().join(BPFFS).join("guard")
     }
 
-    /// Where the guard of this lab keeps its state.
+    /// The state folder of this lab's guard.
     pub fn state(&self) -> PathBuf {
         self.folder().join("state")
     }
 
-    /// The name that everything in this lab starts with.
+    /// The prefix of the names of this lab's namespaces, folder and cgroups.
     pub fn name(&self) -> &str {
         self.host.name().trim_end_matches("-host")
     }
@@ -115,7 +121,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let Self(path) = self;
         if let Err(error) = sweep::remove_folder(path) {
-            eprintln!("{} is left: {error:#}", path.display());
+            eprintln!("{} cannot be removed: {error:#}", path.display());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Real servers of UDP on the internet (dnsmasq, chronyd, ngtcp2), and what their clients are called
-//! with: the same on the host and in a container of [`CLIENTS`].
+//! Real UDP servers on the internet (dnsmasq, chronyd, ngtcp2), and the command lines of their clients. The commands
+//! are the same on the host and in a container with [`CLIENTS`].
 
 use std::{
     fs,
@@ -14,18 +14,20 @@ use crate::{
     topology::{Lab, USER_V4, USER_V6},
 };
 
-/// The programs that ask: [`resolve`], [`ask_time`], [`fetch`].
+/// The client programs of [`resolve`], [`query_time`] and [`fetch`].
 pub const CLIENTS: [&str; 3] = ["busybox", "chronyd", "gtlsclient"];
 
+/// The port of NTP.
 pub const NTP_PORT: u16 = 123;
+/// The port of QUIC.
 pub const QUIC_PORT: u16 = 443;
 
-/// What the name [`resolve`] asks for stands for.
+/// The addresses of the name that [`resolve`] looks up.
 pub const ADDRESSES: [&str; 2] = ["192.0.2.53", "2001:db8::53"];
 
 const PAGE: &str = "hello over QUIC";
 
-/// The servers. DNS and NTP are on both of the user's addresses, QUIC is on that of IPv4.
+/// The servers. DNS and NTP listen on the user's IPv4 and IPv6 addresses, QUIC on the IPv4 address.
 pub struct Servers {
     _dns: Daemon,
     ntp: Daemon,
@@ -33,6 +35,7 @@ pub struct Servers {
 }
 
 impl Servers {
+    /// Starts the servers in the namespace of the internet.
     pub fn start(lab: &Lab) -> Result<Self> {
         Ok(Self {
             _dns: start_dns(lab)?,
@@ -41,7 +44,7 @@ impl Servers {
         })
     }
 
-    /// Ends those of NTP and QUIC, so that their addresses can be bound by somebody else.
+    /// Stops the NTP and QUIC servers, so that a test can bind their ports.
     pub fn stop_ntp_and_quic(&mut self) -> Result<()> {
         self.ntp.stop()?;
         self.quic.stop()?;
@@ -49,7 +52,7 @@ impl Servers {
     }
 }
 
-/// dnsmasq, which knows one name.
+/// Starts dnsmasq, which answers for one name.
 fn start_dns(lab: &Lab) -> Result<Daemon> {
     let [v4, v6] = ADDRESSES;
     Daemon::start(
@@ -69,7 +72,7 @@ fn start_dns(lab: &Lab) -> Result<Daemon> {
     )
 }
 
-/// chronyd, which gives the machine's own time and does not touch it (`-x`).
+/// Starts chronyd, which serves the machine's time and does not set it (`-x`).
 fn start_ntp(lab: &Lab) -> Result<Daemon> {
     Daemon::start(
         lab.internet
@@ -83,7 +86,7 @@ fn start_ntp(lab: &Lab) -> Result<Daemon> {
     )
 }
 
-/// ngtcp2's server, which has one page.
+/// Starts ngtcp2's server, which has one page.
 fn start_quic(lab: &Lab) -> Result<Daemon> {
     let folder = lab.folder().join("quic");
     fs::create_dir(&folder)?;
@@ -110,21 +113,21 @@ fn start_quic(lab: &Lab) -> Result<Daemon> {
     )
 }
 
-/// Asks for the addresses of the one name.
+/// The command that looks up the name's addresses.
 pub fn resolve(server: IpAddr) -> Vec<String> {
     let command = ["busybox", "nslookup", "example.test", &server.to_string()];
     command.map(str::to_owned).into()
 }
 
-/// Asks for the time, says how wrong the clock is, and leaves it alone (`-Q`).
-pub fn ask_time(lab: &Lab, server: IpAddr) -> Vec<String> {
+/// The command that queries the time and prints the clock's error, without setting the clock (`-Q`).
+pub fn query_time(lab: &Lab, server: IpAddr) -> Vec<String> {
     let server = format!("server {server} iburst maxsamples 1");
     let pid_file = pid_file(lab, "ntp-client");
     let command = ["chronyd", "-Q", "-t", "5", "-u", "root", &server, &pid_file];
     command.map(str::to_owned).into()
 }
 
-/// Fetches the one page over QUIC and keeps it in this folder.
+/// The command that fetches the page over QUIC into this folder.
 pub fn fetch(folder: &Path, server: IpAddr) -> Vec<String> {
     let (server, port) = (server.to_string(), QUIC_PORT.to_string());
     let download = format!("--download={}", folder.display());
@@ -141,7 +144,7 @@ pub fn fetch(folder: &Path, server: IpAddr) -> Vec<String> {
     command.map(str::to_owned).into()
 }
 
-/// Whether [`fetch`] has put the page there.
+/// Checks that [`fetch`] has written the page to this folder.
 pub fn check_page(folder: &Path) -> Result<()> {
     let path = folder.join("index.html");
     let page = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -149,7 +152,7 @@ pub fn check_page(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Its own for each chronyd: one that finds another's refuses to start.
+/// A separate pid file for each chronyd: it refuses to start if the file names another process.
 fn pid_file(lab: &Lab, name: &str) -> String {
     let path: PathBuf = lab.folder().join(name).with_extension("pid");
     format!("pidfile {}", path.display())

@@ -1,5 +1,5 @@
-//! A virtual machine with one of Debian's kernels, in software emulation: it runs one program and ends.
-//! Its files are this machine's own, in memory, and it has no network.
+//! Runs a command in a virtual machine with one of Debian's kernels, in software emulation. Its files are copies of
+//! this machine's, in memory, and it has no network.
 
 use std::{
     fs,
@@ -17,20 +17,20 @@ use crate::{
     process::{Daemon, run},
 };
 
-/// A kernel, as the setup has unpacked it.
+/// A kernel that `cargo xtask setup` has unpacked.
 pub struct Kernel {
-    /// What `uname -r` would say.
+    /// The release, as `uname -r` prints it.
     pub release: String,
     root: PathBuf,
 }
 
 impl Kernel {
-    /// Where the setup keeps kernels: for each series a file that names the folder of its kernel.
+    /// The folder of the unpacked kernels. For each series, a file in it names the folder of the kernel.
     pub fn cache() -> PathBuf {
         cache::folder().join("kernels")
     }
 
-    /// The kernel of a series that the setup keeps.
+    /// The unpacked kernel of a series, such as `6.1`.
     pub fn of_series(series: &str) -> Result<Self> {
         let kept = || {
             let folder = fs::read_to_string(Self::cache().join(series))?;
@@ -44,7 +44,7 @@ impl Kernel {
             }
             Ok(kernel)
         };
-        kept().with_context(|| format!("the setup has no kernel {series}"))
+        kept().with_context(|| format!("kernel {series} is not unpacked: run `cargo xtask setup`"))
     }
 
     fn image(&self) -> PathBuf {
@@ -55,9 +55,9 @@ impl Kernel {
         self.root.join(MODULES).join(&self.release)
     }
 
-    /// The files of a module and of those that it needs, these first.
+    /// The files of a module and of its dependencies, in load order.
     fn files_of(&self, module: &str) -> Result<Vec<PathBuf>> {
-        // `kernel/net/sched/cls_bpf.ko.xz: kernel/…`, what is needed first at the end.
+        // `kernel/net/sched/cls_bpf.ko.xz: kernel/…`: the last dependency on the line is loaded first.
         let dependencies = fs::read_to_string(self.modules().join(DEPENDENCIES))?;
         let line = dependencies.lines().find(|line| {
             let file = line.split([':', '/']).find(|part| part.contains(".ko"));
@@ -70,17 +70,18 @@ impl Kernel {
     }
 }
 
-/// In the folder of a kernel.
+/// Paths in the folder of a kernel.
 pub const IMAGE: &str = "vmlinuz";
+/// The folder of the kernel's modules.
 pub const MODULES: &str = "lib/modules";
 
-/// What depmod knows of the modules.
+/// depmod's list of the modules and their dependencies.
 const DEPENDENCIES: &str = "modules.dep";
 
 /// The name of the only file or folder in a folder.
 pub fn only_entry(folder: &Path) -> Result<String> {
     let mut entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
-    let entry = entries.next().context("it is empty")??;
+    let entry = entries.next().context("the folder is empty")??;
     ensure!(
         entries.next().is_none(),
         "{} has several entries",
@@ -89,22 +90,22 @@ pub fn only_entry(folder: &Path) -> Result<String> {
     Ok(entry.file_name().to_string_lossy().into_owned())
 }
 
-/// A module's name, of its file's.
+/// The name of a module, from the name of its file.
 fn name_of(file: &str) -> &str {
     file.split('.').next().unwrap_or_default()
 }
 
-/// What a machine gets.
+/// The modules and programs of a machine.
 pub struct Equipment<'a> {
     pub modules: &'a [&'a str],
-    /// Programs, with the libraries that they load. They are on its `PATH`, under these names.
+    /// Names on the machine's `PATH`, and the programs that are copied there with their libraries.
     pub programs: &'a [(&'a str, PathBuf)],
 }
 
-/// Boots a machine that runs a command and ends, and returns what the command printed.
+/// Boots a machine that runs a command and ends, and returns the command's output.
 ///
 /// # Errors
-/// If the command fails.
+/// The machine does not end within `patience`, or the command fails.
 pub fn run_in(
     kernel: &Kernel,
     folder: &Path,
@@ -124,7 +125,7 @@ pub fn run_in(
             .arg(kernel.image())
             .arg("-initrd")
             .arg(initramfs)
-            // It ends rather than wait if it panics.
+            // On a kernel panic the machine ends at once (panic=-1).
             .args(["-append", "console=ttyS0 quiet panic=-1"]),
         &folder.join("qemu.log"),
     )?;
@@ -143,14 +144,14 @@ pub fn run_in(
     Ok(output.to_owned())
 }
 
-/// Random numbers to start with, and no cmpxchg16b: QEMU 7.2 emulates it wrongly now and then, and the
-/// kernel's allocator dies of it.
+/// With rdrand, so that the kernel has random numbers at boot. Without cmpxchg16b: QEMU 7.2 sometimes emulates it
+/// wrongly, and the kernel's allocator crashes.
 const CPU: &str = "qemu64,+rdrand,-cx16";
 
-/// Comes after everything that the command prints, with its exit code.
+/// Marks the end of the command's output; the exit code follows.
 const STATUS: &str = "vm: status ";
 
-/// Packs everything that the machine has into an archive that it starts from.
+/// Packs the machine's files into the archive that it boots from.
 fn pack(
     kernel: &Kernel,
     folder: &Path,
@@ -200,7 +201,7 @@ fn pack(
     Ok(archive)
 }
 
-/// What it runs first. The console is the kernel's, the second serial line the command's.
+/// The init script. The kernel prints to the first serial line, the command to the second.
 const INIT: &str = "#!/bin/sh
 export PATH=/bin HOME=/tmp RUST_BACKTRACE=0
 /bin/busybox mount -t proc proc /proc
@@ -219,7 +220,7 @@ echo \"vm: status $?\"
 poweroff -f
 ";
 
-/// The libraries that a program loads, with the loader.
+/// The libraries that a program loads, and the loader.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`
     let loaded = Command::new("ldd").arg(program).output()?;
@@ -231,7 +232,7 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Copies a module as the kernel takes it: not compressed.
+/// Copies a module uncompressed: busybox' insmod does not uncompress it.
 fn unpack(file: &Path, place: &Path) -> Result<()> {
     if file.extension().is_some_and(|kind| kind == "xz") {
         let unpacked = Command::new("xz").args(["-dc"]).arg(file).output()?;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what a packet costs on this machine.
+//! `cargo xtask bench`: measures the cost of a packet on this machine.
 
 use std::{ffi::OsString, process::Command};
 
@@ -13,7 +13,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     let toolchain = setup::for_bench()?;
     let mut build = toolchain.cargo();
     build.args(["build", "--locked", "--release"]);
-    // The binary as well: the agent is measured beside its program.
+    // The bench needs the binary as well: it measures the agent too, not only the kernel program.
     cargo(build.args(["--package", "guard-bench", "--package", "guard-userspace"]))?;
     let program = target_folder().join("release").join("guard-bench");
     let status = Command::new(&program)
@@ -22,7 +22,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
         .status()
         .with_context(|| format!("{} cannot be started", program.display()))?;
     if !status.success() {
-        bail!("the bench failed, or a row is over its bar ({status})");
+        bail!("the bench failed, or a row is over its limit ({status})");
     }
     Ok(())
 }

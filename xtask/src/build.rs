@@ -1,4 +1,4 @@
-//! `cargo xtask build`, and Cargo's output as a person wants it.
+//! `cargo xtask build`, and running Cargo with readable output.
 
 use std::{
     env,
@@ -18,7 +18,7 @@ pub fn run(release: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the binary and says where it is. `guard-compose` is beside it.
+/// Builds the binary and returns its path. `guard-compose` is beside it.
 pub fn guard(toolchain: &Toolchain, release: bool) -> Result<PathBuf> {
     let profile = if release { "release" } else { "debug" };
     let mut command = toolchain.cargo();
@@ -32,13 +32,13 @@ pub fn guard(toolchain: &Toolchain, release: bool) -> Result<PathBuf> {
     Ok(target_folder().join(profile).join("guard"))
 }
 
-/// Runs Cargo, with its standard output as it is.
+/// Runs Cargo, and passes on its standard output.
 pub fn cargo(command: &mut Command) -> Result<()> {
     let child = spawn(command)?;
     finish(child)
 }
 
-/// Runs Cargo and hands over its standard output line by line.
+/// Runs Cargo, and calls `on_line` with each line of its standard output.
 pub fn cargo_lines(command: &mut Command, mut on_line: impl FnMut(&str)) -> Result<()> {
     let mut child = spawn(command.stdout(Stdio::piped()))?;
     let stdout = child.stdout.take();
@@ -64,8 +64,8 @@ fn spawn(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("{command:?} cannot be started"))
 }
 
-/// Passes on standard error to the end. What the inner Cargo, which builds the kernel program, says
-/// of its progress comes as warnings of the build script; those lines are left out.
+/// Passes on standard error until Cargo ends. The inner Cargo, which builds the kernel program, reports its progress as
+/// warnings of the build script: those lines are left out.
 fn finish(mut child: Child) -> Result<()> {
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).lines() {

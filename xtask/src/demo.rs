@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a container that Docker publishes, a proxy in front of it, and what the guard
-//! makes of both, on real packets.
+//! `cargo xtask demo`: a container that Docker publishes, a proxy in front of it, and guard's verdicts on real packets
+//! to both.
 
 use std::{
     thread,
@@ -23,14 +23,14 @@ use serde_json::json;
 
 use crate::{build, setup};
 
-/// What one source may send to the proxy, in packets a second.
+/// The proxy's budget for each source, in packets a second.
 const BUDGET: u64 = 500;
 
-/// How the flood is sent: one packet every so often, for so long.
+/// The flood: one packet per interval, and its duration.
 const FLOOD_INTERVAL: Duration = Duration::from_micros(50);
 const FLOOD: Duration = Duration::from_secs(5);
 
-/// How many answers the second source asks for meanwhile.
+/// The number of requests by the second source during the flood.
 const REQUESTS: u32 = 50;
 
 pub fn run() -> Result<()> {
@@ -47,7 +47,7 @@ fn show() -> Result<()> {
     let container = InvoiceServer::start(&lab)?;
     println!("{}", container.describe());
     let proxy = Proxy::start(&lab, &format!("127.0.0.1:{CONTAINER_PORT}"))?;
-    println!("nginx stands in front of it on port 80, as the only way in that is meant.\n");
+    println!("nginx stands in front of it on port 80, as the only intended way in.\n");
     wait_for(Duration::from_secs(10), || {
         let answer = get(&lab, USER_V4, HOST_V4, CONTAINER_PORT)?;
         ensure!(
@@ -112,7 +112,7 @@ fn show() -> Result<()> {
     let allowance = BUDGET * (FLOOD.as_secs() + 1);
     ensure!(
         sent > 2 * allowance && dropped >= sent - 2 * allowance,
-        "the flood was not cut to its budget of {allowance} packets"
+        "the flood was not limited to its budget of {allowance} packets"
     );
 
     println!(
@@ -123,11 +123,11 @@ fn show() -> Result<()> {
     println!("{}", container.evidence(&lab)?);
     guard.remove()?;
     drop((proxy, container, lab));
-    println!("Everything that was made is removed.");
+    println!("The demo has removed everything that it made.");
     Ok(())
 }
 
-/// One row a step: what a client gets on both ways, and what the guard says of it.
+/// One row for each step: a client's results on both ways, and guard's counters.
 struct Steps {
     table: Table,
 }
@@ -140,7 +140,7 @@ impl Steps {
         }
     }
 
-    /// Asks on both ways. The proxy must answer, and the direct way as expected.
+    /// Sends a request on both ways. The proxy must answer, and the direct way as expected.
     fn add(
         &mut self,
         lab: &Lab,
@@ -180,7 +180,7 @@ struct FloodSummary {
     answered: u32,
 }
 
-/// One source floods the proxy with SYNs while another asks for invoices.
+/// One source floods the proxy with SYNs while another requests invoices.
 fn flood(lab: &Lab, guard: &Guard) -> Result<FloodSummary> {
     let over_budget = [
         ("service", json!("proxy")),
@@ -207,10 +207,10 @@ fn flood(lab: &Lab, guard: &Guard) -> Result<FloodSummary> {
     })
 }
 
-/// What serves the invoices on port 8000 behind a destination NAT.
+/// The server of the invoices on port 8000, behind a destination NAT.
 enum InvoiceServer {
     Docker(Docker),
-    /// No Docker can be started here: a namespace with NAT rules of its own does for one.
+    /// If Docker cannot be started here: a namespace with NAT rules of its own.
     Namespace {
         _server: Daemon,
         _namespace: Namespace,
@@ -296,7 +296,7 @@ impl InvoiceServer {
 
     /// The proxy is listed; the container's port is not.
     fn policy(&self, mode: &str) -> String {
-        // Without Docker nobody says what is published, so every port that is not listed is closed.
+        // Without Docker no published ports are known, so the scope `host` closes every port that is not listed.
         let (scope, socket) = match self {
             Self::Docker(docker) => ("containers", docker.socket().display().to_string()),
             Self::Namespace { .. } => ("host", String::new()),
@@ -318,7 +318,7 @@ impl InvoiceServer {
         )
     }
 
-    /// That the NAT rule still stands: the guard decides before it.
+    /// Shows that the NAT rule is still there: guard decides before it.
     fn evidence(&self, lab: &Lab) -> Result<String> {
         let rules = match self {
             Self::Docker(_) => run_command(
@@ -337,7 +337,7 @@ impl InvoiceServer {
         let rule = rules.lines().find(|line| line.contains("8000"));
         let rule = rule.context("the NAT rule for port 8000 is gone")?;
         Ok(format!(
-            "The NAT rule that went round the firewall still stands:\n  {}\n",
+            "The NAT rule that bypassed the firewall is still there:\n  {}\n",
             rule.trim()
         ))
     }

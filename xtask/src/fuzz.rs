@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: the program against the independent model, for as long as asked. What reaches
-//! something new is kept in `tests/corpus`.
+//! `cargo xtask fuzz`: compares the program with the independent model for a given time. Inputs that reach new code
+//! are kept in `tests/corpus`.
 
 use anyhow::Result;
 

@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: format, names and clippy, of the kernel program too, what builds without it, and the pages.
+//! `cargo xtask lint`: checks format, names and clippy, also of the kernel program, the packages that must build
+//! without it, and the pages.
 
 use std::process::Command;
 
@@ -7,13 +8,13 @@ use lab::process::run as output;
 
 use crate::{
     build::{cargo, target_folder, workspace},
-    old_names, pages, setup, type_names,
+    old_names, pages, public_docs, setup, type_names,
 };
 
-/// What must build where there is no bpf-linker and no toolchain for the kernel program, such as in CI.
+/// The packages that must build without bpf-linker and a toolchain for the kernel program, such as in CI.
 const ALONE: [&str; 2] = ["guard-compose", "guard-policy"];
 
-/// What needs that toolchain, or is of no use without it.
+/// The packages that need that toolchain, or are useless without it.
 const OF_THE_KERNEL_SIDE: [&str; 5] = [
     "aya",
     "aya-build",
@@ -29,15 +30,9 @@ pub fn run() -> Result<()> {
     println!("lint: type names");
     type_names::require_unique(&workspace())?;
     old_names::require_none(&workspace())?;
-    println!("lint: clippy");
+    println!("lint: clippy, and public items without documentation");
     for packages in [&[][..], &["--package", "guard-bench"]] {
-        cargo(
-            toolchain
-                .cargo()
-                .args(["clippy", "--quiet", "--locked", "--all-targets"])
-                .args(packages)
-                .args(["--", "--deny", "warnings"]),
-        )?;
+        public_docs::clippy(toolchain.cargo(), packages)?;
     }
     println!(
         "lint: clippy of the kernel programs, with the toolchain {}",
@@ -67,7 +62,7 @@ pub fn run() -> Result<()> {
             .arg(target_folder().join("lint-ebpf"))
             .args(["--", "--deny", "warnings"]),
     )?;
-    println!("lint: what builds without a toolchain for the kernel program");
+    println!("lint: packages that build without a toolchain for the kernel program");
     for package in ALONE {
         require_alone(toolchain.cargo(), package)?;
     }
@@ -84,7 +79,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Fails if the package, or what builds it, needs anything of the kernel side.
+/// Fails if the package, also by its build dependencies, needs a package of the kernel side.
 fn require_alone(mut cargo: Command, package: &str) -> Result<()> {
     let needed = output(
         cargo

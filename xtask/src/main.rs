@@ -8,6 +8,7 @@ mod lint;
 mod old_names;
 mod package;
 mod pages;
+mod public_docs;
 mod setup;
 mod soak;
 mod test;
@@ -18,7 +19,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 use lab::interrupt;
 
-/// What a shell reports of a process that SIGINT ended.
+/// The exit code that a shell reports for a process that SIGINT ended (128 + 2).
 const INTERRUPTED: u8 = 130;
 
 /// Builds, tests and shows guard. Every command first finds or installs what it needs.
@@ -31,9 +32,9 @@ struct XtaskArguments {
 
 #[derive(Subcommand)]
 enum XtaskCommand {
-    /// Find or install the toolchain, bpf-linker and what the lab needs
+    /// Find or install the toolchain, bpf-linker and the programs of the lab
     Setup,
-    /// Print what a shell must export to build with plain `cargo`
+    /// Print the variables that a shell must export to build with plain `cargo`
     Env,
     /// Build the guard binary
     Build {
@@ -43,28 +44,28 @@ enum XtaskCommand {
     },
     /// Check format, type names and lints, of the kernel program too
     Lint,
-    /// Run every test, and say which took longest
+    /// Run every test, and list the slowest
     Test {
         /// Run only this kind, as docs/testing.md names it, or else tests whose name contains this
         name: Option<String>,
-        /// Run only what is tested on other kernels, the newest that Debian has among them
+        /// Run only the tests on other kernels, among them Debian's newest
         #[arg(long, conflicts_with = "name")]
         kernels: bool,
     },
-    /// Hold the program against the model, with the corpus and then with ever new packets
+    /// Compare the program with the model, on the corpus and then on random packets
     Fuzz {
-        /// How long to go on
+        /// The duration, in minutes
         #[arg(long, default_value_t = 10)]
         minutes: u64,
-        /// Where to start, to repeat a run
+        /// The seed of the random packets, to repeat a run
         #[arg(long)]
         seed: Option<u64>,
     },
     /// Reload, kill, upgrade and try for a quarter of an hour while packets keep coming
     Soak,
-    /// Measure what a packet costs, beside other programs; exits with 1 if it is more than it may be
+    /// Measure the cost of a packet, beside other programs; exit with 1 if a cost is over its limit
     Bench {
-        /// What the bench itself takes: `cargo xtask bench -- --help` says it
+        /// Arguments of the bench itself: `cargo xtask bench -- --help` lists them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -76,7 +77,7 @@ enum XtaskCommand {
 
 fn main() -> ExitCode {
     let XtaskArguments { command } = XtaskArguments::parse();
-    // Whatever runs gives up in the ordinary way and removes what it made.
+    // On an interrupt, the running command ends in the ordinary way and removes what it made.
     if let Err(error) = ctrlc::set_handler(interrupt::raise) {
         eprintln!("xtask: an interrupt will not clean up: {error}");
     }
@@ -95,7 +96,7 @@ fn main() -> ExitCode {
     };
     match result {
         _ if interrupt::is_raised() => {
-            eprintln!("xtask: interrupted; what was made is removed");
+            eprintln!("xtask: interrupted; the command has removed what it made");
             ExitCode::from(INTERRUPTED)
         }
         Ok(()) => ExitCode::SUCCESS,

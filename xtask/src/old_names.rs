@@ -1,11 +1,11 @@
-//! Names that were given up for the field's terms. One name stands for one thing: they must not come back.
+//! Rejects old names that were replaced by the field's terms: one thing has one name.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::process::run as output;
 
-/// The old name, and the one in its place.
+/// The old name, and the name that replaces it.
 const OLD_NAMES: &[(&str, &str)] = &[
     ("Ends", "IpHeader"),
     ("Ground", "CompileInput"),
@@ -31,10 +31,10 @@ const OLD_NAMES: &[(&str, &str)] = &[
     ("pay_in_advance", "prepay"),
 ];
 
-/// Fails if a tracked file has an old name in its code. In comments some of them are words of a sentence.
+/// Fails if a tracked file has an old name in its code. Comments are not searched: some old names are common words.
 ///
 /// # Errors
-/// One line for each, with its file and line.
+/// One line for each old name, with its file and line.
 pub fn require_none(workspace: &Path) -> Result<()> {
     let tracked = output(
         Command::new("git")
@@ -57,7 +57,7 @@ pub fn require_none(workspace: &Path) -> Result<()> {
     }
     ensure!(
         found.is_empty(),
-        "names that were given up:\n{}",
+        "old names that were replaced:\n{}",
         found.join("\n")
     );
     Ok(())

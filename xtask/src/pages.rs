@@ -1,4 +1,4 @@
-//! The pages (README, `docs/`): their links lead somewhere, and the commands in them are commands of guard.
+//! Checks the pages (README, `docs/`): their links have targets, and guard accepts the commands in them.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::process::run as output;
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
-/// Pages that tell of the past: their commands and links were right then.
+/// Pages about the past: their commands and links were right then.
 const HISTORY: [&str; 1] = ["CHANGELOG.md"];
 
 /// Pages in Spanish, and the English page that each follows.
@@ -21,11 +21,11 @@ const TRANSLATIONS: [(&str, &str); 3] = [
     ("docs/es/limits.md", "docs/limits.md"),
 ];
 
-/// Fails if a page has a link to a file or heading that is not there, or a line with a command that guard does not take,
-/// or if a translation has other headings or commands than its page. `guard`: the binary.
+/// Fails if a page has a link to a missing file or heading, or a command that guard does not accept, or if a
+/// translation has other headings or commands than its page. `guard`: the binary.
 ///
 /// # Errors
-/// One line for each, with the page and its line.
+/// One line for each problem, with the page and its line.
 pub fn require_sound(workspace: &Path, guard: &Path) -> Result<()> {
     let tracked = output(
         Command::new("git")
@@ -78,7 +78,7 @@ pub fn require_sound(workspace: &Path, guard: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a page has that can be wrong, with its lines.
+/// The parts of a page that are checked, with their lines.
 #[derive(Default)]
 struct MarkdownPage {
     links: Vec<(usize, String)>,
@@ -87,7 +87,7 @@ struct MarkdownPage {
     shell: Vec<String>,
     /// The level of each heading.
     outline: Vec<HeadingLevel>,
-    /// The anchors of its headings, as GitHub makes them.
+    /// The anchors of its headings, in GitHub's notation.
     anchors: BTreeSet<String>,
 }
 
@@ -132,21 +132,20 @@ impl MarkdownPage {
         page
     }
 
-    /// Adds a line of shell if it runs guard: what stands before a comment, a pipe, a redirection or another command.
+    /// Adds a line of shell if it runs guard: the part before a comment, a pipe, a redirection or another command.
     fn add_command(&mut self, line: usize, text: &str) {
         let text = text.trim().trim_start_matches("$ ");
         let text = text.strip_prefix("sudo ").unwrap_or(text);
         let ends = [" #", " |", " >", " &&", " ;", ";", " \\"];
         let end = ends.iter().filter_map(|end| text.find(end)).min();
         let command = text[..end.unwrap_or(text.len())].trim();
-        // `guard …` stands for any of them.
+        // `guard …` stands for any command.
         if command.starts_with("guard ") && command.is_ascii() {
             self.commands.push((line, command.to_owned()));
         }
     }
 
-    /// One line for each way in which a translation is not in step with its page: by headings, and by what
-    /// readers type.
+    /// One line for each difference between a translation and its page: in headings, and in commands to type.
     fn differences_to(&self, original: &Self) -> impl Iterator<Item = String> {
         let (own, others) = (&self.outline, &original.outline);
         let headings = (own != others).then(|| format!("its headings are {own:?}, not {others:?}"));
@@ -166,7 +165,7 @@ impl MarkdownPage {
     }
 }
 
-/// The anchor that GitHub gives a heading: lower case, without punctuation, with `-` for spaces.
+/// GitHub's anchor of a heading: lower case, without punctuation, with `-` for spaces.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter_map(|letter| match letter {
         ' ' | '-' => Some('-'),
@@ -204,8 +203,8 @@ fn follow(page: &Path, link: &str, own: &MarkdownPage) -> Result<()> {
     Ok(())
 }
 
-/// Has guard read a command without running it: `--help` at the end prints a help text, if everything before it is
-/// understood.
+/// Lets guard parse a command without running it: `--help` at the end prints a help text if everything before it is
+/// valid.
 fn try_command(guard: &Path, command: &str) -> Result<()> {
     let words = shlex::split(command).context("its quotes do not match")?;
     let arguments = words.iter().skip(1);

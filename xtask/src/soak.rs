@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: everything that may happen to a guard while packets keep coming, at length.
+//! `cargo xtask soak`: reloads, kills, upgrades and tries a guard for a long time while packets keep coming.
 
 use anyhow::Result;
 
@@ -10,7 +10,7 @@ use crate::{
 pub fn run() -> Result<()> {
     let toolchain = setup::for_tests()?;
     let binary = build::guard(&toolchain, false)?;
-    // An older build of itself: the same program with another layout of its maps.
+    // The older build for upgrades: the same program with another layout of its maps.
     let mut older = toolchain.cargo();
     older
         .args(["build", "--locked", "--package", "guard-userspace"])

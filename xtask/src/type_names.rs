@@ -1,5 +1,5 @@
-//! One type name stands for one thing in the whole workspace. The compiler accepts a `Service` in each crate;
-//! a reader must then find out which one is meant.
+//! Requires that a type name is declared once in the whole workspace. The compiler accepts a `Service` in each crate,
+//! but readers would have to find out which of them is meant.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
@@ -21,7 +21,7 @@ pub fn require_unique(workspace: &Path) -> Result<()> {
     let mut names = TypeNames::default();
     for file in tracked.split_terminator('\0') {
         let path = workspace.join(file);
-        // Git still tracks a file that has been deleted and not staged.
+        // Git still lists a tracked file whose deletion is not staged.
         if path.exists() {
             let source = fs::read_to_string(path).with_context(|| format!("reading {file}"))?;
             names.read(file, &source)?;
@@ -40,8 +40,8 @@ pub fn require_unique(workspace: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where each struct, enum, union, trait and type alias is declared, those inside of functions too. Associated
-/// types do not count: a trait gives them their names.
+/// The places where each struct, enum, union, trait and type alias is declared, also inside functions. Associated types
+/// do not count: a trait gives them their names.
 #[derive(Default)]
 struct TypeNames {
     /// By name: `file:line`.
@@ -74,7 +74,7 @@ impl TypeNameVisitor<'_> {
         places.push(place);
     }
 
-    /// In the tokens of a macro `type` does not count: it may be an associated type.
+    /// In the tokens of a macro, `type` is ignored: it may be an associated type.
     fn add_of_macro(&mut self, tokens: TokenStream) {
         let mut is_declaration = false;
         for token in tokens {

@@ -1,5 +1,5 @@
-//! A flood of SYNs: every frame gets a source and a port of its own, and goes out of the interface that it
-//! is said to have come in by. And what drops everything.
+//! A program for a flood of SYNs: it gives every frame a random source and source port, and transmits it on the
+//! interface in its context. And a program that drops all packets.
 #![no_std]
 #![no_main]
 
@@ -11,26 +11,26 @@ use aya_ebpf::{
     bindings::xdp_action, helpers::bpf_get_prandom_u32, macros::xdp, programs::XdpContext,
 };
 
-/// The first source, and how many there are; set before the program is loaded.
+/// The first source and the number of sources; set before the program is loaded.
 #[unsafe(no_mangle)]
 static FIRST: u32 = 0;
 #[unsafe(no_mangle)]
 static COUNT: u32 = 1;
 
-/// The sums of the headers of IPv4 and TCP without source address and port (RFC 1071).
+/// The checksums' sums over the IPv4 and TCP headers without source address and port (RFC 1071).
 #[unsafe(no_mangle)]
 static IP_SUM: u32 = 0;
 #[unsafe(no_mangle)]
 static TCP_SUM: u32 = 0;
 
-/// Where things are in a frame of IPv4 without tags or options.
+/// Offsets in an IPv4 frame without tags or options.
 const IP_CHECKSUM: usize = 24;
 const SOURCE: usize = 26;
 const SOURCE_PORT: usize = 34;
 const TCP_CHECKSUM: usize = 50;
 const TCP_END: usize = 54;
 
-/// Clients take their ports from here.
+/// The first source port, in the range of client ports.
 const FIRST_PORT: u32 = 1 << 15;
 
 #[xdp(frags)]
@@ -51,11 +51,11 @@ pub fn flood(ctx: XdpContext) -> u32 {
             FIRST_PORT | bpf_get_prandom_u32() & (FIRST_PORT - 1),
         )
     };
-    // Without a division (Lemire: "Fast random integer generation in an interval", 2019).
+    // Maps to the interval without a division (Lemire: "Fast random integer generation in an interval", 2019).
     let number = (u64::from(random) * u64::from(count)) >> 32;
     let source = first.wrapping_add(number as u32);
     let address = (source >> 16) + (source & 0xffff);
-    // The frames are used again and again, so nothing is built on what is there.
+    // The kernel reuses the frames, so all fields are written, and none depends on its old value.
     let words = [
         (SOURCE, source >> 16),
         (SOURCE + 2, source),

@@ -1,5 +1,5 @@
-//! The least that things cost on the machine that is measured: programs that do one of them and nothing else. They
-//! know IPv4 alone.
+//! Programs that do one operation and nothing else. They measure the least cost of the operation on this machine, and
+//! parse only IPv4.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -27,26 +27,26 @@ use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr};
 
 use self::ipv4::{ETHER_TYPE_IPV4, source};
 
-/// As many as guard has unless told otherwise, and as large: 4 MiB in two rows.
+/// The default number of guard's cells, in the same size: 4 MiB in two rows.
 const CELLS_COUNT: u32 = 1 << 19;
 const ROW: u32 = CELLS_COUNT / 2;
 
 #[map]
 static CELLS: Array<u64> = Array::with_max_entries(CELLS_COUNT, 0);
 
-/// As guard's deny list is, with room for the same.
+/// A list with as much room as guard's deny list.
 #[map]
 static LISTED: HashMap<u32, u64> = HashMap::with_max_entries(1_500_000, BPF_F_NO_PREALLOC);
 
-/// IPv4 without options, and the number of TCP.
+/// The first byte of an IPv4 header without options, and TCP's protocol number.
 const PLAIN: u8 = 0x45;
 const TCP: u8 = 6;
 
-/// Of each port, whether it is open.
+/// For each port, whether it is open.
 #[map]
 static PORTS: Array<u32> = Array::with_max_entries(1 << 16, 0);
 
-/// Packets that were dropped, on each CPU.
+/// The number of dropped packets, for each CPU.
 #[map]
 static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
@@ -66,7 +66,7 @@ pub fn one_port(ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Of TCP over IPv4 without options, in host byte order. `None`: it is anything else.
+/// The destination port of TCP over IPv4 without options, in host byte order. `None` for other packets.
 #[inline(always)]
 fn destination_port(ctx: &XdpContext) -> Option<u16> {
     let start = ctx.data();
@@ -90,10 +90,10 @@ fn destination_port(ctx: &XdpContext) -> Option<u16> {
     }
 }
 
-/// Two odd numbers, for two places that have nothing to do with each other.
+/// Two odd factors, for two independent hashes.
 const FACTORS: [u32; 2] = [0x9e37_79b1, 0x85eb_ca77];
 
-/// Counts a packet in two cells of its source, so that no CPU loses a count, as with budgets.
+/// Counts a packet in two cells of its source, atomically, as with budgets.
 #[xdp(frags)]
 pub fn two_exchanges(ctx: XdpContext) -> u32 {
     let Some([first, second]) = cells(&ctx) else {

@@ -1,4 +1,4 @@
-//! The little that the programs beside guard's read of a packet.
+//! The minimal parser of the programs beside guard's.
 
 use core::{mem::offset_of, ptr::read_unaligned};
 
@@ -7,7 +7,7 @@ use network_types::{eth::EthHdr, ip::Ipv4Hdr};
 
 pub const ETHER_TYPE_IPV4: u16 = 0x0800;
 
-/// In network byte order. `None`: it is no IPv4.
+/// The source address in network byte order. `None` if the packet is not IPv4.
 #[inline(always)]
 pub fn source(ctx: &XdpContext) -> Option<u32> {
     let start = ctx.data();

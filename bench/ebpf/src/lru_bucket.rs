@@ -1,5 +1,5 @@
-//! A token bucket for each source in an LRU hash, as tutorials and most XDP rate limiters have it: what
-//! guard's budgets are measured against. It knows IPv4 alone, and neither ports nor counters.
+//! A token bucket for each source in an LRU hash, as in tutorials and most XDP rate limiters: guard's budgets are
+//! compared with it. It parses only IPv4, and has no ports or counters.
 #![no_std]
 #![no_main]
 
@@ -46,7 +46,7 @@ fn has_token(source: u32) -> bool {
             tokens: BURST - 1,
             refilled_ns: now,
         };
-        // A table that takes no more lets through.
+        // If the insertion fails, the packet passes.
         let _ = BUCKETS.insert(source, bucket, 0);
         return true;
     };

@@ -1,4 +1,4 @@
-//! What every program needs to be whole: somewhere to go in a panic, which none has, and its licence.
+//! The panic handler, which is never reached, and the licence: every program needs both.
 
 #[cfg(target_arch = "bpf")]
 use core::panic::PanicInfo;

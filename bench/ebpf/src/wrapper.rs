@@ -1,5 +1,5 @@
-//! The empty program, which everything is measured against, and wrappers that give every packet a
-//! source or a port of its own before they call the program that is measured.
+//! The empty program, with which every program is compared, and wrappers that give every packet a random source or port
+//! before they call the measured program.
 #![no_std]
 #![no_main]
 
@@ -15,27 +15,28 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-/// The program that is measured.
+/// The measured program.
 #[map]
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// The first source or port, and how many there are; set before the program is loaded.
+/// The first source or port, and the number of them; set before the program is loaded.
 #[unsafe(no_mangle)]
 static FIRST: u32 = 0;
 #[unsafe(no_mangle)]
 static COUNT: u32 = 1;
 
-/// The EtherType, and IPv6's as it is read there.
+/// The offset of the EtherType, and IPv6's value as this machine reads it.
 const ETHER_TYPE: usize = 12;
 const IPV6: u16 = 0x86dd_u16.to_be();
 
-/// The words of which the wrapper writes a half, without tags: source and destination of IPv4, of which it is the
-/// source, and the source's /64 of IPv6, of which it is the lower half. It writes all of the word: a CPU makes whoever
-/// reads more than was written at once wait until that has left its pipeline, as nothing does that a card has written.
+/// The offsets of the 64-bit words of which the wrapper changes a half, in frames without tags. For IPv4 it is the
+/// source in the word of source and destination; for IPv6 the lower half of the source's /64. The wrapper writes the
+/// whole word. A read that is wider than a recent write would wait until the write has left the CPU's pipeline (no
+/// store forwarding). That does not happen with packets that a network card has written.
 const ADDRESSES: usize = 26;
 const NETWORK: usize = 22;
 
-/// And where it writes ports: the destination's, of IPv4 without tags or options.
+/// The offset of the destination port, in an IPv4 frame without tags or options.
 const PORT: usize = 36;
 
 #[xdp(frags)]
@@ -50,8 +51,8 @@ pub fn randomise(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     }
     let source = u64::from(pick().to_be());
-    // SAFETY: the bounds were checked, and this machine's loads and stores need no alignment. Its first byte is the
-    // lowest.
+    // SAFETY: the bounds were checked, and this machine's loads and stores need no alignment. The machine is
+    // little-endian.
     unsafe {
         if read_volatile((start + ETHER_TYPE) as *const u16) == IPV6 {
             let word = (start + NETWORK) as *mut u64;
@@ -73,12 +74,12 @@ pub fn randomise_port(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     }
     let port = (pick() as u16).to_be();
-    // SAFETY: the bounds were checked, and the place is aligned.
+    // SAFETY: the bounds were checked, and the address is aligned.
     unsafe { write_volatile(start as *mut u16, port) };
     judge(&ctx)
 }
 
-/// Any of the numbers.
+/// A random number of the range.
 #[inline(always)]
 fn pick() -> u32 {
     // SAFETY: the pointers come from references to statics, which are read as they were loaded; the
@@ -90,7 +91,7 @@ fn pick() -> u32 {
             bpf_get_prandom_u32(),
         )
     };
-    // Without a division (Lemire: "Fast random integer generation in an interval", 2019).
+    // Maps to the interval without a division (Lemire: "Fast random integer generation in an interval", 2019).
     let number = (u64::from(random) * u64::from(count)) >> 32;
     first.wrapping_add(number as u32)
 }
@@ -99,6 +100,6 @@ fn pick() -> u32 {
 fn judge(ctx: &XdpContext) -> u32 {
     // SAFETY: the call does not return.
     unsafe { TARGET.tail_call(ctx, 0) };
-    // There is no program to call.
+    // The tail call failed: there is no program to call.
     xdp_action::XDP_ABORTED
 }

@@ -1,9 +1,9 @@
-//! What the guard promises: the packets that a flood is made of, and those that must get through it.
+//! The cases with a bar: packets of floods, and packets that must pass during a flood.
 
 use guard_common::reason::Reason::{Allowed, ClosedPort, DeniedSource, PacketLimit};
 
 use super::{
-    ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, DerivedKind, Group, closed, nobody, open, web,
+    ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, DerivedKind, Group, closed, no_service, open, web,
 };
 use crate::{
     frames::{PacketAddresses, syn, tagged},
@@ -23,10 +23,10 @@ pub fn cases() -> Vec<Case> {
     let closed_v6 = || syn(PacketAddresses::V6, CLOSED_PORT);
     let open_v6 = || syn(PacketAddresses::V6, WEB_PORT);
     let denied = || syn(PacketAddresses::from(DENIED_FIRST), WEB_PORT);
-    let closed_port = nobody(ClosedPort);
+    let closed_port = no_service(ClosedPort);
     let allowed = web(Allowed);
     let limited = web(PacketLimit);
-    let denied_source = nobody(DeniedSource);
+    let denied_source = no_service(DeniedSource);
     vec![
         bar(
             ("closed", "closed port, drop"),

@@ -1,10 +1,10 @@
-//! Whether it stays as cheap when there is more of something: the same packet in steps of ten.
+//! Cases that show the cost of the same packet as tables grow, in steps of ten.
 
 use guard_common::reason::Reason::{
     Allowed, ClosedPort, DeniedSource, Exempt, PacketLimit, SourceNotAllowed,
 };
 
-use super::{ANYWHERE, Case, Group, Subject, Whose, closed, nobody, open, web};
+use super::{ANYWHERE, Case, CountedAt, Group, Subject, closed, no_service, open, web};
 use crate::{
     beside::Numbers,
     frames::{PacketAddresses, syn},
@@ -15,18 +15,18 @@ use crate::{
     },
 };
 
-/// What there is more and more of, and what packets cost then.
+/// An axis of growth, and the packets measured along it.
 pub struct Axis {
-    /// Of its table and its plot.
+    /// The name of its table and its plot.
     pub name: &'static str,
-    /// What is counted.
+    /// The things that are counted.
     pub of: &'static str,
     pub lines: Vec<AxisLine>,
 }
 
 pub struct AxisLine {
     pub about: &'static str,
-    /// By how many there are.
+    /// The cases, each with its count of things.
     pub cases: Vec<(u32, Case)>,
 }
 
@@ -34,7 +34,7 @@ pub fn axes() -> Vec<Axis> {
     vec![sources(), services(), ports(), denied(), named()]
 }
 
-/// 1, 10, 100 and so on, up to this.
+/// The powers of ten up to `most`.
 fn steps(most: u32) -> impl Iterator<Item = u32> {
     let tens = std::iter::successors(Some(1u32), |step| step.checked_mul(10));
     tens.take_while(move |step| *step < most).chain([most])
@@ -53,7 +53,7 @@ fn line(
     }
 }
 
-fn guard(name: String, policy: Name, frame: Vec<u8>, expected: (Whose, super::Reason)) -> Case {
+fn guard(name: String, policy: Name, frame: Vec<u8>, expected: (CountedAt, super::Reason)) -> Case {
     Case::guard(Group::Growth, (name, ""), policy, frame, expected)
 }
 
@@ -69,7 +69,7 @@ fn sources() -> Axis {
                 "closed port, drop",
                 MOST,
                 |name, count| {
-                    guard(name, Packets, closed(), nobody(ClosedPort))
+                    guard(name, Packets, closed(), no_service(ClosedPort))
                         .from(Numbers { first, count })
                 },
             ),
@@ -96,7 +96,7 @@ fn sources() -> Axis {
 
 fn services() -> Axis {
     let frame = || syn(PacketAddresses::V4, SERVICE_PORT as u16);
-    let allowed = (Whose::Somebodys, Allowed);
+    let allowed = (CountedAt::AnyService, Allowed);
     Axis {
         name: "services",
         of: "services with a budget, a random one for every packet",
@@ -115,7 +115,7 @@ fn services() -> Axis {
                 "services-closed",
                 "closed port, drop",
                 1_000,
-                |name, count| guard(name, Services(count), closed(), nobody(ClosedPort)),
+                |name, count| guard(name, Services(count), closed(), no_service(ClosedPort)),
             ),
         ],
     }
@@ -130,7 +130,7 @@ fn ports() -> Axis {
             "closed port, drop",
             65_535,
             |name, count| {
-                guard(name, Published(count), closed(), nobody(ClosedPort))
+                guard(name, Published(count), closed(), no_service(ClosedPort))
                     .at_ports(Numbers { first: 1, count })
             },
         )],
@@ -149,7 +149,7 @@ fn denied() -> Axis {
                 "on the list, a random one of them, drop",
                 MOST,
                 |name, count| {
-                    guard(name, Denied(count), open(), nobody(DeniedSource))
+                    guard(name, Denied(count), open(), no_service(DeniedSource))
                         .from(Numbers { first, count })
                 },
             ),
@@ -174,8 +174,8 @@ fn named() -> Axis {
     let first = NAMED.to_bits();
     let ssh = || syn(PacketAddresses::V4, SSH_PORT);
     let spent = || syn(PacketAddresses::V4, SPENT_PORT);
-    let at_ssh = |reason| (Whose::Of(SSH), reason);
-    let at_spent = |reason| (Whose::Of(SPENT), reason);
+    let at_ssh = |reason| (CountedAt::Service(SSH), reason);
+    let at_spent = |reason| (CountedAt::Service(SPENT), reason);
     Axis {
         name: "named",
         of: "named sources",

@@ -1,4 +1,4 @@
-//! What is measured: a case for every way that a packet can go, and what follows from two of them.
+//! The measured cases, one for every path of a packet, and the rows derived from two cases.
 
 mod bars;
 mod growth;
@@ -17,16 +17,16 @@ use crate::{
     xdp_filter::Filter,
 };
 
-/// One packet, one program, and what it may cost.
+/// One packet, one program, and the bar for its cost.
 pub struct Case {
     pub name: Cow<'static, str>,
     pub group: Group,
     pub about: &'static str,
     pub subject: Subject,
     pub frame: Vec<u8>,
-    /// `None`: every packet is the frame as it is.
+    /// `None`: every packet is the unchanged frame.
     pub varied: Option<Varied>,
-    /// In nanoseconds more than the empty program.
+    /// The bar, in nanoseconds above the empty program.
     pub bar: Option<f64>,
 }
 
@@ -35,8 +35,8 @@ pub struct Case {
 pub enum Subject {
     Guard {
         policy: Policy,
-        service: Whose,
-        /// What every packet must be counted as.
+        service: CountedAt,
+        /// The outcome that every packet must be counted under.
         outcome: Outcome,
     },
     XdpFilter {
@@ -44,11 +44,11 @@ pub enum Subject {
         drops: bool,
     },
     LruBucket,
-    /// The least that closes ports: it reads TCP, looks the port up, and counts what it drops.
+    /// The least program that closes ports: it parses TCP, looks up the port, and counts drops.
     OnePort,
-    /// What only waits for memory: two cells of the source are charged.
+    /// A program that mostly waits for memory: it charges two cells of the source.
     TwoExchanges,
-    /// The same: the source in a list as long as the longest deny list.
+    /// A program that mostly waits for memory: it looks up the source in a list as long as the longest deny list.
     OneLookup {
         drops: bool,
     },
@@ -56,24 +56,24 @@ pub enum Subject {
 
 /// The service that a packet is counted at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
-    Nobodys,
-    Of(&'static str),
-    /// Of some service, each time another.
-    Somebodys,
+pub enum CountedAt {
+    NoService,
+    Service(&'static str),
+    /// Any service: it varies from packet to packet.
+    AnyService,
 }
 
-impl Whose {
+impl CountedAt {
     pub fn is(self, service: Option<&str>) -> bool {
         match self {
-            Self::Nobodys => service.is_none(),
-            Self::Of(name) => service == Some(name),
-            Self::Somebodys => service.is_some(),
+            Self::NoService => service.is_none(),
+            Self::Service(name) => service == Some(name),
+            Self::AnyService => service.is_some(),
         }
     }
 }
 
-/// What follows from two cases: of each a quiet round at a time, which need not be the same one.
+/// A row derived from two cases, pairing a quiet round of each; the pairs need not be from the same round.
 pub struct Derived {
     pub name: &'static str,
     pub group: Group,
@@ -86,7 +86,7 @@ pub struct Derived {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DerivedKind {
-    /// In nanoseconds.
+    /// The difference, in nanoseconds.
     Difference,
     Ratio,
 }
@@ -129,13 +129,13 @@ pub fn derived() -> Vec<Derived> {
 /// A port that no service lists.
 const CLOSED_PORT: u16 = 8_001;
 
-/// Where flooding sources come from.
+/// The source addresses of floods.
 pub const ANYWHERE: Numbers = Numbers {
     first: u32::from_be_bytes([11, 0, 0, 0]),
     count: 1 << 24,
 };
 
-/// All of the deny list.
+/// All addresses of the deny list.
 pub const DENIED: Numbers = Numbers {
     first: DENIED_FIRST.to_bits(),
     count: DENIED_COUNT,
@@ -149,13 +149,13 @@ pub fn open() -> Vec<u8> {
     syn(PacketAddresses::V4, WEB_PORT)
 }
 
-/// What a packet is counted as that concerns no service, and one that concerns the web.
-const fn nobody(reason: Reason) -> (Whose, Reason) {
-    (Whose::Nobodys, reason)
+/// The counter of a packet that matches no service; `web`: of a packet to the service `web`.
+const fn no_service(reason: Reason) -> (CountedAt, Reason) {
+    (CountedAt::NoService, reason)
 }
 
-const fn web(reason: Reason) -> (Whose, Reason) {
-    (Whose::Of(WEB), reason)
+const fn web(reason: Reason) -> (CountedAt, Reason) {
+    (CountedAt::Service(WEB), reason)
 }
 
 impl Case {
@@ -164,7 +164,7 @@ impl Case {
         (name, about): (impl Into<Cow<'static, str>>, &'static str),
         policy: Policy,
         frame: Vec<u8>,
-        (service, reason): (Whose, Reason),
+        (service, reason): (CountedAt, Reason),
     ) -> Self {
         let outcome = Outcome {
             reason,

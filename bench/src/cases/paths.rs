@@ -1,4 +1,4 @@
-//! Every other way that a packet can go, and the first ones again under a policy that uses everything.
+//! All other paths of a packet, and the main paths again under a policy with every feature.
 
 use guard_common::reason::{
     Outcome,
@@ -8,7 +8,9 @@ use guard_common::reason::{
     },
 };
 
-use super::{ANYWHERE, CLOSED_PORT, Case, Group, Subject, Whose, closed, nobody, open, web};
+use super::{
+    ANYWHERE, CLOSED_PORT, Case, CountedAt, Group, Subject, closed, no_service, open, web,
+};
 use crate::{
     frames::{
         PacketAddresses, ack, arp, later_fragment, malformed, neighbour_solicitation, syn, tagged,
@@ -33,69 +35,72 @@ pub fn cases() -> Vec<Case> {
     let from = |source, port| syn(PacketAddresses::from(source), port);
     let segment = || ack(PacketAddresses::V4, CLOSED_PORT);
     let reply = || udp(PacketAddresses::V4, ASKED.port(), ASKED_FROM.port());
-    let spent = |reason| (Whose::Of(SPENT), reason);
-    let ssh = |reason| (Whose::Of(SSH), reason);
+    let spent = |reason| (CountedAt::Service(SPENT), reason);
+    let ssh = |reason| (CountedAt::Service(SSH), reason);
     vec![
         path(
-            ("off-scope", "a port of nobody's in scope containers"),
+            (
+                "off-scope",
+                "a port neither listed nor published, scope containers",
+            ),
             Containers,
             closed(),
-            nobody(NotGuarded),
+            no_service(NotGuarded),
         ),
-        path(("not-ip", "ARP"), Packets, arp(), nobody(NotGuarded)),
+        path(("not-ip", "ARP"), Packets, arp(), no_service(NotGuarded)),
         path(
             ("control", "neighbour discovery"),
             Packets,
             neighbour_solicitation(),
-            nobody(Control),
+            no_service(Control),
         ),
         path(
             ("fragment", "a later fragment"),
             Packets,
             later_fragment(open()),
-            nobody(Fragment),
+            no_service(Fragment),
         ),
         path(
-            ("malformed", "a header that lies, drop"),
+            ("malformed", "a header with a wrong length, drop"),
             Packets,
             malformed(open()),
-            nobody(Malformed),
+            no_service(Malformed),
         ),
         path(
-            ("established", "TCP to a closed port, opens nothing"),
+            ("established", "TCP to a closed port, later segment"),
             Packets,
             segment(),
-            nobody(Established),
+            no_service(Established),
         ),
         path(
             ("limits", "the same, within a budget"),
             Limits,
             segment(),
-            nobody(Established),
+            no_service(Established),
         ),
         path(
             ("reply", "UDP that answers this host"),
             Packets,
             reply(),
-            nobody(Reply),
+            no_service(Reply),
         ),
         path(
-            ("closed-udp", "UDP that answers nothing, drop"),
+            ("closed-udp", "UDP that answers no query, drop"),
             Packets,
             udp(PacketAddresses::V4, 53, CLOSED_PORT),
-            nobody(ClosedPort),
+            no_service(ClosedPort),
         ),
         path(
             ("container", "a container's own address, drop"),
             Packets,
             syn(PacketAddresses::to(CONTAINER), WEB_PORT),
-            nobody(ContainerAddress),
+            no_service(ContainerAddress),
         ),
         path(
             ("observed", "closed port, only observed"),
             Observe,
             closed(),
-            nobody(ClosedPort),
+            no_service(ClosedPort),
         )
         .observed(),
         path(
@@ -138,7 +143,7 @@ pub fn cases() -> Vec<Case> {
             ("denied-prefix", "in one of a thousand denied /24s, drop"),
             DenyPrefixes,
             from(DENIED_PREFIX, WEB_PORT),
-            nobody(DeniedSource),
+            no_service(DeniedSource),
         ),
         path(
             ("not-denied-prefix", "in none of them, pass"),
@@ -182,12 +187,12 @@ pub fn cases() -> Vec<Case> {
         full(
             ("full-closed", "closed port, drop"),
             closed(),
-            nobody(ClosedPort),
+            no_service(ClosedPort),
         ),
         full(
             ("full-published", "a container's port, drop"),
             syn(PacketAddresses::V4, PUBLISHED),
-            nobody(ClosedPort),
+            no_service(ClosedPort),
         ),
         full(
             ("full-open", "open port, all budgets"),
@@ -218,7 +223,7 @@ pub fn cases() -> Vec<Case> {
         full(
             ("full-addressed", "a service on one address, pass"),
             syn(PacketAddresses::V4, PANEL_PORT),
-            (Whose::Of(PANEL), Allowed),
+            (CountedAt::Service(PANEL), Allowed),
         ),
         full(
             ("full-over", "over its budget, drop"),
@@ -233,7 +238,7 @@ pub fn cases() -> Vec<Case> {
         full(
             ("full-denied", "denied address, drop"),
             from(DENIED_FIRST, WEB_PORT),
-            nobody(DeniedSource),
+            no_service(DeniedSource),
         ),
         full(
             (
@@ -246,18 +251,18 @@ pub fn cases() -> Vec<Case> {
         full(
             ("full-limits", "TCP to a closed port, within its budgets"),
             segment(),
-            nobody(Established),
+            no_service(Established),
         ),
         full(
             ("full-reply", "UDP that answers this host"),
             reply(),
-            nobody(Reply),
+            no_service(Reply),
         ),
     ]
 }
 
 impl Case {
-    /// The packet passes, and is counted as one that would be dropped.
+    /// The case with mode observe: the packet passes, and is counted as one that would be dropped.
     fn observed(mut self) -> Self {
         if let Subject::Guard {
             outcome: Outcome { would_drop, .. },

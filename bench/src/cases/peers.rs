@@ -1,4 +1,4 @@
-//! Other programs on the same packets, and how guard stands to them.
+//! Other programs on the same packets, and guard compared with them.
 
 use super::{
     ANYWHERE, CLOSED_PORT, Case, DENIED, Derived, DerivedKind, Group, Subject, closed, open,
@@ -121,8 +121,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The bars are against xdp-filter as it is loaded unless asked otherwise, which does about what guard
-/// does; with a part of it alone, guard is compared and not held to anything.
+/// The bars compare guard with xdp-filter as it is loaded by default, which has about the same features. The
+/// comparisons with a part of xdp-filter have no bar.
 pub fn derived() -> Vec<Derived> {
     const THIRD: Option<f64> = Some(1.0 / 3.0);
     const TENTH: Option<f64> = Some(0.1);

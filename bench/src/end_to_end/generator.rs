@@ -1,5 +1,5 @@
-//! Sends a flood over a veth, as fast as asked or as it can: the kernel runs a program over frames of its
-//! own and sends on what comes out (BPF_PROG_TEST_RUN with live frames, Linux 5.18).
+//! Sends a flood over a veth, at a given rate or as fast as possible: the kernel runs a program on its own frames and
+//! transmits the results (BPF_PROG_TEST_RUN with live frames, Linux 5.18).
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,56 +18,56 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-use super::{cpu, process_of};
+use super::{cpu, pin_thread};
 use crate::beside::Numbers;
 
 /// Compiled for the BPF virtual machine by this crate's build script.
 static FLOOD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/flood"));
 
-/// How many frames the kernel handles at once, and as many as one system call asks for.
+/// The frames that the kernel handles in one batch, and the most frames for one system call.
 const BATCH: u32 = 64;
 const MOST: u32 = 1 << 14;
 
-/// The generator sends what is due in so long at once, and sleeps until then. Each system call makes and
-/// initialises its frames anew, for the time of some hundred packets: to send whatever is due would take all of the
-/// CPU at half of the rate.
-const NAP: Duration = Duration::from_millis(4);
+/// The generator sleeps for this time, and then sends the packets that are due at once. Each system call allocates and
+/// initialises its frames again, in the time of some hundred packets: without the sleeps, half of the rate would take
+/// all of the CPU.
+const SLEEP: Duration = Duration::from_millis(4);
 
-/// How far behind it may fall before it gives up what it has not sent.
+/// How many seconds the generator may be late before it skips the packets that are due.
 const BEHIND: f64 = 0.02;
 
-/// An interface that is down.
-const STILL: &str = "still";
+/// The name of an interface that stays down.
+const DOWN_INTERFACE: &str = "still";
 
-/// Before everything else on its CPU, as the interrupts of a card are.
+/// A priority above all other processes on its CPU, as the interrupts of a network card have.
 const NICE: i32 = -20;
 
-/// Where a frame of IPv4 has its checksums.
+/// The offsets of the checksums in an IPv4 frame.
 const IP_CHECKSUM: usize = 24;
 const TCP_CHECKSUM: usize = 50;
 
-/// The program that makes a flood of one frame, whose source and source port are 0.
+/// The program that makes a flood from one frame, whose source and source port are 0.
 pub struct Generator {
     ebpf: Ebpf,
     frame: Vec<u8>,
 }
 
-/// A flood under way, as others see it.
+/// The progress of a running flood, shared with other threads.
 #[derive(Default)]
 pub struct FloodProgress {
     pub sent: AtomicU64,
-    /// What that took of its CPU, with all that the CPU does on receiving it, in nanoseconds.
+    /// The thread's CPU time in nanoseconds, with the kernel's work on receiving the flood.
     pub busy_ns: AtomicU64,
-    /// It sends only while this is set.
+    /// The generator sends only while this is set.
     pub on: AtomicBool,
     pub stop: AtomicBool,
 }
 
 impl Generator {
-    /// Readies a namespace to send floods from.
-    pub fn settle(namespace: &Namespace) -> Result<()> {
+    /// Adds the interface that the generator's program is attached to.
+    pub fn add_interface(namespace: &Namespace) -> Result<()> {
         namespace
-            .ip(&format!("link add {STILL} type veth"))
+            .ip(&format!("link add {DOWN_INTERFACE} type veth"))
             .map(drop)
     }
 
@@ -75,7 +75,9 @@ impl Generator {
         let Numbers { first, count } = sources;
         let sum = |offset: usize| -> Result<u32> {
             let bytes = frame.get(offset..offset + 2);
-            let bytes: [u8; 2] = bytes.context("the frame is no TCP")?.try_into()?;
+            let bytes: [u8; 2] = bytes
+                .context("the frame is not a TCP segment")?
+                .try_into()?;
             Ok(u32::from(!u16::from_be_bytes(bytes)))
         };
         let (ip, tcp) = (sum(IP_CHECKSUM)?, sum(TCP_CHECKSUM)?);
@@ -89,8 +91,8 @@ impl Generator {
         Ok(Self { ebpf, frame })
     }
 
-    /// Floods out of an interface whenever it is told to and until it is told to stop, with so many packets a
-    /// second or as many as it makes.
+    /// Sends the flood out of an interface while `progress.on` is set, until `progress.stop` is set. `rate` is in
+    /// packets a second.
     pub fn run(
         &mut self,
         namespace: &Namespace,
@@ -101,17 +103,17 @@ impl Generator {
         let Self { ebpf, frame } = self;
         let program = program(ebpf, "flood")?;
         namespace.enter(|| {
-            // A program that is attached somewhere has its place in the kernel's dispatcher already; else
-            // each run waits until every CPU has seen that it comes and goes.
-            let still = program.attach(STILL, XdpMode::Skb)?;
-            process_of(cpu::FLOODED, NICE)?;
+            // An attached program is already in the kernel's dispatcher. Otherwise each run adds and removes it, and
+            // waits until all CPUs have seen the change.
+            let link = program.attach(DOWN_INTERFACE, XdpMode::Skb)?;
+            pin_thread(cpu::FLOODED, NICE)?;
             let index = if_nametoindex(interface)?;
             let context = context(frame.len(), index);
             let mut start = Instant::now();
             let mut sent = 0.0;
             while !progress.stop.load(Ordering::Relaxed) {
                 if !progress.on.load(Ordering::Relaxed) {
-                    thread::sleep(NAP);
+                    thread::sleep(SLEEP);
                     (start, sent) = (Instant::now(), 0.0);
                     continue;
                 }
@@ -119,10 +121,10 @@ impl Generator {
                 if due > f64::from(rate) * BEHIND {
                     (start, sent) = (Instant::now(), 0.0);
                 }
-                let at_once = f64::from(rate) * NAP.as_secs_f64();
+                let at_once = f64::from(rate) * SLEEP.as_secs_f64();
                 let count = (due as u32).min(MOST);
                 if f64::from(count) < at_once.min(f64::from(MOST)) {
-                    // Part of a packet may be due besides.
+                    // A fraction of a packet may already be due.
                     let ahead = (at_once - due).max(0.0);
                     thread::sleep(Duration::from_secs_f64(ahead / f64::from(rate)));
                     continue;
@@ -140,13 +142,13 @@ impl Generator {
                 progress.busy_ns.store(busy_ns, Ordering::Relaxed);
                 progress.sent.fetch_add(count.into(), Ordering::Relaxed);
             }
-            program.detach(still)?;
+            program.detach(link)?;
             Ok(())
         })?
     }
 }
 
-/// What drops all that comes in by an interface; as long as it lives.
+/// A program that drops all packets that an interface receives, until this is dropped.
 pub struct Sink(#[expect(dead_code, reason = "held for its drop")] Ebpf);
 
 impl Sink {
@@ -163,11 +165,13 @@ impl Sink {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = ebpf.program_mut(name).context("the flood is incomplete")?;
+    let program = ebpf
+        .program_mut(name)
+        .context("the flood's object file lacks the program")?;
     Ok(program.try_into()?)
 }
 
-/// A `struct xdp_md`: a frame of this length that came in by this interface.
+/// A `struct xdp_md` of a frame with this length, received on this interface.
 fn context(length: usize, interface: u32) -> Vec<u8> {
     let [data, meta, queue, egress] = [0u32; 4];
     let words = [data, length as u32, meta, interface, queue, egress];

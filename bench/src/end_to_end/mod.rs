@@ -1,8 +1,8 @@
-//! A web server under a flood, with guard, with others and with nothing in front of it.
+//! A web server under a flood: protected by guard, by other software, and without protection.
 //!
-//! The flood takes the server's own CPU, as the interrupts of a card would, and the clients have the other
-//! one. What the server keeps is told against what it serves while the same flood goes to another host,
-//! where a program drops all of it: so what the generator itself takes counts on both sides.
+//! The flood uses the server's own CPU, as the interrupts of a network card do; the clients have another CPU. The
+//! server's throughput is compared with its throughput while the same flood goes to another host, where a program drops
+//! all of it. So the generator's own CPU time counts on both sides.
 
 mod generator;
 mod protection;
@@ -41,19 +41,20 @@ use crate::{
     spread::Spread,
 };
 
-/// Who is on which CPU. A veth with one queue for what it sends uses its peer's first, and the kernel's live frames go
-/// to the one that has their CPU's number: so the flood and the clients' packets each have a queue of their own.
+/// The CPUs of the flood and the clients. A veth with one transmit queue uses the first queue of its peer, and the
+/// kernel's live frames use the queue with their CPU's number. So the flood and the clients' packets have separate
+/// queues.
 mod cpu {
     pub const FLOODED: usize = 1;
     pub const CLIENTS: usize = 0;
 }
 
-/// The end of the veth that is the internet's.
+/// The veth's end in the internet namespace.
 const OUTSIDE: &str = "internet";
 
 pub const CLOSED_PORT: u16 = 8_001;
 
-/// Addresses for measurements (RFC 2544), and one of the lab's.
+/// The addresses for benchmarks (RFC 2544), and the lab's flooder.
 const ANYWHERE: Numbers = Numbers {
     first: u32::from_be_bytes([198, 18, 0, 0]),
     count: 1 << 17,
@@ -65,11 +66,11 @@ const FLOODER: Numbers = Numbers {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FloodKind {
-    /// To a port that is closed, from anywhere.
+    /// To a closed port, from many sources.
     Closed,
     /// To the server's port, from one source.
     Over,
-    /// To the server's port, from anywhere: no source is over its budget, all together are over theirs.
+    /// To the server's port, from many sources: each is within its budget, and together they are over the total.
     Random,
 }
 
@@ -100,26 +101,26 @@ impl FloodKind {
         }
     }
 
-    /// What the server must keep behind guard at the rate that breaks it unprotected, and at the highest. At that one
-    /// everybody keeps what the scheduler gives, also who is not protected at all: what a packet takes shows at half
-    /// of it, where the row stands beside those of others.
+    /// The bar for the server behind guard, at the rate that breaks an unprotected server and at the highest rate. At
+    /// the highest rate the scheduler alone decides, and even an unprotected server keeps its share. The cost of a
+    /// packet shows at half of that rate: that row has no bar and is compared with other protections.
     fn bar(self, rate: &FloodRate) -> Option<Bar> {
         (self != Self::Random && rate.name != HALF_RATE).then_some(Bar::AtLeast(90.0))
     }
 }
 
-/// Packets a second.
+/// The rates of the floods, in packets a second.
 struct Rates {
-    /// What brings a server without protection under half.
+    /// The rate at which an unprotected server serves less than half.
     breaking: u32,
-    /// Half of what the generator makes with a CPU of its own.
+    /// Half of the generator's rate when it has a CPU to itself.
     half: u32,
 }
 
-/// As many packets as the generator makes of the time that it gets.
+/// As many packets as the generator can send in its share of the CPU.
 const HIGHEST: u32 = u32::MAX;
 
-/// One of them.
+/// One of the rates.
 struct FloodRate {
     name: &'static str,
     packets: u32,
@@ -138,33 +139,33 @@ impl Rates {
     }
 }
 
-/// The rates that are tried until the server without protection serves less than half.
+/// The rates that are tried until the unprotected server serves less than half.
 const RATES: [u32; 6] = [100_000, 200_000, 300_000, 400_000, 600_000, 800_000];
 const HALF: f64 = 0.5;
 
-/// How long clients and floods have been at work before anything is counted.
+/// How long clients and floods run before the first count.
 const RISING: Duration = Duration::from_millis(300);
 
-/// How long it is counted what the generator makes alone.
+/// How long the packets of the generator alone are counted.
 const COUNTED: Duration = Duration::from_millis(1_000);
 
-/// How long the flood goes to one host before it goes to the other, and how long before it is counted what is
-/// served meanwhile: what the machine does besides is on both sides.
+/// How long each host is flooded and counted in a turn, and how long the flood runs before the count. Turns are short,
+/// so that the machine's other work affects both sides.
 const TURN: Duration = Duration::from_millis(150);
 const TURNING: Duration = Duration::from_millis(50);
 
-/// How often each host is flooded in a round.
+/// The number of turns of each host in a round.
 const TURNS: u32 = 5;
 
 const ROUNDS: u32 = 5;
 
-/// How often a bout is tried of which nothing can be told.
-const BOUTS: u32 = 5;
+/// How often a round without a usable result is repeated.
+const ROUND_ATTEMPTS: u32 = 5;
 
-/// The same of a row with a bar: what is left of the server at the highest rate comes and goes.
-const HELD: u32 = 15;
+/// The rounds of a row with a bar: at the highest rate the server's share varies.
+const ROUNDS_WITH_BAR: u32 = 15;
 
-/// Of the groups of rows.
+/// The titles of the groups of rows.
 pub const TITLES: [&str; 3] = [
     FloodKind::Closed.title(),
     FloodKind::Over.title(),
@@ -175,7 +176,7 @@ pub fn names() -> Vec<String> {
     let mut names = Vec::new();
     for flood in FloodKind::ALL {
         for protection in Protection::ALL {
-            if protection.knows(flood) {
+            if protection.handles(flood) {
                 let kept = |rate| format!("flood-{}-{}-{rate}", flood.name(), protection.name());
                 names.extend(Rates::NAMES.map(kept));
             }
@@ -191,7 +192,7 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     let elsewhere = Lab::new()?;
     give_queues(&elsewhere)?;
     let _sink = Sink::attach(&elsewhere.host, INTERFACE)?;
-    Generator::settle(&elsewhere.internet)?;
+    Generator::add_interface(&elsewhere.internet)?;
     let rates = Rates {
         breaking: breaking_rate(&elsewhere)?,
         half: half_rate(&elsewhere)?,
@@ -202,7 +203,7 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
         let scene = Scene::new(protection, &elsewhere)?;
         for flood in FloodKind::ALL
             .into_iter()
-            .filter(|flood| protection.knows(*flood))
+            .filter(|flood| protection.handles(*flood))
         {
             for rate in rates.named() {
                 let name = format!("flood-{}-{}-{}", flood.name(), protection.name(), rate.name);
@@ -217,27 +218,27 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
-/// A row with a bar has sent as much as the other host got, and as was meant to be sent, or has been as busy with it
-/// if it sends all that it makes: this part, at least.
-const ALIKE: f64 = 0.95;
+/// The least ratio for a valid row with a bar. Its flood must send as many packets as the one to the other host, and as
+/// many as intended. At the highest rate the generator must be as busy as with the other host.
+const LEAST_RATIO: f64 = 0.95;
 
-/// Packets a second that bring the server under half if nothing stops them.
+/// The rate in packets a second at which the unprotected server serves less than half.
 fn breaking_rate(elsewhere: &Lab) -> Result<u32> {
     let scene = Scene::new(Protection::Nothing, elsewhere)?;
     for rate in RATES {
         let mut kept = Vec::new();
         for _ in 0..ROUNDS {
-            kept.push(scene.bout(FloodKind::Closed, rate, 0)?.kept());
+            kept.push(scene.round(FloodKind::Closed, rate, 0)?.kept());
         }
         if Spread::of(kept).is_some_and(|kept| kept.high < HALF) {
             return Ok(rate);
         }
     }
-    // It takes no faster one here: the generator has no time left to send it.
+    // A faster flood is not possible here: the generator has no CPU time left.
     Ok(RATES[RATES.len() - 1])
 }
 
-/// Half of the packets a second that the generator makes when nobody else wants its CPU.
+/// Half of the generator's rate in packets a second when no other process uses its CPU.
 fn half_rate(elsewhere: &Lab) -> Result<u32> {
     let flood = Flooding::new(elsewhere, FloodKind::Closed, HIGHEST)?;
     thread::scope(|scope| {
@@ -255,7 +256,7 @@ fn half_rate(elsewhere: &Lab) -> Result<u32> {
     })
 }
 
-/// A flood to one host, which comes and goes.
+/// A flood to one host, which is switched on and off.
 struct Flooding<'a> {
     flooded: &'a Lab,
     generator: Mutex<Generator>,
@@ -290,55 +291,55 @@ impl<'a> Flooding<'a> {
     }
 }
 
-/// A server, its clients, and what protects it.
+/// A server and its protection.
 struct Scene<'a> {
     protection: Protection,
-    standing: protection::Standing,
+    active: protection::ActiveProtection,
     _nginx: lab::process::Daemon,
     lab: Lab,
     elsewhere: &'a Lab,
 }
 
-/// What came of one flood.
+/// The rates in one round of a flood.
 struct FloodResult {
-    /// While the flood comes here.
+    /// While this host is flooded.
     here: ServedRate,
-    /// While it goes to the other host.
+    /// While the other host is flooded.
     elsewhere: ServedRate,
 }
 
 impl FloodResult {
-    /// The share of what the server serves while the flood goes elsewhere.
+    /// The server's throughput as a share of its throughput while the other host is flooded.
     fn kept(&self) -> f64 {
         self.here.answers / self.elsewhere.answers
     }
 }
 
-/// In a second.
+/// Rates per second.
 #[derive(Clone, Copy)]
 struct ServedRate {
     answers: f64,
     packets: f64,
-    /// What the generator has of its CPU, with what that CPU does on receiving the flood.
+    /// The share of its CPU that the generator uses, with the kernel's work on receiving the flood.
     busy: f64,
 }
 
 impl<'a> Scene<'a> {
     fn new(protection: Protection, elsewhere: &'a Lab) -> Result<Self> {
         let lab = Lab::new()?;
-        // Answers to the flood find their way out, as on a host with a default route, and end there.
+        // A route for answers to the flood, as on a host with a default route; they end in the internet namespace.
         run(lab
             .host
             .command("ip")
             .args(["route", "add", "198.18.0.0/15"])
             .args(["via", "203.0.113.1"]))?;
         give_queues(&lab)?;
-        Generator::settle(&lab.internet)?;
+        Generator::add_interface(&lab.internet)?;
         let nginx = web::serve(&lab)?;
-        let standing = protection.put_up(&lab)?;
+        let active = protection.set_up(&lab)?;
         Ok(Self {
             protection,
-            standing,
+            active,
             _nginx: nginx,
             lab,
             elsewhere,
@@ -346,29 +347,33 @@ impl<'a> Scene<'a> {
     }
 
     fn end(self) -> Result<()> {
-        self.standing.take_down()
+        self.active.take_down()
     }
 
     fn row(&self, name: &str, flood: FloodKind, rate: &FloodRate) -> Result<Row> {
         let bar = flood.bar(rate);
         let bar = bar.filter(|_| self.protection == Protection::Guard);
         let rate = rate.packets;
-        let rounds = if bar.is_some() { HELD } else { ROUNDS };
-        let mut bouts = Vec::new();
+        let rounds = if bar.is_some() {
+            ROUNDS_WITH_BAR
+        } else {
+            ROUNDS
+        };
+        let mut results = Vec::new();
         for round in 0..rounds {
             lab::interrupt::check()?;
-            bouts.push(self.bout(flood, rate, round)?);
+            results.push(self.round(flood, rate, round)?);
         }
         let middle = |value: fn(&FloodResult) -> f64| {
-            Spread::of(bouts.iter().map(value)).map_or(0.0, |spread| spread.median)
+            Spread::of(results.iter().map(value)).map_or(0.0, |spread| spread.median)
         };
         let (sent, elsewhere) = (
-            middle(|bout| bout.here.packets),
-            middle(|bout| bout.elsewhere.packets),
+            middle(|result| result.here.packets),
+            middle(|result| result.elsewhere.packets),
         );
         let (busy, busy_elsewhere) = (
-            middle(|bout| bout.here.busy),
-            middle(|bout| bout.elsewhere.busy),
+            middle(|result| result.here.busy),
+            middle(|result| result.elsewhere.busy),
         );
         let all = if rate == HIGHEST {
             format!("all that it makes ({elsewhere:.0} elsewhere)")
@@ -378,17 +383,18 @@ impl<'a> Scene<'a> {
         let about = format!(
             "{}: {:.0} answers/s at {sent:.0} packets/s, {all}, in {:.0} % of the CPU ({:.0} % elsewhere)",
             self.protection.about(),
-            middle(|bout| bout.here.answers),
+            middle(|result| result.here.answers),
             100.0 * busy,
             100.0 * busy_elsewhere,
         );
-        let kept = Spread::of(bouts.iter().map(|bout| 100.0 * bout.kept()));
-        let kept = kept.context("there is no round")?;
-        // Of other rows it is told: where a flood is stopped late, the generator does not get to send all of it.
+        let kept = Spread::of(results.iter().map(|result| 100.0 * result.kept()));
+        let kept = kept.context("no round was measured")?;
+        // Rows without a bar only report it: with a protection that drops late, the generator cannot send the whole
+        // flood.
         let is_alike = if rate == HIGHEST {
-            busy >= ALIKE * busy_elsewhere
+            busy >= LEAST_RATIO * busy_elsewhere
         } else {
-            sent >= ALIKE * elsewhere && elsewhere >= ALIKE * f64::from(rate)
+            sent >= LEAST_RATIO * elsewhere && elsewhere >= LEAST_RATIO * f64::from(rate)
         };
         let fault = (bar.is_some() && !is_alike).then(|| {
             format!(
@@ -401,21 +407,21 @@ impl<'a> Scene<'a> {
         Ok(Row::new(names, RowUnit::Percent, kept, bar, fault))
     }
 
-    /// One in which the server got anything of the CPU while the other host was flooded: at the highest rate the
-    /// generator now and then leaves it nothing, and what it keeps then cannot be told.
-    fn bout(&self, flood: FloodKind, rate: u32, round: u32) -> Result<FloodResult> {
-        for _ in 0..BOUTS {
-            let bout = self.any_bout(flood, rate, round)?;
-            if bout.elsewhere.answers > 0.0 {
-                return Ok(bout);
+    /// Runs a round, and repeats it if the server served nothing while the other host was flooded: then the kept share
+    /// is not defined. At the highest rate the generator sometimes leaves the server no CPU time.
+    fn round(&self, flood: FloodKind, rate: u32, round: u32) -> Result<FloodResult> {
+        for _ in 0..ROUND_ATTEMPTS {
+            let result = self.try_round(flood, rate, round)?;
+            if result.elsewhere.answers > 0.0 {
+                return Ok(result);
             }
         }
         bail!("the server serves nothing while another host is flooded");
     }
 
-    /// The flood goes to this host and to the other one in turns. Which is first is the other one in every other
+    /// Floods this host and the other one in turns. The first host alternates from turn to turn and from round to
     /// round.
-    fn any_bout(&self, flood: FloodKind, rate: u32, round: u32) -> Result<FloodResult> {
+    fn try_round(&self, flood: FloodKind, rate: u32, round: u32) -> Result<FloodResult> {
         let here = Flooding::new(&self.lab, flood, rate)?;
         let elsewhere = Flooding::new(self.elsewhere, flood, rate)?;
         let answered = AtomicU64::new(0);
@@ -423,7 +429,13 @@ impl<'a> Scene<'a> {
         let (mut at_here, mut at_elsewhere) = (FloodTotals::default(), FloodTotals::default());
         thread::scope(|scope| {
             let clients: Vec<_> = (0..web::CLIENTS)
-                .map(|_| scope.spawn(|| self.lab.internet.enter(|| web::ask(&answered, &stop))))
+                .map(|_| {
+                    scope.spawn(|| {
+                        self.lab
+                            .internet
+                            .enter(|| web::send_requests(&answered, &stop))
+                    })
+                })
                 .collect();
             let floods = [here.start(scope), elsewhere.start(scope)];
             thread::sleep(RISING);
@@ -433,7 +445,7 @@ impl<'a> Scene<'a> {
                     both.reverse();
                 }
                 for (flooding, counted) in both {
-                    counted.take(&flooding.progress, &answered);
+                    counted.run_turn(&flooding.progress, &answered);
                 }
             }
             for flooding in [&here, &elsewhere] {
@@ -448,15 +460,15 @@ impl<'a> Scene<'a> {
             }
             Ok::<_, anyhow::Error>(())
         })?;
-        let bout = FloodResult {
+        let result = FloodResult {
             here: at_here.a_second(),
             elsewhere: at_elsewhere.a_second(),
         };
-        Ok(bout)
+        Ok(result)
     }
 }
 
-/// What came of a flood in all of its turns.
+/// The sums over all turns of a flood.
 #[derive(Default)]
 struct FloodTotals {
     answered: u64,
@@ -466,8 +478,8 @@ struct FloodTotals {
 }
 
 impl FloodTotals {
-    /// Has a flood its turn.
-    fn take(&mut self, flood: &FloodProgress, answered: &AtomicU64) {
+    /// Runs the flood for one turn, and adds its counts.
+    fn run_turn(&mut self, flood: &FloodProgress, answered: &AtomicU64) {
         let count =
             || [answered, &flood.sent, &flood.busy_ns].map(|count| count.load(Ordering::Relaxed));
         flood.on.store(true, Ordering::Relaxed);
@@ -499,8 +511,8 @@ impl FloodTotals {
     }
 }
 
-/// Gives the host a queue for each CPU, as cards have. With one for all, whichever CPU is at it takes all that
-/// comes: the clients' CPU would take part of the flood.
+/// Gives the host a receive queue for each CPU, as network cards have. With a single queue, the CPU that polls it takes
+/// all packets: the clients' CPU would take part of the flood.
 fn give_queues(lab: &Lab) -> Result<()> {
     let arguments = ["-L", INTERFACE, "rx", "2"];
     run(lab.host.command("ethtool").args(arguments)).map(drop)
@@ -528,24 +540,24 @@ fn mac(lab: &Lab, side: Side) -> Result<[u8; 6]> {
     let links: serde_json::Value = serde_json::from_str(&links)?;
     let address = links[0]["address"]
         .as_str()
-        .context("ip tells no address")?;
+        .context("`ip link` prints no hardware address")?;
     let bytes: Vec<u8> = address
         .split(':')
         .map(|byte| u8::from_str_radix(byte, 16))
         .collect::<Result<_, _>>()?;
     <[u8; 6]>::try_from(bytes)
         .ok()
-        .context("that is no Ethernet address")
+        .context("the hardware address does not have six bytes")
 }
 
-/// Keeps this thread on a CPU, with this niceness.
-fn process_of(cpu: usize, nice: i32) -> Result<()> {
+/// Pins this thread to a CPU, with this nice value.
+fn pin_thread(cpu: usize, nice: i32) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
     let thread = gettid().as_raw().cast_unsigned();
-    // SAFETY: it has no preconditions (setpriority(2)).
+    // SAFETY: setpriority(2) has no preconditions.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) };
-    ensure!(result == 0, "a thread cannot be given precedence");
+    ensure!(result == 0, "setpriority failed for nice value {nice}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What stands between a flood and the server.
+//! The protections between a flood and the server.
 
 use std::process::Command;
 
@@ -21,12 +21,12 @@ pub enum Protection {
     XdpFilter,
 }
 
-/// What must live as long as the protection.
-pub struct Standing {
+/// A protection that is set up, and the guard that must live as long.
+pub struct ActiveProtection {
     guard: Option<Guard>,
 }
 
-/// New connections that a source may open in a second and at once, and all sources together.
+/// The budget of new connections: each source's rate per second and burst, and the rate of all sources together.
 const RATE: u32 = 100;
 const BURST: u32 = 200;
 const TOTAL: u32 = 1_000;
@@ -60,23 +60,23 @@ impl Protection {
         }
     }
 
-    /// Whether it has a rule against it at all.
-    pub fn knows(self, flood: FloodKind) -> bool {
+    /// Whether the protection has a rule against this flood.
+    pub fn handles(self, flood: FloodKind) -> bool {
         self != Self::XdpFilter || flood == FloodKind::Closed
     }
 
-    pub fn put_up(self, lab: &Lab) -> Result<Standing> {
+    pub fn set_up(self, lab: &Lab) -> Result<ActiveProtection> {
         let host = |program: &str, arguments: &str| {
             let arguments = arguments.split_whitespace();
             run(lab.host.command(program).args(arguments)).map(drop)
         };
-        // What a card's driver does anyway, a veth does only if asked.
+        // GRO, which drivers of network cards do by default, must be enabled on a veth.
         host("ethtool", &format!("-K {INTERFACE} gro on"))?;
         match self {
             Self::Nothing => {}
             Self::Guard => {
                 let guard = Some(Guard::start(lab, &policy())?);
-                return Ok(Standing { guard });
+                return Ok(ActiveProtection { guard });
             }
             Self::Iptables => {
                 let rule = "-t raw -A PREROUTING -p tcp --syn";
@@ -93,13 +93,13 @@ impl Protection {
                 }
             }
             Self::Nftables => run(&mut nft(lab)).map(drop)?,
-            Self::XdpFilter => xdp_filter::stand(lab, super::CLOSED_PORT)?,
+            Self::XdpFilter => xdp_filter::protect(lab, super::CLOSED_PORT)?,
         }
-        Ok(Standing { guard: None })
+        Ok(ActiveProtection { guard: None })
     }
 }
 
-impl Standing {
+impl ActiveProtection {
     pub fn take_down(self) -> Result<()> {
         let Self { guard } = self;
         guard.map_or(Ok(()), Guard::remove)

@@ -1,4 +1,4 @@
-//! A real web server, and clients that ask it again and again over connections that stay open.
+//! A real web server, and clients that send requests repeatedly over persistent connections.
 
 use std::{
     fs,
@@ -14,24 +14,24 @@ use lab::{
     topology::{HOST_V4, Lab},
 };
 
-use super::{cpu, process_of};
+use super::{cpu, pin_thread};
 use crate::policies::WEB_PORT;
 
-/// Before whatever else runs on this machine, and behind the flood.
+/// A priority above all other processes of this machine, and below the flood's.
 const NICE: i32 = -10;
 
-/// How many clients there are.
+/// The number of clients.
 pub const CLIENTS: usize = 8;
 
-/// How long a client waits for an answer before it looks whether it should end.
+/// How long a client waits for an answer before it checks whether it should end.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 
-/// The last of every answer.
+/// The last bytes of every answer.
 const LAST: &[u8] = b"\r\n\r\nserved";
 
-/// nginx on the CPU that is flooded.
+/// Starts nginx on the flooded CPU.
 pub fn serve(lab: &Lab) -> Result<Daemon> {
     let folder = lab.folder().join("server");
     fs::create_dir(&folder)?;
@@ -75,20 +75,20 @@ pub fn serve(lab: &Lab) -> Result<Daemon> {
     Ok(nginx)
 }
 
-/// Asks until it is told to stop. Call it in the clients' namespace.
-pub fn ask(answered: &AtomicU64, stop: &AtomicBool) -> Result<()> {
-    process_of(cpu::CLIENTS, NICE)?;
+/// Sends requests until it is told to stop. Must be called in the clients' namespace.
+pub fn send_requests(answered: &AtomicU64, stop: &AtomicBool) -> Result<()> {
+    pin_thread(cpu::CLIENTS, NICE)?;
     let server = SocketAddr::new(HOST_V4, WEB_PORT);
     while !stop.load(Ordering::Relaxed) {
         if let Ok(stream) = TcpStream::connect_timeout(&server, PATIENCE) {
-            // A connection that breaks is opened again.
-            let _result = ask_over(stream, answered, stop);
+            // A broken connection is opened again.
+            let _result = send_over(stream, answered, stop);
         }
     }
     Ok(())
 }
 
-fn ask_over(mut stream: TcpStream, answered: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
+fn send_over(mut stream: TcpStream, answered: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = Vec::new();

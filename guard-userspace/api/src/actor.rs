@@ -1,20 +1,21 @@
-//! Who asks for a change: what the kernel says of the process at the other end, and what that process
-//! says of itself. The first is true; the second is bounded, kept beside it and shown in quotes.
+//! The client that requests a change: its user and process from the kernel, and the texts that it sends. The kernel's
+//! facts are reliable. The texts are not: they are limited in length, stored separately and shown in quotes.
 
 use std::{fmt, process, str::FromStr};
 
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
-/// A user and a process of that user, as the kernel knows them (SO_PEERCRED, unix(7)).
+/// The user and the process of a client, from the kernel (SO_PEERCRED, unix(7)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
     pub user: String,
-    /// It may have ended since.
+    /// The process may have ended since.
     pub process: Option<u32>,
 }
 
 impl Actor {
+    /// The user name of a uid, or `user UID` if it has none, and a process.
     pub fn new(uid: Uid, process: Option<u32>) -> Self {
         let user = User::from_uid(uid).ok().flatten();
         Self {
@@ -23,7 +24,7 @@ impl Actor {
         }
     }
 
-    /// This process, by its real user.
+    /// This process, with its real user.
     pub fn own() -> Self {
         Self::new(Uid::current(), Some(process::id()))
     }
@@ -39,15 +40,15 @@ impl fmt::Display for Actor {
     }
 }
 
-/// Text of a client that is kept and shown to others: one line of at most `MAX` characters.
+/// A client's text that is stored and shown to other users: one line of at most `MAX` characters.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OneLine<const MAX: usize = 256>(String);
 
-/// Why a text of a client is not kept. It does not repeat the text.
+/// Why a client's text is refused. The error does not repeat the text, which could forge a line of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotOneLine {
-    #[error("it has {characters} characters, and at most {most} are kept: make it shorter")]
+    #[error("it has {characters} characters, at most {most} are allowed: make it shorter")]
     TooLong { characters: usize, most: usize },
     #[error(
         "its character {place} is U+{code:04X}, which breaks the line, moves the cursor or is not \
@@ -57,6 +58,7 @@ pub enum NotOneLine {
 }
 
 impl<const MAX: usize> OneLine<MAX> {
+    /// The text.
     pub fn into_inner(self) -> String {
         let Self(text) = self;
         text
@@ -98,8 +100,8 @@ impl<const MAX: usize> From<OneLine<MAX>> for String {
     }
 }
 
-/// Whether a character stands for itself. Rust escapes those that do not: control and format characters
-/// (those that turn the direction of the text among them), separators of lines, and what is unassigned.
+/// Whether a character is shown as itself. Rust escapes the others: control and format characters (also those that
+/// change the direction of the text), line separators and unassigned code points.
 fn is_plain(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().eq([c])
 }

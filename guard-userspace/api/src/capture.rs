@@ -1,4 +1,4 @@
-//! Packets with their reasons: what is asked for, and what a line of the answer holds.
+//! The request of a capture, and the lines of its answer.
 
 use guard_common::reason::{Outcome, Reason, Verdict};
 use ipnet::IpNet;
@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// How many packets a second are handed over unless told otherwise, and at most.
+/// Packets per second: the default, and the most.
 pub const DEFAULT_RATE: u32 = 1_000;
+/// The most packets per second that a request may ask for.
 pub const HIGHEST_RATE: u32 = 5_000;
 
 /// The query of `GET /v1/capture`: which packets, and in which form.
@@ -15,31 +16,32 @@ pub const HIGHEST_RATE: u32 = 5_000;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct CaptureRequest {
-    /// Those that passed and that policy lets pass, too; without it, what was or would be dropped.
+    /// Capture all packets; without it, those that are dropped, or would be dropped in mode enforce.
     #[serde(default)]
     pub all: bool,
-    /// Only those with one of these reasons, such as `closed_port,packet_limit`.
+    /// Capture only packets with one of these reasons, such as `closed_port,packet_limit`.
     pub reasons: Option<String>,
-    /// Only those of this service.
+    /// Capture only packets to this service.
     pub service: Option<String>,
-    /// Only those from here.
+    /// Capture only packets from this source.
     #[param(value_type = Option<String>)]
     pub source: Option<IpNet>,
-    /// How many a second at most, on all interfaces together: 1,000 if left out, 5,000 at most.
+    /// The most packets per second, on all interfaces together: 1,000 if left out, 5,000 at most.
     pub rate: Option<u32>,
-    /// How many bytes of each; all if left out.
+    /// The most bytes of each packet; all if left out.
     pub length: Option<u32>,
     #[serde(default)]
     pub form: Form,
 }
 
+/// The format of a capture.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
-    /// For Wireshark. Of what is missed, its statistics tell every second.
+    /// For Wireshark. Every second its statistics count the missed packets.
     #[default]
     Pcapng,
-    /// A line with a [`Line`] for each packet, and every second one with what is missed.
+    /// A [`Line`] for each packet, and every second a line with the number of missed packets.
     Json,
 }
 
@@ -48,13 +50,13 @@ pub enum Form {
 #[serde(untagged)]
 pub enum Line {
     Packet(Box<Captured>),
-    /// How many more packets were wanted since the capture began. An estimate where a sample is taken.
+    /// The packets that matched and were missed since the capture began. An estimate where a sample is taken.
     Missed {
         missed: u64,
     },
 }
 
-/// A packet that was judged.
+/// A captured packet.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Captured {
     #[schema(value_type = String)]
@@ -62,28 +64,28 @@ pub struct Captured {
     pub interface: String,
     /// `pass` or `drop`.
     pub verdict: String,
-    /// `drop`, if only the mode kept it from being dropped.
+    /// `drop`, if the packet passed only because of the mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub would: Option<String>,
     pub reason: String,
-    /// `null`: no service was concerned.
+    /// `null`: the packet matched no service.
     pub service: Option<String>,
-    /// With their ports, where they have some: `198.51.100.7:40000`.
+    /// The source address, with the port if the protocol has ports: `198.51.100.7:40000`.
     pub source: Option<String>,
     pub destination: Option<String>,
-    /// Such as `tcp`, or the number of another.
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `arp`, or `ip` for another protocol; `null`: the frame cannot be parsed.
     pub protocol: Option<String>,
-    /// Of the frame, in bytes.
+    /// The length of the frame, in bytes.
     pub length: u32,
-    /// It stands for so many.
+    /// The packet is a sample of this many.
     pub one_of: u32,
 }
 
 impl CaptureRequest {
-    /// What is to become of the packets.
+    /// The verdicts and reasons that the request matches.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// A reason does not exist.
     pub fn outcomes(&self) -> Result<Vec<Outcome>, String> {
         let is_drop = |reason: &Reason| reason.verdict() == Verdict::Drop;
         let reasons: Vec<Reason> = match &self.reasons {
@@ -96,10 +98,10 @@ impl CaptureRequest {
     }
 }
 
-/// The reason with this name.
+/// Parses the name of a reason.
 ///
 /// # Errors
-/// Which there are.
+/// There is no such reason. The error lists all reasons.
 pub fn reason(name: &str) -> Result<Reason, String> {
     let reason = Reason::ALL.into_iter().find(|reason| reason.name() == name);
     reason.ok_or_else(|| {

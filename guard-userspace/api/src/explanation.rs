@@ -1,9 +1,9 @@
-//! Why a packet gets its verdict.
+//! The explanation of a packet's verdict.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What `guard explain --json` prints.
+/// The output of `guard explain --json`.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Explanation {
     pub verdict: String,
@@ -11,24 +11,25 @@ pub struct Explanation {
     pub would: Option<String>,
     pub reason: String,
     pub service: Option<String>,
-    /// The packet that was judged.
+    /// The example packet, in words.
     pub packet: String,
     pub steps: Vec<Step>,
-    /// The line of the policy that decided, if one did.
+    /// The line of the policy that decided; `null`: no line did.
     pub line: Option<usize>,
-    /// What the attached program has seen of the source; absent without an agent.
+    /// The packets of the source that the attached program counted; absent without an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
-    /// That the source was over its budget at this service a moment ago, though a first packet passes.
+    /// Set if the source was over its budget at this service a moment ago: a first packet passes all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over_budget: Option<OverBudget>,
 }
 
+/// One step of a verdict: what was looked up, and the result.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Step {
     pub step: String,
     pub finding: String,
-    /// Of the policy.
+    /// The line of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
 }
@@ -38,9 +39,9 @@ pub struct Step {
 pub struct OverBudget {
     /// The key of the budget: `packets`, `bytes` or `connections`.
     pub budget: String,
-    /// What the source sent in these seconds, to any place.
+    /// The packets that the source sent in these seconds, to any destination.
     pub packets: u64,
-    /// Those of them that were over the budget.
+    /// The packets of them that were over the budget.
     pub over: u64,
     pub seconds: u64,
 }
@@ -50,7 +51,7 @@ pub struct OverBudget {
 pub struct Seen {
     pub packets: u64,
     pub dropped: u64,
-    /// Why the last of `dropped` was, and at which service, if one was concerned.
+    /// The reason for the last dropped packet, and its service, if it matched one.
     #[serde(default)]
     pub reason: Option<String>,
     #[serde(default)]

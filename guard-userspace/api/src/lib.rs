@@ -1,5 +1,5 @@
-//! What the control API's requests and answers hold. Nothing here asks or answers: the agent, both ends of
-//! the API, the command line and the page share it.
+//! The types of the control API's requests and answers. The agent, the API's server and client, the command line and
+//! the page share them.
 
 pub mod actor;
 pub mod capture;
@@ -17,95 +17,101 @@ use utoipa::ToSchema;
 pub use self::explanation::{Explanation, OverBudget, Seen, Step};
 use self::{actor::OneLine, operator::SshSession};
 
-/// Where the agent listens unless told otherwise.
+/// The default path of the agent's socket.
 pub const DEFAULT_SOCKET: &str = "/run/guard/guard.sock";
 
-/// What `guard status --json` prints.
+/// The output of `guard status --json`.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Status {
     pub version: String,
-    /// `off`, `observe` or `enforce`: that of the host.
+    /// The mode of the host: `off`, `observe` or `enforce`.
     pub mode: String,
     pub scope: String,
-    /// Whether closed ports are closed at this moment: the mode is `enforce`, the program is
-    /// attached to every interface, and the tables hold what they should.
+    /// Whether packets against the policy are dropped at this moment: the mode is `enforce`, the program is attached to
+    /// every interface, and the tables hold the policy in force.
     pub enforcing: bool,
-    /// Why not, if the mode is `enforce` and `enforcing` is false.
+    /// The reasons, if the mode is `enforce` and `enforcing` is false.
     pub not_enforcing_because: Vec<String>,
     pub agent: AgentStatus,
     pub interfaces: Vec<InterfaceStatus>,
     pub policy: PolicyStatus,
-    /// Modes that operators have set, which go before the policy's.
+    /// Modes that operators have set. They override the modes of the policy.
     pub modes: Vec<ModeStatus>,
-    /// The policy is on trial.
+    /// The trial, if the policy is on trial.
     pub trial: Option<TrialStatus>,
-    /// `null` without an agent: nobody asks Docker.
+    /// `null` without an agent: only the agent reads Docker.
     pub docker: Option<DockerStatus>,
-    /// What does not keep the guard from enforcing, and an operator should look at.
+    /// Problems that an operator should look at, and that do not prevent enforcing.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Why a restart of the agent would lose what is in force, if it would.
+    /// Why a restart of the agent would lose changes that are in force; `null` if it would not.
     #[serde(default)]
     pub not_kept: Option<String>,
 }
 
+/// The agent.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct AgentStatus {
-    /// Whether it answers. If not, the kernel goes on, and all this was read from the pins.
+    /// Whether the agent answers. If not, the program in the kernel keeps running, and the status was read from the
+    /// pins.
     pub running: bool,
     pub pid: Option<u32>,
-    /// When it was last alive, if it does not answer.
+    /// When the agent was last alive, if it does not answer.
     #[schema(value_type = Option<String>)]
     pub last_seen: Option<Timestamp>,
-    /// How it does not answer.
+    /// Why the agent does not answer: it is dead, or it hangs.
     pub trouble: Option<String>,
 }
 
+/// A mode that an operator has set, of the host or of one service.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct ModeStatus {
-    /// `null`: the host's.
+    /// `null`: the mode of the host.
     pub service: Option<String>,
     pub mode: String,
     #[schema(value_type = String)]
     pub since: Timestamp,
-    /// The user whose process asked for it, as the kernel says.
+    /// The user of the process that set it, from the kernel.
     pub by: Option<String>,
-    /// That process.
+    /// The id of that process.
     #[serde(default)]
     pub process: Option<u32>,
-    /// Who the process said it was, if that is another name.
+    /// The user name that the process sent, if it is another name.
     #[serde(default)]
     pub claimed_by: Option<String>,
 }
 
+/// A policy on trial.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct TrialStatus {
     pub path: String,
     #[schema(value_type = String)]
     pub until: Timestamp,
-    /// The policy file that it goes back to.
+    /// The policy file that comes back when the trial ends.
     pub back_to: String,
-    /// The user whose process asked for it, as the kernel says, and that process.
+    /// The user and the id of the process that began the trial, from the kernel.
     #[serde(default)]
     pub by: Option<String>,
     #[serde(default)]
     pub process: Option<u32>,
 }
 
+/// A guarded interface.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct InterfaceStatus {
     pub name: String,
-    /// Asked from the kernel at this moment.
+    /// Whether the guard's program is attached, read from the kernel at this moment.
     pub attached: bool,
     /// `native` or `generic`.
     pub xdp_mode: String,
     pub program_id: u32,
-    /// Counts the policies that were put in force, from 1.
+    /// The number of the policy in force: the first that was put in force is 1.
     pub generation: u64,
-    /// Why it is not guarded.
+    /// Why the interface is not guarded.
     pub trouble: Option<String>,
 }
 
+/// The policy in force.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct PolicyStatus {
     pub path: String,
@@ -113,33 +119,34 @@ pub struct PolicyStatus {
     #[schema(value_type = String)]
     pub loaded_at: Timestamp,
     pub services: usize,
-    /// Why what is in force is not what the file says, if it is not.
+    /// Why the policy in force differs from the file; `null` if it does not.
     pub stale: Option<String>,
 }
 
+/// The container runtime.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct DockerStatus {
     /// The socket; empty if the policy turns Docker off.
     pub socket: String,
     pub connected: bool,
-    /// What is wrong, if it should be connected and is not.
+    /// The error, if Docker should be connected and is not.
     pub error: Option<String>,
-    /// The published ports that the guard knows of, such as `tcp/8000`.
+    /// The published ports, such as `tcp/8000`.
     pub published: Vec<String>,
-    /// What labels of containers ask for in vain.
+    /// Labels of containers that are not applied, with the reason.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// One element of the list that `guard counters --json` prints.
+/// An element of the list that `guard counters --json` prints.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Counter {
     pub interface: String,
-    /// `null`: no service was concerned.
+    /// `null`: the packets matched no service.
     pub service: Option<String>,
-    /// What became of the packets: `pass` or `drop`.
+    /// The verdict for the packets: `pass` or `drop`.
     pub verdict: String,
-    /// `drop`, if only the mode kept them from being dropped.
+    /// `drop`, if the packets passed only because of the mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub would: Option<String>,
     pub reason: String,
@@ -148,7 +155,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Whether its packets were dropped, or would have been.
+    /// Whether its packets were dropped, or would have been dropped in mode enforce.
     pub fn is_drop(&self) -> bool {
         self.would.is_some() || self.verdict == "drop"
     }
@@ -162,23 +169,23 @@ impl Counter {
     }
 }
 
-/// One element of the list that `guard talkers --json` prints: estimated from a sample.
+/// An element of the list that `guard talkers --json` prints. The numbers are estimated from a sample.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Talker {
     pub interface: String,
     #[schema(value_type = String)]
     pub source: IpAddr,
-    /// The policy's name for it, of the narrowest `[[source]]` that it belongs to.
+    /// The name of the narrowest `[[source]]` of the policy that contains the source.
     #[serde(default)]
     pub name: Option<String>,
     pub packets: u64,
-    /// Those that were dropped, or would have been.
+    /// Packets that were dropped, or would have been dropped in mode enforce.
     pub dropped: u64,
     pub bytes: u64,
-    /// Why the last of `dropped` was.
+    /// The reason for the last of the dropped packets.
     #[serde(default)]
     pub reason: Option<String>,
-    /// The service that it was dropped at; `null`: no service was concerned.
+    /// The service of that packet; `null`: it matched no service.
     #[serde(default)]
     pub service: Option<String>,
 }
@@ -192,7 +199,7 @@ impl Talker {
         }
     }
 
-    /// Why the last of its packets that was dropped was: `packet_limit at web`.
+    /// The reason for its last dropped packet, and the service: `packet_limit at web`.
     pub fn why(&self) -> Option<String> {
         let reason = self.reason.as_ref()?;
         Some(match &self.service {
@@ -206,9 +213,9 @@ impl Talker {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reload {
-    /// Where the operator came in.
+    /// The operator's SSH session.
     pub operator: Option<SshSession>,
-    /// Do it even if it closes the operator's own way in.
+    /// Apply the change even if it closes the operator's own way in.
     #[serde(default)]
     pub force: bool,
 }
@@ -217,7 +224,7 @@ pub struct Reload {
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTrial {
-    /// The policy file's name, for errors and for the status.
+    /// The path of the policy file, for errors and for the status.
     #[schema(value_type = String, max_length = 4096)]
     pub path: OneLine<4_096>,
     pub text: String,
@@ -231,11 +238,11 @@ pub struct NewTrial {
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModeChange {
-    /// `null`: the host's.
+    /// `null`: the mode of the host.
     pub service: Option<String>,
-    /// `null`: the policy's own.
+    /// `null`: the mode of the policy.
     pub mode: Option<String>,
-    /// Who the client says it is: shown beside what the kernel says.
+    /// The user name that the client sends, shown beside the name from the kernel.
     #[schema(value_type = Option<String>, max_length = 256)]
     pub by: Option<OneLine>,
     pub operator: Option<SshSession>,
@@ -251,7 +258,7 @@ pub struct EntryRequest {
     #[schema(value_type = String)]
     pub prefix: IpNet,
     pub service: Option<String>,
-    /// Who answers for it. One line, as `reason`.
+    /// The owner of the entry. One line, as `reason`.
     #[schema(value_type = Option<String>, max_length = 256)]
     pub owner: Option<OneLine>,
     #[schema(value_type = Option<String>, max_length = 256)]
@@ -267,7 +274,7 @@ pub struct EntryRequest {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocation {
-    /// Where the operator came in, as `SSH_CONNECTION` has it.
+    /// The operator's SSH session, as in `SSH_CONNECTION`.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -301,62 +308,62 @@ mod session_text {
     }
 }
 
-/// What a change answers.
+/// The answer to a change.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Changed<T> {
     #[serde(flatten)]
     pub done: T,
-    /// Why a restart of the agent would lose it, if it would.
+    /// Why a restart of the agent would lose the change; absent if it would not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_kept: Option<String>,
 }
 
-/// What `POST /v1/detach` answers: the guard is off, and the agent ends.
+/// The answer to `POST /v1/detach`: the guard is detached, and the agent ends.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Detached {
-    /// Why it is not kept that the guard is off, if it is not.
+    /// Why the next start of an agent does not know that the guard was detached; absent if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_kept: Option<String>,
-    /// Why a program is still on an interface.
+    /// Why a program is still attached to an interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub still_attached: Vec<String>,
-    /// What is left below the pins, and judges nothing.
+    /// Pins that are left and process no packets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<String>,
 }
 
-/// The policy in force, as it was written. What operators have changed since is in the status.
+/// The policy in force, as it was written. The status has the changes of operators since.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct PolicyText {
     pub path: String,
     pub text: String,
 }
 
-/// What is in force after a change.
+/// The policy in force after a change.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Applied {
     pub path: String,
     pub sha256: String,
     pub mode: String,
     pub generation: u64,
-    /// When it goes back by itself, if it is on trial.
+    /// When the previous policy comes back, if this one is on trial.
     #[schema(value_type = Option<String>)]
     pub until: Option<Timestamp>,
 }
 
-/// What `explain` is asked, as the query of its address.
+/// The query of `GET /v1/explain`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Question {
     pub from: IpAddr,
-    /// A place such as `203.0.113.5:8000/tcp`, or the name of a service.
+    /// A destination such as `203.0.113.5:8000/tcp`, or the name of a service.
     pub to: String,
 }
 
-/// The body of every answer that is not a success.
+/// The body of every error.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub struct ErrorBody {
     pub error: String,
-    /// What is wrong is a policy, whose file and line come first.
+    /// Whether a policy is invalid: `error` then begins with its file and line.
     #[serde(default)]
     pub is_policy: bool,
 }

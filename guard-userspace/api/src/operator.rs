@@ -1,4 +1,4 @@
-//! The operator's own way in, as requests name it: an SSH session.
+//! The operator's own way in, as requests carry it: an SSH session.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// An SSH session to this host. IPv4 is never written as IPv6, and addresses have no zone.
+/// An SSH session to this host. IPv4 addresses are never IPv4-mapped IPv6, and addresses have no zone.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct SshSession {
     #[schema(value_type = String)]
@@ -26,9 +26,11 @@ impl fmt::Display for SshSession {
     }
 }
 
-/// What is no SSH session.
+/// The error for a text that is not an SSH session.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is no SSH session: it takes a client's address and port, and a server's")]
+#[error(
+    "not an SSH session: write the client's address and port and the server's, as in SSH_CONNECTION"
+)]
 pub struct NoSession;
 
 impl FromStr for SshSession {
@@ -50,7 +52,7 @@ impl FromStr for SshSession {
     }
 }
 
-/// An address, perhaps with a zone: `fe80::1%eth0`.
+/// Parses an address with or without a zone: `fe80::1%eth0`.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let address = text.split_once('%').map_or(text, |(address, _)| address);
     Some(address.parse::<IpAddr>().ok()?.to_canonical())
@@ -94,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_session() {
+    fn a_text_that_is_not_a_session_is_refused() {
         for text in [
             "",
             " ",

@@ -1,5 +1,4 @@
-//! `guard audit compose`, and the same as a command of its own, `guard-compose`: for CI, and for people who
-//! write compose files.
+//! `guard audit compose`, and `guard-compose`, the same command as a program of its own.
 
 use std::{
     fmt::{self, Write as _},
@@ -15,20 +14,21 @@ use super::{
     sarif,
 };
 
+/// The arguments of the audit of compose files.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Several files are one project, the later on top of the earlier, as with `docker compose -f A -f B`. \
-Variables are those of the environment, and then those of .env beside the first file.
+Several files are one project, later files on top of earlier ones, as with `docker compose -f A -f B`. \
+Variables come from the environment first, then from .env beside the first file.
 
-Exit status: 0: nothing at or above --level; 1: something; 2: wrong usage, or a file that is refused.")]
+Exit status: 0: no finding at or above --level; 1: at least one; 2: wrong usage, or a file that is refused.")]
 pub struct Compose {
     /// The compose files of one project; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Exit with 1 if something this grave or graver is found
+    /// Exit with 1 if a finding has this severity or a higher one
     #[arg(long, value_enum, default_value_t = Severity::Medium)]
     level: Severity,
-    /// Judge the services of this profile, and those that need none; without it, all. May be repeated
+    /// Check the services of this profile, and those without a profile; without it, all. May be repeated
     #[arg(long = "profile", value_name = "NAME")]
     profiles: Vec<String>,
     /// Read variables from this file instead of .env and COMPOSE_ENV_FILES. May be repeated
@@ -51,6 +51,10 @@ struct ComposeAudit<'a> {
 }
 
 impl Compose {
+    /// Audits the project and prints the findings.
+    ///
+    /// # Errors
+    /// A finding at or above `--level`, wrong usage, or a file that is refused.
     pub fn run(self) -> Result<(), AuditFailure> {
         let Self {
             files,
@@ -91,18 +95,18 @@ impl Compose {
         match grave.count() {
             0 => Ok(()),
             1 => Err(AuditFailure::Found(format!(
-                "1 finding is {} or graver",
+                "1 finding has the severity {} or higher",
                 level.name()
             ))),
             count => Err(AuditFailure::Found(format!(
-                "{count} findings are {} or graver",
+                "{count} findings have the severity {} or higher",
                 level.name()
             ))),
         }
     }
 }
 
-/// Variables that are no UTF-8 stand in no compose file.
+/// The variables of the process. Those that are not UTF-8 are left out: no compose file can name them.
 fn environment() -> std::collections::HashMap<String, String> {
     let variables = std::env::vars_os();
     variables
@@ -158,7 +162,7 @@ fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
     match fix {
         None => {}
         Some(fix) if fix.corrected.is_empty() => {
-            writeln!(text, "    take out {}", lines(file, fix))?;
+            writeln!(text, "    remove {}", lines(file, fix))?;
         }
         Some(fix) => {
             writeln!(text, "    write in {}:", lines(file, fix))?;
@@ -190,7 +194,7 @@ pub enum AuditFailure {
     Refused(#[from] ComposeError),
     #[error("{0}")]
     Found(String),
-    /// What was found cannot be printed.
+    /// The findings cannot be printed.
     #[error("{0:#}")]
     Output(#[from] anyhow::Error),
 }
@@ -208,12 +212,12 @@ pub fn command() -> Command {
         .about("Find in compose files what they would expose, and what to write instead")
 }
 
-/// What clap says is wrong with a command line, in one line: its first paragraph says it.
+/// The first paragraph of clap's error message, in one line.
 pub fn wrong_usage(error: &clap::Error, program: &str) -> String {
     let text = error.to_string();
     let lines = text.lines().take_while(|line| !line.is_empty());
     let what: Vec<&str> = lines.map(str::trim).collect();
     let what = what.join(" ");
     let what = what.strip_prefix("error: ").unwrap_or(&what);
-    format!("{what}: `{program} --help` shows what there is")
+    format!("{what}: `{program} --help` shows the usage")
 }

@@ -1,5 +1,5 @@
-//! Services that are dangerous to show to the world, by the port they listen on. To add one, add its
-//! row to [`DANGERS`].
+//! Services that are dangerous to expose, by the port that they listen on. To add a service, add its row to
+//! [`DANGERS`].
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use self::{
     Login::{Asked, Open, Varies},
 };
 
-/// A port that is known for a service which should not be reached from outside.
+/// The port of a service that should not be reached from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Danger {
     pub port: u16,
@@ -20,43 +20,43 @@ pub struct Danger {
     pub service: &'static str,
     pub login: Login,
     pub harm: Harm,
-    /// What an intruder gets who reaches it and gets past the login, if there is one.
+    /// What an intruder gets after the login, if there is one.
     pub gain: &'static str,
 }
 
-/// What stands between an intruder and the service as it comes.
+/// Whether the service asks for a login by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Login {
-    /// It asks everybody for a password or a key.
+    /// It asks for a password or a key.
     Asked,
-    /// It depends on its version and its set-up.
+    /// It depends on the version and the configuration.
     Varies,
-    /// It asks nobody unless it is told to.
+    /// It does not ask, unless it is configured to.
     Open,
 }
 
-/// How far an intruder gets.
+/// The harm that an intruder can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Harm {
-    /// To what is of use elsewhere: knowledge of this host, floods against others.
+    /// The intruder learns about this host, or uses it to flood others.
     Leak,
-    /// To data, or to commands.
+    /// The intruder gets data, or runs commands.
     Breach,
 }
 
 impl Login {
     const fn asks(self) -> &'static str {
         match self {
-            Self::Asked => "which its own login alone protects",
-            Self::Varies => "which in some versions and set-ups asks for no login",
-            Self::Open => "which asks for no login unless it is told to",
+            Self::Asked => "which only its own login protects",
+            Self::Varies => "which asks for no login in some versions and configurations",
+            Self::Open => "which asks for no login by default",
         }
     }
 }
 
-/// `11434 is the port of Ollama, which asks for no login unless it is told to. Whoever gets in has …`.
+/// `11434 is the port of Ollama, which asks for no login by default. An intruder gets …`.
 impl fmt::Display for Danger {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -70,7 +70,7 @@ impl fmt::Display for Danger {
         let asks = login.asks();
         write!(
             formatter,
-            "{port} is the port of {service}, {asks}. Whoever gets in has {gain}"
+            "{port} is the port of {service}, {asks}. An intruder gets {gain}"
         )
     }
 }
@@ -93,15 +93,15 @@ const fn danger(
     }
 }
 
-/// What is known of a port.
+/// The danger of a port, if it is known.
 pub fn danger_at(protocol: PortProtocol, port: u16) -> Option<&'static Danger> {
     DANGERS
         .iter()
         .find(|danger| danger.protocol == protocol && danger.port == port)
 }
 
-/// Ports inside a container that say what listens there, web applications for the most part, and that it
-/// is nothing of [`DANGERS`], whatever number it has on the host.
+/// Container ports of services that are not in [`DANGERS`], mostly web applications. Such a port is not dangerous,
+/// whatever its number on the host.
 #[rustfmt::skip]
 pub const ORDINARY: [u16; 36] = [
     21, 22, 25, 53, 80, 81, 110, 143, 443, 465, 587, 853, 993, 995,
@@ -109,8 +109,8 @@ pub const ORDINARY: [u16; 36] = [
     8443, 9000, 9001, 9443, 25565,
 ];
 
-/// Sorted by port. Only ports that are known for one service: a number that web applications use as
-/// they please, such as 8080, says nothing.
+/// Sorted by port. Only ports that belong to one service: a number that many web applications use, such as 8080, does
+/// not identify one.
 #[rustfmt::skip]
 pub const DANGERS: &[Danger] = &[
     danger(111, Tcp, Open, Leak, "rpcbind", "a list of this host's RPC services"),
@@ -141,7 +141,7 @@ pub const DANGERS: &[Danger] = &[
     danger(5005, Tcp, Open, Breach, "Java's debugger", "any command in the program that is debugged"),
     danger(5432, Tcp, Asked, Breach, "PostgreSQL", "every database, and as superuser commands on its host"),
     danger(5601, Tcp, Varies, Breach, "Kibana", "all that Elasticsearch holds"),
-    danger(5672, Tcp, Asked, Breach, "RabbitMQ", "every message, read, forged or taken away"),
+    danger(5672, Tcp, Asked, Breach, "RabbitMQ", "every message, read, forged or removed"),
     danger(5900, Tcp, Varies, Breach, "VNC", "the screen, the keyboard and the mouse"),
     danger(5984, Tcp, Asked, Breach, "CouchDB", "every database"),
     danger(6333, Tcp, Open, Breach, "Qdrant", "every collection, read or deleted"),
@@ -152,7 +152,7 @@ pub const DANGERS: &[Danger] = &[
     danger(7233, Tcp, Open, Breach, "Temporal", "every workflow with its arguments, and new ones"),
     danger(7474, Tcp, Asked, Breach, "Neo4j", "the whole graph"),
     danger(7687, Tcp, Asked, Breach, "Neo4j's Bolt", "the whole graph"),
-    danger(7860, Tcp, Open, Breach, "Gradio, such as a Stable Diffusion web UI", "the graphics card, and whatever the application can do"),
+    danger(7860, Tcp, Open, Breach, "Gradio, such as a Stable Diffusion web UI", "the graphics card, and all that the application can do"),
     danger(8025, Tcp, Open, Breach, "Mailpit or MailHog", "every mail caught, password resets among them"),
     danger(8086, Tcp, Varies, Breach, "InfluxDB", "every measurement"),
     danger(8088, Tcp, Open, Breach, "Hadoop YARN", "any command on every node"),
@@ -164,21 +164,21 @@ pub const DANGERS: &[Danger] = &[
     danger(8888, Tcp, Asked, Breach, "Jupyter", "any command as its user, and every notebook"),
     danger(8983, Tcp, Open, Breach, "Solr", "every index, and often any command as its user"),
     danger(9042, Tcp, Open, Breach, "Cassandra", "every table"),
-    danger(9090, Tcp, Open, Leak, "Prometheus", "every measurement, and the names and addresses of what it watches"),
+    danger(9090, Tcp, Open, Leak, "Prometheus", "every measurement, and the names and addresses of its targets"),
     danger(9092, Tcp, Open, Breach, "Kafka", "every message, read or forged"),
     danger(9093, Tcp, Open, Leak, "Alertmanager", "every alert, to silence too"),
-    danger(9100, Tcp, Open, Leak, "Prometheus' node exporter", "what this host runs and mounts, and how it is loaded"),
+    danger(9100, Tcp, Open, Leak, "Prometheus' node exporter", "the services, mounts and load of this host"),
     danger(9200, Tcp, Varies, Breach, "Elasticsearch or OpenSearch", "every index, read or deleted"),
     danger(9229, Tcp, Open, Breach, "Node.js' inspector", "any command in the program that is debugged"),
     danger(9300, Tcp, Varies, Breach, "Elasticsearch's nodes", "a place in the cluster, and with it every index"),
-    danger(9411, Tcp, Open, Leak, "Zipkin", "every trace, with what its requests carried"),
+    danger(9411, Tcp, Open, Leak, "Zipkin", "every trace, with the data of its requests"),
     danger(10250, Tcp, Asked, Breach, "kubelet", "any command in every container of the node"),
     danger(10255, Tcp, Open, Breach, "kubelet, read-only", "every container's configuration, environment included"),
     danger(11211, Tcp, Open, Breach, "memcached", "everything cached, sessions among it"),
-    danger(11211, Udp, Open, Leak, "memcached", "answers that flood others in this host's name, ten thousand times what was sent"),
+    danger(11211, Udp, Open, Leak, "memcached", "answers that flood others in this host's name, ten thousand times the request"),
     danger(11434, Tcp, Open, Breach, "Ollama", "the graphics card, and every model: used, replaced or deleted"),
     danger(15672, Tcp, Asked, Breach, "RabbitMQ's management", "every queue and account"),
-    danger(16686, Tcp, Open, Leak, "Jaeger", "every trace, with what its requests carried"),
+    danger(16686, Tcp, Open, Leak, "Jaeger", "every trace, with the data of its requests"),
     danger(19530, Tcp, Open, Breach, "Milvus", "every collection, read or deleted"),
     danger(25575, Tcp, Asked, Breach, "Minecraft's RCON", "every command of the server's operator"),
     danger(25672, Tcp, Asked, Breach, "RabbitMQ's nodes", "any command on the node"),
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_port_stands_once_and_in_order() {
+    fn every_port_is_listed_once_and_in_order() {
         let places: Vec<u16> = DANGERS.iter().map(|danger| danger.port).collect();
         assert!(places.is_sorted(), "{places:?}");
         for (index, danger) in DANGERS.iter().enumerate() {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_known_by_its_protocol() {
+    fn a_port_is_looked_up_with_its_protocol() {
         assert_eq!(danger_at(Tcp, 11434).unwrap().service, "Ollama");
         assert_eq!(danger_at(Udp, 11434), None);
         assert_eq!(danger_at(Tcp, 443), None);

@@ -1,10 +1,10 @@
-//! What variables mean: the process's environment first, then `.env`.
+//! Looks up variables: in the process's environment first, then in `.env`.
 
 use std::{collections::HashMap, rc::Rc};
 
 use super::interpolate::{MAX_BYTES, interpolate};
 
-/// Variables, and those that come before them.
+/// Variables, and the stronger ones that are looked up first.
 #[derive(Clone, Default)]
 pub struct Environment {
     stronger: Option<Rc<Environment>>,
@@ -27,7 +27,7 @@ impl Environment {
         stronger.or_else(|| self.variables.get(name).cloned())
     }
 
-    /// One that these variables come before.
+    /// An empty environment behind these variables, which are looked up first.
     pub fn behind(stronger: &Rc<Self>) -> Self {
         Self {
             stronger: Some(Rc::clone(stronger)),
@@ -35,7 +35,7 @@ impl Environment {
         }
     }
 
-    /// Reads a file of variables, which come before those that are here. The error has the line.
+    /// Reads a file of variables, which replace those read before. The error has the line.
     pub fn read(&mut self, text: &str) -> Result<(), (usize, String)> {
         let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text).trim_start();
         while !rest.is_empty() {
@@ -79,12 +79,12 @@ impl Environment {
 struct Assignment<'a> {
     name: &'a str,
     value: String,
-    /// In single quotes, which keep `$`.
+    /// The value is in single quotes, in which `$` is a character.
     is_literal: bool,
 }
 
-/// The first statement of a text that begins with none of its spaces, and what follows. `None`: a comment,
-/// or a name alone, which is what the process has.
+/// The first statement of a text without leading spaces, and the rest of the text. `None`: a comment, or a name without
+/// a value, which comes from the process.
 fn statement(text: &str) -> Result<(Option<Assignment<'_>>, &str), String> {
     let (line, behind) = text.split_once('\n').unwrap_or((text, ""));
     if line.starts_with('#') {
@@ -125,7 +125,7 @@ fn statement(text: &str) -> Result<(Option<Assignment<'_>>, &str), String> {
     Ok((Some(assignment), behind))
 }
 
-/// The text up to the quote, and what follows it.
+/// The text up to the closing quote, and the rest after it.
 fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -148,7 +148,7 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
             'r' => value.push('\r'),
             't' => value.push('\t'),
             'v' => value.push('\u{b}'),
-            // Stays a character when variables are put in.
+            // `$$` stays the character `$` when variables are replaced.
             '$' => value.push_str("$$"),
             '\\' => value.push('\\'),
             other => value.extend(['\\', other]),

@@ -1,4 +1,4 @@
-//! What the rules find.
+//! The finding of a rule.
 
 use super::{
     fix::Fix,
@@ -7,20 +7,21 @@ use super::{
     source::Place,
 };
 
-/// What a rule found in a service.
+/// A rule's finding about a service.
 pub struct Finding {
     pub rule: Rule,
     pub severity: Severity,
     pub place: Place,
     /// Several if they share the place.
     pub services: Vec<String>,
-    /// One of these is needed for the service to run; none: it always runs.
+    /// The service runs with any of these profiles. Empty: it always runs.
     pub profiles: Vec<String>,
     pub why: String,
     pub fix: Option<Fix>,
 }
 
 impl Finding {
+    /// A finding in one service.
     pub fn new(
         rule: Rule,
         severity: Severity,

@@ -1,4 +1,4 @@
-//! What to write instead: an edit of the text, and the lines that it makes.
+//! Fixes: an edit of the text, and the lines after it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,7 +9,7 @@ use super::{
     yaml::{Mapping, MappingEntry, Node, Scalar},
 };
 
-/// Writes a text in a place. An empty text takes away what stands there.
+/// Replaces the text of a place. An empty text removes it.
 #[derive(Clone)]
 pub struct Fix {
     pub place: Place,
@@ -17,7 +17,7 @@ pub struct Fix {
 }
 
 impl Fix {
-    /// A scalar with another text, in the quotes that it has, or in double ones if it needs some.
+    /// Replaces the text of a scalar, in its own quotes, or in double quotes if the new text needs quotes.
     pub fn scalar(node: &Node, scalar: &Scalar, text: &str) -> Option<Self> {
         let written = match scalar.style {
             ScalarStyle::Plain if is_plain(text, node.in_flow) => text.to_owned(),
@@ -33,7 +33,7 @@ impl Fix {
         })
     }
 
-    /// One line instead of `|` or `>` and the lines below.
+    /// Replaces `|` or `>` and the lines below with one line.
     fn block_scalar(node: &Node, text: &str) -> Option<Self> {
         let Place { source, start, end } = &node.place;
         let written = &source.text[*start..*end];
@@ -43,7 +43,7 @@ impl Fix {
         })
     }
 
-    /// A key at the beginning of a mapping, in quotes if the next one is.
+    /// Inserts a key at the beginning of a mapping, in quotes if the next key has quotes.
     pub fn first_key(mapping: &Node, key: &str, value: &str) -> Option<Self> {
         mapping.mapping().filter(|keys| !keys.is_empty())?;
         let Place { source, start, .. } = &mapping.place;
@@ -74,8 +74,7 @@ impl Fix {
         })
     }
 
-    /// Takes the lines away from the one where `key` begins to the end of `node`; `None` if they hold
-    /// anything else.
+    /// Removes the lines from the beginning of `key` to the end of `node`. `None`: the lines contain something else.
     pub fn without(key: &Place, node: &Node) -> Option<Self> {
         let source = &key.source;
         let before = key.before().trim();
@@ -92,7 +91,7 @@ impl Fix {
         })
     }
 
-    /// Takes an item out of a list between brackets.
+    /// Removes an item from a list between brackets.
     pub fn without_flow_item(items: &[Node], item: &Node) -> Option<Self> {
         let source = &item.place.source;
         let items = items.iter().filter(|other| other.place.is_in(source));
@@ -100,7 +99,7 @@ impl Fix {
         Self::without_span(source, spans.collect(), item.place.start)
     }
 
-    /// Takes a key and its value out of a mapping between braces.
+    /// Removes a key and its value from a mapping between braces.
     pub fn without_flow_entry(mapping: &Mapping, entry: &MappingEntry) -> Option<Self> {
         let source = &entry.key.source;
         let entries = mapping.values().filter(|other| other.key.is_in(source));
@@ -111,7 +110,7 @@ impl Fix {
         Self::without_span(source, spans.collect(), entry.key.start)
     }
 
-    /// Takes what begins at `start` away from between its neighbours, with the comma that it leaves.
+    /// Removes the span that begins at `start`, with one comma beside it.
     fn without_span(
         source: &Arc<SourceFile>,
         mut spans: Vec<(usize, usize)>,
@@ -121,7 +120,7 @@ impl Fix {
         let index = spans.binary_search_by_key(&start, |span| span.0).ok()?;
         let end = spans[index].1;
         let place = source.place(start, end);
-        // An anchor would come to stand for what follows.
+        // An anchor before the span would then apply to the next item.
         let before = place.before().trim_end();
         if !before.is_empty() && !before.ends_with(['[', '{', ',']) {
             return None;
@@ -152,7 +151,7 @@ impl Fix {
     }
 }
 
-/// Whether nothing but a comma and comments stands between two offsets.
+/// Whether there is only a comma, and perhaps comments, between two offsets.
 fn is_comma(source: &SourceFile, start: usize, end: usize) -> bool {
     let between = source.text.get(start..end).unwrap_or_default();
     let code = between.lines().map(|line| match line.split_once('#') {
@@ -162,7 +161,7 @@ fn is_comma(source: &SourceFile, start: usize, end: usize) -> bool {
     code.collect::<String>() == ","
 }
 
-/// The line ends of the file.
+/// The line ending of the file.
 fn ending(node: &Node) -> &'static str {
     if node.place.source.text.contains("\r\n") {
         "\r\n"
@@ -171,7 +170,7 @@ fn ending(node: &Node) -> &'static str {
     }
 }
 
-/// Whether a text means itself without quotes.
+/// Whether a text keeps its meaning without quotes.
 fn is_plain(text: &str, in_flow: bool) -> bool {
     let first = text.chars().next();
     let is_split = in_flow && text.contains([':', ',', '[', ']', '{', '}']);
@@ -198,7 +197,7 @@ fn double_quoted(text: &str) -> String {
     quoted
 }
 
-/// Edits by where they begin.
+/// Fixes, by file and start offset.
 pub struct Fixes<'a>(BTreeMap<(usize, usize), &'a Fix>);
 
 impl<'a> FromIterator<&'a Fix> for Fixes<'a> {
@@ -216,11 +215,11 @@ fn key(source: &Arc<SourceFile>, offset: usize) -> (usize, usize) {
     (Arc::as_ptr(source).addr(), offset)
 }
 
-/// Of a longer line, only what is new is shown, if anything is.
+/// If the lines are longer, only the new text is shown.
 const LONGEST_LINE: usize = 2000;
 
-/// The lines of an edit as they are when it and the others of the same lines are made: a line with two
-/// secrets shows none. Empty if nothing is left of them.
+/// The lines of a fix after it and all other fixes of the same lines: of a line with two secrets, none is shown. Empty
+/// if the lines are removed.
 pub fn corrected(fix: &Fix, Fixes(others): &Fixes<'_>) -> String {
     let source = &fix.place.source;
     let first = source.line_start(fix.place.start);

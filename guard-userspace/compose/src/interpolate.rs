@@ -1,19 +1,19 @@
-//! `${VARIABLE}` in values, as Compose puts them in.
+//! Replaces `${VARIABLE}` in values as Compose does.
 
-/// `${A:-${B:-...}}` may be nested so deep.
+/// The deepest nesting of `${A:-${B:-...}}`.
 const MAX_DEPTH: usize = 16;
 
-/// No value of a variable, and no text that variables are put into, grows longer.
+/// The longest value of a variable, and the longest text with its variables replaced.
 pub const MAX_BYTES: usize = 64 << 10;
 
-/// What became of a text that names variables.
+/// The facts about a text that names variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reference {
-    /// As it is written.
+    /// The text in the file.
     pub written: String,
-    /// As it would be if no variable were set.
+    /// The text as it would be if no variable were set.
     pub literal: String,
-    /// Variables without a value and without a default: Compose puts nothing in their place.
+    /// Variables without a value and without a default: Compose replaces them with an empty text.
     pub unset: Vec<String>,
     /// Variables that must be set and are not: Compose refuses the file.
     pub required: Vec<String>,
@@ -34,7 +34,7 @@ struct VariableReference {
 /// `:-`, `-`, `:?`, `?`, `:+` or `+`, and what follows.
 #[derive(Debug)]
 struct Otherwise {
-    /// An empty value counts as none.
+    /// A colon: an empty value counts as not set.
     is_colon: bool,
     kind: SubstitutionKind,
     parts: Vec<Part>,
@@ -47,7 +47,7 @@ enum SubstitutionKind {
     Alternative,
 }
 
-/// The text with its variables put in; `None` if it names none. The error says what is wrong.
+/// Returns the text with its variables replaced. `None`: it names no variable. The error is the problem.
 pub fn interpolate(
     written: &str,
     lookup: &dyn Fn(&str) -> Option<String>,
@@ -76,11 +76,11 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    /// Up to the end, or to the brace that closes what surrounds.
+    /// Parses up to the end, or to the closing brace of the surrounding variable.
     fn parts(&mut self, in_braces: bool) -> Result<Vec<Part>, String> {
         let mut parts = Vec::new();
         let mut literal = String::new();
-        // Of `$${`, which stands for `${`, Compose closes the brace as well.
+        // `$${` is the text `${`. Compose expects a closing brace for it as well.
         let mut escaped_braces = 0_usize;
         while let Some(next) = self.rest.chars().next() {
             if next == '}' && in_braces && escaped_braces == 0 {
@@ -89,7 +89,7 @@ impl Parser<'_> {
             self.rest = &self.rest[next.len_utf8()..];
             match next {
                 '\n' if in_braces => {
-                    return Err("the default of a variable is one line".to_owned());
+                    return Err("the default of a variable must be one line".to_owned());
                 }
                 '}' => escaped_braces = escaped_braces.saturating_sub(1),
                 _ => {}
@@ -111,7 +111,7 @@ impl Parser<'_> {
         Ok(parts)
     }
 
-    /// Behind the `$`; `None` if neither a name nor a brace follows, which leaves it a character.
+    /// Parses a variable after `$`. `None`: neither a name nor a brace follows, so `$` is a character.
     fn variable(&mut self) -> Result<Option<VariableReference>, String> {
         let Some(rest) = self.rest.strip_prefix('{') else {
             return Ok(self.name().map(|name| VariableReference {
@@ -122,10 +122,10 @@ impl Parser<'_> {
         self.rest = rest;
         let name = self
             .name()
-            .ok_or("${ stands before no variable's name: write $${ for the characters")?;
+            .ok_or("no variable name follows ${: write $${ for the characters")?;
         let otherwise = self.otherwise()?;
         self.rest = self.rest.strip_prefix('}').ok_or_else(|| {
-            format!("${{{name} is not closed, or has something else than a default: write ${{{name}}} or ${{{name}:-default}}")
+            format!("${{{name} is not closed, or has more than a default: write ${{{name}}} or ${{{name}:-default}}")
         })?;
         Ok(Some(VariableReference { name, otherwise }))
     }
@@ -183,7 +183,7 @@ fn evaluate(
         }
         if text.len() > MAX_BYTES {
             return Err(format!(
-                "with its variables put in it is longer than {MAX_BYTES} bytes"
+                "with its variables replaced it is longer than {MAX_BYTES} bytes"
             ));
         }
     }
@@ -210,7 +210,7 @@ impl VariableReference {
             return Ok(value.unwrap_or_default());
         };
         let value = value.filter(|value| !(*is_colon && value.is_empty()));
-        // Compose evaluates it in any case, and refuses what it requires.
+        // Compose evaluates the text after the operator in any case, and refuses it if a required variable is not set.
         let mut within = Reference::default();
         let text = evaluate(parts, lookup, &mut within)?;
         found.required.extend(within.required);

@@ -1,8 +1,8 @@
-//! What a compose file would expose, found in the file itself: for people who write it, and for CI.
+//! Finds what compose files would expose, from the files alone: for people who write them, and for CI.
 //!
-//! A file becomes a tree that knows its lines (`source`, `yaml`), the trees become the project that
-//! Compose would run (`interpolate`, `environment`, `merge`, `load`), and rules judge its services
-//! (`service`, `project`, `port`, `rules`). Nothing here asks Docker or the network.
+//! A file becomes a tree with line numbers (`source`, `yaml`), the trees become the project that Compose would run
+//! (`interpolate`, `environment`, `merge`, `load`), and rules check its services (`service`, `project`, `port`,
+//! `rules`). Nothing here connects to Docker or the network.
 
 pub mod address;
 pub mod command;
@@ -51,23 +51,23 @@ pub use self::{
     source::ComposeError,
 };
 
-/// More than anybody reads.
+/// More findings are refused: nobody reads so many.
 const MAX_FINDINGS: usize = 10_000;
 
-/// What Compose is told on its command line and by its environment.
+/// The input that Compose takes from its command line and environment.
 #[derive(Debug, Default)]
 pub struct ComposeRequest {
-    /// The later on top of the earlier.
+    /// Later files are put on top of earlier ones.
     pub files: Vec<PathBuf>,
     /// Empty: every service, whatever its profiles.
     pub profiles: Vec<String>,
-    /// Instead of `.env` and of what `COMPOSE_ENV_FILES` names.
+    /// Read instead of `.env` and the files that `COMPOSE_ENV_FILES` names.
     pub env_files: Option<Vec<PathBuf>>,
-    /// Of the process.
+    /// The variables of the process.
     pub environment: HashMap<String, String>,
 }
 
-/// Something that could not be judged.
+/// A part of the project that could not be checked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ComposeWarning {
     pub file: String,
@@ -85,7 +85,7 @@ impl ComposeWarning {
     }
 }
 
-/// What was found, in the order of the files.
+/// The findings, in the order of the files.
 pub struct ComposeReport {
     pub findings: Vec<Finding>,
     pub warnings: Vec<ComposeWarning>,
@@ -93,20 +93,20 @@ pub struct ComposeReport {
     pub ports: Vec<ProjectPort>,
 }
 
-/// A port of a service as Compose reads it, before Docker and the network's options have their say.
+/// A port of a service as Compose reads it, before Docker and the network's options change it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ProjectPort {
     pub service: String,
-    /// One of these is needed for the service to run.
+    /// The service runs with any of these profiles. Empty: it always runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
     pub file: String,
     pub line: usize,
-    /// `null`: none is written, which is every address.
+    /// `null`: no address is written, which means every address.
     pub host_ip: Option<IpAddr>,
-    /// The first and the last on the host; `null`: Docker chooses one.
+    /// The first and the last port on the host; `null`: Docker chooses the port.
     pub published: Option<[u16; 2]>,
-    /// The first and the last in the container.
+    /// The first and the last port in the container.
     pub target: [u16; 2],
     pub protocol: &'static str,
 }
@@ -121,15 +121,15 @@ pub struct Printed {
     /// In characters, from 1.
     pub column: usize,
     pub services: Vec<String>,
-    /// One of these is needed for the services to run.
+    /// The services run with any of these profiles. Empty: they always run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
     pub why: String,
-    /// What to write instead of what stands from `line` and `column` on; `null`: the reason says it.
+    /// The edit that fixes the finding; `null`: no edit is safe, and `why` gives the change.
     pub fix: Option<Edit>,
 }
 
-/// Replaces a stretch of the file.
+/// Replaces a range of the file with a text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Edit {
     pub file: String,
@@ -138,11 +138,11 @@ pub struct Edit {
     pub end_line: usize,
     pub end_column: usize,
     pub text: String,
-    /// The whole lines as they are afterwards; empty: they go.
+    /// The whole lines after the edit; empty: they are removed.
     pub corrected: String,
 }
 
-/// Judges the project that these files are.
+/// Checks the project that these files make up.
 pub fn audit(request: &ComposeRequest) -> Result<ComposeReport, ComposeError> {
     let ComposeRequest {
         files,
@@ -157,7 +157,7 @@ pub fn audit(request: &ComposeRequest) -> Result<ComposeReport, ComposeError> {
     let mut warnings = loader.warnings;
     let services = services(&root, profiles, &mut warnings)?;
     warnings.extend(files.iter().filter_map(|file| beside(file, files)));
-    // A port is looked at in each file, and once more in the whole.
+    // A port is checked in each file, and once more in the whole project.
     warnings.sort();
     warnings.dedup();
     let ports = services.iter().flat_map(ComposeService::project_ports);
@@ -177,7 +177,7 @@ pub fn audit(request: &ComposeRequest) -> Result<ComposeReport, ComposeError> {
     })
 }
 
-/// What Compose looks for if it is told no file, and what it then puts on top.
+/// The files that Compose looks for if no file is named, and those that it then puts on top.
 const DEFAULT_FILES: [&str; 4] = [
     "compose.yaml",
     "compose.yml",
@@ -191,7 +191,7 @@ const OVERRIDE_FILES: [&str; 4] = [
     "docker-compose.override.yaml",
 ];
 
-/// A file on top of this one that `docker compose up` would read, and that was not named.
+/// A warning for a file that `docker compose up` would put on top of this one, and that was not named.
 fn beside(file: &Path, named: &[PathBuf]) -> Option<ComposeWarning> {
     let name = file.file_name()?.to_str()?;
     if !DEFAULT_FILES.contains(&name) {
@@ -204,8 +204,8 @@ fn beside(file: &Path, named: &[PathBuf]) -> Option<ComposeWarning> {
         return None;
     }
     let problem = format!(
-        "{other} beside it was not read, which `docker compose` puts on top if it is told no file: name \
-         both"
+        "{other} beside it was not read, and `docker compose` puts it on top if no file is named: name both \
+         files"
     );
     Some(ComposeWarning {
         file: file.display().to_string(),
@@ -229,7 +229,7 @@ fn services<'a>(
     let Some(node) = root.get("services") else {
         return Err(root
             .place
-            .error("has no services: they stand under a key services:"));
+            .error("has no services: write them under the key services:"));
     };
     let Some(mapping) = node.mapping() else {
         return Err(node
@@ -252,7 +252,7 @@ fn is_selected(of_service: &[String], selected: &[String]) -> bool {
     selected.is_empty() || of_service.is_empty() || of_service.iter().any(is_named)
 }
 
-/// One for each place and reason, whichever services share it; in the order of files and lines.
+/// Merges findings with the same place, rule and reason, and sorts them by file and line.
 fn gathered(findings: Vec<Finding>) -> Vec<Finding> {
     let mut gathered: IndexMap<_, Finding> = IndexMap::new();
     for finding in findings {
@@ -265,7 +265,7 @@ fn gathered(findings: Vec<Finding>) -> Vec<Finding> {
         );
         match gathered.get_mut(&key) {
             Some(first) => {
-                // Without a profile for one of them, it always runs.
+                // If one of the services has no profile, it always runs.
                 match first.profiles.is_empty() || finding.profiles.is_empty() {
                     true => first.profiles.clear(),
                     false => first.profiles.extend(finding.profiles),
@@ -287,6 +287,7 @@ fn gathered(findings: Vec<Finding>) -> Vec<Finding> {
 }
 
 impl ComposeReport {
+    /// The findings as they are printed, with their fixes as edits of lines.
     pub fn printed(&self) -> Vec<Printed> {
         let fixes = self.findings.iter();
         let fixes: Fixes<'_> = fixes.filter_map(|finding| finding.fix.as_ref()).collect();
@@ -319,12 +320,12 @@ impl Finding {
         }
     }
 
-    /// The text of its file when the finding is fixed.
+    /// The text of the file after the fix.
     pub fn fixed(&self) -> Option<String> {
         self.fix.as_ref().map(Fix::applied)
     }
 
-    /// The file that its fix is made in.
+    /// The file that the fix changes.
     pub fn fix_path(&self) -> Option<PathBuf> {
         self.fix.as_ref().map(|fix| fix.place.source.path.clone())
     }

@@ -1,5 +1,4 @@
-//! From files to the project that Compose would run: variables put in, `include` and `extends` followed,
-//! files put on top of each other.
+//! Loads the project that Compose would run: replaces variables, follows `include` and `extends`, and merges files.
 
 use std::{
     collections::HashMap,
@@ -18,29 +17,29 @@ use super::{
     yaml::{self, Mapping, MappingEntry, Node, NodeBudget, Value},
 };
 
-/// `extends` after `extends`, and `include` in `include`.
+/// The longest chain of `extends`, and of `include`.
 const MAX_CHAIN: usize = 32;
 
-/// How many files one project may read.
+/// The most files that one project may read.
 const MAX_FILES: usize = 200;
 
 /// Reads projects, within limits.
 pub struct Loader {
     budget: NodeBudget,
     files: usize,
-    /// By where they are, however they are named.
+    /// The files that were read, by location.
     sources: HashMap<PathBuf, Arc<SourceFile>>,
     pub warnings: Vec<ComposeWarning>,
 }
 
-/// One of the files that are put on top of each other.
+/// One of the files that are merged.
 struct Layer<'a> {
     environment: Rc<Environment>,
-    /// The files that include each other, this one last.
+    /// The chain of `include` that leads to this file, which is the last.
     chain: &'a [PathBuf],
 }
 
-/// The documents of a file, by its path: `extends` may name it for every service.
+/// The documents of files, by path: `extends` may name a file in every service.
 type Cache = HashMap<PathBuf, Rc<Vec<Node>>>;
 
 impl Loader {
@@ -53,7 +52,7 @@ impl Loader {
         }
     }
 
-    /// The project of these files, the later on top.
+    /// Loads the project of these files, later files on top of earlier ones.
     pub fn project(
         &mut self,
         files: &[PathBuf],
@@ -96,7 +95,7 @@ impl Loader {
                     Some(project) => merge(project, document),
                     None => document,
                 };
-                // As Compose does, also for what a later file takes away.
+                // Compose checks the ports after each file, also those that a later file removes.
                 check_ports(&merged, &mut self.warnings)?;
                 project = Some(merged);
             }
@@ -104,7 +103,7 @@ impl Loader {
         project.ok_or_else(|| ComposeError::of_file(first, "is empty: it has no services"))
     }
 
-    /// `.env` of the folder, if none is named.
+    /// Reads the named files of variables, or else `.env` of the folder.
     fn environment(
         &mut self,
         folder: &Path,
@@ -144,7 +143,7 @@ impl Loader {
         Ok(source)
     }
 
-    /// With variables put in.
+    /// The documents of a file, with variables replaced.
     fn documents(
         &mut self,
         file: &Path,
@@ -200,7 +199,7 @@ impl Loader {
         Ok(())
     }
 
-    /// A document with what it includes and extends. `below` is what lies under it.
+    /// Resolves `extends` and `include` of a document. `below`: the project of the files before it.
     fn resolve(
         &mut self,
         document: &Node,
@@ -300,7 +299,7 @@ impl Loader {
         if let Value::Mapping(mapping) = &mut extended.value {
             mapping.shift_remove("extends");
         }
-        // What is missing is missing in the service itself.
+        // A finding about a missing key is placed at the service itself, not at its base.
         extended.place = entry.node.place.clone();
         extended.in_flow = entry.node.in_flow;
         Ok(extended)
@@ -386,7 +385,7 @@ impl<'a> Home<'a> {
     }
 }
 
-/// The error of a file that cannot be read stands where the file is named.
+/// Moves the error of a file that cannot be read to the line that names the file.
 fn elsewhere(error: ComposeError, file: &Path, place: &Place) -> ComposeError {
     if error.line.is_none() && error.file == file.display().to_string() {
         place.error(format!("{}: {}", error.file, error.problem))
@@ -402,7 +401,7 @@ fn folder_of(file: &Path) -> &Path {
     }
 }
 
-/// A path that a file names, without the `..` and `.` that Compose takes out before it looks.
+/// A path that a file names, without `..` and `.`: Compose removes them before it opens the file.
 fn beside(folder: &Path, path: &str) -> PathBuf {
     let mut cleaned = PathBuf::new();
     for component in folder.join(path).components() {
@@ -417,8 +416,8 @@ fn beside(folder: &Path, path: &str) -> PathBuf {
     cleaned
 }
 
-/// The same for all spellings of a path, but not for links: what a file names is looked for beside its
-/// name.
+/// The same path for all spellings of a path. Links are not followed: paths in a file are relative to the folder of
+/// its name.
 fn location(file: &Path) -> PathBuf {
     if file == Path::new(STANDARD_INPUT) {
         return file.to_owned();
@@ -433,7 +432,7 @@ fn location(file: &Path) -> PathBuf {
     }
 }
 
-/// The same for all names of a file, as far as it is there.
+/// The same path for all names of a file, if it exists.
 fn identity(file: &Path) -> PathBuf {
     file.canonicalize().unwrap_or_else(|_| file.to_owned())
 }
@@ -489,14 +488,14 @@ fn inclusions(document: &Node) -> Result<Vec<Inclusion>, ComposeError> {
     items.iter().map(inclusion).collect()
 }
 
-/// One text, or those of a list.
+/// The texts of a list, or the one text of a scalar.
 pub fn texts(node: &Node) -> Vec<String> {
     let nodes = node.sequence().unwrap_or(std::slice::from_ref(node));
     let scalars = nodes.iter().filter_map(Node::scalar);
     scalars.map(|scalar| scalar.text.clone()).collect()
 }
 
-/// What is included must not be defined again.
+/// Adds an included project. A service that both define is an error.
 fn import(mut project: Node, included: Node) -> Result<Node, ComposeError> {
     let (Value::Mapping(into), Value::Mapping(from)) = (&mut project.value, included.value) else {
         return Ok(project);

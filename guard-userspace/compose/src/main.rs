@@ -1,4 +1,4 @@
-//! The `guard-compose` command: `guard audit compose` alone, which needs no kernel program.
+//! The `guard-compose` command: only `guard audit compose`, which needs no kernel program.
 
 use std::process::ExitCode;
 
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// As `guard audit compose` ends.
+/// The exit code of `guard audit compose` for the same failure.
 fn exit_code(failure: &AuditFailure) -> u8 {
     match failure {
         AuditFailure::Refused(_) => 2,

@@ -1,8 +1,9 @@
-//! How Compose puts files on top of each other: mappings merge, lists grow, everything else is replaced.
+//! Merges files as Compose does: mappings merge, lists grow, other values are replaced.
 
 use super::yaml::{Mapping, Node, Value};
 
-/// `over` on top of `base`. What is tagged `!reset` stays as a mark of it, for what lies further below.
+/// Puts `over` on top of `base`. A node with the tag `!reset` stays in the result, so that it also removes the value of
+/// files further below.
 pub fn merge(base: Node, over: Node) -> Node {
     if over.tag.is_some() || base.is_reset() {
         return over;
@@ -13,7 +14,7 @@ pub fn merge(base: Node, over: Node) -> Node {
             base.extend(over);
             Value::Sequence(base)
         }
-        // Compose takes `NAME=value` and `NAME: value` for the same.
+        // To Compose, `NAME=value` and `NAME: value` are the same.
         (Value::Mapping(base), Value::Sequence(over)) => {
             let mut items = items(base);
             items.extend(over);
@@ -39,7 +40,7 @@ fn merge_mappings(mut base: Mapping, over: Mapping) -> Mapping {
                 let node = std::mem::replace(&mut below.node, Node::null(place));
                 let place = over.node.place.clone();
                 below.node = merge(node, over.node);
-                // The key that stands before the value.
+                // The key is the one before the value that was taken.
                 if below.node.place.is_at(&place) {
                     below.key = over.key;
                 }
@@ -52,7 +53,7 @@ fn merge_mappings(mut base: Mapping, over: Mapping) -> Mapping {
     base
 }
 
-/// A mapping for each entry.
+/// One mapping for each entry.
 fn items(mapping: Mapping) -> Vec<Node> {
     let entries = mapping.into_iter();
     entries

@@ -1,4 +1,4 @@
-//! Networks of a project: what a container in one has of the host's.
+//! Networks of a project: whether Docker publishes ports of their containers, and on which address.
 
 use std::collections::HashMap;
 
@@ -10,15 +10,15 @@ use super::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComposeNetwork {
-    /// The host's own.
+    /// The host's own network.
     Host,
-    /// Without a way to the host's ports.
+    /// A network without published ports.
     Apart,
-    /// A bridge: where ports are bound that name no address, if it says so.
+    /// A bridge, with the address for ports that name none, if the bridge sets it.
     Bridge(Option<BindAddress>),
 }
 
-/// What a service is in that names no network.
+/// The network of services that name none.
 pub const DEFAULT: &str = "default";
 
 const BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
@@ -36,7 +36,7 @@ impl<'a> ComposeNetworks<'a> {
         )
     }
 
-    /// Those of a service; none if it has a `network_mode` instead.
+    /// The networks of a service; none if it has a `network_mode` instead.
     pub fn of(&self, service: &ComposeService<'_>) -> Vec<(String, ComposeNetwork)> {
         if service.node.get("network_mode").is_some() {
             return Vec::new();
@@ -53,7 +53,7 @@ impl<'a> ComposeNetworks<'a> {
         names.into_iter().map(named).collect()
     }
 
-    /// The one address that ports without another are bound to.
+    /// The address of ports that name none. `None`: the service's networks do not set one and the same address.
     pub fn binding(&self, service: &ComposeService<'_>) -> Option<BindAddress> {
         let networks = self.of(service).into_iter();
         let mut bindings = networks.filter_map(|(_, network)| match network {
@@ -71,7 +71,7 @@ impl ComposeNetwork {
     fn read(key: &str, node: &Node) -> Self {
         let text = |key: &str| Some(node.get(key)?.scalar()?.text.as_str());
         let is = |key: &str| text(key).is_some_and(is_true);
-        // `external: {name: …}`, as files of version 2 have it.
+        // `external: {name: …}` is the notation of Compose files of version 2.
         let external = || Some(node.get("external")?.get("name")?.scalar()?.text.as_str());
         let own_key = is("external").then_some(key);
         let name = text("name").or_else(external).or(own_key);

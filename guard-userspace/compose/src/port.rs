@@ -1,5 +1,4 @@
-//! Ports as a service publishes them: `8000`, `8000:8000`, `127.0.0.1:8000-8010:80/udp`, and the long
-//! form.
+//! Parses the ports of a service: `8000`, `8000:8000`, `127.0.0.1:8000-8010:80/udp`, and the long form.
 
 use std::{
     borrow::Cow,
@@ -24,9 +23,9 @@ pub struct Port {
     pub host: HostPorts,
     pub container: RangeInclusive<u16>,
     pub protocol: PortProtocol,
-    /// Publishes it on the loopback address.
+    /// The fix that publishes it on the loopback address.
     pub fix: Option<Fix>,
-    /// Puts it in quotes, if readers of YAML 1.1 take it for a number in base 60.
+    /// The fix that puts it in quotes, if YAML 1.1 parsers read it as a number in base 60.
     pub quoted: Option<Fix>,
     /// Variables in it that have no value.
     pub unset: Vec<String>,
@@ -47,7 +46,7 @@ pub enum HostPorts {
     Ports(RangeInclusive<u16>),
 }
 
-/// What a port says, apart from where it is written.
+/// The parsed facts of a port, without its place.
 #[derive(Debug, PartialEq, Eq)]
 struct Spec {
     address: BindAddress,
@@ -56,12 +55,11 @@ struct Spec {
     protocol: PortProtocol,
 }
 
-/// Who refuses a port.
+/// The reason a port is refused, by the step at which Compose or Docker refuses it.
 #[derive(Debug, PartialEq, Eq)]
 enum PortProblem {
     Compose(String),
-    /// Compose as well, but not before all files are read; or Docker, to which it hands some values on as they
-    /// are.
+    /// Compose refuses it after it has merged all files, or hands the value unchanged to Docker, which refuses it.
     Late(String),
 }
 
@@ -70,12 +68,12 @@ impl BindAddress {
         matches!(self, Self::One(address) if address.is_loopback())
     }
 
-    /// One that is known in its own network alone, if not on the host alone.
+    /// Whether the address can be reached only from its own network or from the host.
     pub fn is_private(&self) -> bool {
         matches!(self, Self::One(address) if address.is_loopback() || is_of_network(*address))
     }
 
-    /// `None` if none is written.
+    /// `None`: no address is written.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Self::Every => None,
@@ -137,7 +135,7 @@ impl fmt::Display for Range<'_> {
 }
 
 impl Port {
-    /// `None` if what it says depends on variables that are not set.
+    /// `None`: the port depends on variables that are not set.
     pub fn read(node: &Node) -> Result<Option<Self>, ComposeError> {
         Self::judge(node, |spec, unset| {
             let Spec {
@@ -159,8 +157,8 @@ impl Port {
         })
     }
 
-    /// As Compose reads each file: some values of the long form may be wrong, as long as a later file takes
-    /// them away.
+    /// Checks a port as Compose does for each file: some values of the long form may be wrong, since a later file can
+    /// remove them.
     pub fn check(node: &Node) -> Result<Option<()>, ComposeError> {
         Self::judge(node, |spec, _| match spec {
             Ok(_) | Err(PortProblem::Late(_)) => Ok(()),
@@ -196,14 +194,14 @@ impl Port {
         }
     }
 
-    /// What a port of the host is in the container, if it is one.
+    /// The container's port for a port of the host. `None`: it is not published, or Docker chooses one of several.
     pub fn inside(&self, on_host: u16) -> Option<u16> {
         let ports = self.host_ports().filter(|ports| ports.contains(&on_host))?;
         let is_even = ports.len() == self.container.len();
         is_even.then(|| self.container.start() + (on_host - ports.start()))
     }
 
-    /// The numbers on the host, if they are known.
+    /// The ports on the host. `None`: Docker chooses them.
     pub fn host_ports(&self) -> Option<&RangeInclusive<u16>> {
         match &self.host {
             HostPorts::Random => None,
@@ -271,7 +269,7 @@ impl Spec {
             && container.len() != 1
         {
             return Err(format!(
-                "{} on the host are not as many as {} in the container",
+                "{} on the host are not as many ports as {} in the container",
                 Range(ports),
                 Range(&container)
             ));
@@ -289,7 +287,7 @@ impl Spec {
     }
 }
 
-/// The long form as it is written.
+/// The long form, with its values as texts.
 struct LongPort<'a> {
     target: Cow<'a, str>,
     /// Empty: Docker chooses.
@@ -317,7 +315,7 @@ impl<'a> LongPort<'a> {
                 "mode" | "name" | "app_protocol" => {
                     own_text(key, scalar)?;
                 }
-                _ => return Err(format!("it has no key \"{key}\"")),
+                _ => return Err(format!("a port has no key \"{key}\"")),
             }
         }
         let target = target.ok_or("it has no target:, the port of the container")?;
@@ -342,7 +340,7 @@ impl<'a> LongPort<'a> {
 }
 
 fn no_text(text: &str) -> String {
-    format!("{text} without quotes is no whole number")
+    format!("{text} without quotes is not a whole number")
 }
 
 fn own_text<'a>(key: &str, scalar: &'a Scalar) -> Result<&'a str, String> {
@@ -352,7 +350,7 @@ fn own_text<'a>(key: &str, scalar: &'a Scalar) -> Result<&'a str, String> {
     }
 }
 
-/// Of `target`, Compose makes a number, whether it is one or stands in quotes.
+/// Compose converts `target` to a number, with or without quotes.
 fn target_port(scalar: &Scalar) -> Result<Cow<'_, str>, String> {
     match scalar.resolve() {
         ScalarType::Integer(number) => Ok(number.to_string().into()),
@@ -366,7 +364,7 @@ fn target_port(scalar: &Scalar) -> Result<Cow<'_, str>, String> {
     }
 }
 
-/// Of `08080`, a whole number that is no integer, Compose says late that it will not do.
+/// Reads `published`. `08080` is a whole float in YAML: Compose refuses it only after it has merged all files.
 fn published_ports(scalar: &Scalar) -> Result<Cow<'_, str>, String> {
     match scalar.resolve() {
         ScalarType::Integer(number) => Ok(number.to_string().into()),
@@ -376,7 +374,7 @@ fn published_ports(scalar: &Scalar) -> Result<Cow<'_, str>, String> {
     }
 }
 
-/// Before the ports: in brackets, or without a colon.
+/// The address of the short form: IPv6 in brackets, IPv4 without.
 fn short_address(text: &str) -> Result<BindAddress, String> {
     let inner = text
         .strip_prefix('[')
@@ -389,15 +387,15 @@ fn short_address(text: &str) -> Result<BindAddress, String> {
     }
 }
 
-/// Of `host_ip`, which has no brackets.
+/// The address of `host_ip`, without brackets.
 fn long_address(text: &str) -> Result<BindAddress, String> {
     match text {
-        "" => Err("host_ip is empty: take it away, or write an address".to_owned()),
+        "" => Err("host_ip is empty: remove it, or write an address".to_owned()),
         text => parse_address(text),
     }
 }
 
-/// An address without brackets; none is every address.
+/// Parses an address without brackets. An empty text is every address.
 pub fn parse_address(text: &str) -> Result<BindAddress, String> {
     if text.is_empty() {
         return Ok(BindAddress::Every);
@@ -412,7 +410,7 @@ pub fn parse_address(text: &str) -> Result<BindAddress, String> {
     })
 }
 
-/// None is TCP.
+/// Parses a protocol. An empty text is TCP.
 fn parse_protocol(text: &str) -> Result<PortProtocol, String> {
     if text.is_empty() {
         return Ok(PortProtocol::Tcp);
@@ -431,7 +429,7 @@ fn range(text: &str) -> Result<RangeInclusive<u16>, String> {
         port.ok_or_else(|| format!("{text:?} is not a number from 0 to 65535"))
     };
     let mut ends = text.split('-');
-    // Docker reads no more of `8000-8002-8004` than the first two.
+    // Of `8000-8002-8004`, Docker reads only the first two ports.
     let first = ends.next().unwrap_or_default();
     let range = port(first)?..=port(ends.next().unwrap_or(first))?;
     if range.is_empty() {
@@ -466,7 +464,7 @@ fn on_loopback(node: &Node, address: BindAddress) -> Option<Fix> {
     Fix::scalar(node, scalar, &text)
 }
 
-/// Before variables were put in.
+/// The text before variables were replaced.
 fn written(scalar: &Scalar) -> Cow<'_, str> {
     match &scalar.reference {
         Some(reference) => Cow::Borrowed(&reference.written),
@@ -474,7 +472,7 @@ fn written(scalar: &Scalar) -> Cow<'_, str> {
     }
 }
 
-/// Between the colons, but for those in braces and brackets.
+/// Splits a text at its colons, except those in braces and brackets.
 fn pieces(text: &str) -> Vec<&str> {
     let mut depth = 0_usize;
     text.split(|character| {
@@ -488,8 +486,8 @@ fn pieces(text: &str) -> Vec<&str> {
     .collect()
 }
 
-/// Whether a variable's default or alternative has a colon: `${PORT:-127.0.0.1:8000}`. An address before
-/// it would be a second one for some values of the variable.
+/// Whether a variable's default or alternative has a colon: `${PORT:-127.0.0.1:8000}`. For some values of the variable,
+/// an address before it would be a second address.
 fn may_hold_address(host: &str) -> bool {
     let operators = [":-", ":+", ":?"];
     let without = |text: String, operator: &&str| text.replace(operator, "");
@@ -497,7 +495,7 @@ fn may_hold_address(host: &str) -> bool {
     rest.contains(':')
 }
 
-/// Numbers in base 60, as YAML 1.1 has them: `22:22` is 1342.
+/// The fix for a number in base 60 of YAML 1.1: `22:22` is 1342.
 fn quoted(node: &Node) -> Option<Fix> {
     let scalar = node.scalar()?;
     if scalar.style != ScalarStyle::Plain || scalar.reference.is_some() {

@@ -1,4 +1,4 @@
-//! The project around a service, as the rules ask about it.
+//! The project around a service, with the views of it that the rules need.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::proxies::{PROXIES, PROXY_NAMES, WEB, WEB_SERVERS};
 
-/// What the rules know of the other services.
+/// The services of a project, with its networks, volumes and reverse proxy.
 pub struct Project<'a> {
     pub services: Vec<ComposeService<'a>>,
     networks: ComposeNetworks<'a>,
@@ -53,14 +53,14 @@ impl<'a> Project<'a> {
         service.text("network_mode") == Some("host") || self.host_network(service).is_some()
     }
 
-    /// The network that is the host's, by its name in the project.
+    /// The project's name of the service's network that is the host's.
     pub fn host_network(&self, service: &ComposeService<'_>) -> Option<String> {
         let mut networks = self.networks.of(service).into_iter();
         let (name, _) = networks.find(|(_, network)| *network == ComposeNetwork::Host)?;
         Some(name)
     }
 
-    /// The ports that Docker does publish: not those of a service without a bridge of Docker's.
+    /// The ports that Docker publishes: none if the service has no bridge network.
     pub fn published<'b>(&self, service: &'b ComposeService<'_>) -> &'b [Port] {
         let networks = self.networks.of(service);
         let is_apart = |(_, network): &(String, ComposeNetwork)| *network == ComposeNetwork::Apart;
@@ -73,8 +73,8 @@ impl<'a> Project<'a> {
         }
     }
 
-    /// The reverse proxy that requests for this service come through: one of the project, or one that
-    /// its labels or variables speak to.
+    /// The reverse proxy in front of this service: a proxy of the project, or the proxy that the service's labels or
+    /// variables configure.
     pub fn proxy_of(&self, service: &ComposeService<'_>) -> Option<String> {
         if self.is_proxy(service) {
             return None;
@@ -106,7 +106,7 @@ impl<'a> Project<'a> {
     }
 }
 
-/// `driver_opts: {type: none, o: bind, device: /…}`.
+/// Volumes with `driver_opts: {type: none, o: bind, device: /…}`.
 fn bound(root: &Node) -> HashMap<&str, (&str, bool)> {
     let volumes = root.get("volumes").and_then(Node::mapping);
     let volumes = volumes.into_iter().flatten();
@@ -123,17 +123,17 @@ fn bound(root: &Node) -> HashMap<&str, (&str, bool)> {
         .collect()
 }
 
-/// Which proxy is told to route to the service.
+/// The proxy that the service's labels or variables configure.
 fn routed_by(service: &ComposeService<'_>) -> Option<&'static str> {
     let labels = service.labels();
     let has_label = |prefix: &str| labels.iter().any(|label| label.starts_with(prefix));
     if has_label("traefik.http.") {
-        return Some("Traefik, which its labels speak to");
+        return Some("Traefik, which its labels configure");
     }
     if labels.iter().any(|label| label == "caddy") {
-        return Some("Caddy, which its labels speak to");
+        return Some("Caddy, which its labels configure");
     }
     let is_virtual_host = |variable: &Variable<'_>| variable.name == "VIRTUAL_HOST";
     let has_virtual_host = service.environment.iter().any(is_virtual_host);
-    has_virtual_host.then_some("nginx-proxy, which its VIRTUAL_HOST speaks to")
+    has_virtual_host.then_some("nginx-proxy, which its VIRTUAL_HOST configures")
 }

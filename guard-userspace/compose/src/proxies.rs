@@ -1,9 +1,9 @@
-//! Reverse proxies, by the names that they go by.
+//! Recognises reverse proxies by the names of their images and services.
 
-/// The ports that the web is served on.
+/// The ports of HTTP and HTTPS.
 pub const WEB: [u16; 2] = [80, 443];
 
-/// Images that are nothing but reverse proxies.
+/// Images that are only reverse proxies.
 pub const PROXIES: [&str; 12] = [
     "traefik",
     "nginx-proxy",
@@ -19,7 +19,7 @@ pub const PROXIES: [&str; 12] = [
     "zoraxy",
 ];
 
-/// Images that are proxies where they serve the web.
+/// Images that count as proxies if they serve the web.
 pub const WEB_SERVERS: [&str; 7] = [
     "nginx",
     "nginx-unprivileged",
@@ -30,7 +30,7 @@ pub const WEB_SERVERS: [&str; 7] = [
     "angie",
 ];
 
-/// Names of services that are built here.
+/// Names of services that count as proxies if they have no image, but are built.
 pub const PROXY_NAMES: [&str; 8] = [
     "traefik",
     "nginx",

@@ -1,24 +1,27 @@
-//! The rules, and how grave what they find is.
+//! The rules, and the severities of their findings.
 
 use clap::ValueEnum;
 use serde::Serialize;
 
+/// The severity of a finding: how far an intruder gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Good to know
     Low,
-    /// To be looked at: it may be meant
+    /// Worth a check: it may be intended
     Medium,
-    /// An intruder gets further, or comes in
+    /// An intruder gets in, or gets further
     High,
     /// An intruder gets in without a password, or out of the container
     Critical,
 }
 
 impl Severity {
+    /// All severities, the highest first.
     pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Medium, Self::Low];
 
+    /// The name in JSON and text.
     pub fn name(self) -> &'static str {
         match self {
             Self::Low => "low",
@@ -28,6 +31,7 @@ impl Severity {
         }
     }
 
+    /// The next lower severity; the lowest stays.
     pub fn milder(self) -> Self {
         match self {
             Self::Critical => Self::High,
@@ -37,19 +41,23 @@ impl Severity {
     }
 }
 
-/// A row for each rule. A name, once released, is kept.
+/// A row for each rule. A released name never changes.
 macro_rules! rules {
     ($($rule:ident $name:literal $summary:literal)*) => {
+        /// A rule of the audit.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Rule { $($rule),* }
 
         impl Rule {
+            /// All rules.
             pub const ALL: &[Self] = &[$(Self::$rule),*];
 
+            /// The name in comments, JSON and text.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$rule => $name),* }
             }
 
+            /// What the rule looks for, in one sentence.
             pub fn summary(self) -> &'static str {
                 match self { $(Self::$rule => $summary),* }
             }
@@ -59,7 +67,7 @@ macro_rules! rules {
 
 rules! {
     DangerousPort "dangerous-port"
-        "A port is published that is known for a service which should not be reached from outside"
+        "A published port belongs to a service that should not be reached from outside"
     PublishedBesideProxy "published-beside-proxy"
         "A port is published although a reverse proxy stands in front of the service"
     EveryAddress "every-address"
@@ -67,11 +75,11 @@ rules! {
     PublicAddress "public-address"
         "A port is published on a public address of the host"
     Base60Port "base-60-port"
-        "A port without quotes is a number in base 60 for readers of YAML 1.1"
+        "YAML 1.1 parsers read a port without quotes as a number in base 60"
     HostNetwork "host-network"
-        "The container has the host's network"
+        "The container uses the host's network"
     HostNamespace "host-namespace"
-        "The container has the host's processes or memory"
+        "The container uses the host's process or IPC namespace"
     DockerSocket "docker-socket"
         "The container has the socket of Docker or another container engine"
     HostFiles "host-files"
@@ -79,11 +87,11 @@ rules! {
     Privileged "privileged"
         "The container is privileged"
     DangerousCapability "dangerous-capability"
-        "The container has a capability that weakens its border"
+        "The container has a capability that weakens its isolation"
     Unconfined "unconfined"
         "The container runs without seccomp, AppArmor or SELinux"
     SecretInEnvironment "secret-in-environment"
         "A secret is written in the environment"
     RunsAsRoot "runs-as-root"
-        "The container runs as root, or as whom its image says"
+        "The container runs as root, or as the user that its image sets"
 }

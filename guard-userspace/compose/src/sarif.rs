@@ -1,4 +1,4 @@
-//! SARIF 2.1.0, which code hosts show beside the lines of a change.
+//! Output as SARIF 2.1.0, which code hosts show beside the lines of a change.
 
 use std::path::{Component, Path};
 
@@ -9,6 +9,7 @@ use super::{
     rule::{Rule, Severity},
 };
 
+/// The findings and warnings as a SARIF 2.1.0 log (OASIS).
 pub fn sarif(findings: &[Printed], warnings: &[ComposeWarning]) -> Value {
     let rules: Vec<Value> = Rule::ALL.iter().map(|rule| described(*rule)).collect();
     let results: Vec<Value> = findings.iter().map(result).collect();
@@ -108,7 +109,7 @@ fn level(severity: Severity) -> &'static str {
     }
 }
 
-/// A path as a URI (RFC 3986): relative to the folder of the command, as it was named.
+/// A path as a URI (RFC 3986). A relative path stays relative to the folder of the command.
 fn uri(file: &str) -> String {
     let path = Path::new(file);
     let parts = path.components().filter_map(|component| match component {

@@ -1,4 +1,4 @@
-//! A service, as the rules ask about it.
+//! A service, with the views of it that the rules need.
 
 use indexmap::IndexMap;
 
@@ -19,21 +19,21 @@ pub struct ComposeService<'a> {
     pub ports: Vec<Port>,
     pub environment: Vec<Variable<'a>>,
     pub profiles: Vec<String>,
-    /// Rules whose findings are meant to be.
+    /// Rules whose findings the file accepts.
     pub accepted: Vec<Rule>,
 }
 
-/// Where a service says which findings are accepted.
+/// The key with the rules whose findings are accepted.
 const ACCEPT: &str = "x-guard-accept";
 
-/// A variable that a container is given.
+/// An environment variable of a container.
 pub struct Variable<'a> {
     pub name: String,
-    /// Where it begins.
+    /// The beginning of the entry.
     pub place: &'a Place,
     pub node: &'a Node,
     pub scalar: &'a Scalar,
-    /// `NAME=value` in one text, as a list has it.
+    /// Name and value are one text, `NAME=value`, in a list.
     pub is_assignment: bool,
 }
 
@@ -46,7 +46,7 @@ pub struct Mount<'a> {
 }
 
 impl<'a> ComposeService<'a> {
-    /// What cannot be judged for lack of variables is put into the warnings.
+    /// A port that needs variables which are not set is left out, with a warning.
     pub fn read(
         name: &'a str,
         entry: &'a MappingEntry,
@@ -88,7 +88,7 @@ impl<'a> ComposeService<'a> {
         Some(&self.node.get(key)?.scalar()?.text)
     }
 
-    /// Those of a list; none if it is no list.
+    /// The items of a list; none if the value is not a list.
     pub fn items(&self, key: &str) -> &'a [Node] {
         self.node.get(key).and_then(Node::sequence).unwrap_or(&[])
     }
@@ -143,8 +143,7 @@ fn names(node: &Node) -> Vec<String> {
     }
 }
 
-/// Whether Compose takes the ports of all services. What cannot be said for lack of variables is put into
-/// the warnings.
+/// Fails if Compose refuses a port of any service. A port that needs variables which are not set gives a warning.
 pub fn check_ports(root: &Node, warnings: &mut Vec<ComposeWarning>) -> Result<(), ComposeError> {
     let services = root.get("services").and_then(Node::mapping);
     for entry in services.into_iter().flat_map(IndexMap::values) {
@@ -203,7 +202,7 @@ fn environment(service: &Node) -> Vec<Variable<'_>> {
     by_name.into_values().collect()
 }
 
-/// By their names; `None`: its value is that of the process, whatever stood below.
+/// The variables by name. `None`: the value comes from the process, whatever an earlier file sets.
 fn variables(node: &Node) -> Vec<(String, Option<Variable<'_>>)> {
     match &node.value {
         Value::Mapping(mapping) => {
@@ -239,7 +238,7 @@ fn variables(node: &Node) -> Vec<(String, Option<Variable<'_>>)> {
     }
 }
 
-/// With the place in the container. `None` if it mounts nothing of the host's.
+/// A mount, with its path in the container. `None`: it mounts nothing of the host.
 fn mount(node: &Node) -> Option<(String, Mount<'_>)> {
     if node.is_reset() {
         return None;

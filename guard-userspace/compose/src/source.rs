@@ -1,4 +1,4 @@
-//! The texts that are read, and places in them.
+//! The texts of files, and places in them.
 
 use std::{
     fs::File,
@@ -12,17 +12,17 @@ use nix::fcntl::OFlag;
 
 use guard_text::Lines;
 
-/// More than any file that a person wrote.
+/// Larger than any file that a person writes.
 const MAX_BYTES: u64 = 1 << 20;
 
 pub const STANDARD_INPUT: &str = "-";
 
-/// What is wrong, and where.
+/// A problem, with its file and line.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{}{problem}", location(file, *line))]
 pub struct ComposeError {
     pub file: String,
-    /// `None`: the file as a whole.
+    /// `None`: the problem is about the whole file.
     pub line: Option<usize>,
     pub problem: String,
 }
@@ -35,6 +35,7 @@ fn location(file: &str, line: Option<usize>) -> String {
 }
 
 impl ComposeError {
+    /// A problem of a file as a whole.
     pub fn of_file(path: &Path, problem: impl Into<String>) -> Self {
         Self {
             file: path.display().to_string(),
@@ -60,7 +61,10 @@ impl SourceFile {
         })
     }
 
-    /// Not more than a file may have is read, whatever stands behind the path.
+    /// Reads a file, at most to the size limit.
+    ///
+    /// # Errors
+    /// The file cannot be read, is a folder, pipe or device, is too large, is not UTF-8, or has a lone CR.
     pub fn read(path: &Path) -> Result<Arc<Self>, ComposeError> {
         let refused = |problem: String| ComposeError::of_file(path, problem);
         let unreadable = |error: std::io::Error| refused(format!("cannot be read: {error}"));
@@ -72,13 +76,13 @@ impl SourceFile {
             let problem = "is a pipe or a device, not a file: write - to read standard input";
             return Err(refused(problem.to_owned()));
         }
-        // A pipe that has come into its place would wait for its writer.
+        // If a pipe has replaced the file since the check, a blocking open would wait for a writer.
         let mut options = File::options();
         let options = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
         Self::read_from(path, options.open(path).map_err(unreadable)?)
     }
 
-    /// `-`, as `docker compose -f -` has it.
+    /// Reads `-`, as in `docker compose -f -`.
     pub fn read_standard_input() -> Result<Arc<Self>, ComposeError> {
         Self::read_from(Path::new(STANDARD_INPUT), io::stdin().lock())
     }
@@ -104,14 +108,12 @@ impl SourceFile {
         })?;
         let source = Self::new(path, text);
         match source.lone_return() {
-            Some(place) => {
-                Err(place.error("has a carriage return inside: end lines as Unix or Windows does"))
-            }
+            Some(place) => Err(place.error("has a CR inside a line: end lines with LF or CR LF")),
             None => Ok(source),
         }
     }
 
-    /// A line end of YAML's that nobody else counts.
+    /// The first CR without LF. YAML counts it as a line end, and editors do not.
     fn lone_return(self: &Arc<Self>) -> Option<Place> {
         let mut returns = self.text.match_indices('\r');
         let (offset, _) = returns.find(|(offset, _)| !self.text[offset + 1..].starts_with('\n'))?;
@@ -122,12 +124,12 @@ impl SourceFile {
         self.path.display().to_string()
     }
 
-    /// Counted from 1.
+    /// The line of an offset, counted from 1.
     pub fn line(&self, offset: usize) -> usize {
         self.lines.line(offset)
     }
 
-    /// In characters, counted from 1.
+    /// The column of an offset, in characters, counted from 1.
     pub fn column(&self, offset: usize) -> usize {
         let before = &self.text[self.line_start(offset)..offset];
         before.chars().count() + 1
@@ -137,14 +139,14 @@ impl SourceFile {
         self.text[..offset].rfind('\n').map_or(0, |end| end + 1)
     }
 
-    /// Behind the line's end.
+    /// The offset after the line's LF.
     pub fn line_end(&self, offset: usize) -> usize {
         let rest = &self.text[offset..];
         rest.find('\n')
             .map_or(self.text.len(), |end| offset + end + 1)
     }
 
-    /// The first word from an offset on that is in no comment.
+    /// The offset of the first word at or after an offset, outside of comments.
     pub fn next_word(&self, offset: usize) -> usize {
         let mut rest = self.text[offset..].trim_start();
         while rest.starts_with('#') {
@@ -163,7 +165,7 @@ impl SourceFile {
         }
     }
 
-    /// The border of a character at an offset, or before it.
+    /// The character boundary at an offset, or the last before it.
     fn border(&self, offset: usize) -> usize {
         let offset = offset.min(self.text.len());
         let mut offsets = (0..=offset).rev();
@@ -173,7 +175,7 @@ impl SourceFile {
     }
 }
 
-/// A stretch of a text, in bytes, on borders of characters.
+/// A range of a text, in bytes, on character boundaries.
 #[derive(Clone)]
 pub struct Place {
     pub source: Arc<SourceFile>,
@@ -194,7 +196,7 @@ impl Place {
         &self.source.text[self.start..self.end]
     }
 
-    /// What stands before it in its line.
+    /// The text before it in its line.
     pub fn before(&self) -> &str {
         &self.source.text[self.source.line_start(self.start)..self.start]
     }

@@ -1,4 +1,4 @@
-//! YAML 1.2 as a tree whose every node knows where it is written. Knows nothing of Compose but its tags.
+//! Parses YAML 1.2 into a tree whose nodes have their places. Of Compose, it knows only the tags.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -10,18 +10,18 @@ use super::{
     source::{ComposeError, Place, SourceFile},
 };
 
-/// How deep collections may nest, those behind aliases included.
+/// The deepest nesting of collections, including those behind aliases.
 const MAX_DEPTH: usize = 64;
 
-/// How much all files together may hold, aliases, merges and `extends` written out.
+/// The most nodes of all files together, with aliases, merges and `extends` written out.
 const MAX_NODES: usize = 100_000;
 
-/// So many bytes of text count as a node more.
+/// This many bytes of text count as one more node.
 const BYTES_PER_NODE: usize = 256;
 
 #[derive(Clone)]
 pub struct Node {
-    /// Of an alias, the place that it stands for.
+    /// Where the value is written: for an alias, the place of the anchor's value.
     pub place: Place,
     pub value: Value,
     pub tag: Option<Tag>,
@@ -49,32 +49,32 @@ pub struct MappingEntry {
 pub struct Scalar {
     pub text: String,
     pub style: ScalarStyle,
-    /// Of a text that names variables.
+    /// The facts of a text that names variables.
     pub reference: Option<Box<Reference>>,
-    /// `!!str` or another type of YAML's, which counts before the style.
+    /// `!!str` or another YAML type tag, which overrides the style.
     pub tagged: Option<CoreType>,
 }
 
-/// What a tag says that a scalar is.
+/// The type that a tag gives to a scalar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CoreType {
     Text,
     Other,
 }
 
-/// What a scalar is to Compose's reader of YAML.
+/// The type of a scalar for Compose's YAML parser.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ScalarType {
     Text,
     Integer(i64),
     Float(f64),
-    /// True, false or a date.
+    /// A boolean or a date.
     Other,
 }
 
 impl Scalar {
-    /// What stands without quotes may be a number: `0o17`, `017`, `0xf`, `0b1111` and `1_5` are fifteen, and
-    /// `08` is a float, since it is no octal number.
+    /// A scalar without quotes may be a number: `0o17`, `017`, `0xf`, `0b1111` and `1_5` are 15. `08` is a float, since
+    /// it is no octal number.
     pub fn resolve(&self) -> ScalarType {
         let is_plain = match self.tagged {
             Some(CoreType::Text) => false,
@@ -100,7 +100,7 @@ impl Scalar {
         }
     }
 
-    /// Its text, or its number with the digits that Docker is told.
+    /// Its text, or its number in decimal, as Docker receives it.
     pub fn decimal(&self) -> Cow<'_, str> {
         match self.resolve() {
             ScalarType::Integer(number) => Cow::Owned(number.to_string()),
@@ -109,14 +109,14 @@ impl Scalar {
     }
 }
 
-/// What Compose does with a value when files are merged.
+/// Compose's tags for merging a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tag {
     Reset,
     Override,
 }
 
-/// What may still be built, so that no file takes all memory.
+/// The number of nodes that may still be built, so that no file uses all memory.
 pub struct NodeBudget(usize);
 
 impl Default for NodeBudget {
@@ -130,7 +130,7 @@ impl NodeBudget {
         let Self(left) = self;
         *left = left.checked_sub(size).ok_or_else(|| {
             place.error(format!(
-                "is too much: with aliases and extends written out, more than {MAX_NODES} values"
+                "is too large: with aliases and extends written out, more than {MAX_NODES} values"
             ))
         })?;
         Ok(())
@@ -147,7 +147,7 @@ impl Node {
         }
     }
 
-    /// Inside of what is tagged `!override`, Compose looks for no tags.
+    /// Inside a node with the tag `!override`, Compose ignores tags.
     fn clear_tags(&mut self) {
         let clear = |node: &mut Self| {
             node.tag = None;
@@ -189,7 +189,7 @@ impl Node {
         }
     }
 
-    /// What stands at a key of a mapping; what is reset or null does not stand there.
+    /// The entry at a key of a mapping. A null value, or one with the tag `!reset`, counts as absent.
     pub fn entry(&self, key: &str) -> Option<&MappingEntry> {
         let entry = self.mapping()?.get(key)?;
         let is_there = !entry.node.is_reset() && !matches!(entry.node.value, Value::Null);
@@ -200,7 +200,7 @@ impl Node {
         Some(&self.entry(key)?.node)
     }
 
-    /// The end of its last word, in its own text.
+    /// The offset after its last word, in its own file.
     pub fn end(&self) -> usize {
         let inside =
             |place: &Place| place.is_in(&self.place.source) && place.start >= self.place.start;
@@ -222,7 +222,7 @@ impl Node {
         ends.unwrap_or(self.place.end).max(self.place.end)
     }
 
-    /// What it takes of the [`NodeBudget`].
+    /// The number of nodes that it charges to the [`NodeBudget`].
     pub fn size(&self) -> usize {
         1 + match &self.value {
             Value::Null => 0,
@@ -244,7 +244,7 @@ impl Node {
     }
 }
 
-/// The documents of a text, without those that are empty.
+/// Parses the documents of a text, and leaves out empty ones.
 pub fn parse(source: &Arc<SourceFile>, budget: &mut NodeBudget) -> Result<Vec<Node>, ComposeError> {
     let options = granit_parser::options! {
         emit_comments: false,
@@ -272,9 +272,9 @@ pub fn parse(source: &Arc<SourceFile>, budget: &mut NodeBudget) -> Result<Vec<No
 struct Builder<'a> {
     source: &'a Arc<SourceFile>,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
-    /// What each anchor stands for, with its depth.
+    /// The node of each anchor, with its depth.
     anchors: HashMap<usize, (Node, usize)>,
-    /// How many flow collections are open.
+    /// The number of open flow collections.
     flows: usize,
     budget: &'a mut NodeBudget,
 }
@@ -353,7 +353,7 @@ impl<'a> Builder<'a> {
     fn alias(&mut self, anchor: usize, place: &Place, depth: usize) -> Result<Node, ComposeError> {
         let Some((node, nested)) = self.anchors.get(&anchor) else {
             let alias = &self.source.text[place.start..place.end];
-            return Err(place.error(format!("{alias} stands for what it is part of")));
+            return Err(place.error(format!("{alias} refers to a value that it is part of")));
         };
         if depth + nested > MAX_DEPTH {
             return Err(place.error(TOO_DEEP));
@@ -382,7 +382,7 @@ impl<'a> Builder<'a> {
         Ok(Value::Sequence(items))
     }
 
-    /// Brackets and braces belong to what stands between them.
+    /// Extends a flow collection's place to its closing bracket or brace.
     fn close(&self, style: StructureStyle, place: &mut Place, span: &Span) {
         if style == StructureStyle::Flow {
             place.end = self.place(span).end;
@@ -423,7 +423,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Where the `|` or `>` stands whose text begins at a place.
+/// The offset of the `|` or `>` of the block scalar whose text begins at a place.
 fn block_header(content: &Place) -> Option<usize> {
     let text = &content.source.text;
     let before = text[..content.source.line_start(content.start)].trim_end();
@@ -440,7 +440,7 @@ fn block_header(content: &Place) -> Option<usize> {
 
 const TOO_DEEP: &str = "is nested too deep: more than 64 levels";
 
-/// What is usually meant where the parser stops.
+/// A hint about the usual mistake at the place where the parser stops.
 fn hint(place: &Place) -> &'static str {
     let line = &place.source.text[place.source.line_start(place.start)..];
     let indent = line.trim_start_matches([' ', '\t']);
@@ -455,7 +455,7 @@ fn scalar(text: String, style: ScalarStyle, tag: Option<&RawTag>) -> Value {
     let is_null = matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL");
     let is_text = tag.and_then(RawTag::core_suffix) == Some("str");
     let tagged = tag.map(|tag| match tag.core_suffix() {
-        // Behind a tag of Compose's own, YAML has texts.
+        // A scalar with one of Compose's own tags is a text.
         None | Some("str") => CoreType::Text,
         Some(_) => CoreType::Other,
     });
@@ -483,13 +483,15 @@ fn insert(mapping: &mut Mapping, key: Node, node: Node) -> Result<(), ComposeErr
         Value::Scalar(Scalar { text, .. }) => text,
         Value::Null => String::new(),
         Value::Sequence(_) | Value::Mapping(_) => {
-            return Err(key.place.error("a key is text, not a list or a mapping"));
+            return Err(key
+                .place
+                .error("a key must be text, not a list or a mapping"));
         }
     };
     match mapping.entry(text) {
         Entry::Occupied(first) => {
             let (name, line) = (first.key(), first.get().key.line());
-            let problem = format!("\"{name}\" is already in line {line}: a key stands once");
+            let problem = format!("\"{name}\" is already in line {line}: use each key once");
             Err(key.place.error(problem))
         }
         Entry::Vacant(vacant) => {
@@ -507,7 +509,7 @@ fn is_merge(key: &Node) -> bool {
     scalar.is_some_and(|scalar| scalar.text == "<<" && scalar.style == ScalarStyle::Plain)
 }
 
-/// `<<`: what the mapping does not say itself, the earlier of several first.
+/// `<<`: adds the keys that the mapping does not have. Of several mappings, the earlier one decides.
 fn merge_key(mapping: &mut Mapping, node: Node) -> Result<(), ComposeError> {
     match node.value {
         Value::Null => Ok(()),
@@ -528,7 +530,7 @@ fn merge_key(mapping: &mut Mapping, node: Node) -> Result<(), ComposeError> {
     }
 }
 
-/// Without underscores and capitals.
+/// Parses an integer from lower-case text without underscores.
 fn integer(text: &str) -> Option<i64> {
     let (sign, digits) = match text.strip_prefix(['+', '-']) {
         Some(digits) => (if text.starts_with('-') { -1 } else { 1 }, digits),
@@ -546,13 +548,13 @@ fn integer(text: &str) -> Option<i64> {
     Some(sign * i64::from_str_radix(digits, base).ok()?)
 }
 
-/// The spellings of true and false in YAML 1.2.
+/// Whether the text is a spelling of true or false in YAML 1.2.
 fn is_truth(text: &str) -> bool {
     let words = ["true", "True", "TRUE", "false", "False", "FALSE"];
     words.contains(&text)
 }
 
-/// `2024-01-31`, with a time or without.
+/// Whether the text is a date such as `2024-01-31`, with or without a time.
 fn is_date(text: &str) -> bool {
     let date = text.split(['T', 't', ' ']).next().unwrap_or_default();
     let parts: Vec<&str> = date.split('-').collect();
@@ -561,7 +563,7 @@ fn is_date(text: &str) -> bool {
     matches!(lengths.as_slice(), [4, 1..=2, 1..=2]) && parts.iter().all(is_number)
 }
 
-/// What Compose takes for true.
+/// Whether Compose reads the text as true.
 pub fn is_true(text: &str) -> bool {
     ["true", "yes", "y", "on", "1"].contains(&text.to_ascii_lowercase().as_str())
 }

@@ -1,9 +1,8 @@
 //! `guard-compose` on compose files as people write them.
 //!
-//! Each file or folder of `tests/compose` is a project. A comment `#!` at the end of a line says what is
-//! found in that line, and nothing else is found in the project: `#! high every-address, low runs-as-root`.
-//! Those of `tests/compose/broken` are refused: `#! error: ` stands in the line that is named, with words
-//! of the error.
+//! Each file or folder of `tests/compose` is a project. A comment `#!` at the end of a line lists the findings of that
+//! line, and the project has no others: `#! high every-address, low runs-as-root`. Projects in `tests/compose/broken`
+//! are refused: `#! error: ` is in the line that the error names, with words of the error.
 
 mod fixtures;
 
@@ -31,7 +30,7 @@ fn run_files(files: Vec<PathBuf>) -> Result<ComposeReport, ComposeError> {
     })
 }
 
-/// Of the whole folder.
+/// The files of the whole folder.
 fn sources(project: &Path) -> Vec<PathBuf> {
     match project.is_file() {
         true => vec![project.to_owned()],
@@ -92,7 +91,7 @@ fn every_file_has_the_findings_that_its_comments_say_and_no_others() {
 }
 
 #[test]
-fn what_is_refused_is_named_with_its_line() {
+fn a_refusal_names_its_line() {
     let projects = projects(&corpus().join("broken"));
     assert!(projects.len() >= 10, "{projects:?}");
     for project in projects {
@@ -101,7 +100,10 @@ fn what_is_refused_is_named_with_its_line() {
         };
         let comments = comments(&project);
         let [(file, line, words)] = comments.as_slice() else {
-            panic!("{}: one line is wrong", project.display());
+            panic!(
+                "{}: a refused project has exactly one `#! error` line",
+                project.display()
+            );
         };
         let words = words.strip_prefix("error: ").unwrap();
         assert!(error.problem.contains(words), "{error}");
@@ -114,7 +116,7 @@ fn what_is_refused_is_named_with_its_line() {
     }
 }
 
-/// How often each rule is found in each service.
+/// The number of findings of each rule in each service.
 fn counts(report: &ComposeReport) -> BTreeMap<(String, &'static str), usize> {
     let mut counts = BTreeMap::new();
     for finding in &report.findings {
@@ -150,7 +152,7 @@ fn a_finding_is_gone_once_its_fix_is_made_and_nothing_else_has_come() {
                 let left = after.get(&key).copied().unwrap_or_default();
                 assert!(left < before[&key], "{service} still has it: {says}");
             }
-            // Off the host's network, a service publishes what it lists.
+            // Once a service is not on the host's network, its listed ports are published.
             if finding.rule != Rule::HostNetwork {
                 for (key, count) in &after {
                     assert!(before.get(key) >= Some(count), "{key:?} came: {says}");
@@ -162,7 +164,7 @@ fn a_finding_is_gone_once_its_fix_is_made_and_nothing_else_has_come() {
     assert!(fixed > 100, "{fixed}");
 }
 
-/// The text with what an edit says in lines and columns.
+/// Applies an edit to a text by its lines and columns.
 fn edited(text: &str, edit: &Edit) -> String {
     let offset = |line: usize, column: usize| {
         let lines = text.split_inclusive('\n');
@@ -247,7 +249,7 @@ impl Copy {
     }
 }
 
-/// The first file of each project, to be spoilt.
+/// Calls `spoil` with the first file of each project.
 fn spoilt(mut spoil: impl FnMut(&Path, &File, &[u8])) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("compose.yaml");
@@ -284,7 +286,7 @@ fn a_file_with_a_byte_changed_gives_findings_or_an_error() {
     });
 }
 
-/// No line is named that is not there, a change having made one at most.
+/// The findings or the error name only lines that exist. A change adds at most one line.
 fn whole_or_refused(file: &Path, original: &[u8]) {
     let lines = original.iter().filter(|byte| **byte == b'\n').count() + 2;
     match run(file) {
@@ -303,7 +305,7 @@ fn whole_or_refused(file: &Path, original: &[u8]) {
     }
 }
 
-/// What people and their tools do to lines.
+/// Changes lines as people and their tools do.
 fn mutated(random: &mut fastrand::Rng, text: &str, other: &str) -> String {
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
     let words: Vec<&str> = text.split(' ').chain(other.split(' ')).collect();
@@ -354,7 +356,7 @@ fn lines_of_a_spoilt_file_are_where_the_findings_say_and_fixes_still_mend_them()
     let mut judged = 0;
     for text in texts.iter().cycle().take(texts.len() * rounds) {
         let other = random.choice(&texts).unwrap();
-        // Above itself, every value is another's.
+        // The upper file is another project's, or this one's own, which sets every value once more.
         let above = random.choice([other, text]).unwrap();
         let files = paths[..random.usize(1..=2)].to_vec();
         let texts = [text, above].map(|text| mutated(&mut random, text, other));
@@ -375,7 +377,7 @@ fn lines_of_a_spoilt_file_are_where_the_findings_say_and_fixes_still_mend_them()
                 named.is_some_and(|c| !c.is_whitespace() && c != '#'),
                 "{printed:?}\n{texts:?}"
             );
-            // Below one of two for the same thing, the other counts.
+            // If two lines set the same value, a change of one may have no effect.
             let is_twice = texts.len() > 1 || text.matches(line.trim()).count() > 1;
             let (Some(fixed), Some(path)) = (finding.fixed(), finding.fix_path()) else {
                 continue;
@@ -418,7 +420,7 @@ fn malicious_files_are_refused() {
         let aliases = vec![format!("*x{}", level - 1); 10].join(", ");
         laughs.push_str(&format!("x{level}: &x{level} [{aliases}]\n"));
     }
-    assert!(refused(&laughs).problem.contains("too much"));
+    assert!(refused(&laughs).problem.contains("too large"));
     let mut merges = String::from("x0: &x0 {a: b}\n");
     for level in 1..200 {
         merges.push_str(&format!(
@@ -460,7 +462,7 @@ fn malicious_files_are_refused() {
 }
 
 #[test]
-fn what_is_no_file_is_refused() {
+fn a_path_that_is_not_a_file_is_refused() {
     for (path, words) in [
         ("/dev/zero", "not a file"),
         ("/", "folder"),
@@ -558,19 +560,19 @@ fn the_exit_code_follows_the_level_and_errors_are_one_line() {
         (
             &["invoice.yaml"],
             1,
-            "guard-compose: 3 findings are medium or graver",
+            "guard-compose: 3 findings have the severity medium or higher",
         ),
         (&["invoice.yaml", "--level", "critical"], 0, ""),
         (
             &["windows.yaml", "--level", "critical"],
             1,
-            "guard-compose: 1 finding is critical or graver",
+            "guard-compose: 1 finding has the severity critical or higher",
         ),
         (&["nextcloud.yaml"], 0, ""),
         (
             &["nextcloud.yaml", "--level", "low"],
             1,
-            "guard-compose: 3 findings are low or graver",
+            "guard-compose: 3 findings have the severity low or higher",
         ),
         (
             &["broken/quote.yaml"],
@@ -677,13 +679,13 @@ fn a_file_that_compose_would_put_on_top_is_named_if_it_was_not_read() {
         "compose.override.yaml",
         "compose.override.yml",
     ] {
-        // Of several, Compose takes the one that comes first in its own list.
+        // Of several files, Compose reads the first of its own list.
         let beside = write(name, over);
         let found = warnings(&[&compose]);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].starts_with(name), "{found:?}");
         assert_eq!(warnings(&[&compose, &beside]), [""; 0]);
-        // Compose reads only that file if another one is named.
+        // If another file is named, Compose reads only that file.
         assert_eq!(warnings(&[&other]), [""; 0]);
     }
 }

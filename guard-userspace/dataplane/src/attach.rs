@@ -34,13 +34,13 @@ pub struct TakenOff {
 /// An interface, and the program that this agent has put in force on it.
 pub struct Attachment {
     pub(super) state: InterfaceState,
-    /// The kernel's number of it. `None`: what an agent before this one left, or nothing.
+    /// The kernel's id of that program. `None`: the program of an earlier agent, or none.
     program: Option<u32>,
     mode: XdpMode,
 }
 
 impl Attachment {
-    /// Nothing changes yet.
+    /// An interface on which this agent has put no program in force yet.
     pub(super) fn of(state: InterfaceState) -> Self {
         Self {
             state,
@@ -49,8 +49,8 @@ impl Attachment {
         }
     }
 
-    /// Whether the program that the interface has is the one that the pinned link holds: then another is
-    /// put in its place in one step, which nothing else on the interface can refuse.
+    /// Whether the interface has the program that the pinned link holds. Then a swap replaces it in one step, which no
+    /// other program on the interface can prevent.
     pub fn is_on(&self, found: Option<XdpState>) -> bool {
         let pins = &self.state.pins;
         let held = own_link(pins).ok().flatten();
@@ -58,18 +58,19 @@ impl Attachment {
         held.is_some() && held == found.map(|found| found.program_id)
     }
 
-    /// The index of the interface that the pinned link is attached to. `None`: it is gone, or there is no link.
+    /// The index of the interface to which the pinned link is attached. `None`: the interface is gone, or there is no
+    /// link.
     pub fn index(&self) -> Option<u32> {
         let (_, pins) = own_link(&self.state.pins).ok().flatten()?;
         link_info::interface_of(&pins.path(LINK)).ok().flatten()
     }
 
-    /// Whether the link is where an agent after this one, and who takes the guard off, will look for it.
+    /// Whether the link is pinned, where the next agent and `guard detach` look for it.
     pub fn is_pinned(&self) -> bool {
         self.state.pins.has(LINK)
     }
 
-    /// Pins again what somebody has removed by hand, so that it goes on as it was.
+    /// Pins maps again whose pins were removed by hand.
     pub fn restore_pins(&self) -> Result<(), AttachError> {
         Ok(self.state.restore_pins()?)
     }
@@ -79,35 +80,40 @@ impl Attachment {
         self.state.pins.interface()
     }
 
-    /// The interface is called so by now. Its pins stay where they are.
+    /// Sets the name that the interface has at this moment. Its pins stay where they are.
     pub fn set_interface(&mut self, name: &str) {
         self.state.pins.set_interface(name);
     }
 
+    /// The pins of the interface.
     pub fn pins(&self) -> &Pins {
         &self.state.pins
     }
 
-    /// Its row in the tables that are kept for each interface.
+    /// The row of the interface in the tables per interface.
     pub fn row(&self) -> u32 {
         self.state.row()
     }
 
+    /// The state for readers of the pins.
     pub fn about(&self) -> Result<AboutInterface, StateError> {
         Ok(self.state.about()?)
     }
 
+    /// Native or generic XDP.
     pub fn mode(&self) -> XdpMode {
         self.mode
     }
 
-    /// The kernel's number of the program that this agent has put in force here.
+    /// The kernel's id of the program that this agent has put in force here.
     pub fn program_id(&self) -> Option<u32> {
         self.program
     }
 
+    /// Fails unless a program can be attached.
+    ///
     /// # Errors
-    /// If the interface has somebody else's program, which `force` does not take off.
+    /// The interface has a program of other software, and `force` does not allow to detach it.
     pub fn require_free(&self, found: Option<XdpState>, force: Force) -> Result<(), AttachError> {
         let pins = &self.state.pins;
         match found {
@@ -118,11 +124,12 @@ impl Attachment {
         }
     }
 
-    /// Takes the program off the interface, and leaves its state for when it is put back. `found` is what is on the
-    /// interface at this moment; `ours` are the generations that this agent has loaded. `None`: it is not this guard's.
+    /// Detaches the program from the interface, and keeps its state so that it can be attached again. `found`: the
+    /// program on the interface at this moment; `ours`: the generations that this agent has loaded. Returns `None` if
+    /// the program is not of this guard.
     ///
     /// # Errors
-    /// The program is still there.
+    /// The program is still attached.
     pub(super) fn take_off<'a>(
         &mut self,
         found: Option<XdpState>,
@@ -139,8 +146,8 @@ impl Attachment {
         Ok(taken_off)
     }
 
-    /// A program that this agent has loaded, or one before it. The kernel opens others' programs for CAP_SYS_ADMIN
-    /// alone, which an agent has while it starts.
+    /// Opens a program that this agent or an earlier one has loaded. To open a program of another process needs
+    /// CAP_SYS_ADMIN, which an agent has while it starts.
     fn open_program<'a>(
         &self,
         id: u32,
@@ -148,7 +155,7 @@ impl Attachment {
     ) -> Result<OwnedFd, AttachError> {
         let failed = |error: &dyn std::fmt::Display| AttachError::Link {
             interface: self.interface().to_owned(),
-            reason: format!("program {id} cannot be kept to be put back: {error}"),
+            reason: format!("program {id} cannot be opened to be attached again later: {error}"),
         };
         let is_meant =
             |generation: &&Generation| generation.program_id().is_ok_and(|own| own == id);
@@ -165,21 +172,21 @@ impl Attachment {
         program.map_err(|error| failed(&error))
     }
 
-    /// Puts a program back where it was.
+    /// Attaches a detached program again.
     ///
     /// # Errors
-    /// The interface has no program of this guard.
+    /// The program could not be attached, or its link not be pinned: the interface has no program of this guard.
     pub fn restore(&self, interface: u32, taken_off: &TakenOff) -> Result<(), AttachError> {
         let TakenOff { program, native } = taken_off;
         let link = sys::link_xdp(program.as_fd(), interface, *native);
         let pinned = link.and_then(|link| sys::pin(&self.state.pins.path(LINK), link.as_fd()));
         pinned.map_err(|error| AttachError::Link {
             interface: self.interface().to_owned(),
-            reason: format!("its program cannot be put back: {error}"),
+            reason: format!("its program cannot be attached again: {error}"),
         })
     }
 
-    /// Records the flows of this host on the interface's way out, if the policy of a generation needs them.
+    /// Attaches the egress program, which records flows of this host, if the policy of a generation needs them.
     pub(super) fn record_flows(&mut self, generation: &mut Generation) -> Result<(), AttachError> {
         if !generation.tables().uses(feature::FLOWS) {
             return Ok(());
@@ -189,13 +196,13 @@ impl Attachment {
         Ok(self.state.set_about(&about).map_err(StateError::from)?)
     }
 
-    /// Puts a generation in force, in one atomic step.
+    /// Puts a generation in force on the interface, in one atomic step.
     ///
-    /// `found` is what is on the interface at this moment. The second value says why the driver did not
-    /// take the program, if it did not: the caller must tell, since the generic path is slow.
+    /// `found`: the programs on the interface at this moment. Returns why the program could not be attached in the
+    /// driver, if so: the caller must report it, since the generic path is slow.
     ///
     /// # Errors
-    /// What it had before stays in force.
+    /// The program before it stays in force.
     pub(super) fn put(
         &mut self,
         generation: &mut Generation,
@@ -219,7 +226,7 @@ impl Attachment {
         Ok(refusal)
     }
 
-    /// Says to readers of the pins whether only a policy on trial guards the interface.
+    /// Stores for readers of the pins whether only a policy on trial guards the interface.
     pub(super) fn set_only_on_trial(&mut self, only_on_trial: bool) -> Result<(), AttachError> {
         let about = AboutInterface {
             only_on_trial: u8::from(only_on_trial),
@@ -228,17 +235,17 @@ impl Attachment {
         Ok(self.state.set_about(&about).map_err(StateError::from)?)
     }
 
-    /// Leaves the flows of this host to the generation that goes on here, after another was refused. What fails is put
-    /// right by the next one.
+    /// Leaves the flows of this host to the generation that stays in force here, after another was refused. An error is
+    /// ignored: the next generation attaches again.
     pub(super) fn take_back_flows(&mut self, goes_on: Option<&mut Generation>) {
         match goes_on {
             Some(generation) if generation.tables().uses(feature::FLOWS) => {
                 let _result = self.record_flows(generation);
             }
             Some(_) => self.forget_flows(),
-            // Nothing was judged before: flows of nobody need not be recorded.
+            // No program is attached, so no flows need to be recorded.
             None if !self.is_pinned() => self.forget_flows(),
-            // What an agent before this one left goes on.
+            // The programs of an earlier agent stay in force.
             None => {}
         }
     }
@@ -250,14 +257,17 @@ impl Attachment {
         }
     }
 
-    /// Takes the programs off the interface, and leaves nothing of it in the kernel. Its row is left to
+    /// Detaches the programs from the interface, and removes its state from the kernel. The caller frees its row with
     /// [`Dataplane::leave`](super::Dataplane::leave).
+    ///
+    /// # Errors
+    /// A program is still attached.
     pub fn detach(self) -> Result<(), AttachError> {
         remove_interface(&self.state.pins)
     }
 }
 
-/// The kernel's numbers of the programs that pinned links hold, of interfaces of every layout below this root.
+/// The ids of the programs that pinned links hold, of interfaces of every layout below this root.
 pub(super) fn linked(root: &Path) -> Result<std::collections::BTreeSet<u32>, AttachError> {
     let found = Pins::existing(root)?;
     Ok(found.iter().filter_map(pinned_program).collect())

@@ -1,4 +1,5 @@
-//! Reads and writes many entries of a map in one system call: a deny list of a hundred thousand, or all counters.
+//! Reads and writes many entries of a map in one system call, for deny lists of a hundred thousand entries and for all
+//! counters.
 
 use std::{
     io,
@@ -18,24 +19,24 @@ use nix::libc;
 
 use super::{LoadError, sys};
 
-/// The entries that are written in one call. The kernel holds no lock over all of them.
+/// The number of entries that are written in one call. The kernel holds no lock for the whole call.
 const WRITTEN_AT_ONCE: usize = 1 << 12;
 
-/// The bytes that are read in one call, roughly.
+/// The approximate number of bytes that are read in one call.
 const READ_AT_ONCE: usize = 1 << 18;
 
-/// The kernel gives each CPU's value this alignment.
+/// The alignment of each CPU's value in the kernel, in bytes.
 const ALIGNMENT: usize = 8;
 
-/// Of `union bpf_attr`, what these commands read and write.
+/// The fields of `union bpf_attr` that the batch commands read and write.
 #[repr(C)]
 struct BatchAttributes {
-    /// Where the keys start: behind this one. Null: at the first.
+    /// A pointer to the key after which the batch starts; null: it starts at the first key.
     after: u64,
     last: u64,
     keys: u64,
     values: u64,
-    /// How many there is room for; then, how many were done.
+    /// In: the number of entries that fit. Out: the number that were processed.
     count: u32,
     map: u32,
     entry_flags: u64,
@@ -45,7 +46,7 @@ struct BatchAttributes {
 /// Inserts or replaces entries of a hash, or replaces entries of an array, whose keys are words.
 ///
 /// # Errors
-/// As inserting them one by one: those before the failing entry are in the map.
+/// An entry cannot be written. Those before it are in the map.
 pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result<(), LoadError> {
     let (Map::HashMap(data) | Map::Array(data)) = map else {
         return Err(LoadError::Incomplete("hash"));
@@ -63,8 +64,8 @@ pub fn insert<K: Pod, V: Pod>(map: &mut Map, keys: &[K], values: &[V]) -> Result
             entry_flags: 0,
             flags: 0,
         };
-        // SAFETY: the attributes are those of the command. Both slices are as long as it says at least,
-        // and their entries have the map's sizes.
+        // SAFETY: the attributes have the layout of the command. Both slices have at least `count` entries, of the
+        // map's sizes.
         let done = unsafe { sys::bpf(sys::UPDATE_BATCH, &mut attributes) };
         done.map_err(failed("bpf_map_update_batch"))?;
     }
@@ -133,12 +134,12 @@ fn read_places<V: Pod>(
                 entry_flags: 0,
                 flags: 0,
             };
-            // SAFETY: the attributes are those of the command, and there is room for as many keys and
-            // values as it says: of an array, keys and the place to go on at are words.
+            // SAFETY: the attributes have the layout of the command, and there is room for `count` keys and values. In
+            // an array, a key and the position of a batch are words.
             let done = unsafe { sys::bpf(sys::LOOKUP_BATCH, &mut attributes) };
             match done {
                 Ok(_) => {}
-                // The array ends here.
+                // The end of the array.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(failed("bpf_map_lookup_batch")(error)),
             }
@@ -150,8 +151,8 @@ fn read_places<V: Pod>(
                 let first = values.as_ptr().cast::<u8>();
                 let mut of_cpus = (0..cpus).map(|cpu| {
                     let offset = nth * of_place + cpu * stride;
-                    // SAFETY: the kernel has written that many places, each with a value for every
-                    // possible CPU, and any bytes are a value.
+                    // SAFETY: the kernel has written `count` elements, each with a value for every possible CPU, and
+                    // all bytes are valid in a value.
                     unsafe { ptr::read_unaligned(first.add(offset).cast::<V>()) }
                 });
                 take(place, &mut of_cpus);
@@ -162,7 +163,7 @@ fn read_places<V: Pod>(
     Ok(())
 }
 
-/// The entries of a hash that are read in one call: more than any of its buckets has.
+/// The number of entries of a hash that are read in one call. It must be more than any bucket has.
 const HASHED_AT_ONCE: usize = 1 << 12;
 
 /// Reads a whole LRU hash. Entries that are inserted or removed meanwhile may be missing or appear twice.
@@ -173,7 +174,7 @@ pub fn read_hash<K: Pod, V: Pod>(map: &Map, mut take: impl FnMut(K, V)) -> Resul
     require_sizes(data, size_of::<K>(), size_of::<V>())?;
     let mut keys = vec![0u64; (HASHED_AT_ONCE * size_of::<K>()).div_ceil(ALIGNMENT)];
     let mut values = vec![0u64; (HASHED_AT_ONCE * size_of::<V>()).div_ceil(ALIGNMENT)];
-    // The kernel's word for where it was.
+    // The kernel's position in the hash, a word.
     let (mut after, mut last) = (0u32, 0u32);
     let mut is_first = true;
     loop {
@@ -191,7 +192,7 @@ pub fn read_hash<K: Pod, V: Pod>(map: &Map, mut take: impl FnMut(K, V)) -> Resul
             entry_flags: 0,
             flags: 0,
         };
-        // SAFETY: the attributes are those of the command, and there is room for as many keys and values as it says.
+        // SAFETY: the attributes have the layout of the command, and there is room for `count` keys and values.
         let done = unsafe { sys::bpf(sys::LOOKUP_BATCH, &mut attributes) };
         let is_end = match done {
             Ok(_) => false,
@@ -200,7 +201,7 @@ pub fn read_hash<K: Pod, V: Pod>(map: &Map, mut take: impl FnMut(K, V)) -> Resul
         };
         for nth in 0..(attributes.count as usize).min(HASHED_AT_ONCE) {
             let (key, value) = (keys.as_ptr().cast::<K>(), values.as_ptr().cast::<V>());
-            // SAFETY: the kernel has written that many, each as long as its type, and any bytes are a value.
+            // SAFETY: the kernel has written that many entries of these sizes, and all bytes are valid in them.
             let (key, value) = unsafe {
                 (
                     ptr::read_unaligned(key.add(nth)),
@@ -216,7 +217,7 @@ pub fn read_hash<K: Pod, V: Pod>(map: &Map, mut take: impl FnMut(K, V)) -> Resul
     }
 }
 
-/// The kernel copies as many bytes as the map was made for.
+/// Fails unless the types have the sizes of the map, which decide how many bytes the kernel copies.
 fn require_sizes(data: &MapData, key: usize, value: usize) -> Result<(), LoadError> {
     let info = data.info()?;
     let sizes = [

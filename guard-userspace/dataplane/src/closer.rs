@@ -19,19 +19,19 @@ pub struct Closer(Arc<Mutex<CloserState>>);
 #[derive(Default)]
 struct CloserState {
     tables: Vec<SharedPortMaps>,
-    /// What has been closed here, and the agent does not know of yet.
+    /// Ports that have been closed here and that the agent's plan does not have yet.
     early: BTreeSet<PublishedPort>,
 }
 
 impl Closer {
-    /// The tables of these generations are in force from now on.
+    /// Closes ports in the tables of these generations from now on: they are in force.
     pub fn follow<'a>(&self, generations: impl Iterator<Item = &'a Generation>) {
         self.lock().tables = generations
             .map(|generation| generation.ports.clone())
             .collect();
     }
 
-    /// Closes ports that no service lists. Others are only marked as published, which they are.
+    /// Marks ports as published, which closes those that no service lists.
     pub fn close(
         &self,
         published: impl IntoIterator<Item = PublishedPort>,
@@ -43,17 +43,20 @@ impl Closer {
         for table in tables {
             if let Err(error) = table.mark(&published, local_ports, early) {
                 let ports: Vec<String> = published.iter().map(ToString::to_string).collect();
-                warn!("{} cannot be closed at once: {error}", ports.join(", "));
+                warn!(
+                    "{} cannot be closed before the next plan: {error}",
+                    ports.join(", ")
+                );
             }
         }
     }
 
-    /// The ports that have been closed since the last time, to be brought in line with the policy.
+    /// Takes the ports that were closed since the last call, so that the caller brings them in line with the policy.
     pub fn take_early(&self) -> BTreeSet<PublishedPort> {
         std::mem::take(&mut self.lock().early)
     }
 
-    /// They could not be brought in line: the next time, then.
+    /// Gives ports back that could not be brought in line: the next [`Self::take_early`] returns them again.
     pub fn give_back(&self, mut early: BTreeSet<PublishedPort>) {
         self.lock().early.append(&mut early);
     }

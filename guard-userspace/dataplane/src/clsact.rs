@@ -14,7 +14,7 @@ use rtnetlink::packet_route::{
     tc::{TcHandle, TcMessage},
 };
 
-/// Adds one to the interface if it has none; returns whether it was added.
+/// Adds the qdisc to the interface if it has none; returns whether it was added.
 pub fn make(interface: &str) -> Result<bool, TcError> {
     match qdisc_add_clsact(interface) {
         Ok(()) => Ok(true),
@@ -25,7 +25,7 @@ pub fn make(interface: &str) -> Result<bool, TcError> {
     }
 }
 
-/// Removes it if no filter is attached to it.
+/// Removes the qdisc if no filter is attached to it.
 pub fn remove_unused(interface: &str) -> io::Result<()> {
     let mut message = TcMessage::default();
     message.header.index = i32::try_from(if_nametoindex(interface)?).map_err(io::Error::other)?;
@@ -48,7 +48,7 @@ pub fn remove_unused(interface: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends a request, and counts the messages that come before the end of its answer.
+/// Sends a request, and counts the messages of its answer before the final one.
 fn ask(socket: &Socket, request: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
@@ -67,7 +67,7 @@ fn ask(socket: &Socket, request: RouteNetlinkMessage, flags: u16) -> io::Result<
             match message.payload {
                 NetlinkPayload::InnerMessage(_) => found += 1,
                 NetlinkPayload::Done(_) => return Ok(found),
-                // Without a code it is the acknowledgement.
+                // An error message without a code is the acknowledgement.
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(found),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}

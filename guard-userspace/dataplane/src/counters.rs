@@ -16,7 +16,7 @@ use super::{Generation, LoadError, batch, interface::InterfaceTables};
 /// The packets of one service and outcome, over all CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CounterRow {
-    /// `None`: no service was concerned.
+    /// `None`: the packets reached no service.
     pub service: Option<String>,
     pub outcome: Outcome,
     pub packets: u64,
@@ -24,7 +24,7 @@ pub struct CounterRow {
 }
 
 impl Generation {
-    /// Every counter of this policy's services that has counted anything. Of a generation that is attached nowhere.
+    /// The nonzero counters of this policy's services. The generation must not be attached.
     pub fn counters(&self) -> Result<Vec<CounterRow>, LoadError> {
         let services = self.tables().services.iter();
         let names = services.map(|service| (service.number, service.name.clone()));
@@ -35,8 +35,8 @@ impl Generation {
 }
 
 impl InterfaceTables {
-    /// Every counter that has counted anything, those of services that are no longer listed, too. `names`: as
-    /// [`HostState::names`](super::HostState::names) has them.
+    /// The nonzero counters, also those of services that are no longer listed. `names`: from
+    /// [`HostState::names`](super::HostState::names).
     pub fn counters(&self, names: &BTreeMap<u16, String>) -> Result<Vec<CounterRow>, LoadError> {
         let mut rows = Vec::new();
         for (first, page) in (0..)
@@ -48,7 +48,7 @@ impl InterfaceTables {
         Ok(rows)
     }
 
-    /// Empties the counters of numbers that change hands.
+    /// Resets the counters of numbers that go to another service.
     pub(super) fn empty_counters(&mut self, numbers: &[u16]) -> Result<(), LoadError> {
         let cpus = nr_cpus().map_err(|(_, error)| LoadError::Host(error))?;
         let none = Counters([CounterSlot::default(); Outcome::SLOTS as usize]);

@@ -1,5 +1,5 @@
-//! Many denied IPv4 addresses: a list that costs a packet one memory access, built when a generation is loaded. Hash
-//! maps have the addresses with an end, those that are added later, and those that find no room in the list.
+//! The list of denied IPv4 addresses, if there are many. It is built when a generation is loaded, and a lookup costs
+//! one memory access. Hash maps have the addresses with an end, and those that find no room in the list.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,21 +16,21 @@ use ipnet::IpNet;
 
 use super::{LoadError, batch, maps::map_mut};
 
-/// The fewest addresses that are worth a list, which takes at least 4 MiB.
+/// The fewest addresses for which a list is built. It takes at least 4 MiB.
 const MANY: usize = 1 << 12;
 
 /// Which of a generation's denied addresses are in its list, and which in its hashes.
 pub struct DenyList {
     /// 0: there is no list.
     line_bits: u32,
-    /// Found no room in their lines.
+    /// The addresses that found no room in their lines.
     elsewhere: BTreeSet<Ipv4Addr>,
-    /// The hashes hold something besides those, or the list is no longer as it was made.
+    /// Every source is looked up in the hashes: they have other entries than `elsewhere`, or the list was changed.
     asks_hashes: bool,
 }
 
 impl DenyList {
-    /// The list for a fresh generation, and its lines; none if there are few.
+    /// The list for a new generation, and its lines; no lines if there are few addresses.
     pub fn of(denied: &BTreeMap<IpNet, Expiry>) -> (Self, Vec<DenyLine>) {
         let singles = denied.keys().filter(|prefix| is_single(prefix)).count();
         let listed = || {
@@ -66,7 +66,7 @@ impl DenyList {
         self.line_bits
     }
 
-    /// How many lines the kernel's table has room for.
+    /// The number of lines of the kernel's table.
     pub fn size(&self) -> u32 {
         1 << self.line_bits
     }
@@ -78,18 +78,20 @@ impl DenyList {
         batch::insert(map_mut(ebpf, layout::DENIED_LINES)?, &places, &lines)
     }
 
-    /// Whether an address of the fresh generation is in the list, and so in no hash.
+    /// Whether an address of the new generation is in the list, and so in no hash.
     pub fn has(&self, prefix: &IpNet, expiry: Expiry) -> bool {
         self.line_bits != 0
             && may_be_listed(prefix, expiry).is_some_and(|one| !self.elsewhere.contains(&one))
     }
 
-    /// From now on the hashes are asked about every source: they may be about to hold more than full lines say.
+    /// Makes the program look up every source in the hashes from now on, because they may get entries that no full line
+    /// announces.
     pub fn ask_hashes(&mut self) {
         self.asks_hashes = true;
     }
 
-    /// Enters an address into the list of a running generation, if that is where it belongs and there is room.
+    /// Adds an address to the list of a running generation. Returns `false` if it belongs into a hash: it has an end,
+    /// or its line has no room.
     pub fn add(&self, ebpf: &mut Ebpf, prefix: &IpNet, expiry: Expiry) -> Result<bool, LoadError> {
         match may_be_listed(prefix, expiry) {
             Some(address) => self.change(ebpf, address, DenyLine::add),
@@ -97,12 +99,12 @@ impl DenyList {
         }
     }
 
-    /// Takes an address out of it. Call [`Self::ask_hashes`] before.
+    /// Removes an address from the list. Call [`Self::ask_hashes`] before.
     pub fn remove(&self, ebpf: &mut Ebpf, address: Ipv4Addr) -> Result<(), LoadError> {
         self.change(ebpf, address, DenyLine::remove).map(drop)
     }
 
-    /// What `change` says of the address' tag and line.
+    /// Applies `change` to the line and the tag of an address, and returns its result.
     fn change(
         &self,
         ebpf: &mut Ebpf,
@@ -124,7 +126,7 @@ impl DenyList {
         Ok(answer)
     }
 
-    /// What of [`live`] the tables really have, of what they could.
+    /// The flags of [`live`] for the program: without [`live::DENIED`] if only full lines need the hashes.
     pub fn flags(&self, live: u32) -> u32 {
         if self.asks_hashes {
             live
@@ -134,7 +136,7 @@ impl DenyList {
     }
 }
 
-/// An IPv4 address that is denied without an end.
+/// The IPv4 address of a prefix that may be in the list: a single one, denied without an end.
 fn may_be_listed(prefix: &IpNet, expiry: Expiry) -> Option<Ipv4Addr> {
     match prefix {
         IpNet::V4(v4) if is_single(prefix) && expiry == Expiry::NEVER => Some(v4.addr()),
@@ -167,12 +169,12 @@ mod tests {
         let (list, lines) = DenyList::of(&denied(many));
         assert_eq!((lines.len(), list.size()), (1 << 17, 1 << 17));
         assert!(list.has(&prefix("0.0.1.0/32"), Expiry::NEVER));
-        // The hashes are not asked, and what else there is to ask stays.
+        // The flag of the hashes is cleared, and the other flags stay.
         assert_eq!(list.flags(live::DENIED | live::ALLOWED), live::ALLOWED);
     }
 
     #[test]
-    fn what_ends_and_what_is_no_address_of_ipv4_is_in_no_list() {
+    fn only_single_ipv4_addresses_without_an_end_are_in_the_list() {
         let mut denied = denied(u32::try_from(MANY).unwrap());
         let others = [
             (prefix("192.0.2.1/32"), Expiry(1 << 60)),
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn once_it_is_changed_the_hashes_are_asked() {
+    fn after_a_change_of_the_list_the_hashes_are_looked_up() {
         let (mut list, _) = DenyList::of(&denied(u32::try_from(MANY).unwrap()));
         list.ask_hashes();
         assert_eq!(list.flags(live::DENIED), live::DENIED);

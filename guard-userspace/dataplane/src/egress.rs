@@ -56,7 +56,7 @@ pub fn attach(
             }
             return Ok(());
         }
-        // Of an interface that is gone.
+        // The link is of an interface that is gone.
         owner.remove(EGRESS_LINK)?;
     }
     let link = program
@@ -79,8 +79,8 @@ fn no_egress(interface: &str, error: &(dyn std::error::Error + 'static)) -> Atta
 /// priority must be of the same kind.
 const EGRESS_PRIORITY: u16 = 0x6775;
 
-/// The same without tcx. The filter's handle is stored before it is attached, so that the next agent finds it even if
-/// this one dies in between.
+/// Attaches the egress program without tcx. The handle of the filter is stored first, so that the next agent finds the
+/// filter even if this one dies in between.
 fn attach_filter(
     state: &mut InterfaceState,
     generation: &mut Generation,
@@ -95,13 +95,13 @@ fn attach_filter(
     let replaced = known.map(|link| program.attach_to_link(link));
     let id = match replaced {
         Some(Ok(id)) => id,
-        // There is none, or the interface has come back without it.
+        // There is no filter yet, or the interface was created again without it.
         Some(Err(_)) | None => {
             let is_new = clsact::make(&interface).map_err(|error| refused(&error))?;
             let info = program.info().map_err(|error| refused(&error))?;
             about.clsact = u8::from(is_new);
             about.egress_priority = EGRESS_PRIORITY;
-            // Nobody else's while the program is loaded.
+            // The id of the program is unique while it is loaded.
             about.egress_handle = info.id();
             state.set_about(about).map_err(StateError::from)?;
             let options = TcAttachOptions::Netlink(NlOptions {
@@ -115,7 +115,7 @@ fn attach_filter(
         }
     };
     let link = program.take_link(id).map_err(|error| refused(&error))?;
-    // Dropped, it would detach; a filter needs nobody to hold it.
+    // Dropping the link would detach the filter, which stays attached without a holder.
     mem::forget(link);
     Ok(())
 }
@@ -124,7 +124,7 @@ pub fn detach(pins: &Pins, about: &mut AboutInterface) -> Result<(), AttachError
     let removed = link::take_off(pins, EGRESS_LINK);
     // An interface that is gone has neither filter nor qdisc.
     if about.egress_priority != 0 {
-        // Dropped, it detaches.
+        // Dropping the link detaches the filter.
         drop(filter(pins.interface(), about));
         about.egress_priority = 0;
         about.egress_handle = 0;

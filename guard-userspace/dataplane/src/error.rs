@@ -5,13 +5,14 @@ use guard_common::interfaces::MAX_ROWS;
 
 use super::{LoadError, pins::PinError, state::StateError};
 
+/// Why a program cannot be attached, swapped or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     #[error("interface {0} does not exist")]
     NoInterface(String),
     #[error(
         "interface {interface} already has an XDP program, {program}, which another process holds: \
-         `bpftool link` shows it; --force takes it off"
+         `bpftool link` shows it; --force detaches it"
     )]
     Held { interface: String, program: String },
     #[error(
@@ -20,22 +21,23 @@ pub enum AttachError {
     )]
     Occupied { interface: String, program: String },
     #[error(
-        "{above} stands on interface {interface} and has an XDP program, {program}: the kernel takes \
+        "{above} stands on interface {interface} and has an XDP program, {program}: the kernel attaches \
          none below it (`ip link set dev {above} xdp off` removes it)"
     )]
     OccupiedAbove {
         interface: String,
-        /// A macvlan, a bridge or another device.
+        /// A macvlan, a bridge or another upper device.
         above: String,
         program: String,
     },
     #[error(
-        "interface {0} has no XDP program, and the kernel takes none because of another: one on a \
-         device that stands on {0} and cannot be seen from here, such as a macvlan in a container"
+        "interface {0} has no XDP program, and the kernel attaches none: a device that stands on {0} and \
+         cannot be seen from here, such as a macvlan in a container, has one"
     )]
     OccupiedElsewhere(String),
     #[error(
-        "interface {interface} takes the program neither in its driver ({native}) nor in the generic path ({generic})"
+        "the program can be attached to interface {interface} neither in its driver ({native}) nor in the \
+         generic path ({generic})"
     )]
     Refused {
         interface: String,
@@ -43,17 +45,21 @@ pub enum AttachError {
         generic: String,
     },
     #[error(
-        "interface {interface} takes no program on its way out, which is needed to know answers to its own UDP flows: {reason}"
+        "the egress program, which recognizes answers to this host's UDP flows, cannot be attached to \
+         interface {interface}: {reason}"
     )]
     NoEgress { interface: String, reason: String },
     #[error("the link of {interface} cannot be used: {reason}")]
     Link { interface: String, reason: String },
     #[error(
-        "there is no room for all services: those of this policy, of the policy in force and of the one that \
-         the trial goes back to are counted apart; end the trial first"
+        "there are too few service ids: this policy, the policy in force and the one that the trial goes back \
+         to need one for each service; end the trial first"
     )]
     NoRoom,
-    #[error("interface {0} is one too many: there are counters for {most} interfaces", most = MAX_ROWS - 1)]
+    #[error(
+        "interface {0} cannot be guarded: there are counters for {most} interfaces, and all are in use",
+        most = MAX_ROWS - 1
+    )]
     NoRow(String),
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -16,7 +16,7 @@ use super::{error::AttachError, sys};
 /// Describes a program, as far as this process has the permission to read it.
 pub fn describe(found: Option<XdpState>) -> String {
     let Some(XdpState { program_id, .. }) = found else {
-        return "whose number the kernel does not tell".to_owned();
+        return "whose id cannot be read".to_owned();
     };
     let programs = loaded_programs().filter_map(Result::ok);
     let name = programs
@@ -54,7 +54,7 @@ pub fn evict(interface: &str, found: XdpState) -> Result<(), AttachError> {
     let failed = |error: io::Error| AttachError::Occupied {
         interface: interface.to_owned(),
         program: format!(
-            "{}, which cannot be taken off ({error})",
+            "{}, which cannot be detached ({error})",
             describe(Some(found))
         ),
     };

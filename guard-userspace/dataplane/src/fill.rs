@@ -24,18 +24,18 @@ use super::{
     ports::{PortUpdates, SharedPortMaps},
 };
 
-/// Room for entries that are added while the generation runs. When it is full, the agent loads another generation with
-/// more room.
+/// Entries that can be added while the generation runs. When there is no room left, the agent loads another generation
+/// with more.
 const HEADROOM: u32 = 1 << 8;
 
-/// The same beside a long deny list, whose hash is nearly empty.
+/// The headroom of the hash beside a deny list. The list has most addresses, so the hash is nearly empty.
 const HEADROOM_BESIDE_LIST: u32 = 1 << 14;
 
 /// The smallest map of any kind, for features that a policy does not use.
 const UNUSED: u32 = 1;
 const UNUSED_LRU: u32 = 1 << 10;
 
-/// How large the tables are whose size a policy decides, or whether it is in force on interfaces.
+/// The sizes of the maps whose size depends on the policy, or on whether the generation is attached to interfaces.
 pub fn sizes(
     tables: &Tables,
     deny_list: &DenyList,
@@ -49,7 +49,7 @@ pub fn sizes(
         });
         let count = entries.count();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        // With every generation there is room for half as many again, so that few are needed.
+        // Each generation has room for half as many more, so that few reloads are needed.
         let headroom = if is_v4 && deny_list.line_bits() != 0 {
             HEADROOM_BESIDE_LIST
         } else {

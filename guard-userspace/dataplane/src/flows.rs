@@ -17,7 +17,7 @@ use super::{Generation, LoadError, batch};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounts {
     pub open: u64,
-    /// Since the table was made: those that had to go for others before they were over.
+    /// Flows that the kernel has evicted for others before they were over, since the table was created.
     pub evicted: u64,
 }
 
@@ -31,7 +31,7 @@ const ENDED: u64 = (FLOW_IDLE_NS + 10_000_000_000) * UNITS_PER_NANOSECOND;
 /// The result of the last scan of the table.
 #[derive(Debug, Default)]
 pub struct FlowCensus {
-    /// When, and how many flows had been opened by then.
+    /// The time of the last scan, and how many flows had been opened by then.
     last: Option<(Instant, u64)>,
     counts: FlowCounts,
 }
@@ -48,7 +48,7 @@ impl FlowCensus {
         })
     }
 
-    /// Looks through the table. `opened`: as it was before.
+    /// Scans the table. `opened`: the number of opened flows, read before the scan.
     pub(super) fn take(
         &mut self,
         generation: &mut Generation,
@@ -59,7 +59,7 @@ impl FlowCensus {
         batch::read_hash(generation.map(layout::FLOWS)?, |key: FlowKey, seen: u64| {
             flows.push((key, seen));
         })?;
-        // The kernel's clock, which user space cannot read: that of the newest packet, or a little before it.
+        // User space cannot read the program's clock: the time of the newest packet is used instead.
         let now = flows
             .iter()
             .map(|(_, seen)| *seen)
@@ -70,7 +70,7 @@ impl FlowCensus {
         let missing = opened.saturating_sub(about.ended_flows + found);
         about.evicted_flows = about.evicted_flows.max(missing);
         let mut table = HashMap::<_, FlowKey, u64>::try_from(generation.map_mut(layout::FLOWS)?)?;
-        // What the kernel has evicted meanwhile is counted with the next look.
+        // Flows that the kernel has evicted in the meantime are counted by the next scan.
         let ended = flows.iter().filter(|(key, _)| table.remove(key).is_ok());
         let ended = ended.count() as u64;
         about.ended_flows += ended;
@@ -84,21 +84,20 @@ impl FlowCensus {
 }
 
 impl Generation {
-    /// How many UDP flows are recorded.
+    /// The number of recorded UDP flows.
     pub fn flow_count(&self) -> Result<usize, LoadError> {
         let flows = HashMap::<_, FlowKey, u64>::try_from(self.map(layout::FLOWS)?)?;
         Ok(flows.keys().filter(Result::is_ok).count())
     }
 
-    /// How many flows have been entered in the table, those included that are gone.
+    /// The number of flows that were ever added to the table.
     pub(super) fn opened_flows(&self) -> Result<u64, LoadError> {
         let opened = PerCpuArray::<_, u64>::try_from(self.map(layout::OPENED_FLOWS)?)?;
         let of_cpus: PerCpuValues<u64> = opened.get(&0, 0)?;
         Ok(of_cpus.iter().sum())
     }
 
-    /// Records flows as if their packets were sent now: the kernel program that records them all
-    /// runs over one made for each.
+    /// Records flows as if they sent a packet now: runs the egress program over a datagram made for each flow.
     pub fn seed_flows(&self, flows: &[UdpFlow]) -> Result<(), LoadError> {
         if !self.tables().uses(feature::FLOWS) {
             return Ok(());
@@ -110,7 +109,7 @@ impl Generation {
     }
 }
 
-/// An empty datagram of the flow. `None` for a flow between the families, which does not exist.
+/// An empty datagram of the flow. `None`: the addresses are of different families, which no flow has.
 fn outgoing_frame(flow: &UdpFlow) -> Option<Vec<u8>> {
     use std::net::IpAddr::{V4, V6};
     const TTL: u8 = 64;

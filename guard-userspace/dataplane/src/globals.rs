@@ -16,7 +16,7 @@ use nix::libc;
 
 use super::{LoadError, sys};
 
-/// Of `union bpf_attr`, what the commands for one element read.
+/// The fields of `union bpf_attr` that the commands for one element read.
 #[repr(C)]
 struct ElementAttributes {
     map: u32,
@@ -34,26 +34,28 @@ pub fn read<V: Pod + Default>(map: &Map) -> Result<Vec<V>, LoadError> {
     if size_of_val(&*values) != size {
         return Err(unfit(size, size_of_val(&*values)));
     }
-    // SAFETY: there is room for all of the variable.
+    // SAFETY: there is room for the whole variable.
     let done = unsafe { call(sys::LOOKUP_ELEM, data, values.as_mut_ptr() as u64) };
     done.map_err(failed("bpf_map_lookup_elem"))?;
     Ok(values)
 }
 
-/// Writes all of it.
+/// Writes the whole variable.
 pub fn write<V: Pod>(map: &Map, values: &[V]) -> Result<(), LoadError> {
     let data = data_of(map)?;
     let size = data.info()?.value_size() as usize;
     if size_of_val(values) != size {
         return Err(unfit(size, size_of_val(values)));
     }
-    // SAFETY: there is as much as the variable holds.
+    // SAFETY: the values are as long as the variable.
     let done = unsafe { call(sys::UPDATE_ELEM, data, values.as_ptr() as u64) };
     done.map_err(failed("bpf_map_update_elem"))
 }
 
+/// Calls a command for element 0.
+///
 /// # Safety
-/// The value must be as long as the map's values are.
+/// `value` must point to as many bytes as a value of the map has.
 unsafe fn call(command: libc::c_long, data: &MapData, value: u64) -> io::Result<()> {
     let key = 0u32;
     let mut attributes = ElementAttributes {

@@ -15,8 +15,8 @@ use guard_policy::{Changes, Slice, Tables, untrusted};
 const NAMED: usize = 8;
 
 impl Generation {
-    /// Empties what this generation has from others, before it is in force: the totals of numbers, and the buckets in
-    /// slices. The program in force uses none of it.
+    /// Resets the totals and buckets that this generation takes over from services that are gone. It must not be in
+    /// force yet. The program in force uses none of these.
     pub(super) fn empty(&mut self, changes: &Changes) -> Result<(), LoadError> {
         let Changes { numbers, slices } = changes;
         if !numbers.is_empty() {
@@ -28,8 +28,8 @@ impl Generation {
                 .iter()
                 .map(|(_, had, has)| format!("{had} (now {has})"));
             warn!(
-                "all numbers of services are taken: those of services that are gone are used again, and what \
-                 was counted for these is lost: {}",
+                "all service ids are in use: those of services that are gone are used again, and the counters of \
+                 these services are lost: {}",
                 untrusted::listed(handed, NAMED)
             );
         }
@@ -46,9 +46,9 @@ impl Generation {
         Ok(())
     }
 
-    /// Takes over the buckets of another generation that keeps them in the other kind of array, in slices that
-    /// both have: with the first budget of a second kind every bucket has company, with the last it is alone.
-    /// What is charged from now until this generation is in force is not in it.
+    /// Copies the buckets of another generation into an array of the other kind, in slices that both have. The kind of
+    /// array changes when a policy gets budgets of a second kind, or loses all but one kind. Charges from now until
+    /// this generation is in force are lost.
     pub(super) fn take_over(
         &mut self,
         before: &Self,
@@ -92,7 +92,7 @@ impl Generation {
     }
 }
 
-/// The kind of the only budget.
+/// The only kind of budget of tables with [`feature::NARROW`].
 enum NarrowBudget {
     Packets,
     Bytes,
@@ -100,7 +100,7 @@ enum NarrowBudget {
 }
 
 impl NarrowBudget {
-    /// Of tables that are narrow.
+    /// `tables` must have [`feature::NARROW`].
     fn of(tables: &Tables) -> Self {
         if tables.uses(feature::PACKETS) {
             Self::Packets

@@ -41,7 +41,7 @@ pub struct Prepared {
     policy: Arc<Policy>,
     service_ids: ServiceIds,
     facts: PolicyFacts,
-    /// The row of the one interface that it is for, if it is for one alone.
+    /// The row of its interface, if it was loaded for one interface alone.
     alone: Option<u32>,
 }
 
@@ -52,16 +52,17 @@ pub struct PolicyFacts {
     /// In hexadecimal.
     pub sha256: String,
     pub loaded_ms: i64,
-    /// When its trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is none.
+    /// When its trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: the policy is not on trial.
     pub trial_until: u64,
 }
 
 impl Prepared {
+    /// The loaded program with its tables.
     pub fn generation(&self) -> &Generation {
         &self.generation
     }
 
-    /// Brings one of its tables to this host's own addresses.
+    /// Changes the table of this host's own addresses.
     ///
     /// # Errors
     /// As [`Generation::change_own_sources`].
@@ -69,8 +70,7 @@ impl Prepared {
         self.generation.change_own_sources(next)
     }
 
-    /// Brings its tables to what has changed around its policy: published ports, container networks,
-    /// entries.
+    /// Changes its tables after published ports, container networks or entries have changed.
     ///
     /// # Errors
     /// As [`Generation::change`].
@@ -83,7 +83,8 @@ impl Prepared {
         self.generation.change(tables, news)
     }
 
-    /// Whether packets of these interfaces, by their rows, are counted where they should be.
+    /// Whether the generation counts packets of these interfaces (by their rows) in the tables of each. A generation
+    /// for one interface alone does so only for that one.
     pub fn is_for(&self, rows: &BTreeSet<u32>) -> bool {
         self.alone
             .is_none_or(|alone| rows.iter().all(|row| *row == alone))
@@ -101,28 +102,28 @@ impl Prepared {
 /// The state that all guarded interfaces of this host share.
 pub struct Dataplane {
     state: HostState,
-    /// Of the generation in force, or of the agent before this one.
+    /// The service ids of the generation in force, or of the earlier agent.
     service_ids: ServiceIds,
     in_force: Option<Prepared>,
-    /// During a trial: what the kernel goes back to by itself.
+    /// During a trial: the generation to which the kernel goes back by itself.
     fallback: Option<Prepared>,
-    /// What an interface still has that refused to swap it.
+    /// Earlier generations that are still on interfaces, because a swap failed there.
     older: Vec<Prepared>,
-    /// What is being put in force.
+    /// The generation that is being put in force.
     next: Option<Prepared>,
-    /// Those of interfaces that have pins.
+    /// The rows of interfaces that have pins.
     rows: BTreeSet<u32>,
     entered: EnteredRows,
-    /// Whoever reads packets holds it as well.
+    /// Each running capture holds a clone.
     tapped: Arc<()>,
     census: FlowCensus,
 }
 
 impl Dataplane {
-    /// Takes over what an agent before this one left. Nothing changes yet.
+    /// Takes over the state of an earlier agent. It changes no program.
     pub fn open(root: &Path, namespace: u64) -> Result<Self, AttachError> {
         let (state, service_ids) = HostState::open(root, namespace, &linked(root)?)?;
-        // There may be none. What nobody reads ends with its grant in any case.
+        // An error is ignored: there may be no capture, and one without a reader ends when its grant is used up.
         let _result = tap::end(&state);
         let mut rows = BTreeSet::new();
         for pins in Pins::existing(root)? {
@@ -148,7 +149,7 @@ impl Dataplane {
         self.state.pins.root()
     }
 
-    /// Opens what is kept for an interface, or makes it. Nothing is attached yet.
+    /// Opens the state of an interface, or creates it. Nothing is attached yet.
     pub fn open_interface(&mut self, pins: Pins) -> Result<Attachment, AttachError> {
         let about = self.state.about().map_err(StateError::from)?;
         let host = about.hash_key.0[0];
@@ -157,7 +158,7 @@ impl Dataplane {
             if of_interface.host == host {
                 return Ok(Attachment::of(state));
             }
-            // The numbers of its services mean nothing any more.
+            // The counters are of another host state, whose service ids are unknown.
             self.rows.remove(&of_interface.row);
         }
         let mut free = (1..MAX_ROWS).filter(|row| !self.rows.contains(row));
@@ -168,7 +169,7 @@ impl Dataplane {
         Ok(Attachment::of(state))
     }
 
-    /// Rows of interfaces whose pins are gone.
+    /// Frees the rows of interfaces whose pins are gone.
     pub fn leave(&mut self, rows: &[u32]) {
         for row in rows {
             self.rows.remove(row);
@@ -180,12 +181,12 @@ impl Dataplane {
         }
     }
 
-    /// Whether the state is where an agent after this one, and who reads it without one, will look for it.
+    /// Whether the state is pinned, where the next agent and commands without an agent look for it.
     pub fn is_pinned(&self) -> bool {
         self.state.pins.has(layout::ABOUT)
     }
 
-    /// Pins again what somebody has removed by hand, so that it goes on as it was.
+    /// Pins maps again whose pins were removed by hand.
     pub fn restore_pins(&self) -> Result<(), AttachError> {
         self.state.restore_pins()?;
         let pins = &self.state.pins;
@@ -200,7 +201,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// A capture that reads packets holds it strongly. A snapshot, which may start a capture later, does not.
+    /// The handle for captures. A running capture holds it strongly. A snapshot, which may start a capture later, holds
+    /// it weakly.
     pub fn tapped(&self) -> Weak<()> {
         Arc::downgrade(&self.tapped)
     }
@@ -209,8 +211,8 @@ impl Dataplane {
         Arc::strong_count(&self.tapped) > 1
     }
 
-    /// Loads a fresh generation of the program for a policy. Nothing changes yet. `alone`: the interface, if it is the
-    /// only one.
+    /// Loads a new generation of the program for a policy, and attaches it nowhere yet. `alone`: the interface, if it
+    /// is the only one.
     pub fn prepare(
         &self,
         policy: &Arc<Policy>,
@@ -219,7 +221,7 @@ impl Dataplane {
         facts: PolicyFacts,
         alone: Option<&Attachment>,
     ) -> Result<Prepared, AttachError> {
-        // What a trial goes back to judges again without being asked.
+        // The kernel goes back to the policy before a trial by itself, so its services keep their ids and cells.
         let held: BTreeSet<&str> = self
             .generations()
             .flat_map(|generation| &generation.tables().services)
@@ -231,7 +233,7 @@ impl Dataplane {
         if facts.trial_until != 0
             && let Some(before) = &self.in_force
         {
-            // The policy that comes back needs the flows of meanwhile.
+            // The policy that comes back after the trial needs the flows that open during it.
             tables.features |= before.generation.tables().features & feature::FLOWS;
         }
         let about = self.state.about().map_err(LoadError::from)?;
@@ -247,7 +249,7 @@ impl Dataplane {
             tables.features |= feature::ALONE;
             pins.extend(alone.state.tables.pins_of_alone());
         }
-        // What changes during a trial goes back to where the trial would.
+        // A generation loaded during a trial goes back to the same generation as the trial.
         let goes_on = facts.trial_until != 0 && self.is_on_trial();
         if goes_on {
             pins.push((layout::PREVIOUS, self.state.pins.path(layout::PREVIOUS)));
@@ -266,7 +268,7 @@ impl Dataplane {
         };
         let generation = Generation::load_for(purpose, tables, tick_ns, &shared)?;
         if !self.is_tapped() {
-            // A capture may have ended while the program was loaded. If this fails, the next one puts it right.
+            // A capture may have ended while the program was loaded. An error is ignored: the next load ends it.
             let _result = tap::end(&self.state);
         }
         Ok(Prepared {
@@ -282,8 +284,8 @@ impl Dataplane {
         self.in_force.as_ref().is_some_and(Prepared::is_trial)
     }
 
-    /// Begins to put a generation in force: everything that it shares is pinned, and what changes hands is emptied.
-    /// `all` are the interfaces that there are, also those that keep what they have.
+    /// Begins to put a generation in force: pins the maps that it shares, and resets the counters and cells that go to
+    /// another service. `all`: all guarded interfaces, also those that keep their program.
     ///
     /// # Errors
     /// The generation before it stays in force.
@@ -306,14 +308,14 @@ impl Dataplane {
         begun
     }
 
-    /// Tells a trial what each interface goes back to. What had no program before has none to go back to: its packets
-    /// pass then.
+    /// Stores in a trial's generation the program to which each interface goes back. If an interface had no program
+    /// before, its packets pass after the trial.
     fn remember_previous(
         &self,
         next: &mut Prepared,
         all: &[&mut Attachment],
     ) -> Result<(), AttachError> {
-        // What changes during a trial goes back to where the trial would.
+        // A generation loaded during a trial goes back to the same generation as the trial.
         if !next.is_trial() || self.is_on_trial() {
             return Ok(());
         }
@@ -385,13 +387,13 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Whether flows of this host are remembered already, by a generation of this agent or of one before it.
+    /// Whether flows of this host are recorded already, by a generation of this agent or of an earlier one.
     pub fn keeps_flows(&self) -> bool {
         self.state.pins.has(layout::FLOWS)
     }
 
-    /// Takes flows out that are over, and counts those that are left and those that the kernel has evicted for others.
-    /// `None`: none are remembered. The table is looked through once in a while.
+    /// Removes flows that are over, and returns the number of those left and of those that the kernel has evicted.
+    /// `None`: no flows are recorded. It scans the table only after many new flows, or some time after the last scan.
     pub fn tend_flows(&mut self) -> Result<Option<FlowCounts>, AttachError> {
         let Some(Prepared { generation, .. }) = &mut self.in_force else {
             return Ok(None);
@@ -408,7 +410,7 @@ impl Dataplane {
         Ok(Some(self.census.counts()))
     }
 
-    /// Pins the maps of a generation that its successors will share, beside those in use.
+    /// Pins the maps of a generation that later ones will share, as waiting maps beside those in use.
     fn pin_waiting(&self, generation: &Generation, is_trial: bool) -> Result<(), AttachError> {
         let pins = &self.state.pins;
         for name in shared_names(generation, is_trial) {
@@ -421,8 +423,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Makes ready an interface that shall get what is begun, or what is in force: packets that are counted for it find
-    /// its counters, and flows are recorded on its way out.
+    /// Prepares an interface for the generation that is begun, or else for the one in force: creates and enters its
+    /// counters, and attaches the egress program.
     pub fn make_ready(&mut self, attachment: &mut Attachment) -> Result<(), AttachError> {
         let Some(prepared) = self.next.as_mut().or(self.in_force.as_mut()) else {
             return Err(LoadError::Incomplete("generation").into());
@@ -442,7 +444,8 @@ impl Dataplane {
         attachment.record_flows(&mut prepared.generation)
     }
 
-    /// Tells what is begun, or in force, of flows that are open already, if it keeps any.
+    /// Records the flows that are open already in the generation that is begun, or else in the one in force, if it
+    /// records flows. `open` is called only then.
     pub fn seed_flows(&self, open: impl FnOnce() -> Vec<UdpFlow>) -> Result<(), AttachError> {
         match self.next.as_ref().or(self.in_force.as_ref()) {
             Some(Prepared { generation, .. }) if generation.tables().uses(feature::FLOWS) => {
@@ -452,7 +455,7 @@ impl Dataplane {
         }
     }
 
-    /// Says which interface has which row, by their indices.
+    /// Assigns rows to interfaces, by their indices.
     pub fn assign_rows(&self, by_index: &BTreeMap<u32, u32>) -> Result<(), AttachError> {
         let Some(Prepared { generation, .. }) = self.next.as_ref().or(self.in_force.as_ref())
         else {
@@ -468,13 +471,13 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Puts what is begun, or else what is in force, on an interface, in one atomic step.
+    /// Puts the generation that is begun, or else the one in force, on an interface, in one atomic step.
     ///
-    /// `found` is what is on the interface at this moment. The value says why the driver did not take the program, if
-    /// it did not: the caller must tell, since the generic path is slow.
+    /// `found`: the programs on the interface at this moment. Returns why the program could not be attached in the
+    /// driver, if so: the caller must report it, since the generic path is slow.
     ///
     /// # Errors
-    /// The interface keeps what it has.
+    /// The interface keeps its program.
     pub fn put(
         &mut self,
         attachment: &mut Attachment,
@@ -496,8 +499,8 @@ impl Dataplane {
         Ok(refusal)
     }
 
-    /// Whether an interface that gets what is begun, or else what is in force, has that for the time of a trial only:
-    /// [`Self::remember_previous`] found nothing for it to go back to.
+    /// Whether an interface has the generation that is begun, or else the one in force, only for the time of a trial:
+    /// [`Self::remember_previous`] found no program to which it goes back.
     fn is_only_on_trial(&self, attachment: &Attachment) -> Result<bool, AttachError> {
         let Some(prepared) = self.next.as_ref().or(self.in_force.as_ref()) else {
             return Ok(false);
@@ -512,7 +515,7 @@ impl Dataplane {
         })
     }
 
-    /// Puts back on an interface what it had before: the generation with this program.
+    /// Puts the generation with this program back on an interface that had it before.
     pub fn put_back(
         &mut self,
         attachment: &mut Attachment,
@@ -531,7 +534,8 @@ impl Dataplane {
             .map(drop)
     }
 
-    /// What was begun is in force on an interface at least. `on_interfaces`: the programs that interfaces have.
+    /// Makes the generation that was begun the one in force: it is on at least one interface. `attachments`: all
+    /// guarded interfaces.
     pub fn commit(&mut self, attachments: &[&Attachment]) -> Result<(), AttachError> {
         let Some(next) = self.next.take() else {
             return Ok(());
@@ -549,7 +553,7 @@ impl Dataplane {
         };
         let mut goes: Vec<Prepared> = mem::take(&mut self.older);
         match before {
-            // Unless a trial goes back to it.
+            // The trial goes back to this generation, so it is kept.
             Some(before) if self.is_on_trial() && !before.is_trial() => {
                 goes.extend(self.fallback.replace(before));
             }
@@ -579,7 +583,7 @@ impl Dataplane {
                 continue;
             }
             for older in attachment.pins().of_other_layouts()? {
-                // What is not guard's stays there, and harms nobody.
+                // Files that do not belong to guard stay there, and do no harm.
                 let _left = older.remove_all();
             }
         }
@@ -592,6 +596,12 @@ impl Dataplane {
         } = &next.facts;
         let about = self.state.about().map_err(StateError::from)?;
         let tables = next.generation.tables();
+        // What changes during a trial goes back to where the trial would.
+        let (mode_before, scope_before) = if *trial_until != 0 && self.is_on_trial() {
+            (about.mode_before, about.scope_before)
+        } else {
+            (about.mode, about.scope)
+        };
         let about = About {
             generation: about.generation + 1,
             trial_until: *trial_until,
@@ -603,11 +613,8 @@ impl Dataplane {
             mode: tables.mode as u8,
             scope: tables.scope as u8,
             services: u32::try_from(tables.services.len()).unwrap_or(u32::MAX),
-            mode_before: if *trial_until != 0 && self.is_on_trial() {
-                about.mode_before
-            } else {
-                about.mode
-            },
+            mode_before,
+            scope_before,
             sha256: base16_to_bytes(sha256),
             version: bytes_of(env!("CARGO_PKG_VERSION")),
             policy: bytes_of(path),
@@ -617,8 +624,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Leaves the generation in force as it was. What fails here is said by the error that led here, and
-    /// put right by the next generation. `ready` are the interfaces that were made ready for what is refused.
+    /// Drops the generation that was begun, and leaves the one in force unchanged. Errors are ignored here: the caller
+    /// has one to report already, and the next generation repairs the rest. `ready`: the interfaces that were prepared.
     pub fn abandon(&mut self, ready: &mut [&mut Attachment]) {
         let Some(refused) = self.next.take() else {
             return;
@@ -628,7 +635,7 @@ impl Dataplane {
             ready.any(|one| one.program_id() == Some(program) && one.is_pinned())
         });
         if is_somewhere {
-            // Where it could not be taken off, the next agent finds what it shares.
+            // An interface still has the refused program, so its waiting maps stay for the next agent.
             return;
         }
         for name in self.state.pins.waiting().unwrap_or_default() {
@@ -657,31 +664,31 @@ impl Dataplane {
         self.in_force.as_ref()
     }
 
-    /// The kernel's number for the program in force.
+    /// The kernel's id of the program in force.
     pub fn program_id(&self) -> Option<u32> {
         let Prepared { generation, .. } = self.in_force.as_ref()?;
         generation.program_id().ok()
     }
 
-    /// Every generation whose tables count: that in force, what a trial goes back to, what an interface still has, and
-    /// what is being put in force.
+    /// All generations whose tables must stay up to date: the one in force, the one to which a trial goes back, earlier
+    /// ones that are still on interfaces, and the one that is being put in force.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         let prepared = self.in_force.iter().chain(&self.fallback);
         let prepared = prepared.chain(&self.older).chain(&self.next);
         prepared.map(|prepared| &prepared.generation)
     }
 
-    /// What is being put in force.
+    /// The generation that is being put in force.
     pub fn next_mut(&mut self) -> Option<&mut Prepared> {
         self.next.as_mut()
     }
 
-    /// An emergency exit has put something else in its place: what the pins say of it stands.
+    /// Drops the generation that was begun after an emergency exit, and leaves the pins unchanged.
     pub fn forget_next(&mut self) {
         self.next = None;
     }
 
-    /// Takes the program off an interface as [`Attachment::take_off`] does.
+    /// Detaches the program of an interface, as [`Attachment::take_off`] does.
     pub fn take_off(
         &self,
         attachment: &mut Attachment,
@@ -690,34 +697,35 @@ impl Dataplane {
         attachment.take_off(found, self.generations())
     }
 
-    /// Passes on what the program in force has said.
+    /// Writes the log of the program in force to this process's log.
     pub fn flush_log(&mut self) {
         if let Some(Prepared { generation, .. }) = &mut self.in_force {
             generation.flush_log();
         }
     }
 
+    /// The generation in force, to change its tables.
     pub fn in_force_mut(&mut self) -> Option<&mut Prepared> {
         self.in_force.as_mut()
     }
 
-    /// What the kernel goes back to when the trial in force ends: what changes in the tables of one
-    /// changes in both.
+    /// The generation to which the kernel goes back when the trial in force ends. Changes of tables must be made in
+    /// both generations.
     pub fn fallback_mut(&mut self) -> Option<&mut Prepared> {
         self.fallback.as_mut()
     }
 
-    /// What interfaces still have that refused to swap it.
+    /// Earlier generations that are still on interfaces, because a swap failed there.
     pub fn older_mut(&mut self) -> impl Iterator<Item = &mut Prepared> {
         self.older.iter_mut()
     }
 
+    /// The state of the host for readers of the pins.
     pub fn about(&self) -> Result<About, StateError> {
         Ok(self.state.about()?)
     }
 
-    /// Says in the pins that the agent is alive at this moment, which is in nanoseconds of
-    /// CLOCK_BOOTTIME.
+    /// Stores in the pins that the agent is alive at this moment, in nanoseconds of CLOCK_BOOTTIME.
     pub fn beat(&mut self, boot_ns: u64) -> Result<(), StateError> {
         let mut about = self.state.about()?;
         about.seen_ns = boot_ns;
@@ -725,7 +733,7 @@ impl Dataplane {
         Ok(self.state.set_about(&about)?)
     }
 
-    /// Removes what interfaces shared. Returns what stays.
+    /// Removes the state that interfaces share. Returns the files that stay, with the reason.
     pub fn remove(self) -> Vec<String> {
         self.state.pins.remove_all()
     }
@@ -736,7 +744,7 @@ fn empty_numbers(tables: &mut InterfaceTables, numbers: &[u16]) -> Result<(), Lo
     tables.empty_talkers(numbers)
 }
 
-/// The maps of a generation that others share.
+/// The names of a generation's maps that other generations share.
 fn shared_names(generation: &Generation, is_trial: bool) -> Vec<&'static str> {
     let shared = shared_maps(generation.tables()).into_iter();
     let mut names: Vec<&'static str> = shared.map(|map| map.name).collect();
@@ -761,10 +769,10 @@ fn map_id(generation: &Generation, name: &'static str) -> Result<u32, AttachErro
     Ok(info.id())
 }
 
-/// A hash as the policy has it, in hexadecimal.
+/// Decodes the policy's SHA-256 from hexadecimal.
 fn base16_to_bytes(text: &str) -> [u8; 32] {
     let mut bytes = [0; 32];
-    // Of what this program wrote itself.
+    // It cannot fail: this program has encoded the text.
     let _result = base16ct::lower::decode(text, &mut bytes);
     bytes
 }

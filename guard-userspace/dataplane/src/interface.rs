@@ -18,17 +18,17 @@ use super::{
     state::{SharedMap, StateError, open_new},
 };
 
-/// The tables of one interface, or those for interfaces that have none.
+/// The tables of one interface, or those for interfaces without a row.
 pub struct InterfaceTables {
     pub(super) pins: Pins,
-    /// Pages of [`Counters`], the first one at least.
+    /// Pages of [`Counters`]; there is at least the first.
     pub(super) counters: Vec<Map>,
     pub(super) talkers: Map,
     pub(super) losses: Map,
 }
 
 impl InterfaceTables {
-    /// Opens what is pinned. `None`: it is not there, or not as this layout has it.
+    /// Opens the pinned tables. `None`: they are missing, or of another layout.
     pub(super) fn existing(pins: &Pins) -> Result<Option<Self>, StateError> {
         let mut counters = Vec::new();
         for page in 0..COUNTER_PAGES {
@@ -68,7 +68,7 @@ impl InterfaceTables {
         })
     }
 
-    /// Sees to it that there are counters for every service up to this number.
+    /// Creates counters for every service up to this number, if they are missing.
     pub(super) fn reach(&mut self, highest: u16) -> Result<(), StateError> {
         let pages = u32::from(highest) / SERVICES_PER_PAGE + 1;
         while (self.counters.len() as u32) < pages.min(COUNTER_PAGES) {
@@ -79,7 +79,7 @@ impl InterfaceTables {
         Ok(())
     }
 
-    /// Pins again what somebody has removed by hand.
+    /// Pins tables again whose pins were removed by hand.
     pub(super) fn restore_pins(&self) -> Result<(), StateError> {
         let pages = (0..).zip(&self.counters);
         let pages = pages.map(|(page, map)| (page_name(page), map));
@@ -95,7 +95,7 @@ impl InterfaceTables {
         Ok(())
     }
 
-    /// The pins of what a program for this interface alone looks at without a row.
+    /// The pins of the tables that a program for this interface alone uses directly, without a row.
     pub(super) fn pins_of_alone(&self) -> [(&'static str, PathBuf); 3] {
         [
             (layout::COUNTERS, self.pins.path(&page_name(0))),
@@ -114,7 +114,7 @@ pub struct InterfaceState {
 }
 
 impl InterfaceState {
-    /// What is pinned. `None`: nothing that this layout can read.
+    /// Opens the pinned state. `None`: there is none that this layout can read.
     pub fn existing(pins: &Pins) -> Result<Option<Self>, StateError> {
         let about = open(pins, &about_map(), layout::ABOUT_INTERFACE)?;
         let tables = InterfaceTables::existing(pins)?;
@@ -128,7 +128,7 @@ impl InterfaceState {
         }))
     }
 
-    /// Makes it anew. `host`: of the state that all interfaces share, as [`AboutInterface::host`].
+    /// Creates the state. `host`: identifies the shared state, see [`AboutInterface::host`].
     pub(super) fn create(pins: Pins, host: u64, row: u32) -> Result<Self, StateError> {
         pins.prepare()?;
         pins.remove(layout::ABOUT_INTERFACE)?;
@@ -146,10 +146,12 @@ impl InterfaceState {
         })
     }
 
+    /// Counters, talkers and losses.
     pub fn tables(&self) -> &InterfaceTables {
         &self.tables
     }
 
+    /// The state for readers of the pins.
     pub fn about(&self) -> Result<AboutInterface, MapError> {
         Array::<_, AboutInterface>::try_from(&self.about)?.get(&0, 0)
     }
@@ -162,7 +164,7 @@ impl InterfaceState {
         self.about().map_or(UNKNOWN_ROW, |about| about.row)
     }
 
-    /// Pins again what somebody has removed by hand.
+    /// Pins maps again whose pins were removed by hand.
     pub(super) fn restore_pins(&self) -> Result<(), StateError> {
         self.pins.prepare()?;
         if !self.pins.has(layout::ABOUT_INTERFACE) {

@@ -1,5 +1,5 @@
-//! The kernel program in the agent's hands: loads a generation with its tables filled, attaches it, reads its
-//! counters, and replays packets through it.
+//! User space's side of the kernel program: loads a generation with its tables filled, attaches it, reads its counters,
+//! and replays packets through it.
 
 mod attach;
 mod batch;
@@ -52,6 +52,7 @@ use guard_common::{
 };
 use guard_host::causes::io_error;
 use guard_policy::Tables;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing_log::{LogTracer, log};
 
 pub use self::{
@@ -70,7 +71,7 @@ pub use self::{
     ports::PortUpdates,
     remove::{Passing, Removal, detach_all, pass_everything_everywhere},
     replay::{Direction, Judged, Replay},
-    state::{HostState, StateError, UNKNOWN_INTERFACE, keeps_flows, text_of},
+    state::{HostState, StateError, UNKNOWN_INTERFACE, keeps_flows_of, text_of},
     talkers::TalkerRow,
     tap::{PacketFilter, ROUNDS, Round, Tap, Tapped, source_of},
 };
@@ -84,10 +85,11 @@ pub struct Generation {
     deny_list: DenyList,
     /// The name of its XDP program.
     ingress: &'static str,
-    /// What its programs say, if anybody listens at that level.
+    /// The log of its programs, if the log level is debug.
     log: Option<EbpfLogger<LogTracer>>,
 }
 
+/// Why a generation cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(
@@ -117,9 +119,9 @@ pub enum LoadError {
 enum Purpose {
     /// To be attached.
     Service,
-    /// To be attached until a trial is over.
+    /// To be attached for the time of a trial.
     Trial,
-    /// To be run over recorded packets, with their own clock.
+    /// To be run over recorded packets, with their time stamps as the clock.
     Replay,
 }
 
@@ -134,8 +136,11 @@ impl Purpose {
 }
 
 impl Generation {
-    /// Loads a fresh copy of the programs and fills its tables. Nothing is attached yet, so no packet
-    /// is judged by half a policy.
+    /// Loads a new copy of the programs and fills its tables. Nothing is attached yet, so no packet is judged by half a
+    /// policy.
+    ///
+    /// # Errors
+    /// The kernel refuses the program or a table.
     pub fn load(mut tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
         tables.features |= feature::ALONE;
         Self::load_for(Purpose::Service, tables, tick_ns, &Shared::new()?)
@@ -182,7 +187,7 @@ impl Generation {
             is_debugged,
         };
         let mut loader = EbpfLoader::new();
-        // The program asks for nothing of the kernel's types, which are megabytes to read and parse.
+        // The program needs no types of the kernel (BTF), which take megabytes to read and parse.
         loader.btf(None);
         loader.override_global(layout::CAPTURE_GLOBAL, capture, true);
         for (map, entries) in fill::sizes(&tables, &deny_list, *is_attached) {
@@ -196,13 +201,13 @@ impl Generation {
         let mut ebpf = loader.load(Object::with(&config)?.bytes())?;
         let ports = SharedPortMaps::of(&ebpf)?;
         deny_list.fill(&mut ebpf, &lines)?;
-        // Its megabytes are not kept.
+        // Frees megabytes.
         drop(lines);
         fill::fill(&mut ebpf, &ports, &tables, &deny_list)?;
         let log = if is_debugged {
-            // The tracer asks the crate `log` as well whether anybody listens.
+            // The tracer drops records above the maximum level of the crate `log`.
             log::set_max_level(log::LevelFilter::Debug);
-            // Debugging must not keep the guard from its work.
+            // An error is ignored: debugging must not stop the guard.
             EbpfLogger::init_with_logger(&mut ebpf, LogTracer::new()).ok()
         } else {
             None
@@ -225,14 +230,14 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Passes on what the programs have said.
+    /// Writes the log of the programs to this process's log.
     pub fn flush_log(&mut self) {
         if let Some(log) = &mut self.log {
             log.flush();
         }
     }
 
-    /// The kernel's number for the program.
+    /// The kernel's id of the program.
     pub fn program_id(&self) -> Result<u32, LoadError> {
         Ok(self.program()?.info()?.id())
     }
@@ -242,7 +247,7 @@ impl Generation {
         &self.tables
     }
 
-    /// The XDP program, to run it over a packet of one's own.
+    /// The XDP program, for callers that run it over a packet.
     pub fn program(&self) -> Result<&Xdp, LoadError> {
         let program = self.ebpf.program(self.ingress);
         let program = program.ok_or(LoadError::Incomplete(self.ingress))?;
@@ -278,18 +283,18 @@ impl Generation {
 /// The maps and constants that a generation shares with others.
 struct Shared {
     hash_key: HashKey,
-    /// The maps that are there already, and where they are pinned.
+    /// The maps that exist already, and the paths of their pins.
     pins: Vec<(&'static str, PathBuf)>,
-    /// Which packets somebody wants to see, if the map that says so is among these.
+    /// The packets that a capture matches, if [`layout::CAPTURE`] is among these maps.
     capture: CaptureFilter,
     /// See [`Config::trial_until`].
     trial_until: u64,
-    /// It counts in the tables of interfaces, not in its own.
+    /// The generation counts in the tables of interfaces, not in its own.
     is_attached: bool,
 }
 
 impl Shared {
-    /// Nothing.
+    /// Shares nothing, and draws a new key.
     fn new() -> Result<Self, LoadError> {
         Ok(Self::with_key(random_hash_key()?))
     }
@@ -305,22 +310,32 @@ impl Shared {
     }
 }
 
-/// How many times an interrupted load is tried.
-const LOAD_ATTEMPTS: u32 = 5;
+/// How many times an interrupted load is repeated at most. libbpf gives up after 5, which a busy machine has exceeded.
+const LOAD_ATTEMPTS: u32 = 50;
 
-/// The verifier returns EAGAIN when a signal is pending (do_check in kernel/bpf/verifier.c). libbpf retries as many
-/// times.
+/// The verifier returns EAGAIN while a signal is pending (do_check in kernel/bpf/verifier.c). The thread therefore
+/// blocks signals, which other threads of the process take. What the kernel wakes a thread for besides, such as a
+/// freezer, cannot be blocked: the load is repeated.
 fn retry_interrupted(
     mut load: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), ProgramError> {
-    for _ in 1..LOAD_ATTEMPTS {
-        match load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result,
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let mut attempt = || {
+        for _ in 1..LOAD_ATTEMPTS {
+            match load() {
+                Err(ProgramError::LoadError { io_error, .. })
+                    if io_error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
         }
+        load()
+    };
+    let result = attempt();
+    if let Ok(before) = before {
+        // Setting a mask that was read fails for no reason that a caller could act on.
+        let _result = before.thread_set_mask();
     }
-    load()
+    result
 }
 
 fn random_hash_key() -> Result<HashKey, LoadError> {

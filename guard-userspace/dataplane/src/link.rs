@@ -25,7 +25,7 @@ use super::{
 pub fn own_link(pins: &Pins) -> Result<Option<(PinnedLink, Pins)>, AttachError> {
     for pins in [pins.clone()].into_iter().chain(pins.of_other_layouts()?) {
         let path = pins.path(LINK);
-        // What is in its place and holds no program is as if there were none.
+        // A file or pin with the name of the link that is no link counts as none.
         if pins.may_hold_program() && sys::is_link(&path).unwrap_or(true) {
             let link = PinnedLink::from_pin(path);
             let link = link.map_err(|error| link_error(&pins, &error))?;
@@ -93,7 +93,7 @@ pub fn attach_or_swap(
                 };
                 return Ok((mode, None));
             }
-            // Of an interface that is gone.
+            // The link is of an interface that is gone.
             _ => owner.remove(LINK)?,
         }
     }
@@ -175,7 +175,7 @@ fn exists(interface: &str, found: &Programs) -> AttachError {
 enum AttachFailure {
     /// Another mode would not help.
     Final(AttachError),
-    /// The reason, in the kernel's words.
+    /// The kernel's error. Another mode may work.
     Refused(String),
 }
 

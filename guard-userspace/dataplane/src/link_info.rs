@@ -7,7 +7,7 @@ use super::sys;
 /// BPF_LINK_TYPE_XDP in linux/bpf.h.
 const XDP: u32 = 6;
 
-/// The head of `struct bpf_link_info`, and its first word for XDP.
+/// The common fields of `struct bpf_link_info`, and the first word for XDP.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {

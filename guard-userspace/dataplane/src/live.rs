@@ -32,11 +32,12 @@ const DENIED_AT: Tries = (layout::DENIED_AT_V4, layout::DENIED_AT_V6);
 const ALLOWED: Tries = (layout::ALLOWED_V4, layout::ALLOWED_V6);
 
 impl Generation {
-    /// Brings the tables of this running generation to those of `next`, which must be of the same policy
-    /// and service ids: only entries, published ports and networks may differ.
+    /// Changes the tables of this running generation to those of `next`, which must have the same policy and service
+    /// ids: only entries, published ports and networks may differ.
     ///
     /// # Errors
-    /// If another generation is needed ([`needs_another`]). What fits is in force.
+    /// A change failed. If another generation is needed, [`needs_another`] is true of the error. The changes that
+    /// succeeded are in force.
     pub fn change(
         &mut self,
         mut next: Tables,
@@ -77,10 +78,10 @@ impl Generation {
         }
     }
 
-    /// Brings its table of this host's own addresses to these, and leaves the others as they are.
+    /// Changes the table of this host's own addresses to these, and leaves the other tables unchanged.
     ///
     /// # Errors
-    /// What could be changed is changed.
+    /// A step failed. The other steps were carried out.
     pub fn change_own_sources(&mut self, next: &BTreeSet<IpAddr>) -> Result<(), LoadError> {
         let next = guard_policy::fitting(next);
         own_sources::change(&mut self.ebpf, &mut self.tables.own_sources, &next)
@@ -139,7 +140,7 @@ fn change(
     let denied = before.map_or(&none, |tables| &tables.denied);
     let denied_at = before.map_or(&none_at, |tables| &tables.denied_at);
     let allowed = before.map_or(&none_at, |tables| &tables.allowed);
-    // To ask a table in vain costs a look; not to ask it would let pass who is only there.
+    // A flag for an empty table costs a lookup. A missing flag would let sources pass that are only in that table.
     let flags = after.live() | before.map_or(0, Tables::live);
     outcome.take(set_flags(ebpf, deny_list.flags(flags)));
     let mut allowance = FirstError::default();
@@ -148,7 +149,8 @@ fn change(
         allowance.take(insert_at(ebpf, ALLOWED, *place, *expiry));
     }
     let (had, has) = (services_of(denied_at), services_of(&after.denied_at));
-    // Who is let through and denied is let through: without room for the one, the other is not written.
+    // A source that is both allowed and denied passes. If an allow entry found no room, deny entries are not written,
+    // so that no allowed source is dropped.
     if allowance.is_well() {
         let new = news(denied, &after.denied);
         let written = if before.is_none() {
@@ -162,12 +164,12 @@ fn change(
         for (place, expiry) in news(denied_at, &after.denied_at) {
             outcome.take(insert_at(ebpf, DENIED_AT, *place, *expiry));
         }
-        // Also what is marked already: it may have been listed before, and not written.
+        // Also for services that had entries before: their flag may not have been written.
         outcome.take(mark_denied(ebpf, &has, true));
     }
     outcome.take(allowance.end());
     for prefix in denied.keys().filter(|key| !after.denied.contains_key(key)) {
-        // What it covers comes back in its place, and may have found no room.
+        // A new prefix inside this one replaces it, and may have found no room: then this one stays.
         if !is_denied && news(denied, &after.denied).any(|(new, _)| prefix.contains(new)) {
             continue;
         }
@@ -272,7 +274,8 @@ fn deny_again<'a>(
         }
     }
     deny(ebpf, rest.iter().copied())?;
-    // What ends is in the hash by now. It may be in the list only if it was denied for good, or nobody knows.
+    // These addresses are in the hash now. The list may have one only if it was denied without an end before, or if an
+    // earlier change failed (`Expiry::OVER`).
     for (prefix, _) in rest {
         if let IpNet::V4(v4) = prefix
             && is_single(prefix)

@@ -12,6 +12,7 @@ pub enum XdpMode {
 }
 
 impl XdpMode {
+    /// The name in JSON and text.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -32,9 +33,9 @@ pub struct Programs {
 /// Whether a program of other software on the interface is detached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Force {
-    /// It stays, and the guard says so.
+    /// The program stays, and attaching fails with an error that names it.
     #[default]
     No,
-    /// It is taken off.
+    /// The program is detached.
     Yes,
 }

@@ -82,7 +82,7 @@ fn mark_v4(network: &ContainerNetwork, bitmap: &mut [u64]) {
     }
 }
 
-/// A wide network has more /64 than the bitmap has bits.
+/// Sets the bits of an IPv6 network. A wide network has more /64 than the bitmap has bits.
 fn mark_v6(network: &ContainerNetwork, bitmap: &mut [u64]) {
     if let IpNet::V6(prefix) = network.prefix {
         if prefix.prefix_len() < WIDEST_NETWORK_V6 {

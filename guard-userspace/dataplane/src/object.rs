@@ -1,4 +1,4 @@
-//! The kernel program's object file, with the numbers of one generation in its instructions.
+//! The kernel program's object file, with the constants of one generation written into its instructions.
 
 use guard_common::literal::Config;
 
@@ -9,12 +9,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gu
 
 const WORD: usize = size_of::<u64>();
 
-/// In words: the ELF reader requires that alignment.
+/// The bytes of the file, stored in words because the ELF reader requires that alignment.
 pub struct Object(Vec<u64>);
 
 impl Object {
+    /// Writes the constants into a copy of the file.
+    ///
     /// # Errors
-    /// [`LoadError::Incomplete`] if the program has no place for any number.
+    /// [`LoadError::Incomplete`] if the program has no placeholder for a constant.
     pub fn with(config: &Config) -> Result<Self, LoadError> {
         let mut words = words(OBJECT);
         if config.write_into(&mut words) == 0 {
@@ -25,7 +27,7 @@ impl Object {
 
     pub fn bytes(&self) -> &[u8] {
         let Self(words) = self;
-        // SAFETY: any bytes are bytes, and no word is split.
+        // SAFETY: every byte of a word is a valid u8.
         let (_, bytes, _) = unsafe { words.align_to() };
         bytes.get(..OBJECT.len()).unwrap_or(bytes)
     }
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_is_written_and_nothing_else() {
+    fn every_constant_is_written_and_nothing_else() {
         let config = Config {
             jiffy: 1,
             hash_key: HashKey([2, 3]),
@@ -62,7 +64,7 @@ mod tests {
             is_debugged: false,
         };
         let Object(mut written) = Object::with(&config).unwrap();
-        // The file is as long as before, and no placeholder is left, in whatever form.
+        // The file is as long as before, and no placeholder is left, neither whole nor in a half of an instruction.
         assert_eq!(config.write_into(&mut written), 0);
         let object = Object(written);
         assert_eq!(object.bytes().len(), OBJECT.len());
@@ -73,7 +75,7 @@ mod tests {
         for (before, after) in OBJECT.chunks(WORD).zip(object.bytes().chunks(WORD)) {
             if before != after {
                 numbers += 1;
-                // The operation and the register of a first half, or the zeros of a second.
+                // The opcode and register of the first half, or the zeros of the second half (BPF_LD_IMM64).
                 assert_eq!(before[..4], after[..4]);
             }
         }

@@ -1,5 +1,5 @@
-//! The addresses of this host, which no packet from outside comes from: a bitmap that says where it is worth to ask,
-//! and a hash that knows.
+//! The packet path's tables of this host's addresses, which no packet from outside has as its source: a bitmap, and the
+//! hash that is looked up if the bit of a source is set.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -16,11 +16,11 @@ use super::{
     steps::{FirstError, gone},
 };
 
-/// Brings the tables to these addresses. `held` is what the hash has, and stays true where a step fails: no address of
-/// before is forgotten in it. An address has its bit only while the hash has it. What goes makes room for what comes.
+/// Changes the tables to these addresses. `held` has the addresses in the hash, and stays correct if a step fails. The
+/// bit of an address is set only while the hash has the address. Old addresses are removed first, to make room.
 ///
 /// # Errors
-/// What could be changed is changed.
+/// A step failed. The other steps were carried out.
 pub fn change(
     ebpf: &mut Ebpf,
     held: &mut BTreeSet<IpAddr>,
@@ -47,7 +47,7 @@ pub fn change(
         }
         outcome.take(inserted);
     }
-    // Written also if nothing differs: it may have failed before.
+    // Written even if nothing differs: an earlier write may have failed.
     outcome.take(write_bits(ebpf, held.intersection(after)));
     outcome.end()
 }

@@ -1,5 +1,5 @@
-//! The pins, which outlive an agent. `<root>/v<layout version>/<interface>/` has an interface's links and counters, and
-//! `%host` beside those folders the maps that all interfaces and generations share.
+//! The pins, which outlive an agent. `<root>/v<layout version>/<interface>/` has the links and counters of an
+//! interface; the folder `%host` beside it has the maps that all interfaces and generations share.
 
 use std::{
     fs, io,
@@ -35,11 +35,12 @@ const HOST: &str = "%host";
 pub(super) const LINK: &str = "link";
 pub(super) const EGRESS_LINK: &str = "egress";
 
+/// Why pins cannot be made, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     #[error(
         "{path} is on no BPF file system, and none can be mounted at {BPFFS} ({error}): mount one \
-         with `mount -t bpf bpf {BPFFS}`, or name another place with --pins"
+         with `mount -t bpf bpf {BPFFS}`, or name another folder with --pins"
     )]
     NoBpffs { path: String, error: io::Error },
     #[error(
@@ -76,6 +77,7 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// The folder of an interface below `root`. It need not exist.
     pub fn new(root: &Path, interface: &str) -> Self {
         Self {
             root: root.to_owned(),
@@ -84,7 +86,7 @@ impl Pins {
         }
     }
 
-    /// Those that all interfaces share.
+    /// The pins that all interfaces share.
     pub fn of_host(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
@@ -98,13 +100,13 @@ impl Pins {
         &self.interface
     }
 
-    /// The name that the interface had when these were made, which their folder has.
+    /// The name that the interface had when these pins were created. It is the name of their folder.
     pub fn made_for(&self) -> String {
         let folder = self.folder.file_name().map(|name| name.to_string_lossy());
         folder.and_then(|name| unescape(&name)).unwrap_or_default()
     }
 
-    /// The interface is called so by now.
+    /// Sets the name that the interface has at this moment.
     pub fn set_interface(&mut self, name: &str) {
         name.clone_into(&mut self.interface);
     }
@@ -123,7 +125,7 @@ impl Pins {
     pub fn existing(root: &Path) -> Result<Vec<Self>, PinError> {
         let folder = root.join(version_folder());
         if !folder.is_dir() {
-            // A root that is no folder is an error, and an odd file in its place below the root is not.
+            // A root that is not a folder is an error. Below the root, another file with the folder's name is not.
             names_in(root)?;
             return Ok(Vec::new());
         }
@@ -140,7 +142,7 @@ impl Pins {
         self.folder.parent() == Some(&self.root.join(version_folder()))
     }
 
-    /// Makes the folder, and mounts a BPF file system for it if there is none.
+    /// Creates the folder, and mounts a BPF file system for it if there is none.
     pub fn prepare(&self) -> Result<(), PinError> {
         prepare(&self.folder)
     }
@@ -154,7 +156,7 @@ impl Pins {
         self.folder.join(file_of(name))
     }
 
-    /// Where a map waits for the program that uses it to be put in force.
+    /// The path at which a map is pinned until the program that uses it is in force.
     pub(super) fn next(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{}_next", file_of(name)))
     }
@@ -171,13 +173,13 @@ impl Pins {
         remove_odd(&self.next(name))
     }
 
-    /// Puts a waiting map in the place of the one before it.
+    /// Replaces a map by its waiting successor.
     pub(super) fn take_next(&self, name: &str) -> Result<(), PinError> {
         let path = self.next(name);
         fs::rename(&path, self.path(name)).map_err(PinError::io(&path))
     }
 
-    /// The names of the maps that wait.
+    /// The names of the waiting maps.
     pub(super) fn waiting(&self) -> Result<Vec<String>, PinError> {
         let names = names_in(&self.folder)?;
         let waiting = names.iter().filter_map(|name| name.strip_suffix("_next"));
@@ -201,12 +203,12 @@ impl Pins {
         Ok(folders.filter(|pins| pins.folder.is_dir()).collect())
     }
 
-    /// Removes every pin, and returns what stays, with the reason. Programs whose link nobody else holds
-    /// leave their interface with it: the links go first, so that nothing is judged by a program whose
-    /// state is going.
+    /// Removes every pin, and returns the files that stay, with the reason. Removing a link's pin detaches its program,
+    /// unless another process holds the link. The links go first, so that no program judges packets while its state is
+    /// removed.
     pub fn remove_all(&self) -> Vec<String> {
         for link in [LINK, EGRESS_LINK] {
-            // What cannot be removed is met again below.
+            // A link that cannot be removed is reported by `remove_files`.
             let _result = self.remove(link);
         }
         let mut left = self.remove_files();
@@ -214,7 +216,7 @@ impl Pins {
         left
     }
 
-    /// Removes what is pinned in the folder. Returns what stays.
+    /// Removes the files in the folder. Returns those that stay, with the reason.
     pub(super) fn remove_files(&self) -> Vec<String> {
         let names = match names_in(&self.folder) {
             Ok(names) => names,
@@ -227,11 +229,11 @@ impl Pins {
             .collect()
     }
 
-    /// Removes the folder if it is empty, and those above it if nothing else is in them. Returns what stays
-    /// because it cannot be removed.
+    /// Removes the folder if it is empty, and those above it if nothing else is in them. Returns an error if the folder
+    /// is empty and cannot be removed.
     pub(super) fn remove_folders(&self) -> Option<String> {
         if let Err(error) = remove_folder(&self.folder) {
-            // What is in it has been named.
+            // The files in it have been reported already.
             let is_named = names_in(&self.folder).is_ok_and(|names| !names.is_empty());
             return (!is_named).then(|| error.to_string());
         }
@@ -243,7 +245,7 @@ impl Pins {
         None
     }
 
-    /// Whether a program is held by this pin, as far as can be told: nothing but a file holds one.
+    /// Whether the pin of the link may hold a program: a folder in its place cannot.
     pub(super) fn may_hold_program(&self) -> bool {
         fs::symlink_metadata(self.path(LINK)).is_ok_and(|found| !found.is_dir())
     }
@@ -254,9 +256,9 @@ impl Pins {
 pub struct Found {
     /// The folders of interfaces, of every layout.
     pub interfaces: Vec<Pins>,
-    /// What they share, of every layout.
+    /// The folders with shared maps, of every layout.
     pub hosts: Vec<Pins>,
-    /// What is none of guard's.
+    /// Messages about files that do not belong to guard or cannot be read.
     pub odd: Vec<String>,
 }
 
@@ -271,7 +273,7 @@ pub fn all(root: &Path) -> Result<Found, PinError> {
         }
         if !is_version(&version) || !folder.is_dir() {
             all.odd
-                .push(format!("{} is none of guard's", folder.display()));
+                .push(format!("{} does not belong to guard", folder.display()));
             continue;
         }
         let names = match names_in(&folder) {
@@ -294,14 +296,14 @@ pub fn all(root: &Path) -> Result<Found, PinError> {
                 None if is_folder && name == HOST => all.hosts.push(pins(name)),
                 _ => all
                     .odd
-                    .push(format!("{} is none of guard's", folder.display())),
+                    .push(format!("{} does not belong to guard", folder.display())),
             }
         }
     }
     Ok(all)
 }
 
-/// Removes the shared maps of other layouts that no interface uses any more. Returns what cannot be removed.
+/// Removes the shared maps of other layouts that no interface uses any more. Returns those that stay, with the reason.
 pub(super) fn remove_hosts_of_other_layouts(root: &Path) -> Result<Vec<String>, PinError> {
     let Found {
         interfaces, hosts, ..
@@ -316,15 +318,17 @@ pub(super) fn remove_hosts_of_other_layouts(root: &Path) -> Result<Vec<String>, 
     Ok(unused.flat_map(Pins::remove_all).collect())
 }
 
-/// An emergency exit that was taken without an agent. It is written into the pins, which need no disk, before it is
-/// carried out. An agent that wakes up in the middle of a load puts nothing in force while it is there.
+/// The mark of an emergency exit that was taken without an agent. It is created among the pins, which need no disk,
+/// before the exit is carried out. While it is there, an agent that wakes up in the middle of a load puts nothing in
+/// force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// Everything shall pass.
+    /// Every packet shall pass.
     Off,
-    /// The guard has been taken off.
+    /// The guard was detached.
     Detached,
-    /// Everything shall pass, and the state could not be written: for the next agent. This one keeps no swap back.
+    /// Every packet shall pass, and the state store could not be written. It tells the next agent; it does not stop a
+    /// swap of this one.
     OffUnkept,
 }
 
@@ -339,31 +343,31 @@ impl Word {
         }
     }
 
-    /// Leaves an empty folder below the root of the pins.
+    /// Creates the mark: an empty folder below the root of the pins.
     pub fn leave(self, root: &Path) -> Result<(), PinError> {
         prepare(&root.join(self.name()))
     }
 
-    /// Whether it is there: a folder with nothing in it.
+    /// Whether the mark is there: an empty folder.
     pub fn is_left(self, root: &Path) -> bool {
         let found = fs::read_dir(root.join(self.name()));
         found.is_ok_and(|mut found| found.next().is_none())
     }
 
-    /// When it was left, if it is there.
+    /// When the mark was created, if it is there.
     pub fn left_at(self, root: &Path) -> Option<SystemTime> {
         let left = self.is_left(root);
         let found = left.then(|| fs::metadata(root.join(self.name())).ok());
         found.flatten()?.modified().ok()
     }
 
-    /// Takes it away. Whether it was there.
+    /// Removes the mark. Returns whether it was there.
     pub fn take(self, root: &Path) -> bool {
         fs::remove_dir(root.join(self.name())).is_ok()
     }
 }
 
-/// Removes the root of the pins if it is empty. Callers have named what is left in it.
+/// Removes the root of the pins if it is empty. Callers have reported the files that are left in it.
 pub fn remove_root(root: &Path) {
     let _result = fs::remove_dir(root);
 }
@@ -383,12 +387,12 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Takes the pins below a root, unless another agent has them.
+    /// Locks the pins below a root, unless another agent has locked them.
     pub fn take(root: &Path) -> Result<ClaimAttempt<Self>, PinError> {
         loop {
             prepare(root)?;
             match Self::lock(root)? {
-                // An agent that ends removes an empty folder: then the lock is on none.
+                // An agent that ends removes an empty root: then this lock is on a folder that is gone.
                 ClaimAttempt::Taken(hold) if !hold.is_in_place() => {}
                 attempt => return Ok(attempt),
             }
@@ -397,7 +401,7 @@ impl Hold {
 
     fn lock(root: &Path) -> Result<ClaimAttempt<Self>, PinError> {
         let folder = fs::File::open(root).map_err(PinError::io(root))?;
-        // Who may open a folder may lock it: nobody else may keep an agent from its pins.
+        // A user who may open a folder may lock it. Only root may, so that no other user can lock out the agent.
         let mode = folder.metadata().map_err(PinError::io(root))?.mode();
         if mode & 0o077 != 0 {
             let closed = fs::Permissions::from_mode(mode & 0o7700);
@@ -410,21 +414,22 @@ impl Hold {
         }))
     }
 
+    /// The lock.
     pub fn claim(&self) -> &Claim {
         &self.folder
     }
 
-    /// Whether the folder that is locked is the one that others find.
+    /// Whether the locked folder still is the one at the path of the root.
     pub fn is_in_place(&self) -> bool {
         let identity = |found: fs::Metadata| (found.dev(), found.ino());
         let held = self.folder.metadata().map(identity).ok();
         held.is_some() && held == fs::metadata(&self.root).map(identity).ok()
     }
 
-    /// Holds on: a folder that somebody has removed is made and taken again.
+    /// Renews the lock: if the folder was removed, it is created and locked again.
     ///
     /// # Errors
-    /// Another agent has taken the pins meanwhile: this one must end, and leave them to it.
+    /// Another agent has locked the pins in the meantime: this agent must end, and leave them to it.
     pub fn hold_on(&mut self) -> Result<(), PinError> {
         if self.is_in_place() {
             return Ok(());
@@ -436,6 +441,7 @@ impl Hold {
         Ok(())
     }
 
+    /// The error that another agent holds the pins.
     pub fn taken(root: &Path) -> PinError {
         PinError::Taken(root.display().to_string())
     }
@@ -443,14 +449,14 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // A start that failed leaves nothing. One that is not empty stays, and so does another's.
+        // A start that failed leaves no folder. A folder that is not empty stays, and so does that of another agent.
         if self.is_in_place() {
             let _result = fs::remove_dir(&self.root);
         }
     }
 }
 
-/// Makes a folder, and mounts a BPF file system for it if there is none.
+/// Creates a folder, and mounts a BPF file system for it if there is none.
 fn prepare(folder: &Path) -> Result<(), PinError> {
     let nearest = folder.ancestors().find(|path| path.exists());
     if !nearest.is_some_and(is_bpffs) {
@@ -489,6 +495,7 @@ fn unescape(name: &str) -> Option<String> {
     (!name.contains('.') && name != HOST).then(|| name.replace("%2e", ".").replace("%25", "%"))
 }
 
+/// Whether a BPF file system is mounted at the path.
 pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
@@ -501,7 +508,7 @@ fn mount_bpffs(folder: &Path) -> Result<(), PinError> {
     if !folder.starts_with(BPFFS) {
         return Err(failed(io::Error::other(format!("it is not below {BPFFS}"))));
     }
-    // Mounted twice, the second would hide what is pinned in the first.
+    // A second mount would hide the pins of the first, so only one process mounts at a time.
     let place = fs::File::open(BPFFS).map_err(failed)?;
     let _turn =
         Flock::lock(place, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))?;
@@ -555,7 +562,7 @@ fn remove_folder(path: &Path) -> Result<(), PinError> {
 mod tests {
     use super::*;
 
-    /// As bpffs would have them, in a folder of the test's own.
+    /// Creates folders as on a BPF file system, in a temporary folder.
     fn folders(names: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for name in names {
@@ -571,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_folder_of_an_interface_is_skipped_and_named() {
+    fn other_files_than_folders_of_interfaces_are_skipped_and_reported() {
         let ours = version_folder();
         let wan = format!("{ours}/wan");
         let host = format!("{ours}/%host");
@@ -590,7 +597,7 @@ mod tests {
         assert_eq!(interfaces(&existing), ["wan"]);
         assert!(existing.iter().all(Pins::is_of_this_layout));
         assert!(!pins.iter().all(Pins::is_of_this_layout));
-        // What the interfaces of another layout share goes with the last of them.
+        // The shared maps of another layout are removed after its last interface.
         assert!(
             remove_hosts_of_other_layouts(root.path())
                 .unwrap()
@@ -608,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_no_pin_and_is_taken_once() {
+    fn the_mark_of_an_exit_is_not_reported_and_is_taken_once() {
         let root = folders(&["off", "detached", "off-unkept"]);
         assert_eq!(all(root.path()).unwrap().odd, Vec::<String>::new());
         for word in Word::ALL {
@@ -618,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_something_in_it_is_no_word_and_is_named() {
+    fn a_folder_that_is_not_empty_is_no_mark_and_is_reported() {
         let root = folders(&["off/inside"]);
         assert!(!Word::Off.is_left(root.path()) && !Word::Off.take(root.path()));
         let odd = all(root.path()).unwrap().odd;
@@ -639,14 +646,14 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert!(Pins::existing(&file).is_err());
         assert!(all(&file).is_err());
-        // A file in the place of the layout's folder is one of the odd ones.
+        // A file in the place of the layout's folder is reported.
         fs::write(root.path().join(version_folder()), "").unwrap();
         assert!(Pins::existing(root.path()).unwrap().is_empty());
         assert_eq!(all(root.path()).unwrap().odd.len(), 2);
     }
 
     #[test]
-    fn all_that_can_go_goes_and_the_rest_is_named() {
+    fn all_pins_that_can_be_removed_are_and_the_rest_is_reported() {
         let ours = version_folder();
         let [full, empty] = ["full/inside", "empty"].map(|name| format!("{ours}/wan/{name}"));
         let root = folders(&[&full, &empty]);
@@ -672,7 +679,7 @@ mod tests {
     fn a_folder_that_is_made_again_is_taken_again_unless_another_agent_has_it() {
         let place = folders(&["guard"]);
         let root = place.path().join("guard");
-        // Whatever the file system: `take` would want a BPF one.
+        // `lock` works on any file system; `take` needs a BPF file system.
         let lock = || match Hold::lock(&root).unwrap() {
             ClaimAttempt::Taken(hold) => Some(hold),
             _ => None,
@@ -680,7 +687,7 @@ mod tests {
         let mut hold = lock().unwrap();
         assert!(lock().is_none());
         let mode = fs::metadata(&root).unwrap().mode();
-        assert_eq!(mode & 0o077, 0, "nobody else may lock it");
+        assert_eq!(mode & 0o077, 0, "no other user may lock it");
         fs::remove_dir(&root).unwrap();
         fs::create_dir(&root).unwrap();
         assert!(!hold.is_in_place());

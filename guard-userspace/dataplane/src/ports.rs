@@ -24,7 +24,7 @@ use super::{
 /// Published ports that a plan does not have yet, while the tables are changed to the plan's.
 #[derive(Default)]
 pub struct PortUpdates<'a> {
-    /// Ports that were closed early, before the plan was made, and that it has.
+    /// Ports that were closed early, before the plan was made, and that the plan has.
     early: Option<&'a BTreeSet<PublishedPort>>,
     newest: Option<NewestPorts<'a>>,
     /// Ports that the plan opens and that stay closed, because a container publishes them by now. The next plan brings
@@ -32,13 +32,14 @@ pub struct PortUpdates<'a> {
     pub kept: BTreeSet<PublishedPort>,
 }
 
-/// What containers publish at the time of the call, which may be more than the plan has.
+/// The ports that containers publish at the time of the call, which may be more than the plan has.
 struct NewestPorts<'a> {
     containers: &'a dyn Fn() -> Arc<Containers>,
     local_ports: &'a RangeInclusive<u16>,
 }
 
 impl<'a> PortUpdates<'a> {
+    /// Ports that were closed before the plan was made.
     pub fn early(early: &'a BTreeSet<PublishedPort>) -> Self {
         Self {
             early: Some(early),
@@ -46,8 +47,8 @@ impl<'a> PortUpdates<'a> {
         }
     }
 
-    /// `containers` is called while the tables are locked: who marks a port as published waits for the lock, and has
-    /// told of it before.
+    /// `containers` is called while the tables are locked. A follower that marks a port as published adds it to
+    /// `containers` first and waits for the lock then, so no port is missed.
     #[must_use]
     pub fn with_newest(
         mut self,
@@ -61,7 +62,7 @@ impl<'a> PortUpdates<'a> {
         self
     }
 
-    /// Without what containers publish by now.
+    /// Only the ports that were closed early.
     #[must_use]
     pub fn early_alone(&self) -> Self {
         Self {
@@ -70,7 +71,7 @@ impl<'a> PortUpdates<'a> {
         }
     }
 
-    /// Leaves closed what a container publishes by now.
+    /// Keeps ports closed that a container publishes by now.
     fn keep(
         &mut self,
         places: &BTreeSet<u32>,
@@ -111,12 +112,12 @@ pub struct SharedPortMaps(Arc<Mutex<PortMaps>>);
 struct PortMaps {
     everywhere: Map,
     addressed: HashMap<MapData, AddressedKey, PortEntry>,
-    /// What `addressed` holds. Nobody else writes it.
+    /// The contents of `addressed`. Only this process writes the map.
     held: BTreeMap<AddressedKey, PortEntry>,
 }
 
 impl SharedPortMaps {
-    /// Those of a fresh generation, where they are empty.
+    /// The empty port tables of a new generation.
     pub fn of(ebpf: &Ebpf) -> Result<Self, LoadError> {
         Ok(Self(Arc::new(Mutex::new(PortMaps {
             everywhere: another(ebpf, layout::PORTS)?,
@@ -125,8 +126,7 @@ impl SharedPortMaps {
         }))))
     }
 
-    /// Marks ports as published. Those that are marked for the first time go into `new`, also if this fails on the
-    /// way.
+    /// Marks ports as published. Ports that were not marked before are added to `new`, even if this fails.
     pub fn mark(
         &self,
         published: &BTreeSet<PublishedPort>,
@@ -140,16 +140,16 @@ impl SharedPortMaps {
         for (key, entry) in news.addressed {
             outcome.take(kernel.hold(key, entry));
         }
-        // What found no room keeps nothing else from being closed.
+        // An entry that found no room does not stop the other ports from being closed.
         outcome.take(kernel.write(entries, news.everywhere));
         outcome.end()
     }
 
-    /// Brings them from what they were to what they shall be.
+    /// Changes the tables from `before` to `after`.
     ///
     /// # Errors
-    /// The ports on every address are as they were. `after` says what is in the tables now: what found room among
-    /// those on one address is in force.
+    /// The ports on every address are unchanged. `after` has the contents of the tables now: entries on single
+    /// addresses that found room are in force.
     pub fn bring(
         &self,
         before: &PortTables,
@@ -167,7 +167,7 @@ impl SharedPortMaps {
         let mut kernel = self.lock();
         news.keep(&places, &keys, after);
         let mut outcome = FirstError::default();
-        // What holds on one address is there before the port's entry says that there is any, and goes after it.
+        // Entries on single addresses are written before the port's entry announces them, and removed after it.
         let mut waiting = Vec::new();
         for key in &keys {
             if let Some(entry) = after.addressed.get(key)
@@ -187,7 +187,7 @@ impl SharedPortMaps {
                 after.everywhere.clone_from(&before.everywhere);
             }
         }
-        // What has gone by now may have made room.
+        // The entries removed above may have made room.
         for (key, entry) in waiting {
             outcome.take(kernel.hold(key, entry));
         }
@@ -202,13 +202,13 @@ impl SharedPortMaps {
 
     fn lock(&self) -> MutexGuard<'_, PortMaps> {
         let Self(kernel) = self;
-        // Whoever panicked with it has changed nothing by halves.
+        // A thread that panicked while it held the lock has left no half-made change.
         kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PortMaps {
-    /// Enters what holds on one address.
+    /// Writes an entry that holds on one address.
     fn hold(&mut self, key: AddressedKey, entry: PortEntry) -> Result<(), LoadError> {
         if self.held.get(&key) != Some(&entry) {
             self.addressed.insert(key, entry, 0)?;
@@ -225,7 +225,7 @@ impl PortMaps {
         Ok(())
     }
 
-    /// Brings these places of the port table to what they shall be, all of them or none.
+    /// Changes these places of the port table to `after`, all of them or none.
     fn bring(
         &mut self,
         places: BTreeSet<u32>,
@@ -255,7 +255,7 @@ impl PortMaps {
     }
 }
 
-/// Another handle of a table.
+/// Opens another handle of a map.
 fn another(ebpf: &Ebpf, name: &'static str) -> Result<Map, LoadError> {
     let (Map::Array(data) | Map::HashMap(data)) =
         ebpf.map(name).ok_or(LoadError::Incomplete(name))?
@@ -356,8 +356,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_closed_a_moment_ago_stays_closed_while_another_port_changes() {
-        // 8001 was closed early, and the agent has not heard of it.
+    fn a_port_closed_early_stays_closed_while_another_port_changes() {
+        // 8001 was closed early, and the plan does not have it yet.
         let entries = kernel(&[8_000, 8_001]);
         let (before, after) = (table(&[8_000]), table(&[8_000, 9_000]));
         let touched = touched(&before, &after, iter::empty());
@@ -368,10 +368,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_closed_early_is_brought_in_line_once_the_agent_knows() {
+    fn a_port_closed_early_is_brought_in_line_by_the_next_plan() {
         let early = [8_001, 8_002].map(index).into_iter();
         let entries = kernel(&[8_001, 8_002]);
-        // The container at 8001 is there, that at 8002 is gone again.
+        // The container at 8001 exists, and the container at 8002 is gone again.
         let (before, after) = (table(&[]), table(&[8_001]));
         let touched = touched(&before, &after, early);
         assert_eq!(
@@ -381,13 +381,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_plan_opens_stays_closed_if_a_container_publishes_it_by_now() {
+    fn a_port_that_a_plan_opens_stays_closed_if_a_container_publishes_it_by_now() {
         let port = |port| PublishedPort {
             protocol: PortProtocol::Tcp,
             port,
             at: PublishedAt::EveryIpv4,
         };
-        // The plan knows that 8001 and 8002 are gone, and not that 8002 has come again, and 9000 as well.
+        // The plan has that 8001 and 8002 are gone. It does not have that 8002 was published again, and 9000 as well.
         let (before, mut after) = (table(&[8_000, 8_001, 8_002]), table(&[8_000]));
         let places = touched(&before, &after, iter::empty());
         let containers = Arc::new(Containers {
@@ -407,13 +407,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_was_is_not_even_looked_at() {
+    fn unchanged_entries_are_not_read() {
         let same = table(&[8_000, 8_001]);
         assert!(touched(&same, &same, iter::empty()).is_empty());
     }
 
     #[test]
-    fn what_is_closed_early_on_one_address_is_marked_there_and_told_once() {
+    fn a_port_closed_early_on_one_address_is_marked_there_and_reported_once() {
         let port = |at| PublishedPort {
             protocol: PortProtocol::Tcp,
             port: 8_000,

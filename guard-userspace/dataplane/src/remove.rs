@@ -44,7 +44,7 @@ pub struct Removal {
     pub interfaces: Vec<String>,
     /// Why a program is still on an interface.
     pub still_attached: Vec<String>,
-    /// What stays below the root of the pins and judges nothing, with the reason.
+    /// The files that stay below the root of the pins and hold no program, with the reason.
     pub left: Vec<String>,
 }
 
@@ -67,9 +67,9 @@ fn detach_pins(found: Found) -> Removal {
         left: odd,
         ..Removal::default()
     };
-    // Where the filter on the way out is stands in the state, which goes last.
+    // The state has the handle of the egress filter, so it is read here and removed last.
     let states: Vec<Option<AboutInterface>> = interfaces.iter().map(about_of).collect();
-    // The links of every interface before anything else can fail.
+    // The links of all interfaces come first: a failure of another step must not leave a program attached.
     for pins in &interfaces {
         if let Err(error) = link::take_off(pins, LINK)
             && pins.may_hold_program()
@@ -78,12 +78,12 @@ fn detach_pins(found: Found) -> Removal {
         }
     }
     for (pins, about) in interfaces.iter().zip(states) {
-        // Without the state, what is pinned is all that is known.
+        // Without the state, only a pinned egress link can be found.
         let detached = match about {
             Some(mut about) => egress::detach(pins, &mut about),
             None => link::take_off(pins, EGRESS_LINK).map_err(AttachError::from),
         };
-        // A file that cannot be removed is named with the others.
+        // A file that cannot be removed is reported by `remove_files`.
         drop(detached);
     }
     for pins in interfaces.iter().chain(&hosts) {
@@ -97,7 +97,7 @@ fn detach_pins(found: Found) -> Removal {
     removal
 }
 
-/// `None`: the interface is gone, or its state cannot be read.
+/// The facts about an interface; `None`: the interface is gone, or its state cannot be read.
 fn about_of(pins: &Pins) -> Option<AboutInterface> {
     let state = InterfaceState::existing(pins).ok().flatten()?;
     state.about().ok()
@@ -108,10 +108,9 @@ fn about_of(pins: &Pins) -> Option<AboutInterface> {
 pub struct Passing {
     /// The interfaces on which everything passes now.
     pub interfaces: Vec<String>,
-    /// Interfaces whose program was taken off, because none that passes everything could be put in its
-    /// place, and why.
+    /// Interfaces whose program was detached because a program that passes everything could not replace it, and why.
     pub taken_off: Vec<String>,
-    /// Interfaces on which a program goes on, and why.
+    /// Interfaces on which a program stays in force, and why.
     pub failed: Vec<String>,
 }
 
@@ -129,14 +128,14 @@ pub fn pass_everything_everywhere(root: &Path, tick_ns: u64) -> Result<Passing, 
         let interface = pins.interface();
         let put = match &mut program {
             Ok(Some(program)) if pins.is_of_this_layout() => program.put(pins),
-            Ok(_) => Err("its state is of another version of guard, or spoilt".to_owned()),
+            Ok(_) => Err("its state is of another version of guard, or damaged".to_owned()),
             Err(why) => Err(why.clone()),
         };
         let Err(why) = put else {
             passing.interfaces.push(interface.to_owned());
             continue;
         };
-        // To stop is what was asked for. The state stays, for the next agent.
+        // The operator wants packets to pass, so the program is detached. The state stays, for the next agent.
         match link::take_off(pins, LINK) {
             Ok(()) => {
                 passing.interfaces.push(interface.to_owned());
@@ -148,7 +147,7 @@ pub fn pass_everything_everywhere(root: &Path, tick_ns: u64) -> Result<Passing, 
     Ok(passing)
 }
 
-/// The program that lets everything pass, with the state of this host.
+/// A program that passes every packet, with the state of this host.
 struct PassingProgram {
     generation: Generation,
     state: HostState,
@@ -156,10 +155,10 @@ struct PassingProgram {
 }
 
 impl PassingProgram {
-    /// `Ok(None)`: there is no state that this version can read.
+    /// Loads the program. `Ok(None)`: there is no state that this version can read.
     ///
     /// # Errors
-    /// Why it cannot be loaded.
+    /// Why the program cannot be loaded.
     fn load(root: &Path, tick_ns: u64) -> Result<Option<Self>, String> {
         Self::try_load(root, tick_ns).map_err(|error| innermost(&error))
     }
@@ -185,8 +184,10 @@ impl PassingProgram {
         }))
     }
 
+    /// Swaps the program into the pinned link of an interface.
+    ///
     /// # Errors
-    /// Why it is not in force there.
+    /// Why the program is not in force there.
     fn put(&mut self, pins: &Pins) -> Result<(), String> {
         self.try_put(pins).map_err(|error| innermost(&error))
     }
@@ -213,7 +214,7 @@ impl PassingProgram {
                 .set_about(&self.about)
                 .map_err(StateError::from)?;
         }
-        // Who reads the pins is told less without it.
+        // Only for readers of the pins, so an error is ignored.
         if let Ok(Some(mut state)) = InterfaceState::existing(pins)
             && let Ok(about) = state.about()
         {

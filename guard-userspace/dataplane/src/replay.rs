@@ -17,7 +17,7 @@ use guard_policy::Tables;
 
 use super::{Generation, LoadError, Purpose, Shared};
 
-/// The same for every replay, so that results are repeatable.
+/// The same key for every replay, so that results are repeatable.
 const HASH_KEY: HashKey = HashKey([0x6775_6172_6420_7265, 0x706c_6179_206b_6579]);
 
 /// The time of the first packet, in nanoseconds: late enough that time stamps that go back do not go below zero.
@@ -42,7 +42,7 @@ pub struct Replay {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     In,
-    /// From this host: it is not judged, but the flow that it opens is remembered.
+    /// From this host: the packet is not judged, but the flow that it opens is recorded.
     Out,
 }
 
@@ -57,6 +57,7 @@ impl Replay {
     /// CLOCK_BOOTTIME at the replay's first packet.
     pub const BOOT_NS: u64 = START_NS;
 
+    /// Loads the replay program with these tables. `tick_ns`: the length of the kernel's tick.
     pub fn new(mut tables: Tables, tick_ns: u64) -> Result<Self, LoadError> {
         tables.features |= feature::ALONE;
         let generation = Generation::load_for(
@@ -68,14 +69,16 @@ impl Replay {
         Ok(Self { generation })
     }
 
+    /// The loaded program with its tables.
     pub fn generation(&self) -> &Generation {
         &self.generation
     }
 
-    /// Sets the clock to so many nanoseconds after the first packet. It may go back.
+    /// Sets the clock to a time after the first packet, in nanoseconds. The clock may go back.
     ///
     /// # Errors
-    /// [`LoadError::ClockJump`] if that is more than two years after it or two weeks before it: the clock stays.
+    /// [`LoadError::ClockJump`] if the time is more than two years after the first packet or two weeks before it. The
+    /// clock is unchanged.
     pub fn set_clock(&mut self, after_first_ns: i64) -> Result<(), LoadError> {
         let boot_ns = START_NS.checked_add_signed(after_first_ns);
         let boot_ns = boot_ns.filter(|boot_ns| *boot_ns <= LATEST_NS);
@@ -88,7 +91,7 @@ impl Replay {
         Ok(map.set(0, clock, 0)?)
     }
 
-    /// Judges a frame that came in at the time that the clock was set to.
+    /// Judges a frame that came in at the time of the clock.
     pub fn judge(&self, frame: &[u8]) -> Result<Judged, LoadError> {
         let frame = normalised(frame);
         let options = TestRunOptions {
@@ -104,10 +107,10 @@ impl Replay {
         })
     }
 
-    /// Remembers the flow of a frame that went out.
+    /// Records the flow of a frame that went out.
     ///
-    /// The kernel runs a tc program only over what a stack would send: the rest, and what is longer
-    /// than a page (which is not the first of its flow), is left out.
+    /// The kernel runs a tc program only over frames that its stack would send. Other frames are left out, and so are
+    /// frames longer than a page, which are not the first of their flow.
     pub fn sent(&self, frame: &[u8]) -> Result<(), LoadError> {
         if !self.generation.tables().uses(feature::FLOWS) {
             return Ok(());
@@ -138,8 +141,8 @@ impl Generation {
     }
 }
 
-/// Pads a frame to the shortest that the kernel accepts. One that is too short for Ethernet has no IP packet either
-/// way.
+/// Pads a frame to the shortest length that the kernel accepts. A frame without a whole Ethernet header has no IP
+/// packet either way.
 fn normalised(frame: &[u8]) -> Cow<'_, [u8]> {
     if frame.len() < SHORTEST_FRAME {
         let mut longer = frame.to_vec();

@@ -16,17 +16,17 @@ use super::{
     sys,
 };
 
-/// Which rows have been entered, and how many pages of counters of each. A new agent enters them once more.
+/// The rows that have been written, and how many pages of counters of each. A new agent writes all rows again.
 #[derive(Debug, Default)]
 pub struct EnteredRows {
-    /// The kernel's number of [`layout::COUNTER_ROWS`].
+    /// The kernel's id of the map [`layout::COUNTER_ROWS`].
     map: u32,
     pages: BTreeMap<u32, usize>,
 }
 
 impl EnteredRows {
-    /// Enters the tables of interfaces by their rows into what a generation shares with others, as far as it is not
-    /// known to have them. The kernel waits for all CPUs after each call: all rows are one.
+    /// Writes the tables of interfaces into the shared arrays of a generation, except those written before. The kernel
+    /// waits for all CPUs after each call, so all rows are written in one.
     pub fn enter<'a>(
         &mut self,
         generation: &Generation,
@@ -68,7 +68,7 @@ impl EnteredRows {
         Ok(())
     }
 
-    /// The tables of these rows are nobody's any more.
+    /// Removes the tables of rows whose interfaces are gone.
     pub fn leave(&mut self, generation: &Generation, rows: &[u32]) -> Result<(), LoadError> {
         let mut pages = Vec::new();
         for row in rows {
@@ -127,9 +127,9 @@ fn bring(places: &mut [InterfacePlace], rows: &BTreeMap<u32, u32>) -> Vec<u32> {
     without
 }
 
-/// Sees to it that the arrays for the tables of interfaces are pinned with the state. A program that is loaded would
-/// make them as well, of maps with BTF: until Linux 6.2 the kernel then takes no maps without into them (`timer_off`
-/// in bpf_map_meta_equal(), kernel/bpf/map_in_map.c).
+/// Creates and pins the arrays of maps for the tables of interfaces, if they are missing. Loading a program would
+/// create them as well, from maps with BTF. Until Linux 6.2, the kernel accepts no maps without BTF in such arrays
+/// (`timer_off` in bpf_map_meta_equal(), kernel/bpf/map_in_map.c).
 pub fn ensure_pinned(pins: &Pins, like: &InterfaceTables) -> Result<(), StateError> {
     let page = like.counters.first();
     let page = page.ok_or(LoadError::Incomplete("counters"))?;
@@ -164,7 +164,7 @@ fn per_cpu_array(map: &Map) -> Result<&MapData, LoadError> {
     }
 }
 
-/// Of `union bpf_attr`, what a batch reads and writes.
+/// The fields of `union bpf_attr` that a batch reads and writes.
 #[repr(C)]
 struct PlacesAttributes {
     after: u64,
@@ -177,7 +177,7 @@ struct PlacesAttributes {
     flags: u64,
 }
 
-/// Sets places of an array of maps: all in one call where the kernel has it (Linux 5.19).
+/// Sets elements of an array of maps: in one call where the kernel supports it (Linux 5.19), otherwise one by one.
 fn set(outer: &Map, maps: &[(u32, &MapData)]) -> Result<(), LoadError> {
     let data = array_of_maps(outer)?;
     let keys: Vec<u32> = maps.iter().map(|(place, _)| *place).collect();
@@ -216,7 +216,7 @@ fn clear(outer: &Map, places: &[u32]) -> Result<(), LoadError> {
         // SAFETY: laid out as the kernel has it for one element, whose key is a word.
         let cleared = unsafe { sys::bpf(sys::DELETE_ELEM, &mut attributes) };
         match cleared {
-            // Nothing is there.
+            // The element is empty already.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(LoadError::Host(error)),
             Ok(_) => {}
@@ -225,14 +225,14 @@ fn clear(outer: &Map, places: &[u32]) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Another handle of the map.
+/// Opens another handle of the map.
 fn one_by_one(data: &MapData) -> Result<ArrayOfMaps<MapData, aya::maps::MapFd>, LoadError> {
     let fd = data.fd().as_fd().try_clone_to_owned();
     let data = MapData::from_fd(fd.map_err(LoadError::Host)?)?;
     Ok(Map::from_map_data(data)?.try_into()?)
 }
 
-/// `values`: as many as there are places.
+/// `values` must have as many elements as `places`.
 fn set_at_once(data: &MapData, places: &[u32], values: &[u32]) -> io::Result<()> {
     if places.is_empty() {
         return Ok(());
@@ -247,7 +247,7 @@ fn set_at_once(data: &MapData, places: &[u32], values: &[u32]) -> io::Result<()>
         entry_flags: 0,
         flags: 0,
     };
-    // SAFETY: laid out as the kernel has it for batches. Keys and values are words, as many as it says at least.
+    // SAFETY: laid out as the kernel has it for batches. Keys and values are words, and there are at least `count`.
     unsafe { sys::bpf(sys::UPDATE_BATCH, &mut attributes) }.map(|_| ())
 }
 
@@ -259,7 +259,7 @@ mod tests {
         vec![InterfacePlace::default(); PLACES]
     }
 
-    /// As the kernel program finds it.
+    /// Looks up an interface as the kernel program does.
     fn find(places: &[InterfacePlace], interface: u32) -> Option<u32> {
         let looks =
             (0..LOOKS as usize).map(|look| places[(first_place(interface) + look) % PLACES]);
@@ -270,8 +270,8 @@ mod tests {
     }
 
     #[test]
-    fn every_interface_finds_its_row_whatever_the_kernel_numbers_it_by() {
-        // One after the other, in steps, and far apart; as many as there are rows.
+    fn every_interface_finds_its_row_for_any_index() {
+        // Consecutive indices, indices in steps, and indices far apart; as many as there are rows.
         for (first, step) in [(1, 1), (2_000_000, 1), (7, 4_096), (5, 3), (1, 65_537)] {
             let rows: BTreeMap<u32, u32> = (1..MAX_ROWS)
                 .map(|row| (first + (row - 1) * step, row))
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_keeps_the_place_while_others_come_and_go() {
+    fn an_interface_keeps_its_place_while_others_come_and_go() {
         let rows: BTreeMap<u32, u32> = (1..600).map(|row| (row * 7, row)).collect();
         let mut places = empty();
         bring(&mut places, &rows);
@@ -309,7 +309,7 @@ mod tests {
             };
             assert_eq!(at(&places), at(&before));
         }
-        assert_eq!(find(&places, 7), None, "it has gone");
+        assert_eq!(find(&places, 7), None, "the interface is gone");
         assert_eq!(find(&places, 600 * 11 + 1), Some(600));
         // An interface that comes back under another index has its row under that one alone.
         let moved = BTreeMap::from([(9_999, 1)]);

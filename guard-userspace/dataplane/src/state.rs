@@ -28,14 +28,19 @@ use super::{
     random_hash_key, rows,
 };
 
-/// Whether a pinned generation tracks this host's flows.
-pub fn keeps_flows(root: &Path) -> bool {
-    Pins::of_host(root).has(layout::FLOWS)
+/// Whether the pinned generation is that of a policy file with this SHA-256, in hexadecimal, and records this host's
+/// flows.
+pub fn keeps_flows_of(root: &Path, sha256: &str) -> bool {
+    let about = HostState::existing(root).ok().flatten();
+    let about = about.and_then(|state| state.about().ok());
+    let is_of = |about: About| base16ct::lower::encode_string(&about.sha256) == sha256;
+    Pins::of_host(root).has(layout::FLOWS) && about.is_some_and(is_of)
 }
 
 /// The name under which packets are counted whose interface has no row, such as a port that was just added to a bond.
 pub const UNKNOWN_INTERFACE: &str = "unknown";
 
+/// Why pinned state cannot be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error(transparent)]
@@ -47,7 +52,7 @@ pub enum StateError {
     #[error("a map of the state cannot be pinned")]
     Pinning(#[from] AyaPinError),
     #[error(
-        "the pins below {0} are those of an agent in another network namespace: name other ones with \
+        "the pins below {0} belong to an agent in another network namespace: name another folder with \
          --pins"
     )]
     Elsewhere(String),
@@ -60,15 +65,15 @@ pub struct HostState {
     about: Map,
     /// An array of [`ServiceIdSlot`].
     places: Map,
-    /// For packets of interfaces that have no row.
+    /// The tables for packets of interfaces without a row.
     pub(super) unknown: InterfaceTables,
 }
 
 impl HostState {
-    /// Opens what is pinned, or makes it.
+    /// Opens the pinned state, or creates it.
     ///
-    /// `linked` are the kernel's numbers of the programs that the pinned links of interfaces hold. They say which of
-    /// two sets of maps is in use, if an agent ended just when it put a new one in force.
+    /// `linked`: the ids of the programs that the pinned links of interfaces hold. If an agent ended while it put a new
+    /// generation in force, they tell which of two sets of maps is in use.
     pub(super) fn open(
         root: &Path,
         namespace: u64,
@@ -93,7 +98,7 @@ impl HostState {
         Ok((state, ServiceIds::default()))
     }
 
-    /// What is pinned, to be read. `None`: nothing that this layout can read.
+    /// Opens the pinned state. `None`: there is none that this layout can read.
     pub fn existing(root: &Path) -> Result<Option<Self>, StateError> {
         let pins = Pins::of_host(root);
         let about = open_array(&pins, layout::ABOUT, size_of::<About>(), 1)?;
@@ -135,7 +140,7 @@ impl HostState {
         Ok(state)
     }
 
-    /// Pins again what somebody has removed by hand.
+    /// Pins maps again whose pins were removed by hand.
     pub(super) fn restore_pins(&self) -> Result<(), StateError> {
         self.pins.prepare()?;
         if !self.pins.has(layout::ABOUT) {
@@ -147,21 +152,23 @@ impl HostState {
         self.unknown.restore_pins()
     }
 
-    /// For packets of interfaces that have no row.
+    /// The tables for packets of interfaces without a row.
     pub fn unknown(&self) -> &InterfaceTables {
         &self.unknown
     }
 
+    /// What readers of the pins are told.
     pub fn about(&self) -> Result<About, MapError> {
         Array::<_, About>::try_from(&self.about)?.get(&0, 0)
     }
 
+    /// Writes what readers of the pins are told.
     pub fn set_about(&mut self, about: &About) -> Result<(), MapError> {
         Array::<_, About>::try_from(&mut self.about)?.set(0, *about, 0)
     }
 
-    /// Ends what an agent left half done: maps that wait either belong to a program that some link
-    /// holds, or to one that never was in force.
+    /// Completes or undoes a change that an agent did not finish: waiting maps belong to a program that a link holds,
+    /// or to one that was never in force.
     fn settle(&mut self, linked: &BTreeSet<u32>) -> Result<(), StateError> {
         let about = self.about()?;
         let was_put_in_force = linked.contains(&about.next_program);
@@ -179,7 +186,7 @@ impl HostState {
         Ok(())
     }
 
-    /// Numbers, and those cells that are in the pinned array.
+    /// Reads the service ids, with those cells that are in the pinned array.
     fn service_ids(&self) -> Result<ServiceIds, StateError> {
         let cells = CELLS.map(|map| map_info(&self.pins, map));
         let cells = cells.into_iter().flatten();
@@ -219,8 +226,7 @@ impl HostState {
             .collect())
     }
 
-    /// The numbers of a service that the policy lists, or labels have made, and of those that labels have made
-    /// of it.
+    /// The numbers of a service and of those that labels have made from it.
     pub(super) fn numbers_of(&self, service: &str) -> Result<Vec<u16>, StateError> {
         let named = self.named()?;
         let mut own = named.iter().filter(|(_, slot)| name_of(slot) == service);
@@ -240,7 +246,7 @@ impl HostState {
         let places = Array::<_, ServiceIdSlot>::try_from(&self.places)?;
         for number in NO_SERVICE..MAX_SERVICE_IDS as u16 {
             let slot = places.get(&number.into(), 0)?;
-            // Numbers are given in order.
+            // Numbers are assigned in order: an unused one ends the list.
             if number != NO_SERVICE && slot.name[0] == 0 {
                 break;
             }
@@ -249,7 +255,7 @@ impl HostState {
         Ok(named)
     }
 
-    /// `cells` is the kernel's number of the array that the slices are in.
+    /// Stores the service ids. `cells`: the id of the map that has the slices.
     pub fn set_service_ids(
         &mut self,
         service_ids: &ServiceIds,
@@ -280,7 +286,7 @@ impl HostState {
             };
             places.set(number.into(), slot, 0)?;
         }
-        // A policy that is put back may have fewer than the one that failed.
+        // A policy that is put back may have fewer service ids than the one that failed.
         let given = service_ids.places.values().map(|place| place.number).max();
         for number in given.unwrap_or(NO_SERVICE) + 1..MAX_SERVICE_IDS as u16 {
             if places.get(&number.into(), 0)?.name[0] == 0 {
@@ -291,8 +297,7 @@ impl HostState {
         Ok(())
     }
 
-    /// The pinned maps that a generation with these tables can use; `cells`: its services have their
-    /// cells where they had them.
+    /// The pinned maps that a generation with these tables can use. `cells`: its services keep their cells.
     pub(super) fn reusable(&self, tables: &Tables, cells: bool) -> Vec<(&'static str, PathBuf)> {
         let used = shared_maps(tables).into_iter();
         used.filter(|map| cells || !CELLS.contains(&map.name))
@@ -301,7 +306,7 @@ impl HostState {
             .collect()
     }
 
-    /// Opens a shared map to be read.
+    /// Opens a shared map for reading.
     pub(super) fn map(&self, name: &'static str) -> Result<Map, StateError> {
         let data = MapData::from_pin(self.pins.path(name))?;
         Ok(Map::from_map_data(data)?)
@@ -311,7 +316,7 @@ impl HostState {
 /// The maps that can have the cells of sources.
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
-/// The maps that generations share, if they use them.
+/// The maps that generations share, if their tables need them.
 pub(super) const SHARED: [&str; 16] = [
     layout::INTERFACES,
     layout::COUNTER_ROWS,
@@ -356,12 +361,12 @@ impl SharedMap {
         }
     }
 
-    /// An array of the tables of interfaces.
+    /// An array of maps with the tables of interfaces.
     pub(super) const fn rows(name: &'static str, entries: u32) -> Self {
         Self::array(name, MapType::ArrayOfMaps, size_of::<u32>(), entries)
     }
 
-    /// Whether what is pinned by a name is such a map: to reopen it checks nothing by itself.
+    /// Whether the map that is pinned with this name has these properties. Opening a pin does not check them.
     pub(super) fn fits(&self, pins: &Pins, name: &str) -> bool {
         map_info(pins, name).is_some_and(|info| {
             info.map_type().is_ok_and(|kind| kind == self.kind)
@@ -490,7 +495,7 @@ fn empty_about(hash_key: HashKey, namespace: u64) -> About {
         scope: 0,
         services: 0,
         mode_before: 0,
-        reserved: 0,
+        scope_before: 0,
         sha256: [0; 32],
         version: [0; 32],
         policy: [0; 256],

@@ -12,7 +12,7 @@ use std::{
 
 use nix::libc;
 
-/// BPF_MAP_CREATE (of maps of maps: Linux 4.12).
+/// BPF_MAP_CREATE (maps of maps: Linux 4.12).
 const MAP_CREATE: libc::c_long = 0;
 
 /// BPF_MAP_TYPE_ARRAY_OF_MAPS in enum bpf_map_type (linux/bpf.h).
@@ -25,16 +25,16 @@ pub const UPDATE_ELEM: libc::c_long = 2;
 /// BPF_MAP_DELETE_ELEM, for maps of maps.
 pub const DELETE_ELEM: libc::c_long = 3;
 
-/// BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6; of per-CPU arrays 5.13).
+/// BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6; for per-CPU arrays, Linux 5.13).
 pub const LOOKUP_BATCH: libc::c_long = 24;
 pub const UPDATE_BATCH: libc::c_long = 26;
 
-/// BPF_OBJ_PIN and BPF_OBJ_GET (Linux 4.4), and BPF_OBJ_GET_INFO_BY_FD (of links: Linux 5.8).
+/// BPF_OBJ_PIN and BPF_OBJ_GET (Linux 4.4), and BPF_OBJ_GET_INFO_BY_FD (for links: Linux 5.8).
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 pub const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
-/// BPF_LINK_CREATE (of XDP: Linux 5.9).
+/// BPF_LINK_CREATE (for XDP: Linux 5.9).
 const LINK_CREATE: libc::c_long = 28;
 
 /// BPF_XDP in enum bpf_attach_type (linux/bpf.h), and the modes of XDP in linux/if_link.h.
@@ -46,11 +46,13 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 pub const LINK_GET_FD_BY_ID: libc::c_long = 30;
 pub const LINK_DETACH: libc::c_long = 34;
 
+/// Calls bpf(2).
+///
 /// # Safety
-/// `A` must be laid out as the kernel's `union bpf_attr` is for this command, and what it points to must
-/// be good for what the command reads and writes.
+/// `A` must have the layout of the kernel's `union bpf_attr` for this command. Its pointers must be valid for all that
+/// the command reads and writes.
 pub unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes live through the call, and their size is theirs; the rest is the caller's.
+    // SAFETY: the attributes live through the call, and their size is passed; the caller guarantees the rest.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -118,7 +120,7 @@ pub fn create_array_of_maps(name: &str, like: BorrowedFd<'_>, entries: u32) -> i
         numa_node: 0,
         name: [0; 16],
     };
-    // Its last byte stays zero.
+    // The last byte of the name stays zero.
     let name = name.bytes().take(attributes.name.len() - 1);
     attributes
         .name
@@ -162,8 +164,8 @@ pub fn link_xdp(program: BorrowedFd<'_>, interface: u32, native: bool) -> io::Re
 /// would be read as that of a link.
 pub fn is_link(path: &Path) -> io::Result<bool> {
     let fd = open_pin(path)?;
-    // anon_inode_getfd in kernel/bpf/syscall.c. A link is bpf_link where it is made and bpf-link where it
-    // is opened again, so what is asked is whether it is one of the others.
+    // anon_inode_getfd in kernel/bpf/syscall.c. A link is named bpf_link when it is created and bpf-link when it is
+    // opened again, so this tests that it is none of the other types.
     let kind = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     let others = ["anon_inode:bpf-map", "anon_inode:bpf-prog"];
     Ok(others.iter().all(|other| kind.as_os_str() != *other))

@@ -20,23 +20,22 @@ use super::{LoadError, batch, interface::InterfaceTables};
 pub struct TalkerRow {
     pub source: IpAddr,
     pub packets: u64,
-    /// Those that were dropped, or would have been.
+    /// Packets that were dropped, or would have been in mode enforce.
     pub dropped: u64,
     pub bytes: u64,
-    /// Why one of the last of `dropped` was, if there are any.
+    /// The reason of one of the last packets in `dropped`.
     pub dropped_for: Option<Reason>,
-    /// The service that it was dropped at, if one was concerned.
+    /// The service at which that packet was dropped; `None`: it reached no service.
     pub dropped_at: Option<String>,
 }
 
 impl InterfaceTables {
-    /// The sources that are kept an eye on, in no order. `names`: as
-    /// [`HostState::names`](super::HostState::names) has them.
+    /// The top sources, unsorted. `names`: from [`HostState::names`](super::HostState::names).
     pub fn talkers(&self, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, LoadError> {
         read(&self.talkers, names)
     }
 
-    /// Forgets for what service a source was dropped if its number changes hands.
+    /// Clears the service at which a source was dropped, if the service's number goes to another service.
     pub(super) fn empty_talkers(&mut self, numbers: &[u16]) -> Result<(), LoadError> {
         let mut talkers = PerCpuArray::try_from(&mut self.talkers)?;
         let is_of_others =
@@ -55,7 +54,7 @@ impl InterfaceTables {
             });
             let of_cpus = PerCpuValues::try_from(of_cpus.collect::<Vec<_>>());
             let of_cpus = of_cpus.map_err(LoadError::Host)?;
-            // What the program samples in the meantime is lost: talkers are an estimate.
+            // Packets that the program samples between get and set are lost: talkers are an estimate.
             talkers.set(index, of_cpus, 0)?;
         }
         Ok(())
@@ -84,7 +83,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
                 row.packets += talker.packets * TALKER_SAMPLE;
                 row.dropped += talker.dropped * TALKER_SAMPLE;
                 row.bytes += talker.bytes * TALKER_SAMPLE;
-                // Of the CPUs' last drops it is any.
+                // Each CPU has its own last drop; any of them is used.
                 if let Some(reason) = reason(&talker) {
                     row.dropped_for = Some(reason);
                     row.dropped_at = names.get(&talker.dropped_at).cloned();
@@ -95,7 +94,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
     Ok(rows.into_values().collect())
 }
 
-/// `None`: the place is free.
+/// The source of a slot; `None`: the slot is free.
 fn source(talker: &TalkerSlot) -> Option<IpAddr> {
     let families = [Family::Ipv4, Family::Ipv6];
     let family = families

@@ -45,28 +45,29 @@ const THINNEST: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct PacketFilter {
     pub outcomes: Vec<Outcome>,
-    /// A service, with what labels made of it; `None`: all, and what concerns none.
+    /// A service, with the services that labels have made from it; `None`: all packets, also those that reach no
+    /// service.
     pub service: Option<String>,
     pub source: Option<IpNet>,
-    /// How many a second at most.
+    /// The most packets per second.
     pub per_second: u32,
 }
 
 /// A captured packet.
 #[derive(Clone, Debug)]
 pub struct Tapped {
-    /// The interface that it came in on.
+    /// The interface on which it came in.
     pub interface: Arc<str>,
     /// In nanoseconds of CLOCK_BOOTTIME.
     pub boot_ns: u64,
-    /// `None`: no service was concerned.
+    /// `None`: the packet reached no service.
     pub service: Option<String>,
     pub outcome: Outcome,
-    /// The frame's whole length in bytes.
+    /// The whole length of the frame in bytes.
     pub length: u32,
-    /// As much of it as is handed over, copied out of the ring buffer.
+    /// The captured part of the frame, copied out of the ring buffer.
     pub frame: Bytes,
-    /// It stands for so many.
+    /// The number of packets for which this sampled packet stands.
     pub one_of: u32,
 }
 
@@ -74,7 +75,7 @@ pub struct Tapped {
 #[derive(Debug, Default)]
 pub struct Round {
     pub packets: Vec<Tapped>,
-    /// Packets that were wanted and are not among these, by interface. Where a sample was taken it is an estimate.
+    /// The number of packets that matched and are not among these, by interface. With sampling it is an estimate.
     pub missed: BTreeMap<Arc<str>, u64>,
 }
 
@@ -86,11 +87,11 @@ pub struct Tap {
     events: RingBuf<MapData>,
     filter: Array<MapData, CaptureFilter>,
     grant: Array<MapData, u64>,
-    /// By their rows.
+    /// The interfaces, by their rows.
     interfaces: BTreeMap<u32, TappedInterface>,
     rounds: u32,
     in_force: CaptureFilter,
-    /// As long as it is held, somebody reads.
+    /// As long as it is held, a capture is running.
     _held: Arc<()>,
 }
 
@@ -102,7 +103,7 @@ struct TappedInterface {
 }
 
 impl Tap {
-    /// `root`: below which everything is pinned.
+    /// Starts a capture. `root`: the folder of the pins.
     pub fn open(root: &Path, wanted: PacketFilter, held: Arc<()>) -> Result<Self, StateError> {
         let state = HostState::existing(root)?;
         let state = state.ok_or(LoadError::Incomplete("state"))?;
@@ -118,7 +119,7 @@ impl Tap {
             in_force: CaptureFilter::NONE,
             _held: held,
         };
-        // What a reader before this one has left.
+        // Drops the packets that an earlier reader has left.
         while tap.events.next().is_some() {}
         tap.look_for_interfaces()?;
         let mut filter = tap.filter()?;
@@ -129,7 +130,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The interfaces that packets come from at this moment.
+    /// The interfaces whose packets the capture reads at this moment.
     pub fn interfaces(&self) -> impl Iterator<Item = &Arc<str>> {
         let interfaces = self
             .interfaces
@@ -138,13 +139,13 @@ impl Tap {
         interfaces.map(|(_, one)| &one.name)
     }
 
-    /// Interfaces come and go, and are renamed.
+    /// Updates the interfaces, which come and go and may be renamed.
     fn look_for_interfaces(&mut self) -> Result<(), StateError> {
         let links = read::links().unwrap_or_default();
         let mut found = BTreeMap::new();
         for pins in Pins::existing(&self.root)? {
             let pins = pins.called(|index| Some(links.get(&index)?.name.clone()));
-            // One that is going is not looked at any more.
+            // An interface that cannot be opened is about to go, and is left out.
             if let Ok(Some(state)) = InterfaceState::existing(&pins) {
                 let row = state.row();
                 found.insert(row, (Arc::from(pins.interface()), state.tables));
@@ -165,7 +166,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Takes what has come since the last round, and asks for more.
+    /// Takes the packets since the last round, and grants the next round.
     pub fn round(&mut self) -> Result<Round, StateError> {
         self.rounds += 1;
         if self.rounds.is_multiple_of(ROUNDS) {
@@ -182,7 +183,7 @@ impl Tap {
             if let Some(wanted) = &self.wanted.source
                 && !source_of(frame).is_some_and(|source| wanted.contains(&source))
             {
-                // The kernel hands over what it could not read.
+                // The program hands over packets whose source it could not read.
                 continue;
             }
             let interface = self.interfaces.get(&event.row);
@@ -212,7 +213,7 @@ impl Tap {
             }
             by_interface.push((Arc::clone(&one.name), more));
         }
-        // A program that was loaded in the middle of a round has the samples of the round before.
+        // A program that was loaded in the middle of a round has the sampling rates of the round before.
         let in_force = self.filter.get(&0, 0)?;
         if in_force.on != 0 {
             self.in_force = in_force;
@@ -250,7 +251,7 @@ impl Tap {
         Ok(self.grant.set(0, u64::from(self.per_round()), 0)?)
     }
 
-    /// What is wanted but for the samples.
+    /// The filter of this capture, without sampling rates.
     fn filter(&self) -> Result<CaptureFilter, StateError> {
         let mut filter = CaptureFilter {
             on: 1,
@@ -295,7 +296,7 @@ fn losses(tables: &InterfaceTables) -> Result<[u64; SLOTS], StateError> {
 /// The current filter, which loading a program would overwrite.
 pub(super) fn wanted_now(state: &HostState) -> CaptureFilter {
     let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
-    // What cannot be read, a capture under way writes within a round.
+    // If it cannot be read, a running capture writes its filter within a round.
     read().unwrap_or(CaptureFilter::NONE)
 }
 
@@ -310,7 +311,7 @@ fn filter_of(state: &HostState) -> Result<Array<MapData, CaptureFilter>, StateEr
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        // If this fails, the grant runs out.
+        // If this fails, the capture ends when the grant is used up.
         let _result = self.filter.set(0, CaptureFilter::NONE, 0);
         let _result = self.grant.set(0, 0, 0);
     }
@@ -378,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_is_as_thin_as_the_flood_is_thick() {
+    fn the_sampling_rate_follows_the_number_of_packets() {
         for (offered, share, one_of) in [
             (0, 10, 1),
             (10, 10, 1),
@@ -393,12 +394,12 @@ mod tests {
     }
 
     #[test]
-    fn what_some_need_not_is_for_the_others() {
+    fn outcomes_with_few_packets_leave_their_share_to_the_others() {
         for (offered, grant, expected) in [
             (&[][..], 100, 100),
             (&[0, 0, 30, 0], 100, 100),
             (&[0, 99, 1], 100, 100),
-            // Another half for who comes next.
+            // The other half is for an outcome that appears next.
             (&[0, 1_000, 0], 100, 50),
             (&[1_000, 2_000], 100, 33),
             (&[10, 1_000, 10_000, 0], 100, 30),

@@ -1,5 +1,5 @@
-//! What one agent has for itself for as long as it lives: its state, its pins. The kernel takes it back with the process,
-//! however that ends. Meanwhile others can tell whether the agent is at work or about to end.
+//! Locks on the files and folders that belong to one agent at a time: its state store, its pins. The kernel releases a
+//! lock when the process ends, however it ends. Other agents can test whether the owner is at work or about to end.
 
 use std::{
     fs::File,
@@ -20,13 +20,13 @@ use tracing::info;
 /// How long an agent that starts waits for another one.
 #[derive(Clone, Copy, Debug)]
 struct ClaimPatience {
-    /// That may be told to end in this moment.
+    /// If the other agent is at work. It may be told to end at this moment.
     at_work: Duration,
-    /// That may be in the middle of a load.
+    /// If the other agent is about to end. It may be in the middle of a load.
     ending: Duration,
 }
 
-/// Less than the time that the unit has to start (TimeoutStartSec).
+/// Both are less than the time that the systemd unit has to start (TimeoutStartSec).
 const PATIENCE: ClaimPatience = ClaimPatience {
     at_work: Duration::from_secs(5),
     ending: Duration::from_secs(45),
@@ -38,7 +38,7 @@ const STEP: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Claim(Flock<File>);
 
-/// What became of an attempt to claim something.
+/// The result of an attempt to lock something.
 #[derive(Debug)]
 pub enum ClaimAttempt<T> {
     Taken(T),
@@ -49,6 +49,7 @@ pub enum ClaimAttempt<T> {
 }
 
 impl<T> ClaimAttempt<T> {
+    /// Changes what was locked.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> ClaimAttempt<U> {
         match self {
             Self::Taken(taken) => ClaimAttempt::Taken(change(taken)),
@@ -59,14 +60,14 @@ impl<T> ClaimAttempt<T> {
 }
 
 impl Claim {
-    /// Locks what is open.
+    /// Locks an open file or folder.
     ///
     /// # Errors
-    /// There are no locks on this file system.
+    /// The file system does not support locks.
     pub fn take(file: File) -> io::Result<ClaimAttempt<Self>> {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => {
-                // Without the mark others wait longer than they need.
+                // An error is ignored: without the mark, another agent waits longer than it needs to.
                 let _result = fcntl(locked.as_fd(), FcntlArg::F_OFD_SETLK(&mark(libc::F_RDLCK)));
                 Ok(ClaimAttempt::Taken(Self(locked)))
             }
@@ -82,10 +83,10 @@ impl Claim {
         }
     }
 
-    /// What tells others that this agent is about to end.
+    /// Returns the mark that this agent is at work. Dropping it tells other agents that this one is about to end.
     ///
     /// # Errors
-    /// The process has no room for another open file.
+    /// The process has too many open files.
     pub fn work_mark(&self) -> io::Result<WorkMark> {
         Ok(WorkMark(self.try_clone()?))
     }
@@ -100,7 +101,7 @@ impl Deref for Claim {
     }
 }
 
-/// Says that who has a claim is at work, until this is dropped.
+/// The mark that the owner of a claim is at work, until it is dropped.
 #[derive(Debug)]
 pub struct WorkMark(File);
 
@@ -114,7 +115,8 @@ impl Drop for WorkMark {
 #[expect(clippy::cast_possible_truncation, reason = "F_UNLCK is 2")]
 const UNLOCKED: libc::c_short = libc::F_UNLCK as libc::c_short;
 
-/// The mark is a lock of another kind on the whole file, which belongs to what is open as well.
+/// The mark is a second lock on the whole file, of another kind. Like the first, it belongs to the open file
+/// description (F_OFD_SETLK, Linux 3.15).
 fn mark(kind: libc::c_int) -> libc::flock {
     libc::flock {
         #[expect(clippy::cast_possible_truncation, reason = "these are 0 to 2")]
@@ -127,7 +129,7 @@ fn mark(kind: libc::c_int) -> libc::flock {
     }
 }
 
-/// Tries until something is claimed that another agent may be giving up. `None`: it does not.
+/// Tries to lock something until another agent has given it up. `None`: the other agent keeps it for too long.
 pub async fn patiently<T, E>(
     attempt: impl FnMut() -> Result<ClaimAttempt<T>, E>,
 ) -> Result<Option<T>, E> {
@@ -140,9 +142,9 @@ impl ClaimPatience {
         mut attempt: impl FnMut() -> Result<ClaimAttempt<T>, E>,
     ) -> Result<Option<T>, E> {
         let start = Instant::now();
-        let mut told = "";
+        let mut logged = "";
         loop {
-            let (patience, what) = match attempt()? {
+            let (patience, state) = match attempt()? {
                 ClaimAttempt::Taken(taken) => return Ok(Some(taken)),
                 ClaimAttempt::AtWork => (self.at_work, "at work"),
                 ClaimAttempt::Ending => (self.ending, "about to end"),
@@ -150,9 +152,9 @@ impl ClaimPatience {
             if start.elapsed() >= patience {
                 return Ok(None);
             }
-            if told != what {
-                info!("another agent is {what}: waiting for its end");
-                told = what;
+            if logged != state {
+                info!("another agent is {state}: waiting for its end");
+                logged = state;
             }
             sleep(STEP).await;
         }
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_look_at_frees_nothing() {
+    fn a_test_by_another_agent_releases_no_lock() {
         let folder = tempfile::tempdir().unwrap();
         let ClaimAttempt::Taken(claim) = take(folder.path()) else {
             panic!("nobody else has it");
@@ -196,7 +198,7 @@ mod tests {
         drop(claim);
     }
 
-    /// Whether an agent that starts gets what another one has, which is in these states one after the other.
+    /// Whether an agent that starts gets the lock while another agent goes through these states.
     async fn is_got(
         patience: ClaimPatience,
         states: impl IntoIterator<Item = ClaimAttempt<()>>,
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_starts_waits_as_long_as_the_other_agents_state_is_worth() {
+    async fn an_agent_that_starts_waits_by_the_state_of_the_other_agent() {
         let (never, long) = (Duration::ZERO, Duration::from_secs(600));
         let for_the_end = ClaimPatience {
             at_work: never,
@@ -220,9 +222,9 @@ mod tests {
             ending: never,
         };
         assert!(!is_got(in_general, [ClaimAttempt::Ending]).await);
-        // It is told to end meanwhile.
-        let told = [ClaimAttempt::AtWork, ClaimAttempt::Ending];
-        assert!(!is_got(in_general, told).await);
+        // The other agent is told to end in the meantime.
+        let ends = [ClaimAttempt::AtWork, ClaimAttempt::Ending];
+        assert!(!is_got(in_general, ends).await);
         assert!(is_got(in_general, [ClaimAttempt::AtWork]).await);
         assert!(PATIENCE.at_work < PATIENCE.ending);
     }

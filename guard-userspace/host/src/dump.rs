@@ -1,4 +1,4 @@
-//! Lists of route netlink (rtnetlink(7)), as the kernel dumps them, message by message.
+//! Reads the lists that the kernel dumps over route netlink (rtnetlink(7)), message by message.
 
 use std::{io, net::IpAddr, thread, time::Duration};
 
@@ -7,6 +7,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+/// Why a list of the kernel cannot be read over netlink.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("route netlink: {0}")]
@@ -17,11 +18,11 @@ pub enum ReadError {
     Changing,
 }
 
-/// How often a list that changes while it is read is read again, and after how long.
+/// How many times a list is read if it changes meanwhile, and the pause that each attempt adds.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What the kernel writes at once is shorter (netlink_dump() in net/netlink/af_netlink.c).
+/// Longer than what the kernel writes at once (netlink_dump() in net/netlink/af_netlink.c).
 const BUFFER: usize = 64 << 10;
 
 /// Sizes and kinds of messages (linux/netlink.h).
@@ -30,11 +31,14 @@ const ALIGNMENT: usize = 4;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// Reads one whole list. `parse` gets the body of a message, and returns `None` where it is too
-/// short; `Some(None)` leaves it out.
+/// Reads one whole list. `parse` gets the body of a message. It returns `None` if the body is too short, and
+/// `Some(None)` to leave the message out.
 ///
-/// The kernel marks a list that changed while it wrote it (NLM_F_DUMP_INTR): entries may be missing
-/// or there twice, so that it is read again.
+/// The kernel marks a list that changed while it wrote it (NLM_F_DUMP_INTR). Entries may be missing or occur twice, so
+/// the list is read again.
+///
+/// # Errors
+/// The kernel refuses the request, a message is malformed, or the list changed each time.
 pub fn dump<T>(
     kind: u16,
     request: &[u8],
@@ -49,17 +53,17 @@ pub fn dump<T>(
     Err(ReadError::Changing)
 }
 
-/// `Ok(None)`: it changed meanwhile.
+/// `Ok(None)`: the list changed while it was read.
 fn dump_once<T>(
     kind: u16,
     request: &[u8],
     mut parse: impl FnMut(&[u8]) -> Option<Option<T>>,
 ) -> Result<Option<Vec<T>>, ReadError> {
-    // A socket of its own for each: nothing is left over from a list that was given up.
+    // A new socket for each attempt: an earlier one may have messages of a list that was given up.
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    // The kernel then heeds the table that is asked for (Linux 4.20).
+    // With strict checks, the kernel filters routes by the requested table (Linux 4.20).
     socket.set_netlink_get_strict_chk(true)?;
     socket.send(&message(kind, request), 0)?;
     let mut list = Vec::new();
@@ -79,7 +83,7 @@ fn dump_once<T>(
             let body = message.payload();
             match message.message_type() {
                 ERROR | DONE => {
-                    // The end of a list that broke off has the reason too.
+                    // DONE has an error as well, if the kernel broke off the list.
                     match i32_at(body, 0).unwrap_or(0) {
                         0 if message.message_type() == DONE => {}
                         0 => continue,
@@ -99,7 +103,7 @@ fn message(kind: u16, request: &[u8]) -> Vec<u8> {
     let length = HEADER + request.len();
     let mut bytes = vec![0; length];
     let mut header = NetlinkBuffer::new(&mut bytes);
-    // Requests are a few dozen bytes.
+    // It always fits: a request has a few dozen bytes.
     header.set_length(u32::try_from(length).unwrap_or(u32::MAX));
     header.set_message_type(kind);
     header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
@@ -107,7 +111,7 @@ fn message(kind: u16, request: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The attributes of a message, behind its own header.
+/// The attributes of a message, without the headers of netlink and of the message's kind.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let attributes = NlasIterator::new(bytes).map_while(Result::ok);
     attributes.filter_map(|attribute| {
@@ -132,7 +136,7 @@ fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
     u32_at(bytes, at).map(u32::cast_signed)
 }
 
-/// An address in the order of the network: 4 bytes are IPv4, and 16 are IPv6.
+/// Parses an address in network byte order: 4 bytes are IPv4, and 16 bytes are IPv6.
 pub fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))

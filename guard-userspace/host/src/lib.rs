@@ -1,5 +1,5 @@
-//! Facts about this host that the guard goes by: its clock, its local ports, its interfaces, its sockets,
-//! its containers. Nothing here knows how packets are judged.
+//! Reads facts about this host: its clock, its local ports, its interfaces, its sockets and its containers. This crate
+//! does not depend on how packets are judged.
 
 pub mod causes;
 pub mod claim;
@@ -39,7 +39,7 @@ pub use self::{
     watch::HostWatch,
 };
 
-/// The kernel's tick in nanoseconds: what the coarse clocks step by (clock_getres(2)).
+/// The kernel's tick in nanoseconds: the resolution of the coarse clocks (clock_getres(2)).
 pub fn tick_ns() -> io::Result<u64> {
     let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?;
     let seconds = u64::try_from(resolution.tv_sec()).map_err(io::Error::other)?;
@@ -56,12 +56,12 @@ pub fn local_port_range() -> io::Result<RangeInclusive<u16>> {
     match (numbers.next(), numbers.next()) {
         (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
         _ => Err(io::Error::other(format!(
-            "{LOCAL_PORT_RANGE} holds {text:?}, not two ports"
+            "{LOCAL_PORT_RANGE} has {text:?} instead of two ports"
         ))),
     }
 }
 
-/// This moment on the world's clock and on the kernel's.
+/// This moment in UTC and on the kernel's clock.
 pub fn timebase() -> io::Result<Timebase> {
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
     let seconds = u64::try_from(boot.tv_sec()).map_err(io::Error::other)?;
@@ -79,7 +79,8 @@ pub struct UdpFlow {
     pub peer: SocketAddr,
 }
 
-/// How many connections the kernel tracks (`count`), or can (`max`). `None`: it tracks none.
+/// The number of connections that the kernel tracks (`name`: `count`), or can track (`max`). `None`: conntrack is not
+/// loaded.
 pub fn tracked_connections(name: &str) -> Option<u64> {
     let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
     fs::read_to_string(path).ok()?.trim().parse().ok()
@@ -89,12 +90,14 @@ pub fn tracked_connections(name: &str) -> Option<u64> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenFlows {
     pub flows: Vec<UdpFlow>,
-    /// Why these are not all: those of unconnected sockets, and of masqueraded containers, only conntrack knows.
+    /// Flows whose source this host replaced (SNAT), perhaps by an address that none of its interfaces has.
+    pub source_replaced: Vec<UdpFlow>,
+    /// Why flows may be missing. Flows of unconnected sockets and of masqueraded containers are only in conntrack.
     pub gap: Option<String>,
 }
 
-/// The UDP flows that are open at this moment: those of connected sockets, and those that conntrack follows, also where
-/// only the peer speaks. It blocks.
+/// Reads the UDP flows that are open at this moment: those of connected sockets, and those that conntrack tracks, also
+/// if only the peer sends. It blocks.
 pub fn open_udp_flows() -> OpenFlows {
     let sockets = [procfs::net::udp(), procfs::net::udp6()];
     // A kernel without IPv6 has no second table.
@@ -104,16 +107,34 @@ pub fn open_udp_flows() -> OpenFlows {
         local: socket.local_address,
         peer: socket.remote_address,
     });
-    let (tracked, gap) = match conntrack::read() {
-        Ok(tracked) if tracked.connections == 0 => (
-            tracked.udp,
-            Some("conntrack follows nothing on this host".to_owned()),
-        ),
-        Ok(tracked) => (tracked.udp, None),
+    let read = conntrack::read().and_then(|tracked| {
+        let without = conntrack::families_without_udp(&tracked)?;
+        Ok((tracked, without))
+    });
+    let (tracked, gap) = match read {
+        Ok((tracked, without)) => {
+            let gap = match without.as_slice() {
+                [] => None,
+                _ if tracked.connections == 0 => {
+                    Some("conntrack tracks no connections on this host".to_owned())
+                }
+                [version] => Some(format!(
+                    "conntrack tracks no UDP over IPv{version} on this host"
+                )),
+                _ => Some("conntrack tracks no UDP on this host".to_owned()),
+            };
+            (tracked.udp, gap)
+        }
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
+    let (replaced, unchanged): (Vec<_>, Vec<_>) =
+        tracked.into_iter().partition(|one| one.is_source_replaced);
+    let flow_of = |one: conntrack::TrackedFlow| one.flow;
     OpenFlows {
-        flows: connected.chain(tracked).collect(),
+        flows: connected
+            .chain(unchanged.into_iter().map(flow_of))
+            .collect(),
+        source_replaced: replaced.into_iter().map(flow_of).collect(),
         gap,
     }
 }
@@ -125,22 +146,22 @@ pub struct XdpState {
     pub native: bool,
 }
 
-/// Questions to the kernel over route netlink.
+/// A connection to the kernel over route netlink.
 #[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
 }
 
 impl Netlink {
-    /// Must be called inside a tokio runtime, which runs the connection.
+    /// Opens the connection. Must be called inside a tokio runtime, which runs it.
     pub fn connect() -> io::Result<Self> {
         let (connection, handle, _) = new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// The interface that packets from one of this host's addresses to a peer leave by. `Ok(None)`
-    /// for a link-local peer, which may be behind any.
+    /// Looks up the interface by which packets from one of this host's addresses leave to a peer. `Ok(None)` for a
+    /// link-local peer, which may be behind any interface.
     pub async fn interface_towards(
         &self,
         local: IpAddr,

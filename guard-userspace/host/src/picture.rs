@@ -1,7 +1,7 @@
-//! The picture of this host: plain values that the kernel was asked for, and what follows from them.
+//! The picture of this host: plain values read from the kernel, and conclusions from them.
 //!
-//! Nothing here asks the kernel. Every value can be written by hand, so that a plan is tested on
-//! hosts that are data.
+//! Nothing here reads from the kernel. Every value can be written by hand, so that tests make plans for hosts that are
+//! data.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::XdpState;
 
-/// What the host looks like.
+/// The picture of the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Host {
     /// By index.
@@ -23,18 +23,18 @@ pub struct Host {
     pub addresses: Reading<Vec<LinkAddress>>,
     /// Unicast routes of the main table, IPv4 and IPv6.
     pub routes: Reading<Vec<Route>>,
-    /// Read on demand alone, not when something changed.
+    /// Read only on demand, not after each change.
     pub nat: Reading<NatRules>,
     pub sysctls: Reading<Sysctls>,
-    /// Read on demand alone, not when something changed.
+    /// Read only on demand, not after each change.
     pub listeners: Reading<Vec<Listener>>,
     /// The kernel's tick, which never changes while it runs.
     pub tick_ns: u64,
 }
 
-/// What was read last, and why the newest attempt failed, if it did.
+/// The last value that was read, and why the newest attempt failed, if it did.
 ///
-/// A reading that fails leaves the last value: an unreadable list is never an empty one.
+/// A failed reading keeps the last value: a list that cannot be read is never taken for an empty one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading<T> {
     /// `None`: no attempt has succeeded yet.
@@ -44,7 +44,7 @@ pub struct Reading<T> {
 }
 
 impl<T> Reading<T> {
-    /// Before the first attempt.
+    /// The reading before the first attempt.
     pub const fn unread() -> Self {
         Self {
             last: None,
@@ -91,33 +91,34 @@ impl<T> From<T> for Reading<T> {
 
 /// ARPHRD types whose frames begin with an Ethernet header (linux/if_arp.h).
 pub const ARPHRD_ETHER: u16 = 1;
+/// The loopback interface.
 pub const ARPHRD_LOOPBACK: u16 = 772;
 
-/// An interface, and what it stands on.
+/// An interface, and its lower and upper devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     pub index: u32,
     pub name: String,
-    /// The driver's name for what it is (`veth`, `bridge`, `vlan`, `tun`). `None` for hardware.
+    /// The kind of device (`veth`, `bridge`, `vlan`, `tun`). `None` for hardware.
     pub kind: Option<String>,
-    /// What its frames begin with (linux/if_arp.h).
+    /// The type of its frames' header (linux/if_arp.h).
     pub arphrd: u16,
-    /// The device that it stands on, or a veth's other end (IFLA_LINK), in this network namespace.
+    /// Its lower device, or the other end of a veth (IFLA_LINK), in this network namespace.
     pub lower: Option<u32>,
-    /// That device is in another network namespace, where indices mean other devices.
+    /// The lower device or other end is in another network namespace, where indices mean other devices.
     pub peer_elsewhere: bool,
-    /// The bridge, bond, team or VRF that it is a port of (IFLA_MASTER).
+    /// The bridge, bond, team or VRF of which it is a port (IFLA_MASTER).
     pub controller: Option<u32>,
     pub mtu: u32,
     pub up: bool,
     pub xdp: Option<XdpState>,
 }
 
-/// Kinds whose IFLA_LINK is the other end of a pair, which neither stands on.
+/// Kinds whose IFLA_LINK is the other end of a pair, which is not a lower device.
 const PAIRS: [&str; 3] = ["veth", "netkit", "vxcan"];
 
-/// Kinds that send through the device of IFLA_LINK, and that the kernel does not link to it as a
-/// device above: `netdev_upper_dev_link()` is never called for them.
+/// Kinds that send through the device of IFLA_LINK, and that the kernel does not treat as its upper device:
+/// `netdev_upper_dev_link()` is never called for them.
 const TUNNELS: [&str; 13] = [
     "gre",
     "gretap",
@@ -135,7 +136,7 @@ const TUNNELS: [&str; 13] = [
 ];
 
 impl Link {
-    /// A device without a driver's kind that is up: what most hand-written hosts begin with.
+    /// A hardware device that is up: the base of most hand-written hosts.
     pub fn ethernet(index: u32, name: impl Into<String>) -> Self {
         Self {
             index,
@@ -151,7 +152,7 @@ impl Link {
         }
     }
 
-    /// Whether its frames begin with an Ethernet header, as the program reads them.
+    /// Whether its frames begin with an Ethernet header, which the program requires.
     pub const fn is_ethernet(&self) -> bool {
         matches!(self.arphrd, ARPHRD_ETHER | ARPHRD_LOOPBACK)
     }
@@ -166,21 +167,21 @@ impl Link {
         kind.is_some_and(|kind| kinds.contains(&kind))
     }
 
-    /// The devices that it stands directly on: its own lower device, and nothing for a pair's end.
+    /// Whether the device with this index is its lower device. The end of a pair has none.
     fn stands_on(&self, index: u32) -> bool {
         self.lower == Some(index) && !self.peer_elsewhere && !self.is_kind(&PAIRS)
     }
 
-    /// Whether a bridge's port of this kind leads to a container or a virtual machine, and nowhere
-    /// else: a veth whose other end has left this network namespace, or a tap. A runtime makes both ends
-    /// here: the one that is for the container stays down and apart until it has left.
+    /// Whether this port of a bridge leads only to a container or a virtual machine: a veth whose other end is in
+    /// another network namespace, or a tap. A runtime creates both ends in this namespace: until it moves the
+    /// container's end, that end is down and no port of a bridge.
     fn leads_to_a_guest(&self, host: &Host) -> bool {
-        let is_on_its_way = || {
+        let will_be_moved = || {
             let other = self.lower.and_then(|index| host.link(index));
             other.is_none_or(|other| !other.up && other.controller.is_none())
         };
         match self.kind.as_deref() {
-            Some("veth") => self.peer_elsewhere || is_on_its_way(),
+            Some("veth") => self.peer_elsewhere || will_be_moved(),
             Some("tun") => self.arphrd == ARPHRD_ETHER,
             _ => false,
         }
@@ -193,15 +194,15 @@ pub struct LinkAddress {
     pub link: u32,
     pub address: IpAddr,
     pub prefix_len: u8,
-    /// The address at the other end, where it was given one: the prefix is then the peer's.
+    /// The address of the other end, if it was configured. Then the prefix is the peer's.
     pub peer: Option<IpAddr>,
-    /// Duplicate address detection goes on, or has found somebody else who has it (RFC 4862, section 5.4): it is not this
-    /// host's yet.
+    /// Duplicate address detection is not finished, or has found another host with the address (RFC 4862, section 5.4).
+    /// The address is not this host's yet.
     pub tentative: bool,
 }
 
 impl LinkAddress {
-    /// As `ip address add 192.0.2.7/24` has it.
+    /// An address as `ip address add 192.0.2.7/24` configures it.
     pub fn new(link: u32, address: IpNet) -> Self {
         Self {
             link,
@@ -212,7 +213,7 @@ impl LinkAddress {
         }
     }
 
-    /// The prefix that is reached by the link because of this address.
+    /// The prefix that is on the link because of this address.
     pub fn network(&self) -> IpNet {
         let Self {
             address,
@@ -221,7 +222,7 @@ impl LinkAddress {
             ..
         } = *self;
         let address = peer.unwrap_or(address);
-        // The kernel takes no prefix longer than its address.
+        // The kernel accepts no prefix length longer than the address.
         IpNet::new(address, prefix_len).map_or_else(|_| address.into(), |net| net.trunc())
     }
 }
@@ -230,25 +231,26 @@ impl LinkAddress {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     pub prefix: IpNet,
-    /// More than one for a multipath route; sorted, each once.
+    /// The outgoing interfaces, several for a multipath route. Sorted, each once.
     pub links: Vec<u32>,
-    /// Empty where the prefix is on the link itself; sorted, each once.
+    /// The gateways. Empty if the prefix is on the link itself. Sorted, each once.
     pub gateways: Vec<IpAddr>,
 }
 
 impl Route {
+    /// Whether the route is a default route.
     pub fn is_default(&self) -> bool {
         self.prefix.prefix_len() == 0
     }
 }
 
-/// A socket that waits for others: listening TCP, or UDP that is connected to no peer.
+/// A listening socket: TCP that listens, or UDP that is not connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listener {
     pub protocol: PortProtocol,
     /// The unspecified address: every address of its family.
     pub address: SocketAddr,
-    /// An IPv6 socket on every address that takes IPv4 as well (IPV6_V6ONLY is off).
+    /// An IPv6 socket on every address that accepts IPv4 as well (IPV6_V6ONLY is off).
     pub dual_stack: bool,
 }
 
@@ -267,12 +269,12 @@ impl Listener {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatRules {
     pub rules: Vec<NatRule>,
-    /// There are more than are followed.
+    /// There are more rules than are followed.
     pub is_partial: bool,
 }
 
-/// A rule that rewrites the destination of what it matches, with the conditions of all jumps that lead to it.
-/// Conditions that are not named here narrow it further: packets that it rewrites all match this.
+/// A rule that rewrites destinations, with the conditions of all jumps that lead to it. It may have further conditions
+/// that are not listed here: all packets that it rewrites match this, but not all that match are rewritten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatRule {
     pub hook: NatHook,
@@ -286,19 +288,19 @@ pub struct NatRule {
     pub destination: Option<IpNet>,
     /// `None`: every source.
     pub source: Option<IpNet>,
-    /// The packets come in by it. `None`: by any.
+    /// The interface on which packets come in. `None`: any.
     pub interface: Option<String>,
     pub to: NatTarget,
-    /// Where it stands: the family, the table and the chain, such as `ip nat DOCKER`.
+    /// The family, the table and the chain of the rule, such as `ip nat DOCKER`.
     pub chain: String,
 }
 
-/// Which packets come to a rule.
+/// The packets that pass a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NatHook {
-    /// What comes in.
+    /// Packets that come in.
     Prerouting,
-    /// What this host sends.
+    /// Packets that this host sends.
     Output,
 }
 
@@ -379,38 +381,39 @@ impl fmt::Display for NatTarget {
     }
 }
 
-/// What a rule leads to.
+/// The new destination that a rule writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NatTarget {
-    /// The host itself: the address of the interface that the packet came by (`redirect`).
+    /// This host: the address of the interface on which the packet came in (`redirect`).
     ThisHost { ports: Option<RangeInclusive<u16>> },
     Address {
         address: IpAddr,
         ports: Option<RangeInclusive<u16>>,
     },
-    /// By a map or another expression, in the words of the rule.
+    /// A map or another expression, as the rule writes it.
     Other(String),
 }
 
-/// Settings of the kernel.
+/// Settings of the kernel (sysctl).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysctls {
     /// The ports that the kernel picks from for connections that this host opens.
     pub local_ports: RangeInclusive<u16>,
-    /// The interfaces by which packets to 127.0.0.0/8 are accepted (`route_localnet`); `all` is one.
+    /// The interfaces that accept packets to 127.0.0.0/8 (`route_localnet`). `all` may be among them.
     pub route_localnet: BTreeSet<String>,
-    /// The interfaces by which packets from this host's own IPv4 addresses are accepted (`accept_local`); `all` is one.
+    /// The interfaces that accept packets from this host's own IPv4 addresses (`accept_local`). `all` may be among
+    /// them.
     pub accept_local: BTreeSet<String>,
 }
 
 impl Sysctls {
-    /// Whether packets to 127.0.0.0/8 are accepted by the interface: the kernel takes the setting of
-    /// `all` or its own (IN_DEV_ROUTE_LOCALNET in linux/inetdevice.h).
+    /// Whether the interface accepts packets to 127.0.0.0/8, by its own setting or that of `all`
+    /// (IN_DEV_ROUTE_LOCALNET in linux/inetdevice.h).
     pub fn routes_localnet(&self, interface: &str) -> bool {
         is_set(&self.route_localnet, interface)
     }
 
-    /// Whether packets from an IPv4 address of this host are accepted by the interface (IN_DEV_ACCEPT_LOCAL).
+    /// Whether the interface accepts packets from an IPv4 address of this host (IN_DEV_ACCEPT_LOCAL).
     pub fn accepts_local(&self, interface: &str) -> bool {
         is_set(&self.accept_local, interface)
     }
@@ -423,7 +426,7 @@ fn is_set(interfaces: &BTreeSet<String>, interface: &str) -> bool {
 }
 
 impl Host {
-    /// Before the first attempt to read anything.
+    /// The picture before the first attempt to read anything.
     pub const fn unread(tick_ns: u64) -> Self {
         Self {
             links: Reading::unread(),
@@ -436,7 +439,7 @@ impl Host {
         }
     }
 
-    /// What could not be read at the newest attempt, each with the reason.
+    /// The parts that could not be read at the newest attempt, each with the error.
     pub fn errors(&self) -> Vec<(&'static str, &str)> {
         let Self {
             links,
@@ -460,10 +463,12 @@ impl Host {
         .collect()
     }
 
+    /// The interface with this index.
     pub fn link(&self, index: u32) -> Option<&Link> {
         self.links.known()?.get(&index)
     }
 
+    /// The interface with this name.
     pub fn link_named(&self, name: &str) -> Option<&Link> {
         self.all_links().find(|link| link.name == name)
     }
@@ -472,28 +477,28 @@ impl Host {
         self.links.known().into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The interfaces that the default routes of the main table lead to, IPv4 and IPv6. `None`: the
-    /// routes were never read.
+    /// The interfaces of the default routes in the main table, IPv4 and IPv6. `None`: the routes were never read.
     ///
-    /// A VPN that takes all traffic over (wg-quick, Tailscale) does so in a table of its own, while
-    /// its own packets still go by the main table's route.
+    /// A VPN that routes all traffic (wg-quick, Tailscale) uses another table, while its own packets still use the
+    /// route of the main table.
     pub fn default_route_links(&self) -> Option<BTreeSet<u32>> {
         let routes = self.routes.known()?.iter();
         let defaults = routes.filter(|route| route.is_default());
         Some(defaults.flat_map(|route| &route.links).copied().collect())
     }
 
-    /// Every address of this host. `None`: they were never read.
+    /// Every address of this host. `None`: the addresses were never read.
     pub fn own_addresses(&self) -> Option<BTreeSet<IpAddr>> {
         let addresses = self.addresses.known()?.iter();
         Some(addresses.map(|own| own.address).collect())
     }
 
-    /// What no packet that comes in by these interfaces has as its source: this host's own addresses, and the
-    /// broadcast addresses of its IPv4 networks, of which Linux takes no packet either. `None`: they were never read.
+    /// The sources that no packet coming in on these interfaces has: this host's own addresses, and the broadcast
+    /// addresses of its IPv4 networks, from which Linux accepts no packet either. `None`: addresses or sysctls were
+    /// never read.
     ///
-    /// Not among them: link-local addresses, which another host may have on another link; addresses that are not this
-    /// host's yet; and those of IPv4 where one of the interfaces accepts them (`accept_local`).
+    /// Not included are link-local addresses, which another host may have on another link, addresses that are not this
+    /// host's yet, and IPv4 addresses if one of the interfaces accepts them (`accept_local`).
     pub fn own_sources(&self, interfaces: &BTreeSet<u32>) -> Option<BTreeSet<IpAddr>> {
         let sysctls = self.sysctls.known()?;
         let mut names = interfaces.iter().filter_map(|index| self.link(*index));
@@ -525,8 +530,7 @@ impl Host {
         addresses.filter(move |own| own.link == index)
     }
 
-    /// The devices directly above: those that stand on it, and the bridge, bond or VRF that it is a
-    /// port of.
+    /// The devices directly above: those whose lower device it is, and the bridge, bond or VRF of which it is a port.
     fn directly_above(&self, index: u32) -> impl Iterator<Item = &Link> {
         let controller = self.link(index).and_then(|link| link.controller);
         self.all_links().filter(move |link| {
@@ -539,7 +543,7 @@ impl Host {
         let mut above = BTreeSet::new();
         let mut next = vec![index];
         while let Some(index) = next.pop() {
-            // Each is followed once: a read between two changes may show a circle.
+            // Each device is followed once: a reading between two changes may have a cycle.
             next.extend(
                 self.directly_above(index)
                     .map(|link| link.index)
@@ -556,27 +560,24 @@ impl Host {
         links.filter(move |link| link.controller == Some(controller))
     }
 
-    /// The device above that keeps the kernel from attaching a program to this one, because it has
-    /// one itself.
+    /// The upper device whose program prevents the kernel from attaching one to this device.
     ///
-    /// The kernel looks at the devices directly above alone (dev_xdp_attach() in net/core/dev.c,
-    /// Linux 5.9), and also at those in other network namespaces, which cannot be seen from here.
+    /// The kernel tests only the devices directly above (dev_xdp_attach() in net/core/dev.c, Linux 5.9). It also tests
+    /// devices in other network namespaces, which cannot be seen from here.
     pub fn xdp_above(&self, index: u32) -> Option<&Link> {
         self.directly_above(index)
             .find(|link| link.xdp.is_some() && !link.is_kind(&TUNNELS))
     }
 
-    /// Whether a bridge connects containers with this host and with nothing else, so that its
-    /// addresses and prefix are the containers'.
+    /// Whether a bridge connects only containers and this host, so that its addresses and prefix are the containers'.
     ///
-    /// A bridge is none, and its addresses are the host's own like any other, where
+    /// It does not, and its addresses are the host's own, if
     /// - a port is neither a veth nor a tap: a network card, a VLAN, a bond or a VXLAN leads outside;
-    /// - a port is a veth whose other end is in this namespace: it leads to whatever that one does;
-    /// - a port or the bridge itself is guarded: the policy says that the outside is there;
-    /// - a route of the main table goes by it to a gateway, or it has a default route: others are
-    ///   behind it.
+    /// - a port is a veth whose other end stays in this namespace: that end may lead outside;
+    /// - a port or the bridge itself is guarded: the policy says that it leads outside;
+    /// - the main table has a route over it to a gateway, or a default route: other hosts are behind it.
     ///
-    /// A bridge that is not known is none: the host's own addresses are the ones not to close.
+    /// An unknown bridge counts as not one of containers, so that the host's own addresses are never closed.
     pub fn is_container_bridge(&self, name: &str, guarded: &BTreeSet<u32>) -> bool {
         let Some(bridge) = self.link_named(name) else {
             return false;
@@ -668,7 +669,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_above_stands_on_it_or_has_it_as_a_port_at_any_height() {
+    fn upper_devices_are_found_at_any_height() {
         let on = |link: Link, lower| Link {
             lower: Some(lower),
             ..link
@@ -693,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_devices_ends() {
+    fn a_cycle_of_devices_ends() {
         let mut first = link(2, "a", "vlan");
         first.lower = Some(3);
         let mut second = link(3, "b", "vlan");
@@ -727,7 +728,7 @@ mod tests {
             host([port.clone(), bridge.clone()]).xdp_above(2),
             Some(&bridge)
         );
-        // Two devices up the kernel does not look.
+        // The kernel does not test the second device above.
         higher.xdp = bridge.xdp.take();
         let host = host([port, bridge, higher.clone()]);
         assert_eq!(host.xdp_above(2), None);
@@ -745,19 +746,19 @@ mod tests {
             peer_elsewhere: true,
             ..port(link(3, "veth1", "veth"))
         };
-        let nobody = BTreeSet::new();
+        let no_guarded = BTreeSet::new();
         let is = |ports: Vec<Link>, guarded: &BTreeSet<u32>| {
             let host = host([bridge()].into_iter().chain(ports));
             host.is_container_bridge("br0", guarded)
         };
-        assert!(is(vec![], &nobody), "none yet");
-        assert!(is(vec![veth(), port(link(4, "tap0", "tun"))], &nobody));
+        assert!(is(vec![], &no_guarded), "none yet");
+        assert!(is(vec![veth(), port(link(4, "tap0", "tun"))], &no_guarded));
         assert!(!is(
             vec![veth(), port(Link::ethernet(2, "uplink"))],
-            &nobody
+            &no_guarded
         ));
-        assert!(!is(vec![port(link(4, "uplink.7", "vlan"))], &nobody));
-        assert!(!is(vec![port(link(4, "vxlan0", "vxlan"))], &nobody));
+        assert!(!is(vec![port(link(4, "uplink.7", "vlan"))], &no_guarded));
+        assert!(!is(vec![port(link(4, "vxlan0", "vxlan"))], &no_guarded));
         assert!(!is(vec![veth()], &[3].into()), "a guarded port");
         assert!(!is(vec![veth()], &[9].into()), "guarded itself");
         let mut near = port(link(4, "near", "veth"));
@@ -767,24 +768,27 @@ mod tests {
             ..link(5, "far", "veth")
         };
         let stays = vec![near.clone(), far(true)];
-        assert!(!is(stays, &nobody), "a veth that stays here");
+        assert!(!is(stays, &no_guarded), "a veth that stays here");
         let leaves = vec![near, far(false)];
-        assert!(is(leaves, &nobody), "a veth on its way to a container");
+        assert!(is(leaves, &no_guarded), "a veth on its way to a container");
 
         let mut host = host([bridge(), veth()]);
         host.routes = vec![route("172.17.0.0/16", 9, None)].into();
-        assert!(host.is_container_bridge("br0", &nobody));
+        assert!(host.is_container_bridge("br0", &no_guarded));
         for route in [
             route("0.0.0.0/0", 9, Some("192.0.2.1")),
             route("10.8.0.0/24", 9, Some("172.17.0.5")),
             route("::/0", 9, None),
         ] {
             host.routes = vec![route].into();
-            assert!(!host.is_container_bridge("br0", &nobody));
+            assert!(!host.is_container_bridge("br0", &no_guarded));
         }
         host.routes = Reading::unread();
-        assert!(!host.is_container_bridge("br0", &nobody), "not known");
-        assert!(!host.is_container_bridge("br7", &nobody), "no such device");
+        assert!(!host.is_container_bridge("br0", &no_guarded), "not known");
+        assert!(
+            !host.is_container_bridge("br7", &no_guarded),
+            "no such device"
+        );
     }
 
     #[test]
@@ -809,7 +813,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_sends_from_an_address_of_this_host() {
+    fn own_sources_are_the_addresses_of_this_host_that_no_other_host_sends_from() {
         let own = |link, address: &str| LinkAddress::new(link, address.parse().unwrap());
         let mut host = host([Link::ethernet(2, "eth0"), Link::ethernet(3, "eth1")]);
         assert_eq!(host.own_sources(&[2].into()), None, "nothing is known");
@@ -854,7 +858,7 @@ mod tests {
         ];
         let all = [v4.as_slice(), &["2001:db8::7"]].concat();
         assert_eq!(sources(&host, &[2, 3]), set(&all));
-        // Where an interface that is guarded takes packets from its host's addresses.
+        // A guarded interface accepts packets from addresses of its own host.
         host.sysctls.last.as_mut().unwrap().accept_local = ["eth1".to_owned()].into();
         assert_eq!(sources(&host, &[2]), set(&all));
         assert_eq!(sources(&host, &[2, 3]), set(&["2001:db8::7"]));

@@ -1,4 +1,4 @@
-//! What the agent may do once it runs: no more than loading programs and putting them on interfaces.
+//! Drops the capabilities that a running agent does not need: it only loads programs and attaches them to interfaces.
 
 use std::{
     cell::Cell,
@@ -8,7 +8,7 @@ use std::{
 use caps::{CapSet, Capability, CapsHashSet};
 use tracing::warn;
 
-/// CAP_BPF and CAP_PERFMON (Linux 5.8) to load programs and make maps, CAP_NET_ADMIN to attach them.
+/// CAP_BPF and CAP_PERFMON (Linux 5.8) to load programs and create maps, CAP_NET_ADMIN to attach programs.
 const NEEDED: [Capability; 3] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
@@ -21,23 +21,23 @@ thread_local! {
     static IS_GIVEN_UP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Gives up every other capability, for good, in this thread and in every one that calls [`follow`]. A
-/// process that cannot goes on with what it has, and says so: it is no less safe than it was.
+/// Drops every other capability for good, in this thread and in every thread that calls [`follow`]. If that fails, the
+/// process logs a warning and goes on with the capabilities that it has.
 pub fn keep_only_needed() {
     IS_ENOUGH.store(true, Ordering::SeqCst);
     follow();
 }
 
-/// What the threads of the runtime do when they start, wait and go on: to the kernel, each has capabilities
-/// of its own.
+/// Drops the capabilities of the calling thread, if [`keep_only_needed`] was called. In the kernel each thread has its
+/// own capabilities, so threads of the runtime call this when they start, park and unpark.
 pub fn follow() {
     if IS_ENOUGH.load(Ordering::SeqCst) && !IS_GIVEN_UP.replace(true) {
         give_up();
     }
 }
 
-/// Runs what blocks on a thread that has given up what this process has: the pool's threads may be older than that, and
-/// wake without a hook.
+/// Runs blocking work on a thread that has dropped its capabilities. Threads of the pool may have started before
+/// [`keep_only_needed`], and tokio has no hook for when they wake up.
 pub fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {
@@ -52,12 +52,12 @@ fn give_up() {
     let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
     let keep: CapsHashSet = permitted.intersection(&needed).copied().collect();
     if permitted == keep {
-        // As under a service manager, which leaves nothing else.
+        // For example, a service manager has dropped the others already.
         return;
     }
     let mut results = Vec::new();
     for capability in caps::all().difference(&keep) {
-        // Without CAP_SETPCAP the bounding set stays; nothing here executes another program.
+        // Without CAP_SETPCAP the bounding set is unchanged. That is harmless: the agent executes no other program.
         let _result = caps::drop(None, CapSet::Bounding, *capability);
     }
     results.push(caps::clear(None, CapSet::Ambient));
@@ -65,6 +65,6 @@ fn give_up() {
     results.push(caps::set(None, CapSet::Inheritable, &CapsHashSet::new()));
     results.push(caps::set(None, CapSet::Permitted, &keep));
     for error in results.into_iter().filter_map(Result::err) {
-        warn!("privileges that are not needed cannot be given up: {error}");
+        warn!("capabilities that are not needed cannot be dropped: {error}");
     }
 }

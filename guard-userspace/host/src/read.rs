@@ -1,8 +1,7 @@
 //! Reads the picture from the kernel. Every function blocks.
 //!
-//! Only the attributes that the picture has are looked at, by their numbers in linux/if_link.h,
-//! if_addr.h, rtnetlink.h and nexthop.h: another that a later kernel writes differently spoils no
-//! list.
+//! Only the attributes that the picture needs are parsed, by their numbers in linux/if_link.h, if_addr.h, rtnetlink.h
+//! and nexthop.h. So another attribute that a later kernel changes makes no list unreadable.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,7 +24,7 @@ use super::{
 use crate::sock_diag::{SockDiagError, SocketProtocol, dump as dump_sockets, is_v6_only};
 
 impl Host {
-    /// Reads the host once, for a command that only looks. What cannot be read says so.
+    /// Reads the host once, for commands that change nothing. Each part that cannot be read has its error.
     ///
     /// # Errors
     /// If the kernel's tick cannot be read.
@@ -40,8 +39,8 @@ impl Host {
         self.nat.renew(nat_rules());
     }
 
-    /// Reads everything again but the listeners and the NAT rules. What fails keeps its last value, and the reason.
-    /// Returns whether nothing failed.
+    /// Reads everything again except the listeners and the NAT rules. A part that cannot be read keeps its last value,
+    /// and has the error. Returns whether everything was read.
     pub fn read_again(&mut self) -> bool {
         let Self {
             links: of_links,
@@ -98,7 +97,7 @@ const XDP_ATTACHED_DRV: u8 = 1;
 /// Every interface of this network namespace, by index.
 pub fn links() -> Result<BTreeMap<u32, Link>, ReadError> {
     let mut request = vec![0; IFINFOMSG];
-    // The counters are most of a message, and not wanted.
+    // The counters are most of a message, and are not needed.
     request.extend(8_u16.to_ne_bytes());
     request.extend(ifla::EXT_MASK.to_ne_bytes());
     request.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
@@ -128,7 +127,7 @@ fn link(body: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
-    // A tunnel on no device has zero, and indices of another namespace mean other devices here.
+    // A tunnel without a lower device has 0. An index of another namespace would mean another device here.
     let is_here = |lower: &u32| !link.peer_elsewhere && *lower != 0 && *lower != link.index;
     link.lower = link.lower.filter(is_here);
     Some(link)
@@ -145,8 +144,8 @@ fn xdp(value: &[u8]) -> Option<XdpState> {
     for (kind, value) in attributes(value) {
         match kind {
             ifla::XDP_ATTACHED => native |= value.first() == Some(&XDP_ATTACHED_DRV),
-            // Where there are several (XDP_ATTACHED_MULTI), PROG_ID is left out: the driver's is the
-            // one that runs first.
+            // If several programs are attached (XDP_ATTACHED_MULTI), PROG_ID is missing: the driver's program runs
+            // first.
             ifla::XDP_DRV_PROG_ID => {
                 native = true;
                 program_id = u32_at(value, 0);
@@ -164,7 +163,7 @@ const IFADDRMSG: usize = 8;
 mod ifa {
     pub const ADDRESS: u16 = 1;
     pub const LOCAL: u16 = 2;
-    /// Flags: Linux's linux/if_addr.h.
+    /// Flags in linux/if_addr.h.
     pub const F_DADFAILED: u8 = 0x08;
     pub const F_TENTATIVE: u8 = 0x40;
 }
@@ -179,8 +178,8 @@ pub fn addresses() -> Result<Vec<LinkAddress>, ReadError> {
             let mut facts = attributes(body.get(IFADDRMSG..)?);
             address(facts.find(|(kind, _)| *kind == wanted)?.1)
         };
-        // Where there is a peer, ADDRESS is the peer's and LOCAL this host's; where there is none,
-        // IPv4 has both, and IPv6 ADDRESS alone.
+        // With a peer, ADDRESS is the peer's address and LOCAL this host's. Without a peer, IPv4 has both attributes,
+        // and IPv6 has ADDRESS alone.
         let (own, of_peer) = match (find(ifa::LOCAL), find(ifa::ADDRESS)) {
             (Some(local), peer) => (local, peer.filter(|peer| *peer != local)),
             (None, Some(own)) => (own, None),
@@ -213,7 +212,7 @@ mod rta {
     pub const NH_ID: u16 = 30;
 }
 
-/// A route, and the nexthop object that it goes by, if it names no links itself.
+/// A route, and its nexthop object if it has no links itself.
 struct RouteBy {
     route: Route,
     object: Option<u32>,
@@ -228,15 +227,15 @@ pub fn routes() -> Result<Vec<Route>, ReadError> {
         request[4] = RT_TABLE_MAIN;
         match dump(rtm::GETROUTE, &request, |body| route(body, family)) {
             Ok(some) => routes.extend(some),
-            // The table is made with its first route (fib_new_table() in net/ipv4/fib_frontend.c).
+            // The kernel creates the table with its first route (fib_new_table() in net/ipv4/fib_frontend.c).
             Err(ReadError::Kernel(error)) if is(&error, Errno::ENOENT) => {}
-            // A kernel without IPv6 has no routes of it.
+            // A kernel without IPv6 has no IPv6 routes.
             Err(ReadError::Kernel(error))
                 if family == AF_INET6 && is(&error, Errno::EOPNOTSUPP) => {}
             Err(error) => return Err(error),
         }
     }
-    // What the routes do not say themselves (net.ipv4.nexthop_compat_mode is off, Linux 5.8).
+    // Routes have only the id of their nexthop object if net.ipv4.nexthop_compat_mode is 0 (Linux 5.8).
     if routes.iter().any(|route| route.object.is_some()) {
         let objects = nexthops()?;
         for RouteBy { route, object } in &mut routes {
@@ -276,14 +275,14 @@ fn route(body: &[u8], family: u8) -> Option<Option<RouteBy>> {
     for (kind, value) in attributes(body.get(RTMSG..)?) {
         match kind {
             rta::DST => prefix = address(value),
-            // Tables beyond 255 have no room in the header.
+            // The header has no room for tables above 255.
             rta::TABLE => table = u32_at(value, 0)?,
             rta::NH_ID => object = u32_at(value, 0),
             rta::MULTIPATH => hops(value, &mut links, &mut gateways)?,
             _ => hop(kind, value, &mut links, &mut gateways),
         }
     }
-    // Where a protocol is missing, the kernel lists those that it has.
+    // Without the requested family, the kernel lists the routes of other families.
     if of != family || kind != RTN_UNICAST || is_copy || table != u32::from(RT_TABLE_MAIN) {
         return Some(None);
     }
@@ -301,18 +300,18 @@ fn route(body: &[u8], family: u8) -> Option<Option<RouteBy>> {
     Some(Some(RouteBy { route, object }))
 }
 
-/// One attribute of a route or of one of its ways.
+/// Reads one attribute of a route or of one of its hops.
 fn hop(kind: u16, value: &[u8], links: &mut Vec<u32>, gateways: &mut Vec<IpAddr>) {
     match kind {
         rta::OIF => links.extend(u32_at(value, 0)),
         rta::GATEWAY => gateways.extend(address(value)),
-        // The gateway of another family, after its number (struct rtvia).
+        // A gateway of another family: the family's number, then the address (struct rtvia).
         rta::VIA => gateways.extend(value.get(2..).and_then(address)),
         _ => {}
     }
 }
 
-/// The ways of a multipath route (struct rtnexthop).
+/// Reads the hops of a multipath route (struct rtnexthop).
 fn hops(mut value: &[u8], links: &mut Vec<u32>, gateways: &mut Vec<IpAddr>) -> Option<()> {
     while !value.is_empty() {
         let length = usize::from(u16_at(value, 0)?);
@@ -364,7 +363,8 @@ fn nexthops() -> Result<HashMap<u32, Nexthop>, ReadError> {
     Ok(objects.into_iter().collect())
 }
 
-/// Groups hold no groups but those for resilience's sake, one level down (net/ipv4/nexthop.c).
+/// Adds the links and gateways of a nexthop object to a route. The members of a group are no groups, except in
+/// resilient groups, one level down (net/ipv4/nexthop.c).
 fn resolve(route: &mut Route, object: u32, objects: &HashMap<u32, Nexthop>) {
     let Some(object) = objects.get(&object) else {
         return;
@@ -378,7 +378,7 @@ fn resolve(route: &mut Route, object: u32, objects: &HashMap<u32, Nexthop>) {
 
 const CONF: &str = "/proc/sys/net/ipv4/conf";
 
-/// The settings of this network namespace.
+/// Reads the settings of this network namespace.
 pub fn sysctls() -> io::Result<Sysctls> {
     Ok(Sysctls {
         local_ports: local_port_range()?,
@@ -387,13 +387,13 @@ pub fn sysctls() -> io::Result<Sysctls> {
     })
 }
 
-/// The interfaces, and `all`, whose setting of this name is not 0.
+/// The interfaces whose setting of this name is not 0, and `all` if its setting is not 0.
 fn interfaces_with(setting: &str) -> io::Result<BTreeSet<String>> {
     let mut with = BTreeSet::new();
     for interface in fs::read_dir(CONF)? {
         let interface = interface?;
         let value = match fs::read_to_string(interface.path().join(setting)) {
-            // It went meanwhile.
+            // The interface was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             value => value?,
         };
@@ -404,10 +404,10 @@ fn interfaces_with(setting: &str) -> io::Result<BTreeSet<String>> {
     Ok(with)
 }
 
-/// Every TCP socket that listens, and every UDP socket without a peer. Sorted, each once.
+/// Reads every TCP socket that listens, and every UDP socket without a peer. Sorted, each once.
 pub fn listeners() -> Result<Vec<Listener>, SockDiagError> {
     let mut listeners = Vec::new();
-    // A UDP socket without a peer is in the state of a closed one.
+    // A UDP socket without a peer is in the state CLOSE.
     for (transport, protocol, state) in [
         (SocketProtocol::Tcp, PortProtocol::Tcp, StateFlags::LISTEN),
         (SocketProtocol::Udp, PortProtocol::Udp, StateFlags::CLOSE),

@@ -1,7 +1,7 @@
-//! The TCP sessions that others have opened to this host, asked from the kernel (sock_diag(7)).
+//! Reads the TCP sessions that other hosts have opened to this host from the kernel (sock_diag(7)).
 //!
-//! Only what ends at a socket of this host's own: what Docker's NAT leads into a container has its
-//! socket there.
+//! Only sessions with a socket in this network namespace are listed. A session that Docker's NAT sends to a container
+//! has its socket in the container's namespace.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sock_diag::{SockDiagError, SocketProtocol, dump, is_v6_only};
 
-/// A TCP connection, as this host sees it. IPv4 is never written as IPv6.
+/// A TCP connection, as this host sees it. IPv4-mapped addresses are converted to IPv4.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Session {
     pub local: SocketAddr,
@@ -25,16 +25,16 @@ pub struct Session {
 pub struct ListeningSocket {
     /// The unspecified address: every address.
     pub local: SocketAddr,
-    /// On every IPv6 address, but not on IPv4 ones as well.
+    /// An IPv6 socket that accepts no IPv4 connections (IPV6_V6ONLY).
     pub v6_only: bool,
 }
 
-/// The established sessions that others opened: their local port is one that this host listens on.
-/// What never leaves the host, from loopback to loopback, is left out. Sorted.
+/// The established sessions that other hosts opened: a socket of this host listens on their local port. Sessions from
+/// loopback to loopback, which never leave the host, are left out. Sorted.
 ///
 /// Blocks while the kernel walks its sockets: a fraction of a second with 100,000 of them.
 pub fn inbound() -> Result<Vec<Session>, SockDiagError> {
-    // Asked first: who listens by then has been listening for a session that is already there.
+    // Sessions are read before listeners, so that the listener of each session is found if it still listens.
     let mut sessions = established()?;
     let mut by_port: HashMap<u16, Vec<ListeningSocket>> = HashMap::new();
     for listener in listeners()? {
@@ -53,7 +53,7 @@ pub fn inbound() -> Result<Vec<Session>, SockDiagError> {
     Ok(sessions)
 }
 
-/// The established sessions to these local ports, whether a socket listens there by now or not. Sorted.
+/// The established sessions to these local ports, whether or not a socket still listens there. Sorted.
 ///
 /// Blocks as [`inbound`] does.
 pub fn at_ports(ports: &BTreeSet<u16>) -> Result<Vec<Session>, SockDiagError> {
@@ -81,7 +81,7 @@ pub fn listeners() -> Result<Vec<ListeningSocket>, SockDiagError> {
         });
     })?;
     listeners.sort_unstable();
-    // Those that share a port are many.
+    // Sockets that share a port (SO_REUSEPORT) are listed once.
     listeners.dedup();
     Ok(listeners)
 }

@@ -1,4 +1,4 @@
-//! This host's sockets, asked from the kernel (sock_diag(7)).
+//! Reads this host's sockets from the kernel (sock_diag(7)).
 
 use std::io;
 
@@ -13,10 +13,11 @@ use netlink_packet_sock_diag::{
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG};
 use nix::errno::Errno;
 
+/// Why the sockets of the host cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
     #[error(
-        "the kernel has no sock_diag for TCP and UDP: `modprobe -a tcp_diag udp_diag` brings it"
+        "the kernel has no sock_diag for TCP and UDP: `modprobe -a tcp_diag udp_diag` loads it"
     )]
     NotSupported,
     #[error("the sockets of this host cannot be listed: {0}")]
@@ -25,7 +26,7 @@ pub enum SockDiagError {
     Garbled(DecodeError),
 }
 
-/// What sockets speak.
+/// The transport protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketProtocol {
     Tcp,
@@ -41,18 +42,18 @@ impl SocketProtocol {
     }
 }
 
-/// Whether a socket on every IPv6 address is on no IPv4 one.
+/// Whether an IPv6 socket accepts no IPv4 packets (IPV6_V6ONLY).
 pub fn is_v6_only(response: &InetResponse) -> bool {
     response.nlas.contains(&Nla::SkV6Only(true))
 }
 
-/// What the kernel writes at once is shorter (netlink_dump() in net/netlink/af_netlink.c).
+/// Longer than what the kernel writes at once (netlink_dump() in net/netlink/af_netlink.c).
 const BUFFER: usize = 64 << 10;
 
 /// Messages start at multiples of this (NLMSG_ALIGNTO in linux/netlink.h).
 const ALIGNMENT: usize = 4;
 
-/// Visits the sockets in these states.
+/// Calls `visit` for each socket in these states.
 pub fn dump(
     transport: SocketProtocol,
     states: StateFlags,
@@ -112,7 +113,7 @@ fn receive(socket: &Socket, mut visit: impl FnMut(InetResponse)) -> Result<(), S
                 NetlinkPayload::Error(error) => return Err(refused(error.to_io())),
                 _ => {}
             }
-            // It has been read, so it is at least as long as its header.
+            // The message was parsed, so it is at least as long as its header, and the loop ends.
             let length = (header.length as usize).next_multiple_of(ALIGNMENT);
             rest = rest.get(length..).unwrap_or_default();
         }

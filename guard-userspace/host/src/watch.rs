@@ -1,8 +1,7 @@
-//! Follows the host: its picture is read again whenever the kernel says that something changed.
+//! Follows the host: reads its picture again whenever the kernel notifies of a change.
 //!
-//! A notification (rtnetlink(7)) is only a hint, and nobody looks into it: the picture is always read
-//! whole. So notifications that are lost (ENOBUFS), or come in another order than the changes, cost
-//! a moment and no correctness.
+//! A notification (rtnetlink(7)) is only a hint, and its content is not read: the picture is always read whole. So
+//! notifications that are lost (ENOBUFS) or arrive in another order than the changes cost a moment, and no correctness.
 
 use std::{
     io, mem,
@@ -29,21 +28,21 @@ use tracing::{debug, warn};
 
 use super::{Host, privileges::spawn_blocking, read, tick_ns};
 
-/// Notifications that come this soon after the first are about the same change.
+/// How long more notifications are awaited after the first: they are usually about the same change.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// What lies at least between two readings, and between them in multiples of what one took: a host
-/// with a million routes is not read all the time.
+/// The shortest pause between two readings, as a time and as a multiple of the last reading's duration: a host with a
+/// million routes must not be read all the time.
 const GAP: Duration = Duration::from_millis(100);
 const GAP_PER_READING: u32 = 4;
-/// Sysctls are not notified, and whoever trusts notifications alone is wrong one day.
+/// The longest time between two readings. The kernel does not notify of sysctls, and notifications may be lost.
 const READ_ANYWAY: Duration = Duration::from_secs(30);
-/// After a reading that failed, doubled each time.
+/// The pause after a reading that failed. It doubles each time, up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// A notification takes up to 4 KiB of the buffer: room for hundreds, while a picture is read.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// Notifications that are taken before others of the runtime get their turn.
+/// The most notifications that are taken before other tasks of the runtime get their turn.
 const AT_ONCE: usize = 1_024;
 
 /// Multicast groups of route netlink (RTNLGRP_* in linux/rtnetlink.h).
@@ -56,8 +55,8 @@ const GROUPS: [u32; 6] = [
     32, // NEXTHOP
 ];
 
-/// The newest picture of the host. A clone sees the same one; when the last is gone, nothing is
-/// followed any longer.
+/// The newest picture of the host. Clones share it. When the last clone is dropped, the host is not followed any
+/// longer.
 #[derive(Clone, Debug)]
 pub struct HostWatch {
     pictures: watch::Receiver<Arc<Host>>,
@@ -68,11 +67,11 @@ pub struct HostWatch {
 #[derive(Debug)]
 struct PictureRequest {
     also: Option<OnDemand>,
-    /// Gets the picture that was read for it.
+    /// Receives the picture that was read for this request.
     done: oneshot::Sender<Arc<Host>>,
 }
 
-/// What no notification tells of, and takes long to read.
+/// Parts of the picture that are read on demand: the kernel does not notify of them, and reading takes long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OnDemand {
     Listeners,
@@ -80,21 +79,21 @@ enum OnDemand {
 }
 
 impl HostWatch {
-    /// Returns when everything has been read once; what cannot be read says so in the picture. Must
-    /// be called inside a tokio runtime, which follows the host.
+    /// Starts to follow the host, and returns when everything was read once. The picture has the error of each part
+    /// that cannot be read. Must be called inside a tokio runtime, which follows the host.
     ///
     /// # Errors
-    /// The kernel's, if there can be no notifications or no clock.
+    /// The kernel's notifications cannot be subscribed to, or its tick cannot be read.
     pub async fn start() -> io::Result<Self> {
         Self::with_receive_buffer(RECEIVE_BUFFER).await
     }
 
-    /// The same with another size for what is notified and not yet read, in bytes.
+    /// Like [`Self::start`], with another size in bytes for the buffer of notifications.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::start`].
     pub async fn with_receive_buffer(bytes: usize) -> io::Result<Self> {
-        // Before the first picture is read: no change falls between.
+        // Subscribed before the first picture is read, so that no change is missed in between.
         let notifications = Notifications::subscribe(bytes)?;
         let host = Arc::new(Host::unread(tick_ns()?));
         let (sender, pictures) = watch::channel(host);
@@ -117,40 +116,40 @@ impl HostWatch {
         Ok(watch)
     }
 
-    /// The newest picture. Waits for nobody.
+    /// The newest picture, without waiting.
     pub fn borrow(&self) -> Arc<Host> {
         Arc::clone(&self.pictures.borrow())
     }
 
-    /// Waits for a picture that differs from the one that this returned last. `None`: there will be
-    /// no more, since the runtime ends.
+    /// Waits for a picture that differs from the last one that this returned. `None`: the runtime ends, so there will
+    /// be no more.
     pub async fn changed(&mut self) -> Option<Arc<Host>> {
         self.pictures.changed().await.ok()?;
         Some(Arc::clone(&self.pictures.borrow_and_update()))
     }
 
-    /// Reads everything now, and returns what a reading showed that began after the call.
+    /// Reads everything now, and returns a picture whose reading began after the call.
     ///
     /// # Errors
-    /// If nothing is followed any longer, since the runtime ends. A reading that fails is none: the
-    /// picture says it.
+    /// The host is not followed any longer, since the runtime ends. A failed reading is no error here: the picture has
+    /// its error.
     pub async fn read_again(&self) -> io::Result<Arc<Host>> {
         self.request(None).await
     }
 
-    /// The same with the listening sockets, which nothing else reads.
+    /// Like [`Self::read_again`], and reads the listening sockets as well.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::read_again`].
     pub async fn read_listeners(&self) -> io::Result<Arc<Host>> {
         self.request(Some(OnDemand::Listeners)).await
     }
 
-    /// The same with the NAT rules, which nothing else reads: it runs `nft` and, where there are rules
-    /// of theirs, the `iptables` programs.
+    /// Like [`Self::read_again`], and reads the NAT rules as well: runs `nft` and, if there are rules of theirs, the
+    /// `iptables` programs.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::read_again`].
     pub async fn read_nat(&self) -> io::Result<Arc<Host>> {
         self.request(Some(OnDemand::Nat)).await
     }
@@ -163,14 +162,14 @@ impl HostWatch {
         picture.await.map_err(|_| ended())
     }
 
-    /// How often notifications were lost, because they came faster than they were read.
+    /// How many times notifications were lost because they came faster than they were read.
     pub fn losses(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 }
 
 struct HostFollower {
-    /// `None`: the socket failed, and is opened again.
+    /// `None`: the socket failed, and will be opened again.
     notifications: Option<Notifications>,
     receive_buffer: usize,
     requests: mpsc::UnboundedReceiver<PictureRequest>,
@@ -186,7 +185,7 @@ enum Woken {
 }
 
 impl HostFollower {
-    /// Ends when nobody can see the pictures.
+    /// Follows the host. Ends when the last [`HostWatch`] is dropped.
     async fn run(mut self) {
         let mut due = Instant::now() + READ_ANYWAY;
         let mut earliest = Instant::now();
@@ -236,7 +235,7 @@ impl HostFollower {
             self.lost.fetch_add(1, Ordering::Relaxed);
             debug!("notifications of the kernel were lost: everything is read again");
         } else {
-            warn!(%error, "the kernel's notifications cannot be read: they are subscribed to again");
+            warn!(%error, "the kernel's notifications cannot be read: subscribing to them again");
             self.notifications = None;
         }
     }
@@ -248,7 +247,7 @@ impl HostFollower {
         }
     }
 
-    /// Reads, publishes what differs, and answers. Returns whether all of it could be read.
+    /// Reads the picture, publishes it if it differs, and answers the requests. Returns whether everything was read.
     async fn read(&self, requests: Vec<PictureRequest>) -> bool {
         let mut host = Host::clone(&self.pictures.borrow());
         let is_wanted = |what| requests.iter().any(|request| request.also == Some(what));
@@ -264,7 +263,7 @@ impl HostFollower {
             }
             (host, is_whole)
         });
-        // It fails when the runtime ends, and if reading panics, which the next attempt may not.
+        // It fails when the runtime ends, or if reading panics: the next attempt may succeed.
         let Ok((host, is_whole)) = read.await else {
             return false;
         };
@@ -276,7 +275,7 @@ impl HostFollower {
             differs
         });
         for PictureRequest { done, .. } in requests {
-            // Whoever does not wait any longer needs no answer.
+            // A caller that does not wait any longer needs no answer.
             drop(done.send(Arc::clone(&self.pictures.borrow())));
         }
         is_whole
@@ -298,14 +297,14 @@ struct Notifications {
 impl Notifications {
     fn subscribe(receive_buffer: usize) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        // Beyond net.core.rmem_max with CAP_NET_ADMIN alone.
+        // SO_RCVBUFFORCE, which needs CAP_NET_ADMIN, is not limited by net.core.rmem_max.
         let inner = socket.socket_mut();
         setsockopt(inner, sockopt::RcvBufForce, &receive_buffer)
             .or_else(|_| setsockopt(inner, sockopt::RcvBuf, &receive_buffer))?;
         inner.bind(&SocketAddr::new(0, 0))?;
         for group in GROUPS {
             match inner.add_membership(group) {
-                // Groups came with their kernels: nexthop objects with Linux 5.3.
+                // An older kernel does not have every group: nexthop objects came with Linux 5.3.
                 Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
                 result => result?,
             }
@@ -313,9 +312,9 @@ impl Notifications {
         Ok(Self { socket })
     }
 
-    /// Waits for a notification, and takes all that have come. ENOBUFS: some were lost.
+    /// Waits for a notification, and takes all that have arrived. ENOBUFS: some were lost.
     async fn next(&mut self) -> io::Result<()> {
-        // A message that is longer is cut: nobody reads it.
+        // Longer messages are cut, because their content is not read.
         let mut buffer = [0; 64];
         self.socket.recv(&mut buffer.as_mut_slice()).await?;
         for _ in 0..AT_ONCE {

@@ -1,4 +1,4 @@
-//! Checks what a policy says: every value means something, and no two contradict each other.
+//! Checks the values of a policy: each must be valid, and no two may contradict each other.
 
 use std::{
     collections::HashMap,
@@ -24,13 +24,14 @@ use super::{
 /// Interface names are shorter than the kernel's IFNAMSIZ.
 const MAX_INTERFACE_NAME: usize = 15;
 
+/// `docker.socket`, if the policy does not set it.
 pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
 
-/// From 4 MiB to 2 GiB of memory for each interface.
+/// From 4 MiB to 2 GiB of memory, at 32 bytes for each cell.
 const MIN_CELLS: i64 = 1 << 17;
 const MAX_CELLS: i64 = 1 << 26;
 
-/// A crowd of more than that is no crowd but everybody.
+/// A higher factor would amount to no limit.
 const MAX_FACTOR: i64 = 1_000_000;
 
 pub fn check(
@@ -87,7 +88,7 @@ pub fn check(
     })
 }
 
-/// `None`: no Docker.
+/// Returns the path of Docker's socket; `None`: no Docker.
 fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Problem> {
     let Some(socket) = socket else {
         return Ok(Some(DEFAULT_DOCKER_SOCKET.to_owned()));
@@ -98,7 +99,7 @@ fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Probl
     }
     if !path.starts_with('/') {
         let problem = format!(
-            "{path:?} is no path of a socket: write one from the root, such as \
+            "docker.socket = {path:?} is not an absolute path: write one such as \
              \"{DEFAULT_DOCKER_SOCKET}\", or \"\" for no Docker"
         );
         return Err(Problem::at(&socket, problem));
@@ -106,7 +107,7 @@ fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Probl
     Ok(Some(socket.into_inner()))
 }
 
-/// `None`: nowhere.
+/// `None`: metrics and the page are not served.
 fn check_listen(listen: Spanned<String>) -> Result<Option<SocketAddr>, Problem> {
     let text = listen.get_ref();
     if text.is_empty() {
@@ -116,8 +117,8 @@ fn check_listen(listen: Spanned<String>) -> Result<Option<SocketAddr>, Problem> 
         Ok(address) if address.port() != 0 => Ok(Some(address)),
         _ => {
             let problem = format!(
-                "{text:?} is no address and port to listen at: write one such as \"127.0.0.1:9469\", \
-                 or leave it out for none"
+                "web.listen = {text:?} is not an address and port: write one such as \"127.0.0.1:9469\", \
+                 or leave the key out to serve no page"
             );
             Err(Problem::at(&listen, problem))
         }
@@ -134,7 +135,7 @@ fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
     }
     let nearest = u64::try_from(number.clamp(MIN_CELLS, MAX_CELLS)).unwrap_or_default();
     let problem = format!(
-        "{number} is no number of cells: write a power of two from {MIN_CELLS} to {MAX_CELLS}, such \
+        "cells = {number} is not valid: write a power of two from {MIN_CELLS} to {MAX_CELLS}, such \
          as {}",
         nearest.next_power_of_two()
     );
@@ -160,7 +161,7 @@ fn check_services(
         names.insert(&raw.name)?;
         if services.len() + 1 >= MAX_SERVICES as usize {
             let most = MAX_SERVICES - 1;
-            let problem = format!("there are too many services: the most is {most}");
+            let problem = format!("a policy can have at most {most} services");
             return Err(Problem::at(&raw.name, problem));
         }
         let place = Spanned::new(raw.name.span(), ());
@@ -170,7 +171,7 @@ fn check_services(
         }
         if admitted > MAX_ADMITTED as usize {
             let problem = format!(
-                "all `from` lists together hold more than {MAX_ADMITTED} prefixes, which is the most"
+                "all `from` lists together can have at most {MAX_ADMITTED} prefixes: this service exceeds that"
             );
             return Err(Problem::at(&place, problem));
         }
@@ -182,13 +183,13 @@ fn check_services(
 fn check_sources(raw: Vec<file::SourceToml>, lines: &Lines) -> Result<Vec<Source>, Problem> {
     let mut names = Unique::new("a source", lines);
     let mut treated = HashMap::new();
-    let (mut named, mut relieved, mut denied) = (0, 0, 0);
+    let (mut named, mut exempted, mut denied) = (0, 0, 0);
     let mut sources = Vec::with_capacity(raw.len());
     for raw in raw {
         check_name(&raw.name)?;
         if parse_prefix(raw.name.get_ref()).is_ok() || raw.name.get_ref() == "any" {
             let problem = format!(
-                "a source cannot be named \"{}\", which means something else in `from`",
+                "a source cannot be named \"{}\": in `from`, \"any\" and CIDRs are not names; write another name",
                 raw.name.get_ref()
             );
             return Err(Problem::at(&raw.name, problem));
@@ -196,16 +197,18 @@ fn check_sources(raw: Vec<file::SourceToml>, lines: &Lines) -> Result<Vec<Source
         names.insert(&raw.name)?;
         let place = Spanned::new(raw.name.span(), ());
         let source = check_source(raw, &mut treated, lines)?;
-        let (used, most, what) = match source.treatment {
-            Treatment::Named => (&mut named, u32::MAX, "named"),
+        let (used, most, keys) = match source.treatment {
+            Treatment::Named => (&mut named, u32::MAX, "none of these keys"),
             Treatment::Factor(_) | Treatment::Exempt => {
-                (&mut relieved, MAX_EXEMPTIONS, "exempt or crowds")
+                (&mut exempted, MAX_EXEMPTIONS, "`factor` or `exempt`")
             }
-            Treatment::Denied => (&mut denied, MAX_DENIED, "denied"),
+            Treatment::Denied => (&mut denied, MAX_DENIED, "`deny`"),
         };
         *used += source.cidrs.len();
         if *used > most as usize {
-            let problem = format!("more than {most} prefixes are {what}, which is the most");
+            let problem = format!(
+                "sources with {keys} can have at most {most} prefixes together: this source exceeds that"
+            );
             return Err(Problem::at(&place, problem));
         }
         sources.push(source);
@@ -214,21 +217,21 @@ fn check_sources(raw: Vec<file::SourceToml>, lines: &Lines) -> Result<Vec<Source
     Ok(sources)
 }
 
-/// A prefix that is exempt or a crowd, as the file has it.
+/// A prefix of a source with `factor` or `exempt`.
 struct Treated {
     source: String,
-    /// In the text.
+    /// The position in the policy's text, in bytes.
     offset: usize,
     ends: bool,
 }
 
-/// The packet path looks behind so many entries that have ended and no further, so what lies behind
-/// more of them might not count.
+/// Refuses exemptions that the packet path might not find: it skips at most [`MAX_ENDED`] entries that have ended
+/// before a wider one that holds.
 fn check_nesting(treated: &HashMap<IpNet, Treated>) -> Result<(), Problem> {
     let most = MAX_ENDED as usize;
     let is_too_deep = |prefix: &IpNet, entry: &Treated| {
         let mut wider = supernets(*prefix).filter_map(|wider| treated.get(&wider));
-        // With the entry itself, one more that ends than are looked behind, and another behind them.
+        // With the entry itself, one more that ends than the packet path skips, and a wider one after them.
         entry.ends
             && wider.by_ref().take(most).filter(|wider| wider.ends).count() == most
             && wider.next().is_some()
@@ -241,15 +244,15 @@ fn check_nesting(treated: &HashMap<IpNet, Treated>) -> Result<(), Problem> {
     };
     Err(Problem {
         text: format!(
-            "{prefix} lies in more than {most} other prefixes with a factor or exemption, and it and \
-             the next {most} all end: behind more than {most} that have ended no wider one is found; \
-             take out those that are over"
+            "{prefix} lies in more than {most} other prefixes with `factor` or `exempt`, and it and the \
+             next {most} all have `expires`: once all of these have ended, the wider ones would not be \
+             found; remove the sources that have ended"
         ),
         offset: entry.offset,
     })
 }
 
-/// `treated` holds each prefix that is not like any other.
+/// `treated` holds the prefixes of all sources with `factor` or `exempt`.
 fn check_source(
     source: file::SourceToml,
     treated: &mut HashMap<IpNet, Treated>,
@@ -272,14 +275,14 @@ fn check_source(
         (None, false, true) => Treatment::Denied,
         _ => {
             let problem = format!(
-                "\"{}\" can have one of `factor`, `exempt` and `deny`: they exclude each other",
+                "source \"{}\" has more than one of `factor`, `exempt` and `deny`: write one of them",
                 name.get_ref()
             );
             return Err(Problem::at(&name, problem));
         }
     };
     if cidrs.get_ref().is_empty() {
-        let problem = "a source without CIDRs is nobody: write some, such as [\"198.51.100.0/24\"]";
+        let problem = "`cidrs` is empty: write prefixes, such as [\"198.51.100.0/24\"]";
         return Err(Problem::at(&cidrs, problem));
     }
     let expires = expires.map(|expires| check_expiry(&expires)).transpose()?;
@@ -294,8 +297,8 @@ fn check_source(
             };
             if let Some(other) = treated.insert(prefix, entry) {
                 let problem = format!(
-                    "{prefix} already belongs to \"{}\" in line {}: a prefix can have one factor or \
-                     exemption",
+                    "{prefix} already has `factor` or `exempt` by source \"{}\" in line {}: a prefix can have \
+                     only one",
                     other.source,
                     lines.line(other.offset)
                 );
@@ -321,7 +324,7 @@ fn check_factor(factor: &Spanned<i64>) -> Result<u32, Problem> {
         Ok(valid) if (1..=MAX_FACTOR).contains(&number) => Ok(valid),
         _ => {
             let problem = format!(
-                "{number} is no factor: write how many times the usual budgets the source gets, from \
+                "factor = {number} is not valid: write how many times the usual budgets the source gets, from \
                  1 to {MAX_FACTOR}"
             );
             Err(Problem::at(factor, problem))
@@ -333,14 +336,14 @@ fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
     let written = expires.get_ref().to_string();
     parse_moment(&written).ok_or_else(|| {
         let problem = format!(
-            "\"{written}\" is no moment: write date, time and offset, such as 2027-01-31T00:00:00Z"
+            "expires = {written} is not complete: write date, time and offset, such as 2027-01-31T00:00:00Z"
         );
         Problem::at(expires, problem)
     })
 }
 
-/// Parses a date with its time and offset. What is later than a [`Timestamp`] can be, in the last hours
-/// of the year 9999, is the last one that there is.
+/// Parses a date with its time and offset. A moment in the last hours of the year 9999 may be later than any
+/// [`Timestamp`]: it becomes [`Timestamp::MAX`].
 fn parse_moment(text: &str) -> Option<Timestamp> {
     let pieces = Pieces::parse(text).ok()?;
     let (time, offset) = (pieces.time()?, pieces.to_numeric_offset()?);
@@ -353,7 +356,7 @@ fn check_interfaces(
     lines: &Lines,
 ) -> Result<Vec<Interface>, Problem> {
     if interfaces.get_ref().is_empty() {
-        let problem = "no interface would be guarded: name some, or leave `interfaces` out to guard \
+        let problem = "`interfaces` names no interface: name one or more, or leave the key out to guard \
                        those of the default routes";
         return Err(Problem::at(&interfaces, problem));
     }
@@ -419,7 +422,7 @@ fn check_service(
             },
     } = service;
     if ports.get_ref().is_empty() {
-        let problem = "a service without ports opens nothing: name some, such as [\"tcp/80\"]";
+        let problem = "`ports` is empty: write ports, such as [\"tcp/80\"]";
         return Err(Problem::at(&ports, problem));
     }
     let address = address.map(|address| check_address(&address)).transpose()?;
@@ -432,8 +435,9 @@ fn check_service(
             .all(|entry| entry.prefix.addr().is_ipv4() != address.is_ipv4())
     {
         let problem = format!(
-            "nobody in `from` speaks the version of IP of {address}, the service's `address`: write \
-             prefixes of that version, or an address that {} could send to",
+            "`from` has no {} prefix, and `address` is {address}: write prefixes of that version of IP, or \
+             an address of the version of {}",
+            ip_version(address),
             entry.prefix
         );
         return Err(Problem::at(&place, problem));
@@ -451,7 +455,8 @@ fn check_service(
                 && let Some(right) = ports.counterpart(address.is_ipv4())
             {
                 let problem = format!(
-                    "nobody speaks {ports} with {address}, the service's `address`: write \"{right}\""
+                    "{ports} is not a protocol of {}, and `address` is {address}: write \"{right}\"",
+                    ip_version(address)
                 );
                 return Err(Problem::at(&port, problem));
             }
@@ -472,14 +477,18 @@ fn check_service(
     })
 }
 
+fn ip_version(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
 fn check_address(address: &Spanned<String>) -> Result<IpAddr, Problem> {
     let parsed = address.get_ref().parse::<IpAddr>();
     match parsed {
         Ok(parsed) if !parsed.is_unspecified() && parsed == parsed.to_canonical() => Ok(parsed),
         _ => {
             let problem = format!(
-                "\"{}\" is no address of this host: write one such as \"203.0.113.5\", or leave \
-                 `address` out for all of them",
+                "address = \"{}\" cannot be an address of this host: write one such as \"203.0.113.5\", or \
+                 leave `address` out for all of them",
                 address.get_ref()
             );
             Err(Problem::at(address, problem))
@@ -533,8 +542,8 @@ fn check_from(
     sources: &HashMap<&str, &Source>,
 ) -> Result<From, Problem> {
     if from.get_ref().is_empty() {
-        let problem = "nobody could reach this service: write [\"any\"] or CIDRs, or leave the \
-                       service out to close its ports";
+        let problem = "`from` is empty, so no source could reach this service: write [\"any\"] or CIDRs, \
+                       or leave the service out to close its ports";
         return Err(Problem::at(&from, problem));
     }
     let mut any = false;
@@ -546,7 +555,7 @@ fn check_from(
         } else if let Some(source) = sources.get(text.as_str()) {
             if source.treatment == Treatment::Denied {
                 let problem = format!(
-                    "\"{text}\" is denied in line {}: it reaches nothing",
+                    "source \"{text}\" in line {} has `deny`, so it reaches no service: take it out of `from`",
                     source.line
                 );
                 return Err(Problem::at(&entry, problem));
@@ -572,7 +581,7 @@ fn check_from(
     })
 }
 
-/// Parses a CIDR, or an address as the CIDR of itself alone.
+/// Parses a CIDR, or an address as the CIDR of that single address.
 pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let prefix = text
         .parse::<IpNet>()
@@ -585,8 +594,8 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
         })?;
     if prefix.trunc() != prefix {
         return Err(format!(
-            "{text:?} has bits set behind its prefix: write \"{}\" for the network, or \"{}\" for \
-             the one address",
+            "{text:?} has bits set after its prefix length: write \"{}\" for the network, or \"{}\" for \
+             the single address",
             prefix.trunc(),
             prefix.addr()
         ));
@@ -596,7 +605,7 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
         && v6.prefix_len() >= 96
     {
         return Err(format!(
-            "\"{text}\" is an IPv4 prefix in IPv6 clothes and no packet carries it: write \"{v4}/{}\"",
+            "\"{text}\" is an IPv4-mapped IPv6 prefix, whose packets are always dropped: write \"{v4}/{}\"",
             v6.prefix_len() - 96
         ));
     }
@@ -610,7 +619,7 @@ fn check_per(per: &file::PerToml) -> Result<Per, Problem> {
             Ok(bits) if (1..=longest).contains(&bits) => Ok(bits),
             _ => {
                 let problem = format!(
-                    "{} is no prefix length: write a number of bits from 1 to {longest}",
+                    "{} is not a prefix length: write a number of bits from 1 to {longest}",
                     length.get_ref()
                 );
                 Err(Problem::at(length, problem))
@@ -637,15 +646,17 @@ fn check_budget(
     let burst =
         match burst {
             None => Ok(None),
-            Some(file::Count::Number(number)) => u64::try_from(*number)
-                .map(Some)
-                .map_err(|_| format!("{number} is no burst: write a count such as {example}")),
+            Some(file::Count::Number(number)) => u64::try_from(*number).map(Some).map_err(|_| {
+                format!("burst = {number} is not valid: write a count such as {example}")
+            }),
             Some(file::Count::Text(text)) => parse_burst(text, unit).map(Some).map_err(|right| {
                 match right {
                     Some(right) => format!(
-                        "{text:?} is not counted in bytes with decimal multiples: write {right:?}"
+                        "burst = {text:?} uses bits or binary multiples: write {right:?}, in bytes"
                     ),
-                    None => format!("{text:?} is no burst: write a count such as {example}"),
+                    None => {
+                        format!("burst = {text:?} is not valid: write a count such as {example}")
+                    }
                 }
             }),
         };
@@ -659,7 +670,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_moment_that_toml_can_write_is_one() {
+    fn a_moment_needs_date_time_and_offset_and_may_be_as_late_as_toml_can_write() {
         for text in ["2027-01-31T00:00:00Z", "2027-01-31T03:30:00.5+03:30"] {
             assert_eq!(parse_moment(text), Some(text.parse().unwrap()), "{text}");
         }

@@ -1,4 +1,4 @@
-//! What is known of this host's containers, as plain data.
+//! This host's containers, as far as the guard knows them: ports, networks and labels.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub struct ContainerNetwork {
     pub kind: NetworkKind,
 }
 
-/// What is known of this host's containers.
+/// This host's containers, as far as the guard knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Containers {
     pub published: Vec<PublishedPort>,
@@ -22,12 +22,12 @@ pub struct Containers {
     pub labelled: Vec<Labelled>,
 }
 
-/// A container that asks something of the guard.
+/// A container with labels for the guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labelled {
-    /// Its name.
+    /// The name of the container.
     pub container: String,
     pub published: Vec<PublishedPort>,
-    /// The guard's labels alone.
+    /// Only the labels whose keys begin with `guard.`.
     pub labels: BTreeMap<String, String>,
 }

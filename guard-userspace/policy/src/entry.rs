@@ -1,4 +1,4 @@
-//! What operators let through or drop for a while, besides the policy.
+//! Entries: prefixes that an operator allows or denies for some time, besides the policy.
 
 use std::fmt;
 
@@ -10,44 +10,46 @@ use utoipa::ToSchema;
 
 use super::untrusted::quoted;
 
-/// How many characters of what a client said are shown.
+/// The most characters that are shown of an owner or a reason.
 const MAX_SHOWN: usize = 256;
 
 /// A temporary allow or deny entry. One element of the list that `guard list --json` prints.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Entry {
-    /// Names it for `guard revoke`; no other entry has ever had it.
+    /// The number of the entry for `guard revoke`. It is never used for another entry.
     pub id: u64,
     pub action: Action,
     #[schema(value_type = String)]
     pub prefix: IpNet,
-    /// `null`: at every service.
+    /// The service at which the entry holds. `null`: every service.
     pub service: Option<String>,
     pub owner: Option<String>,
     pub reason: Option<String>,
-    /// The user whose process asked for it, as the kernel says. `null`: an older version made it.
+    /// The user whose process made the entry, by the kernel's credentials of the socket. `null`: an older version of
+    /// guard made it.
     #[serde(default)]
     pub by: Option<String>,
-    /// That process.
+    /// The id of that process.
     #[serde(default)]
     pub process: Option<u32>,
     #[schema(value_type = String)]
     pub created: Timestamp,
-    /// `null`: never.
+    /// When the entry ends. `null`: never.
     #[schema(value_type = Option<String>)]
     pub expires: Option<Timestamp>,
 }
 
-/// What becomes of the packets of a prefix.
+/// Whether packets of a prefix pass or are dropped.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Neither denied nor limited, and admitted where a service has `from`. It opens no closed port.
+    /// The prefix is neither denied nor limited, and admitted where a service has `from`. It opens no closed port.
     Allow,
     Deny,
 }
 
 impl Action {
+    /// The name in JSON and text.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Allow => "allow",
@@ -95,10 +97,11 @@ impl fmt::Display for Entry {
 }
 
 impl Entry {
+    /// Whether the entry has ended.
     pub fn is_over(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
 }
 
-/// Prefixes with their end, by the number of the service that they are for (0: every one).
+/// Prefixes and when they end, by service id (0: every service).
 pub type PrefixExpiries = std::collections::BTreeMap<(u16, IpNet), Expiry>;

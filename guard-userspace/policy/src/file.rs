@@ -1,5 +1,5 @@
-//! The policy file as it is written: names and shapes, with the place of every value that a check
-//! may complain about. An unknown key is an error.
+//! The policy file as it is written: its keys and their types, with the position of every value that a check may
+//! refuse. An unknown key is an error.
 
 use std::fmt;
 
@@ -89,7 +89,7 @@ pub struct LimitToml {
     pub per: PerToml,
 }
 
-/// Budgets of what reaches no service: of each source, and of all together.
+/// Budgets of packets that reach no service: of each source, and of all sources together.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub struct LimitsToml {
@@ -238,10 +238,10 @@ impl From<RawScope> for Scope {
     }
 }
 
-/// Reads the shapes; what the values mean is checked by [`super::check`].
+/// Parses keys and types; [`super::check`] checks the values.
 pub fn parse(text: &str) -> Result<File, Problem> {
     toml::from_str(text).map_err(|error| {
-        // One line: the file and the line come first, so the parser's own excerpt is left out.
+        // An error is one line with the file and the line number, so the parser's excerpt is left out.
         let message = error.message().replace('\n', "; ");
         let hint = hint(&message).map(|hint| format!(": {hint}"));
         Problem {
@@ -251,12 +251,12 @@ pub fn parse(text: &str) -> Result<File, Problem> {
     })
 }
 
-/// What would be right, where the parser says only what is wrong.
+/// What to write instead. The parser's message says only what is wrong.
 fn hint(message: &str) -> Option<&'static str> {
     const HINTS: [(&str, &str); 12] = [
         (
             "invalid type: map, expected a sequence",
-            "write two brackets, [[service]] or [[source]], for each one",
+            "write two brackets, [[service]] or [[source]], for each service or source",
         ),
         (
             "expected a sequence",
@@ -264,7 +264,7 @@ fn hint(message: &str) -> Option<&'static str> {
         ),
         (
             "expected a TOML datetime",
-            "write the moment without quotes, such as 2027-01-31T00:00:00Z",
+            "write date and time without quotes, such as 2027-01-31T00:00:00Z",
         ),
         (
             "string values must be quoted",
@@ -275,7 +275,7 @@ fn hint(message: &str) -> Option<&'static str> {
         ("expected a string", "write text in quotes"),
         (
             "wanted string or table",
-            "write one of its names in quotes, such as \"enforce\"",
+            "write one of the key's values in quotes, such as \"enforce\"",
         ),
         (
             "missing field `name`",
@@ -289,7 +289,7 @@ fn hint(message: &str) -> Option<&'static str> {
             "missing field `cidrs`",
             "every [[source]] has cidrs, such as cidrs = [\"198.51.100.0/24\"]",
         ),
-        ("duplicate key", "a key stands once"),
+        ("duplicate key", "write each key once"),
     ];
     let known = HINTS.iter().find(|(words, _)| message.contains(words));
     known.map(|(_, hint)| *hint)

@@ -1,9 +1,9 @@
-//! What the labels of containers ask of the guard. The owner of the policy decides, not the author of a
-//! compose file: labels only take away from what the policy allows, unless it says otherwise.
+//! Applies the labels of containers to a policy. The owner of the policy decides, not the author of a compose file:
+//! labels only restrict what the policy allows, unless `docker.labels` is `full`.
 //!
-//! The ports of such a container become a service of their own, named after the one that lists them and
-//! the container. What there is no room for never opens anything: without room for a budget the container
-//! keeps that of the policy's service, without room for a list of sources its ports are closed.
+//! The ports of a container with labels become a separate service, named after the service that lists them and the
+//! container. A lack of room never opens a port: without room for a budget the container keeps the budget of the
+//! policy's service, and without room for a list of sources its ports are closed.
 
 mod asked;
 mod complaints;
@@ -43,14 +43,13 @@ use super::{
 const FROM: &str = "guard.from";
 const LIMIT: &str = "guard.limit.";
 
-/// How many prefixes the `guard.from` of a container may come to at a service, after those that lie side by
-/// side or within each other are merged.
+/// The most prefixes of a container's `guard.from` at a service, after adjacent and nested prefixes are merged.
 pub const MAX_FROM: usize = 256;
 
-/// Between the name of a service and of a container: no name of a policy has it.
+/// Separates the names of a service and a container. No name in a policy has this character.
 const AT: char = '@';
 
-/// A policy with what the labels of containers ask for, and what they ask for in vain.
+/// Returns the policy with the labels of containers applied, and warnings about labels that were not applied.
 pub fn apply(policy: &Policy, containers: &Containers, clock: KernelTick) -> (Policy, Vec<String>) {
     if policy.docker_labels == Labels::Off || containers.labelled.is_empty() {
         return (policy.clone(), Vec::new());
@@ -69,50 +68,51 @@ pub fn apply(policy: &Policy, containers: &Containers, clock: KernelTick) -> (Po
     (work.end(), warnings.end())
 }
 
-/// The services while labels change them. Each has an index: those of the policy come first, then those that
-/// labels have made.
+/// The services while labels change them. Each has an index: first the services of the policy, then those that labels
+/// have made. A *place* is an index into the port table.
 struct Work<'a> {
     policy: &'a Policy,
     made: Vec<Piece>,
-    /// Which services list each place in the port table that a container with labels publishes, by where it does.
+    /// For each place that a container with labels publishes, and each address where it does: the services that list
+    /// it.
     listing: BTreeMap<u32, BTreeMap<PublishedAt, Vec<usize>>>,
     /// The places that the policy's services have lost on all of their addresses.
     lost: BTreeMap<usize, BTreeSet<u32>>,
-    /// Those that stay closed, whatever other labels ask for.
+    /// The places that stay closed, whatever labels of other containers say.
     closed: BTreeSet<u32>,
     names: HashSet<String>,
-    /// By the index of the service and the family.
+    /// The sources that a service allows, by the index of the service and the family.
     allowed: HashMap<(usize, Option<Family>), Rc<Allowed>>,
-    /// The families that containers publish each place on, on every address or on some.
+    /// The families in which containers publish each place, on every address or on some.
     published: HashSet<(u32, Family)>,
-    /// How many more prefixes there is room for in the lists of all services, and how many more services with
-    /// cells of their own in what labels have of them.
+    /// The number of prefixes that still fit into the lists of all services, and the number of services made by labels
+    /// that can still have their own cells.
     prefixes_left: usize,
     limits_left: usize,
 }
 
-/// A service that labels have made, and its ports as places in the port table.
+/// A service that labels have made, with its ports as places.
 struct Piece {
     service: Service,
     places: BTreeSet<u32>,
-    /// The family that the labels hold for; `None`: both.
+    /// The family for which the labels hold; `None`: both.
     family: Option<Family>,
 }
 
 /// Ports that a container publishes and no service lists.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Unlisted {
-    /// `None`: on every address of both families.
+    /// Where the container publishes them; `None`: on every address of both families.
     at: Option<PublishedAt>,
-    /// The service that labels have made of these ports for the other family.
+    /// The service that labels have made from these ports for the other family.
     beside: Option<usize>,
     /// The guard does not close these ports in the other family: no container publishes them there.
     is_other_unguarded: bool,
 }
 
-/// Who may reach the ports of a container.
+/// The sources that may reach the ports of a container.
 enum LabelAccess {
-    /// Those that may reach the service.
+    /// The sources that may reach the service.
     Same,
     Only(From),
     Nobody,
@@ -177,7 +177,7 @@ impl<'a> Work<'a> {
         self.made.get(index)
     }
 
-    /// Whether labels of another container hold at a service, for sources of a family; `None`: of either.
+    /// Whether labels of another container hold at a service, for sources of a family; `None`: of either family.
     fn has_labels(&self, index: usize, family: Option<Family>) -> bool {
         let Some(piece) = self.piece(index) else {
             return false;
@@ -191,7 +191,7 @@ impl<'a> Work<'a> {
             BTreeMap::new();
         let mut listed: BTreeMap<(usize, Option<IpAddr>, u32), Option<PublishedAt>> =
             BTreeMap::new();
-        // Without an address a place comes up once for each family: if it does twice, it is in both.
+        // A place on every address occurs once for each family: if it occurs twice, it is published in both.
         for (place, at) in places_of_container(labelled) {
             let services = self.listing.get(&place).and_then(|places| places.get(&at));
             let mut is_listed = false;
@@ -205,7 +205,7 @@ impl<'a> Work<'a> {
                     continue;
                 }
                 is_listed = true;
-                // Where labels open, what another container's have opened is its own.
+                // If labels may open ports, a port that another container's labels opened stays that container's.
                 if self.is_full() && has_labels {
                     continue;
                 }
@@ -250,16 +250,16 @@ impl<'a> Work<'a> {
                     self.open(labelled, places, opening, wish, asked.limit, complaints);
                 }
                 Some(_) => complaints.add(format!(
-                    "the label {FROM} does not open {}, which no service of the policy lists: labels only \
-                     narrow what the policy allows",
+                    "the label {FROM} does not open {}, which no service of the policy lists: with \
+                     docker.labels = \"narrow\", labels only restrict what the policy allows",
                     display(&places, opening.at)
                 )),
             }
         }
     }
 
-    /// Makes a service of its own of the places of a container at a service, if its labels change anything. `at`:
-    /// where the container publishes them; `None`: on every address of both families.
+    /// Moves the places of a container at a service to a new service, if its labels change anything. `at`: where the
+    /// container publishes them; `None`: on every address of both families.
     fn cut_out(
         &mut self,
         index: usize,
@@ -274,27 +274,27 @@ impl<'a> Work<'a> {
         };
         let address = at.and_then(address_of);
         let family = at.map(PublishedAt::family);
-        // On an address there is no other family.
+        // A single address has no other family.
         let kept_family = family.filter(|_| address.is_none()).map(other);
         let kept = kept_family.map(|family| part(&whole.from, Some(family)));
         let with_kept = |from: &From| match (family, &kept) {
             (Some(family), Some(kept)) => joined(from, family, kept),
             _ => from.clone(),
         };
-        // As its sources of that family know it.
+        // The service as it is for sources of that family.
         let service = &Service {
             address,
             from: part(&whole.from, family),
             ..whole.clone()
         };
-        let mut who = self.who(index, family, service, asked, complaints);
-        if let LabelAccess::Only(from) = &who
+        let mut access = self.access(index, family, service, asked, complaints);
+        if let LabelAccess::Only(from) = &access
             && with_kept(from) == whole.from
         {
-            who = LabelAccess::Same;
+            access = LabelAccess::Same;
         }
         let mut limit = service.limit;
-        // One service cannot have different limits for the families: those of both labels hold.
+        // A service cannot have different limits for the two families: the limits of both labels hold.
         let shares_limits = whole.made.is_some() && whole.address == address;
         limit.budgets = if self.is_full() && !shares_limits {
             asked.limit.or(service.limit.budgets)
@@ -302,51 +302,51 @@ impl<'a> Work<'a> {
             narrowed(service, asked.limit, complaints)
         };
         let nobody = From::Admitted(Vec::new());
-        if matches!(who, LabelAccess::Same) && limit == service.limit {
+        if matches!(access, LabelAccess::Same) && limit == service.limit {
             return;
         }
         let mut cells_of = None;
         if limit.budgets != Budgets::default()
             && self.limits_left == 0
-            && !(matches!(who, LabelAccess::Nobody) && with_kept(&nobody) == nobody)
+            && !(matches!(access, LabelAccess::Nobody) && with_kept(&nobody) == nobody)
         {
             if limit != service.limit {
                 complaints.add(format!(
                     "its {LIMIT}* labels are ignored, and it keeps the budgets of the service {:?}: \
-                     labels have room for the limits of {} containers, and others have it; a larger \
-                     `cells` in the policy makes more",
+                     there are cells for the limits of {} containers, and other containers have them; \
+                     write a larger `cells` in the policy",
                     service.name,
                     limits_for_labels(self.policy.cells),
                 ));
-                // Whoever is let in for the sake of a limit stays out without it.
+                // The label may admit further sources only because it limits them: without the limit they stay out.
                 if self.is_full()
                     && let Some(Wish::Admitted(_) | Wish::Any) = asked.from
                 {
-                    who = self.within(index, family, service, who);
+                    access = self.within(index, family, service, access);
                 }
             }
             limit = service.limit;
             cells_of = Some(service.cells_of().to_owned());
-            if matches!(who, LabelAccess::Same) {
+            if matches!(access, LabelAccess::Same) {
                 return;
             }
         }
-        let mut from = with_kept(match &who {
+        let mut from = with_kept(match &access {
             LabelAccess::Same => &service.from,
             LabelAccess::Only(from) => from,
             LabelAccess::Nobody => &nobody,
         });
         let needed = count(&from);
         if needed > self.prefixes_left {
-            if matches!(who, LabelAccess::Same) {
+            if matches!(access, LabelAccess::Same) {
                 complaints.add(format!(
                     "its {LIMIT}* labels are ignored: the lists of all services have no room for \
-                     another {needed} prefixes, those that may reach the service {:?}",
+                     another copy of the {needed} prefixes that may reach the service {:?}",
                     service.name
                 ));
                 return;
             }
-            who = LabelAccess::Nobody;
+            access = LabelAccess::Nobody;
             from = with_kept(&nobody);
             let mut closed_at = at;
             if count(&from) > self.prefixes_left {
@@ -354,36 +354,36 @@ impl<'a> Work<'a> {
                 from = nobody.clone();
             }
             complaints.add(format!(
-                "{} is closed to everybody: the lists of all services have no room for the {needed} \
+                "{} is closed to every source: the lists of all services have no room for the {needed} \
                  prefixes of its label {FROM}",
                 display(&mine, closed_at)
             ));
         }
         if !self.has_room_for_service() {
-            match who {
+            match access {
                 LabelAccess::Same => complaints.add(format!(
                     "its {LIMIT}* labels are ignored: there is no room for another service"
                 )),
-                // Closed like a port that nobody lists, if that is not stricter than the service.
+                // Closed like a port that no service lists, unless the service's own mode drops nothing.
                 _ if service.mode == Mode::Enforce => {
                     complaints.add(format!(
-                        "{} is closed to everybody on every address: there is no room for the service that \
-                         its label {FROM} makes",
+                        "{} is closed to every source on every address: there is no room for the service that \
+                         its label {FROM} needs",
                         display(&mine, None)
                     ));
                     self.closed.extend(&mine);
                     self.take(index, &mine);
                 }
                 _ => complaints.add(format!(
-                    "the label {FROM} is ignored: there is no room for another service, and of {:?} \
-                     nothing is dropped",
+                    "the label {FROM} is ignored: there is no room for another service, and the mode of the \
+                     service {:?} drops nothing",
                     service.name
                 )),
             }
             return;
         }
         if from == nobody {
-            // Nobody gets so far.
+            // No packet reaches the budgets.
             limit.budgets = Budgets::default();
         }
         let made = Service {
@@ -399,7 +399,7 @@ impl<'a> Work<'a> {
             }),
             ..service.clone()
         };
-        // On one address of several, the kernel's tables prefer the service that names it.
+        // On one address of several, a lookup prefers the service that names the address.
         let is_whole = whole.address == address;
         let before = self.piece(index).filter(|_| is_whole);
         let is_same = before.is_none_or(|piece| piece.family == family);
@@ -410,9 +410,9 @@ impl<'a> Work<'a> {
         self.put(mine, made, family);
     }
 
-    /// Which sources of a family may reach what a container publishes of a service. `service` admits those of the family
-    /// alone.
-    fn who(
+    /// The sources of a family that may reach a container's ports of a service. `service` must admit only sources of
+    /// that family.
+    fn access(
         &mut self,
         index: usize,
         family: Option<Family>,
@@ -422,8 +422,8 @@ impl<'a> Work<'a> {
     ) -> LabelAccess {
         let closed = |prefixes: usize, complaints: &mut Complaints| {
             complaints.add(format!(
-                "its ports of the service {:?} are closed to everybody: the label {FROM} comes to \
-                 {prefixes} prefixes there, and {MAX_FROM} are the most",
+                "its ports of the service {:?} are closed to every source: the label {FROM} has {prefixes} \
+                 prefixes there, and {MAX_FROM} are the most",
                 service.name
             ));
             LabelAccess::Nobody
@@ -436,7 +436,7 @@ impl<'a> Work<'a> {
         // `None`: any.
         let list = match (&asked.from, family) {
             (None, _) => return LabelAccess::Same,
-            // A complaint says so already.
+            // The reader of the labels has warned of it already.
             (Some(Wish::TooMany), _) => return LabelAccess::Nobody,
             (Some(Wish::Any), _) => None,
             (Some(Wish::Admitted(list)), None) => Some(Cow::Borrowed(&**list)),
@@ -464,7 +464,7 @@ impl<'a> Work<'a> {
         {
             let family = families::name(family);
             complaints.add(format!(
-                "its {family} ports of the service {:?} are closed to everybody: the label {FROM} names no \
+                "its {family} ports of the service {:?} are closed to every source: the label {FROM} names no \
                  {family} source",
                 service.name
             ));
@@ -483,7 +483,7 @@ impl<'a> Work<'a> {
         if allowed.is(&left) {
             return LabelAccess::Same;
         }
-        // Of several containers with one port all labels hold, also if together they admit nobody.
+        // If several containers have a port, the labels of all hold, even if together they admit no source.
         if left.is_empty() && !self.has_labels(index, family) {
             return LabelAccess::Same;
         }
@@ -493,16 +493,16 @@ impl<'a> Work<'a> {
         LabelAccess::Only(From::Admitted(left))
     }
 
-    /// Of those, who may reach the service, too.
+    /// Restricts `access` to the sources that may reach the service as well.
     fn within(
         &mut self,
         index: usize,
         family: Option<Family>,
         service: &Service,
-        who: LabelAccess,
+        access: LabelAccess,
     ) -> LabelAccess {
-        let LabelAccess::Only(from) = who else {
-            return who;
+        let LabelAccess::Only(from) = access else {
+            return access;
         };
         let Some(allowed) = self.allowed(index, family, service) else {
             return LabelAccess::Only(from);
@@ -517,7 +517,7 @@ impl<'a> Work<'a> {
         LabelAccess::Only(From::Admitted(left))
     }
 
-    /// `None`: anybody. `service` admits the sources of the family alone.
+    /// The sources that a service allows; `None`: any. `service` must admit only sources of the family.
     fn allowed(
         &mut self,
         index: usize,
@@ -532,7 +532,7 @@ impl<'a> Work<'a> {
         Some(Rc::clone(allowed))
     }
 
-    /// Makes a service of ports that the policy lists nowhere.
+    /// Makes a service from ports that no service of the policy lists.
     fn open(
         &mut self,
         labelled: &Labelled,
@@ -579,7 +579,7 @@ impl<'a> Work<'a> {
         };
         let stay_closed = match &asked {
             From::Admitted(list) if list.len() > MAX_FROM => {
-                Some(format!("its label {FROM} comes to more than {MAX_FROM}"))
+                Some(format!("its label {FROM} has more than {MAX_FROM}"))
             }
             _ if count(&from) > self.prefixes_left => {
                 Some("the lists of all services have no room for its".to_owned())
@@ -591,7 +591,7 @@ impl<'a> Work<'a> {
             complaints.add(format!("{places} stays closed: {why} prefixes"));
             return;
         }
-        // One service cannot have different limits for the families: those of both labels hold.
+        // A service cannot have different limits for the two families: the limits of both labels hold.
         let budgets = match &beside {
             None => budgets,
             Some((_, beside)) => narrowed(beside, budgets, complaints),
@@ -600,7 +600,7 @@ impl<'a> Work<'a> {
         if is_limited && self.limits_left == 0 || !self.has_room_for_service() {
             let places = display(&places, at);
             complaints.add(format!(
-                "{places} stays closed: labels have no room for another service with its limits"
+                "{places} stays closed: there is no room for another service with its limits"
             ));
             return;
         }
@@ -631,11 +631,11 @@ impl<'a> Work<'a> {
     }
 
     fn has_room_for_service(&self) -> bool {
-        // One number stands for no service.
+        // The id 0 means "no service".
         self.policy.services.len() + self.made.len() + 1 < MAX_SERVICES as usize
     }
 
-    /// Takes places away from a service, on all of its addresses.
+    /// Removes places from a service, on all of its addresses.
     fn take(&mut self, index: usize, places: &BTreeSet<u32>) {
         for place in places {
             let listed = self.listing.get_mut(place).into_iter();
@@ -653,7 +653,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// `family`: that for which labels hold at the service; `None`: both.
+    /// Adds a service that labels have made. `family`: the family for which the labels hold; `None`: both.
     fn put(&mut self, places: BTreeSet<u32>, service: Service, family: Option<Family>) {
         let index = self.policy.services.len() + self.made.len();
         for place in &places {
@@ -662,7 +662,7 @@ impl<'a> Work<'a> {
                     continue;
                 }
                 if address_of(*at).is_some() && service.address.is_some() {
-                    // It comes before one that is on every address.
+                    // A service on this address comes before services on every address.
                     services.clear();
                 }
                 services.push(index);
@@ -681,7 +681,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// A name that fits the kernel's tables, has no letters but those of names, and that no other has.
+    /// A unique name that fits the kernel's tables and has only characters of names.
     fn name(&self, service: &str, container: &str) -> String {
         let name = format!("{service}{AT}{container}");
         let is_of_names =
@@ -720,13 +720,12 @@ impl<'a> Work<'a> {
 
 fn asks_for_more(service: &Service, whose: &str) -> String {
     format!(
-        "the label {FROM} asks for sources that the service {:?} does not allow by the {whose}: they stay \
-         out",
+        "the label {FROM} names sources that the {whose} does not allow at the service {:?}: they are left out",
         service.name
     )
 }
 
-/// How many prefixes a list takes of the room that all have.
+/// The number of prefixes that a list takes in the lists of all services.
 fn count(from: &From) -> usize {
     match from {
         From::Any => 0,
@@ -734,14 +733,14 @@ fn count(from: &From) -> usize {
     }
 }
 
-/// The budgets of a service, but for those that labels narrow.
+/// The budgets of a service, restricted by those of labels.
 fn narrowed(service: &Service, asked: Budgets, complaints: &mut Complaints) -> Budgets {
     let mut budgets = service.limit.budgets;
     let mut narrow = |kind: &str, allowed: &mut Option<Budget>, asked: Option<Budget>| {
         let Some(asked) = asked else { return };
         match allowed {
             Some(budget) if !is_within(asked, *budget) => complaints.add(format!(
-                "the label {LIMIT}{kind} asks for more than the service {:?} allows, and is ignored",
+                "the label {LIMIT}{kind} is ignored: its rate or burst is larger than that of the service {:?}",
                 service.name
             )),
             _ => *allowed = Some(asked),
@@ -753,7 +752,7 @@ fn narrowed(service: &Service, asked: Budgets, complaints: &mut Complaints) -> B
     budgets
 }
 
-/// Whether a budget never grants more than another.
+/// Whether a budget never allows more than another.
 fn is_within(asked: Budget, allowed: Budget) -> bool {
     let per = |one: Budget, other: Budget| {
         u128::from(one.rate.count) * u128::from(other.rate.period.nanoseconds())

@@ -1,5 +1,5 @@
-//! The policy: a file is read, checked as a whole, and becomes the tables of the packet path.
-//! Nothing here knows how the tables reach the kernel.
+//! Reads a policy file, checks it as a whole, and compiles it into the tables of the packet path.
+//! This crate does not depend on how the tables reach the kernel.
 
 mod check;
 mod containers;
@@ -41,29 +41,29 @@ pub use self::{
     warnings::Warning,
 };
 
-/// A policy that has been checked: whoever holds one need not validate it again.
+/// A policy that has been checked. Code that has a value of this type need not validate it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub mode: Mode,
-    /// `None`: those of the default routes.
+    /// `None`: the interfaces of the default routes.
     pub interfaces: Option<Vec<Interface>>,
     pub scope: Scope,
     /// The path of Docker's socket; `None`: no Docker.
     pub docker_socket: Option<String>,
     pub docker_labels: Labels,
-    /// Where metrics and the page are served; `None`: nowhere.
+    /// The address and port at which metrics and the page are served; `None`: they are not served.
     pub web: Option<SocketAddr>,
-    /// How many cells all services have together for their budgets: a power of two.
+    /// The number of cells that the budgets of all services have together: a power of two.
     pub cells: u32,
-    /// For each source, for packets that reach no service.
+    /// Budgets of each source, for packets that reach no service.
     pub limits: Limit,
-    /// For all sources together, for packets that reach no service.
+    /// Budgets of all sources together, for packets that reach no service.
     pub limits_total: Budgets,
     pub services: Vec<Service>,
     pub sources: Vec<Source>,
-    /// What becomes of the attached programs when the agent is asked to end.
+    /// Whether the programs stay attached when the agent ends on SIGTERM or SIGINT.
     pub on_exit: OnExit,
-    /// Of the file as it was read, in hexadecimal.
+    /// The SHA-256 of the file's text, in hexadecimal.
     pub sha256: String,
 }
 
@@ -71,17 +71,17 @@ pub struct Policy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Labels {
     Off,
-    /// Only take away from what the policy allows.
+    /// Labels only restrict what the policy allows.
     #[default]
     Narrow,
-    /// Open what the policy leaves closed, too.
+    /// Labels may also open ports that the policy leaves closed.
     Full,
 }
 
-/// What an agent leaves in the kernel when it is asked to end.
+/// What an agent leaves in the kernel when it ends on SIGTERM or SIGINT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnExit {
-    /// The programs go on.
+    /// The programs stay attached.
     #[default]
     Keep,
     Detach,
@@ -103,38 +103,39 @@ pub struct Service {
     /// `None`: on every address of this host.
     pub address: Option<IpAddr>,
     pub from: From,
-    /// As the file asks; the host's may be milder.
+    /// The mode that the file gives. If the host's mode is milder, the host's mode applies.
     pub mode: Mode,
-    /// For each source.
+    /// Budgets of each source.
     pub limit: Limit,
-    /// For all sources together.
+    /// Budgets of all sources together.
     pub total: Budgets,
-    /// `None`: the policy lists it.
+    /// `None`: the policy lists the service.
     pub made: Option<Made>,
 }
 
-/// What the labels of a container have made a service of. Its name may be cut, and says nothing.
+/// The origin of a service that the labels of a container have made. Its name may be cut, so it does not tell the
+/// origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
-    /// The service of the policy; `None`: ports that the policy lists nowhere.
+    /// The service of the policy that lists the ports; `None`: no service of the policy lists them.
     pub base: Option<String>,
-    /// The service whose cells it has, because there is no room for others; `None`: its own.
+    /// The service whose cells this one shares, because there was no room for its own; `None`: it has its own.
     pub cells_of: Option<String>,
 }
 
 impl Service {
-    /// The service of the policy that labels have made this one of.
+    /// The service of the policy from which labels have made this one.
     pub fn base(&self) -> Option<&str> {
         self.made.as_ref()?.base.as_deref()
     }
 
-    /// Whether what is said of this name is said of this service: its own, or that of the policy's service
-    /// that it was made of.
+    /// Whether an entry or a mode for `name` holds for this service: the name is its own, or that of the policy's
+    /// service from which labels have made it.
     pub fn goes_by(&self, name: &str) -> bool {
         self.name == name || self.base() == Some(name)
     }
 
-    /// The service whose cells its sources have.
+    /// The service whose cells count the sources of this one.
     pub(crate) fn cells_of(&self) -> &str {
         let made = self.made.as_ref();
         let others = made.and_then(|made| made.cells_of.as_deref());
@@ -142,21 +143,21 @@ impl Service {
     }
 }
 
-/// Who may reach a service.
+/// The sources that may reach a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum From {
     Any,
     Admitted(Vec<Admitted>),
 }
 
-/// A prefix that may reach a service, for as long as the source lasts that names it.
+/// A prefix that may reach a service until its source in the policy ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
     pub prefix: IpNet,
     pub expires: Option<Timestamp>,
 }
 
-/// Prefixes with a name, and what is special about them.
+/// A `[[source]]` of the policy: named prefixes, and how they are treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     pub name: String,
@@ -168,15 +169,16 @@ pub struct Source {
     pub expires: Option<Timestamp>,
 }
 
+/// How packets of a named source are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
-    /// Like anybody; the name stands for the prefixes.
+    /// Like any other source; the name is for `from`.
     Named,
-    /// A crowd behind few addresses: its budgets are this many times those of others.
+    /// Many users behind few addresses: budgets of each source are this many times larger.
     Factor(u32),
     /// Never limited.
     Exempt,
-    /// Dropped first of all.
+    /// Dropped before any other rule of the policy.
     Denied,
 }
 
@@ -189,7 +191,7 @@ pub struct Budgets {
 }
 
 impl Budgets {
-    /// Those of others where there are none.
+    /// These budgets; those of `others` where there is none.
     pub(crate) fn or(self, others: Self) -> Self {
         Self {
             packets: self.packets.or(others.packets),
@@ -199,7 +201,7 @@ impl Budgets {
     }
 }
 
-/// Budgets of each source, and what counts as one.
+/// Budgets of each source, and the prefix that counts as one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
     pub budgets: Budgets,
@@ -214,21 +216,20 @@ pub struct Per {
 }
 
 impl Default for Per {
-    /// A host has one IPv4 address, and a whole /64 of IPv6 (RFC 6177).
+    /// An IPv4 host usually has one address; an IPv6 host has a whole /64 (RFC 6177).
     fn default() -> Self {
         Self { ipv4: 32, ipv6: 64 }
     }
 }
 
-/// What a policy is checked against besides itself.
+/// The kernel's tick, against which the bursts of a policy are checked.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelTick {
-    /// The kernel's tick in nanoseconds: budgets see time in steps of it.
+    /// In nanoseconds. The clock of budgets advances in steps of it.
     pub tick_ns: u64,
 }
 
-/// A policy that is refused. Displays as one line: the file, the line, what is wrong and what would
-/// be right.
+/// A policy that is refused. Displays as one line: the file, the line, what is wrong, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     #[error("{file}: cannot be read: {error}; write a policy there, or name another file")]
@@ -248,7 +249,7 @@ impl Policy {
         Self::from_bytes(&bytes, &path.display().to_string(), clock)
     }
 
-    /// Checks what may be a policy's text.
+    /// Checks the bytes of a policy, which may not be UTF-8; `file` is its name in errors.
     pub fn from_bytes(bytes: &[u8], file: &str, clock: KernelTick) -> Result<Self, PolicyError> {
         match str::from_utf8(bytes) {
             Ok(text) => Self::parse(text, file, clock),
@@ -257,7 +258,7 @@ impl Policy {
                 Err(PolicyError::Refused {
                     file: file.to_owned(),
                     line: sound.filter(|byte| **byte == b'\n').count() + 1,
-                    problem: "this is no text: a policy is written in UTF-8".to_owned(),
+                    problem: "this line is not text: write the policy in UTF-8".to_owned(),
                 })
             }
         }

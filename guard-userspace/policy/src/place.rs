@@ -1,4 +1,4 @@
-//! Places in a policy's text: the lines that errors name, and who has said something already.
+//! Positions in a policy's text: the line that an error names, and the line where a name or port was used first.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use super::Ports;
 
-/// What is wrong, and where in the text.
+/// An error message, and its position in the text in bytes.
 #[derive(Debug)]
 pub struct Problem {
     pub text: String,
@@ -23,7 +23,7 @@ impl Problem {
     }
 }
 
-/// Names that may stand only once.
+/// Names that may be used only once.
 pub struct Unique<'a> {
     what: &'static str,
     lines: &'a Lines,
@@ -45,7 +45,7 @@ impl<'a> Unique<'a> {
             None => Ok(()),
             Some(first) => {
                 let problem = format!(
-                    "{} named \"{}\" is already in line {}: names stand once",
+                    "{} named \"{}\" is already in line {}: use each name once",
                     self.what,
                     name.get_ref(),
                     self.lines.line(first)
@@ -56,7 +56,7 @@ impl<'a> Unique<'a> {
     }
 }
 
-/// Which service lists which place of the port table, on which address.
+/// The services that list each index of the port table, and on which address.
 pub struct PortOwners<'a> {
     lines: &'a Lines,
     owners: Vec<String>,
@@ -65,7 +65,7 @@ pub struct PortOwners<'a> {
 
 struct PortOwner {
     address: Option<IpAddr>,
-    /// An index into the owners.
+    /// An index into [`PortOwners::owners`].
     owner: usize,
     offset: usize,
 }

@@ -1,42 +1,42 @@
-//! Ports as a policy names them: `tcp/80`, `udp/8000-8010`, `icmp`, `proto/112`.
+//! Ports as a policy writes them: `tcp/80`, `udp/8000-8010`, `icmp`, `proto/112`.
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
 use guard_common::layout::{PortProtocol, port_index, protocol_index};
 
-/// Ports of one transport protocol, or a protocol that has none.
+/// Ports of one transport protocol, or a protocol without ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ports {
     Range {
         protocol: PortProtocol,
-        /// In 1 to 65535, and not empty.
+        /// From 1 to 65535; never empty.
         ports: RangeInclusive<u16>,
     },
     Protocol {
-        /// IANA's.
+        /// The IANA protocol number.
         number: u8,
     },
 }
 
-/// Protocols without ports that have a name here, with their IANA numbers.
+/// The names of protocols without ports that a policy can write, with their IANA numbers.
 const PROTOCOLS: [(&str, u8); 4] = [("icmp", ICMP), ("gre", 47), ("esp", 50), ("icmpv6", ICMPV6)];
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
-/// Those whose ports a service lists.
+/// The protocols whose ports a service lists, with their IANA numbers.
 const WITH_PORTS: [(PortProtocol, u8); 3] = [
     (PortProtocol::Tcp, 6),
     (PortProtocol::Udp, 17),
     (PortProtocol::Sctp, 132),
 ];
 
-/// Extension headers of IPv6 that are read through wherever they stand. The authentication header is
+/// The IPv6 extension headers that the packet path skips to find the transport header. The authentication header is
 /// not among them: over IPv4 it is a protocol like any other.
 const READ_THROUGH: [u8; 4] = [0, 43, 44, 60];
 
 impl Ports {
-    /// The places in the port table that these ports take.
+    /// The indices of these ports in the port table.
     pub fn indices(&self) -> RangeInclusive<u32> {
         match self {
             Self::Range { protocol, ports } => {
@@ -49,7 +49,7 @@ impl Ports {
         }
     }
 
-    /// What this is called over IPv4, if it is only spoken over IPv6, and the other way round.
+    /// The name of the same protocol in the other version of IP, if this one does not exist over the given version.
     pub fn counterpart(&self, is_ipv4: bool) -> Option<&'static str> {
         match (self, is_ipv4) {
             (Self::Protocol { number: ICMPV6 }, true) => Some("icmp"),
@@ -106,7 +106,7 @@ impl FromStr for Ports {
         if ports.is_empty() {
             let (first, last) = ports.into_inner();
             return Err(format!(
-                "\"{text}\" is no range of ports: write the smaller one first, {last}-{first}"
+                "\"{text}\" is not a range of ports: write the smaller port first, {last}-{first}"
             ));
         }
         Ok(Self::Range { protocol, ports })
@@ -115,12 +115,12 @@ impl FromStr for Ports {
 
 fn unknown(text: &str) -> String {
     format!(
-        "{text:?} names no port: write \"tcp/80\", \"udp/443\", \"tcp/8000-8010\", \"icmp\", \
+        "{text:?} is not a port or protocol: write \"tcp/80\", \"udp/443\", \"tcp/8000-8010\", \"icmp\", \
          \"icmpv6\", \"esp\", \"gre\" or, for any other protocol, its number, such as \"proto/112\""
     )
 }
 
-/// The name of a protocol that goes by one.
+/// The name of a protocol in [`PROTOCOLS`].
 fn name(protocol: u8) -> Option<&'static str> {
     let mut named = PROTOCOLS.into_iter();
     named
@@ -128,13 +128,13 @@ fn name(protocol: u8) -> Option<&'static str> {
         .map(|(name, _)| name)
 }
 
-/// Parses the number of a protocol that goes by no name and has no ports of its own here.
+/// Parses the number of a protocol that has neither a name nor ports here.
 fn parse_protocol(text: &str) -> Result<u8, String> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.parse::<u8>().ok().filter(|_| is_number);
     let number = number.ok_or_else(|| {
         format!(
-            "{text:?} is no protocol: write its number, from 0 to 255, such as \"proto/112\" for VRRP"
+            "{text:?} is not a protocol number: write one from 0 to 255, such as \"proto/112\" for VRRP"
         )
     })?;
     if let Some(name) = name(number) {
@@ -144,14 +144,13 @@ fn parse_protocol(text: &str) -> Result<u8, String> {
     if let Some((protocol, _)) = with_ports.find(|(_, with_ports)| *with_ports == number) {
         let name = protocol.name();
         return Err(format!(
-            "protocol {number} has ports: write those to list, such as \"{name}/443\", or \
-             \"{name}/1-65535\" for all"
+            "protocol {number} has ports: write them, such as \"{name}/443\", or \"{name}/1-65535\" for all"
         ));
     }
     if READ_THROUGH.contains(&number) {
         return Err(format!(
-            "protocol {number} is an extension header of IPv6, which is read through: list what comes \
-             behind it"
+            "protocol {number} is an IPv6 extension header, which is read through: write the protocol that \
+             follows it"
         ));
     }
     Ok(number)
@@ -165,7 +164,7 @@ fn parse_port(text: &str) -> Result<u16, String> {
             "there is no port {text}: ports are numbers from 1 to 65535"
         )),
         _ => Err(format!(
-            "{text:?} is no port: ports are numbers from 1 to 65535"
+            "{text:?} is not a port: ports are numbers from 1 to 65535"
         )),
     }
 }
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused_with_what_would_be() {
+    fn an_invalid_port_is_refused_and_the_error_says_what_to_write() {
         for (text, hint) in [
             ("tcp/70000", "1 to 65535"),
             ("tcp/99999999999999999999", "1 to 65535"),

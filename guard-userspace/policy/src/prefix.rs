@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-/// The prefixes that this one lies in, the narrowest first.
+/// The prefixes that contain this one, the longest first.
 pub fn supernets(prefix: IpNet) -> impl Iterator<Item = IpNet> {
     std::iter::successors(prefix.supernet(), IpNet::supernet)
 }

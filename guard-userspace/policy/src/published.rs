@@ -1,4 +1,4 @@
-//! Ports that containers publish, and the tables of ports that they and the services of a policy make.
+//! Ports that containers publish, and the port tables compiled from them and from the services of a policy.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use guard_common::{
 
 use super::Ports;
 
-/// A host port that a container publishes, where others can reach it.
+/// A host port that a container publishes on an address that other hosts can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PublishedPort {
     pub protocol: PortProtocol,
@@ -27,17 +27,18 @@ pub struct PublishedPort {
 pub enum PublishedAt {
     EveryIpv4,
     EveryIpv6,
-    /// This one alone. It is neither unspecified nor loopback.
+    /// This address alone. It is neither unspecified nor loopback.
     Address(IpAddr),
 }
 
 impl PublishedAt {
+    /// Every address of the host.
     pub const EVERYWHERE: [Self; 2] = [Self::EveryIpv4, Self::EveryIpv6];
 
-    /// Where others can reach what is published on this address; `None`: on every address. On a loopback address it is
-    /// nowhere.
+    /// The addresses at which other hosts can reach a port published on `address`; `None`: every address. A port on a
+    /// loopback address is not reachable.
     pub fn reachable(address: Option<IpAddr>) -> impl Iterator<Item = Self> {
-        // Docker takes an IPv4 address that is written as IPv6 (RFC 4291, 2.5.5.2) for the IPv4 address.
+        // Docker treats an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2) as the IPv4 address.
         let places = match address.map(|address| address.to_canonical()) {
             None => Self::EVERYWHERE.map(Some),
             Some(address) if address.is_loopback() => [None, None],
@@ -48,6 +49,7 @@ impl PublishedAt {
         places.into_iter().flatten()
     }
 
+    /// IPv4 or IPv6.
     pub fn family(self) -> Family {
         match self {
             Self::EveryIpv4 | Self::Address(IpAddr::V4(_)) => Family::Ipv4,
@@ -55,6 +57,7 @@ impl PublishedAt {
         }
     }
 
+    /// Whether the port is published on this address.
     pub fn covers(self, address: IpAddr) -> bool {
         match self {
             Self::EveryIpv4 => address.is_ipv4(),
@@ -65,12 +68,12 @@ impl PublishedAt {
 }
 
 impl PublishedPort {
-    /// Its place in the port table.
+    /// Its index in the port table.
     pub fn index(self) -> u32 {
         port_index(self.protocol, self.port)
     }
 
-    /// Its key in the table of ports on one address, if it is published on one.
+    /// Its key in the table of ports on single addresses, if it is published on a single address.
     pub fn key(self) -> Option<AddressedKey> {
         match self.at {
             PublishedAt::EveryIpv4 | PublishedAt::EveryIpv6 => None,
@@ -92,7 +95,7 @@ impl PublishedPort {
         }
     }
 
-    /// What is known of the port where this is published, with this port published.
+    /// The entry of the table for the address, with this port published.
     #[must_use]
     pub fn marked_here(self, entry: PortEntry) -> PortEntry {
         match self.at.family() {
@@ -101,20 +104,20 @@ impl PublishedPort {
         }
     }
 
-    /// Reads ports as they are displayed, or a range of them: `tcp/8000` on every address, `203.0.113.11:tcp/443`,
+    /// Parses a port as it is displayed, or a range of ports: `tcp/8000` on every address, `203.0.113.11:tcp/443`,
     /// `[2001:db8::11]:udp/9000-9010`.
     ///
     /// # Errors
-    /// Says what would be right.
+    /// The text is no such port; the error says what to write.
     pub fn parse(text: &str) -> Result<Vec<Self>, String> {
         let (address, ports) = match text.rsplit_once(':') {
             None => (None, text),
             Some((address, ports)) => {
-                // As the address of a socket, which has an IPv6 address in brackets.
+                // Parsed as a socket address, which has an IPv6 address in brackets.
                 let socket = format!("{address}:0").parse::<SocketAddr>();
                 let socket = socket.map_err(|_| {
                     format!(
-                        "{address:?} is no address to publish ports on: write \"203.0.113.11:tcp/443\" or \
+                        "{address:?} is not an address to publish ports on: write \"203.0.113.11:tcp/443\" or \
                          \"[2001:db8::11]:tcp/443\""
                     )
                 })?;
@@ -146,24 +149,24 @@ impl fmt::Display for PublishedPort {
     }
 }
 
-/// What the tables of ports hold.
+/// The contents of the port tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortTables {
-    /// The entries of the port table that say anything.
+    /// The entries of the port table that are not empty.
     pub everywhere: BTreeMap<u32, PortEntry>,
-    /// What holds on one address alone. The port's entry above says that there is such an address.
+    /// The entries that hold on one address alone. The flag `addressed` of the entry in `everywhere` announces them.
     pub addressed: BTreeMap<AddressedKey, PortEntry>,
 }
 
 impl PortTables {
-    /// What is known of a place on an address.
+    /// The combined entry of an index on an address.
     pub fn at(&self, index: u32, address: IpAddr) -> PortEntry {
         let entry = self.everywhere.get(&index).copied().unwrap_or_default();
         let here = self.addressed.get(&key_of(index, address));
         entry.on_address(here.copied().unwrap_or_default())
     }
 
-    /// Lists a place for a service, on every address or on one.
+    /// Lists an index for a service, on one address; `None`: on every address.
     pub fn list(&mut self, index: u32, address: Option<IpAddr>, service: u16) {
         let entry = self.everywhere.entry(index).or_default();
         let Some(address) = address else {
@@ -175,7 +178,7 @@ impl PortTables {
         *here = here.with_service(service);
     }
 
-    /// Marks a port as published. Whether that is news.
+    /// Marks a port as published. Returns whether this changed a table.
     pub fn publish(&mut self, port: PublishedPort, local_ports: &RangeInclusive<u16>) -> bool {
         let entry = self.everywhere.entry(port.index()).or_default();
         let before = mem::replace(entry, port.marked(*entry, local_ports));
@@ -189,7 +192,7 @@ impl PortTables {
     }
 }
 
-/// An address in the packet path's own shape.
+/// An address as the packet path stores it.
 pub fn split(address: IpAddr) -> (Family, Address) {
     match address {
         IpAddr::V4(address) => (Family::Ipv4, Address::from_ipv4(address.to_bits())),
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_on_an_address_read_as_they_are_displayed() {
+    fn ports_on_an_address_are_parsed_as_they_are_displayed() {
         for text in ["203.0.113.11:tcp/443", "[2001:db8::11]:udp/53"] {
             assert_eq!(one(text).to_string(), text);
         }
@@ -256,13 +259,13 @@ mod tests {
             "203.0.113.11:80:tcp/80",
         ] {
             let error = PublishedPort::parse(text).unwrap_err();
-            assert!(error.contains("is no address"), "{error}");
+            assert!(error.contains("is not an address"), "{error}");
         }
         assert!(PublishedPort::parse("203.0.113.11:tcp/0").is_err());
     }
 
     #[test]
-    fn what_is_published_on_one_address_leaves_the_others_as_they_were() {
+    fn a_port_published_on_one_address_leaves_the_other_addresses_unchanged() {
         let mut tables = PortTables::default();
         for text in ["203.0.113.11:tcp/443", "[2001:db8::11]:tcp/443"] {
             tables.publish(one(text), &LOCAL_PORTS);

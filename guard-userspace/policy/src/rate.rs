@@ -1,16 +1,17 @@
-//! Rates and bursts as a policy writes them, and what they cost in the units of the packet path.
+//! Rates and bursts as a policy writes them, converted to the units of the packet path.
 
 use std::fmt;
 
 use guard_common::gcra::{self, BYTE_COST_SHIFT, MAX_BURST, MAX_BYTE_COST, UNITS_PER_NANOSECOND};
 
-/// How many in which time.
+/// A count in a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub count: u64,
     pub period: Period,
 }
 
+/// The time that a rate counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Period {
     Second,
@@ -37,7 +38,7 @@ impl Period {
     }
 }
 
-/// What a budget counts.
+/// The unit that a budget counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Packets,
@@ -46,7 +47,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// What stands behind a number of it.
+    /// The suffix of a number of this unit.
     const fn suffix(self) -> &'static str {
         match self {
             Self::Packets | Self::Connections => "",
@@ -54,7 +55,7 @@ impl Unit {
         }
     }
 
-    /// The most in a second: the cost of one is then still exact within 1.6 per cent.
+    /// The highest rate in a second. At this rate the rounded cost of one unit is still exact within 1.6 per cent.
     const fn max_per_second(self) -> u64 {
         match self {
             Self::Packets | Self::Connections => 1_000_000_000,
@@ -62,7 +63,7 @@ impl Unit {
         }
     }
 
-    /// The smallest burst that lets anything through: of bytes, a full-sized frame with two tags.
+    /// The smallest burst that lets a packet through. For bytes, a full-sized frame with two VLAN tags.
     const fn least_burst(self) -> u64 {
         match self {
             Self::Packets | Self::Connections => 1,
@@ -71,7 +72,7 @@ impl Unit {
     }
 }
 
-/// A rate and how many may come at once.
+/// A rate, and the burst that may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     pub rate: Rate,
@@ -80,13 +81,16 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Checks a rate and its burst against the clock that the packet path has.
+    /// Checks a rate and its burst against the kernel's tick, the resolution of the packet path's clock.
+    ///
+    /// # Errors
+    /// What is wrong, and what to write instead.
     pub fn new(rate: Rate, burst: Option<u64>, unit: Unit, tick_ns: u64) -> Result<Self, String> {
         let Rate { count, period } = rate;
         let display = rate.display(unit);
         if count == 0 {
             return Err(
-                "a rate of 0 would let nobody through: to close the port, leave the \
+                "a rate of 0 would let nothing through: to close the port, leave the \
                         service out"
                     .to_owned(),
             );
@@ -95,8 +99,7 @@ impl Budget {
         let most = unit.max_per_second();
         if count > most.saturating_mul(seconds) {
             return Err(format!(
-                "{display} is more than can be counted: the most is {}; leave the budget out for no \
-                 limit",
+                "{display} is too high: the highest rate is {}; leave the budget out for no limit",
                 Rate {
                     count: most,
                     period: Period::Second
@@ -109,33 +112,33 @@ impl Budget {
         let least = unit.least_burst();
         if burst < least {
             return Err(format!(
-                "a burst of {burst}{suffix} at {display} would let no full packet through: the \
+                "a burst of {burst}{suffix} at {display} would let no full-sized packet through: the \
                  least is {least}{suffix}, as in {{ rate = \"{display}\", burst = \"{least}{suffix}\" }}"
             ));
         }
         let budget = Self { rate, burst, unit };
         let Some(gcra::GcraBudget { burst: units, .. }) = budget.units() else {
             return Err(format!(
-                "a burst of {burst}{suffix} at {display} lasts too long to be counted: take a \
-                 smaller burst or a higher rate"
+                "a burst of {burst}{suffix} at {display} refills too slowly: write a smaller burst or a \
+                 higher rate"
             ));
         };
-        // Within a tick the clock stands still and nothing refills: a shorter burst would keep the
-        // source below its rate.
+        // Within a tick the clock does not advance and nothing refills: a shorter burst would keep the source below
+        // its rate.
         let burst_ns = units / UNITS_PER_NANOSECOND;
         let least =
             (u128::from(tick_ns) * u128::from(count)).div_ceil(u128::from(period.nanoseconds()));
         if u128::from(burst) < least {
             return Err(format!(
-                "a burst of {burst}{suffix} at {display} lasts {burst_ns} ns, shorter than this \
+                "a burst of {burst}{suffix} at {display} refills in {burst_ns} ns, less than this \
                  kernel's tick of {tick_ns} ns: the least is {least}{suffix}"
             ));
         }
         Ok(budget)
     }
 
-    /// The budget as the packet path keeps it. A cost is rounded down, in the source's favour.
-    /// `None` if it cannot be kept.
+    /// The budget in units of the packet path; `None` if it does not fit. Costs are rounded down, in the source's
+    /// favour.
     fn units(self) -> Option<gcra::GcraBudget> {
         let Self { rate, burst, unit } = self;
         let (shift, dearest) = match unit {
@@ -152,9 +155,9 @@ impl Budget {
         })
     }
 
-    /// The budget as the packet path keeps it.
+    /// The budget in units of the packet path.
     pub fn to_units(self) -> gcra::GcraBudget {
-        // `new` has refused what does not fit.
+        // `new` refuses budgets that do not fit.
         self.units().unwrap_or(gcra::GcraBudget::UNLIMITED)
     }
 }
@@ -168,7 +171,7 @@ impl fmt::Display for Budget {
 }
 
 impl Rate {
-    /// What it allows in one second; for minutes and hours a tenth of the period's count.
+    /// The count of one second; for minutes and hours, a tenth of the period's count and at least 1.
     const fn default_burst(self) -> u64 {
         match self.period {
             Period::Second => self.count,
@@ -182,8 +185,11 @@ impl Rate {
         }
     }
 
-    /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`, `10/5s`; of bytes `20MB/s`. Spaces between number, unit and period do
-    /// not count, and `K`, `/sec`, `/second`, `/m`, `/minute` and `/hour` are read as well.
+    /// Parses `2k/s`, `50/s`, `1.5M/min`, `20/h`, `10/5s`; for bytes, `20MB/s`. Spaces between number, unit and period
+    /// are ignored, and `K`, `/sec`, `/second`, `/m`, `/minute` and `/hour` are accepted as well.
+    ///
+    /// # Errors
+    /// What is wrong, and what to write instead.
     pub fn parse(text: &str, unit: Unit) -> Result<Self, String> {
         let example = match unit {
             Unit::Packets | Unit::Connections => "2k/s",
@@ -195,8 +201,8 @@ impl Rate {
                 Unit::Bytes => " B for bytes,",
             };
             format!(
-                "{text:?} is no rate: write a number, k, M or G if you like,{letter} and /s, \
-                 /min or /h, such as \"{example}\""
+                "{text:?} is not a rate: write a number, optionally k, M or G,{letter} and /s, /min or /h, \
+                 such as \"{example}\""
             )
         };
         let (count, period) = match text.rsplit_once('/') {
@@ -212,20 +218,21 @@ impl Rate {
                 let bytes = bytes.ok_or_else(wrong)?;
                 let right = Self::per(bytes, times, period).ok_or_else(wrong)?;
                 return Err(format!(
-                    "{text:?} is not counted in bytes with decimal multiples: write {:?}",
+                    "{text:?} uses bits or binary multiples: write {:?}, in bytes",
                     right.display(unit)
                 ));
             }
         };
         Self::per(count, times, period).ok_or_else(|| {
             format!(
-                "{text:?} comes to no whole number in a second, a minute or an hour: write a rate \
-                 for one of them, such as \"{example}\""
+                "{text:?} is not a whole number in a second, a minute or an hour: write a rate for one of \
+                 these, such as \"{example}\""
             )
         })
     }
 
-    /// So many in so many seconds, minutes or hours, for the shortest of these that it comes to a whole number in.
+    /// The rate of `count` in `times` periods, per second, minute or hour: the shortest of these in which the count is
+    /// a whole number.
     fn per(count: u64, times: u64, period: Period) -> Option<Self> {
         if times == 1 {
             return Some(Self { count, period });
@@ -256,10 +263,10 @@ impl Rate {
     }
 }
 
-/// Parses a burst: `200`, `4k`; of bytes `40MB`.
+/// Parses a burst: `200`, `4k`; for bytes, `40MB`.
 ///
 /// # Errors
-/// What would be right, if that is known.
+/// The burst to write instead, if `text` is in bits or binary multiples.
 pub fn parse_burst(text: &str, unit: Unit) -> Result<u64, Option<String>> {
     parse_count_of(text, unit).ok_or_else(|| {
         let bytes = other_unit(text).filter(|_| unit == Unit::Bytes)?;
@@ -267,7 +274,7 @@ pub fn parse_burst(text: &str, unit: Unit) -> Result<u64, Option<String>> {
     })
 }
 
-/// `s`, `5s`, `minute`: how many of which period.
+/// Parses `s`, `5s` or `minute`: a number of periods.
 fn parse_period(text: &str) -> Option<(u64, Period)> {
     let text = text.trim();
     let name = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
@@ -290,7 +297,7 @@ fn parse_count_of(text: &str, unit: Unit) -> Option<u64> {
 
 const BITS_PER_SECOND: &str = "bps";
 
-/// The bytes of `20Mbit`, `20Mbps` and `20MiB`, which are counted in bits or with binary multiples.
+/// Converts `20Mbit`, `20Mbps` and `20MiB`, which are in bits or binary multiples, to bytes.
 fn other_unit(text: &str) -> Option<u64> {
     let text = text.trim();
     for bits in ["bits", "bit", BITS_PER_SECOND, "b"] {
@@ -309,7 +316,7 @@ fn other_unit(text: &str) -> Option<u64> {
     parse_count(number)?.checked_mul(1 << shift)
 }
 
-/// Parses `200`, `4k`, `1.5M`: decimal multiples, and nothing that is not a whole number in the end.
+/// Parses `200`, `4k`, `1.5M`: a number with a decimal multiple, whose product is a whole number.
 fn parse_count(text: &str) -> Option<u64> {
     let text = text.trim_end();
     let (number, multiple) = match text.as_bytes().last()? {
@@ -353,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_read_as_they_are_written() {
+    fn rates_are_displayed_as_a_policy_writes_them() {
         let read = |text, unit| Rate::parse(text, unit).unwrap().display(unit);
         for text in ["2k/s", "50/s", "1500/min", "20/h", "1M/s", "1G/s"] {
             assert_eq!(read(text, Unit::Packets), text);
@@ -386,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rate_is_refused() {
+    fn invalid_rates_are_refused() {
         for text in [
             "",
             "/",
@@ -433,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn bursts_left_out_are_a_second_or_a_tenth_of_the_period() {
+    fn the_default_burst_is_one_second_or_a_tenth_of_the_period() {
         for (rate, burst) in [
             ("2k/s", 2_000),
             ("600/min", 60),
@@ -446,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_shorter_than_a_tick_is_refused_with_the_number_that_would_do() {
+    fn a_burst_shorter_than_a_tick_is_refused_with_the_least_that_is_not() {
         let error = budget("10k/s", Some(10)).unwrap_err();
         assert!(error.contains("the least is 40"), "{error}");
         assert!(budget("10k/s", Some(40)).is_ok());
@@ -477,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_cost_what_their_rate_says_up_to_100_gb_a_second() {
+    fn the_cost_of_bytes_matches_their_rate_up_to_100_gb_a_second() {
         for (rate, per_second) in [("20MB/s", 20e6), ("1GB/s", 1e9), ("100GB/s", 100e9)] {
             let price = bytes(rate, None).unwrap().to_units().price_of_bytes(1_500);
             let exact = 1_500.0 / per_second * 1e9 * UNITS_PER_NANOSECOND as f64;
@@ -487,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_costs_what_its_rate_says() {
+    fn the_cost_of_a_packet_matches_its_rate() {
         let gcra::GcraBudget { cost, burst } = budget("2k/s", None).unwrap().to_units();
         assert_eq!(cost, 500_000 * UNITS_PER_NANOSECOND);
         assert_eq!(burst, 1_000_000_000 * UNITS_PER_NANOSECOND);

@@ -1,4 +1,5 @@
-//! Reads a policy file of any kind that a path may lead to, without waiting for ever and within a bound.
+//! Reads a policy file. Other kinds of file (devices, sockets) are refused, a read never blocks for ever, and the size
+//! is bounded.
 
 use std::{
     fs::{self, File, FileType, Metadata, OpenOptions},
@@ -11,14 +12,14 @@ use nix::fcntl::OFlag;
 
 use super::PolicyError;
 
-/// The largest policy. One that lists a million addresses has some 20 MB.
+/// The largest policy. A policy that lists a million addresses has about 20 MB.
 const LARGEST_MIB: u64 = 64;
 const LARGEST: u64 = LARGEST_MIB << 20;
 
-/// Which kinds of file a policy may be in. A symbolic link stands for what it leads to.
+/// The kinds of file that a policy may be. Symbolic links are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedFile {
-    /// For the agent: its loop must not wait for a pipe's writer.
+    /// For the agent: its loop must not wait for the writer of a pipe.
     Regular,
     /// For a command, where an operator may type `<(cmd)` or /dev/stdin: a pipe is read to its end.
     RegularOrPipe,
@@ -36,7 +37,7 @@ impl AllowedFile {
         }
         Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("it is {}, and a policy is {right}", name(kind)),
+            format!("it is {}, and a policy must be {right}", name(kind)),
         ))
     }
 }
@@ -48,14 +49,14 @@ fn name(kind: FileType) -> &'static str {
         kind if kind.is_char_device() => "a character device",
         kind if kind.is_block_device() => "a block device",
         kind if kind.is_socket() => "a socket",
-        _ => "no regular file",
+        _ => "not a regular file",
     }
 }
 
-/// Reads what may be a policy's text.
+/// Reads the bytes of a policy file. They need not be valid UTF-8.
 ///
 /// # Errors
-/// [`PolicyError::Unreadable`]: also if it is another kind of file than `allowed`, or larger than 64 MiB.
+/// [`PolicyError::Unreadable`], also if the file is of another kind than `allowed`, or larger than 64 MiB.
 pub fn read_file(path: &Path, allowed: AllowedFile) -> Result<Vec<u8>, PolicyError> {
     open(path, allowed)
         .and_then(read_bounded)
@@ -67,16 +68,16 @@ pub fn read_file(path: &Path, allowed: AllowedFile) -> Result<Vec<u8>, PolicyErr
 
 fn open(path: &Path, allowed: AllowedFile) -> io::Result<File> {
     let found = fs::metadata(path)?;
-    // Before it is opened: to open a device may already act (/dev/watchdog).
+    // Checked before the file is opened: opening a device may already have an effect (/dev/watchdog).
     allowed.require(&found)?;
     let mut options = OpenOptions::new();
     options.read(true);
-    // Without O_NONBLOCK, to open a named pipe waits for its writer. That is what a pipe's reader wants.
+    // Opening a named pipe without O_NONBLOCK waits for its writer, as a reader of a pipe expects.
     if !found.file_type().is_fifo() {
         options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
     }
     let file = options.open(path)?;
-    // Another file may have taken its place in between.
+    // Another file may have replaced it between metadata() and open().
     allowed.require(&file.metadata()?)?;
     Ok(file)
 }
@@ -85,7 +86,7 @@ fn read_bounded(file: File) -> io::Result<Vec<u8>> {
     let too_large = || {
         io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("it is larger than {LARGEST_MIB} MiB, and a policy is not"),
+            format!("it is larger than {LARGEST_MIB} MiB, the most for a policy"),
         )
     };
     if file.metadata()?.len() > LARGEST {
@@ -136,14 +137,14 @@ mod tests {
                 assert_eq!(
                     refusal(&path, allowed),
                     format!(
-                        "{}: cannot be read: it is {kind}, and a policy is {right}; write a policy there, or name \
-                         another file",
+                        "{}: cannot be read: it is {kind}, and a policy must be {right}; write a policy there, or \
+                         name another file",
                         path.display()
                     )
                 );
             }
         }
-        // No writer ever comes.
+        // The pipe never has a writer.
         for name in ["fifo", "link"] {
             let refused = refusal(&at(name), AllowedFile::Regular);
             assert!(refused.contains("it is a named pipe"), "{refused}");
@@ -185,7 +186,7 @@ mod tests {
             assert_eq!(bytes, b"mode = \"off\"\n");
         });
         thread::scope(|scope| {
-            // Its reader goes before it has written all.
+            // The reader closes the pipe before all is written.
             let writer = scope.spawn(|| {
                 let mut pipe = OpenOptions::new().write(true).open(&path)?;
                 io::copy(&mut io::repeat(b'#').take(2 * LARGEST), &mut pipe)

@@ -1,9 +1,9 @@
-//! Which number and which cells each service has. Generations share counters and budgets, so a service
-//! keeps its place from one policy to the next.
+//! Assigns a service id and cells to each service. Generations share counters and budgets, so a service keeps both from
+//! one policy to the next.
 //!
-//! What the labels of containers make has cells in a part of the array that is theirs, so that containers,
-//! however many come and go, never move or shrink the cells of a service that the policy lists. What is gone
-//! keeps its number and cells until another service needs them.
+//! Services that labels of containers make have cells in a separate part of the array. So containers that come and go
+//! never move or shrink the cells of a service that the policy lists. A service that is gone keeps its id and cells
+//! until another service needs them.
 
 use std::{
     cmp::Reverse,
@@ -18,36 +18,36 @@ use guard_common::{
 
 use super::{Budgets, Labels, Policy, Service};
 
-/// The cells that labels have beside those of the policy: one for so many of these.
+/// Services made by labels have one cell for this many cells of the policy, in addition to these.
 const CELLS_PER_LABEL_CELL: u32 = 4;
 
-/// The smallest slice.
+/// The number of cells of the smallest slice.
 const SMALLEST: u32 = ROWS * MIN_CELLS_PER_ROW;
 
-/// One for so many of the cells that labels have is for slices that may be larger than the smallest.
+/// One in this many of the cells for labels is for slices that may be larger than the smallest.
 const LARGE_PART: u32 = 4;
 
-/// A newcomer gets one for so many of the cells that are left there, so that the next ones get some, too.
+/// A new service gets one in this many of the cells that are left there, so that later ones get some as well.
 const NEWCOMERS_PART: u32 = 8;
 
-/// As many generations may be in force or come back at once as there are slices of the smallest kind for each
-/// service: the one that comes, the one before it, and the one that a trial goes back to.
+/// The number of generations whose services may need cells at once: the new one, the one in force, and the one that a
+/// trial goes back to. Each service has as many of the smallest slices in reserve.
 const GENERATIONS: u32 = 3;
 
-/// How many services that labels have made can have cells of their own, whatever was there before.
+/// How many services made by labels can have their own cells, whatever services were there before.
 pub(super) const fn limits_for_labels(cells: u32) -> usize {
     let small = Area::of(0, cells / CELLS_PER_LABEL_CELL).small;
     ((small.end - small.start) / SMALLEST / GENERATIONS) as usize
 }
 
-/// The places of services, of this policy and of those before it.
+/// The service ids and cells of the services of this policy and of earlier ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceIds {
-    /// How many cells the policy asked for that these slices were cut for.
+    /// The `cells` of the policy for which the slices were cut.
     pub asked: u32,
-    /// How long the array is that they were cut from.
+    /// The length of the array from which they were cut.
     pub length: u32,
-    /// Counts the arrays, so that two that were cut alike are told apart.
+    /// The number of the array. It differs for two arrays that were cut alike.
     pub array: u32,
     pub places: BTreeMap<String, ServiceId>,
     /// The cells of each service that limits its sources; those of [`NO_SERVICE`] have the empty name.
@@ -58,13 +58,13 @@ pub struct ServiceIds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceId {
     pub number: u16,
-    /// How many policies have come since the last that listed the service, or about as many; 0: it is listed.
+    /// The number of policies since the last one that listed the service (it saturates); 0: it is listed.
     pub idle: u16,
-    /// Labels have made it of the service with this number, or of none if it is its own.
+    /// Labels have made the service from the service with this number. Its own number: from no service of the policy.
     pub made_of: Option<u16>,
 }
 
-/// Two rows of cells: where the first starts, and how many a row has, less one.
+/// The cells of a service, in two rows: the first cell, and the number of cells in a row minus one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     pub first_cell: u32,
@@ -79,7 +79,7 @@ impl Slice {
         }
     }
 
-    /// Its places in the array.
+    /// The indices of its cells in the array.
     pub const fn cells(self) -> Range<u32> {
         let Self {
             first_cell,
@@ -89,34 +89,37 @@ impl Slice {
     }
 }
 
-/// The services of this policy, of the one in force and of the one that a trial goes back to are more than
-/// there are numbers.
+/// The services of this policy, of the policy in force and of the one that a trial goes back to need more service ids
+/// than there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exhausted;
 
-/// What changes hands between two policies.
+/// The service ids and cells that go to another service between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Numbers, who had them, and who has them now.
+    /// Each number, the service that had it, and the service that has it now.
     pub numbers: Vec<(u16, String, String)>,
-    /// Slices of newcomers, in an array that others have used.
+    /// Slices of new services, in an array that other services have used.
     pub slices: Vec<Slice>,
 }
 
 impl ServiceIds {
     /// Service ids for a state that has none yet.
     pub fn new(policy: &Policy) -> Self {
-        // A policy has fewer services than there are numbers.
+        // A policy has fewer services than there are service ids, so this cannot fail.
         let next = Self::default().next(policy, |_| false);
         next.unwrap_or_default()
     }
 
-    /// The service ids for the next policy: who had a number keeps it, and who had cells keeps them if all
-    /// whom the policy lists and who need some have them. If not, all get new ones, in an array of its own:
-    /// budgets start afresh, so that a source may pass one more burst, and nobody is dropped for what others
-    /// sent.
+    /// The service ids for the next policy. A service keeps its number. If all services of the policy that need cells
+    /// have some, services keep their cells. Otherwise all get new cells, in a new array: budgets start afresh, so a
+    /// source may pass one more burst, and no source is dropped for packets of another.
     ///
-    /// What this policy lists and what `is_held` (because a trial may go back to it) loses nothing to others.
+    /// Services of this policy, of the policy in force, and those that are held because a trial may go back to them
+    /// (`is_held`) lose nothing to others.
+    ///
+    /// # Errors
+    /// [`Exhausted`]: there are not enough numbers or cells.
     pub fn next(&self, policy: &Policy, is_held: impl Fn(&str) -> bool) -> Result<Self, Exhausted> {
         let mut next = self.clone();
         let in_force = self.places.iter().filter(|(_, place)| place.idle == 0);
@@ -156,7 +159,7 @@ impl ServiceIds {
         Ok(next)
     }
 
-    /// Gives every service a number: one that nobody had, or that of who is gone for the longest time.
+    /// Gives every service a number: its own, an unused one, or that of the service that is gone for the longest time.
     fn number_all(&mut self, policy: &Policy, held: &BTreeSet<&str>) -> Result<(), Exhausted> {
         for place in self.places.values_mut() {
             place.idle = place.idle.saturating_add(1);
@@ -194,14 +197,14 @@ impl ServiceIds {
                 place.made_of = Some(base.unwrap_or(place.number));
             }
         }
-        // The number of a service that is gone may be another's soon.
+        // The number of a service that is gone may go to another service, so `made_of` must not refer to it.
         for place in self.places.values_mut().filter(|place| place.idle != 0) {
             place.made_of = place.made_of.map(|_| place.number);
         }
         Ok(())
     }
 
-    /// Who may lose what they had, those first that are gone for the longest time.
+    /// The services whose number and cells may be used again, those first that are gone for the longest time.
     fn gone(&self, held: &BTreeSet<&str>) -> Vec<String> {
         let places = self.places.iter();
         let mut gone: Vec<(&String, &ServiceId)> = places
@@ -211,14 +214,14 @@ impl ServiceIds {
         gone.into_iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether labels have made the service of this name.
+    /// Whether labels have made the service with this name.
     fn is_made(&self, name: &str) -> bool {
         let place = self.places.get(name);
         place.is_some_and(|place| place.made_of.is_some())
     }
 
-    /// Whether the array goes on for a policy with so many cells, so many for labels, and these services of
-    /// its own that need some.
+    /// Whether the array can be kept for a policy with `asked` cells, `labels_cells` for labels, and `names` as the
+    /// services of its own that need cells.
     fn keeps(&self, asked: u32, labels_cells: u32, names: &[&str]) -> bool {
         let Some(own_end) = self.length.checked_sub(labels_cells) else {
             return false;
@@ -236,8 +239,8 @@ impl ServiceIds {
             })
     }
 
-    /// Cells for a service that labels have made. Who is gone loses theirs, the oldest first, if there are no
-    /// others.
+    /// Cells for a service that labels have made. If no cells are free, services that are gone lose theirs, those first
+    /// that are gone for the longest time.
     fn find_cells(&mut self, area: &Area, held: &BTreeSet<&str>) -> Option<Slice> {
         let Area { large, small } = area;
         let size_in = |slices: &[Range<u32>]| slices.iter().map(|one| one.end - one.start).sum();
@@ -275,7 +278,7 @@ impl ServiceIds {
         }
     }
 
-    /// Where slices of such services lie in a part of the array, in order.
+    /// The slices in a part of the array whose services match `counts`, in order.
     fn taken_in(&self, part: &Range<u32>, counts: impl Fn(&str) -> bool) -> Vec<Range<u32>> {
         let slices = self.slices.iter();
         let mut taken: Vec<Range<u32>> = slices
@@ -292,7 +295,7 @@ impl ServiceIds {
         self.array == other.array && self.length == other.length
     }
 
-    /// What has changed hands since others.
+    /// The service ids and cells that went to another service since `before`.
     pub fn changes_since(&self, before: &Self) -> Changes {
         let had = before.places.iter();
         let had: BTreeMap<u16, &String> = had.map(|(name, place)| (place.number, name)).collect();
@@ -311,7 +314,7 @@ impl ServiceIds {
         }
     }
 
-    /// The slices that are the same in both, if they are in arrays that were cut alike.
+    /// The slices that are the same in both, if both have their cells in the same array.
     pub fn unmoved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = Slice> + 'a {
         let slices = self.slices.iter();
         slices
@@ -321,22 +324,23 @@ impl ServiceIds {
             .map(|(_, slice)| *slice)
     }
 
+    /// The id of a service, or [`NO_SERVICE`].
     pub fn number(&self, service: &str) -> u16 {
         let place = self.places.get(service);
         place.map_or(NO_SERVICE, |place| place.number)
     }
 
-    /// How long the array of cells is.
+    /// The length of the array of cells.
     pub fn cells(&self) -> u32 {
         self.length.max(ROWS)
     }
 }
 
-/// The cells that labels have, in two parts.
+/// The cells for services made by labels, in two parts.
 struct Area {
-    /// The first who come find more room than others.
+    /// The first services get larger slices here than later ones.
     large: Range<u32>,
-    /// Slices of the smallest kind, side by side.
+    /// Slices of the smallest size, side by side.
     small: Range<u32>,
 }
 
@@ -350,8 +354,8 @@ impl Area {
     }
 }
 
-/// How many cells there are for labels. They are there before the first label comes, which would move
-/// everybody else's.
+/// The number of cells for labels. They are reserved before the first label comes: reserving them later would move the
+/// cells of all services.
 fn labels_cells(policy: &Policy) -> u32 {
     if policy.docker_socket.is_none() || policy.docker_labels == Labels::Off {
         return 0;
@@ -359,7 +363,7 @@ fn labels_cells(policy: &Policy) -> u32 {
     policy.cells / CELLS_PER_LABEL_CELL
 }
 
-/// The first place in a part for so many cells between those that are taken, `step` apart.
+/// The first gap of `size` cells in a part between those that are taken. Gaps start at multiples of `step`.
 fn gap(part: &Range<u32>, taken: &[Range<u32>], size: u32, step: u32) -> Option<u32> {
     let mut start = part.start;
     for cells in taken {
@@ -372,7 +376,7 @@ fn gap(part: &Range<u32>, taken: &[Range<u32>], size: u32, step: u32) -> Option<
     (start + size <= part.end).then_some(start)
 }
 
-/// An equal share of the cells for each.
+/// Cuts the cells into an equal slice for each service, rounded down to a power of two.
 fn cut(cells: u32, names: &[&str]) -> BTreeMap<String, Slice> {
     let count = u32::try_from(names.len()).unwrap_or(u32::MAX).max(1);
     let per_row = (cells / ROWS / count).max(MIN_CELLS_PER_ROW);
@@ -386,7 +390,7 @@ fn cut(cells: u32, names: &[&str]) -> BTreeMap<String, Slice> {
         .collect()
 }
 
-/// Where the last slice ends.
+/// The end of the last slice.
 fn end(slices: &BTreeMap<String, Slice>) -> u32 {
     let ends = slices.values().map(|slice| slice.cells().end);
     ends.max().unwrap_or_default()
@@ -415,7 +419,7 @@ mod tests {
         Policy::parse(&format!("{extra}{services}"), "test.toml", clock).unwrap()
     }
 
-    /// With a container for each name, whose labels limit a service "api".
+    /// Adds a container for each name, whose labels limit the policy's first service.
     fn labelled(policy: &Policy, containers: &[&str]) -> Policy {
         let mut policy = policy.clone();
         let api = policy.services[0].clone();
@@ -440,11 +444,11 @@ mod tests {
         names.iter().map(String::as_str).collect()
     }
 
-    fn nobody(_: &str) -> bool {
+    fn none_held(_: &str) -> bool {
         false
     }
 
-    /// No two that are listed may share a cell, and none lies outside of the array.
+    /// Asserts that no two slices share a cell, and that none lies outside of the array.
     fn assert_apart(service_ids: &ServiceIds) {
         let mut slices: Vec<Slice> = service_ids.slices.values().copied().collect();
         slices.sort_unstable_by_key(|slice| slice.first_cell);
@@ -475,12 +479,12 @@ mod tests {
     #[test]
     fn a_service_keeps_its_number_and_its_cells() {
         let first = ServiceIds::new(&policy(&["a", "b", "c"], ""));
-        let fewer = first.next(&policy(&["c", "a"], ""), nobody).unwrap();
+        let fewer = first.next(&policy(&["c", "a"], ""), none_held).unwrap();
         assert!(first.shares_cells(&fewer));
         for name in ["a", "b", "c"] {
             assert_eq!(fewer.number(name), first.number(name), "{name}");
         }
-        let more = fewer.next(&policy(&["d", "c"], ""), nobody).unwrap();
+        let more = fewer.next(&policy(&["d", "c"], ""), none_held).unwrap();
         assert!(!more.shares_cells(&first), "d had no cells");
         assert_eq!(more.number("c"), first.number("c"));
         assert!(
@@ -490,21 +494,21 @@ mod tests {
                 .any(|place| place.number == more.number("d"))
         );
         let larger = first
-            .next(&policy(&["a"], "cells = 1048576\n"), nobody)
+            .next(&policy(&["a"], "cells = 1048576\n"), none_held)
             .unwrap();
         assert!(!larger.shares_cells(&first));
         let unlabelled = policy(&["a", "b", "c"], "docker.labels = \"off\"\n");
         let first = ServiceIds::new(&unlabelled);
         assert!(
             !first
-                .next(&policy(&["a", "b", "c"], ""), nobody)
+                .next(&policy(&["a", "b", "c"], ""), none_held)
                 .unwrap()
                 .shares_cells(&first)
         );
     }
 
     #[test]
-    fn containers_that_come_and_go_move_nobody_elses_cells() {
+    fn containers_that_come_and_go_move_no_other_cells() {
         let plain = policy(&["api", "other"], "limits.packets = \"5/min\"\n");
         let first = ServiceIds::new(&plain);
         let mut service_ids = first.clone();
@@ -512,7 +516,7 @@ mod tests {
             let name = format!("c{number}");
             let before = service_ids.clone();
             service_ids = service_ids
-                .next(&labelled(&plain, &[&name, "steady"]), nobody)
+                .next(&labelled(&plain, &[&name, "steady"]), none_held)
                 .unwrap();
             assert!(service_ids.shares_cells(&first));
             for name in ["api", "other", ""] {
@@ -534,19 +538,19 @@ mod tests {
         }
         assert_eq!(service_ids.number("other"), first.number("other"));
         let back = service_ids
-            .next(&labelled(&plain, &["c2199"]), nobody)
+            .next(&labelled(&plain, &["c2199"]), none_held)
             .unwrap();
         assert_eq!(back.slices["api@c2199"], service_ids.slices["api@c2199"]);
         assert_eq!(back.changes_since(&service_ids), Changes::default());
     }
 
     #[test]
-    fn as_many_containers_have_cells_as_it_says_whatever_was_there_before() {
+    fn limits_for_labels_holds_whatever_containers_were_there_before() {
         for cells in [1 << 17, DEFAULT_CELLS, 1 << 21] {
             let plain = policy(&["api"], &format!("cells = {cells}\n"));
             let most = limits_for_labels(cells);
             assert_eq!(most, cells as usize / 2_048);
-            // There are not so many numbers for all that.
+            // There are too few service ids for more containers.
             let most = most.min(600);
             let first = ServiceIds::new(&plain);
             let mut service_ids = first.clone();
@@ -568,22 +572,22 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_the_gone_are_used_again_the_oldest_first() {
+    fn numbers_of_services_that_are_gone_are_used_again_the_oldest_first() {
         let mut service_ids = ServiceIds::default();
         for batch in ["a", "b"] {
             service_ids = service_ids
-                .next(&policy(&as_strs(&names(1_023, batch)), ""), nobody)
+                .next(&policy(&as_strs(&names(1_023, batch)), ""), none_held)
                 .unwrap();
         }
-        // One number was left.
+        // One number is unused, for x.
         let with = |extra: &[&str]| {
             let mut all = names(1_000, "b");
             all.extend(extra.iter().map(|name| (*name).to_owned()));
             policy(&as_strs(&all), "")
         };
-        let last = service_ids.next(&with(&["x"]), nobody).unwrap();
+        let last = service_ids.next(&with(&["x"]), none_held).unwrap();
         assert_eq!(last.changes_since(&service_ids).numbers, []);
-        let next = last.next(&with(&["x", "y"]), nobody).unwrap();
+        let next = last.next(&with(&["x", "y"]), none_held).unwrap();
         let changed = next.changes_since(&last).numbers;
         assert_eq!(
             changed,
@@ -593,15 +597,15 @@ mod tests {
         for name in names(1_000, "b") {
             assert_eq!(next.number(&name), service_ids.number(&name));
         }
-        // What a trial goes back to keeps its numbers.
+        // The services that a trial goes back to keep their numbers.
         let held = last.next(&with(&["x", "y"]), |name| name == "a0").unwrap();
         assert_eq!(held.number("y"), last.number("a1"));
         let unique: BTreeSet<u16> = next.places.values().map(|place| place.number).collect();
         assert_eq!(unique.len(), next.places.len());
-        // The policy in force has its counters until another is.
+        // The services of the policy in force keep their numbers, and with them their counters.
         let all = names(1_023, "z");
         let full = service_ids
-            .next(&policy(&as_strs(&all), ""), nobody)
+            .next(&policy(&as_strs(&all), ""), none_held)
             .unwrap();
         let changed = full.changes_since(&service_ids).numbers;
         assert!(

@@ -1,4 +1,4 @@
-//! A policy and what is known of containers, as the tables of the packet path.
+//! Compiles a policy, this host's containers and the entries of operators into the tables of the packet path.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use super::{
     entry::PrefixExpiries, prefix::supernets,
 };
 
-/// A moment on both clocks: expiries are written in the world's time and kept in the kernel's.
+/// One moment on two clocks: a policy writes expiries in UTC, and the kernel tables have them in CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]
 pub struct Timebase {
     pub world: Timestamp,
@@ -31,7 +31,7 @@ pub struct Timebase {
 }
 
 impl Timebase {
-    /// `None` if it is over.
+    /// Converts an expiry to the kernel's clock; `None` if it has passed.
     fn expiry(self, expires: Option<Timestamp>) -> Option<Expiry> {
         let Some(expires) = expires else {
             return Some(Expiry::NEVER);
@@ -40,67 +40,68 @@ impl Timebase {
         if left <= 0 {
             return None;
         }
-        // The kernel's clock counts 584 years; what ends later than that never does.
+        // The kernel's clock counts 584 years (64 bits of nanoseconds): a later expiry counts as never.
         let left = u64::try_from(left).ok();
         let end = left.and_then(|left| self.boot_ns.checked_add(left));
         Some(end.map_or(Expiry::NEVER, Expiry))
     }
 }
 
-/// What a policy is compiled for, besides itself.
+/// The inputs of a compilation besides the policy.
 #[derive(Clone, Copy, Debug)]
 pub struct CompileInput<'a> {
     pub containers: &'a Containers,
     /// The host's `net.ipv4.ip_local_port_range`.
     pub local_ports: &'a RangeInclusive<u16>,
     pub now: Timebase,
-    /// What operators let through or drop for a while.
+    /// The allow and deny entries of operators.
     pub entries: &'a [Entry],
-    /// Addresses that no packet from outside comes from, because they are this host's.
+    /// This host's addresses. A packet from outside with one of them as its source is forged.
     pub own_sources: &'a BTreeSet<IpAddr>,
 }
 
-/// Everything that one generation of the kernel program is filled with.
+/// The contents of all tables of one generation of the kernel program.
 #[derive(Clone, Debug)]
 pub struct Tables {
     pub mode: Mode,
     pub scope: Scope,
-    /// Of [`feature`].
+    /// Flags of [`feature`].
     pub features: u16,
-    /// How long the array of all services' cells is.
+    /// The length of the array with the cells of all services.
     pub cells: u32,
     /// The budgets of packets that reach no service.
     pub limits: layout::ServiceSlot,
     pub services: Vec<ServiceTable>,
     pub ports: PortTables,
     pub denied: BTreeMap<IpNet, Expiry>,
-    /// Denied at one service.
+    /// Sources denied at one service.
     pub denied_at: PrefixExpiries,
-    /// Let through everywhere, or at one service.
+    /// Sources allowed at every service, or at one.
     pub allowed: PrefixExpiries,
     pub exemptions: BTreeMap<IpNet, Exemption>,
     pub networks: Vec<ContainerNetwork>,
-    /// Addresses that no packet from outside comes from; at most [`layout::MAX_OWN`].
+    /// This host's addresses, of which no packet from outside may come; at most [`layout::MAX_OWN`].
     pub own_sources: BTreeSet<IpAddr>,
 }
 
+/// A service, as the kernel program needs it.
 #[derive(Clone, Debug)]
 pub struct ServiceTable {
     pub name: String,
     pub number: u16,
     pub settings: layout::ServiceSlot,
-    /// The sources it allows, if it is restricted, and those that it allowed until their time was over.
+    /// The sources that the service admits if it has `from`, and those whose `expires` has passed.
     pub admitted: BTreeMap<IpNet, Expiry>,
 }
 
-/// As many of this host's addresses as there is room for.
+/// The first [`layout::MAX_OWN`] addresses of this host: the table has room for no more.
 pub fn fitting(own_sources: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     let fitting = own_sources.iter().take(layout::MAX_OWN as usize);
     fitting.copied().collect()
 }
 
 impl Tables {
-    /// For a generation that shares its state with no other.
+    /// Compiles a policy for a generation that shares no state with another, with new service ids and no entries.
     pub fn compile(
         policy: &Policy,
         containers: &Containers,
@@ -117,7 +118,7 @@ impl Tables {
         Self::compile_at(policy, &compile_input, &ServiceIds::new(policy))
     }
 
-    /// `service_ids` must have been made for this policy.
+    /// Compiles a policy. `service_ids` must have been made for it.
     pub fn compile_at(
         policy: &Policy,
         compile_input: &CompileInput<'_>,
@@ -174,24 +175,24 @@ impl Tables {
         for entry in entries {
             tables.enter(entry, services, now);
         }
-        tables.link_reliefs();
+        tables.link_exemptions();
         tables.assign_cells(service_ids, services);
         tables.denied = without_covered(&tables.denied);
         tables.denied_at = without_covered_at(&tables.denied_at);
         tables.allowed = without_covered_at(&tables.allowed);
         let mut published = containers.published.iter();
-        // The answer to a query of any container may come to a port that is published.
+        // The port that masquerading finds for a container's query may be one that another container publishes.
         let answers_udp = services.iter().any(may_share_with_client)
             || published.any(|port| port.protocol == PortProtocol::Udp);
         tables.features = tables.used_features(answers_udp);
         if docker_socket.is_some() {
-            // They come and go while the generation runs.
+            // Container networks and ports on single addresses come and go while the generation runs.
             tables.features |= feature::NETWORKS | feature::ADDRESSED;
         }
         tables
     }
 
-    /// Whether the table of ports says that a container publishes this port.
+    /// Whether the port table marks this port as published.
     pub fn publishes(&self, published: PublishedPort) -> bool {
         let address = match published.at {
             PublishedAt::EveryIpv4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -205,7 +206,7 @@ impl Tables {
         }
     }
 
-    /// For a program that lets everything pass.
+    /// The tables of a program that passes every packet.
     pub fn passing_everything(scope: Scope) -> Self {
         Self {
             mode: Mode::Off,
@@ -230,7 +231,7 @@ impl Tables {
         }
     }
 
-    /// Tells each service that limits its sources which cells it has.
+    /// Sets the cells of each service that limits its sources.
     fn assign_cells(&mut self, service_ids: &ServiceIds, services: &[Service]) {
         self.cells = service_ids.cells();
         let settings = self.services.iter_mut().map(|table| &mut table.settings);
@@ -248,8 +249,7 @@ impl Tables {
         }
     }
 
-    /// Enters what operators let through or drop for a while. An entry for a service that the policy no
-    /// longer lists says nothing.
+    /// Adds an operator's entry. An entry for a service that the policy no longer lists has no effect.
     fn enter(&mut self, entry: &Entry, services: &[Service], now: Timebase) {
         let Entry {
             action,
@@ -263,7 +263,7 @@ impl Tables {
         };
         let numbers: Vec<u16> = match service {
             None => vec![NO_SERVICE],
-            // With those that labels have made of it.
+            // The service itself, and the services that labels have made from it.
             Some(name) => services
                 .iter()
                 .zip(&self.services)
@@ -305,8 +305,8 @@ impl Tables {
         }
     }
 
-    /// Tells each exemption and factor which wider one follows when it ends.
-    fn link_reliefs(&mut self) {
+    /// Links each exemption and factor to the next wider one, which holds when it has ended.
+    fn link_exemptions(&mut self) {
         let prefixes: Vec<IpNet> = self.exemptions.keys().copied().collect();
         for prefix in prefixes {
             let wider = supernets(prefix).find(|wider| self.exemptions.contains_key(wider));
@@ -316,8 +316,8 @@ impl Tables {
         }
     }
 
-    /// `answers_udp`: answers to queries of this host or its containers come to ports that services list or containers
-    /// publish.
+    /// The flags of the features that these tables need. `answers_udp`: UDP answers to this host or its containers may
+    /// come to ports that services list or containers publish.
     fn used_features(&self, answers_udp: bool) -> u16 {
         let settings = || {
             let services = self.services.iter().map(|service| &service.settings);
@@ -365,7 +365,7 @@ impl Tables {
         }
     }
 
-    /// The table that the sources' cells are in.
+    /// The name of the map with the cells of sources.
     pub fn cells_map(&self) -> &'static str {
         if self.uses(feature::NARROW) {
             layout::NARROW_CELLS
@@ -374,18 +374,19 @@ impl Tables {
         }
     }
 
+    /// Whether the policy uses a feature of [`layout::feature`].
     pub fn uses(&self, feature: u16) -> bool {
         self.features & feature != 0
     }
 
-    /// The name of the service with this number; `None` for "no service".
+    /// The name of the service with this id; `None`: no service has it.
     pub fn service_name(&self, number: u16) -> Option<&str> {
         let mut services = self.services.iter();
         let service = services.find(|service| service.number == number)?;
         Some(&service.name)
     }
 
-    /// Of [`live`]: what the tables hold of what comes and goes.
+    /// The flags of [`live`]: which tables of denied and allowed sources have entries.
     pub fn live(&self) -> u32 {
         let holds = [
             (live::DENIED, self.denied.keys().any(is_single)),
@@ -404,7 +405,8 @@ impl ServiceTable {
         let mut admitted = BTreeMap::new();
         if let From::Admitted(prefixes) = &service.from {
             for entry in prefixes {
-                // Who was admitted is remembered: what the host still sends there opens no flow.
+                // A source whose time is over stays in the table: packets that the host still sends to it must open
+                // no flow.
                 let expiry = now.expiry(entry.expires).unwrap_or(Expiry::OVER);
                 lengthen(&mut admitted, entry.prefix, expiry);
             }
@@ -427,8 +429,8 @@ impl ServiceTable {
     }
 }
 
-/// A restricted UDP port may also be a client's of this host, such as NTP's, which is answered by
-/// sources that the service does not allow.
+/// Whether a client on this host may use the same UDP port as the service, as NTP does. Its answers come from sources
+/// that a service with `from` does not admit.
 fn may_share_with_client(service: &Service) -> bool {
     let is_udp = |ports: &Ports| {
         matches!(
@@ -442,7 +444,7 @@ fn may_share_with_client(service: &Service) -> bool {
     service.from != From::Any && service.ports.iter().any(is_udp)
 }
 
-/// A service with nothing but its budgets per source.
+/// A service slot with only the budgets of each source.
 fn settings_of_limit(limit: &Limit) -> layout::ServiceSlot {
     let Limit {
         budgets,
@@ -472,7 +474,7 @@ fn to_units(budgets: &Budgets) -> layout::GcraBudgets {
     }
 }
 
-/// Enters a prefix; one that is there already ends with the later of both.
+/// Adds a prefix. If it is there already, the later expiry of both holds.
 fn lengthen(entries: &mut BTreeMap<IpNet, Expiry>, prefix: IpNet, expiry: Expiry) {
     let entry = entries.entry(prefix).or_insert(expiry);
     if expiry.outlasts(*entry) {
@@ -487,13 +489,13 @@ fn lengthen_at(entries: &mut PrefixExpiries, place: (u16, IpNet), expiry: Expiry
     }
 }
 
-/// Whether it is one address: those go into hashes.
+/// Whether the prefix is a single address. Single addresses are written into hashes, other prefixes into tries.
 pub fn is_single(prefix: &IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
 }
 
-/// The lengths of prefixes that occur in a list, of IPv4 (`true`) and of IPv6. There are few: a list of a
-/// hundred thousand single addresses has one, and none of them needs to be held against the others.
+/// The prefix lengths that occur in a list, of IPv4 (`true`) and of IPv6. They are few: a list of a hundred thousand
+/// single addresses has one length, so no prefix needs to be compared with all others.
 pub(super) struct Lengths(BTreeSet<(bool, u8)>);
 
 impl Lengths {
@@ -502,7 +504,7 @@ impl Lengths {
         Self(lengths.collect())
     }
 
-    /// Those prefixes of such a length that this one lies in.
+    /// The shorter prefixes of these lengths that contain this one.
     pub(super) fn wider(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
         let Self(lengths) = self;
         let is_v4 = prefix.addr().is_ipv4();
@@ -511,8 +513,8 @@ impl Lengths {
     }
 }
 
-/// Leaves out what lies in a wider prefix that lasts as long. A trie finds the longest match alone:
-/// so that it never finds one that is over while a wider one still holds.
+/// Leaves out each prefix that lies in a wider one that lasts at least as long. A trie returns only the longest match:
+/// a prefix that has ended must not hide a wider one that still holds.
 fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry> {
     let lengths = Lengths::of(entries.keys().copied());
     let is_covered = |prefix: &IpNet, expiry: Expiry| {
@@ -529,7 +531,7 @@ fn without_covered(entries: &BTreeMap<IpNet, Expiry>) -> BTreeMap<IpNet, Expiry>
         .collect()
 }
 
-/// The same for each service by itself.
+/// [`without_covered`] for each service.
 fn without_covered_at(entries: &PrefixExpiries) -> PrefixExpiries {
     let lengths = Lengths::of(entries.keys().map(|(_, prefix)| *prefix));
     let is_covered = |number: u16, prefix: IpNet, expiry: Expiry| {
@@ -564,7 +566,7 @@ mod tests {
             ("192.0.2.7/32", 9),
             ("192.0.2.8/32", 0),
             ("192.0.2.9/32", 5),
-            // As many bits, and another family.
+            // The same bits in the other family.
             ("c000:200::/24", 5),
         ]);
         let kept = entries(&[
@@ -578,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_is_as_far_off_on_both_clocks() {
+    fn an_expiry_is_equally_far_away_on_both_clocks() {
         let now = Timebase {
             world: "2026-01-01T00:00:00Z".parse().unwrap(),
             boot_ns: 1_000,
@@ -588,7 +590,7 @@ mod tests {
         assert_eq!(at("2026-01-01T00:00:00Z"), None);
         assert_eq!(at("2025-01-01T00:00:00Z"), None);
         assert_eq!(now.expiry(None), Some(Expiry::NEVER));
-        // Further off than the kernel's clock counts.
+        // Later than the kernel's clock can count.
         for far in ["2610-07-22T23:34:34Z", "2700-01-01T00:00:00Z"] {
             assert_eq!(at(far), Some(Expiry::NEVER), "{far}");
         }

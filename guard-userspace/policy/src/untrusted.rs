@@ -1,16 +1,16 @@
-//! Text that somebody else wrote (labels, names of containers and images, what a client says of itself), made
-//! fit to stand in a line of ours.
+//! Escapes and cuts untrusted text (labels, names of containers and images, the names that a client gives itself), so
+//! that it can be printed in one line of a log or a status.
 //!
-//! It knows nothing of what the text means.
+//! This module does not interpret the text.
 
 use std::fmt::{self, Write as _};
 
-/// Behind text that was cut.
+/// Follows text that was cut.
 const MORE: char = '…';
 
-/// The text in quotes, on one line: what a terminal would act on is escaped as Rust writes it, and what comes
-/// after `max_chars` characters (as they are shown, the quotes aside) is cut off. `…` behind the closing quote
-/// says so, where the text itself cannot.
+/// The text in quotes, on one line. Characters that a terminal would act on are escaped as in Rust. At most `max_chars`
+/// characters are shown, escapes counted and quotes not; then `…` follows the closing quote, where the text itself
+/// cannot put it.
 pub fn quoted(text: &str, max_chars: usize) -> String {
     let (shown, is_cut) = escaped(text, max_chars);
     let more = if is_cut {
@@ -21,7 +21,7 @@ pub fn quoted(text: &str, max_chars: usize) -> String {
     format!("\"{shown}\"{more}")
 }
 
-/// A name as it is, if it is made of what names are made of (`A-Z a-z 0-9 - _ .`), and [`quoted`] if not.
+/// A name unchanged, if it consists of `A-Z a-z 0-9 - _ .` and is short enough; [`quoted`] if not.
 pub fn name(text: &str, max_chars: usize) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if !text.is_empty() && text.len() <= max_chars && text.chars().all(is_plain) {
@@ -31,8 +31,8 @@ pub fn name(text: &str, max_chars: usize) -> String {
     }
 }
 
-/// The same for words of which only a part is somebody else's, such as the complaint of a parser: without
-/// quotes.
+/// Escapes and cuts a text of which only a part is untrusted, such as the error of a parser. It adds no quotes and
+/// keeps those of the text.
 pub fn one_line(text: &str, max_chars: usize) -> String {
     let mut line = EscapedLine::new(max_chars);
     for character in text.chars() {
@@ -45,7 +45,7 @@ pub fn one_line(text: &str, max_chars: usize) -> String {
     line.shown
 }
 
-/// The first few of many, and how many more there are.
+/// The first `most` texts, and the number of the others.
 pub fn listed(texts: impl ExactSizeIterator<Item = String>, most: usize) -> String {
     let count = texts.len();
     let mut line = texts.take(most).collect::<Vec<_>>().join(", ");
@@ -74,10 +74,10 @@ impl EscapedLine {
         }
     }
 
-    /// `false`: there was no room.
+    /// Returns `false` if there was no room.
     fn push(&mut self, character: char, escape_quotes: bool) -> bool {
-        // Escapes the Unicode categories C (control, format, and with it what changes the direction of the
-        // text; private, unassigned) and Z (separators of lines) but for the space.
+        // Escapes the Unicode categories C (control, format, which includes changes of the text's direction, private,
+        // unassigned) and Z (separators), except the space.
         let escaped = character.escape_debug();
         let as_it_is = character == '\'' || !escape_quotes;
         let length = if as_it_is { 1 } else { escaped.len() };
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_in_it_acts_on_the_line_that_it_stands_in() {
+    fn control_and_direction_characters_are_escaped() {
         for (text, shown) in [
             ("web", r#""web""#),
             ("", r#""""#),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn no_character_that_is_shown_is_one_of_control_or_direction() {
+    fn no_shown_character_is_a_control_or_direction_character() {
         let every: String = ('\0'..=char::MAX).collect();
         let shown = quoted(&every, usize::MAX);
         assert!(shown.len() > every.len());
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_no_longer_than_it_may_be_and_says_so_outside_the_quotes() {
+    fn long_text_is_cut_and_marked_outside_the_quotes() {
         assert_eq!(quoted("abcdef", 6), r#""abcdef""#);
         assert_eq!(quoted("abcdefg", 6), r#""abcdef"…"#);
         assert_eq!(quoted("abcd\n", 5), r#""abcd"…"#, "an escape is not cut");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_like_others_stands_as_it_is() {
+    fn a_plain_name_is_not_quoted() {
         assert_eq!(name("web-1_a.b", 64), "web-1_a.b");
         assert_eq!(name("web 1", 64), "\"web 1\"");
         assert_eq!(name("", 64), "\"\"");

@@ -1,4 +1,4 @@
-//! What a policy says that is sound but can hardly be meant. Nothing of this refuses a policy.
+//! Warnings about values of a policy that are valid but probably not meant. No warning refuses a policy.
 
 use std::net::SocketAddr;
 
@@ -8,16 +8,16 @@ use serde::Serialize;
 
 use super::{Budgets, Limit, Per, Policy, Service, Source, Treatment};
 
-/// Something to look at again.
+/// A value of the policy that is probably not meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Warning {
-    /// Of the policy file; `None`: of the whole.
+    /// The line of the policy file; `None`: the warning has no single line.
     pub line: Option<usize>,
     pub problem: String,
 }
 
 impl Warning {
-    /// As errors are written: the file and the line come first.
+    /// In the form of an error: the file and the line come first.
     pub fn display(&self, file: &str) -> String {
         match self.line {
             Some(line) => format!("{file}:{line}: {}", self.problem),
@@ -26,19 +26,19 @@ impl Warning {
     }
 }
 
-/// Whoever reaches the page reads it.
+/// The page has no login: every host that reaches it can read it.
 fn shown(listen: SocketAddr) -> Option<Warning> {
     (!listen.ip().is_loopback()).then(|| Warning {
         line: None,
         problem: format!(
-            "web.listen = \"{listen}\" shows metrics and the page, with the addresses of sources, to \
-             everybody who reaches it: 127.0.0.1 with an SSH tunnel, or a proxy with a login, does not"
+            "web.listen = \"{listen}\" shows metrics and the page, with the addresses of sources, to every \
+             host that reaches it: write a 127.0.0.1 address, and use an SSH tunnel or a proxy with a login"
         ),
     })
 }
 
 impl Policy {
-    /// What is to be looked at again at this moment, whatever the host.
+    /// The warnings at this moment that do not depend on the host.
     pub fn warnings(&self, now: Timestamp) -> Vec<Warning> {
         let sources = self.sources.iter();
         sources
@@ -56,7 +56,7 @@ impl Policy {
             .collect()
     }
 
-    /// Limits that say what counts as one source, and have no budget.
+    /// Warns of limits that have `per` and no budget.
     fn limits_of_nothing(&self) -> impl Iterator<Item = Warning> {
         let services = self.services.iter().map(|service| {
             let Service { name, line, .. } = service;
@@ -71,14 +71,14 @@ impl Policy {
             .map(|(line, whose, _)| Warning {
                 line,
                 problem: format!(
-                    "{whose} has `per` and no budget, so it limits nothing: write packets, bytes or connections, such as \
-                     connections = \"50/s\""
+                    "{whose} has `per` and no budget, so it limits nothing: write packets, bytes or connections, \
+                     such as connections = \"50/s\""
                 ),
             })
     }
 
-    /// Budgets of bytes that a full frame of this interface never fits into, whose `mtu` counts what is
-    /// behind Ethernet's header.
+    /// Warns of budgets of bytes whose burst is smaller than a full frame of this interface. `mtu` does not count the
+    /// Ethernet header.
     pub fn frame_warnings(&self, interface: &str, mtu: u32) -> Vec<Warning> {
         let of_services = self.services.iter().flat_map(|service| {
             let Service { name, line, .. } = service;
@@ -105,7 +105,7 @@ fn ended(source: &Source, now: Timestamp) -> Option<Warning> {
     let end = source.expires.filter(|end| *end <= now)?;
     let Source { name, line, .. } = source;
     let problem = format!(
-        "\"{name}\" ended at {end} and means nothing any more: take it out, or write a later end"
+        "source \"{name}\" ended at {end} and has no effect: remove it, or write a later `expires`"
     );
     Some(Warning {
         line: Some(*line),
@@ -124,8 +124,8 @@ fn everybody(source: &Source, cidr: &IpNet) -> Option<Warning> {
     };
     let Source { name, line, .. } = source;
     let problem = format!(
-        "\"{name}\" denies {cidr}, everybody over {family}, you too: to close ports, leave their \
-         services out"
+        "source \"{name}\" denies {cidr}, which is every {family} source, your own included: to close \
+         ports, leave their services out"
     );
     Some(Warning {
         line: Some(*line),
@@ -133,7 +133,7 @@ fn everybody(source: &Source, cidr: &IpNet) -> Option<Warning> {
     })
 }
 
-/// Ethernet's header and two VLAN tags.
+/// The Ethernet header and two VLAN tags, in bytes.
 const FRAME_OVERHEAD: u64 = 14 + 8;
 
 fn too_small(budgets: &Budgets, whose: &str, interface: &str, mtu: u32) -> Option<String> {
@@ -144,8 +144,8 @@ fn too_small(budgets: &Budgets, whose: &str, interface: &str, mtu: u32) -> Optio
     }
     let burst = bytes.burst;
     Some(format!(
-        "{whose} has a burst of {burst}B, and frames of {interface}, whose MTU is {mtu}, may have {least}: \
-         full ones would always be dropped; write burst = \"{least}B\" or more"
+        "{whose} has a burst of {burst}B, and frames of {interface}, whose MTU is {mtu}, may have {least}B: \
+         full frames would always be dropped; write burst = \"{least}B\" or more"
     ))
 }
 
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_and_what_denies_everybody_is_said() {
+    fn a_source_that_has_ended_or_denies_every_source_is_warned_of() {
         let text = "[[source]]
             name = \"past\"
             cidrs = [\"192.0.2.0/24\"]
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_with_a_prefix_and_no_budget_is_said() {
+    fn a_limit_with_a_prefix_and_no_budget_is_warned_of() {
         let text = "[limits]
             per = { ipv4 = 24, ipv6 = 56 }
             [[service]]
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn bursts_that_no_full_frame_fits_into_are_said_with_the_least_that_does() {
+    fn a_burst_smaller_than_a_full_frame_is_warned_of_with_the_least_that_fits() {
         let text = "[limits]
             bytes = { rate = \"100kB/s\", burst = \"9021B\" }
             [[service]]

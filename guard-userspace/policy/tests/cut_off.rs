@@ -1,4 +1,5 @@
-//! A policy file that has been cut off, or spoilt: a policy, or one clear line.
+//! A policy file that was cut off or corrupted either is a valid policy or gives an error of one line with its line
+//! number.
 
 use guard_policy::{KernelTick, Policy};
 
@@ -57,7 +58,7 @@ fn is_clear(bytes: &[u8], what: &str) {
 }
 
 #[test]
-fn cut_off_at_any_byte_it_is_a_policy_or_an_error_with_its_line() {
+fn a_policy_cut_off_at_any_byte_is_valid_or_an_error_with_its_line() {
     for policy in [EXAMPLE, FULL] {
         Policy::from_bytes(policy.as_bytes(), "guard.toml", CLOCK).unwrap();
         for end in 0..policy.len() {
@@ -67,7 +68,7 @@ fn cut_off_at_any_byte_it_is_a_policy_or_an_error_with_its_line() {
 }
 
 #[test]
-fn noise_in_it_is_an_error_with_its_line_if_it_is_one() {
+fn noise_in_a_policy_is_valid_or_an_error_with_its_line() {
     let mut rng = fastrand::Rng::with_seed(1);
     for place in 0..FULL.len() {
         let mut noisy = FULL.as_bytes().to_vec();

@@ -1,5 +1,5 @@
-//! Labels hold where their container publishes a port and nowhere else. Random policies and containers, and the verdict
-//! of exposure for every address, port and source.
+//! Labels hold where their container publishes a port and nowhere else. Compares exposure before and after labels for
+//! every address, port and source, with random policies and containers.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -52,9 +52,9 @@ const SERVICE_PORTS: [&str; 5] = ["tcp/80", "tcp/80-81", "tcp/79-82", "tcp/81", 
 /// Where containers publish their ports.
 #[derive(Clone, Copy, Debug)]
 struct Publishing {
-    /// On every address of one family, as with `-p 0.0.0.0:80:80`, besides all addresses and single ones.
+    /// Also on every address of one family, as with `-p 0.0.0.0:80:80`.
     one_family: bool,
-    /// Several containers publish one port at one address: all but one of them are stopped.
+    /// Several containers may publish one port at one address: all but one of them are stopped.
     shared: bool,
 }
 

@@ -1,8 +1,8 @@
-//! Makes the kernel what a plan says: the only place that attaches, swaps, changes tables and detaches.
+//! Applies a plan to the kernel: the only module that attaches, swaps, changes tables and detaches.
 //!
-//! A policy is loaded once, for all interfaces. Each is then brought to the plan by itself, and what is as planned
-//! already is not touched. What fails leaves what was in force, is told in the status, and is tried again. A change that
-//! an operator asks for is put in force on all interfaces or on none.
+//! A policy is loaded once, for all interfaces. Each interface is then changed separately; an interface that is as
+//! planned is not touched. If an interface fails, its program stays, the status names the failure, and it is tried
+//! again. A change that an operator requests is put in force on all interfaces or on none.
 
 mod swap;
 
@@ -36,38 +36,40 @@ use crate::{
     policy::{CompileInput, Containers, PublishedPort},
 };
 
-/// How long an interface that refuses its program is left alone, unless something happens to an interface.
+/// The time after which an interface that refused its program is tried again. A change of the interface ends it early.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where and how generations are put in force.
+/// The state of the kernel as this agent has made it.
 pub struct Applier {
     root: PathBuf,
     /// The network namespace of this process.
     namespace: u64,
     gate: Gate,
     closer: Closer,
-    /// What all interfaces share. `None`: nothing is there, or it could not be opened.
+    /// The state that all interfaces share. `None`: there is none, or it could not be opened.
     dataplane: Option<Dataplane>,
-    /// What is in force. `None`: nothing, or what an agent before this one left.
+    /// The content in force. `None`: nothing is in force, or the generation of a previous agent.
     content: Option<Content>,
-    /// What the kernel goes back to when a trial ends.
+    /// The content to which the kernel reverts when a trial ends.
     fallback: Option<Content>,
     /// By the index of the interface.
     attachments: BTreeMap<u32, Attached>,
-    /// State of interfaces that are gone, by the name that it is pinned by.
+    /// The state of interfaces that do not exist now, by the name under which it is pinned.
     waiting: BTreeMap<String, Attachment>,
     /// Interfaces of the plan whose state cannot be opened, by index: nothing is in force there.
     unopened: BTreeMap<u32, Unopened>,
-    /// The rows of interfaces by their indices, as the kernel was told last.
+    /// The rows of interfaces by their indices, as last written to the kernel.
     rows: BTreeMap<u32, u32>,
     flows: Option<FlowCounts>,
+    /// For what open UDP flows were last recorded.
+    recorded: Option<swap::RecordedFlows>,
 }
 
 /// An interface that stays without a program, and why.
 struct Unopened {
     name: String,
     trouble: String,
-    /// When it is tried again.
+    /// When to try again.
     again: Instant,
 }
 
@@ -76,38 +78,38 @@ pub struct Attached {
     attachment: Attachment,
     /// Why the plan is not in force.
     trouble: Option<String>,
-    /// When it is tried again.
+    /// When to try again.
     again: Instant,
     /// When its program was last put in force.
     swapped: Instant,
 }
 
-/// What becomes of the other interfaces when one refuses.
+/// What happens to the other interfaces when an interface refuses its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RollbackScope {
-    /// They get what they had: an operator asked for a change, and is told that it is refused. One that had nothing
-    /// and is known to refuse is left out.
+    /// They get their previous program again, and the change that the operator requested is refused. The refusal of an
+    /// interface that had no program and has refused before does not count.
     Whole,
-    /// They are brought to the plan all the same.
+    /// The plan is applied to them nevertheless.
     Interface,
 }
 
-/// What the guard does on an interface.
+/// The change that an interface needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
     /// It is as planned.
     Nothing,
-    /// It refused the plan a moment ago, and is left alone.
+    /// It refused the plan recently, and is not tried again yet.
     Patience,
-    /// The tables of what is in force are brought to the plan.
+    /// The tables of the generation in force are changed.
     Tables,
-    /// It gets what is in force on the others.
+    /// It gets the generation that is in force on the others.
     Program,
     /// Another generation is loaded.
     Generation,
 }
 
-/// What a plan is applied with.
+/// A plan, and the circumstances of applying it.
 pub struct Order<'a> {
     pub plan: &'a Plan,
     pub loaded: &'a Loaded,
@@ -115,16 +117,16 @@ pub struct Order<'a> {
     pub epoch: Epoch,
     pub force: Force,
     pub unit: RollbackScope,
-    /// Ports that were closed before the plan was made, and that it has.
+    /// Ports that were closed early, before the plan was made, and that it has.
     pub early: &'a BTreeSet<PublishedPort>,
-    /// What containers publish at the moment that it is called, in the plan's place: a load takes long.
+    /// Returns the containers at the time of the call: a load takes long, and the plan may be out of date then.
     pub latest: &'a dyn Fn() -> Arc<Containers>,
-    /// Called before each load: many interfaces take long, and the loop goes on.
+    /// Called before each load and swap, to report that the loop makes progress: many interfaces take long.
     pub step: &'a dyn Fn(),
 }
 
 impl Applier {
-    /// Takes over what agents before this one left. Nothing changes yet.
+    /// Opens the pins of previous agents. It changes nothing in the kernel.
     pub fn open(root: PathBuf, namespace: u64, gate: Gate, closer: Closer) -> Self {
         let mut applier = Self {
             root,
@@ -139,9 +141,10 @@ impl Applier {
             unopened: BTreeMap::new(),
             rows: BTreeMap::new(),
             flows: None,
+            recorded: None,
         };
         let found = Pins::existing(&applier.root).unwrap_or_else(|error| {
-            warn!("what an agent before this one left cannot be read: {error}");
+            warn!("the pins of a previous agent cannot be read: {error}");
             Vec::new()
         });
         if found.is_empty() {
@@ -150,8 +153,8 @@ impl Applier {
         let mut dataplane = match Dataplane::open(&applier.root, namespace) {
             Ok(dataplane) => dataplane,
             Err(error) => {
-                // Another agent's, or broken: it is named when a plan is applied.
-                debug!("not taken over: {error}");
+                // The pins belong to another agent or are broken. The error is reported when a plan is applied.
+                debug!("the pins of a previous agent are not taken over: {error}");
                 return applier;
             }
         };
@@ -167,15 +170,15 @@ impl Applier {
                         applier.waiting.insert(name, attachment);
                     }
                 },
-                // It is named if the plan needs it.
-                Err(error) => debug!(interface = name, "not taken over: {error}"),
+                // The error is reported if the plan needs this interface.
+                Err(error) => debug!(interface = name, "its pins are not taken over: {error}"),
             }
         }
         applier.dataplane = Some(dataplane);
         applier
     }
 
-    /// The interfaces that carry the program: the name that each is pinned by, and its index.
+    /// The interfaces that have the program: the name under which each is pinned, and its index.
     pub fn guarded(&self) -> BTreeMap<String, u32> {
         let guarded = self.attachments.iter();
         guarded
@@ -184,13 +187,14 @@ impl Applier {
             .collect()
     }
 
+    /// The interfaces that carry the program, by index.
     pub fn attachments(&self) -> impl Iterator<Item = (u32, &Attached)> {
         self.attachments
             .iter()
             .map(|(index, attached)| (*index, attached))
     }
 
-    /// What is in force on the interfaces, and what they share.
+    /// The generations in force, and the state that interfaces share.
     pub fn dataplane(&self) -> Option<&Dataplane> {
         self.dataplane.as_ref()
     }
@@ -201,8 +205,8 @@ impl Applier {
         unopened.map(|(index, one)| (*index, one.name.as_str(), one.trouble.as_str()))
     }
 
-    /// The host has changed: what failed on an interface may work now if something happened to it or to a device
-    /// above. Whatever else changes on a host, several times a second perhaps, is no reason for another load.
+    /// Tries a failed interface again at once if it or an upper device has changed. Other changes of the host, which
+    /// may come several times a second, are no reason for another load.
     pub fn try_again_after(&mut self, before: &Host, after: &Host) {
         let has_changed = |index: u32| {
             let above = after.uppers(index);
@@ -224,7 +228,7 @@ impl Applier {
         }
     }
 
-    /// An operator asks: what failed is tried at once.
+    /// Tries all failed interfaces again at once, because an operator requests a change.
     pub fn try_again(&mut self) {
         for unopened in self.unopened.values_mut() {
             unopened.again = Instant::now();
@@ -234,16 +238,16 @@ impl Applier {
         }
     }
 
-    /// Brings the kernel to a plan. Whether anything was changed.
+    /// Applies a plan to the kernel. Returns whether anything was changed.
     ///
     /// # Errors
-    /// With [`RollbackScope::Whole`]: what was in force before stays so. With [`RollbackScope::Interface`] only what
-    /// concerns no single interface; the rest is the trouble of an interface.
+    /// With [`RollbackScope::Whole`]: the previous content stays. With [`RollbackScope::Interface`]: only errors
+    /// that concern no single interface. Other errors become the trouble of their interface.
     pub fn apply(&mut self, order: &Order<'_>) -> Result<bool, ChangeError> {
         let before: BTreeSet<u32> = self.attachments.keys().copied().collect();
         let applied = self.try_apply(order);
         if applied.is_err() || self.attachments.values().any(|one| one.trouble.is_some()) {
-            // They could not be brought in line: with the next plan, then.
+            // Not all interfaces have the ports that were closed early. The next plan handles them again.
             self.closer.give_back(order.early.clone());
         }
         if applied.is_err() && order.unit == RollbackScope::Whole {
@@ -252,7 +256,7 @@ impl Applier {
         applied
     }
 
-    /// Lets go of interfaces that a refused change named for the first time: nothing is in force there.
+    /// Removes interfaces that a refused change named for the first time. Nothing is in force there.
     fn forget_all_but(&mut self, before: &BTreeSet<u32>) {
         let new = self.attachments.keys().copied();
         let new: Vec<u32> = new.filter(|index| !before.contains(index)).collect();
@@ -275,7 +279,7 @@ impl Applier {
         }
     }
 
-    /// These rows are nobody's any more.
+    /// Frees the rows of removed interfaces.
     fn leave_rows(&mut self, rows: &[u32]) {
         if let Some(dataplane) = &mut self.dataplane
             && !rows.is_empty()
@@ -284,7 +288,7 @@ impl Applier {
         }
     }
 
-    /// Removes what interfaces shared, of which none is left.
+    /// Removes the shared state after the last interface.
     fn remove_dataplane(&mut self) {
         self.content = None;
         self.fallback = None;
@@ -361,7 +365,7 @@ impl Applier {
         Ok(is_changed)
     }
 
-    /// Which interfaces get a program: the one in force, or the next one if another is needed.
+    /// The interfaces that get a program: that of the generation in force, or of the next one if another is needed.
     fn steps<'a>(
         &self,
         needed: &[(&'a Target, Option<XdpState>)],
@@ -376,7 +380,7 @@ impl Applier {
             };
             let is_meant = match need {
                 Need::Program => true,
-                // What has the one before gets the next one with the others.
+                // An interface that has the previous program gets the next one with the others.
                 Need::Patience => needs_generation && attachment.program_id().is_some(),
                 _ => needs_generation,
             };
@@ -388,16 +392,16 @@ impl Applier {
                 });
             }
         }
-        // Overtaken: nothing is loaded in vain.
+        // Test before the load: an overtaken plan must not load a generation in vain.
         if self.gate.is_overtaken(order.epoch) && !steps.is_empty() {
             drop(self.gate.enter(order.epoch)?);
         }
-        // An interface may refuse its first program, and then nothing has been swapped elsewhere.
+        // First attach, then swap: if an interface refuses its first program, no other has been swapped yet.
         steps.sort_by_key(|step| step.swaps);
         Ok(steps)
     }
 
-    /// Tells the kernel which interface has which row. What comes in by a bond is of the port that it came by.
+    /// Writes the rows of interfaces to the kernel. A packet that comes in by a bond has the index of the bond's port.
     fn assign_rows(&mut self, host: &Host) -> Result<(), ChangeError> {
         let rows = self.attachments.iter();
         let rows = rows.map(|(index, one)| (*index, one.attachment.row()));
@@ -411,7 +415,7 @@ impl Applier {
         Ok(())
     }
 
-    /// The XDP program that an interface has at this moment; opens the state of one that has none yet.
+    /// The XDP program that an interface has now. Opens the state of the interface if it is not open.
     fn look(
         &mut self,
         target: &Target,
@@ -438,8 +442,8 @@ impl Applier {
         Ok(link.xdp)
     }
 
-    /// Where the state of an interface will be: below its name, unless another interface was called so when it was
-    /// attached.
+    /// The pins for an interface: below its name, unless an interface that had this name when it was attached uses
+    /// them.
     fn new_pins(&self, target: &Target) -> Pins {
         let mut attachments = self.attachments.values();
         if attachments.any(|one| one.attachment.pins().made_for() == target.name) {
@@ -448,8 +452,7 @@ impl Applier {
         Pins::new(&self.root, &target.name)
     }
 
-    /// The state of an interface of this name that was there before: one that was removed comes back with another
-    /// index.
+    /// The state of a removed interface of this name: an interface that is created again has another index.
     fn take_waiting(&mut self, target: &Target, host: &Host) -> Option<Attachment> {
         let gone = self.attachments.iter().find(|(index, attached)| {
             attached.attachment.pins().made_for() == target.name && host.link(**index).is_none()
@@ -461,7 +464,7 @@ impl Applier {
         self.waiting.remove(&target.name)
     }
 
-    /// `rows`: of all interfaces of the plan.
+    /// The change that an interface needs. `rows`: of all interfaces of the plan.
     fn need(
         &self,
         target: &Target,
@@ -510,7 +513,8 @@ impl Applier {
         }
     }
 
-    /// Changes tables while their generation runs. Where that needs another generation, its content is forgotten.
+    /// Changes the tables of the running generation. If that needs another generation, [`content`](Self::content) is
+    /// cleared, so that one is loaded.
     fn change_tables(
         &mut self,
         needed: &[(&Target, Option<XdpState>)],
@@ -521,7 +525,7 @@ impl Applier {
             if *need == Need::Nothing
                 && let Some(attached) = self.attachments.get_mut(&target.index)
             {
-                // The plan has come back to what is in force, or its table has.
+                // The interface is as planned again: the plan or the table has returned to the earlier state.
                 attached.trouble = None;
             }
         }
@@ -531,6 +535,7 @@ impl Applier {
         }
         match self.try_change_tables(order) {
             Ok(()) => {
+                self.seed_published(order)?;
                 for ((target, _), need) in needed.iter().zip(needs) {
                     if *need == Need::Tables
                         && let Some(attached) = self.attachments.get_mut(&target.index)
@@ -566,7 +571,7 @@ impl Applier {
         changed
     }
 
-    /// Whether no more has changed than this host's own addresses, for which no policy is compiled again.
+    /// Whether at most this host's own addresses have changed: for these alone, no policy is compiled again.
     fn has_same_lists(&self, plan: &Plan) -> bool {
         let is_same = |before: &Option<Content>, after: Option<&Content>| match (before, after) {
             (Some(before), Some(after)) => before.has_same_lists(after),
@@ -586,7 +591,7 @@ impl Applier {
             content.own_sources = Arc::clone(own);
         }
         for older in dataplane.older_mut() {
-            // It is told that this interface is not as planned; what fits is in force.
+            // The status already says that its interface is not as planned. Entries that fit are in force.
             let _result = older.change_own_sources(own);
         }
         if let (Some(prepared), Some(content)) = (dataplane.fallback_mut(), &mut self.fallback) {
@@ -596,7 +601,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Brings the tables in force to a plan, and those of what a trial goes back to, perhaps without an agent.
+    /// Changes the tables in force to those of a plan, and the tables of the fallback of a trial: the kernel may revert
+    /// to it without an agent.
     fn change_lists(&mut self, plan: &Plan, news: &mut PortUpdates<'_>) -> Result<(), LoadError> {
         let Some(dataplane) = &mut self.dataplane else {
             return Ok(());
@@ -607,14 +613,14 @@ impl Applier {
             self.content = Some(content.clone());
         }
         for older in dataplane.older_mut() {
-            // It is told that this interface is not as planned; what fits is in force.
+            // The status already says that its interface is not as planned. Entries that fit are in force.
             let _result = older.change(&compile_input(content, &content.containers)?, news);
         }
         if let (Some(prepared), Some(content)) = (dataplane.fallback_mut(), &plan.fallback) {
             let compile_input = compile_input(content, &content.containers)?;
-            // Of another runtime perhaps: what it publishes is in the next plan.
+            // The fallback may name another runtime, so the newest ports are not for it: the next plan has its ports.
             match prepared.change(&compile_input, &mut news.early_alone()) {
-                // It is loaded afresh when the trial ends; what fits is in force.
+                // The fallback is loaded anew when the trial ends. Until then, entries that fit are in its tables.
                 Err(error) if needs_another(&error) => {}
                 result => result?,
             }
@@ -623,8 +629,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Loads a generation for interfaces. Everything that can fail for the policy's sake fails here, before anything
-    /// changes. `is_alone`: there is one interface.
+    /// Loads a generation for interfaces. Errors because of the policy occur here, before any change. `is_alone`: there
+    /// is one interface.
     fn prepare(
         &mut self,
         steps: &[PendingSwap<'_>],
@@ -657,15 +663,15 @@ impl Applier {
         Ok(Some(prepared))
     }
 
-    /// Whether an interface had no program of this guard before, and the status says why: that it still refuses is no
-    /// reason to refuse a change on the others, such as a denial while they are flooded.
+    /// Whether an interface had no program of this guard before, and the status says why. If it still refuses, that is
+    /// no reason to refuse a change on the others, such as a deny entry during a flood.
     fn is_left_out(&self, index: u32) -> bool {
         let attached = self.attachments.get(&index);
         attached.is_some_and(|one| one.trouble.is_some() && one.attachment.program_id().is_none())
             || self.unopened.contains_key(&index)
     }
 
-    /// An interface that cannot be brought to the plan.
+    /// Handles an interface on which the plan cannot be applied: an error, or the trouble of the interface.
     fn refused(
         &mut self,
         target: &Target,
@@ -687,7 +693,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Interfaces that cannot be brought to the plan, for what concerns none of them alone.
+    /// Handles interfaces on which the plan cannot be applied for a reason that they share.
     fn all_refused(
         &mut self,
         targets: Vec<&Target>,
@@ -724,22 +730,21 @@ impl Applier {
         }
     }
 
-    /// Takes the guard off interfaces that the plan does not choose. The state of one that the policy names and that
-    /// does not exist at this moment is kept: it goes on with its counters when it comes back.
+    /// Detaches the guard from interfaces that the plan does not choose. The state of an interface that the policy
+    /// names and that does not exist now stays: the interface continues its counters when it returns.
     fn drop_others(&mut self, plan: &Plan, order: &Order<'_>) -> Result<bool, ChangeError> {
         let chosen: BTreeSet<u32> = plan.targets.iter().map(|target| target.index).collect();
-        let awaited: BTreeSet<&str> = plan.troubles.iter().map(|one| one.name.as_str()).collect();
         let others = self.attachments.keys().copied();
         let others: Vec<u32> = others.filter(|index| !chosen.contains(index)).collect();
         let mut rows = Vec::new();
         for index in others {
-            // First: what is overtaken stays known, and goes with the next plan.
+            // Before the removal from the list: if the plan is overtaken, the next plan detaches the interface.
             let _turn = self.gate.enter(order.epoch)?;
             let Some(Attached { attachment, .. }) = self.attachments.remove(&index) else {
                 continue;
             };
             let pinned_as = attachment.pins().made_for();
-            if order.host.link(index).is_none() && awaited.contains(pinned_as.as_str()) {
+            if order.host.link(index).is_none() && plan.awaited.contains(&pinned_as) {
                 self.waiting.insert(pinned_as, attachment);
             } else {
                 rows.push(drop_from(attachment));
@@ -747,7 +752,7 @@ impl Applier {
         }
         let gone = self.waiting.keys();
         let gone: Vec<String> = gone
-            .filter(|name| !awaited.contains(name.as_str()))
+            .filter(|name| !plan.awaited.contains(*name))
             .cloned()
             .collect();
         for name in gone {
@@ -758,16 +763,17 @@ impl Applier {
         Ok(!rows.is_empty())
     }
 
-    /// Tells the closer whose port tables count.
+    /// Gives the closer the generations whose port tables it changes.
     fn follow_ports(&self) {
         let generations = self.dataplane.iter().flat_map(Dataplane::generations);
         self.closer.follow(generations);
     }
 
-    /// Says in the pins that the agent is alive at this moment of CLOCK_BOOTTIME, and tends what is remembered of flows.
+    /// Writes to the pins that the agent is alive at `boot_ns` (CLOCK_BOOTTIME, nanoseconds), and maintains the table
+    /// of flows.
     pub fn beat(&mut self, boot_ns: u64) {
         if let Some(dataplane) = &mut self.dataplane {
-            // Only readers without an agent miss it.
+            // A failure concerns only commands that read the pins without an agent.
             let _result = dataplane.beat(boot_ns);
             match dataplane.tend_flows() {
                 Ok(flows) => self.flows = flows,
@@ -777,12 +783,12 @@ impl Applier {
         }
     }
 
-    /// The UDP flows that are remembered, if any are.
+    /// The number of tracked UDP flows. `None`: flows are not tracked.
     pub fn flows(&self) -> Option<FlowCounts> {
         self.flows
     }
 
-    /// Takes the guard off everywhere. The caller holds the gate.
+    /// Detaches the guard from all interfaces. The caller holds the gate. Returns the errors.
     pub fn detach(&mut self) -> Vec<String> {
         let mut left = Vec::new();
         for (_, attached) in mem::take(&mut self.attachments) {
@@ -812,10 +818,12 @@ impl Attached {
         self.swapped
     }
 
+    /// The program on the interface.
     pub fn attachment(&self) -> &Attachment {
         &self.attachment
     }
 
+    /// Why the interface is not as planned.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
@@ -829,15 +837,18 @@ impl Attached {
     }
 }
 
-/// Detaches what the policy does not choose, and says whose row is free then.
+/// Detaches the guard from an interface that the policy does not choose. Returns the row that becomes free.
 fn drop_from(attachment: Attachment) -> u32 {
     let name = attachment.interface().to_owned();
     let row = attachment.row();
     match attachment.detach() {
-        Ok(()) => info!(interface = name, "the policy does not choose it: detached"),
+        Ok(()) => info!(
+            interface = name,
+            "detached: the policy does not choose this interface"
+        ),
         Err(error) => warn!(
             interface = name,
-            "the policy does not choose it, and it cannot be detached whole: {:#}",
+            "the policy does not choose this interface, but it cannot be detached completely: {:#}",
             anyhow::Error::from(error)
         ),
     }
@@ -857,8 +868,8 @@ fn compile_input<'a>(
     })
 }
 
-/// The rows of interfaces by their indices, and for their ports the same: the kernel runs the program of a bond in the
-/// drivers of its ports, which have no row of their own.
+/// Adds the ports of bonds to the rows of interfaces. The kernel runs the program of a bond in the drivers of its
+/// ports, which have no row of their own.
 fn with_ports(mut rows: BTreeMap<u32, u32>, host: &Host) -> BTreeMap<u32, u32> {
     let links = host.links.known().into_iter().flat_map(BTreeMap::values);
     let ports: Vec<(u32, u32)> = links
@@ -869,14 +880,14 @@ fn with_ports(mut rows: BTreeMap<u32, u32>, host: &Host) -> BTreeMap<u32, u32> {
     rows
 }
 
-/// An interface that the plan chose does not exist. A policy that does not name it is not to blame: a default route led
-/// there a moment ago.
+/// The error for a chosen interface that does not exist. If the policy does not name it, a default route led to it when
+/// the plan was made.
 fn is_missing(loaded: &Loaded, name: &str) -> anyhow::Error {
     if line_of(loaded, name).is_empty() {
         return anyhow::anyhow!("interface {name} does not exist any more");
     }
     anyhow::anyhow!(
-        "{}{}: interface {name} does not exist: `ip -brief link` lists those that do",
+        "{}{}: interface {name} does not exist: `ip -brief link` lists the interfaces",
         loaded.path.display(),
         line_of(loaded, name)
     )
@@ -906,7 +917,7 @@ mod tests {
             .into_iter()
             .collect::<BTreeMap<_, _>>()
             .into();
-        // Both are guarded: the bond, and one of its ports for itself.
+        // Guarded are the bond and, separately, one of its ports.
         let rows = with_ports(BTreeMap::from([(1, 7), (3, 8), (6, 9)]), &host);
         assert_eq!(rows, BTreeMap::from([(1, 7), (2, 7), (3, 8), (6, 9)]));
     }

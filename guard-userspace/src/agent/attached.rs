@@ -1,7 +1,7 @@
-//! The programs that the kernel has on its interfaces, for readers that must not wait.
+//! Reads the programs that the kernel has on its interfaces, for readers that must not wait.
 //!
-//! Reading them takes the kernel's lock of all interfaces (rtnl), which a driver may hold for seconds while it takes a
-//! program or an interface goes. A reader gets what was read last if the kernel does not answer soon.
+//! Reading them takes the kernel's lock of all interfaces (rtnl). It may be held for seconds while a driver loads a
+//! program or an interface is removed. If the kernel does not answer soon, a reader gets the last reading.
 
 use std::{
     collections::BTreeMap,
@@ -20,34 +20,33 @@ use crate::{
     privileges,
 };
 
-/// How long a reader waits for the kernel while what was read last is no older than a few beats of the loop, and how
-/// long otherwise.
+/// How long a reader waits for the kernel: `SOON` while the last reading is younger than [`OLD`], `AT_MOST` otherwise.
 const SOON: Duration = Duration::from_millis(25);
 const AT_MOST: Duration = Duration::from_secs(1);
 
-/// From this age on, what was read last is no proof that the guard enforces.
+/// From this age on, the last reading is no proof that the guard enforces.
 pub const OLD: Duration = Duration::from_secs(5);
 
-/// How many readings may be under way: each that the kernel does not answer holds a thread.
+/// The limit of concurrent readings: each one blocks a thread until the kernel answers.
 const MOST_READINGS: usize = 4;
 
 /// Programs by the index of their interface.
 pub type AttachedPrograms = BTreeMap<u32, XdpState>;
 
-/// What is known of the programs on the interfaces.
+/// A reading of the programs on the interfaces.
 #[derive(Clone, Debug)]
 pub struct AttachedAt {
     pub programs: Arc<AttachedPrograms>,
-    /// When the kernel was asked for them.
+    /// When the reading began.
     pub at: Instant,
 }
 
-/// A reading, and when it was begun.
+/// When a reading began, and its result.
 type LastReading = (Instant, Arc<AttachedPrograms>);
 
 type ReadPrograms = dyn Fn() -> Result<AttachedPrograms, ReadError> + Send + Sync;
 
-/// Reads them, and remembers the last reading.
+/// Reads the attached programs, and remembers the last reading.
 #[derive(Clone)]
 pub struct AttachedReader {
     read: Arc<ReadPrograms>,
@@ -72,15 +71,15 @@ impl AttachedReader {
         }
     }
 
-    /// Reads them without waiting for it: the next reader has a value that is not old.
+    /// Starts a reading without waiting for it, so that the next reader has a recent value.
     pub fn refresh(&self) {
         drop(self.start());
     }
 
-    /// The programs at this moment, or those that were read last.
+    /// The programs that are attached now, or the last reading if the kernel does not answer in time.
     ///
     /// # Errors
-    /// They cannot be read, or have never been and the kernel does not answer.
+    /// The interfaces cannot be read, or the kernel does not answer and there is no earlier reading.
     pub async fn read(&self) -> Result<AttachedAt> {
         let age = self.last().map(|(at, _)| at.elapsed());
         let patience = match age {
@@ -104,7 +103,7 @@ impl AttachedReader {
         last.clone()
     }
 
-    /// `None`: the kernel has not answered so many that were begun before.
+    /// `None`: [`MOST_READINGS`] readings are already waiting for the kernel.
     fn start(&self) -> Option<tokio::task::JoinHandle<Result<LastReading, ReadError>>> {
         let Self {
             read,
@@ -145,20 +144,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_gets_what_was_read_last_while_the_kernel_does_not_answer() {
+    async fn a_reader_gets_the_last_reading_while_the_kernel_does_not_answer() {
         let (answer, answers) = channel();
         let answers: Mutex<Receiver<Result<AttachedPrograms, ReadError>>> = Mutex::new(answers);
         let reader = AttachedReader::new(move || answers.lock().unwrap().recv().unwrap());
         answer.send(Ok(programs(7))).unwrap();
         assert_eq!(*reader.read().await.unwrap().programs, programs(7));
 
-        // More readers than may wait: each is answered, though nothing is read.
+        // More readers than may wait for the kernel: each one gets the last reading.
         for _ in 0..2 * MOST_READINGS {
             let found = reader.read().await.unwrap();
             assert_eq!(*found.programs, programs(7));
             assert!(found.at.elapsed() < OLD, "it is a moment old");
         }
-        // What comes late is known to the next one.
+        // A late answer of the kernel is there for the next reader.
         for _ in 0..MOST_READINGS {
             answer.send(Ok(programs(8))).unwrap();
         }
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_long_ago_is_said_to_be_old() {
+    async fn an_old_reading_is_returned_with_its_age() {
         let (_never, answers) = channel::<()>();
         let answers = Mutex::new(answers);
         let reader = AttachedReader::new(move || {

@@ -1,4 +1,4 @@
-//! What operators change: each change is in force on every interface when its answer comes, or on none.
+//! The changes that operators request. When the answer is sent, a change is in force on every interface or on none.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -10,7 +10,7 @@ use super::{
     Trial, Wanted,
     apply::RollbackScope,
     command::{AgentCommand, Reply},
-    cut_sessions::CUTS_TOLD,
+    cut_sessions::MAX_CUTS_NAMED,
     gate::Overtaken,
     loaded::Loaded,
     plan::plan,
@@ -29,20 +29,20 @@ use crate::{
     state_store::{self, ChangedMode, StoreError},
 };
 
-/// Why a change was not made. What was in force before stays so.
+/// Why a change was not made. The previous policy, modes and entries stay in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The request makes no sense here.
+    /// The request is invalid in the current state.
     #[error("{0}")]
     Wrong(String),
-    /// It would harm the operator who asks; `--force` does it all the same.
+    /// It would lock out the operator who requests it. `--force` makes it nevertheless.
     #[error("{0}")]
     Harmful(String),
-    /// The start is not made.
+    /// The agent does not start.
     #[error(
-        "the guard was taken off while the agent before this one hung, and stays off: start it once more to put it back"
+        "the guard was detached while the previous agent hung, and stays detached: start the agent again to attach it"
     )]
     StaysOff,
     #[error(transparent)]
@@ -65,11 +65,11 @@ impl From<Overtaken> for ChangeError {
     }
 }
 
-/// The longest trial: longer than an operator who is locked out should have to wait.
+/// The longest trial. An operator who is locked out waits until it ends.
 const LONGEST_TRIAL: SignedDuration = SignedDuration::from_hours(24);
 
 impl Reconciler {
-    /// Makes a change and answers it.
+    /// Makes a change and sends the answer.
     pub(super) async fn change(&mut self, command: AgentCommand) {
         match command {
             AgentCommand::Reload(request, reply) => {
@@ -101,10 +101,10 @@ impl Reconciler {
     }
 
     fn answer<T>(&self, reply: Reply<T>, done: Result<T, ChangeError>) {
-        // A reader that comes after the answer sees what was changed.
+        // First publish: a reader that comes after the answer sees the change.
         self.publish();
         let not_kept = self.not_kept();
-        // The client may have hung up.
+        // The client may have closed its connection.
         let _result = reply.send(done.map(|done| Changed { done, not_kept }));
     }
 
@@ -137,7 +137,7 @@ impl Reconciler {
         Ok(self.applied())
     }
 
-    /// Keeps the policy in force as the one that an operator wants.
+    /// Saves the policy in force as the one that operators want.
     fn accept(&mut self) {
         let sha256 = self.wanted.loaded.policy.sha256.clone();
         self.store.kept.trial = None;
@@ -159,14 +159,14 @@ impl Reconciler {
             .filter(|lasts| lasts.is_positive() && *lasts <= LONGEST_TRIAL);
         let Some(lasts) = lasts else {
             return Err(ChangeError::Wrong(format!(
-                "a trial of {seconds} s cannot be: write one from 1s to 24h"
+                "a trial cannot last {seconds} s: give a time from 1s to 24h"
             )));
         };
         let path = PathBuf::from(path.into_inner());
         let loaded = Loaded::parse(text.into(), &path, self.clock())?;
         if self.wanted.trial.is_some() {
             return Err(ChangeError::Wrong(
-                "another policy is being tried: confirm it, or wait until it has gone back"
+                "another policy is being tried: confirm it, or wait until the trial ends"
                     .to_owned(),
             ));
         }
@@ -192,7 +192,7 @@ impl Reconciler {
             ..self.wanted.clone()
         };
         self.require_no_lockout(&next, operator, force).await?;
-        // Kept first: an agent that dies in between starts with the policy before.
+        // Saved before it is in force: if the agent dies in between, the next one starts with the previous policy.
         let ((), kept) = self.store.update(|kept| kept.trial = Some(kept_trial));
         if let Err(error) = kept {
             self.store.kept.trial = None;
@@ -210,7 +210,7 @@ impl Reconciler {
     async fn confirm(&mut self) -> Result<Applied, ChangeError> {
         let Some(trial) = &self.wanted.trial else {
             return Err(ChangeError::Wrong(
-                "no policy is being tried: if one was, its time is over and the policy before it is in force"
+                "no policy is being tried: if there was a trial, it is over and the previous policy is in force"
                     .to_owned(),
             ));
         };
@@ -218,7 +218,7 @@ impl Reconciler {
         if now.boot_ns >= trial.until_ns {
             self.go_back().await?;
             return Err(ChangeError::Wrong(
-                "too late: the trial is over and the policy before it is in force".to_owned(),
+                "too late: the trial is over and the previous policy is in force".to_owned(),
             ));
         }
         let next = Wanted {
@@ -250,7 +250,7 @@ impl Reconciler {
         self.store.kept.trial = None;
         self.store.kept.refuse(refused);
         self.keep();
-        warn!("nobody confirmed the policy on trial: the one before it is in force");
+        warn!("the policy on trial was not confirmed: the previous policy is in force");
         Ok(())
     }
 
@@ -264,7 +264,7 @@ impl Reconciler {
         } = request;
         let modes = &self.wanted.modes;
         if let Some(service) = &service
-            // The mode of a service that is gone can still be taken back.
+            // The mode of a service that the policy no longer lists can still be reset.
             && (mode.is_some() || !modes.services.contains_key(service))
         {
             require_service(&self.wanted.loaded.policy, service)?;
@@ -290,7 +290,7 @@ impl Reconciler {
         if service.is_none() && asked == Some(Mode::Off) {
             self.switch_off(next).await?;
         } else {
-            // What lets everything pass shuts nobody out.
+            // Mode off lets everything pass and so closes no session.
             if asked != Some(Mode::Off) {
                 self.require_no_lockout(&next, operator, force).await?;
             }
@@ -307,8 +307,8 @@ impl Reconciler {
         Ok(self.applied())
     }
 
-    /// Everything passes already, or shall. It holds whatever comes of the plan: an interface that refuses a program
-    /// must not bring the others back to what an operator has stopped.
+    /// Completes the kill switch, which has usually taken effect already. The mode is saved even if the plan fails: an
+    /// interface that refuses a program must not put the policy in force again on the others.
     async fn switch_off(&mut self, next: Wanted) -> Result<(), ChangeError> {
         self.wanted.modes = next.modes.clone();
         self.keep();
@@ -343,19 +343,20 @@ impl Reconciler {
         let created = Timestamp::now();
         if seconds == Some(0) {
             return Err(ChangeError::Wrong(
-                "an entry must last some time: write --for 2h, or leave it out".to_owned(),
+                "an entry cannot last 0 s: give a longer time, such as `--for 2h`, or omit --for"
+                    .to_owned(),
             ));
         }
         if let (Action::Deny, Some(session), false) = (action, operator, force)
             && lockout::covers_operator(prefix, &session)
         {
             return Err(ChangeError::Harmful(format!(
-                "{prefix} has your own address in it, {}, from which you are logged in: it is not denied \
-                 without --force",
+                "{prefix} contains {}, the address from which you are logged in: give --force to deny it \
+                 nevertheless",
                 session.client.ip()
             )));
         }
-        // Beyond the calendar it never ends.
+        // A time beyond the range of the calendar means that the entry never expires.
         let lasts = seconds.and_then(|seconds| i64::try_from(seconds).ok());
         let lasts = lasts.map(SignedDuration::from_secs);
         let expires = lasts.and_then(|lasts| created.checked_add(lasts).ok());
@@ -384,7 +385,7 @@ impl Reconciler {
             owner = entry.owner.as_deref().unwrap_or("-"),
             reason = entry.reason.as_deref().unwrap_or("-"),
             by = by.to_string(),
-            "entered"
+            "entry added"
         );
         Ok(entry)
     }
@@ -399,7 +400,7 @@ impl Reconciler {
         let mut entries = self.wanted.entries.to_vec();
         let Some(index) = entries.iter().position(|entry| entry.id == id) else {
             return Err(ChangeError::Wrong(format!(
-                "there is no entry {id}: `guard list` shows those that there are"
+                "there is no entry {id}: `guard list` shows all entries"
             )));
         };
         let entry = entries.remove(index);
@@ -411,7 +412,7 @@ impl Reconciler {
             self.require_no_lockout(&next, operator, force).await?;
         }
         self.put_entries(entries).await?;
-        info!(id, prefix = %entry.prefix, by = by.to_string(), "revoked");
+        info!(id, prefix = %entry.prefix, by = by.to_string(), "entry revoked");
         Ok(entry)
     }
 
@@ -436,8 +437,8 @@ impl Reconciler {
         }
     }
 
-    /// Holds what is wanted against the sessions that are open into this host. What it cuts is told; what closes the
-    /// operator's own way in is refused.
+    /// Checks a change against the sessions that are open into this host. Sessions that it cuts are logged. A change
+    /// that closes the operator's own way in is refused.
     pub(super) async fn require_no_lockout(
         &mut self,
         next: &Wanted,
@@ -457,20 +458,20 @@ impl Reconciler {
         );
         let lockout = match lockout.await {
             Ok(lockout) => lockout,
-            // Not to know whom it cuts is no reason to leave a host unguarded.
+            // A failed check is no reason to leave a host unguarded.
             Err(error) => {
-                warn!("open sessions cannot be held against the policy: {error:#}");
+                warn!("open sessions cannot be checked against the policy: {error:#}");
                 return Ok(());
             }
         };
         let enforced = lockout.cut.iter().filter(|cut| cut.is_enforced());
-        for cut in enforced.take(CUTS_TOLD) {
+        for cut in enforced.take(MAX_CUTS_NAMED) {
             warn!(session = %cut, reason = cut.reason, "this policy closes an open session: {}", cut.because);
         }
         match lockout.refusal() {
             Some(refusal) if !force => Err(ChangeError::Harmful(refusal)),
             Some(refusal) => {
-                warn!("by force: {refusal}");
+                warn!("applied because of --force: {refusal}");
                 Ok(())
             }
             None => Ok(()),
@@ -478,7 +479,7 @@ impl Reconciler {
     }
 }
 
-/// A mode that an operator asks for. `claimed`: who that is by their own account.
+/// A mode that an operator sets. `claimed`: the name that the client gives for the operator.
 pub(super) fn changed_mode(mode: Mode, claimed: Option<OneLine>, by: &Actor) -> ChangedMode {
     let claimed = claimed.map(OneLine::into_inner);
     ChangedMode {
@@ -495,7 +496,7 @@ fn parse_mode(name: &str) -> Result<Mode, ChangeError> {
     let mode = modes.into_iter().find(|mode| mode.name() == name);
     mode.ok_or_else(|| {
         ChangeError::Wrong(format!(
-            "\"{name}\" is no mode: off, observe and enforce are"
+            "\"{name}\" is not a mode: write off, observe or enforce"
         ))
     })
 }

@@ -1,4 +1,4 @@
-//! Changes that operators ask the loop for.
+//! The changes that operators request from the loop.
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use crate::{
     policy::Entry,
 };
 
-/// Where the answer goes. A change is made to its end also if the client has hung up.
+/// The receiver of the answer. A change is completed even if the client has closed its connection.
 pub type Reply<T> = oneshot::Sender<Result<Changed<T>, ChangeError>>;
 
 pub enum AgentCommand {
@@ -18,8 +18,8 @@ pub enum AgentCommand {
     Mode(ModeChange, Actor, Reply<Applied>),
     Enter(EntryRequest, Actor, Reply<Entry>),
     Revoke(u64, Revocation, Actor, Reply<Entry>),
-    /// The agent is asked to end: the programs stay or go as the policy says.
+    /// Ends the agent. `on_exit` in the policy decides whether the programs stay attached.
     Leave(oneshot::Sender<anyhow::Result<()>>),
-    /// The guard has been taken off.
+    /// The guard has been detached.
     End,
 }

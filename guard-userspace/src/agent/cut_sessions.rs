@@ -1,5 +1,5 @@
-//! Open sessions that ports of containers close, the operator's own perhaps: looked for beside the loop, one look at
-//! a time, and told loudly.
+//! Finds open sessions that newly published ports of containers close: the operator's own may be among them. One check
+//! at a time runs beside the loop. The log and the status name the sessions.
 
 use std::{
     collections::BTreeSet,
@@ -21,11 +21,11 @@ use crate::{
     policy::PublishedPort,
 };
 
-/// How many of the sessions that are cut are named.
-pub const CUTS_TOLD: usize = 20;
+/// The limit of cut sessions that are named.
+pub const MAX_CUTS_NAMED: usize = 20;
 
-/// How long a session that is cut is left alone until it is looked at again: it may be over. A look that failed is
-/// repeated as late.
+/// The time after which cut sessions are checked again, because they may have ended. A failed check is repeated after
+/// the same time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
@@ -33,7 +33,7 @@ pub struct CutSessions {
     /// Ports that containers have published since the agent started, and still do.
     watched: BTreeSet<PublishedPort>,
     is_due: bool,
-    /// The last look has not answered: it failed, or it still goes on.
+    /// The last check failed, or it still runs.
     is_unanswered: Arc<AtomicBool>,
     looked: Option<Instant>,
     work: Option<JoinHandle<()>>,
@@ -41,12 +41,12 @@ pub struct CutSessions {
 }
 
 impl CutSessions {
-    /// What the last look found.
+    /// The warnings of the last check.
     pub fn warnings(&self) -> Arc<Vec<String>> {
         Arc::clone(&self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Containers publish other ports than before.
+    /// Takes in a change of the published ports. A check is due if a watched port is gone or a port is new.
     pub fn follow(&mut self, before: &[PublishedPort], now: &[PublishedPort]) {
         let now: BTreeSet<PublishedPort> = now.iter().copied().collect();
         let before: BTreeSet<PublishedPort> = before.iter().copied().collect();
@@ -58,7 +58,7 @@ impl CutSessions {
         self.watched.extend(new);
     }
 
-    /// Looks, if something has changed or is to be looked at again. While a look goes on, the next one waits.
+    /// Starts a check if one is due. While a check runs, the next one waits.
     pub fn look(&mut self, workers: &Workers, here: (&Arc<Host>, &Netlink), content: &Content) {
         if self.work.as_ref().is_some_and(|work| !work.is_finished()) {
             return;
@@ -68,7 +68,7 @@ impl CutSessions {
             return;
         }
         self.looked = Some(now);
-        // Set before the look, so that one that panics counts as failed.
+        // Set before the check, so that a check that panics counts as failed.
         let has_failed_before = self.is_unanswered.swap(true, Ordering::Relaxed);
         let is_unanswered = Arc::clone(&self.is_unanswered);
         let ports = self.watched.iter().map(|published| published.port);
@@ -85,9 +85,9 @@ impl CutSessions {
                     }
                     *warnings = Arc::new(found);
                 }
-                // The first of several failures alone is logged.
+                // Of several failures in a row, only the first is logged.
                 Err(error) if !has_failed_before => warn!(
-                    "open sessions cannot be held against what containers publish: {error:#}; tried again every {} s",
+                    "open sessions cannot be checked against the ports of containers: {error:#}; next try in {} s",
                     PATIENCE.as_secs()
                 ),
                 Err(_) => {}
@@ -95,7 +95,7 @@ impl CutSessions {
         }));
     }
 
-    /// Whether a look is due, no other being under way. It is not due again for the same reason.
+    /// Whether a check is due, if none runs. Resets the reason.
     fn take_due(&mut self, now: Instant) -> bool {
         let looked = self.looked;
         let is_old = looked.is_none_or(|looked| now.duration_since(looked) >= PATIENCE);
@@ -122,7 +122,7 @@ async fn find(
             cut.because
         )
     });
-    Ok(warnings.take(CUTS_TOLD).collect())
+    Ok(warnings.take(MAX_CUTS_NAMED).collect())
 }
 
 #[cfg(test)]
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_that_failed_is_due_again_after_a_while_and_one_that_answered_is_not() {
+    fn a_failed_check_is_due_again_after_a_while_and_one_that_answered_is_not() {
         let start = Instant::now();
         let mut cut = CutSessions::default();
         assert!(!cut.take_due(start), "nothing has changed");

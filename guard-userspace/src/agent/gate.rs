@@ -1,6 +1,8 @@
-//! Between the emergency exits and the loop that puts programs in force: an exit does not wait for a load that is
-//! under way, and nothing that was planned before it is put in force after it. That holds as well for an exit without
-//! this agent, which may hang or be stopped in the middle of a load: it leaves a [`Word`] in the pins first.
+//! The lock between the emergency exits and the loop. An exit does not wait for a load that is under way, and no plan
+//! that was made before the exit is put in force after it.
+//!
+//! This also holds for an exit without this agent, which may hang or be stopped in the middle of a load: such an exit
+//! first leaves a mark ([`Word`]) in the pins.
 
 use std::{
     path::Path,
@@ -13,7 +15,7 @@ use crate::{dataplane::pins::Word, host::claim::WorkMark, state_store::ChangedMo
 /// Held while the kernel's attachments change, and never while a program is loaded.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// Where words are left.
+    /// The folder of the marks of exits without this agent.
     pins: Arc<Path>,
     inner: Arc<Mutex<GateState>>,
 }
@@ -23,15 +25,15 @@ struct GateState {
     /// Counts the uses of the kill switch.
     epoch: u64,
     detached: bool,
-    /// The newest use of the kill switch, until the loop plans with it.
+    /// The last use of the kill switch, until the loop makes a plan with it.
     switched_off: Option<ChangedMode>,
     /// When the guard was last switched off without this agent.
     off_outside: Option<SystemTime>,
-    /// What tells an agent that starts that this one is at work.
+    /// Work marks: they show a starting agent that this one works.
     work: Vec<WorkMark>,
 }
 
-/// When a plan was made, in uses of the kill switch.
+/// The number of uses of the kill switch before a plan was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(u64);
 
@@ -41,14 +43,14 @@ pub struct Turn<'a>(#[expect(dead_code, reason = "held for its drop")] MutexGuar
 /// Why a plan must not be put in force any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overtaken {
-    #[error("the guard has been taken off, and this agent ends")]
+    #[error("the guard has been detached, and this agent ends")]
     Detached,
-    #[error("the guard was switched off meanwhile")]
+    #[error("the guard was switched off before this change was in force")]
     SwitchedOff,
 }
 
 impl Gate {
-    /// `pins`: the folder in which an exit without this agent leaves its word.
+    /// `pins`: the folder in which an exit without this agent leaves its mark.
     pub fn new(pins: &Path) -> Self {
         Self {
             pins: pins.into(),
@@ -56,24 +58,24 @@ impl Gate {
         }
     }
 
-    /// Begins a plan: when that is, and the use of the kill switch that no plan has known of. What waits to be said to
-    /// the loop must not be later than what the kernel does already.
+    /// Begins a plan. Returns its epoch, and the use of the kill switch that no plan has taken into account. The plan
+    /// must not be older than the kernel's state, which the kill switch has already changed.
     pub fn begin(&self) -> (Epoch, Option<ChangedMode>) {
         let mut inner = self.lock();
         (Epoch(inner.epoch), inner.switched_off.take())
     }
 
-    /// Takes the word of an exit without this agent that switched the guard off. Whether it was there.
-    pub fn take_off_word(&self) -> bool {
-        // First: who asks in between must see one of both.
+    /// Removes the mark of a kill switch without this agent. Returns whether it was there.
+    pub fn take_off_mark(&self) -> bool {
+        // The time is recorded before the mark is removed: `is_off_since` must see one of them.
         if let Some(left_at) = Word::Off.left_at(&self.pins) {
             self.lock().off_outside = Some(left_at);
         }
         Word::Off.take(&self.pins)
     }
 
-    /// Whether the guard was switched off without this agent after this moment: what a client asked for before must not
-    /// undo it.
+    /// Whether the guard was switched off without this agent after `asked`, the time of a client's request: an older
+    /// request must not undo it.
     pub fn is_off_since(&self, asked: SystemTime) -> bool {
         let left_at = Word::Off.left_at(&self.pins);
         let taken_at = self.lock().off_outside;
@@ -85,12 +87,15 @@ impl Gate {
         self.enter(planned).is_err()
     }
 
+    /// Whether the guard was taken off.
     pub fn is_detached(&self) -> bool {
         self.lock().detached
     }
 
+    /// Waits for the right to change what is attached.
+    ///
     /// # Errors
-    /// If an emergency exit came after `planned`, or one without this agent has left a word that is not taken yet.
+    /// An emergency exit came after `planned`, or one without this agent left a mark that is not taken in yet.
     pub fn enter(&self, planned: Epoch) -> Result<Turn<'_>, Overtaken> {
         let inner = self.lock();
         if inner.detached || Word::Detached.is_left(&self.pins) {
@@ -102,7 +107,7 @@ impl Gate {
         Ok(Turn(inner))
     }
 
-    /// Switches off while nothing else changes what is attached. Plans made before are overtaken.
+    /// Switches the guard off under the lock. Earlier plans are overtaken.
     pub fn switch_off<T>(&self, asked: ChangedMode, switch_off: impl FnOnce() -> T) -> T {
         let mut inner = self.lock();
         inner.epoch += 1;
@@ -110,7 +115,7 @@ impl Gate {
         switch_off()
     }
 
-    /// Takes the guard off. Nothing attaches again, whatever comes of it.
+    /// Detaches the guard under the lock. This agent attaches nothing afterwards, even if `detach` fails.
     pub fn detach<T>(&self, detach: impl FnOnce() -> T) -> T {
         let mut inner = self.lock();
         inner.detached = true;
@@ -118,12 +123,12 @@ impl Gate {
         detach()
     }
 
-    /// The agent is at work, and these say so until it is about to end.
+    /// Holds the work marks of this agent until it is about to end.
     pub fn is_at_work(&self, work: impl Iterator<Item = WorkMark>) {
         self.lock().work.extend(work);
     }
 
-    /// The agent ends once the loop is done with what it is at.
+    /// Removes the work marks: the agent ends after the current step of the loop.
     pub fn is_ending(&self) {
         self.lock().work.clear();
     }
@@ -157,14 +162,14 @@ mod tests {
         gate.switch_off(asked.clone(), || ());
         assert_eq!(gate.enter(planned).err(), Some(Overtaken::SwitchedOff));
         let (planned, off) = gate.begin();
-        assert_eq!(off, Some(asked), "the next plan is one that knows");
+        assert_eq!(off, Some(asked), "the next plan has it");
         assert_eq!(gate.begin(), (planned, None));
         drop(gate.enter(planned).unwrap());
         for (word, overtaken) in [
             (Word::Off, Overtaken::SwitchedOff),
             (Word::Detached, Overtaken::Detached),
         ] {
-            // As an exit leaves it below /sys/fs/bpf.
+            // The same as an exit creates below /sys/fs/bpf.
             let left = format!("{word:?}").to_lowercase();
             std::fs::create_dir(pins.path().join(left)).unwrap();
             assert_eq!(

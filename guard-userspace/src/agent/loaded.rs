@@ -1,4 +1,4 @@
-//! A policy and where it came from.
+//! A policy and its source.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,20 +13,25 @@ use crate::{
     state_store::StoredState,
 };
 
+/// A policy, and the file that it comes from.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub policy: Arc<Policy>,
     pub text: Arc<str>,
     pub path: PathBuf,
     pub at: Timestamp,
-    /// Why this is not what the file says, if it is not.
+    /// Why this differs from the policy file, if it does.
     pub stale: Option<String>,
 }
 
 impl Loaded {
+    /// Reads a policy file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no regular file, or is no valid policy.
     pub fn read(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         let bytes = read_file(path, AllowedFile::Regular)?;
-        // What is no text is refused with its line.
+        // Bytes, not text: a file that is not UTF-8 is refused with the line of the error.
         let policy = Policy::from_bytes(&bytes, &path.display().to_string(), clock)?;
         Ok(Self {
             policy: Arc::new(policy),
@@ -37,6 +42,7 @@ impl Loaded {
         })
     }
 
+    /// A policy from the text of a file that was read before.
     pub fn parse(text: Arc<str>, path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {
             policy: Arc::new(Policy::parse(&text, &path.display().to_string(), clock)?),
@@ -47,8 +53,8 @@ impl Loaded {
         })
     }
 
-    /// The policy that an agent starts with: that of the file, unless it is broken or was tried and not
-    /// confirmed. Then the one that was in force last goes on, and the agent says so.
+    /// The policy with which an agent starts: the policy file, unless it is invalid or was tried and not confirmed. In
+    /// that case the last policy in force is used, and a warning and the status say so.
     pub fn at_start(
         path: &Path,
         kept: &StoredState,
@@ -57,7 +63,7 @@ impl Loaded {
         let read = Self::read(path, clock);
         let trouble = match &read {
             Ok(loaded) if kept.refused.contains(&loaded.policy.sha256) => {
-                "it was tried and not confirmed (`guard reload` puts it in force all the same)"
+                "it was tried and not confirmed (`guard reload` puts it in force nevertheless)"
                     .to_owned()
             }
             Ok(_) => return read,
@@ -69,7 +75,7 @@ impl Loaded {
             return read;
         };
         warn!(
-            "{}: the policy that was in force last is used instead of the file: {trouble}",
+            "{}: the last policy in force is used instead of the file: {trouble}",
             path.display()
         );
         last.stale = Some(trouble);

@@ -1,4 +1,4 @@
-//! The agent: one loop that keeps this host as its operators want it.
+//! The agent: one loop that keeps this host in the state that its operators want.
 //!
 //! ```text
 //! Host (links, addresses, routes, sysctls) ─┐
@@ -6,8 +6,8 @@
 //! Wanted (policy, entries, modes, trial)   ─┘                    └────> Snapshot -> readers
 //! ```
 //!
-//! The loop ([`reconciler`]) has a thread of its own: a program that takes seconds to load holds up no reader.
-//! Operators' changes come to it as [`command`]s; the emergency exits go past it through a [`gate`].
+//! The loop ([`reconciler`]) has a thread of its own: a program that takes seconds to load delays no reader. Changes by
+//! operators reach it as [`command`]s. The emergency exits bypass it through a [`gate`].
 
 pub mod apply;
 mod attached;
@@ -71,18 +71,18 @@ use crate::{
     state_store::StateStore,
 };
 
-/// Where the agent finds and keeps its things.
+/// The file and the folders of the agent.
 #[derive(Clone, Debug)]
 pub struct AgentPaths {
     /// The policy file.
     pub policy: PathBuf,
-    /// The folder below which links and maps are pinned.
+    /// The root folder of the pins.
     pub pins: PathBuf,
     /// The folder of the state store.
     pub state: PathBuf,
 }
 
-/// An agent at work, as the rest of the process sees it.
+/// A handle of the running agent, for the rest of the process.
 #[derive(Clone)]
 pub struct Agent {
     commands: mpsc::Sender<AgentCommand>,
@@ -94,18 +94,17 @@ pub struct Agent {
     recent: Arc<Mutex<RecentTalkers>>,
 }
 
-/// How many changes may wait for the loop.
+/// The limit of changes that wait for the loop.
 const WAITING_CHANGES: usize = 64;
 
-/// How long the kill switch waits for the loop to keep what it did.
+/// How long the kill switch waits for the loop to save the mode.
 const PATIENCE_TO_KEEP: Duration = Duration::from_secs(3);
 
-/// When the loop last began something.
+/// When the loop last began a step.
 #[derive(Clone, Debug)]
 struct Progress(Arc<Mutex<Instant>>);
 
-/// The longest that one step of the loop may take: the verifier needs seconds for a large policy in an emulated
-/// machine.
+/// The longest time for one step of the loop: the verifier takes seconds for a large policy in an emulated machine.
 const LONGEST_STEP: Duration = Duration::from_secs(120);
 
 impl Progress {
@@ -127,11 +126,11 @@ impl Progress {
 }
 
 impl Agent {
-    /// Puts a policy in force, and takes over what an agent before this one left. Must be called inside a tokio
-    /// runtime. The second value ends when the agent does.
+    /// Puts a policy in force, and takes over the pins of a previous agent. Must be called inside a tokio runtime. The
+    /// second value completes when the agent ends.
     ///
     /// # Errors
-    /// What was in force before stays so.
+    /// The agent cannot start. The generation in force stays in force.
     pub async fn start(
         places: AgentPaths,
         force: Force,
@@ -186,45 +185,45 @@ impl Agent {
         Ok((agent, end))
     }
 
-    /// Whether the loop goes on. A watchdog is fed for as long as it does.
+    /// Whether the loop makes progress. The watchdog is fed only while it does.
     pub fn is_alive(&self) -> bool {
         self.progress.is_alive()
     }
 
-    /// Whether the guard was switched off without this agent after this moment, when a client asked for a change.
+    /// Whether the guard was switched off without this agent after `asked`, the time of a client's request.
     pub fn is_off_since(&self, asked: SystemTime) -> bool {
         self.gate.is_off_since(asked)
     }
 
-    /// What is published at this moment.
+    /// The last published snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot.borrow())
     }
 
-    /// What is published from now on.
+    /// A receiver of all snapshots that are published from now on.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshot.clone()
     }
 
-    /// Whether and where the guard is at work. What is attached is read from the kernel at this moment, if it answers.
+    /// The status of the guard. The attached programs are read from the kernel now, if it answers in time.
     pub async fn status(&self) -> Result<Status> {
         let attached = self.attached.read().await?;
         Ok(self.snapshot().status(&attached))
     }
 
-    /// What the kernel counted, on every interface.
+    /// The kernel's counters of every interface.
     pub async fn counters(&self) -> Result<Vec<api::Counter>> {
         let snapshot = self.snapshot();
         privileges::spawn_blocking(move || snapshot.counters()).await?
     }
 
-    /// The sources that sent most, of every interface, the heaviest first.
+    /// The top talkers of every interface, the heaviest first.
     pub async fn talkers(&self) -> Result<Vec<api::Talker>> {
         let snapshot = self.snapshot();
         privileges::spawn_blocking(move || snapshot.talkers()).await?
     }
 
-    /// Keeps in mind what each source sends, for [`explain`](Self::explain). Does not end.
+    /// Records at intervals how much each source sends, for [`explain`](Self::explain). Does not return.
     pub async fn follow_talkers(&self) {
         let mut readings = interval(recent::INTERVAL);
         readings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -241,12 +240,12 @@ impl Agent {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The packets that a request asks for.
+    /// Starts a capture of the packets that match a request.
     pub fn tap(&self, request: &CaptureRequest) -> Result<Tap, ChangeError> {
         self.snapshot().tap(request)
     }
 
-    /// Why a packet from there to here gets its verdict, under the policy in force.
+    /// Explains the verdict on a packet by the policy in force.
     pub async fn explain(&self, from: IpAddr, to: &str) -> Result<Explanation, ChangeError> {
         let snapshot = self.snapshot();
         let to = snapshot.destination(to)?;
@@ -262,7 +261,7 @@ impl Agent {
             .await
     }
 
-    /// Puts a policy in force that goes back by itself unless it is confirmed in time.
+    /// Puts a policy on trial: it is reverted automatically unless an operator confirms it in time.
     pub async fn try_policy(
         &self,
         request: NewTrial,
@@ -272,12 +271,12 @@ impl Agent {
             .await
     }
 
-    /// Keeps the policy on trial.
+    /// Confirms the policy on trial.
     pub async fn confirm(&self) -> Result<Changed<Applied>, ChangeError> {
         self.change(AgentCommand::Confirm).await
     }
 
-    /// Lets sources through or drops them for a while.
+    /// Adds an entry, which allows or denies sources for a time.
     pub async fn enter(
         &self,
         request: EntryRequest,
@@ -298,10 +297,10 @@ impl Agent {
             .await
     }
 
-    /// Sets the mode of the host or of a service, or gives it back to the policy.
+    /// Sets the mode of the host or of a service, or resets it to the mode of the policy.
     ///
-    /// `off` for the host is the kill switch: it is done before it is checked, planned or kept, and waits for nothing
-    /// that the loop is busy with.
+    /// `off` for the host is the kill switch: it takes effect before it is checked, planned or saved, and does not wait
+    /// for the loop.
     pub async fn set_mode(
         &self,
         request: ModeChange,
@@ -334,12 +333,12 @@ impl Agent {
         }
         let keep = self.change(|reply| AgentCommand::Mode(request, by, reply));
         match timeout(PATIENCE_TO_KEEP, keep).await {
-            // The loop has put the mode in force where the short way could not.
+            // The loop has put the mode in force, also where the kill switch failed.
             Ok(Ok(changed)) => Ok(changed),
             kept if problems.is_empty() => {
                 let why = match kept {
                     Ok(Err(error)) => format!("{:#}", anyhow::Error::from(error)),
-                    _ => "the agent is busy, and has not written it yet".to_owned(),
+                    _ => "the agent is busy, and has not saved the mode yet".to_owned(),
                 };
                 Ok(Changed {
                     done: self.snapshot().applied_off(),
@@ -351,8 +350,8 @@ impl Agent {
         }
     }
 
-    /// Takes the guard off every interface, and then tries to keep that. Nothing attaches again. Returns what is left,
-    /// and why it would not be known at the next start, if so.
+    /// Detaches the guard from every interface, and then tries to save that. This agent attaches nothing afterwards.
+    /// Returns the programs and pins that are left, and why the state could not be saved, if so.
     pub async fn detach(&self) -> Detached {
         let (gate, places) = (self.gate.clone(), Arc::clone(&self.places));
         let in_force: BTreeSet<u32> = self.snapshot().programs().collect();
@@ -361,7 +360,7 @@ impl Agent {
             let judging = still_judging(|program| in_force.contains(&program));
             let judging = judging.into_iter().map(|interface| {
                 format!(
-                    "{interface}: its program goes on, and no pin below {} holds it",
+                    "{interface}: its program still runs, and no pin below {} holds it",
                     places.pins.display()
                 )
             });
@@ -372,12 +371,12 @@ impl Agent {
             still_attached: vec![error.to_string()],
             ..Detached::default()
         });
-        // The loop sees at the gate that it is over; this only wakes it.
+        // The gate tells the loop to end. This command only wakes the loop.
         let _result = self.commands.try_send(AgentCommand::End);
         detached
     }
 
-    /// Ends the loop, and does with the programs what the policy says.
+    /// Ends the loop. `on_exit` in the policy decides whether the programs stay attached.
     pub async fn end(&self) -> Result<()> {
         self.gate.is_ending();
         let (reply, done) = oneshot::channel();
@@ -393,17 +392,18 @@ impl Agent {
     ) -> Result<Changed<T>, ChangeError> {
         let (reply, answer) = oneshot::channel();
         let gone =
-            || ChangeError::Wrong("the guard has been taken off, and this agent ends".to_owned());
+            || ChangeError::Wrong("the guard has been detached, and this agent ends".to_owned());
         let sent = self.commands.send(command(reply)).await;
         sent.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
-/// How long the kernel may take to free a link whose pin is gone (bpf_free_inode() waits for RCU).
+/// The time for the kernel to free a link whose pin was removed (bpf_free_inode() waits for RCU).
 const FREEING: Duration = Duration::from_secs(2);
 
-/// The interfaces whose program is one of these, once the kernel has had time to free what is not held any more.
+/// The names of interfaces that still have one of these programs, after the kernel had time to free links without a
+/// pin.
 pub fn still_judging(is_meant: impl Fn(u32) -> bool) -> Vec<String> {
     let end = Instant::now() + FREEING;
     loop {
@@ -427,7 +427,7 @@ pub fn still_judging(is_meant: impl Fn(u32) -> bool) -> Vec<String> {
     }
 }
 
-/// Takes everything off that can go, and keeps that. The rest is told.
+/// Detaches and removes everything that can be removed, and saves that. Logs the rest.
 fn take_off(places: &AgentPaths) -> Detached {
     let removal = detach_all(&places.pins).unwrap_or_else(|error| Removal {
         still_attached: vec![error.to_string()],
@@ -439,11 +439,11 @@ fn take_off(places: &AgentPaths) -> Detached {
     for problem in removal.still_attached.iter().chain(&removal.left) {
         warn!("not removed: {problem}");
     }
-    // Kept last: that nothing is blocked is worth more.
+    // Saved last: it is more important that nothing is blocked.
     let ((), kept) = StateStore::open(&places.state).update(|kept| kept.detached = true);
     let not_kept = kept.err().map(|error| error.to_string());
     if let Some(error) = &not_kept {
-        warn!("the guard is off, which is not kept: {error}");
+        warn!("the guard is detached, but that cannot be saved: {error}");
     }
     Detached {
         not_kept,
@@ -461,7 +461,7 @@ async fn work(
 ) {
     match Reconciler::start(begin).await {
         Ok(reconciler) => {
-            // Nobody waits for it any more: the process ends.
+            // An error means that the receiver is gone: the process ends.
             if started.send(Ok(reconciler.snapshots())).is_ok() {
                 reconciler.run(commands).await;
             }
@@ -472,7 +472,7 @@ async fn work(
     }
 }
 
-/// How long ago an event happened, by a clock that may be another machine's.
+/// The time since an event, in milliseconds. Its time stamp may come from another machine's clock.
 fn milliseconds_since(event: Timestamp) -> Option<i64> {
     let since = Timestamp::now().duration_since(event);
     i64::try_from(since.as_millis()).ok()

@@ -1,4 +1,4 @@
-//! What each source sent and was refused in the last minute, from readings of the talkers that are kept for so long.
+//! Computes from the readings of the last minute how many packets each source sent, and how many were dropped.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,13 +10,13 @@ use std::{
 use guard_api::{Explanation, OverBudget, Seen, Talker};
 use guard_common::reason::Reason;
 
-/// How long from one reading to the next.
+/// The interval between readings.
 pub const INTERVAL: Duration = Duration::from_secs(10);
 
-/// A minute, and what has begun since the last reading.
+/// Readings that are remembered: one minute. The current interval comes on top.
 const READINGS: usize = 6;
 
-/// A reading keeps so many sources, the heaviest.
+/// The limit of sources in a reading: the heaviest are recorded.
 const MOST_SOURCES: usize = 4096;
 
 /// The last readings, the oldest first.
@@ -24,7 +24,7 @@ const MOST_SOURCES: usize = 4096;
 pub struct RecentTalkers(VecDeque<(Instant, Arc<HashMap<IpAddr, Seen>>)>);
 
 impl RecentTalkers {
-    /// Takes in a reading: talkers, the heaviest first.
+    /// Adds a reading. `talkers`: the heaviest first.
     pub fn add(&mut self, at: Instant, talkers: &[Talker]) {
         let Self(readings) = self;
         let mut sources: HashMap<IpAddr, Seen> = HashMap::new();
@@ -39,7 +39,7 @@ impl RecentTalkers {
         readings.push_back((at, Arc::new(sources)));
     }
 
-    /// Whether a source was over its budget where a packet of it was explained, and by how much.
+    /// How far a source was over its budget, if it was, at the service of the explained packet.
     pub fn over_budget(
         &self,
         now: Instant,
@@ -65,7 +65,7 @@ impl RecentTalkers {
             seconds: now.saturating_duration_since(*begin).as_secs().max(1),
         };
         for (before, after) in of_source.zip(later) {
-            // Who has lost the place and taken it again begins at nothing.
+            // The counters of a source that lost its place among the talkers and returned start at zero.
             let more = |before: u64, after: u64| after.checked_sub(before).unwrap_or(after);
             over.packets += more(before.packets, after.packets);
             if (&after.reason, &after.service) == (&seen.reason, &seen.service) {
@@ -76,7 +76,7 @@ impl RecentTalkers {
     }
 }
 
-/// Adds what one interface has seen of a source.
+/// Adds the counters of a source on one interface.
 pub fn add_to(seen: &mut Seen, talker: &Talker) {
     seen.packets += talker.packets;
     seen.dropped += talker.dropped;
@@ -86,7 +86,7 @@ pub fn add_to(seen: &mut Seen, talker: &Talker) {
     }
 }
 
-/// The key of the budget of each source that a packet was over.
+/// The policy key of the per-source budget that a drop reason belongs to.
 fn budget_of(reason: &str) -> Option<&'static str> {
     let budgets = [
         (Reason::PacketLimit, "packets"),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_source_was_refused_is_told_of_the_last_minute_alone() {
+    fn only_drops_of_the_last_minute_count() {
         let long_ago: Vec<Talker> = (0..20)
             .map(|n| talker("eth0", 1_000_000 + 100 * n, 500_000 + 10 * n, OVER))
             .collect();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_took_its_place_again_counts_from_nothing() {
+    fn a_source_that_returns_to_the_talkers_counts_from_zero() {
         let readings = [
             talker("eth0", 9_000, 9_000, OVER),
             talker("eth0", 160, 32, OVER),
@@ -187,20 +187,20 @@ mod tests {
             (OVER, Some("ssh")),
             (OVER, None),
             (Some(("closed_port", "web")), Some("web")),
-            // It is everybody's.
+            // A total is shared by all sources.
             (Some(("total_limit", "web")), Some("web")),
             (None, Some("web")),
         ] {
             let found = judge(&before, &talker("eth0", 160, 80, last), service);
             assert_eq!(found, None, "{last:?} {service:?}");
         }
-        // Nothing was refused in the last minute.
+        // No drops in the last minute.
         let before = [talker("eth0", 1_600, 800, OVER)];
         assert_eq!(
             judge(&before, &talker("eth0", 3_200, 800, OVER), Some("web")),
             None
         );
-        // What was dropped for something else is none of the budget's.
+        // Drops for another reason do not count.
         let readings = [
             talker("eth0", 0, 0, None),
             talker("eth0", 160, 80, Some(("closed_port", "web"))),

@@ -1,4 +1,4 @@
-//! The loop: whatever happens leads to another plan, and the plan is applied.
+//! The loop: every event leads to another plan, and the plan is applied.
 
 use std::{
     sync::{Arc, Weak},
@@ -44,18 +44,18 @@ use crate::{
     state_store::{self, ChangedMode, KnownContainers, StateStore, StoredPolicy},
 };
 
-/// How often everything is looked after, though nothing is heard.
+/// The interval of the checks that need no event.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How long a state that cannot be kept, or a trial that cannot be ended, waits until it is tried again.
+/// The time after which saving the state, or ending a trial, is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a runtime may take that is followed from now on: nothing waits for an agent that starts, and everything
-/// does for one that works. A container may take two seconds to be inspected.
+/// The time for the first answer of a runtime: longer at the start, when no change waits for the loop, than later. To
+/// inspect one container may take two seconds.
 const RUNTIME_AT_START: Duration = Duration::from_secs(10);
 pub(super) const RUNTIME_LATER: Duration = Duration::from_secs(3);
 
-/// What the loop begins with.
+/// The input for starting the loop.
 pub struct Begin {
     pub places: AgentPaths,
     pub force: Force,
@@ -64,7 +64,7 @@ pub struct Begin {
     pub namespace: u64,
     pub gate: Gate,
     pub progress: Progress,
-    /// Where work goes that the loop does not wait for.
+    /// The tokio runtime for work for which the loop does not wait.
     pub workers: Runtime,
     pub attached: AttachedReader,
 }
@@ -76,19 +76,19 @@ pub struct Reconciler {
     pub(super) runtimes: Followed,
     pub(super) netlink: Netlink,
     host: HostWatch,
-    /// The host as the last plan saw it.
+    /// The host picture of the last plan.
     seen: Arc<Host>,
     applier: Applier,
     plan: Arc<Plan>,
-    /// Why the plan is not in force, if that concerns no single interface.
+    /// Why the plan is not in force, if the reason concerns no single interface.
     trouble: Option<String>,
     not_kept: Option<String>,
     keep_again: Instant,
-    /// Containers have changed since the state was written: it is, once a second at most.
+    /// Containers have changed since the state was saved. It is saved at most once a second for that.
     is_unkept: bool,
-    /// Held for its drop: no other agent has this state meanwhile.
+    /// The claim on the state store, held until the drop: no other agent uses it meanwhile.
     _turn: Option<Claim>,
-    /// The same of the pins; `None`: another agent has them, and this one ends.
+    /// The claim on the pins. `None`: another agent has them, and this one ends.
     hold: Option<Hold>,
     go_back_again: Instant,
     cut: CutSessions,
@@ -100,10 +100,10 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Puts a policy in force, and takes over what an agent before this one left.
+    /// Puts a policy in force, and takes over the pins of a previous agent.
     ///
     /// # Errors
-    /// What was in force before stays so.
+    /// The agent cannot start. The generation in force stays in force.
     pub async fn start(begin: Begin) -> Result<Self, ChangeError> {
         let Begin {
             places,
@@ -127,22 +127,22 @@ impl Reconciler {
         let hold = hold.map_err(anyhow::Error::from)?;
         let hold = hold.ok_or_else(|| anyhow::Error::from(Hold::taken(&places.pins)))?;
         let claims = turn.iter().chain([hold.claim()]);
-        // Without a mark, agents that start wait longer for this one than they need.
+        // A failure is harmless: without a work mark, a starting agent waits for this one longer than necessary.
         gate.is_at_work(claims.filter_map(|claim| claim.work_mark().ok()));
         state_store::warn_if_open(&places.state);
         let mut store = StateStore::open(&places.state);
         if Word::Detached.take(&places.pins) {
-            // An operator means the next start, and a service manager that starts what hung does not.
+            // A service manager restarts an agent that hung: that start ends here. The next one, by an operator, works.
             return Err(ChangeError::StaysOff);
         }
         if store.kept.detached {
-            // An operator who detaches from now on means this agent. If it cannot be written, that is told below.
+            // From now on, a set flag would end this agent. If it cannot be written, the save below reports it.
             let _result = store.update(|kept| kept.detached = false);
         }
         if let Some(trial) = store.kept.trial.take() {
             warn!(
-                "the policy {} was on trial when the agent before this one ended, and was not confirmed: the \
-                 policy before it is put in force",
+                "the policy {} was on trial when the previous agent ended, and was not confirmed: the previous \
+                 policy is put in force",
                 trial.path.display()
             );
             store.kept.refuse(trial.sha256);
@@ -173,7 +173,7 @@ impl Reconciler {
         runtimes
             .follow(&wanted.loaded.policy, RUNTIME_AT_START)
             .await;
-        // Its warnings are told when it is applied.
+        // Without warnings: they are logged when the plan is applied.
         let plan = Arc::new(Plan {
             warnings: Vec::new(),
             container_warnings: Vec::new(),
@@ -216,12 +216,13 @@ impl Reconciler {
             workers,
             attached,
         };
-        // Started by hand, it asks as `reload` does; a service manager comes over no SSH.
         if Word::OffUnkept.take(&reconciler.places.pins) {
-            reconciler.be_off();
+            reconciler.record_off_outside();
         }
-        reconciler.take_words();
+        reconciler.take_marks();
         let wanted = reconciler.wanted.clone();
+        // Started from a shell over SSH, the agent checks for a lockout like `guard reload`. A service manager has no
+        // SSH session.
         reconciler
             .require_no_lockout(&wanted, ssh_session(), force == Force::Yes)
             .await?;
@@ -238,7 +239,7 @@ impl Reconciler {
         self.snapshot.subscribe()
     }
 
-    /// Goes on until the guard has been taken off or the agent is asked to end.
+    /// Runs until the guard has been detached or the agent is requested to end.
     pub async fn run(mut self, mut commands: mpsc::Receiver<AgentCommand>) {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -249,7 +250,7 @@ impl Reconciler {
                 command = commands.recv() => match command {
                     None | Some(AgentCommand::End) => return,
                     Some(AgentCommand::Leave(reply)) => {
-                        // The process ends, whether somebody waits for this or not.
+                        // The process ends, even if the requester is gone.
                         let _result = reply.send(self.leave());
                         return;
                     }
@@ -266,13 +267,13 @@ impl Reconciler {
                 }
                 _ = beat.tick() => true,
             };
-            // First of all: what is written below must not undo it.
+            // Before anything is saved below: that must not undo a change made without this agent.
             self.take_in_others();
             if is_beat && !self.gate.is_detached() {
                 self.look_after().await;
             }
             if self.gate.is_detached() {
-                warn!("the guard has been taken off: the agent ends");
+                warn!("the guard has been detached: the agent ends");
                 return;
             }
             if self.hold.is_none() {
@@ -280,19 +281,19 @@ impl Reconciler {
             }
             self.reconcile().await;
             if self.take_in_others() && !self.gate.is_detached() {
-                // It came while this agent was stopped between its last look and a swap.
+                // The change came after the check above and before the swap, for example while this agent was stopped.
                 self.reconcile().await;
             }
             self.publish();
         }
     }
 
-    /// What is due without an event: that others see this agent alive, and that trials and entries end.
+    /// The checks that need no event: it shows that this agent is alive, and ends trials and entries.
     async fn look_after(&mut self) {
         if let Some(hold) = &mut self.hold
             && let Err(problem) = hold.hold_on()
         {
-            error!("{problem}: this agent ends, and leaves what is in force to the other");
+            error!("{problem}: this agent ends, and leaves the guard to the other agent");
             self.hold = None;
             return;
         }
@@ -307,7 +308,7 @@ impl Reconciler {
             && let Err(problem) = self.go_back().await
         {
             self.go_back_again = Instant::now() + PATIENCE;
-            // The kernel has gone back by itself.
+            // The kernel has reverted to the previous policy by itself, so the host stays guarded.
             error!("the policy before the trial cannot be loaded again: {problem}");
         }
         self.end_entries(now.world);
@@ -315,38 +316,38 @@ impl Reconciler {
         self.look_for_cut_sessions();
     }
 
-    /// What was done without this agent, as while it hung. Whether there was anything.
+    /// Takes in changes that were made without this agent, for example while it hung. Returns whether there was one.
     fn take_in_others(&mut self) -> bool {
         let mut is_news = self.store.changed_outside();
         if is_news {
             self.take_in_store();
         }
-        is_news |= self.take_words();
+        is_news |= self.take_marks();
         if self.store.kept.detached && !self.gate.is_detached() {
-            // It may have been put back before this was known.
+            // This agent may have attached a program again before it read the state.
             self.gate.detach(|| self.applier.detach());
             is_news = true;
         }
         is_news
     }
 
-    /// What was done without this agent, perhaps while the state could not be written. Whether there was anything.
-    fn take_words(&mut self) -> bool {
+    /// Takes in the marks of emergency exits without this agent, which need no disk. Returns whether there was one.
+    fn take_marks(&mut self) -> bool {
         let is_detached = Word::Detached.take(&self.places.pins);
         if is_detached {
             self.store.kept.detached = true;
         }
-        let is_off = self.gate.take_off_word();
+        let is_off = self.gate.take_off_mark();
         let host = self.wanted.modes.host.as_ref();
-        // The state may have it already, and who did it.
+        // The state store may have the mode already, with the user who set it.
         if is_off && host.is_none_or(|host| host.mode != Mode::Off) {
-            self.be_off();
+            self.record_off_outside();
         }
         is_detached || is_off
     }
 
-    /// Heeds a use of the kill switch without an agent.
-    fn be_off(&mut self) {
+    /// Records a use of the kill switch without an agent.
+    fn record_off_outside(&mut self) {
         warn!("the guard was switched off without this agent");
         self.wanted.modes.host = Some(ChangedMode {
             mode: Mode::Off,
@@ -358,7 +359,7 @@ impl Reconciler {
         self.keep();
     }
 
-    /// Forgets the entries that the kernel has ended.
+    /// Removes entries that have expired. The kernel has stopped applying them by itself.
     fn end_entries(&mut self, now: Timestamp) {
         if !self.wanted.entries.iter().any(|entry| entry.is_over(now)) {
             return;
@@ -370,13 +371,13 @@ impl Reconciler {
             .cloned()
             .partition::<Vec<_>, _>(|entry| entry.is_over(now));
         for entry in over {
-            info!(id = entry.id, prefix = %entry.prefix, "an entry has ended");
+            info!(id = entry.id, prefix = %entry.prefix, "entry expired");
         }
         self.wanted.entries = Arc::new(left);
         self.keep();
     }
 
-    /// What this host should look like for what is wanted.
+    /// The plan for the wishes of the operators and the current host picture.
     fn plan_for(&mut self, wanted: &Wanted) -> Plan {
         let runtimes = self.runtimes.known();
         let mut host = self.host.borrow();
@@ -391,7 +392,7 @@ impl Reconciler {
         plan
     }
 
-    /// Brings the kernel to what is wanted. What fails is in the status, and is tried again.
+    /// Makes a plan and applies it. A failure is in the status, and is tried again.
     async fn reconcile(&mut self) {
         let wanted = self.wanted.clone();
         let before = Arc::clone(&self.plan);
@@ -416,7 +417,7 @@ impl Reconciler {
             published = containers.published.len(),
             networks = containers.networks.len(),
             milliseconds = self.runtimes.last_event().and_then(milliseconds_since),
-            "containers have changed, and the tables with them"
+            "containers have changed: tables updated"
         );
         let known = &before.content.containers.published;
         self.cut.follow(known, &containers.published);
@@ -437,10 +438,10 @@ impl Reconciler {
         self.cut.look(&self.workers, here, &self.plan.content);
     }
 
-    /// Plans for what is wanted, and applies the plan. What is wanted holds from then on.
+    /// Makes a plan for `wanted` and applies it. On success, `wanted` replaces the previous wishes.
     ///
     /// # Errors
-    /// As [`Applier::apply`]: with [`RollbackScope::Whole`], what was wanted before holds.
+    /// As [`Applier::apply`]. The previous wishes stay.
     pub(super) async fn put_in_force(
         &mut self,
         mut wanted: Wanted,
@@ -451,13 +452,13 @@ impl Reconciler {
         self.runtimes.follow(policy, RUNTIME_LATER).await;
         let (epoch, switched_off) = self.gate.begin();
         if let Some(off) = switched_off {
-            // What was asked for before it must not undo it, nor a client that did not wait for its answer.
+            // An older request must not undo the kill switch, nor must a client that did not wait for its answer.
             self.wanted.modes.host = Some(off.clone());
             wanted.modes.host = Some(off);
             self.keep();
         }
         wanted.guarded = self.applier.guarded();
-        // Before the plan knows more: a port that is closed from now on is of the next plan.
+        // Taken before the plan is made: a port that is closed early from now on belongs to the next plan.
         let early = self.runtimes.listener().closer.take_early();
         let plan = self.plan_for(&wanted);
         self.progress.step();
@@ -508,7 +509,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Says what is to be looked at again in a policy that an operator has put in force.
+    /// Logs the warnings about a policy that an operator has put in force.
     fn warn_of_policy(&self, loaded: &Loaded, plan: &Plan) {
         let mut warnings = loaded.policy.warnings(Timestamp::now());
         for target in &plan.targets {
@@ -521,13 +522,13 @@ impl Reconciler {
         }
     }
 
-    /// Keeps what is wanted. If that fails, what is in force stays so: an operator who drops a flood while the disk is
-    /// full is worth more than a restart. It is told, and tried again.
+    /// Saves the wishes of the operators. If that fails, they stay in force: to drop a flood while the disk is full is
+    /// more important than to survive a restart. The failure is logged, and saving is tried again.
     pub(super) fn keep(&mut self) {
         let trial = self.wanted.trial.as_ref();
         let in_force = trial.map_or(&self.wanted.loaded, |trial| &trial.before);
         let policy = StoredPolicy {
-            // The agent's own file stands for whatever is in force when it cannot be read.
+            // Always the agent's own policy file: the next agent uses this text if it cannot read that file.
             path: self.places.policy.clone(),
             text: Arc::clone(&in_force.text),
         };
@@ -555,13 +556,13 @@ impl Reconciler {
         self.not_kept = match saved {
             Ok(()) => None,
             Err(error) => {
-                warn!("in force, but lost at the next start: {error}");
+                warn!("the change is in force, but will be lost at the next start: {error}");
                 Some(error.to_string())
             }
         };
         self.keep_off_without_disk();
         self.is_unkept = false;
-        // What could be written may be written again with the next change of the containers.
+        // After a success, the next change of the containers may be saved soon.
         let pause = match self.not_kept {
             Some(_) => PATIENCE,
             None => BEAT,
@@ -569,25 +570,26 @@ impl Reconciler {
         self.keep_again = Instant::now() + pause;
     }
 
-    /// The kill switch outlives this agent on a full disk, too, though no reboot.
+    /// Leaves a mark in the pins if the state cannot be saved and the guard is switched off, so that the kill switch
+    /// survives this agent on a full disk. It does not survive a reboot.
     fn keep_off_without_disk(&self) {
         let pins = &self.places.pins;
         let host = self.wanted.modes.host.as_ref();
         let is_off = host.is_some_and(|host| host.mode == Mode::Off);
         if self.not_kept.is_some() && is_off {
             if let Err(error) = Word::OffUnkept.leave(pins) {
-                warn!("the next agent does not know that the guard is off: {error}");
+                warn!("the next agent will switch the guard on again: {error}");
             }
         } else {
             Word::OffUnkept.take(pins);
         }
     }
 
-    /// What was changed without this agent holds, and is in force with the next plan.
+    /// Takes changes of the state store that were made without this agent into the wishes for the next plan.
     fn take_in_store(&mut self) {
         let kept = &self.store.kept;
         if kept.modes != self.wanted.modes || kept.entries != *self.wanted.entries {
-            info!("what was changed without this agent is taken in");
+            info!("modes or entries were changed without this agent: they are taken in");
         }
         self.wanted.modes = kept.modes.clone();
         self.wanted.entries = Arc::new(kept.entries.clone());
@@ -597,13 +599,13 @@ impl Reconciler {
         self.seen.tick_ns
     }
 
-    /// Reads the host again: the kernel says nothing of a setting (sysctl) that changes. What cannot be read stays as it
-    /// was, and is told by the plan.
+    /// Reads the host again: the kernel sends no event when a sysctl changes. Facts that cannot be read keep their last
+    /// known values, and the plan reports them.
     pub(super) async fn read_host(&self) {
         let _result = self.host.read_again().await;
     }
 
-    /// The host at this moment.
+    /// The current host picture.
     pub(super) fn host_now(&self) -> Arc<Host> {
         self.host.borrow()
     }
@@ -616,7 +618,7 @@ impl Reconciler {
         &self.plan
     }
 
-    /// What failed may work now.
+    /// Tries failed interfaces again with the next plan, without the usual pause.
     pub(super) fn try_again(&mut self) {
         self.applier.try_again();
     }
@@ -632,7 +634,7 @@ impl Reconciler {
         attachments
             .map(|(index, one)| (index, one.attachment()))
             .filter(|(index, one)| {
-                // Something may be mounted over the pins: what the kernel has on the interface counts.
+                // Pins may be hidden by a mount over their folder, so the program on the interface counts as well.
                 let found = links.get(index).and_then(|link| link.xdp);
                 let is_ours = found.map(|found| found.program_id) == one.program_id();
                 found.is_some() && is_ours || one.is_pinned()
@@ -646,14 +648,14 @@ impl Reconciler {
         about.map_or(0, |about| about.generation)
     }
 
-    /// Takes the programs off, or leaves them, as the policy says.
+    /// Detaches the programs or leaves them, by `on_exit` in the policy.
     fn leave(&mut self) -> Result<()> {
         if self.is_unkept {
             self.keep();
         }
         match self.wanted.loaded.policy.on_exit {
             OnExit::Keep => {
-                info!("the kernel goes on with the policy in force");
+                info!("the kernel continues with the policy in force");
                 Ok(())
             }
             OnExit::Detach => {

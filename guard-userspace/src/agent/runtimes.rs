@@ -1,4 +1,4 @@
-//! The container runtimes that policies name: followed while a policy does, asked once for commands that only look.
+//! The container runtimes that policies name. The agent follows them; commands that only report read them once.
 
 use std::{collections::BTreeMap, iter, sync::Arc, time::Duration};
 
@@ -15,17 +15,17 @@ use crate::{
     policy::{Containers, Policy},
 };
 
-/// The short cut between a runtime and the tables: a container may be started a few milliseconds after it was
-/// created, and its ports are closed before the loop finds the time.
+/// The early close: it writes new ports into the tables without waiting for the loop. A container may start a few
+/// milliseconds after it was created, before the loop can make a plan.
 #[derive(Clone, Default)]
 pub struct RuntimeListener {
-    /// Notified of all news.
+    /// Notified of every change.
     pub changed: Arc<Notify>,
     pub closer: Closer,
 }
 
 impl RuntimeListener {
-    fn hear(&self, seen: &ObservedRuntime) {
+    fn close_early(&self, seen: &ObservedRuntime) {
         if let Ok(local_ports) = host::local_port_range() {
             let inventory = &seen.runtime.inventory;
             let listeners = if inventory.has_contested_ports() {
@@ -59,8 +59,8 @@ impl Followed {
         &self.listener
     }
 
-    /// Follows the runtime of a policy from now on, and waits for its first answer, which may be that it gives none.
-    /// What has not been answered in time is in a later plan.
+    /// Follows the runtime of a policy from now on, and waits for its first answer or the first failure. An answer that
+    /// takes longer than `patience` is in a later plan.
     pub async fn follow(&mut self, policy: &Policy, patience: Duration) {
         let Some(socket) = &policy.docker_socket else {
             return;
@@ -69,18 +69,18 @@ impl Followed {
             return;
         }
         let listener = self.listener.clone();
-        let mut watch = Watch::start(socket, move |seen| listener.hear(seen));
+        let mut watch = Watch::start(socket, move |seen| listener.close_early(seen));
         let seen = watch.first(patience).await;
         if let ConnectionState::NeverAnswered { error } = &seen.runtime.connection {
             warn!(
-                "{error}: ports that containers publish are not known and stay open; `[docker] socket = \"\"` in the policy if \
-                 there is no Docker"
+                "{error}: ports that containers publish are not known and stay open; if there is no Docker, write \
+                 `[docker] socket = \"\"` in the policy"
             );
         }
         self.watches.insert(socket.clone(), watch);
     }
 
-    /// Follows no runtimes but those of these policies.
+    /// Stops following runtimes that none of these policies names.
     pub fn retain<'a>(&mut self, policies: impl Iterator<Item = &'a Policy>) {
         let sockets: Vec<&str> = policies
             .filter_map(|policy| policy.docker_socket.as_deref())
@@ -89,7 +89,7 @@ impl Followed {
             .retain(|socket, _| sockets.contains(&socket.as_str()));
     }
 
-    /// What is known of them at this moment.
+    /// The runtimes with their last known containers.
     pub fn known(&self) -> Runtimes {
         let watches = self.watches.iter();
         watches
@@ -97,23 +97,23 @@ impl Followed {
             .collect()
     }
 
-    /// When the newest event happened that was heard of, by the runtime's clock.
+    /// The time of the newest event that was received, by the runtime's clock.
     pub fn last_event(&self) -> Option<Timestamp> {
         let watches = self.watches.values();
         watches.filter_map(|watch| watch.seen().event).max()
     }
 }
 
-/// What the runtime of a policy says when it is asked once.
+/// The result of reading the runtime of a policy once.
 pub struct FoundOnce {
     pub containers: Containers,
-    /// `false`: it does not answer, or the policy names none.
+    /// `false`: it does not answer, or the policy names no runtime.
     pub answered: bool,
-    /// Why nothing is known of it.
+    /// Why it could not be read.
     pub error: Option<String>,
 }
 
-/// Asks the runtime of a policy once. `host` is what its networks are held against.
+/// Reads the runtime of a policy once. `host`: the host picture, with which its networks are compared.
 pub async fn find_once(policy: &Policy, host: &Host) -> FoundOnce {
     let Some(socket) = &policy.docker_socket else {
         return FoundOnce {
@@ -143,8 +143,8 @@ pub async fn find_once(policy: &Policy, host: &Host) -> FoundOnce {
         Err(error) => {
             if policy.scope == Scope::Containers {
                 warn!(
-                    "{error}: ports that containers publish are not known and stay open; `[docker] socket = \"\"` in \
-                     the policy if there is no Docker"
+                    "{error}: ports that containers publish are not known and stay open; if there is no Docker, \
+                     write `[docker] socket = \"\"` in the policy"
                 );
             }
             FoundOnce {
@@ -156,7 +156,8 @@ pub async fn find_once(policy: &Policy, host: &Host) -> FoundOnce {
     }
 }
 
-/// Whether something about ports is decided by which sockets of this host listen.
+/// Whether the listening sockets of this host decide about a port: a process of the host may have a port that a
+/// container publishes.
 pub fn are_ports_contested(runtimes: &BTreeMap<String, Runtime>) -> bool {
     let mut runtimes = runtimes.values();
     runtimes.any(|runtime| runtime.inventory.has_contested_ports())

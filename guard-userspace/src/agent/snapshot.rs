@@ -1,4 +1,4 @@
-//! What readers see: published by the loop after each change, read without waiting for it.
+//! The snapshot for readers: the loop publishes it after each change, and readers do not wait for the loop.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,7 +31,7 @@ use crate::{
     state_store::Modes,
 };
 
-/// The guard at one moment.
+/// The state of the guard at one moment.
 #[derive(Clone)]
 pub struct Snapshot {
     pub loaded: Arc<Loaded>,
@@ -39,19 +39,19 @@ pub struct Snapshot {
     pub host: Arc<Host>,
     pub modes: Modes,
     pub trial: Option<Trial>,
-    /// The interfaces that carry the program, or should.
+    /// The interfaces that have the program, or should have it.
     pub interfaces: Vec<GuardedInterface>,
-    /// Why the plan is not in force, if that concerns no single interface.
+    /// Why the plan is not in force, if the reason concerns no single interface.
     pub trouble: Option<String>,
-    /// Open sessions that containers have closed since the last change of the policy.
+    /// Warnings about open sessions that newly published ports of containers close.
     pub cut: Arc<Vec<String>>,
-    /// Why a restart of the agent would lose what is in force, if it would.
+    /// Why a restart of the agent would lose the changes of operators, if it would.
     pub not_kept: Option<String>,
-    /// The folder below which everything is pinned.
+    /// The root folder of the pins.
     pub pins: PathBuf,
-    /// A reader of packets holds it. A snapshot that did would look like a capture that never ends.
+    /// Held by a running capture. Weak: a snapshot that held it would look like a capture that never ends.
     pub tapped: Weak<()>,
-    /// The UDP flows that are remembered, if any are.
+    /// The number of tracked UDP flows. `None`: flows are not tracked.
     pub flows: Option<FlowCounts>,
 }
 
@@ -59,22 +59,22 @@ pub struct Snapshot {
 #[derive(Clone)]
 pub struct GuardedInterface {
     pub index: u32,
-    /// Its name at this moment.
+    /// Its current name.
     pub name: String,
     /// `None`: no program has been put in force on it.
     pub in_force: Option<ProgramInForce>,
-    /// Why it is not as planned.
+    /// Why its program or tables differ from the plan.
     pub trouble: Option<String>,
 }
 
-/// The program on an interface, and where its state is.
+/// The program on an interface, and the pins of its state.
 #[derive(Clone)]
 pub struct ProgramInForce {
     pub pins: Pins,
     pub program_id: u32,
     pub mode: XdpMode,
     pub generation: u64,
-    /// When it was put in force: what was read before knows nothing of it.
+    /// When it was put in force: an earlier reading of the kernel does not have it.
     pub since: Instant,
 }
 
@@ -84,15 +84,17 @@ impl Snapshot {
         &self.plan.content.policy
     }
 
+    /// The entries of operators in force.
     pub fn entries(&self) -> &[Entry] {
         &self.plan.content.entries
     }
 
+    /// The containers that the plan knows.
     pub fn containers(&self) -> &Containers {
         &self.plan.content.containers
     }
 
-    /// What the kill switch has put in force, before the loop has planned for it.
+    /// The answer after the kill switch, before the loop has made a plan for it.
     pub fn applied_off(&self) -> Applied {
         let mut in_force = self.in_force().map(|(_, in_force)| in_force.generation);
         Applied {
@@ -104,11 +106,12 @@ impl Snapshot {
         }
     }
 
-    /// Where the policy in force wants metrics and the page.
+    /// The address for metrics and the web page, by the policy in force.
     pub fn web(&self) -> Option<SocketAddr> {
         self.loaded.policy.web
     }
 
+    /// The text of the policy in force.
     pub fn policy_text(&self) -> PolicyText {
         PolicyText {
             path: self.loaded.path.display().to_string(),
@@ -116,7 +119,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether and where the guard is at work.
+    /// The status of the guard. `attached`: the programs that the kernel has.
     pub fn status(&self, attached: &AttachedAt) -> Status {
         let AttachedAt { programs, at } = attached;
         let old = at.elapsed() >= OLD;
@@ -125,7 +128,7 @@ impl Snapshot {
         let mut not_enforcing_because = self.obstacles(&interfaces);
         if policy.mode == Mode::Enforce && old {
             not_enforcing_because.push(format!(
-                "the kernel does not say which programs its interfaces have: what is attached was read {} s ago",
+                "the kernel does not answer: the programs on its interfaces were last read {} s ago",
                 at.elapsed().as_secs()
             ));
         }
@@ -168,7 +171,7 @@ impl Snapshot {
         attached: &AttachedPrograms,
         read_at: Instant,
     ) -> Vec<InterfaceStatus> {
-        // One that is gone is among those in trouble.
+        // An interface that does not exist any more is among the plan's troubles.
         let is_there = |interface: &&GuardedInterface| {
             let mut troubles = self.plan.troubles.iter();
             !troubles.any(|trouble| trouble.name == interface.name)
@@ -177,7 +180,7 @@ impl Snapshot {
             let in_force = interface.in_force.as_ref();
             let program_id = in_force.map(|in_force| in_force.program_id);
             let found = attached.get(&interface.index);
-            // Between a swap and the next snapshot the pinned link knows more.
+            // Between a swap and the next snapshot, the pinned link is more recent than the snapshot.
             let is_ours = |found: &XdpState| {
                 let in_force = interface.in_force.as_ref();
                 Some(found.program_id) == program_id
@@ -263,7 +266,7 @@ impl Snapshot {
         let runtime = &self.plan.runtime;
         let published = self.containers().published.iter();
         let mut published: Vec<String> = published.map(PublishedPort::to_string).collect();
-        // Published on both families, a port is named once.
+        // A port that is published on both families is named once.
         published.dedup();
         DockerStatus {
             socket: runtime.socket.clone(),
@@ -279,12 +282,12 @@ impl Snapshot {
         interfaces.filter_map(|one| Some((one.name.as_str(), one.in_force.as_ref()?)))
     }
 
-    /// The numbers of the programs in force.
+    /// The kernel's ids of the programs in force.
     pub fn programs(&self) -> impl Iterator<Item = u32> {
         self.in_force().map(|(_, in_force)| in_force.program_id)
     }
 
-    /// What the kernel counted, on every interface.
+    /// The kernel's counters of every interface.
     pub fn counters(&self) -> Result<Vec<api::Counter>> {
         let rows = of_every_interface(&self.pins, self.names(), |interface, tables, names| {
             let rows = tables.counters(names)?.into_iter();
@@ -293,7 +296,7 @@ impl Snapshot {
         Ok(rows.unwrap_or_default())
     }
 
-    /// The sources that sent most, of every interface, the heaviest first.
+    /// The top talkers of every interface, the heaviest first.
     pub fn talkers(&self) -> Result<Vec<api::Talker>> {
         let talkers = of_every_interface(&self.pins, self.names(), |interface, tables, names| {
             let rows = tables.talkers(names)?.into_iter();
@@ -311,10 +314,11 @@ impl Snapshot {
         in_force.map(|(name, one)| (one.pins.clone(), name.to_owned()))
     }
 
-    /// The packets that a request asks for.
+    /// Starts a capture of the packets that match a request.
     pub fn tap(&self, request: &CaptureRequest) -> Result<Tap, ChangeError> {
         if let Some(service) = &request.service {
-            // Of what labels have made, the part before the container is a service of the policy.
+            // Labels make services such as `web@api-1`, which only the effective policy has. `web` of the policy
+            // stands for all services that labels have made from it, and may be absent from the effective policy.
             let services = &self.effective().services;
             if !services.iter().any(|known| known.name == *service) {
                 require_service(&self.loaded.policy, service)?;
@@ -329,7 +333,7 @@ impl Snapshot {
         Ok(tap.map_err(anyhow::Error::from)?)
     }
 
-    /// A place to reach, or a service of the policy, which stands for its first port.
+    /// Parses a destination: an address and port, or the name of a service, which stands for its first port.
     pub fn destination(&self, to: &str) -> Result<Destination, ChangeError> {
         to.parse().or_else(|problem| {
             let mut services = self.loaded.policy.services.iter();
@@ -339,8 +343,8 @@ impl Snapshot {
         })
     }
 
-    /// Why a packet from there to here gets its verdict, under the policy in force. Loads a copy of the program: call
-    /// it off the runtime's workers.
+    /// Explains the verdict on a packet by the policy in force. Blocks while it loads a copy of the program: do not
+    /// call it on the runtime's workers.
     pub fn explain(
         &self,
         from: IpAddr,
@@ -375,15 +379,15 @@ impl Snapshot {
     }
 }
 
-/// What the kernel is asked for.
+/// The capture filter for a request.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// The request is invalid. The text says why.
 fn filter_of(request: &CaptureRequest) -> Result<PacketFilter, String> {
     let rate = request.rate.unwrap_or(DEFAULT_RATE);
     if !(1..=HIGHEST_RATE).contains(&rate) {
         return Err(format!(
-            "{rate} packets a second are none or too many: {HIGHEST_RATE} are the most"
+            "a rate of {rate} packets a second is out of range: give 1 to {HIGHEST_RATE}"
         ));
     }
     Ok(PacketFilter {
@@ -412,8 +416,9 @@ pub fn require_service(policy: &Policy, name: &str) -> Result<(), ChangeError> {
         ),
     }))
 }
-/// Gives talkers the policy's names for them. Sorting them costs less than to ask a hundred thousand
-/// prefixes about each.
+
+/// Gives talkers the names of the policy's sources. Sorting the talkers costs less than matching each of them against
+/// a hundred thousand prefixes.
 fn name_sources(talkers: &mut [api::Talker], sources: &[Source]) {
     talkers.sort_unstable_by_key(|talker| talker.source);
     let mut named: Vec<(IpNet, &str)> = sources
@@ -425,7 +430,7 @@ fn name_sources(talkers: &mut [api::Talker], sources: &[Source]) {
                 .map(|cidr| (*cidr, source.name.as_str()))
         })
         .collect();
-    // The narrowest has the last word.
+    // The longest prefix comes last, so its name wins.
     named.sort_by_key(|(cidr, _)| cidr.prefix_len());
     for (cidr, name) in named {
         let start = talkers.partition_point(|talker| talker.source < cidr.network());
@@ -442,7 +447,7 @@ mod tests {
     use crate::policy::Treatment;
 
     #[test]
-    fn a_talker_has_the_name_of_the_narrowest_source_that_it_belongs_to() {
+    fn a_talker_has_the_name_of_the_source_with_the_longest_matching_prefix() {
         let source = |name: &str, cidr: &str| Source {
             name: name.to_owned(),
             line: 1,

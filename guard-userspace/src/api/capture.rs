@@ -1,4 +1,4 @@
-//! `GET /v1/capture`: packets as they come, until the client hangs up.
+//! `GET /v1/capture`: streams packets until the client closes the connection.
 
 use std::{
     mem,
@@ -35,27 +35,27 @@ use crate::{
     policy::Timebase,
 };
 
-/// An interface, and how many of its packets were wanted and missed until now.
+/// An interface, with the numbers of its packets that matched the capture, and of those that were missed.
 struct CaptureSource {
     interface: Arc<str>,
     wanted: u64,
     missed: u64,
 }
 
-/// How long a client may leave unread what it is sent, until it loses its turn.
+/// How long a client may read nothing until its capture ends.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a capture holds while its client reads.
+/// The state of a capture, which ends early if the client does not read.
 struct Held {
     /// `None`: the client has not read for too long.
     tap: Option<(Tap, OwnedSemaphorePermit)>,
-    /// In the order in which the client was told of them.
+    /// The client numbers the interfaces in this order.
     sources: Vec<CaptureSource>,
-    asked: Instant,
+    last_read: Instant,
 }
 
 impl Held {
-    /// The number of an interface. One that is new is told of first.
+    /// The number of an interface. `head` writes the description of a new interface.
     fn number(&mut self, interface: &Arc<str>, head: impl FnOnce(&str)) -> u32 {
         let mut sources = self.sources.iter();
         let number = sources.position(|source| source.interface == *interface);
@@ -71,7 +71,7 @@ impl Held {
         u32::try_from(number).unwrap_or(u32::MAX)
     }
 
-    /// Counts packets of an interface that were wanted, and those of them that were missed.
+    /// Counts packets of an interface that matched, and those of them that were missed.
     fn count(&mut self, number: u32, (wanted, missed): (u64, u64)) {
         if let Some(source) = self.sources.get_mut(number as usize) {
             source.wanted += wanted;
@@ -82,12 +82,12 @@ impl Held {
 
 type SharedCapture = Arc<Mutex<Held>>;
 
-/// Whoever holds it does not wait, and a panic leaves it whole.
+/// Locks the state. No holder waits inside, and a panic leaves the state consistent.
 fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A capture at work. It ends when it is dropped.
+/// A running capture. Dropping it ends the capture.
 struct CaptureStream {
     held: SharedCapture,
     head: Bytes,
@@ -97,13 +97,13 @@ struct CaptureStream {
     rounds: u32,
 }
 
-/// Ends a capture that nobody reads: the next client must not wait for it.
-async fn watch(held: Weak<Mutex<Held>>) {
+/// Ends a capture whose client does not read, so that it does not block the next client.
+async fn end_if_unread(held: Weak<Mutex<Held>>) {
     loop {
         sleep(PATIENCE / 4).await;
         let Some(held) = held.upgrade() else { return };
         let mut held = lock(&held);
-        if held.asked.elapsed() > PATIENCE {
+        if held.last_read.elapsed() > PATIENCE {
             held.tap = None;
             warn!(
                 "a capture has ended: its client has not read for {} s",
@@ -114,7 +114,7 @@ async fn watch(held: Weak<Mutex<Held>>) {
     }
 }
 
-/// Packets until the client hangs up. One that reads slowly is given fewer.
+/// Streams packets until the client closes the connection. A client that reads slowly gets fewer packets.
 pub fn answer(request: &CaptureRequest, tap: Tap, turn: OwnedSemaphorePermit) -> Response {
     let sources = tap.interfaces().map(|interface| CaptureSource {
         interface: Arc::clone(interface),
@@ -139,9 +139,9 @@ pub fn answer(request: &CaptureRequest, tap: Tap, turn: OwnedSemaphorePermit) ->
     let held = Arc::new(Mutex::new(Held {
         tap: Some((tap, turn)),
         sources,
-        asked: Instant::now(),
+        last_read: Instant::now(),
     }));
-    tokio::spawn(watch(Arc::downgrade(&held)));
+    tokio::spawn(end_if_unread(Arc::downgrade(&held)));
     let capture = CaptureStream {
         held,
         head,
@@ -162,7 +162,7 @@ pub fn answer(request: &CaptureRequest, tap: Tap, turn: OwnedSemaphorePermit) ->
 }
 
 impl CaptureStream {
-    /// What there is to send next.
+    /// Waits for the next bytes to send.
     async fn next(&mut self) -> anyhow::Result<Bytes> {
         if !self.head.is_empty() {
             return Ok(mem::take(&mut self.head));
@@ -172,8 +172,8 @@ impl CaptureStream {
             let mut block = self.round()?;
             self.rounds += 1;
             if self.rounds.is_multiple_of(ROUNDS) {
-                // Also to find out whether somebody is still there.
-                self.tell_missed(&mut block)?;
+                // Sent even if nothing is missed: writing finds out whether the client is still connected.
+                self.write_missed(&mut block)?;
             }
             if !block.is_empty() {
                 return Ok(block.freeze());
@@ -181,22 +181,22 @@ impl CaptureStream {
         }
     }
 
-    /// The packets of a round, in the order in which they came.
+    /// Writes the packets of a round, in the order in which they came in.
     fn round(&mut self) -> anyhow::Result<BytesMut> {
         let now = host::timebase()?;
         let mut held = lock(&self.held);
         let Some((tap, _turn)) = &mut held.tap else {
-            bail!("what was sent has not been read for too long");
+            bail!("the client has not read for {} s", PATIENCE.as_secs());
         };
         let Round {
             mut packets,
             missed,
         } = tap.round()?;
-        held.asked = Instant::now();
+        held.last_read = Instant::now();
         packets.sort_by_key(|packet| packet.boot_ns);
         let mut block = BytesMut::new();
         for (interface, missed) in missed {
-            // Nothing is told of an interface without packets.
+            // An interface without packets is not described to the client.
             if missed != 0 {
                 let source = self.number(&mut held, &mut block, &interface);
                 held.count(source, (missed, missed));
@@ -211,7 +211,7 @@ impl CaptureStream {
         Ok(block)
     }
 
-    /// The number by which the client knows an interface.
+    /// The number of an interface in this capture.
     fn number(&self, held: &mut Held, block: &mut BytesMut, interface: &Arc<str>) -> u32 {
         held.number(interface, |name| {
             if self.form == Form::Pcapng {
@@ -250,7 +250,7 @@ impl CaptureStream {
         Ok(())
     }
 
-    fn tell_missed(&self, block: &mut BytesMut) -> anyhow::Result<()> {
+    fn write_missed(&self, block: &mut BytesMut) -> anyhow::Result<()> {
         let now = host::timebase()?;
         let held = lock(&self.held);
         if self.form == Form::Json {
@@ -268,7 +268,7 @@ impl CaptureStream {
     }
 }
 
-/// A moment of CLOCK_BOOTTIME in nanoseconds since 1970.
+/// Converts a time of CLOCK_BOOTTIME into nanoseconds since 1970.
 fn unix_ns(now: Timebase, boot_ns: u64) -> u64 {
     let world = u64::try_from(now.world.as_nanosecond()).unwrap_or_default();
     world.saturating_sub(now.boot_ns.saturating_sub(boot_ns))
@@ -322,7 +322,7 @@ fn seen(interface: &str, packet: &Tapped, time_ns: u64) -> Captured {
 
 type FrameEnds = (Option<String>, Option<String>, Option<String>);
 
-/// Where a frame comes from, where it goes, and by which protocol, as far as it can be read.
+/// The source, the destination and the protocol of a frame, as far as it can be parsed.
 fn ends(frame: &[u8]) -> FrameEnds {
     let Ok(packet) = LaxSlicedPacket::from_ethernet(frame) else {
         return (None, None, None);

@@ -1,4 +1,4 @@
-//! The command line's end of the control API.
+//! The client of the control API, for the command line.
 
 use std::{
     io::{self, ErrorKind},
@@ -21,22 +21,23 @@ use crate::{
     policy::Entry,
 };
 
-/// A request's header: until when its client waits, in nanoseconds of CLOCK_BOOTTIME.
+/// A request's header: the time until which its client waits, in nanoseconds of CLOCK_BOOTTIME.
 pub const DEADLINE: &str = "guard-deadline";
 
-/// When a client asked, in nanoseconds since 1970. An exit without the agent may have come since.
+/// A request's header: the time when it was sent, in nanoseconds since 1970. `guard mode off` or `guard detach` may
+/// have run without the agent since.
 pub const ASKED: &str = "guard-asked";
 
 fn nanoseconds(patience: Duration) -> u64 {
     u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How long the agent may take to answer, and to change what is in force: a large policy takes the
-/// kernel's verifier and the tables a while.
+/// How long the agent may take to answer, and to make a change: verifying the program and filling the tables of a large
+/// policy takes a while.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(60);
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
@@ -46,7 +47,7 @@ pub enum ClientError {
     Absent { socket: String, reason: String },
     #[error("you may not open the control socket {socket}: join group guard, or use sudo")]
     NotPermitted { socket: String },
-    /// Neither the agent nor the kernel can be asked; `refusal` is that of the pins.
+    /// No agent answers, and this user may not read the pins. `refusal` is the error of the pins.
     #[error("no agent answers at {socket} ({reason}), and {refusal}")]
     Unseen {
         socket: String,
@@ -57,22 +58,24 @@ pub enum ClientError {
     Silent { socket: String, seconds: u64 },
     #[error("the agent at {socket} says: {error}")]
     Refused { socket: String, error: String },
-    /// A policy is refused; its file and line come first.
+    /// A policy is invalid. The text begins with its file and line.
     #[error("{0}")]
     Policy(String),
-    #[error("the agent at {socket} speaks another language: {reason}")]
+    #[error(
+        "the answer of the agent at {socket} cannot be read, it may be of another version: {reason}"
+    )]
     Garbled { socket: String, reason: String },
-    #[error("no connection can be made: {0}")]
+    #[error("the HTTP client cannot be created: {0}")]
     Unable(String),
 }
 
 impl ClientError {
-    /// Whether there is no agent that could answer: it is dead, or it hangs.
+    /// Whether no agent answers: it does not run, or it hangs.
     pub const fn is_without_agent(&self) -> bool {
         matches!(self, Self::Absent { .. } | Self::Silent { .. })
     }
 
-    /// Whether this user may not ask.
+    /// Whether this user may not access the socket or the pins.
     pub const fn is_refusal(&self) -> bool {
         matches!(self, Self::NotPermitted { .. } | Self::Unseen { .. })
     }
@@ -80,12 +83,14 @@ impl ClientError {
 
 type ClientResult<T> = Result<T, ClientError>;
 
+/// A client of the control socket.
 pub struct Client {
     http: reqwest::Client,
     socket: String,
 }
 
 impl Client {
+    /// A client of this socket. It connects with the first request.
     pub fn new(socket: &Path) -> ClientResult<Self> {
         let http = reqwest::Client::builder().unix_socket(socket).build();
         Ok(Self {
@@ -94,23 +99,27 @@ impl Client {
         })
     }
 
+    /// `GET /v1/status`.
     pub async fn status(&self) -> ClientResult<Status> {
         self.get("status").await
     }
 
+    /// `GET /v1/policy`.
     pub async fn policy(&self) -> ClientResult<PolicyText> {
         self.get("policy").await
     }
 
+    /// `GET /v1/counters`.
     pub async fn counters(&self) -> ClientResult<Vec<Counter>> {
         self.get("counters").await
     }
 
+    /// `GET /v1/talkers`.
     pub async fn talkers(&self) -> ClientResult<Vec<Talker>> {
         self.get("talkers").await
     }
 
-    /// Packets as they come, in the form that was asked for.
+    /// Starts a capture. The response streams packets in the requested form.
     pub async fn capture(&self, request: &CaptureRequest) -> ClientResult<reqwest::Response> {
         let sent = self.http.get(address("capture")).query(request).send();
         let response = timeout(PATIENCE, sent).await;
@@ -122,32 +131,36 @@ impl Client {
         Err(self.refusal(response).await)
     }
 
+    /// `GET /v1/explain`.
     pub async fn explain(&self, question: &Question) -> ClientResult<Explanation> {
         let request = self.http.get(address("explain")).query(question);
         self.answer(request, PATIENCE).await
     }
 
+    /// `GET /v1/entries`.
     pub async fn entries(&self) -> ClientResult<Vec<Entry>> {
         self.get("entries").await
     }
 
+    /// `POST /v1/entries`: an `allow` or `deny` entry.
     pub async fn enter(&self, request: &EntryRequest) -> ClientResult<Entry> {
         self.change("entries", request).await
     }
 
-    /// The same without a word on standard error.
+    /// Enters without a warning on standard error, for `guard top`.
     pub async fn enter_silently(&self, request: &EntryRequest) -> ClientResult<Changed<Entry>> {
         let request = self.http.post(address("entries")).json(request);
         self.answer(request, PATIENCE_FOR_CHANGES).await
     }
 
+    /// `DELETE /v1/entries/ID`.
     pub async fn revoke(&self, id: u64, request: &Revocation) -> ClientResult<Entry> {
         let address = address(&format!("entries/{id}"));
         let request = self.http.delete(address).query(request);
         self.changed(request, PATIENCE_FOR_CHANGES).await
     }
 
-    /// Stopping must not wait: an agent that does not answer soon is gone round.
+    /// Changes a mode. `off` has a short timeout: `guard mode off` then works without the agent.
     pub async fn set_mode(&self, request: &ModeChange) -> ClientResult<Applied> {
         let patience = if request.mode.as_deref() == Some("off") {
             PATIENCE
@@ -158,18 +171,22 @@ impl Client {
         self.changed(request, patience).await
     }
 
+    /// `POST /v1/reload`.
     pub async fn reload(&self, request: &Reload) -> ClientResult<Applied> {
         self.change("reload", request).await
     }
 
+    /// `POST /v1/try`.
     pub async fn try_policy(&self, request: &NewTrial) -> ClientResult<Applied> {
         self.change("try", request).await
     }
 
+    /// `POST /v1/confirm`.
     pub async fn confirm(&self) -> ClientResult<Applied> {
         self.change("confirm", &()).await
     }
 
+    /// `POST /v1/detach`.
     pub async fn detach(&self) -> ClientResult<Detached> {
         let request = self.http.post(address("detach"));
         let response = self.send(request, PATIENCE).await?;
@@ -183,7 +200,7 @@ impl Client {
         detached.map_err(|error| self.garbled(&error))
     }
 
-    /// Whether an agent may listen on the socket. It does not listen to a user who may not open the socket.
+    /// Whether an agent listens on the socket, or may listen: this user is not allowed to open it.
     pub fn has_agent(&self) -> bool {
         let connected = UnixStream::connect(&self.socket);
         connected.map_or_else(
@@ -206,7 +223,7 @@ impl Client {
         self.changed(request, PATIENCE_FOR_CHANGES).await
     }
 
-    /// What was done; that it will be lost is told on standard error.
+    /// Returns the change that was made. Warns on standard error if a restart would lose it.
     async fn changed<T: DeserializeOwned>(
         &self,
         request: RequestBuilder,
@@ -299,7 +316,7 @@ impl Client {
     }
 }
 
-/// The host's name is of no account on a socket.
+/// The URL of a resource. A Unix socket needs no host name, so any will do.
 fn address(resource: &str) -> String {
     format!("http://guard/v1/{resource}")
 }

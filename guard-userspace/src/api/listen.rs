@@ -1,5 +1,5 @@
-//! Takes connections, and bounds what their clients can take: one that is slow, or many that say nothing,
-//! keep nobody from an answer.
+//! Accepts connections, and limits their number and their time: a slow client, or many idle ones, must not keep others
+//! from an answer.
 
 use std::{
     collections::VecDeque,
@@ -28,32 +28,33 @@ use tokio::{
 
 use super::actor::Actor;
 
-/// How long a client may take to ask, and to say nothing between two questions.
+/// How long a client may take to send a request's headers, also after the previous answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a connection may last, whatever it is used for, and one that is made to last.
+/// The longest time of a connection, and of a capture's.
 const LONGEST: Duration = Duration::from_secs(600);
 const LASTING: Duration = Duration::from_secs(24 * 3_600);
 
-/// How many connections there are at most. For one more the oldest is closed.
+/// The most connections at a time. Another one closes the oldest that is not a capture.
 const MAX_CONNECTIONS: usize = 2_048;
 
-/// How many files this process may have open: every connection is one.
+/// The wanted limit of open files: every connection is one.
 const FILES: u64 = 1 << 16;
 
-/// Lets this process have as many connections open as it takes, where the host allows it.
+/// Raises the limit of open files for the connections, as far as the host allows it.
 pub fn raise_file_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // With fewer, the oldest are closed earlier.
+        // If this fails, there are fewer connections at a time.
         let _result = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(FILES)), hard);
     }
 }
 
-/// Whether a connection is made to last: a capture has its own limits.
+/// Marks a connection as lasting: a capture has its own limits.
 #[derive(Clone, Default)]
 pub struct Lasting(Arc<AtomicBool>);
 
 impl Lasting {
+    /// The connection lasts.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -63,8 +64,9 @@ impl Lasting {
     }
 }
 
-/// A connection whose other end is known.
+/// A connection whose peer can be named.
 pub trait KnownPeer {
+    /// The user and the process of the peer.
     fn actor(&self) -> Actor;
 }
 
@@ -72,7 +74,7 @@ impl KnownPeer for UnixStream {
     fn actor(&self) -> Actor {
         match self.peer_cred() {
             Ok(peer) => {
-                // 0: a process of a PID namespace that this one does not see.
+                // 0: the process is in a PID namespace that is not visible here (pid_vnr in the kernel).
                 let process = peer.pid().and_then(|pid| u32::try_from(pid).ok());
                 let process = process.filter(|pid| *pid != 0);
                 Actor::new(Uid::from_raw(peer.uid()), process)
@@ -106,7 +108,7 @@ struct Connection {
     lasting: Lasting,
 }
 
-/// Answers until this is dropped.
+/// Serves connections until the future is dropped.
 pub async fn serve<L: Listener>(mut listener: L, router: Router)
 where
     L::Io: KnownPeer + 'static,
@@ -125,7 +127,7 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE);
             let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-            // What goes wrong is the client's.
+            // Errors are the client's: a broken connection or a wrong request.
             if timeout(LONGEST, &mut connection).await.is_err() && is_lasting.get() {
                 let _result = timeout(LASTING, connection).await;
             }

@@ -1,5 +1,4 @@
-//! The control API: HTTP and JSON over a Unix socket, so that `curl --unix-socket` works as well as
-//! the command line.
+//! The control API: HTTP and JSON over a Unix socket, so that `curl --unix-socket` works as well as the command line.
 
 pub mod capture;
 pub mod client;

@@ -1,4 +1,4 @@
-//! What is exposed, on this host and in compose files, and what to change.
+//! Finds exposed ports, on this host and in compose files, and proposes changes.
 
 pub mod host;
 

@@ -1,4 +1,4 @@
-//! `guard audit`: what is exposed, and what to change.
+//! `guard audit`: finds exposed ports, of this host or in compose files, and what to change.
 
 mod host;
 
@@ -12,21 +12,21 @@ pub struct Audit {
     #[command(flatten)]
     host: host::AuditHostCommand,
     #[command(subcommand)]
-    what: Option<What>,
+    target: Option<AuditTarget>,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum AuditTarget {
     /// Find in compose files what they would expose, and what to write instead
     Compose(compose::Compose),
 }
 
 impl Audit {
-    pub(super) async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
-        let Self { host, what } = self;
-        match what {
-            None => host.run(whereabouts).await,
-            Some(What::Compose(compose)) => {
+    pub(super) async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
+        let Self { host, target } = self;
+        match target {
+            None => host.run(location).await,
+            Some(AuditTarget::Compose(compose)) => {
                 host.require_unused()?;
                 Ok(compose.run()?)
             }

@@ -1,4 +1,4 @@
-//! `guard capture`: packets with their reasons, for Wireshark or to read.
+//! `guard capture`: shows packets with the reasons of their verdicts, or writes them for Wireshark.
 
 use std::{
     fs::File,
@@ -29,45 +29,45 @@ use crate::{
     policy::parse_prefix,
 };
 
-/// Without --all or --reason: what is dropped, and what would be if its mode were enforce. Ends with
-/// Ctrl-C, --count or --for. In a flood it takes a sample of each reason, and counts what it misses.
+/// Without --all or --reason, captures the packets that are dropped, or would be dropped in mode enforce. Ends
+/// with Ctrl-C, --count or --for. In a flood it takes a sample of each reason, and counts the packets that it misses.
 #[derive(Debug, Args)]
 pub struct CaptureCommand {
-    /// Write pcapng, each packet with its reason and service as its comment; `-`: to standard output
+    /// Write pcapng, each packet with its reason and service as a comment; `-`: to standard output
     #[arg(long, short, value_name = "FILE", conflicts_with = "json")]
     write: Option<PathBuf>,
-    /// What passes, too
+    /// Capture packets that pass as well
     #[arg(long)]
     all: bool,
-    /// Only packets with this reason, such as closed_port,packet_limit
+    /// Capture only packets with these reasons, such as closed_port,packet_limit
     #[arg(long, value_name = "R", value_delimiter = ',', value_parser = reason_name)]
     reason: Vec<String>,
-    /// Only packets to this service of the policy
+    /// Capture only packets to this service of the policy
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// Only packets from here
+    /// Capture only packets from this source
     #[arg(long, value_name = "CIDR", value_parser = parse_prefix)]
     from: Option<IpNet>,
-    /// How many packets a second at most
+    /// Capture at most this many packets per second
     #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(HIGHEST_RATE)))]
     rate: u32,
-    /// How many bytes of each packet
+    /// Capture at most this many bytes of each packet
     #[arg(long, value_name = "BYTES", default_value_t = SNAP_LENGTH,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(SNAP_LENGTH)))]
     snap_length: u32,
-    /// End after so many packets
+    /// End after this many packets
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// End after this time, such as 30s or 10m
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     lasts: Option<SignedDuration>,
-    /// Print JSON, a line for each packet
+    /// Print JSON, one line for each packet
     #[arg(long)]
     json: bool,
 }
 
-/// How long what has arrived may take to be written when it is to end.
+/// How long the last packets may take to be written after the end was requested.
 const GRACE: Duration = Duration::from_secs(1);
 
 fn reason_name(text: &str) -> Result<String, String> {
@@ -101,11 +101,11 @@ impl CaptureCommand {
             if arrived.is_empty() {
                 arrived = chunk.into();
             } else {
-                // Behind what has not arrived whole.
+                // Append to the rest of a packet that has not arrived completely.
                 arrived.extend_from_slice(&chunk);
             }
             let count = self.count;
-            // A pipe that nobody reads must not keep it from ending.
+            // Written in another thread: a pipe without a reader would block, and the command could not end.
             let mut writing = spawn_blocking(move || {
                 let taken = sink.take(&mut arrived, count);
                 (sink, arrived, taken)
@@ -114,7 +114,7 @@ impl CaptureCommand {
                 () = &mut ended => match timeout(GRACE, &mut writing).await {
                     Ok(written) => (written, true),
                     Err(_) => {
-                        eprintln!("guard: nobody reads what is written: the end is missing");
+                        eprintln!("guard: the pipe has no reader: the end of the capture is missing");
                         return Ok(());
                     }
                 },
@@ -150,7 +150,7 @@ impl CaptureCommand {
         }
     }
 
-    /// When the operator or the time says so.
+    /// Returns on SIGINT or SIGTERM, or when the time of `--for` is over.
     fn end(&self) -> Result<impl Future<Output = ()> + use<>, Failure> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
@@ -173,7 +173,7 @@ impl CaptureCommand {
         let to: Box<dyn Write + Send> = match &self.write {
             Some(path) if path != Path::new("-") => {
                 let mut options = File::options();
-                // What is in packets is not for everybody on this host.
+                // Packets hold private data, so only the owner may read the file.
                 options.write(true).create(true).truncate(true).mode(0o600);
                 let file = options.open(path);
                 let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
@@ -190,7 +190,7 @@ impl CaptureCommand {
     }
 }
 
-/// Where packets go.
+/// The output of a capture, with counts for the summary.
 struct CaptureOutput {
     kind: CaptureFormat,
     to: Box<dyn Write + Send>,
@@ -205,7 +205,7 @@ enum CaptureFormat {
     Text,
 }
 
-/// What is missed on each interface.
+/// The missed packets of each interface, by its number in the capture.
 #[derive(Default)]
 struct Missed(Vec<u64>);
 
@@ -224,7 +224,7 @@ impl Missed {
 }
 
 impl CaptureOutput {
-    /// Takes what has arrived whole, and writes it. Returns whether there are as many packets as are wanted.
+    /// Writes the packets that have arrived completely. Returns whether `count` packets are written.
     fn take(&mut self, arrived: &mut BytesMut, count: Option<u64>) -> io::Result<bool> {
         let is_done = |sink: &Self| count.is_some_and(|count| sink.packets >= count);
         while !is_done(self) {
@@ -281,7 +281,7 @@ impl CaptureOutput {
         match self.missed.sum() {
             0 => format!("{packets}{to}, none missed"),
             missed => format!(
-                "{packets}{to}, about {} more missed: at most {} a second are taken",
+                "{packets}{to}, about {} more missed: --rate allows {} per second",
                 figures::count(missed as f64),
                 capture.rate
             ),
@@ -289,13 +289,14 @@ impl CaptureOutput {
     }
 }
 
-/// With its end. `None`: it has not arrived whole.
+/// The length of the first line, with its newline. `None`: it has not arrived completely.
 fn line_length(arrived: &[u8]) -> Option<usize> {
     let end = arrived.iter().position(|byte| *byte == b'\n')?;
     Some(end + 1)
 }
 
-/// Of a block of pcapng (draft-ietf-opsawg-pcapng, section 3.1). `None`: it has not arrived whole.
+/// The length of the first block of pcapng (draft-ietf-opsawg-pcapng, section 3.1). `None`: it has not arrived
+/// completely.
 fn block_length(arrived: &[u8]) -> Option<usize> {
     let length = word(arrived, 4)? as usize;
     (length != 0 && length <= arrived.len()).then_some(length)
@@ -306,7 +307,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
-/// What a block of pcapng tells, as this agent writes it.
+/// The blocks that are counted, as this agent writes them.
 enum Block {
     Packet,
     Statistics { interface: usize, missed: u64 },
@@ -315,11 +316,11 @@ enum Block {
 impl Block {
     const PACKET: u32 = 6;
     const STATISTICS: u32 = 5;
-    /// Where isb_ifdrop's value is in the statistics: behind the block's head (12 bytes), its time (8)
-    /// and isb_ifrecv (12), and its own head (4).
+    /// The offset of isb_ifdrop's value in a statistics block: after the block's header and interface (12 bytes), its
+    /// time (8), isb_ifrecv (12) and the option's own header (4).
     const IFDROP: usize = 36;
 
-    /// `None`: it is another one.
+    /// `None`: a block of another type.
     fn of(block: &[u8]) -> Option<Self> {
         match word(block, 0)? {
             Self::PACKET => Some(Self::Packet),
@@ -333,7 +334,7 @@ impl Block {
     }
 }
 
-/// `12:00:01.234567 eth0 drop closed_port  198.51.100.7:40000 > 203.0.113.5:8000 tcp 74 B`.
+/// `12:00:01.234567 eth0 drop closed_port: 198.51.100.7:40000 > 203.0.113.5:8000 tcp, 74 bytes`.
 fn describe(seen: &Captured) -> String {
     let Captured {
         time,
@@ -356,7 +357,7 @@ fn describe(seen: &Captured) -> String {
     let service = service.as_ref().map(|service| format!(" at {service}"));
     let service = service.unwrap_or_default();
     let end = |end: &Option<String>| end.clone().unwrap_or_else(|| "?".to_owned());
-    let protocol = protocol.as_deref().unwrap_or("not read");
+    let protocol = protocol.as_deref().unwrap_or("unknown protocol");
     let sample = (*one_of > 1).then(|| format!(" (one of {one_of})"));
     format!(
         "{time} {interface} {verdict} {reason}{service}: {} > {} {protocol}, {length} bytes{}",

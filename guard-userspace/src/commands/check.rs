@@ -1,4 +1,4 @@
-//! `guard check`: reads a policy and says what it means, without applying it.
+//! `guard check`: reads a policy and describes it, without applying it.
 
 mod live;
 
@@ -26,7 +26,7 @@ pub struct Check {
     /// The policy file
     #[arg(value_name = "FILE", default_value = DEFAULT_POLICY)]
     file: PathBuf,
-    /// Hold it against the sessions that are open into this host, your own SSH session first; exit
+    /// Compare it with the sessions that are open into this host, your own SSH session first; exit
     /// with 1 if it would cut any
     #[arg(long)]
     live: bool,
@@ -34,20 +34,20 @@ pub struct Check {
     output: Output,
 }
 
-/// What `guard check --json` prints.
+/// The output of `guard check --json`.
 #[derive(Serialize)]
 struct Checked {
     file: String,
     sha256: String,
     mode: &'static str,
     scope: &'static str,
-    /// `null`: those of the default routes.
+    /// `null`: the interfaces of the default routes.
     interfaces: Option<Vec<String>>,
     limits: Limits,
     limits_total: Limits,
     services: Vec<CheckedService>,
     sources: Vec<CheckedSource>,
-    /// What is sound but can hardly be meant.
+    /// Values that are valid, but probably a mistake.
     warnings: Vec<Warning>,
     /// Only with `--live`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +59,7 @@ struct CheckedService {
     name: String,
     ports: Vec<String>,
     from: Vec<String>,
-    /// As it applies, which is never stricter than the host's.
+    /// The mode in force: the service's or the host's, whichever is less strict.
     mode: &'static str,
     limits: Limits,
     totals: Limits,
@@ -77,17 +77,17 @@ struct CheckedSource {
     expires: Option<Timestamp>,
 }
 
-/// `None`: there are no budgets.
+/// Budgets per source and for all sources together. `None`: there are none.
 fn describe_both(limits: &Limits, totals: &Limits) -> Option<String> {
     let described = [limits.describe("per source"), totals.describe("in all")];
     let described: Vec<String> = described
         .into_iter()
-        .filter(|one| !one.is_empty())
+        .filter(|text| !text.is_empty())
         .collect();
     (!described.is_empty()).then(|| described.join(", "))
 }
 
-/// Budgets as a policy writes them.
+/// Budgets as they are written in a policy.
 #[derive(Serialize)]
 struct Limits {
     packets: Option<String>,
@@ -96,7 +96,7 @@ struct Limits {
 }
 
 impl Check {
-    pub(super) async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
+    pub(super) async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self {
             file,
             live,
@@ -105,13 +105,13 @@ impl Check {
         let policy = read_policy(&file)?;
         let file = file.display().to_string();
         let mut checked = Checked::new(file.clone(), &policy, warnings(&policy));
-        // Output is for what the policy means.
+        // Warnings go to standard error: standard output holds the description of the policy.
         for warning in &checked.warnings {
             print_warning(&warning.display(&file));
         }
         if live {
             checked.live =
-                Some(LiveCheck::ask(&policy, &whereabouts.client()?, &whereabouts.pins).await?);
+                Some(LiveCheck::read(&policy, &location.client()?, &location.pins).await?);
         }
         if json {
             print_json(&checked)?;
@@ -125,7 +125,7 @@ impl Check {
     }
 }
 
-/// On the interfaces that the policy would guard, as far as this host has them.
+/// The warnings of a policy, also about the MTU of the interfaces that it would guard on this host.
 fn warnings(policy: &Policy) -> Vec<Warning> {
     let mut warnings = policy.warnings(Timestamp::now());
     if let Ok(host) = Host::read_once() {
@@ -177,11 +177,11 @@ impl Checked {
         } = self;
         let interfaces = match interfaces {
             Some(names) => names.join(", "),
-            None => "those of the default routes".to_owned(),
+            None => "of the default routes".to_owned(),
         };
         writeln!(
             text,
-            "{file} is a policy: mode {mode}, scope {scope}, interfaces {interfaces}"
+            "{file} is valid: mode {mode}, scope {scope}, interfaces {interfaces}"
         )?;
         for CheckedService {
             name,
@@ -207,7 +207,7 @@ impl Checked {
             )?;
         }
         if let Some(limits) = describe_both(limits, limits_total) {
-            writeln!(text, "  what reaches no service: {limits}")?;
+            writeln!(text, "  packets that match no service: {limits}")?;
         }
         for source in sources {
             writeln!(text, "  source {source}")?;
@@ -258,7 +258,7 @@ impl fmt::Display for CheckedSource {
             reason,
             expires,
         } = self;
-        // Threat feeds have thousands.
+        // A source from a threat feed has thousands of prefixes.
         const SHOWN: usize = 8;
         let shown: Vec<&str> = cidrs.iter().take(SHOWN).map(String::as_str).collect();
         write!(formatter, "{name}: {}", shown.join(", "))?;
@@ -334,7 +334,7 @@ impl Limits {
         ];
         let limited: Vec<String> = budgets
             .into_iter()
-            .filter_map(|(budget, what)| Some(format!("{what} {} {whose}", budget.as_ref()?)))
+            .filter_map(|(budget, key)| Some(format!("{key} {} {whose}", budget.as_ref()?)))
             .collect();
         limited.join(", ")
     }

@@ -1,4 +1,4 @@
-//! `guard completions`: what a shell completes, for packages and for people without one.
+//! `guard completions`: prints the completion script of a shell, for packages and for installations without a package.
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
@@ -7,7 +7,7 @@ use super::{Arguments, Failure, print};
 
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// The shell to complete in
+    /// The shell that completes
     shell: Shell,
 }
 

@@ -1,4 +1,4 @@
-//! `guard counters`: what became of the packets, by service and reason.
+//! `guard counters`: shows how many packets passed and were dropped, by service and reason.
 
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::api::Counter;
 
-pub async fn run(whereabouts: &AgentLocation, watched: Watched) -> Result<(), Failure> {
-    let reader = GuardReader::new(whereabouts)?;
+pub async fn run(location: &AgentLocation, watched: Watched) -> Result<(), Failure> {
+    let reader = GuardReader::new(location)?;
     let mut meter = Meter::default();
     watched
         .run(async |watched| {
@@ -22,7 +22,7 @@ pub async fn run(whereabouts: &AgentLocation, watched: Watched) -> Result<(), Fa
                 return watched.json(&counters);
             }
             Ok(match counters.as_slice() {
-                [] => "no packet has come yet".to_owned(),
+                [] => "no packet was counted yet".to_owned(),
                 counters => table(counters).to_string(),
             })
         })
@@ -53,7 +53,7 @@ fn table(counters: &[Metered<Counter>]) -> Table {
     table
 }
 
-/// A table of facts, totals and perhaps rates: words to the left, numbers to the right.
+/// A table whose first columns (`facts`) are aligned left, and whose totals and rates are aligned right.
 pub fn aligned(facts: &[&str], totals: &[&str], rates: Option<&[&str]>) -> Table {
     let numbers = [totals, rates.unwrap_or_default()].concat();
     let mut table = Table::new();

@@ -1,4 +1,4 @@
-//! `guard detach`: off every interface, agent or not.
+//! `guard detach`: detaches the guard from every interface, with or without an agent.
 
 use super::{AgentLocation, Failure, print, print_warning};
 use crate::{
@@ -6,36 +6,39 @@ use crate::{
     without_agent::{self, Informed},
 };
 
-pub async fn run(whereabouts: &AgentLocation) -> Result<(), Failure> {
-    let asked = whereabouts.client()?.detach().await;
-    // Of other layouts, of interfaces that the agent did not know, of an agent that hangs.
-    let AgentLocation { pins, state, .. } = whereabouts;
-    let informed = match asked {
+pub async fn run(location: &AgentLocation) -> Result<(), Failure> {
+    let answer = location.client()?.detach().await;
+    // Programs of other layouts, of interfaces that the agent did not know and of an agent that hangs are detached
+    // here.
+    let AgentLocation { pins, state, .. } = location;
+    let informed = match answer {
         Ok(_) => Informed::Yes,
         Err(_) => Informed::No,
     };
     let stopped = without_agent::detach(pins, state, informed)?;
     let mut warnings = stopped.warnings;
-    let told = match asked {
+    let outcome = match answer {
         Ok(Detached {
             not_kept, left: _, ..
         }) => {
-            // It ends, and knows. What is left has just been looked at again.
+            // The agent ends, and has reported its own errors. `without_agent::detach` has just read again what is
+            // left.
             warnings.retain(|warning| !not_kept.iter().any(|why| warning.contains(why.as_str())));
-            warnings
-                .extend(not_kept.map(|why| format!("the guard is off, which is not kept: {why}")));
-            "the agent has taken the guard off and ends".to_owned()
+            warnings.extend(
+                not_kept.map(|why| format!("detached, but the next agent may attach again: {why}")),
+            );
+            "the agent has detached the guard and ends".to_owned()
         }
-        Err(error) if error.is_without_agent() => "there was no agent to ask".to_owned(),
-        Err(error) => format!("the agent was no help ({error})"),
+        Err(error) if error.is_without_agent() => "no agent answered".to_owned(),
+        Err(error) => format!("the agent could not detach the guard ({error})"),
     };
     for warning in &warnings {
         print_warning(warning);
     }
     let left = if stopped.interfaces.is_empty() {
-        "nothing judges packets any more".to_owned()
+        "no program is attached any more".to_owned()
     } else {
-        format!("taken off {}", stopped.interfaces.join(", "))
+        format!("detached from {}", stopped.interfaces.join(", "))
     };
-    Ok(print(&format!("{told}; {left}"))?)
+    Ok(print(&format!("{outcome}; {left}"))?)
 }

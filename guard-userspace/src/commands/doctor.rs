@@ -1,4 +1,4 @@
-//! `guard doctor`: what is well on this host, what is not, and what to do.
+//! `guard doctor`: checks this host for problems of the guard, and shows what to do about them.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,11 @@ use clap::Args;
 use super::{
     AgentLocation, DEFAULT_POLICY, Failure, Output, print, print_json, reading::GuardReader,
 };
-use crate::doctor::{DoctorFinding, DoctorInput, Health, LISTENING, examine};
+use crate::doctor::{BETWEEN_READINGS, DoctorFinding, DoctorInput, Health, examine};
 
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The policy file; the one in force if left out
+    /// The policy file; the file of the policy in force if left out
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     #[command(flatten)]
@@ -20,12 +20,12 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
+    pub async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self {
             policy,
             output: Output { json },
         } = self;
-        let reader = GuardReader::new(whereabouts)?;
+        let reader = GuardReader::new(location)?;
         let status = reader.status().await;
         let in_force = status
             .as_ref()
@@ -34,9 +34,9 @@ impl Doctor {
         let policy = policy.or(in_force).unwrap_or_else(|| DEFAULT_POLICY.into());
         let known = DoctorInput {
             policy: &policy,
-            pins: &whereabouts.pins,
+            pins: &location.pins,
             status,
-            counters: listen(&reader).await,
+            counters: read_twice(&reader).await,
         };
         let findings = examine(&known).await;
         if json {
@@ -46,16 +46,16 @@ impl Doctor {
         }
         match count(&findings, Health::Failure) {
             0 => Ok(()),
-            1 => Err(anyhow!("one thing fails").into()),
-            failures => Err(anyhow!("{failures} things fail").into()),
+            1 => Err(anyhow!("1 check fails").into()),
+            failures => Err(anyhow!("{failures} checks fail").into()),
         }
     }
 }
 
-/// Two readings. `None`: nothing counts, or not for this user.
-async fn listen(reader: &GuardReader) -> Option<[Vec<crate::api::Counter>; 2]> {
+/// Two readings of the counters. `None`: no program is attached, or this user may not read the pins.
+async fn read_twice(reader: &GuardReader) -> Option<[Vec<crate::api::Counter>; 2]> {
     let before = reader.counters().await.ok()?;
-    tokio::time::sleep(LISTENING).await;
+    tokio::time::sleep(BETWEEN_READINGS).await;
     let now = reader.counters().await.ok()?;
     Some([before, now])
 }
@@ -83,11 +83,11 @@ fn describe(findings: &[DoctorFinding]) -> String {
             Health::Warning => "warning",
             Health::Failure => "FAILURE",
         };
-        let what = match interface {
+        let name = match interface {
             Some(interface) => format!("{interface} {check}"),
             None => (*check).to_owned(),
         };
-        text += &format!("{word:<9} {what:<18} {finding}\n");
+        text += &format!("{word:<9} {name:<18} {finding}\n");
         if let Some(advice) = advice {
             text += &format!("{:<28} -> {advice}\n", "");
         }

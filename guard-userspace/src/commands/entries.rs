@@ -1,4 +1,4 @@
-//! `guard allow`, `deny`, `list` and `revoke`: what is let through or dropped for a while.
+//! `guard allow`, `deny`, `list` and `revoke`: the temporary entries of operators.
 
 use clap::Args;
 use comfy_table::{Table, presets::NOTHING};
@@ -12,7 +12,7 @@ use crate::{
     policy::{Action, Entry, parse_prefix, untrusted::quoted},
 };
 
-/// How many characters of an owner and a reason are shown.
+/// The most characters shown of an owner or a reason.
 const MAX_SHOWN: usize = 256;
 
 #[derive(Debug, Args)]
@@ -20,16 +20,16 @@ pub struct Enter {
     /// The source: an address or a CIDR
     #[arg(value_name = "CIDR", value_parser = parse_prefix)]
     prefix: IpNet,
-    /// At this service alone
+    /// Apply it at this service only
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// How long, such as 30m, 2h, 7d or forever; until it is revoked if left out
+    /// Duration, such as 30m, 2h, 7d or forever; until it is revoked if left out
     #[arg(long = "for", value_name = "TIME", value_parser = parse_entry_time)]
     lasts: Option<EntryTime>,
-    /// Who answers for it; the user who types it if left out
+    /// The owner of the entry; your user name if left out
     #[arg(long, value_name = "O")]
     owner: Option<String>,
-    /// Why
+    /// The reason for the entry
     #[arg(long, value_name = "R")]
     reason: Option<String>,
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub struct Revoke {
     /// The entry's number, as `guard list` shows it, or with --owner an address or a CIDR
     #[arg(value_name = "ID|CIDR", value_parser = parse_entry_name)]
     entry: EntryName,
-    /// Whose entries for the CIDR end
+    /// End the entries of this owner for the CIDR
     #[arg(long, value_name = "O")]
     owner: Option<String>,
     #[command(flatten)]
@@ -69,7 +69,7 @@ fn parse_entry_time(text: &str) -> Result<EntryTime, String> {
     }
 }
 
-/// How an operator names entries to be revoked.
+/// How an operator names the entries to revoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryName {
     Id(u64),
@@ -82,7 +82,7 @@ fn parse_entry_name(text: &str) -> Result<EntryName, String> {
     }
     let prefix = parse_prefix(text).map(EntryName::Prefix);
     prefix.map_err(|_| {
-        format!("{text:?} is no entry: write its number, or an address or a CIDR with --owner")
+        format!("{text:?} names no entry: write its number, or an address or a CIDR with --owner")
     })
 }
 
@@ -137,7 +137,7 @@ impl Revoke {
             (EntryName::Id(id), None) => vec![id],
             (EntryName::Id(id), Some(_)) => {
                 return Err(Failure::Usage(format!(
-                    "entry {id} is one, whoever owns it: leave --owner out, or write a CIDR"
+                    "the number {id} names a single entry: leave --owner out, or write a CIDR with it"
                 )));
             }
             (EntryName::Prefix(prefix), None) => {
@@ -164,19 +164,19 @@ impl Revoke {
     }
 }
 
-/// The numbers of an owner's entries for exactly this prefix.
+/// The ids of an owner's entries for exactly this prefix.
 async fn owned(client: &Client, prefix: IpNet, owner: &str) -> Result<Vec<u64>, Failure> {
     let entries = client.entries().await?;
-    let is_meant =
+    let is_match =
         |entry: &&Entry| entry.prefix == prefix.trunc() && entry.owner.as_deref() == Some(owner);
     let ids: Vec<u64> = entries
         .iter()
-        .filter(is_meant)
+        .filter(is_match)
         .map(|entry| entry.id)
         .collect();
     if ids.is_empty() {
         return Err(anyhow::anyhow!(
-            "{} has no entry for {prefix}: `guard list` shows those that there are",
+            "{} has no entry for {prefix}: `guard list` shows all entries",
             quoted(owner, MAX_SHOWN)
         )
         .into());
@@ -190,7 +190,7 @@ pub async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
         return Ok(print_json(&entries)?);
     }
     if entries.is_empty() {
-        return Ok(print("nothing is allowed or denied besides the policy")?);
+        return Ok(print("there are no allow or deny entries")?);
     }
     Ok(print(&table(&entries).to_string())?)
 }
@@ -220,25 +220,25 @@ fn table(entries: &[Entry]) -> Table {
             prefix.to_string(),
             service.clone().unwrap_or_else(|| "-".to_owned()),
             by.clone().unwrap_or_else(|| "-".to_owned()),
-            said(owner.as_deref()),
+            quoted_or_dash(owner.as_deref()),
             match expires {
                 Some(expires) => format!("{expires:.0}"),
                 None => "revoked".to_owned(),
             },
-            said(reason.as_deref()),
+            quoted_or_dash(reason.as_deref()),
         ]);
     }
     table
 }
 
-/// What a client said, which the kernel does not answer for.
-fn said(text: Option<&str>) -> String {
+/// A text that a client sent, in quotes because nothing verifies it.
+fn quoted_or_dash(text: Option<&str>) -> String {
     text.map_or_else(|| "-".to_owned(), |text| quoted(text, MAX_SHOWN))
 }
 
 /// Parses `90s`, `30m`, `2h`, `7d`. A day has 24 hours.
 pub fn parse_duration(text: &str) -> Result<SignedDuration, String> {
-    let wrong = || format!("{text:?} is no time: write one such as 90s, 30m, 2h or 7d");
+    let wrong = || format!("{text:?} is not a duration: write 90s, 30m, 2h or 7d");
     let span: Span = text.parse().map_err(|_| wrong())?;
     let duration = span.to_duration(SpanRelativeTo::days_are_24_hours());
     match duration {

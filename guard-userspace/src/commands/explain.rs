@@ -1,4 +1,4 @@
-//! `guard explain`: whether a source reaches a port, and why.
+//! `guard explain`: explains whether a source reaches a port, and why.
 
 use std::{
     fmt::{self, Write as _},
@@ -23,10 +23,10 @@ pub struct Explain {
     /// The source's address
     #[arg(long, value_name = "ADDR")]
     from: IpAddr,
-    /// What it wants to reach: 8000/tcp, 203.0.113.5:8000/tcp, [2001:db8::5]:53/udp, icmp, 112/proto
+    /// The destination: 8000/tcp, 203.0.113.5:8000/tcp, [2001:db8::5]:53/udp, icmp, 112/proto
     #[arg(long, value_name = "[ADDR:]PORT/PROTO")]
     to: String,
-    /// Explain this policy instead of the one in force
+    /// Explain this policy instead of the policy in force
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     #[command(flatten)]
@@ -55,7 +55,7 @@ impl Explain {
     }
 }
 
-/// Explains a policy file, with what Docker says at this moment.
+/// Explains a policy file, with the ports that Docker publishes at this moment.
 async fn explain_file(
     policy: Option<PathBuf>,
     from: IpAddr,
@@ -123,7 +123,7 @@ pub fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
     }
     match line {
         Some(line) => writeln!(text, "Line {line} of the policy decided.")?,
-        None => writeln!(text, "No line of the policy lists it.")?,
+        None => writeln!(text, "No line of the policy decided.")?,
     }
     if let Some(seen) = seen {
         describe_seen(&mut text, seen)?;
@@ -138,7 +138,7 @@ fn describe_over_budget(over: &OverBudget) -> String {
         over,
         seconds,
     } = over;
-    // The agent looks every ten seconds.
+    // The agent reads the talkers every ten seconds, so a minute is not exactly 60 s.
     let when = match seconds {
         50..=80 => "minute".to_owned(),
         seconds => format!("{seconds} s"),
@@ -160,12 +160,12 @@ fn describe_seen(text: &mut String, seen: &Seen) -> fmt::Result {
     if *packets == 0 {
         return writeln!(
             text,
-            "This source is not among the heaviest that the guard watches."
+            "This source is not among the top sources that the guard counts."
         );
     }
     write!(
         text,
-        "Of this source it has seen about {packets} packets, and dropped (or would have) about {dropped}"
+        "The guard counted about {packets} packets of this source, and dropped (or would drop) about {dropped}"
     )?;
     if let Some(reason) = reason {
         write!(text, ", the last for {reason}")?;

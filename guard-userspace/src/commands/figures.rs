@@ -8,7 +8,7 @@ pub fn count(value: f64) -> String {
     format!("{number}{unit}")
 }
 
-/// `12,345`: every digit.
+/// `12,345`: all digits.
 pub fn whole(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -27,16 +27,16 @@ pub fn bytes(value: f64) -> String {
     format!("{number} {unit}B")
 }
 
-/// `3.4 Gbit/s`, of bytes per second.
+/// `3.4 Gbit/s`, from bytes per second.
 pub fn bits(bytes_per_second: f64) -> String {
     let (number, unit) = scaled(bytes_per_second * 8.0);
     format!("{number} {unit}bit/s")
 }
 
 fn scaled(value: f64) -> (String, &'static str) {
-    // The first value that would be written with four digits.
+    // The smallest value that three digits would round to 1000.
     const NEXT_UNIT: f64 = 999.5;
-    // The sum of nothing is -0.
+    // The sum of an empty iterator of f64 is -0.0, which would print as "-0".
     let mut value = value + 0.0;
     let mut units = UNITS.into_iter();
     let mut unit = units.next().unwrap_or_default();

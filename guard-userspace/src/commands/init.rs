@@ -1,4 +1,4 @@
-//! `guard init`: writes a first policy from what is found on this host.
+//! `guard init`: writes a first policy for the services found on this host.
 
 use std::{
     fs::{self, File},
@@ -18,13 +18,13 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub struct Init {
-    /// The policy file to write; one that exists is never overwritten
+    /// The policy file to write; an existing file is never overwritten
     #[arg(long, short = 'o', visible_alias = "output", value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
     /// Print the policy, and write nothing
     #[arg(long)]
     print: bool,
-    /// Where Docker or Podman answers; "" asks nobody
+    /// The socket of Docker or Podman; "" for none
     #[arg(long, value_name = "SOCKET")]
     docker: Option<String>,
 }
@@ -36,7 +36,7 @@ impl Init {
             print: only_print,
             docker,
         } = self;
-        // Said before anything is asked.
+        // The survey takes a while: an existing file is reported before it.
         if !only_print && policy.exists() {
             return Err(taken(&policy).into());
         }
@@ -57,7 +57,7 @@ impl Init {
                 result.with_context(|| format!("{} cannot be written", policy.display()))?;
                 let file = policy.display();
                 Ok(print(&format!(
-                    "{file} is written: read it, and `guard check {file}`"
+                    "wrote {file}: read it, then run `guard check {file}`"
                 ))?)
             }
         }
@@ -67,7 +67,7 @@ impl Init {
 fn taken(policy: &Path) -> anyhow::Error {
     let file = policy.display();
     anyhow!(
-        "{file} is there already, and stays as it is: --print shows a new one, -o FILE writes another"
+        "{file} is there already and was not changed: --print shows the new policy, -o FILE writes it to another file"
     )
 }
 

@@ -1,4 +1,4 @@
-//! `guard man`: the manual pages of the command line, for whoever makes a package.
+//! `guard man`: writes the manual pages of the command line, for packages.
 
 use std::{
     fs,
@@ -11,9 +11,9 @@ use clap_mangen::Man;
 
 use super::{Arguments, Failure};
 
-/// What the command line does not say of itself.
+/// The sections that clap does not generate.
 const FURTHER: &str = ".SH \"EXIT STATUS\"
-0: done. 1: failed, or something was found. 2: wrong usage, or a policy that is refused.
+0: success. 1: failure, or a check that found a problem. 2: wrong usage, or an invalid policy.
 .SH FILES
 .TP
 \\fI/etc/guard/guard.toml\\fR
@@ -27,7 +27,7 @@ the control socket of the agent, for root and the group guard
 
 #[derive(Debug, Args)]
 pub struct ManualPages {
-    /// The folder to write guard.1, a page for each command and guard-compose.1 to
+    /// The folder for the pages: guard.1, a page for each command, and guard-compose.1
     folder: PathBuf,
 }
 
@@ -35,7 +35,7 @@ impl ManualPages {
     pub fn run(self) -> Result<(), Failure> {
         let Self { folder } = self;
         let mut guard = Arguments::command().disable_help_subcommand(true);
-        // Gives the commands their full names and the arguments that they inherit.
+        // Fills in the full names of the commands and the arguments that they inherit.
         guard.build();
         write_pages(&guard, &folder)?;
         write_page(&guard_compose::command::command(), &folder, "")?;
@@ -43,7 +43,7 @@ impl ManualPages {
     }
 }
 
-/// A page for a command and one for each that it has.
+/// Writes a page for a command, and one for each of its subcommands.
 fn write_pages(command: &Command, folder: &Path) -> anyhow::Result<()> {
     let commands = command.get_subcommands();
     for command in commands.filter(|command| !command.is_hide_set()) {

@@ -1,4 +1,4 @@
-//! Rates, from two readings of what the kernel counts.
+//! Computes rates from two readings of the kernel's counters.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, time::Instant};
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::{Counter, Talker};
 
-/// What counts packets, and is found again in the next reading.
+/// A row of counters, with the key that finds it in the next reading.
 pub trait Counting {
     type Key: Clone + Eq + Hash;
     fn key(&self) -> Self::Key;
@@ -16,7 +16,7 @@ pub trait Counting {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     pub packets: u64,
-    /// Those that were dropped, or would have been.
+    /// Packets that were dropped, or would have been dropped in mode enforce.
     pub dropped: u64,
     pub bytes: u64,
 }
@@ -39,7 +39,7 @@ impl std::ops::AddAssign for TrafficRate {
     }
 }
 
-/// A row with its rate since the reading before; none in the first.
+/// A row with its rate since the previous reading. The first reading has no rates.
 #[derive(Clone, Debug, Serialize)]
 pub struct Metered<T> {
     #[serde(flatten)]
@@ -48,7 +48,7 @@ pub struct Metered<T> {
     pub rate: Option<TrafficRate>,
 }
 
-/// Remembers one reading.
+/// Computes the rates of each reading, and keeps it for the next.
 pub struct Meter<T: Counting> {
     before: Option<(Instant, HashMap<T::Key, Sums>)>,
 }
@@ -79,7 +79,7 @@ impl<T: Counting> Meter<T> {
 }
 
 fn rate_of(now: Sums, before: Sums, seconds: f64) -> TrafficRate {
-    // What counts less than before has started anew.
+    // A smaller number than before means that the counter was created anew.
     let before = if now.packets < before.packets {
         Sums::default()
     } else {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_what_came_since_the_reading_before_and_what_starts_anew_counts_from_zero() {
+    fn a_rate_counts_from_the_previous_reading_and_a_new_counter_from_zero() {
         let start = Instant::now();
         let mut meter = Meter::default();
         assert_eq!(meter.read(start, vec![talker(100)])[0].rate, None);

@@ -1,4 +1,4 @@
-//! The command line: one file per command, each from its arguments to its output.
+//! The command line. Each command has a file with its arguments, its work and its output.
 
 mod audit;
 mod capture;
@@ -50,18 +50,18 @@ use crate::{
 
 const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
 
-/// Decides in the network driver what this host shows to the network: published container ports
-/// stay closed unless the policy lists them, and every source has its budget.
+/// Decides in the network driver which packets reach this host: published container ports stay closed
+/// unless the policy lists them, and every source has its budget.
 #[derive(Debug, Parser)]
 #[command(name = "guard", version, propagate_version = true)]
 pub struct Arguments {
     #[command(flatten)]
-    whereabouts: AgentLocation,
+    location: AgentLocation,
     #[command(subcommand)]
     command: Command,
 }
 
-/// Where the agent and what it leaves in the kernel are found.
+/// The paths of the agent's socket, its pins and its state.
 #[derive(Debug, Args)]
 struct AgentLocation {
     /// The agent's control socket
@@ -85,61 +85,61 @@ impl AgentLocation {
 enum Command {
     /// Run the agent in the foreground, until SIGINT or SIGTERM
     Run(run::RunCommand),
-    /// Write a first policy from what is found on this host
+    /// Write a first policy for the services found on this host
     Init(init::Init),
     /// Check a policy without applying it
     Check(check::Check),
-    /// Say whether the guard is at work, and where
+    /// Show whether the guard is attached and enforcing, and on which interfaces
     Status(watch::Watched),
-    /// Show what became of the packets, by service and reason
+    /// Show how many packets passed and were dropped, by service and reason
     Counters(watch::Watched),
     /// Watch traffic, drops and sources on a screen, and act on them
     Top(top::Top),
     /// Show the sources that send most, and those that are dropped most
     Talkers(talkers::Talkers),
-    /// Show packets with their reasons, or write them for Wireshark
+    /// Show packets with the reasons of their verdicts, or write them for Wireshark
     Capture(capture::CaptureCommand),
-    /// Say whether a source reaches a port, and why
+    /// Explain whether a source reaches a port, and why
     Explain(explain::Explain),
-    /// Run a capture through a policy, in the real kernel program
+    /// Run a recorded capture through a policy, in the real kernel program
     Replay(replay::ReplayCommand),
-    /// Say what of this host can be reached, what the policy does with it, and what to change
+    /// List the ports of this host that can be reached, what the policy does with them, and what to change
     Audit(audit::Audit),
-    /// Let a source through for a while: not denied, not limited, admitted where a service has `from`
+    /// Allow a source for a while: it is not denied, not limited, and admitted by services with `from`
     Allow(entries::Enter),
     /// Drop a source's packets for a while
     Deny(entries::Enter),
-    /// List what is allowed and denied for a while
+    /// List the temporary allow and deny entries
     List(Output),
-    /// End an entry before its time
+    /// End an entry before it expires
     Revoke(entries::Revoke),
     /// Change the mode of the host or of a service, at once
     Mode(mode::ChangeMode),
     /// Read the policy file again and put it in force
     Reload(reload::ReloadPolicy),
-    /// Put a policy in force that goes back by itself unless it is confirmed in time
+    /// Put a policy in force on trial: the previous policy comes back unless this one is confirmed in time
     Try(trial::Try),
-    /// Keep the policy that is being tried
+    /// Keep the policy on trial
     Confirm,
-    /// Take the guard off every interface, agent or not, and leave nothing of it in the kernel
+    /// Detach the guard from every interface, with or without an agent, and remove all of it from the kernel
     Detach,
-    /// Say what is well on this host and what is not, and what to do
+    /// Check this host for problems of the guard, and show what to do about them
     Doctor(doctor::Doctor),
-    /// Print what a shell needs to complete this command line
+    /// Print the script with which a shell completes this command line
     Completions(completions::Completions),
     /// Write the manual pages into a folder
     Man(man::ManualPages),
 }
 
-/// For what could close the operator's own way in.
+/// The option of commands that could close the operator's own way in.
 #[derive(Clone, Copy, Debug, Args)]
 struct Forced {
-    /// Do it even if it closes your own way in
+    /// Apply the change even if it closes your own way in
     #[arg(long)]
     force: bool,
 }
 
-/// How a command that reads prints.
+/// The output options of a command.
 #[derive(Debug, Args)]
 struct Output {
     /// Print JSON, for scripts
@@ -148,7 +148,7 @@ struct Output {
 }
 
 impl Arguments {
-    /// Reads the command line. Help and the version are printed, and end the process.
+    /// Parses the command line. `--help` and `--version` print and end the process.
     pub fn parse() -> Result<Self, Failure> {
         Self::try_parse().map_err(|error| {
             if !error.use_stderr() || error.kind() == MISSING_COMMAND {
@@ -158,56 +158,54 @@ impl Arguments {
         })
     }
 
+    /// Runs the command.
     pub async fn run(self) -> Result<(), Failure> {
-        let Self {
-            whereabouts,
-            command,
-        } = self;
-        let client = || whereabouts.client();
+        let Self { location, command } = self;
+        let client = || location.client();
         match command {
-            Command::Run(run) => run.run(&whereabouts).await,
-            Command::Check(check) => check.run(&whereabouts).await,
-            Command::Status(watched) => status::run(&whereabouts, watched).await,
-            Command::Talkers(talkers) => talkers.run(&whereabouts).await,
+            Command::Run(run) => run.run(&location).await,
+            Command::Check(check) => check.run(&location).await,
+            Command::Status(watched) => status::run(&location, watched).await,
+            Command::Talkers(talkers) => talkers.run(&location).await,
             Command::Capture(capture) => capture.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?).await,
             Command::Replay(replay) => replay.run(),
-            Command::Audit(audit) => audit.run(&whereabouts).await,
+            Command::Audit(audit) => audit.run(&location).await,
             Command::Init(init) => init.run().await,
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
-            Command::Counters(watched) => counters::run(&whereabouts, watched).await,
-            Command::Doctor(doctor) => doctor.run(&whereabouts).await,
-            Command::Top(top) => top.run(whereabouts).await,
+            Command::Counters(watched) => counters::run(&location, watched).await,
+            Command::Doctor(doctor) => doctor.run(&location).await,
+            Command::Top(top) => top.run(location).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,
             Command::List(output) => entries::list(&client()?, &output).await,
             Command::Revoke(revoke) => revoke.run(&client()?).await,
-            Command::Mode(mode) => mode.run(&whereabouts).await,
+            Command::Mode(mode) => mode.run(&location).await,
             Command::Reload(reload) => reload.run(&client()?).await,
             Command::Try(trial) => trial.run(&client()?).await,
             Command::Confirm => trial::confirm(&client()?).await,
-            Command::Detach => detach::run(&whereabouts).await,
+            Command::Detach => detach::run(&location).await,
         }
     }
 }
 
-/// `guard` alone, which prints its help.
+/// clap's error for `guard` without a command, which prints the help.
 const MISSING_COMMAND: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
-/// Why a command failed. Displays as one line.
+/// The reason why a command failed. Displays as one line.
 #[derive(Debug)]
 pub enum Failure {
     /// The command line is wrong.
     Usage(String),
-    /// The policy is refused.
+    /// The policy is invalid.
     Policy(PolicyError),
     /// Anything else.
     Other(anyhow::Error),
 }
 
 impl Failure {
-    /// 1: failed; 2: wrong usage or policy.
+    /// 1: the command failed. 2: the usage or the policy is wrong.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) | Self::Policy(_) => ExitCode::from(2),
@@ -272,16 +270,16 @@ fn read_policy(path: &Path) -> Result<Policy, Failure> {
     Ok(read_policy_and_text(path)?.0)
 }
 
-/// The same with its text: a pipe can be read only once.
+/// Reads a policy with its text: a pipe can be read only once.
 fn read_policy_and_text(path: &Path) -> Result<(Policy, String), Failure> {
     let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
     let bytes = read_file(path, AllowedFile::RegularOrPipe)?;
     let policy = Policy::from_bytes(&bytes, &path.display().to_string(), KernelTick { tick_ns })?;
-    // A policy is UTF-8.
+    // `from_bytes` has accepted the text, so it is UTF-8.
     Ok((policy, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Who types this, as far as the environment says: the user that sudo was called by, or this process's.
+/// The user name to show for this command: the user that called sudo (`SUDO_USER`), or this process's user.
 fn user() -> Option<OneLine> {
     let name = std::env::var("SUDO_USER").ok();
     let name = name.filter(|name| !name.is_empty()).or_else(|| {
@@ -291,8 +289,8 @@ fn user() -> Option<OneLine> {
     name?.try_into().ok()
 }
 
-/// Text that others will read, such as `--reason`.
-fn one_line<const MAX: usize>(what: &str, text: String) -> Result<OneLine<MAX>, Failure> {
+/// Checks text that other users will read, such as `--reason`. `option` names it in the error.
+fn one_line<const MAX: usize>(option: &str, text: String) -> Result<OneLine<MAX>, Failure> {
     let text = OneLine::try_from(text);
-    text.map_err(|error| Failure::Usage(format!("{what} is not taken: {error}")))
+    text.map_err(|error| Failure::Usage(format!("{option} is not accepted: {error}")))
 }

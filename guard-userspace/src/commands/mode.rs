@@ -1,4 +1,4 @@
-//! `guard mode`: the switch that works at three in the morning, with or without an agent.
+//! `guard mode`: changes the mode of the host or of a service. `guard mode off` works with or without an agent.
 
 use clap::{Args, ValueEnum};
 
@@ -13,7 +13,7 @@ use crate::{
 pub struct ChangeMode {
     #[arg(value_enum)]
     mode: ModeArgument,
-    /// Of this service alone
+    /// Change the mode of this service only
     #[arg(long, value_name = "S")]
     service: Option<String>,
     #[command(flatten)]
@@ -22,13 +22,13 @@ pub struct ChangeMode {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ModeArgument {
-    /// Everything passes, nothing is judged; works without an agent too
+    /// Let every packet pass without a check; works without an agent too
     Off,
-    /// Everything passes; what would be dropped is counted
+    /// Let every packet pass, and count those that `enforce` would drop
     Observe,
-    /// What the policy closes is closed
+    /// Drop the packets that are against the policy
     Enforce,
-    /// What the policy file says
+    /// Return to the mode in the policy file
     Policy,
 }
 
@@ -44,7 +44,7 @@ impl ModeArgument {
 }
 
 impl ChangeMode {
-    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
+    pub async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self {
             mode,
             service,
@@ -58,10 +58,10 @@ impl ChangeMode {
             operator: ssh_session(),
             force,
         };
-        match whereabouts.client()?.set_mode(&change).await {
-            // Whatever keeps the agent from it: stopping must work.
+        match location.client()?.set_mode(&change).await {
+            // `off` must work, so any error of the agent leads here.
             Err(error) if is_kill_switch => {
-                let AgentLocation { pins, state, .. } = whereabouts;
+                let AgentLocation { pins, state, .. } = location;
                 let claimed_by = change.by.map(OneLine::into_inner);
                 let switched = without_agent::switch_off(pins, state, claimed_by)?;
                 for warning in &switched.warnings {
@@ -88,11 +88,14 @@ impl ChangeMode {
                         )
                     }
                     (Some(service), None) => {
-                        format!("service {service} is in the mode that the policy gives it")
+                        format!("service {service} is in the mode of the policy")
                     }
                     (None, Some(mode)) => format!("the host is in mode {mode}"),
                     (None, None) => {
-                        format!("the host is in mode {}, as the policy says", applied.mode)
+                        format!(
+                            "the host is in mode {}, the mode of the policy",
+                            applied.mode
+                        )
                     }
                 })?)
             }

@@ -1,4 +1,4 @@
-//! What the agent says; without one, what the pins say.
+//! Reads the status and the counters from the agent, or from the pins if no agent answers.
 
 use std::path::Path;
 
@@ -12,17 +12,17 @@ use crate::{
     without_agent,
 };
 
-/// Where both are found.
+/// A reader with the paths of both.
 pub struct GuardReader {
     pub client: Client,
     pins: std::path::PathBuf,
 }
 
 impl GuardReader {
-    pub fn new(whereabouts: &AgentLocation) -> Result<Self, ClientError> {
+    pub fn new(location: &AgentLocation) -> Result<Self, ClientError> {
         Ok(Self {
-            client: whereabouts.client()?,
-            pins: whereabouts.pins.clone(),
+            client: location.client()?,
+            pins: location.pins.clone(),
         })
     }
 
@@ -59,14 +59,18 @@ impl GuardReader {
     }
 }
 
-/// What the pins say. If they say nothing, it is the agent that is missed, unless they are closed to this user.
-fn pinned_or<T>(missed: ClientError, pinned: anyhow::Result<Option<T>>) -> Result<T, ClientError> {
+/// Returns the value read from the pins. Without one, returns the agent's error, extended if this user may not read the
+/// pins.
+fn pinned_or<T>(
+    no_agent: ClientError,
+    pinned: anyhow::Result<Option<T>>,
+) -> Result<T, ClientError> {
     let problem = match pinned {
         Ok(Some(found)) => return Ok(found),
-        Ok(None) => return Err(missed),
+        Ok(None) => return Err(no_agent),
         Err(problem) => problem,
     };
-    match (missed, problem.downcast_ref()) {
+    match (no_agent, problem.downcast_ref()) {
         (ClientError::Absent { socket, reason }, Some(refusal @ PinError::NotPermitted(_))) => {
             Err(ClientError::Unseen {
                 socket,
@@ -74,6 +78,6 @@ fn pinned_or<T>(missed: ClientError, pinned: anyhow::Result<Option<T>>) -> Resul
                 refusal: refusal.to_string(),
             })
         }
-        (missed, _) => Err(missed),
+        (no_agent, _) => Err(no_agent),
     }
 }

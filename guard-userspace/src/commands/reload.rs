@@ -1,4 +1,4 @@
-//! `guard reload`: the policy file, read again and put in force.
+//! `guard reload`: reads the policy file again and puts it in force.
 
 use clap::Args;
 

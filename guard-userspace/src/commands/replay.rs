@@ -1,4 +1,4 @@
-//! `guard replay`: what a policy makes of a capture, in the real kernel program.
+//! `guard replay`: runs a recorded capture through a policy, in the real kernel program.
 
 use std::{
     collections::BTreeMap,
@@ -32,16 +32,16 @@ pub struct ReplayCommand {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
-    /// Judge as if every mode were `enforce`
+    /// Apply the policy as if every mode were `enforce`
     #[arg(long)]
     enforce: bool,
-    /// Ports that containers publish, in Docker's place: tcp/8000,udp/9000-9010,203.0.113.11:tcp/443
+    /// Published ports of containers, instead of Docker's: tcp/8000,udp/9000-9010,203.0.113.11:tcp/443
     #[arg(long, value_name = "PORTS", value_delimiter = ',')]
     publish: Vec<String>,
-    /// Container networks, in Docker's place: 172.17.0.0/16
+    /// Container networks, instead of Docker's: 172.17.0.0/16
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
     network: Vec<IpNet>,
-    /// Addresses of the recording host: what they send is not judged, but opens flows
+    /// Addresses of the recording host: packets from them get no verdict, but open flows
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
     local: Vec<IpAddr>,
     /// Print one JSON object per packet, in order
@@ -55,7 +55,7 @@ pub struct ReplayCommand {
     file: PathBuf,
 }
 
-/// What `--each` prints of a packet.
+/// The line that `--each` prints for a packet.
 #[derive(Serialize)]
 struct ReplayLine<'a> {
     n: u64,
@@ -71,7 +71,7 @@ struct ReplayLine<'a> {
     direction: Option<&'static str>,
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Default, Serialize)]
 struct ReplaySummary {
     packets: u64,
@@ -79,7 +79,7 @@ struct ReplaySummary {
     dropped: u64,
     would_drop: u64,
     by_reason: BTreeMap<&'static str, u64>,
-    /// The empty name counts what concerned no service.
+    /// The empty name counts packets that matched no service.
     by_service: BTreeMap<String, u64>,
 }
 
@@ -96,7 +96,7 @@ impl ReplayCommand {
         let mut sums = ReplaySummary::default();
         let result = self.replay(&policy, &containers, &mut sums);
         if result.is_err() && sums.packets == 0 {
-            // There is nothing to sum up.
+            // No packet was read: print only the error.
         } else if self.json {
             print_json(&sums)?;
         } else if !self.each {
@@ -128,10 +128,10 @@ impl ReplayCommand {
             };
             if let Some(problem) = problem {
                 odd_times += 1;
-                if odd_times <= ODD_TIMES_TOLD {
+                if odd_times <= ODD_TIMES_SHOWN {
                     let place = pcap::place(&self.file, sums.packets);
                     print_warning(&format!(
-                        "{place}: {problem}; it is judged as if it came with the packet before"
+                        "{place}: {problem}; the time of the packet before it is used"
                     ));
                 }
             }
@@ -141,12 +141,12 @@ impl ReplayCommand {
             }
             Ok(())
         });
-        if odd_times > ODD_TIMES_TOLD {
-            let more = odd_times - ODD_TIMES_TOLD;
+        if odd_times > ODD_TIMES_SHOWN {
+            let more = odd_times - ODD_TIMES_SHOWN;
             print_warning(&format!("{more} more packets have such times"));
         }
         match result.and_then(|()| Ok(stdout.flush()?)) {
-            // A reader that stops reading, such as `head`, is no failure.
+            // A reader that closes the pipe, such as `head`, is no error.
             Err(error) if is_broken_pipe(&error) => Ok(()),
             result => result,
         }
@@ -210,16 +210,16 @@ impl ReplayCommand {
     }
 }
 
-/// How many packets with odd times are named.
-const ODD_TIMES_TOLD: u64 = 3;
+/// For how many packets with odd times a warning is printed.
+const ODD_TIMES_SHOWN: u64 = 3;
 
-/// The capture's clock, and what of it is believed.
+/// Maps the capture's times to the replay's clock, and rejects single times that jump.
 struct CaptureClock {
     /// Nanoseconds since 1970 at which the replay's clock is 0.
     start_ns: i64,
-    /// What it was last set to, in nanoseconds.
+    /// The last time of the replay's clock, in nanoseconds.
     now_ns: i64,
-    /// The time of the packet before, if that was too far away to be believed.
+    /// The time of the previous packet, if it was rejected as a jump.
     doubted_ns: Option<i64>,
 }
 
@@ -232,8 +232,8 @@ impl CaptureClock {
         }
     }
 
-    /// Sets the program's clock for a packet. A time that is too far away leaves it as it is, and is what is returned;
-    /// if the next packet has such a time as well, the capture's clock has been set, and goes on from there.
+    /// Sets the program's clock for a packet. A time that jumps too far is returned as a problem, and the clock stays.
+    /// If the next packet jumps to about the same time, the capturing host's clock was set, and is followed.
     fn set(&mut self, program: &mut Replay, time_ns: i64) -> Result<Option<String>> {
         match self.try_set(program, time_ns) {
             Ok(()) => {
@@ -279,7 +279,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Loads the program as it would have been when the first packet came.
+/// Loads the program with its tables as of the first packet's time.
 fn load(policy: &Policy, containers: &Containers, first_ns: i64) -> Result<Replay> {
     let now = Timebase {
         world: Timestamp::from_nanosecond(first_ns.into())?,

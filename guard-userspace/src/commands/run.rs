@@ -1,4 +1,4 @@
-//! `guard run`: the agent in the foreground.
+//! `guard run`: runs the agent in the foreground.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -33,32 +33,32 @@ pub struct RunCommand {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
-    /// Take another XDP program off the interfaces, and close your own way in if the policy does
+    /// Detach other XDP programs from the interfaces, and start even if the policy closes your own way in
     #[arg(long)]
     force: bool,
 }
 
-/// How often systemd's watchdog is fed.
-const BEAT: Duration = Duration::from_secs(1);
+/// How often systemd's watchdog gets its keep-alive.
+const WATCHDOG_INTERVAL: Duration = Duration::from_secs(1);
 
 impl RunCommand {
-    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
+    pub async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self { policy, force } = self;
         log_to_stderr();
         require_capabilities().map_err(anyhow::Error::from)?;
-        // Asked for before anything is attached, so that no signal finds the guard half done.
+        // The handlers come first, so that no signal ends the process in the middle of attaching.
         let signals = Signals::new()?;
-        let socket = ControlSocket::bind(&whereabouts.socket)
+        let socket = ControlSocket::bind(&location.socket)
             .await
             .map_err(anyhow::Error::from)?;
         let places = AgentPaths {
             policy,
-            pins: whereabouts.pins.clone(),
-            state: whereabouts.state.clone(),
+            pins: location.pins.clone(),
+            state: location.state.clone(),
         };
         let force = if force { Force::Yes } else { Force::No };
         let (agent, ended) = match Agent::start(places, force).await {
-            // It is as it was asked for: a service manager does not try again.
+            // The operator detached the guard: exit 0, so that a service manager does not start it again.
             Err(stays_off @ ChangeError::StaysOff) => {
                 warn!("{stays_off}");
                 return Ok(());
@@ -72,34 +72,35 @@ impl RunCommand {
         notify(&[NotifyState::Ready]);
         let why = tokio::select! {
             () = socket.serve(served) => "the control socket is closed",
-            () = web::serve(agent.clone()) => "no server is left",
-            () = agent.follow_talkers() => "the talkers are not read any more",
-            // Nothing can be waited for: a service manager starts another.
+            () = web::serve(agent.clone()) => "the web server has ended",
+            () = agent.follow_talkers() => "reading the talkers has ended",
+            // An agent that hangs cannot end in order: the exit lets a service manager start another.
             () = feed_watchdog(&agent) => return Err(anyhow::anyhow!("the agent hangs").into()),
-            _ = ended => "taken off",
+            _ = ended => "detached",
             signal = signals.wait(&agent) => signal,
         };
         notify(&[NotifyState::Stopping]);
         info!("{why}: ending");
         if is_asked_to_detach.load(Ordering::Acquire) {
-            sleep(ANSWERING).await;
+            sleep(ANSWER_TIME).await;
         }
         Ok(agent.end().await?)
     }
 }
 
-/// How long a client that asked for the end over the socket has to get the answer: its connection ends with this
-/// process.
-const ANSWERING: Duration = Duration::from_millis(100);
+/// How long the process lives on after `POST /v1/detach`, so that the client gets the answer: its connection ends with
+/// this process.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 fn notify(state: &[NotifyState<'_>]) {
-    // Nobody listens unless systemd started it.
+    // Fails if systemd did not start the process, which is no error.
     let _result = sd_notify::notify(state);
 }
 
-/// Tells systemd that the agent goes on, for as long as it does: while it loads a program, too. Returns once it hangs.
+/// Sends systemd's keep-alive while the agent's loop makes progress, also while it loads a program. Returns if the loop
+/// hangs.
 async fn feed_watchdog(agent: &Agent) {
-    let mut beat = interval(BEAT);
+    let mut beat = interval(WATCHDOG_INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beat.tick().await;
@@ -110,7 +111,7 @@ async fn feed_watchdog(agent: &Agent) {
     }
 }
 
-/// What the agent is told from outside.
+/// The signals that the agent handles.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -135,10 +136,10 @@ impl Signals {
                 _ = self.hangup.recv() => match agent.reload(Reload::default()).await {
                     Ok(Changed { done, .. }) => info!(generation = done.generation, "SIGHUP: reloaded"),
                     Err(ChangeError::Policy(problem)) => {
-                        error!("SIGHUP: {problem}: the policy before it stays in force");
+                        error!("SIGHUP: {problem}: the previous policy stays in force");
                     }
                     Err(problem) => {
-                        error!("SIGHUP: not reloaded: {problem}: the policy before it stays in force");
+                        error!("SIGHUP: not reloaded: {problem}: the previous policy stays in force");
                     }
                 },
             }
@@ -146,7 +147,7 @@ impl Signals {
     }
 }
 
-/// Events go to standard error; the level is that of `RUST_LOG`, `info` if unset.
+/// Logs to standard error, at the level of `RUST_LOG`; at `info` if that is not set.
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

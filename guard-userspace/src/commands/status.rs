@@ -1,4 +1,4 @@
-//! `guard status`: whether the guard is at work, and where.
+//! `guard status`: whether the guard is attached and enforcing, and on which interfaces.
 
 use std::{
     collections::BTreeSet,
@@ -19,10 +19,10 @@ use crate::{
     policy::untrusted::quoted,
 };
 
-/// How many characters of what a client said are shown.
+/// The most characters shown of a text that a client sent.
 const MAX_SHOWN: usize = 256;
 
-/// What `--watch --json` prints in each line.
+/// A line of `--watch --json`.
 #[derive(Serialize)]
 struct WithRate<'a> {
     #[serde(flatten)]
@@ -31,8 +31,8 @@ struct WithRate<'a> {
     rate: Option<TrafficRate>,
 }
 
-pub async fn run(whereabouts: &AgentLocation, watched: Watched) -> Result<(), Failure> {
-    let reader = GuardReader::new(whereabouts)?;
+pub async fn run(location: &AgentLocation, watched: Watched) -> Result<(), Failure> {
+    let reader = GuardReader::new(location)?;
     let mut meter = Meter::default();
     watched
         .run(async |watched| {
@@ -63,7 +63,7 @@ fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) ->
         figures::count(rows.map(|counter| counter.row.packets as f64).sum())
     };
     let mut text = format!(
-        "packets    {} seen, {} dropped, {} would be if enforced",
+        "packets    {} counted, {} dropped, {} would be dropped if enforced",
         sum(|_| true),
         sum(|row| row.verdict == "drop"),
         sum(|row| row.would.is_some())
@@ -75,7 +75,7 @@ fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) ->
     }) = rate
     {
         text += &format!(
-            "\nnow        {} packets/s, {}, of which {} packets/s are dropped or would be",
+            "\nnow        {} packets/s, {}; dropped, or would be if enforced: {} packets/s",
             figures::count(packets),
             figures::bits(bytes),
             figures::count(dropped)
@@ -84,11 +84,11 @@ fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) ->
     text
 }
 
-/// Whether it does what it is there for.
+/// The state in one line: whether the guard drops packets.
 pub fn headline(status: &Status) -> &'static str {
     match (status.mode.as_str(), status.enforcing) {
-        ("enforce", true) => "enforcing: what the policy closes is closed",
-        ("enforce", false) => "NOT ENFORCING, although the policy says so",
+        ("enforce", true) => "enforcing: packets against the policy are dropped",
+        ("enforce", false) => "NOT ENFORCING, although the mode is enforce",
         ("observe", _) => "observing: everything passes, would-be drops are counted",
         _ => "off: everything passes",
     }
@@ -128,7 +128,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         if let Some(last_seen) = agent.last_seen {
             write!(text, ", last alive {last_seen:.0}")?;
         }
-        writeln!(text, "; the kernel goes on without it")?;
+        writeln!(text, "; the program in the kernel keeps running")?;
     }
     writeln!(text, "scope      {scope}")?;
     if let Some(TrialStatus {
@@ -162,7 +162,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         let option = service.as_ref().map(|name| format!(" --service {name}"));
         writeln!(
             text,
-            "mode       {whose}: {mode} since {since:.0}{by}{}, whatever the policy says: `guard mode \
+            "mode       {whose}: {mode} since {since:.0}{by}{}, instead of the policy's mode: `guard mode \
              policy{}` ends it",
             claimed.unwrap_or_default(),
             option.unwrap_or_default()
@@ -174,7 +174,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         sha256.get(..12).unwrap_or(sha256)
     )?;
     if let Some(stale) = stale {
-        writeln!(text, "           not what the file says: {stale}")?;
+        writeln!(text, "           differs from the file: {stale}")?;
     }
     for InterfaceStatus {
         name,
@@ -204,7 +204,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
                 writeln!(text, "           {warning}")?;
             }
         }
-        None => writeln!(text, "docker     nobody asks it without an agent")?,
+        None => writeln!(text, "docker     not known: only the agent reads it")?,
     }
     for warning in warnings {
         writeln!(text, "warning    {warning}")?;
@@ -215,7 +215,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-/// ` by root, process 4711`: as the kernel says.
+/// ` by root, process 4711`: both come from the kernel (SO_PEERCRED), not from the client.
 fn made_by(user: Option<&str>, process: Option<u32>) -> String {
     match (user, process) {
         (Some(user), Some(process)) => format!(" by {user}, process {process}"),
@@ -241,13 +241,14 @@ fn describe_docker(docker: &DockerStatus) -> String {
     }
 }
 
-/// Published ports with those next to each other as ranges: 2,000 ports are one `tcp/8000-9999`.
+/// Joins adjacent published ports into ranges: 2,000 ports are shown as `tcp/8000-9999`.
 fn joined(published: &[String]) -> String {
     let port_of = |text: &str| {
         let (place, port) = text.rsplit_once('/')?;
         Some((place.to_owned(), port.parse::<u16>().ok()?))
     };
-    let ports: BTreeSet<(String, u16)> = published.iter().filter_map(|one| port_of(one)).collect();
+    let ports: BTreeSet<(String, u16)> =
+        published.iter().filter_map(|port| port_of(port)).collect();
     let mut ranges: Vec<(String, u16, u16)> = Vec::new();
     for (place, port) in ports {
         match ranges.last_mut() {

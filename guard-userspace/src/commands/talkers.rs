@@ -1,4 +1,4 @@
-//! `guard talkers`: the sources that send most, and those that are dropped most.
+//! `guard talkers`: shows the sources that send most, and those that are dropped most.
 
 use std::{cmp::Reverse, time::Instant};
 
@@ -17,10 +17,10 @@ use crate::api::Talker;
 
 #[derive(Debug, Args)]
 pub struct Talkers {
-    /// What to sort by: the totals, or with --watch the rates
+    /// Sort by this number: the total, or with --watch the rate
     #[arg(long, value_enum, default_value_t = By::Packets)]
     by: By,
-    /// How many to show
+    /// Show at most this many sources
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
     #[command(flatten)]
@@ -35,9 +35,9 @@ enum By {
 }
 
 impl Talkers {
-    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
+    pub async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self { by, limit, watched } = self;
-        let reader = GuardReader::new(whereabouts)?;
+        let reader = GuardReader::new(location)?;
         let mut meter = Meter::default();
         watched
             .run(async |watched| {
@@ -53,7 +53,7 @@ impl Talkers {
                     return watched.json(&talkers);
                 }
                 Ok(match talkers.as_slice() {
-                    [] => "nobody has sent anything yet".to_owned(),
+                    [] => "no source was sampled yet".to_owned(),
                     talkers => {
                         format!("{}\n\nestimated from one packet of sixteen", table(talkers))
                     }
@@ -64,7 +64,7 @@ impl Talkers {
 }
 
 impl By {
-    /// The rate, and then the total.
+    /// The sort key: the rate, then the total.
     fn weigh(self, talker: &Metered<Talker>) -> (f64, u64) {
         let Metered { row, rate } = talker;
         let TrafficRate {

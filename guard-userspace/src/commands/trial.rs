@@ -1,4 +1,4 @@
-//! `guard try` and `guard confirm`: a policy that goes back by itself.
+//! `guard try` and `guard confirm`: puts a policy in force on trial, and keeps it.
 
 use std::{fs, path::PathBuf};
 
@@ -19,7 +19,7 @@ pub struct Try {
     /// The policy file to try
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// How long until it goes back, such as 60s or 10m
+    /// Time until the previous policy comes back, such as 60s or 10m
     #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     lasts: SignedDuration,
     #[command(flatten)]
@@ -36,7 +36,7 @@ impl Try {
             forced: Forced { force },
             output,
         } = self;
-        // Refused here, it is refused with the name that the operator typed.
+        // The agent checks it again. An error found here names the file as the operator typed it.
         let (_, text) = read_policy_and_text(&file)?;
         let path = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
         let request = NewTrial {
@@ -53,9 +53,9 @@ impl Try {
         let Applied { mode, until, .. } = applied;
         let until = until.map(|until| format!("{until:.0}")).unwrap_or_default();
         Ok(print(&format!(
-            "{} is in force until {until}, mode {mode}. Look whether everything works (a new \
-             connection, too), then type `guard confirm`: without it the policy before comes back, \
-             whatever happens to this session or to the agent.",
+            "{} is in force until {until}, mode {mode}. Check that everything works, also a new \
+             connection, then run `guard confirm`. Without it the previous policy comes back, even \
+             if this session or the agent ends.",
             file.display()
         ))?)
     }
@@ -65,6 +65,6 @@ pub async fn confirm(client: &Client) -> Result<(), Failure> {
     let Applied { path, .. } = client.confirm().await?;
     Ok(print(&format!(
         "{path} is confirmed and stays in force. A reload or restart reads the agent's own policy \
-         file: copy it there if it is another one."
+         file: if that is another file, copy this policy there."
     ))?)
 }

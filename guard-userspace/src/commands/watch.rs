@@ -1,4 +1,4 @@
-//! `--watch`: the same output again and again.
+//! `--watch`: repeats an output every few seconds.
 
 use std::{
     io::{self, ErrorKind, IsTerminal as _, Write as _},
@@ -12,7 +12,7 @@ use super::{Failure, Output, print, print_warning, write};
 
 #[derive(Debug, Args)]
 pub struct Watched {
-    /// Print again every so many seconds, with rates
+    /// Repeat the output at this interval, with rates
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     watch: Option<u64>,
@@ -20,7 +20,7 @@ pub struct Watched {
     output: Output,
 }
 
-/// Moves the cursor to the first place, and clears all after it (ECMA-48).
+/// Moves the cursor to the top left corner, and clears the screen from there (CUP and ED of ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 impl Watched {
@@ -28,7 +28,7 @@ impl Watched {
         self.output.json
     }
 
-    /// One document; of those that follow each other, each is one line.
+    /// Formats a JSON document: indented, or with `--watch` on one line, so that each line is a document.
     pub fn json(&self, value: &impl Serialize) -> Result<String, Failure> {
         let text = match self.watch {
             Some(_) => serde_json::to_string(value),
@@ -37,7 +37,7 @@ impl Watched {
         Ok(text.map_err(anyhow::Error::from)?)
     }
 
-    /// Prints what `show` says, until nobody reads it. What fails after the first time is a warning.
+    /// Prints the text of `show`, until the reader closes the pipe. An error after the first output is a warning.
     pub async fn run(
         &self,
         mut show: impl AsyncFnMut(&Self) -> Result<String, Failure>,
@@ -67,7 +67,7 @@ impl Watched {
         }
         write(text)?;
         if !is_screen && !self.is_json() {
-            // Between one table and the next.
+            // An empty line separates the tables.
             write("")?;
         }
         Ok(())

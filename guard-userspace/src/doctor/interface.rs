@@ -1,17 +1,17 @@
-//! One interface: how it takes an XDP program, and what it does to packets before.
+//! Checks an interface: its XDP program, its driver, and its offloads.
 
 use std::{fs, path::PathBuf, thread};
 
 use futures_util::TryStreamExt as _;
 
-use super::{DoctorFinding, DoctorInput, LISTENING};
+use super::{BETWEEN_READINGS, DoctorFinding, DoctorInput};
 use crate::{
     api::{Counter, InterfaceStatus},
     host::{Host, XdpState},
 };
 
-/// The longest packet that drivers put into one buffer: a page less what XDP keeps before it and the
-/// kernel behind it.
+/// The largest MTU with one buffer per packet: a page, without XDP's headroom before the packet and the kernel's
+/// `skb_shared_info` after it.
 const LONGEST_UNFRAGMENTED: u32 = 3_498;
 
 pub async fn examine(name: &str, known: &DoctorInput<'_>, host: &Host) -> Vec<DoctorFinding> {
@@ -23,7 +23,7 @@ pub async fn examine(name: &str, known: &DoctorInput<'_>, host: &Host) -> Vec<Do
             None => DoctorFinding::failure(
                 "interface",
                 "it does not exist",
-                "`ip -brief link` lists those that do",
+                "`ip -brief link` lists the interfaces",
             ),
         };
         return vec![finding.on(name)];
@@ -58,12 +58,13 @@ fn program(
     guarded: Option<&InterfaceStatus>,
     above: Option<(String, XdpState)>,
 ) -> DoctorFinding {
-    // It hinders what is to be attached, and not what is.
+    // A program of an upper device prevents attaching here (dev_xdp_attach in net/core/dev.c), and does not affect an
+    // attached program.
     if let (None, Some((above, XdpState { program_id, .. }))) = (xdp, above) {
         return DoctorFinding::failure(
             "xdp",
             format!(
-                "{above} stands on it and has an XDP program, {program_id}: the kernel takes none below"
+                "{above} is an upper device of it and has XDP program {program_id}: the kernel attaches none below"
             ),
             format!("`ip link set dev {above} xdp off` removes it"),
         );
@@ -76,26 +77,28 @@ fn program(
             DoctorFinding::warning(
                 "xdp",
                 "the guard is attached in the kernel's generic path, which costs several times as much",
-                "look for a driver with XDP, or for what keeps this one from it: MTU, LRO, queues",
+                "use a driver with XDP; if this driver has it, check what prevents it: MTU, LRO, queues",
             )
         }
         (None, Some(_)) => DoctorFinding::failure(
             "xdp",
             "the guard should be attached, and is not",
-            "`guard status` and the agent's log say why",
+            "`guard status` and the agent's log show why",
         ),
         (Some(XdpState { program_id, .. }), _) => DoctorFinding::failure(
             "xdp",
-            format!("another XDP program has it: {program_id}"),
+            format!("another XDP program is attached: {program_id}"),
             format!(
-                "`bpftool prog show id {program_id}` says whose it is; `guard run --force` takes it off"
+                "`bpftool prog show id {program_id}` shows its name; `guard run --force` detaches it"
             ),
         ),
-        (None, None) => DoctorFinding::ok("xdp", "no program is attached, and none is in the way"),
+        (None, None) => {
+            DoctorFinding::ok("xdp", "no XDP program is attached: the guard can attach")
+        }
     }
 }
 
-/// `None`: sysfs shows another network namespace, or none.
+/// The path of an interface's file in sysfs. `None`: sysfs shows another network namespace, or none.
 fn sysfs(name: &str, file: &str) -> Option<PathBuf> {
     let folder = PathBuf::from("/sys/class/net").join(name);
     let index = fs::read_to_string(folder.join("ifindex")).ok()?;
@@ -108,12 +111,12 @@ fn driver(name: &str) -> DoctorFinding {
         return DoctorFinding::unknown("driver", "sysfs does not show this network namespace");
     };
     if !device.exists() {
-        return DoctorFinding::ok("driver", "it is virtual");
+        return DoctorFinding::ok("driver", "none: the interface is virtual");
     }
     let driver = fs::read_link(device.join("driver")).ok();
     match driver.as_deref().and_then(|driver| driver.file_name()) {
         Some(driver) => DoctorFinding::ok("driver", driver.to_string_lossy()),
-        None => DoctorFinding::unknown("driver", "its device names no driver"),
+        None => DoctorFinding::unknown("driver", "sysfs names no driver of the device"),
     }
 }
 
@@ -125,7 +128,9 @@ fn mtu(mtu: u32, xdp: Option<XdpState>) -> DoctorFinding {
         }
         mtu if is_generic => DoctorFinding::warning(
             "mtu",
-            format!("{mtu}: packets need several buffers, which this driver may not give to XDP"),
+            format!(
+                "{mtu}: packets need several buffers, which this driver may not support for XDP"
+            ),
             format!("if jumbo frames are not needed, set it to {LONGEST_UNFRAGMENTED} or less"),
         ),
         mtu => DoctorFinding::ok(
@@ -146,19 +151,20 @@ fn queues(name: &str) -> DoctorFinding {
         .count();
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let is_physical = sysfs(name, "device").is_some_and(|device| device.exists());
-    let finding = format!("{count} to receive, for {cpus} CPUs");
+    let finding = format!("receive queues: {count}, CPUs: {cpus}");
     if count == 1 && cpus > 1 && is_physical {
-        let advice = format!("`ethtool -L {name} combined {cpus}`, if it can have more");
+        let advice =
+            format!("`ethtool -L {name} combined {cpus}`, if the interface supports more queues");
         return DoctorFinding::warning(
             "queues",
-            format!("{finding}: one CPU takes every packet"),
+            format!("{finding}: one CPU processes every packet"),
             advice,
         );
     }
     DoctorFinding::ok("queues", finding)
 }
 
-/// The names of the features that are on. `None`: nobody says (ethtool's netlink, Linux 5.6).
+/// The names of the features that are on. `None`: ethtool's netlink (Linux 5.6) returned none.
 async fn active_features(name: &str) -> Option<Vec<String>> {
     use ethtool::{EthtoolAttr, EthtoolFeatureAttr};
     let (connection, mut handle, _) = ethtool::new_connection().ok()?;
@@ -178,10 +184,10 @@ async fn active_features(name: &str) -> Option<Vec<String>> {
 
 fn lro(active: Option<Vec<String>>) -> DoctorFinding {
     match active {
-        None => DoctorFinding::unknown("lro", "ethtool's netlink does not answer for it"),
+        None => DoctorFinding::unknown("lro", "ethtool's netlink returned no features"),
         Some(active) if active.iter().any(|name| name == "rx-lro") => DoctorFinding::warning(
             "lro",
-            "large receive offload is on: drivers refuse XDP, or packets come merged",
+            "large receive offload is on: the driver refuses XDP, or XDP gets merged packets",
             "`ethtool -K INTERFACE lro off`",
         ),
         Some(_) => DoctorFinding::ok("lro", "large receive offload is off"),
@@ -194,15 +200,15 @@ fn packets([before, now]: &[Vec<Counter>; 2], name: &str) -> DoctorFinding {
         own.map(|counter| counter.packets).sum()
     };
     let (before, now) = (sum(before), sum(now));
-    let seconds = LISTENING.as_secs();
+    let seconds = BETWEEN_READINGS.as_secs();
     match now.saturating_sub(before) {
         _ if now == 0 => DoctorFinding::warning(
             "packets",
-            "no packet has come since the guard is attached",
-            "is it the interface that traffic comes in by?",
+            "no packet was counted since the guard was attached",
+            "check that traffic comes in on this interface",
         ),
-        0 => DoctorFinding::ok("packets", format!("none within {seconds} s, {now} before")),
-        new => DoctorFinding::ok("packets", format!("{new} within {seconds} s")),
+        0 => DoctorFinding::ok("packets", format!("none in {seconds} s, {now} before")),
+        new => DoctorFinding::ok("packets", format!("{new} in {seconds} s")),
     }
 }
 
@@ -223,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_ours_in_the_driver_or_costly_or_missing_or_somebody_elses() {
+    fn each_state_of_the_xdp_program_has_its_health() {
         let xdp = |native| {
             Some(XdpState {
                 program_id: 7,

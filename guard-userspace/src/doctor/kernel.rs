@@ -1,4 +1,4 @@
-//! What the kernel offers, and what this user may do with it.
+//! Checks the kernel's features, and whether this user may load programs.
 
 use std::{fs, path::Path};
 
@@ -8,12 +8,12 @@ use crate::{
     host,
 };
 
-/// `bpf_xdp_get_buff_len`, multi-buffer XDP.
+/// The first kernel with `bpf_xdp_get_buff_len`: multi-buffer XDP.
 const OLDEST: (u32, u32) = (5, 18);
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// A tick as long as this makes the shortest burst long.
+/// A tick of 10 ms (CONFIG_HZ=100) is warned about: no burst can be shorter than a tick.
 const LONG_TICK_NS: u64 = 10_000_000;
 
 pub fn examine(pins: &Path) -> Vec<DoctorFinding> {
@@ -44,12 +44,12 @@ fn version(release: &str) -> DoctorFinding {
 
 fn btf() -> DoctorFinding {
     if Path::new(BTF).exists() {
-        return DoctorFinding::ok("btf", "the kernel describes its types");
+        return DoctorFinding::ok("btf", "the kernel has BTF type information");
     }
     DoctorFinding::warning(
         "btf",
         format!("there is no {BTF}: tools such as bpftool show the tables without names"),
-        "run a kernel with CONFIG_DEBUG_INFO_BTF, as distributions' are",
+        "run a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build theirs",
     )
 }
 
@@ -64,8 +64,8 @@ fn bpffs(folder: &Path) -> DoctorFinding {
     if folder.starts_with(pins::BPFFS) {
         return DoctorFinding::warning(
             "bpffs",
-            format!("no BPF file system can be seen at {}", pins::BPFFS),
-            "the agent mounts it when it starts, as root; or `mount -t bpf bpf /sys/fs/bpf`",
+            format!("no BPF file system is visible at {}", pins::BPFFS),
+            "start the agent as root, which mounts it; or run `mount -t bpf bpf /sys/fs/bpf`",
         );
     }
     DoctorFinding::failure(
@@ -80,8 +80,8 @@ fn capabilities() -> DoctorFinding {
         Ok(()) => DoctorFinding::ok("capabilities", "this user may load and attach programs"),
         Err(_) => DoctorFinding::warning(
             "capabilities",
-            "this user may not load programs, and sees less than root does",
-            "run it as root to see everything; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            "this user may not load programs, and can check less than root",
+            "run `guard doctor` as root; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
         ),
     }
 }

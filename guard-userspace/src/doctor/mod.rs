@@ -1,5 +1,5 @@
-//! What keeps a guard on this host from doing its work well, and what to do about it. It changes nothing,
-//! and needs neither an agent nor Docker nor root: what it cannot see, it says.
+//! `guard doctor`: finds problems of this host for the guard, with advice. It changes nothing, and runs without an
+//! agent, Docker or root: a check that it cannot make is reported as unknown.
 
 mod interface;
 mod kernel;
@@ -15,12 +15,12 @@ use crate::{
     policy::{AllowedFile, KernelTick, Policy, PolicyError},
 };
 
-/// How well one thing is.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     Ok,
-    /// It cannot be seen from here, with these rights.
+    /// The check cannot be made here, or not by this user.
     Unknown,
     Warning,
     Failure,
@@ -29,13 +29,13 @@ pub enum Health {
 /// One element of the list that `guard doctor --json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DoctorFinding {
-    /// What was looked at: `kernel`, `mtu`.
+    /// The name of the check: `kernel`, `mtu`.
     pub check: &'static str,
-    /// `null`: it is about the host.
+    /// `null`: the check is of the host.
     pub interface: Option<String>,
     pub health: Health,
     pub finding: String,
-    /// What to do, if there is anything.
+    /// What to do about a warning or a failure.
     pub advice: Option<String>,
 }
 
@@ -80,20 +80,20 @@ impl DoctorFinding {
     }
 }
 
-/// What is asked outside, of the agent or the pins.
+/// The data that the command has read from the agent or the pins.
 pub struct DoctorInput<'a> {
     pub policy: &'a Path,
     pub pins: &'a Path,
-    /// Why it is not known, if it is not.
+    /// The status, or why it cannot be read.
     pub status: Result<Status, ClientError>,
-    /// Two readings, [`LISTENING`] apart.
+    /// Two readings, [`BETWEEN_READINGS`] apart.
     pub counters: Option<[Vec<Counter>; 2]>,
 }
 
-/// How long it listens for packets.
-pub const LISTENING: Duration = Duration::from_secs(1);
+/// The time between the two readings of the counters.
+pub const BETWEEN_READINGS: Duration = Duration::from_secs(1);
 
-/// Looks at everything.
+/// Makes all checks.
 pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
     let policy = read_policy(known.policy);
     let mut findings = kernel::examine(known.pins);
@@ -126,20 +126,20 @@ pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
 }
 
 fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
-    // Without a clock the shortest tick judges bursts mildly.
+    // If the tick is not known, the shortest tick (CONFIG_HZ=1000) reports the fewest errors about bursts.
     let tick_ns = host::tick_ns().unwrap_or(1_000_000);
-    // As the agent would.
+    // The agent reads regular files only, too.
     Policy::read(path, AllowedFile::Regular, KernelTick { tick_ns })
 }
 
-/// Those that are guarded, or would be.
+/// The guarded interfaces, or those that the policy would guard.
 fn interfaces(known: &DoctorInput<'_>, policy: Option<&Policy>, host: &Host) -> Vec<String> {
     if let Ok(status) = &known.status {
         let names = status.interfaces.iter();
         return names.map(|interface| interface.name.clone()).collect();
     }
     match policy.and_then(|policy| policy.interfaces.as_ref()) {
-        Some(named) => named.iter().map(|one| one.name.clone()).collect(),
+        Some(named) => named.iter().map(|named| named.name.clone()).collect(),
         None => {
             let routed = host.default_route_links().unwrap_or_default().into_iter();
             let links = routed.filter_map(|index| host.link(index));

@@ -1,4 +1,4 @@
-//! What the guard works with: its agent and policy, the host's ports and connections, Docker.
+//! Checks the agent, the policy, the host's local ports and tracked connections, and Docker.
 
 use std::path::Path;
 
@@ -16,14 +16,13 @@ pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFindin
     let policy = match policy {
         Ok(policy) => policy,
         Err(error) => {
-            let advice =
-                "`guard check` says what would be right; `guard run` does not start without one";
+            let advice = "`guard check` tells what would be right; `guard run` does not start without a valid policy";
             return DoctorFinding::failure("policy", error.to_string(), advice);
         }
     };
     let place = path.display();
     match policy.warnings(Timestamp::now()).as_slice() {
-        [] => DoctorFinding::ok("policy", format!("{place} is sound")),
+        [] => DoctorFinding::ok("policy", format!("{place} is valid")),
         [first, rest @ ..] => DoctorFinding::warning(
             "policy",
             format!(
@@ -31,7 +30,7 @@ pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFindin
                 first.display(&place.to_string()),
                 rest.len()
             ),
-            "`guard check` names them all",
+            "`guard check` lists all warnings",
         ),
     }
 }
@@ -41,7 +40,7 @@ pub fn agent(status: &Result<Status, ClientError>) -> DoctorFinding {
         Ok(status) => status,
         Err(problem) => {
             let advice = if problem.is_refusal() {
-                "root and members of group guard may ask it"
+                "run it as root or as a member of group guard"
             } else {
                 "`systemctl start guard`"
             };
@@ -56,15 +55,15 @@ pub fn agent(status: &Result<Status, ClientError>) -> DoctorFinding {
             .unwrap_or("it does not answer");
         return DoctorFinding::failure(
             "agent",
-            format!("{trouble}; the kernel goes on without it"),
-            "`systemctl restart guard`, and `journalctl -u guard` says why it ended",
+            format!("{trouble}; the program in the kernel keeps running"),
+            "`systemctl restart guard`; `journalctl -u guard` shows why it ended",
         );
     }
     match status.not_enforcing_because.first() {
         Some(obstacle) => DoctorFinding::failure(
             "agent",
-            format!("it runs, and does not enforce: {obstacle}"),
-            "`guard status` has the whole",
+            format!("it runs, but does not enforce: {obstacle}"),
+            "`guard status` lists every reason",
         ),
         None => DoctorFinding::ok("agent", format!("it runs, in mode {}", status.mode)),
     }
@@ -95,7 +94,7 @@ pub fn local_ports(status: &Result<Status, ClientError>) -> DoctorFinding {
     DoctorFinding::warning(
         "local_ports",
         format!(
-            "{finding} has published ports in it ({}): closing them leaves open sessions alive",
+            "{finding} contains published ports ({}): closing such a port does not end its open sessions",
             inside.join(", ")
         ),
         "publish ports below the range of net.ipv4.ip_local_port_range",
@@ -112,7 +111,7 @@ pub fn conntrack() -> DoctorFinding {
 fn conntrack_fill(count: u64, max: u64) -> DoctorFinding {
     let percent = count * 100 / max.max(1);
     let finding = format!("{count} of {max} connections, {percent} %");
-    let advice = "raise net.netfilter.nf_conntrack_max, or find in `guard top` who opens so many";
+    let advice = "raise net.netfilter.nf_conntrack_max, or find the sources that open so many in `guard top`";
     match percent {
         0..80 => DoctorFinding::ok("conntrack", finding),
         80..95 => DoctorFinding::warning("conntrack", finding, advice),
@@ -122,7 +121,7 @@ fn conntrack_fill(count: u64, max: u64) -> DoctorFinding {
 
 pub async fn docker(policy: Option<&Policy>) -> DoctorFinding {
     let Some(policy) = policy else {
-        return DoctorFinding::unknown("docker", "without a policy it is not known where it is");
+        return DoctorFinding::unknown("docker", "not checked: its socket is a key of the policy");
     };
     let Some(socket) = &policy.docker_socket else {
         return DoctorFinding::ok("docker", "turned off by the policy");
@@ -135,9 +134,9 @@ pub async fn docker(policy: Option<&Policy>) -> DoctorFinding {
             "docker",
             error.to_string(),
             if error.is_refused() {
-                "the agent runs as root, and may open it"
+                "the agent runs as root and may open it; run `guard doctor` as root to check it"
             } else {
-                "start it, or write `[docker] socket = \"\"` if there is none"
+                "start Docker, or write `[docker] socket = \"\"` in the policy if this host has none"
             },
         ),
     }
@@ -149,7 +148,7 @@ mod tests {
     use crate::doctor::Health;
 
     #[test]
-    fn a_table_of_connections_warns_before_it_is_full() {
+    fn conntrack_warns_before_its_table_is_full() {
         for (count, health) in [
             (0, Health::Ok),
             (799, Health::Ok),

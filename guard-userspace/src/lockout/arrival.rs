@@ -1,5 +1,5 @@
-//! Over which interface a session comes in: only what crosses a guarded one is judged there, and not
-//! what comes from a container's bridge or out of a VPN.
+//! Finds the interface over which a session comes in. Only packets over a guarded interface are judged, not those from
+//! a container's bridge or a VPN.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,10 +12,10 @@ use crate::{
     policy::Policy,
 };
 
-/// This host's interfaces, and which of them the policy guards.
+/// This host's interfaces, and the guarded ones among them.
 pub struct Arrivals {
     links: BTreeMap<u32, Link>,
-    /// `None`: some of them are not there now, so any may be meant.
+    /// `None`: not all guarded interfaces exist now, so every interface counts as guarded.
     guarded: Option<BTreeSet<u32>>,
 }
 
@@ -36,10 +36,10 @@ impl Arrivals {
         })
     }
 
-    /// Leaves out the sessions that do not come in over a guarded interface.
+    /// Removes the sessions that do not come in over a guarded interface.
     ///
-    /// They come in where the answers go out: a host that answers elsewhere is judged by that. A
-    /// session that the kernel knows no way for is taken for guarded.
+    /// The interface is that of the route to the peer: a session is assumed to come in where its answers go out. A
+    /// session without a route counts as guarded.
     pub async fn retain_guarded(&self, lockout: &mut Lockout, netlink: &Netlink) {
         let mut known = HashMap::new();
         let mut kept = Vec::with_capacity(lockout.cut.len());
@@ -76,8 +76,8 @@ impl Arrivals {
         is_guarded
     }
 
-    /// Whether packets that come in over this interface have crossed a guarded one: itself, the one
-    /// below it, or one of its ports if it is a bridge or a bond.
+    /// Whether packets that come in over this interface have crossed a guarded interface: itself, its lower interface,
+    /// or one of its ports if it is a bridge or a bond.
     pub fn leads_to_guarded(&self, index: u32) -> bool {
         let Some(guarded) = &self.guarded else {
             return true;
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vlan_and_a_bridge_lead_to_what_they_stand_on_and_a_vpn_does_not() {
+    fn a_vlan_and_a_bridge_lead_to_their_lower_interfaces_and_a_vpn_does_not() {
         let link = |index, lower, controller| Link {
             lower,
             controller,
@@ -119,7 +119,7 @@ mod tests {
             links: [
                 link(1, None, None),
                 link(2, None, Some(4)),
-                // A VLAN of 2, and one of the bridge.
+                // A VLAN of 2, a bridge with port 2, and a VLAN of the bridge.
                 link(3, Some(2), None),
                 link(4, None, None),
                 link(5, Some(4), None),
@@ -127,7 +127,7 @@ mod tests {
                 link(6, None, None),
                 link(7, None, None),
                 link(8, None, Some(7)),
-                // Two that stand on each other.
+                // Two interfaces, each of which is the lower interface of the other.
                 link(9, Some(10), None),
                 link(10, Some(9), None),
             ]
@@ -138,6 +138,6 @@ mod tests {
         let leads: Vec<u32> = (1..12).filter(|n| arrivals.leads_to_guarded(*n)).collect();
         assert_eq!(leads, [2, 3, 4, 5]);
         arrivals.guarded = None;
-        assert!(arrivals.leads_to_guarded(6), "it may be meant");
+        assert!(arrivals.leads_to_guarded(6), "every interface counts");
     }
 }

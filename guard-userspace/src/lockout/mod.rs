@@ -1,8 +1,8 @@
-//! Whom a policy would shut out: the sessions that are open into this host, and the operator's own
-//! way in, held against the policy before it is applied.
+//! The lockout check: before a policy is applied, the sessions that are open into this host, and the operator's own way
+//! in, are checked against it.
 //!
-//! The real program judges two segments of every session, one that opens it and one of its later
-//! ones. Budgets are left out: a session over its budget is slow, not shut out.
+//! The real program judges two segments of every session: the first, which opens it, and a later one. Budgets are
+//! removed from the policy first: a session over its budget is slow, but not closed.
 
 pub(crate) mod arrival;
 mod remedy;
@@ -33,14 +33,14 @@ use crate::{
     sessions::{self, Session},
 };
 
-/// Whom a policy would shut out of this host.
+/// The sessions into this host that a policy would close.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Lockout {
-    /// How many inbound sessions were held against the policy.
+    /// The number of inbound sessions that were checked.
     pub sessions: usize,
     /// The operator's own way in, if the policy closes it.
     pub operator: Option<Cut>,
-    /// All other sessions that it closes.
+    /// All other sessions that the policy closes.
     pub cut: Vec<Cut>,
 }
 
@@ -51,25 +51,25 @@ pub struct Cut {
     pub peer: SocketAddr,
     pub local: SocketAddr,
     pub verdict: String,
-    /// `drop`: the mode that applies lets it pass.
+    /// `drop`: it would be dropped if the mode were `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub would: Option<String>,
     pub reason: String,
-    /// That lists the port, but not for this peer.
+    /// The service that lists the port, but not for this peer.
     pub service: Option<String>,
     /// The reason in words.
     pub because: String,
     /// The line of the policy that decided, if one did.
     pub line: Option<usize>,
-    /// The running session dies. If not, it goes on, but could not be opened again.
+    /// Whether the running session ends at once. If not, it continues, but could not be opened again.
     pub at_once: bool,
-    /// What to write so that it stays open. Only for the operator's own way in.
+    /// The change of the policy that keeps it open. Only for the operator's own way in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_open: Option<String>,
 }
 
 impl Cut {
-    /// Not only observed.
+    /// Whether the session is really closed, not only reported in mode `observe`.
     pub fn is_enforced(&self) -> bool {
         self.would.is_none()
     }
@@ -83,13 +83,13 @@ impl fmt::Display for Cut {
 }
 
 impl Lockout {
-    /// How many sessions are shut out in the modes that apply, the operator's among them.
+    /// The number of sessions that are closed in the modes that apply, including the operator's.
     pub fn enforced(&self) -> usize {
         let cuts = self.operator.iter().chain(&self.cut);
         cuts.filter(|cut| cut.is_enforced()).count()
     }
 
-    /// Why this must not be applied without `--force`, in one line.
+    /// Why the policy must not be applied without `--force`, in one line.
     pub fn refusal(&self) -> Option<String> {
         let cut = self.operator.as_ref().filter(|cut| cut.is_enforced())?;
         let Cut {
@@ -105,7 +105,7 @@ impl Lockout {
             .unwrap_or_default();
         Some(format!(
             "this would close your own way in, SSH from {} to {local}: {reason}, {because}{place}; \
-             `guard check --live` says how to keep it open, and --force applies it all the same",
+             `guard check --live` shows how to keep it open, and --force applies the change nevertheless",
             peer.ip()
         ))
     }
@@ -116,8 +116,7 @@ pub fn covers_operator(prefix: IpNet, operator: &SshSession) -> bool {
     prefix.contains(&operator.client.ip())
 }
 
-/// Holds this host's open sessions, and the operator's, against a policy and what operators have
-/// entered for a while.
+/// Checks this host's open sessions, and the operator's own way in, against a policy and the entries of operators.
 pub async fn of_host(
     policy: &Policy,
     containers: &Containers,
@@ -126,17 +125,17 @@ pub async fn of_host(
     operator: Option<SshSession>,
 ) -> Result<Lockout> {
     let sessions = privileges::spawn_blocking(sessions::inbound).await?;
-    // The operator's own way in is known without them.
+    // The operator's own way in is known even if the list of sessions cannot be read.
     let sessions = sessions.unwrap_or_else(|error| {
-        warn!("open sessions cannot be held against the policy: {error}");
+        warn!("open sessions cannot be checked against the policy: {error}");
         Vec::new()
     });
     let here = (host, netlink);
-    hold(policy, containers, entries, here, &sessions, operator).await
+    check(policy, containers, entries, here, &sessions, operator).await
 }
 
-/// The same for the sessions to these local ports, whether a socket of this host still listens there or not: a
-/// container may have taken the port over.
+/// The same check for the sessions to these local ports, also if no socket of this host listens there any more: a
+/// container may have the port now.
 pub async fn at_ports(
     policy: &Policy,
     containers: &Containers,
@@ -146,10 +145,10 @@ pub async fn at_ports(
 ) -> Result<Lockout> {
     let sessions = privileges::spawn_blocking(move || sessions::at_ports(&ports)).await??;
     let here = (host, netlink);
-    hold(policy, containers, entries, here, &sessions, None).await
+    check(policy, containers, entries, here, &sessions, None).await
 }
 
-async fn hold(
+async fn check(
     policy: &Policy,
     containers: &Containers,
     entries: &[Entry],
@@ -167,7 +166,7 @@ async fn hold(
         now: host::timebase().context("the clocks cannot be read")?,
         tick_ns: host.tick_ns,
         own: &own,
-        // A session with one of these comes in by the loopback interface, which nobody guards.
+        // A session from an own address comes in over the loopback interface, which is never guarded.
         own_sources: &BTreeSet::new(),
         entries,
     };
@@ -179,7 +178,7 @@ async fn hold(
     Ok(lockout)
 }
 
-/// Holds sessions against a policy, as if they all came in over its interfaces.
+/// Checks sessions against a policy, as if all of them came in over guarded interfaces.
 pub fn judge(
     situation: &ExplainInput<'_>,
     sessions: &[Session],
@@ -193,11 +192,11 @@ pub fn judge(
     let mut found = HashMap::new();
     let mut cut = Vec::new();
     for session in sessions {
-        // What this host sends to itself is on no interface.
+        // Packets from this host to itself cross no guarded interface.
         if Some(*session) == way_in || judge.is_own(session.peer.ip()) {
             continue;
         }
-        // All that comes from one address to one port is judged alike.
+        // All sessions from one address to one port get the same verdict.
         let key = (session.peer.ip(), session.local);
         let finding = match found.get(&key) {
             Some(finding) => finding,
@@ -222,7 +221,7 @@ pub fn judge(
     })
 }
 
-/// The policy without budgets, and enforced, so that every reason to drop is seen.
+/// The policy without budgets and in mode `enforce`, so that the program returns every reason to drop.
 fn exposure_alone(policy: &Policy) -> Policy {
     let services = policy.services.iter();
     Policy {
@@ -241,7 +240,7 @@ fn exposure_alone(policy: &Policy) -> Policy {
     }
 }
 
-/// The policy's program, unattached.
+/// The policy's program, loaded and not attached.
 struct SessionJudge<'a> {
     situation: &'a ExplainInput<'a>,
     replay: Replay,
@@ -254,7 +253,7 @@ struct CloseCause {
     because: String,
     line: Option<usize>,
     at_once: bool,
-    /// The entry that denies them, if it is none of the policy's lines.
+    /// The entry that denies them, if no line of the policy does.
     entry: Option<u64>,
 }
 
@@ -263,8 +262,8 @@ impl SessionJudge<'_> {
         address.is_loopback() || self.situation.own.contains(&address)
     }
 
-    /// The operator's session, if it leads to this host from another. A shell in a container may tell
-    /// of a session to somewhere else.
+    /// The operator's session, if it comes from another host and ends at this one. A shell in a container may have the
+    /// variable of a session to another host.
     fn way_in(&self, operator: SshSession, sessions: &[Session]) -> Option<Session> {
         let SshSession { client, server } = operator;
         let session = Session {
@@ -277,7 +276,7 @@ impl SessionJudge<'_> {
         (ends_here && comes_from_elsewhere).then_some(session)
     }
 
-    /// `None`: it stays open.
+    /// Why the policy closes a session. `None`: it stays open.
     fn find(&self, session: &Session) -> Result<Option<CloseCause>> {
         let Session { local, peer } = session;
         let (from, to) = (peer.ip(), local.ip());
@@ -384,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_enforced_is_refused() {
+    fn only_an_enforced_cut_is_refused() {
         let mut lockout = Lockout {
             sessions: 3,
             operator: Some(cut(Some("drop"))),
@@ -403,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_reads_as_it_is_written() {
+    fn a_report_survives_a_json_round_trip() {
         let lockout = Lockout {
             sessions: 1,
             operator: Some(cut(None)),

@@ -1,4 +1,4 @@
-//! What to write in a policy so that the operator's way in stays open.
+//! Finds the change of the policy that keeps the operator's own way in open.
 
 use guard_common::{layout::PortProtocol, reason::Reason};
 
@@ -20,7 +20,7 @@ pub fn keep_open(policy: &Policy, session: &Session, finding: &CloseCause) -> St
         }
         (Reason::DeniedSource, _, Some(id)) => format!("end entry {id}: `guard revoke {id}`"),
         (Reason::DeniedSource, _, None) => {
-            format!("deny no prefix that holds {client}{place}")
+            format!("deny no prefix that contains {client}{place}")
         }
         (reason, _, _) => service_for(policy, session, reason == Reason::ContainerAddress),
     }
@@ -33,7 +33,7 @@ fn service_for(policy: &Policy, session: &Session, addressed: bool) -> String {
         protocol: PortProtocol::Tcp,
         ports: local.port()..=local.port(),
     };
-    // A port that others list on one address must not be listed on all of them.
+    // A port that another service lists on one address must not be listed on all addresses.
     let place = *ports.indices().start();
     let mut listed = policy.services.iter().flat_map(|service| &service.ports);
     let addressed = addressed || listed.any(|ports| ports.indices().contains(&place));

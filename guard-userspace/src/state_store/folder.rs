@@ -1,4 +1,4 @@
-//! The folder of the state, which is for its owner alone: who reads it knows whom the guard lets in.
+//! The folder of the state store. Only its owner may open it: it shows which sources the guard allows.
 
 use std::{
     fs::{self, DirBuilder},
@@ -11,7 +11,7 @@ use tracing::warn;
 
 const MODE: u32 = 0o700;
 
-/// Makes the folder, and those above it as others are made.
+/// Creates the folder, and its parents with the usual mode.
 pub fn make(folder: &Path) -> io::Result<()> {
     if let Some(above) = folder.parent() {
         fs::create_dir_all(above)?;
@@ -22,7 +22,7 @@ pub fn make(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Tells of a folder that others may open. Somebody made it so, and it stays so.
+/// Warns of a folder that other users may open. Its mode is not changed: an administrator may have set it.
 pub fn warn_if_open(folder: &Path) {
     let Ok(found) = fs::metadata(folder) else {
         return;
@@ -30,7 +30,7 @@ pub fn warn_if_open(folder: &Path) {
     let mode = found.permissions().mode() & 0o7777;
     if mode & !MODE & 0o777 != 0 {
         warn!(
-            "the folder of the state, {}, is open to others (mode {mode:04o}): `chmod {MODE:o} {0}` closes it",
+            "the folder of the state store, {}, is open to others (mode {mode:04o}): `chmod {MODE:o} {0}` closes it",
             folder.display()
         );
     }

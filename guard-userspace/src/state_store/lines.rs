@@ -1,4 +1,4 @@
-//! What the state file says, line by line.
+//! The format of the state file, line by line.
 
 use std::{collections::BTreeMap, io::BufRead as _};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{ChangedMode, KnownContainers, Modes, StoredPolicy, StoredState, StoredTrial};
 use crate::policy::{ContainerNetwork, Containers, Entry, Labelled, PublishedPort};
 
-/// Of the format. A file with another one is set aside.
+/// The version of the format. A file with another version is set aside.
 const VERSION: u32 = 1;
 
 /// One line of the file.
@@ -26,20 +26,20 @@ pub enum StoreLine {
         entry: Entry,
     },
     Mode {
-        /// `None`: the host's.
+        /// `None`: the mode of the host.
         service: Option<String>,
         changed: ChangedMode,
     },
-    /// A Docker daemon has said what follows.
+    /// The source of the next lines: a Docker daemon.
     Docker {
-        // Left out where they are unknown: a guard before this one reads the line as it wrote it.
+        // Omitted if unknown: older versions of guard refuse a line with unknown fields.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         socket: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         daemon: Option<String>,
     },
     Published {
-        /// With its address, if it is published on one alone.
+        /// With its address, if it is published on one address only.
         port: String,
         ipv6: bool,
     },
@@ -63,13 +63,14 @@ pub enum StoreLine {
         trial: StoredTrial,
     },
     Detached,
-    /// The last line: without it the file has been cut off.
+    /// The last line. If it is missing, the file was truncated.
     End {
         lines: usize,
     },
 }
 
 impl StoredState {
+    /// The lines of the state file.
     pub fn lines(&self) -> Vec<StoreLine> {
         let Self {
             last_id,
@@ -145,7 +146,7 @@ impl StoredState {
         match line {
             StoreLine::Guard { version: VERSION } | StoreLine::End { .. } => {}
             StoreLine::Guard { version } => {
-                return Err(format!("its format is {version}, not {VERSION}"));
+                return Err(format!("the format version is {version}, not {VERSION}"));
             }
             StoreLine::LastId { id } => self.last_id = self.last_id.max(id),
             StoreLine::Entry { entry } => {
@@ -212,16 +213,16 @@ fn write_port(port: &PublishedPort) -> (String, bool) {
 
 fn read_port(port: &str, ipv6: bool) -> Result<PublishedPort, String> {
     let family = if ipv6 { Family::Ipv6 } else { Family::Ipv4 };
-    // Without an address it is published on every one of both families.
+    // Without an address, the text stands for all addresses of both families.
     let mut ports = PublishedPort::parse(port)?;
     ports.retain(|port| port.at.family() == family);
     match ports[..] {
         [port] => Ok(port),
-        _ => Err(format!("{port} is no single port")),
+        _ => Err(format!("{port} is not a single port")),
     }
 }
 
-/// What is sound, and what is not.
+/// Reads a state file. Returns the valid lines, and the problems of the others.
 pub fn read(bytes: &[u8]) -> (StoredState, Vec<String>) {
     let mut kept = StoredState::default();
     let mut problems = Vec::new();
@@ -229,7 +230,7 @@ pub fn read(bytes: &[u8]) -> (StoredState, Vec<String>) {
     let mut sound = 0;
     for (number, line) in (1..).zip(bytes.lines()) {
         let added = line
-            .map_err(|_| "no text".to_owned())
+            .map_err(|_| "it is not UTF-8 text".to_owned())
             .and_then(|line| serde_json::from_str(&line).map_err(|error| error.to_string()))
             .and_then(|line| {
                 if let StoreLine::End { lines } = line {
@@ -245,8 +246,8 @@ pub fn read(bytes: &[u8]) -> (StoredState, Vec<String>) {
     }
     if problems.is_empty() && end != Some(sound) {
         problems.push(match end {
-            None => "it has been cut off: its last line is missing".to_owned(),
-            Some(lines) => format!("it has {sound} lines instead of {lines}"),
+            None => "the file was truncated: its last line is missing".to_owned(),
+            Some(lines) => format!("the file has {sound} lines instead of {lines}"),
         });
     }
     (kept, problems)

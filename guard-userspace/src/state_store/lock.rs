@@ -1,4 +1,4 @@
-//! Who has the state: one agent for as long as it lives, and one writer at a time.
+//! The locks of the state store: one agent claims it for its lifetime, and one process writes it at a time.
 
 use std::{
     fs, io,
@@ -20,19 +20,19 @@ use crate::host::claim::{Claim, patiently};
 
 const FILE: &str = "lock";
 
-/// How long a writer waits for another. One that has stopped in the middle holds nobody up for longer: what
-/// it writes when it goes on is compared with what it finds.
+/// How long a writer waits for another. If the other is stopped in the middle, its lock is ignored after this time:
+/// when it continues, compare-and-swap keeps it from overwriting a newer file.
 const PATIENCE_OF_WRITERS: Duration = Duration::from_millis(500);
 
 const STEP: Duration = Duration::from_millis(20);
 
-/// Takes the state of an agent for this one. `None`: there is no file to lock, and none can be made; then
-/// nothing can be written there either, and the pins keep other agents away.
+/// Claims the state store for this agent. `None`: there is no file to lock, and none can be created. Then no state can
+/// be written there either, and the claim on the pins prevents a second agent.
 ///
 /// # Errors
-/// Another agent has it, and does not give it up.
+/// Another agent has the claim, and does not release it.
 pub async fn take(place: &Path) -> Result<Option<Claim>, StoreError> {
-    // What is wrong with the folder is told when it is written to.
+    // An error of the folder is reported when the state is written.
     let _result = folder::make(place);
     let path = place.join(FILE);
     if let Err(error) = open(&path) {
@@ -43,7 +43,7 @@ pub async fn take(place: &Path) -> Result<Option<Claim>, StoreError> {
     match turn {
         Ok(Some(turn)) => Ok(Some(turn)),
         Ok(None) => Err(StoreError::Taken(place.display().to_string())),
-        // A file system without locks.
+        // The file system has no locks.
         Err(error) => {
             warn!("{}: {error}: the state is not locked", path.display());
             Ok(None)
@@ -51,11 +51,11 @@ pub async fn take(place: &Path) -> Result<Option<Claim>, StoreError> {
     }
 }
 
-/// Opens the file to lock, which nobody else may open: who can, can lock it. On a read-only file system
-/// one that is there will do.
+/// Opens the file to lock. Other users must not be able to open it, because they could lock it. On a read-only file
+/// system, an existing file is opened.
 fn open(path: &Path) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
-    // A pipe in its place must not wait for a writer.
+    // O_NONBLOCK: if a pipe is in its place, the call must not wait for a writer.
     options.read(true).custom_flags(libc::O_NONBLOCK);
     let mut writing = options.clone();
     writing.write(true).create(true).mode(0o600);
@@ -72,8 +72,8 @@ fn lock(file: fs::File) -> io::Result<Flock<fs::File>> {
     })
 }
 
-/// A writer's turn. It is on the folder, so that it needs no room on the disk. `None`: somebody else has it
-/// and does not go on, or there is no such lock here.
+/// Takes the lock of writers. It is on the folder, so that it needs no room on the disk. `None`: another writer has it
+/// and does not continue, or the file system has no locks.
 pub fn for_writing(folder: &Path) -> Option<Flock<fs::File>> {
     let start = Instant::now();
     loop {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_nothing_can_be_locked_an_agent_goes_on_without() {
+    async fn an_agent_starts_without_a_lock_where_none_can_be_created() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();

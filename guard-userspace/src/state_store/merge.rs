@@ -1,12 +1,12 @@
-//! What becomes of changes that two writers have made from the same beginning. Pure.
+//! Merges the changes of two writers that started from the same state. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MAX_REFUSED, Modes, StoredState};
 use crate::policy::Entry;
 
-/// What `mine` and `theirs` have made of `base`. Where both have changed the same, theirs holds: it was done
-/// by an operator without the agent, who must not find it undone.
+/// Merges `mine` and `theirs`, which both started from `base`. If both have changed the same value, `theirs` wins: an
+/// operator made that change without the agent, and it must not be undone.
 pub fn merge(base: &StoredState, mine: &StoredState, theirs: &StoredState) -> StoredState {
     let entries = merge_entries(base, mine, theirs);
     let highest = entries.iter().map(|entry| entry.id).max();
@@ -24,7 +24,7 @@ pub fn merge(base: &StoredState, mine: &StoredState, theirs: &StoredState) -> St
         policy: pick(&base.policy, &mine.policy, &theirs.policy),
         refused: merge_refused(base, mine, theirs),
         trial: pick(&base.trial, &mine.trial, &theirs.trial),
-        // Nobody but a start takes this back.
+        // Only the start of an agent clears this.
         detached: mine.detached || theirs.detached,
     }
 }
@@ -52,7 +52,7 @@ fn merge_services(
         .collect()
 }
 
-/// An entry never changes: it is added and removed.
+/// Merges the entries. An entry never changes: it is only added and removed.
 fn merge_entries(base: &StoredState, mine: &StoredState, theirs: &StoredState) -> Vec<Entry> {
     let removed: Vec<&Entry> = base
         .entries
@@ -100,7 +100,7 @@ mod tests {
     use crate::state_store::tests::full;
 
     #[test]
-    fn who_alone_has_changed_something_is_followed() {
+    fn a_change_of_one_side_alone_wins() {
         let (base, changed) = (StoredState::default(), full());
         for (base, changed) in [(&base, &changed), (&changed, &base)] {
             let theirs = merge(base, base, changed);
@@ -113,14 +113,14 @@ mod tests {
                     ..changed.clone()
                 };
                 assert_eq!(merged, expected);
-                assert!(detached, "it is never taken back");
-                assert_eq!(merged.last_id, 7, "numbers are never given twice");
+                assert!(detached, "a merge never clears it");
+                assert_eq!(merged.last_id, 7, "an id is never used twice");
             }
         }
     }
 
     #[test]
-    fn what_both_have_changed_holds_from_both_and_theirs_first() {
+    fn changes_of_both_sides_are_merged_and_theirs_win_conflicts() {
         let mut base = full();
         base.detached = false;
         let (mut mine, mut theirs) = (base.clone(), base.clone());
@@ -130,7 +130,7 @@ mod tests {
         host(&mut theirs, Mode::Off);
         mine.modes.services.remove("web");
         theirs.detached = true;
-        // Mine: one removed, one added; theirs: another added, with the same number.
+        // Mine: an entry is removed and another added. Theirs: another entry is added, with the same id.
         let removed = mine.entries.remove(0);
         let entry = |owner: &str| Entry {
             id: 8,

@@ -1,7 +1,7 @@
-//! The state store: what must survive a restart and a power loss besides the policy.
+//! The state store: the facts besides the policy file that must survive a restart and a power loss.
 //!
-//! The agent writes it, and whoever stops a guard whose agent does not answer. None of them overwrites what
-//! another has written: [`StateStore`] sees to it.
+//! The agent writes it. `guard mode off` and `guard detach` write it too, if the agent does not answer. [`StateStore`]
+//! ensures that no writer overwrites the changes of another.
 
 mod folder;
 mod lines;
@@ -18,59 +18,60 @@ use serde::{Deserialize, Serialize};
 pub use self::{folder::warn_if_open, lock::take, store::StateStore};
 use crate::policy::{Containers, Entry, Policy};
 
-/// Where the state file is unless told otherwise.
+/// The default folder of the state file.
 pub const DEFAULT_FOLDER: &str = "/var/lib/guard";
 
+/// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the state cannot be kept in {path}: {error}")]
+    #[error("the state cannot be written to {path}: {error}")]
     Io { path: String, error: io::Error },
     #[error(
-        "the state cannot be kept in {path}: what is there cannot be read ({error}) and is left as it is: \
-         mend it, or move it away"
+        "the state cannot be written to {path}: the existing file cannot be read ({error}) and is not overwritten: \
+         repair the file, or move it away"
     )]
     Unreadable { path: String, error: io::Error },
-    #[error("the state cannot be kept in {0}: others write it all the time")]
+    #[error("the state cannot be written to {0}: other processes write it all the time")]
     Busy(String),
     #[error(
-        "another agent keeps its state in {0}: stop it, or give this one another --state, --pins and \
+        "another agent keeps its state in {0}: stop it, or give this agent another --state, --pins and \
          --socket"
     )]
     Taken(String),
 }
 
-/// What is kept.
+/// The content of the state store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredState {
-    /// The last number that an entry was given.
+    /// The highest id that was given to an entry.
     pub last_id: u64,
     pub entries: Vec<Entry>,
     pub modes: Modes,
-    /// The last that a Docker daemon said; `None`: none has ever said anything.
+    /// The containers that a Docker daemon last reported. `None`: no daemon has ever reported any.
     pub containers: Option<KnownContainers>,
-    /// The policy that was in force last, not counting one on trial.
+    /// The last policy in force, not counting a policy on trial.
     pub policy: Option<StoredPolicy>,
-    /// The SHA-256 of the policies that were tried and not confirmed, the newest last.
+    /// The SHA-256 of policies that were tried and not confirmed, the newest last.
     pub refused: Vec<String>,
-    /// A policy that is being tried.
+    /// The policy on trial.
     pub trial: Option<StoredTrial>,
-    /// The operator took the guard off; the agent that finds this ends.
+    /// An operator detached the guard. A running agent that reads this ends.
     pub detached: bool,
 }
 
-/// Containers, and the daemon that they are of. Another daemon's are others.
+/// Containers, and the daemon that reported them. Another daemon has other containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownContainers {
-    /// The socket that the daemon answered at; `None`: a guard before this one has not written it down.
+    /// The socket of the daemon. `None`: an older version wrote the line without it.
     pub socket: Option<String>,
-    /// What the daemon calls itself; `None`: unknown.
+    /// The identity that the daemon reports. `None`: unknown.
     pub daemon: Option<String>,
     pub containers: Containers,
 }
 
 impl KnownContainers {
-    /// What is known of the daemon at this socket, which may have said who it is. What is unknown is held
-    /// against nobody: to close too much is better than to leave open what was closed.
+    /// The containers, if they are of the daemon at this socket. `daemon`: its identity, if known. An unknown socket or
+    /// identity counts as a match: it is better to close too many ports than to open closed ones.
     pub fn of(&self, socket: &str, daemon: Option<&str>) -> Option<&Containers> {
         let fits = |known: Option<&str>, asked: Option<&str>| {
             known.is_none() || asked.is_none() || known == asked
@@ -88,6 +89,7 @@ pub struct StoredPolicy {
     pub text: Arc<str>,
 }
 
+/// A policy on trial: its file, its digest and its end.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct StoredTrial {
     pub path: PathBuf,
@@ -95,35 +97,36 @@ pub struct StoredTrial {
     pub until: Timestamp,
 }
 
-/// Modes that an operator has set and that go before those of the policy.
+/// Modes that operators have set. They take precedence over those of the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Modes {
     pub host: Option<ChangedMode>,
     pub services: BTreeMap<String, ChangedMode>,
 }
 
+/// A mode that an operator has set, when, and by whom.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct ChangedMode {
     #[serde(with = "mode_name")]
     pub mode: Mode,
     pub since: Timestamp,
-    /// The user whose process asked for it, as the kernel says. Older versions wrote what the client said.
+    /// The user of the requesting process, as reported by the kernel. Older versions wrote the name from the client.
     pub by: Option<String>,
     #[serde(default)]
     pub process: Option<u32>,
-    /// What the client said, if that is somebody else.
+    /// The name that the client gave, if it differs from `by`.
     #[serde(default)]
     pub claimed_by: Option<String>,
 }
 
 impl Modes {
-    /// Whether the policy's own modes hold.
+    /// Whether no mode is set, so that those of the policy apply.
     pub fn is_empty(&self) -> bool {
         let Self { host, services } = self;
         host.is_none() && services.is_empty()
     }
 
-    /// What an operator is to be told of them: who set them, when, and how to take them back.
+    /// A warning for each mode: the user who set it, when, and the command that resets it.
     pub fn warnings(&self, now: Timestamp) -> Vec<String> {
         let host = self.host.iter().map(|changed| (None, changed));
         let services = self.services.iter();
@@ -148,11 +151,11 @@ impl Modes {
     }
 }
 
-/// How many refused policies are remembered.
+/// The limit of refused policies that are remembered.
 const MAX_REFUSED: usize = 16;
 
 impl StoredState {
-    /// Remembers that nobody confirmed a policy.
+    /// Records that a policy was tried and not confirmed.
     pub fn refuse(&mut self, sha256: String) {
         self.accept(&sha256);
         self.refused.push(sha256);
@@ -160,14 +163,14 @@ impl StoredState {
         self.refused.drain(..surplus);
     }
 
-    /// An operator wants this policy.
+    /// Records that an operator wants this policy.
     pub fn accept(&mut self, sha256: &str) {
         self.refused.retain(|refused| refused != sha256);
     }
 }
 
 impl ChangedMode {
-    /// `service`: `None`: it is the host's.
+    /// The warning about this mode. `service`: `None` for the mode of the host.
     fn warning(&self, service: Option<&str>, now: Timestamp) -> String {
         let Self {
             mode,
@@ -186,12 +189,12 @@ impl ChangedMode {
         let what = match mode {
             Mode::Off => "everything passes and nothing is judged",
             Mode::Observe => "everything passes, and would-be drops are counted",
-            Mode::Enforce => "what the policy closes is closed",
+            Mode::Enforce => "packets against the policy are dropped",
         };
         let option = service.map(|name| format!(" --service {}", cut(name)));
         format!(
-            "{whose} is in mode {}, set{}{} at {since:.0} ({}), whatever the policy says: {what}; `guard \
-             mode policy{}` gives it back to the policy",
+            "{whose} is in mode {}, set{}{} at {since:.0} ({}), instead of the mode in the policy: {what}; `guard \
+             mode policy{}` resets it to the policy",
             mode.name(),
             by.unwrap_or_default(),
             claimed.unwrap_or_default(),
@@ -201,10 +204,10 @@ impl ChangedMode {
     }
 }
 
-/// The longest part of a text that an operator or a client has chosen, in a line of the log.
+/// The longest quotation of a text from an operator or a client in a log line, in characters.
 const MAX_QUOTED: usize = 120;
 
-/// Such a text, on one line and within bounds.
+/// Quotes such a text: escaped, so that it stays on one line, and truncated.
 fn quoted(text: &str) -> String {
     format!("{:?}", cut(text))
 }
@@ -213,7 +216,7 @@ fn cut(text: &str) -> String {
     text.chars().take(MAX_QUOTED).collect()
 }
 
-/// How long ago something was, as one would say it.
+/// The time since an event in words, such as `3 hours ago`.
 fn age(since: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(since).as_secs();
     let (number, unit) = match seconds {
@@ -239,7 +242,7 @@ mod mode_name {
         let name = String::deserialize(deserializer)?;
         let modes = [Mode::Off, Mode::Observe, Mode::Enforce];
         let mode = modes.into_iter().find(|mode| mode.name() == name);
-        mode.ok_or_else(|| D::Error::custom(format!("{name:?} is no mode")))
+        mode.ok_or_else(|| D::Error::custom(format!("{name:?} is not a mode")))
     }
 }
 
@@ -250,7 +253,7 @@ mod tests {
     use super::*;
     use crate::policy::{Action, ContainerNetwork, Labelled, PublishedAt, PublishedPort};
 
-    /// Something of everything that is kept.
+    /// A state with an example of every kind of line.
     pub(super) fn full() -> StoredState {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let changed = |mode| ChangedMode {
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_one_daemon_is_not_taken_for_anothers() {
+    fn containers_of_one_daemon_are_not_attributed_to_another() {
         let known = full().containers.unwrap();
         let socket = "/var/run/docker.sock";
         assert_eq!(known.of(socket, Some("X7:QQ")), Some(&known.containers));
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_that_an_operator_has_set_is_told_with_who_when_and_the_way_back() {
+    fn the_warning_about_a_mode_has_the_user_the_time_and_the_command_that_resets_it() {
         let mut modes = full().modes;
         let now = "2026-01-08T00:00:00Z".parse().unwrap();
         let warnings = modes.warnings(now);

@@ -1,8 +1,8 @@
-//! The state's file.
+//! The state file.
 //!
-//! One JSON object a line, so that a file that is cut off or spoilt loses the lines that are, and no
-//! others. It is written whole beside its place, synced, and put there by compare-and-swap: a writer takes
-//! in what another has written since it looked, and never overwrites it.
+//! It has one JSON object per line, so that a truncated or corrupted file loses only the damaged lines. A writer writes
+//! a complete new file beside it, syncs that, and replaces the old file by compare-and-swap. If another writer has
+//! changed the file since it was read, those changes are merged and never overwritten.
 
 use std::{
     fs,
@@ -30,20 +30,20 @@ use super::{
 
 const FILE: &str = "state.jsonl";
 
-/// What is being written, and copies of what was broken.
+/// The prefixes of the names of files that are being written, and of copies of broken files.
 const UNFINISHED: &str = "state.unfinished-";
 const BROKEN: &str = "state.broken-";
 
-/// How many copies of broken files are kept.
+/// The limit of copies of broken files.
 const MAX_BROKEN: usize = 3;
 
-/// No state is longer: the longest policy, written as JSON, and every entry that there is room for.
+/// The longest state file: the longest policy as JSON, and as many entries as there is room for.
 const MAX_BYTES: u64 = 1 << 28;
 
-/// How often a writer tries again that others have overtaken.
+/// The number of attempts of a writer that other writers overtake.
 const ATTEMPTS: usize = 8;
 
-/// A file as it was at a time: every writer makes one of its own, and an editor sets the time.
+/// Identifies a version of the file: every writer creates a new inode, and an editor changes the modification time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     inode: u64,
@@ -61,28 +61,28 @@ impl Identity {
     }
 }
 
-/// What is kept, and the file that keeps it.
+/// The state, and its file.
 ///
-/// What changes in [`kept`](Self::kept) is in force for its owner at once, and on the disk when
-/// [`save`](Self::save) or [`update`](Self::update) has returned without an error.
+/// A change of [`kept`](Self::kept) is visible to its owner at once. It is on the disk when [`save`](Self::save) or
+/// [`update`](Self::update) has returned without an error.
 #[derive(Debug)]
 pub struct StateStore {
     folder: PathBuf,
     path: PathBuf,
     pub kept: StoredState,
-    /// What the file said when it was read or written last.
+    /// The state in the file when it was last read or written.
     base: StoredState,
-    /// The file as it was then; `None`: there was none, or it could not be read.
+    /// The version of the file at that time. `None`: there was no file, or it could not be read.
     seen: Option<Identity>,
-    /// The file has lines that would be lost, and no copy yet.
+    /// The file has lines that would be lost, and there is no copy yet.
     is_broken: bool,
-    /// Others have changed something that the owner has not asked about yet.
+    /// Other writers have changed something since the last call of [`changed_outside`](Self::changed_outside).
     is_news: bool,
 }
 
 impl StateStore {
-    /// Reads what is sound. A file that is not whole is set aside, with a warning that says which lines
-    /// are lost. One that cannot be read is left as it is, with a warning; nothing is written over it.
+    /// Reads the valid lines. A damaged file is copied aside, with a warning that names the lost lines. A file that
+    /// cannot be read gives a warning, and is never overwritten.
     pub fn open(folder: &Path) -> Self {
         let mut store = Self {
             folder: folder.to_owned(),
@@ -93,28 +93,28 @@ impl StateStore {
             is_broken: false,
             is_news: false,
         };
-        // What is wrong with the folder is told by what reads and writes it.
+        // An error of the folder is reported when the file is read or written.
         let _result = folder::make(folder);
-        // Who writes has the turn: what lies about is left over.
+        // Under the lock of writers, no other process is writing: unfinished files are leftovers.
         if lock::for_writing(folder).is_some() {
             let _result = sweep(folder);
         }
-        store.set_aside_what_is_no_file();
+        store.set_aside_other_kind_of_file();
         match read_file(&store.path) {
             Ok(None) => {}
             Ok(Some((identity, kept, problems))) => {
                 store.seen = Some(identity);
                 store.base = kept.clone();
                 store.kept = kept;
-                store.tell_problems(&problems, "what is sound in it is used");
+                store.report_problems(&problems, "its valid lines are used");
             }
-            Err(error) => warn!("{}: what it says is not known", store.unreadable(error)),
+            Err(error) => warn!("{}: its content is not used", store.unreadable(error)),
         }
         store
     }
 
-    /// To read a pipe would wait for ever, and a folder is no state.
-    fn set_aside_what_is_no_file(&self) {
+    /// Moves away a pipe, which would block the reader for ever, or a folder in the place of the file.
+    fn set_aside_other_kind_of_file(&self) {
         let Self { folder, path, .. } = self;
         if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
             let aside = aside(folder);
@@ -123,11 +123,11 @@ impl StateStore {
                 Ok(()) => format!("it is set aside as {}", aside.display()),
                 Err(error) => format!("it cannot be set aside: {error}"),
             };
-            warn!("{} is no file: {what}", path.display());
+            warn!("{} is not a regular file: {what}", path.display());
         }
     }
 
-    fn tell_problems(&mut self, problems: &[String], what_then: &str) {
+    fn report_problems(&mut self, problems: &[String], consequence: &str) {
         if problems.is_empty() {
             return;
         }
@@ -135,27 +135,25 @@ impl StateStore {
         let copied = match self.set_aside() {
             Ok(aside) => format!("a copy is in {}", aside.display()),
             Err(error) => {
-                format!(
-                    "it is left as it is, and nothing is kept, until it can be copied ({error})"
-                )
+                format!("the state is not saved until the file can be copied ({error})")
             }
         };
         let first: Vec<&str> = problems.iter().map(String::as_str).take(3).collect();
         warn!(
-            "{}: the state file is broken ({} problem(s): {}): {what_then}, and {copied}",
+            "{}: the state file is broken ({} problem(s): {}): {consequence}, and {copied}",
             self.path.display(),
             problems.len(),
             first.join("; ")
         );
     }
 
-    /// Keeps what lines a newer or a broken file has. A second name takes no room on the disk, and stays
-    /// when another file is put in the place of this one.
+    /// Preserves the lines of a newer or a broken file under a second name. A hard link takes no room on the disk, and
+    /// stays when the file is replaced.
     fn set_aside(&mut self) -> io::Result<PathBuf> {
         let aside = aside(&self.folder);
         fs::hard_link(&self.path, &aside).or_else(|_| {
             fs::copy(&self.path, &aside).map(drop).inspect_err(|_| {
-                // Half a copy is none.
+                // An incomplete copy is useless.
                 let _result = fs::remove_file(&aside);
             })
         })?;
@@ -163,31 +161,31 @@ impl StateStore {
         Ok(aside)
     }
 
-    /// Makes a change, over whatever others have written meanwhile, and writes it. It is made for the owner
-    /// of this also if it cannot be written.
+    /// Merges the changes of other writers, makes a change, and writes the state. The change is made in
+    /// [`kept`](Self::kept) even if it cannot be written.
     pub fn update<T>(
         &mut self,
         change: impl FnOnce(&mut StoredState) -> T,
     ) -> (T, Result<(), StoreError>) {
         let _turn = lock::for_writing(&self.folder);
-        // If it cannot be read, the writing says so.
+        // If the file cannot be read, writing it returns the error.
         let _result = self.take_in();
         let changed = change(&mut self.kept);
         (changed, self.save_in_turn())
     }
 
-    /// Writes what is kept: all of it, or not at all. What others have written since is taken in first, and
-    /// [`changed_outside`](Self::changed_outside) tells.
+    /// Writes the whole state, or nothing. Changes of other writers are merged first, and
+    /// [`changed_outside`](Self::changed_outside) reports them.
     pub fn save(&mut self) -> Result<(), StoreError> {
         folder::make(&self.folder).map_err(|error| self.io(error))?;
         let _turn = lock::for_writing(&self.folder);
         self.save_in_turn()
     }
 
-    /// Whether others have changed something since this was asked last, as `guard mode off` and `guard
-    /// detach` do while an agent hangs. [`kept`](Self::kept) has it.
+    /// Whether other writers have changed something since the last call, as `guard mode off` and `guard detach` do
+    /// while an agent hangs. The change is in [`kept`](Self::kept).
     pub fn changed_outside(&mut self) -> bool {
-        // What cannot be read has changed nothing; writing tells.
+        // A file that cannot be read counts as not changed. Writing it returns the error.
         let _result = self.take_in();
         mem::take(&mut self.is_news)
     }
@@ -205,30 +203,30 @@ impl StateStore {
         Err(StoreError::Busy(self.path.display().to_string()))
     }
 
-    /// Reads the file if it is another one than before.
+    /// Reads the file if it has changed, and merges its changes.
     fn take_in(&mut self) -> Result<(), StoreError> {
         match fs::symlink_metadata(&self.path) {
             Ok(found) if self.seen == Some(Identity::of(&found)) => return Ok(()),
             Ok(found) if !found.is_file() => {
                 return Err(self.io(io::Error::other(
-                    "something that is no file is in its place",
+                    "there is something other than a regular file in its place",
                 )));
             }
             _ => {}
         }
         let found = read_file(&self.path);
         match found.map_err(|error| self.unreadable(error))? {
-            // Somebody has removed it: it is written again.
+            // The file was removed: it is written again.
             None => self.seen = None,
             Some((identity, theirs, problems)) if problems.is_empty() => {
                 self.merge_in(&theirs);
                 self.base = theirs;
                 self.seen = Some(identity);
             }
-            // Half a file would look like a change of what it lacks.
+            // Not merged: the missing lines of a damaged file would look like removals.
             Some((identity, _, problems)) => {
                 self.seen = Some(identity);
-                self.tell_problems(&problems, "what is in force is kept instead");
+                self.report_problems(&problems, "the state in memory will replace it");
             }
         }
         Ok(())
@@ -240,8 +238,8 @@ impl StateStore {
         self.kept = merged;
     }
 
-    /// Puts a new file in the place of the one that was seen. `false`: another has come in between, and has
-    /// been taken in.
+    /// Replaces the file that was last read by a new one. `false`: another writer has changed the file in between. Its
+    /// changes are merged, and the caller tries again.
     fn write(&mut self) -> io::Result<bool> {
         let written = self.kept.clone();
         let (file, identity) = self.write_beside(&written)?;
@@ -251,12 +249,12 @@ impl StateStore {
         };
         match swapped {
             Ok(()) => {}
-            // Removed or made meanwhile.
+            // The file was removed or created meanwhile.
             Err(Errno::NOENT | Errno::EXIST) => {
                 self.seen = None;
                 return Ok(false);
             }
-            // A file system that can only rename.
+            // The file system has no RENAME_EXCHANGE and RENAME_NOREPLACE (Linux 3.15, renameat2(2)).
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 if identity_of(&self.path) != self.seen {
                     return Ok(false);
@@ -268,7 +266,7 @@ impl StateStore {
         }
         let expected = self.seen.replace(identity);
         let before = mem::replace(&mut self.base, written);
-        // What was in its place has this file's name now.
+        // After the exchange, the name of the new file has the old one. It must be the version that was last read.
         if expected.is_some() && identity_of(&file) != expected {
             match read_file(&file) {
                 Ok(Some((_, theirs, problems))) if problems.is_empty() => {
@@ -276,12 +274,12 @@ impl StateStore {
                     self.is_news |= merged != self.kept;
                     self.kept = merged;
                 }
-                // Whatever it is, it is somebody's.
+                // Not a valid state file: it is set aside, because it is not the guard's to remove.
                 _ => fs::rename(&file, aside(&self.folder))?,
             }
             return Ok(false);
         }
-        // The rename itself survives a power loss only when the folder is synced.
+        // The rename survives a power loss only after the folder is synced.
         fs::File::open(&self.folder)?.sync_all()?;
         Ok(true)
     }
@@ -290,7 +288,7 @@ impl StateStore {
         let file = Builder::new()
             .prefix(UNFINISHED)
             .tempfile_in(&self.folder)?;
-        // A policy's text has a piece for each of its lines, and each would be a system call.
+        // Buffered: serde_json writes a string in a piece per escaped line break, and each would be a system call.
         let mut buffered = BufWriter::new(file);
         let lines = kept.lines();
         let end = StoreLine::End { lines: lines.len() };
@@ -321,11 +319,11 @@ impl StateStore {
     }
 }
 
-/// What a file says, and what is not sound in it. `None`: there is none.
+/// Reads a file: its version, its valid lines, and the problems of the others. `None`: there is no file.
 fn read_file(path: &Path) -> io::Result<Option<(Identity, StoredState, Vec<String>)>> {
     let opened = fs::OpenOptions::new()
         .read(true)
-        // A pipe that has come in its place must not wait for a writer.
+        // If a pipe is in its place, the call must not wait for a writer.
         .custom_flags(libc::O_NONBLOCK)
         .open(path);
     let file = match opened {
@@ -335,11 +333,11 @@ fn read_file(path: &Path) -> io::Result<Option<(Identity, StoredState, Vec<Strin
     };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     if metadata.len() > MAX_BYTES {
         return Err(io::Error::other(format!(
-            "it has {} bytes, and no state has more than {MAX_BYTES}",
+            "it has {} bytes, and the most is {MAX_BYTES}",
             metadata.len()
         )));
     }
@@ -358,13 +356,13 @@ fn aside(folder: &Path) -> PathBuf {
     folder.join(format!("{BROKEN}{}", Timestamp::now().as_millisecond()))
 }
 
-/// Removes what a power loss left of writing, and all but the newest copies of broken files.
+/// Removes unfinished files, which a power loss leaves, and all but the newest copies of broken files.
 fn sweep(folder: &Path) -> io::Result<()> {
     let mut broken = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name.starts_with(UNFINISHED) {
-            // A writer that did not get its turn may have just finished it.
+            // An error is harmless: a writer without the lock may just have renamed its file.
             let _result = fs::remove_file(folder.join(name));
         } else if name.starts_with(BROKEN) {
             broken.push(name);
@@ -372,7 +370,7 @@ fn sweep(folder: &Path) -> io::Result<()> {
     }
     broken.sort_unstable();
     for name in broken.iter().rev().skip(MAX_BROKEN) {
-        // A folder that was set aside stays.
+        // An error is harmless: a folder that was set aside stays.
         let _result = fs::remove_file(folder.join(name));
     }
     Ok(())
@@ -421,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_nothing_lies_beside_it() {
+    fn a_saved_state_is_read_back_and_leaves_no_other_file() {
         let (folder, mut store, _) = written(&full());
         store.save().unwrap();
         assert_eq!(StateStore::open(folder.path()).kept, full());
@@ -429,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guard_before_this_one_wrote_is_read() {
+    fn a_file_of_an_older_version_is_read_and_unknown_fields_are_not_written() {
         let lines = [
             r#"{"what":"guard","version":1}"#,
             r#"{"what":"last_id","id":3}"#,
@@ -442,7 +440,7 @@ mod tests {
         let known = kept.containers.unwrap();
         assert_eq!((known.socket, known.daemon), (None, None));
         assert_eq!(known.containers.published.len(), 1);
-        // And what it would not know is not written where it is not known.
+        // Unknown values are not written: older versions refuse a line with fields that they do not know.
         let (_, _, bytes) = written(&StoredState {
             containers: Some(crate::state_store::KnownContainers::default()),
             ..StoredState::default()
@@ -479,7 +477,7 @@ mod tests {
             noisy[place] = rng.u8(..);
             let (kept, _) = read(&noisy);
             let lost = full().entries.len().saturating_sub(kept.entries.len());
-            // Without its end, a line runs into the next.
+            // Without its line break, a line and the next one are lost.
             let spoilt = if bytes[place] == b'\n' { 2 } else { 1 };
             assert!(lost <= spoilt, "at {place}");
         }
@@ -511,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_breaks_meanwhile_takes_nothing_away_and_is_set_aside() {
+    fn a_file_that_breaks_while_it_is_in_use_removes_no_state_and_is_set_aside() {
         let (folder, mut store, bytes) = written(&full());
         let half = &bytes[..bytes.len() / 2];
         fs::write(&store.path, half).unwrap();
@@ -529,17 +527,17 @@ mod tests {
         };
         let (folder, mut agent, _) = written(&before);
         let mut operator = StateStore::open(folder.path());
-        // Both have looked at the same file; the agent has something unsaved.
+        // Both have read the same file. The agent has an unsaved change.
         agent.kept.entries.remove(0);
         let ((), result) = operator.update(off);
         result.unwrap();
         agent.save().unwrap();
-        assert!(is_off(&agent.kept), "taken in");
-        assert!(agent.changed_outside(), "told");
+        assert!(is_off(&agent.kept), "merged");
+        assert!(agent.changed_outside(), "reported");
         assert!(!agent.changed_outside(), "once");
         let found = StateStore::open(folder.path()).kept;
         assert!(is_off(&found) && found.entries.len() == 1, "{found:?}");
-        // And over what it did not know.
+        // The operator's next change does not undo the agent's, which it has not read yet.
         agent.update(|kept| kept.modes.host = None).1.unwrap();
         let ((), result) = operator.update(|kept| kept.detached = true);
         result.unwrap();
@@ -548,12 +546,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_comes_after_the_last_look_is_found_in_the_swap() {
+    fn a_file_that_is_written_after_the_last_read_is_found_by_the_swap() {
         let (folder, mut agent, _) = written(&StoredState::default());
         let ((), result) = StateStore::open(folder.path()).update(off);
         result.unwrap();
         agent.kept.last_id = 9;
-        // As when the other came in between the look and the rename.
+        // As if the other writer came between the read and the rename.
         assert!(!agent.write().unwrap());
         assert!(is_off(&agent.kept));
         agent.save().unwrap();
@@ -594,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_left_as_it_is_until_it_can() {
+    fn a_file_that_cannot_be_read_is_not_overwritten() {
         let (folder, store, bytes) = written(&full());
         let path = store.path;
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
@@ -617,11 +615,11 @@ mod tests {
         store.save().unwrap();
         let found = StateStore::open(folder.path()).kept;
         assert!(is_off(&found));
-        assert_eq!(found.entries, full().entries, "what it said before");
+        assert_eq!(found.entries, full().entries, "from the file");
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_keeps_nothing_and_nobody_from_starting() {
+    fn a_folder_that_cannot_be_created_prevents_saving_and_not_opening() {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("file");
         fs::write(&file, "").unwrap();

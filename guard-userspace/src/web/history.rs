@@ -1,4 +1,4 @@
-//! What was counted over the last hour, for the page.
+//! The counters of the last hour, for the chart of the page.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,21 +7,22 @@ use serde::Serialize;
 
 use crate::api::Counter;
 
-/// Seconds from one point to the next, and how many are kept: an hour.
+/// The seconds between two points, and the number of points: an hour.
 pub const INTERVAL: u64 = 10;
 const POINTS: usize = 360;
 
-/// Which packets: their service, what became of them, what would have, and why.
+/// The packets of a line: service, verdict, would-be verdict, reason.
 type SeriesKey = (Option<String>, String, Option<String>, String);
 
+/// The packets of the last hour, for the chart of the page.
 #[derive(Debug, Default)]
 pub struct History {
-    /// The last sums, over all interfaces.
+    /// The last packets and bytes, summed over all interfaces.
     last: Option<BTreeMap<SeriesKey, [u64; 2]>>,
     points: VecDeque<(Timestamp, BTreeMap<SeriesKey, [u64; 2]>)>,
 }
 
-/// One line of the chart.
+/// A line of the chart.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Series {
     pub service: Option<String>,
@@ -29,7 +30,7 @@ pub struct Series {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub would: Option<String>,
     pub reason: String,
-    /// For each of the times.
+    /// A value for each time of [`Hour::times`].
     pub packets: Vec<u64>,
     pub bytes: Vec<u64>,
 }
@@ -37,15 +38,15 @@ pub struct Series {
 /// The last hour.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Hour {
-    /// Seconds that each point stands for.
+    /// The seconds of each point.
     pub interval: u64,
-    /// When each point ends.
+    /// The end of each point.
     pub times: Vec<Timestamp>,
     pub series: Vec<Series>,
 }
 
 impl History {
-    /// Takes in what has been counted up to a moment.
+    /// Adds a point: the difference between these counters and the last.
     pub fn add(&mut self, now: Timestamp, counters: &[Counter]) {
         let mut sums: BTreeMap<SeriesKey, [u64; 2]> = BTreeMap::new();
         for counter in counters {
@@ -62,7 +63,7 @@ impl History {
         if let Some(last) = &self.last {
             let grown = sums.iter().filter_map(|(key, [packets, bytes])| {
                 let [had_packets, had_bytes] = last.get(key).copied().unwrap_or_default();
-                // They start afresh when the state does.
+                // A smaller number means that the counters were created anew.
                 let more = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
                 let more = [more(*packets, had_packets), more(*bytes, had_bytes)];
                 (more != [0, 0]).then(|| (key.clone(), more))
@@ -75,6 +76,7 @@ impl History {
         self.last = Some(sums);
     }
 
+    /// The last hour, a series for each line of the chart.
     pub fn hour(&self) -> Hour {
         let mut series: BTreeMap<&SeriesKey, Series> = BTreeMap::new();
         for (index, (_, point)) in self.points.iter().enumerate() {
@@ -88,11 +90,11 @@ impl History {
                     packets: vec![0; self.points.len()],
                     bytes: vec![0; self.points.len()],
                 });
-                if let (Some(one), Some(other)) =
+                if let (Some(line_packets), Some(line_bytes)) =
                     (line.packets.get_mut(index), line.bytes.get_mut(index))
                 {
-                    *one = *packets;
-                    *other = *bytes;
+                    *line_packets = *packets;
+                    *line_bytes = *bytes;
                 }
             }
         }
@@ -121,13 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_what_was_counted_in_each_interval_for_an_hour() {
+    fn history_holds_the_counts_of_each_interval_for_an_hour() {
         let mut history = History::default();
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         history.add(at(0), &[row("eth0", "closed_port", 100)]);
         assert!(
             history.hour().times.is_empty(),
-            "a first sum is no interval"
+            "a first reading makes no point"
         );
         history.add(
             at(10),
@@ -143,7 +145,7 @@ mod tests {
                 row("eth1", "closed_port", 5),
             ],
         );
-        // The state has started afresh.
+        // The counters were created anew.
         history.add(at(30), &[row("eth0", "closed_port", 7)]);
         let hour = history.hour();
         assert_eq!(hour.times, [at(10), at(20), at(30)]);

@@ -1,5 +1,5 @@
-//! What Prometheus scrapes, in its text format (version 0.0.4). No label holds what a sender chooses, so
-//! that the number of time series is bounded by the policy.
+//! Metrics in the text format of Prometheus (version 0.0.4). No label holds a value that a sender of packets chooses,
+//! so the policy bounds the number of time series.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use crate::{
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Writes everything that there is to tell.
+/// Writes all metrics.
 pub fn encode(
     status: &Status,
     counters: &[Counter],
@@ -28,7 +28,7 @@ pub fn encode(
 ) -> Result<String, prometheus::Error> {
     let mut families = Families::default();
     families.count(counters);
-    families.tell(status);
+    families.status(status);
     families.conntrack();
     if let Some(flows) = flows {
         families.flows(flows);
@@ -54,7 +54,7 @@ pub fn encode(
 struct Families(Vec<MetricFamily>);
 
 impl Families {
-    /// One series for each set of labels: what several rows count under the same labels is added up.
+    /// Adds one series for each set of labels. Rows with the same labels are summed.
     fn count(&mut self, counters: &[Counter]) {
         let mut sums: HashMap<[&str; 5], (u64, u64)> = HashMap::new();
         let mut order = Vec::new();
@@ -77,15 +77,15 @@ impl Families {
         for labels in order {
             let (packets, bytes) = sums.get(&labels).copied().unwrap_or_default();
             let labels: Vec<(&str, &str)> = names.into_iter().zip(labels).collect();
-            let help = "Packets by what became of them; `would` is `drop` for those that only the mode \
-                        kept from being dropped.";
+            let help = "Packets by verdict and reason; `would` is `drop` for packets that passed only because of \
+                        the mode.";
             self.counter("guard_packets_total", help, &labels, packets);
-            let help = "Bytes of frames by what became of them.";
+            let help = "Bytes of frames by verdict and reason.";
             self.counter("guard_bytes_total", help, &labels, bytes);
         }
     }
 
-    fn tell(&mut self, status: &Status) {
+    fn status(&mut self, status: &Status) {
         let flag = |is_so: bool| if is_so { 1.0 } else { 0.0 };
         self.gauge(
             "guard_info",
@@ -95,7 +95,7 @@ impl Families {
         );
         self.gauge(
             "guard_enforcing",
-            "Whether what the policy closes is closed at this moment.",
+            "Whether packets against the policy are dropped at this moment.",
             &[],
             flag(status.enforcing),
         );
@@ -115,7 +115,7 @@ impl Families {
         );
         self.gauge(
             "guard_policy_stale",
-            "Whether what is in force is not what the policy file says.",
+            "Whether the policy in force differs from the policy file.",
             &[],
             flag(status.policy.stale.is_some()),
         );
@@ -128,7 +128,7 @@ impl Families {
         for interface in &status.interfaces {
             self.gauge(
                 "guard_interface_attached",
-                "Whether the program judges the packets of an interface.",
+                "Whether the program is attached to an interface.",
                 &[
                     ("interface", &interface.name),
                     ("xdp_mode", &interface.xdp_mode),
@@ -149,14 +149,14 @@ impl Families {
             );
             self.gauge(
                 "guard_docker_published_ports",
-                "Ports that containers publish where others can reach them.",
+                "Published ports of containers that other hosts can reach.",
                 &[],
                 docker.published.len() as f64,
             );
         }
     }
 
-    /// Nothing where the kernel tracks no connections.
+    /// Adds the fill of the conntrack table, if the kernel tracks connections.
     fn conntrack(&mut self) {
         for (name, help, file) in [
             (
@@ -180,12 +180,12 @@ impl Families {
         for (name, help, value) in [
             (
                 "guard_flows",
-                "UDP flows of this host and its containers that are remembered.",
+                "UDP flows of this host and its containers in the table of flows.",
                 open as f64,
             ),
             (
                 "guard_flows_limit",
-                "UDP flows that can be remembered.",
+                "UDP flows that the table of flows can hold.",
                 f64::from(layout::MAX_FLOWS),
             ),
         ] {
@@ -193,7 +193,7 @@ impl Families {
         }
         self.counter(
             "guard_flow_evictions_total",
-            "UDP flows that were forgotten for others before they were over.",
+            "UDP flows that were evicted for others before they ended.",
             &[],
             evicted,
         );
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_dropped_is_a_series_of_its_own() {
+    fn would_be_drops_are_a_separate_series() {
         let mut families = Families::default();
         families.count(&[
             row("drop", None, 1),
@@ -297,8 +297,7 @@ mod tests {
         names.map(str::to_owned).collect()
     }
 
-    /// What comes after `reason` and an operator, as PromQL and YAML have it: `reason="a"`,
-    /// `reason=~"a|b"`, `reason: a`.
+    /// The values after `reason` and an operator of PromQL or YAML: `reason="a"`, `reason=~"a|b"`, `reason: a`.
     fn named(text: &str) -> BTreeSet<String> {
         let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let mut named = BTreeSet::new();
@@ -322,11 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn rules_dashboard_and_page_tell_drops_by_labels_and_list_no_reasons() {
+    fn rules_dashboard_and_page_find_drops_by_labels_and_list_no_reasons() {
         assert_eq!(
             named(r#"x{reason=~"a_b|c", y="d"} reason: e, by (reason) reason!=\"f\" reasons=1"#),
             ["a_b", "c", "e", "f"].map(str::to_owned).into(),
-            "what is looked for is found"
+            "the parser finds all forms"
         );
         let none = BTreeSet::new();
         let rules = read("packaging/prometheus/guard.rules.yml");
@@ -350,7 +349,7 @@ mod tests {
                 .split(|c: char| !c.is_alphanumeric() && c != '_')
                 .collect();
             for reason in reasons() {
-                // Some are words of English as well, which nobody minds but in quotes.
+                // Reasons without an underscore are English words as well: only a quoted word counts.
                 let is_listed = if reason.contains('_') {
                     words.contains(reason.as_str())
                 } else {
@@ -369,7 +368,7 @@ mod tests {
     #[test]
     fn every_reason_that_packaging_names_exists() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
-        // The `reason` of a policy's source is for people.
+        // Policies in packaging are left out: the `reason` of their sources is a text for people.
         let mut folders = vec![folder.join("prometheus"), folder.join("grafana")];
         let mut all = BTreeSet::new();
         while let Some(folder) = folders.pop() {
@@ -410,8 +409,8 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_of_rules_and_dashboard_is_one_that_is_written() {
-        // What is recorded by a rule has a colon behind its prefix.
+    fn every_metric_of_rules_and_dashboard_exists() {
+        // Metrics that a rule records are not found: they have a colon after `guard`.
         let source = include_str!("metrics.rs");
         let of = |text: &str| -> BTreeSet<String> {
             let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');

@@ -1,5 +1,5 @@
-//! What is to be read over HTTP: metrics for Prometheus and a page for people. Off unless the policy names
-//! an address. Nothing here changes anything.
+//! The HTTP server: metrics for Prometheus and a page for people. It is off unless the policy names an address. No
+//! resource changes anything.
 
 pub mod history;
 pub mod metrics;
@@ -40,17 +40,17 @@ use crate::{
     policy::KernelTick,
 };
 
-/// How long a request may take, and how many may be under way.
+/// How long a request may take, and how many may run at a time.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_REQUESTS: usize = 64;
 
-/// How long until an address that cannot be listened at is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// How long to wait before the next attempt to listen at an address.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// A document without any outside resource.
+/// The page, which loads no resource from elsewhere.
 const PAGE: &str = include_str!("page.html");
 
-/// Nothing but the page's own script and style, and requests to where it comes from.
+/// Allows the page's own script and style, and requests to its own origin.
 const CONTENT_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src \
                               'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; \
                               form-action 'none'; frame-ancestors 'none'";
@@ -62,16 +62,16 @@ struct WebState {
     exposure: Arc<Mutex<Option<ExposureAudit>>>,
 }
 
-/// A look at what is exposed, under way or over, and when it began.
+/// An audit of the exposed ports, running or complete, and when it began.
 struct ExposureAudit {
-    look: Shared<BoxFuture<'static, Result<Value, String>>>,
+    report: Shared<BoxFuture<'static, Result<Value, String>>>,
     at: Instant,
 }
 
-/// For so long what was found to be exposed is told again: to look costs every socket and container.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long a report of exposed ports is served again: an audit reads every socket and container.
+const REPORT_AGE: Duration = Duration::from_secs(10);
 
-/// Serves at the address that the policy in force names, and at another when that changes. Never returns.
+/// Serves at the address that the policy in force names, and changes it with the policy. Never returns.
 pub async fn serve(agent: Agent) {
     let snapshots = agent.snapshots();
     let served = WebState {
@@ -79,10 +79,10 @@ pub async fn serve(agent: Agent) {
         history: Arc::default(),
         exposure: Arc::default(),
     };
-    tokio::join!(remember(&served), listen_at(&served, snapshots));
+    tokio::join!(record_history(&served), listen_at(&served, snapshots));
 }
 
-async fn remember(served: &WebState) {
+async fn record_history(served: &WebState) {
     let mut tick = interval(Duration::from_secs(history::INTERVAL));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -111,7 +111,7 @@ async fn listen_at(served: &WebState, mut snapshots: watch::Receiver<Arc<Snapsho
             continue;
         };
         let is_another = |snapshot: &Arc<Snapshot>| snapshot.web() != Some(wanted);
-        // `Err`: the agent's loop has ended, and no snapshot comes any more.
+        // An error of `changed` means that the agent's loop has ended: there are no more snapshots.
         let is_over = match TcpListener::bind(wanted).await {
             Ok(listener) => {
                 info!("metrics and the page are at http://{wanted}/");
@@ -121,9 +121,9 @@ async fn listen_at(served: &WebState, mut snapshots: watch::Receiver<Arc<Snapsho
                 }
             }
             Err(error) => {
-                warn!("nothing can be served at {wanted}: {error}");
+                warn!("metrics and the page cannot be served at {wanted}: {error}");
                 tokio::select! {
-                    () = sleep(TRY_AGAIN) => false,
+                    () = sleep(RETRY_AFTER) => false,
                     changed = snapshots.wait_for(is_another) => changed.is_err(),
                 }
             }
@@ -150,18 +150,25 @@ fn router(served: WebState) -> Router {
         .with_state(served)
 }
 
-/// Limits what a client can take, and keeps out pages that a browser thinks are ours (DNS rebinding).
+/// Limits the requests of clients, and refuses foreign host names: a browser would let their pages read the answers
+/// (DNS rebinding).
 async fn guarded(limit: Arc<tokio::sync::Semaphore>, request: Request, next: Next) -> Response {
-    if !is_ours(request.headers()) {
-        let told = "guard answers to its address or localhost alone: ask by one of these";
-        return (StatusCode::MISDIRECTED_REQUEST, told).into_response();
+    if !has_own_host(request.headers()) {
+        let error = "guard answers only requests to an IP address or localhost, not to a host name";
+        return (StatusCode::MISDIRECTED_REQUEST, error).into_response();
     }
     let Ok(_turn) = limit.try_acquire() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many requests at once").into_response();
     };
     let mut response = match timeout(PATIENCE, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => (StatusCode::GATEWAY_TIMEOUT, "the agent is busy").into_response(),
+        Err(_) => {
+            let error = format!(
+                "no answer within {} s: the agent is busy",
+                PATIENCE.as_secs()
+            );
+            (StatusCode::GATEWAY_TIMEOUT, error).into_response()
+        }
     };
     let headers = response.headers_mut();
     for (name, value) in [
@@ -175,7 +182,8 @@ async fn guarded(limit: Arc<tokio::sync::Semaphore>, request: Request, next: Nex
     response
 }
 
-fn is_ours(headers: &HeaderMap) -> bool {
+/// Whether the request names this host by an IP address or as localhost, which no DNS record of another host can be.
+fn has_own_host(headers: &HeaderMap) -> bool {
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
@@ -225,31 +233,31 @@ async fn history(State(served): State<WebState>) -> Json<Hour> {
 }
 
 async fn exposure(State(served): State<WebState>) -> Result<Json<Value>, Failed> {
-    // Clients that ask meanwhile wait for the same look, and for no lock.
-    let look = {
+    // Clients wait for the same audit. The lock is not held meanwhile.
+    let report = {
         let mut exposure = served
             .exposure
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         match &*exposure {
-            Some(ExposureAudit { look, at }) if at.elapsed() < LOOK_AGAIN => look.clone(),
+            Some(ExposureAudit { report, at }) if at.elapsed() < REPORT_AGE => report.clone(),
             _ => {
-                let look = look_at_exposure(served.agent.clone()).boxed().shared();
+                let report = audit_exposure(served.agent.clone()).boxed().shared();
                 *exposure = Some(ExposureAudit {
-                    look: look.clone(),
+                    report: report.clone(),
                     at: Instant::now(),
                 });
-                look
+                report
             }
         }
     };
-    let report = look.await.map_err(|error| anyhow::anyhow!("{error}"))?;
+    let report = report.await.map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(Json(report))
 }
 
-/// What `guard audit --json` tells. Its error is one line, since several clients get it.
-async fn look_at_exposure(agent: Agent) -> Result<Value, String> {
-    let look = async {
+/// Returns the report of `guard audit --json`. The error is a string: `Shared` clones it for every client.
+async fn audit_exposure(agent: Agent) -> Result<Value, String> {
+    let report = async {
         let status = agent.status().await?;
         let text = agent.snapshot().policy_text();
         let tick_ns = host::tick_ns()?;
@@ -258,7 +266,7 @@ async fn look_at_exposure(agent: Agent) -> Result<Value, String> {
         let report = Report::new(survey, Some(in_force), Vec::new()).await?;
         Ok::<_, anyhow::Error>(serde_json::to_value(report)?)
     };
-    look.await.map_err(|error| format!("{error:#}"))
+    report.await.map_err(|error| format!("{error:#}"))
 }
 
 struct Failed(anyhow::Error);
@@ -281,11 +289,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_not_ours_are_not_answered() {
+    fn requests_to_a_foreign_host_name_are_refused() {
         let ask = |host: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static(host));
-            is_ours(&headers)
+            has_own_host(&headers)
         };
         for ours in [
             "127.0.0.1:9469",

@@ -1,5 +1,4 @@
-//! Texts as they are read and printed: where the lines of a file begin, and output that no terminal
-//! takes for its own commands.
+//! Line numbers of texts that are read, and output without control characters, which a terminal would interpret.
 
 mod lines;
 mod output;

@@ -1,9 +1,10 @@
-//! The lines of a text that is read.
+//! Looks up the line number of an offset in a text.
 
-/// Where the lines of a text start, so that a place in it is looked up and not counted.
+/// The line ends of a text, so that the line of an offset takes a binary search instead of a count.
 pub struct Lines(Vec<usize>);
 
 impl Lines {
+    /// Finds the line ends of a text.
     pub fn new(text: &str) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         Self(ends.map(|(offset, _)| offset).collect())

@@ -1,8 +1,8 @@
-//! What a command prints.
+//! Prints the output of commands.
 
 use std::io::{self, Write as _};
 
-/// What a policy says does not move the terminal's cursor.
+/// Replaces control characters except LF: texts of a policy must not move the terminal's cursor.
 pub fn without_controls(text: &str) -> String {
     let harmless = |c: char| {
         if c.is_control() && c != '\n' {
@@ -14,7 +14,7 @@ pub fn without_controls(text: &str) -> String {
     text.chars().map(harmless).collect()
 }
 
-/// What is wrong, in one line, whatever a library wrote.
+/// Joins an error message to one line: libraries write several.
 pub fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     without_controls(&lines.join(" "))
@@ -28,17 +28,19 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a text to standard output without control characters.
 pub fn write(text: &str) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{}", without_controls(text.trim_end()))
 }
 
-/// Says what is to be looked at again, beside a command's output.
+/// Prints a warning to standard error, beside a command's output.
 pub fn print_warning(text: &str) {
     let text = without_controls(&text.replace('\n', " "));
-    // Whoever closed standard error does not want to know.
+    // A failure is ignored: if standard error is closed, no reader waits for the warning.
     let _result = writeln!(io::stderr().lock(), "warning: {text}");
 }
 
+/// Prints a value as JSON.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }

@@ -1,5 +1,5 @@
-//! Answers to what this host and its containers asked, on real packets: at ports that containers publish, to flows that
-//! were open before the guard came, and when there are more flows than can be remembered.
+//! Answers to UDP datagrams of this host and its containers, on real packets: at ports that containers publish, in
+//! flows opened before the guard started, and when the flow table is full.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -43,7 +43,7 @@ fn counted(guard: &Guard, reason: &str) -> u64 {
     guard.packets(&[("reason", json!(reason))]).unwrap()
 }
 
-/// Has the kernel of the host follow connections, as a firewall or Docker does.
+/// Adds an nftables rule that makes the host's kernel track connections, as a firewall or Docker does.
 fn track(lab: &Lab) {
     let rules = "add table inet lab\n\
                  add chain inet lab in { type filter hook input priority 0 ; }\n\
@@ -53,7 +53,7 @@ fn track(lab: &Lab) {
     run(lab.host.command("nft").arg("-f").arg(&path)).unwrap();
 }
 
-/// What coturn publishes, and other containers' queries leave by as well, cut short.
+/// The start of the range that coturn publishes. Queries of other containers are sent from these ports, too.
 const RANGE: &str = "49152-49200";
 
 #[test]
@@ -70,7 +70,7 @@ fn a_query_from_a_port_that_another_container_publishes_gets_its_answer() {
         &policy("containers", &format!("docker.socket = \"{socket_path}\"")),
     )
     .unwrap();
-    // Nothing that needs flows is there yet: the first published port of UDP brings them.
+    // Before a UDP port is published, the generation records no flows.
     let published = format!("{RANGE}:{RANGE}/udp");
     docker.run_invoices("coturn", &[&published]).unwrap();
     wait_for(Duration::from_secs(20), || {
@@ -95,7 +95,7 @@ fn a_query_from_a_port_that_another_container_publishes_gets_its_answer() {
     }
     assert!(counted(&guard, "reply") >= 6);
     assert_eq!(counted(&guard, "closed_port"), 0);
-    // What nobody asked for gets in at no port of the range, from the same server or another.
+    // Datagrams that answer no query are dropped at every port of the range.
     let stranger = socket(&lab.internet, FLOODER_V4, 53);
     for port in 49_152..=49_200 {
         stranger
@@ -117,7 +117,7 @@ fn a_flow_in_which_only_the_peer_speaks_goes_on_when_the_guard_comes() {
     track(&lab);
     let peer = socket(&lab.internet, USER_V4, 9_000);
     let stranger = socket(&lab.internet, FLOODER_V4, 9_000);
-    // Not connected: no socket says whom it is for.
+    // The socket is not connected, so the agent cannot read the peer from it: only conntrack has the flow.
     let ours = socket(&lab.host, HOST_V4, 40_000);
     let served = socket(&lab.host, HOST_V4, 40_001);
     assert!(reaches(&ours, &peer) && reaches(&peer, &ours));
@@ -131,7 +131,7 @@ fn a_flow_in_which_only_the_peer_speaks_goes_on_when_the_guard_comes() {
         );
     }
     assert_eq!(counted(&guard, "reply"), 3);
-    // Who asked this host, and was answered before, is a stranger to a closed port.
+    // A flow that the peer opened is not taken over: its port is closed.
     served
         .set_read_timeout(Some(Duration::from_millis(300)))
         .unwrap();
@@ -149,7 +149,7 @@ fn a_flow_in_which_only_the_peer_speaks_goes_on_when_the_guard_comes() {
     .unwrap();
     let check: Value = serde_json::from_slice(&check.stdout).unwrap();
     assert_eq!(check["live"]["flows_gap"], Value::Null, "{check}");
-    // They are remembered over a restart.
+    // The flows survive a restart of the agent.
     guard.kill().unwrap();
     let _guard = Guard::start_again(&lab).unwrap();
     assert!(reaches(&peer, &ours));
@@ -164,30 +164,131 @@ fn where_nothing_is_tracked_the_log_and_the_check_say_so() {
     let lab = Lab::new().unwrap();
     let text = policy("host", NO_DOCKER);
     lab::guard::write_policy(&lab, &text).unwrap();
-    let told = "only those of connected sockets are known";
+    let gap = "only those of connected sockets are known";
     let check = |scope: &str| {
         lab::guard::write_policy(&lab, &policy(scope, NO_DOCKER)).unwrap();
         let check = output(&lab, &["check", "--live", &policy_path(&lab)]).unwrap();
         String::from_utf8_lossy(&check.stdout).into_owned()
     };
-    // A policy that closes nothing of UDP needs none.
-    assert!(!check("containers").contains(told));
-    let said = check("host");
-    assert!(said.contains(told) && said.contains("conntrack"), "{said}");
+    // A policy that closes no UDP port needs no flows.
+    assert!(!check("containers").contains(gap));
+    let checked = check("host");
+    assert!(
+        checked.contains(gap) && checked.contains("conntrack"),
+        "{checked}"
+    );
     let guard = Guard::start_again(&lab).unwrap();
     let log = guard.log();
-    let warned = log.lines().find(|line| line.contains(told));
+    let warned = log.lines().find(|line| line.contains(gap));
     assert!(warned.is_some_and(|line| line.contains("WARN")), "{log}");
-    // From now on they are known: a reload says it no more, nor does a check.
+    // The guard has recorded all flows since its start: a reload and a check do not print the line again.
     guard.run(&["reload"]).unwrap();
-    assert_eq!(guard.log().matches(told).count(), 1);
-    assert!(!check("host").contains(told));
+    assert_eq!(guard.log().matches(gap).count(), 1);
+    assert!(!check("host").contains(gap));
+    // Another policy may close ports at which no flows were recorded so far.
+    let other = policy("host", &format!("{NO_DOCKER}\nlimits.packets = \"10k/s\""));
+    lab::guard::write_policy(&lab, &other).unwrap();
+    let check = output(&lab, &["check", "--live", &policy_path(&lab)]).unwrap();
+    assert!(String::from_utf8_lossy(&check.stdout).contains(gap));
+    guard.run(&["reload"]).unwrap();
+    assert_eq!(guard.log().matches(gap).count(), 2);
+}
+
+#[test]
+fn flows_that_conntrack_does_not_follow_are_a_gap_although_it_follows_others() {
+    let lab = Lab::new().unwrap();
+    lab::guard::write_policy(&lab, &policy("host", NO_DOCKER)).unwrap();
+    let check = |rules: &str| {
+        let path = lab.folder().join("rules.nft");
+        std::fs::write(&path, format!("flush ruleset\n{rules}")).unwrap();
+        run(lab.host.command("nft").arg("-f").arg(&path)).unwrap();
+        let check = output(&lab, &["check", "--live", &policy_path(&lab)]).unwrap();
+        String::from_utf8_lossy(&check.stdout).into_owned()
+    };
+    let followed =
+        "chain in {\ntype filter hook input priority 0\nct state established accept\n}\n";
+    let gap = "only those of connected sockets are known";
+    let both = check(&format!("table inet lab {{\n{followed}}}\n"));
+    assert!(!both.contains(gap), "{both}");
+    let v4 = check(&format!("table ip lab {{\n{followed}}}\n"));
+    assert!(v4.contains(gap) && v4.contains("no UDP over IPv6"), "{v4}");
+    let untracked = ["prerouting", "output"].map(|hook| {
+        format!(
+            "chain {hook} {{\ntype filter hook {hook} priority -300\nmeta l4proto udp notrack\n}}\n"
+        )
+    });
+    let untracked = untracked.concat();
+    let none = check(&format!("table inet lab {{\n{followed}{untracked}}}\n"));
+    assert!(none.contains(gap) && none.contains("conntrack"), "{none}");
+}
+
+#[test]
+fn a_flow_at_a_port_that_a_container_publishes_later_goes_on() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let root = lab.folder().join("clients");
+    image::make_root(&root, &udp::CLIENTS).unwrap();
+    docker.import(&root, "guard-lab/clients", &[]).unwrap();
+    // Flows are recorded from the beginning, but not at the ports that are published later.
+    docker.run_invoices("first", &["5353:5353/udp"]).unwrap();
+    let socket_path = docker.socket().display().to_string();
+    let guard = Guard::start(
+        &lab,
+        &policy("containers", &format!("docker.socket = \"{socket_path}\"")),
+    )
+    .unwrap();
+    let peer = socket(&lab.internet, USER_V4, 53);
+    let range = "net.ipv4.ip_local_port_range=50005 50005";
+    let query = udp::resolve(USER_V4);
+    let query: Vec<&str> = query.iter().map(String::as_str).collect();
+    let run = [
+        "run", "--rm", "--detach", "--name", "client", "--sysctl", range,
+    ];
+    let run = [&run[..], &["guard-lab/clients"], &query].concat();
+    docker.run(&run).unwrap();
+    let mut buffer = [0; 512];
+    let (_, from) = peer.recv_from(&mut buffer).unwrap();
+    assert_eq!(from, SocketAddr::new(HOST_V4, 50_005));
+    // The client asks again and gives up: from then on conntrack alone has its flow.
+    wait_for(Duration::from_secs(60), || {
+        peer.send_to(b"late", from)?;
+        let running = docker.run(&["ps", "--quiet", "--filter", "name=client"])?;
+        anyhow::ensure!(running.trim().is_empty(), "{running}");
+        Ok(())
+    })
+    .unwrap();
+    docker
+        .run_invoices("range", &["50000-50010:50000-50010/udp"])
+        .unwrap();
+    wait_for(Duration::from_secs(20), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["enforcing"] == true, "{status}");
+        anyhow::ensure!(status.to_string().contains("udp/50000"), "{status}");
+        Ok(())
+    })
+    .unwrap();
+    wait_for(Duration::from_secs(20), || {
+        peer.send_to(b"answer", from)?;
+        let counts = ["reply", "closed_port"].map(|reason| counted(&guard, reason));
+        anyhow::ensure!(counts[0] > 0, "{counts:?}");
+        Ok(())
+    })
+    .unwrap();
+    let stranger = socket(&lab.internet, FLOODER_V4, 53);
+    let closed = counted(&guard, "closed_port");
+    stranger.send_to(b"unasked", from).unwrap();
+    wait_for(Duration::from_secs(5), || {
+        anyhow::ensure!(counted(&guard, "closed_port") == closed + 1);
+        Ok(())
+    })
+    .unwrap();
+    guard.remove().unwrap();
 }
 
 #[test]
 fn flows_that_have_to_go_for_others_are_counted() {
     const WEB: &str = "127.0.0.1:9469";
-    /// So many more than there is room for.
+    /// The number of flows beyond the room of the table.
     const MORE: u32 = 10_000;
     let lab = Lab::new().unwrap();
     let extra = format!("{NO_DOCKER}\nweb.listen = \"{WEB}\"");
@@ -216,7 +317,7 @@ fn flows_that_have_to_go_for_others_are_counted() {
                 break;
             }
             left -= 1;
-            // Where nobody listens: an error that comes back is no matter.
+            // No socket listens at the peer: ICMP errors are ignored.
             let _result = ours.send_to(b"query", SocketAddr::new(USER_V4, port));
             if port % 1_000 == 0 {
                 thread::yield_now();
@@ -232,7 +333,7 @@ fn flows_that_have_to_go_for_others_are_counted() {
             evicted >= u64::from(MORE) && open <= u64::from(MAX_FLOWS),
             "{evicted} evicted, {open} open"
         );
-        // The kernel evicts some before the table is full, and none that it did not have.
+        // The kernel's LRU map evicts some flows before the table is full, but no flow is counted twice.
         anyhow::ensure!(evicted + open <= u64::from(MAX_FLOWS + MORE) + 100);
         Ok(())
     })

@@ -1,4 +1,4 @@
-//! The control socket and clients that mean no good.
+//! The control socket with broken and hostile clients.
 
 use std::{
     collections::BTreeSet,
@@ -38,8 +38,8 @@ fn ask(socket: &PathBuf) -> String {
     answer
 }
 
-/// The next good request is answered, and soon.
-fn is_well(socket: &PathBuf, guard: &Guard, what: &str) {
+/// Asserts that the next valid request is answered quickly.
+fn assert_answers(socket: &PathBuf, guard: &Guard, what: &str) {
     let start = Instant::now();
     let answer = ask(socket);
     assert!(answer.starts_with("HTTP/1.1 200"), "{what}: {answer}");
@@ -47,7 +47,7 @@ fn is_well(socket: &PathBuf, guard: &Guard, what: &str) {
     assert_eq!(guard.json("status").unwrap()["enforcing"], true, "{what}");
 }
 
-/// What waits in the socket while an agent hangs is old when it wakes.
+/// A request that waited in the socket while the agent hung is rejected after its deadline.
 #[test]
 fn what_a_client_does_not_wait_for_any_more_is_not_done() {
     let site = Site::new();
@@ -74,7 +74,7 @@ fn what_a_client_does_not_wait_for_any_more_is_not_done() {
     assert_eq!(guard.json("status").unwrap()["mode"], "off");
 }
 
-/// Capabilities belong to threads, and those that read what clients send are others than the first.
+/// Capabilities belong to threads, and other threads than the first read the requests.
 #[test]
 fn no_thread_of_the_agent_keeps_more_of_roots_powers_than_it_needs() {
     let site = Site::new();
@@ -84,7 +84,7 @@ fn no_thread_of_the_agent_keeps_more_of_roots_powers_than_it_needs() {
     let needed = format!("CapEff:\t{:016x}", (1_u64 << 12) | (1 << 38) | (1 << 39));
     let permitted = needed.replace("Eff", "Prm");
     wait_for(Duration::from_secs(10), || {
-        // A thread that sleeps gives them up when it wakes.
+        // A sleeping thread drops its capabilities when it wakes up.
         ask(&socket);
         let threads = fs::read_dir(format!("/proc/{}/task", guard.pid()))?;
         for thread in threads {
@@ -102,7 +102,7 @@ fn whatever_clients_do_the_next_good_request_is_answered() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
     let socket = site.lab.folder().join("guard.sock");
-    is_well(&socket, &guard, "at first");
+    assert_answers(&socket, &guard, "at first");
 
     let clients: Vec<_> = (0..1_000)
         .map(|_| {
@@ -112,11 +112,15 @@ fn whatever_clients_do_the_next_good_request_is_answered() {
         .collect();
     let answers = clients.into_iter().map(|client| client.join().unwrap());
     let answered = answers.filter(|answer| answer.starts_with("HTTP/1.1 200"));
-    assert_eq!(answered.count(), 1_000, "all of a thousand at once");
-    is_well(&socket, &guard, "a thousand at once");
+    assert_eq!(
+        answered.count(),
+        1_000,
+        "all of a thousand parallel requests"
+    );
+    assert_answers(&socket, &guard, "a thousand parallel requests");
 
     let silent: Vec<UnixStream> = (0..1_000).map(|_| connect(&socket)).collect();
-    is_well(&socket, &guard, "a thousand that say nothing");
+    assert_answers(&socket, &guard, "a thousand silent connections");
     let half: Vec<UnixStream> = (0..1_000)
         .map(|_| {
             let mut stream = connect(&socket);
@@ -126,23 +130,26 @@ fn whatever_clients_do_the_next_good_request_is_answered() {
             stream
         })
         .collect();
-    is_well(&socket, &guard, "a thousand halves of requests");
+    assert_answers(&socket, &guard, "a thousand half requests");
     drop((silent, half));
 
     let mut slow = connect(&socket);
     let head = "POST /v1/mode HTTP/1.1\r\nHost: guard\r\nContent-Type: application/json\r\n\
                 Content-Length: 100\r\n\r\n{\"mode\":";
     slow.write_all(head.as_bytes()).unwrap();
-    is_well(&socket, &guard, "a body that does not come");
+    assert_answers(&socket, &guard, "a body that does not come");
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400"), "it is told: {answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400"),
+        "the client gets an error: {answer}"
+    );
 
     let mut rng = fastrand::Rng::with_seed(1);
     let garbage: Vec<u8> = (0..1 << 20).map(|_| rng.u8(..)).collect();
-    // It may be hung up on before it has said everything.
+    // The agent may close the connection before all bytes are written.
     let _result = connect(&socket).write_all(&garbage);
-    is_well(&socket, &guard, "a megabyte of garbage");
+    assert_answers(&socket, &guard, "a megabyte of garbage");
     let mut long = connect(&socket);
     let _result = long.write_all(
         b"POST /v1/try HTTP/1.1\r\nHost: guard\r\nContent-Type: \
@@ -152,12 +159,12 @@ fn whatever_clients_do_the_next_good_request_is_answered() {
     long.read_to_string(&mut answer).unwrap();
     assert!(
         answer.starts_with("HTTP/1.1 4"),
-        "more than a request may have: {answer}"
+        "the body is too long: {answer}"
     );
-    is_well(&socket, &guard, "a gigabyte that is announced");
+    assert_answers(&socket, &guard, "an announced body of a gigabyte");
 }
 
-/// Asks for a resource and returns the status and the body.
+/// Sends a request, and returns the status and the body.
 fn request(site: &Site, method: &str, resource: &str, body: Option<&Value>) -> (u16, Value) {
     let socket = site.lab.folder().join("guard.sock");
     let mut command = Command::new("curl");
@@ -182,7 +189,7 @@ fn request(site: &Site, method: &str, resource: &str, body: Option<&Value>) -> (
     )
 }
 
-/// The same by user nobody, whom the socket's mode would keep out but for a power of root's.
+/// Sends a request as user nobody. The process keeps CAP_DAC_OVERRIDE to open the socket in spite of its mode.
 fn request_by_nobody(site: &Site, method: &str, resource: &str, body: &Value) -> (u16, Value) {
     let mut command = Command::new("setpriv");
     command.args([
@@ -194,7 +201,7 @@ fn request_by_nobody(site: &Site, method: &str, resource: &str, body: &Value) ->
     command.args(["--write-out", "\n%{http_code}", "--request", method]);
     command.arg("--unix-socket");
     command.arg(site.lab.folder().join("guard.sock"));
-    // More than an argument may have.
+    // The body is longer than a command line argument may be.
     command.args(["--json", "@-", &format!("http://guard{resource}")]);
     let mut child = command
         .stdin(Stdio::piped())
@@ -211,7 +218,7 @@ fn request_by_nobody(site: &Site, method: &str, resource: &str, body: &Value) ->
 }
 
 #[test]
-fn who_changes_something_is_what_the_kernel_says_and_what_the_client_says_stands_beside_it() {
+fn a_change_names_the_kernels_user_and_the_user_that_the_client_claims() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
     let entry = |owner: &str, reason: &str| {
@@ -236,7 +243,10 @@ fn who_changes_something_is_what_the_kernel_says_and_what_the_client_says_stands
     let list = guard.json("list").unwrap();
     assert_eq!(list[0]["by"], "nobody", "{list}");
     assert!(list[0]["process"].as_u64().unwrap() > 1, "{list}");
-    assert_eq!(list[0]["owner"], "root", "what it claims: {list}");
+    assert_eq!(
+        list[0]["owner"], "root",
+        "the owner that the client names: {list}"
+    );
     let list = guard.run(&["list"]).unwrap();
     for words in ["nobody", "\"root\"", r#""mine, \"honest\"""#] {
         assert!(list.contains(words), "{words} is not in {list}");
@@ -251,15 +261,15 @@ fn who_changes_something_is_what_the_kernel_says_and_what_the_client_says_stands
     assert!(status.contains(" by nobody, process "), "{status}");
     assert!(status.contains("(the client names \"root\")"), "{status}");
     let log = guard.log();
-    let told = |words: [&str; 2]| {
+    let is_logged = |words: [&str; 2]| {
         let mut lines = log.lines();
         lines.any(|line| words.iter().all(|word| line.contains(word)))
     };
-    for what in ["entered", "mode changed", "a policy is on trial"] {
-        assert!(told([what, "by=\"nobody, process "]), "{what}: {log}");
+    for what in ["entry added", "mode changed", "a policy is on trial"] {
+        assert!(is_logged([what, "by=\"nobody, process "]), "{what}: {log}");
     }
 
-    // Nothing that would forge a line or fill a screen is taken.
+    // Values with line breaks, control characters or too many characters are rejected.
     let long = "x".repeat(100_000);
     for (text, words) in [
         ("a\n1 allow 0.0.0.0/0", "U+000A"),
@@ -290,7 +300,7 @@ fn who_changes_something_is_what_the_kernel_says_and_what_the_client_says_stands
     assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1);
 }
 
-/// The schema of an answer, with everything that it refers to.
+/// The schema of an answer, with all schemas that it refers to.
 fn schema(document: &Value, method: &str, path: &str, code: &str) -> Validator {
     schema_of(document, method, path, code, "application/json")
 }
@@ -310,7 +320,7 @@ fn the_server_is_as_its_openapi_document_says() {
     let (code, document) = request(&site, "GET", "/v1/openapi.json", None);
     assert_eq!(code, 200);
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    site.ask();
+    site.get();
     let policy = fs::read_to_string(site.lab.folder().join("guard.toml")).unwrap();
     let trial = json!({"path": "tried.toml", "text": policy, "seconds": 60, "operator": null});
     let entry = json!({"action": "deny", "prefix": "192.0.2.0/24", "service": null, "owner": "ana",
@@ -375,7 +385,7 @@ fn the_server_is_as_its_openapi_document_says() {
     }
     assert!(
         !schema(&document, "get", "/v1/status", "200").is_valid(&json!({})),
-        "it can fail"
+        "the schema rejects a wrong document"
     );
     let (code, _) = request(&site, "POST", "/v1/detach", None);
     assert_eq!(code, 204);
@@ -388,7 +398,7 @@ fn the_server_is_as_its_openapi_document_says() {
     assert_eq!(
         asked,
         described.collect(),
-        "everything is described, and was asked"
+        "the document describes all resources, and the test has requested all"
     );
     drop(guard);
 }
@@ -402,7 +412,7 @@ fn each_line_of_a_capture_is_as_described(site: &Site, document: &Value) {
     command.arg("http://guard/v1/capture?all=true&form=json");
     let curl = command.stdout(Stdio::piped()).spawn().unwrap();
     thread::sleep(Duration::from_millis(700));
-    site.ask();
+    site.get();
     let output = curl.wait_with_output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<Value> = lines

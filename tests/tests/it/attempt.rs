@@ -1,5 +1,5 @@
-//! Tests in which something ends by itself, such as a trial, and other things have to happen before. A machine may be too
-//! slow for that: then the whole test is done again with more time.
+//! Tests with a timed period, such as a trial, that must do something before it ends. If the machine is too slow for
+//! that, the whole test is repeated with a longer period.
 
 use std::{
     cell::Cell,
@@ -9,23 +9,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many times as long everything is given, one attempt after the other.
+/// The factors on the period, one for each attempt.
 const FACTORS: [u64; 4] = [1, 4, 16, 64];
 
-/// Where the first attempt begins, for a machine that is known to be slow.
+/// The variable with a further factor on all periods, for slow machines.
 pub const VARIABLE: &str = "GUARD_TEST_TIME_FACTOR";
 
-/// After what has ended at the latest, the clock that it ends by may stand still for a tick.
+/// Extra time after the latest end: the kernel's coarse clock is behind by up to a tick.
 const TICKS: Duration = Duration::from_millis(200);
 
-/// How much time there is, and until when.
+/// One attempt: the factor on its period, and the period's end.
 pub struct Attempt {
     factor: u64,
-    /// When it ends at the earliest and at the latest.
+    /// The earliest and the latest end of the period.
     period: Cell<Option<[Instant; 2]>>,
 }
 
-/// Runs a test until it was fast enough.
+/// Runs a test, and repeats a failed one with a longer period if its period may have ended too early.
 pub fn with_enough_time(test: impl Fn(&Attempt)) {
     let first = env::var(VARIABLE).ok().and_then(|first| first.parse().ok());
     let factors = FACTORS.map(|factor| factor * first.unwrap_or(1));
@@ -37,7 +37,7 @@ pub fn with_enough_time(test: impl Fn(&Attempt)) {
         match catch_unwind(AssertUnwindSafe(|| test(&attempt))) {
             Ok(()) => return,
             Err(_) if attempt.is_over() && factor != factors[FACTORS.len() - 1] => {
-                eprintln!("the machine is too slow for that: again, with more time");
+                eprintln!("the machine is too slow: the test is repeated with a longer period");
             }
             Err(panic) => resume_unwind(panic),
         }
@@ -45,7 +45,7 @@ pub fn with_enough_time(test: impl Fn(&Attempt)) {
 }
 
 impl Attempt {
-    /// Begins what ends by itself after so many seconds, or more on a slow machine. `begin` gets them as `4s`.
+    /// Begins a period of `seconds` times the factor. `begin` gets its length as `4s`.
     pub fn begin(&self, seconds: u64, begin: impl FnOnce(&str)) {
         let seconds = seconds * self.factor;
         let before = Instant::now();
@@ -54,17 +54,17 @@ impl Attempt {
         self.period.set(Some(ends));
     }
 
-    /// Waits until it has ended. What was to be done meanwhile has been done.
+    /// Waits until the period has ended. The caller has done everything that it had to do within it.
     pub fn wait_for_end(&self) {
         let Some([_, latest]) = self.period.get() else {
-            panic!("nothing has begun");
+            panic!("no period has begun");
         };
-        assert!(!self.is_over(), "it has ended meanwhile");
+        assert!(!self.is_over(), "the period has ended too early");
         thread::sleep((latest + TICKS).saturating_duration_since(Instant::now()));
         self.period.set(None);
     }
 
-    /// Whether it may have ended too soon.
+    /// Whether the period may have ended already.
     fn is_over(&self) -> bool {
         let period = self.period.get();
         period.is_some_and(|[earliest, _]| Instant::now() >= earliest)

@@ -1,4 +1,4 @@
-//! What `guard audit` says of a host, and what `guard init` makes of it, beside what the network sees.
+//! Compares the reports of `guard audit` and the policies of `guard init` with what a client on the network reaches.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use lab::{
     http::{HttpOutcome, get, get_with_login},
     process::{run, wait_for},
     proxy::{LOGIN, Proxy},
-    relay::{Mood, Relay},
+    relay::{Relay, RelayMode},
     ssh::Ssh,
     topology::{FLOODER_V4, HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
 };
@@ -39,7 +39,7 @@ fn socket(docker: &Docker) -> String {
     docker.socket().display().to_string()
 }
 
-/// Runs `guard audit`, and returns its exit code and what it prints.
+/// Runs `guard audit`, and returns its exit code and output.
 fn audit(lab: &Lab, arguments: &[&str]) -> (i32, String) {
     let arguments = [&["audit"], arguments].concat();
     let Output { status, stdout, .. } = output(lab, &arguments).unwrap();
@@ -47,14 +47,14 @@ fn audit(lab: &Lab, arguments: &[&str]) -> (i32, String) {
     (status.code().unwrap(), text)
 }
 
-/// The same with `--json`.
+/// Runs `guard audit --json`, and returns its exit code and report.
 fn audit_json(lab: &Lab, arguments: &[&str]) -> (i32, Value) {
     let arguments = [&["--json"], arguments].concat();
     let (code, text) = audit(lab, &arguments);
     (code, serde_json::from_str(&text).unwrap())
 }
 
-/// The endpoint that answers on this port.
+/// The report's endpoint for this port.
 #[track_caller]
 fn endpoint<'a>(report: &'a Value, protocol: &str, port: u16) -> &'a Value {
     let mut endpoints = report["endpoints"].as_array().unwrap().iter();
@@ -66,14 +66,14 @@ fn endpoint<'a>(report: &'a Value, protocol: &str, port: u16) -> &'a Value {
 
 #[track_caller]
 fn assert_says(text: &str, words: &[&str]) {
-    // However the lines are wrapped.
+    // Ignores line breaks: the output is wrapped.
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for word in words {
         assert!(text.contains(word), "{word:?} is not in {text}");
     }
 }
 
-/// Runs the invoices as Compose would.
+/// Runs the invoices with Compose's labels.
 fn run_shop(docker: &Docker, publish: &str) {
     let project = "com.docker.compose.project=shop";
     let service = "com.docker.compose.service=invoices";
@@ -149,13 +149,13 @@ fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_chang
     assert_eq!(code, 0, "{text}");
     assert_says(&text, &["CLOSED BY THE POLICY tcp/8000"]);
 
-    // What is enforced may be switched off; what is changed stays so.
+    // Mode enforce can be switched off. A publication on loopback stays closed.
     guard.run(&["mode", "observe"]).unwrap();
     docker.remove("shop-invoices-1").unwrap();
     run_shop(&docker, "127.0.0.1:8000:8000");
     assert_proxied();
     assert_eq!(direct(), HttpOutcome::Refused);
-    // Docker before 28 lets neighbours in, and a guard that only observes does as well.
+    // Docker before 28 lets neighbours reach loopback publications, and a guard in mode observe does not drop them.
     let (_, text) = audit(&lab, &[]);
     assert!(!text.contains("ONLY FROM THIS HOST tcp/8000"), "{text}");
     guard.run(&["mode", "enforce"]).unwrap();
@@ -177,7 +177,10 @@ fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
     docker.run_invoices("models", &["11434:8000"]).unwrap();
     let ask = |from| get(&lab, from, HOST_V4, 11_434).unwrap();
     wait_for(Duration::from_secs(10), || {
-        anyhow::ensure!(ask(FLOODER_V4) == OK, "it has not started");
+        anyhow::ensure!(
+            ask(FLOODER_V4) == OK,
+            "the model server has not started yet"
+        );
         Ok(())
     })
     .unwrap();
@@ -198,7 +201,7 @@ fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
         ],
     );
     assert!(!text.contains("127.0.0.1:11434"), "{text}");
-    // Before it is enforced, everybody gets in.
+    // In mode observe, all sources reach the server.
     let observed = write_policy(&lab, &policy.replace("enforce", "observe")).unwrap();
     let (code, text) = audit(&lab, &["--policy", &observed.display().to_string()]);
     assert_eq!(code, 0, "{text}");
@@ -208,7 +211,7 @@ fn a_model_server_for_one_network_is_open_there_alone_and_warned_of() {
     );
 }
 
-/// What listens on the host while this lives.
+/// Sockets that listen on the host until this is dropped.
 struct Listeners {
     _tcp: Vec<TcpListener>,
     _udp: Vec<UdpSocket>,
@@ -283,7 +286,7 @@ fn listeners_of_the_host_are_told_by_how_far_they_can_be_reached() {
         &["to 127.0.0.1", "close it in the policy: scope = \"host\""],
     );
 
-    // The whole host, IPv6 listed on its address alone.
+    // In scope `host`, with a service on the IPv6 address only.
     let service = format!(
         "[[service]]\nname = \"metrics\"\nports = [\"tcp/9100\"]\naddress = \"{HOST_V6}\"\n"
     );
@@ -305,7 +308,7 @@ fn listeners_of_the_host_are_told_by_how_far_they_can_be_reached() {
         ]
     );
 
-    // The real program says the same.
+    // The real program agrees.
     for (from, to, verdict) in [
         (USER_V6, format!("[{HOST_V6}]:9100/tcp"), "pass"),
         (USER_V4, format!("{HOST_V4}:9100/tcp"), "drop"),
@@ -349,12 +352,12 @@ fn what_a_guard_would_close_is_open_while_none_is_at_work_or_its_interface_is_no
     assert_says(
         &text,
         &[
-            "comes in over lan is not judged",
+            "the policy does not guard lan",
             "WARNING: 5432 is the port of PostgreSQL",
         ],
     );
 
-    // The kernel goes on without the agent.
+    // The kernel enforces without the agent.
     guard.kill().unwrap();
     let (code, report) = audit_json(&lab, &[]);
     assert_eq!(
@@ -372,8 +375,8 @@ fn what_a_guard_would_close_is_open_while_none_is_at_work_or_its_interface_is_no
     );
 }
 
-/// The binary where anybody may run it.
-fn for_anybody(lab: &Lab) -> String {
+/// A copy of the binary that every user may run.
+fn public_binary(lab: &Lab) -> String {
     let path = Path::new("/tmp").join(format!("{}-guard", lab.name()));
     fs::copy(binary().unwrap(), &path).unwrap();
     path.display().to_string()
@@ -383,7 +386,7 @@ fn for_anybody(lab: &Lab) -> String {
 fn without_root_it_tells_what_can_be_told_and_what_cannot() {
     let lab = Lab::new().unwrap();
     let _listeners = listeners(&lab);
-    let binary = for_anybody(&lab);
+    let binary = public_binary(&lab);
     let mut command = lab.host.command("setpriv");
     command.args([
         "--reuid=65534",
@@ -445,7 +448,7 @@ fn what_the_agent_does_not_know_of_is_not_said_to_be_closed() {
     let fate = |report: &Value, port| endpoint(report, "tcp", port)["policy"][0]["fate"].clone();
     let reached = |port| get(&lab, USER_V4, HOST_V4, port).unwrap();
 
-    // What the agent hears is what audit hears: all is closed.
+    // Agent and audit have the same list of containers: all published ports are closed.
     let (code, report) = audit_json(&lab, &["--docker", &own]);
     assert_eq!(
         (code, fate(&report, 8000)),
@@ -453,7 +456,7 @@ fn what_the_agent_does_not_know_of_is_not_said_to_be_closed() {
         "{report:#}"
     );
 
-    relay.set(Mood::Silent);
+    relay.set(RelayMode::Silent);
     docker.run_invoices("unknown", &["8001:8000"]).unwrap();
     wait_for(Duration::from_secs(10), || {
         anyhow::ensure!(reached(8001) == OK, "{}", reached(8001));
@@ -476,7 +479,7 @@ fn what_the_agent_does_not_know_of_is_not_said_to_be_closed() {
         ],
     );
 
-    relay.set(Mood::Well);
+    relay.set(RelayMode::Forward);
     docker.run_invoices("another", &["8002:8000"]).unwrap();
     wait_for(Duration::from_secs(60), || {
         let published = guard.json("status")?["docker"]["published"].clone();
@@ -595,7 +598,7 @@ fn a_first_policy_lists_the_proxy_and_ssh_and_closes_the_rest() {
         &["models: tcp/11434", "shop-invoices: tcp/8000"],
     );
 
-    // By what it lists, nothing is open but what it closes once it is enforced.
+    // The findings are the two ports that this policy closes in mode enforce.
     let (code, report) = audit_json(&lab, &["--policy", &path]);
     assert_eq!((code, &report["findings"]), (1, &json!(2)), "{report:#}");
     fs::write(&opened, text.replace("\"observe\"", "\"enforce\"")).unwrap();

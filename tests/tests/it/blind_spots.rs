@@ -1,5 +1,5 @@
-//! What `guard audit` finds beside published ports and listeners: rules that lead ports elsewhere, containers with
-//! addresses of their own, Swarm's services, and loopback publications that a neighbour reaches.
+//! Findings of `guard audit` besides published ports and listeners: DNAT rules for ports, containers with their own
+//! addresses, services of Docker Swarm, and loopback publications that a neighbour reaches.
 
 use std::{net::IpAddr, process::Output, time::Duration};
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const OK: HttpOutcome = HttpOutcome::Status(200);
 
-/// The exit code of `guard audit --json`, and what it prints.
+/// Runs `guard audit --json`, and returns its exit code and report.
 fn audit(lab: &Lab, arguments: &[&str]) -> (i32, Value) {
     let arguments = [&["audit", "--json"], arguments].concat();
     let Output { status, stdout, .. } = output(lab, &arguments).unwrap();
@@ -111,7 +111,7 @@ fn ports_that_rules_lead_elsewhere_are_listed_whoever_wrote_the_rules() {
     assert_eq!(endpoint(&report, 588)["level"], "localhost", "{report:#}");
     assert_eq!(endpoint(&report, 587)["addresses"], json!(["203.0.113.10"]));
 
-    // A guard of the whole host closes them before any rule sees a packet.
+    // In scope `host` the guard drops the packets before the NAT rules.
     let text = format!(
         "mode = \"enforce\"\nscope = \"host\"\ndocker.socket = \"\"\ninterfaces = [\"{INTERFACE}\"]\n"
     );
@@ -194,7 +194,7 @@ fn what_a_service_of_a_swarm_publishes_is_listed_and_dockerds_own_ports_are_no_p
     docker
         .run(&["swarm", "init", "--advertise-addr", &here])
         .unwrap();
-    // What runs behind it is no matter: the port is every node's.
+    // The image does not matter: the port is open on every node of the Swarm.
     let create = [
         "service",
         "create",
@@ -234,11 +234,11 @@ fn what_a_service_of_a_swarm_publishes_is_listed_and_dockerds_own_ports_are_no_p
     docker.run(&["swarm", "leave", "--force"]).unwrap();
 }
 
-/// Lets the internet send packets to 127.0.0.1 by its wire, as a neighbour on the host's network can.
+/// Routes 127.0.0.1 in the internet namespace to the host, as a neighbour on the host's network can.
 fn become_neighbour(lab: &Lab) {
     let internet = &lab.internet;
     for route in ["local 127.0.0.0/8 dev lo", "local 127.0.0.1 dev lo"] {
-        // Either may be missing.
+        // Either route may be missing.
         let _result = internet.ip(&format!("route del table local {route}"));
     }
     internet
@@ -246,13 +246,13 @@ fn become_neighbour(lab: &Lab) {
             "route add 127.0.0.1/32 via {HOST_V4} dev internet"
         ))
         .unwrap();
-    // The host learns where this neighbour is: it would ask for it in the name of 127.0.0.1.
+    // Fills the host's neighbour table: an ARP request of the host for its answer would have the source 127.0.0.1.
     let closed = get(lab, USER_V4, HOST_V4, 9).unwrap();
     assert_eq!(closed, HttpOutcome::Refused);
 }
 
-/// Whether a SYN to 127.0.0.1 on the wire is answered with SYN and ACK. The neighbour's own kernel drops the
-/// answer, which hping3 sees before.
+/// Whether a SYN to 127.0.0.1 on the wire is answered with SYN+ACK. hping3 sees the answer before the neighbour's
+/// kernel drops it.
 fn answers_neighbour(lab: &Lab, port: u16) -> bool {
     let port = port.to_string();
     let mut hping = lab.internet.command("hping3");
@@ -275,7 +275,7 @@ fn answers_neighbour(lab: &Lab, port: u16) -> bool {
 #[track_caller]
 fn assert_answered(lab: &Lab, port: u16) {
     wait_for(Duration::from_secs(20), || {
-        anyhow::ensure!(answers_neighbour(lab, port), "no SYN and ACK from {port}");
+        anyhow::ensure!(answers_neighbour(lab, port), "no SYN+ACK from port {port}");
         Ok(())
     })
     .unwrap();
@@ -296,14 +296,17 @@ fn loopback_is_for_this_host_alone_only_where_that_is_true() {
     let _httpd = Daemon::start(&mut httpd, &lab.folder().join("httpd.log")).unwrap();
     become_neighbour(&lab);
 
-    // Docker's rule comes before the kernel looks where 127.0.0.1 is.
+    // Docker's DNAT rule comes before the kernel's routing decision for 127.0.0.1.
     assert_answered(&lab, 8001);
     let version = docker
         .run(&["version", "--format", "{{.Server.Version}}"])
         .unwrap();
     let version = version.trim();
     let major: u32 = version.split('.').next().unwrap().parse().unwrap();
-    assert!(major < 28, "this Docker drops it itself: {version}");
+    assert!(
+        major < 28,
+        "since version 28 Docker drops the packet itself: {version}"
+    );
     let (_, report) = audit(&lab, &["--docker", &socket]);
     let inner = endpoint(&report, 8001);
     assert_eq!(inner["level"], "network", "{inner:#}");
@@ -313,7 +316,7 @@ fn loopback_is_for_this_host_alone_only_where_that_is_true() {
     let changes = inner["changes"].to_string();
     assert!(changes.contains("version 28"), "{changes}");
 
-    // To a process, nothing leads on, until the kernel is told to.
+    // The kernel routes no such packet to a process until route_localnet is set.
     assert!(!answers_neighbour(&lab, 8002));
     assert_eq!(endpoint(&report, 8002)["level"], "localhost");
     let setting = format!("net.ipv4.conf.{INTERFACE}.route_localnet=1");
@@ -324,7 +327,7 @@ fn loopback_is_for_this_host_alone_only_where_that_is_true() {
     assert_eq!(process["level"], "network", "{process:#}");
     assert_eq!(process["neighbours"]["interfaces"], json!([INTERFACE]));
 
-    // A guard drops both there.
+    // An enforcing guard drops both packets.
     let path = policy(
         &lab,
         &format!("mode = \"enforce\"\ndocker.socket = \"{socket}\"\n"),

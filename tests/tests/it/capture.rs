@@ -1,5 +1,4 @@
-//! `guard capture`: what Wireshark's own reader finds in it, what a flood leaves of it, and what goes
-//! wrong.
+//! `guard capture`: its files read with tshark, captures during a flood, and errors.
 
 use std::{
     fs,
@@ -8,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -32,7 +31,7 @@ connections = { rate = \"1/s\", burst = 3 }
 
 const WAIT: Duration = Duration::from_secs(20);
 
-/// A capture under way.
+/// Starts a capture in the background.
 fn start(lab: &Lab, arguments: &[&str]) -> Daemon {
     let mut command = lab.host.command(binary().unwrap().to_str().unwrap());
     command
@@ -44,7 +43,7 @@ fn start(lab: &Lab, arguments: &[&str]) -> Daemon {
     daemon
 }
 
-/// Ends it as an operator does, and returns what it says.
+/// Ends a capture as an operator does with Ctrl-C, and returns its output.
 fn interrupt(mut capture: Daemon) -> String {
     capture.interrupt().unwrap();
     let status = capture.wait(WAIT).unwrap();
@@ -57,7 +56,7 @@ fn file(lab: &Lab) -> PathBuf {
     lab.folder().join("drops.pcapng")
 }
 
-/// A field or several of every packet, as tshark reads them.
+/// These fields of every packet, as tshark reads them.
 fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
     command
@@ -66,7 +65,7 @@ fn tshark(file: &Path, fields: &[&str]) -> Vec<Vec<String>> {
     for field in fields {
         command.args(["-e", field]);
     }
-    // As anybody: it runs no scripts as root.
+    // tshark warns on standard error that it runs as root.
     let text = run(command.stderr(Stdio::null())).unwrap();
     text.lines()
         .map(|line| line.split('|').map(str::to_owned).collect())
@@ -84,7 +83,7 @@ fn wait_for_bytes(path: &Path, least: u64) {
     .unwrap();
 }
 
-/// Until a capture has written so many packets, each of which tshark can read.
+/// Waits until a capture has written this many packets that tshark can read.
 fn wait_for_packets(path: &Path, least: usize) {
     wait_for(WAIT, || {
         let mut command = Command::new("tshark");
@@ -97,7 +96,7 @@ fn wait_for_packets(path: &Path, least: usize) {
     .unwrap();
 }
 
-/// As long as the head of a capture, at least.
+/// The least length of a capture's head, in bytes.
 const HEAD: u64 = 60;
 
 fn send(lab: &Lab, from: IpAddr, port: u16, count: u64) {
@@ -113,11 +112,11 @@ fn tshark_shows_every_packet_with_its_reason() {
     let path = file(lab);
     let capture = start(lab, &["-w", path.to_str().unwrap()]);
     wait_for_bytes(&path, HEAD);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     send(lab, FLOODER_V4, 8_000, 10);
     send(lab, FLOODER_V4, 80, 10);
     wait_for_packets(&path, 16);
-    // One that is passed too many would come now.
+    // Time for a packet too many to arrive.
     thread::sleep(Duration::from_millis(300));
     let log = interrupt(capture);
 
@@ -137,21 +136,25 @@ fn tshark_shows_every_packet_with_its_reason() {
     let limited = count("80", "drop: connection_limit at web");
     assert!(
         (6..=7).contains(&limited),
-        "three, and at most one more in time, passed: {rows:?}"
+        "three of the ten passed, or four if the budget refilled: {rows:?}"
     );
     assert_eq!(
         rows.len(),
         10 + limited,
-        "what passes is not in it: {rows:?}"
+        "the capture has only dropped packets: {rows:?}"
     );
     let dropped = guard.packets(&[("verdict", "drop".into())]).unwrap();
-    assert_eq!(rows.len() as u64, dropped, "it is what was counted");
+    assert_eq!(
+        rows.len() as u64,
+        dropped,
+        "the capture has all packets that were counted"
+    );
     assert!(
         log.contains(&format!("{} packets written to", rows.len())),
         "{log}"
     );
     assert!(log.contains("none missed"), "{log}");
-    // What it records can be judged again.
+    // `guard replay` can judge the capture again.
     let replayed = site.guard(&[
         "replay",
         "--json",
@@ -172,7 +175,7 @@ fn below_the_rate_nothing_is_missed_and_the_file_is_its_owners_alone() {
     let path = file(lab);
     let capture = start(lab, &["-w", path.to_str().unwrap()]);
     wait_for_bytes(&path, HEAD);
-    // 400 a second at most, all for the same reason, where 1,000 are granted.
+    // At most 400 packets a second with one reason; the grant is 1,000.
     let pause = Duration::from_micros(2_500);
     let flood = Flood::start(lab, FLOODER_V4, 8_000, pause, 600).unwrap();
     flood.wait(WAIT).unwrap();
@@ -194,7 +197,7 @@ fn in_observe_it_shows_what_would_be_dropped_and_with_all_what_passes() {
         let mut all = vec!["--json", "--for", "2s"];
         all.extend(arguments);
         let mut capture = start(lab, &all);
-        wait_until_wanted(lab);
+        wait_until_capturing(lab);
         cause();
         assert!(capture.wait(WAIT).unwrap().success(), "{}", capture.log());
         let text = fs::read_to_string(log).unwrap();
@@ -205,7 +208,7 @@ fn in_observe_it_shows_what_would_be_dropped_and_with_all_what_passes() {
     let closed = || send(lab, FLOODER_V4, 8_000, 3);
     let seen = lines(&[], &|| {
         closed();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
     });
     assert_eq!(seen.len(), 3, "{seen:?}");
     for line in &seen {
@@ -220,17 +223,17 @@ fn in_observe_it_shows_what_would_be_dropped_and_with_all_what_passes() {
             (Some(54), Some("tcp"))
         );
     }
-    let all = lines(&["--all"], &|| assert_eq!(site.ask(), OPEN));
+    let all = lines(&["--all"], &|| assert_eq!(site.get(), OPEN));
     let allowed = all
         .iter()
         .filter(|line| line["reason"] == "allowed" && line["service"] == "web");
     assert!(allowed.count() >= 5, "a whole request: {all:?}");
 
-    // Each filter alone.
+    // Each filter by itself.
     let both = || {
         closed();
         send(lab, USER_V4, 8_001, 2);
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
     };
     let sources = |seen: &[Value]| -> Vec<String> {
         seen.iter()
@@ -263,13 +266,15 @@ fn in_observe_it_shows_what_would_be_dropped_and_with_all_what_passes() {
 fn a_flood_leaves_room_for_what_is_rare_and_costs_a_bounded_number() {
     let site = Site::new();
     let lab = &site.lab;
-    let guard = site.start("enforce", LIMITED);
+    // Without a refill: however slowly the few packets are sent, three pass.
+    let guard = site.start("enforce", &LIMITED.replace("1/s", "1/h"));
     let dropped = || guard.packets(&[("verdict", "drop".into())]).unwrap();
     let before = dropped();
     let path = file(lab);
+    let started = Instant::now();
     let capture = start(lab, &["-w", path.to_str().unwrap(), "--rate", "200"]);
     wait_for_bytes(&path, HEAD);
-    // As fast as hping3 sends.
+    // A flood as fast as hping3 sends.
     let mut flood = lab.internet.command("hping3");
     flood.args([
         "--flood",
@@ -281,12 +286,15 @@ fn a_flood_leaves_room_for_what_is_rare_and_costs_a_bounded_number() {
     ]);
     let flood = Daemon::start(&mut flood, &lab.folder().join("flood.log")).unwrap();
     thread::sleep(Duration::from_secs(1));
-    // Once the flood is known, a few packets that are dropped for something else are all there.
+    // Beside the flood, the few packets with another drop reason are all captured.
     send(lab, USER_V4, 80, 8);
     thread::sleep(Duration::from_secs(3));
     drop(flood);
     let after = dropped();
     let log = interrupt(capture);
+    let limited = guard.packets(&[("reason", "connection_limit".into())]);
+    assert_eq!(limited.unwrap(), 5);
+    let most = 200 * (started.elapsed().as_secs() + 2);
 
     let rows = tshark(&path, &["frame.comment", "ip.src"]);
     let of = |reason: &str| rows.iter().filter(|row| row[0].contains(reason)).count() as u64;
@@ -297,32 +305,31 @@ fn a_flood_leaves_room_for_what_is_rare_and_costs_a_bounded_number() {
         rows.len()
     );
     let flood = after - before;
-    assert!(flood > 20_000, "a flood of {flood}");
-    // 200 a second for five or six seconds.
+    assert!(flood > 20_000, "the flood had only {flood} packets");
     assert!(
-        (200..1_600).contains(&(rows.len() as u64)),
-        "{} of {flood}",
+        (200..most).contains(&(rows.len() as u64)),
+        "{} of {flood}, at most {most}",
         rows.len()
     );
     assert!(
         rows.iter()
             .any(|row| row[0].contains("closed_port; one of ")),
-        "a sample is taken"
+        "no packet is marked as a sample"
     );
     assert!(
-        log.contains("missed: at most 200 a second are taken"),
+        log.contains("missed: --rate allows 200 per second"),
         "{log}"
     );
-    // Those missed and those taken are those that were dropped, give or take a sample.
+    // Missed and captured packets together are the dropped packets, up to the size of a sample.
     let missed = missed(&path);
-    let told = missed + rows.len() as u64;
+    let reported = missed + rows.len() as u64;
     assert!(
-        told.abs_diff(flood) < flood / 5,
-        "{told} told, {flood} counted"
+        reported.abs_diff(flood) < flood / 5,
+        "{reported} reported, {flood} counted"
     );
 }
 
-/// The last statistics of a capture.
+/// The number of missed packets in the last interface statistics block (type 5) of a capture.
 fn missed(path: &Path) -> u64 {
     let bytes = fs::read(path).unwrap();
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -345,8 +352,8 @@ fn it_goes_on_over_reloads_and_whatever_ends_it_nothing_is_left() {
     let capture = start(lab, &["-w", path.to_str().unwrap()]);
     wait_for_bytes(&path, HEAD);
     send(lab, FLOODER_V4, 8_000, 2);
-    // A reload under traffic loses none of it. A grant lasts for two seconds of it, however late the
-    // agent comes.
+    // A reload under traffic loses no packets: a grant lasts for two seconds of traffic, also if the agent renews it
+    // late.
     site.write("enforce", LIMITED);
     let pause = Duration::from_millis(20);
     let flood = Flood::start(lab, FLOODER_V4, 8_001, pause, 100).unwrap();
@@ -354,16 +361,16 @@ fn it_goes_on_over_reloads_and_whatever_ends_it_nothing_is_left() {
     flood.wait(WAIT).unwrap();
     wait_for_packets(&path, 102);
 
-    // One at a time, and who is second is told.
+    // Only one capture runs at a time; a second one fails.
     let second = output(lab, &["capture", "--for", "1s"]).unwrap();
-    fails(&second, 1, &["somebody captures already"]);
+    fails(&second, 1, &["another client captures already"]);
     let mut capture = capture;
     capture.signal(Signal::SIGKILL).unwrap();
     let _killed = capture.wait(WAIT).unwrap();
     let ports: Vec<String> = tshark(&path, &["tcp.dstport"]).concat();
     assert_eq!(ports[..3], ["8000", "8000", "8001"]);
     assert_eq!(ports.len(), 102);
-    // The agent finds out that nobody is there any more.
+    // The agent notices that the client was killed, so the next capture can start.
     let next = wait_for(WAIT, || {
         let next = output(lab, &["capture", "--for", "1s"])?;
         anyhow::ensure!(next.status.success());
@@ -371,10 +378,10 @@ fn it_goes_on_over_reloads_and_whatever_ends_it_nothing_is_left() {
     });
     let next = next.unwrap();
     assert!(String::from_utf8_lossy(&next.stderr).contains("0 packets, none missed"));
-    // The client has ended, and the agent hears of it.
-    wait_until_unwanted(lab);
+    // The agent notices that this client has ended, too.
+    wait_until_not_capturing(lab);
 
-    // With the agent's end a capture ends, and says so; what it has written is whole.
+    // When the agent ends, the capture ends with an error, and its file is complete.
     fs::remove_file(&path).unwrap();
     let capture = start(lab, &["-w", path.to_str().unwrap()]);
     wait_for_bytes(&path, HEAD);
@@ -390,36 +397,36 @@ fn it_goes_on_over_reloads_and_whatever_ends_it_nothing_is_left() {
         capture.log()
     );
     assert_eq!(tshark(&path, &["tcp.dstport"]).len(), 2);
-    // Nobody reads: the kernel hands over what it was granted, and then nothing.
+    // Without a reader the kernel hands over the granted packets, and then none.
     send(lab, FLOODER_V4, 8_000, 300);
     let _guard = Guard::start_again(lab).unwrap();
     let text = output(lab, &["capture", "--json", "--for", "1s"]).unwrap();
     assert_eq!(
         String::from_utf8_lossy(&text.stdout),
         "",
-        "what came before is not shown"
+        "a new capture has no packets from before its start"
     );
-    wait_until_unwanted(lab);
+    wait_until_not_capturing(lab);
 }
 
-fn wait_until_wanted(lab: &Lab) {
+fn wait_until_capturing(lab: &Lab) {
     wait_for(WAIT, || {
-        anyhow::ensure!(is_wanted(lab), "nobody captures");
+        anyhow::ensure!(is_capturing(lab), "no capture runs");
         Ok(())
     })
     .unwrap();
 }
 
-fn wait_until_unwanted(lab: &Lab) {
+fn wait_until_not_capturing(lab: &Lab) {
     wait_for(WAIT, || {
-        anyhow::ensure!(!is_wanted(lab), "packets are handed over still");
+        anyhow::ensure!(!is_capturing(lab), "packets are still handed over");
         Ok(())
     })
     .unwrap();
 }
 
-/// Whether the kernel is asked for any packet.
-fn is_wanted(lab: &Lab) -> bool {
+/// Whether the kernel program is told to hand over any packets.
+fn is_capturing(lab: &Lab) -> bool {
     let map = pins_of(lab, "%host").join("_data_capture");
     let mut command = Command::new("bpftool");
     command
@@ -452,7 +459,7 @@ fn a_reader_that_does_not_read_holds_up_neither_its_own_end_nor_the_next() {
     flood.arg(HOST_V4.to_string());
     let _flood = Daemon::start(&mut flood, &lab.folder().join("flood.log")).unwrap();
 
-    // A pipe whose reader sleeps: it ends in its time all the same.
+    // The reader of the pipe sleeps; the capture still ends after its time.
     let mut stalled = lab.host.command("sh");
     stalled
         .args(["-c", "\"$@\" | sleep 60", "sh"])
@@ -464,13 +471,13 @@ fn a_reader_that_does_not_read_holds_up_neither_its_own_end_nor_the_next() {
     let stalled = Daemon::start(&mut stalled, &log).unwrap();
     wait_for(Duration::from_secs(15), || {
         let text = fs::read_to_string(&log)?;
-        anyhow::ensure!(text.contains("nobody reads what is written"), "{text}");
+        anyhow::ensure!(text.contains("the pipe has no reader"), "{text}");
         Ok(())
     })
     .unwrap();
     stalled.signal(Signal::SIGKILL).unwrap();
 
-    // One that is stopped loses its turn.
+    // A capture whose client is stopped is ended for the next one.
     let path = file(lab);
     let stopped = start(lab, &["-w", path.to_str().unwrap(), "--rate", "5000"]);
     wait_for_bytes(&path, HEAD);
@@ -494,7 +501,7 @@ fn a_reader_that_does_not_read_holds_up_neither_its_own_end_nor_the_next() {
         "{}",
         stopped.log()
     );
-    // Who captured is in the log.
+    // The log names the user who captured.
     let log = guard.log();
     assert!(
         log.contains("a capture begins") && log.contains("by=\"root, process"),
@@ -510,8 +517,8 @@ fn a_packet_that_cannot_be_read_is_found_by_its_source() {
     let network = format!("{FLOODER_V4}/32");
     let log = lab.folder().join("capture.log");
     let mut capture = start(lab, &["--json", "--for", "3s", "--from", &network]);
-    wait_until_wanted(lab);
-    // A TCP header that claims to be shorter than it can be.
+    wait_until_capturing(lab);
+    // A TCP header with a data offset below the minimum of 5.
     let mut odd = lab.internet.command("hping3");
     odd.args([
         "--count",
@@ -570,7 +577,7 @@ fn what_cannot_be_done_is_said() {
         &["/nowhere/x.pcapng cannot be written"],
     );
     refused(&["-w", "-", "--json"], 2, &["cannot be used with"]);
-    // Whatever went wrong, the next one is served; `curl` can ask, too.
+    // After these errors the next capture works, also one requested with curl.
     let socket = lab.folder().join("guard.sock");
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--max-time", "2", "--output"])
@@ -579,15 +586,15 @@ fn what_cannot_be_done_is_said() {
         .arg(&socket)
         .arg("http://guard/v1/capture?all=true");
     let curl = curl.spawn().unwrap();
-    wait_until_wanted(lab);
-    assert_eq!(site.ask(), OPEN);
+    wait_until_capturing(lab);
+    assert_eq!(site.get(), OPEN);
     let _status = { curl }.wait().unwrap();
     assert!(tshark(&file(lab), &["frame.comment"]).len() >= 5);
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--unix-socket"]).arg(&socket);
     let answer = run(curl.arg("http://guard/v1/capture?reasons=none")).unwrap();
     assert!(answer.contains("is no reason"), "{answer}");
-    // A policy on trial is another program: it hands over as well.
+    // A policy on trial is another program: it hands packets over, too.
     let trial = lab.folder().join("tried.toml");
     fs::write(&trial, policy("enforce", LIMITED)).unwrap();
     site.guard(&["try", trial.to_str().unwrap(), "--for", "60s"]);

@@ -1,4 +1,4 @@
-//! Three clients at once: a good one, an office that is over its limit, a flood.
+//! Three clients at once: one within its limit, an office that is over its limit, and a flood.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -24,10 +24,10 @@ cidrs = [\"198.51.100.20/32\"]
 factor = 5
 ";
 
-/// Nobody waits longer for any of it.
+/// A number of packets for which no test waits to the end.
 const ENDLESS: u64 = 1_000_000;
 
-/// What the three send.
+/// The running traffic of the three clients.
 pub struct Traffic {
     _good: Flood,
     _office: Flood,

@@ -1,5 +1,5 @@
-//! The real program with a clock of the test's own: exact rates over simulated minutes, a spoofed
-//! flood, crowds, entries that end.
+//! The real program with a clock that the test sets: exact rates over simulated minutes, a spoofed flood, sources with
+//! a factor, and entries that expire.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -31,12 +31,12 @@ impl Simulation {
         )
     }
 
-    /// A whole policy.
+    /// Loads the program for a whole policy.
     pub fn with_text(policy: &str, containers: &Containers) -> Self {
         Self::of_host(policy, containers, &BTreeSet::new())
     }
 
-    /// On a host with these addresses.
+    /// Loads the program for a host with these addresses.
     pub fn of_host(policy: &str, containers: &Containers, own: &BTreeSet<IpAddr>) -> Self {
         let tick_ns = host::tick_ns().unwrap();
         let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
@@ -88,7 +88,7 @@ impl Simulation {
         self.replay.sent(frame).unwrap();
     }
 
-    /// Offers a frame evenly, `per_second` times for so many seconds, and counts those that pass.
+    /// Sends a frame `per_second` times a second, evenly, and returns how many pass.
     fn offer(&mut self, frame: &[u8], per_second: i64, seconds: i64) -> i64 {
         let mut passed = 0;
         for n in 0..per_second * seconds {
@@ -99,10 +99,10 @@ impl Simulation {
     }
 }
 
-/// Offered so many hundredths of the budget.
+/// The offered loads, in per cent of the budget.
 const LOADS: [i64; 6] = [50, 90, 105, 143, 210, 5_000];
 
-/// Below the budget everything passes; above it the budget times the time plus the burst, within one
+/// Asserts that all packets pass below the budget. Above it, the rate times the time plus the burst pass, within one
 /// per cent.
 fn assert_exact(policy: &str, frame: &[u8], rate: i64, burst: i64) {
     const SECONDS: i64 = 60;
@@ -135,7 +135,7 @@ fn packets_pass_at_exactly_their_rate() {
 
 #[test]
 fn bytes_pass_at_exactly_their_rate() {
-    // 100 frames of 1,500 bytes a second, 50 at once.
+    // The budget is 100 frames of 1,500 bytes a second, with a burst of 50.
     let frame = ipv4(CLIENT_V4, protocol::TCP, &tcp(80, ACK, &[0; 1_446]));
     assert_eq!(frame.len(), 1_500);
     let policy = web("limit.bytes = { rate = \"150kB/s\", burst = \"75kB\" }");
@@ -154,7 +154,7 @@ fn connections_pass_at_exactly_their_rate_and_other_segments_are_free() {
 fn totals_pass_at_exactly_their_rate_over_all_sources() {
     let policy = web("total.packets = { rate = \"100/s\", burst = 50 }");
     assert_exact(&policy, &tcp_v4(80, ACK), 100, 50);
-    // The same from as many sources as packets.
+    // The same with another source for each packet.
     let mut simulation = Simulation::new(&policy);
     let mut passed = 0;
     for n in 0..60 * 1_000 {
@@ -212,7 +212,7 @@ fn what_one_budget_drops_is_not_charged_to_another() {
 
 #[test]
 fn a_clock_that_stands_still_or_goes_back_frees_no_second_burst() {
-    // The only budget is looked at once, and one of several twice.
+    // The program reads a service's only budget once, and one of several budgets twice.
     let only = "limit.packets = { rate = \"10/s\", burst = 10 }";
     for limits in [only, &format!("{only}\nlimit.connections = \"1k/s\"")] {
         let mut simulation = Simulation::new(&web(limits));
@@ -224,8 +224,7 @@ fn a_clock_that_stands_still_or_goes_back_frees_no_second_burst() {
         assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
         simulation.at(50 * SECOND);
         assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
-        // Nor is the source shut out until the clock is back where it was: the bucket refills from
-        // there.
+        // The bucket refills from the new time: the source need not wait until the clock is where it was.
         simulation.at(50 * SECOND + SECOND / 10);
         assert_eq!(simulation.reason(&frame), Reason::Allowed, "{limits}");
         assert_eq!(simulation.reason(&frame), Reason::PacketLimit);
@@ -329,7 +328,7 @@ fn limits_bound_what_reaches_no_service() {
     assert_eq!(
         simulation.reason(&tcp_v4(80, ACK)),
         Reason::Allowed,
-        "a service has its own"
+        "a service has its own budget"
     );
     assert_eq!(
         simulation.reason(&other(0x0806)),
@@ -356,7 +355,7 @@ fn what_reaches_no_service_has_a_total_of_its_own() {
     .concat();
     assert_eq!(reasons.collect::<Vec<_>>(), expected);
     assert_eq!(simulation.reason(&tcp_v4(80, ACK)), Reason::Allowed);
-    // Beside a source's own, the same.
+    // The same with a budget for each source besides.
     let policy = policy.replace(
         "[limits.total]",
         "[limits]\nconnections = \"1/s\"\n[limits.total]",
@@ -366,15 +365,14 @@ fn what_reaches_no_service_has_a_total_of_its_own() {
     assert_eq!(reasons.collect::<Vec<_>>(), expected);
 }
 
-/// A source address of its own for each number below 2^30, of a host: 128.0.0.0/2.
+/// A different host address in 128.0.0.0/2 for each number below 2^30.
 fn source(n: u32) -> std::net::Ipv4Addr {
-    // Multiplying by an odd number is one to one, so no two are the same.
+    // Multiplication by an odd number is a bijection modulo 2^30, so all addresses differ.
     (0x8000_0000 | n.wrapping_mul(0x9e37_79b1) & 0x3fff_ffff).into()
 }
 
-/// In one simulated second, 5 million packets come from as many spoofed sources, and a thousand real
-/// sources send at half their budget of `rate` a second. Says how many packets of the real ones were
-/// offered and how many were dropped by their own budgets.
+/// Simulates one second: 5 million packets come from as many spoofed sources, and a thousand real sources send at half
+/// their budget of `rate` a second. Returns how many packets the real sources sent, and how many of them were dropped.
 fn flood_among(rate: u32) -> (u32, u32) {
     const REAL: u32 = 1_000;
     const FLOOD: u32 = 5_000_000;
@@ -393,7 +391,7 @@ fn flood_among(rate: u32) -> (u32, u32) {
             set_source(&mut spoofed, REAL + step * (FLOOD / STEPS) + n);
             simulation.reason(&spoofed);
         }
-        // Each real source is due every so many steps, and they take turns.
+        // Each real source sends once in `every` steps, in turn.
         let every = STEPS / (rate / 2);
         for n in (0..REAL).filter(|n| (n + step) % every == 0) {
             set_source(&mut real, n);
@@ -406,11 +404,11 @@ fn flood_among(rate: u32) -> (u32, u32) {
 
 #[test]
 fn no_flood_of_spoofed_sources_takes_the_budget_of_a_real_one() {
-    // 5 million sources over 2^18 cells are 19 packets a second in each cell: with what the real
-    // source sends, that fits into a budget of 100 a second.
+    // 5 million packets over 2^18 cells are 19 a second in each cell. With the real source's 50 that fits into a budget
+    // of 100 a second.
     let (offered, dropped) = flood_among(100);
     assert_eq!(offered, 50_000);
-    assert_eq!(dropped, 0, "packets of real sources dropped");
+    assert_eq!(dropped, 0, "packets of real sources were dropped");
 }
 
 #[test]
@@ -437,14 +435,14 @@ fn a_flood_on_a_slow_budget_leaves_the_budgets_of_other_services_alone() {
     assert_eq!(
         simulation.reason(&exhausted),
         Reason::PacketLimit,
-        "its budget was erased"
+        "the exhausted budget was refilled"
     );
     for n in 300_000..301_000 {
         let fresh = ipv4(source(n), protocol::TCP, &tcp(80, SYN, &[]));
         assert_eq!(
             simulation.reason(&fresh),
             Reason::Allowed,
-            "it was locked out"
+            "a new source was over its budget"
         );
     }
 }
@@ -467,13 +465,14 @@ fn a_crowd_has_its_factor_times_every_budget() {
     ] {
         let policy = format!("{}\n{crowd}", web(limit));
         let mut simulation = Simulation::new(&policy);
-        // 2,000 users behind one address, a packet every five seconds each: 400 of 500 a second.
+        // 2,000 users behind one address, each with a packet every five seconds: 400 packets a second of a budget of
+        // 500.
         assert_eq!(simulation.offer(&frame, 400, 60), 400 * 60);
         let mut simulation = Simulation::new(&policy);
         let passed = simulation.offer(&frame, 1_000, 60);
         assert!((passed - (500 * 60 + 500)).abs() < 305, "{passed} passed");
     }
-    // Anybody else has the usual budget.
+    // Other sources have the usual budget.
     let policy = format!(
         "{}\n{crowd}",
         web("limit.packets = { rate = \"10/s\", burst = 10 }")
@@ -527,7 +526,7 @@ fn a_deny_entry_ends_in_the_kernel() {
         ipv4(OTHER_V4, protocol::TCP, &tcp(80, SYN, &[])),
         tcp_v6(80, SYN),
         ipv6(OTHER_V6, protocol::TCP, &tcp(80, SYN, &[])),
-        // Neither does it pass as a fragment, nor on an established connection.
+        // The source is also dropped as a fragment and on an established connection.
     ];
     for (ns, expected) in [
         (0, Reason::DeniedSource),

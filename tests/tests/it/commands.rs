@@ -1,4 +1,4 @@
-//! The command line as scripts and people meet it: output, exit codes, one line for every error.
+//! The command line for scripts and people: output, exit codes, and one line for every error.
 
 use std::{
     ffi::OsString,
@@ -28,11 +28,11 @@ name = \"web\"
 ports = [\"tcp/80\"]
 ";
 
-/// One line on standard error that contains these words, nothing on standard output, this code.
+/// Asserts this exit code, an empty standard output, and one error line with these words on standard error.
 #[track_caller]
 fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
-    // Events of the agent come before the error.
+    // The agent's log lines come before the error.
     let errors: Vec<&str> = stderr
         .lines()
         .filter(|line| line.starts_with("guard: "))
@@ -49,7 +49,7 @@ fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     );
 }
 
-/// Exemptions inside each other, the narrowest first. All but the widest end.
+/// Nested exemptions, the narrowest prefix first. All but the widest expire.
 fn nested(depth: u8) -> String {
     let source = |n| {
         let end = if n + 1 < depth {
@@ -105,16 +105,16 @@ fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
             8,
             &["office", "\"any\"", "CIDR"],
         ),
-        (format!("{POLICY}from = []\n"), 8, &["nobody"]),
+        (format!("{POLICY}from = []\n"), 8, &["no source"]),
         (
             format!("{POLICY}[service.limit]\npackets = \"2k\"\n"),
             9,
-            &["\"2k\" is no rate", "2k/s"],
+            &["\"2k\" is not a rate", "2k/s"],
         ),
         (
             format!("{POLICY}[service.limit]\npackets = \"0/s\"\n"),
             9,
-            &["nobody"],
+            &["a rate of 0"],
         ),
         (
             format!("{POLICY}[service.limit]\npackets = {{ rate = \"10k/s\", burst = 1 }}\n"),
@@ -124,7 +124,7 @@ fn a_policy_that_is_wrong_is_refused_with_its_line_and_nothing_is_attached() {
         (
             format!("{POLICY}[service.limit]\nbytes = \"2M/s\"\n"),
             9,
-            &["\"2M/s\" is no rate", "20MB/s"],
+            &["\"2M/s\" is not a rate", "20MB/s"],
         ),
         (
             format!("{POLICY}[service.limit]\nper = {{ ipv4 = 33 }}\n"),
@@ -239,7 +239,7 @@ fn an_interface_whose_frames_have_no_ethernet_is_refused() {
         1,
         &[
             "guard.toml:3",
-            "tun0 is no Ethernet interface",
+            "tun0 is not an Ethernet interface",
             "not supported",
         ],
     );
@@ -262,7 +262,7 @@ fn what_the_environment_lacks_is_said_in_one_line_and_nothing_is_attached() {
     assert_nothing_attached(&lab);
 }
 
-/// Runs a copy of the binary, which anybody may read and run, as a user without any right.
+/// Runs a copy of the binary as user nobody, without groups and capabilities. Every user may run the copy.
 fn as_nobody(lab: &Lab, options: &[OsString], arguments: &[&str]) -> Output {
     let copy = lab.folder().join("guard");
     if !copy.exists() {
@@ -287,7 +287,7 @@ fn without_root_it_says_what_it_needs() {
     let options = ["--socket".into(), socket.clone().into()];
     let output = as_nobody(&lab, &options, &["run", "--policy", path.to_str().unwrap()]);
     assert_fails(&output, 1, &["needs root"]);
-    assert!(!Path::new(&socket).exists(), "the socket is left");
+    assert!(!Path::new(&socket).exists(), "the socket was not removed");
     assert_nothing_attached(&lab);
 }
 
@@ -316,7 +316,7 @@ fn a_user_outside_the_group_is_told_to_join_it_and_not_to_start_an_agent() {
         &["confirm"],
         &["mode", "observe"],
     ];
-    // What works without an agent needs the pins, which are root's.
+    // These commands work without an agent, but only root can open the pins.
     let exits = [&["mode", "off"][..], &["detach"]];
     let words = ["join group guard", "or use sudo"];
     let refused = |arguments: &[&str]| {
@@ -332,10 +332,10 @@ fn a_user_outside_the_group_is_told_to_join_it_and_not_to_start_an_agent() {
     let text = String::from_utf8(doctor.stdout).unwrap();
     assert!(words.iter().all(|word| text.contains(word)), "{text}");
     assert!(!text.contains("systemctl start"), "{text}");
-    // It goes on as it was.
+    // The agent still enforces.
     assert_eq!(guard.json("status").unwrap()["mode"], "enforce");
 
-    // Whether the kernel goes on without the agent is not for everybody to see, either.
+    // Without the agent, the status of the kernel program is refused, too.
     guard.kill().unwrap();
     for arguments in [&["status"][..], &["counters"], &["talkers"]] {
         refused(arguments);
@@ -388,7 +388,7 @@ fn commands_without_an_agent_say_so() {
             &["no agent answers", "guard run"],
         );
     }
-    // A policy that is not there is a policy that is wrong.
+    // A missing policy file is an error of the policy: exit code 2.
     let missing = ["run", "--policy", "/nowhere/guard.toml"];
     assert_fails(
         &output(&lab, &missing).unwrap(),
@@ -397,7 +397,7 @@ fn commands_without_an_agent_say_so() {
     );
 }
 
-/// The program's own lines come at that level alone, once for each counter and CPU.
+/// The kernel program logs only at level debug: once for each counter and CPU.
 #[test]
 fn the_kernel_program_says_what_is_new_to_it_when_it_is_debugged() {
     let site = Site::new();
@@ -412,8 +412,8 @@ fn the_kernel_program_says_what_is_new_to_it_when_it_is_debugged() {
     let _agent = Daemon::start(&mut command, &log).unwrap();
     let lines = |least: usize| {
         wait_for(Duration::from_secs(20), || {
-            // Before the guard is attached it is open too.
-            anyhow::ensure!(site.ask() == OPEN);
+            // The port is also open before the guard is attached, so the log is read until enough lines are there.
+            anyhow::ensure!(site.get() == OPEN);
             let text = fs::read_to_string(&log)?;
             let lines = text
                 .lines()
@@ -426,11 +426,11 @@ fn the_kernel_program_says_what_is_new_to_it_when_it_is_debugged() {
     };
     lines(1);
     for _ in 0..20 {
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
     }
     std::thread::sleep(Duration::from_secs(2));
     let cpus = std::thread::available_parallelism().unwrap().get();
-    // Allowed, and what keeps the network.
+    // The outcomes are `allowed` and control packets: at most three counters on each CPU.
     assert!(lines(1) <= 3 * cpus, "no line per packet");
 }
 
@@ -444,7 +444,7 @@ fn wrong_usage_exits_with_2() {
             &[arguments.last().unwrap(), "--help"],
         );
     }
-    // Alone it prints its help.
+    // Without arguments `guard` prints its help.
     assert_eq!(output(&lab, &[]).unwrap().status.code(), Some(2));
 }
 
@@ -481,7 +481,7 @@ fn check_shows_limits_and_sources() {
     assert!(text.status.success() && text.stderr.is_empty(), "{text:?}");
     let text = String::from_utf8(text.stdout).unwrap();
     for part in [
-        "what reaches no service: packets 5k/s with a burst of 5000 per source",
+        "packets that match no service: packets 5k/s with a burst of 5000 per source",
         "source office: 198.51.100.0/24, 20 times every budget per source, owned by ana",
         "[2JNAT, until 9999-12-30",
         "source s4: 198.51.100.0/28, never limited",
@@ -523,15 +523,15 @@ fn what_can_hardly_be_meant_is_warned_of_and_refuses_nothing() {
         assert_eq!(warning["line"], *line, "{warning}");
         assert!(warning["problem"].as_str().unwrap().contains(problem));
         let said = format!("{path}:{line}: ");
-        for (whose, text) in [("check", &stderr), ("run", &guard.log())] {
+        for (command, text) in [("check", &stderr), ("run", &guard.log())] {
             let is_said = |text: &str| text.contains(&said) && text.contains(problem);
             assert!(
                 text.lines().any(is_said),
-                "{whose} has no {problem}: {text}"
+                "guard {command} does not print {problem:?}: {text}"
             );
         }
     }
-    // On an interface with ordinary frames, nothing is wrong with the burst.
+    // With an MTU of 1500 the burst is large enough: there is no warning.
     lab.host.ip("link set wan mtu 1500").unwrap();
     let checked = output(&lab, &["check", path]).unwrap();
     assert!(!String::from_utf8(checked.stderr).unwrap().contains("MTU"));
@@ -566,7 +566,7 @@ fn a_second_agent_on_the_same_socket_or_interface_is_refused() {
 fn a_socket_that_a_dead_agent_left_is_replaced_but_a_file_is_not() {
     let lab = Lab::new().unwrap();
     let socket = lab.folder().join("guard.sock");
-    // A socket that is somebody else's is not touched.
+    // A socket of another program is not touched.
     let foreign = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
     let path = write_policy(&lab, POLICY).unwrap();
     let refused = output(&lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
@@ -578,11 +578,11 @@ fn a_socket_that_a_dead_agent_left_is_replaced_but_a_file_is_not() {
     assert!(socket.exists());
     let guard = Guard::start(&lab, POLICY).unwrap();
     guard.remove().unwrap();
-    assert!(!socket.exists(), "it is removed at the end");
+    assert!(!socket.exists(), "the agent did not remove its socket");
     fs::write(&socket, "precious").unwrap();
     let path = write_policy(&lab, POLICY).unwrap();
     let refused = output(&lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
-    assert_fails(&refused, 1, &["no socket is in its place"]);
+    assert_fails(&refused, 1, &["exists and is not a socket"]);
     assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
     assert_nothing_attached(&lab);
 }
@@ -606,7 +606,7 @@ fn the_control_socket_speaks_http_and_is_for_root_and_its_group() {
     };
     assert!(curl("/v1/status").ends_with("}200"));
     assert!(curl("/v1/nothing").ends_with("404"));
-    // What is no HTTP is answered as such, and the agent goes on.
+    // Bytes that are not HTTP get an HTTP error, and the agent answers further requests.
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream.write_all(&[0xff; 4096]).unwrap();
     let _result = stream.read_to_end(&mut Vec::new());

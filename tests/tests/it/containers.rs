@@ -1,4 +1,4 @@
-//! Containers come and go while something knocks at their ports all the time.
+//! Containers start and stop while a hammer sends to their ports without pause.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use lab::{
     hammer::{Hammer, HammerTarget, Reached},
     http::{HttpOutcome, get},
     process::wait_for,
-    relay::{Mood, Relay},
+    relay::{Relay, RelayMode},
     topology::{HOST_V4, HOST_V6, INTERFACE, Lab, USER_V4, USER_V6},
 };
 use serde_json::{Value, json};
@@ -96,7 +96,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
         nothing_reached("kill and start");
         run(&["rm", "--force", "web"]);
     }
-    // It answers where it may, so it was there to be reached.
+    // Inside the host the container answers, so only the guard kept packets from it.
     run(&[
         "run",
         "--detach",
@@ -106,7 +106,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
         "8000:8000",
         IMAGE,
     ]);
-    // Closed by the short cut already; the plan that the status is made of may come a moment later.
+    // The port is already closed by the early close; the plan behind the status may come a moment later.
     wait_for(Duration::from_secs(15), || {
         let published = published(&guard);
         anyhow::ensure!(published == ["tcp/8000"], "{published:?}");
@@ -130,7 +130,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     ]);
     let six = ["--network", "six", "--publish", "8005:8000"];
     run(&[&["run", "--detach", "--name", "six"][..], &six, &[IMAGE]].concat());
-    nothing_reached("a network of IPv6");
+    nothing_reached("a network with IPv6");
     let container: Value = serde_json::from_str(&run(&["inspect", "six"])).unwrap();
     let address = &container[0]["NetworkSettings"]["Networks"]["six"]["GlobalIPv6Address"];
     let address: IpAddr = address.as_str().unwrap().parse().unwrap();
@@ -168,7 +168,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     nothing_reached("a compose project");
     compose(&["down", "--timeout", "1"]);
 
-    // What has no network of its own publishes nothing: scope `containers` leaves it alone.
+    // A container in the host's network publishes no ports: scope `containers` does not close them.
     let server = ["/bin/busybox", "httpd", "-f", "-p", "8100", "-h", "/www"];
     let host = [
         "run",
@@ -189,7 +189,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     run(&["rm", "--force", "host"]);
     nothing_reached("at the end");
 
-    // The check can fail.
+    // With mode off the rules count packets: the check can fail.
     run(&[
         "run",
         "--detach",
@@ -207,7 +207,7 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
     })
     .unwrap();
     let knocks = hammer.stop().unwrap();
-    println!("{knocks} knocks");
+    println!("{knocks} attempts");
     assert!(knocks > 10_000, "{knocks}");
 }
 
@@ -289,21 +289,21 @@ fn docker_that_comes_and_goes_opens_nothing() {
         assert_eq!(reached.packets().unwrap(), 0, "{what}");
     };
     connected(true, "at first");
-    for (mood, is_fine) in [
-        (Mood::Slow(Duration::from_millis(300)), true),
-        (Mood::Garbage, false),
-        (Mood::Silent, false),
+    for (mode, is_fine) in [
+        (RelayMode::Delay(Duration::from_millis(300)), true),
+        (RelayMode::Garbage, false),
+        (RelayMode::Silent, false),
     ] {
-        relay.set(mood);
-        // It does something, so that the guard asks.
+        relay.set(mode);
+        // A restart causes an event, so that the guard queries Docker.
         docker.run(&["restart", "--time", "1", "web"]).unwrap();
-        connected(is_fine, &format!("{mood:?}"));
-        relay.set(Mood::Well);
+        connected(is_fine, &format!("{mode:?}"));
+        relay.set(RelayMode::Forward);
         connected(true, "well again");
     }
     drop(relay);
     docker.run(&["restart", "--time", "1", "web"]).unwrap();
-    assert_eq!(reached.packets().unwrap(), 0, "its socket is removed");
+    assert_eq!(reached.packets().unwrap(), 0, "Docker's socket is removed");
     assert!(!socket.exists());
 }
 
@@ -376,7 +376,7 @@ fn labels_narrow_what_the_policy_allows_while_it_runs() {
         "{status}"
     );
     assert!(guard.log().contains("container more: "), "{}", guard.log());
-    // An entry for the service is one for what labels have made of it.
+    // An entry for the service also applies to the services that labels derive from it.
     guard
         .run(&["allow", &USER_V4.to_string(), "--service", "api"])
         .unwrap();
@@ -420,7 +420,7 @@ fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first(
     for port in [8000, 8001] {
         assert_eq!(ask(port), HttpOutcome::TimedOut, "{port}");
     }
-    // One that comes later, and one that comes again.
+    // A container that starts later, and one that is created again.
     start("later", 8002, &near);
     docker.remove("inner").unwrap();
     start("inner", 8001, &near);
@@ -447,7 +447,7 @@ fn a_denial_at_a_service_is_one_at_what_labels_make_of_it_whichever_comes_first(
     }
 }
 
-/// Starts a container with labels, whose port 8000 is published at another.
+/// Starts a container with labels, and publishes its port 8000 as `port`.
 fn start_labelled(docker: &Docker, name: &str, port: u16, labels: &[&str]) {
     publish_labelled(docker, name, &format!("{port}:8000"), labels);
 }
@@ -540,7 +540,7 @@ fn a_denial_at_a_service_with_a_long_name_and_a_from_that_is_too_long_are_heeded
         })
         .unwrap();
     };
-    // Every second address, so that none can be merged; and one of them may come in.
+    // Every second address, so that no prefixes can be merged; the user's address is one of them.
     let many: Vec<String> = (0..257)
         .map(|n| format!("198.51.{}.{}", n / 128, 2 * n % 256 + 1))
         .collect();
@@ -560,18 +560,22 @@ fn a_denial_at_a_service_with_a_long_name_and_a_from_that_is_too_long_are_heeded
         warnings.contains("container greedy: its ports are closed"),
         "{warnings}"
     );
-    let said = guard.run(&["status"]).unwrap() + &guard.log();
-    assert!(said.contains("u{202e}forged"), "{said}");
+    let text = guard.run(&["status"]).unwrap() + &guard.log();
+    assert!(text.contains("u{202e}forged"), "{text}");
     assert!(
-        !said.lines().any(|line| line.starts_with("forged")),
-        "{said}"
+        !text.lines().any(|line| line.starts_with("forged")),
+        "{text}"
     );
-    assert!(!said.contains('\u{202e}'), "{said}");
+    assert!(!text.contains('\u{202e}'), "{text}");
 
     let user = USER_V4.to_string();
     guard.run(&["deny", &user, "--service", &long]).unwrap();
     assert_eq!(ask(8000), HttpOutcome::TimedOut);
-    assert_eq!(ask(8003), HttpOutcome::TimedOut, "what labels made of it");
+    assert_eq!(
+        ask(8003),
+        HttpOutcome::TimedOut,
+        "the service derived by labels"
+    );
     guard.run(&["revoke", "1"]).unwrap();
     assert_eq!(ask(8000), HttpOutcome::Status(200));
     assert_eq!(ask(8003), HttpOutcome::Status(200));
@@ -602,7 +606,7 @@ fn containers_with_limits_that_come_and_go_refill_nobody_elses_budget() {
     let few = "guard.limit.connections={ rate = \"1/h\", burst = 9 }";
     for number in 0..4 {
         let name = format!("limited-{number}");
-        // The second kind of budget takes another kind of array, and goes again.
+        // Every other container adds a second kind of budget, which needs another array and removes it again.
         let packets = "guard.limit.packets=1k/s";
         let labels = if number % 2 == 1 {
             &[few, packets][..]
@@ -701,12 +705,16 @@ fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goe
                 .run(&["try", tried.to_str().unwrap(), "--for", time])
                 .unwrap();
         });
-        assert_eq!(ask(8000), HttpOutcome::Status(200), "it knows of no Docker");
+        assert_eq!(
+            ask(8000),
+            HttpOutcome::Status(200),
+            "the policy on trial has no Docker"
+        );
         docker.run_invoices("meanwhile", &["8001:8000"]).unwrap();
         wait_for(Duration::from_secs(5), || {
             anyhow::ensure!(
                 ask(8001) == HttpOutcome::Status(200),
-                "it does not answer yet"
+                "the container does not answer yet"
             );
             Ok(())
         })
@@ -714,7 +722,7 @@ fn what_is_published_during_a_trial_without_docker_is_closed_when_the_kernel_goe
         guard.kill().unwrap();
         attempt.wait_for_end();
         assert_eq!([ask(8000), ask(8001)], [HttpOutcome::TimedOut; 2]);
-        // The next agent, which Docker does not answer, knows what was published before the trial.
+        // The next agent gets no answer from Docker, but has the ports published before the trial from the state store.
         let same = policy(docker.socket(), "");
         drop(docker);
         let guard = Guard::start(&lab, &same).unwrap();
@@ -731,7 +739,7 @@ fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
         .unwrap();
     let other: IpAddr = OTHER.parse().unwrap();
     let docker = Docker::start(&lab).unwrap();
-    // The host's own, which scope `containers` has nothing to do with.
+    // A server of the host on the same port: scope `containers` must not close it.
     let own = lab
         .host
         .enter(|| TcpListener::bind((HOST_V4, 8_008)))
@@ -768,7 +776,7 @@ fn what_is_published_on_one_address_leaves_the_host_the_port_on_the_others() {
         })
         .unwrap();
     }
-    // Known from the start.
+    // The port is published before the agent starts.
     docker.run_invoices("web", &[&publish]).unwrap();
     guard.remove().unwrap();
     let _guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();

@@ -1,4 +1,4 @@
-//! Many denied addresses: the list that they are in, and what changes in it while it is in use.
+//! The hashed list of many denied addresses, and changes to it while it is in use.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,18 +27,18 @@ use crate::{
 
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 
-/// How many are denied: enough for a list.
+/// The number of denied addresses: enough for the hashed list.
 const COUNT: u32 = 20_000;
 
-/// Neighbours from here on.
+/// The first of many consecutive addresses.
 const FIRST: u32 = u32::from_be_bytes([100, 64, 0, 0]);
 
 fn frame(source: u32) -> Vec<u8> {
     ipv4(Ipv4Addr::from(source), protocol::TCP, &tcp(80, SYN, &[]))
 }
 
-/// More addresses of one line than it has room for, none of them among the neighbours.
-fn of_one_line(count: usize) -> Vec<u32> {
+/// Addresses that hash to the same line of the list, none of them among the consecutive ones.
+fn on_one_line(count: usize) -> Vec<u32> {
     let line = |address| DenyPlace::of(address, line_bits(COUNT)).line;
     let far = u32::from_be_bytes([198, 18, 0, 0]);
     let same = (far..).filter(|address| line(*address) == line(far));
@@ -103,7 +103,7 @@ impl Changing {
     }
 }
 
-/// How often each of these frames passes while a running generation is changed.
+/// Changes a running generation, and counts how often each of these frames passes meanwhile.
 fn passes_while(
     running: &mut Generation,
     tables: Tables,
@@ -112,28 +112,28 @@ fn passes_while(
     let program = running.program().unwrap().info().unwrap();
     let program = Xdp::from_program_info(program, "guard".into(), XdpAttachType::Interface);
     let program = program.unwrap();
-    let (is_looking, is_changed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (is_judging, is_changed) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
-        let looker = scope.spawn(|| {
+        let judging = scope.spawn(|| {
             let mut passed = vec![0; frames.len()];
             while !is_changed.load(Ordering::Relaxed) {
                 for (frame, passed) in frames.iter().zip(&mut passed) {
                     *passed += u64::from(run_program(&program, frame) == Verdict::Pass);
                 }
-                is_looking.store(true, Ordering::Relaxed);
+                is_judging.store(true, Ordering::Relaxed);
             }
             passed
         });
-        while !is_looking.load(Ordering::Relaxed) {
+        while !is_judging.load(Ordering::Relaxed) {
             thread::yield_now();
         }
         let changed = running.change(tables, &mut PortUpdates::default());
         is_changed.store(true, Ordering::Relaxed);
-        (looker.join().unwrap(), changed)
+        (judging.join().unwrap(), changed)
     })
 }
 
-/// Asserts who is denied, by a running generation and by one that is filled afresh.
+/// Asserts which addresses are denied, by the running generation and by a newly loaded one.
 #[track_caller]
 fn assert_denied(changing: &Changing, running: &Generation, what: &str, expected: &[(&str, bool)]) {
     let expected: BTreeMap<_, _> = expected.iter().copied().collect();
@@ -154,11 +154,11 @@ fn assert_denied(changing: &Changing, running: &Generation, what: &str, expected
 
 #[test]
 fn a_long_list_denies_each_of_its_addresses_and_nobody_else() {
-    let crowded = of_one_line(2 * TAGS);
+    let crowded = on_one_line(2 * TAGS);
     let (listed, others) = crowded.split_at(TAGS + 4);
     let few = COUNT - listed.len() as u32;
     let neighbours = FIRST..FIRST + few;
-    // Those at the ends that are on a wire (RFC 1122, section 3.2.1.3).
+    // The first and the last address that can be on a wire (RFC 1122, section 3.2.1.3).
     let edges = [1, 0xffff_fffe];
     let changing = Changing::new(&policy(
         neighbours
@@ -195,7 +195,7 @@ fn a_long_list_denies_each_of_its_addresses_and_nobody_else() {
     {
         assert!(!is_denied(address), "{}", Ipv4Addr::from(address));
     }
-    // Another family, whose sources end alike.
+    // An IPv6 source whose last bits are a denied IPv4 address.
     let v6 = ipv6(
         Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(FIRST)),
         protocol::TCP,
@@ -206,7 +206,7 @@ fn a_long_list_denies_each_of_its_addresses_and_nobody_else() {
 
 #[test]
 fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh() {
-    let crowded = of_one_line(TAGS + 2);
+    let crowded = on_one_line(TAGS + 2);
     let names: Vec<String> = crowded
         .iter()
         .map(|address| Ipv4Addr::from(*address).to_string())
@@ -216,7 +216,7 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
     };
     let neighbours = FIRST..FIRST + COUNT - crowded.len() as u32;
     let mut changing = Changing::new(&policy(neighbours.chain(crowded.iter().copied())));
-    // An operator's, which is in the list as well.
+    // An operator's entry, which is in the list, too.
     changing.deny("192.0.2.1/32", None);
     let mut running = changing.load();
     let none = &mut PortUpdates::default();
@@ -230,7 +230,7 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
     };
     expect(
         &changing,
-        "as it was made",
+        "as loaded",
         &[("192.0.2.1", true), ("192.0.2.2", false)],
     );
     changing.deny("192.0.2.2/32", None);
@@ -251,7 +251,7 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
         "and denied again",
         &[("192.0.2.1", true), ("192.0.2.2", true)],
     );
-    // A wider one that holds as long takes the place of what it covers.
+    // A wider denial that does not expire replaces the addresses that it covers.
     changing.deny("100.64.0.0/24", None);
     expect(
         &changing,
@@ -264,7 +264,7 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
         "uncovered",
         &[("100.64.0.200", true), ("100.64.1.9", true)],
     );
-    // All of a full line leave it, and come back.
+    // All addresses of a full line are removed and added again.
     changing.deny("198.18.0.0/15", None);
     expect(&changing, "the line covered", &[("198.18.0.1", true)]);
     changing.entries.pop();
@@ -281,7 +281,7 @@ fn a_long_list_that_is_changed_while_it_runs_judges_as_one_that_is_made_afresh()
 fn what_is_in_the_list_for_good_ends_once_only_a_denial_for_a_while_is_left() {
     let mut changing = Changing::new(&policy(FIRST..FIRST + COUNT));
     changing.deny("192.0.2.1/32", None);
-    // Long enough for two loads on a busy machine.
+    // Long enough to load two generations on a busy machine.
     changing.deny("192.0.2.1/32", Some(Duration::from_secs(15)));
     let mut running = changing.load();
     assert_denied(&changing, &running, "both", &[("192.0.2.1", true)]);
@@ -289,22 +289,27 @@ fn what_is_in_the_list_for_good_ends_once_only_a_denial_for_a_while_is_left() {
     running
         .change(changing.tables(), &mut PortUpdates::default())
         .unwrap();
-    assert_denied(&changing, &running, "for a while", &[("192.0.2.1", true)]);
+    assert_denied(
+        &changing,
+        &running,
+        "only the denial that expires",
+        &[("192.0.2.1", true)],
+    );
     thread::sleep(Duration::from_secs(15));
     let expected = [("192.0.2.1", false), ("100.64.0.1", true)];
-    assert_denied(&changing, &running, "afterwards", &expected);
+    assert_denied(&changing, &running, "after it has expired", &expected);
 }
 
 #[test]
 fn nobody_passes_while_denials_for_good_become_denials_for_a_while() {
     const SHORTENED: u32 = 200;
-    let crowded = of_one_line(TAGS + 4);
+    let crowded = on_one_line(TAGS + 4);
     let (inside, over) = crowded.split_at(TAGS);
     let (last, others) = inside.split_last().unwrap();
     let few = FIRST..FIRST + COUNT - 1_000;
     let mut changing = Changing::new(&policy(few.chain(others.iter().chain(over).copied())));
     let far = u32::from_be_bytes([223, 0, 0, 0]);
-    // One of them has the last place of a full line.
+    // One of these addresses has the last place of a full line.
     let operators: Vec<u32> = (0..SHORTENED).map(|n| far + n).chain([*last]).collect();
     for lasts in [None, Some(Duration::from_secs(3_600))] {
         for address in &operators {
@@ -330,7 +335,7 @@ fn a_wider_denial_stays_until_there_is_room_for_what_it_covers() {
     let mut changing = Changing::new(&policy(FIRST..FIRST + COUNT));
     changing.deny("100.64.0.0/10", None);
     changing.deny("192.0.2.0/24", None);
-    // All that is listed is covered, so that there is no list.
+    // Wider denials cover all listed addresses, so the generation has no list.
     let mut running = changing.load();
     changing.entries.clear();
     let frames: Vec<_> = (0..20).map(|n| frame(FIRST + n * 997)).collect();
@@ -340,7 +345,10 @@ fn a_wider_denial_stays_until_there_is_room_for_what_it_covers() {
     let is_denied = |frame: &Vec<u8>| test_run(&running, frame) == Verdict::Drop;
     assert!(frames.iter().all(is_denied));
     let other = frame(u32::from_be_bytes([192, 0, 2, 1]));
-    assert!(!is_denied(&other), "it covers nobody, and is gone");
+    assert!(
+        !is_denied(&other),
+        "a denial that covers no listed address is removed at once"
+    );
     let another = changing.load();
     let is_denied = |frame: &Vec<u8>| test_run(&another, frame) == Verdict::Drop;
     assert!(frames.iter().all(is_denied));

@@ -1,4 +1,4 @@
-//! The guard below a real Docker: its DNAT stays as it is, and what it publishes is closed.
+//! The guard with a real Docker: the published ports are closed, and Docker's DNAT rules do not change.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -74,7 +74,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
     assert_eq!(
         status["docker"]["published"],
         json!(["tcp/8000"]),
-        "8001 is on loopback alone"
+        "8001 is published on loopback only"
     );
 
     let nat = run(lab
@@ -102,7 +102,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
 
     assert_eq!(ask(8000), [ok; 2], "after");
 
-    // The owner of the policy opens it: listed, it is reachable again.
+    // A service that lists the port opens it again.
     let listed = "[[service]]
          name = \"invoices\"
          ports = [\"tcp/8000\"]
@@ -111,7 +111,7 @@ fn a_published_port_is_closed_below_the_dnat_and_the_proxy_stays_the_way_in() {
     assert_eq!(
         ask(8000),
         [ok, HttpOutcome::TimedOut],
-        "open to a network of IPv4"
+        "open to one IPv4 network"
     );
     let elsewhere = [
         ("service", json!("invoices")),
@@ -161,7 +161,7 @@ fn a_container_reaches_the_internet_while_its_ports_are_closed() {
     assert_eq!(guard.packets(&[("verdict", json!("drop"))]).unwrap(), 0);
 }
 
-/// Docker's switch for routing instead of masquerading, until its version 27 brought gateway modes.
+/// Docker's option for routing instead of masquerading; since Docker 27 there are gateway modes for it.
 const ROUTED: &str = "com.docker.network.bridge.enable_ip_masquerade=false";
 
 #[test]
@@ -190,7 +190,7 @@ fn a_network_that_is_routed_gets_answers_and_no_attempts() {
     let answer = in_container(&resolve).unwrap();
     assert!(answer.contains(udp::ADDRESSES[0]), "{answer}");
     assert!(packets("reply") >= 2, "{answer}");
-    // DNS speaks TCP, too.
+    // The DNS server also listens on TCP.
     in_container(&format!("/bin/busybox nc -w 1 {USER_V4} 53 </dev/null")).unwrap();
     assert!(packets("established") >= 2);
     assert_eq!(guard.packets(&[("verdict", json!("drop"))]).unwrap(), 0);

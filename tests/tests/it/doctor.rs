@@ -1,4 +1,4 @@
-//! `guard doctor` on a host that is well, and on one that is not.
+//! `guard doctor` on a healthy host, and on hosts with faults.
 
 use std::process::Output;
 
@@ -7,11 +7,11 @@ use serde_json::Value;
 
 use crate::site::{OPEN_80, Site, fails};
 
-/// What it says of this check.
+/// The result of this check.
 fn health<'a>(findings: &'a Value, check: &str) -> &'a Value {
     let mut findings = findings.as_array().unwrap().iter();
     let found = findings.find(|finding| finding["check"] == check);
-    &found.unwrap_or_else(|| panic!("{check} is not looked at"))["health"]
+    &found.unwrap_or_else(|| panic!("{check} is not among the checks"))["health"]
 }
 
 fn json(output: &Output) -> Value {
@@ -22,7 +22,7 @@ fn json(output: &Output) -> Value {
 fn a_host_that_is_well_is_said_to_be_and_a_dead_agent_is_a_failure() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
-    site.ask();
+    site.get();
     let well = output(&site.lab, &["doctor", "--json"]).unwrap();
     let findings = json(&well);
     assert!(well.status.success(), "{findings:#}");
@@ -50,7 +50,7 @@ fn a_host_that_is_well_is_said_to_be_and_a_dead_agent_is_a_failure() {
     guard.kill().unwrap();
     let dead = output(&site.lab, &["doctor", "--json"]).unwrap();
     assert_eq!(health(&json(&dead), "agent"), "failure");
-    fails(&dead, 1, &["one thing fails"]);
+    fails(&dead, 1, &["1 check fails"]);
 }
 
 #[test]
@@ -76,15 +76,15 @@ fn somebody_elses_program_is_a_failure_with_its_number() {
     let path = site.write("observe", "");
     let found = output(&site.lab, &["doctor", "--policy", &path]).unwrap();
     let text = String::from_utf8_lossy(&found.stdout).into_owned();
-    assert!(text.contains("another XDP program has it"), "{text}");
-    fails(&found, 1, &["one thing fails"]);
+    assert!(text.contains("another XDP program is attached"), "{text}");
+    fails(&found, 1, &["1 check fails"]);
 }
 
 #[test]
 fn without_rights_it_says_what_it_cannot_see() {
     let site = Site::new();
     let path = site.write("observe", "");
-    // A user without any right, in the same network.
+    // A user without capabilities, in the same network namespace.
     let options = lab::guard::whereabouts(&site.lab);
     let mut command = site.lab.host.command("setpriv");
     command.args([

@@ -1,4 +1,4 @@
-//! The emergency exits against everything else that the agent does: what they have stopped stays so.
+//! The emergency exits while the agent is busy with other work: after an exit the guard stays off.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use lab::{
 
 use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of, policy};
 
-/// So many denied addresses take the loop some time to load.
+/// A policy with so many denied addresses and services that a load takes the agent some time.
 fn large(mode: &str) -> String {
     let denied: Vec<String> = (0..100_000_u32)
         .map(|number| {
@@ -66,7 +66,7 @@ fn off_during_a_load_is_not_undone_by_what_waits_behind_it() {
     thread::scope(|scope| {
         scope.spawn(|| site.guard(&["mode", "off"]));
         while !is_open() {}
-        // From here on everything passes, before the answer as after it.
+        // From now on all packets pass, before and after the command has ended.
         let passing = Instant::now();
         while passing.elapsed() < Duration::from_secs(6) {
             assert!(is_open(), "{:?}: {}", passing.elapsed(), guard.log());
@@ -79,7 +79,7 @@ fn off_during_a_load_is_not_undone_by_what_waits_behind_it() {
     assert_eq!(guard.json("status").unwrap()["mode"], "off");
 }
 
-/// Renames an interface with somebody's program on it to one that the policy names, and waits until that is told.
+/// Renames an interface with a foreign program to the policy's second interface, and waits until the status reports it.
 fn put_second(site: &Site, guard: &Guard) {
     let foreign = site.keep_program(guard);
     let host = &site.lab.host;
@@ -111,10 +111,10 @@ fn off_holds_where_another_interface_refuses_its_program() {
     let site = Site::new();
     let guard = Guard::start(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
     put_second(&site, &guard);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.run(&["mode", "off"]).unwrap();
     for _ in 0..30 {
-        assert_eq!(site.ask(), OPEN, "{}", guard.log());
+        assert_eq!(site.get(), OPEN, "{}", guard.log());
         thread::sleep(Duration::from_millis(100));
     }
     let status = guard.json("status").unwrap();
@@ -129,7 +129,7 @@ fn off_holds_where_another_interface_refuses_its_program() {
 fn an_interface_whose_state_cannot_be_opened_is_not_called_guarded() {
     let site = Site::new();
     let guard = Guard::start(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
-    // A folder that is not empty where the guard's own map should be.
+    // A folder that is not empty, in the place of the guard's map.
     let odd = pins_of(&site.lab, "second").join(layout::ABOUT_INTERFACE);
     fs::create_dir_all(odd.join("theirs")).unwrap();
     let host = &site.lab.host;
@@ -148,7 +148,7 @@ fn an_interface_whose_state_cannot_be_opened_is_not_called_guarded() {
     thread::sleep(Duration::from_secs(3));
     let status = guard.json("status").unwrap();
     assert_eq!(status["enforcing"], false, "{status}");
-    assert_eq!(guard.log().matches("not guarded").count(), 1, "told once");
+    assert_eq!(guard.log().matches("not guarded").count(), 1, "logged once");
     fs::remove_dir_all(odd).unwrap();
     host.ip("link set second mtu 1400").unwrap();
     wait_for(Duration::from_secs(15), || {
@@ -189,19 +189,19 @@ fn an_interface_that_refuses_keeps_nobody_from_denying_on_another() {
     let site = Site::new();
     let guard = Guard::start(&site.lab, &with_second(&policy("enforce", OPEN_80))).unwrap();
     put_second(&site, &guard);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.run(&["deny", &USER_V4.to_string()]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.run(&["revoke", "1"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     write_policy(&site.lab, &with_second(&policy("enforce", SHUT))).unwrap();
     guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let status = guard.json("status").unwrap();
     assert_eq!(status["enforcing"], false, "{status}");
 }
 
-/// A BPF file system is mounted over the pins (cilium/cilium#47847).
+/// Uses an emergency exit while another BPF file system is mounted over the pins (cilium/cilium#47847).
 fn exit_with_hidden_pins(has_agent: bool, exit: &[&str]) {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
@@ -214,9 +214,9 @@ fn exit_with_hidden_pins(has_agent: bool, exit: &[&str]) {
     let place = site.lab.pins().parent().unwrap().to_owned();
     run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&place)).unwrap();
     let exited = output(&site.lab, exit).unwrap();
-    let answer = site.ask();
+    let answer = site.get();
     drop(guard);
-    // What is below comes to light again.
+    // The pins below the mount are visible again.
     run(Command::new("umount").arg("--lazy").arg(&place)).unwrap();
     site.guard(&["detach"]);
     if answer == OPEN {
@@ -233,7 +233,7 @@ fn an_exit_does_not_say_that_it_is_done_while_a_program_goes_on() {
             exit_with_hidden_pins(has_agent, exit);
         }
     }
-    // Nor with another place of the pins.
+    // The same with another folder as `--pins`.
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
     let elsewhere = site.lab.folder().join("bpf/elsewhere");
@@ -251,5 +251,5 @@ fn an_exit_does_not_say_that_it_is_done_while_a_program_goes_on() {
         fails(&exited, 1, &["still judged", "wan", "--pins"]);
     }
     site.guard(&["detach"]);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
 }

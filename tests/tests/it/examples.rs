@@ -1,4 +1,4 @@
-//! The policies in `examples/`: each is sound, and does to packets what its first lines say.
+//! The policies in `examples/`: each is valid, and gives the verdicts that its first lines name.
 
 use std::{
     fs,
@@ -48,7 +48,7 @@ impl ExpectedVerdict {
         let (number, payload) = match self.protocol.as_str() {
             "tcp" => (protocol::TCP, tcp(self.port, SYN, &[])),
             "udp" => (protocol::UDP, udp(40_000, self.port, b"hello")),
-            other => panic!("line {}: {other} is no protocol of these", self.line),
+            other => panic!("line {}: unknown protocol {other}", self.line),
         };
         match self.source {
             IpAddr::V4(source) => ipv4(source, number, &payload),
@@ -98,10 +98,10 @@ fn every_example_is_sound_and_does_to_packets_what_it_says() {
             let has_verdict = expected.iter().any(|one| one.verdict == verdict);
             assert!(
                 has_verdict,
-                "{name} names no packet with the verdict {verdict}"
+                "{name} has no packet with the verdict {verdict}"
             );
         }
-        // A second apart, so that no budget matters.
+        // The packets are a second apart, so that no budget is used up.
         let frames: Vec<Vec<u8>> = expected.iter().map(ExpectedVerdict::frame).collect();
         let packets: Vec<(u32, u32, &[u8], usize)> = frames
             .iter()

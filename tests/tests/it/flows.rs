@@ -1,4 +1,4 @@
-//! The UDP flows that this host opens: which are recorded, which answers get in, when they end.
+//! The UDP flows that this host opens: which flows are recorded, which answers pass, and when flows end.
 
 use guard::policy::Containers;
 use guard_common::{exposure::NetworkKind, reason::Reason};
@@ -16,14 +16,14 @@ fn what_leaves_an_open_service_makes_no_flow_and_what_leaves_a_container_does() 
         address = \"203.0.113.10\"";
     let from_host = ipv4(HOST_V4, protocol::UDP, &udp(53, 4_000, b"answer"));
     let from_host = patched(&from_host, IPV4_AT + 16, &OTHER_V4.octets());
-    // The port is open on one address alone. On another it stays closed to whom was answered there.
+    // The port is open on one address. An answer from that address opens no flow; from another address it does.
     let simulation = Simulation::new(&format!("scope = \"host\"\n{service}"));
     simulation.sent(&from_host);
     assert_eq!(simulation.flows(), 0);
     let elsewhere = patched(&from_host, IPV4_AT + 15, &[11]);
     simulation.sent(&elsewhere);
     assert_eq!(simulation.flows(), 1);
-    // A container's own port is not the host's, even if the number is.
+    // A service of the host does not list a container's port with the same number.
     let networks = Containers {
         networks: vec![guard::policy::ContainerNetwork {
             prefix: "2001:db8:d0c::/64".parse().unwrap(),
@@ -56,8 +56,7 @@ fn while_observing_an_answer_to_a_stranger_is_no_flow_of_this_host() {
     }
 }
 
-/// A question to this port from somebody who made up the address, and the answer. Each number is another
-/// source.
+/// A datagram from a spoofed source to this port, and the host's answer. Each number is another source.
 fn spoofed(n: u32, to: &str, port: u16) -> (Vec<u8>, Vec<u8>) {
     let (to, source) = (to.parse().unwrap(), (0x2001_0000 + n).to_be_bytes().into());
     let question = ipv4(source, protocol::UDP, &udp(4_000, port, b"?"));
@@ -93,7 +92,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
     let restricted = |mode: &str| dns(&format!("from = [\"192.0.2.0/24\"]\nmode = \"{mode}\""));
     for (what, mode, services, to, port, reason, would) in [
         (
-            "open to all",
+            "open to all sources",
             "enforce",
             dns(""),
             HOST,
@@ -102,7 +101,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
             false,
         ),
         (
-            "open to all, on a container's own address",
+            "open to all sources, on a container's own address",
             "enforce",
             dns("address = \"10.50.0.2\""),
             CONTAINER,
@@ -111,7 +110,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
             false,
         ),
         (
-            "restricted, and only observed",
+            "restricted, service in mode observe",
             "enforce",
             restricted("observe"),
             HOST,
@@ -129,7 +128,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
             false,
         ),
         (
-            "restricted, and the host observes",
+            "restricted, host in mode observe",
             "observe",
             restricted("enforce"),
             HOST,
@@ -177,7 +176,7 @@ fn no_flood_of_spoofed_questions_leaves_flows_behind() {
                 "{what}"
             );
             simulation.sent(&answer);
-            // The next one's answer is none of this host's own either.
+            // The answer has not opened a flow: the next datagram gets the same outcome.
             let again = simulation.judged(&question).1;
             assert_eq!(again, outcome, "{what}, again");
         }
@@ -200,7 +199,7 @@ fn a_service_that_is_only_observed_knows_this_hosts_own_flows() {
 fn a_stranger_is_one_only_briefly_after_its_last_packet() {
     let policy = "mode = \"observe\"\nscope = \"host\"\ndocker.socket = \"\"";
     let mut simulation = Simulation::with_text(policy, &Containers::default());
-    // Both ends use the same port, so the peer's questions look like the answers to this host's.
+    // Both ends use the same port, so the peer's queries look like answers to this host's queries.
     let theirs = ipv4(OTHER_V4, protocol::UDP, &udp(51_820, 51_820, b"?"));
     let ours = ipv4(HOST_V4, protocol::UDP, &udp(51_820, 51_820, b"!"));
     let ours = patched(&ours, IPV4_AT + 16, &OTHER_V4.octets());
@@ -211,7 +210,7 @@ fn a_stranger_is_one_only_briefly_after_its_last_packet() {
         simulation.sent(&ours);
     }
     assert_eq!(simulation.flows(), 0);
-    // Now this host begins.
+    // Now this host sends first.
     simulation.at(10 * SECOND);
     simulation.sent(&ours);
     for second in [11, 12, 100, 200] {
@@ -241,19 +240,19 @@ fn answers_to_udp_flows_of_this_host_get_in_and_idle_ones_end() {
         Reason::ClosedPort,
         "another peer"
     );
-    // What goes on keeps its flow, in either direction.
+    // Packets in either direction keep a flow open.
     for minute in 1..10 {
         simulation.at(minute * 60 * SECOND);
         assert_eq!(simulation.reason(&answer(OTHER_V4, 53)), Reason::Reply);
     }
-    // Two minutes after its last packet it is over, and not before.
+    // A flow ends two minutes after its last packet.
     simulation.at((9 * 60 + 119) * SECOND);
     assert_eq!(simulation.reason(&answer(OTHER_V4, 53)), Reason::Reply);
     simulation.at((9 * 60 + 119 + 121) * SECOND);
     assert_eq!(
         simulation.reason(&answer(OTHER_V4, 53)),
         Reason::ClosedPort,
-        "it is idle"
+        "the flow is idle"
     );
     // The same over IPv6.
     let query = ipv6(HOST_V6, protocol::UDP, &udp(40_000, 443, b"query"));
@@ -275,7 +274,7 @@ fn every_packet_that_this_host_sends_keeps_its_flow() {
     assert_eq!(simulation.reason(&answer), Reason::Reply);
 }
 
-/// For a contractor, at 198.51.100.0/24 and 2001:db8:51::/48, until this moment.
+/// A policy with a service for a contractor at 198.51.100.0/24 and 2001:db8:51::/48, whose access expires.
 fn vpn(expires: &str) -> String {
     format!(
         "scope = \"host\"
@@ -290,7 +289,7 @@ fn vpn(expires: &str) -> String {
     )
 }
 
-/// A contractor's question to the service, and the answer, over both versions of IP.
+/// The contractor's query to the service and the answer, over IPv4 and IPv6.
 fn vpn_exchanges() -> [(Vec<u8>, Vec<u8>); 2] {
     let (question, answer) = (udp(4_000, 51_820, b"?"), udp(51_820, 4_000, b"!"));
     let answer_v4 = ipv4(HOST_V4, protocol::UDP, &answer);
@@ -316,7 +315,7 @@ fn answers_to_an_admitted_source_do_not_outlast_its_access() {
             assert_eq!(simulation.reason(&question), Reason::Allowed);
             simulation.sent(&answer);
         }
-        // Nor does what this host goes on sending let the source in again.
+        // Further packets of this host do not let the source in again.
         for second in (60..600).step_by(5) {
             simulation.at(second * SECOND);
             assert_eq!(
@@ -379,7 +378,7 @@ fn a_restricted_service_shares_its_port_with_a_client_of_this_host() {
 fn an_answer_gets_in_at_a_published_port_in_either_scope_and_nothing_else_does() {
     use guard::policy::{PublishedAt, PublishedPort};
     use guard_common::layout::PortProtocol;
-    // As coturn publishes its range: the port that masquerading finds for another's query may lie in it.
+    // A range as coturn publishes it: masquerading may give another container's query a source port in it.
     let published = (50_000..50_010).flat_map(|port| {
         [PublishedAt::EveryIpv4, PublishedAt::EveryIpv6].map(|at| PublishedPort {
             protocol: PortProtocol::Udp,
@@ -426,23 +425,23 @@ fn an_answer_gets_in_at_a_published_port_in_either_scope_and_nothing_else_does()
             assert_eq!(
                 simulation.reason(&answer(OTHER_V4, port)),
                 refused,
-                "it is idle"
+                "the flow is idle"
             );
         }
         assert_eq!(
             simulation.reason(&answer(OTHER_V4, 50_001)),
             Reason::ClosedPort,
-            "nobody asked from there"
+            "no query was sent from that port"
         );
         let query_v6 = ipv6(HOST_V6, protocol::UDP, &udp(50_002, 53, b"query"));
         simulation.sent(&patched(&query_v6, IPV6_AT + 24, &OTHER_V6.octets()));
         let answer_v6 = ipv6(OTHER_V6, protocol::UDP, &udp(53, 50_002, b"answer"));
         assert_eq!(simulation.reason(&answer_v6), Reason::Reply, "{scope}");
-        // What needs none in scope `containers` is not remembered there.
+        // In scope `containers` an unpublished port is open, so its flow is not recorded.
         let before = simulation.flows();
         simulation.sent(&query(40_000));
-        let remembered = simulation.flows() - before;
-        assert_eq!(remembered, usize::from(scope == "host"), "{scope}");
+        let recorded = simulation.flows() - before;
+        assert_eq!(recorded, usize::from(scope == "host"), "{scope}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Datagrams in pieces: whole ones pass in any order, and pieces without a first fill nothing.
+//! Fragmented datagrams: complete ones pass in any order, and later fragments without a first do not fill the kernel's
+//! reassembly.
 
 use std::{
     io,
@@ -31,8 +32,8 @@ use crate::{
 
 const PIECE: usize = 1_480;
 
-/// The pieces of a UDP datagram to a port, in order, as a link with an MTU of 1,500 carries them.
-fn pieces_v4(source: Ipv4Addr, port: u16, length: usize, identification: u16) -> Vec<Vec<u8>> {
+/// The fragments of a UDP datagram to a port, in order, for a link with an MTU of 1,500.
+fn fragments_v4(source: Ipv4Addr, port: u16, length: usize, identification: u16) -> Vec<Vec<u8>> {
     let datagram = udp(40_000, port, &vec![0x55; length]);
     let chunks: Vec<&[u8]> = datagram.chunks(PIECE).collect();
     let last = chunks.len() - 1;
@@ -44,7 +45,7 @@ fn pieces_v4(source: Ipv4Addr, port: u16, length: usize, identification: u16) ->
     chunks.iter().enumerate().map(piece).collect()
 }
 
-fn pieces_v6(port: u16, length: usize, identification: u32) -> Vec<Vec<u8>> {
+fn fragments_v6(port: u16, length: usize, identification: u32) -> Vec<Vec<u8>> {
     let datagram = udp(40_000, port, &vec![0x55; length]);
     let chunks: Vec<&[u8]> = datagram.chunks(1_448).collect();
     let last = chunks.len() - 1;
@@ -59,7 +60,7 @@ fn pieces_v6(port: u16, length: usize, identification: u32) -> Vec<Vec<u8>> {
 
 const OPEN: &str = "scope = \"host\"\n[[service]]\nname = \"dns\"\nports = [\"udp/53\"]\n";
 
-/// How many of these pass.
+/// The number of these frames that pass.
 fn passed(simulation: &Simulation, frames: &[Vec<u8>]) -> usize {
     let reasons = frames.iter().map(|frame| simulation.reason(frame));
     reasons
@@ -71,7 +72,7 @@ fn passed(simulation: &Simulation, frames: &[Vec<u8>]) -> usize {
         .count()
 }
 
-/// An orphan of a source of its own.
+/// A later fragment without a first, from a random source.
 fn orphan(rng: &mut Rng) -> Vec<u8> {
     let source = Ipv4Addr::from_bits(0xc612_0000 | rng.u32(..) >> 15);
     let frame = ipv4(source, protocol::UDP, &[0; PIECE]);
@@ -84,17 +85,17 @@ fn a_datagram_passes_whole_beside_ten_thousand_orphans_a_second() {
     let mut rng = Rng::with_seed(5);
     let mut simulation = Simulation::new(OPEN);
     let mut orphans_passed = 0;
-    // A minute, in which a client sends a datagram of 4 kB every 20 ms.
+    // For a minute a client sends a datagram of 4 kB every 20 ms.
     for tick in 0..3_000i64 {
         simulation.at(tick * SECOND / 50);
         let datagrams = [
-            pieces_v4(CLIENT_V4, 53, 4_000, tick as u16),
-            pieces_v6(53, 4_000, tick as u32),
+            fragments_v4(CLIENT_V4, 53, 4_000, tick as u16),
+            fragments_v6(53, 4_000, tick as u32),
         ];
         for datagram in &datagrams {
-            for piece in datagram {
+            for fragment in datagram {
                 assert_eq!(
-                    passed(&simulation, std::slice::from_ref(piece)),
+                    passed(&simulation, std::slice::from_ref(fragment)),
                     1,
                     "{tick}"
                 );
@@ -103,7 +104,7 @@ fn a_datagram_passes_whole_beside_ten_thousand_orphans_a_second() {
             }
         }
     }
-    // A burst and a minute of what all sources have together; the kernel holds those of 30 s at most.
+    // At most the burst and a minute of the total budget pass; the kernel holds fragments for at most 30 s.
     let (first, each) = ((1 << 20) / (1_514 + 1_024), (64 << 10) as f64 / 2_538.0);
     let most = f64::from(first) + 61.0 * each;
     assert!(orphans_passed as f64 <= most, "{orphans_passed}");
@@ -114,8 +115,8 @@ fn a_datagram_passes_whole_beside_ten_thousand_orphans_a_second() {
 fn a_datagram_passes_in_any_order_where_nobody_floods() {
     let mut rng = Rng::with_seed(9);
     for datagram in [
-        pieces_v4(CLIENT_V4, 53, 65_000, 1),
-        pieces_v6(53, 65_000, 1),
+        fragments_v4(CLIENT_V4, 53, 65_000, 1),
+        fragments_v6(53, 65_000, 1),
     ] {
         let count = datagram.len();
         let mut reversed = datagram.clone();
@@ -132,12 +133,12 @@ fn a_datagram_passes_in_any_order_where_nobody_floods() {
 #[test]
 fn later_fragments_go_the_way_of_their_first() {
     let mut simulation = Simulation::new(OPEN);
-    // Each source has used up what may overtake.
+    // Each source has used up its budget of fragments that come before their first.
     let exhaust = |simulation: &Simulation| {
         for n in 0..200 {
             for frame in [
-                &pieces_v4(CLIENT_V4, 53, 4_000, 60_000 + n)[1],
-                &pieces_v6(53, 4_000, 60_000 + u32::from(n))[1],
+                &fragments_v4(CLIENT_V4, 53, 4_000, 60_000 + n)[1],
+                &fragments_v6(53, 4_000, 60_000 + u32::from(n))[1],
             ] {
                 simulation.reason(frame);
             }
@@ -151,15 +152,15 @@ fn later_fragments_go_the_way_of_their_first() {
             .collect()
     };
     let (open, closed) = (
-        pieces_v4(CLIENT_V4, 53, 4_000, 1),
-        pieces_v4(CLIENT_V4, 54, 4_000, 2),
+        fragments_v4(CLIENT_V4, 53, 4_000, 1),
+        fragments_v4(CLIENT_V4, 54, 4_000, 2),
     );
     assert_eq!(reasons(&simulation, &open), [Allowed, Fragment, Fragment]);
     assert_eq!(
         reasons(&simulation, &closed),
         [ClosedPort, FragmentLimit, FragmentLimit]
     );
-    let (open_v6, closed_v6) = (pieces_v6(53, 4_000, 1), pieces_v6(54, 4_000, 2));
+    let (open_v6, closed_v6) = (fragments_v6(53, 4_000, 1), fragments_v6(54, 4_000, 2));
     assert_eq!(
         reasons(&simulation, &open_v6),
         [Allowed, Fragment, Fragment]
@@ -168,7 +169,7 @@ fn later_fragments_go_the_way_of_their_first() {
         reasons(&simulation, &closed_v6),
         [ClosedPort, FragmentLimit, FragmentLimit]
     );
-    // Another identification, source, destination, protocol.
+    // Fragments with another identification, source, destination or protocol.
     let later = &open[1];
     for other in [
         patched(later, IPV4_AT + 4, &[0, 9]),
@@ -176,7 +177,7 @@ fn later_fragments_go_the_way_of_their_first() {
         patched(later, IPV4_AT + 16, &[203, 0, 113, 11]),
         patched(later, IPV4_AT + 9, &[protocol::TCP]),
     ] {
-        // A source of its own may overtake.
+        // Another source has its own budget.
         let expected = if other[IPV4_AT + 15] == 8 {
             Fragment
         } else {
@@ -184,7 +185,7 @@ fn later_fragments_go_the_way_of_their_first() {
         };
         assert_eq!(simulation.reason(&other), expected, "{other:02x?}");
     }
-    // Until the kernel waits no longer: 30 s, and over IPv6 60 s.
+    // The kernel's reassembly timeout is 30 s, and 60 s over IPv6.
     simulation.at(29 * SECOND);
     exhaust(&simulation);
     assert_eq!(simulation.reason(later), Fragment);
@@ -201,10 +202,10 @@ fn later_fragments_go_the_way_of_their_first() {
 fn what_a_mode_lets_pass_takes_its_fragments_along() {
     let orphans = |simulation: &Simulation| {
         for n in 0..200 {
-            simulation.reason(&pieces_v4(CLIENT_V4, 53, 4_000, 60_000 + n)[1]);
+            simulation.reason(&fragments_v4(CLIENT_V4, 53, 4_000, 60_000 + n)[1]);
         }
     };
-    // A service that only observes lets its datagrams in.
+    // A service in mode observe lets its datagrams pass.
     let service = |mode: &str| {
         format!(
             "mode = \"{mode}\"\nscope = \"host\"\ndocker.socket = \"\"\n\
@@ -213,18 +214,18 @@ fn what_a_mode_lets_pass_takes_its_fragments_along() {
     };
     let simulation = Simulation::with_text(&service("enforce"), &Default::default());
     orphans(&simulation);
-    for piece in pieces_v4(CLIENT_V4, 53, 4_000, 1) {
-        let (_, outcome) = simulation.judged(&piece);
+    for fragment in fragments_v4(CLIENT_V4, 53, 4_000, 1) {
+        let (_, outcome) = simulation.judged(&fragment);
         assert_eq!(
             outcome.verdict(),
             guard_common::reason::Verdict::Pass,
             "{outcome:?}"
         );
     }
-    // A host that only observes counts as many as it would drop.
+    // A host in mode observe counts them as packets that it would drop.
     let simulation = Simulation::with_text(&service("observe"), &Default::default());
     orphans(&simulation);
-    let pieces = pieces_v4(CLIENT_V4, 53, 4_000, 1);
+    let pieces = fragments_v4(CLIENT_V4, 53, 4_000, 1);
     let would_drop = pieces.iter().map(|piece| {
         let (_, outcome) = simulation.judged(piece);
         assert_eq!(outcome.verdict(), guard_common::reason::Verdict::Pass);
@@ -233,7 +234,7 @@ fn what_a_mode_lets_pass_takes_its_fragments_along() {
     assert_eq!(would_drop.collect::<Vec<_>>(), [true; 3]);
 }
 
-/// A fragment that is whole all the same (RFC 6946) waits for nothing and takes nothing along.
+/// An atomic fragment (RFC 6946) is a complete datagram: it needs no budget and lets no later fragments pass.
 #[test]
 fn an_atomic_fragment_is_judged_by_itself() {
     let simulation = Simulation::new(OPEN);
@@ -244,7 +245,7 @@ fn an_atomic_fragment_is_judged_by_itself() {
     assert_eq!(frame[IPV6_AT + 6], protocol::FRAGMENT);
 }
 
-/// Sends orphans from 198.18.0.0/15 until it is told to stop.
+/// Sends later fragments without a first from 198.18.0.0/15, until it is told to stop.
 fn flood(internet: &Namespace, stop: &AtomicBool) -> Result<()> {
     internet.enter(|| {
         let raw = socket(
@@ -280,7 +281,7 @@ fn ask(lab: &Lab, client: IpAddr, host: IpAddr, times: u32) -> usize {
                 let mut datagram = vec![0x55; 4_000];
                 datagram[..4].copy_from_slice(&n.to_be_bytes());
                 socket.send(&datagram).unwrap();
-                // What comes late is an answer to another.
+                // A late answer belongs to an earlier datagram.
                 let mut answer = [0; 4];
                 while socket.recv(&mut answer).is_ok() {
                     if answer == n.to_be_bytes() {
@@ -294,7 +295,7 @@ fn ask(lab: &Lab, client: IpAddr, host: IpAddr, times: u32) -> usize {
         .unwrap()
 }
 
-/// The whole way, through the kernel that puts datagrams together.
+/// The whole way, through the kernel's reassembly.
 #[test]
 fn orphans_fill_nobodys_reassembly() {
     let lab = Lab::new().unwrap();
@@ -337,7 +338,7 @@ fn orphans_fill_nobodys_reassembly() {
         }
         let _stop = Stop(&stop);
         for (client, host) in clients {
-            // The first may come while addresses are still looked for.
+            // The first datagrams may be lost while ARP and neighbour discovery run.
             wait_for(Duration::from_secs(10), || {
                 anyhow::ensure!(ask(&lab, client, host, 1) == 1);
                 Ok(())
@@ -347,7 +348,7 @@ fn orphans_fill_nobodys_reassembly() {
         }
         let guard = Guard::start(&lab, &policy("enforce")).unwrap();
         let flooding = scope.spawn(|| flood(&lab.internet, &stop));
-        // As many as would fill the kernel's memory twice.
+        // Enough fragments to fill the kernel's reassembly memory twice.
         let dropped = || {
             let limit = [("reason", json!("fragment_limit")), ("would", Value::Null)];
             let dropped = guard.packets(&limit)?;
@@ -358,7 +359,7 @@ fn orphans_fill_nobodys_reassembly() {
         for (client, host) in clients {
             assert_eq!(ask(&lab, client, host, 100), 100, "{client}");
         }
-        // Without the guard the orphans take everybody's room: the flood is one.
+        // With mode off the flood fills the reassembly memory of all sources.
         guard.run(&["mode", "off"]).unwrap();
         wait_for(Duration::from_secs(60), || {
             anyhow::ensure!(ask(&lab, USER_V4, topology::HOST_V4, 3) == 0);

@@ -1,4 +1,4 @@
-//! Frames as they come over a wire, and the ways to bend them.
+//! Builds frames as they come over a wire, and modifies them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -54,7 +54,7 @@ fn ethernet(ether_type: u16, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An IPv4 packet with this payload, options and all.
+/// An IPv4 packet from a source to the host, with this payload.
 pub fn ipv4(source: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = Ipv4Header::new(
         payload.len() as u16,
@@ -209,7 +209,7 @@ pub fn as_fragment(frame: &[u8], offset: u16, more: bool) -> Vec<u8> {
     frame
 }
 
-/// The frame with some bytes written over.
+/// The frame with these bytes written at an offset.
 pub fn patched(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[at..at + bytes.len()].copy_from_slice(bytes);
@@ -221,7 +221,7 @@ pub fn other(ether_type: u16) -> Vec<u8> {
     ethernet(ether_type, &[0; 46])
 }
 
-/// A frame that an independent implementation built from end to end, with both kinds of tags.
+/// A frame with both kinds of tags, built completely by etherparse, an independent implementation.
 pub fn foreign_double_tagged(port: u16) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
         .double_vlan(VlanId::try_new(9).unwrap(), VlanId::try_new(5).unwrap())

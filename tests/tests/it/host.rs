@@ -1,4 +1,4 @@
-//! The picture of the host follows the kernel, and says what it does not know.
+//! The host picture follows the kernel, and reports the parts that could not be read.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::site::{Site, fails};
 
-/// Runs in the namespace, on a runtime whose threads are all there.
+/// Runs a test in the namespace, on a tokio runtime whose threads are in the namespace, too.
 fn follow<T: Send>(
     namespace: &Namespace,
     test: impl AsyncFnOnce(&mut HostWatch) -> Result<T> + Send,
@@ -41,7 +41,7 @@ fn follow_here<T>(
     })
 }
 
-/// Waits until the picture is right, without asking for a new one.
+/// Waits until the picture is right, without a forced reading.
 async fn see(
     watch: &mut HostWatch,
     within: Duration,
@@ -54,7 +54,7 @@ async fn see(
         let left = (within * SLOWEST).saturating_sub(began.elapsed());
         let changed = timeout(left, watch.changed()).await;
         host = changed
-            .with_context(|| format!("{what}: not seen: {host:#?}"))?
+            .with_context(|| format!("{what} is not in the picture: {host:#?}"))?
             .context("the watch ended")?;
     }
     Ok(began.elapsed())
@@ -82,7 +82,7 @@ fn route(host: &Host, prefix: &str) -> Option<Route> {
     routes.find(|route| route.prefix == prefix).cloned()
 }
 
-/// A command for `ip`, what is seen because of it, and whether it is right.
+/// A command for `ip`, the name of its effect, and whether the picture has the effect.
 type Change = (&'static str, &'static str, fn(&Host) -> bool);
 
 #[test]
@@ -131,7 +131,7 @@ fn what_changes_on_the_host_is_seen_within_a_second_both_ways() {
         ("link add br0 type bridge", "a bridge", |host| {
             link(host, "br0").is_some()
         }),
-        ("link set up0 master br0", "what is above", |host| {
+        ("link set up0 master br0", "an upper interface", |host| {
             let index = |name| host.link_named(name).unwrap().index;
             host.uppers(index("up0")) == BTreeSet::from([index("br0")])
         }),
@@ -164,7 +164,10 @@ fn what_changes_on_the_host_is_seen_within_a_second_both_ways() {
         }
         Ok(slowest)
     });
-    println!("the slowest change was seen after {:?}", slowest.unwrap());
+    println!(
+        "the slowest change was in the picture after {:?}",
+        slowest.unwrap()
+    );
 }
 
 #[test]
@@ -178,7 +181,7 @@ fn routes_of_the_main_table_alone_count_whatever_they_go_by() {
         "address add 192.0.2.7/24 dev a0",
         "address add 198.51.100.7/24 dev b0",
         "address add 2001:db8::7/64 dev a0",
-        // As wg-quick does.
+        // Routes in other tables, as wg-quick adds them.
         "route add default dev b0 table 77",
         "route add default dev b0 table 51820",
         "route add default nexthop via 192.0.2.1 nexthop via 198.51.100.1",
@@ -224,7 +227,7 @@ fn routes_of_the_main_table_alone_count_whatever_they_go_by() {
     assert_eq!(host.default_route_links(), Some(BTreeSet::new()));
 }
 
-/// Commands for so many addresses, each in a /24 of its own.
+/// Commands for `count` addresses, each in its own /24.
 fn many_addresses(command: &str, count: u32) -> String {
     let lines = (0..count).map(|n| {
         format!(
@@ -264,13 +267,16 @@ fn lost_notifications_lead_to_the_right_picture() {
         let right = |host: &Host| count(host) == MANY as usize;
         let after = see(watch, SECOND, "all of them", right).await?;
         let losses = watch.losses();
-        ensure!(losses > 0, "nothing was lost: nothing was tried");
+        ensure!(
+            losses > 0,
+            "no notification was lost: the test covers nothing"
+        );
         batch(&namespace, &many_addresses("del", MANY - 1))?;
         see(watch, SECOND, "all but one gone", |host| count(host) == 1).await?;
-        println!("{losses} losses, all known {after:?} after the last");
+        println!("{losses} losses, the picture was right {after:?} after the last change");
         Ok(())
     };
-    // The kernel gives no less (SOCK_MIN_RCVBUF): a notification or two.
+    // The kernel raises the size to SOCK_MIN_RCVBUF: room for a notification or two.
     let result = namespace.enter(|| follow_here(1, test)).unwrap();
     result.unwrap();
 }
@@ -283,10 +289,10 @@ fn a_reading_that_fails_keeps_the_last_picture_and_says_so() {
     let test = async |watch: &mut HostWatch| {
         let before = watch.borrow();
         ensure!(before.errors().is_empty(), "{:?}", before.errors());
-        // Every descriptor is taken: no socket can be opened, and no file.
-        let mut hoard = Vec::new();
+        // All descriptors are used up: no socket or file can be opened.
+        let mut open_files = Vec::new();
         while let Ok(file) = File::open("/dev/null") {
-            hoard.push(file);
+            open_files.push(file);
         }
         let without = watch.read_again().await?;
         let failed: Vec<&str> = without.errors().into_iter().map(|(what, _)| what).collect();
@@ -303,32 +309,32 @@ fn a_reading_that_fails_keeps_the_last_picture_and_says_so() {
                 && without.addresses.last == before.addresses.last
                 && without.routes.last == before.routes.last
                 && without.sysctls.last == before.sysctls.last,
-            "something was forgotten: {without:#?}"
+            "a part of the last picture is missing: {without:#?}"
         );
         ensure!(has_address(&without, "192.0.2.7") && without.addresses.is_stale());
-        // What changes meanwhile is seen by itself when it can be.
-        change_meanwhile(&namespace, &mut hoard)?;
+        // A change made meanwhile is in the picture as soon as it can be read.
+        change_meanwhile(&namespace, &mut open_files)?;
         let right = |host: &Host| host.errors().is_empty() && has_address(host, "192.0.2.8");
         see(watch, 6 * SECOND, "the new address", right).await?;
         Ok(())
     };
     let result = namespace.enter(|| {
-        // The descriptors of this thread, and of those that it starts, are not the other tests'.
+        // This thread and those that it starts get their own descriptor table, so other tests are not affected.
         own_descriptors()?;
         follow_here(1 << 20, test)
     });
     result.unwrap().unwrap();
 }
 
-/// Adds an address while almost all descriptors are taken, and then lets go of them.
-fn change_meanwhile(namespace: &Namespace, hoard: &mut Vec<File>) -> Result<()> {
-    hoard.truncate(hoard.len().saturating_sub(16));
+/// Adds an address while almost all descriptors are used up, and then closes them.
+fn change_meanwhile(namespace: &Namespace, open_files: &mut Vec<File>) -> Result<()> {
+    open_files.truncate(open_files.len().saturating_sub(16));
     namespace.ip("address add 192.0.2.8/24 dev own0")?;
-    hoard.clear();
+    open_files.clear();
     Ok(())
 }
 
-/// Gives this thread a table of descriptors of its own, without what the other tests have open.
+/// Gives this thread its own descriptor table, without the files that other tests have open.
 fn own_descriptors() -> Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
     let all = fs::read_dir("/proc/thread-self/fd")?;
@@ -336,9 +342,9 @@ fn own_descriptors() -> Result<()> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for descriptor in all.into_iter().filter(|descriptor| *descriptor > 2) {
-        // All runtimes of a process share the pair of sockets that tokio hears of signals by.
+        // All tokio runtimes of a process share a socket pair for signals.
         if getsockname::<UnixAddr>(descriptor).is_err() {
-            // The directory's own is closed already.
+            // The descriptor of the directory itself is closed already.
             let _result = nix::unistd::close(descriptor);
         }
     }
@@ -381,7 +387,7 @@ fn sysctls_and_listeners_are_read() {
     let host = follow(&namespace, async |watch| {
         ensure!(
             watch.borrow().listeners.known().is_none(),
-            "on demand alone"
+            "read only on demand"
         );
         Ok(watch.read_listeners().await?)
     })
@@ -420,7 +426,7 @@ fn nat_rules_of_nftables_and_iptables_are_read_on_demand() {
     };
     let read = || {
         follow(&namespace, async |watch| {
-            ensure!(watch.borrow().nat.known().is_none(), "on demand alone");
+            ensure!(watch.borrow().nat.known().is_none(), "read only on demand");
             Ok(watch.read_nat().await?)
         })
         .unwrap()
@@ -458,10 +464,10 @@ fn a_program_on_a_device_above_is_named_and_force_is_not_offered() {
     host.ip(&add).unwrap();
     site.put_foreign("over0", &pins);
     let path = site.write("observe", "");
-    let untrue = |output: &Output| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!said.contains("--force"), "{said}");
-        assert!(!said.contains("already has"), "{said}");
+    let assert_no_force = |output: &Output| {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!stderr.contains("--force"), "{stderr}");
+        assert!(!stderr.contains("already has"), "{stderr}");
     };
     let run = |extra: &[&str]| {
         let all = [&["run", "--policy", &path], extra].concat();
@@ -469,25 +475,25 @@ fn a_program_on_a_device_above_is_named_and_force_is_not_offered() {
     };
     for extra in [&[][..], &["--force"]] {
         let refused = run(extra);
-        let said = [
+        let words = [
             INTERFACE,
             "over0 stands on",
             "ip link set dev over0 xdp off",
         ];
-        fails(&refused, 1, &said);
-        untrue(&refused);
+        fails(&refused, 1, &words);
+        assert_no_force(&refused);
     }
     let doctor = output(&site.lab, &["doctor", "--policy", &path]).unwrap();
     let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(text.contains("over0 stands on it"), "{text}");
-    fails(&doctor, 1, &["one thing fails"]);
+    assert!(text.contains("over0 is an upper device of it"), "{text}");
+    fails(&doctor, 1, &["1 check fails"]);
 
-    // In a container's namespace it cannot be seen.
+    // In another network namespace, as a container's, the upper interface cannot be seen.
     let away = site.lab.internet.name();
     host.ip(&format!("link set over0 netns {away}")).unwrap();
     let refused = run(&[]);
     fails(&refused, 1, &[INTERFACE, "cannot be seen from here"]);
-    untrue(&refused);
+    assert_no_force(&refused);
 
     site.lab.internet.ip("link set dev over0 xdp off").unwrap();
     let guard = site.start("observe", "");

@@ -1,5 +1,5 @@
-//! Scope `host` closes every port that no service lists, and takes nothing from the host's own
-//! clients and those of its containers.
+//! Scope `host` closes every port that no service lists. Clients on the host and in its containers still get their
+//! answers.
 
 use std::{
     fs,
@@ -31,12 +31,12 @@ fn policy(docker: &str) -> String {
     )
 }
 
-/// Runs a client somewhere.
-type Ask<'a> = dyn Fn(&[String]) -> Result<String> + 'a;
+/// Runs a client on the host or in a container.
+type RunClient<'a> = dyn Fn(&[String]) -> Result<String> + 'a;
 
 const CLIENTS: &str = "guard-lab/clients";
 
-/// Where a program on the host waits for what comes.
+/// The address of a program on the host that receives datagrams.
 const LISTENER: SocketAddr = SocketAddr::new(HOST_V4, 40_500);
 
 #[test]
@@ -52,22 +52,22 @@ fn dns_ntp_and_quic_clients_of_the_host_and_its_containers_keep_working() {
     wait_for(Duration::from_secs(5), || on_host(&udp::resolve(USER_V4))).unwrap();
 
     let guard = Guard::start(&lab, &policy(&docker.socket().display().to_string())).unwrap();
-    let askers: [(&str, &Ask); 2] = [("host", &on_host), ("container", &in_container)];
-    for (asker, ask) in askers {
+    let clients: [(&str, &RunClient); 2] = [("host", &on_host), ("container", &in_container)];
+    for (client, run_client) in clients {
         for server in [USER_V4, USER_V6] {
-            let answer = ask(&udp::resolve(server)).unwrap();
+            let answer = run_client(&udp::resolve(server)).unwrap();
             for address in udp::ADDRESSES {
-                assert!(answer.contains(address), "{asker}: {answer}");
+                assert!(answer.contains(address), "{client}: {answer}");
             }
-            // It fails without an answer, and only then.
-            ask(&udp::ask_time(&lab, server)).unwrap();
+            // The client fails only if no answer comes.
+            run_client(&udp::query_time(&lab, server)).unwrap();
         }
-        let folder = lab.folder().join(format!("{asker}-page"));
+        let folder = lab.folder().join(format!("{client}-page"));
         fs::create_dir(&folder).unwrap();
-        ask(&udp::fetch(&folder, USER_V4)).unwrap();
+        run_client(&udp::fetch(&folder, USER_V4)).unwrap();
         udp::check_page(&folder).unwrap();
     }
-    // Two answers of DNS, one of NTP and two of QUIC each, at least.
+    // From each client at least two answers of each DNS server, one of each NTP server and two of QUIC.
     assert!(guard.packets(&[("reason", json!("reply"))]).unwrap() >= 20);
     let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
     assert_eq!(dropped, 0, "{}", guard.run(&["counters"]).unwrap());
@@ -78,8 +78,8 @@ fn dns_ntp_and_quic_clients_of_the_host_and_its_containers_keep_working() {
     assert_unasked_is_dropped(&lab, guard, container);
 }
 
-/// Nothing that nobody asked for gets in by the same ports, nor what those servers send themselves, to
-/// a port that did not ask or to a container.
+/// Asserts that datagrams without a query are dropped: at the clients' ports, and from the servers' addresses to
+/// another port of the host or to a container.
 fn assert_unasked_is_dropped(lab: &Lab, guard: Guard, container: IpAddr) {
     Flood::start(lab, FLOODER_V4, 40_000, Duration::from_millis(1), 10)
         .unwrap()
@@ -104,13 +104,13 @@ fn assert_unasked_is_dropped(lab: &Lab, guard: Guard, container: IpAddr) {
         let to_containers = [("reason", json!("container_address"))];
         assert_eq!(guard.packets(&to_containers).unwrap(), n);
     }
-    // Nothing but the guard keeps them out.
+    // Without the guard the datagram arrives: only the guard had dropped it.
     guard.remove().unwrap();
     send(lab, SocketAddr::new(USER_V4, udp::NTP_PORT), [LISTENER]);
     assert!(is_reached(), "without a guard");
 }
 
-/// Sends one datagram to each, from the internet.
+/// Sends one datagram from the internet to each address.
 fn send(lab: &Lab, from: SocketAddr, to: impl IntoIterator<Item = SocketAddr> + Send) {
     lab.internet
         .enter(|| {
@@ -146,7 +146,7 @@ fn client(lab: &Lab, address: IpAddr) -> UdpSocket {
     client
 }
 
-/// Asks a question, and says whether the answer came.
+/// Whether the client gets an answer from the server.
 fn is_answered(client: &UdpSocket, server: &UdpSocket) -> bool {
     let mut buffer = [0; 100];
     client
@@ -157,7 +157,8 @@ fn is_answered(client: &UdpSocket, server: &UdpSocket) -> bool {
     client.recv(&mut buffer).is_ok()
 }
 
-/// The filters of the guard's below a clsact qdisc, where it hangs without tcx (before Linux 6.6).
+/// The number of the guard's filters below a clsact qdisc. Without tcx (before Linux 6.6) the egress program is
+/// attached there.
 fn filters(lab: &Lab) -> usize {
     let arguments = ["filter", "show", "dev", INTERFACE, "egress"];
     let filters = run(lab.host.command("tc").args(arguments)).unwrap();
@@ -184,7 +185,7 @@ fn has_tcx() -> bool {
 #[test]
 fn without_tcx_the_guard_leaves_no_qdisc_behind_that_nobody_else_uses() {
     if has_tcx() {
-        // It never makes one: see kernels.rs.
+        // With tcx the guard never creates a qdisc; kernels.rs runs this test on a kernel without tcx.
         return;
     }
     let lab = Lab::new().unwrap();
@@ -196,14 +197,14 @@ fn without_tcx_the_guard_leaves_no_qdisc_behind_that_nobody_else_uses() {
     assert!(has_clsact(&lab));
     guard.remove().unwrap();
     assert!(!has_clsact(&lab));
-    // Somebody uses the guard's.
+    // Other software uses the guard's qdisc, so the guard leaves it.
     let guard = Guard::start(&lab, &policy("")).unwrap();
     tc(&format!(
         "filter add dev {INTERFACE} ingress matchall classid 1:1"
     ));
     guard.remove().unwrap();
     assert!(has_clsact(&lab));
-    // Somebody else's stays, used or not.
+    // A qdisc that existed before the guard stays, used or not.
     tc(&format!("filter del dev {INTERFACE} ingress"));
     let guard = Guard::start(&lab, &policy("")).unwrap();
     assert_eq!(filters(&lab), 1);
@@ -221,7 +222,7 @@ fn what_this_host_asks_is_recorded_on_its_way_out_with_tcx_and_without() {
     for (host, user) in [(HOST_V4, USER_V4), (HOST_V6, USER_V6)] {
         let client = client(&lab, host);
         assert!(is_answered(&client, &server(&lab, user, 7777)));
-        // Nobody else gets in by the same port.
+        // A datagram from another port of the peer is dropped.
         let port = client.local_addr().unwrap().port();
         let from = SocketAddr::new(user, 7778);
         send(&lab, from, [SocketAddr::new(host, port)]);
@@ -229,7 +230,7 @@ fn what_this_host_asks_is_recorded_on_its_way_out_with_tcx_and_without() {
     }
     let count = |reason| guard.packets(&[("reason", json!(reason))]).unwrap();
     assert_eq!((count("reply"), count("closed_port")), (2, 2));
-    // A killed agent leaves its program there, and the next one takes it over with its flows.
+    // A killed agent leaves its program attached. The next agent takes over the program and its flows.
     let asked = server(&lab, USER_V4, 7779);
     guard.kill().unwrap();
     assert_eq!(filters(&lab), expected);

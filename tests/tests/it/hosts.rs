@@ -1,5 +1,5 @@
-//! Hosts that are not as simple as the lab: VPNs, bridges, renamed interfaces, addresses and containers that come
-//! where nobody expects them. Each was a failure that was found outside.
+//! Hosts that are more complex than the lab: VPNs, bridges, renamed interfaces, and unusual addresses and containers.
+//! Each test is for a failure found on a real host or in another project.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, policy as host_policy};
 
-/// How long a change of the host may take until it is in the tables, beside other load.
+/// The longest time until a change of the host is in the tables, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn policy(docker: &Path, extra: &str) -> String {
@@ -57,7 +57,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 fn a_vpn_with_a_default_route_keeps_the_guard_from_nothing() {
     let site = Site::new();
     let host = &site.lab.host;
-    // Within the lab even a default route leads no further than the other namespace.
+    // In the lab a default route leads only to the other namespace.
     host.ip("route add default via 203.0.113.1").unwrap();
     host.ip("tuntap add dev tun0 mode tun").unwrap();
     host.ip("link set tun0 up").unwrap();
@@ -79,7 +79,7 @@ fn a_vpn_with_a_default_route_keeps_the_guard_from_nothing() {
         (vec![INTERFACE.to_owned()], true)
     );
     guard.run(&["reload"]).unwrap();
-    // In the main table it is told, and nothing else changes.
+    // A default route in the main table causes a warning, and no other change.
     host.ip("route add default dev tun0 metric 5").unwrap();
     until("a warning names tun0", || {
         status(&guard)["warnings"].to_string().contains("tun0")
@@ -91,20 +91,20 @@ fn a_vpn_with_a_default_route_keeps_the_guard_from_nothing() {
         (names(&guard), is_enforcing(&guard)),
         (vec![INTERFACE.to_owned()], true)
     );
-    assert_eq!(site.ask(), CLOSED);
-    // And an agent starts beside it.
+    assert_eq!(site.get(), CLOSED);
+    // An agent also starts with that route.
     guard.stop().unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
     assert!(is_enforcing(&guard), "{}", status(&guard));
     guard.remove().unwrap();
-    // Commands without an agent go by the same picture of the host.
+    // Commands without an agent use the same host picture.
     host.ip("route del default dev tun0 metric 5").unwrap();
     let path = write_policy(&site.lab, &unnamed("enforce")).unwrap();
-    let looked = output(&site.lab, &["doctor", "--policy", path.to_str().unwrap()]).unwrap();
-    let looked = String::from_utf8_lossy(&looked.stdout).into_owned();
+    let report = output(&site.lab, &["doctor", "--policy", path.to_str().unwrap()]).unwrap();
+    let report = String::from_utf8_lossy(&report.stdout).into_owned();
     assert!(
-        looked.contains(INTERFACE) && !looked.contains("tun0"),
-        "{looked}"
+        report.contains(INTERFACE) && !report.contains("tun0"),
+        "{report}"
     );
 }
 
@@ -117,13 +117,13 @@ fn a_renamed_interface_is_followed_also_by_the_next_agent_and_without_one() {
         host.ip(&format!("link set {from} down")).unwrap();
         host.ip(&format!("link set {from} name {to}")).unwrap();
         host.ip(&format!("link set {to} up")).unwrap();
-        // Taken down, it has lost its routes.
+        // An interface that was down has lost its routes.
         host.ip("route replace 198.51.100.0/24 via 203.0.113.1")
             .unwrap();
     };
     let before = status(&guard)["interfaces"][0].clone();
     rename(INTERFACE, "lan0");
-    until("it is followed", || {
+    until("the new name is in the status", || {
         status(&guard)["interfaces"][0]["name"] == "lan0"
     });
     let after = status(&guard);
@@ -133,7 +133,7 @@ fn a_renamed_interface_is_followed_also_by_the_next_agent_and_without_one() {
         (&true.into(), &true.into())
     );
     assert!(after["warnings"].to_string().contains("lan0"), "{after}");
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.run(&["mode", "observe"]).unwrap();
     guard.run(&["mode", "policy"]).unwrap();
     let counted = |guard: &Guard| {
@@ -156,8 +156,8 @@ fn a_renamed_interface_is_followed_also_by_the_next_agent_and_without_one() {
     );
     let guard = Guard::start_again(&site.lab).unwrap();
     assert!(is_enforcing(&guard), "{}", status(&guard));
-    assert!(counted(&guard) >= packets, "its counters go on");
-    // A policy with the new name takes the same program's place.
+    assert!(counted(&guard) >= packets, "its counters continue");
+    // A reload with the new name replaces the program on the interface.
     let renamed = host_policy("enforce", OPEN_80).replace(INTERFACE, "lan0");
     write_policy(&site.lab, &renamed).unwrap();
     guard.run(&["reload"]).unwrap();
@@ -173,10 +173,11 @@ fn a_renamed_interface_is_followed_also_by_the_next_agent_and_without_one() {
     assert!(!left.contains("prog/xdp"), "{left}");
 }
 
-/// `wan` becomes a port of a bridge, which gets its addresses.
+/// Makes `wan` a port of a bridge, and moves its address to the bridge.
 fn bridge_over_uplink(lab: &Lab) {
     let host = &lab.host;
-    // An address of its own: a port with a lower one would change the bridge's, and neighbours keep the old one for seconds.
+    // A fixed hardware address: otherwise a bridge takes the lowest address of its ports, and neighbours keep the old
+    // one for seconds.
     host.ip("link add br0 address 02:00:00:00:00:b0 type bridge")
         .unwrap();
     host.ip("link set br0 up").unwrap();
@@ -206,7 +207,7 @@ fn a_guard_moves_from_a_bridge_to_its_port_and_back() {
             (&true.into(), 1),
             "{status}"
         );
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
     };
     guarded(&guard, "br0");
     write_policy(&site.lab, &on(INTERFACE)).unwrap();
@@ -215,17 +216,17 @@ fn a_guard_moves_from_a_bridge_to_its_port_and_back() {
     write_policy(&site.lab, &on("br0")).unwrap();
     guard.run(&["reload"]).unwrap();
     guarded(&guard, "br0");
-    // What the agent before left on the bridge goes first, too.
+    // A program that the previous agent left on the bridge is detached first, too.
     guard.kill().unwrap();
     write_policy(&site.lab, &on(INTERFACE)).unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
     guarded(&guard, INTERFACE);
-    // Both: the port first.
+    // With both interfaces in the policy, the port is guarded.
     let both = host_policy("enforce", SHUT).replace("[\"wan\"]", "[\"br0\", \"wan\"]");
     write_policy(&site.lab, &both).unwrap();
     guard.run(&["reload"]).unwrap();
     assert!(is_enforcing(&guard), "{}", status(&guard));
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }
 
 #[test]
@@ -241,16 +242,16 @@ fn a_guard_stays_on_a_bridge_whose_port_has_another_program() {
     let guard = Guard::start(&site.lab, &on("br0")).unwrap();
     let before = status(&guard)["interfaces"].clone();
     assert_eq!(
-        (&before[0]["name"], site.ask()),
+        (&before[0]["name"], site.get()),
         (&"br0".into(), CLOSED),
         "{before}"
     );
     write_policy(&site.lab, &on(INTERFACE)).unwrap();
     let refused = output(&site.lab, &["reload"]).unwrap();
     fails(&refused, 1, &["wan already has an XDP program"]);
-    // The very program of before: it was not taken off meanwhile.
+    // The same program: it was not detached meanwhile.
     assert_eq!(status(&guard)["interfaces"], before);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }
 
 #[test]
@@ -268,15 +269,15 @@ fn a_bridge_gets_its_program_back_if_a_move_to_its_port_is_refused_elsewhere() {
     let on = |names: &str| host_policy("enforce", SHUT).replace("[\"wan\"]", names);
     let guard = Guard::start(&site.lab, &on("[\"br0\"]")).unwrap();
     let before = status(&guard)["interfaces"].clone();
-    // The port takes the program, after the bridge's has gone; the other interface refuses.
+    // The program is detached from the bridge and attached to the port; then the other interface refuses its program.
     let both = on("[\"wan\", \"other\"]");
     write_policy(&site.lab, &both).unwrap();
     let refused = output(&site.lab, &["reload"]).unwrap();
     fails(&refused, 1, &["other already has an XDP program"]);
     assert_eq!(status(&guard)["interfaces"], before);
-    assert_eq!((site.ask(), site.attached()), (CLOSED, String::new()));
+    assert_eq!((site.get(), site.attached()), (CLOSED, String::new()));
 
-    // So does a bridge whose program an agent before this one left: this agent ends, and the kernel goes on.
+    // The same with a bridge program that a previous agent left: the new agent ends, and the kernel still enforces.
     guard.kill().unwrap();
     let refused = Guard::start_again(&site.lab).err().unwrap();
     assert!(
@@ -285,11 +286,11 @@ fn a_bridge_gets_its_program_back_if_a_move_to_its_port_is_refused_elsewhere() {
     );
     let left = host.ip("-details link show br0").unwrap();
     assert!(left.contains("prog/xdp"), "{left}");
-    assert_eq!((site.ask(), site.attached()), (CLOSED, String::new()));
+    assert_eq!((site.get(), site.attached()), (CLOSED, String::new()));
     write_policy(&site.lab, &on("[\"br0\"]")).unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
     assert!(is_enforcing(&guard), "{}", status(&guard));
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }
 
 #[test]
@@ -324,7 +325,7 @@ fn an_address_that_comes_inside_a_container_network_is_this_hosts() {
     assert_eq!(
         ask("172.18.0.1"),
         CLOSED,
-        "the bridge's own address is the containers'"
+        "the bridge's own address stays closed"
     );
     assert!(is_enforcing(&guard), "{}", status(&guard));
     lab.host
@@ -336,7 +337,7 @@ fn an_address_that_comes_inside_a_container_network_is_this_hosts() {
     until("on a container bridge it is closed", || {
         ask("172.18.0.50") == CLOSED
     });
-    // A second address on a container bridge opens nothing.
+    // A second address on a container bridge is closed, too.
     lab.host.ip("addr add 172.17.9.9/16 dev docker0").unwrap();
     until("both are closed", || {
         (ask("172.17.9.9"), ask(&docker0)) == (CLOSED, CLOSED)
@@ -381,7 +382,7 @@ fn a_container_network_on_the_hosts_own_bridge_cuts_nobody_off() {
                 "lan",
             ])
             .unwrap();
-        until("it is told", || {
+        until("the status has the warning", || {
             status(&guard)["docker"]["warnings"]
                 .to_string()
                 .contains("overlaps")
@@ -406,7 +407,7 @@ fn a_container_network_on_the_hosts_own_bridge_cuts_nobody_off() {
             ])
             .unwrap();
         if interface == INTERFACE {
-            // Guarded on the bridge itself, only what is sent to this host is seen: not what the bridge forwards.
+            // A guard on the bridge itself sees only packets to this host, not those that the bridge forwards.
             until("the container's address is closed", || {
                 get(&lab, USER_V4, "203.0.113.77".parse().unwrap(), 8000).unwrap() == CLOSED
             });
@@ -416,19 +417,20 @@ fn a_container_network_on_the_hosts_own_bridge_cuts_nobody_off() {
         docker.remove("web").unwrap();
         docker.run(&["network", "rm", "lan"]).unwrap();
         if lab.host.ip("link show br0").is_err() {
-            // Docker removes a bridge with its network, also one that it found.
+            // Docker removes a network's bridge with the network, also a bridge that existed before.
             lab.host
                 .ip(&format!("link set {INTERFACE} nomaster"))
                 .unwrap();
-            bridge_again(&lab);
+            create_bridge(&lab);
         }
         guard.remove().unwrap();
     }
 }
 
-fn bridge_again(lab: &Lab) {
+fn create_bridge(lab: &Lab) {
     let host = &lab.host;
-    // An address of its own: a port with a lower one would change the bridge's, and neighbours keep the old one for seconds.
+    // A fixed hardware address: otherwise a bridge takes the lowest address of its ports, and neighbours keep the old
+    // one for seconds.
     host.ip("link add br0 address 02:00:00:00:00:b0 type bridge")
         .unwrap();
     host.ip("link set br0 up").unwrap();
@@ -452,7 +454,7 @@ fn a_runtime_that_a_policy_changes_to_and_that_is_silent_is_not_called_enforcing
     assert!(!is_enforcing(&guard));
     let why = not_enforcing_because(&guard);
     assert!(why.contains("/nonexistent.sock"), "{why}");
-    // And back: both are closed, and it enforces.
+    // With the first policy again both ports are closed, and the guard enforces.
     write_policy(&lab, &policy(docker.socket(), "")).unwrap();
     guard.run(&["reload"]).unwrap();
     until("it enforces", || is_enforcing(&guard));
@@ -474,7 +476,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
     let logs_in = || ssh.output(&lab, HOST_V4, "true").unwrap().status.success();
     assert!(logs_in());
     let refused = docker.run_invoices("sneaky", &["22:8000"]);
-    assert!(refused.is_err(), "sshd has the port");
+    assert!(refused.is_err(), "sshd holds the port");
     let created = docker.run(&[
         "ps",
         "--all",
@@ -484,7 +486,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
         "{{.Names}}",
     ]);
     assert_eq!(created.unwrap().trim(), "sneaky");
-    // Whatever the guard hears of it, and also when it looks at everything afresh.
+    // The port stays open after Docker's events and after a reload.
     for _ in 0..10 {
         assert!(logs_in(), "{}", guard.log());
     }
@@ -492,7 +494,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
     assert!(logs_in(), "{}", guard.log());
     docker.remove("sneaky").unwrap();
 
-    // On another address of the host it is that address alone.
+    // A publication on another address of the host closes only that address.
     lab.host
         .ip(&format!("addr add 203.0.113.11/24 dev {INTERFACE}"))
         .unwrap();
@@ -503,7 +505,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
     docker
         .run_invoices("twelve", &["203.0.113.11:2222:8000"])
         .unwrap();
-    until("it is known", || {
+    until("the publication is in the status", || {
         status(&guard)["docker"]["published"]
             .to_string()
             .contains("2222")
@@ -515,7 +517,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
     assert_eq!(
         get(&lab, USER_V4, HOST_V4, 2222).unwrap(),
         HttpOutcome::Refused,
-        "nothing is there, and nothing is closed"
+        "no server listens on that address, and the guard does not close the port"
     );
     assert!(logs_in());
     assert!(is_enforcing(&guard), "{}", status(&guard));
@@ -525,7 +527,7 @@ fn a_container_that_asks_for_the_hosts_own_port_closes_it_no_sooner_than_it_has_
 fn a_session_that_a_container_closes_is_told_loudly() {
     let lab = Lab::new().unwrap();
     let docker = Docker::start(&lab).unwrap();
-    // A server that hands its port over to a container while a client is connected.
+    // A server has ended, a client is still connected, and a container publishes the port.
     let server = lab
         .host
         .enter(|| TcpListener::bind((HOST_V4, 8000)).unwrap())
@@ -538,7 +540,7 @@ fn a_session_that_a_container_closes_is_told_loudly() {
     drop(server);
     let guard = Guard::start(&lab, &policy(docker.socket(), "")).unwrap();
     docker.run_invoices("web", &["8000:8000"]).unwrap();
-    until("it is told", || {
+    until("the status has the warning", || {
         status(&guard)["warnings"]
             .to_string()
             .contains("closes the open session")
@@ -584,7 +586,7 @@ fn status_answers_at_once_while_a_large_policy_is_loaded() {
             }
         }
     });
-    // How fast each is belongs to the bench; that none waits for the load shows in how many there were.
+    // The number of answers during the load shows that none waits for it; the bench measures their time.
     assert!(
         while_loading >= 5,
         "{while_loading} of {answers} answers came while it was loaded, the slowest after {longest:?}"
@@ -592,7 +594,7 @@ fn status_answers_at_once_while_a_large_policy_is_loaded() {
     assert!(ask(&socket, "/v1/status").contains("\"services\":1000"));
 }
 
-/// Asks the control socket without a process of its own.
+/// Sends a GET request to the control socket, without starting a process.
 fn ask(socket: &Path, path: &str) -> String {
     use std::{io::Write as _, os::unix::net::UnixStream};
     let mut stream = UnixStream::connect(socket).unwrap();
@@ -618,13 +620,13 @@ fn a_refused_change_changes_nothing_reads_included() {
         .unwrap();
     host.ip("link set other up").unwrap();
     site.put_foreign("other", &pins);
-    let before = (status(&guard)["interfaces"].clone(), site.ask());
+    let before = (status(&guard)["interfaces"].clone(), site.get());
     let both = host_policy("enforce", SHUT).replace("[\"wan\"]", "[\"wan\", \"other\"]");
     let path = write_policy(&site.lab, &both).unwrap();
     for _ in 0..2 {
         let refused = output(&site.lab, &["reload"]).unwrap();
         fails(&refused, 1, &["other", "already has an XDP program"]);
-        assert_eq!((status(&guard)["interfaces"].clone(), site.ask()), before);
+        assert_eq!((status(&guard)["interfaces"].clone(), site.get()), before);
         for command in ["counters", "talkers", "list"] {
             guard.json(command).unwrap();
         }
@@ -655,7 +657,7 @@ fn a_device_and_the_one_below_it_are_guarded_in_whatever_order_a_policy_comes_to
     };
     write("[\"mv0\"]");
     let guard = Guard::start_again(&site.lab).unwrap();
-    // The guard's own program above is in the way for a moment.
+    // The guard's own program on the upper interface is detached for a moment, so that the lower one can be attached.
     write("[\"mv0\", \"wan\"]");
     guard.run(&["reload"]).unwrap();
     let both = |guard: &Guard| {
@@ -670,10 +672,10 @@ fn a_device_and_the_one_below_it_are_guarded_in_whatever_order_a_policy_comes_to
             let link = host.ip(&format!("-details link show {name}")).unwrap();
             assert!(link.contains("prog/xdp"), "{link}");
         }
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
     };
     both(&guard);
-    // So it is with what an agent before this one left.
+    // The same with a program that a previous agent left.
     write("[\"mv0\"]");
     guard.run(&["reload"]).unwrap();
     guard.kill().unwrap();
@@ -691,7 +693,7 @@ fn a_device_and_the_one_below_it_are_guarded_in_whatever_order_a_policy_comes_to
 fn status_never_denies_a_program_that_is_there_while_the_kernel_is_busy() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    // Interfaces come and go in hundreds: the kernel's lock of all interfaces is held for long.
+    // Many interfaces are added and removed, so the kernel's RTNL lock is held for long.
     let batch = site.lab.folder().join("batch");
     let pairs =
         (0..60).map(|n| format!("link add x{n} type veth peer name y{n}\nlink set x{n} group 7\n"));
@@ -701,7 +703,7 @@ fn status_never_denies_a_program_that_is_there_while_the_kernel_is_busy() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                // Some may not be gone yet.
+                // Some interfaces of the last round may still exist.
                 let _result = site.lab.host.ip(&format!("-batch {}", batch.display()));
                 let _result = site.lab.host.ip("link del group 7");
             }

@@ -1,4 +1,4 @@
-//! Runs the real kernel program over one packet at a time, with `BPF_PROG_TEST_RUN`.
+//! Runs the real kernel program on one packet at a time, with `BPF_PROG_TEST_RUN`.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use guard::{
 };
 use guard_common::reason::{Outcome, Reason, Verdict};
 
-/// The ports that a kernel picks from by default.
+/// The kernel's default local port range.
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 
 /// XDP_DROP and XDP_PASS (linux/bpf.h).
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-/// A generation of its own, attached nowhere.
+/// A loaded generation that is not attached.
 pub struct ProgramUnderTest {
     generation: Generation,
 }
@@ -45,12 +45,12 @@ impl ProgramUnderTest {
         }
     }
 
-    /// What the program returns for a frame.
+    /// The program's verdict on a frame.
     pub fn verdict(&self, frame: &[u8]) -> Verdict {
         test_run(&self.generation, frame)
     }
 
-    /// Runs the program over the same frame many times, as fast as it goes.
+    /// Runs the program on the same frame `repeat` times, as fast as possible.
     pub fn repeat(&self, frame: &[u8], repeat: u32) {
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -64,7 +64,7 @@ impl ProgramUnderTest {
             .unwrap();
     }
 
-    /// How many instructions the verifier looked at.
+    /// The number of instructions that the verifier processed.
     pub fn verified_instructions(&self) -> u32 {
         let info = self.generation.program().unwrap().info().unwrap();
         info.verified_instruction_count().unwrap()
@@ -80,15 +80,15 @@ impl ProgramUnderTest {
             .collect()
     }
 
-    /// Judges one frame and asserts the verdict and that exactly this counter moved, by one packet
-    /// and the frame's length.
+    /// Runs the program on one frame. Asserts the verdict, and that only this counter grew, by one packet and the
+    /// frame's length.
     #[track_caller]
     pub fn assert(&self, what: &str, frame: &[u8], expected: &Expected) {
         let before = self.counters();
         let verdict = self.verdict(frame);
         let mut after = self.counters();
         for (key, (packets, bytes)) in before {
-            let row = after.get_mut(&key).expect("a counter went back");
+            let row = after.get_mut(&key).expect("a counter decreased");
             row.0 -= packets;
             row.1 -= bytes;
         }
@@ -100,7 +100,7 @@ impl ProgramUnderTest {
     }
 }
 
-/// What the program of a generation returns for a frame.
+/// The verdict of a generation's program on a frame.
 pub fn test_run(generation: &Generation, frame: &[u8]) -> Verdict {
     run_program(generation.program().unwrap(), frame)
 }
@@ -118,14 +118,14 @@ pub fn run_program(program: &Xdp, frame: &[u8]) -> Verdict {
     }
 }
 
-/// What a packet is expected to be counted as.
+/// The expected verdict and counter of a packet.
 #[derive(Clone, Copy)]
 pub struct Expected {
     pub service: Option<&'static str>,
     pub outcome: Outcome,
 }
 
-/// With the verdict that the reason asks for.
+/// A packet with the verdict of its reason.
 pub fn because(service: Option<&'static str>, reason: Reason) -> Expected {
     Expected {
         service,
@@ -136,7 +136,7 @@ pub fn because(service: Option<&'static str>, reason: Reason) -> Expected {
     }
 }
 
-/// Passed although the reason asks for a drop.
+/// A packet with a drop reason that passes because of mode observe.
 pub fn observed(service: Option<&'static str>, reason: Reason) -> Expected {
     Expected {
         service,

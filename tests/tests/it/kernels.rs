@@ -1,4 +1,4 @@
-//! The guard on other kernels than this machine's: tests of this same program, in virtual machines.
+//! The guard on other kernels than this machine's: runs tests of this test binary in virtual machines.
 
 use std::{
     env,
@@ -16,10 +16,10 @@ use which::which;
 
 use crate::{attempt, judge::ProgramUnderTest};
 
-/// Software emulation is slow, and the machine may have other work.
+/// Software emulation is slow, and other processes may use the machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What links of two namespaces, filters without tcx and sock_diag are made of.
+/// The modules for veth, for filters without tcx, and for sock_diag.
 const MODULES: [&str; 6] = [
     "veth",
     "sch_ingress",
@@ -29,12 +29,12 @@ const MODULES: [&str; 6] = [
     "udp_diag",
 ];
 
-/// What the lab runs.
+/// The programs that the lab runs.
 const PROGRAMS: [&str; 8] = [
     "curl", "ip", "mount", "nginx", "nsenter", "sysctl", "tc", "umount",
 ];
 
-/// Every step that a packet can take, and every budget.
+/// A policy with every feature and every budget.
 const EVERYTHING: &str = r#"
     mode = "enforce"
     scope = "host"
@@ -73,8 +73,7 @@ const EVERYTHING: &str = r#"
     deny = true
 "#;
 
-/// Tests of the program as it is loaded and of the guard as it is attached, none of which needs servers
-/// or much time.
+/// Tests of loading the program and attaching the guard. They need no servers and little time.
 const TESTS: [&str; 6] = [
     "packets::",
     "flows::answers_to_udp_flows_of_this_host",
@@ -84,10 +83,10 @@ const TESTS: [&str; 6] = [
     "lasting::a_trial_goes_back_in_the_kernel",
 ];
 
-/// How many tests run at once, on as many processors.
+/// The number of tests that run in parallel, on as many processors.
 const AT_ONCE: usize = 2;
 
-/// How many times slower they are than on the machine itself.
+/// The factor on all periods: the emulation is this many times slower than the machine.
 const PACE: u32 = 4;
 
 #[test]

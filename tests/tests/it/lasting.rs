@@ -1,5 +1,5 @@
-//! The guard goes on: reloads, killed agents, trials, operators who change their mind, and what they may do
-//! without an agent.
+//! State that lasts: over reloads, killed agents, trials and changes by operators; and the commands that work without
+//! an agent.
 
 use std::{fs, net::IpAddr, path::PathBuf, process::Command, thread, time::Duration};
 
@@ -21,11 +21,11 @@ use crate::{
 fn a_killed_agent_leaves_the_kernel_enforcing_and_the_next_one_goes_on_with_its_counters() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
     assert!(dropped > 0);
     guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED, "with no agent");
+    assert_eq!(site.get(), CLOSED, "with no agent");
     let status = site.status();
     assert_eq!(status["enforcing"], true);
     assert_eq!(status["agent"]["running"], false);
@@ -63,7 +63,7 @@ fn without_an_agent_scope_containers_is_not_called_enforcing() {
     let follows = "no agent follows the containers";
     for trouble in ["it hangs", "it is dead"] {
         if trouble == "it is dead" {
-            // A hung agent that ends is dead.
+            // A hung agent that is killed is reported as dead.
             run(Command::new("kill").args(["-KILL", &guard.pid().to_string()])).unwrap();
         }
         wait_for(Duration::from_secs(10), || {
@@ -86,7 +86,7 @@ fn without_an_agent_scope_containers_is_not_called_enforcing() {
     let report: Value = serde_json::from_slice(&audit.stdout).unwrap();
     assert_eq!(report["policy"]["guard"], "unknown", "{report:#}");
 
-    // Nothing is said against other modes, and in scope `host` the kernel needs nobody.
+    // In mode observe no obstacle is reported, and in scope `host` the kernel enforces without an agent.
     drop(guard);
     write_policy(
         &site.lab,
@@ -110,10 +110,10 @@ fn without_an_agent_scope_containers_is_not_called_enforcing() {
 fn a_reload_swaps_the_policy_and_a_broken_one_leaves_what_was() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     site.write("enforce", OPEN_80);
     guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     let before = guard.json("status").unwrap();
     for (broken, words) in [
         ("mode = \"enfroce\"\n", "guard.toml:1: "),
@@ -122,7 +122,7 @@ fn a_reload_swaps_the_policy_and_a_broken_one_leaves_what_was() {
         write_policy(&site.lab, broken).unwrap();
         let code = if broken.contains("mode") { 2 } else { 1 };
         fails(&output(&site.lab, &["reload"]).unwrap(), code, &[words]);
-        assert_eq!(site.ask(), OPEN, "{broken}");
+        assert_eq!(site.get(), OPEN, "{broken}");
         assert_eq!(
             guard.json("status").unwrap()["interfaces"],
             before["interfaces"]
@@ -136,7 +136,7 @@ fn a_reload_swaps_the_policy_and_a_broken_one_leaves_what_was() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn counters_go_on_over_reloads_and_old_generations_are_freed() {
         let text = run(Command::new("bpftool").arg("--json").args(arguments)).unwrap();
         serde_json::from_str(&text).unwrap()
     };
-    // Every generation of this guard uses the same counters.
+    // All generations use the same counters.
     let pin = pins_of(&site.lab, INTERFACE).join("COUNTERS_0");
     let counters = bpftool(&["map", "show", "pinned", pin.to_str().unwrap()])["id"].clone();
     let programs = || {
@@ -159,13 +159,13 @@ fn counters_go_on_over_reloads_and_old_generations_are_freed() {
         };
         list.as_array().unwrap().iter().filter(uses_them).count()
     };
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     let one = programs();
     assert!(one > 0, "bpftool does not see the program");
     let allowed = || guard.packets(&[("service", json!("web"))]).unwrap();
     let mut seen = allowed();
     assert!(seen > 0);
-    // Other services come and go in front of it.
+    // Other services come and go before `web` in the policy.
     for round in 0..6 {
         let extra = if round % 2 == 0 {
             "[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\nlimit.packets = \"5/s\"\n"
@@ -174,7 +174,7 @@ fn counters_go_on_over_reloads_and_old_generations_are_freed() {
         };
         site.write("enforce", &format!("{extra}{}", limited("2k/s")));
         guard.run(&["reload"]).unwrap();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         let now = allowed();
         assert!(now > seen, "round {round}: {now} after {seen}");
         seen = now;
@@ -195,20 +195,20 @@ fn a_budget_is_not_refilled_by_a_reload_or_a_restart() {
     let site = Site::new();
     let limited = format!("{OPEN_80}limit.connections = {{ rate = \"1/h\", burst = 2 }}\n");
     let guard = site.start("enforce", &limited);
-    assert_eq!(site.ask(), OPEN);
-    assert_eq!(site.ask(), OPEN);
-    assert_eq!(site.ask(), CLOSED, "over its budget");
+    assert_eq!(site.get(), OPEN);
+    assert_eq!(site.get(), OPEN);
+    assert_eq!(site.get(), CLOSED, "over its budget");
     guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "after a reload");
+    assert_eq!(site.get(), CLOSED, "after a reload");
     guard.kill().unwrap();
     let _guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED, "after a restart");
+    assert_eq!(site.get(), CLOSED, "after a restart");
 }
 
 #[test]
 fn numbers_of_services_that_are_gone_are_used_again_and_nobody_else_loses_anything() {
     let site = Site::new();
-    // What limits keeps its cells: no others have any.
+    // Only services with limits have cells; `web` keeps its own.
     let web = format!("{OPEN_80}limit.connections = {{ rate = \"1/h\", burst = 2 }}\n");
     let batch = |name: &str| {
         let services = (0..1_000).map(|n| {
@@ -224,7 +224,7 @@ fn numbers_of_services_that_are_gone_are_used_again_and_nobody_else_loses_anythi
             .unwrap()
     };
     let guard = site.start("enforce", &batch("a"));
-    assert_eq!((site.ask(), site.ask(), site.ask()), (OPEN, OPEN, CLOSED));
+    assert_eq!((site.get(), site.get(), site.get()), (OPEN, OPEN, CLOSED));
     assert_eq!(knock(), CLOSED);
     assert!(of_batch(&guard, "a") > 0);
     let counted = |guard: &Guard| guard.packets(&[("service", json!("web"))]).unwrap();
@@ -232,13 +232,20 @@ fn numbers_of_services_that_are_gone_are_used_again_and_nobody_else_loses_anythi
     for name in ["b", "c"] {
         site.write("enforce", &batch(name));
         guard.run(&["reload"]).unwrap();
-        assert_eq!(site.ask(), CLOSED, "its budget goes on at {name}");
-        assert!(counted(&guard) > before, "its counters go on at {name}");
+        assert_eq!(
+            site.get(),
+            CLOSED,
+            "the budget of web is not refilled at {name}"
+        );
+        assert!(
+            counted(&guard) > before,
+            "the counters of web continue at {name}"
+        );
     }
     assert_eq!(
         of_batch(&guard, "c"),
         0,
-        "c0 has the number of a0 or another of them"
+        "c0 has the service id of an a service, and its counters start at 0"
     );
     let all = guard.json("counters").unwrap();
     let of_c = |row: &Value| {
@@ -257,7 +264,7 @@ fn numbers_of_services_that_are_gone_are_used_again_and_nobody_else_loses_anythi
     guard.kill().unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
     assert!(of_batch(&guard, "c") > 0, "after a restart");
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }
 
 #[test]
@@ -265,24 +272,24 @@ fn what_is_left_at_the_end_is_the_policys_choice() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
     assert!(guard.stop().unwrap().success());
-    assert_eq!(site.ask(), CLOSED, "keep is the default");
+    assert_eq!(site.get(), CLOSED, "keep is the default");
     let guard = site.start("enforce", "on_exit = \"detach\"\n");
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert!(guard.stop().unwrap().success());
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     assert_eq!(site.attached(), "");
-    assert!(!site.lab.pins().exists(), "pins are left");
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
 #[test]
 fn off_and_detach_work_with_an_agent_that_hangs_and_with_none() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.pause().unwrap();
-    let said = site.guard(&["mode", "off"]);
-    assert!(said.contains("lets everything pass on wan"), "{said}");
-    assert_eq!(site.ask(), OPEN, "off, and the agent hangs");
+    let text = site.guard(&["mode", "off"]);
+    assert!(text.contains("lets everything pass on wan"), "{text}");
+    assert_eq!(site.get(), OPEN, "mode off, and the agent hangs");
     assert_eq!(site.status()["agent"]["trouble"], "it hangs");
     guard.resume().unwrap();
     wait_for(Duration::from_secs(10), || {
@@ -294,31 +301,35 @@ fn off_and_detach_work_with_an_agent_that_hangs_and_with_none() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(site.ask(), OPEN, "the agent that wakes up leaves it off");
+    assert_eq!(site.get(), OPEN, "the resumed agent keeps mode off");
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 
     guard.kill().unwrap();
     site.guard(&["mode", "off"]);
-    assert_eq!(site.ask(), OPEN, "off, and no agent");
+    assert_eq!(site.get(), OPEN, "mode off, and no agent");
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN, "an agent that starts leaves it off");
+    assert_eq!(site.get(), OPEN, "a new agent keeps mode off");
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 
     guard.pause().unwrap();
     site.guard(&["detach"]);
-    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
     guard.resume().unwrap();
     guard.wait(Duration::from_secs(60)).unwrap();
-    assert_eq!(site.attached(), "", "it puts nothing back");
+    assert_eq!(
+        site.attached(),
+        "",
+        "the agent has attached no program again"
+    );
 
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.kill().unwrap();
     site.guard(&["detach"]);
-    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
-    assert!(!site.lab.pins().exists(), "pins are left");
+    assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
 #[test]
@@ -326,14 +337,14 @@ fn modes_change_at_once_for_the_host_and_for_a_service() {
     let site = Site::new();
     let restricted = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
     let guard = site.start("enforce", &restricted);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.run(&["mode", "observe", "--service", "web"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.run(&["mode", "enforce", "--service", "web"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.run(&["mode", "observe"]).unwrap();
     assert_eq!(
-        site.ask(),
+        site.get(),
         OPEN,
         "a service is never stricter than the host"
     );
@@ -341,9 +352,9 @@ fn modes_change_at_once_for_the_host_and_for_a_service() {
     assert_eq!(status["mode"], "observe");
     assert_eq!(status["modes"][0]["by"], "root", "{status}");
     guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), OPEN, "a reload leaves what an operator has set");
+    assert_eq!(site.get(), OPEN, "a reload keeps an operator's mode");
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let wrong = output(&site.lab, &["mode", "off", "--service", "wbe"]).unwrap();
     fails(&wrong, 1, &["no service \"wbe\"", "web"]);
 }
@@ -354,7 +365,7 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
         let site = Site::new();
         let restricted = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
         let guard = site.start("enforce", &restricted);
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         let user = USER_V4.to_string();
         let list = || guard.json("list").unwrap();
         guard
@@ -371,26 +382,30 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
                 "a call",
             ])
             .unwrap();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         assert_eq!(list()[0]["owner"], "ana");
         assert_eq!(list()[0]["service"], "web");
         guard.run(&["deny", "198.51.100.0/24"]).unwrap();
         assert_eq!(
-            site.ask(),
+            site.get(),
             CLOSED,
             "an allow entry for one service lifts no denial"
         );
         guard.run(&["allow", &user]).unwrap();
-        assert_eq!(site.ask(), OPEN, "one for all does");
+        assert_eq!(
+            site.get(),
+            OPEN,
+            "an allow entry for all services lifts the denial"
+        );
         guard.kill().unwrap();
-        assert_eq!(site.ask(), OPEN, "with no agent");
+        assert_eq!(site.get(), OPEN, "with no agent");
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), OPEN, "after a restart");
+        assert_eq!(site.get(), OPEN, "after a restart");
         assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 3);
         for id in ["1", "3"] {
             guard.run(&["revoke", id]).unwrap();
         }
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         let why = guard
             .run(&["explain", "--from", &user, "--to", "80/tcp"])
             .unwrap();
@@ -402,7 +417,7 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
             &["no entry 1", "guard list"],
         );
         guard.run(&["revoke", "2"]).unwrap();
-        // By what they are for, those of one owner alone.
+        // Revoked by prefix: only the entries of one owner.
         let list = "192.0.2.0/24";
         for owner in ["feed", "feed", "ana"] {
             guard
@@ -414,8 +429,8 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
             2,
             &["--owner"],
         );
-        let said = guard.run(&["revoke", list, "--owner", "feed"]).unwrap();
-        assert_eq!(said.lines().count(), 2, "{said}");
+        let text = guard.run(&["revoke", list, "--owner", "feed"]).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
         let left = guard.json("list").unwrap();
         assert_eq!(
             (left.as_array().unwrap().len(), &left[0]["owner"]),
@@ -429,14 +444,14 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
         );
         guard.run(&["revoke", list, "--owner", "ana"]).unwrap();
         guard.run(&["mode", "off", "--service", "web"]).unwrap();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         attempt.begin(4, |time| {
             guard.run(&["deny", &user, "--for", time]).unwrap();
         });
         guard.pause().unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "it ends in the kernel");
+        assert_eq!(site.get(), OPEN, "the entry expires in the kernel");
         guard.resume().unwrap();
         wait_for(Duration::from_secs(5), || {
             let list = guard.json("list")?;
@@ -462,27 +477,30 @@ fn a_deny_that_covers_the_operator_is_refused_without_force() {
             .unwrap()
     };
     fails(&deny(&[]), 1, &["198.51.100.7", "--force"]);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     assert!(deny(&["--force"]).status.success());
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }
 
 #[test]
 fn more_entries_than_there_is_room_for_still_get_in() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
-    // Beyond the room of the table that the generation was loaded with.
+    // More entries than the table of the loaded generation has room for.
     let many = (0..260_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256));
     deny_all(&site.lab, many);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     deny_all(&site.lab, [USER_V4.to_string()].into_iter());
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let status = guard.json("status").unwrap();
-    assert_eq!(status["interfaces"][0]["generation"], 2, "one had no room");
+    assert_eq!(
+        status["interfaces"][0]["generation"], 2,
+        "the first generation had no room"
+    );
     assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 261);
 }
 
-/// Speaks the control API itself, as `curl --unix-socket` does: one request for each address.
+/// Denies each address with one request to the control API, by curl.
 fn deny_all(lab: &Lab, addresses: impl Iterator<Item = String>) {
     let socket = lab.folder().join("guard.sock");
     let requests: Vec<String> = addresses
@@ -517,10 +535,10 @@ fn a_policy_on_trial_goes_back_unless_it_is_confirmed() {
             guard.run(&["try", path, "--for", time]).unwrap();
         };
         attempt.begin(4, try_it);
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         assert!(guard.json("status").unwrap()["trial"]["until"].is_string());
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "it has gone back");
+        assert_eq!(site.get(), OPEN, "the trial has ended");
         wait_until_no_trial(&guard);
         fails(
             &output(&site.lab, &["confirm"]).unwrap(),
@@ -530,7 +548,7 @@ fn a_policy_on_trial_goes_back_unless_it_is_confirmed() {
         attempt.begin(3, try_it);
         guard.run(&["confirm"]).unwrap();
         attempt.wait_for_end();
-        assert_eq!(site.ask(), CLOSED, "confirmed");
+        assert_eq!(site.get(), CLOSED, "confirmed");
         assert!(guard.log().contains("confirmed"), "{}", guard.log());
     });
 }
@@ -540,26 +558,34 @@ fn a_trial_goes_back_in_the_kernel_when_the_agent_dies() {
     with_enough_time(|attempt| {
         let site = Site::new();
         let guard = site.start("enforce", OPEN_80);
-        // The policy file itself is tried, as an operator who edits it would.
+        // The trial uses the policy file itself, as after an edit.
         let path = site.write("enforce", SHUT);
         attempt.begin(4, |time| {
             guard.run(&["try", &path, "--for", time]).unwrap();
         });
         guard.kill().unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "the kernel does not go back by itself");
+        assert_eq!(
+            site.get(),
+            OPEN,
+            "the kernel has not ended the trial by itself"
+        );
         let status = site.status();
         assert_eq!(status["agent"]["running"], false);
         assert!(status["policy"]["stale"].is_string(), "{status}");
 
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), OPEN, "what nobody confirmed does not come back");
+        assert_eq!(
+            site.get(),
+            OPEN,
+            "a policy that was not confirmed is not loaded again"
+        );
         let status = guard.json("status").unwrap();
         let stale = status["policy"]["stale"].as_str().unwrap();
         assert!(stale.contains("not confirmed"), "{stale}");
         guard.run(&["reload"]).unwrap();
-        assert_eq!(site.ask(), CLOSED, "unless the operator says so");
+        assert_eq!(site.get(), CLOSED, "a reload loads it");
     });
 }
 
@@ -569,10 +595,10 @@ fn a_policy_file_that_breaks_while_no_agent_runs_does_not_open_the_host() {
     let guard = site.start("enforce", SHUT);
     guard.kill().unwrap();
     site.guard(&["detach"]);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     write_policy(&site.lab, "mode = \"enfo").unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED, "the policy that was in force last is");
+    assert_eq!(site.get(), CLOSED, "the last policy in force is loaded");
     assert!(guard.log().contains("guard.toml:1"), "{}", guard.log());
     let status = guard.json("status").unwrap();
     assert!(status["policy"]["stale"].is_string(), "{status}");
@@ -592,7 +618,7 @@ fn a_broken_state_file_is_set_aside_and_what_is_sound_in_it_is_used() {
     assert_ne!(text, broken);
     fs::write(&path, &broken[..broken.len() - 3]).unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1);
     let log = guard.log();
     assert!(log.contains("the state file is broken"), "{log}");
@@ -625,7 +651,7 @@ fn an_interface_that_comes_back_is_guarded_again_and_a_second_one_is_too() {
         })
         .unwrap();
     };
-    // One that is not there yet is guarded when it comes.
+    // An interface that does not exist yet is guarded when it appears.
     attached([true, false]);
     second(&site);
     attached([true, true]);
@@ -660,7 +686,7 @@ fn somebody_elses_program_is_named_and_taken_off_by_force_alone() {
     let log = site.lab.folder().join("forced.log");
     let _daemon = lab::process::Daemon::start(&mut command, &log).unwrap();
     wait_for(Duration::from_secs(10), || {
-        anyhow::ensure!(site.ask() == CLOSED, "{}", fs::read_to_string(&log)?);
+        anyhow::ensure!(site.get() == CLOSED, "{}", fs::read_to_string(&log)?);
         Ok(())
     })
     .unwrap();
@@ -680,12 +706,12 @@ fn the_agent_keeps_no_more_privileges_than_it_needs() {
     let needed = 1 << 12 | 1 << 38 | 1 << 39;
     assert_eq!(mask("CapEff:"), needed);
     assert_eq!(mask("CapPrm:"), needed);
-    // With these it does everything that it must.
+    // These capabilities are enough for a reload, a mode, an entry and a detach.
     site.write("enforce", SHUT);
     guard.run(&["reload"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.run(&["mode", "observe"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     let user: IpAddr = USER_V6;
     guard.run(&["deny", &user.to_string()]).unwrap();
     guard.remove().unwrap();
@@ -710,7 +736,7 @@ fn a_policy_that_would_cut_the_ssh_session_it_is_applied_from_is_refused_with_th
             .map(|place| place.to_string_lossy().into_owned())
             .collect();
         let binary = binary().unwrap();
-        // sudo takes the variable away, as `env -i` does.
+        // sudo removes SSH_CONNECTION from the environment, as `env -i` does.
         let command = format!(
             "env -i {} {} {arguments}",
             binary.display(),
@@ -726,14 +752,14 @@ fn a_policy_that_would_cut_the_ssh_session_it_is_applied_from_is_refused_with_th
         let after = guard.json("status").unwrap();
         assert_eq!(after["interfaces"], before["interfaces"], "{command}");
     }
-    // In observe mode it cuts nobody, and to enforce it is refused as well.
+    // In mode observe the policy cuts no session and is accepted. `mode enforce` is then refused, too.
     write_policy(&lab, &policy("observe", OPEN_80)).unwrap();
     let observed = over_ssh("reload");
     assert!(observed.status.success(), "{observed:?}");
     fails(&over_ssh("mode enforce"), 1, &["198.51.100.7", "--force"]);
     assert_eq!(guard.json("status").unwrap()["mode"], "observe");
     assert!(ssh.output(&lab, HOST_V4, "true").unwrap().status.success());
-    // Elsewhere than over SSH nobody is shut out, and the session that is cut is told.
+    // A command that does not come over SSH locks out no operator: it is accepted.
     guard.run(&["mode", "enforce"]).unwrap();
     assert_eq!(guard.json("status").unwrap()["mode"], "enforce");
 }
@@ -744,7 +770,7 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_elsewhere_the_place_is_n
     let path = site.write("enforce", SHUT);
     let run_at = |pins: &str, mounts: &str| {
         let mut command = site.lab.host.command("unshare");
-        // Its mounts are its own, and end with it.
+        // In a mount namespace of the command, so that the mounts end with it.
         let script = format!("{mounts} exec \"$@\"");
         command.args(["--mount", "--", "sh", "-c", &script, "sh"]);
         command.arg(binary().unwrap());
@@ -765,14 +791,14 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_elsewhere_the_place_is_n
         1,
         &["is on no BPF file system", "mount -t bpf", "--pins"],
     );
-    assert_eq!(site.ask(), OPEN);
-    // A folder of sysfs, without what the machine may have mounted there.
+    assert_eq!(site.get(), OPEN);
+    // An empty /sys/fs/bpf, without a BPF file system that the machine may have there.
     let bare = "mount -t tmpfs none /sys/fs && mkdir /sys/fs/bpf && ";
     let pins = format!("/sys/fs/bpf/{}", site.lab.name());
     let log = site.lab.folder().join("mounting.log");
     let _agent = lab::process::Daemon::start(&mut run_at(&pins, bare), &log).unwrap();
     wait_for(Duration::from_secs(20), || {
-        anyhow::ensure!(site.ask() == CLOSED, "{}", fs::read_to_string(&log)?);
+        anyhow::ensure!(site.get() == CLOSED, "{}", fs::read_to_string(&log)?);
         Ok(())
     })
     .unwrap();
@@ -783,7 +809,7 @@ fn what_was_done_while_an_agent_hung_holds_whatever_it_writes_when_it_wakes_up()
     with_enough_time(|attempt| {
         let site = Site::new();
         let guard = site.start("enforce", SHUT);
-        // It has something to write when it wakes up.
+        // An entry expires meanwhile, so the resumed agent writes its state.
         attempt.begin(2, |time| {
             guard.run(&["deny", "192.0.2.1", "--for", time]).unwrap();
         });
@@ -798,7 +824,7 @@ fn what_was_done_while_an_agent_hung_holds_whatever_it_writes_when_it_wakes_up()
         })
         .unwrap();
         assert_eq!(guard.json("status").unwrap()["mode"], "off");
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
     });
 }
 
@@ -813,11 +839,15 @@ fn a_change_during_a_trial_goes_back_to_the_policy_before_it() {
                 .run(&["try", path.to_str().unwrap(), "--for", time])
                 .unwrap();
         });
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         guard.run(&["mode", "observe", "--service", "web"]).unwrap();
         guard.kill().unwrap();
         attempt.wait_for_end();
-        assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+        assert_eq!(
+            site.get(),
+            CLOSED,
+            "the kernel has ended the trial, with no agent"
+        );
         assert_eq!(site.status()["mode"], "enforce");
     });
 }
@@ -834,49 +864,53 @@ fn a_denial_at_one_service_holds_through_whatever_else_changes_and_ends_when_it_
         };
         let limited = other_policy(&site, &format!("{OPEN_80}limit.packets = \"1k/s\"\n"));
         let limited = limited.to_str().unwrap().to_owned();
-        // The modes of the service and of the host, a reload, a restart.
+        // The denial holds over modes, a reload and a restart.
         deny(&[]);
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         guard.run(&["mode", "observe", "--service", "web"]).unwrap();
-        assert_eq!(site.ask(), OPEN, "observed");
+        assert_eq!(site.get(), OPEN, "observed");
         guard.run(&["mode", "policy", "--service", "web"]).unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         guard
             .run(&["deny", &user, "--service", "web", "--for", "1h"])
             .unwrap();
         guard.run(&["revoke", "2"]).unwrap();
-        assert_eq!(site.ask(), CLOSED, "the first still holds");
+        assert_eq!(site.get(), CLOSED, "the first denial still holds");
         site.write(
             "enforce",
             &format!("[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\n{OPEN_80}"),
         );
         guard.run(&["reload"]).unwrap();
-        assert_eq!(site.ask(), CLOSED, "after a reload");
+        assert_eq!(site.get(), CLOSED, "after a reload");
         guard.kill().unwrap();
-        assert_eq!(site.ask(), CLOSED, "with no agent");
+        assert_eq!(site.get(), CLOSED, "with no agent");
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), CLOSED, "after a restart");
-        // It ends during a trial, which goes back.
+        assert_eq!(site.get(), CLOSED, "after a restart");
+        // The denial is revoked during a trial, and the trial ends.
         let try_limited = |guard: &Guard, time: &str| {
             guard.run(&["try", &limited, "--for", time]).unwrap();
         };
         attempt.begin(5, |time| try_limited(&guard, time));
-        assert_eq!(site.ask(), CLOSED, "on trial");
+        assert_eq!(site.get(), CLOSED, "on trial");
         guard.run(&["revoke", "1"]).unwrap();
-        assert_eq!(site.ask(), OPEN, "revoked on trial");
+        assert_eq!(site.get(), OPEN, "revoked on trial");
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "revoked, and gone back");
+        assert_eq!(site.get(), OPEN, "revoked, and the trial has ended");
         wait_until_no_trial(&guard);
-        // It begins during a trial, and the kernel goes back by itself.
+        // The denial begins during a trial, and the kernel ends the trial by itself.
         attempt.begin(5, |time| try_limited(&guard, time));
         deny(&[]);
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         guard.kill().unwrap();
         attempt.wait_for_end();
-        assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+        assert_eq!(
+            site.get(),
+            CLOSED,
+            "the kernel has ended the trial, with no agent"
+        );
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), CLOSED);
-        // It is revoked while a policy without the service is on trial, and the kernel goes back.
+        assert_eq!(site.get(), CLOSED);
+        // The denial is revoked while a policy without the service is on trial, and the kernel ends the trial.
         let shut = other_policy(&site, SHUT);
         attempt.begin(3, |time| {
             guard
@@ -886,23 +920,27 @@ fn a_denial_at_one_service_holds_through_whatever_else_changes_and_ends_when_it_
         guard.run(&["revoke", "3"]).unwrap();
         guard.kill().unwrap();
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+        assert_eq!(
+            site.get(),
+            OPEN,
+            "the kernel has ended the trial, with no agent"
+        );
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), OPEN);
-        // It ends by itself with no agent, and another begins after the restart.
+        assert_eq!(site.get(), OPEN);
+        // The denial expires without an agent, and another one begins after the restart.
         attempt.begin(4, |time| deny(&["--for", time]));
         guard.kill().unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "it ends in the kernel");
+        assert_eq!(site.get(), OPEN, "the entry expires in the kernel");
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         deny(&[]);
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         guard.run(&["allow", &user, "--service", "web"]).unwrap();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         guard.run(&["revoke", "6"]).unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
     });
 }
 
@@ -914,7 +952,7 @@ fn the_end_is_as_the_policy_says_whoever_is_connected() {
     let _idle = std::os::unix::net::UnixStream::connect(socket).unwrap();
     assert!(guard.stop().unwrap().success());
     site.wait_for_attached("");
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
 }
 
 #[test]
@@ -936,18 +974,22 @@ fn a_denial_that_is_revoked_is_revoked_in_what_a_trial_goes_back_to_also_where_o
             &site.lab,
             (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
         );
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         guard.run(&["revoke", "1"]).unwrap();
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         thread::sleep(Duration::from_secs(2));
         guard.kill().unwrap();
-        assert_eq!(site.ask(), OPEN, "on trial");
+        assert_eq!(site.get(), OPEN, "on trial");
         attempt.wait_for_end();
-        assert_eq!(site.ask(), OPEN, "by the kernel, with no agent");
+        assert_eq!(
+            site.get(),
+            OPEN,
+            "the kernel has ended the trial, with no agent"
+        );
     });
 }
 
-/// What a trial goes back to has no room for all, and still gets what fits.
+/// The policy before the trial has no room for all denials, but gets those that fit.
 #[test]
 fn a_denial_at_one_service_reaches_what_a_trial_goes_back_to_also_where_others_have_no_room() {
     with_enough_time(|attempt| {
@@ -963,20 +1005,24 @@ fn a_denial_at_one_service_reaches_what_a_trial_goes_back_to_also_where_others_h
             &site.lab,
             (0..300_u32).map(|n| format!("10.0.{}.{}", n / 256, n % 256)),
         );
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         guard
             .run(&["deny", &USER_V4.to_string(), "--service", "web"])
             .unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         thread::sleep(Duration::from_secs(2));
         guard.kill().unwrap();
-        assert_eq!(site.ask(), CLOSED, "on trial");
+        assert_eq!(site.get(), CLOSED, "on trial");
         attempt.wait_for_end();
-        assert_eq!(site.ask(), CLOSED, "by the kernel, with no agent");
+        assert_eq!(
+            site.get(),
+            CLOSED,
+            "the kernel has ended the trial, with no agent"
+        );
     });
 }
 
-/// The agent notices a moment after the kernel that a trial has ended.
+/// Waits until the agent, too, has noticed the end of a trial; the kernel ends it first.
 fn wait_until_no_trial(guard: &Guard) {
     wait_for(Duration::from_secs(5), || {
         let status = guard.json("status")?;

@@ -1,5 +1,5 @@
-//! Nobody is locked out unawares: what `guard check --live` says of open sessions is what becomes of
-//! them.
+//! `guard check --live` predicts which open sessions a policy cuts: the tests compare its report with the real
+//! sessions.
 
 use std::{
     collections::BTreeSet,
@@ -27,12 +27,12 @@ use lab::{
 };
 use serde_json::Value;
 
-/// A lab whose clients come from the users' addresses.
+/// A lab whose connections from the internet have the user's addresses as source.
 fn new_lab() -> Lab {
     let lab = Lab::new().unwrap();
     for (host, user) in [(HOST_V4, USER_V4), (HOST_V6, USER_V6)] {
         let route = format!("route add {host} dev internet src {user}");
-        // The kernel takes a moment to make a new IPv6 address a source, with no duplicates to detect.
+        // The kernel needs a moment before a new IPv6 address can be a source, even without DAD.
         wait_for(PATIENCE, || lab.internet.ip(&route)).unwrap();
     }
     lab
@@ -58,7 +58,7 @@ struct Open {
     server: TcpStream,
 }
 
-/// Longer than a lost SYN takes to be sent again.
+/// Longer than the second after which a lost SYN is retransmitted (RFC 6298).
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Open {
@@ -81,7 +81,7 @@ impl Open {
         }
     }
 
-    /// What sshd would tell a shell in this session.
+    /// The value of SSH_CONNECTION in a shell of this session.
     fn ssh_connection(&self) -> String {
         let Session { local, peer } = self.seen_from_host();
         format!(
@@ -93,14 +93,14 @@ impl Open {
         )
     }
 
-    /// Whether what the client sends still arrives.
+    /// Whether the client's data still arrives.
     fn is_alive(&mut self) -> bool {
         self.client.write_all(b"x").unwrap();
         loop {
             match self.server.read(&mut [0]) {
                 Ok(length) => return length == 1,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // As a read with a time limit does when the machine was frozen for a moment (signal(7)).
+                // A read with a timeout returns EINTR if the machine was frozen for a moment (signal(7)).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
@@ -113,7 +113,7 @@ fn can_connect(lab: &Lab, place: SocketAddr) -> bool {
     lab.internet.enter(connect).unwrap()
 }
 
-/// `guard check --live` on the host, from a shell with this variable.
+/// `guard check --live` on the host, with this SSH_CONNECTION.
 fn check_command(lab: &Lab, policy: &str, ssh_connection: Option<&str>) -> Command {
     let binary = binary().unwrap();
     let mut command = lab.host.command(binary.to_str().unwrap());
@@ -154,7 +154,7 @@ fn inbound_sessions_are_those_that_others_opened() {
         Open::new(&lab, &everywhere, HOST_V6),
         Open::new(&lab, &v4, HOST_V4),
     ];
-    // What the host opens itself, and what never leaves it, is not.
+    // Sessions that the host opens, and sessions over loopback, are not inbound.
     let abroad = lab
         .internet
         .enter(|| TcpListener::bind("203.0.113.1:5432"))
@@ -187,13 +187,13 @@ fn inbound_sessions_are_those_that_others_opened() {
     assert_eq!(listeners, expected.map(listener));
 }
 
-/// What becomes of a session from the user to port 22 under a policy.
+/// A policy, and its effect on a session from the user to port 22.
 struct LockoutCase {
     policy: String,
     from: IpAddr,
-    /// The reason, and whether the open session dies at once.
+    /// The drop reason, and whether the open session is cut at once.
     cut: Option<(&'static str, bool)>,
-    /// Only observed.
+    /// The session would be cut if the policy were enforced.
     would: bool,
     line: Option<u64>,
 }
@@ -284,7 +284,7 @@ fn what_check_live_says_of_a_session_is_what_becomes_of_it() {
                 assert_eq!(found["verdict"], verdict, "{policy}");
             }
         }
-        // The same session, said to be the operator's.
+        // The same session as the operator's SSH session.
         let (operator_code, live) = check_live(&lab, &policy, Some(&open.ssh_connection()));
         assert_eq!(operator_code, code, "{policy}");
         assert_eq!(live["operator"]["reason"], found["reason"], "{policy}");
@@ -292,7 +292,7 @@ fn what_check_live_says_of_a_session_is_what_becomes_of_it() {
         assert_eq!(
             live["cut"],
             Value::Array(Vec::new()),
-            "named once: {policy}"
+            "the operator's session is not listed again: {policy}"
         );
 
         let guard = Guard::start(&lab, &policy).unwrap();
@@ -305,7 +305,7 @@ fn what_check_live_says_of_a_session_is_what_becomes_of_it() {
     }
 }
 
-/// A connection that waits to be accepted.
+/// Accepts a pending connection, if there is one.
 fn pending(listener: &TcpListener) -> Option<io::Result<TcpStream>> {
     listener.set_nonblocking(true).unwrap();
     let accepted = listener.accept();
@@ -355,7 +355,7 @@ fn the_operator_is_found_behind_a_shell_that_lost_the_variable_and_nonsense_is_n
     let closed = policy("enforce", "host", "");
     let path = write_policy(&lab, &closed).unwrap();
     let binary = binary().unwrap();
-    // As sudo does it. The shell stays, to be the ancestor that still has it.
+    // Without the variable, as under sudo. The shell is the ancestor that still has it.
     let script = format!(
         "env -u SSH_CONNECTION {} --socket {}/none check --live --json {}; exit $?",
         binary.display(),
@@ -387,7 +387,7 @@ fn the_operator_is_found_behind_a_shell_that_lost_the_variable_and_nonsense_is_n
         assert_eq!(
             code,
             Some(1),
-            "{nonsense:?}: the session is cut all the same"
+            "{nonsense:?}: the session is in the list of cut sessions"
         );
         assert_eq!(live["operator"], Value::Null, "{nonsense:?}");
         assert_eq!(live["cut"][0]["peer"], peer.to_string());
@@ -438,8 +438,7 @@ fn people_read_their_own_session_first() {
 fn only_what_crosses_a_guarded_interface_is_judged() {
     let lab = new_lab();
     let (host, internet) = (&lab.host, &lab.internet);
-    // The guarded interface as a port of a bridge that has the address, and a link of its own, which
-    // nobody guards, as a VPN's.
+    // The guarded interface is a port of a bridge that has the address. A second link, such as a VPN, is not guarded.
     for command in [
         "link add bridge type bridge",
         "addr del 203.0.113.10/24 dev wan",
@@ -472,14 +471,14 @@ fn only_what_crosses_a_guarded_interface_is_judged() {
         .map(|cut| cut["local"].as_str().unwrap())
         .collect();
     assert_eq!(cut, ["203.0.113.10:22"]);
-    // An interface that is not there now may be any.
+    // An interface that does not exist yet may carry any session.
     let (_, live) = check_live(&lab, &closed.replace(INTERFACE, "nowhere"), None);
     assert_eq!(live["cut"].as_array().unwrap().len(), 2);
     let over_vpn = open[1].ssh_connection();
     let (_, live) = check_live(&lab, &closed, Some(&over_vpn));
     assert_eq!(live["operator"], Value::Null);
     assert_eq!(live["ssh_session"]["server"], "10.9.1.2:22");
-    // And so it is.
+    // The real guard does the same.
     let guard = Guard::start(&lab, &closed).unwrap();
     let reachable = open
         .each_ref()
@@ -493,7 +492,7 @@ fn a_session_on_a_closed_published_port_dies_at_once() {
     let lab = new_lab();
     let docker = Docker::start(&lab).unwrap();
     docker.run_invoices("invoices", &["8000:8000"]).unwrap();
-    // Docker's proxy takes what its NAT rules leave: the session ends at a socket of the host.
+    // Without DNAT, Docker's proxy accepts the session: it ends at a socket of the host.
     run(lab.host.command("iptables").args([
         "-t",
         "nat",
@@ -508,7 +507,7 @@ fn a_session_on_a_closed_published_port_dies_at_once() {
     ]))
     .unwrap();
     let place = SocketAddr::new(HOST_V4, 8000);
-    // Until the container answers, Docker's proxy hangs up.
+    // Until the container answers, Docker's proxy closes the connection.
     wait_for(Duration::from_secs(10), || {
         let answer = get(&lab, USER_V4, HOST_V4, place.port())?;
         anyhow::ensure!(answer == HttpOutcome::Status(200), "{answer}");
@@ -543,7 +542,7 @@ fn docker_that_does_not_answer_is_said_so() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        text.contains("what containers publish is not known"),
+        text.contains("the ports that containers publish are not known"),
         "{text}"
     );
 }
@@ -586,7 +585,7 @@ fn a_real_ssh_session_is_named_before_the_policy_that_would_cut_it_applies() {
     );
 }
 
-/// Sessions from so many addresses to port 22, held against a policy.
+/// Judges sessions from `count` addresses to port 22 under a policy.
 fn judge_crowd(policy: &str, count: u32, entries: &[Entry]) -> Lockout {
     let tick_ns = host::tick_ns().unwrap();
     let policy = Policy::parse(policy, "test.toml", KernelTick { tick_ns }).unwrap();
@@ -609,7 +608,7 @@ fn judge_crowd(policy: &str, count: u32, entries: &[Entry]) -> Lockout {
 }
 
 #[test]
-fn whoever_is_over_a_budget_is_slow_but_not_shut_out() {
+fn a_source_over_its_budget_is_slow_but_not_locked_out() {
     let budget = "{ rate = \"1/h\", burst = 1 }";
     let rest = format!(
         "limits.packets = {budget}\nlimits.per.ipv4 = 8\n{SSH}total.connections = {budget}\n\
@@ -617,7 +616,7 @@ fn whoever_is_over_a_budget_is_slow_but_not_shut_out() {
     );
     let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", &rest), 10, &[]);
     assert_eq!(cut, []);
-    // Elsewhere it is closed, and later segments pass.
+    // With the service on another port, port 22 is closed, but later segments pass.
     let rest = rest.replace("tcp/22", "tcp/23");
     let Lockout { cut, .. } = judge_crowd(&policy("enforce", "host", &rest), 10, &[]);
     assert_eq!(cut.len(), 10);
@@ -694,7 +693,8 @@ fn a_hundred_thousand_sessions_are_judged_in_seconds() {
     assert!(spent < Duration::from_secs(10), "{spent:?}");
 }
 
-/// Of this thread: a busy machine is no slow program. The first number of proc(5)'s schedstat.
+/// The CPU time of this thread, which does not grow while other processes run. It is the first number in schedstat
+/// (proc(5)).
 fn cpu_time() -> Duration {
     let times = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     let on_cpu = times.split_whitespace().next().unwrap();

@@ -1,5 +1,5 @@
-//! Every test that needs root: the kernel program over single packets, and the whole guard in the
-//! lab. `cargo xtask test` runs them; without root they fail rather than pass unseen.
+//! The tests that need root: the kernel program on single packets, and the whole guard in the lab. `cargo xtask test`
+//! runs them; without root they fail.
 
 mod answers;
 mod api;

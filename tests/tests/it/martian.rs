@@ -1,4 +1,4 @@
-//! Addresses that are on no wire, and what must not be taken for one of them.
+//! Martians: packets with addresses that cannot be on a wire, and packets that are similar but valid.
 
 use std::{
     collections::BTreeSet,
@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use crate::{
     clocked::Simulation,
     frames::{
-        CLIENT_V6, IPV4_AT, IPV6_AT, as_fragment, flags::*, icmp, ipv4, ipv6, other, patched,
-        protocol, tagged, tcp, tcp_v4, tcp_v6, udp,
+        CLIENT_V4, CLIENT_V6, IPV4_AT, IPV6_AT, as_fragment, flags::*, icmp, ipv4, ipv6, other,
+        patched, protocol, tagged, tcp, tcp_v4, tcp_v6, udp,
     },
 };
 
@@ -57,7 +57,7 @@ fn to_v6(destination: &str) -> Vec<u8> {
     patched(&tcp_v6(80, SYN), IPV6_AT + 24, &destination.octets())
 }
 
-/// Whatever the policy says: a list that denies or lets through everybody, an open port, any scope.
+/// Martians are dropped under every policy: with entries that deny or allow all sources, on an open port, in any scope.
 #[test]
 fn what_is_on_no_wire_is_martian_before_any_list_and_in_every_scope() {
     let syn = tcp(80, SYN, &[]);
@@ -112,39 +112,39 @@ fn what_hosts_send_without_an_address_and_to_many_passes() {
         )
     };
     let reason = |frame: Vec<u8>| simulation.reason(&frame);
-    // A DHCP client that has no address yet.
+    // A DHCP client without an address.
     let discover = udp(68, 67, &[0; 240]);
     let all = [255; 4];
     assert_eq!(
         reason(group("0.0.0.0", all, protocol::UDP, &discover)),
         NotGuarded
     );
-    // IGMP queries of a switch that has none (RFC 4541, section 2.1.1).
+    // IGMP queries of a switch without an address (RFC 4541, section 2.1.1).
     let query = group("0.0.0.0", [224, 0, 0, 1], 2, &[0x11, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(reason(patched(&query, IPV4_AT + 8, &[1])), Control);
-    // VRRP (RFC 9568), of the other router.
+    // A VRRP advertisement (RFC 9568) of the other router.
     let advertisement = [0x31, 1, 100, 1, 0, 0, 0, 0, 203, 0, 113, 5];
     assert_eq!(
         reason(group("203.0.113.2", [224, 0, 0, 18], 112, &advertisement)),
         NotGuarded
     );
-    // mDNS.
+    // An mDNS query.
     let mdns = udp(5353, 5353, &[0; 12]);
     assert_eq!(
         reason(group("203.0.113.2", [224, 0, 0, 251], protocol::UDP, &mdns)),
         NotGuarded
     );
     // Duplicate address detection (RFC 4862, section 5.4.2) and the MLD report before it (RFC 3590) have no source.
-    let nobody = |kind, hops| {
+    let unspecified = |kind, hops| {
         let frame = ipv6(Ipv6Addr::UNSPECIFIED, protocol::ICMPV6, &icmp(kind));
         patched(&frame, IPV6_AT + 7, &[hops])
     };
-    assert_eq!(reason(nobody(135, 255)), Control);
-    assert_eq!(reason(nobody(143, 1)), Control);
-    // A neighbour that has this host's address says so (RFC 4862, section 5.4.4).
+    assert_eq!(reason(unspecified(135, 255)), Control);
+    assert_eq!(reason(unspecified(143, 1)), Control);
+    // A neighbour advertisement from this host's own address: a duplicate (RFC 4862, section 5.4.4).
     let advert = ipv6(OWN_V6, protocol::ICMPV6, &icmp(136));
     assert_eq!(reason(patched(&advert, IPV6_AT + 7, &[255])), Control);
-    // Experimental addresses, which some clouds use, and what begins like a mapped address.
+    // Experimental addresses (240.0.0.0/4), which some clouds use, and an address that begins like a mapped one.
     assert_eq!(
         reason(from_v4("240.0.0.1", protocol::TCP, &tcp(80, SYN, &[]))),
         NotGuarded
@@ -169,11 +169,18 @@ fn what_keeps_the_host_on_its_network_has_a_budget_that_no_network_meets() {
         assert!([Control, TotalLimit].contains(&simulation.reason(&solicit)));
         control
     };
-    // Also of a source that is denied: it may be the router.
+    // Control packets of a denied source pass, too: it may be the router.
     assert_eq!(passed(&simulation, 12_000), 10_000);
     assert_eq!(simulation.reason(&solicit), TotalLimit);
     assert_eq!(simulation.reason(&other(0x0806)), NotGuarded, "ARP");
+    // What looks like a DHCP reply may come from anywhere: it has a budget of its own, and cannot use up that of
+    // neighbour discovery.
+    let offer = ipv4(CLIENT_V4, protocol::UDP, &udp(67, 68, &[0; 240]));
+    let offers = (0..3_000).filter(|_| simulation.reason(&offer) == Control);
+    assert_eq!(offers.count(), 2_000);
     simulation.at(crate::clocked::SECOND / 2);
+    let offers = (0..3_000).filter(|_| simulation.reason(&offer) == Control);
+    assert!((990..=1_000).contains(&offers.count()));
     assert!((4_990..=5_000).contains(&passed(&simulation, 6_000)));
 }
 
@@ -185,7 +192,7 @@ fn policy(docker: &Docker, scope: &str) -> String {
     )
 }
 
-/// Docker before 28 rewrites what a neighbour sends to 127.0.0.1:8080 before anybody asks whether it may
+/// Docker before 28 applies DNAT to a neighbour's packets to 127.0.0.1:8080, before the kernel drops them as martians
 /// (moby/moby#41872).
 #[test]
 fn a_port_published_on_loopback_is_reached_by_no_neighbour() {
@@ -194,9 +201,10 @@ fn a_port_published_on_loopback_is_reached_by_no_neighbour() {
     docker
         .run_invoices("invoices", &["127.0.0.1:8080:8000"])
         .unwrap();
-    // Docker from 28 on drops it in the raw table; the versions before had nothing there.
+    // Since version 28 Docker drops such packets in the raw table.
     run(lab.host.command("iptables").args(["-t", "raw", "-F"])).unwrap();
-    // What the neighbour sends to this address leaves as sent to the host's loopback, and answers come back as from it.
+    // The neighbour rewrites packets to this address: they leave with the host's loopback as destination. Answers are
+    // rewritten back.
     const FORGED: &str = "203.0.113.200";
     let links = lab
         .host
@@ -221,11 +229,11 @@ fn a_port_published_on_loopback_is_reached_by_no_neighbour() {
     );
     run(neighbour.command("nft").arg(forging)).unwrap();
     let ask = || get(&lab, USER_V4, FORGED.parse().unwrap(), 8080).unwrap();
-    // The host has to have the neighbour's hardware address: it would ask for it as 127.0.0.1.
+    // Fills the host's neighbour table: an ARP request for the answer would have the source 127.0.0.1.
     get(&lab, USER_V4, HOST_V4, 8080).unwrap();
     assert_eq!(ask(), HttpOutcome::Status(200), "without a guard");
     for scope in ["containers", "host"] {
-        // Listed without an address, which is for every address of the host: loopback is none of a wire's.
+        // A service without an address opens the port on every address of the host; packets to loopback stay martians.
         let guard = Guard::start(&lab, &policy(&docker, scope)).unwrap();
         assert_eq!(ask(), HttpOutcome::TimedOut, "{scope}");
         let martian = [("reason", json!("martian")), ("would", Value::Null)];
@@ -271,7 +279,7 @@ fn the_addresses_of_a_host_are_followed_and_other_hosts_keep_theirs() {
         .run(&["explain", "--from", &HOST_V4.to_string(), "--to", "80/tcp"])
         .unwrap();
     assert!(text.contains("an address of this host"), "{text}");
-    // It comes and goes, and what is link-local is another host's on another link.
+    // A new address is followed until it is removed. A link-local address may belong to another host on another link.
     let (new, link_local): (IpAddr, IpAddr) =
         ("203.0.113.77".parse().unwrap(), "fe80::1".parse().unwrap());
     lab.host
@@ -294,7 +302,7 @@ fn the_addresses_of_a_host_are_followed_and_other_hosts_keep_theirs() {
         .ip(&format!("addr del {new}/24 dev {INTERFACE}"))
         .unwrap();
     until(false);
-    // A host that takes packets from its own addresses is taken at its word, for IPv4.
+    // With accept_local=1 the kernel accepts IPv4 packets from the host's own addresses, and so does the guard.
     let setting = format!("net/ipv4/conf/{INTERFACE}/accept_local=1");
     run(lab.host.command("sysctl").args(["-qw", &setting])).unwrap();
     guard.run(&["reload"]).unwrap();

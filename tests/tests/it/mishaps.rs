@@ -1,5 +1,5 @@
-//! What goes wrong around a guard that runs: hands that are quicker than thought, full disks, interfaces
-//! that somebody else holds.
+//! Mishaps around a running guard: removed pins, odd policy files, a state that cannot be written, and interfaces with
+//! another program.
 
 use std::{
     collections::BTreeSet, fs, os::unix::fs::symlink, path::PathBuf, process::Command, thread,
@@ -22,9 +22,9 @@ use crate::{
 fn pins_that_somebody_removes_are_made_again_and_the_counters_go_on() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
-    // What is below a BPF file system is removed one by one: it has no rename over folders.
+    // Removes the pins one by one: bpffs cannot rename over a folder.
     fs::remove_dir_all(site.lab.pins()).unwrap();
     wait_for(Duration::from_secs(15), || {
         let status = guard.json("status")?;
@@ -33,10 +33,10 @@ fn pins_that_somebody_removes_are_made_again_and_the_counters_go_on() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert!(guard.packets(&[("verdict", json!("drop"))]).unwrap() > dropped);
     guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED, "they hold without the agent");
+    assert_eq!(site.get(), CLOSED, "the kernel enforces without the agent");
     Guard::start_again(&site.lab).unwrap().remove().unwrap();
     assert_eq!(site.attached(), "");
 }
@@ -47,8 +47,8 @@ fn a_pipe_in_the_policys_place_is_refused_and_keeps_nothing_waiting() {
     let guard = site.start("enforce", SHUT);
     let path = PathBuf::from(site.write("enforce", SHUT));
     let place = path.to_str().unwrap();
-    // A command that waits for a writer is ended, and fails.
-    let ends = |arguments: &[&str]| {
+    // A command that waits for a writer is ended by timeout(1), which fails.
+    let run_limited = |arguments: &[&str]| {
         let mut command = site.lab.host.command("timeout");
         command.arg("20").arg(binary().unwrap());
         let command = command.args(whereabouts(&site.lab)).args(arguments);
@@ -63,36 +63,36 @@ fn a_pipe_in_the_policys_place_is_refused_and_keeps_nothing_waiting() {
     };
     for what in ["a named pipe", "a character device"] {
         put(what);
-        fails(&ends(&["reload"]), 2, &["guard.toml: ", what]);
-        let deny = ends(&["deny", "192.0.2.1"]);
+        fails(&run_limited(&["reload"]), 2, &["guard.toml: ", what]);
+        let deny = run_limited(&["deny", "192.0.2.1"]);
         assert!(deny.status.success(), "{what}: {deny:?}");
         let status = guard.json("status").unwrap();
         assert_eq!(status["enforcing"], true, "{what}: {status}");
-        assert_eq!(site.ask(), CLOSED, "{what}");
+        assert_eq!(site.get(), CLOSED, "{what}");
     }
-    // A command reads a pipe that has a writer, and no device.
+    // A command reads a policy from a pipe with a writer, but not from a device.
     put("a named pipe");
     let text = policy("enforce", SHUT);
     for command in [&["check", place][..], &["try", place]] {
         thread::scope(|scope| {
             scope.spawn(|| fs::write(&path, &text).unwrap());
-            let read = ends(command);
+            let read = run_limited(command);
             assert!(read.status.success(), "{command:?}: {read:?}");
         });
     }
     for other in ["/dev/zero", "/tmp"] {
         let words = [other, "a policy is a regular file or a pipe"];
-        fails(&ends(&["check", other]), 2, &words);
+        fails(&run_limited(&["check", other]), 2, &words);
     }
     guard.kill().unwrap();
     let before = site.attached();
-    // Without the last policy to fall back to.
+    // Without a state store there is no last policy to fall back to.
     fs::remove_dir_all(site.lab.state()).unwrap();
     for what in ["a character device", "a named pipe"] {
         put(what);
-        let started = ends(&["run", "--policy", place]);
+        let started = run_limited(&["run", "--policy", place]);
         fails(&started, 2, &["guard.toml: ", what]);
-        assert_eq!((site.ask(), site.attached()), (CLOSED, before.clone()));
+        assert_eq!((site.get(), site.attached()), (CLOSED, before.clone()));
     }
 }
 
@@ -115,13 +115,13 @@ fn a_start_that_one_interface_refuses_changes_nothing_on_the_other() {
     let refused = output(&site.lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
     fails(&refused, 1, &["second already has an XDP program"]);
     site.wait_for_attached(&before);
-    assert_eq!(site.ask(), CLOSED);
-    // And where nothing was, nothing is left.
+    assert_eq!(site.get(), CLOSED);
+    // If no program was attached before, none remains.
     site.guard(&["detach"]);
     let refused = output(&site.lab, &["run", "--policy", path.to_str().unwrap()]).unwrap();
     fails(&refused, 1, &["second already has an XDP program"]);
     site.wait_for_attached("");
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_reload_that_a_second_interface_refuses_changes_nothing_and_reads_go_on() {
         fails(&refused, 1, &["second already has an XDP program"]);
         assert_eq!(facts(), before);
         let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         assert!(guard.packets(&[("verdict", json!("drop"))]).unwrap() > dropped);
         guard.json("talkers").unwrap();
         let source = USER_V4.to_string();
@@ -161,16 +161,16 @@ fn a_reload_that_a_second_interface_refuses_changes_nothing_and_reads_go_on() {
             .run(&["explain", "--from", &source, "--to", "80/tcp"])
             .unwrap();
     }
-    // Changes go on as well.
+    // Changes still work, too.
     guard.run(&["mode", "observe"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     host.ip("link set dev second xdp off").unwrap();
     guard.run(&["reload"]).unwrap();
     let status = guard.json("status").unwrap();
     assert_eq!(status["interfaces"][1]["attached"], true, "{status}");
 }
 
-/// What is pinned for each interface.
+/// The paths of all pins and their folders.
 fn pinned(site: &Site) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut folders = vec![site.lab.pins()];
@@ -216,17 +216,17 @@ fn a_deny_made_during_a_trial_holds_when_the_kernel_goes_back_without_an_agent()
                 .run(&["try", tried.to_str().unwrap(), "--for", time])
                 .unwrap();
         });
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         guard.run(&["deny", &USER_V4.to_string()]).unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         guard.kill().unwrap();
         attempt.wait_for_end();
         let status = site.status();
         assert!(
             status["policy"]["stale"].is_string(),
-            "it has gone back: {status}"
+            "the trial has ended: {status}"
         );
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
     });
 }
 
@@ -235,7 +235,7 @@ fn a_state_that_cannot_be_written_keeps_nobody_from_stopping_a_flood() {
     let site = Site::new();
     let guard = site.start("enforce", OPEN_80);
     let file = site.lab.state().join("state.jsonl");
-    // Nothing can be renamed into the place of a folder.
+    // The state cannot be written: a file cannot be renamed over a folder.
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
     let denied = output(&site.lab, &["deny", &USER_V4.to_string()]).unwrap();
@@ -245,13 +245,13 @@ fn a_state_that_cannot_be_written_keeps_nobody_from_stopping_a_flood() {
         stderr.contains("lost at the agent's next start"),
         "{stderr}"
     );
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let status = guard.json("status").unwrap();
     assert!(status["not_kept"].is_string(), "{status}");
     let tried = output(&site.lab, &["try", site.write("enforce", OPEN_80).as_str()]).unwrap();
-    fails(&tried, 1, &["the state cannot be kept in"]);
+    fails(&tried, 1, &["the state cannot be written to"]);
     guard.run(&["mode", "off"]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     fs::remove_dir(&file).unwrap();
     wait_for(Duration::from_secs(20), || {
         let status = guard.json("status")?;
@@ -271,7 +271,7 @@ fn an_allow_entry_that_keeps_the_operator_in_is_not_revoked_without_force() {
     let from = format!("{OPEN_80}from = [\"192.0.2.0/24\"]\n");
     let guard = site.start("enforce", &from);
     guard.run(&["allow", &USER_V4.to_string()]).unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     let session = format!("{USER_V4} 50000 {HOST_V4} 80");
     let revoke = |arguments: &[&str]| {
         let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
@@ -283,7 +283,7 @@ fn an_allow_entry_that_keeps_the_operator_in_is_not_revoked_without_force() {
             .unwrap()
     };
     fails(&revoke(&[]), 1, &["your own way in", "--force"]);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     assert!(revoke(&["--force"]).status.success());
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }

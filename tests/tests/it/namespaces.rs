@@ -1,4 +1,4 @@
-//! The guard on a wire between two namespaces, with packets that a real stack sends and receives.
+//! The guard on a veth pair between two namespaces, with packets of a real network stack.
 
 use std::{net::UdpSocket, process::Command, thread, time::Duration};
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::attempt::with_enough_time;
 
-/// Opens port 80 alone. Without Docker, scope `host` is what closes the rest.
+/// A policy that opens only port 80. Without Docker, scope `host` closes the other ports.
 fn policy(mode: &str, extra: &str) -> String {
     format!(
         "mode = \"{mode}\"
@@ -34,7 +34,7 @@ const OPEN_80: &str = "
 fn a_port_is_reachable_then_closed_then_reachable_again() {
     let lab = Lab::new().unwrap();
     let _web = Proxy::start(&lab, "127.0.0.1:1").unwrap();
-    // nginx answers that nothing is behind it: the port is open.
+    // nginx answers 502, because its upstream does not run: the port is open.
     let open = HttpOutcome::Status(502);
     let answers = || {
         [(USER_V4, HOST_V4), (USER_V6, HOST_V6)]
@@ -92,7 +92,7 @@ fn a_thousand_packets_are_counted_as_a_thousand() {
     assert_eq!(row["interface"], INTERFACE);
 }
 
-/// One frame for each datagram: of what a jumbo network carries, and of the most that an interface does.
+/// One frame for each datagram: on a jumbo network, and with the largest MTU of an interface.
 #[test]
 fn the_longest_datagrams_pass_whole_and_are_counted_to_the_last_byte() {
     const UDP: usize = 8;
@@ -172,7 +172,7 @@ fn the_program_runs_in_the_driver_and_status_says_so() {
 #[test]
 fn a_driver_without_xdp_gets_the_generic_mode_and_the_guard_says_so() {
     let lab = Lab::new().unwrap();
-    // A bridge has no XDP of its own.
+    // The bridge driver has no native XDP.
     lab.host.ip("link add bridge type bridge").unwrap();
     lab.host.ip("link set bridge up").unwrap();
     let policy = policy("enforce", OPEN_80).replace(INTERFACE, "bridge");
@@ -187,7 +187,7 @@ fn a_driver_without_xdp_gets_the_generic_mode_and_the_guard_says_so() {
 fn a_program_that_somebody_took_off_is_not_enforcing() {
     let lab = Lab::new().unwrap();
     let guard = Guard::start(&lab, &policy("enforce", OPEN_80)).unwrap();
-    // The interface goes, and the link with it.
+    // With the interface, the kernel removes the link.
     lab.host.ip(&format!("link del {INTERFACE}")).unwrap();
     let status = guard.json("status").unwrap();
     assert_eq!(status["interfaces"][0]["attached"], false);
@@ -222,7 +222,7 @@ fn a_flood_is_cut_to_its_budget_while_another_source_gets_every_answer() {
 #[test]
 fn the_interfaces_of_the_default_routes_are_taken_when_none_is_named() {
     let lab = Lab::new().unwrap();
-    // Within the lab even a default route leads no further than the other namespace.
+    // In the lab a default route leads only to the other namespace.
     lab.host.ip("route add default via 203.0.113.1").unwrap();
     let unnamed =
         policy("observe", OPEN_80).replace(&format!("interfaces = [\"{INTERFACE}\"]"), "");
@@ -241,8 +241,11 @@ fn a_deny_entry_ends_in_the_kernel_while_no_agent_runs() {
         let mut guard = None;
         attempt.begin(7, |time| {
             let later = format!("+{} seconds", time.trim_end_matches('s'));
-            // Cut to whole seconds, it is up to a second too soon.
-            let end = run(Command::new("date").args(["-u", "-d", &later, "+%Y-%m-%dT%H:%M:%SZ"]));
+            let end = Command::new("date")
+                .args(["-u", "-d", &later, "+%Y-%m-%dT%H:%M:%S.%3NZ"])
+                .output()
+                .unwrap();
+            let end = String::from_utf8(end.stdout).unwrap();
             let denied = format!(
                 "{OPEN_80}
              [[source]]
@@ -250,7 +253,7 @@ fn a_deny_entry_ends_in_the_kernel_while_no_agent_runs() {
              cidrs = [\"{USER_V4}\", \"2001:db8:51::/64\"]
              deny = true
              expires = {}",
-                end.unwrap().trim()
+                end.trim()
             );
             guard = Some(Guard::start(&lab, &policy("enforce", &denied)).unwrap());
         });
@@ -265,7 +268,7 @@ fn a_deny_entry_ends_in_the_kernel_while_no_agent_runs() {
             HttpOutcome::TimedOut
         );
         attempt.wait_for_end();
-        // The agent has stood still since before the end.
+        // The agent was stopped before the end.
         assert_eq!(
             get(&lab, USER_V4, HOST_V4, 80).unwrap(),
             HttpOutcome::Status(502)

@@ -1,5 +1,5 @@
-//! The Debian package, in a fresh Debian: what it brings, that it enforces nothing by itself, that the
-//! service does its work in its sandbox, and that a removal leaves nothing.
+//! The Debian package, in a fresh Debian: its files, that an installation enforces nothing, that the service works in
+//! its sandbox, and that a removal leaves no files or programs.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use lab::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The package of the binary that is tested.
+/// The path of the Debian package, built once.
 fn package() -> &'static Path {
     static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
     PACKAGE.get_or_init(|| make_package("package"))
@@ -28,19 +28,19 @@ fn package() -> &'static Path {
 
 fn make_package(folder: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
-    let said = run(Command::new(env!("CARGO"))
+    let output = run(Command::new(env!("CARGO"))
         .args(["xtask", "package", "--fast", "--binary"])
         .arg(binary().unwrap())
         .arg("--into")
         .arg(folder)
-        // Set for the test harness; build scripts that read it would be compiled again.
+        // The test harness sets these variables; with them, build scripts that read them would be compiled again.
         .env_remove("RUSTC_BOOTSTRAP")
         .current_dir(env!("CARGO_MANIFEST_DIR")))
     .unwrap();
-    said.lines().last().unwrap().into()
+    output.lines().last().unwrap().into()
 }
 
-/// Puts the package into this Debian, for its own dpkg.
+/// Copies the package into this Debian, for dpkg there.
 fn bring_package(debian: &Debian) {
     fs::copy(package(), debian.root().join("root/guard.deb")).unwrap();
 }
@@ -78,13 +78,13 @@ fn a_fresh_debian_takes_the_package_and_after_a_purge_no_file_is_left() {
         .unwrap();
     debian.run("getent group guard").unwrap();
 
-    // The command works, and what it finds there is no more than an observer.
+    // The command works, and the installed policy is in mode observe.
     let version = debian.run("guard --version").unwrap();
     assert_eq!(version.trim(), concat!("guard ", env!("CARGO_PKG_VERSION")));
     let checked = debian.run("guard check").unwrap();
     assert!(checked.contains("mode observe"), "{checked}");
 
-    // Nothing enables it: not the installation, not the first boot of an image.
+    // The service is not enabled, neither by the installation nor at the first boot of an image.
     assert_disabled(&debian);
     debian.run("systemctl preset-all").unwrap();
     assert_disabled(&debian);
@@ -99,12 +99,12 @@ fn a_fresh_debian_takes_the_package_and_after_a_purge_no_file_is_left() {
         verified.status.success() && !complaints.contains("guard"),
         "{complaints}"
     );
-    // 3.0 of 10, where 10 is a service that may do everything.
+    // At most 3.0 of 10, where 10 is a service without a sandbox.
     debian
         .run("systemd-analyze security --offline=true --threshold=30 guard.service")
         .unwrap();
 
-    // What an operator changed outlives an upgrade and a removal, and not a purge.
+    // An operator's policy survives an upgrade and a removal, but not a purge.
     let policy = debian.root().join("etc/guard/guard.toml");
     let changed = format!("{}# mine\n", fs::read_to_string(&policy).unwrap());
     fs::write(&policy, &changed).unwrap();
@@ -119,17 +119,17 @@ fn a_fresh_debian_takes_the_package_and_after_a_purge_no_file_is_left() {
     let left = debian.files().unwrap();
     let left: Vec<&String> = left
         .iter()
-        .filter(|name| !before.contains(*name) && !is_the_systems(name))
+        .filter(|name| !before.contains(*name) && !is_debians_record(name))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// What Debian's own programs keep of every package.
-fn is_the_systems(name: &str) -> bool {
+/// Whether a file is a record that Debian's own programs keep of every package.
+fn is_debians_record(name: &str) -> bool {
     const RECORDS: [&str; 7] = [
-        // The lock of the list of groups.
+        // The lock file of /etc/group.
         "etc/.pwd.lock",
-        // What `systemctl preset-all` enables.
+        // Links that `systemctl preset-all` creates.
         "etc/systemd/system/",
         "etc/systemd/user/",
         "run/systemd",
@@ -150,7 +150,7 @@ fn assert_disabled(debian: &Debian) {
     assert_eq!(String::from_utf8(state.stdout).unwrap().trim(), "disabled");
 }
 
-/// Every command has its page, and every key of the policy its place on the page of the policy.
+/// Asserts that every command has a manual page, and that the policy's page has every key.
 fn assert_manual_is_whole(debian: &Debian) {
     let page = |name: &str| {
         run(Command::new("gzip")
@@ -177,14 +177,14 @@ fn assert_manual_is_whole(debian: &Debian) {
     }
 }
 
-/// The licences of everything in the binary go with it.
+/// Asserts that the package has the licences of all code in the binary.
 fn assert_documents(debian: &Debian) {
     let documents = debian.root().join("usr/share/doc/guard");
     let licences = run(Command::new("gzip")
         .args(["--decompress", "--stdout"])
         .arg(documents.join("THIRD-PARTY.gz")))
     .unwrap();
-    // One of the command's, one of the kernel side's, and none of what only builds them.
+    // A crate of the command, a crate of the kernel program, and no crate that is only used in the build.
     assert!(licences.contains("\ntokio 1.") && licences.contains("\naya-ebpf 0."));
     assert!(!licences.contains("\naya-build ") && !licences.contains("\nsyn "));
     for document in [
@@ -221,7 +221,7 @@ fn the_service_works_in_its_sandbox_and_a_removal_leaves_nothing_in_the_kernel()
 
     machine.write("/etc/guard/guard.toml", POLICY).unwrap();
     machine.run("systemctl enable --now guard").unwrap();
-    // systemd has waited until the agent said that it is ready.
+    // systemd has waited for the agent's readiness message (Type=notify).
     let before = attached(&lab);
     assert!(!before.is_empty());
     assert!(!machine.pins().unwrap().is_empty());
@@ -235,7 +235,7 @@ fn the_service_works_in_its_sandbox_and_a_removal_leaves_nothing_in_the_kernel()
     );
     assert_socket_is_for_its_group(&machine);
 
-    // An upgrade replaces the agent that runs.
+    // An upgrade replaces the running agent.
     let old = main_process(&machine);
     machine.run("dpkg --install /root/guard.deb").unwrap();
     wait_for(PATIENCE, || {
@@ -250,7 +250,7 @@ fn the_service_works_in_its_sandbox_and_a_removal_leaves_nothing_in_the_kernel()
     let status = machine.run("guard status").unwrap();
     assert!(
         status.contains("NOT RUNNING") && status.contains("enforcing"),
-        "the kernel goes on: {status}"
+        "the kernel still enforces: {status}"
     );
     assert!(!attached(&lab).is_empty());
 
@@ -281,7 +281,7 @@ fn main_process(machine: &Machine) -> String {
     process.unwrap().trim().to_owned()
 }
 
-/// The agent may do three things as root, and write where its state lies.
+/// Asserts that the agent has three capabilities, and may write only to its state folder.
 fn assert_sandboxed(machine: &Machine) {
     let process = main_process(machine);
     let status = machine.run(&format!("cat /proc/{process}/status")).unwrap();

@@ -1,4 +1,4 @@
-//! One table: a packet, and the verdict, reason and counter that it must get.
+//! A table of packets, each with the verdict, reason and counter that it must get.
 
 use guard::policy::{PublishedAt, PublishedPort};
 use guard_common::{
@@ -12,8 +12,8 @@ use crate::{
     judge::{Expected, ProgramUnderTest, because, observed},
 };
 
-/// A proxy for everybody, a database for one network, and what Docker publishes: 8000 and 5432 with
-/// TCP, 9000 with UDP, 40000 inside the local port range, 8080 for IPv4 alone.
+/// A proxy for all sources, a database for one network, and others. Docker publishes 8000 and 5432 with TCP, 9000 with
+/// UDP, 40000 inside the local port range, and 8080 only for IPv4.
 const SERVICES: &str = r#"
     [docker]
     socket = ""
@@ -61,7 +61,7 @@ fn judge(mode: &str, scope: &str) -> ProgramUnderTest {
     ProgramUnderTest::new(&policy, &published())
 }
 
-/// The rows that only the scope decides: (what, frame, in `containers`, in `host`).
+/// A row with the expectation in each scope: (name, frame, in `containers`, in `host`).
 type ScopeRow = (&'static str, Vec<u8>, Expected, Expected);
 
 fn same(
@@ -118,13 +118,13 @@ fn exposure() -> Vec<ScopeRow> {
             ClosedPort,
         ),
         same(
-            "published for IPv4 alone",
+            "published for IPv4 only",
             tcp_v4(8080, SYN),
             None,
             ClosedPort,
         ),
         by_scope(
-            "published for IPv4 alone, IPv6",
+            "published for IPv4 only, IPv6",
             tcp_v6(8080, SYN),
             NotGuarded,
             ClosedPort,
@@ -224,19 +224,19 @@ fn exposure() -> Vec<ScopeRow> {
             Established,
         ),
         by_scope(
-            "a port nobody speaks of",
+            "a port neither listed nor published",
             tcp_v4(9999, SYN),
             NotGuarded,
             ClosedPort,
         ),
         by_scope(
-            "a port nobody speaks of, segment",
+            "a port neither listed nor published, segment",
             tcp_v4(9999, ACK),
             NotGuarded,
             Established,
         ),
         by_scope(
-            "a UDP port nobody speaks of",
+            "a UDP port neither listed nor published",
             udp_v4(9999),
             NotGuarded,
             ClosedPort,
@@ -344,7 +344,7 @@ fn exposure() -> Vec<ScopeRow> {
         ),
         by_scope("IPIP", v4(4, &tcp_v4(80, SYN)), NotGuarded, ClosedPort),
         by_scope(
-            "IGMP that a router would pass on",
+            "IGMP with a TTL above 1",
             patched(&igmp, IPV4_AT + 8, &[2]),
             NotGuarded,
             ClosedPort,
@@ -362,7 +362,7 @@ fn exposure() -> Vec<ScopeRow> {
             ClosedPort,
         ),
         by_scope(
-            "a protocol that nobody has heard of",
+            "an unassigned protocol",
             v4(253, &[]),
             NotGuarded,
             ClosedPort,
@@ -370,7 +370,7 @@ fn exposure() -> Vec<ScopeRow> {
     ]
 }
 
-/// What would hide the published port 8000 from a guard that reads less than the host does.
+/// Packets to the published port 8000 that the host parses, and that a guard with a simpler parser would miss.
 fn bypasses() -> Vec<ScopeRow> {
     const VLAN: u16 = 0x8100;
     const SERVICE_VLAN: u16 = 0x88a8;
@@ -387,7 +387,10 @@ fn bypasses() -> Vec<ScopeRow> {
         closed("an 802.1ad tag", tagged(&syn, &[SERVICE_VLAN])),
         closed("QinQ", tagged(&syn, &[SERVICE_VLAN, VLAN])),
         closed("two 802.1Q tags", tagged(&syn, &[VLAN, VLAN])),
-        closed("QinQ by another hand", foreign_double_tagged(8000)),
+        closed(
+            "QinQ frame built by other software",
+            foreign_double_tagged(8000),
+        ),
         closed("a VLAN tag, IPv6", tagged(&tcp_v6(8000, SYN), &[VLAN])),
         closed("IHL 6", with_options(&syn, 6)),
         closed("IHL 15", with_options(&syn, 15)),
@@ -489,8 +492,8 @@ fn bypasses() -> Vec<ScopeRow> {
     ]
 }
 
-/// As long as IP can be: a length of 65,535, which for IPv6 leaves out the header, behind two tags. Most
-/// of it lies in fragments of the buffer (`xdp.frags`).
+/// The longest IP packets, behind two tags: a length of 65,535, which for IPv6 does not include the header. Most of
+/// each is in fragments of the buffer (`xdp.frags`).
 fn longest() -> [(&'static str, Vec<u8>, usize); 2] {
     use protocol::*;
     const TAGGED: usize = 14 + 8;
@@ -510,7 +513,7 @@ fn longest() -> [(&'static str, Vec<u8>, usize); 2] {
     ]
 }
 
-/// IP that cannot be read up to its transport header.
+/// IP packets that cannot be read up to the transport header.
 fn malformed() -> Vec<ScopeRow> {
     use protocol::*;
     let malformed = |what, frame| same(what, frame, None, Malformed);
@@ -556,7 +559,7 @@ fn malformed() -> Vec<ScopeRow> {
             let tiny = ipv4(CLIENT_V4, TCP, &tcp(8000, SYN, &[])[..8]);
             [as_fragment(&tiny, 0, true), vec![0x50; 26]].concat()
         }),
-        malformed("an atomic fragment whose UDP length lies", {
+        malformed("an atomic fragment with a wrong UDP length", {
             let mut payload = fragment(UDP, 0, false);
             payload.extend(patched(&udp(1, 9000, b"hello"), 4, &[0, 200]));
             ipv6(CLIENT_V6, FRAGMENT, &payload)
@@ -604,7 +607,8 @@ fn malformed() -> Vec<ScopeRow> {
             payload.extend(tcp(8000, SYN, &[]));
             ipv6(CLIENT_V6, DESTINATION_OPTIONS, &payload)
         }),
-        // Found by the model: it was read from the padding, and passed as a later fragment.
+        // Found by the model: the program read the fragment header from the padding, and the packet passed as a later
+        // fragment.
         malformed("a fragment header behind the end of the packet", {
             let frame = ipv6(CLIENT_V6, ROUTING, &extension(FRAGMENT, 1));
             [frame, fragment(TCP, 185, false)].concat()
@@ -619,12 +623,12 @@ fn malformed() -> Vec<ScopeRow> {
             ipv6(CLIENT_V6, FRAGMENT, &payload)
         }),
         malformed("ICMPv6 cut off", ipv6(CLIENT_V6, ICMPV6, &[135])),
-        // The eighth is still read.
+        // Eight extension headers are still read.
         same("eight extension headers", options(8), None, ClosedPort),
     ]
 }
 
-/// What always passes.
+/// Packets that always pass.
 fn passing() -> Vec<ScopeRow> {
     use protocol::*;
     let on_link = |kind| patched(&ipv6(CLIENT_V6, ICMPV6, &icmp(kind)), IPV6_AT + 7, &[255]);
@@ -752,7 +756,7 @@ fn the_longest_packets_are_judged_and_counted_to_the_last_byte_and_replayed() {
     }
 }
 
-/// What is published on 203.0.113.11 and 2001:db8:113::11 alone, and services that meet it there and on .10.
+/// Ports published only on 203.0.113.11 and 2001:db8:113::11, and services with the same ports there and on .10.
 #[test]
 fn what_is_published_on_one_address_is_closed_there_and_nowhere_else() {
     const SERVICES: &str = r#"
@@ -837,37 +841,37 @@ fn what_is_published_on_one_address_is_closed_there_and_nowhere_else() {
             ClosedPort,
         ),
         by_scope(
-            "the host's own on .10",
+            "a port of the host on .10",
             on_v4(10, &tcp_v4(22, SYN)),
             NotGuarded,
             ClosedPort,
         ),
         by_scope(
-            "a session of the host's own on .10",
+            "a session of the host on .10",
             on_v4(10, &tcp_v4(22, ACK)),
             NotGuarded,
             Established,
         ),
         by_scope(
-            "of the other family",
+            "the other address family",
             on_v6(11, &tcp_v6(22, SYN)),
             NotGuarded,
             ClosedPort,
         ),
         same(
-            "with a service, its source",
+            "with a service, a permitted source",
             on_v4(11, &tcp_v4(5432, SYN)),
             database,
             Allowed,
         ),
         same(
-            "with a service, another",
+            "with a service, another source",
             on_v4(11, &other(SYN)),
             database,
             SourceNotAllowed,
         ),
         same(
-            "with a service, another's later segment",
+            "with a service, a later segment of another source",
             on_v4(11, &other(ACK)),
             database,
             SourceNotAllowed,
@@ -885,13 +889,13 @@ fn what_is_published_on_one_address_is_closed_there_and_nowhere_else() {
             Allowed,
         ),
         same(
-            "with a service on every address, another's later segment on .11",
+            "with a service on every address, a later segment of another source on .11",
             on_v4(11, &tcp_v4(25, ACK)),
             mail,
             SourceNotAllowed,
         ),
         same(
-            "with a service on every address, another's later segment on .10",
+            "with a service on every address, a later segment of another source on .10",
             on_v4(10, &tcp_v4(25, ACK)),
             mail,
             Established,
@@ -909,7 +913,7 @@ fn what_is_published_on_one_address_is_closed_there_and_nowhere_else() {
             Established,
         ),
         by_scope(
-            "local range beside it",
+            "a port of the local range",
             on_v4(10, &tcp_v4(40_001, SYN)),
             NotGuarded,
             ClosedPort,
@@ -999,12 +1003,12 @@ fn a_service_can_be_milder_than_the_host_but_not_stricter() {
     }
 }
 
-/// A packet may end where the linear part of its buffer does, and the frame go on in fragments.
+/// A packet may end with the linear part of its buffer, while the frame continues in fragments.
 #[test]
 fn what_lies_in_fragments_behind_a_packet_counts_as_part_of_its_frame() {
     use protocol::*;
     const WHOLE: usize = 9_014;
-    // A test run fills the linear part with what a page has besides its headroom and tailroom.
+    // In a test run the linear part is a page without its headroom and tailroom.
     let (headroom, page, tailroom) = (256, 4_096, 320);
     let full = page - headroom - tailroom;
     for (mode, service, reason) in [("enforce", None, ClosedPort), ("off", None, NotGuarded)] {

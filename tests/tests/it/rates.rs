@@ -1,4 +1,4 @@
-//! The budget of a source, in the real program with the kernel's clock.
+//! The budgets of a source, in the real program with the kernel's clock.
 
 use std::{
     thread,
@@ -22,7 +22,7 @@ use crate::{
     judge::{ProgramUnderTest, because, observed},
 };
 
-/// Refills so slowly that nothing comes back during a test.
+/// A policy whose budgets refill so slowly that no packet is refilled during a test.
 fn policy(mode: &str, per: &str) -> String {
     format!(
         "mode = \"{mode}\"
@@ -51,7 +51,7 @@ fn from_v6(address: &str) -> Vec<u8> {
     ipv6(address.parse().unwrap(), TCP, &tcp(80, SYN, &[]))
 }
 
-/// Sends three packets that pass, and two that do not.
+/// Sends three packets that pass, and two that are dropped.
 fn exhaust(judge: &ProgramUnderTest, frame: &[u8]) {
     for _ in 0..3 {
         judge.assert("within the burst", frame, &because(WEB, Allowed));
@@ -116,7 +116,7 @@ fn observed_a_budget_drops_nothing() {
     }
 }
 
-/// So large that packets are paid for in advance.
+/// A burst so large that packets are prepaid (guard-common/src/account.rs).
 const LARGE: u64 = 1_500;
 
 fn large(limit: &str) -> String {
@@ -134,10 +134,10 @@ fn large(limit: &str) -> String {
     )
 }
 
-/// No kernel has a longer one.
+/// The longest tick of a kernel (CONFIG_HZ=100).
 const TICK: Duration = Duration::from_millis(10);
 
-/// Runs on one CPU alone.
+/// Runs a function on this CPU only.
 fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> T + Send) -> T {
     let run = move || {
         let mut cpus = CpuSet::new();
@@ -155,8 +155,8 @@ fn passed(judge: &ProgramUnderTest, service: &str) -> u64 {
         .map_or(0, |(packets, _)| *packets)
 }
 
-/// Each call comes in a tick of its own: what the last one has left of its advance was given back. With another
-/// service of the same source in between, which shares its account, the account was taken away as well.
+/// Each call comes in a new tick, so the packets that are left of a prepayment were returned to the buckets. In
+/// between, another service of the same source takes over the account.
 #[test]
 fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
     const CALLS: u32 = 40;
@@ -183,13 +183,14 @@ fn a_source_that_pays_in_advance_gets_its_burst_to_the_packet() {
             }
         });
         for service in ["web", "mail"] {
-            // A byte a second comes back: less than a packet.
+            // One byte a second is refilled: less than a packet.
             assert_eq!(passed(&judge, service), LARGE, "{service} with {limit}");
         }
     }
 }
 
-/// Nearly all in one tick: what is left of an advance of long frames when its packets have run out is not lost.
+/// Nearly all frames come in one tick. A prepayment for long frames runs out of packets before bytes; the bytes that
+/// are left are not lost.
 #[test]
 fn short_frames_behind_long_ones_use_up_the_burst() {
     const BURST: u64 = 1_000_000;
@@ -229,33 +230,33 @@ fn a_budget_of_all_sources_is_exact_whatever_they_pay_in_advance() {
     assert_eq!(passed(&judge, "web"), LARGE);
 }
 
-/// Those that open connections are counted one by one, and find what others have paid for.
+/// Packets that open connections are charged one by one, and use the packets that others have prepaid.
 #[test]
-fn who_opens_connections_gets_the_burst_to_the_packet_as_well() {
+fn a_source_that_opens_connections_gets_the_burst_to_the_packet() {
     let limit = "limit.packets = { rate = \"1/h\", burst = 1500 }
          limit.connections = { rate = \"1/h\", burst = 4000 }";
     let judge = ProgramUnderTest::new(&large(limit), &[]);
-    let [opens, goes_on] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
+    let [opening, later] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
     on_cpu(0, || {
         for _ in 0..40 {
-            judge.repeat(&goes_on, 3);
-            judge.repeat(&opens, 50);
+            judge.repeat(&later, 3);
+            judge.repeat(&opening, 50);
         }
     });
     assert_eq!(passed(&judge, "web"), LARGE);
 }
 
-/// The same tick: what is known of one kind is not held against the other.
+/// Within one tick, being over the connections budget does not drop later segments.
 #[test]
-fn who_is_over_its_connections_keeps_those_it_has() {
+fn a_source_over_its_connections_keeps_its_open_connections() {
     let limit = "limit.packets = { rate = \"1/h\", burst = 1500 }
          limit.connections = { rate = \"1/h\", burst = 10 }";
     let judge = ProgramUnderTest::new(&large(limit), &[]);
-    let [opens, goes_on] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
+    let [opening, later] = [SYN, ACK].map(|flags| ipv4(CLIENT_V4, TCP, &tcp(80, flags, &[])));
     on_cpu(0, || {
         for _ in 0..10 {
-            judge.repeat(&opens, 20);
-            judge.repeat(&goes_on, 100);
+            judge.repeat(&opening, 20);
+            judge.repeat(&later, 100);
         }
     });
     assert_eq!(passed(&judge, "web"), 10 + 1_000);
@@ -281,12 +282,12 @@ fn frames_of_any_length_are_paid_for_to_the_byte() {
     });
     let (_, bytes) = judge.counters()["web: pass allowed"];
     let shortest = frames[0].len() as u64;
-    // A few seconds at a byte each come back.
+    // In a few seconds a few bytes are refilled.
     assert!(bytes <= BURST + 100, "{bytes} bytes passed");
     assert!(bytes > BURST - shortest, "{bytes} bytes passed");
 }
 
-/// What one CPU has paid for and not given back, the source has not on another: a small share of the burst.
+/// The packets that one CPU has prepaid and not returned are missing on another: a small share of the burst.
 #[test]
 fn a_source_that_changes_cpus_loses_and_gains_next_to_nothing() {
     let judge = ProgramUnderTest::new(
@@ -306,7 +307,7 @@ fn a_source_that_changes_cpus_loses_and_gains_next_to_nothing() {
 }
 
 #[test]
-fn who_is_over_a_budget_of_bytes_still_gets_what_fits() {
+fn a_source_over_its_bytes_still_gets_the_packets_that_fit() {
     let judge = ProgramUnderTest::new(
         &large("limit.bytes = { rate = \"1B/s\", burst = \"1600B\" }"),
         &[],
@@ -317,13 +318,17 @@ fn who_is_over_a_budget_of_bytes_still_gets_what_fits() {
         judge.repeat(&long, 10);
         judge.repeat(&short, 10);
     });
-    assert_eq!(passed(&judge, "web"), 2, "one long, and one of 54 bytes");
+    assert_eq!(
+        passed(&judge, "web"),
+        2,
+        "one long frame, and one of 54 bytes"
+    );
 }
 
 #[test]
 fn two_cpus_on_one_source_pass_no_more_than_its_rate() {
-    /// A machine that holds a CPU up for longer than the burst lasts takes tokens from the source, and
-    /// rightly so: that the rate is reached is asked of the best of so many runs.
+    /// A CPU that is held up for longer than the burst lasts loses tokens of the source, as it must. So only the best
+    /// of these runs has to reach the rate.
     const RUNS: usize = 5;
     let reached = (0..RUNS).any(|_| {
         let ContentionResult {
@@ -344,14 +349,14 @@ fn two_cpus_on_one_source_pass_no_more_than_its_rate() {
 struct ContentionResult {
     passed: u64,
     dropped: u64,
-    /// What the rate and the burst allow in the time that it took.
+    /// The packets that the rate and the burst allow in the time of the run.
     expected: f64,
 }
 
 /// Two CPUs offer one source's packets as fast as they can.
 fn contend() -> ContentionResult {
     const RATE: u64 = 10_000;
-    // Long enough that threads which the machine holds up lose nothing, mostly.
+    // Large enough that threads which are held up mostly lose no tokens.
     const BURST: u64 = RATE;
     let policy = format!(
         "mode = \"enforce\"

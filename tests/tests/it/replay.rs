@@ -1,4 +1,4 @@
-//! `guard replay`, `guard explain` and `guard talkers`, as scripts and people use them.
+//! `guard replay`, `guard explain` and `guard talkers`, for scripts and people.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ cidrs = [\"192.0.2.0/24\"]
 deny = true
 ";
 
-/// The format of tcpdump (pcap-savefile(5)), in microseconds.
+/// A capture in tcpdump's format (pcap-savefile(5)), with times in microseconds.
 pub fn pcap(linktype: u32, packets: &[(u32, u32, &[u8], usize)]) -> Vec<u8> {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, linktype] {
@@ -143,11 +143,11 @@ fn a_capture_gets_a_verdict_for_every_packet_and_sums_that_add_up() {
     for (n, packet) in packets.iter().enumerate() {
         assert_eq!(packet["n"], n);
     }
-    // nmap knocks at 22 and 8000, and the three pings find no service.
+    // nmap probes ports 22 and 8000, and no service lists icmp for the three pings.
     assert!(count("reason", "closed_port") >= 5, "{sums}");
-    // Of 2,000 SYNs and their resets in some half a second 200 a second fit, and the burst.
+    // 2,000 SYNs and their RSTs come in about half a second; only the burst and 200 packets a second pass.
     assert!(count("reason", "packet_limit") > 1_000, "{sums}");
-    // What this host sends is not judged, and the resets of its closed ports are.
+    // Packets that this host sends are not judged.
     assert!(count("direction", "out") > 100, "{sums}");
     assert!(
         packets
@@ -181,7 +181,7 @@ fn a_capture_is_judged_by_its_own_clock_and_link_type() {
             .collect();
         reasons
     };
-    // One packet a second fits, the second within half a second does not.
+    // The budget is one packet a second: the packet half a second later is over it.
     let at = |ms: u32| {
         (
             1_700_000_000 + ms / 1_000,
@@ -201,7 +201,7 @@ fn a_capture_is_judged_by_its_own_clock_and_link_type() {
             "allowed"
         ]
     );
-    // Raw IP, both cooked formats, and one that was cut to its headers.
+    // Link types: raw IP and both cooked formats. The last packet is cut to its headers.
     let raw = &syn[14..];
     assert_eq!(replay_of(101, &[(1, 0, raw, raw.len())], &[]), ["allowed"]);
     let cooked = [&[0u8; 14][..], &[8, 0], raw].concat();
@@ -224,7 +224,7 @@ fn a_capture_is_judged_by_its_own_clock_and_link_type() {
         replay_of(1, &[(1, 0, &long[..60], long.len())], &[]),
         ["allowed"]
     );
-    // Docker's place can be taken.
+    // `--publish` and `--network` replace the facts from Docker.
     let direct = tcp_v4(8000, SYN);
     let direct = [(1, 0, direct.as_slice(), direct.len())];
     assert_eq!(replay_of(1, &direct, &[]), ["not_guarded"]);
@@ -353,7 +353,7 @@ fn what_is_wrong_with_a_capture_is_said_with_the_file_and_the_packet() {
             1,
             "packet 1, counted from 0: it came over interface 5",
         ),
-        ("no capture", vec![0x55; 500], 0, "is no capture"),
+        ("no capture", vec![0x55; 500], 0, "is not a capture"),
     ] {
         fs::write(&capture, bytes).unwrap();
         let (policy, file) = (policy.to_str().unwrap(), capture.to_str().unwrap());
@@ -399,7 +399,7 @@ fn a_time_that_cannot_be_costs_a_warning_and_not_the_rest_of_the_file() {
     let syn = tcp_v4(80, SYN);
     let at = |seconds: u32| (seconds, 0, &syn[..], syn.len());
     let good = enhanced(0, 1_000_000, &syn, None);
-    // Its unit of time is 2^-127 seconds, and its time begins long after any other.
+    // An interface with a time unit of 2^-127 seconds, and one whose time offset is far in the future.
     let unit = section(1, &[9, 0, 1, 0, 0xff, 0, 0, 0, 0, 0, 0, 0]);
     let offset = [&[14, 0, 8, 0][..], &i64::MAX.to_le_bytes(), &[0; 4]].concat();
     const NOW: u32 = 1_700_000_000;
@@ -426,7 +426,10 @@ fn a_time_that_cannot_be_costs_a_warning_and_not_the_rest_of_the_file() {
             "a time beyond counting",
             [section(1, &offset), good.clone(), good.clone()].concat(),
             2,
-            vec!["packet 0, counted from 0: its time is none", "packet 1,"],
+            vec![
+                "packet 0, counted from 0: its time is not between",
+                "packet 1,",
+            ],
         ),
         (
             "a unit of time beyond counting",
@@ -454,7 +457,7 @@ fn a_time_that_cannot_be_costs_a_warning_and_not_the_rest_of_the_file() {
     }
 }
 
-/// The same packets with another number at the beginning, in the formats that it stands for.
+/// A capture with one packet and another magic number, in the format of that number.
 fn with_magic(magic: u32, linktype: u32, time: [u32; 2], data: &[u8]) -> Vec<u8> {
     let mut file = pcap(linktype, &[]);
     file[..4].copy_from_slice(&magic.to_le_bytes());
@@ -488,7 +491,8 @@ fn captures_are_read_in_the_formats_and_from_the_places_that_people_have_them() 
     for (what, magic, linktype, data, reason) in [
         ("nanoseconds", 0xa1b2_3c4d, 1, syn.clone(), "closed_port"),
         ("modified", 0xa1b2_cd34, 1, syn.clone(), "closed_port"),
-        // As many public captures have it: three words of a check sequence, of which it is not known whether they are there.
+        // As in many public captures: the link type has an FCS length of three words, but the flag that the length is
+        // valid is not set.
         (
             "FCS bits",
             MICROSECONDS,
@@ -561,7 +565,7 @@ fn captures_are_read_in_the_formats_and_from_the_places_that_people_have_them() 
         assert_eq!(line["reason"], reason, "{what}: {line}");
     }
     let whole = pcap(1, &[(1, 500_000, &syn, syn.len()), (2, 0, &syn, syn.len())]);
-    // A named pipe, written piece by piece.
+    // A named pipe, written in small chunks.
     let pipe = lab.folder().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let (place, bytes) = (pipe.clone(), whole.clone());
@@ -671,7 +675,7 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
             "5432/tcp",
             "source_not_allowed",
             Some(13),
-            "not among those",
+            "not among the sources",
         ),
         (
             "192.0.2.9",
@@ -759,16 +763,16 @@ fn explain_tells_of_a_services_mode_and_of_limits() {
     let text = explained(&format!("{enforce}{web}mode = \"off\"\n"), "80/tcp");
     assert!(text.contains("PASSES: not_guarded"), "{text}");
     assert!(text.contains("the service's mode is off"), "{text}");
-    assert!(!text.contains("not among those"), "{text}");
+    assert!(!text.contains("not among the sources"), "{text}");
     let text = explained(&format!("{enforce}{web}"), "81/tcp");
-    assert!(text.contains("there are no [limits]"), "{text}");
+    assert!(text.contains("the policy has no [limits]"), "{text}");
     let crowd = "[[source]]\nname = \"office\"\ncidrs = [\"198.51.100.0/24\"]\nfactor = 20\n";
     let limits = "[limits]\npackets = \"5k/s\"\n";
     let limited = format!("{enforce}{limits}{web}{crowd}");
     let text = explained(&limited, "81/tcp");
     assert!(text.contains("packets 5k/s"), "{text}");
     assert!(text.contains("20 times every budget"), "{text}");
-    // What is dropped before has no budgets.
+    // A packet dropped before the budgets has none.
     let text = explained(&format!("scope = \"host\"\n{limited}"), "81/tcp");
     assert!(text.contains("DROPPED: closed_port"), "{text}");
     assert!(!text.contains("[limits]"), "{text}");
@@ -796,7 +800,7 @@ fn explain_says_first_that_a_source_is_over_its_budget_though_its_first_packet_p
     let [over, packets, ..] = numbers[..] else {
         panic!("{first}");
     };
-    // All but five, estimated from a sample.
+    // All but five packets are over the budget; the number is estimated from a sample.
     assert!(
         over > SYNS / 2 && over <= packets && packets < 2 * SYNS,
         "{first}"
@@ -807,10 +811,10 @@ fn explain_says_first_that_a_source_is_over_its_budget_though_its_first_packet_p
     let json = guard.run(&["explain", "--json", "--from", &flooder, "--to", "80/tcp"]);
     let json: Value = serde_json::from_str(&json.unwrap()).unwrap();
     assert_eq!(json["verdict"], "pass", "{json}");
-    let told = &json["over_budget"];
-    assert_eq!(told["budget"], "connections", "{json}");
+    let over_budget = &json["over_budget"];
+    assert_eq!(over_budget["budget"], "connections", "{json}");
     assert_eq!(
-        (&told["over"], &told["packets"]),
+        (&over_budget["over"], &over_budget["packets"]),
         (&over.into(), &packets.into())
     );
 
@@ -846,12 +850,12 @@ fn the_heaviest_source_leads_the_talkers_amid_a_flood_of_others() {
     let guard = Guard::start(&lab, POLICY).unwrap();
     let interval = Duration::from_micros(100);
     let heavy = Flood::start(&lab, FLOODER_V4, 80, interval, 10_000).unwrap();
-    // Others, each with few packets, spread over the same places.
+    // Other sources, each with few packets, in the same slots.
     let mut others = lab.internet.command("hping3");
     others
         .args(["--quiet", "--syn", "--destport", "80", "--interval", "u100"])
         .args(["--count", "10000", "--rand-source", &HOST_V4.to_string()]);
-    // It fails, since nobody answers the spoofed ones.
+    // hping3 fails, because it gets no answers for spoofed sources.
     let _result = run(&mut others);
     heavy.wait(Duration::from_secs(20)).unwrap();
     let talkers = guard.json("talkers").unwrap();
@@ -892,10 +896,10 @@ fn sources_that_take_turns_are_all_among_the_talkers() {
         .unwrap();
     let talkers = guard.json("talkers").unwrap();
     let mut rows = talkers.as_array().unwrap().iter();
-    // Of each a sample of some sixty packets.
+    // For each source the estimate is from a sample of about sixty packets.
     let is_estimated = |row: &&Value| (400..2_500).contains(&row["packets"].as_u64().unwrap());
     let is_one = |row: &&Value| sources.clone().any(|one| row["source"] == one.to_string());
     let found = rows.by_ref().filter(is_one).filter(is_estimated).count();
-    // Two that share a place by their hashes may push each other out.
+    // Two sources whose hashes select the same slot may displace each other.
     assert!(found >= usize::from(SOURCES) - 4, "{talkers}");
 }

@@ -1,5 +1,4 @@
-//! What is known of containers while Docker answers badly: with a real Docker, and with one that no Docker
-//! would be.
+//! The agent's picture of the containers while Docker fails: a real Docker, and a fake one that never ends its answer.
 
 use std::{
     fs,
@@ -61,7 +60,7 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
         let id = docker
             .run(&["inspect", "--format", "{{.Id}}", name])
             .unwrap();
-        relay.decide(
+        relay.fail_requests(
             &format!("/containers/{}/json", id.trim()),
             RelayFault::Refused,
         );
@@ -76,7 +75,7 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
             && log.contains("container=\"chosen\""),
         "{log}"
     );
-    // Events that name it end nothing, and those of others are followed.
+    // Events about that container do not end the event stream; events about other containers are still followed.
     docker.run(&["restart", "--time", "1", "bad"]).unwrap();
     docker.run_invoices("later", &["8002:8000"]).unwrap();
     wait_until_published(&guard, 5, &["tcp/8000", "tcp/8001", "tcp/8002", &chosen]);
@@ -98,7 +97,7 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
     .unwrap();
 }
 
-/// Containers that Docker is starting, and who waits for them.
+/// Containers that hang in their start, and the `docker run` clients that wait for them.
 struct Hanging<'a> {
     lab: &'a Lab,
     clients: Vec<Child>,
@@ -142,7 +141,7 @@ impl<'a> Hanging<'a> {
 
 impl Drop for Hanging<'_> {
     fn drop(&mut self) {
-        // The next SYN is answered with RST, and Docker gives up.
+        // Without the rule the next SYN is answered with RST, and Docker ends the start.
         let delete = self
             .lab
             .host
@@ -151,10 +150,10 @@ impl Drop for Hanging<'_> {
             .args(BLACK_HOLE)
             .status();
         if !delete.is_ok_and(|status| status.success()) {
-            eprintln!("the black hole is left");
+            eprintln!("the DROP rule cannot be removed");
         }
         for client in &mut self.clients {
-            // It ends with the container that it waits for.
+            // `docker run` ends when the start of its container has ended.
             let _result = client.wait();
         }
     }
@@ -168,20 +167,20 @@ fn a_new_containers_ports_close_at_once_while_many_others_hang_in_their_start() 
     let hanging = Hanging::start(&lab, &docker, 33);
     let started = Instant::now();
     let guard = Guard::start(&lab, &policy(docker.socket())).unwrap();
-    println!("the agent answers after {:?}", started.elapsed());
+    println!("the agent was ready after {:?}", started.elapsed());
     let reached = Reached::count(&lab).unwrap();
     let targets = [12_345, 8000].map(|port| HammerTarget::Tcp(SocketAddr::new(HOST_V4, port)));
     let hammer = Hammer::start(&lab, &targets).unwrap();
     docker.run_invoices("new", &["12345:8000"]).unwrap();
     let created = Instant::now();
     wait_until_published(&guard, 10, &["tcp/8000", "tcp/12345"]);
-    println!("published {:?} after it runs", created.elapsed());
+    println!("published {:?} after the container runs", created.elapsed());
     thread::sleep(Duration::from_secs(1));
     assert_eq!(reached.packets().unwrap(), 0, "{}", guard.log());
     assert!(hammer.stop().unwrap() > 100);
     let log = guard.log();
     assert!(log.contains("no answer within 2 s"), "they hang: {log}");
-    // It answers inside: it was there to be reached.
+    // With mode off the port answers: the guard had closed it, not Docker.
     guard.run(&["mode", "off"]).unwrap();
     wait_for(Duration::from_secs(5), || {
         let answer = get(&lab, USER_V4, HOST_V4, 12_345)?;
@@ -209,7 +208,7 @@ fn an_answer_that_never_ends_fills_no_memory() {
                 }
                 let spaces = [b' '; 1 << 16];
                 loop {
-                    // Until the client hangs up.
+                    // Until the client closes the connection.
                     client.write_all(&spaces)?;
                 }
             });
@@ -223,7 +222,10 @@ fn an_answer_that_never_ends_fills_no_memory() {
         error.contains("larger than 64 MiB") || error.contains("within 5 s"),
         "{error}"
     );
-    assert_eq!(status["enforcing"], false, "nothing is known");
+    assert_eq!(
+        status["enforcing"], false,
+        "the published ports are not known"
+    );
     let memory = fs::read_to_string(format!("/proc/{}/status", guard.pid())).unwrap();
     let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak_kb: u64 = peak
@@ -232,6 +234,6 @@ fn an_answer_that_never_ends_fills_no_memory() {
         .trim_end_matches(" kB")
         .parse()
         .unwrap();
-    println!("the agent's memory at most: {peak_kb} kB");
+    println!("the agent's peak memory: {peak_kb} kB");
     assert!(peak_kb < 400_000, "{peak_kb} kB");
 }

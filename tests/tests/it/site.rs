@@ -1,4 +1,4 @@
-//! A lab with a web server, and a guard that may open its port or not.
+//! A lab with a web server, and helpers to start guards and compare their effect on its port.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use lab::{
 };
 use serde_json::Value;
 
-/// nginx answers that nothing is behind it: the port is open.
+/// nginx answers 502, because its upstream does not run: the port is open.
 pub const OPEN: HttpOutcome = HttpOutcome::Status(502);
 pub const CLOSED: HttpOutcome = HttpOutcome::TimedOut;
 
@@ -52,11 +52,11 @@ impl Site {
         path.display().to_string()
     }
 
-    pub fn ask(&self) -> HttpOutcome {
+    pub fn get(&self) -> HttpOutcome {
         get(&self.lab, USER_V4, HOST_V4, 80).unwrap()
     }
 
-    /// Runs `guard` where there may be no agent, and expects it to do it.
+    /// Runs a `guard` command, with or without an agent, asserts that it succeeds, and returns its output.
     pub fn guard(&self, arguments: &[&str]) -> String {
         let output = output(&self.lab, arguments).unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -68,7 +68,7 @@ impl Site {
         serde_json::from_str(&self.guard(&["status", "--json"])).unwrap()
     }
 
-    /// Our own program, which stands for anybody's: where it is pinned.
+    /// Pins the guard's program, and returns the path: tests attach it as another software's program.
     pub fn keep_program(&self, guard: &Guard) -> PathBuf {
         let pins = self.lab.folder().join("bpf/foreign");
         let id = guard.json("status").unwrap()["interfaces"][0]["program_id"].clone();
@@ -78,15 +78,15 @@ impl Site {
         pins
     }
 
-    /// Attaches a pinned program in the old way.
+    /// Attaches a pinned program with `ip link`, over netlink instead of a BPF link.
     pub fn put_foreign(&self, interface: &str, pins: &Path) {
         let pins = pins.display();
         let command = format!("link set dev {interface} xdp pinned {pins}");
         self.lab.host.ip(&command).unwrap();
     }
 
-    /// Waits until these programs are on the guarded interface, as [`attached`](Self::attached) has them. The kernel takes
-    /// one off a moment after the last process or pin that holds its link has gone.
+    /// Waits until [`attached`](Self::attached) returns these programs. The kernel detaches a program a moment after
+    /// the last process or pin that holds its link is gone.
     pub fn wait_for_attached(&self, programs: &str) {
         wait_for(Duration::from_secs(20), || {
             let found = self.attached();
@@ -96,7 +96,7 @@ impl Site {
         .unwrap();
     }
 
-    /// The programs on the guarded interface.
+    /// The programs on the guarded interface, as `ip link` prints them.
     pub fn attached(&self) -> String {
         let link = self.lab.host.ip(&format!("-details link show {INTERFACE}"));
         let link = link.unwrap();
@@ -105,7 +105,7 @@ impl Site {
     }
 }
 
-/// Where the guard of a lab pins what is one interface's, or all interfaces' (`%host`).
+/// The folder where a lab's guard pins the maps of one interface, or of the host (`%host`).
 pub fn pins_of(lab: &Lab, interface: &str) -> PathBuf {
     let version = format!("v{}", layout::VERSION);
     lab.pins().join(version).join(interface)

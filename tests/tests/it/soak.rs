@@ -1,5 +1,5 @@
-//! Everything that may happen to a guard while packets keep coming: not one to a closed port gets in, and not
-//! one to an open port is lost to the guard. `cargo xtask soak` runs the long form.
+//! Reloads, kills, trials and restarts of Docker under traffic: no packet to a closed port passes, and the guard drops
+//! no packet to an open port. `cargo xtask soak` runs the long form.
 
 use std::{
     env,
@@ -21,7 +21,7 @@ use serde_json::json;
 const OPEN: u16 = 9_000;
 const CLOSED: u16 = 9_001;
 
-/// `cargo xtask soak` sets it: the binary of another build, with another layout of its maps.
+/// The variable that `cargo xtask soak` sets: the path of an older binary, whose maps have another layout.
 const OLDER: &str = "GUARD_OLDER_BINARY";
 
 struct SoakPlan {
@@ -43,7 +43,7 @@ fn policy(docker: Option<&Docker>, generation: u32) -> String {
             .to_string()),
         50 + generation
     );
-    // Services come and go around the one that is probed.
+    // The number of services before the probed one changes.
     for n in 0..generation % 5 {
         writeln!(
             policy,
@@ -64,7 +64,7 @@ fn soak(plan: &SoakPlan) -> ProbeResult {
     let mut docker = plan.docker.then(|| Docker::start(&lab).unwrap());
     let text = |docker: Option<&Docker>, n| policy(docker, n);
     write_policy(&lab, &text(docker.as_ref(), 0)).unwrap();
-    // An older build comes first, and is upgraded under way.
+    // An older build runs first, and is upgraded under traffic.
     let mut guard = match &plan.older {
         Some(older) => Guard::start_binary(&lab, older).unwrap(),
         None => Guard::start_again(&lab).unwrap(),
@@ -74,7 +74,7 @@ fn soak(plan: &SoakPlan) -> ProbeResult {
     if plan.older.is_some() {
         guard.kill().unwrap();
         guard = Guard::start_again(&lab).unwrap();
-        // The counters of another layout are not read.
+        // The counters start again: those of another layout are not taken over.
         watch = CounterWatch::default();
     }
     for n in 1..=plan.reloads {
@@ -86,9 +86,9 @@ fn soak(plan: &SoakPlan) -> ProbeResult {
             write_policy(&lab, &text(docker.as_ref(), n)).unwrap();
             guard.run(&["reload"]).unwrap();
         }
-        watch.look(&guard);
+        watch.check(&guard);
         if plan.docker && n == plan.reloads / 2 {
-            // The policy is read again without it, its daemon goes away, and comes back.
+            // A reload removes Docker from the policy, and the daemon restarts.
             let lost = policy(None, n).replace("socket = \"\"", "socket = \"/nonexistent\"");
             write_policy(&lab, &lost).unwrap();
             guard.run(&["reload"]).unwrap();
@@ -101,7 +101,7 @@ fn soak(plan: &SoakPlan) -> ProbeResult {
     for _ in 0..plan.kills {
         guard.kill().unwrap();
         guard = Guard::start_again(&lab).unwrap();
-        watch.look(&guard);
+        watch.check(&guard);
     }
     for n in 0..plan.trials {
         let path = lab.folder().join("trial.toml");
@@ -115,24 +115,31 @@ fn soak(plan: &SoakPlan) -> ProbeResult {
             Ok(())
         })
         .unwrap();
-        watch.look(&guard);
+        watch.check(&guard);
     }
     let counted = probe.stop(&lab).unwrap();
     let dropped = [("service", json!("open")), ("verdict", json!("drop"))];
-    assert_eq!(guard.packets(&dropped).unwrap(), 0, "lost to the guard");
+    assert_eq!(
+        guard.packets(&dropped).unwrap(),
+        0,
+        "the guard dropped packets to the open port"
+    );
     assert_eq!(counted.closed, 0, "leaked: {counted:?}");
-    // Nothing else is sent that could be dropped: more would be some of the open port's, judged as closed.
+    // Only datagrams to the closed port may be dropped. A larger count includes datagrams to the open port.
     let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
     assert!(dropped <= counted.sent, "{dropped} dropped: {counted:?}");
     if plan.older.is_none() {
         let passed = guard.packets(&[("service", json!("open"))]).unwrap();
-        assert_eq!(passed, counted.open, "some were judged by no program");
+        assert_eq!(
+            passed, counted.open,
+            "some packets were judged by no program"
+        );
     }
     assert!(counted.open > 0, "{counted:?}");
     counted
 }
 
-/// Sees that counters never go back.
+/// Checks that counters never decrease.
 #[derive(Default)]
 struct CounterWatch {
     passed: u64,
@@ -140,7 +147,7 @@ struct CounterWatch {
 }
 
 impl CounterWatch {
-    fn look(&mut self, guard: &Guard) {
+    fn check(&mut self, guard: &Guard) {
         let passed = guard.packets(&[("verdict", json!("pass"))]).unwrap();
         let dropped = guard.packets(&[("verdict", json!("drop"))]).unwrap();
         assert!(passed >= self.passed && dropped >= self.dropped);
@@ -161,7 +168,7 @@ fn nothing_leaks_and_nothing_is_lost_whatever_happens_to_the_agent() {
     assert!(counted.sent > 10_000, "{counted:?}");
 }
 
-/// The long form; `cargo xtask soak` asks for it by naming the other build.
+/// The long form. It runs only if `cargo xtask soak` names the older binary.
 #[test]
 fn soak_long() {
     let Some(older) = env::var_os(OLDER) else {
@@ -185,7 +192,7 @@ fn soak_long() {
         );
         assert!(
             rate >= 10_000.0,
-            "{rate:.0}/s are too few: the machine is too busy for this run"
+            "only {rate:.0} datagrams a second: the machine is too busy for this run"
         );
     }
 }

@@ -12,7 +12,6 @@ use crate::{
     frames::{flags::*, protocol::*, *},
 };
 
-/// The frame sent to another address than the host's.
 #[test]
 fn a_service_on_one_address_is_closed_on_the_others() {
     let policy = "scope = \"host\"
@@ -91,7 +90,7 @@ fn an_address_inside_a_container_network_gets_nothing_from_outside() {
         for address in ["172.16.255.255", "172.18.0.0", "10.9.8.127", "10.9.9.128"] {
             assert_eq!(reason(&tcp_v4(80, SYN), address), Allowed, "{address}");
         }
-        // Who owns the policy may list a container's own address.
+        // A policy may list a container's own address.
         assert_eq!(reason(&tcp_v4(81, SYN), "172.17.0.9"), Allowed);
         assert_eq!(reason(&tcp_v4(81, SYN), "172.17.0.8"), ContainerAddress);
     }
@@ -117,7 +116,7 @@ fn a_routed_container_network_gets_answers_and_no_attempts() {
         NotGuarded,
         "the host itself"
     );
-    // A query of a container, and its answer.
+    // A container's query, and its answer.
     let query = ipv6(
         "2001:db8:d0c::2".parse().unwrap(),
         UDP,
@@ -160,7 +159,7 @@ fn a_dhcp_reply_is_control_for_the_host_alone() {
         let simulation = Simulation::with_containers(denied, &publishing(68));
         assert_eq!(simulation.reason(&reply), published);
     }
-    // Published on one address, it is the host's on the others.
+    // A port published on one address belongs to the host on the other addresses.
     let mut containers = networks();
     containers.published = PublishedPort::parse("203.0.113.11:udp/68").unwrap();
     let simulation = Simulation::with_containers("", &containers);
@@ -200,7 +199,7 @@ fn an_answer_gets_in_whether_its_address_publishes_the_port_or_not() {
             ClosedPort,
             Reply,
         ),
-        // Nothing is closed there, and nothing need be remembered.
+        // On that address the scope closes no port, so the flow is not recorded.
         (
             "containers",
             "203.0.113.10",

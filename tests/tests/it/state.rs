@@ -1,5 +1,5 @@
-//! The state store and the emergency exits when the disk is full, the state cannot be written or read, or
-//! something odd lies in the pins.
+//! The state store and the emergency exits when the disk is full, the state cannot be written or read, or foreign files
+//! are among the pins.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of};
 
-/// Mounts a small file system where the state is. It goes with the lab's folder.
+/// Mounts a small file system at the state folder. It is unmounted with the lab's folder.
 fn small_state(site: &Site) -> PathBuf {
     let state = site.lab.state();
     fs::create_dir(&state).unwrap();
@@ -44,7 +44,7 @@ fn remount(state: &Path, how: &str) {
     run(Command::new("mount").args(["-o", &how]).arg(state)).unwrap();
 }
 
-/// It did it, and says what it could not do beside it.
+/// Asserts that the command succeeded with a warning that contains these words.
 fn warns(output: &Output, words: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{output:?}");
@@ -57,13 +57,13 @@ fn warns(output: &Output, words: &[&str]) {
 fn ends(site: &Site) {
     wait_for(Duration::from_secs(10), || {
         let status = output(&site.lab, &["status"])?;
-        anyhow::ensure!(!status.status.success(), "the agent is still there");
+        anyhow::ensure!(!status.status.success(), "the agent still answers");
         Ok(())
     })
     .unwrap();
-    // An agent looks after its interfaces every second.
+    // Longer than the second after which an agent checks its interfaces again.
     thread::sleep(Duration::from_millis(2_500));
-    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
 }
 
 fn not_kept(guard: &Guard) -> Value {
@@ -75,12 +75,12 @@ fn detach_takes_the_guard_off_and_ends_the_agent_though_the_disk_is_full() {
     let site = Site::new();
     let state = small_state(&site);
     let _guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     fill(&state);
     let detached = output(&site.lab, &["detach"]).unwrap();
-    warns(&detached, &["not kept", "No space left"]);
+    warns(&detached, &["may attach again", "No space left"]);
     ends(&site);
-    assert!(!site.lab.pins().exists(), "pins are left");
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
 #[test]
@@ -89,10 +89,10 @@ fn without_an_agent_off_and_detach_work_on_a_full_and_on_a_read_only_disk() {
     let state = small_state(&site);
     let stop = |why: &str| {
         let guard = site.start("enforce", SHUT);
-        // The kill switch of before holds, as on a disk that can be written.
+        // A mode off from the round before would still hold.
         guard.run(&["mode", "policy"]).unwrap();
         guard.kill().unwrap();
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         let filler = match why {
             "No space left" => Some(fill(&state)),
             _ => {
@@ -101,9 +101,9 @@ fn without_an_agent_off_and_detach_work_on_a_full_and_on_a_read_only_disk() {
             }
         };
         warns(&output(&site.lab, &["mode", "off"]).unwrap(), &[why]);
-        assert_eq!(site.ask(), OPEN);
+        assert_eq!(site.get(), OPEN);
         warns(&output(&site.lab, &["detach"]).unwrap(), &[why]);
-        assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+        assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
         match filler {
             Some(filler) => fs::remove_file(filler).unwrap(),
             None => remount(&state, "rw"),
@@ -124,7 +124,7 @@ fn an_agent_that_hangs_while_the_disk_is_full_heeds_what_was_done_meanwhile() {
         &output(&site.lab, &["mode", "off"]).unwrap(),
         &["No space left"],
     );
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.resume().unwrap();
     wait_for(Duration::from_secs(10), || {
         let status = guard.json("status")?;
@@ -135,8 +135,8 @@ fn an_agent_that_hangs_while_the_disk_is_full_heeds_what_was_done_meanwhile() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(site.ask(), OPEN, "the agent that wakes up leaves it off");
-    // Nor does the next one forget it, though the disk is as full.
+    assert_eq!(site.get(), OPEN, "the resumed agent keeps mode off");
+    // The next agent keeps mode off, too, while the disk is still full.
     guard.kill().unwrap();
     warns(
         &output(&site.lab, &["mode", "off"]).unwrap(),
@@ -144,23 +144,20 @@ fn an_agent_that_hangs_while_the_disk_is_full_heeds_what_was_done_meanwhile() {
     );
     let guard = Guard::start_again(&site.lab).unwrap();
     assert_eq!(
-        (site.ask(), guard.json("status").unwrap()["mode"].clone()),
+        (site.get(), guard.json("status").unwrap()["mode"].clone()),
         (OPEN, "off".into())
     );
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 
     guard.pause().unwrap();
     warns(&output(&site.lab, &["detach"]).unwrap(), &["No space left"]);
     guard.resume().unwrap();
     ends(&site);
-    assert!(
-        !site.lab.pins().exists(),
-        "something is left below the pins"
-    );
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
     fs::remove_file(filler).unwrap();
     let _guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED, "an agent that is started is meant");
+    assert_eq!(site.get(), CLOSED, "an operator's start ends the detach");
 }
 
 #[test]
@@ -171,27 +168,27 @@ fn the_kill_switch_outlives_every_agent_while_the_disk_is_full() {
     let filler = fill(&state);
     warns(
         &output(&site.lab, &["mode", "off"]).unwrap(),
-        &["not kept over a reboot"],
+        &["will not survive a reboot"],
     );
     for restart in 1..=3 {
         let guard = Guard::start_again(&site.lab).unwrap();
-        assert_eq!(site.ask(), OPEN, "restart {restart}: {}", guard.log());
+        assert_eq!(site.get(), OPEN, "restart {restart}: {}", guard.log());
         guard.kill().unwrap();
     }
-    // Taken off in between, it is off when it comes back.
+    // After a detach the next agent still keeps mode off.
     warns(&output(&site.lab, &["detach"]).unwrap(), &["No space left"]);
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN);
-    // What an operator asks for ends it, though that is not kept either.
+    assert_eq!(site.get(), OPEN);
+    // `mode policy` ends mode off, though it cannot be written to the disk either.
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.kill().unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     guard.run(&["mode", "off"]).unwrap();
     guard.kill().unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), OPEN, "also of the agent's own");
+    assert_eq!(site.get(), OPEN, "mode off that the agent itself had set");
     fs::remove_file(filler).unwrap();
     drop(guard);
 }
@@ -200,10 +197,10 @@ fn the_kill_switch_outlives_every_agent_while_the_disk_is_full() {
 fn an_agent_starts_with_a_state_that_it_cannot_write_and_says_so() {
     let site = Site::new();
     let state = small_state(&site);
-    // Nothing is there, not even a file to lock.
+    // The folder is empty, without a file to lock.
     remount(&state, "ro");
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert!(not_kept(&guard).is_string());
     let log = guard.log();
     assert!(log.contains("lost at the next start"), "{log}");
@@ -213,14 +210,14 @@ fn an_agent_starts_with_a_state_that_it_cannot_write_and_says_so() {
             .unwrap()
             .contains("LOST AT THE NEXT START")
     );
-    // It is kept as soon as it can be.
+    // The state is written as soon as the disk can be written.
     remount(&state, "rw");
     wait_for(Duration::from_secs(20), || {
         anyhow::ensure!(not_kept(&guard).is_null());
         Ok(())
     })
     .unwrap();
-    // And what is there is read though it cannot be written.
+    // The state is read, though the disk cannot be written.
     guard.run(&["mode", "observe"]).unwrap();
     guard.kill().unwrap();
     remount(&state, "ro");
@@ -244,9 +241,9 @@ fn an_agent_killed_on_a_full_disk_starts_again_with_what_was_kept_before() {
     let lost = output(&site.lab, &["deny", "192.0.2.1"]).unwrap();
     assert!(lost.status.success(), "{lost:?}");
     guard.kill().unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert_eq!(guard.json("list").unwrap().as_array().unwrap().len(), 1);
     assert!(not_kept(&guard).is_string());
     fs::remove_file(filler).unwrap();
@@ -266,13 +263,13 @@ fn a_state_that_cannot_be_read_is_left_as_it_is_and_the_agent_starts() {
     let path = site.lab.state().join("state.jsonl");
     let bytes = fs::metadata(&path).unwrap().len();
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    // Longer than any state: with a hole, which takes no room.
+    // Longer than a state may be. The file is sparse, so it takes no room.
     let long = (1 << 28) + 1;
     file.set_len(long).unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     let why = not_kept(&guard).to_string();
-    assert!(why.contains("is left as it is"), "{why}");
+    assert!(why.contains("is not overwritten"), "{why}");
     assert_eq!(fs::metadata(&path).unwrap().len(), long);
     file.set_len(bytes).unwrap();
     wait_for(Duration::from_secs(20), || {
@@ -293,7 +290,7 @@ fn a_folder_in_the_pins_keeps_nothing_else_from_going() {
     let odd = pins_of(&site.lab, INTERFACE).join("aaa");
     for has_agent in [true, false] {
         let guard = site.start("enforce", SHUT);
-        assert_eq!(site.ask(), CLOSED);
+        assert_eq!(site.get(), CLOSED);
         fs::create_dir_all(odd.join("inside")).unwrap();
         if !has_agent {
             guard.kill().unwrap();
@@ -302,23 +299,23 @@ fn a_folder_in_the_pins_keeps_nothing_else_from_going() {
         warns(&detached, &[odd.to_str().unwrap()]);
         ends(&site);
         let left = fs::read_dir(odd.parent().unwrap()).unwrap();
-        assert_eq!(left.count(), 1, "maps are left");
+        assert_eq!(left.count(), 1, "only the odd folder remains");
     }
-    // What is left keeps nobody from starting either.
+    // An agent can start beside the folder that remains.
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     fs::remove_dir_all(&odd).unwrap();
     guard.remove().unwrap();
-    assert!(!site.lab.pins().exists(), "pins are left");
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
 #[test]
-fn what_is_pinned_as_a_link_and_is_none_is_as_if_there_were_none() {
+fn a_map_pinned_in_the_place_of_a_link_counts_as_no_link() {
     let site = Site::new();
     let folder = pins_of(&site.lab, INTERFACE);
     fs::create_dir_all(&folder).unwrap();
     for name in ["link", "egress"] {
-        // Number 6 is a map of this kind and a link of XDP.
+        // The type number 6 is BPF_MAP_TYPE_PERCPU_ARRAY as well as BPF_LINK_TYPE_XDP (linux/bpf.h).
         let mut command = Command::new("bpftool");
         command.args(["map", "create"]).arg(folder.join(name));
         command.args("type percpu_array key 4 value 8 entries 1 name odd".split(' '));
@@ -333,10 +330,10 @@ fn what_is_pinned_as_a_link_and_is_none_is_as_if_there_were_none() {
     .unwrap();
     let guard = site.start("enforce", SHUT);
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert_eq!(guard.json("status").unwrap()["enforcing"], true);
     guard.remove().unwrap();
-    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
 }
 
 #[test]
@@ -356,9 +353,9 @@ fn a_second_agent_with_the_same_pins_ends_and_says_what_to_change() {
     };
     let refused = second().output().unwrap();
     fails(&refused, 1, &["another agent holds the pins", "--pins"]);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert_eq!(guard.json("status").unwrap()["interfaces"], before);
-    // Pins that are made again are held again.
+    // After the pins were removed, the agent creates and locks them again.
     fs::remove_dir_all(site.lab.pins()).unwrap();
     wait_for(Duration::from_secs(15), || {
         anyhow::ensure!(guard.json("status")?["enforcing"] == true);
@@ -371,16 +368,16 @@ fn a_second_agent_with_the_same_pins_ends_and_says_what_to_change() {
         1,
         &["another agent holds the pins"],
     );
-    // They die with the process, and who starts waits for one that ends.
+    // The lock ends with its process, and a new agent waits for a lock that is about to end.
     guard.kill().unwrap();
     let pins = File::open(site.lab.pins()).unwrap();
     let held = Flock::lock(pins, FlockArg::LockExclusiveNonblock).unwrap();
-    let gives_up = thread::spawn(move || {
+    let releasing = thread::spawn(move || {
         thread::sleep(Duration::from_millis(1_500));
         drop(held);
     });
     let guard = site.start("enforce", SHUT);
-    gives_up.join().unwrap();
+    releasing.join().unwrap();
     assert_eq!(guard.json("status").unwrap()["enforcing"], true);
 }
 
@@ -388,7 +385,7 @@ fn a_second_agent_with_the_same_pins_ends_and_says_what_to_change() {
 fn an_agent_that_starts_waits_for_one_that_is_about_to_end() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    // The agent that hangs has the socket, the state and the pins, and ends as soon as it goes on.
+    // The stopped agent holds the socket, the state and the pins, and ends as soon as it resumes.
     guard.pause().unwrap();
     guard.terminate().unwrap();
     let next = thread::scope(|scope| {
@@ -398,7 +395,7 @@ fn an_agent_that_starts_waits_for_one_that_is_about_to_end() {
         });
         Guard::start_again(&site.lab)
     });
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     assert!(guard.wait(Duration::from_secs(60)).unwrap().success());
     let next = next.unwrap();
     let status = next.json("status").unwrap();
@@ -419,12 +416,16 @@ fn the_folder_of_the_state_is_for_root_alone_and_one_that_is_open_is_told_of() {
     guard.stop().unwrap();
     fs::set_permissions(site.lab.state(), fs::Permissions::from_mode(0o755)).unwrap();
     let guard = Guard::start_again(&site.lab).unwrap();
-    let told = "is open to others (mode 0755): `chmod 700 ";
-    assert!(guard.log().contains(told), "{}", guard.log());
-    assert_eq!(mode(), 0o755, "it is somebody's choice");
+    let warning = "is open to others (mode 0755): `chmod 700 ";
+    assert!(guard.log().contains(warning), "{}", guard.log());
+    assert_eq!(
+        mode(),
+        0o755,
+        "the agent does not change the mode that an operator chose"
+    );
     guard.remove().unwrap();
 
-    // Without an agent as well.
+    // A command without an agent creates the folder with the same mode.
     fs::remove_dir_all(site.lab.state()).unwrap();
     site.start("observe", SHUT).kill().unwrap();
     fs::remove_dir_all(site.lab.state()).unwrap();

@@ -1,5 +1,5 @@
-//! An agent that is stopped in the middle of a load, and what happens before it goes on: an emergency exit without it,
-//! after which it puts nothing in force, or the end of a capture.
+//! An agent that is stopped with SIGSTOP while it loads a program. Before it resumes, an operator uses an emergency
+//! exit without the agent, or a capture ends. After an exit the agent puts no program in force.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::site::{CLOSED, OPEN, SHUT, Site, fails};
 
-/// Large enough that a load takes many times as long as a look at it.
+/// A policy so large that the test can stop the agent while it loads.
 fn large_policy() -> String {
     let mut policy = String::from("[[source]]\nname = \"list\"\ndeny = true\ncidrs = [\n");
     for n in 0..100_000_u32 {
@@ -28,7 +28,7 @@ fn large_policy() -> String {
     policy
 }
 
-/// How many BPF maps an agent has open.
+/// The number of BPF maps that an agent has open.
 fn maps_of(guard: &Guard) -> Result<usize> {
     let open = fs::read_dir(format!("/proc/{}/fd", guard.pid()))?;
     let names = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
@@ -36,7 +36,7 @@ fn maps_of(guard: &Guard) -> Result<usize> {
     Ok(names.filter(is_map).count())
 }
 
-/// How often a program that judges has been put in force.
+/// How often a program in mode enforce has been put in force, by the log.
 fn times_in_force(guard: &Guard) -> usize {
     let log = guard.log();
     let lines = log.lines();
@@ -45,18 +45,18 @@ fn times_in_force(guard: &Guard) -> usize {
         .count()
 }
 
-/// Stops an agent after a load has begun and before it is put in force.
+/// Stops the agent after a load has begun and before the program is in force.
 fn stop_while_loading(guard: &Guard) {
     wait_for(Duration::from_secs(60), || {
         let (maps, times) = (maps_of(guard)?, times_in_force(guard));
         guard.hang_up()?;
         wait_for(Duration::from_secs(20), || {
-            ensure!(maps_of(guard)? > maps, "nothing is loaded yet");
+            ensure!(maps_of(guard)? > maps, "the load has not begun yet");
             guard.pause()
         })?;
         if times_in_force(guard) > times {
             guard.resume()?;
-            anyhow::bail!("it was in force before the agent was stopped");
+            anyhow::bail!("the program was in force before the agent was stopped");
         }
         Ok(())
     })
@@ -67,13 +67,13 @@ fn stop_while_loading(guard: &Guard) {
 fn what_was_being_loaded_is_not_put_in_force_after_an_exit_without_the_agent() {
     let site = Site::new();
     let guard = site.start("enforce", SHUT);
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
     site.write("enforce", &large_policy());
 
     stop_while_loading(&guard);
     let before = times_in_force(&guard);
     site.guard(&["mode", "off"]);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.resume().unwrap();
     wait_for(Duration::from_secs(20), || {
         let status = guard.json("status")?;
@@ -84,48 +84,51 @@ fn what_was_being_loaded_is_not_put_in_force_after_an_exit_without_the_agent() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     assert_eq!(times_in_force(&guard), before, "{}", guard.log());
     let status = guard.json("status").unwrap();
     assert_eq!(
         status["modes"][0]["by"], "root",
-        "who did it is known: {status}"
+        "the status names the user: {status}"
     );
     guard.run(&["mode", "policy"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "only an operator takes it back");
+    assert_eq!(site.get(), CLOSED, "an operator has ended mode off");
 
     stop_while_loading(&guard);
     let before = times_in_force(&guard);
     site.guard(&["detach"]);
-    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+    assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
     guard.resume().unwrap();
     wait_for(Duration::from_secs(20), || {
         let answers = output(&site.lab, &["status"])?;
-        ensure!(!answers.status.success(), "the agent is still there");
+        ensure!(!answers.status.success(), "the agent still answers");
         Ok(())
     })
     .unwrap();
     assert_eq!(times_in_force(&guard), before, "{}", guard.log());
-    assert_eq!(site.attached(), "", "it puts nothing back");
-    assert!(
-        !site.lab.pins().exists(),
-        "something is left below the pins"
+    assert_eq!(
+        site.attached(),
+        "",
+        "the agent has attached no program again"
     );
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
-/// Whether the program in force hands packets over.
+/// Whether the program in force hands packets over to a capture.
 fn hands_over(site: &Site) -> Result<bool> {
     let mut command = Command::new("find");
     let found = run(command.arg(site.lab.pins()).args(["-name", "*capture*"]))?;
     let mut command = Command::new("bpftool");
     let map = run(command.args(["-j", "map", "dump", "pinned", found.trim()]))?;
     let map: Value = serde_json::from_str(&map)?;
-    let value = map[0]["value"].as_array().context("it has no value")?;
+    let value = map[0]["value"]
+        .as_array()
+        .context("the map's entry has no value")?;
     Ok(value.iter().any(|byte| byte != "0x00"))
 }
 
-/// It covers the load from the creation of its maps on. The milliseconds before, between reading what is wanted and
-/// creating them, are not reached: without the look after the load this test passes as well.
+/// Covers a load from the creation of its maps on. The milliseconds between reading the capture's state and creating
+/// the maps are not covered: without the check after the load, this test passes, too.
 #[test]
 fn a_capture_that_ends_while_a_program_is_loaded_leaves_nothing_that_hands_packets_over() {
     let site = Site::new();
@@ -138,19 +141,22 @@ fn a_capture_that_ends_while_a_program_is_loaded_leaves_nothing_that_hands_packe
         .arg(&file);
     let mut capture = Daemon::start(&mut capture, &site.lab.folder().join("capture.log")).unwrap();
     wait_for(Duration::from_secs(20), || {
-        ensure!(hands_over(&site)?, "it has not begun");
+        ensure!(hands_over(&site)?, "the capture has not begun yet");
         Ok(())
     })
     .unwrap();
     site.write("enforce", &large_policy());
     stop_while_loading(&guard);
     let before = times_in_force(&guard);
-    // The agent hears of it when it goes on, and ends the capture beside the load.
+    // When the agent resumes, it sees that the client has ended, and ends the capture while it loads.
     capture.signal(Signal::SIGKILL).unwrap();
     capture.wait(Duration::from_secs(20)).unwrap();
     guard.resume().unwrap();
     wait_for(Duration::from_secs(20), || {
-        ensure!(times_in_force(&guard) > before, "it is not in force yet");
+        ensure!(
+            times_in_force(&guard) > before,
+            "the program is not in force yet"
+        );
         ensure!(!hands_over(&site)?, "packets are still handed over");
         Ok(())
     })
@@ -169,27 +175,30 @@ fn what_was_asked_for_before_an_exit_without_the_agent_does_not_undo_it() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It waits in the socket: nobody takes it there.
+    // The request waits in the socket while the agent is stopped.
     wait_for(Duration::from_secs(20), || {
         let sockets = run(Command::new("ss").args(["-xH", "state", "established"]))?;
-        ensure!(sockets.contains("guard.sock"), "it has not asked yet");
+        ensure!(
+            sockets.contains("guard.sock"),
+            "the command has not connected yet"
+        );
         Ok(())
     })
     .unwrap();
     site.guard(&["mode", "off"]);
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.resume().unwrap();
     let earlier = earlier.wait_with_output().unwrap();
-    fails(&earlier, 1, &["switched off after this was asked for"]);
+    fails(&earlier, 1, &["switched off after this request was sent"]);
     wait_for(Duration::from_secs(20), || {
         let status = guard.json("status")?;
         ensure!(status["mode"] == "off", "{status}");
         Ok(())
     })
     .unwrap();
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     guard.run(&["mode", "enforce"]).unwrap();
-    assert_eq!(site.ask(), CLOSED, "what is asked for now is done");
+    assert_eq!(site.get(), CLOSED, "a later request is carried out");
 }
 
 #[test]
@@ -198,12 +207,13 @@ fn a_detached_guard_stays_off_when_the_agent_that_hung_is_killed_and_started_aga
     let guard = site.start("enforce", SHUT);
     let detach = || {
         site.guard(&["detach"]);
-        assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
+        assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
     };
     guard.pause().unwrap();
     detach();
     guard.kill().unwrap();
-    // As a service manager does whose watchdog was not fed. It ends well, so it is not tried again.
+    // A service manager starts the agent again after a watchdog timeout. The agent exits with 0, so the manager does
+    // not start it once more.
     let mut again = site.lab.host.command(binary().unwrap().to_str().unwrap());
     let again = again
         .args(whereabouts(&site.lab))
@@ -211,21 +221,19 @@ fn a_detached_guard_stays_off_when_the_agent_that_hung_is_killed_and_started_aga
         .arg(site.lab.folder().join("guard.toml"))
         .output()
         .unwrap();
-    fails(&again, 0, &["stays off", "start it once more"]);
-    assert_eq!((site.ask(), site.attached()), (OPEN, String::new()));
-    // An operator's start is meant.
+    fails(&again, 0, &["stays detached", "start the agent again"]);
+    assert_eq!((site.get(), site.attached()), (OPEN, String::new()));
+    // A second start is an operator's: the agent attaches its programs.
     let guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 
-    // A second `detach`, after the agent was killed and before a start, removes the word and the root of the pins.
+    // A second `detach`, after the agent was killed and before a start, removes the record of the first and the root of
+    // the pins.
     guard.pause().unwrap();
     detach();
     guard.kill().unwrap();
     detach();
-    assert!(
-        !site.lab.pins().exists(),
-        "something is left below the pins"
-    );
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
     let _guard = Guard::start_again(&site.lab).unwrap();
-    assert_eq!(site.ask(), CLOSED);
+    assert_eq!(site.get(), CLOSED);
 }

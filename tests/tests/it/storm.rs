@@ -1,6 +1,6 @@
-//! A storm: for a minute addresses, routes, links, containers, policies and entries come and go several times a
-//! second. Nothing gets through to a closed port meanwhile, a client of the open one loses nothing, and what is in the
-//! tables at the end is what an agent makes that starts there.
+//! A storm of changes: for a minute addresses, routes, links, containers, policies and entries change several times a
+//! second. No packet to a closed port passes meanwhile, and a client of the open port loses no datagrams. At the end
+//! the tables equal those of a newly started agent.
 
 use std::{
     collections::BTreeMap,
@@ -24,22 +24,22 @@ use serde_json::Value;
 
 const DURATION: Duration = Duration::from_secs(60);
 
-/// The fewest changes of each kind.
+/// The least number of changes of each kind.
 const FEWEST: usize = 10;
 
-/// Between two changes of one kind.
+/// The pause between two changes of one kind.
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// Of a service that every policy of the storm lists.
+/// The port of a service in every policy of the storm.
 const OPEN: u16 = 7_777;
 
-/// After how long without an answer the client says the same once more.
+/// The time without an answer after which the client sends a datagram again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often it says it in all.
+/// The most times that the client sends one datagram.
 const ATTEMPTS: usize = 10;
 
-/// Ports that the containers of the storm publish.
+/// The ports that the containers of the storm publish.
 const CLOSED: [u16; 3] = [8_000, 8_001, 8_002];
 
 fn policy(docker: &Docker, variant: usize) -> String {
@@ -57,8 +57,8 @@ fn policy(docker: &Docker, variant: usize) -> String {
     )
 }
 
-/// Changes something again and again until the storm is over, and counts how often.
-fn again(
+/// Repeats a change until the storm is over, and counts the changes.
+fn repeat(
     over: &AtomicBool,
     count: &AtomicUsize,
     mut change: impl FnMut(usize) -> Result<()>,
@@ -84,14 +84,14 @@ fn echo(socket: &UdpSocket, over: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// What the client has sent: how many datagrams, and how many of them had no answer.
+/// The client's datagrams, and how many of them had no answer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sent {
     datagrams: u64,
     unanswered: u64,
 }
 
-/// Sends a datagram, waits for its answer, and sends the next.
+/// Sends datagrams until the storm is over, each after the answer to the one before.
 fn client(lab: &Lab, over: &AtomicBool) -> Result<Sent> {
     let socket = lab.internet.enter(|| UdpSocket::bind((USER_V4, 0)))??;
     socket.connect((HOST_V4, OPEN))?;
@@ -104,7 +104,7 @@ fn client(lab: &Lab, over: &AtomicBool) -> Result<Sent> {
             sent.unanswered += 1;
             ensure!(
                 sent.unanswered - before < ATTEMPTS as u64,
-                "datagram {number} is lost {ATTEMPTS} times"
+                "datagram {number} was lost {ATTEMPTS} times"
             );
         }
         number += 1;
@@ -119,12 +119,12 @@ fn is_answered(socket: &UdpSocket, number: u64) -> Result<bool> {
     socket.send(&number.to_be_bytes())?;
     loop {
         match socket.recv(&mut answer) {
-            // A late answer to one that was repeated is passed over.
+            // A late answer to an earlier datagram, which was repeated, is ignored.
             Ok(8) if u64::from_be_bytes(answer) < number => {}
             Ok(length) => {
                 ensure!(
                     length == 8 && u64::from_be_bytes(answer) == number,
-                    "another answer to {number}"
+                    "a wrong answer to datagram {number}"
                 );
                 return Ok(true);
             }
@@ -134,8 +134,8 @@ fn is_answered(socket: &UdpSocket, number: u64) -> Result<bool> {
     }
 }
 
-/// Datagrams that full queues have dropped on the way, as a busy machine's do under the knocks: what the program drops
-/// is not among them.
+/// Datagrams that full interface queues dropped, as on a busy machine. Packets that the program drops are not counted
+/// there.
 fn dropped_by_queues(lab: &Lab) -> Result<u64> {
     let mut dropped = 0;
     for (namespace, which) in [
@@ -144,13 +144,15 @@ fn dropped_by_queues(lab: &Lab) -> Result<u64> {
     ] {
         let links: Value =
             serde_json::from_str(&namespace.ip(&format!("-s -j link show {which}"))?)?;
-        let links = links.as_array().context("no list of links")?;
+        let links = links
+            .as_array()
+            .context("the output is not a list of links")?;
         for link in links {
-            for way in ["rx", "tx"] {
-                let count = &link["stats64"][way]["dropped"];
+            for direction in ["rx", "tx"] {
+                let count = &link["stats64"][direction]["dropped"];
                 dropped += count
                     .as_u64()
-                    .with_context(|| format!("no count: {link}"))?;
+                    .with_context(|| format!("the link has no drop count: {link}"))?;
             }
         }
     }
@@ -170,18 +172,18 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
     let hammer = Hammer::start(&lab, &targets).unwrap();
     let (over, served) = (AtomicBool::new(false), AtomicBool::new(false));
     let through = AtomicU64::new(0);
-    // Each undoes some of another: what was gone already is no failure, and is not counted.
-    let undone = AtomicU64::new(0);
+    // The changes interfere with each other: a command for a link or address that is already gone may fail.
+    let failed_commands = AtomicU64::new(0);
     let host = |command: &str| {
         if lab.host.ip(command).is_err() {
-            undone.fetch_add(1, Ordering::Relaxed);
+            failed_commands.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     };
     lab.host.ip("link add d0 type veth peer name d1").unwrap();
     lab.host.ip("link set d1 up").unwrap();
     lab.host.ip("link set d0 up").unwrap();
-    // Before the client asks.
+    // The server must be bound before the client sends.
     let bound = lab.host.enter(|| UdpSocket::bind((HOST_V4, OPEN)));
     let bound = bound.unwrap().unwrap();
     let counts = [const { AtomicUsize::new(0) }; 6];
@@ -193,7 +195,7 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
         let echo = scope.spawn(|| echo(&bound, &served));
         let client = scope.spawn(|| client(&lab, &over));
         let addresses = scope.spawn(|| {
-            again(&over, &counts[0], |n| {
+            repeat(&over, &counts[0], |n| {
                 let (address, link) = [
                     ("203.0.113.77/24", INTERFACE),
                     ("172.17.44.4/16", "d0"),
@@ -204,7 +206,7 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
             })
         });
         let routes = scope.spawn(|| {
-            again(&over, &counts[1], |n| {
+            repeat(&over, &counts[1], |n| {
                 let route = [
                     "10.9.0.0/16 via 203.0.113.1",
                     "default via 203.0.113.1 metric 50",
@@ -215,7 +217,7 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
             })
         });
         let links = scope.spawn(|| {
-            again(&over, &counts[2], |n| match n % 4 {
+            repeat(&over, &counts[2], |n| match n % 4 {
                 0 => host("link add s0 type veth peer name s1"),
                 1 => host("link set s0 name s2"),
                 2 => host("link add b7 type bridge").and_then(|()| host("link set s2 master b7")),
@@ -223,7 +225,7 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
             })
         });
         let containers = scope.spawn(|| {
-            again(&over, &counts[3], |n| {
+            repeat(&over, &counts[3], |n| {
                 let port = CLOSED[n % CLOSED.len()];
                 let name = format!("storm{n}");
                 docker.run_invoices(&name, &[&format!("{port}:8000")])?;
@@ -239,13 +241,13 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
             })
         });
         let policies = scope.spawn(|| {
-            again(&over, &counts[4], |n| {
+            repeat(&over, &counts[4], |n| {
                 write_policy(&lab, &policy(&docker, n))?;
                 guard.run(&["reload"]).map(drop)
             })
         });
         let entries = scope.spawn(|| {
-            again(&over, &counts[5], |n| {
+            repeat(&over, &counts[5], |n| {
                 let prefix = format!("192.0.2.{}/32", n % 250);
                 let made = guard.run(&["deny", &prefix, "--for", "1h", "--owner", "storm"])?;
                 let id = made
@@ -256,27 +258,27 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
             })
         });
         let start = Instant::now();
-        let mut seen = Ok(());
-        // On a slow machine, until enough has happened.
+        let mut observed = Ok(());
+        // On a slow machine the storm lasts until there were enough changes.
         let is_over =
             |time: Duration| time >= DURATION && fewest() >= FEWEST || time >= DURATION * SLOWEST;
-        while seen.is_ok() && !is_over(start.elapsed()) {
+        while observed.is_ok() && !is_over(start.elapsed()) {
             thread::sleep(Duration::from_secs(1));
-            seen = reached.packets().and_then(|packets| {
+            observed = reached.packets().and_then(|packets| {
                 through.store(packets, Ordering::Relaxed);
                 let status = guard.json("status")?;
                 ensure!(status["interfaces"][0]["attached"] == true, "{status}");
                 Ok(())
             });
         }
-        // Nothing may panic before all are told to end: the scope waits for them.
+        // No panic may come before all threads are told to end: the scope waits for them.
         over.store(true, Ordering::Relaxed);
         let changes = [addresses, routes, links, containers, policies, entries];
         let changes = changes.map(thread::ScopedJoinHandle::join);
         let datagrams = client.join();
         served.store(true, Ordering::Relaxed);
         let echoed = echo.join();
-        seen.unwrap();
+        observed.unwrap();
         echoed.unwrap().unwrap();
         for change in changes {
             change.unwrap().unwrap();
@@ -291,18 +293,18 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
         guard.log()
     );
     assert_eq!(through.load(Ordering::Relaxed), 0, "{}", guard.log());
-    assert!(fewest() >= FEWEST, "too calm: {counts:?}");
+    assert!(fewest() >= FEWEST, "too few changes: {counts:?}");
     eprintln!("{sent:?}, queues dropped {dropped}, {knocks} knocks");
     assert!(
         sent.datagrams > 1_000 && knocks > 1_000,
         "{sent:?}, {knocks} knocks"
     );
 
-    // What is there in the end, by the agent that has seen it all and by one that starts now.
+    // Compares the tables of the agent that followed all changes with those of an agent that starts now.
     docker
         .run_invoices("last", &["8000:8000", "203.0.113.10:8001:8000"])
         .unwrap();
-    let is_calm = |guard: &Guard| {
+    let wait_until_enforcing = |guard: &Guard| {
         wait_for(Duration::from_secs(20), || {
             let status = guard.json("status")?;
             ensure!(status["enforcing"] == true, "{status}");
@@ -314,18 +316,18 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
         })
         .unwrap();
     };
-    is_calm(&guard);
-    let seen_all = tables(&guard).unwrap();
+    wait_until_enforcing(&guard);
+    let followed = tables(&guard).unwrap();
     guard.kill().unwrap();
     let guard = Guard::start_again(&lab).unwrap();
-    is_calm(&guard);
+    wait_until_enforcing(&guard);
     let started = tables(&guard).unwrap();
     assert_eq!(
-        seen_all.keys().collect::<Vec<_>>(),
+        followed.keys().collect::<Vec<_>>(),
         started.keys().collect::<Vec<_>>()
     );
-    assert!(seen_all.len() > 15, "{:?}", seen_all.keys());
-    for (name, table) in &seen_all {
+    assert!(followed.len() > 15, "{:?}", followed.keys());
+    for (name, table) in &followed {
         assert_eq!(table.len(), started[name].len(), "{name}");
         for (one, other) in table.iter().zip(&started[name]) {
             assert_eq!(one, other, "{name}");
@@ -333,9 +335,9 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
     }
 }
 
-/// Maps that hold what was counted, charged or seen, or are the program's own scratch.
+/// Maps with state or scratch data, which are not compared.
 const STATE: [&str; 16] = [
-    // What is kept for each interface: counters, talkers and losses.
+    // The maps of each interface: counters, talkers and losses.
     "standalone_perc",
     "COUNTER_ROWS",
     "TALKER_ROWS",
@@ -354,13 +356,13 @@ const STATE: [&str; 16] = [
     "AYA_LOGS",
 ];
 
-/// The entries of every table of the program in force, sorted, by the table's name and its place in the program.
+/// The sorted entries of every table of the program in force. The key is the table's index in the program and its name.
 fn tables(guard: &Guard) -> Result<BTreeMap<String, Vec<String>>> {
     let id = guard.json("status")?["interfaces"][0]["program_id"].to_string();
     let program = bpftool(&["prog", "show", "id", &id])?;
     let maps = program["map_ids"]
         .as_array()
-        .context("it has no maps")?
+        .context("the program has no maps")?
         .clone();
     let mut tables = BTreeMap::new();
     for (place, map) in maps.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! `guard top` in a real terminal, and `--watch`: a good client, an office that is over its limit, a
-//! flood.
+//! `guard top` in a real terminal, and `--watch`, with three clients: one within its limit, an office that is over its
+//! limit, and a flood.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -30,7 +30,7 @@ fn command(site: &Site, arguments: &[&str]) -> Vec<String> {
     command
 }
 
-/// The line of a screen that has this in it.
+/// The line of a screen with this word.
 fn line<'a>(screen: &'a str, word: &str) -> &'a str {
     let line = screen.lines().find(|line| line.contains(word));
     line.unwrap_or_else(|| panic!("{word} is not on the screen:\n{screen}"))
@@ -53,7 +53,7 @@ fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
     let text = screen.wait_for(&seen).unwrap();
     assert!(text.contains("enforcing"), "{text}");
     assert!(text.contains("estimated from 1 packet of 16"), "{text}");
-    // The heaviest comes first, each with its reason, and nobody is over the line's end.
+    // The heaviest source is first, each line has its reason, and no line is cut.
     let (flood, office) = (line(&text, &flooder), line(&text, " office"));
     assert!(
         flood.starts_with("> ") && flood.contains("closed_port"),
@@ -66,7 +66,7 @@ fn one_screen_names_the_flooding_source_the_blocked_office_and_the_reasons() {
     );
 
     if let Some(folder) = std::env::var_os("GUARD_SCREENSHOTS") {
-        // Long enough for a history.
+        // Time for a history.
         std::thread::sleep(Duration::from_secs(15));
         let text = screen.text().unwrap();
         std::fs::write(Path::new(&folder).join("top.txt"), text).unwrap();
@@ -92,7 +92,7 @@ fn press_every_key(guard: &Guard, screen: &TmuxScreen) {
     assert!(explained.contains("TCP SYN"), "{explained}");
     screen.press(&["x"]).unwrap();
 
-    // It asks first, and does nothing if the answer is no.
+    // An action needs a confirmation; without it nothing changes.
     screen.press(&["d"]).unwrap();
     screen
         .wait_for(&["DROP ALL of: 198.51.100.20 for 1h_"])
@@ -100,7 +100,7 @@ fn press_every_key(guard: &Guard, screen: &TmuxScreen) {
     screen.press(&["Escape"]).unwrap();
     screen.wait_for(&["q quit"]).unwrap();
     assert_eq!(guard.json("list").unwrap(), Value::Array(Vec::new()));
-    // What it proposes can be changed.
+    // The proposed values can be edited.
     screen
         .press(&["d", "BSpace", "BSpace", "30m", "Enter"])
         .unwrap();
@@ -146,7 +146,7 @@ fn when_the_agent_goes_the_screen_says_so_and_goes_on_from_the_kernel_until_it_c
 
     guard.kill().unwrap();
     let gone = screen.wait_for(&["AGENT NOT RUNNING: it is dead"]).unwrap();
-    // The names were known.
+    // The service names are still shown.
     assert!(gone.contains("198.51.100.20 office"), "{gone}");
     let packets = |text: &str| line(text, "DROPPED  ").to_owned();
     let before = packets(&gone);
@@ -186,7 +186,7 @@ fn watched_counters_and_talkers_have_rates_and_one_document_of_json_in_each_line
             .take(3)
             .map(|line| serde_json::from_str(&line.unwrap()).unwrap());
         let documents: Vec<Value> = documents.collect();
-        // It ends when nobody reads.
+        // `--watch` ends when its output is closed.
         let status = child.wait().unwrap();
         assert!(status.success(), "{status}");
         let rate = |document: &Value| {
@@ -217,5 +217,5 @@ fn watched_counters_and_talkers_have_rates_and_one_document_of_json_in_each_line
 fn without_a_terminal_it_says_what_prints_lines() {
     let site = Site::new();
     let refused = lab::guard::output(&site.lab, &["top"]).unwrap();
-    crate::site::fails(&refused, 1, &["no terminal", "--watch"]);
+    crate::site::fails(&refused, 1, &["not a terminal", "--watch"]);
 }

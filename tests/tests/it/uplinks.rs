@@ -1,5 +1,4 @@
-//! Several guarded interfaces are one host: budgets, flows and entries are shared by all of them, and each has counters
-//! of its own.
+//! Several guarded interfaces of one host: all of them share budgets, flows and entries, and each has its own counters.
 
 use std::{
     collections::BTreeMap,
@@ -21,11 +20,11 @@ use serde_json::{Value, json};
 
 use crate::site::{CLOSED, OPEN, OPEN_80, SHUT, Site, fails, pins_of};
 
-/// The second uplink, and the host's address there.
+/// The second uplink, and the host's address on it.
 const SECOND: &str = "wan2";
 const HOST_THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 114, 10));
 
-/// Gives the lab's host another wire to the internet.
+/// Adds a second veth pair between the lab's host and the internet.
 fn add_uplink(lab: &Lab) {
     let (internet, host) = (&lab.internet, &lab.host);
     let peer = host.name();
@@ -51,15 +50,15 @@ fn policy(interfaces: &[&str], extra: &str) -> String {
 
 const BOTH: [&str; 2] = [INTERFACE, SECOND];
 
-fn ask(site: &Site, host: IpAddr) -> HttpOutcome {
+fn fetch(site: &Site, host: IpAddr) -> HttpOutcome {
     get(&site.lab, USER_V4, host, 80).unwrap()
 }
 
-/// Waits until the port is so on each of these addresses: what is slow may be open all the same.
-fn becomes(hosts: &[IpAddr], outcome: HttpOutcome, site: &Site) {
+/// Waits until port 80 has this outcome on each address: on a slow machine an open port may time out.
+fn wait_for_outcome(hosts: &[IpAddr], outcome: HttpOutcome, site: &Site) {
     wait_for(Duration::from_secs(30), || {
         for host in hosts {
-            let found = ask(site, *host);
+            let found = fetch(site, *host);
             anyhow::ensure!(found == outcome, "{host}: {found}");
         }
         Ok(())
@@ -73,11 +72,11 @@ fn on(guard: &Guard, interface: &str, reason: &str) -> u64 {
         .unwrap()
 }
 
-/// A service whose packets are limited: a datagram costs one, whoever is slow.
+/// A UDP service with limited packets: each datagram is one packet, without retransmissions on a slow machine.
 const GAME: &str = "[[service]]\nname = \"game\"\nports = [\"udp/5000\"]\n";
 
-/// Sends datagrams to the game from the user, and waits until the guard has counted them.
-fn play(site: &Site, guard: &Guard, host: IpAddr, count: u64) {
+/// Sends datagrams from the user to the service `game`, and waits until the guard has counted them.
+fn send_datagrams(site: &Site, guard: &Guard, host: IpAddr, count: u64) {
     let seen = || guard.packets(&[("service", json!("game"))]).unwrap();
     let before = seen();
     let send = || {
@@ -103,14 +102,14 @@ fn two_uplinks_do_not_double_a_budget() {
         let extra = format!("{GAME}{budget}.packets = {{ rate = \"1/h\", burst = 4 }}\n");
         let guard = Guard::start(&site.lab, &policy(&BOTH, &extra)).unwrap();
         for host in [HOST_V4, HOST_THERE, HOST_V4, HOST_THERE] {
-            play(&site, &guard, host, 3);
+            send_datagrams(&site, &guard, host, 3);
         }
         let over = if budget == "limit" {
             "packet_limit"
         } else {
             "total_limit"
         };
-        // Each counts what came in on it: three and one pass, as if they had come in on one.
+        // Each interface counts its own packets. Three and one pass, as on a single interface.
         let counted = BOTH.map(|interface| {
             let on = |reason| on(&guard, interface, reason);
             (on("allowed"), on(over))
@@ -125,7 +124,7 @@ fn an_uplink_that_comes_later_has_the_budgets_and_one_that_goes_leaves_them() {
     let site = Site::new();
     let extra = format!("{GAME}limit.packets = {{ rate = \"1/h\", burst = 3 }}\n");
     let guard = Guard::start(&site.lab, &policy(&[INTERFACE], &extra)).unwrap();
-    play(&site, &guard, HOST_V4, 1);
+    send_datagrams(&site, &guard, HOST_V4, 1);
     add_uplink(&site.lab);
     write_policy(&site.lab, &policy(&BOTH, &extra)).unwrap();
     guard.run(&["reload"]).unwrap();
@@ -140,11 +139,11 @@ fn an_uplink_that_comes_later_has_the_budgets_and_one_that_goes_leaves_them() {
         programs.len() == 2 && programs[0] == programs[1],
         "one program for both: {status}"
     );
-    play(&site, &guard, HOST_THERE, 1);
+    send_datagrams(&site, &guard, HOST_THERE, 1);
     let allowed = |interface| on(&guard, interface, "allowed");
     assert_eq!(BOTH.map(allowed), [1, 1]);
 
-    // It goes and comes back: with the program in force, and its own counters.
+    // The second interface is removed and comes back: with the program in force and its own counters.
     site.lab.host.ip(&format!("link del {SECOND}")).unwrap();
     let enforcing = |expected: bool| {
         wait_for(Duration::from_secs(20), || {
@@ -159,17 +158,17 @@ fn an_uplink_that_comes_later_has_the_budgets_and_one_that_goes_leaves_them() {
     enforcing(true);
     let status = guard.json("status").unwrap();
     let program = status["interfaces"][1]["program_id"].as_u64();
-    assert_eq!(program, Some(programs[0][0]), "no other was loaded");
+    assert_eq!(program, Some(programs[0][0]), "no other program was loaded");
     assert_eq!(allowed(SECOND), 1);
-    play(&site, &guard, HOST_THERE, 3);
-    assert_eq!(BOTH.map(allowed), [1, 2], "the third, and no more");
+    send_datagrams(&site, &guard, HOST_THERE, 3);
+    assert_eq!(BOTH.map(allowed), [1, 2], "the third packet, and no more");
     assert_eq!(on(&guard, SECOND, "packet_limit"), 2);
 
-    // Without it the other goes on, with what the source has left: nothing.
+    // Without the second interface, the first continues with the same used-up budget.
     write_policy(&site.lab, &policy(&[INTERFACE], &extra)).unwrap();
     guard.run(&["reload"]).unwrap();
     assert!(!pins_of(&site.lab, SECOND).exists());
-    play(&site, &guard, HOST_V4, 2);
+    send_datagrams(&site, &guard, HOST_V4, 2);
     assert_eq!(
         (allowed(INTERFACE), on(&guard, INTERFACE, "packet_limit")),
         (1, 2)
@@ -182,7 +181,8 @@ fn an_uplink_that_comes_later_has_the_budgets_and_one_that_goes_leaves_them() {
 fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
     let site = Site::new();
     let (one, both) = (policy(&[INTERFACE], OPEN_80), policy(&BOTH, OPEN_80));
-    // By a reload, by the start of an agent, by a trial, and by one that comes back under its name.
+    // The policy changes by a reload, at an agent's start, by a trial, and by a reload before an interface with the
+    // name comes back.
     for way in ["reload", "start", "try", "unnamed"] {
         add_uplink(&site.lab);
         let guard = Guard::start(&site.lab, &both).unwrap();
@@ -194,7 +194,10 @@ fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
             Ok(())
         })
         .unwrap();
-        assert!(pins_of(&site.lab, SECOND).exists(), "{way}: it may return");
+        assert!(
+            pins_of(&site.lab, SECOND).exists(),
+            "{way}: the pins stay while the policy names the interface"
+        );
         let guard = match way {
             "start" => {
                 guard.kill().unwrap();
@@ -204,6 +207,8 @@ fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
                 let tried = site.lab.folder().join("tried.toml");
                 fs::write(&tried, &one).unwrap();
                 guard.run(&["try", tried.to_str().unwrap()]).unwrap();
+                assert!(pins_of(&site.lab, SECOND).exists(), "the trial may end");
+                guard.run(&["confirm"]).unwrap();
                 guard
             }
             _ => {
@@ -214,7 +219,7 @@ fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
         };
         if way == "unnamed" {
             add_uplink(&site.lab);
-            becomes(&[HOST_THERE], OPEN, &site);
+            wait_for_outcome(&[HOST_THERE], OPEN, &site);
         }
         assert!(!pins_of(&site.lab, SECOND).exists(), "{way}");
         assert_eq!(guard.json("status").unwrap()["enforcing"], true, "{way}");
@@ -224,7 +229,10 @@ fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
         let interfaces = status["interfaces"].as_array().unwrap();
         assert_eq!(interfaces.len(), 1, "{way}: {status}");
         site.guard(&["detach"]);
-        assert!(!site.lab.pins().exists(), "{way}: pins are left");
+        assert!(
+            !site.lab.pins().exists(),
+            "{way}: not all pins were removed"
+        );
         let links = site.lab.host.ip("-brief link").unwrap();
         if links.contains(SECOND) {
             site.lab.host.ip(&format!("link del {SECOND}")).unwrap();
@@ -236,23 +244,24 @@ fn an_uplink_that_is_gone_and_no_longer_named_leaves_nothing_behind() {
 fn entries_trials_and_exits_reach_every_uplink() {
     let site = Site::new();
     add_uplink(&site.lab);
-    let both = |outcome| becomes(&[HOST_V4, HOST_THERE], outcome, &site);
+    let both = |outcome| wait_for_outcome(&[HOST_V4, HOST_THERE], outcome, &site);
     let guard = Guard::start(&site.lab, &policy(&BOTH, OPEN_80)).unwrap();
     both(OPEN);
     guard.run(&["deny", &USER_V4.to_string()]).unwrap();
     both(CLOSED);
     guard.run(&["revoke", "1"]).unwrap();
     both(OPEN);
-    // The kernel takes a trial back on both, with nobody alive.
+    // The kernel ends a trial on both interfaces, without an agent.
     let tried = site.lab.folder().join("tried.toml");
     fs::write(&tried, policy(&BOTH, SHUT)).unwrap();
     guard
         .run(&["try", tried.to_str().unwrap(), "--for", "15s"])
         .unwrap();
-    becomes(&[HOST_THERE], CLOSED, &site);
+    wait_for_outcome(&[HOST_THERE], CLOSED, &site);
     guard.kill().unwrap();
     both(OPEN);
-    // The next agent has both, with one state; the exits need none. What was tried and not confirmed it refuses.
+    // The next agent guards both with one state; the emergency exits work without an agent. The policy differs from the
+    // one tried: an agent does not load a policy that was tried and not confirmed.
     let shut = format!("{SHUT}# another\n");
     let guard = Guard::start(&site.lab, &policy(&BOTH, &shut)).unwrap();
     both(CLOSED);
@@ -278,7 +287,7 @@ fn entries_trials_and_exits_reach_every_uplink() {
     guard.kill().unwrap();
     site.guard(&["detach"]);
     both(OPEN);
-    assert!(!site.lab.pins().exists(), "pins are left");
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
 #[test]
@@ -286,17 +295,17 @@ fn an_uplink_that_only_a_trial_guards_is_open_when_the_kernel_takes_it_back() {
     let site = Site::new();
     add_uplink(&site.lab);
     let guard = Guard::start(&site.lab, &policy(&[INTERFACE], SHUT)).unwrap();
-    becomes(&[HOST_V4], CLOSED, &site);
+    wait_for_outcome(&[HOST_V4], CLOSED, &site);
     let tried = site.lab.folder().join("tried.toml");
     fs::write(&tried, policy(&BOTH, &format!("{SHUT}# tried\n"))).unwrap();
     guard
         .run(&["try", tried.to_str().unwrap(), "--for", "15s"])
         .unwrap();
-    becomes(&[HOST_V4, HOST_THERE], CLOSED, &site);
+    wait_for_outcome(&[HOST_V4, HOST_THERE], CLOSED, &site);
     guard.kill().unwrap();
-    // What was not guarded before is not closed by the policy before, which was never meant for it.
-    becomes(&[HOST_THERE], OPEN, &site);
-    becomes(&[HOST_V4], CLOSED, &site);
+    // The interface was not guarded before the trial, so after the trial it is open.
+    wait_for_outcome(&[HOST_THERE], OPEN, &site);
+    wait_for_outcome(&[HOST_V4], CLOSED, &site);
     let status = site.status();
     let troubles =
         BTreeMap::from_iter(status["interfaces"].as_array().unwrap().iter().map(|one| {
@@ -306,9 +315,102 @@ fn an_uplink_that_only_a_trial_guards_is_open_when_the_kernel_takes_it_back() {
     assert_eq!(troubles[INTERFACE], None);
     let trouble = troubles[SECOND].unwrap();
     assert!(trouble.contains("the trial is over"), "{trouble}");
-    let told = site.guard(&["status"]);
-    assert!(told.contains(trouble), "{told}");
+    let text = site.guard(&["status"]);
+    assert!(text.contains(trouble), "{text}");
     Guard::start_again(&site.lab).unwrap().remove().unwrap();
+}
+
+/// The status without an agent, once the trial is over.
+fn after_trial(site: &Site) -> Value {
+    let mut status = Value::Null;
+    wait_for(Duration::from_secs(40), || {
+        status = site.status();
+        anyhow::ensure!(status["policy"]["stale"].is_string(), "{status}");
+        Ok(())
+    })
+    .unwrap();
+    status
+}
+
+#[test]
+fn an_uplink_that_goes_during_a_trial_without_it_is_missed_when_the_trial_ends() {
+    let site = Site::new();
+    let tried = site.lab.folder().join("tried.toml");
+    fs::write(&tried, policy(&[INTERFACE], &format!("{SHUT}# tried\n"))).unwrap();
+    let begin = || {
+        add_uplink(&site.lab);
+        let guard = Guard::start(&site.lab, &policy(&BOTH, SHUT)).unwrap();
+        wait_for_outcome(&[HOST_THERE], CLOSED, &site);
+        let before = on(&guard, SECOND, "closed_port");
+        assert!(before > 0);
+        let tried = tried.to_str().unwrap();
+        guard.run(&["try", tried, "--for", "15s"]).unwrap();
+        site.lab.host.ip(&format!("link del {SECOND}")).unwrap();
+        (guard, before)
+    };
+    // Without an agent the status names it.
+    let (guard, _) = begin();
+    wait_for(Duration::from_secs(10), || {
+        let status = guard.json("status")?;
+        let interfaces = status["interfaces"].as_array().unwrap().len();
+        anyhow::ensure!(interfaces == 1, "{status}");
+        Ok(())
+    })
+    .unwrap();
+    guard.kill().unwrap();
+    let status = after_trial(&site);
+    assert_eq!(status["enforcing"], false);
+    let because = status["not_enforcing_because"].to_string();
+    assert!(because.contains(SECOND), "{status}");
+    site.guard(&["detach"]);
+    // With an agent it goes on with its counters.
+    let (guard, before) = begin();
+    wait_for(Duration::from_secs(40), || {
+        let status = guard.json("status")?;
+        anyhow::ensure!(status["trial"].is_null(), "{status}");
+        Ok(())
+    })
+    .unwrap();
+    add_uplink(&site.lab);
+    wait_for_outcome(&[HOST_THERE], CLOSED, &site);
+    assert!(on(&guard, SECOND, "closed_port") > before);
+    guard.remove().unwrap();
+}
+
+#[test]
+fn after_a_trial_without_an_agent_the_status_is_that_of_the_policy_before() {
+    let site = Site::new();
+    let mut number = 0;
+    // Each text is another: an agent refuses a text whose trial nobody confirmed.
+    let mut scoped = |scope: &str| {
+        number += 1;
+        let text = policy(&[INTERFACE], &format!("{SHUT}# {number}\n"));
+        text.replace("\"host\"", &format!("{scope:?}"))
+    };
+    let tried = site.lab.folder().join("tried.toml");
+    for (scope, other, enforcing) in [("containers", "host", false), ("host", "containers", true)] {
+        let guard = Guard::start(&site.lab, &scoped(scope)).unwrap();
+        fs::write(&tried, scoped(other)).unwrap();
+        let tried = tried.to_str().unwrap();
+        guard.run(&["try", tried, "--for", "5s"]).unwrap();
+        guard.kill().unwrap();
+        let status = after_trial(&site);
+        let found = (&status["scope"], &status["enforcing"]);
+        assert_eq!(found, (&json!(scope), &json!(enforcing)), "{status}");
+        site.guard(&["detach"]);
+    }
+    // The only interface of the policy before is gone.
+    add_uplink(&site.lab);
+    let guard = Guard::start(&site.lab, &policy(&[SECOND], SHUT)).unwrap();
+    fs::write(&tried, policy(&[INTERFACE], &format!("{SHUT}# wan"))).unwrap();
+    guard
+        .run(&["try", tried.to_str().unwrap(), "--for", "10s"])
+        .unwrap();
+    site.lab.host.ip(&format!("link del {SECOND}")).unwrap();
+    guard.kill().unwrap();
+    let status = after_trial(&site);
+    assert_eq!(status["enforcing"], false, "{status}");
+    site.guard(&["detach"]);
 }
 
 #[test]
@@ -334,7 +436,7 @@ fn a_reload_that_one_of_two_refuses_leaves_both_as_they_were() {
     assert_eq!(facts(), before);
     assert!(!pins_of(&site.lab, "third").exists());
     assert_eq!(
-        [HOST_V4, HOST_THERE].map(|host| ask(&site, host)),
+        [HOST_V4, HOST_THERE].map(|host| fetch(&site, host)),
         [CLOSED; 2]
     );
     guard.remove().unwrap();
@@ -345,13 +447,13 @@ fn an_answer_comes_in_by_another_uplink_than_the_query_left() {
     let site = Site::new();
     add_uplink(&site.lab);
     let (internet, host) = (&site.lab.internet, &site.lab.host);
-    // The host's way out is `wan`; what is for it comes back over the other wire.
+    // The host sends over `wan`; the internet answers over the other interface.
     internet
         .ip(&format!(
             "route add {HOST_V4}/32 via {HOST_THERE} dev internet2"
         ))
         .unwrap();
-    // As reverse path filters would drop it (RFC 3704).
+    // A reverse path filter would drop the answer (RFC 3704).
     for interface in ["all", SECOND] {
         let setting = format!("net.ipv4.conf.{interface}.rp_filter=0");
         run(host.command("sysctl").args(["-q", "-w", &setting])).unwrap();
@@ -385,10 +487,10 @@ fn an_answer_comes_in_by_another_uplink_than_the_query_left() {
     assert_eq!(on(&guard, INTERFACE, "reply"), 0);
 }
 
-/// How many interfaces a host of containers or tunnels may have.
+/// The number of interfaces that a host with containers or tunnels may have.
 const MANY: usize = 200;
 
-/// What the kernel may keep for them, with the agent.
+/// The most memory that the kernel and the agent may use for them.
 const MOST_BYTES: u64 = 400_000_000;
 
 #[test]
@@ -420,7 +522,7 @@ fn two_hundred_interfaces_take_less_than_400_megabytes() {
     let start = Instant::now();
     guard.run(&["reload"]).unwrap();
     times.insert("attach", start.elapsed());
-    becomes(&[HOST_V4], OPEN, &site);
+    wait_for_outcome(&[HOST_V4], OPEN, &site);
     let status = guard.json("status").unwrap();
     assert_eq!(status["enforcing"], true);
     assert_eq!(status["interfaces"].as_array().unwrap().len(), MANY + 1);
@@ -443,10 +545,10 @@ fn two_hundred_interfaces_take_less_than_400_megabytes() {
     let detached = output(&site.lab, &["detach"]).unwrap();
     assert!(detached.status.success(), "{detached:?}");
     println!("detach without an agent: {:?}", start.elapsed());
-    assert!(!site.lab.pins().exists(), "pins are left");
+    assert!(!site.lab.pins().exists(), "not all pins were removed");
 }
 
-/// What the maps that are pinned below a lab's pins and those of the programs on its interfaces take, and the programs.
+/// The bytes of the pinned maps, of the maps of the programs on the lab's interfaces, and of the programs.
 fn bytes_in_kernel(lab: &Lab) -> u64 {
     let listed = |what: &str| -> Vec<Value> {
         let text = run(lab.host.command("bpftool").args(["--json", what, "list"])).unwrap();
@@ -480,7 +582,7 @@ fn bytes_in_kernel(lab: &Lab) -> u64 {
     sum + maps.values().sum::<u64>()
 }
 
-/// The maps that are pinned in a folder and those below it, by the kernel's numbers.
+/// Collects the maps pinned in a folder and its subfolders: the kernel's ids, and their bytes.
 fn pinned_maps(folder: &Path, maps: &mut BTreeMap<u64, u64>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -490,7 +592,7 @@ fn pinned_maps(folder: &Path, maps: &mut BTreeMap<u64, u64>) {
         }
         let mut command = Command::new("bpftool");
         command.args(["--json", "map", "show", "pinned"]).arg(&path);
-        // A link is pinned there as well.
+        // A link is pinned in the folder, too.
         if let Ok(text) = run(&mut command)
             && let Ok(map) = serde_json::from_str::<Value>(&text)
             && let Some(id) = map["id"].as_u64()
@@ -500,7 +602,7 @@ fn pinned_maps(folder: &Path, maps: &mut BTreeMap<u64, u64>) {
     }
 }
 
-/// What a process has in memory, in bytes.
+/// The resident memory of a process, in bytes.
 fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -525,8 +627,8 @@ fn the_pins_of_all_interfaces_have_one_state() {
             assert!(!pins_of(&site.lab, interface).join(map).exists(), "{map}");
         }
     }
-    // Removed by hand, it is there again, with what was counted and charged.
-    assert_eq!(ask(&site, HOST_THERE), OPEN);
+    // After a manual removal the pins are created again, with the same counters and budgets.
+    assert_eq!(fetch(&site, HOST_THERE), OPEN);
     let counted = on(&guard, SECOND, "allowed");
     fs::remove_dir_all(&shared).unwrap();
     wait_for(Duration::from_secs(15), || {

@@ -1,5 +1,5 @@
-//! Two ways to the same end: a packet that is judged quickly and the same one judged thoroughly, and tables
-//! that were changed while they were in use and the same ones filled afresh.
+//! Compares two ways to the same verdict: the fast path with the slow path, and tables that were changed in use with
+//! tables that were filled anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ use crate::{
 
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 
-/// Sources of packets, which are the host's own for a while.
+/// Sources of packets that become addresses of the host for a while.
 const OWN: [&str; 3] = ["198.51.100.7", "192.0.2.9", "2001:db8:51::7"];
 
 const PREFIXES: [&str; 10] = [
@@ -70,9 +70,9 @@ fn entry(rng: &mut Rng, services: &[String], now: Timebase, lasts: &[Option<Dura
     }
 }
 
-/// The frame with so much behind its packet that no quick look takes it; `None`: it is not plain as it is,
-/// and could become another packet.
-fn made_long(frame: &[u8]) -> Option<Vec<u8>> {
+/// The frame with 64 bytes behind its packet, so that it takes the slow path. `None` if the frame does not end with its
+/// packet: more bytes could change the packet.
+fn with_trailer(frame: &[u8]) -> Option<Vec<u8>> {
     let half = |at: usize| {
         Some(usize::from(u16::from_be_bytes([
             *frame.get(at)?,
@@ -94,7 +94,7 @@ fn made_long(frame: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
+fn the_fast_path_and_the_slow_path_return_the_same_verdict() {
     const POLICIES: u64 = 24;
     const PACKETS: u64 = 8_000;
     let mut reached = BTreeMap::<_, u64>::new();
@@ -112,7 +112,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
                 (&mut service.limit, rng.bool()),
                 (&mut service.total, false),
             ] {
-                // The two have other lengths.
+                // Without byte budgets: the two frames differ in length.
                 budgets.retain(|(kind, _)| *kind != "byte");
                 if adds && budgets.iter().all(|(kind, _)| *kind != "connection") {
                     budgets.push(("connection", 1));
@@ -165,7 +165,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
         let mut question: Option<Vec<u8>> = None;
         for n in 0..PACKETS {
             if n % 8 == 0 {
-                // It goes back as well.
+                // The clock also goes back.
                 clock += rng.i64(-SECOND / 100..SECOND / 25);
                 for way in &mut ways {
                     way.set_clock(clock).unwrap();
@@ -188,11 +188,11 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
             if answer(frame).is_some() {
                 question = Some(frame.clone());
             }
-            let long = made_long(frame);
+            let long = with_trailer(frame);
             let quick = ways[0].judge(frame).unwrap();
-            let thorough = ways[1].judge(long.as_ref().unwrap_or(frame)).unwrap();
+            let slow = ways[1].judge(long.as_ref().unwrap_or(frame)).unwrap();
             assert_eq!(
-                quick, thorough,
+                quick, slow,
                 "seed {seed}, packet {n}\n{text}\n{entries:#?}\n{frame:02x?}"
             );
             if long.is_some() {
@@ -200,7 +200,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
             }
         }
     }
-    // What no packet reaches on both ways is not compared.
+    // Each of these reasons must be compared in more than 50 packets.
     for reason in [
         Reason::Allowed,
         Reason::ClosedPort,
@@ -219,7 +219,7 @@ fn what_is_judged_quickly_is_judged_as_thoroughly_as_everything_else() {
     }
 }
 
-/// The counters of a generation that has been shown all frames so often that its bursts are over, and once more.
+/// Runs all frames until the bursts are used up, and returns the counters of one more run.
 fn count(generation: &Generation, frames: &[Vec<u8>]) -> BTreeMap<String, (u64, u64)> {
     let read = || -> BTreeMap<String, (u64, u64)> {
         let rows = generation.counters().unwrap().into_iter();
@@ -252,7 +252,7 @@ fn count(generation: &Generation, frames: &[Vec<u8>]) -> BTreeMap<String, (u64, 
 fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() {
     const ROUNDS: u64 = 3;
     const CHANGES: u32 = 25;
-    // Some meet services, and some are on an address that no frame is sent to.
+    // Some are ports of services, and some are on an address that no frame is sent to.
     const PUBLISHED: [&str; 6] = [
         "0.0.0.0:tcp/8001",
         "203.0.113.10:tcp/22",
@@ -277,8 +277,11 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
         }
     }
     shown.push(frames::udp_v4(443));
-    // The other way, too.
-    let long: Vec<_> = shown.iter().filter_map(|frame| made_long(frame)).collect();
+    // And the frames for the slow path.
+    let long: Vec<_> = shown
+        .iter()
+        .filter_map(|frame| with_trailer(frame))
+        .collect();
     shown.extend(long);
     let tick_ns = host::tick_ns().unwrap();
     let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
@@ -339,7 +342,7 @@ fn tables_that_are_changed_in_any_order_judge_as_those_that_are_filled_afresh() 
                     &mut PortUpdates::default(),
                 )
                 .unwrap();
-            // The short ones end in the kernel.
+            // The short entries expire in the kernel.
             thread::sleep(Duration::from_millis(50));
             let fresh = Generation::load(compile(&entries, &containers, &own), tick_ns).unwrap();
             let (found, expected) = (count(&running, &shown), count(&fresh, &shown));
@@ -385,12 +388,12 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
         "{fitted} of 1000 are closed"
     );
     assert_eq!(running.tables().ports.addressed.len(), fitted);
-    // The same again finds no more room, and forgets nothing.
+    // A second change with the same ports has no more room, and removes none.
     running.change(compile(all), none).unwrap_err();
     assert_eq!(closed(&running), fitted);
     let fresh = Generation::load(compile(all), tick_ns).unwrap();
     assert_eq!(closed(&fresh), 1_000);
-    // What goes makes room.
+    // Removed publications make room.
     running
         .change(compile("203.0.113.10:tcp/901-1000"), none)
         .unwrap();
@@ -403,7 +406,7 @@ fn all_addresses_of_a_host_may_change_at_once() {
     let text = "mode = \"enforce\"\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n";
     let policy = Policy::parse(text, "test.toml", KernelTick { tick_ns }).unwrap();
     let service_ids = ServiceIds::new(&policy);
-    // As many as there is room for, in two sets that have none in common.
+    // Two disjoint sets, each as large as the table.
     let addresses = |network: u32| -> BTreeSet<IpAddr> {
         let numbers = 0..layout::MAX_OWN;
         numbers
@@ -423,7 +426,7 @@ fn all_addresses_of_a_host_may_change_at_once() {
     let judged = |generation: &Generation, own: &BTreeSet<IpAddr>| {
         let mut verdicts = own.iter().step_by(1_000).map(|source| {
             let IpAddr::V4(source) = source else {
-                unreachable!("all are of IPv4")
+                unreachable!("all addresses are IPv4")
             };
             let segment = tcp(80, SYN, &[]);
             test_run(generation, &ipv4(*source, protocol::TCP, &segment))

@@ -1,4 +1,4 @@
-//! Metrics and the page: Prometheus's own tools read the one, a browser the other.
+//! The metrics, read with Prometheus' own tools, and the page, opened in a browser.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ fn start(site: &Site, mode: &str) -> Guard {
     guard
 }
 
-/// What `promtool` says to this on its standard input.
+/// Runs `promtool` with this standard input, and returns whether it succeeded and its output.
 fn promtool(arguments: &[&str], input: &str) -> (bool, String) {
     let mut child = Command::new("promtool")
         .args(arguments)
@@ -71,7 +71,7 @@ fn promtool(arguments: &[&str], input: &str) -> (bool, String) {
 fn metrics_are_as_prometheus_wants_them_and_true() {
     let site = Site::new();
     let guard = start(&site, "enforce");
-    assert_eq!(site.ask(), OPEN);
+    assert_eq!(site.get(), OPEN);
     let text = curl(&site, &[], "/metrics");
     assert_eq!(
         promtool(&["check", "metrics"], &text),
@@ -79,7 +79,7 @@ fn metrics_are_as_prometheus_wants_them_and_true() {
         "{text}"
     );
     let (is_fine, _) = promtool(&["check", "metrics"], "guard_x_total{ 1\n");
-    assert!(!is_fine, "the check can fail");
+    assert!(!is_fine, "promtool rejects a wrong file");
     for line in [
         "guard_enforcing 1",
         "guard_mode{mode=\"enforce\"} 1",
@@ -107,9 +107,9 @@ fn metrics_are_as_prometheus_wants_them_and_true() {
     let facts = [("service", "web".into()), ("reason", "allowed".into())];
     assert_eq!(counted, guard.packets(&facts).unwrap());
     for address in [USER_V4, FLOODER_V4] {
-        assert!(!text.contains(&address.to_string()), "a source is no label");
+        assert!(!text.contains(&address.to_string()), "no label is a source");
     }
-    // What only the mode lets pass is told from what passes by right.
+    // Packets that pass only because of the mode have the label would="drop".
     guard.run(&["mode", "observe"]).unwrap();
     get(&site.lab, USER_V4, HOST_V4, 81).unwrap();
     let text = curl(&site, &[], "/metrics");
@@ -124,10 +124,10 @@ fn metrics_are_as_prometheus_wants_them_and_true() {
         (1..=guard.packets(&facts).unwrap()).contains(&counted),
         "{would}"
     );
-    // A page elsewhere that a browser takes for ours.
+    // A request with a foreign Host header, as in DNS rebinding.
     let foreign = curl(&site, &["--header", "Host: evil.example"], "/v1/status");
-    assert!(foreign.contains("localhost alone"), "{foreign}");
-    // It goes with the policy.
+    assert!(foreign.contains("an IP address or localhost"), "{foreign}");
+    // The listener ends when the policy no longer has `web.listen`.
     site.write("enforce", "");
     guard.run(&["reload"]).unwrap();
     wait_for(Duration::from_secs(5), || {
@@ -135,7 +135,7 @@ fn metrics_are_as_prometheus_wants_them_and_true() {
         let gone = command
             .args(["--silent", &format!("http://{LISTEN}/")])
             .output()?;
-        anyhow::ensure!(!gone.status.success(), "it still answers");
+        anyhow::ensure!(!gone.status.success(), "the listener still answers");
         Ok(())
     })
     .unwrap();
@@ -200,7 +200,7 @@ fn alert_rules_pass_their_own_tests() {
     );
 }
 
-/// Has a browser look at the page for some seconds.
+/// Opens the page in a browser for some seconds.
 #[test]
 fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_browser() {
     let site = Site::new();
@@ -209,14 +209,14 @@ fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_br
         &format!("web.listen = \"{LISTEN}\"\n{}", clients::POLICY),
     );
     let _traffic = Traffic::start(&site);
-    // An hour's chart has its first point after ten seconds.
+    // The chart of an hour gets its first point after ten seconds.
     std::thread::sleep(Duration::from_secs(25));
     let mut browser = Browser::open(&site.lab, &format!("http://{LISTEN}/")).unwrap();
     let flooder = FLOODER_V4.to_string();
     let document = wait_for(Duration::from_secs(30), || {
         let document = browser.document()?;
         for words in [
-            "Enforcing: what the policy closes is closed",
+            "Enforcing: packets against the policy are dropped",
             &flooder,
             "closed_port",
             "198.51.100.20 (office)",
@@ -231,7 +231,7 @@ fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_br
         Ok(document)
     })
     .unwrap();
-    // Nothing comes from elsewhere.
+    // The page loads no resources from other hosts.
     for outside in ["src=\"http", "href=\"http", "url(http", "@import"] {
         assert!(!document.contains(outside), "{outside}");
     }
@@ -246,7 +246,7 @@ fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_br
             browser.picture(width, dark, &folder.join(name)).unwrap();
         }
     }
-    // It says so when the agent is gone, and goes on when it is back.
+    // The page reports that the agent has ended, and updates again after its restart.
     guard.kill().unwrap();
     wait_for(Duration::from_secs(20), || {
         let document = browser.document()?;

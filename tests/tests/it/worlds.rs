@@ -1,5 +1,5 @@
-//! A thousand hosts that nobody has thought of: what a plan must never do on any of them, and that applying it
-//! twice changes nothing the second time.
+//! A thousand random hosts: invariants that every plan must keep, and that applying a plan a second time changes
+//! nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,7 +56,7 @@ impl World {
     }
 }
 
-/// Few prefixes, so that networks, links and routes meet.
+/// Few prefixes, so that networks, links and routes overlap.
 fn random_prefix(rng: &mut Rng) -> IpNet {
     let length = *rng
         .choice([8, 12, 16, 16, 16, 24, 24, 30, 31, 32].iter())
@@ -110,7 +110,7 @@ fn random_host(rng: &mut Rng) -> Host {
         link.controller = (rng.u8(..3) == 0).then(|| rng.u32(1..10));
         links.insert(index, link);
     }
-    // The first is the one that the lab has.
+    // The first interface is the lab's.
     if let Some(link) = links.get_mut(&1) {
         *link = Link::ethernet(1, "wan");
         link.controller = (rng.u8(..4) == 0).then_some(2);
@@ -164,7 +164,7 @@ fn random_host(rng: &mut Rng) -> Host {
         listeners: listeners.into(),
         ..Host::unread(TICK_NS)
     };
-    // Some reads fail, with something known from before or not.
+    // Some reads fail, with or without an earlier result.
     if rng.u8(..6) == 0 {
         host.addresses
             .renew(Err::<Vec<LinkAddress>, _>("no buffer space"));
@@ -323,7 +323,7 @@ fn random_wanted(rng: &mut Rng) -> Wanted {
     }
 }
 
-/// Whether the tables close an address as a container's.
+/// Whether the plan's tables close an address as a container's.
 fn closes(plan: &Plan, address: IpAddr) -> bool {
     let networks = &plan.content.containers.networks;
     networks
@@ -331,7 +331,7 @@ fn closes(plan: &Plan, address: IpAddr) -> bool {
         .any(|network| network.prefix.contains(&address))
 }
 
-/// Links that a container network names as its bridge and that carry containers alone.
+/// Links that are the bridge of a container network and carry only containers.
 fn container_bridges(world: &World, plan: &Plan) -> BTreeSet<u32> {
     let mut guarded: BTreeSet<u32> = plan.targets.iter().map(|target| target.index).collect();
     guarded.extend(world.wanted.guarded.values());
@@ -393,14 +393,14 @@ fn no_plan_closes_an_address_of_this_host_or_claims_to_enforce_what_is_open() {
             }
         }
     }
-    // Worlds in which nothing is closed, or nothing is claimed, would show nothing.
+    // The test covers nothing if no world has closed addresses or claims to enforce.
     assert!(
         closed > 500 && enforcing > 100 && refused > 20,
         "{closed} closed, {enforcing} enforcing, {refused} refused"
     );
 }
 
-/// How many worlds have the same policy: another one is another program to load.
+/// The number of worlds with the same policy: for each policy another program is loaded.
 const WORLDS_OF_A_POLICY: u64 = 100;
 
 #[test]
@@ -415,7 +415,7 @@ fn a_plan_that_is_applied_twice_changes_nothing_the_second_time() {
     );
 }
 
-/// Applies the plans of all worlds to the lab's interface, each twice. Returns how many changed something.
+/// Applies the plans of all worlds to the lab's interface, each twice. Returns how many plans changed the tables.
 fn apply_worlds(pins: PathBuf) -> u64 {
     let host = Host::read_once().unwrap();
     let wan = host.link_named(INTERFACE).unwrap().index;
@@ -428,7 +428,7 @@ fn apply_worlds(pins: PathBuf) -> u64 {
         let mut world = World::random(seed);
         if seed % WORLDS_OF_A_POLICY == 0 {
             wanted = world.wanted.clone();
-            // A trial that is over is no matter of tables.
+            // The tables do not depend on a trial that is over.
             wanted.trial = None;
         }
         world.wanted = wanted.clone();
@@ -454,7 +454,10 @@ fn apply_worlds(pins: PathBuf) -> u64 {
         };
         changed += u64::from(applier.apply(&order).unwrap());
         let again = applier.apply(&order).unwrap();
-        assert!(!again, "world {seed} is changed by its own plan");
+        assert!(
+            !again,
+            "world {seed}: the second application changes the tables"
+        );
     }
     applier.detach();
     changed

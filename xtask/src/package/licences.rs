@@ -1,4 +1,4 @@
-//! The libraries that the binary is linked with, and their licences, which ask to go with it.
+//! Lists the libraries that the binary is linked with, and their licences, which must accompany it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use cargo_metadata::{DependencyKind, Metadata, Package, PackageId, TargetKind};
 
-/// What ends up in the binary: the command, and the kernel side that is embedded in it.
+/// The packages of the binary: the command, and the kernel program that is embedded in it.
 const ROOTS: [&str; 2] = ["guard-userspace", "guard-ebpf"];
 
-/// How the names of files with licences begin.
+/// The prefixes of the names of licence files.
 const NAMES: [&str; 6] = [
     "LICENSE",
     "LICENCE",
@@ -46,7 +46,7 @@ pub fn third_party(metadata: &Metadata) -> Result<String> {
     Ok(text)
 }
 
-/// The packages from elsewhere that are linked, by name and version.
+/// The linked packages of others, by name and version.
 fn linked(metadata: &Metadata) -> Result<Vec<&Package>> {
     let resolve = metadata
         .resolve
@@ -66,7 +66,7 @@ fn linked(metadata: &Metadata) -> Result<Vec<&Package>> {
         .collect();
     let mut seen = BTreeSet::new();
     while let Some(id) = waiting.pop() {
-        // What a macro is made of does not end up in what it makes.
+        // The dependencies of a macro are not linked into the binary.
         if is_macro(packages[id]) || !seen.insert(id) {
             continue;
         }
@@ -90,7 +90,7 @@ fn is_macro(package: &Package) -> bool {
     targets.any(|target| target.kind.contains(&TargetKind::ProcMacro))
 }
 
-/// The texts that a package brings.
+/// The licence texts of a package.
 fn licences(package: &Package) -> Result<Vec<String>> {
     let folder = package.manifest_path.parent();
     let folder = folder.context("a manifest without a folder")?;

@@ -1,10 +1,9 @@
-//! guard.toml(5), made from `docs/policy.md`, so that neither can fall behind the other.
+//! Makes the manual page guard.toml(5) from `docs/policy.md`, so that both are in step.
 
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use roff::{Inline, Roff, bold, italic, roman};
 
-/// The page of the policy file. Its tables must have three columns: a key, its default and what it
-/// says.
+/// The page of the policy file. The tables of `markdown` must have three columns: key, default and meaning.
 pub fn policy_page(markdown: &str, version: &str) -> String {
     let mut page = Page {
         roff: Roff::new(),
@@ -33,9 +32,9 @@ pub fn policy_page(markdown: &str, version: &str) -> String {
 
 struct Page {
     roff: Roff,
-    /// Of the paragraph, heading or cell that has not ended.
+    /// The text of the open paragraph, heading or cell.
     inlines: Vec<Inline>,
-    /// Of the row that has not ended.
+    /// The cells of the open row.
     cells: Vec<Vec<Inline>>,
     in_code: bool,
     is_emphasized: bool,

@@ -25,10 +25,10 @@ pub struct Options {
     /// Pack this binary, and the guard-compose beside it, instead of building them
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Where to put the package, if not into target/debian
+    /// Put the package into this folder instead of target/debian
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
-    /// Take less time and more space
+    /// Build faster, without compression: the package is larger
     #[arg(long)]
     fast: bool,
 }
@@ -47,36 +47,36 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// A package in the making.
+/// A package that is being built.
 struct Package {
     binary: PathBuf,
     metadata: Metadata,
     version: String,
-    /// The moment that every file is dated with: seconds since 1970.
+    /// The modification time of every file, in seconds since 1970.
     date: String,
-    /// Where Debian's tools find `debian/control`.
+    /// The folder in which Debian's tools find `debian/control`.
     work: PathBuf,
-    /// What will be `/`.
+    /// The folder that becomes `/` of the package.
     root: PathBuf,
 }
 
 const EXECUTABLE: u32 = 0o755;
 const FILE: u32 = 0o644;
 
-/// What is installed into /usr/bin.
+/// The programs in /usr/bin.
 const PROGRAMS: [&str; 2] = ["guard", "guard-compose"];
 
 /// The scripts that dpkg runs.
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
-/// Where each shell looks for what it completes.
+/// The completion files of the shells.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions/guard"),
     ("zsh", "usr/share/zsh/vendor-completions/_guard"),
     ("fish", "usr/share/fish/vendor_completions.d/guard.fish"),
 ];
 
-/// What is read beside the program.
+/// The pages in the package.
 const DOCUMENTS: [&str; 15] = [
     "README.md",
     "README.es.md",
@@ -138,7 +138,7 @@ impl Package {
         self.stage_manual()?;
         self.stage_documents()?;
         self.stage_control()?;
-        // Packages hold nobody's umask.
+        // The modes of packaged files must not depend on the builder's umask.
         set_modes(&self.root)?;
         let architecture = output(Command::new("dpkg").arg("--print-architecture"))?;
         let name = format!("guard_{}_{}.deb", self.version, architecture.trim());
@@ -221,7 +221,7 @@ impl Package {
         Ok(())
     }
 
-    /// In Debian's form, which its tools read the version from.
+    /// The changelog in Debian's format, from which its tools read the version.
     fn changelog(&self) -> Result<String> {
         let Self { version, date, .. } = self;
         let control = fs::read_to_string(workspace().join("packaging/debian/control"))?;
@@ -241,7 +241,7 @@ impl Package {
         ))
     }
 
-    /// What dpkg reads: the package's facts, its scripts, the sum of each file.
+    /// Writes the files that dpkg reads: the package's facts, its scripts, the checksum of each file.
     fn stage_control(&self) -> Result<()> {
         let debian = self.work.join("debian");
         fs::create_dir(&debian)?;
@@ -264,7 +264,7 @@ impl Package {
                 .current_dir(&self.root),
         )
         .and_then(|sums| Ok(fs::write(self.place("DEBIAN/md5sums")?, sums)?))?;
-        // The shared libraries that the program needs, by the packages that have them.
+        // The packages of the shared libraries that the program needs.
         output(
             Command::new("dpkg-shlibdeps")
                 .args(PROGRAMS.map(|name| format!("root/usr/bin/{name}")))
@@ -278,7 +278,7 @@ impl Package {
         Ok(())
     }
 
-    /// A place in the package, with the folders that it lies in.
+    /// The path of a file in the package. Creates its folders.
     fn place(&self, name: &str) -> Result<PathBuf> {
         let place = self.root.join(name);
         if let Some(folder) = place.parent() {
@@ -297,8 +297,7 @@ impl Package {
 
 const POLICY: &str = "etc/guard/guard.toml";
 
-/// When the source was last changed, unless the environment says otherwise
-/// (reproducible-builds.org).
+/// The time of the last change of the source, or SOURCE_DATE_EPOCH if it is set (reproducible-builds.org).
 fn date() -> Result<String> {
     if let Ok(date) = env::var("SOURCE_DATE_EPOCH") {
         return Ok(date);
@@ -315,14 +314,14 @@ fn date() -> Result<String> {
     }
 }
 
-/// The platform that the binary is for.
+/// The target platform of the binary.
 fn host() -> Result<String> {
     let about = output(Command::new("rustc").arg("-vV"))?;
     let host = about.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc names no host")?.to_owned())
 }
 
-/// Without its name and date, so that the same text gives the same file.
+/// Compresses a file without its name and date, so that the same text gives the same file.
 fn compress(path: &Path) -> Result<()> {
     output(Command::new("gzip").args(["-9", "--no-name"]).arg(path))?;
     Ok(())

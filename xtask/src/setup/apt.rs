@@ -1,4 +1,4 @@
-//! Debian's package manager.
+//! Runs Debian's package manager.
 
 use std::{
     fs::{self, Permissions},
@@ -14,12 +14,12 @@ use which::which;
 
 use super::announce_and_run;
 
-/// Installs packages, without starting what they bring.
+/// Installs packages without starting their services.
 pub fn install(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if which("apt-get").is_err() {
         bail!(
-            "this machine has no apt-get: install with its own package manager what Debian calls \
+            "this machine has no apt-get: install with its own package manager, by their Debian names: \
              {list}"
         );
     }
@@ -38,15 +38,17 @@ pub fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// Fetches a package into this folder without installing it, and says which file it is.
+/// Downloads a package into this folder without installing it, and returns its path.
 pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
     if which("apt-get").is_err() {
-        bail!("this machine has no apt-get: install what Debian calls {package} with its own");
+        bail!(
+            "this machine has no apt-get: install {package} (its name in Debian) with another package manager"
+        );
     }
     update()?;
     announce_and_run(
         Command::new("apt-get")
-            // The folder is the user's own, where the user `_apt` has no business.
+            // The user `_apt` cannot write to the user's own folder: apt must not switch to it.
             .args(["download", "--quiet", "-o", "APT::Sandbox::User=root"])
             .arg(package)
             .current_dir(folder)
@@ -58,7 +60,7 @@ pub fn download(package: &str, folder: &Path) -> Result<PathBuf> {
     Ok(file.path())
 }
 
-/// The libraries among what a package depends on.
+/// The libraries among the dependencies of a package.
 pub fn libraries_of(archive: &Path) -> Result<Vec<String>> {
     let output = Command::new("dpkg-deb")
         .arg("--field")
@@ -66,7 +68,7 @@ pub fn libraries_of(archive: &Path) -> Result<Vec<String>> {
         .arg("Depends")
         .output()?;
     if !output.status.success() {
-        bail!("{} is no package", archive.display());
+        bail!("{} is not a package", archive.display());
     }
     // `libc6 (>= 2.34), libcap2 (>= 1:2.10), …`
     let depends = String::from_utf8_lossy(&output.stdout);
@@ -106,20 +108,20 @@ pub fn update() -> Result<()> {
     Ok(())
 }
 
-/// Debian asks this program before a package starts its service (policy-rc.d); 101 forbids it.
+/// Debian's packages run this program before they start a service (policy-rc.d); exit code 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 const FORBID: &str = "#!/bin/sh\n# Placed by guard's xtask while it installs packages.\nexit 101\n";
 
-/// While it lives, no package starts a service: a machine that runs the demo wants no web server of
-/// its own. One that systemd manages is also kept from starting at the next boot.
+/// While this value exists, no package starts a service: the demo must not leave a web server on the machine. A service
+/// of systemd does not start at the next boot either.
 struct NoServices {
     placed: bool,
 }
 
 impl NoServices {
     fn new() -> io::Result<Self> {
-        // One of ours is left if an earlier run was killed.
+        // A file of this program is left behind if an earlier run was killed.
         let is_foreign = fs::read_to_string(POLICY).is_ok_and(|text| text != FORBID);
         let placed = !is_foreign;
         if placed {
@@ -135,7 +137,9 @@ impl Drop for NoServices {
         if self.placed
             && let Err(error) = fs::remove_file(POLICY)
         {
-            eprintln!("setup: {POLICY} is left, and keeps services from starting: {error}");
+            eprintln!(
+                "setup: {POLICY} cannot be removed, and keeps services from starting: {error}"
+            );
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Suites of Debian's that this machine does not use: their package lists and packages, from the mirror that
-//! its apt uses.
+//! Reads package lists and packages of Debian suites that this machine does not use, from the mirror of its apt.
 
 use std::{
     fs,
@@ -13,13 +12,13 @@ use super::{announce_and_run, apt};
 
 const APT_CONFIG: &str = "apt.conf";
 
-/// Where Debian has the keys of its archive, in its newer and its older releases.
+/// The keyrings of Debian's archive, in newer and older releases.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
     "/usr/share/keyrings/debian-archive-keyring.gpg",
 ];
 
-/// Suites of Debian's, as an apt of their own sees them: the machine's apt is not touched.
+/// Debian suites in an apt configuration of their own: the machine's apt is not changed.
 pub struct Archive {
     folder: PathBuf,
     mirror: String,
@@ -27,8 +26,8 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Reads the package lists of these suites from the machine's own mirror. A suite whose signature does not hold
-    /// is left out if there is another: that of `unstable` is good for a week, and a mirror may be older.
+    /// Reads the package lists of these suites from the machine's own mirror. If another suite is usable, a suite with
+    /// an expired signature is left out: that of `unstable` is valid for a week, and a mirror may be older.
     pub fn open(suites: &[&str], architecture: &str, folder: &Path) -> Result<Self> {
         let archive = Self::prepare(architecture, folder)?;
         let Err(error) = archive.read(suites) else {
@@ -39,7 +38,7 @@ impl Archive {
         if usable.is_empty() || usable.len() == suites.len() {
             return Err(error);
         }
-        println!("setup: going on with Debian's {} alone", usable.join(", "));
+        println!("setup: continuing with only Debian's {}", usable.join(", "));
         archive.read(&usable)?;
         Ok(archive)
     }
@@ -48,12 +47,12 @@ impl Archive {
         for place in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(place))?;
         }
-        // Backports count as much as others.
+        // Backports get the same priority as other suites.
         fs::write(
             folder.join("preferences"),
             "Package: *\nPin: release o=Debian\nPin-Priority: 500\n",
         )?;
-        // The folder is the user's own, where the user `_apt` has no business.
+        // The user `_apt` cannot write to the user's own folder: apt must not switch to it.
         let place = folder.display();
         let config = format!(
             "Dir::State \"{place}/state\";
@@ -74,7 +73,7 @@ impl Archive {
         })
     }
 
-    /// Reads the package lists of these suites, in place of what was read before.
+    /// Reads the package lists of these suites, and replaces those read before.
     fn read(&self, suites: &[&str]) -> Result<()> {
         let Self {
             folder,
@@ -107,7 +106,7 @@ impl Archive {
         command
     }
 
-    /// What the packages' files are called, which says their versions.
+    /// The file names of packages, which contain their versions.
     pub fn file_names(&self, packages: &[String]) -> Result<Vec<String>> {
         let mut command = self.apt("apt-get");
         command.args(["download", "--print-uris"]).args(packages);
@@ -128,7 +127,7 @@ impl Archive {
     }
 }
 
-/// Where this machine's apt gets Debian from.
+/// The mirror from which this machine's apt gets Debian.
 fn mirror() -> Result<String> {
     let format = "$(CREATED_BY) $(ORIGIN) $(LABEL) $(REPO_URI)";
     apt::update()?;

@@ -1,5 +1,5 @@
-//! Debian's cloud kernels, for virtual machines: fetched from the mirror that this machine's apt uses,
-//! and unpacked beside the user's other caches. None is installed.
+//! Downloads Debian's cloud kernels for virtual machines, from the mirror of this machine's apt, and unpacks them into
+//! the user's caches. No kernel is installed.
 
 use std::{
     env, fs,
@@ -16,7 +16,7 @@ use super::{announce_and_run, archive::Archive};
 /// A kernel that Debian keeps up to date.
 pub struct KernelSeries {
     pub name: &'static str,
-    /// The suites that have it. Of several versions the newest counts.
+    /// The suites that have it. Of several versions the newest is used.
     suites: &'static [&'static str],
 }
 
@@ -32,29 +32,29 @@ pub const KEPT: [KernelSeries; 2] = [
     },
 ];
 
-/// Whatever Debian has that is newest, in the suites that can be used on this day.
+/// The newest kernel of Debian, in the suites that are usable today.
 pub const NEWEST: KernelSeries = KernelSeries {
     name: "newest",
     suites: &["stable-backports", "unstable"],
 };
 
-/// Depends on the package of the newest version.
+/// The metapackage, which depends on the package of the newest version.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// The packages that a kernel is made of. Before 7.0 it is one.
+/// The prefixes of a kernel's packages. Before 7.0 a kernel is one package.
 const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
 
-/// How long a kernel is used before a newer version is looked for.
+/// The time that a kernel is used before the setup looks for a newer version.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const ARCHITECTURE: &str = "amd64";
 
-/// Sees to it that the kernel of a series is there: fetched if there is none, or none of this week.
+/// Makes the kernel of a series available: downloads it if it is missing, or if the last look is a week old.
 pub fn keep(series: &KernelSeries) -> Result<()> {
     let KernelSeries { name, suites } = series;
     ensure!(
         env::consts::ARCH == "x86_64",
-        "kernels are tested on x86-64 alone"
+        "kernels are tested only on x86-64"
     );
     let kept = Kernel::of_series(name).ok();
     if kept.is_some() && series.is_fresh() {
@@ -63,18 +63,18 @@ pub fn keep(series: &KernelSeries) -> Result<()> {
     match (series.fetch(), kept) {
         (Ok(()), _) => Ok(()),
         (Err(error), Some(Kernel { release, .. })) => {
-            println!("setup: going on with the kernel {release}: {error:#}");
+            println!("setup: continuing with the kernel {release}: {error:#}");
             Ok(())
         }
         (Err(error), None) => Err(error).with_context(|| {
             let suites = suites.join(" or ");
-            format!("the kernel {name} ({PACKAGE} of Debian {suites}) cannot be had")
+            format!("the kernel {name} ({PACKAGE} of Debian {suites}) cannot be downloaded")
         }),
     }
 }
 
 impl KernelSeries {
-    /// Names the folder of the kernel. Its age is that of the last look for a newer one.
+    /// The file that names the kernel's folder. Its modification time is that of the last look for a newer version.
     fn note(&self) -> PathBuf {
         Kernel::cache().join(self.name)
     }
@@ -107,7 +107,7 @@ impl KernelSeries {
         let packages = kernel_packages(&archive)?;
         let files = archive.file_names(&packages)?;
         let image = files.iter().find(|file| file.starts_with("linux-image-"));
-        let name = image.context("there is no linux-image among its packages")?;
+        let name = image.context("the kernel's packages have no linux-image")?;
         let name = name.trim_end_matches(".deb").to_owned();
         let place = Kernel::cache().join(&name);
         if place.is_dir() {
@@ -124,9 +124,9 @@ impl KernelSeries {
         }
         let kernel = own.join("kernel");
         arrange(&tree, &kernel)?;
-        // It is there whole or not at all.
+        // The rename is atomic: the folder is complete or absent.
         match fs::rename(&kernel, &place) {
-            // Another setup was faster.
+            // Another setup has unpacked it meanwhile.
             Err(_) if place.is_dir() => Ok(name),
             renamed => {
                 renamed.with_context(|| place.display().to_string())?;
@@ -136,8 +136,8 @@ impl KernelSeries {
     }
 }
 
-/// Lays out a kernel in the same way whichever packages it came in: its image, and its modules with an
-/// index of what each needs.
+/// Gives every kernel the same layout, for any set of packages: its image, and its modules with the index of their
+/// dependencies.
 fn arrange(tree: &Path, kernel: &Path) -> Result<()> {
     let modules = [MODULES, "usr/lib/modules"].map(|place| tree.join(place));
     let modules = modules.into_iter().find(|place| place.is_dir());

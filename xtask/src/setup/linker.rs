@@ -1,4 +1,4 @@
-//! bpf-linker, built for the same LLVM as the compiler: it reads the compiler's bitcode.
+//! Finds or builds bpf-linker for the compiler's version of LLVM: it reads the compiler's bitcode.
 
 use std::{
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ pub fn find(llvm: u32) -> Option<PathBuf> {
     .find(|linker| fits(linker, llvm))
 }
 
-/// Whether a bpf-linker for this version of LLVM is there or can be made.
+/// Whether a bpf-linker for this version of LLVM is installed or can be built.
 pub fn is_possible(llvm: u32) -> bool {
     find(llvm).is_some()
         || SUPPORTED.contains(&llvm) && (llvm_prefix(llvm).is_some() || apt::has(&package(llvm)))
@@ -56,8 +56,8 @@ pub fn install(llvm: u32) -> Result<PathBuf> {
     find(llvm).context("the bpf-linker that was just built does not run")
 }
 
-/// `bpf-linker --version` names no LLVM, but the library it is linked with does: the one that this
-/// setup builds lies in a folder named after it, and any other must say so when it is run.
+/// Whether a bpf-linker runs and is linked with this version of LLVM. `bpf-linker --version` does not print it: the
+/// folder of this setup's own builds does, and `ldd` shows it for any other.
 fn fits(linker: &Path, llvm: u32) -> bool {
     let Ok(output) = Command::new(linker).arg("--version").output() else {
         return false;
@@ -78,13 +78,13 @@ fn package(llvm: u32) -> String {
     format!("llvm-{llvm}-dev")
 }
 
-/// Where Debian's packages put a version of LLVM.
+/// The folder of Debian's package of a version of LLVM.
 fn llvm_prefix(llvm: u32) -> Option<PathBuf> {
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
     prefix.join("include/llvm-c").is_dir().then_some(prefix)
 }
 
-/// Apart from a bpf-linker that the user has for something else.
+/// The folder of this setup's bpf-linker, apart from any that the user has installed.
 fn own_root(llvm: u32) -> PathBuf {
     cache::folder().join(format!("bpf-linker-{VERSION}-llvm-{llvm}"))
 }

@@ -1,4 +1,4 @@
-//! Finds what a build and the lab need, and installs what is missing.
+//! Finds the tools of a build and of the lab, and installs missing ones.
 
 mod apt;
 mod archive;
@@ -16,23 +16,23 @@ use which::which;
 
 pub use self::rust::Toolchain;
 
-/// What a build needs: a compiler with the standard library's source, and the linker for it.
+/// Sets up a build: a compiler with the standard library's source, and the linker for it.
 pub fn toolchain() -> Result<Toolchain> {
     rust::find_or_install()
 }
 
-/// What the demo needs: a toolchain and the programs of the lab, with Docker if it can be had.
+/// Sets up the demo: a toolchain and the programs of the lab, with Docker if it can be installed.
 pub fn for_demo() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     require_root()?;
     find_tools(&LAB)?;
     if let Err(error) = find_tools(&DOCKER) {
-        println!("setup: going on without Docker: {error:#}");
+        println!("setup: continuing without Docker: {error:#}");
     }
     ready(toolchain)
 }
 
-/// What the tests need: a toolchain and the programs of the lab, with Docker.
+/// Sets up the tests: a toolchain and the programs of the lab, with Docker.
 pub fn for_tests() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     require_root()?;
@@ -46,14 +46,14 @@ pub fn for_tests() -> Result<Toolchain> {
     ready(toolchain)
 }
 
-/// What the tests on all kernels need.
+/// Sets up the tests on all kernels.
 pub fn for_kernels() -> Result<Toolchain> {
     let toolchain = for_tests()?;
     kernels::keep(&kernels::NEWEST)?;
     Ok(toolchain)
 }
 
-/// What the bench needs: a toolchain, the programs of the lab, and those that guard is measured against.
+/// Sets up the bench: a toolchain, the programs of the lab, and the programs that guard is compared with.
 pub fn for_bench() -> Result<Toolchain> {
     let toolchain = toolchain()?;
     require_root()?;
@@ -61,7 +61,7 @@ pub fn for_bench() -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// What makes a Debian package, besides the toolchain.
+/// Sets up Debian's packaging tools, besides the toolchain.
 pub fn for_package() -> Result<()> {
     find_tools(&PACKAGE)
 }
@@ -86,7 +86,7 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
     Tool { program, package }
 }
 
-/// The lab cannot do without these.
+/// The programs that the lab always needs.
 const LAB: [Tool; 12] = [
     tool("ip", "iproute2"),
     tool("nsenter", "util-linux"),
@@ -102,7 +102,7 @@ const LAB: [Tool; 12] = [
     tool("bpftool", "bpftool"),
 ];
 
-/// What only the tests need: real clients and servers of UDP and SSH, a terminal, a fresh Debian with its
+/// The programs that only the tests need: real clients and servers of UDP and SSH, a terminal, a new Debian with its
 /// systemd, and virtual machines with Debian's kernels.
 const TESTS: [Tool; 17] = [
     tool("chromium", "chromium"),
@@ -124,7 +124,7 @@ const TESTS: [Tool; 17] = [
     tool("tmux", "tmux"),
 ];
 
-/// Peers, and what the bench sets up a flood with.
+/// The programs that guard is compared with, and those that set up a flood.
 const BENCH: [Tool; 3] = [
     tool("ethtool", "ethtool"),
     tool("taskset", "util-linux"),
@@ -192,7 +192,7 @@ pub fn require_root() -> Result<()> {
 /// Runs a step of the setup, with its output on the terminal.
 fn announce_and_run(command: &mut Command) -> Result<()> {
     interrupt::check()?;
-    // What is asked for goes to standard output, and may be read by a program.
+    // Standard output is for the result of the command, which a program may read.
     eprintln!("setup: {}", describe(command));
     let status = command
         .status()

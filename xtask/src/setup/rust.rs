@@ -1,4 +1,4 @@
-//! A Rust toolchain that can build for the BPF virtual machine: it needs the standard library's
+//! Finds or installs a Rust toolchain that can build for the BPF virtual machine: it needs the standard library's
 //! source, and a bpf-linker for its LLVM.
 
 use std::{
@@ -15,7 +15,7 @@ use super::{announce_and_run, apt, linker, unpack};
 
 /// The toolchain that builds the kernel program.
 pub struct Toolchain {
-    /// As rustup names it; a folder for one that rustup did not install.
+    /// The name in rustup, or the folder of a toolchain that rustup did not install.
     pub name: String,
     pub linker: PathBuf,
 }
@@ -46,7 +46,7 @@ impl Toolchain {
     pub fn own_cargo(&self) -> Command {
         let mut command = in_toolchain(&self.name, "cargo");
         command.env("RUSTC_BOOTSTRAP", "1");
-        // Set by the Cargo that runs this program, for its own toolchain.
+        // The Cargo that runs this program sets these for its own toolchain.
         for variable in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN"] {
             command.env_remove(variable);
         }
@@ -63,7 +63,7 @@ impl Toolchain {
         let path = env::var_os("PATH").unwrap_or_default();
         let own = linker.into_iter().chain(unpack::programs());
         let folders = own.chain(env::split_paths(&path));
-        // A folder with a colon in its name cannot be on any path.
+        // A folder with a colon in its name cannot be on `PATH`.
         env::join_paths(folders).unwrap_or(path)
     }
 
@@ -73,7 +73,7 @@ impl Toolchain {
     }
 }
 
-/// What a compiler says of itself.
+/// A compiler's version and that of its LLVM.
 struct Compiler {
     name: String,
     version: (u32, u32),
@@ -82,7 +82,7 @@ struct Compiler {
 }
 
 impl Compiler {
-    /// `None` if there is none of this name.
+    /// `None`: there is no compiler of this name.
     fn find(name: &str) -> Option<Self> {
         let about = output(in_toolchain(name, "rustc").arg("-vV"))?;
         let fact = |key: &str| about.lines().find_map(|line| line.strip_prefix(key));
@@ -117,7 +117,7 @@ impl Compiler {
 
 pub fn find_or_install() -> Result<Toolchain> {
     if which("rustup").is_err() {
-        bail!("rustup is missing, which runs one toolchain beside another: install it");
+        bail!("rustup is missing, which manages several toolchains: install it");
     }
     if let Some(name) = env::var_os(VARIABLE) {
         let name = name.to_string_lossy();

@@ -1,6 +1,5 @@
-//! Programs without the installation of their package, which would start a daemon or take the place of one
-//! of the machine's. The packages are unpacked beside the user's other caches, where also no AppArmor
-//! profile keeps them from the lab's files.
+//! Unpacks programs without installing their packages, which would start a daemon or replace a program of the machine.
+//! They are unpacked into the user's caches, where no AppArmor profile denies them the lab's files.
 
 use std::{
     fs,
@@ -15,16 +14,16 @@ use lab::{cache, compose};
 
 use super::{announce_and_run, apt, archive::Archive};
 
-/// A program, and where it is in its package.
+/// A program, and its path in its package.
 pub struct Unpacked {
     package: &'static str,
     folder: &'static str,
     program: &'static str,
-    /// The suites of Debian's that have what is wanted, the first that can be read; none: the machine's own.
+    /// The Debian suites that have the wanted version: the first readable one is used. Empty: the machine's own suite.
     suites: &'static [&'static str],
 }
 
-/// One that would keep the machine's time.
+/// Installed, chrony would set the machine's clock.
 pub const CHRONY: Unpacked = Unpacked {
     package: "chrony",
     folder: "usr/sbin",
@@ -32,7 +31,7 @@ pub const CHRONY: Unpacked = Unpacked {
     suites: &[],
 };
 
-/// Of which only the tool is wanted.
+/// Only the tool `promtool` is needed.
 pub const PROMETHEUS: Unpacked = Unpacked {
     package: "prometheus",
     folder: "usr/bin",
@@ -40,7 +39,7 @@ pub const PROMETHEUS: Unpacked = Unpacked {
     suites: &[],
 };
 
-/// That of the machine's own release is years older than what people have, and stays the one on the `PATH`.
+/// The Compose of the machine's own release is years older than the usual one, and stays on the `PATH`.
 pub const COMPOSE: Unpacked = Unpacked {
     package: compose::PACKAGE,
     folder: compose::FOLDER,
@@ -48,7 +47,7 @@ pub const COMPOSE: Unpacked = Unpacked {
     suites: &compose::SUITES,
 };
 
-/// Where those are or will be that belong on the lab's `PATH`.
+/// The folders of the unpacked programs that belong on the lab's `PATH`.
 pub fn programs() -> [PathBuf; 2] {
     [CHRONY, PROMETHEUS].map(|unpacked| unpacked.programs())
 }
@@ -66,7 +65,7 @@ impl Unpacked {
         self.programs().join(self.program).is_file()
     }
 
-    /// Unpacks it, and installs the libraries that it loads.
+    /// Unpacks the program if it is missing, and installs the libraries that it loads.
     pub fn find(&self) -> Result<()> {
         let is_any = self.suites.is_empty();
         if self.is_there() || is_any && which("apt-get").is_err() && which(self.program).is_ok() {
@@ -116,16 +115,16 @@ impl Unpacked {
                 bail!("{program} lacks libraries although {libraries:?} are installed");
             }
         }
-        // It is there whole or not at all.
+        // The rename is atomic: the folder is complete or absent.
         match fs::rename(&unpacked, self.root()) {
-            // Another setup was faster.
+            // Another setup has unpacked it meanwhile.
             Err(_) if self.is_there() => Ok(()),
             renamed => renamed.with_context(|| self.root().display().to_string()),
         }
     }
 }
 
-/// Fetches a package from the first of these suites whose lists can be read.
+/// Downloads a package from the first of these suites whose lists can be read.
 fn download_from(suites: &[&str], package: &str, folder: &Path) -> Result<PathBuf> {
     let architecture = lab::process::run(Command::new("dpkg").arg("--print-architecture"))?;
     let mut failure = None;
@@ -154,7 +153,10 @@ fn fetch(suite: &str, architecture: &str, package: &str, folder: &Path) -> Resul
 fn lacks_libraries(program: &Path) -> Result<bool> {
     let output = Command::new("ldd").arg(program).output()?;
     if !output.status.success() {
-        bail!("{} is no program of this machine", program.display());
+        bail!(
+            "{} is not a program that this machine can run",
+            program.display()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).contains("not found"))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test or one kind of them, after the set-up that they need, and what they cost.
+//! `cargo xtask test`: runs every test or one kind, after the setup that they need, and lists their times.
 
 mod tally;
 
@@ -13,8 +13,8 @@ use crate::{
     setup::{self, Toolchain},
 };
 
-/// Every package that this machine runs. It is the same whatever is tested: Cargo compiles a dependency again
-/// for every other selection that needs other features of it.
+/// Every package that this machine runs. The list is the same for all kinds of tests: with another selection of
+/// packages, Cargo would compile dependencies again with other features.
 const PACKAGES: [&str; 5] = [
     "--workspace",
     "--exclude",
@@ -23,7 +23,7 @@ const PACKAGES: [&str; 5] = [
     "guard-bench-ebpf",
 ];
 
-/// What the tests run, beside their own programs.
+/// The programs that tests run, besides their own.
 const PROGRAMS: [&str; 4] = ["--bin", "guard", "--bin", "guard-compose"];
 
 /// The tests that need root, one module for each kind.
@@ -32,18 +32,18 @@ const LAB_TESTS: &str = "it";
 /// Unit tests, of all packages.
 const UNIT: &str = "unit";
 
-/// The test harness prints how long a test took only if it may do what is not stable yet.
+/// The test harness prints the time of a test only with unstable options.
 const HARNESS: [&str; 2] = [
     "--config",
     "target.'cfg(all())'.runner = ['env', 'RUSTC_BOOTSTRAP=1']",
 ];
 const REPORT_TIME: [&str; 3] = ["-Z", "unstable-options", "--report-time"];
 
-/// What is tested.
+/// The selected tests.
 struct Selection {
     /// Cargo's targets.
     targets: Vec<String>,
-    /// What the test harness gets.
+    /// The arguments of the test harness.
     harness: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ pub fn run(name: Option<&str>) -> Result<()> {
     selection.run(&setup::for_tests()?)
 }
 
-/// What is tested on each of Debian's kernels.
+/// Runs the tests that run on each of Debian's kernels.
 pub fn on_kernels() -> Result<()> {
     let mut selection = Selection::lab("kernels");
     selection.harness.push("--include-ignored".to_owned());
@@ -70,7 +70,7 @@ impl Selection {
         }
     }
 
-    /// One kind of tests, or else every test whose name contains this.
+    /// Selects one kind of tests, or else every test whose name contains `name`.
     fn named(name: &str) -> Result<Self> {
         if name == UNIT {
             let targets = ["--lib", "--bins"].map(str::to_owned).into();
@@ -132,7 +132,7 @@ impl Selection {
             println!("{line}");
             tally.add(line);
         });
-        // An interrupt ends the tests, too; what they leave is removed here.
+        // An interrupt ends the tests as well: what they leave behind is removed here.
         lab::sweep::dead_labs()?;
         tally.print(built, begin.elapsed() - built);
         result?;
@@ -141,7 +141,7 @@ impl Selection {
     }
 }
 
-/// How many tests run at once. Most of them wait most of the time: for a trial that ends, or a client that gets no answer.
+/// The number of tests that run at once. Most tests mostly wait: for a trial to end, or for a client without an answer.
 fn threads() -> usize {
     const OF_EACH_PROCESSOR: usize = 2;
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);

@@ -1,10 +1,10 @@
-//! What the tests of all programs came to, and which of them took longest.
+//! Adds up the results of all test programs, and lists the slowest tests.
 
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-/// So many of the slowest are shown.
+/// The number of slowest tests that are shown.
 const SLOWEST: usize = 20;
 
 /// The tests of all programs together.
@@ -37,7 +37,7 @@ impl Tally {
         }
     }
 
-    /// Prints the slowest tests, what all of them took, and the sums.
+    /// Prints the slowest tests, the time of all tests, and the sums.
     pub fn print(&mut self, built: Duration, ran: Duration) {
         let Self {
             passed,

@@ -1,4 +1,4 @@
-//! What a container has of the host's files, sockets and devices.
+//! Rules about the host's files, sockets and devices in a container.
 
 use super::{
     super::{
@@ -26,7 +26,7 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
     mounts.chain(devices).chain(api_socket(service)).collect()
 }
 
-/// Images that let only some requests through to Docker.
+/// Images that pass only some requests to Docker.
 const SOCKET_PROXIES: [&str; 2] = ["docker-socket-proxy", "socket-proxy"];
 
 const SOCKETS: [&str; 5] = [
@@ -37,13 +37,13 @@ const SOCKETS: [&str; 5] = [
     "cri-dockerd.sock",
 ];
 
-/// What of the host is worth a finding, how grave it is to write there, and to read there. `*` is any one
-/// name; what lies below is not meant.
+/// Paths of the host, the severity of write access and of read access, and their contents. `*` is any single name.
+/// Paths below these do not match.
 #[rustfmt::skip]
 const FILES: &[(&str, Severity, Option<Severity>, &str)] = &[
     ("/", High, Some(High), "every file of the host, the sockets of its services among them"),
     ("/bin", High, None, PROGRAMS),
-    ("/boot", High, Some(Medium), "what the host boots from"),
+    ("/boot", High, Some(Medium), "the host's boot files"),
     ("/dev", High, Some(Medium), "the host's devices"),
     ("/etc", High, Some(Medium), "the host's settings and password hashes"),
     ("/etc/cron.d", High, None, COMMANDS),
@@ -63,7 +63,7 @@ const FILES: &[(&str, Severity, Option<Severity>, &str)] = &[
     ("/etc/systemd/system", High, None, COMMANDS),
     ("/home", High, Some(Medium), "every user's files, keys among them"),
     ("/home/*", High, Some(Medium), "a user's files, keys among them"),
-    ("/home/*/.ssh", High, Some(Medium), "a user's SSH keys, and who may come in with which"),
+    ("/home/*/.ssh", High, Some(Medium), "a user's SSH keys, and the list of keys that may log in"),
     ("/lib", High, None, PROGRAMS),
     ("/lib/systemd/system", High, None, COMMANDS),
     ("/lib64", High, None, PROGRAMS),
@@ -72,7 +72,7 @@ const FILES: &[(&str, Severity, Option<Severity>, &str)] = &[
     ("/proc/sys/kernel", High, None, "the kernel's settings"),
     ("/proc/sysrq-trigger", High, None, "the kernel's settings"),
     ("/root", High, Some(Medium), "root's files, keys among them"),
-    ("/root/.ssh", High, Some(Medium), "root's SSH keys, and who may come in with which"),
+    ("/root/.ssh", High, Some(Medium), "root's SSH keys, and the list of keys that may log in"),
     ("/run", High, Some(High), SERVICES),
     ("/run/containerd", High, Some(High), SERVICES),
     ("/run/crio", High, Some(High), SERVICES),
@@ -90,8 +90,8 @@ const FILES: &[(&str, Severity, Option<Severity>, &str)] = &[
     ("/usr/local/bin", High, None, PROGRAMS),
     ("/usr/local/sbin", High, None, PROGRAMS),
     ("/usr/sbin", High, None, PROGRAMS),
-    ("/var", High, Some(Medium), "what the host's services keep, the files of every container among it"),
-    ("/var/lib", High, Some(Medium), "what the host's services keep, the files of every container among it"),
+    ("/var", High, Some(Medium), "the data of the host's services, and the files of every container"),
+    ("/var/lib", High, Some(Medium), "the data of the host's services, and the files of every container"),
     ("/var/lib/containerd", High, Some(Medium), CONTAINERS),
     ("/var/lib/containers", High, Some(Medium), CONTAINERS),
     ("/var/lib/docker", High, Some(Medium), CONTAINERS),
@@ -100,15 +100,15 @@ const FILES: &[(&str, Severity, Option<Severity>, &str)] = &[
     ("/var/spool/cron", High, None, COMMANDS),
     ("/var/spool/cron/crontabs", High, None, COMMANDS),
     ("~", High, Some(Medium), "a user's files, keys among them"),
-    ("~/.ssh", High, Some(Medium), "a user's SSH keys, and who may come in with which"),
+    ("~/.ssh", High, Some(Medium), "a user's SSH keys, and the list of keys that may log in"),
 ];
 
-const ACCOUNTS: &str = "the host's accounts, and who may be root";
-const COMMANDS: &str = "what the host runs by itself, as root";
+const ACCOUNTS: &str = "the host's accounts, and their rights to become root";
+const COMMANDS: &str = "the commands that the host runs by itself, as root";
 const CONTAINERS: &str = "the files of every container";
-const PROGRAMS: &str = "the programs that the host runs, root among those who run them";
+const PROGRAMS: &str = "the programs that the host's users run, root among them";
 const SERVICES: &str =
-    "the sockets of the host's services, Docker's among them, which `ro` does not keep shut";
+    "the sockets of the host's services, Docker's among them, which `ro` does not close";
 
 fn mounted(
     project: &Project<'_>,
@@ -121,7 +121,7 @@ fn mounted(
         Some(_) => format!("{}, which is {path} of the host,", mount.source),
         None => path.to_owned(),
     };
-    // Of a variable that is not set, only what the container calls it is known.
+    // If the path is a variable that is not set, only the path in the container is known.
     let path = normalised(if path.is_empty() { &mount.target } else { path });
     let (rule, severity, why) = if is_socket(&path) {
         (DockerSocket, of_socket(service), with_socket(&path))
@@ -134,7 +134,7 @@ fn mounted(
             false => (*write, "reads and writes"),
         };
         let why = format!(
-            "the container mounts {named} and so {how}, as far as its user may, {what}; mount only the \
+            "the container mounts {named} and {how}, with its user's permissions, {what}; mount only the \
              files that it needs"
         );
         (HostFiles, severity, why)
@@ -158,13 +158,12 @@ fn of_socket(service: &ComposeService<'_>) -> Severity {
 
 fn with_socket(path: &str) -> String {
     format!(
-        "the container has the API behind {path}, and whoever may use that is root on most hosts; `ro` does \
-         not change it. Put a proxy between that lets through only what is needed, such as \
-         docker-socket-proxy"
+        "the container can use the API behind {path}, which on most hosts gives root, even with `ro`. Put a proxy \
+         between that passes only the needed requests, such as docker-socket-proxy"
     )
 }
 
-/// `use_api_socket`: Compose mounts the socket by itself.
+/// `use_api_socket`: Compose mounts the socket without an item in `volumes`.
 fn api_socket(service: &ComposeService<'_>) -> Option<Finding> {
     const KEY: &str = "use_api_socket";
     let entry = service.node.entry(KEY)?;
@@ -185,7 +184,7 @@ fn api_socket(service: &ComposeService<'_>) -> Option<Finding> {
     ))
 }
 
-/// Without `.`, `..` and more than one `/`, and with `/run` for `/var/run`, which leads there.
+/// The path without `.`, `..` and repeated `/`, and with `/run` for `/var/run`, which is a link to it.
 fn normalised(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -228,7 +227,7 @@ fn is_read_only(mount: &Node) -> bool {
     }
 }
 
-/// How names of disks begin: whole ones, their partitions and what is made of them.
+/// The prefixes of names of disks: whole disks, partitions, and devices made of them.
 const DISKS: [&str; 13] = [
     "sd", "hd", "vd", "xvd", "nvme", "mmcblk", "md", "dm-", "mapper/", "disk/", "loop", "sg",
     "bsg/",
@@ -240,7 +239,7 @@ fn device(service: &ComposeService<'_>, item: &Node) -> Option<Finding> {
         Some(scalar) => {
             let mut parts = scalar.text.split(':');
             let source = parts.next()?;
-            // The second of two may be either.
+            // The second of two parts may be the path in the container or the permissions.
             let last = parts.next_back().filter(|last| !last.starts_with('/'));
             (source, last)
         }
@@ -257,7 +256,7 @@ fn device(service: &ComposeService<'_>, item: &Node) -> Option<Finding> {
         "" => "every device of the host",
         "mem" | "kmem" | "port" => "the memory of the host and its kernel",
         "kmsg" => "the messages of the kernel",
-        _ if is_disk => "a disk of the host, beneath the permissions of its files",
+        _ if is_disk => "a disk of the host, without regard to file permissions",
         _ => return None,
     };
     let severity = match (name, writes) {
@@ -267,7 +266,7 @@ fn device(service: &ComposeService<'_>, item: &Node) -> Option<Finding> {
     };
     let how = if writes { "reads and writes" } else { "reads" };
     let why = format!(
-        "the container has {source} and so {how} {what}; give it only the device that it needs"
+        "the container has {source} and {how} {what}; give it only the device that it needs"
     );
     let fix = without_item(service, "devices", item);
     Some(Finding::new(

@@ -1,4 +1,4 @@
-//! What a container shares with its host.
+//! Rules about the isolation of a container: namespaces, capabilities, confinement and user.
 
 use super::{
     super::{
@@ -34,9 +34,9 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
 }
 
 fn host_network(project: &Project<'_>, service: &ComposeService<'_>) -> Option<Finding> {
-    const HAS: &str = "the container has the host's network: what it listens on is open on the host without \
-                       being published, and it reaches what listens on 127.0.0.1";
-    let why = format!("{HAS}. Take the line out and publish what others need of it");
+    const HAS: &str = "the container uses the host's network: its listening ports are open on the host without \
+                       being published, and it reaches services on 127.0.0.1";
+    let why = format!("{HAS}. Remove the line and publish the ports that others need");
     let (place, why, fix) = if let Some(network) = project.host_network(service) {
         match NetworkReference::find(service, &network) {
             Some(NetworkReference::Item(item)) => {
@@ -46,7 +46,8 @@ fn host_network(project: &Project<'_>, service: &ComposeService<'_>) -> Option<F
                 (&entry.key, why, without_network(service, networks, entry))
             }
             None => {
-                let why = format!("{HAS}, which is the project's network \"{network}\"");
+                let why =
+                    format!("{HAS}. The project's network \"{network}\" is the host's network");
                 (service.key, why, None)
             }
         }
@@ -68,7 +69,7 @@ fn host_network(project: &Project<'_>, service: &ComposeService<'_>) -> Option<F
     ))
 }
 
-/// Where a service names a network.
+/// The item or entry that names a network in a service.
 enum NetworkReference<'a> {
     Item(&'a Node),
     Entry(&'a Mapping, &'a MappingEntry),
@@ -112,7 +113,7 @@ fn host_namespace(service: &ComposeService<'_>, key: &str) -> Option<Finding> {
             "the container shares the memory that the host's processes share with each other",
         ),
     };
-    let why = format!("{why}; take the line out");
+    let why = format!("{why}; remove the line");
     let fix = without_key(service, key);
     Some(Finding::new(
         HostNamespace,
@@ -130,7 +131,7 @@ fn privileged(service: &ComposeService<'_>) -> Option<Finding> {
         return None;
     }
     let why = "the container has every capability and every device of the host: root in it is root on \
-               the host. Give it the one capability or device that it needs, with cap_add or devices";
+               the host. Add only the capability or device that it needs, with cap_add or devices";
     let fix = entry
         .node
         .scalar()
@@ -166,11 +167,11 @@ fn capability(text: &str) -> Option<Judgement> {
     let name = name.strip_prefix("CAP_").unwrap_or(&name);
     let what = match name {
         "ALL" => "every capability",
-        "SYS_ADMIN" => "the capability to mount, among much else",
+        "SYS_ADMIN" => "the capability to mount file systems, among many others",
         "SYS_MODULE" => "the capability to load modules into the kernel",
         "SYS_RAWIO" => "the capability to reach the hardware's memory",
         "SYS_PTRACE" => "the capability to read and change other processes",
-        "DAC_READ_SEARCH" => "the capability to read any file, those of the host's disk too",
+        "DAC_READ_SEARCH" => "the capability to read any file, also on the host's disk",
         "BPF" => "the capability to load programs into the kernel",
         _ => return None,
     };
@@ -178,27 +179,27 @@ fn capability(text: &str) -> Option<Judgement> {
         "SYS_PTRACE" | "BPF" => Severity::Medium,
         _ => Severity::High,
     };
-    let why = format!("the container has {what}: take it out if it can do without");
+    let why = format!("the container has {what}: remove it if the service works without it");
     Some((DangerousCapability, severity, why))
 }
 
 fn confinement(text: &str) -> Option<Judgement> {
     let what = match text.replace('=', ":").as_str() {
-        "seccomp:unconfined" => "seccomp's list of system calls",
+        "seccomp:unconfined" => "seccomp's filter of system calls",
         "apparmor:unconfined" => "AppArmor",
         "label:disable" => "SELinux",
         _ => return None,
     };
-    let why = format!("{what} does not hold the container any more; take it out");
+    let why = format!("{what} does not confine the container; remove the option");
     Some((Unconfined, Severity::Medium, why))
 }
 
 fn root(service: &ComposeService<'_>) -> Option<Finding> {
     const USER: &str = "1000:1000";
     let Some(entry) = service.node.entry("user") else {
-        let why = "no user: is set: the container runs as root unless its image says otherwise";
+        let why = "no user: is set: the container runs as root unless its image sets another user";
         let fix = Fix::first_key(service.node, "user", USER);
-        // `user:` without a value stands in the way.
+        // A second key `user:` beside one without a value would be refused.
         let is_absent = !service.node.mapping()?.contains_key("user");
         let fix = fix.filter(|_| is_absent);
         return Some(Finding::new(
@@ -221,12 +222,12 @@ fn root(service: &ComposeService<'_>) -> Option<Finding> {
     };
     let (severity, why) = if scalar.text.is_empty() {
         let why = format!(
-            "no user is set{unset}: the container runs as root unless its image says otherwise"
+            "no user is set{unset}: the container runs as root unless its image sets another user"
         );
         (Severity::Low, why)
     } else if is_root(scalar) {
         let why = format!(
-            "the container runs as root{unset}; write a user of its own, as far as the image lets it"
+            "the container runs as root{unset}; set another user, if the image supports it"
         );
         (Severity::Medium, why)
     } else {
@@ -238,8 +239,7 @@ fn root(service: &ComposeService<'_>) -> Option<Finding> {
     ))
 }
 
-/// Whether the user is root for Docker, which takes `00` and `+0` for numbers and nobody before a colon
-/// for root.
+/// Whether Docker runs the user as root. It reads `00` and `+0` as numbers, and an empty name before a colon as root.
 fn is_root(scalar: &Scalar) -> bool {
     let text = scalar.decimal();
     let user = text.split(':').next().unwrap_or_default();

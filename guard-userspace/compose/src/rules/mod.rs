@@ -1,4 +1,4 @@
-//! What is judged: one file for each kind.
+//! The rules, one file for each kind.
 
 mod host_files;
 mod isolation;
@@ -22,7 +22,7 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
     findings
 }
 
-/// Takes a key away, with all that it has.
+/// A fix that removes a key with its value.
 fn without_key(service: &ComposeService<'_>, key: &str) -> Option<Fix> {
     let entry = service.node.entry(key)?;
     let keys = service.node.mapping()?;
@@ -32,10 +32,10 @@ fn without_key(service: &ComposeService<'_>, key: &str) -> Option<Fix> {
     Fix::without(&entry.key, &entry.node).or_else(|| Fix::without_flow_entry(keys, entry))
 }
 
-/// A longer list is no person's.
+/// Longer lists get no fix: no person wrote them.
 const LONGEST_MENDED: usize = 1000;
 
-/// Takes an item out of a list, and the list if it was the only one.
+/// A fix that removes an item from a list, and the list with its only item.
 fn without_item(service: &ComposeService<'_>, key: &str, item: &Node) -> Option<Fix> {
     let items = service.items(key);
     if items.len() > LONGEST_MENDED {

@@ -1,4 +1,4 @@
-//! What a service publishes: one finding for a port, the gravest.
+//! Rules about published ports: one finding for a port, the most severe.
 
 use super::super::{
     finding::Finding,
@@ -18,7 +18,7 @@ use crate::{
 };
 use guard_common::layout::PortProtocol;
 
-/// Of how many services in a range only the names are said.
+/// The most services of a port range that a finding names.
 const MOST_NAMED: usize = 10;
 
 /// Ports whose protocols an HTTP proxy does not carry: SSH, mail, DNS, streams, chat, databases, games.
@@ -41,7 +41,7 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
             ];
             let is_accepted = |finding: &Finding| service.accepted.contains(&finding.rule);
             let exposed = exposed(service, port, reasons);
-            // One line mends both.
+            // One fix of the line settles both.
             exposed
                 .filter(|finding| !is_accepted(finding))
                 .or_else(|| base_60(service, port))
@@ -49,7 +49,7 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
         .collect()
 }
 
-/// What makes a port worth a finding, and how grave it is on every address.
+/// A rule, its severity for a port on every address, and the reason.
 type PortRisk = (Rule, Severity, String);
 
 fn exposed(
@@ -60,7 +60,7 @@ fn exposed(
     if port.address.is_loopback() {
         return None;
     }
-    // Of two that are as grave, the later says more.
+    // Of two reasons with the same severity, the later gives more detail: `max_by_key` returns the last.
     let gravest = reasons.into_iter().flatten().max_by_key(|reason| reason.1);
     let (rule, severity, what) = gravest?;
     let severity = match port.address.is_private() {
@@ -86,14 +86,14 @@ fn dangerous(port: &Port) -> Option<PortRisk> {
     let named: Vec<String> = others.take(MOST_NAMED).collect();
     let others = match (named.as_slice(), dangers.len().saturating_sub(MOST_NAMED)) {
         ([], _) => String::new(),
-        (named, 0) => format!(". Known are also {}", named.join(", ")),
-        (named, more) => format!(". Known are also {} and {more} more", named.join(", ")),
+        (named, 0) => format!(". Also known: {}", named.join(", ")),
+        (named, more) => format!(". Also known: {} and {more} more", named.join(", ")),
     };
     Some((DangerousPort, severity, format!(": {danger}{others}")))
 }
 
-/// By the container's ports, which say what listens, or where they say nothing by the host's, which are
-/// often just free numbers.
+/// The dangers of a port. The container's port identifies the service. If it is not known, the host's port decides, one
+/// step less severe: it is often just a free number.
 fn dangers(port: &Port) -> Vec<(Severity, &'static Danger)> {
     let of_protocol = DANGERS
         .iter()
@@ -122,7 +122,7 @@ fn severity(danger: &Danger) -> Severity {
 fn beside_proxy(proxy: Option<&str>, port: &Port) -> Option<PortRisk> {
     let proxy = proxy.filter(|_| is_web(port))?;
     let what = format!(
-        " beside the proxy {proxy}: who asks this port goes round the proxy, with its TLS, logins and \
+        " beside the proxy {proxy}: clients of this port bypass the proxy, with its TLS, logins and \
          limits"
     );
     Some((PublishedBesideProxy, Severity::High, what))
@@ -143,7 +143,8 @@ fn open_to_all(is_proxy: bool, port: &Port) -> Option<PortRisk> {
         true => Severity::Low,
         false => Severity::Medium,
     };
-    let what = ": Docker lets it past the INPUT rules of ufw and firewalld".to_owned();
+    let what =
+        ": it bypasses the INPUT rules of ufw and firewalld, as Docker forwards it".to_owned();
     Some((rule, severity, what))
 }
 
@@ -162,7 +163,7 @@ fn is_web(port: &Port) -> bool {
 
 fn base_60(service: &ComposeService<'_>, port: &Port) -> Option<Finding> {
     let fix = port.quoted.clone()?;
-    let why = "readers of YAML 1.1, such as docker-compose 1, take this port for a number in base 60: \
+    let why = "YAML 1.1 parsers, such as that of docker-compose 1, read this port as a number in base 60: \
                put it in quotes";
     let fix = Some(fix);
     Some(Finding::new(

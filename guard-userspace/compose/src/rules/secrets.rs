@@ -1,5 +1,5 @@
-//! Secrets that stand in `environment`, told by the variable's name or by their own shape. What a finding
-//! says never holds the secret.
+//! Rule about secrets in `environment`, recognised by the variable's name or by their own shape. A finding never
+//! contains the secret.
 
 use super::super::{
     finding::Finding,
@@ -19,7 +19,7 @@ pub fn judge(service: &ComposeService<'_>) -> Vec<Finding> {
         .collect()
 }
 
-/// What stands in the file itself: variables have nothing but their defaults.
+/// The value in the file itself: referenced variables count only with their defaults.
 fn literal<'a>(variable: &'a Variable<'_>) -> &'a str {
     let scalar = variable.scalar;
     let text = match &scalar.reference {
@@ -29,7 +29,7 @@ fn literal<'a>(variable: &'a Variable<'_>) -> &'a str {
     value(variable, text)
 }
 
-/// What stands behind the name.
+/// The value after the name.
 fn value<'a>(variable: &Variable<'_>, text: &'a str) -> &'a str {
     match variable.is_assignment {
         true => text.split_once('=').map_or("", |(_, value)| value),
@@ -39,11 +39,11 @@ fn value<'a>(variable: &Variable<'_>, text: &'a str) -> &'a str {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Secret {
-    /// It is shaped like one.
+    /// The value has the shape of a known token or key.
     Token(&'static str),
-    /// Between the colon and the `@` of an address.
+    /// A password between the colon and the `@` of an address.
     InAddress,
-    /// Its variable is named like one.
+    /// The variable has the name of a secret.
     Named,
 }
 
@@ -60,7 +60,7 @@ fn secret(name: &str, value: &str) -> Option<Secret> {
     (is_secret_name(name) && is_secret_value(value)).then_some(Secret::Named)
 }
 
-/// How tokens begin, how many letters, digits, `-`, `_` and `.` follow at least, and what they are.
+/// Tokens: the prefix, the least number of letters, digits, `-`, `_` and `.` after it, and the description.
 const TOKENS: [(&str, usize, &str); 29] = [
     ("AKIA", 16, "an access key of AWS"),
     ("ASIA", 16, "an access key of AWS"),
@@ -101,7 +101,7 @@ fn is_token(value: &str, (prefix, least, _): &(&str, usize, &str)) -> bool {
     rest.len() >= *least && rest.chars().all(fits)
 }
 
-/// `scheme://user:password@host`, of any scheme.
+/// Whether the value is `scheme://user:password@host`, with any scheme.
 fn has_password(value: &str) -> bool {
     password_of(value).is_some_and(is_secret_value)
 }
@@ -117,7 +117,7 @@ fn password_of(value: &str) -> Option<&str> {
     is_scheme.then_some(password)
 }
 
-/// Ends of the last word of a name.
+/// The last word of a secret's name ends with one of these.
 const WORDS: [&str; 11] = [
     "PASSWORD",
     "PASSWD",
@@ -132,10 +132,10 @@ const WORDS: [&str; 11] = [
     "ENCRYPTIONKEY",
 ];
 
-/// Last words that are too short to be the end of another.
+/// Last words that must match completely, since they are too short.
 const SHORT_WORDS: [&str; 3] = ["PASS", "PWD", "PW"];
 
-/// What stands before a last word `KEY` that is secret.
+/// The words before a last word `KEY` that make it a secret.
 const SECRET_KEYS: [&str; 12] = [
     "API",
     "SECRET",
@@ -165,7 +165,7 @@ fn is_secret_name(name: &str) -> bool {
     is_word || is_short || is_key || is_base
 }
 
-/// Neither a switch, nor a place where the secret is kept, nor a blank to be filled in.
+/// Whether the value is neither a switch, nor the location of the secret, nor a placeholder, nor a hash.
 fn is_secret_value(value: &str) -> bool {
     const SWITCHES: [&str; 13] = [
         "", "0", "1", "true", "false", "yes", "no", "on", "off", "none", "null", "required",
@@ -184,7 +184,7 @@ fn is_secret_value(value: &str) -> bool {
     !is_switch && !is_place && !is_blank && !is_hash(value)
 }
 
-/// Of a password, as crypt(3) and PHC write it: what is asked for cannot be read off it.
+/// Whether the value is a password hash, in the notation of crypt(3) or PHC: the password cannot be read from it.
 fn is_hash(value: &str) -> bool {
     const HASHES: [&str; 9] = [
         "$argon2", "$2a$", "$2b$", "$2y$", "$5$", "$6$", "$y$", "$scrypt$", "$pbkdf2",
@@ -203,18 +203,15 @@ fn finding(service: &ComposeService<'_>, variable: &Variable<'_>, secret: &Secre
     let (severity, what) = match secret {
         Secret::Token(what) => (Severity::Critical, (*what).to_owned()),
         Secret::InAddress => (Severity::High, "an address with a password".to_owned()),
-        Secret::Named => (
-            Severity::High,
-            "a value that its name calls a secret".to_owned(),
-        ),
+        Secret::Named => (Severity::High, "a secret, judging by its name".to_owned()),
     };
     let default = match scalar.reference {
         Some(_) => ", as a default",
         None => "",
     };
     let why = format!(
-        "{name} holds {what}{default}: whoever reads this file or inspects the container has it. Keep it \
-         out of the file, in .env or in a file under secrets:"
+        "{name} holds {what}{default}: every user who reads this file or inspects the container sees it. Move it \
+         to .env or to a file under secrets:"
     );
     let asked = asked(variable, secret);
     let text = match is_assignment {
@@ -243,7 +240,7 @@ fn asked(variable: &Variable<'_>, secret: &Secret) -> String {
     }
 }
 
-/// The variable whose default the whole value is.
+/// The variable's name, if the whole value is one variable with a default.
 fn defaulted(written: &str) -> Option<&str> {
     let inside = written.strip_prefix("${")?.strip_suffix('}')?;
     let (name, default) = inside.split_once('-')?;
@@ -252,7 +249,7 @@ fn defaulted(written: &str) -> Option<&str> {
     (is_name && !default.contains(['$', '}'])).then_some(name)
 }
 
-/// A name that Compose takes for a variable's.
+/// The name, changed to one that Compose accepts for a variable.
 fn variable_name(name: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     let name: String = name.chars().map(allowed).collect();
@@ -267,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_told_by_name_shape_and_place() {
+    fn secrets_are_recognised_by_name_shape_and_place() {
         let github = format!("ghp_{}", "a1".repeat(18));
         for (name, value, expected) in [
             ("POSTGRES_PASSWORD", "hunter2", Some(Secret::Named)),

@@ -1,5 +1,4 @@
-//! Projects as data: ports in every spelling, variables, profiles, files on top of each other. Most are
-//! right, some are not.
+//! Generates projects: ports in every spelling, variables, profiles, files on top of each other. Most are valid.
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +11,10 @@ use fastrand::Rng;
 
 use crate::judge::ProjectInput;
 
-/// A project before it is written down.
+/// The files and arguments of a generated project.
 #[derive(Debug, Default)]
 pub struct Generated {
-    /// By their names; also those that no command line names.
+    /// The texts of all files by name, also of files that the command line does not name.
     pub texts: BTreeMap<String, String>,
     files: Vec<String>,
     profiles: Vec<String>,
@@ -24,7 +23,7 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Writes it into a folder, which is empty.
+    /// Writes the files into an empty folder.
     pub fn write(&self, folder: &Path) -> ProjectInput {
         for (name, text) in &self.texts {
             let path = folder.join(name);
@@ -41,7 +40,7 @@ impl Generated {
         }
     }
 
-    /// All that a person needs to see what went wrong.
+    /// Describes the project for the report of a disagreement.
     pub fn describe(&self) -> String {
         let Self {
             texts,
@@ -60,7 +59,7 @@ impl Generated {
     }
 }
 
-/// One in so many.
+/// Returns true once in `many` times.
 fn one_in(random: &mut Rng, many: u32) -> bool {
     random.u32(..many) == 0
 }
@@ -76,10 +75,10 @@ pub struct ProjectGenerator {
     dot_env: Vec<(String, String)>,
     /// Counts variables, so that each has one value.
     variables: usize,
-    /// Has mistakes that Compose refuses.
+    /// The project has mistakes that Compose refuses.
     sloppy: bool,
-    /// Services that change what they extend by a tag. What Compose makes of those that extend them in turn
-    /// depends on the order of a Go map.
+    /// Services that change their base by a tag. If others extend these, Compose's result depends on the order of a Go
+    /// map.
     changed: Vec<String>,
 }
 
@@ -117,7 +116,7 @@ impl ProjectGenerator {
         self.project
     }
 
-    /// A mistake, one in so many times.
+    /// Whether to make a mistake, once in `many` times.
     fn slips(&mut self, many: u32) -> bool {
         self.sloppy && one_in(&mut self.random, many)
     }
@@ -127,7 +126,7 @@ impl ProjectGenerator {
         self.project.files.push(name.to_owned());
     }
 
-    /// `.env`, or files that the command line names instead.
+    /// Writes `.env`, or files that the command line names instead.
     fn write_environment(&mut self) {
         let lines: Vec<String> = std::mem::take(&mut self.dot_env)
             .into_iter()
@@ -142,7 +141,7 @@ impl ProjectGenerator {
                 self.project.texts.insert(name.to_owned(), lines.concat());
             }
             self.project.env_files = Some(names.map(str::to_owned).to_vec());
-            // Nobody reads it.
+            // If files are named, Compose does not read `.env`.
             let ignored = "PORT=1\nWRONG LINE=2\n".to_owned();
             self.project.texts.insert(".env".to_owned(), ignored);
         } else if !lines.is_empty() {
@@ -168,7 +167,7 @@ impl ProjectGenerator {
         format!("{before}{name}{between}{value}{behind}\n")
     }
 
-    /// The file that names the services.
+    /// The first file, which defines the services.
     fn base(&mut self, names: &[&str]) -> String {
         let mut text = String::new();
         if one_in(&mut self.random, 3) {
@@ -276,13 +275,13 @@ impl ProjectGenerator {
         }
     }
 
-    /// What `include` names.
+    /// The file that `include` names.
     fn included(&mut self) -> String {
         let ports = self.list("      ");
         format!("services:\n  included:\n    image: example/included\n    ports:{ports}")
     }
 
-    /// What `extends` names.
+    /// The file that `extends` names.
     fn other(&mut self) -> String {
         let ports = self.list("      ");
         format!(
@@ -364,7 +363,7 @@ impl ProjectGenerator {
             1 if !item.starts_with("!!") => "!override ",
             _ => "",
         };
-        // Before a key, it would be the key's.
+        // Before a key, the tag would apply to the key.
         match item.contains('\n') {
             true => item,
             false => format!("{tag}{item}"),
@@ -381,7 +380,7 @@ impl ProjectGenerator {
         }
     }
 
-    /// Without quotes, as YAML has numbers.
+    /// A number without quotes, in a spelling of YAML.
     fn number(&mut self) -> String {
         let port = self.port();
         if self.slips(4) {
@@ -620,7 +619,7 @@ impl ProjectGenerator {
         format!("\"{}\"", self.variable(value))
     }
 
-    /// An expression that stands for this text, or would, if somebody set what it needs.
+    /// An expression with this text as its value, or one whose required variable is not set.
     fn variable(&mut self, value: &str) -> String {
         if value.contains('$') {
             return value.to_owned();
@@ -682,7 +681,7 @@ impl ProjectGenerator {
         name
     }
 
-    /// Somebody's slip.
+    /// The text with a mistake.
     fn spoilt(&mut self, text: &str) -> String {
         let slips = [
             " ", ":", "-", "x", "/", "7", "0x", "[", "]", ".", "+", "ü", "_", ",",
@@ -702,7 +701,7 @@ impl ProjectGenerator {
         }
     }
 
-    /// With quotes or, where it means the same, without.
+    /// The text with quotes, or without if the meaning is the same.
     fn scalar(&mut self, text: &str, in_flow: bool) -> String {
         let begins = text.starts_with(|c: char| c.is_ascii_digit() || c == '$');
         let is_split =
@@ -713,7 +712,7 @@ impl ProjectGenerator {
             0 if is_plain => text.to_owned(),
             1 if !text.contains('\'') => format!("'{text}'"),
             2 if !in_flow && !text.is_empty() && one_in(&mut self.random, 6) => {
-                // It stands alone in the line below, wherever the list is.
+                // The text has a line of its own below, wherever the list is.
                 format!(">-\n{}{text}", " ".repeat(10))
             }
             _ => format!("\"{text}\""),

@@ -12,13 +12,13 @@ use std::{
 use guard_compose::{ComposeRequest, ProjectPort, audit};
 use serde_json::Value;
 
-/// What both read.
+/// The input of both programs.
 #[derive(Clone, Debug, Default)]
 pub struct ProjectInput {
     pub folder: PathBuf,
-    /// Relative to the folder, the later on top.
+    /// Relative to the folder; later files are put on top of earlier ones.
     pub files: Vec<PathBuf>,
-    /// None: all.
+    /// Empty: all profiles.
     pub profiles: Vec<String>,
     pub env_files: Option<Vec<PathBuf>>,
     pub environment: BTreeMap<String, String>,
@@ -37,7 +37,7 @@ pub struct PortFact {
 
 pub type ProjectPorts = BTreeSet<PortFact>;
 
-/// `web 127.0.0.1 8080 80/tcp`, with `-` for what is not written.
+/// Parses `web 127.0.0.1 8080 80/tcp`, with `-` for a part that is not written.
 impl FromStr for PortFact {
     type Err = String;
 
@@ -65,12 +65,12 @@ impl FromStr for PortFact {
 #[derive(Debug)]
 pub enum ReadResult {
     Ports(ProjectPorts),
-    /// Of guard alone: these ports, and others that need variables which are not set.
+    /// Guard only: these ports, and others that need variables which are not set.
     Partly(ProjectPorts),
     Refused(String),
 }
 
-/// Compose's own words, and what Docker would refuse of what Compose takes.
+/// Reads a project with Compose, and refuses ports that Compose accepts and Docker would refuse.
 pub fn of_compose(program: &Path, input: &ProjectInput) -> ReadResult {
     let ProjectInput {
         folder,
@@ -84,7 +84,7 @@ pub fn of_compose(program: &Path, input: &ProjectInput) -> ReadResult {
         .current_dir(folder)
         .env_clear()
         .envs(environment)
-        // A project is read in milliseconds: one thread and no collection of garbage cost least.
+        // A project is read in milliseconds: one thread and no garbage collection are fastest.
         .envs([("GOMAXPROCS", "1"), ("GOGC", "off")])
         .env("HOME", folder);
     let all = ["*".to_owned()];
@@ -126,7 +126,7 @@ pub fn of_compose(program: &Path, input: &ProjectInput) -> ReadResult {
     }
 }
 
-/// As Docker takes what Compose hands to it (`nat.ParsePortRange`, `types.ParseProtocol`).
+/// Parses a port of Compose's output as Docker does (`nat.ParsePortRange`, `types.ParseProtocol`).
 fn fact(service: &str, port: &Value) -> Result<PortFact, String> {
     let text = |key: &str| port[key].as_str().unwrap_or_default();
     let published = match text("published") {
@@ -194,7 +194,7 @@ pub fn of_guard(input: &ProjectInput) -> ReadResult {
     }
 }
 
-/// One for each port of the container, as Compose has them.
+/// One fact for each port of the container, as in Compose's output.
 fn expanded(port: &ProjectPort) -> Vec<PortFact> {
     let ProjectPort {
         service,
@@ -221,7 +221,7 @@ fn expanded(port: &ProjectPort) -> Vec<PortFact> {
     (*first..=*last).map(fact).collect()
 }
 
-/// What Compose says when a project is refused for a reason that concerns ports or variables.
+/// Words of Compose's errors about ports or variables.
 const OF_PORTS: [&str; 12] = [
     "Docker: ",
     "Invalid containerPort",
@@ -237,13 +237,13 @@ const OF_PORTS: [&str; 12] = [
     "failed to read ",
 ];
 
-/// And when a variable is required that nobody sets: guard does not judge the port.
+/// Words of Compose's error about a required variable that is not set. Guard does not judge the port.
 const OF_REQUIRED: &str = "required variable";
 
-/// Of a service that one file takes away and the next names again.
+/// Words of Compose's error about a service that one file removes and the next names again.
 const OF_IMAGES: &str = "has neither an image nor a build context";
 
-/// How the two agree, or how they do not.
+/// Compares the two results.
 pub fn compare(compose: &ReadResult, guard: &ReadResult) -> Result<Agreement, String> {
     match (compose, guard) {
         (ReadResult::Ports(theirs), ReadResult::Ports(ours)) if is_same(theirs, ours) => {
@@ -269,8 +269,8 @@ pub fn compare(compose: &ReadResult, guard: &ReadResult) -> Result<Agreement, St
     }
 }
 
-/// Of a port that is written twice, on no address and on 0.0.0.0, Compose mostly drops the one that comes first.
-/// Guard lists both lines.
+/// Whether the ports are equal. If a port is written twice, without an address and on 0.0.0.0, Compose mostly drops the
+/// first. Guard lists both lines.
 fn is_same(theirs: &ProjectPorts, ours: &ProjectPorts) -> bool {
     let every = |port: &PortFact| port.host_ip.is_none_or(|address| address == EVERY_IPV4);
     let twin = |port: &PortFact| PortFact {
@@ -287,7 +287,7 @@ const EVERY_IPV4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agreement {
-    /// The same, so many.
+    /// Both have this number of equal ports.
     Ports(usize),
     Refused,
     NotJudged,

@@ -1,8 +1,8 @@
 //! `guard audit compose` reads projects as Compose itself does: the same ports, on the same addresses, and the
 //! same refusals where the refusal concerns ports.
 //!
-//! The judge is Debian's docker-compose, which `cargo xtask setup` unpacks. `SEED=N` makes other projects, and
-//! `PROJECTS=N` more.
+//! The judge is Debian's docker-compose, which `cargo xtask setup` unpacks. `SEED=N` generates other projects, and
+//! `PROJECTS=N` sets their number.
 
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
@@ -36,7 +36,7 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// More disagreements than anybody reads at once.
+/// More disagreements are not printed.
 const MOST_SHOWN: usize = 12;
 
 #[test]
@@ -102,7 +102,7 @@ fn generated_projects_publish_what_compose_says() {
     }
 }
 
-/// Fixtures that Compose refuses for another reason than their ports and variables, and what it says.
+/// Fixtures that Compose refuses for another reason than their ports and variables, and words of its error.
 const REFUSED_OTHERWISE: [(&str, &str); 17] = [
     ("include-circle", "include cycle"),
     ("include-conflict", "conflicts with imported resource"),
@@ -123,14 +123,14 @@ const REFUSED_OTHERWISE: [(&str, &str); 17] = [
     ("unknown-rule.yaml", "neither an image"),
 ];
 
-/// Variables without which Compose refuses fixtures that guard judges in part.
+/// Variables that fixtures require: without them Compose refuses the fixture, and guard judges it in part.
 const SET: [(&str, &str); 3] = [
     ("UNSET_FOLDER", "/srv"),
     ("UNSET_PORT", "8006"),
     ("UNSET_SOCKET", "/srv/socket"),
 ];
 
-/// Those that fixtures require, where they do.
+/// Values of required variables.
 const REQUIRED: [(&str, &str); 7] = [
     ("AGENT_TOKEN", "x"),
     ("API_TOKEN", "x"),
@@ -141,7 +141,7 @@ const REQUIRED: [(&str, &str); 7] = [
     ("UNSET", "1000"),
 ];
 
-/// Reads a project with what it requires.
+/// Reads a project with Compose, and sets the variables that it requires.
 fn with_required(compose: &Path, input: &mut ProjectInput) -> ReadResult {
     loop {
         let result = of_compose(compose, input);

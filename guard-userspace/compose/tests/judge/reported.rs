@@ -1,7 +1,7 @@
-//! What others reported of tools that read compose files, each with the ports that it should give.
+//! Public bug reports about tools that read compose files, each with the expected ports.
 
-/// A report, the files, and what is published: `SERVICE ADDRESS PUBLISHED TARGET/PROTOCOL`, with `-` for what is
-/// not written. `Err`: the files are refused.
+/// A report, its files, and the published ports: `SERVICE ADDRESS PUBLISHED TARGET/PROTOCOL`, with `-` for a part that
+/// is not written. `Err`: the files are refused.
 pub struct Reported {
     pub by: &'static str,
     pub files: &'static [&'static str],

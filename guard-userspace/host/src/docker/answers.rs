@@ -1,6 +1,6 @@
-//! What a daemon answers, as far as it is read. A field that is missing or null is left out, states are
-//! text (Podman has more of them than Docker), and each element of a list is parsed apart, so that one that
-//! cannot be parsed hides no other.
+//! The answers of a daemon, with the fields that guard reads. Fields may be missing or null. States are text, because
+//! Podman has more of them than Docker. Each element of a list is parsed separately, so that one that cannot be parsed
+//! does not hide the others.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub(super) struct Info {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct SwarmAnswer {
     pub local_node_state: Option<String>,
-    /// This node is a manager, which knows all services.
+    /// This node is a manager. Only managers can list the services.
     pub control_available: Option<bool>,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct ContainerConfigAnswer {
     pub exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
 }
 
-/// Also `hostconfig.json`.
+/// The configuration in an inspected container, and the content of `hostconfig.json`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct HostConfig {
@@ -120,7 +120,7 @@ pub(super) struct Binding {
     pub host_port: Option<String>,
 }
 
-/// The addresses at its top are those of the default network: older daemons, and Podman, write them there.
+/// The addresses at the top level are those of the default network: older daemons and Podman write them there.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct NetworkSettings {
@@ -129,7 +129,7 @@ pub(super) struct NetworkSettings {
     #[serde(rename = "GlobalIPv6Address")]
     pub global_ipv6_address: Option<String>,
     pub ports: Option<PortMap>,
-    /// `null` for a container that has been taken off it.
+    /// A network is `null` if the container was disconnected from it.
     pub networks: Option<BTreeMap<String, Option<EndpointAnswer>>>,
 }
 
@@ -146,7 +146,7 @@ pub(super) struct EndpointAnswer {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct ContainerStateAnswer {
     pub running: Option<bool>,
-    /// Zero while it does not run.
+    /// 0 while the container does not run.
     pub pid: Option<u32>,
 }
 
@@ -193,7 +193,7 @@ pub(super) struct EventAnswer {
     pub action: Option<String>,
     #[serde(rename = "Actor")]
     pub actor: Option<EventActorAnswer>,
-    /// Nothing but a measurement needs it: a number that does not fit loses no event.
+    /// Only a measurement needs it, so an event whose number does not fit is not lost.
     #[serde(rename = "timeNano", deserialize_with = "if_it_fits")]
     pub time_ns: Option<i64>,
 }
@@ -215,15 +215,15 @@ fn if_it_fits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>,
 /// An element of a list, and why it cannot be parsed.
 pub(super) type Element<T> = Result<T, Unparsed>;
 
-/// An element of which only the identifier is known.
+/// An element that cannot be parsed.
 #[derive(Debug)]
 pub(super) struct Unparsed {
-    /// Empty, if not even that.
+    /// Its identifier; empty if that cannot be parsed either.
     pub id: String,
     pub why: String,
 }
 
-/// Parses each element apart.
+/// Parses each element of a list separately.
 pub(super) fn elements<T: DeserializeOwned>(list: &[Box<RawValue>]) -> Vec<Element<T>> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -243,7 +243,8 @@ pub(super) fn elements<T: DeserializeOwned>(list: &[Box<RawValue>]) -> Vec<Eleme
     list.iter().map(|element| parse(element)).collect()
 }
 
-/// Docker's and Podman's identifiers have 64 hexadecimal digits. They become parts of paths.
+/// Whether a text can be an identifier. Those of Docker and Podman have 64 hexadecimal digits. Identifiers become parts
+/// of paths, so other characters are refused.
 pub(super) fn is_identifier(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }

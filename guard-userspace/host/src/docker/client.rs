@@ -1,5 +1,5 @@
-//! HTTP with a container daemon over its Unix socket. What the daemon answers is not trusted: each answer
-//! has a largest size and a time, and so has each event.
+//! HTTP with a container daemon over its Unix socket. The daemon's answers are not trusted: the size and the time of
+//! each answer are limited, and so is the size of each event.
 //!
 //! Not `bollard`: 0.21 reads bodies of any size, and one container in a state that its models do not list
 //! (Podman's `stopped`) makes the whole list unreadable (bollard's issues 293 and 701).
@@ -35,36 +35,36 @@ const API: (u32, u32) = (1, 53);
 
 const MIB: usize = 1 << 20;
 
-/// What one answer may take.
+/// The largest size of an answer, and the longest time for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AnswerLimit {
     pub bytes: usize,
     pub time: Duration,
 }
 
-/// Of all containers or networks. Docker needs about 3 kB for a container.
+/// For the list of all containers or networks. Docker needs about 3 kB for a container.
 pub(super) const WHOLE_LIST: AnswerLimit = AnswerLimit {
     bytes: 64 * MIB,
     time: Duration::from_secs(5),
 };
 
-/// Of the daemon itself.
+/// For facts about the daemon itself.
 pub(super) const DAEMON: AnswerLimit = AnswerLimit {
     bytes: MIB,
     time: Duration::from_secs(5),
 };
 
-/// Of one container. Docker does not answer while it starts the container, and goes on with the request
-/// when the client hangs up: so the same request waits for longer than the container's budget.
+/// For one container. Docker does not answer while it starts the container, and goes on with the request after the
+/// client has hung up. So the request stays open for longer than the time until the container counts as half known.
 pub(super) const ONE_CONTAINER: AnswerLimit = AnswerLimit {
     bytes: 8 * MIB,
     time: Duration::from_secs(120),
 };
 
-/// An event carries all labels of its container.
+/// The longest event in bytes. It has all labels of its container.
 const LONGEST_EVENT: usize = 8 * MIB;
 
-/// Why a daemon refuses.
+/// The longest body of a refusal in bytes.
 const LONGEST_REFUSAL: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ pub(super) enum DockerClientError {
     Refused { status: u16, message: String },
     #[error("its answer cannot be read: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("it has ended the connection")]
+    #[error("it has closed the connection")]
     Ended,
 }
 
@@ -94,18 +94,18 @@ fn with_causes(error: &hyper::Error) -> String {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum EventLine {
     Text(String),
-    /// It is skipped: what it was about must be read again.
+    /// The event is skipped, and everything must be read again.
     TooLong,
 }
 
-/// A daemon at a socket. Each request has a connection of its own, which ends with it.
+/// A daemon at a socket. Each request has its own connection.
 #[derive(Clone, Debug)]
 pub(super) struct DockerClient {
     socket: PathBuf,
     /// `/v1.53`: the version of the API, before each path.
     version: String,
     pub is_podman: bool,
-    /// Of the daemon, such as `28.5.1`.
+    /// The version of the daemon, such as `28.5.1`.
     pub release: Option<String>,
 }
 
@@ -141,7 +141,7 @@ impl DockerClient {
         };
         let version: Version = client.get_unversioned("/version", DAEMON).await?;
         let numbers = |text: Option<String>| parse_version(&text?);
-        // Docker 29 refuses what is older than 1.44, and everything what is newer than itself.
+        // Docker 29 refuses API versions below 1.44. Every daemon refuses versions above its own.
         let newest = numbers(version.api_version).unwrap_or(API).min(API);
         let (major, minor) = newest.max(numbers(version.min_api_version).unwrap_or(newest));
         let components = version.components.unwrap_or_default();
@@ -154,7 +154,7 @@ impl DockerClient {
         Ok(client)
     }
 
-    /// What is below `path` in Docker's API.
+    /// Sends a GET request for `path` below the version of the API, and parses the answer.
     pub async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -181,13 +181,14 @@ impl DockerClient {
         }
     }
 
-    /// The lines of an answer that does not end.
+    /// Sends a GET request for `path`, and returns the lines of an answer that does not end.
     pub fn lines(
         &self,
         path: &str,
     ) -> impl Stream<Item = Result<EventLine, DockerClientError>> + Send + use<> {
         let (client, path) = (self.clone(), format!("{}{path}", self.version));
-        // Older Podman sends the response's head with the first event: nothing may wait for it.
+        // Older versions of Podman send the head of the response with the first event, so the request must not be
+        // awaited before the stream is polled.
         stream::once(async move {
             let (response, connection) = client.send(&path).await?;
             let frames = BodyStream::new(response.into_body());
@@ -209,7 +210,7 @@ impl DockerClient {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-            // The request fails with it.
+            // If the connection fails, the request fails as well.
             let _result = connection.await;
         }));
         let mut request = Request::new(Empty::<Bytes>::new());
@@ -244,7 +245,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Lines that are not longer than [`LONGEST_EVENT`].
+/// Splits a stream into lines of at most [`LONGEST_EVENT`] bytes.
 struct EventLineCodec(LinesCodec);
 
 impl EventLineCodec {

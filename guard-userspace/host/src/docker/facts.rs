@@ -13,6 +13,7 @@ use super::{
     text,
 };
 
+/// What the audit needs to know of a daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DaemonFacts {
     pub is_podman: bool,
@@ -21,14 +22,15 @@ pub struct DaemonFacts {
     pub swarm: SwarmServices,
 }
 
+/// The services that a Swarm publishes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SwarmServices {
     /// The daemon is in no Swarm.
     #[default]
     Apart,
-    /// What the services publish on every node.
+    /// The ports that services publish on every node.
     Known(Vec<SwarmPublication>),
-    /// A manager alone knows them, or it does not answer.
+    /// This node is not a manager, or the list cannot be read; the text says which.
     Unknown(String),
 }
 
@@ -38,12 +40,16 @@ pub struct SwarmPublication {
     pub service: String,
     pub protocol: PortProtocol,
     pub published: u16,
-    /// Inside the containers.
+    /// The port inside the containers.
     pub target: u16,
 }
 
+/// Reads the facts of the daemon at a socket.
+///
+/// # Errors
+/// The daemon does not answer.
 pub async fn read_facts(socket: &str) -> Result<DaemonFacts, DockerError> {
-    let told = async {
+    let facts = async {
         let client = DockerClient::connect(Path::new(socket)).await?;
         let swarm = swarm(&client).await?;
         Ok(DaemonFacts {
@@ -52,8 +58,8 @@ pub async fn read_facts(socket: &str) -> Result<DaemonFacts, DockerError> {
             swarm,
         })
     };
-    let told: Result<DaemonFacts, DockerClientError> = told.await;
-    told.map_err(|error| api_error(socket, &error))
+    let facts: Result<DaemonFacts, DockerClientError> = facts.await;
+    facts.map_err(|error| api_error(socket, &error))
 }
 
 async fn swarm(client: &DockerClient) -> Result<SwarmServices, DockerClientError> {
@@ -62,7 +68,7 @@ async fn swarm(client: &DockerClient) -> Result<SwarmServices, DockerClientError
         return Ok(SwarmServices::Apart);
     }
     if swarm.control_available != Some(true) {
-        let why = "this node of the Swarm is no manager";
+        let why = "this node of the Swarm is not a manager";
         return Ok(SwarmServices::Unknown(why.to_owned()));
     }
     let list: Result<Option<Vec<Box<RawValue>>>, _> = client.get("/services", WHOLE_LIST).await;
@@ -72,7 +78,7 @@ async fn swarm(client: &DockerClient) -> Result<SwarmServices, DockerClientError
     })
 }
 
-/// One that cannot be parsed makes the whole list uncertain.
+/// Parses the services. If one cannot be parsed, the whole list counts as unknown.
 fn services(list: &[Box<RawValue>]) -> SwarmServices {
     let mut publications = Vec::new();
     for element in answers::elements::<SwarmServiceAnswer>(list) {
@@ -91,7 +97,7 @@ fn services(list: &[Box<RawValue>]) -> SwarmServices {
             .unwrap_or_default()
             .ports
             .unwrap_or_default();
-        // What is published in the mode `host` is its containers' own.
+        // Ports with publish mode `host` are published by the containers themselves.
         let of_mesh = ports
             .into_iter()
             .filter(|port| port.publish_mode.as_deref() != Some("host"));
@@ -117,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_mesh_publishes_is_listed_and_what_containers_publish_is_not() {
+    fn ports_of_the_mesh_are_listed_and_ports_of_containers_are_not() {
         let text = r#"[{"ID": "a", "Spec": {"Name": "web"}, "Endpoint": {"Spec": {}, "Ports": [
             {"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"},
             {"Protocol": "udp", "TargetPort": 53, "PublishedPort": 53, "PublishMode": "host"},
@@ -139,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_not_understood_is_not_known() {
+    fn a_list_that_cannot_be_parsed_is_unknown() {
         let text = r#"[{"ID": "a", "Endpoint": {"Ports": [{"PublishedPort": 80000}]}}]"#;
         assert!(
             matches!(read(text), SwarmServices::Unknown(_)),

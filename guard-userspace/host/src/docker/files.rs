@@ -1,5 +1,5 @@
-//! Docker's own files. Its API does not answer for a container while it starts, which is just when the
-//! ports that it will publish must be known; they are written down when it is created.
+//! Reads Docker's own files. Its API does not answer for a container while that starts, which is when the ports that it
+//! will publish must be known. Docker writes them into a file when the container is created.
 
 use std::{
     fs::OpenOptions,
@@ -12,27 +12,29 @@ use nix::fcntl::OFlag;
 
 use super::answers::{HostConfig, is_identifier};
 
-/// The largest file that is read.
+/// The largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
 
-/// Where Docker keeps its containers; `None`: it has not told.
+/// The folder of Docker's containers; `None`: it is not known.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Files(Option<PathBuf>);
 
 impl Files {
-    /// `root` is what Docker calls its root folder.
+    /// `root`: Docker's root folder, as the daemon reports it.
     pub fn below(root: Option<&str>) -> Self {
         let root = root.map(Path::new).filter(|root| root.is_absolute());
         Self(root.map(|root| root.join("containers")))
     }
 
-    /// How a container is configured. An error if Docker keeps no such file, or this process may not read
-    /// it (Podman, a daemon without root).
+    /// Reads the configuration of a container.
+    ///
+    /// # Errors
+    /// There is no such file, or this process may not read it (Podman, a daemon without root).
     pub fn host_config(&self, id: &str) -> io::Result<HostConfig> {
         let Self(Some(folder)) = self else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        // It becomes part of a path.
+        // The identifier becomes part of a path.
         if !is_identifier(id) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -41,8 +43,8 @@ impl Files {
     }
 }
 
-/// Reads a small regular file, and nothing else: the path is the daemon's word, and a FIFO or a device would
-/// never end.
+/// Reads a small regular file, and no other kind of file: the daemon reports the path, and reading a FIFO or a device
+/// might never end.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
     let file = OpenOptions::new()
@@ -56,7 +58,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
             "not a regular file",
         ));
     }
-    // It may grow while it is read.
+    // The file may grow while it is read.
     let mut text = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|length| length <= LARGEST) {
@@ -109,7 +111,7 @@ mod tests {
         ] {
             assert!(files.host_config(id).is_err(), "{id}");
         }
-        // The root itself may be anything.
+        // The root may be any text.
         for root in ["/dev/zero", "relative", ""] {
             assert!(Files::below(Some(root)).host_config("00fine").is_err());
         }

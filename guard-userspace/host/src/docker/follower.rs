@@ -1,5 +1,5 @@
-//! What a daemon has said, and what it is being asked. Everything that is asked is asked beside everything
-//! else: a question that the daemon does not answer holds up no event and no other question.
+//! The inventory of a daemon, and the requests that are open. All requests run concurrently: one that the daemon does
+//! not answer delays no event and no other request.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -20,67 +20,67 @@ use super::{
     read::{self, AT_ONCE, BUDGET_OF_ONE, ListedContainer, Networks},
 };
 
-/// How many containers may be in question at once, those included that the daemon does not answer for: each
-/// costs it a connection and a goroutine.
-const MOST_QUESTIONS: usize = 256;
+/// The most inspections that are open at once, those included that the daemon does not answer. Each costs the daemon a
+/// connection and a goroutine.
+const MOST_INSPECTIONS: usize = 256;
 
-/// The first pause after a list that failed. Podman's fails when a container goes while it is made.
+/// The first pause after a list that failed. Podman's list fails if a container is removed while the list is made.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is taken up before the result is told.
+/// The most answers that are processed before the result is published.
 const ANSWERS_AT_ONCE: usize = 64;
 
 pub(super) struct Follower {
     client: DockerClient,
     files: Files,
     pub inventory: Inventory,
-    /// What the list showed of the containers, until they are inspected.
+    /// The containers as the list has them, until they are inspected.
     listed: HashMap<String, Container>,
-    asked: FuturesUnordered<BoxFuture<'static, DockerAnswer>>,
+    requests: FuturesUnordered<BoxFuture<'static, DockerAnswer>>,
     /// The containers that are being inspected.
-    questions: HashMap<String, Inspection>,
-    /// Those that will be, in the order of the list.
+    inspections: HashMap<String, Inspection>,
+    /// The containers that will be inspected, in the order of the list.
     queue: VecDeque<String>,
     count: u64,
-    networks: Asking,
-    /// Networks of another daemon, until this one has been read whole.
+    networks: NetworkRequest,
+    /// Networks of another daemon, until this daemon has been read whole.
     other_networks: Vec<Network>,
-    /// The containers that this daemon has named.
+    /// The containers that this daemon has reported.
     own: BTreeSet<String>,
-    /// The containers that have changed since the list was asked for.
+    /// The containers that have changed since the list was requested.
     touched: BTreeSet<String>,
     list: List,
-    /// Those of the first list that have not been inspected yet.
+    /// The containers of the first list that have not been inspected yet.
     unread: BTreeSet<String>,
-    /// Containers of another daemon are in the inventory until this one has been read whole.
+    /// The inventory has containers of another daemon, until this daemon has been read whole.
     keeps_others: bool,
 }
 
 struct Inspection {
     number: u64,
-    /// It has changed since it was asked for.
+    /// The container has changed since the request.
     again: bool,
-    /// Its budget is over.
+    /// The time for the request is over.
     is_late: bool,
 }
 
 #[derive(Default)]
-struct Asking {
+struct NetworkRequest {
     is_open: bool,
-    /// There has been a change since it was asked for.
+    /// The networks have changed since the request.
     again: bool,
     is_known: bool,
 }
 
 struct List {
     look_again: Duration,
-    /// When it is asked for next; `None`: it is being asked for.
+    /// When the list is requested next; `None`: a request is open.
     next: Option<Instant>,
     asked_at: Timestamp,
     pause: Duration,
-    /// Events have been lost since it was asked for.
+    /// Events have been lost since the request.
     again: bool,
-    /// It has answered once.
+    /// The list has been read at least once.
     is_known: bool,
     trouble: Option<DockerClientError>,
 }
@@ -89,9 +89,9 @@ pub(super) enum DockerAnswer {
     Container {
         id: String,
         number: u64,
-        /// `None`: it is gone.
+        /// `None`: the container is gone.
         found: Result<Option<Box<Container>>, DockerClientError>,
-        /// When the event happened that led to the question.
+        /// The time of the event that led to the request.
         event: Option<Timestamp>,
     },
     Late {
@@ -105,18 +105,18 @@ pub(super) enum DockerAnswer {
     },
 }
 
-/// What an answer means for who follows.
+/// The consequences of an answer for [`super::watch`].
 #[derive(Default)]
 pub(super) struct News {
     pub event: Option<Timestamp>,
-    /// Of the daemon, as it answers now.
+    /// The daemon's newest facts about itself.
     pub info: Option<Info>,
     /// Events have been lost since that moment.
     pub lost_since: Option<Timestamp>,
 }
 
 impl Follower {
-    /// `inventory` is what was known before; of this daemon, or of another one.
+    /// `inventory`: the last known one. `is_same`: it is of this daemon, and not of another.
     pub fn new(
         client: DockerClient,
         files: Files,
@@ -133,11 +133,11 @@ impl Follower {
             files,
             inventory,
             listed: HashMap::new(),
-            asked: FuturesUnordered::new(),
-            questions: HashMap::new(),
+            requests: FuturesUnordered::new(),
+            inspections: HashMap::new(),
             queue: VecDeque::new(),
             count: 0,
-            networks: Asking::default(),
+            networks: NetworkRequest::default(),
             other_networks,
             own: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -160,14 +160,14 @@ impl Follower {
         self.list.trouble.as_ref()
     }
 
-    /// Whether each container has been inspected, or has had its time.
+    /// Whether each container has been inspected, or its time is over.
     pub fn is_whole(&self) -> bool {
-        let is_stuck = self.questions.len() >= MOST_QUESTIONS && self.active() == 0;
+        let is_stuck = self.inspections.len() >= MOST_INSPECTIONS && self.active() == 0;
         let all_read = self.unread.is_empty() || is_stuck;
         self.list.is_known && all_read && self.networks.is_known
     }
 
-    /// What is known at this moment.
+    /// The inventory at this moment, with the networks of another daemon.
     pub fn inventory(&self) -> Inventory {
         let mut inventory = self.inventory.clone();
         inventory
@@ -176,7 +176,7 @@ impl Follower {
         inventory
     }
 
-    /// Once that is so: what is of another daemon goes.
+    /// Removes the containers and networks of another daemon. To be called when [`Self::is_whole`].
     pub fn forget_others(&mut self) {
         if !self.keeps_others {
             return;
@@ -187,38 +187,38 @@ impl Follower {
         self.inventory.containers.retain(|id, _| own.contains(id));
     }
 
-    /// The next answer, and whatever else has come with it. It asks for the list when that is due.
+    /// Waits for the next answer, and processes all that have arrived. Requests the list when it is due.
     pub async fn next(&mut self) -> News {
         loop {
             match self.list.next {
-                Some(due) if due <= Instant::now() => self.ask_for_list(),
+                Some(due) if due <= Instant::now() => self.request_list(),
                 Some(due) => tokio::select! {
-                    Some(answer) = self.asked.next() => return self.learn_all(answer),
+                    Some(answer) = self.requests.next() => return self.process_all(answer),
                     () = tokio::time::sleep_until(due) => {}
                 },
-                None => match self.asked.next().await {
-                    Some(answer) => return self.learn_all(answer),
-                    // The list is among them.
+                None => match self.requests.next().await {
+                    Some(answer) => return self.process_all(answer),
+                    // No request is open, not even that of the list.
                     None => self.list.next = Some(Instant::now()),
                 },
             }
         }
     }
 
-    fn learn_all(&mut self, first: DockerAnswer) -> News {
+    fn process_all(&mut self, first: DockerAnswer) -> News {
         let mut news = News::default();
-        self.learn(first, &mut news);
+        self.process_answer(first, &mut news);
         for _ in 1..ANSWERS_AT_ONCE {
-            match self.asked.next().now_or_never().flatten() {
-                Some(answer) => self.learn(answer, &mut news),
+            match self.requests.next().now_or_never().flatten() {
+                Some(answer) => self.process_answer(answer, &mut news),
                 None => break,
             }
         }
         news
     }
 
-    /// Takes up an event, and returns when it happened.
-    pub fn take_up(&mut self, event: EventAnswer) -> Option<Timestamp> {
+    /// Processes an event, and returns its time. `None`: it changes nothing, or has no time.
+    pub fn process_event(&mut self, event: EventAnswer) -> Option<Timestamp> {
         let moment = event.moment();
         let actor = event.actor.unwrap_or_default();
         let id = actor.id.filter(|id| is_identifier(id))?;
@@ -226,38 +226,38 @@ impl Follower {
         let action = event.action.unwrap_or_default();
         match (event.kind.as_deref()?, action.as_str()) {
             ("network", _) => {
-                self.ask_for_networks();
-                // Connected or disconnected, a container's addresses change.
+                self.request_networks();
+                // If a container is connected to a network or disconnected, its addresses change.
                 let container = attributes.get("container");
                 if let Some(container) = container.filter(|id| is_identifier(id)) {
-                    self.ask(container.clone(), moment);
+                    self.request_inspection(container.clone(), moment);
                 }
             }
             ("container", "create") => {
-                // One that is known already may come again after a reconnect.
+                // After a reconnect, the event of a known container may come again.
                 let is_new = |known: &Container| known.half_known.is_some();
                 if self.inventory.containers.get(&id).is_none_or(is_new) {
                     let created = read::created(attributes);
-                    let why = "it has just been created";
+                    let why = "it was just created";
                     let known = read::half_known(&id, Some(&created), None, &self.files, why);
                     self.inventory.containers.insert(id.clone(), known);
                 }
-                // Docker may answer when it has been started, and not before.
-                self.ask(id, None);
+                // Docker may not answer before the container has been started.
+                self.request_inspection(id, None);
             }
             ("container", "destroy") => {
                 self.forget(&id);
                 self.touched.insert(id);
             }
             ("container", action) if changes_nothing(action) => return None,
-            ("container", _) => self.ask(id, moment),
+            ("container", _) => self.request_inspection(id, moment),
             _ => return None,
         }
         moment
     }
 
-    /// Events have been lost: everything is asked for again, soon.
-    pub fn look_soon(&mut self) {
+    /// Schedules a new list soon, because events were lost.
+    pub fn request_list_soon(&mut self) {
         let soon = Instant::now() + FIRST_PAUSE;
         match &mut self.list.next {
             Some(next) => *next = soon.min(*next),
@@ -267,37 +267,37 @@ impl Follower {
 
     fn forget(&mut self, id: &str) {
         self.inventory.containers.remove(id);
-        self.questions.remove(id);
+        self.inspections.remove(id);
         self.listed.remove(id);
         self.unread.remove(id);
         self.own.remove(id);
     }
 
     fn active(&self) -> usize {
-        let questions = self.questions.values();
-        questions.filter(|question| !question.is_late).count()
+        let inspections = self.inspections.values();
+        inspections.filter(|inspection| !inspection.is_late).count()
     }
 
-    /// Asks for a container because of an event.
-    fn ask(&mut self, id: String, event: Option<Timestamp>) {
+    /// Requests an inspection because of an event.
+    fn request_inspection(&mut self, id: String, event: Option<Timestamp>) {
         self.touched.insert(id.clone());
         self.own.insert(id.clone());
-        if let Some(question) = self.questions.get_mut(&id) {
-            // Docker goes on with a request that is given up: there is one at a time.
-            question.again = true;
-        } else if self.questions.len() < MOST_QUESTIONS {
+        if let Some(inspection) = self.inspections.get_mut(&id) {
+            // Docker goes on with a request that the client gives up, so there is only one per container at a time.
+            inspection.again = true;
+        } else if self.inspections.len() < MOST_INSPECTIONS {
             self.inspect(id, event);
         } else if !self.queue.contains(&id) {
             self.queue.push_front(id);
         }
     }
 
-    fn ask_more(&mut self) {
-        while self.active() < AT_ONCE && self.questions.len() < MOST_QUESTIONS {
+    fn start_inspections(&mut self) {
+        while self.active() < AT_ONCE && self.inspections.len() < MOST_INSPECTIONS {
             let Some(id) = self.queue.pop_front() else {
                 break;
             };
-            if self.inventory.containers.contains_key(&id) && !self.questions.contains_key(&id) {
+            if self.inventory.containers.contains_key(&id) && !self.inspections.contains_key(&id) {
                 self.inspect(id, None);
             }
         }
@@ -306,47 +306,47 @@ impl Follower {
     fn inspect(&mut self, id: String, event: Option<Timestamp>) {
         self.count += 1;
         let number = self.count;
-        let question = Inspection {
+        let inspection = Inspection {
             number,
             again: false,
             is_late: false,
         };
-        self.questions.insert(id.clone(), question);
-        let (client, asked) = (self.client.clone(), id.clone());
-        self.asked.push(Box::pin(async move {
-            let found = read::container(&client, &asked).await;
+        self.inspections.insert(id.clone(), inspection);
+        let (client, inspected_id) = (self.client.clone(), id.clone());
+        self.requests.push(Box::pin(async move {
+            let found = read::container(&client, &inspected_id).await;
             DockerAnswer::Container {
-                id: asked,
+                id: inspected_id,
                 number,
                 found: found.map(|found| found.map(Box::new)),
                 event,
             }
         }));
-        self.asked.push(Box::pin(async move {
+        self.requests.push(Box::pin(async move {
             sleep(BUDGET_OF_ONE).await;
             DockerAnswer::Late { id, number }
         }));
     }
 
-    fn ask_for_networks(&mut self) {
+    fn request_networks(&mut self) {
         if self.networks.is_open {
             self.networks.again = true;
             return;
         }
         self.networks.is_open = true;
         let client = self.client.clone();
-        self.asked.push(Box::pin(async move {
+        self.requests.push(Box::pin(async move {
             DockerAnswer::Networks(read::networks(&client).await)
         }));
     }
 
-    fn ask_for_list(&mut self) {
+    fn request_list(&mut self) {
         self.list.next = None;
         self.list.asked_at = Timestamp::now();
         self.touched.clear();
-        self.ask_for_networks();
+        self.request_networks();
         let client = self.client.clone();
-        self.asked.push(Box::pin(async move {
+        self.requests.push(Box::pin(async move {
             let (listed, info) = tokio::join!(read::list(&client), read::daemon(&client));
             DockerAnswer::List {
                 listed,
@@ -355,7 +355,7 @@ impl Follower {
         }));
     }
 
-    fn learn(&mut self, answer: DockerAnswer, news: &mut News) {
+    fn process_answer(&mut self, answer: DockerAnswer, news: &mut News) {
         match answer {
             DockerAnswer::Container {
                 id,
@@ -364,16 +364,16 @@ impl Follower {
                 event,
             } => {
                 if self.is_open(&id, number) {
-                    self.learn_container(id, found);
+                    self.process_container(id, found);
                     news.event = event.or(news.event);
                 }
             }
             DockerAnswer::Late { id, number } => {
                 if self.is_open(&id, number) {
                     let why = DockerClientError::Slow(BUDGET_OF_ONE).to_string();
-                    self.learn_half(&id, &why);
-                    if let Some(question) = self.questions.get_mut(&id) {
-                        question.is_late = true;
+                    self.process_half_known(&id, &why);
+                    if let Some(inspection) = self.inspections.get_mut(&id) {
+                        inspection.is_late = true;
                     }
                 }
             }
@@ -383,13 +383,13 @@ impl Follower {
                 self.networks.is_known = true;
                 self.inventory.take_networks(networks);
                 if again {
-                    self.ask_for_networks();
+                    self.request_networks();
                 }
             }
             DockerAnswer::List { listed, info } => {
                 news.info = info;
                 match listed {
-                    Ok(listed) => self.learn_list(listed, news),
+                    Ok(listed) => self.process_list(listed, news),
                     Err(error) => {
                         self.list.next = Some(Instant::now() + self.list.pause);
                         self.list.pause =
@@ -399,20 +399,20 @@ impl Follower {
                 }
             }
         }
-        self.ask_more();
+        self.start_inspections();
     }
 
     fn is_open(&self, id: &str, number: u64) -> bool {
-        let question = self.questions.get(id);
-        question.is_some_and(|question| question.number == number)
+        let inspection = self.inspections.get(id);
+        inspection.is_some_and(|inspection| inspection.number == number)
     }
 
-    fn learn_container(
+    fn process_container(
         &mut self,
         id: String,
         found: Result<Option<Box<Container>>, DockerClientError>,
     ) {
-        let question = self.questions.remove(&id);
+        let inspection = self.inspections.remove(&id);
         match found {
             Ok(Some(found)) => {
                 self.unread.remove(&id);
@@ -420,28 +420,28 @@ impl Follower {
                 self.inventory.containers.insert(id.clone(), *found);
             }
             Ok(None) => self.forget(&id),
-            Err(error) => self.learn_half(&id, &error.to_string()),
+            Err(error) => self.process_half_known(&id, &error.to_string()),
         }
-        if question.is_some_and(|question| question.again) {
+        if inspection.is_some_and(|inspection| inspection.again) {
             self.inspect(id, None);
         }
     }
 
-    fn learn_half(&mut self, id: &str, why: &str) {
+    fn process_half_known(&mut self, id: &str, why: &str) {
         self.unread.remove(id);
         let known = self.inventory.containers.get(id);
         let half = read::half_known(id, self.listed.get(id), known, &self.files, why);
         if known.is_none_or(|known| known.half_known != half.half_known) {
             warn!(
                 container = half.name,
-                "the container cannot be inspected: {why}. What it may publish stays closed"
+                "the container cannot be inspected: {why}. The ports that it may publish stay closed"
             );
         }
         self.inventory.containers.insert(id.to_owned(), half);
     }
 
-    /// Takes in the list at once, but for what has changed since it was asked for.
-    fn learn_list(&mut self, listed: Vec<ListedContainer>, news: &mut News) {
+    /// Processes the list, except containers that have changed since it was requested.
+    fn process_list(&mut self, listed: Vec<ListedContainer>, news: &mut News) {
         let is_first = !self.list.is_known;
         self.list.is_known = true;
         self.list.trouble = None;
@@ -456,7 +456,7 @@ impl Follower {
         let touched = &self.touched;
         let containers = &mut self.inventory.containers;
         let gone = |id: &String| !listed.contains_key(id) && !touched.contains(id);
-        let mut is_unheard_of = containers.keys().any(gone);
+        let mut is_event_lost = containers.keys().any(gone);
         if !self.keeps_others {
             containers.retain(|id, _| !gone(id));
         }
@@ -467,10 +467,10 @@ impl Follower {
                 continue;
             }
             let known = containers.get(&id);
-            is_unheard_of |= known.is_none();
+            is_event_lost |= known.is_none();
             if known.is_none_or(|known| known.half_known.is_some()) {
                 let why = known.and_then(|known| known.half_known.as_deref());
-                let why = why.unwrap_or("it has not been inspected yet").to_owned();
+                let why = why.unwrap_or("it was not inspected yet").to_owned();
                 let half = read::half_known(&id, listed.as_ref(), known, &self.files, &why);
                 containers.insert(id.clone(), half);
             }
@@ -483,14 +483,14 @@ impl Follower {
             }
             self.queue.push_back(id);
         }
-        // No event has told of it: the stream of events is silent, or events are lost.
-        if is_unheard_of && !is_first && !self.keeps_others {
+        // A container came or went without an event: the stream of events is silent, or events were lost.
+        if is_event_lost && !is_first && !self.keeps_others {
             news.lost_since = Some(self.list.asked_at);
         }
     }
 }
 
-/// The health of a container, and what is typed into it or copied out of it.
+/// Whether an event changes none of the facts in the inventory: health checks, commands run in a container, copies.
 fn changes_nothing(action: &str) -> bool {
     const OTHERS: [&str; 9] = [
         "archive-path",

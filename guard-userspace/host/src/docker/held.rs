@@ -6,13 +6,14 @@ use super::{Container, Inventory, Publication};
 use crate::Listener;
 
 impl Inventory {
-    /// Whether the sockets of this host decide about a port: a container that does not run publishes some.
+    /// Whether a socket of this host may hold a port that a container publishes: a container that does not run
+    /// publishes ports.
     pub fn has_contested_ports(&self) -> bool {
         let mut containers = self.containers.values();
         containers.any(|container| !container.running && !container.publishes.is_empty())
     }
 
-    /// Whether a socket has such a port.
+    /// Whether a socket holds a port that a container that does not run publishes.
     pub(super) fn contests(&self, listener: &Listener) -> bool {
         let port = listener.address.port();
         let waiting = self.containers.values();
@@ -26,8 +27,8 @@ impl Inventory {
 }
 
 impl Container {
-    /// What it publishes now, or will when it is started. `listeners`: the sockets that wait on this host; `None`: they
-    /// are not known, and hold nothing.
+    /// The ports that it publishes, or will publish when it is started, one by one. `listeners`: the listening sockets
+    /// of this host; `None`: they are not known, and hold no port.
     pub(super) fn publications(
         &self,
         listeners: Option<&[Listener]>,
@@ -46,7 +47,7 @@ impl Container {
     }
 }
 
-/// Whether a socket keeps the runtime from binding a port of a publication.
+/// Whether a socket prevents the runtime from binding a port of a publication.
 fn is_held(publication: &Publication, port: u16, listeners: &[Listener]) -> bool {
     let mut listeners = listeners.iter();
     listeners.any(|listener| {
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_a_socket_holds_is_no_containers_until_it_runs() {
+    fn a_port_that_a_socket_holds_belongs_to_no_container_until_it_runs() {
         let mut created = container(tcp(None, 21, 23));
         assert_eq!(ports(&created, &[]), [21, 22, 23]);
         assert_eq!(ports(&created, &[listener("0.0.0.0:22")]), [21, 23]);

@@ -1,4 +1,4 @@
-//! This host's containers, asked from Docker over its API (Docker and Podman's compatible socket).
+//! Reads this host's containers over the API of Docker (or of Podman's compatible socket).
 
 mod answers;
 mod client;
@@ -33,16 +33,17 @@ pub use self::{
     watch::{ObservedRuntime, Watch},
 };
 
-/// Labels that begin so are the guard's.
+/// The prefix of the guard's labels.
 const LABEL: &str = "guard.";
 
 /// Compose's labels (its specification, "Labels").
 const COMPOSE_PROJECT: &str = "com.docker.compose.project";
 const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 
-/// What an image says of itself (OCI image specification, "Annotations").
+/// The title of an image (OCI image specification, "Annotations").
 pub const TITLE: &str = "org.opencontainers.image.title";
 
+/// A daemon that does not answer.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("Docker does not answer at {socket}: {error}")]
 pub struct DockerError {
@@ -58,34 +59,36 @@ impl DockerError {
     }
 }
 
-/// What is known of the daemon at a socket, and of its containers.
+/// The state of the daemon at a socket, and its containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runtime {
     pub socket: String,
-    /// Whose containers these are: the daemon's identifier and its folder, which Docker before version 25
-    /// needs besides (all daemons of a host share `/etc/docker/key.json`). Podman has its folder alone: its
-    /// `ID` is another one each time. `None`: it has not told.
+    /// The identity of the daemon: its identifier and its root folder. Before Docker 25, the folder is needed because
+    /// all daemons of a host share `/etc/docker/key.json`. Podman has its folder alone, because its `ID` changes with
+    /// each request. `None`: the daemon has not answered `/info` yet.
     pub daemon: Option<String>,
     pub connection: ConnectionState,
-    /// While the daemon does not answer, what it answered last. While another daemon at the socket is being
-    /// read, the containers of both.
+    /// The containers. While the daemon does not answer, those that it last reported. While another daemon at the
+    /// socket is being read, the containers of both.
     pub inventory: Arc<Inventory>,
 }
 
+/// The state of the connection to a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// The daemon is asked for the first time, or another one than before: the inventory is not whole.
+    /// The daemon is being read for the first time, or another daemon than before: the inventory is not whole.
     Reading,
-    /// The inventory is whole, but for what it names as half known or left out.
+    /// The inventory is whole, except containers that are half known and networks that are left out.
     Connected,
-    /// The daemon does not answer, or has not been read whole again; the inventory is its last one, and what
-    /// its events have added since.
+    /// The daemon does not answer, or was not read whole again. The inventory is its last one, with the changes of
+    /// later events.
     Lost { error: String, since: Timestamp },
-    /// What the daemon's containers publish has never been known.
+    /// The daemon was never read whole.
     NeverAnswered { error: String },
 }
 
 impl Runtime {
+    /// A runtime that is not read yet.
     pub fn new(socket: &str) -> Self {
         Self {
             socket: socket.to_owned(),
@@ -96,7 +99,7 @@ impl Runtime {
     }
 }
 
-/// Everything that Docker says of this host's containers, running or not.
+/// The containers and networks of a daemon, whether the containers run or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// By Docker's identifier.
@@ -106,38 +109,39 @@ pub struct Inventory {
     pub networks_left_out: Vec<String>,
 }
 
+/// A container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
     pub name: String,
-    /// As it was asked for, such as `nginx:1.27`.
+    /// The name in the container's configuration, such as `nginx:1.27`.
     pub image: String,
-    /// Those that something reads: the guard's own, Compose's, and the image's title.
+    /// The labels that guard uses: its own, Compose's, and the image's title.
     pub labels: BTreeMap<String, String>,
-    /// How many of the guard's labels are not among them or have been cut: there were too many, or they were
-    /// too long.
+    /// The number of the guard's labels that are left out or cut, because they are too many or too long.
     pub labels_left_out: usize,
     pub running: bool,
     /// It has no network of its own: its listeners are the host's.
     pub on_host_network: bool,
-    /// What it publishes, or will when it is started.
+    /// The ports that it publishes, or will publish when it is started.
     pub publishes: BTreeSet<Publication>,
-    /// The ports that its image and its configuration name, published or not.
+    /// The ports that its image and its configuration expose, published or not.
     pub exposes: BTreeSet<(u16, PortProtocol)>,
-    /// In all its networks, while it runs.
+    /// Its addresses in all networks, while it runs.
     pub addresses: BTreeSet<IpAddr>,
     /// Its networks by their names, with its addresses there.
     pub attached: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Its first process, while it runs.
     pub pid: Option<u32>,
-    /// Why it could not be inspected. What is known of it comes from the list of containers, from Docker's
-    /// files and from when it could be inspected last.
+    /// Why it could not be inspected. Its other fields come from the list of containers, from Docker's files, and from
+    /// the last time that it could be inspected.
     pub half_known: Option<String>,
-    /// Docker's file with its configuration could not be read either, when it could not be inspected.
+    /// It could not be inspected, and Docker's file with its configuration could not be read either.
     pub is_file_unread: bool,
-    /// What it will publish when it is started is not known.
+    /// The ports that it will publish when it is started are not known.
     pub is_unconfigured: bool,
 }
 
+/// A container network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     pub id: String,
@@ -150,22 +154,22 @@ pub struct Network {
     pub parent: Option<String>,
     pub subnets: Vec<IpNet>,
     pub gateways: Vec<IpAddr>,
-    /// Of its IPv4 subnets; whether IPv6 is masqueraded is an option of the daemon, which the API does not
-    /// tell, so IPv6 counts as routed.
+    /// The kind of its IPv4 subnets. Whether IPv6 is masqueraded is an option of the daemon that the API does not
+    /// report, so IPv6 counts as routed.
     pub kind: NetworkKind,
-    /// Its IPv6 addresses are routed, because the network was made so.
+    /// Its IPv6 addresses are routed, because its gateway mode for IPv6 says so.
     pub is_routed_ipv6: bool,
 }
 
 impl Network {
-    /// Whether its containers have addresses of the parent's own network, which others reach without this host's
-    /// rules.
+    /// Whether its containers have addresses of the parent's network, which other hosts reach without passing the rules
+    /// of this host.
     pub fn shares_parent(&self) -> bool {
         ["macvlan", "ipvlan"].contains(&self.driver.as_str())
     }
 
-    /// What packets sent to its addresses from outside are judged by. Bridges alone: the addresses of a
-    /// macvlan or ipvlan network are the uplink's own.
+    /// The prefixes for judging packets that are sent to its addresses from outside. Only bridges have any: the
+    /// addresses of a macvlan or ipvlan network are those of the uplink's network.
     pub fn prefixes(&self) -> impl Iterator<Item = ContainerNetwork> {
         let subnets = self.subnets.iter().filter(|_| self.driver == BRIDGE);
         subnets.map(|subnet| ContainerNetwork {
@@ -180,25 +184,26 @@ impl Network {
 
 const BRIDGE: &str = "bridge";
 
-/// A port of a container, and where it can be reached on the host.
+/// A port of a container, and the host ports and address at which it can be reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Publication {
     pub protocol: PortProtocol,
     /// `None`: on every address.
     pub address: Option<IpAddr>,
-    /// Of which Docker chooses one, if it is not one alone.
+    /// The first port of a range, of which Docker chooses one when the container starts.
     pub first: u16,
     pub last: u16,
-    /// Inside the container.
+    /// The port inside the container.
     pub inside: u16,
 }
 
 impl Publication {
+    /// The ports of the host.
     pub fn ports(&self) -> RangeInclusive<u16> {
         self.first..=self.last
     }
 
-    /// As it is seen from outside; nothing if it is on a loopback address alone.
+    /// The ports at which other hosts can reach it; none if it is on a loopback address.
     pub fn reachable(&self) -> impl Iterator<Item = PublishedPort> {
         let Self {
             protocol, address, ..
@@ -211,7 +216,7 @@ impl Publication {
 
 impl Container {
     /// Whether it may publish ports that are not known: it cannot be inspected, and neither the list of containers nor
-    /// Docker's files tell.
+    /// Docker's files have its ports.
     pub fn may_publish_more(&self) -> bool {
         self.half_known.is_some()
             && self.is_file_unread
@@ -219,14 +224,14 @@ impl Container {
             && !self.on_host_network
     }
 
-    /// Compose's project and service, if it comes from there.
+    /// Compose's project and service, if Compose has created it.
     pub fn compose(&self) -> Option<(&str, &str)> {
         let label = |name| self.labels.get(name).map(String::as_str);
         Some((label(COMPOSE_PROJECT)?, label(COMPOSE_SERVICE)?))
     }
 
-    /// The ports that others can reach it by, sorted. `listeners`: the sockets that wait on this host, if they are
-    /// known: what one of them holds is not a container's that does not run.
+    /// The ports at which other hosts can reach it, sorted. `listeners`: the listening sockets of this host, if they
+    /// are known. A port that one of them holds does not belong to a container that does not run.
     pub fn published(&self, listeners: Option<&[Listener]>) -> BTreeSet<PublishedPort> {
         let publications = self.publications(listeners);
         publications
@@ -234,7 +239,7 @@ impl Container {
             .collect()
     }
 
-    /// What it asks of the guard, if anything.
+    /// The guard's labels.
     fn labels(&self) -> BTreeMap<String, String> {
         let labels = self.labels.iter();
         labels
@@ -245,8 +250,8 @@ impl Container {
 }
 
 impl Inventory {
-    /// What the packet path has to know. The ports of a container that does not run are published, too:
-    /// it may be started at any moment, and nothing may get through before that is known.
+    /// The published ports, networks and labels for compiling the tables. The ports of a container that does not run
+    /// are published as well: it may be started at any moment, and no packet may pass before guard notices.
     pub fn containers(&self, listeners: Option<&[Listener]>) -> Containers {
         let containers = self.containers.values();
         let published: BTreeSet<PublishedPort> = containers
@@ -262,8 +267,8 @@ impl Inventory {
         }
     }
 
-    /// A port belongs to the container that runs. While none does, whoever may be started next has it, and
-    /// the labels of all hold.
+    /// The containers with labels. A port belongs to the container that runs. If no container with the port runs, any
+    /// of them may be started next, so the labels of all hold.
     fn labelled(&self, listeners: Option<&[Listener]>) -> Vec<Labelled> {
         let running = self
             .containers
@@ -309,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_others_can_reach_counts_as_published() {
+    fn only_ports_that_other_hosts_can_reach_count_as_published() {
         use PublishedAt::{Address, EveryIpv4, EveryIpv6};
         let one = |address: &str| Address(address.parse().unwrap());
         for (address, places) in [

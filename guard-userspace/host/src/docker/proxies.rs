@@ -1,5 +1,5 @@
-//! Sockets that a container runtime holds for its containers. Docker starts a `docker-proxy` for each port that it
-//! publishes, before the container runs: such a socket is no service of this host's.
+//! Tells the sockets of this host's services from those that a runtime holds for its containers. Docker starts a
+//! `docker-proxy` for each port that it publishes, before the container runs.
 
 use std::{io, net::IpAddr, path::Path};
 
@@ -9,18 +9,18 @@ use procfs::process::{Process, all_processes};
 use super::Inventory;
 use crate::{Listener, read};
 
-/// The command of Docker's proxy, as the kernel has it.
+/// The command name (comm) of Docker's proxy.
 const PROXY: &str = "docker-proxy";
 
-/// The first process: hidden where a process sees its own alone (`hidepid` in proc(5)).
+/// The first process. It is hidden if a process sees only processes of its own user (`hidepid` in proc(5)).
 const FIRST: &str = "/proc/1";
 
-/// The sockets that services of this host wait at, of those that have a port which a container publishes that does not
-/// run. The processes are looked at only if there are such sockets: a new container's ports close before it is started,
-/// and to read thousands of processes takes longer.
+/// The listening sockets of this host's services that hold a port of a container that does not run. Processes are read
+/// only if there are such sockets: a new container's ports must close before it is started, and reading thousands of
+/// processes takes longer.
 ///
 /// # Errors
-/// If the sockets cannot be read, or the processes are hidden: then a proxy's socket cannot be told from another.
+/// The sockets cannot be read, or the processes are hidden, so that a proxy's socket cannot be told from another.
 pub fn own_listeners<'a>(
     inventories: impl Iterator<Item = &'a Inventory> + Clone,
 ) -> io::Result<Vec<Listener>> {
@@ -34,11 +34,11 @@ pub fn own_listeners<'a>(
     }
     if !Path::new(FIRST).exists() {
         return Err(io::Error::other(
-            "processes are hidden (hidepid, or systemd's ProtectProc=), so a runtime's proxy cannot be told from a \
-             service of this host",
+            "processes are hidden (hidepid, or systemd's ProtectProc=), so the socket of a runtime's proxy cannot be \
+             told from that of a service of this host",
         ));
     }
-    // After the sockets: a proxy that holds one of them is there.
+    // Read after the sockets, so that every proxy that holds one of them is found.
     let processes = all_processes().map_err(io::Error::other)?;
     let proxied: Vec<Proxied> = processes
         .filter_map(Result::ok)
@@ -48,7 +48,7 @@ pub fn own_listeners<'a>(
     Ok(listeners)
 }
 
-/// A port that a proxy serves.
+/// A port for which a proxy listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Proxied {
     protocol: PortProtocol,
@@ -57,13 +57,13 @@ struct Proxied {
 }
 
 impl Proxied {
-    /// `None`: the process is no proxy, or has ended.
+    /// The port of a process; `None`: the process is not a proxy, or has ended.
     fn by(process: &Process) -> Option<Self> {
         let command = process.stat().ok()?.comm;
         (command == PROXY).then(|| Self::parse(&process.cmdline().ok()?))?
     }
 
-    /// Reads `docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8000 …`.
+    /// Parses `docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8000 …`.
     fn parse(arguments: &[String]) -> Option<Self> {
         let value = |name: &str| {
             let mut arguments = arguments.iter();
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proxy_is_known_by_its_arguments() {
+    fn a_proxys_port_is_parsed_from_its_arguments() {
         let line = "/usr/bin/docker-proxy -proto tcp -host-ip 203.0.113.11 -host-port 8000 -container-ip \
                     172.17.0.2 -container-port 80 -use-listen-fd";
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();

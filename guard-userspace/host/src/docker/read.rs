@@ -1,4 +1,4 @@
-//! Docker's answers, turned into what the guard knows of containers.
+//! Reads containers and networks from Docker, and converts its answers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,27 +32,27 @@ use super::{
 /// How long a container may take to be inspected before it counts as half known.
 pub(super) const BUDGET_OF_ONE: Duration = Duration::from_secs(2);
 
-/// How many containers are inspected at once.
+/// The most containers that are inspected at once.
 pub(super) const AT_ONCE: usize = 32;
 
-/// How long all may take together where the result is waited for.
+/// How long inspecting all containers may take, for a caller that waits for the result.
 const BUDGET_OF_ALL: Duration = Duration::from_secs(10);
 
-/// How many of the guard's labels of a container are kept, and how long a name and a value may be.
+/// The most labels of the guard that are kept for a container, and the longest name and value in bytes.
 const MOST_LABELS: usize = 64;
 const LONGEST_LABEL: usize = 128;
 const LONGEST_VALUE: usize = 4096;
 
-/// The most ports that a container's publications are written down for one by one. There are 196,605 of all
-/// three protocols.
+/// The most ports in a container's publications, before these are merged. All three protocols together have 196,605
+/// ports.
 const MOST_PORTS: usize = 1 << 18;
 
 /// The longest name of a Linux interface.
 const LONGEST_INTERFACE: usize = 15;
 
-/// Asks once for everything.
+/// Reads all containers and networks once.
 pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
-    let told = async {
+    let answer = async {
         let client = DockerClient::connect(Path::new(socket)).await?;
         let info = daemon(&client).await.unwrap_or_default();
         let files = Files::below(info.docker_root_dir.as_deref());
@@ -76,10 +76,10 @@ pub async fn read(socket: &str) -> Result<Inventory, DockerError> {
         inventory.containers = containers.into_iter().flatten().collect();
         Ok(inventory)
     };
-    told.await.map_err(|error| api_error(socket, &error))
+    answer.await.map_err(|error| api_error(socket, &error))
 }
 
-/// Which version answers.
+/// The version of the daemon.
 pub async fn version(socket: &str) -> Result<String, DockerError> {
     let client = DockerClient::connect(Path::new(socket)).await;
     let client = client.map_err(|error| api_error(socket, &error))?;
@@ -103,10 +103,10 @@ pub(super) fn api_error(socket: &str, error: &DockerClientError) -> DockerError 
     }
 }
 
-/// What helps a user who may not open this socket.
+/// The advice for a user who may not open this socket.
 fn remedy(socket: &Path) -> String {
     let group = fs::metadata(socket).ok().map(|found| found.gid());
-    // Root's own group admits nobody else.
+    // No other user is in root's group.
     let group = group.filter(|group| *group != 0);
     let group = group.and_then(|group| Group::from_gid(Gid::from_raw(group)).ok()?);
     group.map_or_else(
@@ -123,7 +123,7 @@ pub(super) async fn daemon(client: &DockerClient) -> Result<Info, DockerClientEr
     client.get("/info", limit).await
 }
 
-/// Whose containers a daemon has.
+/// The identity of a daemon, see [`super::Runtime::daemon`].
 pub(super) fn identity(client: &DockerClient, info: &Info) -> Option<String> {
     let folder = info.docker_root_dir.as_deref().unwrap_or_default();
     if client.is_podman {
@@ -142,7 +142,7 @@ pub(super) async fn list(client: &DockerClient) -> Result<Vec<ListedContainer>, 
     Ok(answers::elements(&list.unwrap_or_default()))
 }
 
-/// `None`: it has no name that it could be asked for by.
+/// The identifier of a listed container; `None`: it has no valid one, so it cannot be inspected.
 pub(super) fn identified(listed: ListedContainer) -> Option<(String, Option<Container>)> {
     let (id, container) = match listed {
         Ok(summary) => (summary.id.clone(), Some(of_list(summary))),
@@ -151,7 +151,7 @@ pub(super) fn identified(listed: ListedContainer) -> Option<(String, Option<Cont
     answers::is_identifier(&id).then_some((id, container))
 }
 
-/// `None`: it is gone.
+/// Inspects a container. `Ok(None)`: it is gone.
 pub(super) async fn container(
     client: &DockerClient,
     id: &str,
@@ -164,7 +164,8 @@ pub(super) async fn container(
     }
 }
 
-/// A container that cannot be inspected at this moment: whatever it may publish is published.
+/// A container that cannot be inspected at this moment. Its publications are all that the list, its file and its last
+/// inspection have.
 pub(super) fn half_known(
     id: &str,
     listed: Option<&Container>,
@@ -190,7 +191,7 @@ pub(super) fn half_known(
             container.publishes.extend(configured(&config));
             container.is_unconfigured = false;
         }
-        // What was known of it before is its configuration.
+        // If it was known before, its last publications are its configuration.
         Err(_) => container.is_unconfigured |= known.is_none(),
     }
     if container.on_host_network {
@@ -280,7 +281,7 @@ fn inspected(answer: Inspected) -> Container {
     }
 }
 
-/// A container of which only its event is known: the attributes are its name, its image and its labels.
+/// A container of which only an event is known. The event's attributes are its name, its image and its labels.
 pub(super) fn created(attributes: BTreeMap<String, String>) -> Container {
     let mut labels = attributes;
     let name = labels.remove("name").unwrap_or_default();
@@ -295,8 +296,8 @@ pub(super) fn created(attributes: BTreeMap<String, String>) -> Container {
     }
 }
 
-/// The labels that something reads, and how many of the guard's have been left out or cut. Who makes a
-/// container chooses how many it has and what is in them.
+/// The labels that guard uses, and the number of its own labels that are left out or cut. They are bounded, because the
+/// creator of a container chooses their number and their text.
 fn kept_labels(labels: BTreeMap<String, String>) -> (BTreeMap<String, String>, usize) {
     let mut kept = BTreeMap::new();
     let (mut of_guard, mut left_out) = (0, 0);
@@ -311,7 +312,7 @@ fn kept_labels(labels: BTreeMap<String, String>) -> (BTreeMap<String, String>, u
             continue;
         }
         if value.len() > LONGEST_VALUE {
-            // Between two elements of a list: half a prefix would be a wider one.
+            // Cut between two elements of a list: a prefix that is cut may become a wider one.
             let starts = value.char_indices().map(|(start, _)| start);
             let most = starts.take_while(|start| *start <= LONGEST_VALUE).last();
             let most = most.unwrap_or_default();
@@ -324,8 +325,8 @@ fn kept_labels(labels: BTreeMap<String, String>) -> (BTreeMap<String, String>, u
     (kept, left_out)
 }
 
-/// A container that publishes more than there is publishes everything in between. Otherwise ranges of 65,535
-/// ports, written down a hundred thousand times, would be taken apart again and again.
+/// Merges the publications of a protocol into one range, if they have more ports than exist. Otherwise a container
+/// with a hundred thousand ranges of 65,535 ports would take very long to process.
 fn bounded(publishes: BTreeSet<Publication>) -> BTreeSet<Publication> {
     let ports: usize = publishes
         .iter()
@@ -352,7 +353,7 @@ impl HostConfig {
 }
 
 impl NetworkSettings {
-    /// The mode of a container may be the network's number instead of its name.
+    /// The network mode of a container may be the id of the host network instead of `host`.
     fn is_on_host_network(&self) -> bool {
         let networks = self.networks.as_ref();
         networks.is_some_and(|networks| networks.contains_key(HOST))
@@ -387,21 +388,21 @@ impl EndpointAnswer {
     }
 }
 
-/// Podman writes `::` for none.
+/// Parses addresses. Podman writes `::` for no address.
 fn parsed(texts: [&Option<String>; 2]) -> impl Iterator<Item = IpAddr> {
     let addresses = texts.into_iter().flatten();
     let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
     addresses.filter(|address| !address.is_unspecified())
 }
 
-/// What a container will publish when it is started.
+/// The ports that a container will publish when it is started.
 fn configured(host: &HostConfig) -> BTreeSet<Publication> {
     let ports = host.port_bindings.as_ref();
     let ports = ports.filter(|_| !host.is_on_host_network());
     bounded(ports.into_iter().flat_map(publications).collect())
 }
 
-/// The networks of a daemon, and why some may be missing.
+/// The networks of a daemon, and those that cannot be parsed.
 pub(super) struct Networks {
     pub known: Vec<Network>,
     pub unparsed: Vec<answers::Unparsed>,
@@ -433,7 +434,7 @@ pub(super) async fn networks(client: &DockerClient) -> Result<Networks, DockerCl
     Ok(networks)
 }
 
-/// The interfaces of Podman's networks, which its own API tells and the compatible one does not.
+/// The interfaces of Podman's networks. Podman's own API has them; the compatible API does not.
 async fn podman_bridges(client: &DockerClient) -> BTreeMap<String, String> {
     let path = "/v4.0.0/libpod/networks/json";
     let list: Option<Vec<Box<RawValue>>> = client
@@ -448,9 +449,9 @@ async fn podman_bridges(client: &DockerClient) -> BTreeMap<String, String> {
 }
 
 impl Inventory {
-    /// What is not told stays as it was.
-    pub(super) fn take_networks(&mut self, told: Result<Networks, DockerClientError>) {
-        match told {
+    /// Takes over the networks. Those that cannot be listed or parsed stay unchanged.
+    pub(super) fn take_networks(&mut self, listed: Result<Networks, DockerClientError>) {
+        match listed {
             Ok(Networks {
                 mut known,
                 unparsed,
@@ -471,7 +472,7 @@ impl Inventory {
     }
 }
 
-/// The mode of a container without a network of its own.
+/// The network mode of a container without a network of its own, and the name of that network.
 const HOST: &str = "host";
 
 fn publications(ports: &PortMap) -> Vec<Publication> {
@@ -481,13 +482,13 @@ fn publications(ports: &PortMap) -> Vec<Publication> {
             continue;
         };
         for Binding { host_ip, host_port } in bindings.iter().flatten() {
-            // Left out, Docker chooses when the container starts.
+            // Without a port, Docker chooses one when the container starts.
             let Some((first, last)) = host_port.as_deref().and_then(parse_range) else {
                 continue;
             };
             publications.push(Publication {
                 protocol,
-                // Docker and Podman leave it out for every address of both families.
+                // Without an address, the port is on every address of both families.
                 address: host_ip.as_deref().and_then(|address| address.parse().ok()),
                 first,
                 last,
@@ -513,37 +514,37 @@ pub(super) fn protocol(name: &str) -> Option<PortProtocol> {
     }
 }
 
-/// Parses `8000` and `8000-8010`, of which Docker chooses one. Zero is none.
+/// Parses `8000` and `8000-8010`, of which Docker chooses one port. Port 0 counts as no port.
 fn parse_range(text: &str) -> Option<(u16, u16)> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (first.parse().ok()?, last.parse().ok()?);
     (first != 0 && first <= last).then_some((first, last))
 }
 
-/// Docker's switch for masquerading what a bridge's containers send over IPv4; on if not set.
+/// Docker's option for masquerading packets that a bridge's containers send over IPv4; on if not set.
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 
-/// Docker's switch for routing a bridge's IPv4 addresses instead (Docker 27).
+/// Docker's options for routing a bridge's addresses instead of masquerading them (Docker 27).
 const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 const GATEWAY_MODE_IPV6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
 /// The gateway modes in which hosts with a route reach the containers' addresses directly.
 const ROUTED_MODES: [&str; 2] = ["routed", "nat-unprotected"];
 
-/// The name that was chosen for a bridge, and whether it is the default network's.
+/// Docker's options for the name of a bridge, and for whether it is the bridge of the default network.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 
 /// The interface that a macvlan or ipvlan network stands on.
 const PARENT: &str = "parent";
 
-/// `bridge` is what Podman calls its interface.
+/// Converts a network. `bridge`: the interface that Podman reports.
 fn network(answer: NetworkAnswer, bridge: Option<String>) -> Network {
     let options = answer.options.unwrap_or_default();
     let option = |name| options.get(name).map(String::as_str);
     let masquerades = option(MASQUERADE) != Some("false") && option(GATEWAY_MODE) != Some("routed");
     let driver = answer.driver.unwrap_or_default();
     let is_bridge = driver == BRIDGE;
-    // What Podman calls the interface of such a network is the parent.
+    // For a macvlan or ipvlan network, the interface that Podman reports is the parent.
     let parent = option(PARENT).map(str::to_owned);
     let parent = parent.or_else(|| bridge.clone().filter(|_| !is_bridge));
     let bridge = is_bridge
@@ -576,7 +577,7 @@ fn network(answer: NetworkAnswer, bridge: Option<String>) -> Network {
     }
 }
 
-/// Docker has written the prefix's length behind it at times.
+/// Parses a gateway. Some versions of Docker write a prefix length after the address.
 fn parse_gateway(text: &str) -> Option<IpAddr> {
     let address = text.parse();
     let address = address.or_else(|_| text.parse().map(|network: IpNet| network.addr()));

@@ -1,5 +1,5 @@
-//! A daemon that misbehaves, over a real socket, and what is known of it. dockerd cannot be made to do most of
-//! this when a test wants it.
+//! Tests the inventory with a fake daemon that misbehaves, over a real socket. A test cannot make dockerd do most of
+//! this.
 
 use std::{
     collections::BTreeMap,
@@ -18,19 +18,19 @@ use tempfile::TempDir;
 
 use super::{ConnectionState, Container, Runtime, Watch, read};
 
-/// Longer than any machine takes for what is waited for.
+/// Longer than any machine takes for any state that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a request gets.
+/// The answer to a request.
 #[derive(Clone)]
 enum FakeReply {
     Json(Value),
-    /// A list with null and other oddities, written down as it is.
+    /// A body that is sent unchanged, such as a list with null and other oddities.
     Text(String),
     Refused(u16),
-    /// Nothing, for as long as the client waits.
+    /// No answer, for as long as the client waits.
     Silence,
-    /// Without an end.
+    /// An answer without an end.
     Endless,
 }
 
@@ -38,11 +38,11 @@ enum FakeReply {
 struct FakeDaemonState {
     replies: BTreeMap<String, FakeReply>,
     listeners: Vec<UnixStream>,
-    /// How often each path has been asked for.
+    /// The number of requests for each path.
     asked: BTreeMap<String, usize>,
 }
 
-/// By the path of the request, without the version.
+/// A daemon whose answers are set by the path of the request, without the version.
 #[derive(Clone)]
 struct FakeDaemon {
     state: Arc<Mutex<FakeDaemonState>>,
@@ -92,11 +92,12 @@ impl FakeDaemon {
         *self.state.lock().unwrap().asked.get(path).unwrap_or(&0)
     }
 
-    /// Docker sends again what happened since the moment that a client names: here it waits for the client.
+    /// Sends an event. Docker repeats events since the time that a client names; this daemon waits for the client
+    /// instead.
     fn say(&self, line: &str) {
         let end = Instant::now() + PATIENCE;
         while self.state.lock().unwrap().listeners.is_empty() {
-            assert!(Instant::now() < end, "nobody asks for events");
+            assert!(Instant::now() < end, "no client requests events");
             thread::sleep(Duration::from_millis(5));
         }
         for listener in &mut self.state.lock().unwrap().listeners {
@@ -178,7 +179,7 @@ impl FakeDaemon {
     }
 }
 
-/// A daemon, its files, and who follows it.
+/// A fake daemon and its files.
 struct DaemonFixture {
     folder: TempDir,
     daemon: FakeDaemon,
@@ -203,7 +204,7 @@ impl DaemonFixture {
         Watch::start_at(self.socket().to_str().unwrap(), look_again, |_| {})
     }
 
-    /// Docker's file of a container that will publish a port.
+    /// Writes Docker's file of a container that will publish a port.
     fn configure(&self, id: &str, port: u16) {
         let folder = self.folder.path().join("containers").join(id);
         fs::create_dir_all(&folder).unwrap();
@@ -227,7 +228,7 @@ fn inspected(id: &str, port: u16, address: &str) -> Value {
         "State": {"Running": true}})
 }
 
-/// Waits until what is known of the daemon is so.
+/// Waits until the state of the daemon meets a condition.
 fn wait(watch: &Watch, what: &str, is_so: impl Fn(&Runtime) -> bool) -> Runtime {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -276,7 +277,7 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     world.daemon.inspect("bad", FakeReply::Refused(500));
     world.configure("bad", 8002);
     let watch = world.follow();
-    let runtime = wait(&watch, "it is read whole", connected);
+    let runtime = wait(&watch, "the daemon is read whole", connected);
     let containers = &runtime.inventory.containers;
     assert_eq!(ports(&containers["a1"]), [8001]);
     assert_eq!(ports(&containers["z1"]), [8003]);
@@ -290,7 +291,7 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     let why = bad.half_known.as_deref().unwrap();
     assert_eq!(why, "it answers 500: layer\\ndoes not exist");
 
-    // It was known, an event names it, and it cannot be inspected any more.
+    // a1 was known, an event names it, and it cannot be inspected any more.
     world.daemon.inspect("a1", FakeReply::Refused(500));
     world.daemon.event("container", "die", "a1", json!({}));
     let is_half = |id: &'static str| {
@@ -299,7 +300,7 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     let runtime = wait(&watch, "half known", is_half("a1"));
     assert_eq!(ports(&runtime.inventory.containers["a1"]), [8001]);
     assert!(connected(&runtime), "{runtime:?}");
-    // It can be again.
+    // a1 can be inspected again.
     world
         .daemon
         .inspect("a1", FakeReply::Json(inspected("a1", 9001, "172.17.0.2")));
@@ -307,7 +308,7 @@ fn a_container_that_cannot_be_inspected_is_half_known_and_hides_no_other() {
     let runtime = wait(&watch, "known again", |runtime| !is_half("a1")(runtime));
     assert_eq!(ports(&runtime.inventory.containers["a1"]), [9001]);
 
-    // Who asks once gets the same.
+    // Reading once gives the same containers.
     let asked = tokio_block(read(world.socket().to_str().unwrap())).unwrap();
     assert_eq!(asked.containers, runtime.inventory.containers);
 }
@@ -339,7 +340,7 @@ fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
     world.daemon.inspect("new", FakeReply::Silence);
     world.configure("new", 12_345);
     let watch = world.follow();
-    wait(&watch, "the list is told at once", |runtime| {
+    wait(&watch, "the list is published immediately", |runtime| {
         runtime.inventory.containers.len() == 34
     });
     world.daemon.event(
@@ -355,9 +356,9 @@ fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
     assert_eq!(
         runtime.connection,
         ConnectionState::Reading,
-        "the others have not had their time"
+        "the time for the others is not over"
     );
-    let runtime = wait(&watch, "each has had its time", connected);
+    let runtime = wait(&watch, "the time for each is over", connected);
     assert_eq!(ports(&runtime.inventory.containers["last"]), [8000]);
     assert_eq!(runtime.inventory.containers["last"].half_known, None);
     for id in &hanging {
@@ -366,7 +367,7 @@ fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
             (container.half_known.as_deref(), container.is_file_unread),
             (Some("no answer within 2 s"), true)
         );
-        // Docker goes on with what is given up: it is not asked twice.
+        // Docker goes on with a request that is given up, so a second one is not sent.
         world.daemon.event("container", "start", id, json!({}));
     }
     thread::sleep(Duration::from_secs(1));
@@ -374,7 +375,7 @@ fn a_new_container_is_closed_at_once_and_the_others_are_read_while_many_hang() {
 }
 
 #[test]
-fn an_answer_without_an_end_is_cut_off() {
+fn an_answer_without_an_end_is_bounded() {
     let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
@@ -400,7 +401,7 @@ fn an_answer_without_an_end_is_cut_off() {
     );
     assert_eq!(ports(&runtime.inventory.containers["b1"]), [8000]);
 
-    // An event that is longer than any: the next ones are taken up, and everything is asked for again.
+    // An event is too long: the next events are processed, and everything is read again.
     let asked = world.daemon.asked("/containers/json");
     world.daemon.say(&"x".repeat(20 << 20));
     world.daemon.event("container", "destroy", "b1", json!({}));
@@ -409,14 +410,14 @@ fn an_answer_without_an_end_is_cut_off() {
     });
     let end = Instant::now() + Duration::from_secs(5);
     while world.daemon.asked("/containers/json") == asked {
-        assert!(Instant::now() < end, "the list is not asked for again");
+        assert!(Instant::now() < end, "the list is not requested again");
         thread::sleep(Duration::from_millis(20));
     }
 
     let world = DaemonFixture::new();
     world.daemon.reply("/containers/json", FakeReply::Endless);
     let watch = world.follow();
-    let runtime = wait(&watch, "it is told", |runtime| {
+    let runtime = wait(&watch, "the trouble is published", |runtime| {
         runtime.connection != ConnectionState::Reading
     });
     let ConnectionState::NeverAnswered { error } = runtime.connection else {
@@ -426,7 +427,7 @@ fn an_answer_without_an_end_is_cut_off() {
         error.contains("larger than 64 MiB") || error.contains("no answer within 5 s"),
         "{error}"
     );
-    // Events are followed all the same.
+    // Events are followed although the list failed.
     world.daemon.inspect("new", FakeReply::Silence);
     world.configure("new", 12_345);
     world
@@ -442,7 +443,7 @@ fn an_answer_without_an_end_is_cut_off() {
 }
 
 #[test]
-fn what_one_daemon_said_is_not_taken_for_anothers() {
+fn the_containers_of_two_daemons_are_kept_apart() {
     let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
@@ -460,7 +461,7 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
     let of_a = format!("A at {}", world.folder.path().display());
     assert_eq!(runtime.daemon, Some(of_a.clone()));
 
-    // Another daemon at the same path, while the first one lives on.
+    // Another daemon listens at the same path, while the first one still runs.
     let path = world.folder.path().join("b.sock");
     let other = FakeDaemon::start(&path, "B", world.folder.path());
     other.set(
@@ -500,7 +501,7 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
     );
     assert_eq!(runtime.inventory.networks.len(), 1);
 
-    // The same daemon, restarted: what is gone meanwhile is gone.
+    // The same daemon after a restart: containers that went in the meantime are removed.
     other.set(
         "/containers/json",
         json!([listed("b2", "running", json!([]))]),
@@ -512,7 +513,7 @@ fn what_one_daemon_said_is_not_taken_for_anothers() {
 }
 
 #[test]
-fn a_daemon_that_is_lost_leaves_what_it_said_last_and_says_since_when() {
+fn a_daemon_that_is_lost_keeps_its_last_inventory_with_the_time() {
     let world = DaemonFixture::new();
     world.daemon.set(
         "/containers/json",
@@ -528,7 +529,7 @@ fn a_daemon_that_is_lost_leaves_what_it_said_last_and_says_since_when() {
     let is_lost = |runtime: &Runtime| matches!(runtime.connection, ConnectionState::Lost { .. });
     wait(
         &watch,
-        "no socket: a daemon that cannot be asked is lost",
+        "no socket: a daemon that cannot be reached is lost",
         |runtime| {
             world.daemon.hang_up();
             is_lost(runtime)
@@ -548,9 +549,9 @@ fn a_daemon_that_is_lost_leaves_what_it_said_last_and_says_since_when() {
 }
 
 #[test]
-fn odd_answers_cost_no_more_than_what_they_are_about() {
+fn an_odd_answer_hides_nothing_but_its_own_element() {
     let world = DaemonFixture::new();
-    // Podman's states, nulls, numbers that fit nowhere, an element that is none, and one without a name.
+    // Podman's states, nulls, numbers that are too large, an element that is no container, and one without a name.
     let list = r#"[
         {"Id": "odd1", "Names": null, "Image": null, "Labels": null, "State": "stopped", "Ports": null},
         {"Id": "odd2", "Names": ["/odd2"], "Ports": [{"PrivatePort": -1, "PublicPort": 99999999999999999999, "Type": "tcp"}]},
@@ -585,7 +586,7 @@ fn odd_answers_cost_no_more_than_what_they_are_about() {
     let network = &runtime.inventory.networks[0];
     assert_eq!(network.gateways, [address("172.20.0.1")]);
     assert_eq!(network.subnets.len(), 1);
-    // Events that are none end nothing.
+    // Lines that are no events do not end the stream.
     for line in [
         "x",
         "",
@@ -602,10 +603,10 @@ fn odd_answers_cost_no_more_than_what_they_are_about() {
         !runtime.inventory.containers.contains_key("odd1")
     });
     assert!(connected(&runtime));
-    // Networks that cannot be listed stay as they were.
+    // Networks stay unchanged if they cannot be listed.
     world.daemon.reply("/networks", FakeReply::Refused(500));
     world.daemon.event("network", "create", "n2", json!({}));
-    let runtime = wait(&watch, "it is told", |runtime| {
+    let runtime = wait(&watch, "the trouble is published", |runtime| {
         runtime
             .inventory
             .networks_left_out
@@ -658,7 +659,7 @@ fn addresses_names_and_states_follow_their_events() {
     for action in ["exec_start: sh", "health_status: healthy", "top", "resize"] {
         world.daemon.event("container", action, "a1", json!({}));
     }
-    // Podman's word for gone.
+    // Podman's name for the event of a removed container.
     world.daemon.inspect("a1", FakeReply::Refused(404));
     world.daemon.event("container", "remove", "a1", json!({}));
     wait(&watch, "gone", |runtime| {
@@ -667,17 +668,17 @@ fn addresses_names_and_states_follow_their_events() {
     assert_eq!(
         world.daemon.asked("/containers/a1/json"),
         asked + 1,
-        "a health check asks for nothing"
+        "a health check causes no request"
     );
 }
 
 #[test]
-fn a_stream_of_events_that_has_fallen_silent_is_opened_anew() {
+fn a_silent_stream_of_events_is_opened_again() {
     let world = DaemonFixture::new();
     let watch = world.follow_at(Duration::from_millis(500));
     wait(&watch, "A", connected);
     assert_eq!(world.daemon.asked("/events"), 1);
-    // No event tells of it.
+    // No event reports it.
     world.daemon.set(
         "/containers/json",
         json!([listed("a1", "running", json!([]))]),
@@ -707,7 +708,7 @@ fn a_list_that_fails_for_a_moment_loses_no_event() {
         .reply("/containers/json", FakeReply::Refused(500));
     world.configure("new", 12_345);
     let watch = world.follow();
-    wait(&watch, "told", |runtime| {
+    wait(&watch, "the failure is published", |runtime| {
         matches!(runtime.connection, ConnectionState::NeverAnswered { .. })
     });
     world.daemon.inspect("new", FakeReply::Silence);
@@ -725,7 +726,7 @@ fn a_list_that_fails_for_a_moment_loses_no_event() {
 }
 
 #[test]
-fn labels_are_kept_as_far_as_something_reads_them() {
+fn only_labels_that_guard_uses_are_kept() {
     let world = DaemonFixture::new();
     let mut labels = serde_json::Map::new();
     for number in 0..100_000 {
@@ -768,7 +769,7 @@ fn labels_are_kept_as_far_as_something_reads_them() {
 }
 
 #[test]
-fn ranges_written_down_again_and_again_are_one() {
+fn many_overlapping_ranges_are_merged_into_one() {
     let world = DaemonFixture::new();
     let bindings: Vec<Value> = (0..2000)
         .map(|number| json!({"HostIp": format!("10.0.{}.{}", number / 250, number % 250), "HostPort": "1000-65000"}))

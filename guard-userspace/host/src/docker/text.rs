@@ -1,9 +1,9 @@
-//! Text that containers and their daemon have written, before anybody prints it.
+//! Escapes and cuts text from containers and their daemon, so that it can be printed.
 
 /// The longest name, image or error that is kept, in characters.
 const LONGEST: usize = 256;
 
-/// Printable, on one line, and not long: a line break or U+202E would forge what is printed.
+/// Makes a text printable, on one line and not long: a line break or U+202E could forge other output.
 pub(super) fn plain(text: &str) -> String {
     let mut plain = String::new();
     for character in text.chars().take(LONGEST) {
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_forges_a_line_or_fills_a_screen() {
+    fn text_forges_no_line_and_is_cut() {
         assert_eq!(plain("web-1"), "web-1");
         assert_eq!(plain("it's \"so\\\""), "it's \"so\\\"");
         assert_eq!(plain("a\nb\u{202e}c\u{1b}[2J"), "a\\nb\\u{202e}c\\u{1b}[2J");

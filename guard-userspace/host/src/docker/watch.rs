@@ -1,6 +1,6 @@
-//! Follows what Docker does, on a thread of its own. Events come first: they are followed before everything is
-//! listed, and whatever is learnt is told at once. A container that is named in an event is asked for at once,
-//! and everything is read again now and then and after each reconnect.
+//! Follows Docker, on a thread of its own. It subscribes to events before it requests the list, and publishes each
+//! change immediately. A container that an event names is inspected immediately. Everything is read again periodically
+//! and after each reconnect.
 
 use std::{
     convert::Infallible, fs, io, os::unix::fs::MetadataExt as _, path::Path, pin::Pin, sync::Arc,
@@ -26,30 +26,29 @@ use super::{
 };
 use crate::privileges;
 
-/// The first pause before Docker is tried again, and the longest.
+/// The first pause before the next attempt to connect, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How many events that have come at once are answered at once.
+/// The most events that are processed at once.
 const EVENTS_AT_ONCE: usize = 64;
 
-/// How often a quiet daemon is asked whether it is still there, and for everything, in case an event was
-/// lost.
+/// How often everything is read again, in case an event was lost. It also tests whether a quiet daemon still answers.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether the socket is still the same.
+/// How often the socket is tested for being the same file.
 const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
-/// What is known of Docker at a moment.
+/// The state of the runtime at one moment.
 #[derive(Clone, Debug)]
 pub struct ObservedRuntime {
     pub runtime: Runtime,
-    /// When the event happened that led to this, by Docker's clock.
+    /// The time of the event that led to this state, by Docker's clock.
     pub event: Option<Timestamp>,
 }
 
-/// A thread that follows Docker at a socket until this is dropped. It is one of its own, so that nothing
-/// that the agent is busy with holds it up.
+/// A thread that follows Docker at a socket until this is dropped. It has its own thread, so that the agent's other
+/// work does not delay it.
 pub struct Watch {
     socket: String,
     seen: watch::Receiver<ObservedRuntime>,
@@ -58,31 +57,34 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `hear` is told of everything that is new, at once.
-    pub fn start(socket: &str, hear: impl Fn(&ObservedRuntime) + Send + Sync + 'static) -> Self {
-        Self::start_at(socket, LOOK_AGAIN, hear)
+    /// Starts the thread. It calls `on_change` immediately with each new state.
+    pub fn start(
+        socket: &str,
+        on_change: impl Fn(&ObservedRuntime) + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_at(socket, LOOK_AGAIN, on_change)
     }
 
-    /// `look_again`: how often everything is read again.
+    /// Like [`Self::start`]. `look_again`: how often everything is read again.
     pub(super) fn start_at(
         socket: &str,
         look_again: Duration,
-        hear: impl Fn(&ObservedRuntime) + Send + Sync + 'static,
+        on_change: impl Fn(&ObservedRuntime) + Send + Sync + 'static,
     ) -> Self {
         let (sender, seen) = watch::channel(ObservedRuntime {
             runtime: Runtime::new(socket),
             event: None,
         });
-        let hear = Box::new(hear);
-        let teller = Teller {
+        let on_change = Box::new(on_change);
+        let publisher = Publisher {
             sender,
-            hear,
+            on_change,
             was_whole: false,
             look_again,
         };
         let (end, ended) = oneshot::channel();
         let followed = socket.to_owned();
-        thread::spawn(move || run(&followed, teller, ended));
+        thread::spawn(move || run(&followed, publisher, ended));
         Self {
             socket: socket.to_owned(),
             seen,
@@ -90,25 +92,26 @@ impl Watch {
         }
     }
 
+    /// The path of the socket.
     pub fn socket(&self) -> &str {
         &self.socket
     }
 
-    /// What is known at this moment.
+    /// The state at this moment.
     pub fn seen(&self) -> ObservedRuntime {
         self.seen.borrow().clone()
     }
 
-    /// Waits until Docker has answered everything, or could not, or has had its time.
+    /// Waits until Docker was read whole, or an attempt failed, or `patience` is over, and returns the state.
     pub async fn first(&mut self, patience: Duration) -> ObservedRuntime {
         let known = |seen: &ObservedRuntime| seen.runtime.connection != ConnectionState::Reading;
-        // It fails if the thread has ended; then what it has told last is all there is.
+        // It fails if the thread has ended: then the last state is returned.
         let _result = timeout(patience, self.seen.wait_for(known)).await.map(drop);
         self.seen()
     }
 }
 
-fn run(socket: &str, mut teller: Teller, ended: oneshot::Receiver<Infallible>) {
+fn run(socket: &str, mut publisher: Publisher, ended: oneshot::Receiver<Infallible>) {
     let runtime = runtime::Builder::new_current_thread()
         .on_thread_park(privileges::follow)
         .enable_all()
@@ -116,28 +119,28 @@ fn run(socket: &str, mut teller: Teller, ended: oneshot::Receiver<Infallible>) {
     match runtime {
         Ok(runtime) => runtime.block_on(async {
             tokio::select! {
-                () = follow(socket, &mut teller) => {}
+                () = follow(socket, &mut publisher) => {}
                 _ = ended => {}
             }
         }),
-        Err(error) => teller.tell_trouble(&api_error(socket, &error.into())),
+        Err(error) => publisher.publish_trouble(&api_error(socket, &error.into())),
     }
 }
 
-struct Teller {
+struct Publisher {
     sender: watch::Sender<ObservedRuntime>,
-    hear: Box<dyn Fn(&ObservedRuntime) + Send + Sync>,
-    /// What the daemon's containers publish has been known.
+    on_change: Box<dyn Fn(&ObservedRuntime) + Send + Sync>,
+    /// A daemon has been read whole at least once.
     was_whole: bool,
     look_again: Duration,
 }
 
-impl Teller {
+impl Publisher {
     fn runtime(&self) -> Runtime {
         self.sender.borrow().runtime.clone()
     }
 
-    fn tell(&self, runtime: Runtime, event: Option<Timestamp>) {
+    fn publish(&self, runtime: Runtime, event: Option<Timestamp>) {
         let before = self.sender.borrow().runtime.clone();
         if before == runtime {
             return;
@@ -157,13 +160,13 @@ impl Teller {
         }
         let seen = ObservedRuntime { runtime, event };
         self.sender.send_replace(seen.clone());
-        (self.hear)(&seen);
+        (self.on_change)(&seen);
     }
 
-    fn tell_trouble(&self, trouble: &DockerError) {
+    fn publish_trouble(&self, trouble: &DockerError) {
         let mut runtime = self.runtime();
         runtime.connection = self.troubled(runtime.connection, trouble);
-        self.tell(runtime, None);
+        self.publish(runtime, None);
     }
 
     fn troubled(&self, before: ConnectionState, trouble: &DockerError) -> ConnectionState {
@@ -178,8 +181,8 @@ impl Teller {
         }
     }
 
-    /// Tells of everything that a follower knows.
-    fn tell_all(
+    /// Publishes the state of a follower.
+    fn publish_state(
         &mut self,
         follower: &mut Follower,
         daemon: Option<&String>,
@@ -199,15 +202,15 @@ impl Teller {
             (None, before) => before,
         };
         runtime.inventory = Arc::new(follower.inventory());
-        self.tell(runtime, event);
+        self.publish(runtime, event);
     }
 }
 
-async fn follow(socket: &str, teller: &mut Teller) {
+async fn follow(socket: &str, publisher: &mut Publisher) {
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        let trouble = match follow_once(socket, teller).await {
+        let trouble = match follow_once(socket, publisher).await {
             Ended::Otherwise(trouble) => api_error(socket, &trouble),
             Ended::OtherDaemon => {
                 info!(
@@ -220,8 +223,8 @@ async fn follow(socket: &str, teller: &mut Teller) {
         if started.elapsed() > LONGEST_PAUSE {
             pause = FIRST_PAUSE;
         }
-        teller.tell_trouble(&trouble);
-        // One that is not there costs little to look for, and may start containers as soon as it is.
+        publisher.publish_trouble(&trouble);
+        // Looking for a missing daemon costs little, and it may start containers as soon as it is there.
         if UnixStream::connect(socket).await.is_err() {
             while UnixStream::connect(socket).await.is_err() {
                 sleep(FIRST_PAUSE).await;
@@ -234,7 +237,7 @@ async fn follow(socket: &str, teller: &mut Teller) {
     }
 }
 
-/// Why a daemon is followed no longer.
+/// Why a daemon is not followed any longer.
 enum Ended {
     OtherDaemon,
     Otherwise(DockerClientError),
@@ -246,16 +249,16 @@ impl From<DockerClientError> for Ended {
     }
 }
 
-async fn follow_once(socket: &str, teller: &mut Teller) -> Ended {
-    let ended = try_follow(socket, teller).await;
+async fn follow_once(socket: &str, publisher: &mut Publisher) -> Ended {
+    let ended = try_follow(socket, publisher).await;
     let Err(ended) = ended;
     ended
 }
 
 type Events = ReadyChunks<Pin<Box<dyn Stream<Item = Result<EventLine, DockerClientError>> + Send>>>;
 
-async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, Ended> {
-    // From before everything is read, so that nothing falls in between.
+async fn try_follow(socket: &str, publisher: &mut Publisher) -> Result<Infallible, Ended> {
+    // Events are read from this moment on, before everything is read, so that no change is missed in between.
     let started = Timestamp::now();
     let place = place(socket).map_err(DockerClientError::from)?;
     let client = DockerClient::connect(Path::new(socket)).await?;
@@ -264,27 +267,27 @@ async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, End
     let root = info
         .as_ref()
         .and_then(|info| info.docker_root_dir.as_deref());
-    let before = teller.runtime();
+    let before = publisher.runtime();
     let is_same = daemon.is_some() && before.daemon == daemon;
     let mut follower = Follower::new(
         client.clone(),
         Files::below(root),
         before.inventory.as_ref().clone(),
         is_same,
-        teller.look_again,
+        publisher.look_again,
     );
     let mut events = events(&client, started);
     let mut look_at_socket = interval(SOCKET_CHECK);
     look_at_socket.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // Not biased: a stream of events without a pause must not hold up the answers.
+        // Not biased: a stream of events without a pause must not delay the answers.
         let event = tokio::select! {
             chunk = events.next() => {
                 let mut moment = None;
                 for line in chunk.ok_or(DockerClientError::Ended)? {
                     match parse(line?) {
-                        Some(event) => moment = follower.take_up(event).or(moment),
-                        None => follower.look_soon(),
+                        Some(event) => moment = follower.process_event(event).or(moment),
+                        None => follower.request_list_soon(),
                     }
                 }
                 moment
@@ -296,31 +299,31 @@ async fn try_follow(socket: &str, teller: &mut Teller) -> Result<Infallible, End
                 }
                 daemon = daemon.or(now);
                 if let Some(since) = news.lost_since {
-                    warn!(socket, "Docker has not told of all its events: following them anew");
+                    warn!(socket, "Docker has not reported all events: subscribing to them again");
                     events = self::events(&client, since);
                 }
                 news.event
             }
             _ = look_at_socket.tick() => {
-                // Requests go to who is there now, events come from who was.
+                // Requests go to the daemon at the socket now, while events still come from the earlier one.
                 match self::place(socket) {
                     Ok(now) if now != place => return Err(Ended::OtherDaemon),
                     _ => continue,
                 }
             }
         };
-        teller.tell_all(&mut follower, daemon.as_ref(), event);
+        publisher.publish_state(&mut follower, daemon.as_ref(), event);
     }
 }
 
-/// Where a socket is: another one at its path is another daemon's, or a daemon's that has started again.
+/// The device and inode of a socket. They change if another daemon listens at its path, or a daemon was restarted.
 fn place(socket: &str) -> io::Result<(u64, u64)> {
     let found = fs::metadata(socket)?;
     Ok((found.dev(), found.ino()))
 }
 
 fn events(client: &DockerClient, since: Timestamp) -> Events {
-    // Docker reads seconds with a fraction. The filter is {"type":["container","network"]}.
+    // `since` is in seconds with a fraction. The filter is {"type":["container","network"]}.
     let path = format!(
         "/events?since={}.{:09}&filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D",
         since.as_second(),
@@ -330,7 +333,7 @@ fn events(client: &DockerClient, since: Timestamp) -> Events {
     lines.ready_chunks(EVENTS_AT_ONCE)
 }
 
-/// `None`: it must be read what it was about.
+/// Parses an event. `None`: it cannot be parsed, so everything must be read again.
 fn parse(line: EventLine) -> Option<super::answers::EventAnswer> {
     match line {
         EventLine::Text(text) => serde_json::from_str(&text).ok(),

@@ -1,4 +1,4 @@
-//! Chains of rules, and what becomes of a packet that passes through them.
+//! Chains of NAT rules: follows their jumps, and collects the rules that rewrite destinations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,15 +13,15 @@ pub struct NatChains {
 
 #[derive(Debug, Default)]
 struct NatChain {
-    /// Packets begin here.
+    /// The hook at which packets enter this chain; `None`: only jumps lead to it.
     hook: Option<NatHook>,
     rules: Vec<ChainRule>,
 }
 
-/// A rule of a chain, as far as it matters here.
+/// The conditions and the action of a rule.
 #[derive(Debug)]
 pub struct ChainRule {
-    /// One for each way to match it.
+    /// The rule matches a packet that meets any of these.
     pub conditions: Vec<NatCondition>,
     pub action: ChainAction,
 }
@@ -29,16 +29,16 @@ pub struct ChainRule {
 #[derive(Clone, Debug)]
 pub enum ChainAction {
     Rewrite(NatTarget),
-    /// To a chain of the same table, by its full name.
+    /// Jumps to a chain of the same table, by its full name.
     Jump(String),
-    /// It matches everything, and no rule of the chain behind it is reached.
+    /// The rule matches every packet, so no later rule of the chain is reached.
     Stop,
 }
 
 /// The kernel follows jumps sixteen deep (NFT_JUMP_STACK_SIZE).
 const MAX_DEPTH: usize = 16;
 
-/// So many rules are followed at most; with Kubernetes, there are tens of thousands.
+/// The most rules that are followed. A Kubernetes host has tens of thousands.
 const MAX_STEPS: usize = 200_000;
 
 impl NatChains {
@@ -56,7 +56,7 @@ impl NatChains {
         chain.rules.push(rule);
     }
 
-    /// What is rewritten of the packets that pass through the chains.
+    /// The rules that rewrite the destination of packets in these chains.
     pub fn rules(&self) -> NatRules {
         let mut walk = Walk {
             chains: self,
@@ -89,7 +89,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// `above`: the chains that are being followed.
+    /// Follows a chain. `above`: the chains whose jumps led here.
     fn follow(
         &mut self,
         name: &'a str,

@@ -1,21 +1,21 @@
-//! What a rule matches, as far as it is understood.
+//! The condition of a NAT rule, as far as it is understood.
 
 use std::ops::RangeInclusive;
 
 use guard_common::{address::Family, layout::PortProtocol};
 use ipnet::IpNet;
 
-/// `None` is everything. A condition that is not understood matches everything as well: what is said of a
-/// rule may be too much, and never too little.
+/// The packets that a rule matches. A field that is `None` matches everything, and so does a condition that is not
+/// understood: a rule may be reported for too many packets, and never for too few.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatCondition {
     pub family: Option<Family>,
     pub protocol: Option<PortProtocol>,
-    /// The destination's.
+    /// Destination ports.
     pub ports: Option<RangeInclusive<u16>>,
     pub destination: Option<IpNet>,
     pub source: Option<IpNet>,
-    /// The packets come in by it.
+    /// The interface on which packets come in.
     pub interface: Option<String>,
 }
 
@@ -68,7 +68,7 @@ impl NatCondition {
         }
     }
 
-    /// What both match; `None`: nothing.
+    /// The packets that both match; `None`: no packet.
     pub fn and(&self, other: &Self) -> Option<Self> {
         Some(Self {
             family: same(&self.family, &other.family)?,
@@ -88,7 +88,7 @@ pub fn family_of(net: &IpNet) -> Family {
     }
 }
 
-/// `Some(None)`: everything; `None`: nothing.
+/// The intersection of two fields. `Some(None)`: everything; `None`: nothing.
 fn narrower<T: Clone>(
     one: &Option<T>,
     other: &Option<T>,
@@ -112,7 +112,7 @@ fn common_ports(
     (!both.is_empty()).then_some(both)
 }
 
-/// Of two prefixes, one holds the other, or they have nothing in common.
+/// The intersection of two prefixes: the longer one, if the shorter one contains it.
 fn common_net(one: &IpNet, other: &IpNet) -> Option<IpNet> {
     match (one.contains(other), other.contains(one)) {
         (true, _) => Some(*other),

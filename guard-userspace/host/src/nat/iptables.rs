@@ -1,4 +1,4 @@
-//! Tables as `iptables-save` prints them, in words that are the same in all versions.
+//! Parses the output of `iptables-save`, which is the same in all versions.
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{NatHook, NatTarget};
 
-/// Enters the chains of the table `nat` of one family.
+/// Adds the chains of the table `nat` of one family.
 pub fn enter(text: &str, family: Family, chains: &mut NatChains) {
     let table = match family {
         Family::Ipv4 => "ip nat",
@@ -49,7 +49,7 @@ pub fn enter(text: &str, family: Family, chains: &mut NatChains) {
     }
 }
 
-/// The words of a line: a comment in quotes is one.
+/// Splits a line into words. A comment in quotes is one word.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = None::<String>;
@@ -76,7 +76,7 @@ struct IptablesRule<'a> {
 }
 
 impl IptablesRule<'_> {
-    /// What follows an option. A condition with `!` before it matches all the rest.
+    /// The value of an option. `None` also if `!` negates it: then it is treated as matching everything.
     fn word(&self, option: &str) -> Option<&str> {
         let at = self.words.iter().position(|word| word == option)?;
         let before = at.checked_sub(1).and_then(|before| self.words.get(before));
@@ -95,7 +95,7 @@ impl IptablesRule<'_> {
                 ports: self.word("--to-ports").and_then(|ports| range(ports, '-')),
             },
             "NETMAP" => NatTarget::Other(self.line.to_owned()),
-            // Nothing but the target stands there.
+            // The rule has no condition: `-A CHAIN -j TARGET`.
             "ACCEPT" | "DROP" | "RETURN" if self.words.len() == 4 => {
                 return Some(ChainAction::Stop);
             }
@@ -116,7 +116,7 @@ impl IptablesRule<'_> {
         };
         let ports = self.word("--dport").or_else(|| self.word("--dports"));
         let ports = ports.into_iter().flat_map(|ports| ports.split(','));
-        // A port that cannot be read may be every port.
+        // A port that cannot be parsed may match every port.
         let ports: Option<Vec<_>> = ports.map(|ports| range(ports, ':')).collect();
         let Some(ports) = ports.filter(|ports| !ports.is_empty()) else {
             return vec![of_all];
@@ -129,8 +129,8 @@ impl IptablesRule<'_> {
     }
 }
 
-/// `10.0.0.2`, `10.0.0.2:80`, `10.0.0.2:80-90`, `[2001:db8::2]:80`; what else there is stays as it is
-/// written.
+/// Parses `10.0.0.2`, `10.0.0.2:80`, `10.0.0.2:80-90` and `[2001:db8::2]:80`. For other targets, the result has the
+/// line as it is written.
 fn destination(to: &str, line: &str) -> NatTarget {
     let other = || NatTarget::Other(line.to_owned());
     if let Ok(address) = to.trim_matches(['[', ']']).parse() {

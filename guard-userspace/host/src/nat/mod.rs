@@ -1,7 +1,7 @@
 //! Reads the rules that rewrite destinations, from `nft` and the `iptables` programs. It blocks.
 //!
-//! The kernel has them in three places: tables of nftables, tables that `iptables-nft` makes there
-//! (whose targets `nft` does not spell out), and the older ones of `iptables-legacy`.
+//! The kernel has them in three places: tables of nftables, tables of nftables that `iptables-nft` creates (`nft` does
+//! not print the targets of their rules), and the older tables of `iptables-legacy`.
 
 mod chains;
 mod condition;
@@ -16,30 +16,31 @@ use serde_json::Value;
 use self::chains::NatChains;
 use super::NatRules;
 
+/// Why NAT rules cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NatError {
-    #[error("`{program}` cannot be run, which reads the NAT rules: {error}")]
+    #[error("`{program}`, which lists the NAT rules, cannot be run: {error}")]
     NotRun { program: String, error: io::Error },
-    #[error("`{program}` fails, which reads the NAT rules: {complaint}")]
+    #[error("`{program}`, which lists the NAT rules, fails: {complaint}")]
     Failed { program: String, complaint: String },
-    #[error("what `{program}` prints cannot be read")]
+    #[error("the output of `{program}`, which lists the NAT rules, cannot be parsed")]
     Garbled { program: String },
 }
 
 const NFT: &str = "nft";
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
-/// Of `iptables-nft`, for IPv4 and IPv6.
+/// The programs of `iptables-nft`, for IPv4 and IPv6.
 const NFT_SAVE: [&str; 2] = ["iptables-nft-save", "ip6tables-nft-save"];
-/// Of whichever iptables the host has.
+/// The programs of the iptables that the host uses.
 const ANY_SAVE: [&str; 2] = ["iptables-save", "ip6tables-save"];
-/// Of `iptables-legacy`, with the kernel's list of its tables: the program would make a table that is
-/// not there.
+/// The programs of `iptables-legacy`, with the kernel's list of its tables. A program runs only if its table exists,
+/// because it would create a missing table.
 const LEGACY_SAVE: [(&str, &str); 2] = [
     ("iptables-legacy-save", "/proc/net/ip_tables_names"),
     ("ip6tables-legacy-save", "/proc/net/ip6_tables_names"),
 ];
 
-/// Every rule that rewrites the destination of what comes in, or of what this host sends.
+/// Reads every rule that rewrites the destination of packets that come in or that this host sends.
 pub fn nat_rules() -> Result<NatRules, NatError> {
     let mut chains = NatChains::default();
     match run(NFT, &["-j", "list", "ruleset"]) {
@@ -51,7 +52,7 @@ pub fn nat_rules() -> Result<NatRules, NatError> {
                 enter(NFT_SAVE, &mut chains)?;
             }
         }
-        // A host may have iptables alone.
+        // A host may have iptables without `nft`.
         Err(error) if error.is_missing() => match enter(ANY_SAVE, &mut chains) {
             Err(other) if other.is_missing() => return Err(error),
             entered => entered?,
@@ -59,7 +60,7 @@ pub fn nat_rules() -> Result<NatRules, NatError> {
         Err(error) => return Err(error),
     }
     for ((program, tables), family) in LEGACY_SAVE.into_iter().zip(FAMILIES) {
-        // No such file: the kernel's part is not loaded.
+        // If the file is missing, the kernel module is not loaded.
         let tables = fs::read_to_string(tables).unwrap_or_default();
         if tables.lines().any(|table| table == "nat") {
             iptables::enter(&run(program, &["-t", "nat"])?, family, &mut chains);

@@ -1,4 +1,4 @@
-//! The ruleset as `nft -j list ruleset` prints it (libnftables-json(5)).
+//! Parses the output of `nft -j list ruleset` (libnftables-json(5)).
 
 use std::{collections::HashMap, ops::RangeInclusive};
 
@@ -13,11 +13,10 @@ use super::{
 };
 use crate::{NatHook, NatTarget};
 
-/// A set of conditions that would be longer is not written out.
+/// The most conditions of a rule. If a match would give more, it is ignored, and the rule matches more packets.
 const MAX_CONDITIONS: usize = 4096;
 
-/// Enters all chains, and returns whether rules are among them whose targets `nft` does not spell out,
-/// which are iptables'.
+/// Adds all chains. Returns whether some rules are of `iptables-nft`, whose targets `nft` does not print.
 pub fn enter(ruleset: &Value, chains: &mut NatChains) -> bool {
     let all = || ruleset["nftables"].as_array().into_iter().flatten();
     let mut sets = NamedSets::new();
@@ -47,7 +46,7 @@ pub fn enter(ruleset: &Value, chains: &mut NatChains) -> bool {
     has_iptables
 }
 
-/// `ip nat DOCKER`
+/// The full name of an object, such as `ip nat DOCKER`.
 fn full_name(object: &Value, key: &str) -> String {
     let text = |key: &str| object[key].as_str().unwrap_or_default();
     format!("{} {} {}", text("family"), text("table"), text(key))
@@ -62,7 +61,7 @@ struct RuleReader<'a> {
 }
 
 impl RuleReader<'_> {
-    /// A rule of nftables may jump to several chains, and rewrite to several addresses.
+    /// Converts a rule. It may become several, because it may jump to several chains and rewrite to several addresses.
     fn rules(&self, statements: &[Value]) -> Vec<ChainRule> {
         let mut conditions = vec![self.of_family()];
         let mut rules = Vec::new();
@@ -92,7 +91,7 @@ impl RuleReader<'_> {
             } else if let Some(dnat) = statement.get("dnat") {
                 rules.extend(self.of_dnat(dnat, &conditions));
             } else if let Some(action) = self.of_verdict(statement) {
-                // One that is not understood may narrow it.
+                // A statement that is not understood may be a condition, so the rule may not stop every packet.
                 if !matches!(action, ChainAction::Stop) || statements.iter().all(is_for_all) {
                     rules.push(ChainRule {
                         conditions: conditions.clone(),
@@ -148,7 +147,7 @@ impl RuleReader<'_> {
         rules.collect()
     }
 
-    /// The pairs of a map, which may have a name.
+    /// The pairs of a map, either inline or with a name.
     fn elements<'b>(&'b self, data: &'b Value) -> Vec<(&'b Value, &'b Value)> {
         let pairs = match data.as_str() {
             Some(name) => self.named(name),
@@ -163,7 +162,7 @@ impl RuleReader<'_> {
             .collect()
     }
 
-    /// `@name`
+    /// Looks up the elements of the set or map `@name`.
     fn named(&self, name: &str) -> Option<&[Value]> {
         let text = |key: &str| self.rule[key].as_str().unwrap_or_default();
         let name = name.strip_prefix('@')?;
@@ -171,7 +170,7 @@ impl RuleReader<'_> {
         self.sets.get(&name).copied()
     }
 
-    /// What a packet has whose field is one of these values.
+    /// The conditions of packets whose field has one of these values.
     fn matched(&self, field: &Value, values: &Value) -> Vec<NatCondition> {
         let values = match values.as_str() {
             Some(name) if name.starts_with('@') => self.named(name),
@@ -188,13 +187,13 @@ impl RuleReader<'_> {
     }
 }
 
-/// Whether a statement concerns every packet that comes to it.
+/// Whether a statement applies to every packet that reaches it.
 fn is_for_all(statement: &Value) -> bool {
     let names = ["accept", "drop", "return", "counter", "log"];
     names.iter().any(|name| statement.get(name).is_some())
 }
 
-/// An element with a timeout or a comment stands deeper.
+/// The value of an element. If it has a timeout or a comment, the value is nested.
 fn plain(element: &Value) -> &Value {
     element.get("elem").map_or(element, |inner| &inner["val"])
 }
@@ -206,7 +205,7 @@ fn rewrite(conditions: Vec<NatCondition>, to: NatTarget) -> ChainRule {
     }
 }
 
-/// Each condition with each of the others.
+/// Intersects each condition with each of `by`.
 fn narrow(conditions: &mut Vec<NatCondition>, by: &[NatCondition]) {
     if conditions.len().saturating_mul(by.len()) > MAX_CONDITIONS {
         return;
@@ -217,7 +216,7 @@ fn narrow(conditions: &mut Vec<NatCondition>, by: &[NatCondition]) {
     *conditions = both.collect();
 }
 
-/// What a field says with one value: everything, if either is not understood.
+/// The condition that a field has this value. It matches everything if the field or the value is not understood.
 fn of_value(field: &Value, value: &Value) -> NatCondition {
     if let (Some(fields), Some(values)) = (field["concat"].as_array(), value["concat"].as_array()) {
         let mut each = fields.iter().zip(values);
@@ -237,7 +236,7 @@ fn of_value(field: &Value, value: &Value) -> NatCondition {
 }
 
 fn of_port(protocol: &str, value: &Value) -> Option<NatCondition> {
-    // `th` is the header of whatever transport it is.
+    // `th` is the transport header of any protocol.
     let protocol = protocol_of(protocol).map(NatCondition::of_protocol);
     let ports = ports_of(value).map(NatCondition::of_ports);
     match (protocol, ports) {
@@ -259,7 +258,7 @@ fn of_meta(key: Option<&str>, value: &Value) -> Option<NatCondition> {
 fn target(dnat: &Value, address: &Value, port: Option<&Value>) -> NatTarget {
     let parsed = address.as_str().and_then(|text| text.parse().ok());
     match (parsed, port.map(ports_of)) {
-        // A range of addresses, or a port that is computed.
+        // A range of addresses, or a computed port.
         (None, _) | (_, Some(None)) => NatTarget::Other(dnat.to_string()),
         (Some(address), ports) => NatTarget::Address {
             address,
@@ -355,7 +354,7 @@ mod tests {
             all(json!([numbered])),
             [expected[0], "prerouting ip t c: IPv4 -> 10.0.0.2"]
         );
-        // Behind what stops every packet, nothing is rewritten.
+        // After a rule that stops every packet, no packet is rewritten.
         let stopped = json!({"nftables": [chain, rule(json!([{"counter": null}])),
             rule(json!([{"accept": null}])), rule(json!([dnat]))]});
         assert_eq!(rules(&stopped.to_string()), [""; 0]);

@@ -1,5 +1,4 @@
-//! Reads labels. Their text is a stranger's: what is long is not read, and what is shown of it is quoted and
-//! cut.
+//! Parses labels. Their text is untrusted: long values are not parsed, and warnings quote and cut the text.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,39 +13,39 @@ use crate::{
     untrusted::{self, quoted},
 };
 
-/// No longer value is read: room for [`MAX_FROM`] IPv6 prefixes in full length.
+/// The longest value that is parsed: room for [`MAX_FROM`] IPv6 prefixes in full length.
 const LONGEST_VALUE: usize = 16 << 10;
 
-/// More prefixes than that are not merged to see whether they come to few enough.
+/// The most prefixes that are merged to test whether [`MAX_FROM`] or fewer are left.
 const MOST_MERGED: usize = 16 * MAX_FROM;
 
-/// How much is shown of a label, and how many labels that there are not.
+/// The most characters shown of a label's key and value, and the most unknown labels shown.
 const SHOWN_KEY: usize = 48;
 const SHOWN_VALUE: usize = 64;
 const SHOWN_KEYS: usize = 3;
 
-/// What a container asks for.
+/// The labels of a container, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LabelRequest {
     pub from: Option<Wish>,
     pub limit: Budgets,
 }
 
-/// Who shall reach it.
+/// The sources in a container's `guard.from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     Any,
-    /// Merged. More than [`MAX_FROM`] only if it is one source of the policy.
+    /// Merged prefixes. There are more than [`MAX_FROM`] only if the label names a single source of the policy.
     Admitted(Rc<[Admitted]>),
-    /// More than a container may name.
+    /// More than [`MAX_FROM`] prefixes.
     TooMany,
 }
 
-/// Reads the labels of one container after the other.
+/// Parses the labels of containers, one container at a time.
 pub struct LabelReader<'a> {
     clock: KernelTick,
     sources: HashMap<&'a str, &'a Source>,
-    /// The prefixes of sources that were named already.
+    /// The merged prefixes of sources that labels have named already.
     merged: HashMap<&'a str, Rc<[Admitted]>>,
 }
 
@@ -62,7 +61,7 @@ impl<'a> LabelReader<'a> {
         }
     }
 
-    /// A label that cannot be read asks for nothing.
+    /// Parses the labels of a container. A label that cannot be parsed has no effect but a warning.
     pub fn read(
         &mut self,
         labels: &BTreeMap<String, String>,
@@ -92,21 +91,21 @@ impl<'a> LabelReader<'a> {
         }
         if asked.from == Some(Wish::TooMany) {
             complaints.add(format!(
-                "its ports are closed to everybody: the label {FROM} names more than {MAX_FROM} prefixes, \
-                 also when they are merged"
+                "its ports are closed to every source: the label {FROM} names more than {MAX_FROM} prefixes, \
+                 even after they are merged"
             ));
         }
         if !unknown.is_empty() {
             let keys = unknown.iter().map(|key| untrusted::name(key, SHOWN_KEY));
             complaints.add(format!(
-                "no such label: {}; {FROM}, {LIMIT}packets, {LIMIT}bytes and {LIMIT}connections are",
+                "unknown label: {}; write {FROM}, {LIMIT}packets, {LIMIT}bytes or {LIMIT}connections",
                 untrusted::listed(keys, SHOWN_KEYS)
             ));
         }
         asked
     }
 
-    /// `any`, CIDRs and names of sources, with commas between them.
+    /// Parses `any`, CIDRs and names of sources, separated by commas.
     fn read_from(&mut self, value: &str) -> Result<Wish, String> {
         if value.len() > LONGEST_VALUE {
             return Ok(Wish::TooMany);
@@ -144,7 +143,7 @@ impl<'a> LabelReader<'a> {
         })
     }
 
-    /// The prefixes of a source of the policy.
+    /// The merged prefixes of a source of the policy.
     fn source(&mut self, name: &str) -> Option<Rc<[Admitted]>> {
         let source: &'a Source = self.sources.get(name)?;
         let list = self.merged.entry(&source.name).or_insert_with(|| {
@@ -158,7 +157,7 @@ impl<'a> LabelReader<'a> {
     }
 }
 
-/// As a policy writes it: `500/s`, or `{ rate = "50/s", burst = 200 }`.
+/// Parses a budget as a policy writes it: `500/s`, or `{ rate = "50/s", burst = 200 }`.
 fn read_limit(kind: &str, value: &str, clock: KernelTick) -> Result<Budgets, String> {
     let value = value.trim();
     if value.len() > LONGEST_VALUE || value.contains('\n') {

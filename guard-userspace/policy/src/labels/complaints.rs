@@ -1,21 +1,21 @@
-//! What containers ask for in vain, in a bounded number of bounded lines: whoever writes labels decides
-//! neither how long the status is nor what stands in it.
+//! Warnings about labels, in a bounded number of lines of bounded length: the author of labels must not control how
+//! long the status is, nor forge its lines.
 
 use crate::untrusted;
 
-/// How much is said of a container, how long each of it is, and how many lines there are of all.
+/// The most warnings for a container, the most characters of each, and the most lines for all containers.
 const MOST_OF_CONTAINER: usize = 4;
 const LONGEST: usize = 480;
 const MOST: usize = 100;
 
-/// Of a container's name.
+/// The most characters of a container's name.
 const LONGEST_NAME: usize = 64;
 
-/// Of one container.
+/// The warnings for one container.
 #[derive(Default)]
 pub struct Complaints {
     texts: Vec<String>,
-    untold: usize,
+    left_out: usize,
 }
 
 impl Complaints {
@@ -23,37 +23,40 @@ impl Complaints {
         if self.texts.len() < MOST_OF_CONTAINER {
             self.texts.push(untrusted::one_line(&text, LONGEST));
         } else {
-            self.untold += 1;
+            self.left_out += 1;
         }
     }
 }
 
-/// Of all containers.
+/// The warnings for all containers.
 #[derive(Default)]
 pub struct Warnings {
     lines: Vec<String>,
-    untold: usize,
+    left_out: usize,
 }
 
 impl Warnings {
     pub fn add(&mut self, container: &str, complaints: Complaints) {
-        let Complaints { texts, untold } = complaints;
+        let Complaints { texts, left_out } = complaints;
         let container = untrusted::name(container, LONGEST_NAME);
-        let more = (untold != 0).then(|| format!("{untold} more of what it asks for is ignored"));
+        let more = (left_out != 0).then(|| format!("{left_out} more about its labels, not shown"));
         for text in texts.into_iter().chain(more) {
             if self.lines.len() < MOST {
                 self.lines.push(format!("container {container}: {text}"));
             } else {
-                self.untold += 1;
+                self.left_out += 1;
             }
         }
     }
 
     pub fn end(self) -> Vec<String> {
-        let Self { mut lines, untold } = self;
-        if untold != 0 {
+        let Self {
+            mut lines,
+            left_out,
+        } = self;
+        if left_out != 0 {
             lines.push(format!(
-                "{untold} more of what the labels of containers ask for is ignored"
+                "{left_out} more about the labels of containers, not shown"
             ));
         }
         lines

@@ -1,5 +1,6 @@
-//! Lists of sources, one IP family at a time. The kernel looks up a service by port and address and has no family in
-//! the key. A service for every address of one family must therefore admit to the other family what it did before.
+//! Splits and joins lists of sources by IP family. The kernel looks up a service by port and address, without the
+//! family. A service for every address of one family must therefore admit the same sources of the other family as
+//! before.
 
 use guard_common::address::Family;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -20,7 +21,7 @@ pub fn name(family: Family) -> &'static str {
     }
 }
 
-/// The sources of one family; `None`: of both.
+/// The sources of one family; `None`: of both families.
 pub fn part(from: &From, family: Option<Family>) -> From {
     match (from, family) {
         (From::Admitted(list), Some(family)) => part_of_list(list, family),

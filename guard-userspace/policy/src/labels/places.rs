@@ -1,4 +1,5 @@
-//! Places in the port table: those that a container publishes, those that a service lists, and what is left of them.
+//! Places (indices of the port table): those that a container publishes, those that a service lists, and the rest when
+//! some are removed.
 
 use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
@@ -7,8 +8,8 @@ use guard_common::layout::{PortProtocol, port_index};
 use super::families;
 use crate::{Labelled, Ports, PublishedAt, untrusted};
 
-/// What a container publishes, as places in the port table, and where. What is published on every address of a family
-/// is not named for one of them again.
+/// The places that a container publishes, and where. A place that is published on every address of a family does not
+/// occur again for a single address.
 pub fn places_of_container(labelled: &Labelled) -> BTreeSet<(u32, PublishedAt)> {
     let published = labelled.published.iter();
     let places: BTreeSet<_> = published
@@ -28,7 +29,7 @@ pub fn places_of_container(labelled: &Labelled) -> BTreeSet<(u32, PublishedAt)> 
     named.collect()
 }
 
-/// `None`: every address of a family.
+/// The single address; `None`: every address of a family.
 pub fn address_of(at: PublishedAt) -> Option<IpAddr> {
     match at {
         PublishedAt::EveryIpv4 | PublishedAt::EveryIpv6 => None,
@@ -36,7 +37,7 @@ pub fn address_of(at: PublishedAt) -> Option<IpAddr> {
     }
 }
 
-/// Whether what is published there can be reached at an address of a service; `None` stands for every one.
+/// Whether a port published there can be reached at the address of a service; `None`: every address.
 pub fn overlaps(at: PublishedAt, address: Option<IpAddr>) -> bool {
     let Some(address) = address else {
         return true;
@@ -48,7 +49,7 @@ pub fn overlaps(at: PublishedAt, address: Option<IpAddr>) -> bool {
     }
 }
 
-/// The places in the port table of ports that containers can publish.
+/// The places of those ports that containers can publish (not of protocols without ports).
 pub fn places_of(ports: &[Ports]) -> impl Iterator<Item = RangeInclusive<u32>> {
     let ranges = ports
         .iter()
@@ -56,7 +57,7 @@ pub fn places_of(ports: &[Ports]) -> impl Iterator<Item = RangeInclusive<u32>> {
     ranges.map(Ports::indices)
 }
 
-/// What is left of some ports without others.
+/// The ports without the places in `taken`.
 pub fn without(ports: &[Ports], taken: &BTreeSet<u32>) -> Vec<Ports> {
     let (ranges, mut left): (Vec<Ports>, Vec<Ports>) = ports
         .iter()
@@ -73,7 +74,7 @@ pub fn without(ports: &[Ports], taken: &BTreeSet<u32>) -> Vec<Ports> {
     left
 }
 
-/// Places of one protocol in the port table, as ports.
+/// Converts a range of places of one protocol to ports.
 fn range_of(places: RangeInclusive<u32>) -> Option<Ports> {
     if places.is_empty() {
         return None;
@@ -86,7 +87,7 @@ fn range_of(places: RangeInclusive<u32>) -> Option<Ports> {
     })
 }
 
-/// Places in the port table as ranges of ports.
+/// Converts places to ranges of ports.
 pub fn ranges(places: &BTreeSet<u32>) -> Vec<Ports> {
     let mut ranges: Vec<Ports> = Vec::new();
     for place in places {
@@ -109,7 +110,7 @@ pub fn ranges(places: &BTreeSet<u32>) -> Vec<Ports> {
     ranges
 }
 
-/// The other way round from [`port_index`].
+/// The inverse of [`port_index`].
 fn port_at(place: u32) -> Option<(PortProtocol, u16)> {
     let protocols = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp];
     let protocol = protocols.into_iter().find(|protocol| {
@@ -121,7 +122,7 @@ fn port_at(place: u32) -> Option<(PortProtocol, u16)> {
     ))
 }
 
-/// Places in the port table, as a policy writes them. `None`: on every address of both families.
+/// The ports of some places, as a policy writes them, and where they are. `None`: on every address of both families.
 pub fn display(places: &BTreeSet<u32>, at: Option<PublishedAt>) -> String {
     let ranges = ranges(places);
     let ports = untrusted::listed(ranges.iter().map(Ports::to_string), 8);

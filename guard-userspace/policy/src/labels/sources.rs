@@ -1,4 +1,4 @@
-//! Lists of prefixes that end, merged and cut with each other without holding each against each.
+//! Merges lists of prefixes that may end, and intersects them without comparing each prefix with each other.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::{Admitted, tables::Lengths};
 
-/// The same sources in as few prefixes as may be. What ends at different times is not merged.
+/// The same sources in as few prefixes as possible. Prefixes that end at different times are not merged.
 pub fn merged(list: &[Admitted]) -> Vec<Admitted> {
     let mut by_end: BTreeMap<Option<Timestamp>, Vec<IpNet>> = BTreeMap::new();
     for Admitted { prefix, expires } in list {
@@ -25,7 +25,7 @@ pub fn merged(list: &[Admitted]) -> Vec<Admitted> {
 /// The sources that a service allows.
 pub struct Allowed {
     merged: Vec<Admitted>,
-    /// When the last that admits a prefix ends; `None`: never.
+    /// The latest end of the entries for a prefix; `None`: never.
     ends: BTreeMap<IpNet, Option<Timestamp>>,
     lengths: Lengths,
 }
@@ -45,12 +45,12 @@ impl Allowed {
         }
     }
 
-    /// Whether this is the list, which must be [`merged`].
+    /// Whether both lists are equal. `list` must be [`merged`].
     pub fn is(&self, list: &[Admitted]) -> bool {
         self.merged == list
     }
 
-    /// Who is in both, merged, and whether that is all of the list.
+    /// The sources that are in both lists, merged, and whether the service allows every prefix of `list` in full.
     pub fn intersection(&self, list: &[Admitted]) -> (Vec<Admitted>, bool) {
         let mut left = Vec::new();
         let mut is_covered = true;
@@ -70,7 +70,7 @@ impl Allowed {
             if end == Some(None) {
                 continue;
             }
-            // Prefixes are sorted by their first address: what lies in this one follows it.
+            // Prefixes are sorted by their first address, so those that lie in this one follow it.
             let inside = self.ends.range(*prefix..);
             let inside = inside.take_while(|(inner, _)| prefix.contains(*inner));
             for (inner, end) in inside.filter(|(inner, _)| *inner != prefix) {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_side_by_side_is_one_unless_it_ends_apart() {
+    fn adjacent_prefixes_are_merged_unless_they_end_at_different_times() {
         let found = merged(&list(&[
             "10.0.1.0/24",
             "10.0.0.0/24",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_intersection_is_who_is_in_both_for_as_long_as_both_last() {
+    fn an_intersection_has_the_sources_of_both_for_as_long_as_both_last() {
         for (allowed, asked, left, is_covered) in [
             (
                 &["10.0.0.0/8"][..],

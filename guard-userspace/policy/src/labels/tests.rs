@@ -63,7 +63,7 @@ const API: &str = "api tcp/8000-8010 any 100";
 const INNER: &str = "inner tcp/9000 198.51.100.0/24 0";
 
 #[test]
-fn labels_take_away_from_what_the_policy_allows() {
+fn labels_restrict_what_the_policy_allows() {
     let (services, warnings) = judge(
         "narrow",
         8003,
@@ -109,11 +109,11 @@ fn where_containers_share_a_port_all_their_labels_hold() {
     assert_eq!(
         admitted("198.51.100.7", "198.51.100.66"),
         0,
-        "nobody is in both"
+        "no source is in both"
     );
 }
 
-/// What holds at a port of an address: the service, whether anybody may reach it, and its budget of packets.
+/// The service that holds at port 8003 of an address, after a container with labels publishes that port.
 fn judge_at(labels: &str, policy: &str, published: &[&str], address: &str) -> String {
     let text = format!("docker.labels = \"{labels}\"\n{policy}");
     let policy = Policy::parse(&text, "guard.toml", CLOCK).unwrap();
@@ -174,7 +174,7 @@ fn labels_hold_where_the_container_is_published_and_nowhere_else() {
             assert_eq!(found, service, "{labels} {published:?} {address}");
         }
     }
-    // No service lists it: with the whole word it is opened on its own address.
+    // No service lists the port: `full` opens it on the address where the container publishes it.
     for (labels, published, address, service) in [
         ("full", &here[..], "203.0.113.11", "@web-1"),
         ("full", &here, "203.0.113.10", "closed"),
@@ -185,7 +185,7 @@ fn labels_hold_where_the_container_is_published_and_nowhere_else() {
         let found = judge_at(labels, "", published, address);
         assert_eq!(found, service, "{labels} {published:?} {address}");
     }
-    // A service on another address, or of the other version, is none of the container's.
+    // Labels do not change a service on another address, or of the other family.
     for (address, other, published) in [
         ("203.0.113.10", "203.0.113.11", "203.0.113.11"),
         ("2001:db8::10", "203.0.113.11", "0.0.0.0"),
@@ -200,7 +200,7 @@ fn labels_hold_where_the_container_is_published_and_nowhere_else() {
     }
 }
 
-/// Who may reach a port by the last service that lists it, after containers with one label each.
+/// The service that lists port 8003 and the sources that it admits, after containers with one label each.
 fn from_of(policy: &str, containers: &[(&str, PublishedAt, &str)]) -> (String, Vec<String>) {
     let labelled = containers.iter().map(|(name, at, from)| Labelled {
         published: vec![on(*at, 8003)],
@@ -276,7 +276,7 @@ fn labels_hold_for_the_family_that_the_container_is_published_on() {
             &[("a", four, "198.51.100.7"), ("b", six, "any")],
             "api@a 198.51.100.7/32 2001:db8::/32",
         ),
-        // For IPv6 the piece holds what the policy says: the label of b is ignored as it would be alone.
+        // For IPv6, api@a has the list of the policy: the label of b is ignored as it would be alone.
         (
             "narrow",
             &listed,
@@ -374,7 +374,7 @@ fn a_label_without_sources_of_the_published_family_is_reported() {
 
 #[test]
 fn without_room_for_its_list_a_container_is_closed_for_its_family_alone_if_that_has_room() {
-    // Each list of the other family that is kept takes room as well.
+    // The list that is kept for the other family takes room as well.
     for (room, expected) in [
         (2, "api@a 192.0.2.7/32 ::/0"),
         (1, "api@a ::/0"),
@@ -391,8 +391,8 @@ fn without_room_for_its_list_a_container_is_closed_for_its_family_alone_if_that_
         assert_eq!(found, expected, "{warnings:?}");
         let closed = match room {
             2 => None,
-            1 => Some("tcp/8003 on every IPv4 address is closed to everybody"),
-            _ => Some("container a: tcp/8003 is closed to everybody"),
+            1 => Some("tcp/8003 on every IPv4 address is closed to every source"),
+            _ => Some("container a: tcp/8003 is closed to every source"),
         };
         assert_eq!(
             warnings.len(),
@@ -428,35 +428,29 @@ fn limits_of_containers_in_both_families_of_a_port_hold_together() {
 }
 
 #[test]
-fn labels_that_ask_for_more_are_ignored_and_the_container_is_named() {
+fn labels_for_more_than_the_policy_allows_are_ignored_and_the_container_is_named() {
     for (port, label, value, services, words) in [
         (
             8000,
             "guard.limit.packets",
             "200/s",
             vec![API, INNER],
-            "asks for more",
+            "rate or burst is larger",
         ),
         (
             8000,
             "guard.limit.packets",
             "{ rate = \"9/s\", burst = 200 }",
             vec![API, INNER],
-            "asks for more",
+            "rate or burst is larger",
         ),
-        (
-            9000,
-            "guard.from",
-            "any",
-            vec![API, INNER],
-            "asks for sources",
-        ),
+        (9000, "guard.from", "any", vec![API, INNER], "names sources"),
         (
             9000,
             "guard.from",
             "192.0.2.7",
             vec![API, INNER],
-            "asks for sources",
+            "names sources",
         ),
         (
             9000,
@@ -467,7 +461,7 @@ fn labels_that_ask_for_more_are_ignored_and_the_container_is_named() {
                 "inner  198.51.100.0/24 0",
                 "inner@web-1 tcp/9000 198.51.100.7/32 0",
             ],
-            "asks for sources",
+            "names sources",
         ),
         (
             7000,
@@ -497,7 +491,7 @@ fn labels_that_ask_for_more_are_ignored_and_the_container_is_named() {
             vec![API, INNER],
             "is ignored",
         ),
-        (8000, "guard.form", "any", vec![API, INNER], "no such label"),
+        (8000, "guard.form", "any", vec![API, INNER], "unknown label"),
     ] {
         let (found, warnings) = judge("narrow", port, &[(label, value)]);
         assert_eq!(found, services, "{label}={value}");
@@ -508,7 +502,7 @@ fn labels_that_ask_for_more_are_ignored_and_the_container_is_named() {
 }
 
 #[test]
-fn labels_may_open_if_the_policy_says_so() {
+fn labels_may_open_ports_if_docker_labels_is_full() {
     let asked = [("guard.from", "any"), ("guard.limit.packets", "200/s")];
     let (services, warnings) = judge("full", 7000, &asked);
     assert_eq!(services, [API, INNER, "@web-1 tcp/7000 any 200"]);
@@ -660,7 +654,7 @@ fn without_room_for_its_own_budget_a_container_keeps_that_of_the_policy() {
         );
         assert!(warning.contains("keeps the budgets"), "{warning}");
     }
-    // Where labels open, what has no room for its limit stays as the policy says.
+    // With `full`, ports without room for their limits stay as in the policy.
     let text = format!("docker.labels = \"full\"\n{text}").replace("tcp/1-65535", "tcp/1-9000");
     let text = text.replace(
         "limit.packets",
@@ -690,16 +684,16 @@ fn without_room_for_another_service_a_restricted_container_is_closed() {
     assert!(listing(&policy, 2_099).is_empty());
     assert_eq!(listing(&policy, 2_100)[0].name, "api");
     assert!(
-        warnings[0].contains("is closed to everybody"),
+        warnings[0].contains("is closed to every source"),
         "{warnings:?}"
     );
-    // Of what is only observed nothing is dropped.
+    // A service in mode observe drops nothing.
     let (policy, _) = applied(&format!("{ANY}mode = \"observe\"\n"), labelled);
     assert_eq!(listing(&policy, 2_099)[0].name, "api");
 }
 
 #[test]
-fn what_a_label_holds_forges_no_line_and_is_not_repeated_at_length() {
+fn the_text_of_a_label_forges_no_line_and_is_cut() {
     let mut hostile = container(
         "web\nERROR all is lost",
         8000,
@@ -781,12 +775,12 @@ fn a_thousand_containers_cost_little() {
     let took = start.elapsed();
     println!("{took:?} for {} services", applied.services.len());
     assert!(applied.services.len() > 1_000);
-    // Ten times as much without optimization; it was minutes when each one copied all.
+    // Ten times as long without optimization. It took minutes when each container copied all services.
     assert!(took.as_millis() < 500, "{took:?}");
 }
 
 #[test]
-fn two_containers_that_may_have_a_port_are_both_heeded() {
+fn the_labels_of_two_containers_with_one_port_both_hold() {
     let policy = Policy::parse(POLICY, "guard.toml", CLOCK).unwrap();
     let labelled = |container: &str, from: &str| Labelled {
         container: container.to_owned(),
@@ -832,7 +826,7 @@ fn names_fit_the_tables_and_differ() {
 }
 
 #[test]
-fn what_is_said_of_a_service_with_a_long_name_is_said_of_what_labels_make_of_it() {
+fn a_service_made_by_labels_goes_by_the_long_name_of_its_base() {
     let long = "s".repeat(60);
     let text = ANY.replace("api", &long);
     let (policy, _) = applied(

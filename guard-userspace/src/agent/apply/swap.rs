@@ -1,8 +1,14 @@
-//! Puts a generation that is loaded in force, interface by interface, and back again if one of them refuses.
+//! Puts a loaded generation in force, interface by interface, and reverts that if an interface refuses it.
 
-use std::{collections::BTreeMap, mem, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::Context as _;
+use guard_common::layout::PortProtocol;
 use tracing::{info, warn};
 
 use super::{Applier, Attached, Order, RollbackScope, compile_input};
@@ -13,33 +19,44 @@ use crate::{
         plan::{Content, Target},
     },
     dataplane::{
-        Attachment, Dataplane, LoadError, PortUpdates, Prepared, Programs, TakenOff, needs_another,
+        AttachError, Attachment, Dataplane, LoadError, PortUpdates, Prepared, Programs, TakenOff,
+        needs_another,
     },
     host::{self, Host, OpenFlows, ReadError, Reading, UdpFlow, XdpState, read},
-    policy::Containers,
+    policy::{Containers, Policy, PublishedPort},
 };
+
+/// What decides which UDP flows are recorded.
+#[derive(PartialEq)]
+pub(super) struct RecordedFlows {
+    policy: Arc<Policy>,
+    /// The UDP ports that containers publish.
+    published: BTreeSet<PublishedPort>,
+    /// By index.
+    interfaces: BTreeSet<u32>,
+}
 
 /// An interface that waits for its program.
 #[derive(Clone, Copy)]
 pub(super) struct PendingSwap<'a> {
     pub(super) target: &'a Target,
     pub(super) found: Option<XdpState>,
-    /// It takes the place of another one of this guard.
+    /// It replaces another program of this guard.
     pub(super) swaps: bool,
 }
 
-/// What was done on an interface, to be undone.
+/// A change on an interface, so that it can be undone.
 struct Done {
     index: u32,
-    /// What this agent had put in force there before.
+    /// The id of the program that this agent had attached there before.
     before: Option<u32>,
     swaps: bool,
-    /// Programs of this guard that were in the way, by the index of their interface.
+    /// Programs of this guard that were detached from upper devices for it, by the index of their interface.
     above: BTreeMap<u32, TakenOff>,
 }
 
 impl Applier {
-    /// Puts a generation in force on interfaces, or what is in force already (`None`).
+    /// Puts a generation in force on interfaces. `None`: the generation that is in force on the others.
     pub(super) fn put_in_force(
         &mut self,
         steps: Vec<PendingSwap<'_>>,
@@ -74,7 +91,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Begins to put a generation in force. Returns what containers publish by now.
+    /// Begins to put a generation in force. Returns the containers with the ports that they publish now.
     fn begin(&mut self, next: Prepared, order: &Order<'_>) -> Result<Arc<Containers>, ChangeError> {
         let turn = self.gate.enter(order.epoch)?;
         let dataplane = self.dataplane.as_mut();
@@ -82,9 +99,9 @@ impl Applier {
         let attachments = self.attachments.values_mut();
         dataplane.begin(next, attachments.map(|one| &mut one.attachment))?;
         drop(turn);
-        // Meanwhile a container may have come. From here on its ports are closed in what waits as well.
+        // A container may have started during the load. From here on, early closes reach the new generation as well.
         self.follow_ports();
-        // Written again into what may be a table of its own.
+        // The new generation may have a table of rows of its own: it has to be written again.
         self.rows.clear();
         let mut latest = (order.latest)();
         let content = &order.plan.content;
@@ -99,7 +116,7 @@ impl Applier {
             self.closer.give_back(news.kept);
             match changed {
                 Ok(()) => {}
-                // The next plan has it: for what is in force by now, another generation is needed.
+                // The next plan has the change: it needs another generation.
                 Err(error) if needs_another(&error) => latest = Arc::clone(&content.containers),
                 Err(error) => {
                     self.abandon();
@@ -111,7 +128,7 @@ impl Applier {
     }
 
     /// # Errors
-    /// An emergency exit came first: what it did stands.
+    /// An emergency exit came first. Its effect stands.
     fn commit(&mut self, order: &Order<'_>) -> Result<(), ChangeError> {
         let turn = self.gate.enter(order.epoch);
         let dataplane = self.dataplane.as_mut();
@@ -139,8 +156,8 @@ impl Applier {
         }
     }
 
-    /// Puts it on each interface. Returns the indices of those that have it. Flows are recorded before anything is
-    /// judged, and those that are open already are known.
+    /// Attaches the generation to each interface. Returns the indices of the interfaces that have it. Open flows are
+    /// recorded before the first packet is judged, so that their answers pass.
     fn put_on_all(
         &mut self,
         steps: Vec<PendingSwap<'_>>,
@@ -157,10 +174,7 @@ impl Applier {
             }
         }
         self.assign_rows(order.host)?;
-        if let Some(dataplane) = &self.dataplane {
-            let is_first = !dataplane.keeps_flows();
-            dataplane.seed_flows(|| open_flows(order.host, &order.plan.content, is_first))?;
-        }
+        self.seed_flows(order)?;
         let mut done = Vec::new();
         for step in ready {
             let index = step.target.index;
@@ -185,6 +199,37 @@ impl Applier {
         Ok(done.iter().map(|one| one.index).collect())
     }
 
+    /// Records the UDP flows that are open already, if the generation that is begun, or else the one in force, records
+    /// flows. If flows may be missing, the log says so, unless the same flows were recorded before.
+    pub(super) fn seed_flows(&mut self, order: &Order<'_>) -> Result<(), AttachError> {
+        let Some(dataplane) = &self.dataplane else {
+            return Ok(());
+        };
+        let content = &order.plan.content;
+        let recorded = RecordedFlows {
+            policy: Arc::clone(&content.policy),
+            published: udp_ports(&content.containers),
+            interfaces: self.attachments.keys().copied().collect(),
+        };
+        let is_new = match &self.recorded {
+            Some(before) => *before != recorded,
+            // An agent before this one has recorded them.
+            None => !dataplane.keeps_flows(),
+        };
+        dataplane.seed_flows(|| open_flows(order.host, content, is_new))?;
+        self.recorded = Some(recorded);
+        Ok(())
+    }
+
+    /// Records open flows at ports that containers publish since flows were last recorded: before, nobody needed them.
+    pub(super) fn seed_published(&mut self, order: &Order<'_>) -> Result<(), AttachError> {
+        let published = udp_ports(&order.plan.content.containers);
+        match &self.recorded {
+            Some(before) if published.is_subset(&before.published) => Ok(()),
+            _ => self.seed_flows(order),
+        }
+    }
+
     fn make_ready(&mut self, step: &PendingSwap<'_>, order: &Order<'_>) -> Result<(), ChangeError> {
         let _turn = self.gate.enter(order.epoch)?;
         let dataplane = self.dataplane.as_mut();
@@ -207,7 +252,7 @@ impl Applier {
             Ok(()) => self.put_below(step, order),
             Err(error) => Err(error),
         };
-        // What the policy chooses as well goes back at once, and is swapped in its turn.
+        // An upper device that the policy chooses gets its program back at once, and is swapped later.
         let is_chosen = |index: &u32| order.plan.targets.iter().any(|one| one.index == *index);
         let (back, above) = mem::take(&mut above)
             .into_iter()
@@ -228,13 +273,13 @@ impl Applier {
         let programs = programs(target.index, found);
         let put = dataplane.put(&mut attached.attachment, &programs, order.force);
         drop(turn);
-        tell(target, attached, order, put?);
+        log_in_force(target, attached, order, put?);
         Ok(())
     }
 
-    /// The kernel attaches no program to an interface while a device above it has one. If that is the guard's own, it
-    /// goes first, unless somebody else's program is in the way here: the device would be open for nothing. `taken_off`
-    /// holds what is to be put back. For a swap it may stay.
+    /// Detaches the guard's own programs from upper devices: the kernel attaches no program to an interface while an
+    /// upper device has one. If another software's program is on the interface, nothing is detached: the upper device
+    /// would be open in vain. A swap needs no detach. `taken_off` receives the programs to attach again.
     fn take_off_above(
         &mut self,
         step: &PendingSwap<'_>,
@@ -267,7 +312,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Puts programs back that went for a change that is refused.
+    /// Attaches programs again that were detached for another interface.
     fn restore(&self, taken_off: BTreeMap<u32, TakenOff>, epoch: Epoch) {
         for (index, taken_off) in taken_off {
             let Some(attached) = self.attachments.get(&index) else {
@@ -277,13 +322,13 @@ impl Applier {
                 return;
             };
             if let Err(error) = attached.attachment.restore(index, &taken_off) {
-                // The next plan finds that it has none, and loads another.
+                // The next plan finds the interface without a program, and attaches one.
                 warn!("{:#}", anyhow::Error::from(error));
             }
         }
     }
 
-    /// Undoes what was done on some interfaces when another one refused.
+    /// Undoes the changes on some interfaces because another interface refused its program.
     fn put_back(&mut self, done: Vec<Done>, epoch: Epoch) {
         let mut rows = Vec::new();
         for Done {
@@ -310,7 +355,7 @@ impl Applier {
                     }
                     None => Ok(()),
                 },
-                // It had none before. What an agent before this one left cannot be put back.
+                // It had no program before. A program of a previous agent, which `swaps` marks, cannot be restored.
                 None if !swaps => match self.attachments.remove(&index) {
                     Some(attached) => {
                         rows.push(attached.attachment.row());
@@ -323,7 +368,7 @@ impl Applier {
             if let Err(error) = result {
                 warn!(
                     interface = name,
-                    "the policy before cannot be put back: {:#}",
+                    "the previous policy cannot be put in force again: {:#}",
                     anyhow::Error::from(error)
                 );
             }
@@ -334,13 +379,24 @@ impl Applier {
     }
 }
 
-/// The UDP flows of this host and its containers; what comes to others' addresses is no flow of this host's. `is_first`:
-/// none has been remembered so far.
-fn open_flows(host: &Host, content: &Content, is_first: bool) -> Vec<UdpFlow> {
+fn udp_ports(containers: &Containers) -> BTreeSet<PublishedPort> {
+    let published = containers.published.iter().copied();
+    published
+        .filter(|port| port.protocol == PortProtocol::Udp)
+        .collect()
+}
+
+/// The open UDP flows of this host and its containers, without flows to other addresses. `is_new`: flows are recorded
+/// that were not recorded before, so a gap in the list is logged.
+fn open_flows(host: &Host, content: &Content, is_new: bool) -> Vec<UdpFlow> {
     let own = host.own_addresses().unwrap_or_default();
     let networks = &content.containers.networks;
-    let OpenFlows { mut flows, gap } = host::open_udp_flows();
-    if let Some(gap) = gap.filter(|_| is_first) {
+    let OpenFlows {
+        mut flows,
+        source_replaced,
+        gap,
+    } = host::open_udp_flows();
+    if let Some(gap) = gap.filter(|_| is_new) {
         warn!("{}", explained_gap(&gap));
     }
     flows.retain(|flow| {
@@ -348,25 +404,26 @@ fn open_flows(host: &Host, content: &Content, is_first: bool) -> Vec<UdpFlow> {
         let mut networks = networks.iter();
         own.contains(&local) || networks.any(|network| network.prefix.contains(&local))
     });
+    flows.extend(source_replaced);
     flows
 }
 
-/// What an operator is told where not all open flows are known.
+/// The warning for a list of open flows that is not complete.
 pub fn explained_gap(gap: &str) -> String {
     format!(
-        "of the UDP flows that are open at this moment only those of connected sockets are known ({gap}): what others \
-         answer is dropped until this host or its container sends again"
+        "of the UDP flows that are open now, only those of connected sockets are known ({gap}): answers to the others \
+         are dropped until this host or its container sends again"
     )
 }
 
-/// The program of an interface at this moment.
+/// The program that is attached to an interface now.
 fn xdp_of(index: u32) -> Result<Option<XdpState>, ReadError> {
     let links = read::links()?;
     Ok(links.get(&index).and_then(|link| link.xdp))
 }
 
-/// What the kernel looks at when it attaches a program to an interface, as it is at this moment: nothing notifies of a
-/// program.
+/// The programs that the kernel tests when it attaches a program to an interface. They are read anew, because the
+/// kernel sends no event when a program is attached.
 fn programs(index: u32, on: Option<XdpState>) -> Programs {
     let links = read::links().ok();
     let host = Host {
@@ -383,12 +440,12 @@ fn programs(index: u32, on: Option<XdpState>) -> Programs {
     }
 }
 
-fn tell(target: &Target, attached: &Attached, order: &Order<'_>, refusal: Option<String>) {
+fn log_in_force(target: &Target, attached: &Attached, order: &Order<'_>, refusal: Option<String>) {
     if let Some(refusal) = refusal {
         warn!(
             interface = target.name,
-            "the driver does not take the program ({refusal}): it runs in generic mode, which costs several \
-             times as much per packet"
+            "the driver refuses the program ({refusal}): it runs in generic mode, which costs several times as much \
+             per packet"
         );
     }
     let Content {

@@ -1,5 +1,5 @@
-//! What containers add to the tables: the ports they publish, and the addresses that are closed to packets sent
-//! straight to them.
+//! Compiles the containers' part of the tables: the ports that they publish, and their addresses, which are closed to
+//! packets that are sent to them directly.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,10 +15,10 @@ use crate::{
     policy::{ContainerNetwork, Containers, PublishedPort, untrusted::quoted},
 };
 
-/// How much of a name that a container chose a warning shows, in characters.
+/// The longest name from a container that a warning quotes, in characters.
 const NAME_SHOWN: usize = 64;
 
-/// The containers as the tables know them, and what is not as it should be.
+/// The containers as input for the tables, and the problems that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     pub containers: Containers,
@@ -28,7 +28,7 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// This and what else is closed.
+    /// The union of both: everything that either closes is closed.
     pub fn with(mut self, also: Self) -> Self {
         let Self {
             containers:
@@ -64,7 +64,7 @@ impl Compiled {
     }
 }
 
-/// Compiles what a runtime reports. `guarded` holds the indices of guarded interfaces.
+/// Compiles the containers that a runtime reports. `guarded`: the indices of guarded interfaces.
 pub fn compile(inventory: &Inventory, host: &Host, guarded: &BTreeSet<u32>) -> Compiled {
     let mut compiled = Compiled {
         containers: inventory.containers(host.listeners.last.as_deref()),
@@ -73,7 +73,7 @@ pub fn compile(inventory: &Inventory, host: &Host, guarded: &BTreeSet<u32>) -> C
     for container in inventory.containers.values() {
         if container.may_publish_more() {
             compiled.obstacles.push(format!(
-                "what container {} publishes is not known, and it may be open",
+                "the ports that container {} publishes are not known, and may be open",
                 quoted(&container.name, NAME_SHOWN)
             ));
         }
@@ -91,21 +91,21 @@ pub fn compile(inventory: &Inventory, host: &Host, guarded: &BTreeSet<u32>) -> C
     }
     if let (true, Some(error)) = (inventory.has_contested_ports(), &host.listeners.error) {
         compiled.warnings.push(format!(
-            "the sockets of this host are not known ({error}): ports of containers that do not run are closed, also if a \
-             service of this host has them"
+            "the sockets of this host cannot be read ({error}): the ports of stopped containers are closed, even if a \
+             process of this host listens on them"
         ));
     }
     for container in inventory.containers.values() {
-        // A list names the ports of a container that runs.
+        // The runtime's list of containers has the ports of running ones.
         if container.is_unconfigured && !container.running {
             compiled.obstacles.push(format!(
-                "what container {} may publish is not known",
+                "the ports that container {} may publish are not known",
                 quoted(&container.name, NAME_SHOWN)
             ));
         }
         if container.labels_left_out > 0 {
             compiled.warnings.push(format!(
-                "container {} has more or longer labels for the guard than are read: {} are left out or cut",
+                "container {} has too many or too long labels for the guard: {} are ignored or truncated",
                 quoted(&container.name, NAME_SHOWN),
                 container.labels_left_out
             ));
@@ -126,8 +126,8 @@ pub fn compile(inventory: &Inventory, host: &Host, guarded: &BTreeSet<u32>) -> C
     compiled
 }
 
-/// The containers that a runtime reported to an agent before this one: their ports stay closed, and so do their
-/// networks, but for the addresses that this host has by now.
+/// The containers that a runtime reported to a previous agent. Their ports and networks stay closed, except the
+/// addresses that this host has now.
 pub fn compile_last_known(last: &Containers, host: &Host) -> Compiled {
     let mut compiled = Compiled::default();
     let bridges = host.links.last.iter().flatten();
@@ -156,16 +156,16 @@ pub fn compile_last_known(last: &Containers, host: &Host) -> Compiled {
 /// The kind of a bridge in IFLA_INFO_KIND.
 const BRIDGE: &str = "bridge";
 
-/// What this host owns besides the bridges of its containers.
+/// This host's own addresses and networks, without those of container bridges.
 struct Own<'a> {
     host: &'a Host,
-    /// Links that carry containers alone. Their addresses are closed like a container's.
+    /// Bridges with containers only. Their addresses are closed like those of a container.
     bridges: BTreeSet<u32>,
-    /// Addresses of all other links: these are never closed as a container's.
+    /// Addresses of all other links. These are never closed as container addresses.
     addresses: BTreeSet<IpAddr>,
     /// The networks of those addresses.
     networks: Vec<IpNet>,
-    /// What those links reach without a gateway by the routes.
+    /// The prefixes that those links reach by a route without a gateway.
     routed: Vec<IpNet>,
 }
 
@@ -202,8 +202,8 @@ impl<'a> Own<'a> {
         }
     }
 
-    /// Closes a network: its whole prefix, or the exact addresses of its containers where the prefix overlaps what
-    /// this host's own links reach. The guard never takes a host off its network.
+    /// Closes a network: its whole prefix, or only the addresses of its containers if the prefix overlaps a network
+    /// that this host's own links reach. The guard never cuts a host off its own network.
     fn close(
         &self,
         network: &Network,
@@ -223,8 +223,8 @@ impl<'a> Own<'a> {
             }
             if self.host.addresses.last.is_some() {
                 compiled.warnings.push(format!(
-                    "the container network {} ({prefix}) overlaps a network of this host's own: its containers' \
-                     addresses are closed one by one",
+                    "the container network {} ({prefix}) overlaps a network of this host's own: only the addresses \
+                     of its containers are closed, not the whole prefix",
                     quoted(&network.name, NAME_SHOWN)
                 ));
             }
@@ -257,8 +257,8 @@ impl<'a> Own<'a> {
         }
     }
 
-    /// A route that is wider than a container network, such as `10.0.0.0/8 dev wg0`, does not reach it: the bridge's
-    /// own is longer, and the longest prefix wins (RFC 1812, section 5.2.4.3).
+    /// A route that is wider than a container network, such as `10.0.0.0/8 dev wg0`, is no overlap: the route of the
+    /// container's bridge has a longer prefix, and the longest prefix wins (RFC 1812, section 5.2.4.3).
     fn overlaps(&self, prefix: IpNet) -> bool {
         let mut networks = self.networks.iter();
         networks.any(|network| network.contains(&prefix) || prefix.contains(network))
@@ -266,7 +266,7 @@ impl<'a> Own<'a> {
     }
 }
 
-/// fe80::/10 and 169.254.0.0/16 are on every link, and say nothing of what it reaches.
+/// Every link has fe80::/10 or 169.254.0.0/16, so these prefixes do not show which network it reaches.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
@@ -274,7 +274,7 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// A prefix without some of its addresses, as few prefixes.
+/// A prefix without some of its addresses, as the smallest set of prefixes.
 pub fn without(prefix: IpNet, holes: &[IpAddr]) -> Vec<IpNet> {
     let holes: Vec<IpNet> = holes.iter().copied().map(IpNet::from).collect();
     let mut left = Vec::new();
@@ -285,13 +285,13 @@ pub fn without(prefix: IpNet, holes: &[IpAddr]) -> Vec<IpNet> {
         } else if let Ok(halves) = prefix.subnets(prefix.prefix_len() + 1) {
             rest.extend(halves);
         }
-        // Else it is one address, and a hole.
+        // Otherwise the prefix is a single address, and a hole.
     }
     left.sort_unstable();
     left
 }
 
-/// No more than the kernel's table holds.
+/// The first networks, as many as the kernel's table holds. If there are more, that is an obstacle.
 fn bounded(
     closed: BTreeMap<IpNet, ContainerNetwork>,
     compiled: &mut Compiled,

@@ -1,4 +1,4 @@
-//! Which interfaces are guarded.
+//! Chooses the interfaces to guard.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,13 +8,13 @@ use crate::{
     policy::Policy,
 };
 
-/// An interface that shall carry the program.
+/// An interface to which the program shall be attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub index: u32,
-    /// Its name at this moment.
+    /// Its current name.
     pub name: String,
-    /// Indices of devices above it. The kernel takes a program on an interface only while none of these has one
+    /// Indices of its upper devices. The kernel attaches a program to an interface only while none of these has one
     /// (`dev_xdp_attach` in net/core/dev.c).
     pub above: BTreeSet<u32>,
 }
@@ -26,14 +26,14 @@ pub struct Trouble {
     pub why: String,
 }
 
-/// What the policy's choice of interfaces comes to on this host.
+/// The interfaces that the policy chooses on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chosen {
-    /// Those that carry others come first.
+    /// Lower devices come before their upper devices.
     pub targets: Vec<Target>,
     pub troubles: Vec<Trouble>,
     pub warnings: Vec<String>,
-    /// The policy cannot be put in force on this host at all.
+    /// Why the policy cannot be put in force on this host at all.
     pub refusal: Option<String>,
 }
 
@@ -53,8 +53,8 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
                     Some(link) if link.is_loopback() => {
                         chosen.refusal.get_or_insert_with(|| {
                             format!(
-                                "{}{}: {} carries what this host sends to itself, and nothing that comes from \
-                                 outside: leave it out",
+                                "{}{}: {} carries what this host sends to itself, and no packets from outside: \
+                                 remove it from `interfaces`",
                                 wanted.loaded.path.display(),
                                 line_of(&wanted.loaded, &interface.name),
                                 interface.name
@@ -64,9 +64,9 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
                     Some(link) if !link.is_ethernet() => {
                         chosen.refusal.get_or_insert_with(|| {
                             format!(
-                                "{}{}: {} is no Ethernet interface, and the program would not understand \
-                                 its frames: tun, wg, ppp and the like are not supported, nor does guarding \
-                                 the interface below them look inside",
+                                "{}{}: {} is not an Ethernet interface: tun, wg, ppp and other interfaces without \
+                                 Ethernet headers are not supported, and guarding the interface below does not \
+                                 cover the packets inside the tunnel",
                                 wanted.loaded.path.display(),
                                 line_of(&wanted.loaded, &interface.name),
                                 interface.name
@@ -76,7 +76,8 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
                     Some(link) => {
                         if link.name != interface.name {
                             chosen.warnings.push(format!(
-                                "the policy names {}, which is called {} now: it stays guarded; write the new name",
+                                "the policy names interface {}, which is now called {}: it stays guarded; write \
+                                 the new name in `interfaces`",
                                 interface.name, link.name
                             ));
                         }
@@ -96,7 +97,7 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
                     links.insert(link.index, link);
                 } else {
                     chosen.warnings.push(format!(
-                        "a default route leads to {}, which is no Ethernet interface and is not guarded",
+                        "a default route leads to {}, which is not an Ethernet interface and is not guarded",
                         link.name
                     ));
                 }
@@ -119,7 +120,15 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
     chosen
 }
 
-/// The interfaces that a policy chooses, as far as they are there.
+/// The names of interfaces in the policy, and in the policy to which a trial reverts.
+pub fn named(wanted: &Wanted) -> BTreeSet<String> {
+    let before = wanted.trial.as_ref().map(|trial| &trial.before);
+    let policies = [Some(&wanted.loaded), before].into_iter().flatten();
+    let interfaces = policies.flat_map(|loaded| loaded.policy.interfaces.iter().flatten());
+    interfaces.map(|interface| interface.name.clone()).collect()
+}
+
+/// The existing interfaces that a policy chooses.
 pub fn chosen_by(host: &Host, policy: &Policy) -> BTreeSet<u32> {
     match &policy.interfaces {
         Some(named) => {
@@ -134,28 +143,28 @@ fn nothing_to_guard(chosen: &Chosen, wanted: &Wanted) -> String {
     let path = wanted.loaded.path.display();
     match chosen.troubles.first() {
         Some(trouble) => format!(
-            "{path}{}: interface {} does not exist: `ip -brief link` lists those that do",
+            "{path}{}: interface {} does not exist: `ip -brief link` lists the interfaces",
             line_of(&wanted.loaded, &trouble.name),
             trouble.name
         ),
         None => {
             let found = chosen.warnings.join("; ");
             let found = if found.is_empty() {
-                "there is no default route to take the interfaces from".to_owned()
+                "there is no default route, so no interface to guard is found".to_owned()
             } else {
                 found
             };
-            format!("{path}: {found}: name them, as in `interfaces = [\"eth0\"]`")
+            format!("{path}: {found}: name the interfaces, as in `interfaces = [\"eth0\"]`")
         }
     }
 }
 
-/// The interface that carries the program since it had this name.
+/// The interface that was attached under this name and has been renamed since.
 fn renamed<'a>(host: &'a Host, wanted: &Wanted, name: &str) -> Option<&'a Link> {
     host.link(*wanted.guarded.get(name)?)
 }
 
-/// `:3`, where the policy names the interface; nothing if it does not.
+/// The line on which the policy names the interface, as `:3`. Empty if the policy does not name it.
 pub fn line_of(loaded: &Loaded, name: &str) -> String {
     let mut named = loaded.policy.interfaces.iter().flatten();
     named
@@ -164,7 +173,7 @@ pub fn line_of(loaded: &Loaded, name: &str) -> String {
         .unwrap_or_default()
 }
 
-/// A device that carries another comes before it: attached the other way round, the kernel refuses it.
+/// Sorts lower devices before their upper devices: in the other order, the kernel refuses the lower one.
 fn ordered(host: &Host, links: &BTreeMap<u32, &Link>) -> Vec<Target> {
     let mut targets: Vec<Target> = links
         .values()
@@ -179,7 +188,7 @@ fn ordered(host: &Host, links: &BTreeMap<u32, &Link>) -> Vec<Target> {
         let above = target.above.iter();
         above.filter(|index| chosen.contains(index)).count()
     };
-    // Devices above the same one are above what carries it as well: more of them means further down.
+    // Upper devices of an interface are also above its lower devices: the lower the device, the more are above it.
     targets.sort_by_key(|target| (std::cmp::Reverse(rank(target)), target.index));
     targets
 }

@@ -1,9 +1,8 @@
-//! What this host should look like: a pure function of what the host is, what its containers are and what
-//! operators want. [`super::apply`] makes it so.
+//! Makes the plan, the wanted state of this host: a pure function of the host picture, the containers and the wishes
+//! of the operators. [`super::apply`] carries it out.
 //!
-//! An event changes nothing by itself; it leads to another plan. A fact that cannot be read at this moment stays as
-//! it was last read. The first read that fails is an obstacle: the guard does not claim to enforce what it does not
-//! know.
+//! An event changes nothing directly: it leads to another plan. If a fact cannot be read, its last known value stays
+//! in use. If it has never been read, that is an obstacle: the guard does not report that it enforces.
 
 mod containers;
 mod interfaces;
@@ -34,25 +33,25 @@ use crate::{
 /// Container runtimes by the path of their socket.
 pub type Runtimes = BTreeMap<String, Runtime>;
 
-/// What one generation of the program is loaded with.
+/// The input from which one generation of the program is loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
-    /// With the modes that operators have set and what the labels of containers ask for.
+    /// With the modes that operators have set and the services that labels of containers request.
     pub policy: Arc<Policy>,
     pub containers: Arc<Containers>,
     pub entries: Arc<Vec<Entry>>,
-    /// The ports that the kernel picks from for connections that this host opens.
+    /// The ports from which the kernel chooses for connections that this host opens (`ip_local_port_range`).
     pub local_ports: RangeInclusive<u16>,
-    /// Addresses that no packet from outside comes from.
+    /// This host's own addresses: a packet from outside with one as its source is forged.
     pub own_sources: Arc<BTreeSet<IpAddr>>,
     /// See [`Wanted::revision`].
     pub revision: u64,
-    /// When the kernel goes back by itself, in nanoseconds of CLOCK_BOOTTIME; 0: never.
+    /// When the kernel reverts to the previous policy by itself, in nanoseconds of CLOCK_BOOTTIME. 0: never.
     pub trial_until_ns: u64,
 }
 
 impl Content {
-    /// Whether both can be one generation, whose tables change while it runs.
+    /// Whether one generation serves for both: the difference, if any, is in tables that change while it runs.
     pub fn is_same_program(&self, other: &Self) -> bool {
         let Self {
             policy,
@@ -73,7 +72,7 @@ impl Content {
         self.own_sources == other.own_sources && self.has_same_lists(other)
     }
 
-    /// Whether both have the same tables but perhaps for this host's own addresses.
+    /// Whether both have the same tables, except for this host's own addresses.
     pub fn has_same_lists(&self, other: &Self) -> bool {
         let Self {
             policy: _,
@@ -90,38 +89,43 @@ impl Content {
     }
 }
 
+/// What the kernel should do, and what the status should report: the result of [`plan`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The interfaces to guard, in the order to attach them in.
+    /// The interfaces to guard, in the order in which to attach them.
     pub targets: Vec<Target>,
-    /// Those that the policy chooses and that cannot be guarded now.
+    /// The interfaces that the policy chooses and that cannot be guarded now.
     pub troubles: Vec<Trouble>,
+    /// The names of interfaces in the policy, and during a trial in the policy before it. The state of one that does not
+    /// exist now is kept until it returns.
+    pub awaited: BTreeSet<String>,
     /// Why the policy cannot be put in force on this host at all.
     pub refusal: Option<String>,
     pub content: Content,
-    /// During a trial: what the kernel goes back to by itself.
+    /// During a trial: the content to which the kernel reverts by itself.
     pub fallback: Option<Content>,
     /// Why the guard does not enforce all that the policy closes although the mode is `enforce`.
     pub obstacles: Vec<String>,
-    /// What does not keep the guard from enforcing, and an operator should look at.
+    /// Findings for the operator that do not prevent the guard from enforcing.
     pub warnings: Vec<String>,
-    /// What labels of containers ask for in vain, and containers that are known by half.
+    /// Labels of containers that cannot be applied, and containers that are half known.
     pub container_warnings: Vec<String>,
     pub runtime: RuntimeState,
 }
 
-/// What is known of the container runtime that the policy names.
+/// The state of the container runtime that the policy names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeState {
     /// Its socket; empty if the policy names none.
     pub socket: String,
-    /// Its identity, as far as it has told.
+    /// The identity that it has reported.
     pub daemon: Option<String>,
     pub connected: bool,
     pub error: Option<String>,
 }
 
 impl Plan {
+    /// Whether the guard enforces all that the policy closes, once the plan is applied.
     pub fn is_enforcing(&self) -> bool {
         self.content.policy.mode == Mode::Enforce
             && self.obstacles.is_empty()
@@ -130,7 +134,7 @@ impl Plan {
     }
 }
 
-/// Makes the plan. `clock` is the kernel's tick, which the budgets of labels are checked against.
+/// Makes the plan. The budgets of labels are checked against the kernel's tick in `host`.
 pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
     let clock = KernelTick {
         tick_ns: host.tick_ns,
@@ -143,7 +147,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
     } = interfaces::choose(host, wanted);
     if let (Some(_), Some(error)) = (host.addresses.known(), &host.addresses.error) {
         warnings.push(format!(
-            "this host's addresses cannot be read, and are taken as they were: {error}"
+            "this host's addresses cannot be read, so the last known ones are used: {error}"
         ));
     }
     let guarded: BTreeSet<u32> = targets
@@ -166,18 +170,19 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
             0..=u16::MAX
         }
     };
-    // Until they are known, no packet is dropped for them.
+    // Until the addresses are known, no packet is dropped because of its forged source.
     let own_sources = Arc::new(host.own_sources(&guarded).unwrap_or_default());
     if own_sources.len() > MAX_OWN as usize {
         warnings.push(format!(
-            "this host has {} addresses: packets that pretend to come from it are dropped for the first {MAX_OWN}",
+            "this host has {} addresses, and the table holds {MAX_OWN}: packets from outside whose source is one of \
+             the others are not dropped",
             own_sources.len()
         ));
     }
     let known = world.known(&wanted.loaded.policy);
     let (policy, mut container_warnings) = world.effective(&wanted.loaded, &known);
     container_warnings.extend(known.compiled.warnings.iter().cloned());
-    // What is off stays off, whatever a trial would go back to.
+    // In mode off there is no fallback: the end of a trial must not switch the guard on.
     let trial = wanted.trial.as_ref().filter(|_| policy.mode != Mode::Off);
     let fallback = trial.map(|trial| {
         let known = world.known(&trial.before.policy);
@@ -210,6 +215,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
         runtime: known.state,
         targets,
         troubles,
+        awaited: interfaces::named(wanted),
         refusal,
         fallback,
         obstacles,
@@ -226,7 +232,7 @@ struct PlanInput<'a> {
     clock: KernelTick,
 }
 
-/// What is known of the containers that a policy is about.
+/// The known containers of the runtime that a policy names.
 #[derive(Default)]
 struct CompiledContainers {
     compiled: Compiled,
@@ -249,7 +255,7 @@ impl PlanInput<'_> {
         let Some(runtime) = self.runtimes.get(socket) else {
             return CompiledContainers {
                 compiled: self.last_known(socket, None),
-                state: state(None, false, Some("it has not been asked yet".to_owned())),
+                state: state(None, false, Some("it has not been read yet".to_owned())),
             };
         };
         let daemon = runtime.daemon.as_deref();
@@ -262,7 +268,7 @@ impl PlanInput<'_> {
                 compiled: compile(runtime),
                 state: state(daemon, false, Some(error.clone())),
             },
-            // Until the daemon has told everything, what it published before stays closed as well.
+            // Until the daemon has been read completely, the ports that it last reported stay closed as well.
             ConnectionState::Reading => CompiledContainers {
                 compiled: compile(runtime).with(self.last_known(socket, daemon)),
                 state: state(daemon, false, Some("it is being read".to_owned())),
@@ -274,7 +280,7 @@ impl PlanInput<'_> {
         }
     }
 
-    /// What was known last belongs to the daemon that reported it.
+    /// The containers that this daemon last reported. Those that another daemon reported do not count.
     fn last_known(&self, socket: &str, daemon: Option<&str>) -> Compiled {
         let last = self.wanted.last_known.as_ref();
         let last = last.and_then(|last| last.of(socket, daemon));
@@ -299,7 +305,9 @@ impl PlanInput<'_> {
         if let Some(error) = &known.state.error
             && policy.scope == Scope::Containers
         {
-            obstacles.push(format!("what containers publish now is not known: {error}"));
+            obstacles.push(format!(
+                "the ports that containers publish now are not known: {error}"
+            ));
         }
         if policy.docker_socket.is_some() && self.host.addresses.last.is_none() {
             let why = self.host.addresses.error.as_deref();
@@ -308,10 +316,10 @@ impl PlanInput<'_> {
                 why.unwrap_or("not read yet")
             ));
         }
-        // A new interface or container bridge may be there, and stays as it is.
+        // There may be a new interface or container bridge, which is then not guarded or not closed.
         if let Some(error) = &self.host.links.error {
             obstacles.push(format!(
-                "this host's interfaces cannot be read, and are taken as they were: {error}"
+                "this host's interfaces cannot be read, so the last known ones are used: {error}"
             ));
         }
         obstacles

@@ -1,4 +1,4 @@
-//! Small hosts written as data, each a failure that was found outside.
+//! Tests of the plan on small hosts that are written as data. Each test is a failure that was found on a real host.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -180,7 +180,7 @@ pub fn published(plan: &Plan) -> Vec<String> {
     published
 }
 
-/// Whether the tables close an address as a container's.
+/// Whether the tables close an address as a container address.
 pub fn closes(plan: &Plan, one: &str) -> bool {
     let networks = &plan.content.containers.networks;
     networks
@@ -188,7 +188,7 @@ pub fn closes(plan: &Plan, one: &str) -> bool {
         .any(|network| network.prefix.contains(&address(one)))
 }
 
-fn says(lines: &[String], words: &str) -> bool {
+fn has_words(lines: &[String], words: &str) -> bool {
     lines.iter().any(|line| line.contains(words))
 }
 
@@ -202,7 +202,7 @@ fn a_vpn_that_a_default_route_leads_to_is_a_warning() {
     routes.push(route("0.0.0.0/0", 9, None));
     let plan = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
     assert_eq!((names(&plan), &plan.refusal), (vec!["eth0"], &None));
-    assert!(says(&plan.warnings, "tun0"), "{:?}", plan.warnings);
+    assert!(has_words(&plan.warnings, "tun0"), "{:?}", plan.warnings);
     assert!(plan.is_enforcing(), "{:?}", plan.obstacles);
 }
 
@@ -216,7 +216,7 @@ fn an_interface_that_the_policy_names_and_that_cannot_be_guarded_is_refused() {
     let plan = plan(&host, &containers(Vec::new()), &wanted);
     let refusal = plan.refusal.unwrap();
     assert!(
-        refusal.starts_with("test.toml:1: tun0 is no Ethernet interface"),
+        refusal.starts_with("test.toml:1: tun0 is not an Ethernet interface"),
         "{refusal}"
     );
 }
@@ -259,7 +259,7 @@ fn routes_that_cannot_be_read_leave_the_interfaces_as_they_were() {
     host.routes.renew(Err::<Vec<Route>, _>("out of files"));
     let plan = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
     assert_eq!((names(&plan), &plan.refusal), (vec!["eth0"], &None));
-    assert!(says(&plan.warnings, "out of files"));
+    assert!(has_words(&plan.warnings, "out of files"));
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn an_interface_is_followed_when_it_is_renamed() {
     wanted.guarded = [("eth0".to_owned(), UPLINK)].into();
     let plan = plan(&host, &containers(Vec::new()), &wanted);
     assert_eq!((names(&plan), &plan.refusal), (vec!["lan0"], &None));
-    assert!(says(&plan.warnings, "eth0") && plan.is_enforcing());
+    assert!(has_words(&plan.warnings, "eth0") && plan.is_enforcing());
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
     );
     assert_eq!(published(&plan), ["tcp/8000", "tcp/8001"]);
     assert!(
-        says(&plan.container_warnings, "broken"),
+        has_words(&plan.container_warnings, "broken"),
         "{:?}",
         plan.container_warnings
     );
@@ -328,7 +328,7 @@ fn a_container_that_cannot_be_inspected_hides_no_other() {
 }
 
 #[test]
-fn a_container_of_which_nothing_is_known_keeps_the_guard_from_saying_that_it_enforces() {
+fn a_container_with_unknown_ports_is_an_obstacle() {
     let with = |is_file_unread: bool, published: &[_]| {
         let mut broken = container("broken", published, &[]);
         broken.half_known = Some("no answer within 2 s".to_owned());
@@ -337,8 +337,8 @@ fn a_container_of_which_nothing_is_known_keeps_the_guard_from_saying_that_it_enf
     };
     let open = with(true, &[]);
     assert!(!open.is_enforcing());
-    assert!(says(&open.obstacles, "broken"), "{:?}", open.obstacles);
-    // Its file says that it publishes nothing, or the list what it does.
+    assert!(has_words(&open.obstacles, "broken"), "{:?}", open.obstacles);
+    // Not an obstacle: its configuration file publishes nothing, or the runtime's list has its ports.
     assert!(with(false, &[]).is_enforcing());
     assert!(with(true, &[tcp(8001)]).is_enforcing());
 }
@@ -363,7 +363,7 @@ fn an_address_of_this_host_inside_a_container_network_is_never_closed() {
     let after = plan(&host, &na(), &wanted(ENFORCE));
     assert!(!closes(&after, "172.18.0.50") && !closes(&after, "172.18.77.7"));
     assert!(closes(&after, "172.18.0.1") && closes(&after, "172.18.0.2"));
-    assert!(says(&after.container_warnings, "overlaps"));
+    assert!(has_words(&after.container_warnings, "overlaps"));
 
     host.addresses = alone.clone();
     assert_eq!(
@@ -371,7 +371,7 @@ fn an_address_of_this_host_inside_a_container_network_is_never_closed() {
         before.content.containers
     );
 
-    // An address without a network around it leaves the rest of the prefix closed.
+    // A host address with a /32 mask leaves the rest of the prefix closed.
     add_address(&mut host, UPLINK, "172.18.0.50/32");
     let after = plan(&host, &na(), &wanted(ENFORCE));
     assert!(!closes(&after, "172.18.0.50"));
@@ -419,7 +419,7 @@ fn a_route_that_is_wider_than_a_container_network_does_not_reach_it() {
         let routes = host.routes.last.as_mut().unwrap();
         routes.push(route(prefix, 9, None));
         let plan = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
-        let is_told = says(&plan.container_warnings, "overlaps");
+        let is_told = has_words(&plan.container_warnings, "overlaps");
         assert_eq!(closes(&plan, "172.17.0.99"), !is_told, "{prefix}");
         !is_told
     };
@@ -442,7 +442,7 @@ fn a_second_address_on_a_container_bridge_opens_nothing() {
 }
 
 #[test]
-fn addresses_that_cannot_be_read_are_as_they_were() {
+fn the_last_known_addresses_are_used_while_they_cannot_be_read() {
     let mut host = host();
     add_address(&mut host, UPLINK, "172.17.0.50/32");
     let known = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
@@ -452,24 +452,24 @@ fn addresses_that_cannot_be_read_are_as_they_were() {
     assert_eq!(stale.content.containers, known.content.containers);
     assert!(!closes(&stale, "172.17.0.50") && closes(&stale, "172.17.0.2"));
     assert!(
-        says(&stale.warnings, "as they were") && stale.is_enforcing(),
+        has_words(&stale.warnings, "last known") && stale.is_enforcing(),
         "{:?}",
         stale.warnings
     );
 
-    // Never read: nothing is closed by prefix, and that is not called enforcing.
+    // If the addresses have never been read, no prefix is closed, and that is an obstacle.
     host.addresses.last = None;
     let unknown = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
     assert!(!closes(&unknown, "172.17.0.50"));
     assert!(
-        says(&unknown.obstacles, "no buffer space"),
+        has_words(&unknown.obstacles, "no buffer space"),
         "{:?}",
         unknown.obstacles
     );
 }
 
 #[test]
-fn interfaces_that_cannot_be_read_keep_the_guard_from_saying_that_it_enforces() {
+fn interfaces_that_cannot_be_read_are_an_obstacle() {
     let mut host = host();
     let known = plan(&host, &containers(Vec::new()), &wanted(ENFORCE));
     assert!(known.is_enforcing(), "{:?}", known.obstacles);
@@ -479,7 +479,7 @@ fn interfaces_that_cannot_be_read_keep_the_guard_from_saying_that_it_enforces() 
     assert_eq!(stale.targets, known.targets);
     assert!(!stale.is_enforcing());
     assert!(
-        says(&stale.obstacles, "no buffer space"),
+        has_words(&stale.obstacles, "no buffer space"),
         "{:?}",
         stale.obstacles
     );
@@ -511,22 +511,22 @@ fn silent(socket: &str) -> Runtimes {
 }
 
 #[test]
-fn what_a_silent_runtime_published_last_stays_closed_and_is_not_called_enforcing() {
+fn ports_that_a_silent_runtime_last_reported_stay_closed_and_its_silence_is_an_obstacle() {
     let mut wanted = wanted(ENFORCE);
     wanted.last_known = Some(last_known(SOCKET));
     let plan = plan(&host(), &silent(SOCKET), &wanted);
     assert_eq!(published(&plan), ["tcp/8000"]);
     assert!(closes(&plan, "172.17.0.2") && !closes(&plan, "203.0.113.10"));
-    assert!(!plan.is_enforcing() && says(&plan.obstacles, "connection refused"));
+    assert!(!plan.is_enforcing() && has_words(&plan.obstacles, "connection refused"));
 }
 
 #[test]
-fn what_one_daemon_published_is_not_taken_for_anothers() {
+fn ports_of_one_daemon_are_not_attributed_to_another() {
     let mut wanted = wanted("mode = \"enforce\"\ndocker.socket = \"/run/other.sock\"\n");
     wanted.last_known = Some(last_known(SOCKET));
     let plan = plan(&host(), &silent("/run/other.sock"), &wanted);
     assert_eq!(published(&plan), Vec::<String>::new());
-    assert!(!plan.is_enforcing() && says(&plan.obstacles, "connection refused"));
+    assert!(!plan.is_enforcing() && has_words(&plan.obstacles, "connection refused"));
 }
 
 #[test]
@@ -538,8 +538,8 @@ fn a_runtime_that_is_lost_keeps_its_ports_closed_and_is_an_obstacle() {
     };
     let lost = plan(&host(), &runtimes, &wanted(ENFORCE));
     assert_eq!(published(&lost), ["tcp/8000"]);
-    assert!(!lost.is_enforcing() && says(&lost.obstacles, "broken pipe"));
-    // All ports are closed in scope `host`, whatever containers publish.
+    assert!(!lost.is_enforcing() && has_words(&lost.obstacles, "broken pipe"));
+    // No obstacle in scope `host`: published ports are closed like all others.
     let scope_host = "mode = \"enforce\"\nscope = \"host\"\n";
     assert!(plan(&host(), &runtimes, &wanted(scope_host)).is_enforcing());
     let observed = plan(&host(), &runtimes, &wanted(""));
@@ -567,7 +567,7 @@ fn a_port_that_a_socket_of_this_host_holds_is_a_containers_once_it_runs() {
     assert_eq!(ports(&created, &host), ["tcp/8000"]);
     created.running = true;
     assert_eq!(ports(&created, &host), ["tcp/22", "tcp/8000"]);
-    // A socket on another address holds nothing of this publication.
+    // A socket on another address does not have this published port.
     created.running = false;
     created.publishes = [Publication {
         address: Some(address("203.0.113.11")),
@@ -579,7 +579,7 @@ fn a_port_that_a_socket_of_this_host_holds_is_a_containers_once_it_runs() {
 }
 
 #[test]
-fn a_trial_keeps_what_was_guarded_and_knows_what_it_goes_back_to() {
+fn a_trial_keeps_guarded_interfaces_and_has_the_previous_policy_as_fallback() {
     let mut wanted = wanted("mode = \"enforce\"\ninterfaces = [\"docker0\"]\n");
     wanted.trial = Some(Trial {
         before: loaded(ENFORCE),
@@ -596,7 +596,7 @@ fn a_trial_keeps_what_was_guarded_and_knows_what_it_goes_back_to() {
     assert_eq!(names(&tried), ["eth0", "docker0"]);
     assert_eq!(tried.content.trial_until_ns, 77);
     assert_eq!(tried.fallback.unwrap().policy.interfaces, None);
-    // What an operator switches off stays off.
+    // In mode off there is no fallback: the end of the trial does not switch the guard on.
     wanted.modes.host = Some(ChangedMode {
         mode: Mode::Off,
         ..changed_mode()

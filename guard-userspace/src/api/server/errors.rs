@@ -1,5 +1,4 @@
-//! What is wrong with a request and what went wrong inside the agent, as answers of one shape, and how
-//! the OpenAPI document describes that shape.
+//! Error answers: wrong requests and failures of the agent have the same body, which the OpenAPI document describes.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,13 +16,13 @@ use utoipa::{
 
 use crate::{agent::ChangeError, api::ErrorBody};
 
-/// What most resources answer.
+/// The answer of most resources.
 pub type ApiResult<T> = Result<Json<T>, ApiError>;
 
-/// How long a client may take to send what it asks for.
+/// How long a client may take to send its request body.
 const PATIENCE_FOR_BODY: Duration = Duration::from_secs(10);
 
-/// What a client sends, with what is wrong in the shape of every other error.
+/// An extractor that turns axum's rejections into the body of all other errors.
 pub struct ClientInput<T>(pub T);
 
 impl<S, T> FromRequest<S> for ClientInput<T>
@@ -35,20 +34,26 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let asked = timeout(PATIENCE_FOR_BODY, T::from_request(request, state)).await;
-        match asked {
-            Ok(asked) => asked.map(Self).map_err(|rejection| wrong(rejection).into()),
-            Err(_) => Err(wrong("the request does not come to its end").into()),
+        let input = timeout(PATIENCE_FOR_BODY, T::from_request(request, state)).await;
+        match input {
+            Ok(input) => input.map(Self).map_err(|rejection| wrong(rejection).into()),
+            Err(_) => {
+                let seconds = PATIENCE_FOR_BODY.as_secs();
+                Err(wrong(format!(
+                    "the request body was not complete after {seconds} s"
+                ))
+                .into())
+            }
         }
     }
 }
 
-/// What is wrong with a request, in axum's words.
+/// The error for a wrong request, in axum's words.
 pub fn wrong(rejection: impl std::fmt::Display) -> ChangeError {
     ChangeError::Wrong(rejection.to_string())
 }
 
-/// What went wrong inside the agent, as an answer.
+/// An error of a request or of the agent, as an answer.
 pub struct ApiError(ChangeError);
 
 impl<E: Into<ChangeError>> From<E> for ApiError {
@@ -87,12 +92,9 @@ impl IntoResponses for ApiError {
         BTreeMap::from([
             (
                 "4XX".to_owned(),
-                described("What is wrong with the request, or with the policy"),
+                described("The request or the policy is wrong"),
             ),
-            (
-                "5XX".to_owned(),
-                described("What went wrong inside the agent"),
-            ),
+            ("5XX".to_owned(), described("The agent failed")),
         ])
     }
 }

@@ -1,5 +1,5 @@
-//! The agent's end of the control API. It answers from what the agent and the kernel know; nothing
-//! here can reach the packet path.
+//! The server of the control API. It reads the agent's state and the kernel's counters, and sends changes to the
+//! agent's loop. It does not write the tables of the packet path itself.
 
 mod errors;
 mod routes;

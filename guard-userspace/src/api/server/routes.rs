@@ -1,5 +1,4 @@
-//! The resources of the control API. Each is written once: the router and the OpenAPI document are made
-//! from the same list, [`resources`].
+//! The resources of the control API. The router and the OpenAPI document are made from the same list, [`resources`].
 
 use std::{
     collections::BTreeSet,
@@ -41,7 +40,7 @@ use crate::{
     policy::Entry,
 };
 
-/// Every resource, for the router and for the document that describes it.
+/// All resources, for the router and the OpenAPI document.
 fn resources() -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(description))
@@ -60,12 +59,12 @@ fn resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(detach))
 }
 
-/// What the OpenAPI document says beside the resources. OpenAPI 3.1.
+/// The head of the OpenAPI 3.1 document.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "guard's control API",
-        description = "HTTP over a Unix socket, for root and the group guard alone.",
+        description = "HTTP over a Unix socket. Only root and the group guard may connect.",
     ),
     components(schemas(ErrorBody))
 )]
@@ -79,12 +78,15 @@ pub fn router(served: ApiState) -> Router {
         .fallback(async move || unknown(no_such_resource))
         .layer(Extension(Arc::new(document)))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(served.clone(), in_time))
-        .layer(middleware::from_fn(told))
+        .layer(middleware::from_fn_with_state(
+            served.clone(),
+            refuse_late_requests,
+        ))
+        .layer(middleware::from_fn(log_changes))
         .with_state(served)
 }
 
-/// What the answer to an unknown resource says: which there are.
+/// The error for an unknown resource, which lists all resources.
 fn no_such_resource(document: &openapi::OpenApi) -> String {
     let paths = document.paths.paths.keys();
     let resources: BTreeSet<&str> = paths
@@ -108,11 +110,11 @@ fn unknown(error: String) -> Response {
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }
 
-/// A client chooses the path; those that there are, are shorter.
-const LONGEST_PATH_TOLD: usize = 100;
+/// The most characters of a path in the log: a client can send any path, and those of the resources are shorter.
+const LONGEST_LOGGED_PATH: usize = 100;
 
-/// Every request for a change is in the log, with who asked for it.
-async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> Response {
+/// Logs every request for a change, with the user that sent it.
+async fn log_changes(Extension(by): Extension<Actor>, request: Request, next: Next) -> Response {
     if request.method() == Method::GET {
         return next.run(request).await;
     }
@@ -120,24 +122,29 @@ async fn told(Extension(by): Extension<Actor>, request: Request, next: Next) -> 
         .uri()
         .path()
         .chars()
-        .take(LONGEST_PATH_TOLD)
+        .take(LONGEST_LOGGED_PATH)
         .collect();
-    let asked = format!("{} {path}", request.method());
+    let logged = format!("{} {path}", request.method());
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    info!(by = by.to_string(), status, "{asked}");
+    info!(by = by.to_string(), status, "{logged}");
     response
 }
 
-/// A header of the guard's own client.
+/// The number in a header that guard's own client sends.
 fn number(request: &Request, header: &str) -> Option<u64> {
     let value = request.headers().get(header)?;
     value.to_str().ok()?.parse().ok()
 }
 
-/// What waited in the socket while the agent hung is not done later: its client has gone round the agent, or has given
-/// up, and an operator may have asked for something else since.
-async fn in_time(State(served): State<ApiState>, request: Request, next: Next) -> Response {
+/// Refuses requests that waited in the socket while the agent hung, and changes that were sent before the guard was
+/// switched off without the agent. The client has given up or has switched off without the agent, and an operator may
+/// have made another change since.
+async fn refuse_late_requests(
+    State(served): State<ApiState>,
+    request: Request,
+    next: Next,
+) -> Response {
     let is_over = number(&request, DEADLINE)
         .zip(timebase().ok())
         .is_some_and(|(deadline, now)| deadline < now.boot_ns);
@@ -148,11 +155,11 @@ async fn in_time(State(served): State<ApiState>, request: Request, next: Next) -
         (false, false) => return next.run(request).await,
         (true, _) => (
             StatusCode::REQUEST_TIMEOUT,
-            "the client does not wait for this any more, and it is not done",
+            "the client's deadline is over: the request was not carried out",
         ),
         (false, true) => (
             StatusCode::CONFLICT,
-            "the guard was switched off after this was asked for, and it is not done: ask again",
+            "the guard was switched off after this request was sent: it was not carried out; send it again",
         ),
     };
     let body = ErrorBody {
@@ -162,17 +169,18 @@ async fn in_time(State(served): State<ApiState>, request: Request, next: Next) -
     (status, Json(body)).into_response()
 }
 
-/// What the answers come from.
+/// The state that the resources use.
 #[derive(Clone)]
 pub struct ApiState {
     agent: Agent,
-    /// Held by the client that captures.
+    /// Its only permit is held by the client that captures.
     capture: Arc<Semaphore>,
     /// A client waits for the answer to `/v1/detach`.
     pub is_asked_to_detach: Arc<AtomicBool>,
 }
 
 impl ApiState {
+    /// The state for the resources of this agent.
     pub fn new(agent: Agent) -> Self {
         Self {
             agent,
@@ -182,10 +190,10 @@ impl ApiState {
     }
 }
 
-/// A policy with a hundred thousand denied prefixes has about three million bytes.
+/// The largest request body: 64 MiB. A policy with 100,000 denied prefixes has about 3 MB.
 const MAX_BODY: usize = 1 << 26;
 
-/// What this document is.
+/// Returns this OpenAPI document.
 #[utoipa::path(
     get,
     path = "/v1/openapi.json",
@@ -197,7 +205,7 @@ async fn description(
     Json(openapi::OpenApi::clone(&document))
 }
 
-/// Whether and where the guard is at work.
+/// Returns whether the guard is attached and enforcing, and on which interfaces.
 #[utoipa::path(
     get,
     path = "/v1/status",
@@ -207,7 +215,7 @@ async fn status(State(served): State<ApiState>) -> ApiResult<Status> {
     Ok(Json(served.agent.status().await?))
 }
 
-/// The policy in force, as it was written.
+/// Returns the policy in force, as it was written.
 #[utoipa::path(
     get,
     path = "/v1/policy",
@@ -217,7 +225,7 @@ async fn policy(State(served): State<ApiState>) -> ApiResult<PolicyText> {
     Ok(Json(served.agent.snapshot().policy_text()))
 }
 
-/// What became of the packets, by interface, service and reason.
+/// Returns how many packets passed and were dropped, by interface, service and reason.
 #[utoipa::path(
     get,
     path = "/v1/counters",
@@ -227,7 +235,7 @@ async fn counters(State(served): State<ApiState>) -> ApiResult<Vec<Counter>> {
     Ok(Json(served.agent.counters().await?))
 }
 
-/// The sources that send most, estimated from a sample.
+/// Returns the sources that send most, estimated from a sample.
 #[utoipa::path(
     get,
     path = "/v1/talkers",
@@ -237,11 +245,11 @@ async fn talkers(State(served): State<ApiState>) -> ApiResult<Vec<Talker>> {
     Ok(Json(served.agent.talkers().await?))
 }
 
-/// Why a packet from there to here gets its verdict.
+/// Explains the verdict for a packet from a source to a destination.
 #[utoipa::path(
     get,
     path = "/v1/explain",
-    params(("from" = String, Query, description = "The source's address"), ("to" = String, Query, description = "Such as `8000/tcp` or `203.0.113.5:8000/tcp`")),
+    params(("from" = String, Query, description = "The source's address"), ("to" = String, Query, description = "The destination, such as `8000/tcp` or `203.0.113.5:8000/tcp`, or the name of a service")),
     responses((status = 200, body = Explanation), ApiError)
 )]
 async fn explain(
@@ -252,7 +260,7 @@ async fn explain(
     Ok(Json(served.agent.explain(from, &to).await?))
 }
 
-/// Packets as they come, with their reasons, until the client hangs up. One client at a time.
+/// Streams packets with the reasons of their verdicts, until the client closes the connection. One client at a time.
 #[utoipa::path(
     get,
     path = "/v1/capture",
@@ -275,7 +283,8 @@ async fn capture(
     let turn = Arc::clone(&served.capture).try_acquire_owned();
     let turn = turn.map_err(|_| {
         ChangeError::Harmful(
-            "somebody captures already, and there is one at a time: end that one first".to_owned(),
+            "another client captures already, and only one capture runs at a time: end it first"
+                .to_owned(),
         )
     })?;
     let tap = served.agent.tap(&request)?;
@@ -291,7 +300,7 @@ async fn capture(
     Ok(capture::answer(&request, tap, turn))
 }
 
-/// What operators let through or drop for a while.
+/// Returns the temporary allow and deny entries of operators.
 #[utoipa::path(
     get,
     path = "/v1/entries",
@@ -301,7 +310,7 @@ async fn entries(State(served): State<ApiState>) -> ApiResult<Vec<Entry>> {
     Ok(Json(served.agent.snapshot().entries().to_vec()))
 }
 
-/// Lets a source through or drops it for a while. In force when it is answered.
+/// Allows or denies a source for a while. The entry is in force when the answer is sent.
 #[utoipa::path(
     post,
     path = "/v1/entries",
@@ -320,7 +329,7 @@ async fn enter(
 #[utoipa::path(
     delete,
     path = "/v1/entries/{id}",
-    params(("id" = u64, Path, description = "Its number"), ("operator" = Option<String>, Query, description = "Where the operator came in, as `SSH_CONNECTION` has it"), ("force" = Option<bool>, Query, description = "Do it even if it closes the operator's own way in")),
+    params(("id" = u64, Path, description = "The entry's id"), ("operator" = Option<String>, Query, description = "The operator's SSH session, as in `SSH_CONNECTION`"), ("force" = Option<bool>, Query, description = "Apply the change even if it closes the operator's own way in")),
     responses((status = 200, body = Changed<Entry>), ApiError)
 )]
 async fn revoke(
@@ -334,7 +343,7 @@ async fn revoke(
     Ok(Json(served.agent.revoke(id, request, by).await?))
 }
 
-/// Sets the mode of the host or of a service, or gives it back to the policy.
+/// Sets the mode of the host or of a service, or returns it to the mode of the policy.
 #[utoipa::path(
     post,
     path = "/v1/mode",
@@ -363,7 +372,7 @@ async fn reload(
     Ok(Json(served.agent.reload(request).await?))
 }
 
-/// Puts a policy in force that goes back by itself.
+/// Puts a policy in force on trial: the previous policy comes back unless this one is confirmed in time.
 #[utoipa::path(
     post,
     path = "/v1/try",
@@ -388,17 +397,17 @@ async fn confirm(State(served): State<ApiState>) -> ApiResult<Changed<Applied>> 
     Ok(Json(served.agent.confirm().await?))
 }
 
-/// Takes the guard off every interface, and ends the agent.
+/// Detaches the guard from every interface, and ends the agent.
 #[utoipa::path(
     post,
     path = "/v1/detach",
     responses(
-        (status = 200, body = Detached, description = "The guard is off and the agent ends, but something is to be told"),
+        (status = 200, body = Detached, description = "The guard is detached and the agent ends; the body lists what is left or not kept"),
         (status = 204, description = "Nothing of the guard is left in the kernel"),
     )
 )]
 async fn detach(State(served): State<ApiState>) -> Response {
-    // Before it is: the process must know that a client waits for the answer.
+    // Set before detaching, which ends the agent: the process then waits until this client has its answer.
     served.is_asked_to_detach.store(true, Ordering::Release);
     let detached = served.agent.detach().await;
     if detached == Detached::default() {
@@ -412,7 +421,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_resource_is_described_and_named_to_those_who_ask_for_another() {
+    fn every_resource_is_described_and_listed_for_an_unknown_path() {
         let (_, document) = resources().split_for_parts();
         assert_eq!(
             no_such_resource(&document),

@@ -1,5 +1,4 @@
-//! The Unix socket that the control API is served on: who may connect, and what happens to the socket
-//! of an agent before this one.
+//! The Unix socket of the control API: its permissions, and replacing the socket of a previous agent.
 
 use std::{
     fs::{self, Permissions},
@@ -19,20 +18,21 @@ use tracing::info;
 use super::routes::{self, ApiState};
 use crate::api::listen;
 
-/// Only root and this group may ask.
+/// Only root and this group may connect.
 const GROUP: &str = "guard";
 const SOCKET_MODE: u32 = 0o660;
 
-/// How long an agent that is there already has to end: it may have been told to.
+/// How long to wait for the end of a running agent: it may be about to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const STEP: Duration = Duration::from_millis(20);
 
+/// Why the control socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     #[error("an agent is already running: it listens at {0}; stop it, or use another --socket")]
     AgentRunning(String),
-    #[error("the control socket {socket} cannot be made: {error}")]
+    #[error("the control socket {socket} cannot be created: {error}")]
     Io { socket: String, error: io::Error },
 }
 
@@ -43,25 +43,27 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds the socket. One that a dead agent left is replaced; one that somebody listens on is not, unless that agent
-    /// ends soon.
+    /// Binds the socket. The socket of a dead agent is replaced. If an agent listens on it, this waits for its end.
+    ///
+    /// # Errors
+    /// The other agent does not end soon, or the socket cannot be created.
     pub async fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |error| SocketError::Io {
             socket: path.display().to_string(),
             error,
         };
         let start = Instant::now();
-        let mut is_told = false;
+        let mut is_logged = false;
         while is_listened_at(path).await.map_err(io)? {
             if start.elapsed() >= PATIENCE {
                 return Err(SocketError::AgentRunning(path.display().to_string()));
             }
-            if !is_told {
+            if !is_logged {
                 info!(
-                    "an agent listens at {}: waiting for its end",
+                    "another agent listens at {}: waiting for its end",
                     path.display()
                 );
-                is_told = true;
+                is_logged = true;
             }
             sleep(STEP).await;
         }
@@ -74,7 +76,7 @@ impl ControlSocket {
         }
         match fs::symlink_metadata(path) {
             Ok(metadata) if is_socket(&metadata) => fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::other("a file that is no socket is in its place")),
+            Ok(_) => return Err(io::Error::other("the file exists and is not a socket")),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -93,14 +95,14 @@ impl ControlSocket {
         })
     }
 
-    /// Answers until this is dropped.
+    /// Serves connections until the future is dropped.
     pub async fn serve(self, served: ApiState) {
         let Self { listener, _file } = self;
         listen::serve(listener, routes::router(served)).await;
     }
 }
 
-/// Whether somebody listens. One whose queue is full is alive, too.
+/// Whether an agent listens. An agent whose queue is full is alive, too.
 async fn is_listened_at(path: &Path) -> io::Result<bool> {
     match timeout(PATIENCE, UnixStream::connect(path)).await {
         Ok(Ok(_)) | Err(_) => Ok(true),
@@ -125,9 +127,9 @@ struct RemovedOnDrop {
 impl Drop for RemovedOnDrop {
     fn drop(&mut self) {
         let Self { path, inode } = self;
-        // The next agent may have replaced it, as soon as nobody listens any more.
+        // The next agent may have replaced the file as soon as this one stopped listening.
         if fs::symlink_metadata(&*path).is_ok_and(|found| found.ino() == *inode) {
-            // Nothing is lost if it stays.
+            // An error is harmless: the next agent replaces the file.
             let _result = fs::remove_file(path);
         }
     }

@@ -1,4 +1,4 @@
-//! What to change, in the words of the compose file and of the policy.
+//! Proposes changes to an endpoint, in the words of the compose file and of the policy.
 
 use guard_common::{exposure::Scope, layout::PortProtocol};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::policy::untrusted;
 
-/// What would end what is to be said of an endpoint: one of them is enough.
+/// The changes that would settle a finding or a warning: one of them is enough.
 pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
     let Audited {
         endpoint,
@@ -32,7 +32,7 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
     if !finding && !is_for_all && !is_loose {
         return changes;
     }
-    // What is there to be reached is not taken away.
+    // An SSH server or a reverse proxy must stay reachable.
     if endpoint.role.is_none() {
         changes.extend(nearer(endpoint));
     }
@@ -44,7 +44,7 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
     let place = endpoint.place();
     changes.push(match endpoint.role {
         _ if is_for_all => format!(
-            "write in the policy whom {place} is for: `from`, instead of \"any\""
+            "restrict the sources of {place} in the policy: write `from` with prefixes instead of \"any\""
         ),
         Some(_) => format!("list it in a service of the policy: ports = [\"{place}\"]"),
         None => format!(
@@ -60,7 +60,7 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
     changes
 }
 
-/// How to show the endpoint to this host or its containers alone.
+/// How to make the endpoint reachable from this host or its containers only.
 fn nearer(endpoint: &Endpoint) -> Vec<String> {
     let Endpoint {
         owner,
@@ -72,8 +72,8 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
     let first = ports.start();
     if let Some(Rewrite { chain, .. }) = &owner.rewrite {
         return vec![format!(
-            "if it is not meant for all, take the rule out of {chain}, or have it match the interface or the \
-             sources that it is for"
+            "if not every source should reach it, remove the rule from {chain}, or let it match only the intended \
+             interface or sources"
         )];
     }
     if *own_address {
@@ -88,7 +88,7 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
             let service = owner.service.as_deref().unwrap_or("SERVICE");
             let service = untrusted::name(service, 64);
             vec![format!(
-                "if other services alone reach it: docker service update --publish-rm {first} {service}"
+                "if only other services reach it: docker service update --publish-rm {first} {service}"
             )]
         }
         Some(inside) => {
@@ -105,7 +105,7 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
             ]
         }
         None if owner.host_network => vec![format!(
-            "take `network_mode: host` away, and publish what is needed: ports: \
+            "remove `network_mode: host`, and publish only the needed ports: ports: \
              [\"127.0.0.1:{first}:{first}{}\"]",
             suffix(endpoint)
         )],
@@ -114,7 +114,7 @@ fn nearer(endpoint: &Endpoint) -> Vec<String> {
     }
 }
 
-/// What the process that listens can be told.
+/// The change to the configuration of the process that listens.
 fn of_process(endpoint: &Endpoint) -> Option<String> {
     let Endpoint {
         owner, protocol, ..
@@ -129,20 +129,22 @@ fn of_process(endpoint: &Endpoint) -> Option<String> {
     // The kernel's socket of VXLAN has no process.
     let is_vxlan = *protocol == PortProtocol::Udp && port == VXLAN && owner.processes.is_empty();
     Some(match (protocol, port) {
-        _ if is_vxlan => "list the port for the other nodes of the overlay network alone".to_owned(),
+        _ if is_vxlan => {
+            "list the port in the policy, only for the other nodes of the overlay network".to_owned()
+        }
         (_, DOCKER_SWARM | DOCKER_SWARM_NODES) if is(DOCKERD) => {
-            "if this host is in no Swarm: docker swarm leave --force; if it is, list the port for the other \
-             nodes alone"
+            "if this host should not be in a Swarm: docker swarm leave --force; else list the port in the policy, \
+             only for the other nodes"
                 .to_owned()
         }
         (PortProtocol::Tcp, _) if is(DOCKERD) => {
             format!(
-                "if it is Docker's API, take tcp://…:{port} out of `hosts` of /etc/docker/daemon.json or dockerd's \
-                 -H, and reach it over SSH: DOCKER_HOST=ssh://…"
+                "if it is Docker's API, remove tcp://…:{port} from `hosts` in /etc/docker/daemon.json or from \
+                 dockerd's -H, and connect over SSH: DOCKER_HOST=ssh://…"
             )
         }
         _ if is(SYSTEMD) => {
-            format!("if only this host reaches it, write 127.0.0.1:{port} in the systemd socket that has it")
+            format!("if only this host reaches it, write 127.0.0.1:{port} in its systemd socket unit")
         }
         _ => {
             let name = owner.processes.iter().next();
@@ -155,19 +157,18 @@ fn of_process(endpoint: &Endpoint) -> Option<String> {
     })
 }
 
-/// Of Docker's Swarm: its managers, and the talk of its nodes.
+/// Docker Swarm's ports: of its managers, and of its nodes among themselves.
 const DOCKER_SWARM: u16 = 2377;
 const DOCKER_SWARM_NODES: u16 = 7946;
 
-/// Of overlay networks (RFC 7348).
+/// The port of overlay networks (RFC 7348).
 const VXLAN: u16 = 4789;
 
-/// What would keep neighbours from a loopback address.
+/// The changes that keep neighbours from a loopback address.
 fn against_neighbours(endpoint: &Endpoint) -> Vec<String> {
     let is_published = endpoint.owner.container.is_some() && endpoint.owner.rewrite.is_none();
     let mut changes = vec![
-        "guard the interface: guard drops there what is sent to 127.0.0.0/8, in every scope"
-            .to_owned(),
+        "guard the interface: in every scope, guard drops packets to 127.0.0.0/8 there".to_owned(),
     ];
     if is_published {
         changes.push("update Docker to version 28 or later".to_owned());
@@ -175,7 +176,7 @@ fn against_neighbours(endpoint: &Endpoint) -> Vec<String> {
     changes
 }
 
-/// As `ports` of a compose file has it: `8000:80`, `5353:53/udp`, `8002-8004:8002-8004`.
+/// An item of `ports` in a compose file: `8000:80`, `5353:53/udp`, `8002-8004:8002-8004`.
 fn mapping(endpoint: &Endpoint, inside: u16) -> String {
     let ports = &endpoint.ports;
     let outside = range(*ports.start(), ports.len());
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_published_port_is_changed_in_the_words_of_the_compose_file() {
+    fn changes_to_a_published_port_are_in_the_words_of_the_compose_file() {
         use PortProtocol::{Tcp, Udp};
         for (audited, ports, expose) in [
             (
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_to_be_reached_is_only_listed() {
+    fn an_endpoint_with_a_role_is_only_listed() {
         let mut ssh = audited(PortProtocol::Tcp, 22, 22, None);
         ssh.endpoint.role = Some(Role::Ssh);
         let changes = changes(&ssh, Some(Scope::Containers));
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_to_change_fits_the_process() {
+    fn the_change_fits_the_process() {
         let first = |port: u16, process: &str| {
             let mut audited = audited(PortProtocol::Tcp, port, port, None);
             audited.endpoint.owner = Owner {
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_a_swarm_and_an_own_address_are_changed_where_they_are_made() {
+    fn a_rule_a_swarm_service_and_an_own_address_are_changed_at_their_origin() {
         let with = |change: &dyn Fn(&mut Endpoint)| {
             let mut audited = audited(PortProtocol::Tcp, 25, 25, Some(25));
             change(&mut audited.endpoint);
@@ -309,7 +310,7 @@ mod tests {
                 outgoing: false,
             });
         });
-        assert!(rule.contains("out of ip nat PREROUTING"), "{rule}");
+        assert!(rule.contains("from ip nat PREROUTING"), "{rule}");
         let swarm = with(&|endpoint| {
             endpoint.owner.kind = "swarm";
             endpoint.owner.service = Some("mail".to_owned());
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_finding_needs_no_change() {
+    fn an_endpoint_without_finding_or_danger_needs_no_change() {
         let settled = Audited {
             finding: false,
             ..audited(PortProtocol::Tcp, 8000, 8000, Some(80))

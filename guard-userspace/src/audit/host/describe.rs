@@ -1,4 +1,4 @@
-//! An audit for people: by what has to be done, the gravest first.
+//! Prints an audit for people: sorted by what has to be done, the most severe first.
 
 use std::{
     collections::BTreeSet,
@@ -18,19 +18,19 @@ use super::{
 };
 use crate::policy::untrusted;
 
-/// How much is shown of the name of a container, a project or a process.
+/// The most characters that are shown of the name of a container, a project or a process.
 const LONGEST_NAME: usize = 64;
 
-/// How much is shown of a rule that is not understood.
+/// The most characters that are shown of a rule that cannot be interpreted.
 const LONGEST_RULE: usize = 128;
 
 /// Narrow enough for every terminal.
 const WIDTH: u16 = 84;
 
-/// A heading, and what stands below it.
+/// A heading, and the test for the endpoints below it.
 type Section = (&'static str, fn(&Audited) -> bool);
 
-/// Every endpoint stands in the first that fits.
+/// Every endpoint is listed in the first section whose test it passes.
 const SECTIONS: [Section; 6] = [
     ("OPEN TO THE WORLD, AND NO SERVICE LISTS IT", |audited| {
         audited.finding
@@ -56,6 +56,7 @@ const SECTIONS: [Section; 6] = [
 ];
 
 impl Report {
+    /// The report as text.
     pub fn describe(&self) -> Result<String, fmt::Error> {
         let Self {
             policy,
@@ -98,13 +99,14 @@ fn describe_policy(policy: Option<&JudgedBy>) -> String {
         guard,
     }) = policy
     else {
-        return "policy     none: nothing is judged. `guard init` writes a first one.".to_owned();
+        return "policy     none: no decisions are shown. `guard init` writes a first policy."
+            .to_owned();
     };
     let state = match guard {
         GuardState::AtWork => "in force",
         GuardState::NotAtWork => "NOT IN FORCE",
         GuardState::Unknown => "perhaps in force",
-        GuardState::Supposed => "judged as if it were in force",
+        GuardState::Supposed => "applied as if it were in force",
     };
     format!("policy     {path}, {state}: mode {mode}, scope {scope}")
 }
@@ -121,7 +123,7 @@ fn describe_docker(docker: &DockerAsked) -> String {
             format!("docker     {socket} answers; containers that run: {running}")
         }
         (_, Some(error)) => wrapped("docker", error),
-        _ => "docker     not asked: no socket of Docker's or Podman's is named or found".to_owned(),
+        _ => "docker     not queried: no socket of Docker or Podman is named or found".to_owned(),
     }
 }
 
@@ -157,7 +159,7 @@ pub fn columns(rows: impl IntoIterator<Item = [String; 2]>, gap: u16) -> String 
 }
 
 impl Audited {
-    /// What is to be said, a line each.
+    /// The decisions, warnings and changes, a line each.
     fn details(&self) -> Vec<String> {
         let Self {
             endpoint,
@@ -170,11 +172,11 @@ impl Audited {
         if let Some(Neighbours { interfaces, why }) = &endpoint.neighbours {
             let interfaces = interfaces.join(", ");
             details.push(format!(
-                "whoever is on the network of {interfaces} reaches it: {why}"
+                "every host on the network of {interfaces} reaches it: {why}"
             ));
         }
         if endpoint.may_be_client && endpoint.level <= Level::Network {
-            details.push("it may be the local end of what this host asks others".to_owned());
+            details.push("it may be the local end of a query by this host".to_owned());
         }
         details.extend(danger.map(|danger| format!("WARNING: {danger}")));
         let changes = changes.iter().enumerate();
@@ -202,11 +204,11 @@ fn describe_endpoint(endpoint: &Endpoint) -> String {
         text += ", the container's own address";
     }
     if let Some(interface) = interface {
-        text += &format!(" by {interface} alone");
+        text += &format!(" on {interface} only");
     }
     let rewrite = owner.rewrite.as_ref();
     if let Some(from) = rewrite.and_then(|rewrite| rewrite.from.as_ref()) {
-        text += &format!(" from {from} alone");
+        text += &format!(" from {from} only");
     }
     text += &format!(": {}", describe_owner(owner));
     match role {
@@ -245,6 +247,7 @@ fn describe_addresses(addresses: &BTreeSet<IpAddr>) -> String {
     }
 }
 
+/// The program or container that listens, in a few words.
 pub fn describe_owner(owner: &Owner) -> String {
     let Owner {
         kind,
@@ -258,7 +261,7 @@ pub fn describe_owner(owner: &Owner) -> String {
         user,
         rewrite,
     } = owner;
-    // Whoever runs a container or a process names it.
+    // The names of containers and processes are untrusted: their users choose them.
     let shown = |name: &String| untrusted::name(name, LONGEST_NAME);
     let names: Vec<String> = processes.iter().map(shown).collect();
     let names = names.join(", ");
@@ -273,7 +276,7 @@ pub fn describe_owner(owner: &Owner) -> String {
             format!("service {service} of the Swarm, on every node")
         }
         _ if *kind == "swarm" => "a service of the Swarm".to_owned(),
-        _ if *kind == "nat" => "whatever is there".to_owned(),
+        _ if *kind == "nat" => "an unknown service".to_owned(),
         _ if !names.is_empty() => names.clone(),
         _ if *kind == "kernel" => "the kernel".to_owned(),
         _ => format!(
@@ -286,7 +289,7 @@ pub fn describe_owner(owner: &Owner) -> String {
     }
     if let Some(Rewrite { to, chain, .. }) = rewrite {
         let to = untrusted::name(to, LONGEST_RULE);
-        text = format!("leads to {to} by a rule in {chain}: {text}");
+        text = format!("redirected to {to} by a rule in {chain}: {text}");
     }
     text
 }
@@ -377,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audit_reads_from_the_gravest_to_the_safest() {
+    fn an_audit_lists_the_most_severe_endpoints_first() {
         let finding = Audited {
             finding: true,
             changes: vec!["do this".to_owned(), "do that".to_owned()],
@@ -404,7 +407,7 @@ mod tests {
                 error: None,
                 running: 3,
             },
-            notes: vec!["something is not known".to_owned()],
+            notes: vec!["a fact is not known".to_owned()],
             endpoints: vec![
                 audited(1, Level::Localhost, Some(1), Vec::new()),
                 audited(2, Level::World, Some(2), vec![closed]),
@@ -418,14 +421,14 @@ mod tests {
         let expected = "\
 policy     /etc/guard/guard.toml, in force: mode observe, scope containers
 docker     /var/run/docker.sock answers; containers that run: 3
-note:      something is not known
+note:      a fact is not known
 
 OPEN TO THE WORLD, AND NO SERVICE LISTS IT
 tcp/11434  every address: app of shop, container shop-app-1, 80 inside
            open now, would be closed if enforced
-           WARNING: 11434 is the port of Ollama, which asks for no login unless it
-           is told to. Whoever gets in has the graphics card, and every model: used,
-           replaced or deleted
+           WARNING: 11434 is the port of Ollama, which asks for no login by default.
+           An intruder gets the graphics card, and every model: used, replaced or
+           deleted
            change: do this
            or: do that
 

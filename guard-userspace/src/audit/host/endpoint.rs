@@ -1,4 +1,4 @@
-//! The places of this host that take what is sent to them: where, and who answers.
+//! Endpoints: ports of this host that receive packets, with their addresses and owners.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use crate::{
     policy::ContainerNetwork,
 };
 
-/// How far a place can be reached.
+/// How far away the hosts are that can reach an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -38,25 +38,25 @@ pub enum Level {
     Containers,
 }
 
-/// Consecutive ports that one owner answers on.
+/// Consecutive ports of one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub protocol: PortProtocol,
     pub ports: RangeInclusive<u16>,
     /// The unspecified address: every address of its family. Empty: those of the container.
     pub addresses: BTreeSet<IpAddr>,
-    /// The only interface that it takes packets from.
+    /// The only interface that it receives from.
     pub interface: Option<String>,
     pub level: Level,
     pub owner: Owner,
     /// The first of the ports inside the container.
     pub inside: Option<u16>,
     pub role: Option<Role>,
-    /// It may be the local end of what this host itself asks others.
+    /// It may be the local end of a query by this host.
     pub may_be_client: bool,
-    /// It is at an address of the container's own, not of the host's.
+    /// Its address is the container's own, not the host's.
     pub own_address: bool,
-    /// Others reach it although its address is a loopback one.
+    /// The neighbours that reach it although its address is a loopback one.
     pub neighbours: Option<Neighbours>,
 }
 
@@ -93,7 +93,7 @@ impl Serialize for Endpoint {
 }
 
 impl Endpoint {
-    /// One port, of which nothing else is known.
+    /// An endpoint of one port, without optional facts.
     pub fn new(
         protocol: PortProtocol,
         port: u16,
@@ -116,13 +116,13 @@ impl Endpoint {
         }
     }
 
-    /// As a policy writes the ports: `tcp/8000`, `udp/8002-8004`.
+    /// The ports in the policy's notation: `tcp/8000`, `udp/8002-8004`.
     pub fn place(&self) -> String {
         let ports = range(*self.ports.start(), self.ports.len());
         format!("{}/{ports}", self.protocol.name())
     }
 
-    /// Whether the other endpoint is this one's continuation, ports aside.
+    /// Whether the other endpoint begins at the next port and is otherwise equal.
     pub fn continues(&self, next: &Self) -> bool {
         let joins = self.ports.end().checked_add(1) == Some(*next.ports.start());
         let inside = |endpoint: &Self| {
@@ -140,7 +140,7 @@ impl Endpoint {
     }
 }
 
-/// `8000`, or `8002-8004` of three.
+/// `8000`, or `8002-8004` for three ports.
 pub fn range(first: u16, count: usize) -> String {
     match count {
         0 | 1 => first.to_string(),
@@ -148,7 +148,7 @@ pub fn range(first: u16, count: usize) -> String {
     }
 }
 
-/// Joins what continues something before it.
+/// Joins each item to the earlier one that it continues.
 pub fn joined<T>(
     all: impl IntoIterator<Item = T>,
     continues: impl Fn(&T, &T) -> bool,
@@ -169,30 +169,30 @@ pub fn joined<T>(
     joined
 }
 
-/// What this host's addresses and names are.
+/// The addresses, networks and interfaces of this host.
 pub struct Setting<'a> {
     pub networks: &'a [ContainerNetwork],
     /// The name of an interface by its index, and whether it leads to the world.
     pub interface: &'a dyn Fn(u32) -> (String, bool),
-    /// How far what an interface leads to is, by its name. `None`: it is not known.
+    /// How far away the hosts are that can send to an interface, by its name. `None`: it is not known.
     pub leads_out: &'a dyn Fn(&str) -> Option<Level>,
     pub local_ports: &'a RangeInclusive<u16>,
     /// The addresses of this host.
     pub own: &'a [IpAddr],
 }
 
-/// What was found on this host.
+/// The containers, sockets and rules of this host.
 pub struct FoundOnHost<'a> {
     pub inventory: &'a Inventory,
     pub swarm: &'a SwarmServices,
     pub sockets: &'a [Socket],
     pub holders: &'a Holders,
     pub nat: &'a [NatRule],
-    /// Of containers with addresses of their own.
+    /// The endpoints of containers with addresses of their own.
     pub inner: Vec<Endpoint>,
 }
 
-/// The endpoints of what has been found, by port.
+/// The endpoints of containers, Swarm services, rules and sockets, sorted by level, protocol and port.
 pub fn endpoints(mut found_on_host: FoundOnHost<'_>, setting: &Setting<'_>) -> Vec<Endpoint> {
     let inner = std::mem::take(&mut found_on_host.inner);
     let FoundOnHost {
@@ -225,7 +225,7 @@ pub fn endpoints(mut found_on_host: FoundOnHost<'_>, setting: &Setting<'_>) -> V
         let holders = holders.map_or(&[][..], Vec::as_slice);
         let publishes = holders.iter().all(|holder| role::publishes(&holder.name));
         let at = published.get(&(socket.protocol, socket.local.port()));
-        // Of whom nothing is known, the address tells.
+        // If the processes are not known, the address decides whether the socket belongs to the publication.
         let own = socket.local.ip();
         let covers = |at: &IpAddr| {
             let is_wide = at.is_ipv4() == own.is_ipv4() || own.is_unspecified();
@@ -240,7 +240,7 @@ pub fn endpoints(mut found_on_host: FoundOnHost<'_>, setting: &Setting<'_>) -> V
     united(found)
 }
 
-/// What a container publishes, and what it only exposes to its network.
+/// The ports that a container publishes, and those that it only exposes to its network.
 fn of_container(container: &Container, setting: &Setting<'_>) -> Vec<Endpoint> {
     if container.on_host_network {
         return Vec::new();
@@ -282,7 +282,7 @@ fn of_container(container: &Container, setting: &Setting<'_>) -> Vec<Endpoint> {
     endpoints
 }
 
-/// What was asked for, where Docker says what became of it. `all` lead to the same port inside.
+/// Whether another publication is Docker's actual result for the requested one. `all` lead to the same port inside.
 fn is_superseded(asked: &Publication, all: &[&Publication]) -> bool {
     let mut others = all.iter().filter(|other| **other != asked);
     others.any(|given| {
@@ -343,10 +343,10 @@ fn of_socket(
 
 const LOOPBACK: &str = "lo";
 
-/// Of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
+/// The client ports of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
 const CLIENT_PORTS: [u16; 2] = [68, 546];
 
-/// One endpoint for each port of an owner and level, in order.
+/// Merges endpoints with the same port, owner and level, in order.
 fn united(mut found: Vec<Endpoint>) -> Vec<Endpoint> {
     let order = |endpoint: &Endpoint| (endpoint.level, endpoint.protocol, *endpoint.ports.start());
     found.sort_by_key(order);
@@ -365,7 +365,7 @@ fn united(mut found: Vec<Endpoint>) -> Vec<Endpoint> {
     united
 }
 
-/// Whether two endpoints differ in nothing but their addresses and the numbers of their processes.
+/// Whether two endpoints are equal except for their addresses and process ids.
 fn is_of_same(one: &Endpoint, other: &Endpoint) -> bool {
     let Endpoint {
         addresses, owner, ..
@@ -381,7 +381,7 @@ fn is_of_same(one: &Endpoint, other: &Endpoint) -> bool {
     alike == *other
 }
 
-/// How far addresses can be reached: the furthest of them.
+/// The widest level of these addresses.
 fn level(addresses: &BTreeSet<IpAddr>, networks: &[ContainerNetwork]) -> Level {
     let levels = addresses.iter().map(|address| level_of(*address, networks));
     levels.min().unwrap_or(Level::Containers)
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_docker_gave_goes_before_what_was_asked_for() {
+    fn a_given_publication_supersedes_the_requested_one() {
         let asked_and_given = container(&[
             (None, 8000, 8000, 80),
             (Some("0.0.0.0"), 8000, 8000, 80),
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn who_publishes_for_a_container_is_no_listener_of_its_own() {
+    fn a_publishing_process_is_no_endpoint_of_its_own() {
         let shop = [container(&[(None, 8000, 8000, 80)])];
         let sockets = [socket(Tcp, "0.0.0.0:8000"), socket(Tcp, "[::]:8000")];
         for holders in [held_by("docker-proxy", None), Holders::default()] {
@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_listener_that_is_not_known_the_address_tells_whose_it_is() {
+    fn the_address_decides_about_a_listener_whose_process_is_not_known() {
         let shop = [container(&[(Some("127.0.0.1"), 8000, 8000, 80)])];
         let sockets = ["127.0.0.1:8000", "203.0.113.10:8000"].map(|at| socket(Tcp, at));
         let found = found(&shop, &sockets, &Holders::default());
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_container_shows_nothing() {
+    fn a_stopped_container_has_no_endpoint() {
         let mut stopped = container(&[(None, 8000, 8000, 80)]);
         stopped.running = false;
         assert_eq!(found(&[stopped], &[], &Holders::default()), []);
@@ -623,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_as_wide_as_its_address_its_family_and_its_interface() {
+    fn the_level_of_a_socket_follows_its_address_family_and_interface() {
         let on = |interface| Socket {
             interface,
             ..socket(Udp, "0.0.0.0:68")
@@ -651,7 +651,7 @@ mod tests {
         }
     }
 
-    /// A rule for TCP that comes in.
+    /// A rule for incoming TCP.
     fn rule(
         ports: Option<RangeInclusive<u16>>,
         destination: Option<&str>,
@@ -697,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rules_lead_elsewhere_is_an_endpoint_unless_a_container_publishes_it() {
+    fn a_port_that_a_rule_redirects_is_an_endpoint_unless_a_container_publishes_it() {
         let mut shop = container(&[(None, 8000, 8000, 80), (Some("127.0.0.1"), 8001, 8001, 81)]);
         shop.addresses = BTreeSet::from(["172.17.0.2".parse().unwrap()]);
         let inventory = Inventory {
@@ -705,7 +705,7 @@ mod tests {
             ..Inventory::default()
         };
         let all = [
-            // Docker's own, which the publications explain.
+            // Docker's own rules, which the publications explain.
             rule(Some(8000..=8000), None, "172.17.0.2:80", "ip nat DOCKER"),
             rule(
                 Some(8001..=8001),
@@ -713,7 +713,7 @@ mod tests {
                 "172.17.0.2:81",
                 "ip nat DOCKER",
             ),
-            // Somebody else's, to the same container.
+            // A rule of other software, to the same container.
             rule(Some(9000..=9000), None, "172.17.0.2:80", "inet own in"),
             rule(Some(25..=26), None, "10.0.0.2:25", "ip nat PREROUTING"),
             rule(
@@ -749,7 +749,7 @@ mod tests {
                 "tcp/8001 Localhost [\"127.0.0.1\"] shop -",
             ]
         );
-        // Without Docker, its rules are somebody else's.
+        // Without an answer from Docker, no publication explains its rules.
         let none = Inventory::default();
         let found = found_with(&none, &SwarmServices::Apart, &all[..2], &[], &holders);
         assert_eq!(
@@ -798,7 +798,7 @@ mod tests {
             assert_eq!(found.len(), 1, "{rule}");
             assert_eq!(found[0].level, level, "{rule}");
         }
-        // The same for what this host sends is not said twice.
+        // A rule that does the same for outgoing packets adds no endpoint.
         let none = Inventory::default();
         let both = [base, outgoing];
         let found = found_with(
@@ -822,7 +822,7 @@ mod tests {
     }
 
     #[test]
-    fn what_swarm_publishes_is_listed_once_and_dockerd_keeps_its_port() {
+    fn a_swarm_port_is_listed_once_and_dockerds_own_port_remains() {
         let services = SwarmServices::Known(vec![SwarmPublication {
             service: "web".to_owned(),
             protocol: Tcp,
@@ -845,7 +845,7 @@ mod tests {
             ]
         );
         assert_eq!(found[1].owner.service.as_deref(), Some("web"));
-        // A worker does not know the services, and has the rules.
+        // A worker has the rules, but no list of services.
         let unknown = SwarmServices::Unknown("no manager".to_owned());
         let found = found_with(&none, &unknown, &[ingress(8080)], &sockets[..1], &holders);
         assert_eq!(

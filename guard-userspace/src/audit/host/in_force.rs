@@ -1,4 +1,4 @@
-//! Which policy an audit goes by, and whether a guard is at work by it.
+//! Finds the policy that an audit applies, and whether a guard enforces it.
 
 use std::{io::ErrorKind, os::unix::net::UnixStream, path::Path};
 
@@ -13,47 +13,47 @@ use crate::{
     without_agent,
 };
 
-/// Whether what a policy closes is closed at this moment.
+/// Whether ports that a policy closes are closed now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardState {
     /// A guard is at work, in the policy's mode.
     AtWork,
-    /// No guard is attached, or it does not enforce what it should.
+    /// No guard is attached, or it has an obstacle.
     NotAtWork,
-    /// It cannot be told; the policy is taken at its word.
+    /// It cannot be found out; the policy is assumed to be in force.
     Unknown,
-    /// The policy was named: it is judged as if it were in force.
+    /// The policy was named on the command line: it is applied as if it were in force.
     Supposed,
 }
 
-/// A policy to judge by.
+/// The policy that is applied to the endpoints.
 pub struct PolicyInForce {
     pub path: String,
-    /// With the modes that operators have set.
+    /// The policy, with the modes that operators have set.
     pub policy: Policy,
     pub guard: GuardState,
     pub knowledge: Knowledge,
 }
 
-/// Where published ports are known from.
+/// The origin of the published ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Knowledge {
-    /// No agent answers: what this process learns from Docker is all there is.
+    /// No agent answers: the ports that this process reads from Docker.
     #[default]
     OwnAlone,
-    /// Of the agent that answers: what it does not know of, it does not close.
+    /// The ports of the agent's status: the agent closes no others.
     Agent {
         /// Such as `tcp/8000`, `203.0.113.11:tcp/443`.
         published: Vec<String>,
-        /// Whether it hears from Docker.
+        /// Whether the agent is connected to Docker.
         connected: bool,
     },
 }
 
 impl PolicyInForce {
-    /// That of the agent; without one, what the pins say; without those, what the file says. `None`:
-    /// there is no policy. What cannot be told goes to `notes`.
+    /// Returns the agent's policy. Without an agent it is the policy that the pins name, and without pins the default
+    /// file. `None`: there is no policy. Facts that cannot be found out go to `notes`.
     pub async fn find(
         places: &GuardLocation<'_>,
         clock: KernelTick,
@@ -68,7 +68,7 @@ impl PolicyInForce {
         if client.has_agent() {
             match ask(client, clock).await {
                 Ok(in_force) => return Ok(Some(in_force)),
-                Err(error) => notes.push(format!("{error:#}; what is pinned is gone by")),
+                Err(error) => notes.push(format!("{error:#}: the pins are read instead")),
             }
         }
         let pinned = without_agent::status(pins, "no agent".to_owned());
@@ -82,7 +82,7 @@ impl PolicyInForce {
             }
             Err(PolicyError::Unreadable { file, error }) => {
                 notes.push(format!(
-                    "{file} cannot be read ({error}): nothing is judged"
+                    "{file} cannot be read ({error}): no policy is applied"
                 ));
                 return Ok(None);
             }
@@ -90,7 +90,7 @@ impl PolicyInForce {
         };
         let guard = if pinned.is_err() && (is_refused(socket) || has_program(&policy)) {
             notes.push(
-                "whether a guard is at work cannot be told without root: its policy is taken at its word"
+                "only root can find out whether a guard is at work: its policy is assumed to be in force"
                     .to_owned(),
             );
             GuardState::Unknown
@@ -105,14 +105,14 @@ impl PolicyInForce {
         }))
     }
 
-    /// Whether a guard drops what is sent to a loopback address from outside: in every scope, where the mode is
+    /// Whether a guard drops packets from outside to a loopback address: it does in every scope, if the mode is
     /// `enforce`.
     pub fn drops_martians(&self) -> bool {
         let is_there = matches!(self.guard, GuardState::AtWork | GuardState::Supposed);
         is_there && self.policy.mode == Mode::Enforce
     }
 
-    /// A policy that is named.
+    /// A policy that is named on the command line.
     pub fn supposed(path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
         Ok(Self {
             path: path.display().to_string(),
@@ -122,7 +122,7 @@ impl PolicyInForce {
         })
     }
 
-    /// What an agent says of itself.
+    /// The policy of an agent, with the modes of its status.
     pub fn answered(
         PolicyText { path, text }: PolicyText,
         status: &Status,
@@ -139,19 +139,19 @@ impl PolicyInForce {
     ) -> Result<Self, PolicyError> {
         let path = status.policy.path.clone();
         let policy = Policy::read(path.as_ref(), AllowedFile::Regular, clock)?;
-        notes.push("no agent runs, and the kernel goes on without it".to_owned());
+        notes.push("no agent runs; the pinned program stays in force".to_owned());
         let has_changed = policy.sha256 != status.policy.sha256;
         let mut in_force = Self::with_status(path, policy, status);
         if without_agent::lacks_agent_alone(status) {
             notes.push(
-                "a port that a container publishes without an agent is open, and may be judged as closed here"
+                "without an agent, newly published ports are open, and may be shown as closed here"
                     .to_owned(),
             );
             in_force.guard = GuardState::Unknown;
         }
         if has_changed && in_force.guard != GuardState::NotAtWork {
             notes.push(format!(
-                "{} has changed since it was put in force, and is judged by as it is now",
+                "{} has changed since it was put in force: the changed file is applied here",
                 in_force.path
             ));
             in_force.guard = GuardState::Unknown;
@@ -176,7 +176,7 @@ impl PolicyInForce {
             } else {
                 GuardState::NotAtWork
             },
-            // Without an agent, the status has nothing of Docker.
+            // A status without an agent has no facts about Docker.
             knowledge: docker.map_or(Knowledge::OwnAlone, |docker| Knowledge::Agent {
                 published: docker.published.clone(),
                 connected: docker.connected,
@@ -185,7 +185,7 @@ impl PolicyInForce {
     }
 }
 
-/// Where the agent and what it leaves are found.
+/// Where the agent and its pins are found.
 pub struct GuardLocation<'a> {
     pub client: &'a Client,
     pub socket: &'a Path,
@@ -200,13 +200,13 @@ async fn ask(client: &Client, clock: KernelTick) -> anyhow::Result<PolicyInForce
     Ok(PolicyInForce::answered(text, &status, clock)?)
 }
 
-/// An agent may listen, but not to this user.
+/// Whether the socket exists and refuses this user: an agent may be listening.
 fn is_refused(socket: &Path) -> bool {
     let refusal = UnixStream::connect(socket).err().map(|error| error.kind());
     refusal == Some(ErrorKind::PermissionDenied)
 }
 
-/// Some XDP program is on an interface of the policy, but whose, only root can tell.
+/// Whether any XDP program is on an interface of the policy. Only root can find out which software it belongs to.
 fn has_program(policy: &Policy) -> bool {
     let Ok(host) = Host::read_once() else {
         return false;
@@ -215,7 +215,7 @@ fn has_program(policy: &Policy) -> bool {
     chosen.any(|index| host.link(index).is_some_and(|link| link.xdp.is_some()))
 }
 
-/// A name of the API's; what is none is the mildest.
+/// The mode with this name in the API. An unknown name counts as `off`, the mildest mode.
 fn mode_of(name: &str) -> Mode {
     let mut modes = [Mode::Observe, Mode::Enforce].into_iter();
     let known = modes.find(|mode| mode.name() == name);

@@ -1,5 +1,5 @@
-//! What containers listen on at addresses of their own that others reach without a published port: in macvlan
-//! and ipvlan networks, and where a bridge's addresses are routed.
+//! Lists the sockets of containers at addresses of their own that other hosts reach without a published port: in
+//! macvlan and ipvlan networks, and in bridge networks that are routed.
 
 use std::{
     collections::BTreeSet,
@@ -24,31 +24,31 @@ use crate::{
     policy::untrusted,
 };
 
-/// An address of a container that others reach directly.
+/// An address of a container that other hosts reach directly.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnAddress {
     pub address: IpAddr,
-    /// The interface of the host that it is on the network of. `None`: the host routes to it.
+    /// The interface of the host whose network has the address. `None`: the host routes to it.
     pub parent: Option<SharedParent>,
 }
 
-/// A macvlan or ipvlan network stands on it.
+/// The lower interface of a macvlan or ipvlan network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SharedParent {
-    /// `None`: the daemon does not say which.
+    /// `None`: the daemon does not name it.
     pub interface: Option<String>,
 }
 
-/// Of containers with such addresses, what was found.
+/// The endpoints of containers with such addresses.
 #[derive(Debug, Default)]
 pub struct InnerListeners {
     pub endpoints: Vec<Endpoint>,
     pub addresses: BTreeSet<OwnAddress>,
-    /// What could not be told.
+    /// Facts that could not be found out.
     pub notes: Vec<String>,
 }
 
-/// A socket of a container, by its protocol and where it listens.
+/// A socket of a container: its protocol and local address.
 type InnerSocket = (PortProtocol, SocketAddr);
 
 /// `listeners` reads the sockets of the network namespace of a process.
@@ -78,7 +78,7 @@ pub fn inner_listeners(
                 .extend(endpoints(container, &addresses, &sockets)),
             Err(error) => {
                 found.notes.push(format!(
-                    "container {} has addresses that others reach, {}, and what it listens on cannot be read \
+                    "container {} has addresses that other hosts reach, {}, and its sockets cannot be read \
                      ({error}): the ports that its image names are listed instead",
                     untrusted::name(&container.name, 64),
                     named(&addresses)
@@ -120,7 +120,7 @@ fn own_addresses(container: &Container, networks: &[Network]) -> BTreeSet<OwnAdd
     own
 }
 
-/// Whether others have a way to an address of a bridge. What is masqueraded is left to Docker's own rules.
+/// Whether other hosts can reach an address of a bridge network. Docker's own rules protect masqueraded networks.
 fn is_routed(network: &Network, address: IpAddr) -> bool {
     network.prefixes().next().is_some()
         && match address {
@@ -129,7 +129,7 @@ fn is_routed(network: &Network, address: IpAddr) -> bool {
         }
 }
 
-/// Networks with public IPv6 addresses of which the daemon does not tell whether others reach them.
+/// A note for networks with public IPv6 addresses that the daemon does not report as routed.
 fn perhaps_routed(inventory: &Inventory) -> Option<String> {
     let in_use = |network: &&Network| {
         let mut containers = inventory.containers.values();
@@ -147,8 +147,8 @@ fn perhaps_routed(inventory: &Inventory) -> Option<String> {
         .collect();
     (!names.is_empty()).then(|| {
         format!(
-            "containers have public IPv6 addresses in {}: whether others reach them there is up to routes and \
-             Docker's own rules, and is not judged",
+            "containers have public IPv6 addresses in {}: routes and Docker's own rules decide whether other hosts \
+             reach them, and are not checked",
             names.join(", ")
         )
     })
@@ -184,8 +184,8 @@ fn endpoints(
     endpoints
 }
 
-/// The sockets that wait for others in the network namespace of a process, but for those on loopback. The
-/// kernel shows them to everybody who sees the process (proc_tgid_net_lookup() in fs/proc/proc_net.c).
+/// The sockets in the network namespace of a process that receive from other hosts. Every user that sees the process
+/// can read them (proc_tgid_net_lookup() in fs/proc/proc_net.c).
 pub fn listeners_of(pid: u32) -> Result<BTreeSet<InnerSocket>, String> {
     let read = || -> ProcResult<BTreeSet<InnerSocket>> {
         let process = Process::new(i32::try_from(pid).unwrap_or(i32::MAX))?;
@@ -208,7 +208,7 @@ pub fn listeners_of(pid: u32) -> Result<BTreeSet<InnerSocket>, String> {
     Ok(canonical.filter(waits).collect())
 }
 
-/// The container that runs at an address.
+/// The running container that has an address.
 pub fn container_at(inventory: &Inventory, address: IpAddr) -> Option<&Container> {
     let mut containers = inventory.containers.values();
     containers.find(|container| container.running && container.addresses.contains(&address))
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_reached_at_addresses_of_its_own_where_they_are_shared_or_routed() {
+    fn a_container_is_reached_at_its_own_addresses_in_macvlan_and_routed_networks() {
         let socket = |protocol, at: &str| (protocol, at.parse().unwrap());
         let found = inner_listeners(&inventory(), |pid| {
             assert_eq!(pid, 7);
@@ -310,7 +310,7 @@ mod tests {
                 socket(Tcp, "172.17.0.2:9"),
             ]))
         });
-        assert_eq!(found.notes, [""; 0], "fd00:17::/64 is for this host alone");
+        assert_eq!(found.notes, [""; 0], "fd00:17::/64 is not public");
         assert_eq!(
             places(&found),
             [
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn where_its_sockets_cannot_be_read_what_its_image_names_is_listed_and_a_note_says_so() {
+    fn if_its_sockets_cannot_be_read_the_ports_of_its_image_are_listed_with_a_note() {
         let found = inner_listeners(&inventory(), |_| Err("refused".to_owned()));
         assert_eq!(
             places(&found),
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn public_addresses_of_which_nothing_is_known_are_named() {
+    fn public_addresses_that_may_be_routed_are_named() {
         let mut inventory = inventory();
         for network in &mut inventory.networks {
             network.is_routed_ipv6 = false;

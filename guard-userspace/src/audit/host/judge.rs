@@ -1,5 +1,5 @@
-//! What a policy does with an endpoint: the rules of exposure over the policy's tables. No kernel is
-//! asked, so that it works without root.
+//! Applies a policy to an endpoint: the rules of exposure over the policy's tables. It uses no kernel map, so it works
+//! without root.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -20,58 +20,59 @@ use crate::{
     policy::{From, Policy, PublishedPort, Service, Tables},
 };
 
-/// What becomes of a stranger's first packet.
+/// The verdict on the first packet of an unknown source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// It passes, and is judged by nobody.
+    /// It passes, and no rule of the policy applies.
     NotGuarded,
     /// It passes, and would be dropped if the policy were enforced.
     WouldBeClosed,
-    /// A service lists the place.
+    /// A service lists the port, and admits some sources or all.
     Open,
     /// It is dropped.
     Closed,
 }
 
-/// What the policy does with an endpoint.
+/// The policy's decision about an endpoint, on some or all of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Decision {
     pub fate: Fate,
-    /// Of the host that this is so on; empty: on all where it answers.
+    /// The addresses to which the decision applies; empty: all where the endpoint answers.
     pub addresses: BTreeSet<IpAddr>,
     pub service: Option<String>,
-    /// Of the policy.
+    /// The service's line in the policy.
     pub line: Option<usize>,
-    /// Whom the service is open to: `any`, or prefixes. Empty without a service.
+    /// The sources that the service admits: `any`, or prefixes. Empty without a service.
     pub from: Vec<String>,
-    /// Why it is not guarded.
+    /// Why the endpoint is not guarded.
     pub why: Option<&'static str>,
-    /// Its budgets.
+    /// The service's budgets.
     pub limits: Vec<String>,
-    /// Whether the policy is enforced here: if not, anybody gets through for now.
+    /// Whether the policy is enforced here: if not, every source gets through for now.
     pub enforced: bool,
 }
 
 pub struct EndpointJudge<'a> {
-    /// With the labels of containers.
+    /// The policy, with the labels of containers applied.
     pub policy: &'a Policy,
     pub tables: Tables,
     /// Addresses of this host.
     pub own: &'a [IpAddr],
-    /// Those that belong to interfaces where nothing is judged.
+    /// The addresses of interfaces that the policy does not guard.
     pub unguarded: BTreeSet<IpAddr>,
-    /// Ports that containers publish and the agent does not know of.
+    /// Published ports that the agent does not know.
     pub unknown: Vec<PublishedPort>,
     pub now: Timestamp,
-    /// The guard is at work, or is taken to be.
+    /// A guard is at work, or is assumed to be.
     pub is_at_work: bool,
 }
 
 impl EndpointJudge<'_> {
-    /// The same on every address: one decision. None for what nothing from outside is sent to.
+    /// Returns one decision if it is the same on every address, and none if packets from outside do not reach the
+    /// endpoint.
     pub fn decide(&self, endpoint: &Endpoint) -> Vec<Decision> {
-        // What neighbours send to a loopback address is no matter of ports.
+        // Packets from neighbours to a loopback address are martians: no rule about ports applies.
         if endpoint.level > Level::Network || endpoint.neighbours.is_some() {
             return Vec::new();
         }
@@ -98,7 +99,7 @@ impl EndpointJudge<'_> {
         decisions
     }
 
-    /// The addresses that others would send to.
+    /// The addresses that other hosts can send to.
     fn destinations(&self, endpoint: &Endpoint) -> BTreeSet<IpAddr> {
         let mut destinations = BTreeSet::new();
         for address in &endpoint.addresses {
@@ -171,14 +172,14 @@ impl EndpointJudge<'_> {
         }
     }
 
-    /// How the network of a container's own address is closed.
+    /// The kind of the container network that has this address, which decides how it is closed.
     fn network_at(&self, address: IpAddr) -> Option<NetworkKind> {
         let mut networks = self.tables.networks.iter();
         let network = networks.find(|network| network.prefix.contains(&address));
         Some(network?.kind).filter(|_| !self.own.contains(&address))
     }
 
-    /// The service that names this very address, which the packet path looks up before container networks.
+    /// The service that names this address, which the packet path looks up before container networks.
     fn service_for(&self, protocol: PortProtocol, port: u16, address: IpAddr) -> Option<&Service> {
         let index = port_index(protocol, port);
         let lists = |service: &&Service| {
@@ -225,7 +226,7 @@ impl EndpointJudge<'_> {
         }
     }
 
-    /// Whom a service is open to at this moment on an address, to which only its own family can send.
+    /// The sources that a service admits now on an address. Only sources of the address's family can send there.
     fn admitted(&self, service: &Service, address: IpAddr) -> Vec<String> {
         let From::Admitted(admitted) = &service.from else {
             return vec![ANY.to_owned()];
@@ -273,7 +274,7 @@ mod tests {
 
     const NOW: &str = "2026-01-01T00:00:00Z";
 
-    /// What becomes of a port on every IPv4 address, where containers publish 8000, and 8443 on one.
+    /// Decides about a port on every IPv4 address. Containers publish 8000 on every address and 8443 on one.
     fn decide(text: &str, protocol: PortProtocol, port: u16, is_at_work: bool) -> Vec<Decision> {
         decide_at(text, protocol, port, is_at_work, "0.0.0.0")
     }
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_says_whom_it_is_open_to_and_with_which_limits() {
+    fn a_decision_has_the_sources_and_limits_of_its_service() {
         let text = "mode = \"enforce\"
             [[service]]
             name = \"app\"
@@ -383,14 +384,14 @@ mod tests {
                 true
             ),
             Fate::Closed,
-            "nobody of IPv6 reaches an IPv4 address"
+            "no IPv6 source reaches an IPv4 address"
         );
         let udp = decide(text, PortProtocol::Udp, 8000, true);
         assert_eq!(udp[0].fate, Fate::NotGuarded, "another protocol");
     }
 
     #[test]
-    fn what_is_published_on_one_address_is_closed_there_alone() {
+    fn a_port_published_on_one_address_is_closed_there_alone() {
         let decisions = decide("mode = \"enforce\"", PortProtocol::Tcp, 8443, true);
         let closed = decisions.iter().filter(|one| one.fate == Fate::Closed);
         let closed: Vec<_> = closed.flat_map(|one| &one.addresses).collect();
@@ -415,11 +416,11 @@ mod tests {
             fate("mode = \"enforce\"", routed, false),
             Fate::WouldBeClosed
         );
-        // The service is the host's.
+        // A service without an address does not apply inside a routed or masqueraded container network.
         assert_eq!(fate(listed, routed, true), Fate::Closed);
         assert_eq!(fate(&here, routed, true), Fate::Open);
         assert_eq!(fate(&here, "172.17.0.2", true), Fate::Closed);
-        // In a macvlan network, the container is another machine of the uplink's network.
+        // In a macvlan network, the container is like another machine in the uplink's network.
         assert_eq!(fate(listed, "192.168.1.50", true), Fate::Open);
         assert_eq!(
             fate("mode = \"enforce\"", "192.168.1.50", true),

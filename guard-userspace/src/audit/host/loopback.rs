@@ -1,10 +1,10 @@
-//! Whether others reach what has a loopback address alone.
+//! Tests whether neighbours reach an endpoint that has only loopback addresses.
 //!
 //! A neighbour on the same network can send a packet to 127.0.0.1 at this host's link-layer address. The kernel
-//! drops it where it looks up the route (`ip_route_input_slow()` in net/ipv4/route.c), unless `route_localnet` is
-//! set for the interface. A rule that rewrites destinations comes before that: Docker before version 28 and
-//! Podman have such rules for what is published on 127.0.0.1 (moby issues 41872 and 45610). To ::1 nothing comes
-//! from a wire (RFC 4291, 2.5.3; `ip6_rcv_core()`), whatever the rules say.
+//! drops it when it looks up the route (`ip_route_input_slow()` in net/ipv4/route.c), unless `route_localnet` is
+//! set for the interface. A rule that rewrites destinations applies before that: Docker before version 28 and
+//! Podman have such rules for ports published on 127.0.0.1 (moby issues 41872 and 45610). For ::1 there is no such
+//! case: the kernel drops packets to it that arrive on a link (RFC 4291, 2.5.3; `ip6_rcv_core()`) before any rule.
 
 use std::net::IpAddr;
 
@@ -16,10 +16,10 @@ use crate::{
     host::{NatHook, NatRules, Sysctls},
 };
 
-/// Who reaches a loopback address, and why.
+/// The neighbours that reach a loopback address, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Neighbours {
-    /// The interfaces whose networks they are on.
+    /// The interfaces whose networks the neighbours are on.
     pub interfaces: Vec<String>,
     pub why: String,
 }
@@ -28,25 +28,25 @@ pub struct Neighbours {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutsideLink {
     pub name: String,
-    /// A guard drops there what is sent to a loopback address.
+    /// A guard drops packets to loopback addresses there.
     pub drops_martians: bool,
 }
 
-/// What decides about loopback addresses.
+/// The facts that decide whether neighbours reach a loopback address.
 pub struct LoopbackFacts<'a> {
     pub outside: &'a [OutsideLink],
-    /// `None`: they cannot be read.
+    /// `None`: the sysctls cannot be read.
     pub sysctls: Option<&'a Sysctls>,
-    /// `None`: they cannot be read.
+    /// `None`: the rules cannot be read.
     pub nat: Option<&'a NatRules>,
     /// `None`: no daemon answers.
     pub daemon: Option<&'a DaemonFacts>,
 }
 
-/// Docker drops what others send to a loopback publication from this version on.
+/// From this version on, Docker drops packets from outside to a port published on a loopback address.
 const DROPPED_FROM: u32 = 28;
 
-/// Who reaches an endpoint that is at loopback addresses alone; `None`: this host alone.
+/// The neighbours that reach an endpoint with only loopback addresses. `None`: only this host reaches it.
 pub fn neighbours(endpoint: &Endpoint, facts: &LoopbackFacts<'_>) -> Option<Neighbours> {
     let is_ipv4 = |address: &IpAddr| address.is_ipv4() && address.is_loopback();
     if endpoint.level != Level::Localhost || !endpoint.addresses.iter().any(is_ipv4) {
@@ -78,25 +78,24 @@ fn by_rules(
         return None;
     }
     let why = match facts.daemon {
-        _ if is_rule => "a rule leads on what is sent to 127.0.0.1 from outside".to_owned(),
+        _ if is_rule => "a rule forwards packets from outside for 127.0.0.1".to_owned(),
         Some(DaemonFacts {
             is_podman: true, ..
-        }) => "Podman leads on what is sent to 127.0.0.1 from outside".to_owned(),
+        }) => "Podman forwards packets from outside for 127.0.0.1".to_owned(),
         Some(DaemonFacts {
             release: Some(release),
             ..
         }) => format!(
-            "Docker {release} leads on what is sent to 127.0.0.1 from outside; version {DROPPED_FROM} and later do \
-             not"
+            "Docker {release} forwards packets from outside for 127.0.0.1; version {DROPPED_FROM} and later drop them"
         ),
         _ => format!(
-            "Docker before version {DROPPED_FROM} and Podman lead on what is sent to 127.0.0.1 from outside"
+            "Docker before version {DROPPED_FROM} and Podman forward packets from outside for 127.0.0.1"
         ),
     };
     Some(to(outside, why))
 }
 
-/// Whether a rule, and not a process alone, is behind a publication. If the rules are not known, it is.
+/// Whether a rule implements a publication, and not only a process. If the rules are not known, it counts as a rule.
 fn is_rewritten(endpoint: &Endpoint, nat: Option<&NatRules>) -> bool {
     let Some(nat) = nat else {
         return true;
@@ -133,7 +132,7 @@ fn by_route(outside: &[&str], facts: &LoopbackFacts<'_>) -> Option<Neighbours> {
     let Some(sysctls) = facts.sysctls else {
         return Some(to(
             outside,
-            "whether `route_localnet` is set cannot be read".to_owned(),
+            "`route_localnet` cannot be read, and may be set".to_owned(),
         ));
     };
     let open: Vec<&str> = outside
@@ -195,7 +194,7 @@ mod tests {
         }
     }
 
-    /// As Docker has it: `-A DOCKER -d 127.0.0.1/32 ! -i docker0 -p tcp --dport 8080 -j DNAT …`.
+    /// The rule of a Docker before version 28: `-A DOCKER -d 127.0.0.1/32 ! -i docker0 -p tcp --dport 8080 -j DNAT …`.
     fn rules(port: u16) -> NatRules {
         NatRules {
             rules: vec![NatRule {
@@ -216,7 +215,7 @@ mod tests {
         }
     }
 
-    /// The interfaces whose neighbours reach it, of `eth0`, which is not guarded, and `eth1`, which may be.
+    /// The interfaces whose neighbours reach the endpoint, of `eth0` and `eth1`.
     fn reached(
         endpoint: &Endpoint,
         daemon: Option<&DaemonFacts>,
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publication_on_loopback_is_for_this_host_alone_where_docker_or_a_guard_sees_to_it() {
+    fn a_publication_on_loopback_is_for_this_host_alone_if_docker_or_a_guard_drops_the_rest() {
         let published = endpoint("127.0.0.1", true);
         let none: [&str; 0] = [];
         let both = ["eth0", "eth1"];
@@ -257,14 +256,14 @@ mod tests {
             (docker("dev"), &both),
             (podman(), &both),
         ] {
-            // The rules come before the route: `route_localnet` changes nothing.
+            // The rules apply before the route lookup: `route_localnet` changes nothing.
             for localnet in [&none[..], &["eth0"]] {
                 let found = reached(&published, Some(&daemon), Some(&rules(8080)), localnet, &[]);
                 let expected = match (interfaces.is_empty(), localnet.is_empty()) {
                     (true, false) => &["eth0"][..],
                     _ => interfaces,
                 };
-                // What Docker drops itself, it drops on every way.
+                // Docker 28 and later drop the packets, whether a rule or `route_localnet` would let them in.
                 let expected = if drops_itself(&daemon) {
                     &none
                 } else {
@@ -279,7 +278,7 @@ mod tests {
             assert_eq!(found, none, "{daemon:?}");
         }
         assert_eq!(reached(&published, None, None, &[], &[]), both);
-        // No rule leads there: a proxy alone listens, as without root.
+        // No rule matches the port: only a proxy process listens, as with a rootless daemon.
         let found = reached(
             &published,
             Some(&docker("20.10.24")),
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_on_loopback_is_reached_where_the_kernel_routes_there() {
+    fn a_process_on_loopback_is_reached_if_route_localnet_is_set() {
         let process = endpoint("127.0.0.53", false);
         let found = |localnet: &[&str], guarded: &[&str]| {
             reached(
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn of_ipv6_nothing_on_loopback_comes_from_a_wire() {
+    fn no_neighbour_reaches_an_ipv6_loopback_address() {
         for is_published in [true, false] {
             let found = reached(
                 &endpoint("::1", is_published),
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_of_somebody_else_leads_on_what_is_sent_to_loopback() {
+    fn a_rule_of_other_software_forwards_packets_for_loopback() {
         let with = |outgoing| {
             let mut endpoint = endpoint("127.0.0.1", false);
             endpoint.owner.rewrite = Some(Rewrite {
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_on_loopback_is_no_concern_of_this() {
+    fn an_endpoint_that_is_not_on_loopback_gets_no_neighbours() {
         let mut open = endpoint("127.0.0.1", true);
         open.level = Level::World;
         assert_eq!(reached(&open, None, None, &["all"], &[]), [""; 0]);

@@ -1,5 +1,5 @@
-//! What of this host can be reached from outside, who answers there, what the policy does with it, and
-//! what to change.
+//! Lists the endpoints of this host: how far away they can be reached, their owners, the policy's decisions, and
+//! possible changes.
 
 mod change;
 mod describe;
@@ -47,17 +47,17 @@ use crate::{
 /// What `guard audit --json` prints.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// `null`: there is none, and nothing is judged.
+    /// `null`: there is no policy.
     pub policy: Option<JudgedBy>,
     pub docker: DockerAsked,
-    /// What could not be told.
+    /// What the audit could not find out.
     pub notes: Vec<String>,
     pub endpoints: Vec<Audited>,
     /// How many of the endpoints are findings.
     pub findings: usize,
 }
 
-/// The policy that endpoints are judged by.
+/// The policy that is applied to the endpoints.
 #[derive(Debug, Serialize)]
 pub struct JudgedBy {
     pub path: String,
@@ -83,24 +83,24 @@ impl From<PolicyInForce> for JudgedBy {
     }
 }
 
-/// An endpoint, and what is to be said of it.
+/// An endpoint, with the policy's decisions, its danger and possible changes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Audited {
     #[serde(flatten)]
     pub endpoint: Endpoint,
-    /// What the policy does with it; several if it is not the same on all addresses. Empty: it cannot be
-    /// reached from outside, or there is no policy.
+    /// The policy's decisions: several if they differ between addresses. Empty: the endpoint cannot be reached from
+    /// outside, or there is no policy.
     pub policy: Vec<Decision>,
     /// It is open to the world, and no service lists it.
     pub finding: bool,
-    /// Only if others can reach it.
+    /// `None` unless other hosts can reach the endpoint.
     pub danger: Option<&'static Danger>,
-    /// What to do about it, one of them.
+    /// Possible changes, of which one is enough.
     pub changes: Vec<String>,
 }
 
 impl Report {
-    /// Judges what has been found by a policy, if there is one.
+    /// Applies the policy, if there is one, to the endpoints of the survey.
     pub async fn new(
         survey: Survey,
         policy: Option<PolicyInForce>,
@@ -133,7 +133,7 @@ impl Report {
         })
     }
 
-    /// Why this is no success, if it is none.
+    /// The error for standard error if there are findings.
     pub fn complaint(&self) -> Option<String> {
         match self.findings {
             0 => None,
@@ -179,7 +179,7 @@ async fn judge_all(
         .collect())
 }
 
-/// The endpoints, those on loopback with the neighbours that reach them all the same.
+/// The endpoints. Those on loopback get the neighbours that can reach them.
 fn with_neighbours(
     survey: &Survey,
     in_force: Option<&PolicyInForce>,
@@ -204,7 +204,7 @@ fn with_neighbours(
         .collect())
 }
 
-/// The interfaces that packets come in by from outside, and whether a guard drops martians there.
+/// The interfaces that packets from outside arrive on, and whether a guard drops martians there.
 fn outside(survey: &Survey, in_force: Option<&PolicyInForce>) -> anyhow::Result<Vec<OutsideLink>> {
     let guarding = in_force.filter(|in_force| in_force.drops_martians());
     let arrivals = match guarding {
@@ -217,7 +217,7 @@ fn outside(survey: &Survey, in_force: Option<&PolicyInForce>) -> anyhow::Result<
     let host = &survey.host;
     let none = BTreeSet::new();
     let links = host.links.known().into_iter().flat_map(BTreeMap::values);
-    // What comes in by a port of a bridge or a bond comes to the host by that.
+    // Packets that arrive on a port of a bridge or a bond reach the host through that bridge or bond.
     let leads_outside = |link: &&Link| {
         let is_apart = link.arphrd == ARPHRD_LOOPBACK || link.controller.is_some();
         link.up && !is_apart && !host.is_container_bridge(&link.name, &none)
@@ -233,7 +233,7 @@ fn outside(survey: &Survey, in_force: Option<&PolicyInForce>) -> anyhow::Result<
         .collect())
 }
 
-/// Services for an address that neither this host nor a container has: of what is listed there, nothing is found.
+/// Notes for services with an address that neither this host nor a container has: no endpoint is found there.
 fn on_no_address(survey: &Survey, policy: &Policy) -> Vec<String> {
     let own = survey.host.own_addresses().unwrap_or_default();
     let is_known =
@@ -242,15 +242,15 @@ fn on_no_address(survey: &Survey, policy: &Policy) -> Vec<String> {
     let elsewhere = services.filter_map(|service| {
         let address = service.address.filter(|address| !is_known(address))?;
         Some(format!(
-            "service {} is for {address}, which neither this host nor a container has: whatever answers there \
-             is not among these",
+            "service {} has the address {address}, which neither this host nor a container has: endpoints there \
+             are not listed",
             service.name
         ))
     });
     elsewhere.collect()
 }
 
-/// The addresses of interfaces where nothing is judged, which `notes` names.
+/// The addresses to which the policy does not apply: it does not guard their interfaces, which a note names.
 fn unguarded(
     survey: &Survey,
     policy: &Policy,
@@ -271,7 +271,7 @@ fn unguarded(
             continue;
         }
         addresses.insert(address);
-        // Every interface has one, bridges of containers too.
+        // Every interface has a link-local address, also the bridges of containers.
         if is_link_local(address) {
             continue;
         }
@@ -293,7 +293,7 @@ fn unguarded(
             None => {
                 addresses.insert(own.address);
                 notes.push(format!(
-                    "the interface that a container has {} on is not known: what is sent there is not judged",
+                    "the interface of the container address {} is not known: no policy is applied there",
                     own.address
                 ));
             }
@@ -302,15 +302,15 @@ fn unguarded(
     if !names.is_empty() {
         let names: Vec<&str> = names.into_iter().collect();
         notes.push(format!(
-            "what comes in over {} is not judged",
+            "the policy does not guard {}: it does not apply to addresses there",
             names.join(", ")
         ));
     }
     Ok(addresses)
 }
 
-/// Leaves of the containers what the agent knows of as well: it closes nothing else. Returns the ports
-/// that it does not know of, which `notes` names.
+/// Reduces the containers to those that the agent knows as well, since it closes no other ports. Returns the ports that
+/// the agent does not know, which a note names.
 fn go_by_agent(
     containers: &mut Containers,
     published: &[String],
@@ -326,7 +326,7 @@ fn go_by_agent(
         .published
         .drain(..)
         .partition(|port| known.contains(port));
-    // The agent's status names no family. Where this process sees the port, it knows it.
+    // The agent's status names no family. If this process sees the port, its own record has the family.
     let is_seen = |port: &PublishedPort| {
         let mut seen = both.iter();
         seen.any(|seen| (seen.protocol, seen.port) == (port.protocol, port.port))
@@ -343,15 +343,15 @@ fn go_by_agent(
         ports.all(|port| known.contains(port))
     });
     if !connected && known.is_empty() {
-        // It has never heard of any container.
+        // The agent has never received a list of containers.
         containers.networks.clear();
     }
     if !unknown.is_empty() {
         let mut names: Vec<String> = unknown.iter().map(PublishedPort::to_string).collect();
         names.dedup();
         notes.push(format!(
-            "the agent does not know that containers publish {}, and does not close what it does not \
-             know: `guard status` says what it hears from Docker",
+            "the agent does not know that containers publish {}, and does not close these ports: `guard status` \
+             shows its connection to Docker",
             names.join(", ")
         ));
     }
@@ -359,12 +359,12 @@ fn go_by_agent(
 }
 
 impl Audited {
-    /// Of an endpoint with one port.
+    /// `endpoint` has one port.
     fn new(endpoint: Endpoint, judge: Option<&EndpointJudge<'_>>) -> Self {
         let policy = judge
             .map(|judge| judge.decide(&endpoint))
             .unwrap_or_default();
-        // What a service lists for others than a stranger is listed, too.
+        // A service that admits only some sources lists the endpoint as well.
         let settles = |decision: &Decision| match decision.fate {
             Fate::Open | Fate::Closed => true,
             Fate::WouldBeClosed => decision.service.is_some(),
@@ -384,19 +384,19 @@ impl Audited {
         Self { danger, ..audited }
     }
 
-    /// Whether nothing that is sent to it from outside arrives.
+    /// Whether all packets to it from outside are dropped.
     fn is_closed(&self) -> bool {
         let mut decisions = self.policy.iter();
         !self.policy.is_empty() && decisions.all(|decision| decision.fate == Fate::Closed)
     }
 
-    /// Whether a service opens it to everybody.
+    /// Whether a service opens it to every source.
     fn is_open_to_any(&self) -> bool {
         let mut decisions = self.policy.iter();
         decisions.any(|decision| decision.from.iter().any(|from| from == ANY))
     }
 
-    /// Whether others can reach it.
+    /// Whether other hosts can reach it.
     fn is_reachable(&self) -> bool {
         self.endpoint.level <= Level::Network && !self.is_closed()
     }
@@ -414,8 +414,7 @@ impl Audited {
     }
 }
 
-/// What is known of the first of its ports: the one inside a container says what listens there, as much
-/// as the host's.
+/// The danger of the endpoint's first port: looked up by its number inside the container, then on the host.
 pub fn danger(endpoint: &Endpoint) -> Option<&'static Danger> {
     let known = |port: u16| danger_at(endpoint.protocol, port);
     endpoint
@@ -447,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_agent_does_not_know_of_is_left_out_and_named() {
+    fn ports_that_the_agent_does_not_know_are_left_out_and_named() {
         let mut seen = ports(&["tcp/8000", "tcp/8001"]);
         // On IPv4 alone, as this process sees it.
         seen.retain(|port| port.port != 8000 || port.at == PublishedAt::EveryIpv4);
@@ -473,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_knows_all_of_it_is_no_note() {
+    fn an_agent_that_knows_all_ports_gives_no_note() {
         let mut containers = Containers {
             published: ports(&["tcp/8000"]),
             ..Containers::default()

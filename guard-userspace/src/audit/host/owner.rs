@@ -1,4 +1,4 @@
-//! Who answers at a place of this host.
+//! Finds the owner of an endpoint: a container, a process, the kernel, a Swarm service or a rule.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::docker::{Container, Inventory};
 
-/// Who answers.
+/// The owner of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Owner {
     /// `container`, `process`, `kernel`, `nat`, `swarm` or `unknown`.
@@ -19,18 +19,18 @@ pub struct Owner {
     /// The name of the container, or its identifier if Docker does not know it.
     pub container: Option<String>,
     pub image: Option<String>,
-    /// Compose's.
+    /// The Compose project.
     pub project: Option<String>,
-    /// Compose's or Swarm's.
+    /// The Compose or Swarm service.
     pub service: Option<String>,
-    /// The container has no network of its own.
+    /// The container uses the host's network.
     pub host_network: bool,
     /// The names of the processes that listen.
     pub processes: BTreeSet<String>,
     pub pids: BTreeSet<i32>,
-    /// Whose socket it is, if no more is known.
+    /// The user of the socket, if its process is not known.
     pub user: Option<String>,
-    /// The rule that leads there.
+    /// The rule that redirects packets to the owner.
     pub rewrite: Option<Rewrite>,
 }
 

@@ -1,5 +1,5 @@
-//! Ports that rules lead elsewhere before anything listens: those of Docker and Podman that a container's
-//! publication explains are left out, all others are endpoints of their own.
+//! Endpoints made by rules that rewrite the destination, before any socket receives the packet. Rules of Docker and
+//! Podman that a container's publication explains are left out.
 
 use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
@@ -23,18 +23,18 @@ use crate::{
 pub struct Rewrite {
     /// Such as `10.0.0.2:80`.
     pub to: String,
-    /// Where the rule stands, such as `ip nat PREROUTING`.
+    /// The chain that has the rule, such as `ip nat PREROUTING`.
     pub chain: String,
-    /// The only sources that it takes packets from.
+    /// The only sources that the rule matches.
     pub from: Option<String>,
-    /// It is for what this host sends alone.
+    /// The rule matches only packets that this host sends.
     pub outgoing: bool,
 }
 
-/// Docker's chain of what Swarm publishes.
+/// Docker's chain for ports that Swarm publishes.
 const OF_SWARM: &str = "DOCKER-INGRESS";
 
-/// Every port. Zero is none.
+/// Every port. Zero is not a port.
 const ALL_PORTS: RangeInclusive<u16> = 1..=u16::MAX;
 
 /// The endpoints that these rules make.
@@ -45,7 +45,7 @@ pub fn rewritten(
 ) -> Vec<Endpoint> {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     let incoming = |rule: &&NatRule| rule.hook == NatHook::Prerouting;
-    // What this host sends is led away where what comes in is, or is nobody else's concern.
+    // A rule for packets that this host sends is an endpoint of its own only if no incoming rule does the same.
     let is_for_host = |rule: &&NatRule| {
         let also = rules.iter().filter(incoming);
         let mut also = also.map(|other| (&other.protocol, &other.ports, &other.to));
@@ -75,7 +75,7 @@ pub fn rewritten(
     endpoints
 }
 
-/// A rule for every protocol is one for those with ports that anybody listens on.
+/// A rule for every protocol counts for TCP and UDP.
 fn protocols(rule: &NatRule) -> Vec<PortProtocol> {
     match rule.protocol {
         Some(protocol) => vec![protocol],
@@ -83,7 +83,7 @@ fn protocols(rule: &NatRule) -> Vec<PortProtocol> {
     }
 }
 
-/// Whether a container publishes these ports, or a service of the Swarm, so that they are listed already.
+/// Whether a container or a service of the Swarm publishes these ports, so that they are listed already.
 fn is_explained(
     rule: &NatRule,
     protocol: PortProtocol,
@@ -166,7 +166,7 @@ fn container_of<'a>(rule: &NatRule, found: &'a FoundOnHost<'_>) -> Option<&'a Co
     }
 }
 
-/// Where packets are sent that the rule rewrites.
+/// The destinations of packets that the rule matches.
 fn addresses(rule: &NatRule, setting: &Setting<'_>) -> BTreeSet<IpAddr> {
     let of_target = match rule.to {
         NatTarget::Address { address, .. } => Some(family_of(address)),
@@ -199,7 +199,7 @@ const fn family_of(address: IpAddr) -> Family {
     }
 }
 
-/// A rule for some sources, or for an interface that leads to no other networks, is not for the world.
+/// Narrows the level of a rule that matches only some sources, or an interface that does not lead to the world.
 fn narrowed(level: Level, rule: &NatRule, setting: &Setting<'_>) -> Level {
     let is_for_some = rule.source.is_some_and(|net| net.prefix_len() > 0);
     let by = rule.interface.as_deref().map(setting.leads_out);
@@ -212,7 +212,7 @@ fn narrowed(level: Level, rule: &NatRule, setting: &Setting<'_>) -> Level {
     }
 }
 
-/// Who answers behind it, and on which port.
+/// The owner behind a rule, and the first port inside its container.
 fn owner(
     rule: &NatRule,
     protocol: PortProtocol,
@@ -250,7 +250,7 @@ fn owner(
     }
 }
 
-/// What Swarm's services publish on every node.
+/// The ports that Swarm's services publish on every node.
 pub fn of_swarm(swarm: &SwarmServices) -> Vec<Endpoint> {
     let SwarmServices::Known(publications) = swarm else {
         return Vec::new();
@@ -261,7 +261,7 @@ pub fn of_swarm(swarm: &SwarmServices) -> Vec<Endpoint> {
             service: Some(one.service.clone()),
             ..Owner::default()
         };
-        // Docker's rules for it are those of IPv4.
+        // Docker has rules for published Swarm ports in IPv4 only.
         let every = BTreeSet::from([EVERYWHERE[0]]);
         Endpoint {
             inside: Some(one.target),

@@ -1,4 +1,4 @@
-//! What is known for being reached from outside: the reverse proxy and SSH.
+//! Recognises endpoints that are meant to be reached from outside: the reverse proxy and SSH.
 
 use guard_common::layout::PortProtocol;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use crate::{
     docker::{Container, TITLE},
 };
 
-/// What an endpoint is for, if it is recognised.
+/// The purpose of an endpoint, if it is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -33,11 +33,11 @@ const PROXY_PROCESSES: [&str; 9] = [
 const SSH_PROCESSES: [&str; 2] = ["sshd", "dropbear"];
 const SSH_PORT: u16 = 22;
 
-/// Holds the sockets of units that are started when somebody connects.
+/// systemd holds the sockets of units that start with the first connection.
 pub const SYSTEMD: &str = "systemd";
 
-/// What forwards a published port to its container, or keeps the port from others: Docker's, and those
-/// of Podman and of daemons without root.
+/// The processes that forward a published port to its container, or reserve the port: Docker's, Podman's, and those of
+/// rootless daemons.
 const PUBLISHERS: [&str; 9] = [
     "docker-proxy",
     "dockerd",
@@ -50,10 +50,10 @@ const PUBLISHERS: [&str; 9] = [
     "netavark",
 ];
 
-/// Docker itself, which keeps ports that Swarm publishes, and has some of its own.
+/// Docker's daemon, which reserves ports that Swarm publishes, and has ports of its own.
 pub const DOCKERD: &str = "dockerd";
 
-/// Whether a process listens in a container's place.
+/// Whether a process listens on behalf of a container.
 pub fn publishes(process: &str) -> bool {
     PUBLISHERS.contains(&process)
 }
@@ -63,7 +63,7 @@ pub fn forwards(process: &str) -> bool {
     publishes(process) && process != DOCKERD
 }
 
-/// A proxy's other ports, such as that of its dashboard, are not for everybody.
+/// A proxy's other ports, such as that of its dashboard, have no role: they are not meant for every source.
 pub fn of_container(
     container: &Container,
     protocol: PortProtocol,
@@ -74,7 +74,7 @@ pub fn of_container(
     (is_web && is_proxy(container)).then_some(Role::Proxy)
 }
 
-/// HTTP/3 is spoken over UDP.
+/// HTTP/3 uses UDP.
 fn is_web(protocol: PortProtocol, port: u16) -> bool {
     protocol != PortProtocol::Sctp && WEB.contains(&port)
 }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_known_by_its_image_its_labels_and_its_ports() {
+    fn a_proxy_is_recognised_by_its_image_its_labels_and_its_ports() {
         let built = [
             ("com.docker.compose.project", "shop"),
             ("com.docker.compose.service", "proxy"),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn ssh_is_known_by_its_process_and_without_one_by_its_port() {
+    fn ssh_is_recognised_by_its_process_or_else_by_its_port() {
         let owner = |processes: &[&str]| Owner {
             processes: processes.iter().map(|name| (*name).to_owned()).collect(),
             ..Owner::default()

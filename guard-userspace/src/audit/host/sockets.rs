@@ -1,4 +1,4 @@
-//! The sockets of this host that take what others send, and the processes that hold them.
+//! Lists the sockets of this host that receive packets from other hosts, and the processes that hold them.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -11,17 +11,17 @@ use procfs::process::{FDTarget, Process, all_processes};
 
 use crate::sock_diag::{SockDiagError, SocketProtocol, dump, is_v6_only};
 
-/// A TCP socket that listens, or a UDP socket that anybody may send to.
+/// A listening TCP socket, or a UDP socket without a peer, which receives from every source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Socket {
     pub protocol: PortProtocol,
     /// The unspecified address: every address.
     pub local: SocketAddr,
-    /// On every IPv6 address, but not on IPv4 ones as well.
+    /// The socket option IPV6_V6ONLY: the socket receives no IPv4 packets.
     pub v6_only: bool,
-    /// The index of the only interface that it takes packets from; zero: from all.
+    /// The index of the only interface that the socket receives from; zero: every interface.
     pub interface: u32,
-    /// Zero: the kernel's own.
+    /// Zero: the socket is the kernel's own.
     pub inode: u32,
     pub uid: u32,
 }
@@ -35,17 +35,17 @@ pub struct Holder {
     pub container: Option<String>,
 }
 
-/// Those that hold sockets, by inode.
+/// The processes that hold sockets, by inode.
 #[derive(Debug, Default)]
 pub struct Holders {
     pub by_inode: HashMap<u64, Vec<Holder>>,
-    /// Every process could be asked.
+    /// The open files of every process could be read.
     pub complete: bool,
 }
 
 pub fn sockets() -> Result<Vec<Socket>, SockDiagError> {
     let mut sockets = Vec::new();
-    // A UDP socket without a peer is in the state of a closed one.
+    // A UDP socket without a peer has the state TCP_CLOSE.
     for (transport, protocol, state) in [
         (SocketProtocol::Tcp, PortProtocol::Tcp, StateFlags::LISTEN),
         (SocketProtocol::Udp, PortProtocol::Udp, StateFlags::CLOSE),
@@ -72,23 +72,23 @@ pub fn sockets() -> Result<Vec<Socket>, SockDiagError> {
     Ok(sockets)
 }
 
-/// Asks every process for its open files.
+/// Reads the open files of every process.
 pub fn holders(sockets: &[Socket]) -> Holders {
     let wanted: HashSet<u64> = sockets.iter().map(|socket| socket.inode.into()).collect();
     let mut holders = Holders {
         complete: true,
         ..Holders::default()
     };
-    // Without /proc, nothing is known of anybody.
+    // Without /proc, no process is known.
     let Ok(processes) = all_processes() else {
         holders.complete = false;
         return holders;
     };
-    // What shares this process's container, if it is in one, is this host.
+    // If this process runs in a container, the processes of that container count as the host's.
     let own = Process::myself().ok().as_ref().and_then(container_of);
     for process in processes.flatten() {
         let Some(held) = held(&process, &wanted) else {
-            // One that has ended meanwhile holds nothing.
+            // A process that has ended meanwhile holds no socket.
             holders.complete &= !process.is_alive();
             continue;
         };
@@ -111,10 +111,10 @@ pub fn holders(sockets: &[Socket]) -> Holders {
     holders
 }
 
-/// `None`: it may not be asked.
+/// The wanted sockets that the process holds. `None`: its open files cannot be read.
 fn held(process: &Process, wanted: &HashSet<u64>) -> Option<BTreeSet<u64>> {
     let files: Vec<_> = process.fd().ok()?.collect();
-    // Without CAP_SYS_PTRACE the files of others can be counted, and not one of them can be read.
+    // Without CAP_SYS_PTRACE, the open files of other processes can be listed, but not read.
     if !files.is_empty() && files.iter().all(Result::is_err) {
         return None;
     }
@@ -133,7 +133,7 @@ fn container_of(process: &Process) -> Option<String> {
         .next()
 }
 
-/// How long the identifiers of containers are, in hexadecimal digits.
+/// The length of container identifiers, in hexadecimal digits.
 const IDENTIFIER: usize = 64;
 
 /// The innermost identifier of a container in the path of a control group, such as
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_is_known_by_its_control_group() {
+    fn a_container_is_recognised_by_its_control_group() {
         let id = "0123456789abcdef".repeat(4);
         for path in [
             format!("/docker/{id}"),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_found_with_who_holds_them() {
+    fn sockets_are_found_with_their_processes() {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         let sockets = sockets().unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_udp_socket_with_a_peer_takes_nothing_from_others() {
+    fn a_udp_socket_with_a_peer_is_not_listed() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect("127.0.0.1:9").unwrap();
         let local = socket.local_addr().unwrap();

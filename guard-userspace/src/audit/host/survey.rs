@@ -1,4 +1,4 @@
-//! Asks the kernel, Docker and the processes what of this host can be reached.
+//! Reads the kernel, Docker and the processes to find the endpoints of this host.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,27 +24,27 @@ use crate::{
     policy::{Containers, DEFAULT_DOCKER_SOCKET, untrusted},
 };
 
-/// What has been found.
+/// The result of a survey.
 pub struct Survey {
     pub endpoints: Vec<Endpoint>,
     pub containers: Containers,
     pub docker: DockerAsked,
-    /// `None`: it does not answer, or was not asked.
+    /// `None`: the daemon does not answer, or was not queried.
     pub daemon: Option<DaemonFacts>,
-    /// Addresses of containers that others reach directly.
+    /// Addresses of containers that other hosts reach directly.
     pub own_addresses: BTreeSet<OwnAddress>,
     /// All addresses of the containers that run.
     pub container_addresses: BTreeSet<IpAddr>,
-    /// Its addresses are known.
+    /// The host picture, whose addresses are known.
     pub host: Host,
-    /// What could not be told.
+    /// Facts that the survey could not find out.
     pub notes: Vec<String>,
 }
 
-/// What became of asking Docker.
+/// The result of querying Docker.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct DockerAsked {
-    /// `null`: it was not asked.
+    /// `null`: Docker was not queried.
     pub socket: Option<String>,
     pub answered: bool,
     pub error: Option<String>,
@@ -52,12 +52,12 @@ pub struct DockerAsked {
     pub running: usize,
 }
 
-/// Podman's, after Docker's, and below the folder of a user those of daemons without root.
+/// The sockets after Docker's own: Podman's, and below the folder of a user those of rootless daemons.
 const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
 const USER_SOCKETS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
 const USER_FOLDER: &str = "XDG_RUNTIME_DIR";
 
-/// The first socket of Docker's or Podman's that exists.
+/// The first socket of Docker or Podman that exists.
 pub fn find_docker() -> Option<String> {
     let folder = env::var(USER_FOLDER).unwrap_or_default();
     let of_user = USER_SOCKETS.map(|socket| format!("{folder}/{socket}"));
@@ -67,7 +67,7 @@ pub fn find_docker() -> Option<String> {
 }
 
 impl Survey {
-    /// `docker`: where Docker answers; `None`: it is not asked.
+    /// `docker`: Docker's socket. `None`: Docker is not queried.
     pub async fn make(docker: Option<String>) -> Result<Self> {
         let mut host = Host::read_once().context("this host cannot be read")?;
         if let Some(error) = &host.addresses.error {
@@ -92,9 +92,11 @@ impl Survey {
         let holders = sockets::holders(&sockets);
         if !holders.complete {
             notes.push(match Uid::effective().is_root() {
-                true => "some processes may not be asked what they listen on (CAP_SYS_PTRACE is missing): \
-                         `guard audit`, typed by root, names them"
-                    .to_owned(),
+                true => {
+                    "some processes that listen cannot be named (CAP_SYS_PTRACE is missing): run \
+                         `guard audit` as root"
+                        .to_owned()
+                }
                 false => "without root, the processes of other users are not known".to_owned(),
             });
         }
@@ -152,7 +154,7 @@ impl Survey {
     }
 }
 
-/// What the daemon answers.
+/// The daemon's answers.
 #[derive(Default)]
 struct Answers {
     inventory: Option<Inventory>,
@@ -180,7 +182,7 @@ async fn ask(socket: Option<String>) -> Answers {
             None
         }
     };
-    // A daemon that lists its containers and says nothing of itself is one of an unknown version.
+    // If a daemon lists its containers but does not return its facts, its version is not known.
     let daemon = match &inventory {
         Some(_) => docker::read_facts(&socket).await.ok(),
         None => None,
@@ -192,34 +194,33 @@ async fn ask(socket: Option<String>) -> Answers {
     }
 }
 
-/// What is not seen without the rules that rewrite destinations.
+/// Notes for endpoints that are missing because rules that rewrite destinations, or Swarm services, are not known.
 fn without_rules(host: &Host, swarm: &SwarmServices) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(error) = &host.nat.error {
         notes.push(format!(
-            "the rules that rewrite destinations cannot be read ({error}): ports that they lead elsewhere are \
-             not among these"
+            "the rules that rewrite destinations cannot be read ({error}): ports that they redirect are not listed"
         ));
     }
     if host.nat.known().is_some_and(|nat| nat.is_partial) {
         notes.push(
-            "there are more rules that rewrite destinations than are followed: not all of what they lead \
-             elsewhere is among these"
+            "there are more rules that rewrite destinations than audit follows: some ports that they redirect are \
+             not listed"
                 .to_owned(),
         );
     }
     if let (SwarmServices::Unknown(why), Some(_)) = (swarm, &host.nat.error) {
         notes.push(format!(
-            "what services of the Swarm publish is not known: {why}"
+            "the ports that services of the Swarm publish are not known: {why}"
         ));
     }
     notes
 }
 
-/// Kinds of devices that other machines or containers are behind, which this host's daemons may not know.
+/// Kinds of interfaces with other machines or containers behind them, which this host's daemons may not know.
 const LEADING_ON: [&str; 6] = ["bridge", "tun", "veth", "wireguard", "vxlan", "macvlan"];
 
-/// Networks behind this host that nobody here knows the machines of.
+/// A note for networks behind this host, whose machines are not known here.
 fn behind(host: &Host, inventory: &Inventory, uplinks: &BTreeSet<u32>) -> Option<String> {
     let is_forwarding = |family: &str| {
         let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
@@ -256,18 +257,18 @@ fn behind(host: &Host, inventory: &Inventory, uplinks: &BTreeSet<u32>) -> Option
         .collect();
     (!networks.is_empty()).then(|| {
         format!(
-            "this host forwards packets: machines behind {} may be reached through it, and are not among these",
+            "this host forwards packets: machines behind {} may be reached through it, and are not listed",
             networks.join(" and ")
         )
     })
 }
 
-/// Not the link-local network that every device has.
+/// Whether the route is not the link-local one that every interface has.
 fn is_wide(route: &Route) -> bool {
     !is_link_local(route.prefix.addr())
 }
 
-/// How far what an interface leads to is.
+/// How far away the hosts are that can send packets to an interface. `None`: there is no such interface.
 fn leads_out(
     host: &Host,
     inventory: &Inventory,
@@ -287,7 +288,7 @@ fn leads_out(
     })
 }
 
-/// Containers on the host's network whose listeners are not known for theirs.
+/// Notes for containers on the host's network whose listeners were not recognised as theirs.
 fn unseen(inventory: Option<&Inventory>, endpoints: &[Endpoint]) -> Vec<String> {
     let containers = inventory
         .into_iter()
@@ -300,8 +301,7 @@ fn unseen(inventory: Option<&Inventory>, endpoints: &[Endpoint]) -> Vec<String> 
     unseen
         .map(|container| {
             format!(
-                "container {} is on the host's network: what it listens on, if anything, is among the \
-                 host's own",
+                "container {} is on the host's network: its listeners, if it has any, are listed as the host's own",
                 untrusted::name(&container.name, 64)
             )
         })

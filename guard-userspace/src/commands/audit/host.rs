@@ -1,4 +1,4 @@
-//! `guard audit` of this host.
+//! `guard audit`: audits this host.
 
 use std::path::PathBuf;
 
@@ -14,13 +14,13 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status: 0: nothing is open to the world that no service lists; 1: something is; 2: wrong usage, or a \
-policy that is refused.")]
+Exit status: 0: no finding; 1: at least one finding, which is a port that is open to the world and listed by no \
+service; 2: wrong usage, or an invalid policy.")]
 pub struct AuditHostCommand {
-    /// Judge by this policy, as if it were in force
+    /// Apply this policy, as if it were in force
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Where Docker or Podman answers, if not where the policy says; "" asks nobody
+    /// The socket of Docker or Podman, instead of the policy's; "" for none
     #[arg(long, value_name = "SOCKET")]
     docker: Option<String>,
     #[command(flatten)]
@@ -28,7 +28,10 @@ pub struct AuditHostCommand {
 }
 
 impl AuditHostCommand {
-    /// What is asked of the host means nothing beside another audit.
+    /// The options of the audit of the host have no meaning for another audit.
+    ///
+    /// # Errors
+    /// An option was given.
     pub fn require_unused(&self) -> Result<(), Failure> {
         let Self {
             policy,
@@ -38,12 +41,11 @@ impl AuditHostCommand {
         if policy.is_none() && docker.is_none() && !json {
             return Ok(());
         }
-        let problem =
-            "--policy, --docker and --json before `compose` are for the audit of the host";
+        let problem = "--policy, --docker and --json before `compose` apply to the audit of the host: leave them out";
         Err(Failure::Usage(problem.to_owned()))
     }
 
-    pub async fn run(self, whereabouts: &AgentLocation) -> Result<(), Failure> {
+    pub async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self {
             policy,
             docker,
@@ -56,9 +58,9 @@ impl AuditHostCommand {
             Some(path) => Some(PolicyInForce::supposed(&path, clock)?),
             None => {
                 let places = GuardLocation {
-                    client: &whereabouts.client()?,
-                    socket: &whereabouts.socket,
-                    pins: &whereabouts.pins,
+                    client: &location.client()?,
+                    socket: &location.socket,
+                    pins: &location.pins,
                     default: DEFAULT_POLICY.as_ref(),
                 };
                 PolicyInForce::find(&places, clock, &mut notes).await?

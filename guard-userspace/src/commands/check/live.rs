@@ -1,4 +1,4 @@
-//! `guard check --live`: whom a policy would shut out of this host at this moment.
+//! `guard check --live`: finds the open sessions that a policy would cut.
 
 use std::{
     fmt::{self, Write as _},
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     agent::{apply::explained_gap, find_once},
     api::client::Client,
-    dataplane::keeps_flows,
+    dataplane::keeps_flows_of,
     host::{self, Host, Netlink},
     lockout::{self, Cut, Lockout},
     operator::{SshSession, ssh_session},
@@ -20,24 +20,24 @@ use crate::{
     privileges,
 };
 
-/// A person reads no more than this.
+/// The most sessions that the text lists. JSON lists all.
 const LISTED: usize = 20;
 
 #[derive(Serialize)]
 pub struct LiveCheck {
-    /// That the command comes from, if it does.
+    /// The SSH session of this command, if it has one.
     pub ssh_session: Option<SshSession>,
     /// Why the ports that containers publish are not known.
     pub docker_error: Option<String>,
-    /// Why not all open UDP flows are known whose answers the policy would let in.
+    /// Why the open UDP flows, whose answers the policy would let in, are not all known.
     pub flows_gap: Option<String>,
     #[serde(flatten)]
     pub lockout: Lockout,
 }
 
 impl LiveCheck {
-    /// With what the agent knows of entries, if there is one.
-    pub async fn ask(policy: &Policy, client: &Client, pins: &Path) -> anyhow::Result<Self> {
+    /// Compares a policy with this host. The entries of operators come from the agent, if it runs.
+    pub async fn read(policy: &Policy, client: &Client, pins: &Path) -> anyhow::Result<Self> {
         let netlink = Netlink::connect().context("route netlink cannot be reached")?;
         let host = Host::read_once().context("this host cannot be read")?;
         let docker = find_once(policy, &host).await;
@@ -54,11 +54,12 @@ impl LiveCheck {
         let (policy, _) = labels::apply(policy, containers, clock);
         let here = (&host, &netlink);
         let lockout = lockout::of_host(&policy, containers, &entries, here, ssh_session);
-        let flows_gap = if needs_flows(&policy, containers)? && !keeps_flows(pins) {
-            privileges::spawn_blocking(|| host::open_udp_flows().gap).await?
-        } else {
-            None
-        };
+        let flows_gap =
+            if needs_flows(&policy, containers)? && !keeps_flows_of(pins, &policy.sha256) {
+                privileges::spawn_blocking(|| host::open_udp_flows().gap).await?
+            } else {
+                None
+            };
         Ok(Self {
             ssh_session,
             docker_error: docker.error,
@@ -67,7 +68,7 @@ impl LiveCheck {
         })
     }
 
-    /// Why the command fails: the policy shuts somebody out.
+    /// The error of the command if the policy would cut a session.
     pub fn complaint(&self) -> Option<String> {
         let count = self.lockout.enforced();
         let is_operators = self.lockout.refusal().is_some();
@@ -102,18 +103,15 @@ impl LiveCheck {
                 "your own way in, SSH from {} to {server}, stays open",
                 client.ip()
             )?,
-            (None, None) => writeln!(
-                text,
-                "this command comes from no SSH session that could be found"
-            )?,
+            (None, None) => writeln!(text, "no SSH session of this command was found")?,
         }
-        for (is_enforced, what) in [(true, "cut"), (false, "cut if it were enforced")] {
+        for (is_enforced, fate) in [(true, "cut"), (false, "cut if it were enforced")] {
             let cuts: Vec<&Cut> = cut
                 .iter()
                 .filter(|cut| cut.is_enforced() == is_enforced)
                 .collect();
             if !cuts.is_empty() {
-                writeln!(text, "{} would be {what}:", sessions(cuts.len()))?;
+                writeln!(text, "{} would be {fate}:", sessions(cuts.len()))?;
             }
             for cut in cuts.iter().take(LISTED) {
                 writeln!(text, "  {cut}: {}, {}", Why(cut), effect(cut))?;
@@ -133,7 +131,7 @@ impl LiveCheck {
         if let Some(error) = docker_error {
             writeln!(
                 text,
-                "what containers publish is not known, and not judged: {error}"
+                "the ports that containers publish are not known, and not checked: {error}"
             )?;
         }
         if let Some(gap) = flows_gap {
@@ -143,10 +141,10 @@ impl LiveCheck {
     }
 }
 
-/// Whether the policy lets in what answers UDP flows of this host or its containers, and nothing else, at some port.
+/// Whether the policy has ports that admit only answers to UDP flows of this host or its containers.
 fn needs_flows(policy: &Policy, containers: &Containers) -> anyhow::Result<bool> {
     let now = host::timebase().context("the clocks cannot be read")?;
-    // Which ports the kernel picks for this host's own connections is no matter for that.
+    // The range of local ports does not change whether the program uses flows.
     let tables = Tables::compile(policy, containers, &(0..=0), now);
     Ok(tables.uses(feature::FLOWS))
 }

@@ -1,4 +1,4 @@
-//! The state on a screen. Colour only repeats what words say.
+//! Draws the state. Everything that a colour shows is also written in words.
 
 use ratatui::{
     Frame,
@@ -61,7 +61,7 @@ impl Theme {
 const HEADING: Style = Style::new().add_modifier(Modifier::UNDERLINED);
 const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
-/// Below it, bits per second give way to what is dropped, and why.
+/// Narrower screens omit bits per second, so that drops and their reasons have room.
 const WIDTH_FOR_BITS: u16 = 70;
 const WIDTH_FOR_TOTALS: u16 = 100;
 
@@ -97,7 +97,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme) {
 fn head(state: &ScreenState, theme: Theme, width: u16) -> Vec<Line<'static>> {
     let mut lines = vec![first_line(state, theme)];
     if let Some(trouble) = &state.trouble {
-        let text = format!("NO ANSWER, what follows is old: {trouble}");
+        let text = format!("NO ANSWER, these numbers are old: {trouble}");
         lines.push(Line::styled(text, theme.alarm()));
     } else if let Some(text) = state.status.as_ref().and_then(trouble_of_agent) {
         lines.push(Line::styled(text, theme.alarm()));
@@ -136,7 +136,7 @@ fn first_line(state: &ScreenState, theme: Theme) -> Line<'static> {
             };
             Span::styled(headline(status), style)
         }
-        None => Span::raw("waits for an answer"),
+        None => Span::raw("waiting for the first reading"),
     });
     if state.paused {
         let style = theme.would_be_dropped().add_modifier(Modifier::REVERSED);
@@ -156,7 +156,7 @@ fn trouble_of_agent(status: &Status) -> Option<String> {
         .as_deref()
         .unwrap_or("it does not answer");
     Some(format!(
-        "AGENT NOT RUNNING: {trouble}. The kernel goes on; these are its own counters"
+        "AGENT NOT RUNNING: {trouble}. The program in the kernel runs and counts on"
     ))
 }
 
@@ -169,7 +169,7 @@ fn rate_line(name: &str, flow: &Flow, width: u16, style: Style) -> Line<'static>
     Line::styled(format!("{text}{}", sparkline(past, rest)), style)
 }
 
-/// The newest to the right, the highest as high as the line.
+/// Draws the newest value to the right, and the highest as a full block.
 fn sparkline(history: &RateHistory, width: usize) -> String {
     const SET: bar::Set<'_> = bar::NINE_LEVELS;
     const LEVELS: [&str; 9] = [
@@ -186,7 +186,7 @@ fn sparkline(history: &RateHistory, width: usize) -> String {
     let highest = history.last(width).fold(0.0, f64::max);
     let level = |value: f64| {
         let top = (LEVELS.len() - 1) as f64;
-        // Whatever is there at all is seen.
+        // Rounded up, so that every value above 0 is visible.
         let level = if highest > 0.0 {
             (value / highest * top).ceil()
         } else {
@@ -264,7 +264,7 @@ fn draw_traffic(frame: &mut Frame<'_>, rows: &[&Metered<Counter>], theme: Theme,
     frame.render_widget(table, area);
 }
 
-/// The columns of the sources that there is room for.
+/// The columns of the sources, with the widths that fit the screen.
 struct Columns {
     source: u16,
     has_bits: bool,
@@ -399,14 +399,14 @@ fn prompt_line(prompt: &Prompt, theme: Theme) -> Line<'static> {
     let question = match kind {
         PromptKind::Filter => "Show only".to_owned(),
         PromptKind::Explain(source) => format!("Explain {source} to"),
-        PromptKind::Allow => "Let through".to_owned(),
+        PromptKind::Allow => "ALLOW ALL of".to_owned(),
         PromptKind::Deny => "DROP ALL of".to_owned(),
     };
     let hint = match (problem, kind) {
         (Some(problem), _) => Span::styled(format!("  {problem}"), theme.alarm()),
         (None, PromptKind::Explain(_)) => Span::raw("  (a service, or 8000/tcp)  Enter, Esc"),
         (None, PromptKind::Filter) => Span::raw("  Enter, Esc"),
-        (None, PromptKind::Allow | PromptKind::Deny) => Span::raw("  Enter: do it, Esc: do not"),
+        (None, PromptKind::Allow | PromptKind::Deny) => Span::raw("  Enter: apply, Esc: cancel"),
     };
     let typed = Span::styled(
         format!("{text}_"),
@@ -427,7 +427,7 @@ fn draw_shown(frame: &mut Frame<'_>, shown: &Shown, theme: Theme) {
     let wrapped = text
         .lines()
         .map(|line| line.chars().count().div_ceil(inside).max(1));
-    // Words that move to the next line take room, too.
+    // Wrapping at words needs more lines than this count, so the box gets one more.
     let height = to_u16(wrapped.sum::<usize>() + 3).min(area.height.saturating_sub(2));
     let place = area.centered(Constraint::Length(width), Constraint::Length(height));
     let block = Block::bordered()
@@ -480,7 +480,7 @@ mod tests {
             .collect()
     }
 
-    /// Four readings of a flood that grows, an office over its limit and a client that behaves.
+    /// Four readings of a flood that grows, an office over its limit and a client within it.
     fn busy() -> ScreenState {
         let mut state = ScreenState::default();
         let start = Instant::now();
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_names_who_floods_who_is_dropped_and_why() {
+    fn every_size_shows_the_flooding_source_the_dropped_source_and_the_reasons() {
         for size in [(80, 24), (60, 15), (200, 50)] {
             let text = text(&drawn(&busy(), size, true));
             assert!(text.contains("web  "), "{text}");
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_is_gone_a_kernel_that_cannot_be_read_and_observing_are_said() {
+    fn the_screen_shows_a_dead_agent_a_failed_reading_and_observe_mode() {
         let mut state = busy();
         let later = |seconds| Instant::now() + Duration::from_secs(seconds);
         let mut gone = reading(20);
@@ -544,7 +544,7 @@ mod tests {
         state.take(later(10), Err("no agent answers".to_owned()));
         let screen = text(&drawn(&state, (80, 24), false));
         assert!(
-            screen.contains("NO ANSWER, what follows is old: no agent"),
+            screen.contains("NO ANSWER, these numbers are old: no agent"),
             "{screen}"
         );
         assert!(screen.contains("198.51.100.66"), "{screen}");
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn any_size_and_nothing_at_all_can_be_drawn() {
+    fn every_size_can_be_drawn_also_before_the_first_reading() {
         let mut state = busy();
         state.show(Shown::new("title".to_owned(), "long ".repeat(500)));
         for width in 1..30 {

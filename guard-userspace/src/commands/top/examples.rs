@@ -1,4 +1,4 @@
-//! Readings for tests.
+//! Example readings for tests.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ pub fn status(mode: &str, is_running: bool) -> Status {
     }))
 }
 
-/// After so many seconds of a flood, of an office over its limit and of a client that behaves.
+/// The reading after this many seconds of three sources: a flood, an office over its limit, and a client within it.
 pub fn reading(seconds: u64) -> GuardReading {
     let (good, office, flood) = (10 * seconds, 300 * seconds, 8_000 * seconds);
     GuardReading {

@@ -1,4 +1,4 @@
-//! What the keys do.
+//! Handles the keys.
 
 use std::{fmt, net::IpAddr};
 
@@ -11,23 +11,24 @@ use crate::{
     policy::{Action, parse_prefix},
 };
 
-/// As many sources as a page key goes by.
+/// The number of sources that PgUp and PgDn move by.
 const PAGE: isize = 10;
 
 const LONGEST_TEXT: usize = 200;
 
 pub const HELP: &str = "\
-Arrows, j, k, PgUp, PgDn, Home, End: choose a source
+Arrows, j, k, PgUp, PgDn, Home, End: select a source
 s: sort the sources by packets, dropped, bits or address
-/: show only what contains these words; Esc ends it
-p or space: hold the screen still, and go on
-e: explain what becomes of the source at a port or service
-a, d: allow or deny the source for a while; asks first
-q or Ctrl-C: end
+/: show only rows that contain this text; Esc shows all again
+p or space: pause the screen, and continue
+e: explain the verdict for the source at a port or service
+a, d: allow or deny the source for a while, after a prompt
+q or Ctrl-C: quit
 
-IN and DROPPED are what the kernel counts. In observe mode DROPPED is what would have been.
-SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends \
-little may not be there at all. FOR is why the last of its packets was dropped, and where.";
+IN, DROPPED and TRAFFIC are counted by the kernel. WOULD DROP and WOULD count packets that pass, and that \
+mode enforce would drop.
+SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends few \
+packets may be missing. FOR is the reason for its last dropped packet, and the service.";
 
 pub enum KeyAction {
     Nothing,
@@ -35,7 +36,7 @@ pub enum KeyAction {
     Ask(AgentRequest),
 }
 
-/// What the agent is asked.
+/// A request to the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentRequest {
     Explain {
@@ -63,24 +64,24 @@ pub fn press(state: &mut ScreenState, key: KeyEvent) -> KeyAction {
     match key.code {
         KeyCode::Char('c') if is_control => KeyAction::Quit,
         KeyCode::Char(_) if is_control => KeyAction::Nothing,
-        code if state.prompt.is_some() => type_in(state, code),
+        code if state.prompt.is_some() => press_in_prompt(state, code),
         code if state.shown.is_some() => {
-            read_on(state, code);
+            press_in_shown(state, code);
             KeyAction::Nothing
         }
         KeyCode::Char('q') => KeyAction::Quit,
         code => {
-            look_around(state, code);
+            press_on_screen(state, code);
             KeyAction::Nothing
         }
     }
 }
 
-fn look_around(state: &mut ScreenState, code: KeyCode) {
+fn press_on_screen(state: &mut ScreenState, code: KeyCode) {
     match code {
         KeyCode::Char('p' | ' ') => state.paused = !state.paused,
         KeyCode::Char('s') => state.sort = state.sort.next(),
-        KeyCode::Char('/') => ask(state, PromptKind::Filter, state.filter.clone()),
+        KeyCode::Char('/') => open_prompt(state, PromptKind::Filter, state.filter.clone()),
         KeyCode::Esc => state.filter.clear(),
         KeyCode::Char('?' | 'h') => {
             state.show(Shown::new("keys".to_owned(), HELP.to_owned()));
@@ -91,14 +92,14 @@ fn look_around(state: &mut ScreenState, code: KeyCode) {
         KeyCode::PageDown => state.select(PAGE),
         KeyCode::Home => state.select(isize::MIN),
         KeyCode::End => state.select(isize::MAX),
-        KeyCode::Char('e') => ask_about_selected(state, PromptKind::Explain),
-        KeyCode::Char('a') => ask_about_selected(state, |_| PromptKind::Allow),
-        KeyCode::Char('d') => ask_about_selected(state, |_| PromptKind::Deny),
+        KeyCode::Char('e') => open_prompt_for_selected(state, PromptKind::Explain),
+        KeyCode::Char('a') => open_prompt_for_selected(state, |_| PromptKind::Allow),
+        KeyCode::Char('d') => open_prompt_for_selected(state, |_| PromptKind::Deny),
         _ => {}
     }
 }
 
-fn ask(state: &mut ScreenState, kind: PromptKind, text: String) {
+fn open_prompt(state: &mut ScreenState, kind: PromptKind, text: String) {
     state.prompt = Some(Prompt {
         kind,
         text,
@@ -106,23 +107,23 @@ fn ask(state: &mut ScreenState, kind: PromptKind, text: String) {
     });
 }
 
-fn ask_about_selected(state: &mut ScreenState, kind: impl FnOnce(IpAddr) -> PromptKind) {
+fn open_prompt_for_selected(state: &mut ScreenState, kind: impl FnOnce(IpAddr) -> PromptKind) {
     let Some(talker) = state.selected() else {
         return;
     };
     let source = talker.source;
     let service = talker.service.clone().unwrap_or_default();
-    // The mark stays on it, whatever moves meanwhile.
+    // Stores the source as selected, so that the selection follows it when the rows are sorted anew.
     state.select(0);
     let kind = kind(source);
     let text = match kind {
         PromptKind::Explain(_) => service,
         _ => format!("{source} for 1h"),
     };
-    ask(state, kind, text);
+    open_prompt(state, kind, text);
 }
 
-fn read_on(state: &mut ScreenState, code: KeyCode) {
+fn press_in_shown(state: &mut ScreenState, code: KeyCode) {
     let Some(shown) = &mut state.shown else {
         return;
     };
@@ -133,7 +134,7 @@ fn read_on(state: &mut ScreenState, code: KeyCode) {
     }
 }
 
-fn type_in(state: &mut ScreenState, code: KeyCode) -> KeyAction {
+fn press_in_prompt(state: &mut ScreenState, code: KeyCode) -> KeyAction {
     let Some(prompt) = &mut state.prompt else {
         return KeyAction::Nothing;
     };
@@ -161,7 +162,7 @@ fn enter(state: &mut ScreenState) -> KeyAction {
             return KeyAction::Nothing;
         }
         PromptKind::Explain(_) if text.is_empty() => {
-            Err("name a service, or a port such as 8000/tcp".to_owned())
+            Err("write a service, or a port such as 8000/tcp".to_owned())
         }
         PromptKind::Explain(from) => Ok(AgentRequest::Explain {
             from,
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn to_deny_asks_first_and_an_hour_is_only_proposed() {
+    fn deny_opens_a_prompt_with_one_hour_that_can_be_changed() {
         let mut state = watching();
         let deny = |hours: u64| AgentRequest::Enter {
             action: Action::Deny,
@@ -236,17 +237,17 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said_and_the_question_stays() {
+    fn a_text_that_cannot_be_parsed_keeps_the_prompt_with_the_problem() {
         let mut state = watching();
         let keys = [typed("d"), typed(" and more"), vec![KeyCode::Enter]].concat();
         assert!(press_all(&mut state, &keys).is_empty());
         let prompt = state.prompt.unwrap();
         assert_eq!(prompt.text, "198.51.100.66 for 1h and more");
-        assert!(prompt.problem.unwrap().contains("is no time"));
+        assert!(prompt.problem.unwrap().contains("is not a duration"));
     }
 
     #[test]
-    fn the_question_is_about_the_source_that_was_chosen_whatever_comes_meanwhile() {
+    fn a_prompt_keeps_its_source_when_the_readings_change() {
         let mut state = watching();
         press_all(&mut state, &[KeyCode::Down, KeyCode::Char('e')]);
         let mut changed = reading(2);
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_text_while_something_is_asked() {
+    fn keys_are_text_while_a_prompt_is_open() {
         let mut state = watching();
         let keys = [typed("/qsp"), vec![KeyCode::Enter]].concat();
         press_all(&mut state, &keys);

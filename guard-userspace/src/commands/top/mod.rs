@@ -1,7 +1,7 @@
-//! `guard top`: traffic, drops and sources on a screen.
+//! `guard top`: shows traffic, drops and sources on a screen.
 //!
-//! `state` turns readings into rows and knows no terminal, `keys` turns keys into requests, `draw` puts
-//! the state on a screen.
+//! `state` turns readings into rows, `keys` turns keys into requests, `draw` draws the state. Only `draw` and this
+//! module depend on a terminal.
 
 mod draw;
 #[cfg(test)]
@@ -40,33 +40,34 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub struct Top {
-    /// How often to look, in seconds
+    /// Refresh the screen at this interval, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 2,
           value_parser = clap::value_parser!(u64).range(1..=60))]
     every: u64,
-    /// Without colours, as with the environment variable NO_COLOR
+    /// Use no colours, as with the environment variable NO_COLOR
     #[arg(long)]
     no_color: bool,
 }
 
-/// What comes from the agent while the screen is up.
+/// A message for the screen.
 enum ScreenEvent {
     Reading(Instant, Result<Box<GuardReading>, String>),
     Answer(Shown),
 }
 
 impl Top {
-    pub async fn run(self, whereabouts: AgentLocation) -> Result<(), Failure> {
+    pub async fn run(self, location: AgentLocation) -> Result<(), Failure> {
         let Self { every, no_color } = self;
         if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
             return Err(anyhow!(
-                "this is no terminal: `guard counters --watch` and `guard talkers --watch` print lines"
+                "standard input or output is not a terminal: use `guard counters --watch` or `guard talkers \
+                 --watch`, which print lines"
             )
             .into());
         }
         // https://no-color.org
         let has_colour = !no_color && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let reader = Arc::new(GuardReader::new(&whereabouts)?);
+        let reader = Arc::new(GuardReader::new(&location)?);
         let terminal = ratatui::try_init().context("the terminal cannot be set up")?;
         let screen = Screen {
             terminal,
@@ -89,8 +90,8 @@ struct Screen {
 
 impl Screen {
     async fn run(mut self, every: Duration) -> anyhow::Result<()> {
-        // Few wait: one reading at a time, and one answer to each question.
-        let (sender, mut news) = channel(4);
+        // A short queue is enough: there is one reading at a time, and one answer for each request.
+        let (sender, mut messages) = channel(4);
         tokio::spawn(read_forever(
             Arc::clone(&self.reader),
             every,
@@ -115,14 +116,14 @@ impl Screen {
                     Some(event) => if self.handle(&event?, &sender) { return Ok(()) },
                     None => return Ok(()),
                 },
-                _ = take(&mut news, &mut self.state) => {}
+                _ = take(&mut messages, &mut self.state) => {}
                 _ = terminate.recv() => return Ok(()),
                 _ = hangup.recv() => return Ok(()),
             }
         }
     }
 
-    /// Returns whether it is the end.
+    /// Returns whether the operator has quit.
     fn handle(&mut self, event: &Event, answers: &Sender<ScreenEvent>) -> bool {
         let Event::Key(key) = event else {
             return false;
@@ -141,23 +142,23 @@ impl Screen {
     }
 }
 
-async fn take(news: &mut Receiver<ScreenEvent>, state: &mut ScreenState) {
-    match news.recv().await {
+async fn take(messages: &mut Receiver<ScreenEvent>, state: &mut ScreenState) {
+    match messages.recv().await {
         Some(ScreenEvent::Reading(at, reading)) => state.take(at, reading.map(|reading| *reading)),
         Some(ScreenEvent::Answer(shown)) => state.show(shown),
-        // The reader holds a sender for as long as this waits.
+        // Does not happen: `Screen::run` holds a sender.
         None => {}
     }
 }
 
-async fn read_forever(reader: Arc<GuardReader>, every: Duration, news: Sender<ScreenEvent>) {
+async fn read_forever(reader: Arc<GuardReader>, every: Duration, messages: Sender<ScreenEvent>) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let reading = read(&reader).await.map_err(|error| error.to_string());
         let reading = ScreenEvent::Reading(Instant::now(), reading.map(Box::new));
-        if news.send(reading).await.is_err() {
+        if messages.send(reading).await.is_err() {
             return;
         }
     }
@@ -173,8 +174,8 @@ async fn read(reader: &GuardReader) -> Result<GuardReading, ClientError> {
     })
 }
 
-/// Asks the agent, and shows what it says.
-async fn answer(reader: Arc<GuardReader>, request: AgentRequest, news: Sender<ScreenEvent>) {
+/// Sends a request to the agent, and shows the answer.
+async fn answer(reader: Arc<GuardReader>, request: AgentRequest, messages: Sender<ScreenEvent>) {
     let title = request.to_string();
     let answered = match request {
         AgentRequest::Explain { from, to } => explained(&reader, &Question { from, to }).await,
@@ -196,9 +197,9 @@ async fn answer(reader: Arc<GuardReader>, request: AgentRequest, news: Sender<Sc
             entered(&reader, &request).await
         }
     };
-    let text = answered.unwrap_or_else(|error| format!("It cannot be done: {error}"));
-    // Nobody waits for it once the screen is down.
-    let _result = news
+    let text = answered.unwrap_or_else(|error| format!("Failed: {error}"));
+    // Fails if the screen is closed.
+    let _result = messages
         .send(ScreenEvent::Answer(Shown::new(title, text)))
         .await;
 }

@@ -1,4 +1,4 @@
-//! What the screen is about: readings in, rows out. It knows no terminal.
+//! The state of the screen: turns readings into rows. It does not depend on a terminal.
 
 use std::{
     cmp::Ordering,
@@ -12,10 +12,10 @@ use crate::{
     commands::meter::{Counting as _, Meter, Metered, TrafficRate},
 };
 
-/// As many points of history as the widest screen shows.
+/// The most points of history: the widest screen shows as many.
 const HISTORY: usize = 240;
 
-/// What the agent or the pins said at one moment.
+/// A reading from the agent, or from the pins.
 pub struct GuardReading {
     pub status: Status,
     pub counters: Vec<Counter>,
@@ -35,7 +35,7 @@ impl RateHistory {
         values.push_back(value);
     }
 
-    /// The newest, at most so many.
+    /// The newest values, at most `count`.
     pub fn last(&self, count: usize) -> impl Iterator<Item = f64> {
         let Self(values) = self;
         let skipped = values.len().saturating_sub(count);
@@ -43,7 +43,7 @@ impl RateHistory {
     }
 }
 
-/// Over all interfaces and services.
+/// Traffic of all interfaces and services.
 #[derive(Default)]
 pub struct Flow {
     pub rate: TrafficRate,
@@ -86,25 +86,25 @@ impl Sort {
     }
 }
 
-/// What is asked of the operator, in the last line.
+/// A prompt in the last line, which the operator answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     pub kind: PromptKind,
     pub text: String,
-    /// What is wrong with the text.
+    /// Why the text cannot be parsed.
     pub problem: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptKind {
     Filter,
-    /// Where this source wants to go.
+    /// The destination to explain for this source.
     Explain(IpAddr),
     Allow,
     Deny,
 }
 
-/// An answer, above everything else.
+/// A text in a box above the screen: an answer or the help.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     pub title: String,
@@ -128,7 +128,7 @@ type TalkerKey = (String, IpAddr);
 #[derive(Default)]
 pub struct ScreenState {
     pub status: Option<Status>,
-    /// Why there is nothing new.
+    /// Why the last reading failed.
     pub trouble: Option<String>,
     pub incoming: Flow,
     pub dropped: Flow,
@@ -147,7 +147,7 @@ pub struct ScreenState {
 }
 
 impl ScreenState {
-    /// Takes a reading in, or why there is none. Nothing moves while it is paused.
+    /// Takes a reading, or the error of one. A paused screen ignores both.
     pub fn take(&mut self, at: Instant, reading: Result<GuardReading, String>) {
         if self.paused {
             return;
@@ -167,7 +167,7 @@ impl ScreenState {
         self.status = Some(status);
         self.traffic = self.counter_meter.read(at, counters);
         self.traffic.sort_by(heavier_traffic);
-        // Without the agent nobody knows the names, but they were known.
+        // The pins have no names of sources: without the agent the last known names stay.
         let talkers = self.with_known_names(talkers);
         self.talkers = self.talker_meter.read(at, talkers);
         if self.traffic.iter().any(|counter| counter.rate.is_some()) {
@@ -215,7 +215,7 @@ impl ScreenState {
         talkers
     }
 
-    /// Sources that are no longer listed have no history.
+    /// Adds the rates to the histories. Sources that are no longer listed lose their history.
     fn remember_sources(&mut self) {
         let mut before = std::mem::take(&mut self.histories);
         for Metered { row, rate } in &self.talkers {
@@ -227,8 +227,8 @@ impl ScreenState {
         }
     }
 
-    /// What became of the packets, the heaviest first, as far as it fits the filter; all of it if the
-    /// filter is about sources.
+    /// The counters that match the filter, the highest rate first. If none matches, all: the filter is then about
+    /// sources.
     pub fn traffic(&self) -> Vec<&Metered<Counter>> {
         let rows: Vec<_> = self.traffic.iter().collect();
         let mut wanted = rows.clone();
@@ -236,7 +236,7 @@ impl ScreenState {
         if wanted.is_empty() { rows } else { wanted }
     }
 
-    /// The sources, sorted, as far as they fit the filter.
+    /// The sources that match the filter, sorted.
     pub fn sources(&self) -> Vec<&Metered<Talker>> {
         let rows = self.talkers.iter();
         let mut rows: Vec<_> = rows
@@ -254,7 +254,7 @@ impl ScreenState {
         self.histories.get(&talker.key())
     }
 
-    /// Its place among the sources; the first if it has gone, or none was chosen.
+    /// The index of the selected source; 0 if it is gone or none was selected.
     pub fn selected_index(&self, sources: &[&Metered<Talker>]) -> usize {
         let is_selected = |talker: &&Metered<Talker>| Some(talker.row.key()) == self.selected;
         sources.iter().position(is_selected).unwrap_or_default()
@@ -266,7 +266,7 @@ impl ScreenState {
         sources.get(index).map(|talker| &talker.row)
     }
 
-    /// Moves the selection by so many places.
+    /// Moves the selection by `step` rows.
     pub fn select(&mut self, step: isize) {
         let sources = self.sources();
         let last = sources.len().saturating_sub(1);
@@ -280,7 +280,7 @@ impl ScreenState {
     }
 }
 
-/// What happens now first, and then what has happened.
+/// Orders by rate, then by total.
 fn heavier_traffic(one: &Metered<Counter>, other: &Metered<Counter>) -> Ordering {
     let weight = |counter: &Metered<Counter>| counter.rate.unwrap_or_default().packets;
     let by_rate = weight(other).total_cmp(&weight(one));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_sorted_as_asked_and_those_that_fit_the_filter_stay() {
+    fn sources_are_sorted_and_filtered_as_the_operator_chose() {
         let mut state = taken([1, 3]);
         state.sort = Sort::Address;
         assert_eq!(addresses(&state)[0], "198.51.100.7");
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_moves_while_it_is_paused_and_then_goes_on() {
+    fn a_paused_screen_does_not_change_and_then_continues() {
         let mut state = taken([1, 3]);
         let later = Instant::now() + Duration::from_secs(50);
         state.paused = true;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn history_is_of_those_that_are_listed_and_no_longer_than_a_screen_is_wide() {
+    fn only_listed_sources_have_history_of_at_most_a_screen_width() {
         let mut state = taken(1..1_000);
         let first = state.sources()[0].row.clone();
         let length = |state: &ScreenState| Some(state.history(&first)?.last(usize::MAX).count());

@@ -1,8 +1,8 @@
-//! The corpus: packets that reached something first, kept in `tests/corpus` and judged again before
-//! any new ones are made.
+//! The corpus in `tests/corpus`: packets that were the first with a signature. They are judged again before new packets
+//! are generated.
 //!
-//! A file is one policy, by the seed that it is made from, and as few packets as reach again what they
-//! reached there: what an outcome depends on, such as a spent budget or an open flow, comes before it.
+//! A file has the seed of one policy, and the fewest packets that reach the same signatures. Packets that an outcome
+//! depends on, such as those that use up a budget or open a flow, come before it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,11 +22,11 @@ use super::{
     signature::{self, Signature},
 };
 
-/// How much is kept. Every policy costs the replay a second or two in the verifier.
+/// The corpus' bounds. In a replay, the verifier takes a second or two for each policy.
 const MOST_POLICIES: usize = 16;
 const MOST_BYTES: usize = 256 * 1024;
 
-/// As often as it can take one packet to spend any budget that is generated.
+/// The most repetitions of one packet: enough to use up every generated budget.
 const MOST_TIMES: u32 = 2_000;
 
 const HEADER: &str = "# Kept by `cargo xtask fuzz`: a policy's seed and its checksum; then how \
@@ -39,13 +39,13 @@ pub struct Corpus {
     cases: BTreeMap<u64, CorpusEntry>,
 }
 
-/// A case, and what it reaches.
+/// A case, and the signatures that it reaches.
 type CorpusEntry = (CorpusCase, BTreeSet<Signature>);
 
 /// One policy and its packets.
 pub struct CorpusCase {
     seed: u64,
-    /// Of the policy: another generator makes another policy of the seed.
+    /// The checksum of the policy: a changed generator makes another policy from the same seed.
     checksum: u32,
     steps: Vec<CorpusStep>,
 }
@@ -54,13 +54,12 @@ pub struct CorpusCase {
 struct CorpusStep {
     times: u32,
     packet: GeneratedPacket,
-    /// `None` for what is sent.
+    /// `None` for packets that the host sends.
     outcome: Option<String>,
 }
 
 impl Corpus {
-    /// Reads the corpus and judges every packet of it again. Names also the files that are stale, and
-    /// why.
+    /// Reads the corpus and judges its packets again. Returns also the stale files, each with the reason.
     pub fn replay() -> Result<(Self, Vec<(PathBuf, anyhow::Error)>)> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -77,7 +76,7 @@ impl Corpus {
                 Ok(reached) if path == corpus.path(case.seed) => {
                     corpus.cases.insert(case.seed, (case, reached));
                 }
-                Ok(_) => stale.push((path, anyhow!("its name is not that of its seed"))),
+                Ok(_) => stale.push((path, anyhow!("the file's name is not its seed"))),
                 Err(why) => stale.push((path, why)),
             }
         }
@@ -104,14 +103,17 @@ impl Corpus {
         self.folder.join(format!("{seed}.txt"))
     }
 
-    /// Keeps a case that reached something new, unless what has to go for it is worth as much.
+    /// Adds a case with new signatures. If the cases removed for it have as many signatures of their own, it is not
+    /// added.
     pub fn add(&mut self, case: CorpusCase) -> Result<()> {
-        // One of this seed has what it had; with what else it reaches, another seed will do.
+        // A seed has at most one case. Other seeds reach the further signatures of this one.
         if case.steps.is_empty() || self.cases.contains_key(&case.seed) {
             return Ok(());
         }
         let before = self.signatures().len();
-        let reached = case.replay().context("what was found is not found again")?;
+        let reached = case
+            .replay()
+            .context("a second run of the new case has another outcome")?;
         let (seed, text) = (case.seed, case.to_text());
         self.cases.insert(seed, (case, reached));
         let removed = self.shrink();
@@ -130,7 +132,7 @@ impl Corpus {
         Ok(())
     }
 
-    /// Removes files while there is too much.
+    /// Removes files until the corpus is within its bounds.
     pub fn trim(&mut self) -> Result<()> {
         for (removed, _) in self.shrink() {
             fs::remove_file(self.path(removed))?;
@@ -138,7 +140,7 @@ impl Corpus {
         Ok(())
     }
 
-    /// While there is too much, what has the least that no other has goes.
+    /// Until the corpus is within its bounds, removes the case with the fewest signatures that no other case has.
     fn shrink(&mut self) -> Vec<(u64, CorpusEntry)> {
         let mut removed = Vec::new();
         while !self.is_within_bounds()
@@ -187,13 +189,18 @@ impl CorpusCase {
         }
     }
 
-    /// Takes the packets through the program and the model, which panics if they disagree. An error: the
-    /// case does not say what it said when it was kept.
+    /// Runs the packets through the program and the model; panics if they disagree.
+    ///
+    /// # Errors
+    /// The policy or an outcome is not the recorded one.
     fn replay(&self) -> Result<BTreeSet<Signature>> {
         let policy = generate::policy_of(self.seed);
         let checksum = checksum(&policy);
         let is_same = checksum == self.checksum;
-        ensure!(is_same, "the seed makes another policy by now");
+        ensure!(
+            is_same,
+            "the generator makes another policy from this seed now"
+        );
         let mut trial = ModelTrial::new(self.seed, &policy);
         let mut signatures = BTreeSet::new();
         for (n, step) in (0..).zip(&self.steps) {
@@ -233,8 +240,8 @@ impl CorpusCase {
                 packet: GeneratedPacket { outgoing, frame },
                 outcome,
             } = step;
-            let way = if *outgoing { "sent" } else { "in" };
-            write!(text, "{times} {way} {}", to_words(frame)).unwrap();
+            let direction = if *outgoing { "sent" } else { "in" };
+            write!(text, "{times} {direction} {}", to_words(frame)).unwrap();
             if let Some(outcome) = outcome {
                 write!(text, " {outcome}").unwrap();
             }
@@ -247,7 +254,7 @@ impl CorpusCase {
         let mut lines = text.lines().filter(|line| !line.starts_with('#'));
         let first: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
         let ["policy", seed, checksum] = first[..] else {
-            bail!("no policy is named");
+            bail!("the first line is not `policy SEED CHECKSUM`");
         };
         Ok(Self {
             seed: seed.parse()?,
@@ -274,13 +281,14 @@ fn parse_step(line: &str) -> Result<CorpusStep> {
     })
 }
 
-/// Looks for what is new while a policy's packets are judged, and for the shortest way there.
+/// Finds new signatures while a policy's packets are judged, and the fewest packets that reach them.
 pub struct Finder<'a> {
     case: CorpusCase,
     scope: &'static str,
-    /// What the corpus or the steps of the case reach, and what they do not, whatever was tried.
+    /// The signatures that need no further search: the corpus or the case has them, or no packets that reach them were
+    /// found.
     settled: BTreeSet<Signature>,
-    /// Has seen only the steps.
+    /// A model that has judged only the case's steps.
     model: Model<'a>,
     sent: Vec<GeneratedPacket>,
 }
@@ -307,7 +315,7 @@ impl<'a> Finder<'a> {
             return;
         }
         self.settled.extend(found);
-        for step in self.way_to(packet, judged).unwrap_or_default() {
+        for step in self.steps_to(packet, judged).unwrap_or_default() {
             for _ in 0..step.times {
                 judge(&mut self.model, &step.packet);
             }
@@ -315,13 +323,18 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// As few packets as reach what was found.
+    /// The case with the fewest packets that reach the new signatures.
     pub fn into_case(self) -> CorpusCase {
         self.case
     }
 
-    /// The packet alone, after what this host sends to open its flow, or again and again.
-    fn way_to(&self, packet: &GeneratedPacket, judged: &ServiceVerdict) -> Option<Vec<CorpusStep>> {
+    /// The steps that reach the outcome again: the packet once or repeated, or after the sent packet that opens its
+    /// flow.
+    fn steps_to(
+        &self,
+        packet: &GeneratedPacket,
+        judged: &ServiceVerdict,
+    ) -> Option<Vec<CorpusStep>> {
         let step = |times| CorpusStep {
             times,
             packet: packet.clone(),
@@ -360,7 +373,7 @@ fn judge(model: &mut Model, packet: &GeneratedPacket) -> Option<ServiceVerdict> 
     Some(model.judge(frame))
 }
 
-/// Whether a packet that comes in answers one that was sent.
+/// Whether a received packet answers a sent one.
 fn opens(sent: &GeneratedPacket, packet: &GeneratedPacket) -> bool {
     let ends = |frame: &[u8]| match look(frame) {
         ParsedFrame::Ip(datagram) => match datagram.content {
@@ -377,7 +390,7 @@ fn opens(sent: &GeneratedPacket, packet: &GeneratedPacket) -> bool {
     sent == (to, from)
 }
 
-/// FNV-1a, which no release of the standard library changes.
+/// FNV-1a: unlike the standard library's hasher, it never changes.
 fn checksum(policy: &ModelPolicy) -> u32 {
     let ModelPolicy {
         published,
@@ -399,7 +412,7 @@ fn checksum(policy: &ModelPolicy) -> u32 {
     })
 }
 
-/// Hexadecimal, with long runs of one byte as `00*1400`, between dots.
+/// The bytes in hexadecimal; a long run of one byte is `00*1400`, between dots.
 fn to_words(bytes: &[u8]) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut is_open = false;

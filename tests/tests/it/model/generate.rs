@@ -1,5 +1,5 @@
-//! Policies and packets at random: valid, nearly valid and garbage, from few addresses and ports, so
-//! that they meet.
+//! Generates random policies and packets: valid, nearly valid and garbage. They use few addresses and ports, so that
+//! packets match the policies.
 
 use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr};
 
@@ -18,13 +18,13 @@ pub struct ModelPolicy {
     pub limits: Option<ModelService>,
     pub sources: Vec<(String, IpNet, Special)>,
     pub denied: Vec<IpNet>,
-    /// Protocol, port, over IPv4.
+    /// Ports published on every address: protocol, port, and whether over IPv4.
     pub published: Vec<(&'static str, u16, bool)>,
-    /// Those on one address alone.
+    /// Ports published on one address.
     pub published_at: Vec<(&'static str, u16, IpAddr)>,
-    /// The network, and whether it is routed.
+    /// Container networks, and whether each is routed.
     pub networks: Vec<(IpNet, bool)>,
-    /// What no packet comes from, as the host has it.
+    /// The host's own addresses: a received packet with such a source is a martian.
     pub own: Vec<IpAddr>,
 }
 
@@ -33,10 +33,10 @@ pub struct ModelService {
     /// Protocol, first and last port.
     pub ports: Vec<(&'static str, u16, u16)>,
     pub address: Option<IpAddr>,
-    /// Empty: any.
+    /// Empty: any source.
     pub from: Vec<IpNet>,
     pub mode: &'static str,
-    /// What is limited, and the burst.
+    /// The kind of each budget (packet, byte, connection), and its burst.
     pub limit: Vec<(&'static str, u64)>,
     pub total: Vec<(&'static str, u64)>,
     pub per: (u8, u8),
@@ -86,7 +86,7 @@ const V6: [&str; 10] = [
     "fe80::1",
     "::",
 ];
-/// Those that are on no wire, and some beside them.
+/// Martian addresses, and some of their neighbours.
 const MARTIAN_V4: [&str; 6] = [
     "127.0.0.1",
     "127.255.255.254",
@@ -134,7 +134,7 @@ fn address(rng: &mut Rng, v4: bool) -> IpAddr {
     pick(rng, list).parse().unwrap()
 }
 
-/// Rarely one that is on none.
+/// An address that can be on a wire; rarely a martian.
 fn address_on_wire(rng: &mut Rng, v4: bool) -> IpAddr {
     if rng.u8(..50) != 0 {
         return address(rng, v4);
@@ -147,7 +147,7 @@ fn prefix(rng: &mut Rng) -> IpNet {
     pick(rng, &PREFIXES).parse().unwrap()
 }
 
-/// Addresses of the host, one of them inside a container network.
+/// Candidates for the host's addresses; one is inside a container network.
 const OWN: [&str; 5] = [
     "203.0.113.10",
     "203.0.113.11",
@@ -156,12 +156,12 @@ const OWN: [&str; 5] = [
     "2001:db8:113::11",
 ];
 
-/// The policy that a seed stands for.
+/// The policy of a seed.
 pub fn policy_of(seed: u64) -> ModelPolicy {
     policy(&mut Rng::with_seed(seed))
 }
 
-/// For half of the policies.
+/// Ports published on one address, for half of the policies.
 fn published_at(rng: &mut Rng) -> Vec<(&'static str, u16, IpAddr)> {
     let most = if rng.bool() { 8 } else { 1 };
     let ports = (0..rng.usize(..most)).map(|_| {
@@ -171,7 +171,7 @@ fn published_at(rng: &mut Rng) -> Vec<(&'static str, u16, IpAddr)> {
     ports.collect()
 }
 
-/// For half of the policies. One is in nobody's list but this: other hosts have those.
+/// The host's own addresses, for half of the policies.
 fn own(rng: &mut Rng) -> Vec<IpAddr> {
     let known = rng.bool();
     let own = OWN.iter().filter(|_| known && rng.bool());
@@ -179,7 +179,7 @@ fn own(rng: &mut Rng) -> Vec<IpAddr> {
 }
 
 pub fn policy(rng: &mut Rng) -> ModelPolicy {
-    // What came later is drawn beside the rest: the policies that the corpus was made with stay as they are.
+    // Features that were added later use a second generator, so that the corpus' seeds still make the same policies.
     let mut aside = Rng::with_seed(rng.clone().u64(..));
     let mut services: Vec<ModelService> = Vec::new();
     for n in 0..rng.usize(..8) {
@@ -187,7 +187,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         service.mode = pick(rng, &["enforce", "enforce", "enforce", "observe", "off"]);
         service.address = (rng.u8(..4) == 0).then(|| {
             let v4 = rng.bool();
-            // What is no address of a host is refused.
+            // The policy parser rejects an unspecified address.
             loop {
                 let address = address(rng, v4);
                 if !address.is_unspecified() {
@@ -222,7 +222,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         if rng.bool() {
             service.from = (0..rng.usize(1..4)).map(|_| prefix(rng)).collect();
         }
-        // What nobody could reach is refused.
+        // The policy parser rejects a service that no source can reach.
         if let Some(address) = service.address {
             let (foreign, own) = match address {
                 IpAddr::V4(_) => ("icmpv6", "198.51.0.0/16"),
@@ -260,7 +260,7 @@ pub fn policy(rng: &mut Rng) -> ModelPolicy {
         services,
         limits: limits.filter(|limits| !(limits.limit.is_empty() && limits.total.is_empty())),
         sources,
-        // Rarely everybody.
+        // Rarely every address.
         denied: (0..rng.usize(..3))
             .map(|_| prefix(rng))
             .filter(|prefix| prefix.prefix_len() > 16)
@@ -310,7 +310,7 @@ impl ModelService {
         ports.any(|(p, first, last)| *p == protocol && (*first..=*last).contains(&port))
     }
 
-    /// Rates so slow that a run sees the bursts alone.
+    /// Writes budgets with rates so low that only the bursts matter in a run.
     fn budgets(&self, text: &mut String, table: &str, budgets: &[(&str, u64)]) {
         for (what, burst) in budgets {
             let (rate, suffix) = match *what {
@@ -331,7 +331,7 @@ impl ModelPolicy {
         self.denied.iter().any(|prefix| prefix.contains(&source))
     }
 
-    /// The longest prefix decides.
+    /// The factor or exemption of the longest prefix that contains the source.
     pub fn special(&self, source: IpAddr) -> Option<Special> {
         let sources = self.sources.iter();
         let matching = sources.filter(|(_, prefix, _)| prefix.contains(&source));
@@ -433,7 +433,7 @@ impl ModelPolicy {
     }
 }
 
-/// A frame, and whether this host sends it.
+/// A frame, received or sent by this host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratedPacket {
     pub outgoing: bool,
@@ -459,20 +459,19 @@ pub fn packet(rng: &mut Rng) -> GeneratedPacket {
     if rng.u8(..10) == 0 {
         frame.truncate(rng.usize(..frame.len() + 1));
     }
-    // Bits that flip, mostly in the headers.
+    // Flipped bits, mostly in the headers.
     while rng.u8(..8) == 0 && frame.len() > 14 {
         let at = rng.usize(12..frame.len().min(100));
         frame[at] ^= 1 << rng.u8(..8);
     }
-    // The kernel runs no program over less than Ethernet's header.
+    // The kernel does not run XDP on a frame shorter than the Ethernet header.
     if frame.len() < 14 {
         frame.resize(14, 0);
     }
     GeneratedPacket { outgoing, frame }
 }
 
-/// What this host would answer to a frame: addresses and ports the other way round. `None` for what is
-/// no plain UDP.
+/// This host's answer to a frame, with addresses and ports swapped. `None` for a frame that is not plain UDP.
 pub fn answer(question: &[u8]) -> Option<Vec<u8>> {
     const UDP: u8 = frames::protocol::UDP;
     let (kind, protocol_v4, protocol_v6) =
@@ -507,7 +506,7 @@ fn ip(rng: &mut Rng) -> Vec<u8> {
             if rng.u8(..6) == 0 {
                 let offset = pick(rng, &[0, 0, 1, 185, 8191]);
                 frame = frames::as_fragment(&frame, offset, rng.bool());
-                // Of few datagrams, so that some have a first fragment.
+                // Few identifications, so that some later fragments have a first one.
                 let identification = [0, rng.u8(..4)];
                 frame = frames::patched(&frame, frames::IPV4_AT + 4, &identification);
             }
@@ -562,7 +561,7 @@ fn transport(rng: &mut Rng, v4: bool) -> (u8, Vec<u8>) {
     }
 }
 
-/// The payload behind a chain of IPv6 extension headers, mostly none.
+/// The payload behind a chain of IPv6 extension headers; the chain is mostly empty.
 fn extended(rng: &mut Rng, protocol: u8, payload: Vec<u8>) -> (u8, Vec<u8>) {
     use frames::protocol::*;
     let (mut next, mut payload) = (protocol, payload);

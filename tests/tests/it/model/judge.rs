@@ -1,5 +1,5 @@
-//! The verdict, as the design says it: denied? which service? may this source reach it? within its
-//! budgets? The clock of the whole run stands still, so a budget is its burst.
+//! The model's verdict, as the design defines it: deny list, service, permitted source, budgets. The clock stands still
+//! for the whole run, so a budget is its burst.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,11 +29,11 @@ impl fmt::Display for ModelVerdict {
 #[derive(Clone)]
 pub struct Model<'a> {
     policy: &'a ModelPolicy,
-    /// UDP flows: (local, port, peer, port).
+    /// Open UDP flows: (local, port, peer, port).
     flows: HashSet<(IpAddr, u16, IpAddr, u16)>,
-    /// Those that somebody else opened, and that only the mode let in.
-    strangers: HashSet<(IpAddr, u16, IpAddr, u16)>,
-    /// What has been spent, by budget.
+    /// UDP flows that a peer opened and that passed only because of mode observe.
+    observed_flows: HashSet<(IpAddr, u16, IpAddr, u16)>,
+    /// The amount charged to each budget.
     spent: HashMap<BudgetKey, u64>,
     /// Datagrams whose first fragment passed.
     pieces: HashSet<(IpAddr, IpAddr, u8, u32)>,
@@ -51,16 +51,17 @@ enum BudgetKey {
         what: &'static str,
     },
     Control,
+    DhcpReply,
     Overtaking,
     OvertakingOf(IpAddr),
 }
 
-/// The number of the place that the budgets of no service have.
-const NOBODY: usize = usize::MAX;
+/// The service number of `[limits]`, the budgets of packets that reach no service.
+const NO_SERVICE: usize = usize::MAX;
 
 enum ModelDecision<'a> {
     Service(usize, &'a ModelService),
-    /// Passes within the limits, under this service's name if it lists the port.
+    /// Passes within `[limits]`, under this service's name if it lists the port.
     Pass(Option<usize>, &'static str),
     Drop(Option<usize>, &'static str),
 }
@@ -70,28 +71,28 @@ impl<'a> Model<'a> {
         Self {
             policy,
             flows: HashSet::new(),
-            strangers: HashSet::new(),
+            observed_flows: HashSet::new(),
             spent: HashMap::new(),
             pieces: HashSet::new(),
         }
     }
 
-    /// Takes note of a packet that this host sends.
+    /// Records the flow of a packet that this host sends.
     pub fn sent(&mut self, frame: &[u8]) {
         if let ParsedFrame::Ip(datagram) = look(frame)
             && let DatagramContent::Udp { from_port, port } = datagram.content
         {
             let key = (datagram.source, from_port, datagram.destination, port);
-            // What answers a packet that is only observed is no flow of this host's own.
+            // The answer to a packet that passed only in mode observe opens no flow.
             let observed = self.mode_at(datagram.source, "udp", from_port) == "observe";
-            if !observed || !self.strangers.contains(&key) {
+            if !observed || !self.observed_flows.contains(&key) {
                 self.flows.insert(key);
             }
         }
     }
 
-    /// The mode of the service that has this place: on the very address, or on every one that is not
-    /// a container's. That of the host, if none has.
+    /// The mode of the service that lists the port: on this address, or on every address, but not on a container's.
+    /// Without such a service, the host's mode.
     fn mode_at(&self, address: IpAddr, protocol: &str, port: u16) -> &'static str {
         let listing = |on: Option<IpAddr>| {
             let mut services = self.policy.services.iter();
@@ -136,11 +137,14 @@ impl<'a> Model<'a> {
 
     fn judge_datagram(&mut self, datagram: &Datagram) -> (Option<String>, ModelVerdict) {
         let host_mode = self.policy.mode;
-        if is_on_no_wire(datagram) {
+        if is_martian(datagram) {
             return (None, dropped("martian", host_mode));
         }
-        if is_control(datagram) || self.is_dhcp(datagram) {
-            return (None, self.charge_control());
+        if is_control(datagram) {
+            return (None, self.charge_control(BudgetKey::Control, 10_000));
+        }
+        if self.is_dhcp(datagram) {
+            return (None, self.charge_control(BudgetKey::DhcpReply, 2_000));
         }
         if self.policy.own.contains(&datagram.source) {
             return (None, dropped("martian", host_mode));
@@ -155,8 +159,8 @@ impl<'a> Model<'a> {
         {
             return (None, dropped("fragment_limit", host_mode));
         }
-        let way = self.way(datagram);
-        let named = match &way {
+        let decision = self.decide(datagram);
+        let named = match &decision {
             ModelDecision::Service(number, _) => Some(*number),
             ModelDecision::Pass(number, _) | ModelDecision::Drop(number, _) => *number,
         };
@@ -166,21 +170,21 @@ impl<'a> Model<'a> {
         if mode == "off" {
             return (name, passed("not_guarded"));
         }
-        let reason = match way {
+        let reason = match decision {
             ModelDecision::Drop(_, reason) => {
                 if mode == "observe"
                     && let DatagramContent::Udp { from_port, port } = datagram.content
                 {
                     let key = (datagram.destination, port, datagram.source, from_port);
-                    self.strangers.insert(key);
+                    self.observed_flows.insert(key);
                 }
                 return (name, dropped(reason, mode));
             }
             ModelDecision::Service(number, service) => {
-                self.pay(number, service, datagram, special, "allowed")
+                self.charge(number, service, datagram, special, "allowed")
             }
             ModelDecision::Pass(_, reason) => match &self.policy.limits {
-                Some(limits) => self.pay(NOBODY, limits, datagram, special, reason),
+                Some(limits) => self.charge(NO_SERVICE, limits, datagram, special, reason),
                 None => reason,
             },
         };
@@ -192,10 +196,10 @@ impl<'a> Model<'a> {
         (name, outcome)
     }
 
-    /// 10,000 at once.
-    fn charge_control(&mut self) -> ModelVerdict {
-        let spent = self.spent.entry(BudgetKey::Control).or_default();
-        if *spent < 10_000 {
+    /// Charges a budget of control packets, of which `burst` may come at once.
+    fn charge_control(&mut self, budget: BudgetKey, burst: u64) -> ModelVerdict {
+        let spent = self.spent.entry(budget).or_default();
+        if *spent < burst {
             *spent += 1;
             passed("control")
         } else {
@@ -216,10 +220,11 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// 1 MiB of the kernel's memory at once, 160 KiB of one source, at 1,024 bytes and its length each.
+    /// Whether a later fragment may come before its first. The bursts are 1 MiB of the kernel's memory in total and 160
+    /// KiB for one source; a fragment takes its length and 1,024 bytes.
     fn may_overtake(&mut self, datagram: &Datagram) -> bool {
         let memory = datagram.frame_length + 1_024;
-        let of = BudgetKey::OvertakingOf(cut(datagram.source, (32, 64)));
+        let of = BudgetKey::OvertakingOf(truncate(datagram.source, (32, 64)));
         let spent = |key| self.spent.get(key).copied().unwrap_or_default();
         let (in_all, of_source) = (spent(&BudgetKey::Overtaking), spent(&of));
         if in_all + memory > 1 << 20 || of_source + memory > 160 << 10 {
@@ -230,7 +235,7 @@ impl<'a> Model<'a> {
         true
     }
 
-    /// DHCP over IPv4, for the host itself.
+    /// Whether this is a DHCP reply over IPv4 to the host itself.
     fn is_dhcp(&self, datagram: &Datagram) -> bool {
         let from_server = DatagramContent::Udp {
             from_port: 67,
@@ -255,7 +260,7 @@ impl<'a> Model<'a> {
             || here.any(|one| *one == (protocol, port, on))
     }
 
-    fn way(&self, datagram: &Datagram) -> ModelDecision<'a> {
+    fn decide(&self, datagram: &Datagram) -> ModelDecision<'a> {
         let Datagram {
             source,
             destination,
@@ -273,7 +278,7 @@ impl<'a> Model<'a> {
             DatagramContent::Icmp { .. } => ("icmpv6", 0),
             DatagramContent::Other { protocol: 47 } => ("gre", 0),
             DatagramContent::Other { protocol: 50 } => ("esp", 0),
-            // The other family's ICMP is listed by its number as well.
+            // A policy's `icmp` and `icmpv6` match the protocol number in either family.
             DatagramContent::Other { protocol: 1 } => ("icmp", 0),
             DatagramContent::Other { protocol: 58 } => ("icmpv6", 0),
             DatagramContent::Other { protocol } => ("proto", u16::from(*protocol)),
@@ -356,8 +361,8 @@ impl<'a> Model<'a> {
         )
     }
 
-    /// Charges every budget if all have room; names the one that has none.
-    fn pay(
+    /// Charges every budget if all have room. Otherwise the reason names the budget that is used up.
+    fn charge(
         &mut self,
         number: usize,
         service: &ModelService,
@@ -381,18 +386,18 @@ impl<'a> Model<'a> {
             Some(Special::Factor(factor)) => u64::from(factor),
             _ => 1,
         };
-        let prefix = cut(datagram.source, service.per);
-        let mut bills = Vec::new();
+        let prefix = truncate(datagram.source, service.per);
+        let mut charges = Vec::new();
         let mut over = None;
-        // A crowd's further buckets are its second try, with all budgets together.
+        // A source with a factor has further buckets: if the first charge fails, all budgets are tried again with them.
         for (share, times) in [("", 1), ("crowd ", factor - 1)] {
             if times == 0 {
                 continue;
             }
-            bills.clear();
+            charges.clear();
             over = None;
             for (what, burst) in &service.limit {
-                let account = BudgetKey::Source {
+                let budget = BudgetKey::Source {
                     service: number,
                     prefix,
                     what: match (*what, share) {
@@ -404,24 +409,24 @@ impl<'a> Model<'a> {
                         (_, _) => "crowd connection",
                     },
                 };
-                self.bill(
-                    &mut bills,
+                self.add_charge(
+                    &mut charges,
                     &mut over,
-                    account,
+                    budget,
                     amount(what),
                     burst * times,
                     what,
                 );
             }
             for (what, burst) in &service.total {
-                let account = BudgetKey::Total {
+                let budget = BudgetKey::Total {
                     service: number,
                     what,
                 };
-                self.bill(
-                    &mut bills,
+                self.add_charge(
+                    &mut charges,
                     &mut over,
-                    account,
+                    budget,
                     amount(what),
                     *burst,
                     "total",
@@ -432,8 +437,8 @@ impl<'a> Model<'a> {
             }
         }
         let Some(over) = over else {
-            for (account, amount) in bills {
-                *self.spent.entry(account).or_default() += amount;
+            for (budget, amount) in charges {
+                *self.spent.entry(budget).or_default() += amount;
             }
             return reason;
         };
@@ -448,11 +453,11 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn bill(
+    fn add_charge(
         &self,
-        bills: &mut Vec<(BudgetKey, u64)>,
+        charges: &mut Vec<(BudgetKey, u64)>,
         over: &mut Option<&'static str>,
-        account: BudgetKey,
+        budget: BudgetKey,
         amount: u64,
         burst: u64,
         what: &'static str,
@@ -460,11 +465,11 @@ impl<'a> Model<'a> {
         if amount == 0 {
             return;
         }
-        let spent = self.spent.get(&account).copied().unwrap_or_default();
+        let spent = self.spent.get(&budget).copied().unwrap_or_default();
         if spent + amount > burst && over.is_none() {
             *over = Some(what);
         }
-        bills.push((account, amount));
+        charges.push((budget, amount));
     }
 }
 
@@ -481,8 +486,9 @@ fn is_drop(reason: &str) -> bool {
     .contains(&reason)
 }
 
-/// Loopback and IPv4-mapped addresses either way; sources that are many or nobody.
-fn is_on_no_wire(datagram: &Datagram) -> bool {
+/// Whether an address is a martian: loopback or IPv4-mapped at either end, or a multicast, broadcast or unspecified
+/// source.
+fn is_martian(datagram: &Datagram) -> bool {
     let Datagram {
         source,
         destination,
@@ -493,18 +499,18 @@ fn is_on_no_wire(datagram: &Datagram) -> bool {
         IpAddr::V4(address) => address.is_loopback(),
         IpAddr::V6(address) => address.is_loopback() || address.to_ipv4_mapped().is_some(),
     };
-    let is_nobody = match source {
+    let is_unspecified = match source {
         IpAddr::V4(source) => {
-            let asks = DatagramContent::Udp {
+            let discover = DatagramContent::Udp {
                 from_port: 68,
                 port: 67,
             };
-            source.is_unspecified() && *content != asks && !is_control(datagram)
+            source.is_unspecified() && *content != discover && !is_control(datagram)
         }
         IpAddr::V6(_) => false,
     };
     let is_broadcast = matches!(source, IpAddr::V4(source) if source.is_broadcast());
-    inside(source) || inside(destination) || source.is_multicast() || is_broadcast || is_nobody
+    inside(source) || inside(destination) || source.is_multicast() || is_broadcast || is_unspecified
 }
 
 fn is_control(datagram: &Datagram) -> bool {
@@ -530,7 +536,7 @@ fn is_control(datagram: &Datagram) -> bool {
     }
 }
 
-fn cut(address: IpAddr, (v4, v6): (u8, u8)) -> IpAddr {
+fn truncate(address: IpAddr, (v4, v6): (u8, u8)) -> IpAddr {
     let length = if address.is_ipv4() { v4 } else { v6 };
     ipnet::IpNet::new(address, length).unwrap().trunc().addr()
 }

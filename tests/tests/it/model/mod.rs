@@ -1,8 +1,7 @@
-//! An independent judge, written from the design on top of etherparse, against the real program.
+//! Compares the real program with an independent model, which was written from the design on top of etherparse.
 //!
-//! Generated packets under generated policies go through both, and they agree on every reason. They
-//! share nothing but the names of the reasons: what a policy says reaches the program as a file, and
-//! the model as its own plain values.
+//! Both judge generated packets under generated policies, and must agree on every reason. They share only the names of
+//! the reasons: the program reads the policy as a file, the model as plain values.
 
 mod corpus;
 pub mod generate;
@@ -28,18 +27,18 @@ use self::{
 };
 use crate::{clocked::Simulation, judge::ProgramUnderTest};
 
-/// Packets in an ordinary run, over so many policies.
+/// The policies of an ordinary run, and the packets for each.
 const POLICIES: u64 = 32;
 const PACKETS_PER_POLICY: u64 = 32_000;
 
-/// The kernel gives up after a million instructions, and the next one may count more than this one.
+/// The verifier's limit is a million instructions (Linux 5.2); the margin is for kernels that count more.
 const MOST_VERIFIED: u32 = 300_000;
 
-/// `cargo xtask fuzz` sets these: how long to go on, and from where.
+/// Variables that `cargo xtask fuzz` sets: the minutes to run, and the first seed.
 const MINUTES: &str = "GUARD_FUZZ_MINUTES";
 const SEED: &str = "GUARD_FUZZ_SEED";
 
-/// How many packets each reason had.
+/// The number of packets with each reason.
 type Reasons = BTreeMap<&'static str, u64>;
 
 #[test]
@@ -48,14 +47,14 @@ fn the_program_and_an_independent_model_agree_on_a_million_packets() {
     for seed in 0..POLICIES {
         run(seed, PACKETS_PER_POLICY, &mut reasons, |_, _| ());
     }
-    // A generator that never reaches a reason tests nothing of it.
+    // A reason that no generated packet gets would not be tested.
     for reason in Reason::ALL {
         let count: u64 = reasons.get(reason.name()).copied().unwrap_or_default();
         assert!(count > 100, "only {count} packets were {}", reason.name());
     }
 }
 
-/// The verifier sees another program for every mixture of what policies use, and every kernel has
+/// Each combination of features is another program for the verifier, and every kernel has
 /// another verifier.
 #[test]
 fn a_program_for_every_generated_policy_is_verified_in_few_instructions() {
@@ -74,7 +73,7 @@ fn the_corpus_is_judged_as_when_it_was_kept_and_has_every_reason() {
     let (corpus, stale) = Corpus::replay().unwrap();
     assert!(
         stale.is_empty(),
-        "{stale:?}: if that is meant, `cargo xtask fuzz` replaces them"
+        "{stale:?}: if the change is intended, `cargo xtask fuzz` replaces them"
     );
     let reached: BTreeSet<&str> = corpus.signatures().iter().map(Signature::reason).collect();
     assert_eq!(
@@ -84,7 +83,7 @@ fn the_corpus_is_judged_as_when_it_was_kept_and_has_every_reason() {
     assert!(corpus.is_within_bounds(), "{corpus}");
 }
 
-/// Runs as long as it is asked to; without being asked, it has nothing to add to the tests above.
+/// Runs for `GUARD_FUZZ_MINUTES`. Without that variable it does nothing: the tests above cover the rest.
 #[test]
 fn fuzz() {
     let number = |name| {
@@ -123,7 +122,7 @@ fn fuzz() {
     eprintln!("fuzz: {reasons:#?}");
 }
 
-/// One policy and its packets, all from one seed.
+/// Judges the packets of one policy. Policy and packets come from one seed.
 fn run(
     seed: u64,
     packets: u64,
@@ -135,7 +134,7 @@ fn run(
     let mut trial = ModelTrial::new(seed, &policy);
     let mut question: Option<Vec<u8>> = None;
     for n in 0..packets {
-        // Some questions are answered, and some asked again.
+        // Some received datagrams are answered, and some are received again.
         let packet = match &question {
             Some(asked) if rng.u8(..8) == 0 => match answer(asked) {
                 Some(frame) if rng.bool() => GeneratedPacket {
@@ -163,7 +162,7 @@ fn run(
 /// The service that a packet was counted under, and its outcome.
 type ServiceVerdict = (Option<String>, ModelVerdict);
 
-/// One policy before the program and the model.
+/// The program and the model, both with the same policy.
 struct ModelTrial<'a> {
     seed: u64,
     text: String,
@@ -186,7 +185,7 @@ impl<'a> ModelTrial<'a> {
         }
     }
 
-    /// What both say of a packet that comes in. Panics if they disagree.
+    /// Judges a received packet with both, and panics if they disagree. `None` for a packet that the host sends.
     fn judge(&mut self, n: u64, packet: &GeneratedPacket) -> Option<ServiceVerdict> {
         let GeneratedPacket { outgoing, frame } = packet;
         let Self { seed, text, .. } = self;
@@ -206,7 +205,7 @@ impl<'a> ModelTrial<'a> {
         if !agree {
             let kept = keep(*seed, n, text, frame);
             panic!(
-                "seed {seed}, packet {n}: the program says {found_service:?} {found:?}, the model \
+                "seed {seed}, packet {n}: the program returns {found_service:?} {found:?}, the model \
                  {service:?} {expected:?}; kept in {}\npolicy:\n{text}\nframe: {}",
                 kept.display(),
                 hex(frame)
@@ -216,13 +215,13 @@ impl<'a> ModelTrial<'a> {
     }
 }
 
-/// Writes a disagreement down where `cargo xtask fuzz` collects them.
+/// Writes a disagreement to a file in the folder that `cargo xtask fuzz` reads.
 fn keep(seed: u64, n: u64, policy: &str, frame: &[u8]) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fuzz");
     let path = folder.join(format!("{seed}-{n}.txt"));
     let text = format!("{policy}\n# frame: {}\n", hex(frame));
     if fs::create_dir_all(&folder).is_ok() {
-        // The panic that follows says it all, too.
+        // The following panic prints the same text.
         let _result = fs::write(&path, text);
     }
     path

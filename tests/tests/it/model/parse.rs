@@ -1,4 +1,4 @@
-//! What a packet is, as the design says it, read with etherparse's header slices.
+//! Parses a packet as the design defines it, with etherparse's header slices.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ pub struct Datagram {
     pub hop_limit: u8,
     pub content: DatagramContent,
     pub frame_length: u64,
-    /// Of a datagram in pieces: the protocol (IPv6: 0) and the identification.
+    /// Of a fragment: the protocol (0 for IPv6) and the identification.
     pub fragment: Option<(u8, u32)>,
 }
 
@@ -35,12 +35,12 @@ pub enum DatagramContent {
     LaterFragment,
 }
 
-/// What a TCP segment can be to its receiver.
+/// The kinds of TCP segment, for its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelSegment {
     Attempt,
     Later,
-    /// Of no connection.
+    /// Belongs to no connection.
     Stray,
 }
 
@@ -87,7 +87,7 @@ pub fn look(frame: &[u8]) -> ParsedFrame {
     }
 }
 
-/// `None`: it cannot be read up to its transport header.
+/// Returns `None` if the packet cannot be read up to its transport header.
 fn look_v4(bytes: &[u8]) -> Option<Datagram> {
     let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
     let packet = bytes.get(..usize::from(header.total_len()))?;
@@ -150,7 +150,7 @@ fn look_v6(bytes: &[u8]) -> Option<Datagram> {
                 payload = &payload[8..];
             }
             AUTHENTICATION => {
-                // etherparse refuses a length field of 0, which stands for 8 bytes.
+                // etherparse rejects a length field of 0, which means 8 bytes (RFC 4302).
                 let words = usize::from(*payload.get(1)?) + 2;
                 next = *payload.first()?;
                 payload = payload.get(words * 4..)?;

@@ -1,5 +1,5 @@
-//! What is worth keeping of a packet: that it was judged in a way, or looked in a way, that no packet
-//! before it did. Coarse enough that a few hundred packets have everything.
+//! The signatures of a packet: its outcome with its kind, its headers or its tags. The corpus keeps a packet with a
+//! signature that no other has. Signatures are coarse: a few hundred packets have all of them.
 
 use std::collections::BTreeSet;
 
@@ -19,14 +19,14 @@ const EXTENSIONS: [u8; 5] = [
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signature {
-    /// How it was judged, and what it carries.
+    /// The outcome, and the packet's transport.
     Judged {
         outcome: ModelVerdict,
         scope: &'static str,
         is_listed: bool,
         carried: Carried,
     },
-    /// The headers behind Ethernet's.
+    /// The outcome, and the headers behind Ethernet's.
     Headers {
         outcome: ModelVerdict,
         network: NetworkLayer,
@@ -59,7 +59,7 @@ pub enum NetworkLayer {
         is_fragment: bool,
     },
     Ipv6 {
-        /// The first extension header's number, and how many there are.
+        /// The number of the first extension header, and the count of extension headers.
         extensions: Option<(u8, HeaderCount)>,
     },
 }
@@ -68,7 +68,7 @@ pub enum NetworkLayer {
 pub enum HeaderCount {
     One,
     Few,
-    /// As many as are read.
+    /// Up to the eight that the program reads.
     Many,
     TooMany,
 }
@@ -83,7 +83,7 @@ impl Signature {
     }
 }
 
-/// The signatures of a packet that came in.
+/// The signatures of a received packet.
 pub fn of(
     frame: &[u8],
     scope: &'static str,
@@ -124,7 +124,7 @@ fn carried(frame: &[u8]) -> Carried {
     }
 }
 
-/// How many tags there are, and what is behind them, as far as it can be read.
+/// The number of tags, and the network header behind them as far as it can be read.
 fn headers(frame: &[u8]) -> (usize, NetworkLayer) {
     let half = |at: usize| {
         let bytes = frame.get(at..at + 2)?;
@@ -139,7 +139,7 @@ fn headers(frame: &[u8]) -> (usize, NetworkLayer) {
     let network = match (half(at), packet.first()) {
         (Some(0x0800), Some(first)) => NetworkLayer::Ipv4 {
             has_options: first & 0x0f > 5,
-            // All but the bit that forbids fragments.
+            // All bits except DF.
             is_fragment: half(at + 8).is_some_and(|field| field & 0x3fff != 0),
         },
         (Some(0x86dd), Some(_)) => NetworkLayer::Ipv6 {
@@ -150,7 +150,7 @@ fn headers(frame: &[u8]) -> (usize, NetworkLayer) {
     (tags, network)
 }
 
-/// The first extension header of an IPv6 packet, and how many follow each other.
+/// The first extension header of an IPv6 packet, and the count of consecutive extension headers.
 fn extensions(packet: &[u8]) -> Option<(u8, HeaderCount)> {
     let first = *packet.get(6)?;
     let (mut next, mut at, mut headers) = (first, 40, 0);
