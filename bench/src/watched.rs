@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramFd, loaded_programs};
 use guard::api::client::Client;
 use lab::{
-    guard::{Guard, binary, whereabouts},
+    guard::{Guard, binary, location_options},
     process::{Daemon, wait_for},
     screen::TmuxScreen,
     topology::{INTERFACE, Lab},
@@ -206,7 +206,7 @@ impl Watchers {
         let [page_log, capture_log] = &logs;
         let guard = |arguments: &[&str]| -> Result<Vec<String>> {
             let path = binary()?.display().to_string();
-            let options = whereabouts(lab).into_iter();
+            let options = location_options(lab).into_iter();
             let options = options.map(|option| option.to_string_lossy().into_owned());
             let arguments = arguments.iter().map(|argument| (*argument).to_owned());
             Ok([path].into_iter().chain(options).chain(arguments).collect())

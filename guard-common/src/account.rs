@@ -4,7 +4,7 @@
 //! An atomic exchange of a bucket that other CPUs charge as well costs more than the rest of a packet's way. So a
 //! source that sends again within one tick prepays several packets at once, and its packets on this CPU are charged to
 //! the account. What is left returns to the buckets when the account is next used in another tick, for this source or
-//! another. Nothing passes that is not paid for, so all CPUs together admit no more than the budget. Two deviations
+//! another. A packet passes only if it was charged, so all CPUs together admit no more than the budget. Two deviations
 //! remain: what returns after the bucket has refilled adds to the next burst, and a source cannot spend on this CPU
 //! what other CPUs hold. Each is at most a [`SHARE`]th of its burst over all CPUs, and no source prepays once half of
 //! its burst is used.
@@ -40,7 +40,7 @@ const MOST_BYTES: u64 = 1 << 31;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    who: u64,
+    source: u64,
     stamp: u64,
     /// Paid for, and not come yet.
     packets: u32,
@@ -89,19 +89,22 @@ impl SourceKey {
     /// [`cell::hash`](hash()) of the prefix, in those bits that find cells.
     #[inline(always)]
     pub const fn hash(self, key: HashKey) -> u64 {
-        let Self(who) = self;
-        if who & Self::IS_HASH != 0 {
-            return who;
+        let Self(source) = self;
+        if source & Self::IS_HASH != 0 {
+            return source;
         }
-        let prefix = Address { high: 0, low: who };
+        let prefix = Address {
+            high: 0,
+            low: source,
+        };
         hash(key, Share::Base, Family::Ipv4, prefix)
     }
 
     /// The place of its account, which depends on the key.
     #[inline(always)]
     pub const fn place(self, key: u64) -> usize {
-        let Self(who) = self;
-        let mixed = ((who ^ key) as u32).wrapping_mul(GOLDEN);
+        let Self(source) = self;
+        let mixed = ((source ^ key) as u32).wrapping_mul(GOLDEN);
         (mixed >> (u32::BITS - ACCOUNTS.trailing_zeros())) as usize
     }
 }
@@ -115,17 +118,17 @@ pub const fn stamp(tick: u64, service: u16) -> u64 {
 impl Account {
     /// Whether it belongs to this source at this service, in this tick.
     #[inline(always)]
-    pub const fn is_of(&self, SourceKey(who): SourceKey, stamp: u64) -> bool {
-        self.who == who && self.stamp == stamp
+    pub const fn is_of(&self, SourceKey(source): SourceKey, stamp: u64) -> bool {
+        self.source == source && self.stamp == stamp
     }
 
     /// The key of the source that the account belongs to.
     #[inline(always)]
-    pub const fn who(&self) -> SourceKey {
-        SourceKey(self.who)
+    pub const fn source(&self) -> SourceKey {
+        SourceKey(self.source)
     }
 
-    /// Whether it belongs to anybody in this tick.
+    /// Whether it belongs to any source in this tick.
     #[inline(always)]
     pub const fn is_taken(&self, stamp: u64) -> bool {
         (self.stamp ^ stamp) >> u16::BITS == 0
@@ -137,23 +140,23 @@ impl Account {
         self.stamp as u16
     }
 
-    /// Gives it to a source for this tick. What was left must have gone back.
+    /// Assigns it to a source for this tick. It must hold no advance.
     #[inline(always)]
-    pub const fn open(&mut self, SourceKey(who): SourceKey, stamp: u64) {
-        self.who = who;
+    pub const fn open(&mut self, SourceKey(source): SourceKey, stamp: u64) {
+        self.source = source;
         self.stamp = stamp;
         self.packets = 0;
         self.bytes = 0;
         self.standing = GOOD;
     }
 
-    /// Whether a packet of this length is paid for.
+    /// Whether a packet of this length, in bytes, was charged in advance.
     #[inline(always)]
     pub const fn has(&self, length: u64, counts_bytes: bool) -> bool {
         self.packets != 0 && (!counts_bytes || self.bytes as u64 >= length)
     }
 
-    /// Takes such a packet off.
+    /// Removes such a packet from what was charged in advance.
     #[inline(always)]
     pub const fn spend(&mut self, length: u64, counts_bytes: bool) {
         if counts_bytes {
@@ -168,28 +171,28 @@ impl Account {
         self.packets | self.bytes != 0
     }
 
-    /// What is left of what was paid, in packets and in bytes.
+    /// What is left of the advance, in packets and in bytes.
     #[inline(always)]
     pub const fn left(&self) -> (u32, u32) {
         (self.packets, self.bytes)
     }
 
-    /// It holds what was paid for, and nothing else.
+    /// Stores an advance in an account that holds none.
     #[inline(always)]
     pub const fn hold(&mut self, packets: u32, bytes: u32) {
         self.packets = packets;
         self.bytes = bytes;
     }
 
-    /// Whether it may pay in advance.
+    /// Whether the source may be charged in advance.
     #[inline(always)]
-    pub const fn is_good(&self) -> bool {
+    pub const fn may_prepay(&self) -> bool {
         self.standing <= OVER_CONNECTIONS
     }
 
-    /// Each packet is paid for itself until the next tick.
+    /// Charges each packet by itself until the next tick.
     #[inline(always)]
-    pub const fn be_exact(&mut self) {
+    pub const fn stop_prepaying(&mut self) {
         self.standing = EXACT;
     }
 
@@ -217,11 +220,11 @@ impl Account {
     }
 }
 
-/// How much a source may prepay at once.
+/// How much a source may be charged in advance at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Advance {
-    /// Of fewer than two, nothing is gained.
+    /// Fewer than two would gain nothing.
     pub packets: u8,
     /// The binary logarithm of the number of bytes.
     pub bytes_log2: u8,
@@ -245,7 +248,7 @@ impl Advance {
         }
     }
 
-    /// What is paid for when a packet of this length has come, in packets and in bytes; `None`: nothing.
+    /// The advance for packets like one of this length, in packets and in bytes. `None`: no advance.
     #[inline(always)]
     pub const fn with(self, length: u64) -> Option<(u64, u64)> {
         let packets = self.packets as u64;
@@ -275,12 +278,12 @@ mod tests {
     const SECOND: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
     const MASK: u32 = (1 << 25) - 1;
 
-    fn who(family: Family, prefix: Address) -> SourceKey {
+    fn source(family: Family, prefix: Address) -> SourceKey {
         SourceKey::of(|| KEY, family, prefix)
     }
 
     fn ipv4(n: u32) -> SourceKey {
-        who(Family::Ipv4, Address::from_ipv4(n))
+        source(Family::Ipv4, Address::from_ipv4(n))
     }
 
     /// A budget of packets or, with the cost's bits behind the point, of bytes.
@@ -312,7 +315,7 @@ mod tests {
             };
             for (family, prefix) in [v4, (Family::Ipv6, v6)] {
                 let expected = indices(hash(KEY, Share::Base, family, prefix), 0, MASK);
-                let found = indices(who(family, prefix).hash(KEY), 0, MASK);
+                let found = indices(source(family, prefix).hash(KEY), 0, MASK);
                 assert_eq!(found, expected);
             }
         }
@@ -341,7 +344,7 @@ mod tests {
         assert!(!account.is_of(ipv4(7), stamp(1_001, 3)));
         assert!(account.is_taken(stamp(1_000, 9)));
         assert!(!account.is_taken(stamp(1_001, 3)));
-        assert_eq!((account.who(), account.service()), (ipv4(7), 3));
+        assert_eq!((account.source(), account.service()), (ipv4(7), 3));
     }
 
     #[test]
@@ -374,18 +377,18 @@ mod tests {
         assert_eq!(account.over(60, true), Some(Over::Connections));
         assert_eq!(account.over(1_500, false), None, "it opens nothing");
         assert!(
-            account.is_good(),
-            "what opens nothing may be paid in advance"
+            account.may_prepay(),
+            "a segment that opens nothing may be charged in advance"
         );
         account.close(Over::Packets, 1_000);
         assert_eq!(account.over(60, false), Some(Over::Packets));
-        assert!(!account.is_good());
+        assert!(!account.may_prepay());
         account.open(ipv4(7), stamp(2, 0));
         assert_eq!(account.over(1_500, true), None);
-        assert!(account.is_good());
-        account.be_exact();
+        assert!(account.may_prepay());
+        account.stop_prepaying();
         assert_eq!(
-            (account.over(1_500, true), account.is_good()),
+            (account.over(1_500, true), account.may_prepay()),
             (None, false)
         );
     }
@@ -422,7 +425,7 @@ mod tests {
         assert_eq!(unlimited.with(65_535), Some((255, 255 * 65_535)));
     }
 
-    /// A byte a second and the longest burst: what is paid for at once still costs no more than a word holds.
+    /// A byte a second and the longest burst: the cost of an advance still fits into a word.
     #[test]
     fn the_dearest_bytes_in_advance_do_not_overflow() {
         let cost = crate::gcra::MAX_BYTE_COST;
@@ -476,7 +479,7 @@ mod tests {
         }
     }
 
-    /// One CPU pays in advance and gives back what is left in every tick: what passes is what passes packet by
+    /// One CPU charges in advance and gives back the rest in every tick: what passes is what passes packet by
     /// packet.
     #[test]
     fn with_accounts_as_many_pass_as_without() {
@@ -500,7 +503,7 @@ mod tests {
                         continue;
                     }
                     if n > 0
-                        && account.is_good()
+                        && account.may_prepay()
                         && let Some((packets, _)) = advance.with(60)
                     {
                         let ahead = Price {
@@ -511,7 +514,7 @@ mod tests {
                             charge_ahead(&bucket, now, ahead);
                             account.hold(packets as u32, 0);
                         } else {
-                            account.be_exact();
+                            account.stop_prepaying();
                         }
                     }
                     passed[1] += u64::from(charge_one(&bucket, now, price));

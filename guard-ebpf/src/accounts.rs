@@ -19,7 +19,7 @@ use crate::{
 /// Charges a packet to its source's account on this CPU or to its buckets, and to those of all sources. A packet that
 /// is over any budget is charged to none.
 #[inline(always)]
-pub fn pay<C: Clock>(
+pub fn charge_packet<C: Clock>(
     ip: &impl IpHeader,
     length: u64,
     terms: Terms,
@@ -33,7 +33,7 @@ pub fn pay<C: Clock>(
         times: None,
     };
     if !C::IN_TICKS {
-        return charge(prefix(ip, settings), C::tick()).pay(settings);
+        return charge(prefix(ip, settings), C::tick()).charge_all(settings);
     }
     // First, because values computed before this lookup would have to be saved across it.
     let Some(accounts) = ACCOUNTS.get_ptr_mut(0) else {
@@ -42,20 +42,20 @@ pub fn pay<C: Clock>(
     };
     let tick = C::tick();
     let prefix = prefix(ip, settings);
-    let who = SourceKey::of(config::hash_key, ip.family(), prefix);
+    let source = SourceKey::of(config::hash_key, ip.family(), prefix);
     // SAFETY: the pointer is to this CPU's own value, which lives as long as the program, and the place is within it.
     // XDP runs to its end on one CPU, so its own accounts need no atomics.
     let account = unsafe {
-        let place = who.place(config::first_hash_key());
+        let place = source.place(config::first_hash_key());
         &mut *accounts.cast::<Account>().add(place)
     };
     let stamp = account::stamp(tick, terms.service);
-    if account.is_of(who, stamp) {
+    if account.is_of(source, stamp) {
         // Connections are never prepaid: such a packet is charged to the bucket itself.
         let opens = terms.attempt && uses!(feature::CONNECTIONS);
         if !opens && account.has(length, uses!(feature::BYTES)) {
             if uses!(feature::TOTALS) {
-                charge(prefix, tick).pay_totals(settings)?;
+                charge(prefix, tick).charge_totals(settings)?;
             }
             account.spend(length, uses!(feature::BYTES));
             return Ok(());
@@ -71,18 +71,18 @@ pub fn pay<C: Clock>(
         if account.is_held() {
             guard_give_back(account);
         }
-        if !opens && account.is_good() {
+        if !opens && account.may_prepay() {
             guard_prepay(settings, account, C::time_of(tick), length);
         }
     } else if !account.is_taken(stamp) {
         if account.is_held() {
             guard_give_back(account);
         }
-        account.open(who, stamp);
+        account.open(source, stamp);
     }
-    let paid = charge(prefix, tick).pay(settings);
-    if let Err(reason) = paid
-        && account.is_of(who, stamp)
+    let charged = charge(prefix, tick).charge_all(settings);
+    if let Err(reason) = charged
+        && account.is_of(source, stamp)
     {
         match reason {
             Reason::PacketLimit => account.close(Over::Packets, length),
@@ -91,7 +91,7 @@ pub fn pay<C: Clock>(
             _ => {}
         }
     }
-    paid
+    charged
 }
 
 /// Prepays some packets like this one into the account, which must be empty, if the bucket has plenty of room.
@@ -114,7 +114,7 @@ extern "C" fn guard_prepay(
     {
         account.hold(packets as u32, bytes as u32);
     } else {
-        account.be_exact();
+        account.stop_prepaying();
     }
     0
 }

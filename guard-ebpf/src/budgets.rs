@@ -35,7 +35,7 @@ pub fn charge<C: Clock, P: PathKind>(
         service,
         attempt: packet.transport.has(PacketClass::CONNECTION_REQUEST),
     };
-    let Err(over) = accounts::pay::<C>(ip, length, terms, settings) else {
+    let Err(over) = accounts::charge_packet::<C>(ip, length, terms, settings) else {
         return Ok(reason);
     };
     if is_allowed::<C, P>(ip, service)? {

@@ -171,7 +171,7 @@ extern "C" fn guard_charge_crowd(
         terms: Terms::unpack(terms),
         times: Some(terms >> CROWD_SHIFT),
     };
-    match charge.pay(settings) {
+    match charge.charge_all(settings) {
         Ok(()) => WITHIN,
         Err(over) => over as u32,
     }
@@ -221,29 +221,29 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
     /// Charges the packet to the buckets of its source and to those of all sources; to none of them
     /// if it is over any.
     #[inline(always)]
-    pub fn pay(&self, settings: &ServiceSlot) -> Result<(), Reason> {
+    pub fn charge_all(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         if uses!(feature::NARROW) && !uses!(feature::TOTALS) {
-            self.pay_only(settings)
+            self.charge_single_kind(settings)
         } else {
-            self.pay_each(settings)
+            self.charge_every_kind(settings)
         }
     }
 
-    /// Where there is no more than one kind of budget, its charge tells whether there is room.
+    /// With a single kind of budget, the charge itself tests for room.
     #[inline(always)]
-    fn pay_only(&self, settings: &ServiceSlot) -> Result<(), Reason> {
+    fn charge_single_kind(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         // The verifier removes all but one.
         if uses!(feature::PACKETS) {
-            self.pay_kind(BudgetKind::Packets, settings)
+            self.charge_kind(BudgetKind::Packets, settings)
         } else if uses!(feature::BYTES) {
-            self.pay_kind(BudgetKind::Bytes, settings)
+            self.charge_kind(BudgetKind::Bytes, settings)
         } else {
-            self.pay_kind(BudgetKind::Connections, settings)
+            self.charge_kind(BudgetKind::Connections, settings)
         }
     }
 
     #[inline(always)]
-    fn pay_kind(&self, kind: BudgetKind, settings: &ServiceSlot) -> Result<(), Reason> {
+    fn charge_kind(&self, kind: BudgetKind, settings: &ServiceSlot) -> Result<(), Reason> {
         let Some(price) = self.price_where_used(kind, &settings.source, self.times) else {
             return Ok(());
         };
@@ -258,18 +258,18 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
     }
 
     #[inline(always)]
-    fn pay_each(&self, settings: &ServiceSlot) -> Result<(), Reason> {
-        // Of one kind, but with budgets that all sources share.
+    fn charge_every_kind(&self, settings: &ServiceSlot) -> Result<(), Reason> {
+        // One kind of budget, and a total.
         if uses!(feature::NARROW) {
             let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
                 return Ok(());
             };
-            self.pay_at(settings, pair)
+            self.charge_cells(settings, pair)
         } else {
             let Some(pair) = self.cells(settings, &CELLS) else {
                 return Ok(());
             };
-            self.pay_at(settings, pair)
+            self.charge_cells(settings, pair)
         }
     }
 
@@ -283,12 +283,12 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
 
     /// Written out for each kind: the compiler does not unroll a loop here, which costs twice as much.
     #[inline(always)]
-    fn pay_at(&self, settings: &ServiceSlot, pair: [impl Buckets; 2]) -> Result<(), Reason> {
-        self.look(BudgetKind::Packets, settings, pair)?;
-        self.look(BudgetKind::Bytes, settings, pair)?;
-        self.look(BudgetKind::Connections, settings, pair)?;
+    fn charge_cells(&self, settings: &ServiceSlot, pair: [impl Buckets; 2]) -> Result<(), Reason> {
+        self.require_room(BudgetKind::Packets, settings, pair)?;
+        self.require_room(BudgetKind::Bytes, settings, pair)?;
+        self.require_room(BudgetKind::Connections, settings, pair)?;
         if uses!(feature::TOTALS) {
-            self.pay_totals(settings)?;
+            self.charge_totals(settings)?;
         }
         self.charge(BudgetKind::Packets, settings, pair)?;
         self.charge(BudgetKind::Bytes, settings, pair)?;
@@ -296,7 +296,7 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
     }
 
     #[inline(always)]
-    fn look(
+    fn require_room(
         &self,
         kind: BudgetKind,
         settings: &ServiceSlot,
@@ -325,15 +325,15 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
         kind.require(charge_pair(pair, self.now, price))
     }
 
-    /// Charges it to the buckets that all sources share.
+    /// Charges the packet to the buckets that all sources share.
     #[inline(always)]
-    pub fn pay_totals(&self, settings: &ServiceSlot) -> Result<(), Reason> {
+    pub fn charge_totals(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         let Some(total) = TOTALS.get_ptr_mut(self.terms.service.into()) else {
             return Ok(());
         };
-        let is_within = self.look_total(BudgetKind::Packets, settings, total)
-            && self.look_total(BudgetKind::Bytes, settings, total)
-            && self.look_total(BudgetKind::Connections, settings, total)
+        let is_within = self.total_has_room(BudgetKind::Packets, settings, total)
+            && self.total_has_room(BudgetKind::Bytes, settings, total)
+            && self.total_has_room(BudgetKind::Connections, settings, total)
             && self.charge_total(BudgetKind::Packets, settings, total)
             && self.charge_total(BudgetKind::Bytes, settings, total)
             && self.charge_total(BudgetKind::Connections, settings, total);
@@ -345,7 +345,7 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
     }
 
     #[inline(always)]
-    fn look_total(&self, kind: BudgetKind, settings: &ServiceSlot, total: *mut Cell) -> bool {
+    fn total_has_room(&self, kind: BudgetKind, settings: &ServiceSlot, total: *mut Cell) -> bool {
         match self.price(kind, &settings.total, None) {
             Some(price) => has_room(total.bucket::<CROWD>(kind), self.now, price),
             None => true,
@@ -412,7 +412,7 @@ impl BudgetCharge<true> {
             length: 0,
             now,
             terms,
-            hash: account.who().hash(config::hash_key()),
+            hash: account.source().hash(config::hash_key()),
             times: None,
         }
     }

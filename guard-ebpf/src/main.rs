@@ -8,7 +8,7 @@
 //! The steps work on plain values and the rules are pure functions of `guard-common`; only the
 //! modules beside this one touch the packet and the maps. A tc program on the way out records the
 //! UDP flows that this host opens. Each has a copy that takes its time from a map, for replay; and the first
-//! has one for a policy on trial, because a program that may call another pays for it with every packet.
+//! has one for a policy on trial, because a program that may call another costs more for every packet.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]

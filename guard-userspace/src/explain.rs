@@ -37,8 +37,8 @@ pub struct Destination {
 impl FromStr for Destination {
     type Err = String;
 
-    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`, and `tcp/8000` as a
-    /// policy writes it.
+    /// Parses `8000/tcp`, `203.0.113.5:8000/tcp`, `[2001:db8::5]:53/udp`, `icmp`, `112/proto`, and the same with the
+    /// protocol first, `tcp/8000`, as a policy writes it.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -46,20 +46,27 @@ impl FromStr for Destination {
                  \"[2001:db8::5]:53/udp\", \"icmp\" or \"112/proto\""
             )
         };
-        let Some((mut place, mut protocol)) = text.rsplit_once('/') else {
+        let Some((left, right)) = text.rsplit_once('/') else {
             return Ok(Self {
                 address: None,
                 ports: text.parse().map_err(|_| wrong())?,
             });
         };
-        if protocol.bytes().all(|byte| byte.is_ascii_digit()) {
-            (place, protocol) = (protocol, place);
-        }
+        let (protocol, place) = if right.starts_with(|first: char| first.is_ascii_alphabetic()) {
+            (right, left.to_owned())
+        } else {
+            // As a policy writes it, with the address before the protocol or before the port.
+            match left.rsplit_once(':') {
+                Some((address, protocol)) => (protocol, format!("{address}:{right}")),
+                None => (left, right.to_owned()),
+            }
+        };
         let (address, port) = match place.parse::<SocketAddr>() {
             Ok(socket) => (Some(socket.ip().to_canonical()), socket.port().to_string()),
-            Err(_) => (None, place.to_owned()),
+            Err(_) => (None, place),
         };
-        let ports = format!("{protocol}/{port}").parse().map_err(|_| wrong())?;
+        let ports = format!("{protocol}/{port}").parse();
+        let ports = ports.map_err(|why: String| format!("{} ({why})", wrong()))?;
         match &ports {
             Ports::Range { ports, .. } if ports.start() != ports.end() => return Err(wrong()),
             _ => {}
@@ -100,7 +107,7 @@ pub struct ExplainInput<'a> {
 
 impl ExplainInput<'_> {
     /// Loads a copy of the program with this policy and this input, with its clock at `now`.
-    pub(crate) fn judge_by(&self, policy: &Policy) -> Result<Replay, LoadError> {
+    pub(crate) fn load_program(&self, policy: &Policy) -> Result<Replay, LoadError> {
         let compile_input = CompileInput {
             containers: self.containers,
             local_ports: &self.local_ports,
@@ -118,7 +125,7 @@ impl ExplainInput<'_> {
     }
 
     /// The steps that lead to this reason, and the line of the policy that decided, if a line did.
-    pub(crate) fn way_to(
+    pub(crate) fn steps_to(
         &self,
         reason: Reason,
         from: IpAddr,
@@ -155,14 +162,14 @@ pub fn explain(
         bail!("{from} cannot send {}: write {right}", to.ports);
     }
     let frame = first_packet(from, address, &to.ports)?;
-    let replay = situation.judge_by(situation.policy)?;
+    let replay = situation.load_program(situation.policy)?;
     let Judged { service, outcome } = replay.judge(&frame)?;
     let tables = replay.generation().tables();
     let is_off = situation.policy.mode == Mode::Off;
     let (mut steps, line) = if is_off {
         (Vec::new(), None)
     } else {
-        situation.way_to(outcome.reason, from, address, &to.ports)
+        situation.steps_to(outcome.reason, from, address, &to.ports)
     };
     let verdict = outcome.verdict().name();
     steps.push(Step {
@@ -397,7 +404,8 @@ impl<'a> PacketPath<'a> {
     fn describe_martian(&mut self) {
         let finding = if self.situation.own_sources.contains(&self.from) {
             format!(
-                "{} is an address of this host, and no packet from outside has it as its source",
+                "{} is an address of this host, or the broadcast address of one of its networks: no packet from \
+                 outside has it as its source",
                 self.from
             )
         } else {
@@ -634,7 +642,17 @@ mod tests {
             assert_eq!(read(text), Ok((None, port())), "{text}");
         }
         let address = Some("203.0.113.5".parse().unwrap());
-        assert_eq!(read("203.0.113.5:80/tcp"), Ok((address, port())));
+        for text in [
+            "203.0.113.5:80/tcp",
+            "203.0.113.5:tcp/80",
+            "tcp/203.0.113.5:80",
+        ] {
+            assert_eq!(read(text), Ok((address, port())), "{text}");
+        }
+        let (address, _) = read("[2001:db8::5]:udp/53").unwrap();
+        assert_eq!(address, Some("2001:db8::5".parse().unwrap()));
+        assert_eq!(read("proto/112"), read("112/proto"));
+        assert!(read("proto/112").is_ok() && read("47/proto").unwrap_err().contains("gre"));
         for text in ["80", "80-90/tcp", "tcp/80-90", "tcp/tcp", "80/80", "/", ""] {
             assert!(read(text).is_err(), "{text}");
         }

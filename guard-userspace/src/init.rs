@@ -10,7 +10,7 @@ use guard_common::layout::{MAX_NAME, PortProtocol};
 
 use crate::{
     audit::host::{
-        DockerAsked, Endpoint, Level, Owner, Role, Survey, columns, danger, describe_owner, joined,
+        DockerQuery, Endpoint, Level, Owner, Role, Survey, columns, danger, describe_owner, joined,
     },
     operator::SshSession,
     policy::DEFAULT_DOCKER_SOCKET,
@@ -73,8 +73,8 @@ pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt
     Ok(text)
 }
 
-fn write_head(text: &mut String, docker: &DockerAsked) -> fmt::Result {
-    let DockerAsked {
+fn write_head(text: &mut String, docker: &DockerQuery) -> fmt::Result {
+    let DockerQuery {
         socket,
         answered,
         error,
@@ -357,7 +357,7 @@ mod tests {
         let survey = Survey {
             endpoints: vec![endpoint(40_123, &["resolver"]), endpoint(51_820, &[])],
             containers: Containers::default(),
-            docker: DockerAsked::default(),
+            docker: DockerQuery::default(),
             daemon: None,
             own_addresses: BTreeSet::new(),
             container_addresses: BTreeSet::new(),

@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
-    memory::be_frugal();
+    memory::limit_heaps();
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .on_thread_start(privileges::follow)

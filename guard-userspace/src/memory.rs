@@ -9,7 +9,7 @@ use nix::libc;
 const LARGE: libc::c_int = 1 << 17;
 
 /// Makes all threads use one heap, and maps large allocations separately. Must be called before threads are started.
-pub fn be_frugal() {
+pub fn limit_heaps() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it has no preconditions (mallopt(3)). A value that it refuses leaves the default.
     unsafe {

@@ -41,7 +41,7 @@ fn ancestors() -> impl Iterator<Item = Process> {
 }
 
 /// The user of this process, as reported by the kernel: the effective user, and the login user if that is another.
-pub fn doer() -> String {
+pub fn acting_user() -> String {
     let own = Process::myself().ok();
     // `None`: there is no login, as for a service.
     let login = own.and_then(|own| own.loginuid().ok());

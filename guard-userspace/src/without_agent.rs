@@ -12,11 +12,11 @@ use guard_common::{exposure::Scope, layout::About, reason::Mode};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    agent::still_judging,
+    agent::interfaces_with_program,
     counted::{of_every_interface, to_counter, to_talker},
     dataplane::{
         HostState, InterfaceState, Passing, detach_all, linked_guards, pass_everything_everywhere,
-        pins::{self, Pins, Word},
+        pins::{self, ExitMark, Pins},
         text_of,
     },
     host::{self, read},
@@ -169,7 +169,7 @@ fn describe(
 
 /// Whether the only obstacle is the missing agent: all ports that it had read are closed, and only ports of new
 /// containers may be open.
-pub fn lacks_agent_alone(status: &Status) -> bool {
+pub fn is_agent_only_obstacle(status: &Status) -> bool {
     matches!(&status.not_enforcing_because[..], [why] if why == UNFOLLOWED)
 }
 
@@ -227,9 +227,9 @@ pub struct Stopped {
 /// Packets are still judged on an interface, or the state of the interfaces cannot be read.
 pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Result<Stopped> {
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
-    leave_mark_for_agent(Word::Off, root);
+    leave_mark_for_agent(ExitMark::Off, root);
     let passing = pass_everything_everywhere(root, tick_ns);
-    let by = operator::doer();
+    let by = operator::acting_user();
     let ((), kept) = StateStore::open(state).update(|kept| {
         kept.modes.host = Some(ChangedMode {
             mode: Mode::Off,
@@ -257,7 +257,7 @@ pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Resu
         .collect();
     warnings.extend(
         kept.err()
-            .map(|error| leave_mark_without_disk(Word::Off, root, &error)),
+            .map(|error| leave_mark_without_disk(ExitMark::Off, root, &error)),
     );
     Ok(Stopped {
         interfaces,
@@ -267,7 +267,7 @@ pub fn switch_off(root: &Path, state: &Path, claimed_by: Option<String>) -> Resu
 
 /// Whether the agent has carried out the detach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Informed {
+pub enum AgentDetached {
     /// It has detached the guard, and ends.
     Yes,
     /// There is no agent, it hangs, or the detach failed.
@@ -279,10 +279,10 @@ pub enum Informed {
 ///
 /// # Errors
 /// A program is still on an interface, or the state of the interfaces cannot be read.
-pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
+pub fn detach(root: &Path, state: &Path, agent: AgentDetached) -> Result<Stopped> {
     let is_held = pins::is_held(root);
-    if agent == Informed::No {
-        leave_mark_for_agent(Word::Detached, root);
+    if agent == AgentDetached::No {
+        leave_mark_for_agent(ExitMark::Detached, root);
     }
     let first = detach_all(root);
     let kept = if state.is_dir() {
@@ -306,7 +306,7 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     }
     if !pins::is_held(root) {
         // No agent is left that needs the mark.
-        Word::Detached.take(root);
+        ExitMark::Detached.take(root);
         pins::remove_root(root);
     }
     let mut interfaces = first.interfaces;
@@ -324,7 +324,7 @@ pub fn detach(root: &Path, state: &Path, agent: Informed) -> Result<Stopped> {
     }
     if let Err(error) = kept {
         warnings.push(match is_held {
-            true => leave_mark_without_disk(Word::Detached, root, &error),
+            true => leave_mark_without_disk(ExitMark::Detached, root, &error),
             // No agent needs the mark.
             false => format!("the guard is detached, but that cannot be saved: {error}"),
         });
@@ -348,7 +348,7 @@ fn passing_program(root: &Path) -> Option<u32> {
 /// A guard's program is still on an interface of this host.
 fn require_nothing_judges(root: &Path, is_meant: impl Fn(u32) -> bool) -> Result<()> {
     let linked = linked_guards();
-    let judging = still_judging(|program| linked.contains(&program) && is_meant(program));
+    let judging = interfaces_with_program(|program| linked.contains(&program) && is_meant(program));
     ensure!(
         judging.is_empty(),
         "packets are still judged: a guard's program is on {}, and no pin below {} holds it: give the right --pins, or \
@@ -361,14 +361,14 @@ fn require_nothing_judges(root: &Path, is_meant: impl Fn(u32) -> bool) -> Result
 
 /// Leaves the mark of an exit before it is carried out, so that an agent that hangs puts no loaded program in force. If
 /// the mark cannot be left, the agent may do so, and reverts it within a second after it wakes up.
-fn leave_mark_for_agent(word: Word, root: &Path) {
+fn leave_mark_for_agent(word: ExitMark, root: &Path) {
     if pins::is_held(root) {
         let _result = word.leave(root);
     }
 }
 
 /// Leaves the mark of an exit because the state could not be written: it needs no disk. Returns the warning.
-fn leave_mark_without_disk(word: Word, root: &Path, error: &StoreError) -> String {
+fn leave_mark_without_disk(word: ExitMark, root: &Path, error: &StoreError) -> String {
     match word.leave(root) {
         Ok(()) => format!("done, but it will not survive a reboot: {error}"),
         Err(second) => {

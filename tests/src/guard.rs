@@ -46,11 +46,11 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Guard {
     daemon: Daemon,
     binary: PathBuf,
-    whereabouts: Vec<OsString>,
+    location_options: Vec<OsString>,
 }
 
 /// The options with the socket, the pins and the state folder of this lab's guard.
-pub fn whereabouts(lab: &Lab) -> Vec<OsString> {
+pub fn location_options(lab: &Lab) -> Vec<OsString> {
     let places = [
         ("--socket", lab.folder().join("guard.sock")),
         ("--pins", lab.pins()),
@@ -79,33 +79,33 @@ impl Guard {
         let mut daemon = Daemon::start(
             lab.host
                 .command(path_str(binary)?)
-                .args(whereabouts(lab))
+                .args(location_options(lab))
                 .args(["run", "--policy"])
                 .arg(lab.folder().join(POLICY)),
             &lab.folder().join("guard.log"),
         )?;
-        let whereabouts = whereabouts(lab);
+        let location_options = location_options(lab);
         wait_for(Duration::from_secs(20), || {
             if let Err(ended) = daemon.check_alive() {
                 // An agent that has ended does not answer later.
                 return Ok(Err(ended));
             }
             // `guard status` succeeds without an agent, too.
-            let status = run(Command::new(binary).args(&whereabouts).arg("status"))?;
+            let status = run(Command::new(binary).args(&location_options).arg("status"))?;
             anyhow::ensure!(!status.contains("NOT RUNNING"), "{status}");
             Ok(Ok(()))
         })??;
         Ok(Self {
             daemon,
             binary: binary.to_owned(),
-            whereabouts,
+            location_options,
         })
     }
 
     /// Runs a `guard` command with this guard's options, and returns its output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         run(Command::new(&self.binary)
-            .args(&self.whereabouts)
+            .args(&self.location_options)
             .args(arguments))
     }
 
@@ -141,7 +141,7 @@ impl Guard {
     }
 
     /// Makes the agent reload its policy, with SIGHUP.
-    pub fn hang_up(&self) -> Result<()> {
+    pub fn reload_by_signal(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGHUP)
     }
 
@@ -186,7 +186,7 @@ pub fn output(lab: &Lab, arguments: &[&str]) -> Result<Output> {
     Ok(lab
         .host
         .command(path_str(&binary)?)
-        .args(whereabouts(lab))
+        .args(location_options(lab))
         .args(arguments)
         .output()?)
 }

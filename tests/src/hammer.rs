@@ -38,7 +38,7 @@ pub enum HammerTarget {
 /// The sending threads, one for each target. They end when this is dropped.
 pub struct Hammer {
     stop: Arc<AtomicBool>,
-    knocks: Arc<AtomicU64>,
+    attempts: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -46,35 +46,35 @@ impl Hammer {
     /// Starts a thread for each target.
     pub fn start(lab: &Lab, targets: &[HammerTarget]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let knocks = Arc::new(AtomicU64::new(0));
+        let attempts = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
         for target in targets {
             let namespace = File::open(lab.internet.path())?;
-            let (stop, knocks, target) = (Arc::clone(&stop), Arc::clone(&knocks), *target);
+            let (stop, attempts, target) = (Arc::clone(&stop), Arc::clone(&attempts), *target);
             threads.push(thread::spawn(move || {
                 setns(&namespace, CloneFlags::CLONE_NEWNET)?;
                 match target {
-                    HammerTarget::Tcp(address) => connect(address, &stop, &knocks),
-                    HammerTarget::Udp(address) => send(address, &stop, &knocks),
+                    HammerTarget::Tcp(address) => connect(address, &stop, &attempts),
+                    HammerTarget::Udp(address) => send(address, &stop, &attempts),
                 }
             }));
         }
         Ok(Self {
             stop,
-            knocks,
+            attempts,
             threads,
         })
     }
 
     /// The number of attempts and datagrams so far, for all targets together.
-    pub fn knocks(&self) -> u64 {
-        self.knocks.load(Ordering::Relaxed)
+    pub fn attempts(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
     }
 
     /// Stops, and returns the number of attempts and datagrams.
     pub fn stop(mut self) -> Result<u64> {
         self.end()?;
-        Ok(self.knocks())
+        Ok(self.attempts())
     }
 
     fn end(&mut self) -> Result<()> {
@@ -96,7 +96,7 @@ impl Drop for Hammer {
     }
 }
 
-fn connect(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()> {
+fn connect(address: SocketAddr, stop: &AtomicBool, attempts: &AtomicU64) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         if TcpStream::connect_timeout(&address, PAUSE)
             .is_err_and(|error| error.kind() != ErrorKind::TimedOut)
@@ -104,12 +104,12 @@ fn connect(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result
             // A refused attempt returns at once: without the pause the thread would flood the port.
             thread::sleep(PAUSE);
         }
-        knocks.fetch_add(1, Ordering::Relaxed);
+        attempts.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn send(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()> {
+fn send(address: SocketAddr, stop: &AtomicBool, attempts: &AtomicU64) -> Result<()> {
     let any: IpAddr = if address.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
@@ -119,7 +119,7 @@ fn send(address: SocketAddr, stop: &AtomicBool, knocks: &AtomicU64) -> Result<()
     while !stop.load(Ordering::Relaxed) {
         // send_to also returns the ICMP error of an earlier datagram.
         let _result = socket.send_to(b"knock", address);
-        knocks.fetch_add(1, Ordering::Relaxed);
+        attempts.fetch_add(1, Ordering::Relaxed);
         thread::sleep(PAUSE);
     }
     Ok(())

@@ -28,6 +28,8 @@ const OLD_NAMES: &[(&str, &str)] = &[
     ("look_closer", "defer"),
     ("note_stranger", "note_unsolicited"),
     ("pay_as_crowd", "charge_crowd"),
+    ("pay_totals", "charge_totals"),
+    ("pay_each", "charge_every_kind"),
     ("pay_in_advance", "prepay"),
 ];
 

@@ -161,7 +161,7 @@ impl Counter {
     }
 
     /// `pass`, `drop` or `pass (would drop)`.
-    pub fn what_became(&self) -> String {
+    pub fn describe_verdict(&self) -> String {
         match &self.would {
             Some(would) => format!("{} (would {would})", self.verdict),
             None => self.verdict.clone(),
@@ -353,7 +353,7 @@ pub struct Applied {
 
 /// The query of `GET /v1/explain`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Question {
+pub struct ExplainRequest {
     pub from: IpAddr,
     /// A destination such as `203.0.113.5:8000/tcp`, or the name of a service.
     pub to: String,

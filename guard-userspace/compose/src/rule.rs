@@ -32,7 +32,7 @@ impl Severity {
     }
 
     /// The next lower severity; the lowest stays.
-    pub fn milder(self) -> Self {
+    pub fn lower(self) -> Self {
         match self {
             Self::Critical => Self::High,
             Self::High => Self::Medium,

@@ -26,7 +26,7 @@ pub struct DenyList {
     /// The addresses that found no room in their lines.
     elsewhere: BTreeSet<Ipv4Addr>,
     /// Every source is looked up in the hashes: they have other entries than `elsewhere`, or the list was changed.
-    asks_hashes: bool,
+    needs_hashes: bool,
 }
 
 impl DenyList {
@@ -43,7 +43,7 @@ impl DenyList {
             let none = Self {
                 line_bits: 0,
                 elsewhere: BTreeSet::new(),
-                asks_hashes: true,
+                needs_hashes: true,
             };
             return (none, Vec::new());
         }
@@ -57,7 +57,7 @@ impl DenyList {
         let list = Self {
             line_bits,
             elsewhere: elsewhere.collect(),
-            asks_hashes: singles > count,
+            needs_hashes: singles > count,
         };
         (list, lines)
     }
@@ -86,8 +86,8 @@ impl DenyList {
 
     /// Makes the program look up every source in the hashes from now on, because they may get entries that no full line
     /// announces.
-    pub fn ask_hashes(&mut self) {
-        self.asks_hashes = true;
+    pub fn look_up_hashes(&mut self) {
+        self.needs_hashes = true;
     }
 
     /// Adds an address to the list of a running generation. Returns `false` if it belongs into a hash: it has an end,
@@ -99,7 +99,7 @@ impl DenyList {
         }
     }
 
-    /// Removes an address from the list. Call [`Self::ask_hashes`] before.
+    /// Removes an address from the list. Call [`Self::look_up_hashes`] before.
     pub fn remove(&self, ebpf: &mut Ebpf, address: Ipv4Addr) -> Result<(), LoadError> {
         self.change(ebpf, address, DenyLine::remove).map(drop)
     }
@@ -128,7 +128,7 @@ impl DenyList {
 
     /// The flags of [`live`] for the program: without [`live::DENIED`] if only full lines need the hashes.
     pub fn flags(&self, live: u32) -> u32 {
-        if self.asks_hashes {
+        if self.needs_hashes {
             live
         } else {
             live & !live::DENIED
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn after_a_change_of_the_list_the_hashes_are_looked_up() {
         let (mut list, _) = DenyList::of(&denied(u32::try_from(MANY).unwrap()));
-        list.ask_hashes();
+        list.look_up_hashes();
         assert_eq!(list.flags(live::DENIED), live::DENIED);
         assert_eq!(list.flags(0), 0);
     }

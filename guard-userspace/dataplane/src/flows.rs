@@ -67,6 +67,10 @@ impl FlowCensus {
             .unwrap_or_default();
         let found = flows.len() as u64;
         flows.retain(|(_, seen)| now - seen > ENDED);
+        if self.last.is_none() {
+            // Nobody removed flows that were over while no agent ran: those that are missing may be such.
+            about.ended_flows = opened.saturating_sub(found + about.evicted_flows);
+        }
         let missing = opened.saturating_sub(about.ended_flows + found);
         about.evicted_flows = about.evicted_flows.max(missing);
         let mut table = HashMap::<_, FlowKey, u64>::try_from(generation.map_mut(layout::FLOWS)?)?;

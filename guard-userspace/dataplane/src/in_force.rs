@@ -18,7 +18,7 @@ use guard_common::{
     layout::{self, About, CaptureFilter, feature},
 };
 use guard_host::{UdpFlow, XdpState};
-use guard_policy::{CompileInput, Exhausted, Policy, ServiceIds, Tables};
+use guard_policy::{CompileInput, NoServiceIdLeft, Policy, ServiceIds, Tables};
 use tracing::warn;
 
 use super::{
@@ -228,7 +228,7 @@ impl Dataplane {
             .map(|service| service.name.as_str())
             .collect();
         let service_ids = self.service_ids.next(policy, |name| held.contains(name));
-        let service_ids = service_ids.map_err(|Exhausted| AttachError::NoRoom)?;
+        let service_ids = service_ids.map_err(|NoServiceIdLeft| AttachError::NoRoom)?;
         let mut tables = Tables::compile_at(policy, compile_input, &service_ids);
         if facts.trial_until != 0
             && let Some(before) = &self.in_force
@@ -241,7 +241,7 @@ impl Dataplane {
             .state
             .reusable(&tables, self.service_ids.shares_cells(&service_ids));
         let capture = if pins.iter().any(|(name, _)| *name == layout::CAPTURE) {
-            tap::wanted_now(&self.state)
+            tap::current_filter(&self.state)
         } else {
             CaptureFilter::NONE
         };
@@ -381,7 +381,7 @@ impl Dataplane {
         about.next_program = next.generation.program_id()?;
         self.state.set_about(&about).map_err(StateError::from)?;
         if let Some(before) = &self.in_force {
-            let slices = next.service_ids.unmoved(&before.service_ids);
+            let slices = next.service_ids.shared_slices(&before.service_ids);
             next.generation.take_over(&before.generation, slices)?;
         }
         Ok(())
@@ -394,7 +394,7 @@ impl Dataplane {
 
     /// Removes flows that are over, and returns the number of those left and of those that the kernel has evicted.
     /// `None`: no flows are recorded. It scans the table only after many new flows, or some time after the last scan.
-    pub fn tend_flows(&mut self) -> Result<Option<FlowCounts>, AttachError> {
+    pub fn remove_ended_flows(&mut self) -> Result<Option<FlowCounts>, AttachError> {
         let Some(Prepared { generation, .. }) = &mut self.in_force else {
             return Ok(None);
         };

@@ -65,7 +65,7 @@ pub use self::{
     in_force::{Dataplane, PolicyFacts, Prepared},
     interface::{InterfaceState, InterfaceTables},
     link::pinned_program,
-    live::needs_another,
+    live::needs_new_generation,
     mode::{Force, Programs, XdpMode},
     permission::require_capabilities,
     ports::PortUpdates,
@@ -73,7 +73,7 @@ pub use self::{
     replay::{Direction, Judged, Replay},
     state::{HostState, StateError, UNKNOWN_INTERFACE, keeps_flows_of, text_of},
     talkers::TalkerRow,
-    tap::{PacketFilter, ROUNDS, Round, Tap, Tapped, source_of},
+    tap::{CapturedPacket, PacketFilter, ROUNDS, Round, Tap, source_of},
 };
 use self::{deny_list::DenyList, object::Object, ports::SharedPortMaps};
 

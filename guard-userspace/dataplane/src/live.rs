@@ -36,7 +36,7 @@ impl Generation {
     /// ids: only entries, published ports and networks may differ.
     ///
     /// # Errors
-    /// A change failed. If another generation is needed, [`needs_another`] is true of the error. The changes that
+    /// A change failed. If another generation is needed, [`needs_new_generation`] is true of the error. The changes that
     /// succeeded are in force.
     pub fn change(
         &mut self,
@@ -61,7 +61,7 @@ impl Generation {
         let own = own_sources::change(ebpf, &mut held, &next.own_sources);
         next.own_sources = held;
         if differ_in_addresses(&tables.denied, &next.denied) {
-            deny_list.ask_hashes();
+            deny_list.look_up_hashes();
         }
         let lists = change(ebpf, Some(tables), &next, deny_list);
         if lists.is_err() {
@@ -90,7 +90,7 @@ impl Generation {
 
 /// Whether loading another generation helps: a table is full (E2BIG of a hash, ENOSPC of a trie), or the program was
 /// loaded without a feature that is needed now.
-pub fn needs_another(error: &LoadError) -> bool {
+pub fn needs_new_generation(error: &LoadError) -> bool {
     if matches!(error, LoadError::Lacks(_)) {
         return true;
     }

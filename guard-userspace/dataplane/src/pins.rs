@@ -267,7 +267,7 @@ pub fn all(root: &Path) -> Result<Found, PinError> {
     let mut all = Found::default();
     for version in names_in(root)? {
         let folder = root.join(&version);
-        let mut words = Word::ALL.iter();
+        let mut words = ExitMark::ALL.iter();
         if words.any(|word| word.name() == version && word.is_left(root)) {
             continue;
         }
@@ -322,7 +322,7 @@ pub(super) fn remove_hosts_of_other_layouts(root: &Path) -> Result<Vec<String>, 
 /// before the exit is carried out. While it is there, an agent that wakes up in the middle of a load puts nothing in
 /// force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum ExitMark {
     /// Every packet shall pass.
     Off,
     /// The guard was detached.
@@ -332,7 +332,7 @@ pub enum Word {
     OffUnkept,
 }
 
-impl Word {
+impl ExitMark {
     const ALL: [Self; 3] = [Self::Off, Self::Detached, Self::OffUnkept];
 
     const fn name(self) -> &'static str {
@@ -430,7 +430,7 @@ impl Hold {
     ///
     /// # Errors
     /// Another agent has locked the pins in the meantime: this agent must end, and leave them to it.
-    pub fn hold_on(&mut self) -> Result<(), PinError> {
+    pub fn renew(&mut self) -> Result<(), PinError> {
         if self.is_in_place() {
             return Ok(());
         }
@@ -618,7 +618,7 @@ mod tests {
     fn the_mark_of_an_exit_is_not_reported_and_is_taken_once() {
         let root = folders(&["off", "detached", "off-unkept"]);
         assert_eq!(all(root.path()).unwrap().odd, Vec::<String>::new());
-        for word in Word::ALL {
+        for word in ExitMark::ALL {
             assert!(word.take(root.path()));
             assert!(!word.take(root.path()));
         }
@@ -627,13 +627,13 @@ mod tests {
     #[test]
     fn a_folder_that_is_not_empty_is_no_mark_and_is_reported() {
         let root = folders(&["off/inside"]);
-        assert!(!Word::Off.is_left(root.path()) && !Word::Off.take(root.path()));
+        assert!(!ExitMark::Off.is_left(root.path()) && !ExitMark::Off.take(root.path()));
         let odd = all(root.path()).unwrap().odd;
         assert!(odd.len() == 1 && odd[0].contains("off"), "{odd:?}");
         fs::remove_dir(root.path().join("off/inside")).unwrap();
-        assert!(Word::Off.is_left(root.path()) && Word::Off.left_at(root.path()).is_some());
+        assert!(ExitMark::Off.is_left(root.path()) && ExitMark::Off.left_at(root.path()).is_some());
         assert!(all(root.path()).unwrap().odd.is_empty());
-        assert!(Word::Off.take(root.path()) && !Word::Off.is_left(root.path()));
+        assert!(ExitMark::Off.take(root.path()) && !ExitMark::Off.is_left(root.path()));
     }
 
     #[test]
@@ -693,7 +693,7 @@ mod tests {
         assert!(!hold.is_in_place());
         let second = lock().unwrap();
         assert!(second.is_in_place());
-        assert!(hold.hold_on().is_err());
+        assert!(hold.renew().is_err());
         drop(second);
         assert!(!root.exists(), "it was empty");
     }

@@ -55,7 +55,7 @@ pub struct PacketFilter {
 
 /// A captured packet.
 #[derive(Clone, Debug)]
-pub struct Tapped {
+pub struct CapturedPacket {
     /// The interface on which it came in.
     pub interface: Arc<str>,
     /// In nanoseconds of CLOCK_BOOTTIME.
@@ -74,7 +74,7 @@ pub struct Tapped {
 /// The packets of one round.
 #[derive(Debug, Default)]
 pub struct Round {
-    pub packets: Vec<Tapped>,
+    pub packets: Vec<CapturedPacket>,
     /// The number of packets that matched and are not among these, by interface. With sampling it is an estimate.
     pub missed: BTreeMap<Arc<str>, u64>,
 }
@@ -190,7 +190,7 @@ impl Tap {
             let interface =
                 interface.map_or_else(|| UNKNOWN_INTERFACE.into(), |one| Arc::clone(&one.name));
             *round.missed.entry(Arc::clone(&interface)).or_default() += u64::from(event.one_of) - 1;
-            round.packets.push(Tapped {
+            round.packets.push(CapturedPacket {
                 interface,
                 boot_ns: event.boot_ns,
                 service: names.get(&event.service).cloned(),
@@ -294,7 +294,7 @@ fn losses(tables: &InterfaceTables) -> Result<[u64; SLOTS], StateError> {
 }
 
 /// The current filter, which loading a program would overwrite.
-pub(super) fn wanted_now(state: &HostState) -> CaptureFilter {
+pub(super) fn current_filter(state: &HostState) -> CaptureFilter {
     let read = || Ok::<_, StateError>(filter_of(state)?.get(&0, 0)?);
     // If it cannot be read, a running capture writes its filter within a round.
     read().unwrap_or(CaptureFilter::NONE)

@@ -130,7 +130,7 @@ fn mark(kind: libc::c_int) -> libc::flock {
 }
 
 /// Tries to lock something until another agent has given it up. `None`: the other agent keeps it for too long.
-pub async fn patiently<T, E>(
+pub async fn wait_for_claim<T, E>(
     attempt: impl FnMut() -> Result<ClaimAttempt<T>, E>,
 ) -> Result<Option<T>, E> {
     PATIENCE.wait_for(attempt).await

@@ -36,7 +36,7 @@ use self::{
     sources::{Allowed, merged},
 };
 use super::{
-    Budget, Budgets, Containers, From, KernelTick, Labelled, Labels, Limit, Made, Policy,
+    Budget, Budgets, Containers, From, KernelTick, LabelOrigin, Labelled, Labels, Limit, Policy,
     PublishedAt, Service, service_ids::limits_for_labels,
 };
 
@@ -390,7 +390,7 @@ impl<'a> Work<'a> {
             name: self.name(&service.name, &labelled.container),
             from,
             limit,
-            made: Some(Made {
+            made: Some(LabelOrigin {
                 base: match &service.made {
                     None => Some(service.name.clone()),
                     Some(made) => made.base.clone(),
@@ -617,7 +617,7 @@ impl<'a> Work<'a> {
                 ..Limit::default()
             },
             total: Budgets::default(),
-            made: Some(Made {
+            made: Some(LabelOrigin {
                 base: None,
                 cells_of: None,
             }),

@@ -36,7 +36,7 @@ pub use self::{
     published::{PortTables, PublishedAt, PublishedPort, split},
     rate::{Budget, Period, Rate, Unit},
     read::{AllowedFile, read_file},
-    service_ids::{Changes, Exhausted, ServiceId, ServiceIds, Slice},
+    service_ids::{Changes, NoServiceIdLeft, ServiceId, ServiceIds, Slice},
     tables::{CompileInput, ServiceTable, Tables, Timebase, fitting, is_single},
     warnings::Warning,
 };
@@ -110,13 +110,13 @@ pub struct Service {
     /// Budgets of all sources together.
     pub total: Budgets,
     /// `None`: the policy lists the service.
-    pub made: Option<Made>,
+    pub made: Option<LabelOrigin>,
 }
 
 /// The origin of a service that the labels of a container have made. Its name may be cut, so it does not tell the
 /// origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct LabelOrigin {
     /// The service of the policy that lists the ports; `None`: no service of the policy lists them.
     pub base: Option<String>,
     /// The service whose cells this one shares, because there was no room for its own; `None`: it has its own.
@@ -131,7 +131,7 @@ impl Service {
 
     /// Whether an entry or a mode for `name` holds for this service: the name is its own, or that of the policy's
     /// service from which labels have made it.
-    pub fn goes_by(&self, name: &str) -> bool {
+    pub fn has_name(&self, name: &str) -> bool {
         self.name == name || self.base() == Some(name)
     }
 

@@ -207,7 +207,7 @@ impl Rate {
         };
         let (count, period) = match text.rsplit_once('/') {
             Some(parts) => parts,
-            None if text.trim().ends_with(BITS_PER_SECOND) => (text, "s"),
+            None if is_of_bits(text) => (text, "s"),
             None => return Err(wrong()),
         };
         let (times, period) = parse_period(period).ok_or_else(wrong)?;
@@ -283,9 +283,9 @@ fn parse_period(text: &str) -> Option<(u64, Period)> {
         digits => digits.parse().ok().filter(|times| *times > 0)?,
     };
     let period = match name.trim_start() {
-        "s" | "sec" | "second" => Period::Second,
-        "m" | "min" | "minute" => Period::Minute,
-        "h" | "hour" => Period::Hour,
+        "s" | "sec" | "secs" | "second" | "seconds" => Period::Second,
+        "m" | "min" | "mins" | "minute" | "minutes" => Period::Minute,
+        "h" | "hour" | "hours" => Period::Hour,
         _ => return None,
     };
     Some((times, period))
@@ -295,25 +295,50 @@ fn parse_count_of(text: &str, unit: Unit) -> Option<u64> {
     parse_count(text.trim().strip_suffix(unit.suffix())?)
 }
 
-const BITS_PER_SECOND: &str = "bps";
+/// The ends of numbers in bits, as they are often written, the longest first. They are compared without case, but for the
+/// last: `B` is bytes.
+const BITS: [&str; 3] = ["bits", "bit", "bps"];
 
-/// Converts `20Mbit`, `20Mbps` and `20MiB`, which are in bits or binary multiples, to bytes.
+/// Removes an end in any case.
+fn strip_end<'a>(text: &'a str, end: &str) -> Option<&'a str> {
+    let place = text.len().checked_sub(end.len())?;
+    let (rest, last) = text.split_at_checked(place)?;
+    last.eq_ignore_ascii_case(end).then_some(rest)
+}
+
+/// Whether a rate is in bits without a period: `20Mbps`, `100Mbit`.
+fn is_of_bits(text: &str) -> bool {
+    BITS.iter().any(|end| strip_end(text.trim(), end).is_some())
+}
+
+/// Converts `20Mbit`, `20Mbps` and `1.5MiB`, which are in bits or binary multiples, to bytes, rounded down.
 fn other_unit(text: &str) -> Option<u64> {
     let text = text.trim();
-    for bits in ["bits", "bit", BITS_PER_SECOND, "b"] {
-        if let Some(number) = text.strip_suffix(bits) {
-            return parse_count(number).map(|bits| bits / 8);
-        }
+    let bits = BITS.iter().find_map(|end| strip_end(text, end));
+    if let Some(number) = bits.or_else(|| text.strip_suffix('b')) {
+        return parse_scaled(number, 1_000).map(|bits| bits / 8);
     }
-    let text = text.strip_suffix("iB")?;
-    let shift = match text.as_bytes().last()? {
-        b'k' | b'K' => 10,
-        b'M' => 20,
-        b'G' => 30,
+    parse_scaled(strip_end(text, "iB")?, 1_024)
+}
+
+/// Parses a number with a multiple, `1.5M`, whose powers are those of `base`. The product is rounded down.
+fn parse_scaled(text: &str, base: u128) -> Option<u64> {
+    let text = text.trim_end();
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let power = match text.strip_prefix(number)? {
+        "" => 0,
+        "k" | "K" => 1,
+        "m" | "M" => 2,
+        "g" | "G" => 3,
+        "t" | "T" => 4,
         _ => return None,
     };
-    let number = text.get(..text.len() - 1)?;
-    parse_count(number)?.checked_mul(1 << shift)
+    let number = number.trim_end();
+    let (whole, decimals) = number.split_once('.').unwrap_or((number, ""));
+    let digits: u128 = format!("{whole}{decimals}").parse().ok()?;
+    let divisor = 10u128.checked_pow(decimals.len().try_into().ok()?)?;
+    let product = digits.checked_mul(base.pow(power))? / divisor;
+    u64::try_from(product).ok()
 }
 
 /// Parses `200`, `4k`, `1.5M`: a number with a decimal multiple, whose product is a whole number.
@@ -420,6 +445,12 @@ mod tests {
         }
         for (text, right) in [
             ("20Mbit/s", "2500kB/s"),
+            ("100Mbit", "12500kB/s"),
+            ("10mbps", "1250kB/s"),
+            ("1MBit/s", "125kB/s"),
+            ("1mb/s", "125kB/s"),
+            ("1.5MiB/s", "1572864B/s"),
+            ("1TiB/h", "1099511627776B/h"),
             ("20 Mbps", "2500kB/s"),
             ("8Mb/s", "1MB/s"),
             ("20MiB/s", "20971520B/s"),

@@ -92,7 +92,7 @@ impl Slice {
 /// The services of this policy, of the policy in force and of the one that a trial goes back to need more service ids
 /// than there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exhausted;
+pub struct NoServiceIdLeft;
 
 /// The service ids and cells that go to another service between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,8 +119,12 @@ impl ServiceIds {
     /// (`is_held`) lose nothing to others.
     ///
     /// # Errors
-    /// [`Exhausted`]: there are not enough numbers or cells.
-    pub fn next(&self, policy: &Policy, is_held: impl Fn(&str) -> bool) -> Result<Self, Exhausted> {
+    /// [`NoServiceIdLeft`]: there are not enough numbers or cells.
+    pub fn next(
+        &self,
+        policy: &Policy,
+        is_held: impl Fn(&str) -> bool,
+    ) -> Result<Self, NoServiceIdLeft> {
         let mut next = self.clone();
         let in_force = self.places.iter().filter(|(_, place)| place.idle == 0);
         let mut held: BTreeSet<&str> = in_force.map(|(name, _)| name.as_str()).collect();
@@ -152,7 +156,7 @@ impl ServiceIds {
         let area = Area::of(next.length - labels_cells, labels_cells);
         for service in of_labels {
             if !next.slices.contains_key(&service.name) {
-                let slice = next.find_cells(&area, &held).ok_or(Exhausted)?;
+                let slice = next.find_cells(&area, &held).ok_or(NoServiceIdLeft)?;
                 next.slices.insert(service.name.clone(), slice);
             }
         }
@@ -160,7 +164,11 @@ impl ServiceIds {
     }
 
     /// Gives every service a number: its own, an unused one, or that of the service that is gone for the longest time.
-    fn number_all(&mut self, policy: &Policy, held: &BTreeSet<&str>) -> Result<(), Exhausted> {
+    fn number_all(
+        &mut self,
+        policy: &Policy,
+        held: &BTreeSet<&str>,
+    ) -> Result<(), NoServiceIdLeft> {
         for place in self.places.values_mut() {
             place.idle = place.idle.saturating_add(1);
         }
@@ -175,9 +183,9 @@ impl ServiceIds {
                 number
             } else {
                 let gone = gone.get_or_insert_with(|| self.gone(held).into_iter());
-                let name = gone.next().ok_or(Exhausted)?;
+                let name = gone.next().ok_or(NoServiceIdLeft)?;
                 self.slices.remove(&name);
-                self.places.remove(&name).ok_or(Exhausted)?.number
+                self.places.remove(&name).ok_or(NoServiceIdLeft)?.number
             };
             let place = ServiceId {
                 number,
@@ -315,7 +323,7 @@ impl ServiceIds {
     }
 
     /// The slices that are the same in both, if both have their cells in the same array.
-    pub fn unmoved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = Slice> + 'a {
+    pub fn shared_slices<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = Slice> + 'a {
         let slices = self.slices.iter();
         slices
             .filter(|(name, slice)| {
@@ -401,7 +409,7 @@ mod tests {
     use guard_common::layout::DEFAULT_CELLS;
 
     use super::*;
-    use crate::{KernelTick, Made};
+    use crate::{KernelTick, LabelOrigin};
 
     fn policy(services: &[&str], extra: &str) -> Policy {
         let services: String = services
@@ -427,7 +435,7 @@ mod tests {
             .services
             .extend(containers.iter().map(|name| Service {
                 name: format!("{}@{name}", api.name),
-                made: Some(Made {
+                made: Some(LabelOrigin {
                     base: Some(api.name.clone()),
                     cells_of: None,
                 }),
@@ -613,6 +621,6 @@ mod tests {
             "{changed:?}"
         );
         let crowded = service_ids.next(&policy(&as_strs(&all), ""), |_| true);
-        assert_eq!(crowded, Err(Exhausted));
+        assert_eq!(crowded, Err(NoServiceIdLeft));
     }
 }

@@ -267,7 +267,7 @@ impl Tables {
             Some(name) => services
                 .iter()
                 .zip(&self.services)
-                .filter(|(service, _)| service.goes_by(name))
+                .filter(|(service, _)| service.has_name(name))
                 .map(|(_, table)| table.number)
                 .collect(),
         };

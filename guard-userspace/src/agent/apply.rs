@@ -29,7 +29,7 @@ use super::{
 use crate::{
     dataplane::{
         AttachError, Attachment, Closer, Dataplane, FlowCounts, Force, LoadError, PolicyFacts,
-        PortUpdates, Prepared, needs_another, pins::Pins,
+        PortUpdates, Prepared, needs_new_generation, pins::Pins,
     },
     host::{self, Host, Link, XdpState, read},
     memory,
@@ -544,7 +544,7 @@ impl Applier {
                     }
                 }
             }
-            Err(error) if needs_another(&error) => {
+            Err(error) if needs_new_generation(&error) => {
                 debug!("another generation is needed: {error}");
                 self.content = None;
             }
@@ -621,7 +621,7 @@ impl Applier {
             // The fallback may name another runtime, so the newest ports are not for it: the next plan has its ports.
             match prepared.change(&compile_input, &mut news.early_alone()) {
                 // The fallback is loaded anew when the trial ends. Until then, entries that fit are in its tables.
-                Err(error) if needs_another(&error) => {}
+                Err(error) if needs_new_generation(&error) => {}
                 result => result?,
             }
             self.fallback = Some(content.clone());
@@ -775,7 +775,7 @@ impl Applier {
         if let Some(dataplane) = &mut self.dataplane {
             // A failure concerns only commands that read the pins without an agent.
             let _result = dataplane.beat(boot_ns);
-            match dataplane.tend_flows() {
+            match dataplane.remove_ended_flows() {
                 Ok(flows) => self.flows = flows,
                 Err(error) => debug!("flows cannot be counted: {error}"),
             }

@@ -39,12 +39,12 @@ pub enum ChangeError {
     Wrong(String),
     /// It would lock out the operator who requests it. `--force` makes it nevertheless.
     #[error("{0}")]
-    Harmful(String),
+    Lockout(String),
     /// The agent does not start.
     #[error(
         "the guard was detached while the previous agent hung, and stays detached: start the agent again to attach it"
     )]
-    StaysOff,
+    StaysDetached,
     #[error(transparent)]
     Keep(#[from] StoreError),
     #[error(transparent)]
@@ -350,7 +350,7 @@ impl Reconciler {
         if let (Action::Deny, Some(session), false) = (action, operator, force)
             && lockout::covers_operator(prefix, &session)
         {
-            return Err(ChangeError::Harmful(format!(
+            return Err(ChangeError::Lockout(format!(
                 "{prefix} contains {}, the address from which you are logged in: give --force to deny it \
                  nevertheless",
                 session.client.ip()
@@ -469,7 +469,7 @@ impl Reconciler {
             warn!(session = %cut, reason = cut.reason, "this policy closes an open session: {}", cut.because);
         }
         match lockout.refusal() {
-            Some(refusal) if !force => Err(ChangeError::Harmful(refusal)),
+            Some(refusal) if !force => Err(ChangeError::Lockout(refusal)),
             Some(refusal) => {
                 warn!("applied because of --force: {refusal}");
                 Ok(())

@@ -2,7 +2,7 @@
 //! that was made before the exit is put in force after it.
 //!
 //! This also holds for an exit without this agent, which may hang or be stopped in the middle of a load: such an exit
-//! first leaves a mark ([`Word`]) in the pins.
+//! first leaves a mark ([`ExitMark`]) in the pins.
 
 use std::{
     path::Path,
@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{dataplane::pins::Word, host::claim::WorkMark, state_store::ChangedMode};
+use crate::{dataplane::pins::ExitMark, host::claim::WorkMark, state_store::ChangedMode};
 
 /// Held while the kernel's attachments change, and never while a program is loaded.
 #[derive(Clone, Debug)]
@@ -68,16 +68,16 @@ impl Gate {
     /// Removes the mark of a kill switch without this agent. Returns whether it was there.
     pub fn take_off_mark(&self) -> bool {
         // The time is recorded before the mark is removed: `is_off_since` must see one of them.
-        if let Some(left_at) = Word::Off.left_at(&self.pins) {
+        if let Some(left_at) = ExitMark::Off.left_at(&self.pins) {
             self.lock().off_outside = Some(left_at);
         }
-        Word::Off.take(&self.pins)
+        ExitMark::Off.take(&self.pins)
     }
 
     /// Whether the guard was switched off without this agent after `asked`, the time of a client's request: an older
     /// request must not undo it.
     pub fn is_off_since(&self, asked: SystemTime) -> bool {
-        let left_at = Word::Off.left_at(&self.pins);
+        let left_at = ExitMark::Off.left_at(&self.pins);
         let taken_at = self.lock().off_outside;
         left_at.max(taken_at).is_some_and(|off| asked < off)
     }
@@ -98,10 +98,10 @@ impl Gate {
     /// An emergency exit came after `planned`, or one without this agent left a mark that is not taken in yet.
     pub fn enter(&self, planned: Epoch) -> Result<Turn<'_>, Overtaken> {
         let inner = self.lock();
-        if inner.detached || Word::Detached.is_left(&self.pins) {
+        if inner.detached || ExitMark::Detached.is_left(&self.pins) {
             return Err(Overtaken::Detached);
         }
-        if Epoch(inner.epoch) != planned || Word::Off.is_left(&self.pins) {
+        if Epoch(inner.epoch) != planned || ExitMark::Off.is_left(&self.pins) {
             return Err(Overtaken::SwitchedOff);
         }
         Ok(Turn(inner))
@@ -166,8 +166,8 @@ mod tests {
         assert_eq!(gate.begin(), (planned, None));
         drop(gate.enter(planned).unwrap());
         for (word, overtaken) in [
-            (Word::Off, Overtaken::SwitchedOff),
-            (Word::Detached, Overtaken::Detached),
+            (ExitMark::Off, Overtaken::SwitchedOff),
+            (ExitMark::Detached, Overtaken::Detached),
         ] {
             // The same as an exit creates below /sys/fs/bpf.
             let left = format!("{word:?}").to_lowercase();

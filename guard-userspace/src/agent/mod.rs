@@ -319,7 +319,7 @@ impl Agent {
         let passing = privileges::spawn_blocking(move || {
             let passing =
                 gate.switch_off(asked, || pass_everything_everywhere(&places.pins, tick_ns));
-            let judging = still_judging(|program| in_force.contains(&program));
+            let judging = interfaces_with_program(|program| in_force.contains(&program));
             (passing, judging)
         });
         let (passing, judging) = passing.await.map_err(anyhow::Error::from)?;
@@ -357,7 +357,7 @@ impl Agent {
         let in_force: BTreeSet<u32> = self.snapshot().programs().collect();
         let detached = privileges::spawn_blocking(move || {
             let mut detached = gate.detach(|| take_off(&places));
-            let judging = still_judging(|program| in_force.contains(&program));
+            let judging = interfaces_with_program(|program| in_force.contains(&program));
             let judging = judging.into_iter().map(|interface| {
                 format!(
                     "{interface}: its program still runs, and no pin below {} holds it",
@@ -404,7 +404,7 @@ const FREEING: Duration = Duration::from_secs(2);
 
 /// The names of interfaces that still have one of these programs, after the kernel had time to free links without a
 /// pin.
-pub fn still_judging(is_meant: impl Fn(u32) -> bool) -> Vec<String> {
+pub fn interfaces_with_program(is_meant: impl Fn(u32) -> bool) -> Vec<String> {
     let end = Instant::now() + FREEING;
     loop {
         let links = match read::links() {

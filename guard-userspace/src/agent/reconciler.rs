@@ -30,12 +30,12 @@ use super::{
 use crate::{
     dataplane::{
         Dataplane, Force,
-        pins::{Hold, Word},
+        pins::{ExitMark, Hold},
     },
     docker,
     host::{
         self, Host, HostWatch, Netlink,
-        claim::{Claim, patiently},
+        claim::{Claim, wait_for_claim},
         read,
     },
     operator::ssh_session,
@@ -123,7 +123,7 @@ impl Reconciler {
             tick_ns: seen.tick_ns,
         };
         let turn = state_store::take(&places.state).await?;
-        let hold = patiently(|| Hold::take(&places.pins)).await;
+        let hold = wait_for_claim(|| Hold::take(&places.pins)).await;
         let hold = hold.map_err(anyhow::Error::from)?;
         let hold = hold.ok_or_else(|| anyhow::Error::from(Hold::taken(&places.pins)))?;
         let claims = turn.iter().chain([hold.claim()]);
@@ -131,9 +131,9 @@ impl Reconciler {
         gate.is_at_work(claims.filter_map(|claim| claim.work_mark().ok()));
         state_store::warn_if_open(&places.state);
         let mut store = StateStore::open(&places.state);
-        if Word::Detached.take(&places.pins) {
+        if ExitMark::Detached.take(&places.pins) {
             // A service manager restarts an agent that hung: that start ends here. The next one, by an operator, works.
-            return Err(ChangeError::StaysOff);
+            return Err(ChangeError::StaysDetached);
         }
         if store.kept.detached {
             // From now on, a set flag would end this agent. If it cannot be written, the save below reports it.
@@ -216,7 +216,7 @@ impl Reconciler {
             workers,
             attached,
         };
-        if Word::OffUnkept.take(&reconciler.places.pins) {
+        if ExitMark::OffUnkept.take(&reconciler.places.pins) {
             reconciler.record_off_outside();
         }
         reconciler.take_marks();
@@ -291,7 +291,7 @@ impl Reconciler {
     /// The checks that need no event: it shows that this agent is alive, and ends trials and entries.
     async fn look_after(&mut self) {
         if let Some(hold) = &mut self.hold
-            && let Err(problem) = hold.hold_on()
+            && let Err(problem) = hold.renew()
         {
             error!("{problem}: this agent ends, and leaves the guard to the other agent");
             self.hold = None;
@@ -333,7 +333,7 @@ impl Reconciler {
 
     /// Takes in the marks of emergency exits without this agent, which need no disk. Returns whether there was one.
     fn take_marks(&mut self) -> bool {
-        let is_detached = Word::Detached.take(&self.places.pins);
+        let is_detached = ExitMark::Detached.take(&self.places.pins);
         if is_detached {
             self.store.kept.detached = true;
         }
@@ -577,11 +577,11 @@ impl Reconciler {
         let host = self.wanted.modes.host.as_ref();
         let is_off = host.is_some_and(|host| host.mode == Mode::Off);
         if self.not_kept.is_some() && is_off {
-            if let Err(error) = Word::OffUnkept.leave(pins) {
+            if let Err(error) = ExitMark::OffUnkept.leave(pins) {
                 warn!("the next agent will switch the guard on again: {error}");
             }
         } else {
-            Word::OffUnkept.take(pins);
+            ExitMark::OffUnkept.take(pins);
         }
     }
 

@@ -29,7 +29,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    dataplane::{ROUNDS, Round, Tap, Tapped},
+    dataplane::{CapturedPacket, ROUNDS, Round, Tap},
     host,
     pcapng::{self, PcapngPacket},
     policy::Timebase,
@@ -224,7 +224,7 @@ impl CaptureStream {
         &self,
         block: &mut BytesMut,
         (number, interface): (u32, &str),
-        mut packet: Tapped,
+        mut packet: CapturedPacket,
         now: Timebase,
     ) -> anyhow::Result<()> {
         packet.frame.truncate(self.length);
@@ -275,8 +275,8 @@ fn unix_ns(now: Timebase, boot_ns: u64) -> u64 {
 }
 
 /// `drop: packet_limit at web`.
-fn comment(packet: &Tapped) -> String {
-    let Tapped {
+fn comment(packet: &CapturedPacket) -> String {
+    let CapturedPacket {
         outcome,
         service,
         one_of,
@@ -294,8 +294,8 @@ fn comment(packet: &Tapped) -> String {
     )
 }
 
-fn seen(interface: &str, packet: &Tapped, time_ns: u64) -> Captured {
-    let Tapped {
+fn seen(interface: &str, packet: &CapturedPacket, time_ns: u64) -> Captured {
+    let CapturedPacket {
         outcome,
         service,
         length,

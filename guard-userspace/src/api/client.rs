@@ -12,8 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use super::{
-    Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, Explanation, ModeChange,
-    NewTrial, PolicyText, Question, Reload, Revocation, Status, Talker, capture::CaptureRequest,
+    Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ExplainRequest, Explanation,
+    ModeChange, NewTrial, PolicyText, Reload, Revocation, Status, Talker, capture::CaptureRequest,
 };
 use crate::{
     causes::{innermost, io_error},
@@ -49,7 +49,7 @@ pub enum ClientError {
     NotPermitted { socket: String },
     /// No agent answers, and this user may not read the pins. `refusal` is the error of the pins.
     #[error("no agent answers at {socket} ({reason}), and {refusal}")]
-    Unseen {
+    PinsNotReadable {
         socket: String,
         reason: String,
         refusal: String,
@@ -77,7 +77,10 @@ impl ClientError {
 
     /// Whether this user may not access the socket or the pins.
     pub const fn is_refusal(&self) -> bool {
-        matches!(self, Self::NotPermitted { .. } | Self::Unseen { .. })
+        matches!(
+            self,
+            Self::NotPermitted { .. } | Self::PinsNotReadable { .. }
+        )
     }
 }
 
@@ -132,7 +135,7 @@ impl Client {
     }
 
     /// `GET /v1/explain`.
-    pub async fn explain(&self, question: &Question) -> ClientResult<Explanation> {
+    pub async fn explain(&self, question: &ExplainRequest) -> ClientResult<Explanation> {
         let request = self.http.get(address("explain")).query(question);
         self.answer(request, PATIENCE).await
     }

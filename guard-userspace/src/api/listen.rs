@@ -51,9 +51,9 @@ pub fn raise_file_limit() {
 
 /// Marks a connection as lasting: a capture has its own limits.
 #[derive(Clone, Default)]
-pub struct Lasting(Arc<AtomicBool>);
+pub struct LongLived(Arc<AtomicBool>);
 
-impl Lasting {
+impl LongLived {
     /// The connection lasts.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
@@ -105,7 +105,7 @@ fn unknown() -> Actor {
 
 struct Connection {
     task: AbortHandle,
-    lasting: Lasting,
+    lasting: LongLived,
 }
 
 /// Serves connections until the future is dropped.
@@ -116,7 +116,7 @@ where
     let mut connections: VecDeque<Connection> = VecDeque::new();
     loop {
         let (stream, _) = listener.accept().await;
-        let lasting = Lasting::default();
+        let lasting = LongLived::default();
         let router = router.clone().layer(Extension(lasting.clone()));
         let router = router.layer(Extension(stream.actor()));
         let is_lasting = lasting.clone();

@@ -40,7 +40,7 @@ fn table(counters: &[Metered<Counter>]) -> Table {
         let mut cells = vec![
             row.interface.clone(),
             row.service.clone().unwrap_or_else(|| "-".to_owned()),
-            row.what_became(),
+            row.describe_verdict(),
             row.reason.clone(),
             figures::count(row.packets as f64),
             figures::bytes(row.bytes as f64),

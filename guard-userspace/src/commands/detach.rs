@@ -3,7 +3,7 @@
 use super::{AgentLocation, Failure, print, print_warning};
 use crate::{
     api::Detached,
-    without_agent::{self, Informed},
+    without_agent::{self, AgentDetached},
 };
 
 pub async fn run(location: &AgentLocation) -> Result<(), Failure> {
@@ -12,8 +12,8 @@ pub async fn run(location: &AgentLocation) -> Result<(), Failure> {
     // here.
     let AgentLocation { pins, state, .. } = location;
     let informed = match answer {
-        Ok(_) => Informed::Yes,
-        Err(_) => Informed::No,
+        Ok(_) => AgentDetached::Yes,
+        Err(_) => AgentDetached::No,
     };
     let stopped = without_agent::detach(pins, state, informed)?;
     let mut warnings = stopped.warnings;

@@ -12,7 +12,7 @@ use clap::Args;
 use super::{DEFAULT_POLICY, Failure, Output, figures, print, print_json, read_policy};
 use crate::{
     agent::{find_once, plan::chosen_by},
-    api::{Question, client::Client},
+    api::{ExplainRequest, client::Client},
     explain::{Destination, ExplainInput, Explanation, OverBudget, Seen, Step, explain},
     host::{self, Host},
     policy::{KernelTick, labels},
@@ -43,7 +43,7 @@ impl Explain {
         } = self;
         let destination = to.parse::<Destination>().map_err(Failure::Usage)?;
         let explanation = match policy {
-            None if client.has_agent() => client.explain(&Question { from, to }).await?,
+            None if client.has_agent() => client.explain(&ExplainRequest { from, to }).await?,
             policy => explain_file(policy, from, &destination).await?,
         };
         if json {

@@ -72,7 +72,7 @@ fn pinned_or<T>(
     };
     match (no_agent, problem.downcast_ref()) {
         (ClientError::Absent { socket, reason }, Some(refusal @ PinError::NotPermitted(_))) => {
-            Err(ClientError::Unseen {
+            Err(ClientError::PinsNotReadable {
                 socket,
                 reason,
                 refusal: refusal.to_string(),

@@ -114,7 +114,7 @@ impl ReplayCommand {
         let mut stdout = BufWriter::new(io::stdout().lock());
         let mut program: Option<(Replay, CaptureClock)> = None;
         let mut odd_times = 0;
-        let result = pcap::read(&self.file, |recorded| {
+        let mut replay_one = |recorded: Recorded| {
             let (program, clock) = match &mut program {
                 Some(running) => running,
                 None => {
@@ -140,7 +140,14 @@ impl ReplayCommand {
                 writeln!(stdout, "{}", serde_json::to_string(&line)?)?;
             }
             Ok(())
+        };
+        let mut ahead = Lookahead::default();
+        let read = pcap::read(&self.file, |recorded| {
+            ahead.push(recorded).map_or(Ok(()), &mut replay_one)
         });
+        // The packets before an error are replayed.
+        let last = ahead.finish().map_or(Ok(()), &mut replay_one);
+        let result: Result<()> = last.and(read);
         if odd_times > ODD_TIMES_SHOWN {
             let more = odd_times - ODD_TIMES_SHOWN;
             print_warning(&format!("{more} more packets have such times"));
@@ -212,6 +219,43 @@ impl ReplayCommand {
 
 /// For how many packets with odd times a warning is printed.
 const ODD_TIMES_SHOWN: u64 = 3;
+
+/// Reads one packet ahead, to find single packets whose time is wrong: it is far from the times before and after it.
+#[derive(Default)]
+struct Lookahead {
+    /// The time of the last packet, in nanoseconds since 1970, without those that are wrong.
+    before_ns: Option<i64>,
+    next: Option<Recorded>,
+}
+
+impl Lookahead {
+    /// Packets are recorded out of order by milliseconds, and a clock is set once and stays so. A single packet that is
+    /// off by more than this has a wrong time.
+    const FAR_NS: i64 = 60_000_000_000;
+
+    /// Returns the packet before this one.
+    fn push(&mut self, recorded: Recorded) -> Option<Recorded> {
+        let after_ns = recorded.time_ns;
+        let mut packet = self.next.replace(recorded)?;
+        let far = |before: i64, after: i64| after.saturating_sub(before) > Self::FAR_NS;
+        let is_wrong = self.before_ns.is_some_and(|before_ns| {
+            let time_ns = packet.time_ns;
+            far(before_ns, time_ns) && far(after_ns, time_ns)
+                || far(time_ns, before_ns) && far(time_ns, after_ns)
+        });
+        if is_wrong && packet.odd_time.is_none() {
+            packet.odd_time = Some("its time is far from those before and after it".to_owned());
+        } else {
+            self.before_ns = Some(packet.time_ns);
+        }
+        Some(packet)
+    }
+
+    /// Returns the last packet.
+    fn finish(self) -> Option<Recorded> {
+        self.next
+    }
+}
 
 /// Maps the capture's times to the replay's clock, and rejects single times that jump.
 struct CaptureClock {

@@ -59,7 +59,7 @@ impl RunCommand {
         let force = if force { Force::Yes } else { Force::No };
         let (agent, ended) = match Agent::start(places, force).await {
             // The operator detached the guard: exit 0, so that a service manager does not start it again.
-            Err(stays_off @ ChangeError::StaysOff) => {
+            Err(stays_off @ ChangeError::StaysDetached) => {
                 warn!("{stays_off}");
                 return Ok(());
             }

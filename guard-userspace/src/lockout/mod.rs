@@ -186,7 +186,7 @@ pub fn judge(
 ) -> Result<Lockout> {
     let judge = SessionJudge {
         situation,
-        replay: situation.judge_by(&exposure_alone(situation.policy))?,
+        replay: situation.load_program(&exposure_alone(situation.policy))?,
     };
     let way_in = operator.and_then(|operator| judge.way_in(operator, sessions));
     let mut found = HashMap::new();
@@ -295,7 +295,7 @@ impl SessionJudge<'_> {
         let mode = services
             .find(|candidate| Some(&candidate.name) == service.as_ref())
             .map_or(policy.mode, |service| service.mode.min(policy.mode));
-        let (steps, line) = self.situation.way_to(reason, from, to, &ports);
+        let (steps, line) = self.situation.steps_to(reason, from, to, &ports);
         let entry = match (reason, line) {
             (Reason::DeniedSource, None) => self.denying_entry(from, service.as_deref()),
             _ => None,

@@ -16,7 +16,7 @@ use nix::{
 use tracing::warn;
 
 use super::{StoreError, folder};
-use crate::host::claim::{Claim, patiently};
+use crate::host::claim::{Claim, wait_for_claim};
 
 const FILE: &str = "lock";
 
@@ -39,7 +39,7 @@ pub async fn take(place: &Path) -> Result<Option<Claim>, StoreError> {
         warn!("{}: {error}: the state is not locked", path.display());
         return Ok(None);
     }
-    let turn = patiently(|| open(&path).and_then(Claim::take)).await;
+    let turn = wait_for_claim(|| open(&path).and_then(Claim::take)).await;
     match turn {
         Ok(Some(turn)) => Ok(Some(turn)),
         Ok(None) => Err(StoreError::Taken(place.display().to_string())),

@@ -12,7 +12,7 @@ use std::{
 
 use lab::{
     flood::Flood,
-    guard::{Guard, binary, output, whereabouts},
+    guard::{Guard, binary, location_options, output},
     process::{Daemon, run, wait_for},
     topology::{FLOODER_V4, HOST_V4, Lab, USER_V4},
 };
@@ -35,7 +35,7 @@ const WAIT: Duration = Duration::from_secs(20);
 fn start(lab: &Lab, arguments: &[&str]) -> Daemon {
     let mut command = lab.host.command(binary().unwrap().to_str().unwrap());
     command
-        .args(whereabouts(lab))
+        .args(location_options(lab))
         .arg("capture")
         .args(arguments);
     let mut daemon = Daemon::start(&mut command, &lab.folder().join("capture.log")).unwrap();
@@ -465,7 +465,7 @@ fn a_reader_that_does_not_read_holds_up_neither_its_own_end_nor_the_next() {
         .args(["-c", "\"$@\" | sleep 60", "sh"])
         .arg(binary().unwrap());
     stalled
-        .args(whereabouts(lab))
+        .args(location_options(lab))
         .args(["capture", "-w", "-", "--for", "3s"]);
     let log = lab.folder().join("stalled.log");
     let stalled = Daemon::start(&mut stalled, &log).unwrap();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lab::{
-    guard::{Guard, binary, output, whereabouts, write_policy},
+    guard::{Guard, binary, location_options, output, write_policy},
     process::{Daemon, run, wait_for},
     topology::{INTERFACE, Lab},
 };
@@ -297,7 +297,7 @@ fn a_user_outside_the_group_is_told_to_join_it_and_not_to_start_an_agent() {
     let guard = Guard::start(&lab, POLICY).unwrap();
     let path = lab.folder().join("guard.toml");
     let path = path.to_str().unwrap();
-    let options = whereabouts(&lab);
+    let options = location_options(&lab);
     let asked = [
         &["status"][..],
         &["status", "--json"],
@@ -367,7 +367,7 @@ fn a_user_who_may_not_open_dockers_socket_is_told_what_group_may() {
         (Some(0), "(os error 13): use sudo"),
     ] {
         chown(&socket, None, group).unwrap();
-        let options = whereabouts(&lab);
+        let options = location_options(&lab);
         let doctor = as_nobody(&lab, &options, &["doctor", "--policy", path]);
         let text = String::from_utf8(doctor.stdout).unwrap();
         assert!(text.contains(remedy), "{text}");
@@ -405,7 +405,9 @@ fn the_kernel_program_says_what_is_new_to_it_when_it_is_debugged() {
     write_policy(lab, &policy("enforce", OPEN_80)).unwrap();
     let log = lab.folder().join("debug.log");
     let mut command = lab.host.command(binary().unwrap().to_str().unwrap());
-    command.args(whereabouts(lab)).args(["run", "--policy"]);
+    command
+        .args(location_options(lab))
+        .args(["run", "--policy"]);
     command
         .arg(lab.folder().join("guard.toml"))
         .env("RUST_LOG", "debug");

@@ -206,9 +206,9 @@ fn no_packet_reaches_a_fixed_port_from_the_first_moment_on() {
         Ok(())
     })
     .unwrap();
-    let knocks = hammer.stop().unwrap();
-    println!("{knocks} attempts");
-    assert!(knocks > 10_000, "{knocks}");
+    let attempts = hammer.stop().unwrap();
+    println!("{attempts} attempts");
+    assert!(attempts > 10_000, "{attempts}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 use aya::programs::Xdp;
 use aya_obj::programs::XdpAttachType;
 use guard::{
-    dataplane::{Generation, LoadError, PortUpdates, needs_another},
+    dataplane::{Generation, LoadError, PortUpdates, needs_new_generation},
     host,
     policy::{Action, CompileInput, Containers, Entry, KernelTick, Policy, ServiceIds, Tables},
 };
@@ -340,7 +340,7 @@ fn a_wider_denial_stays_until_there_is_room_for_what_it_covers() {
     changing.entries.clear();
     let frames: Vec<_> = (0..20).map(|n| frame(FIRST + n * 997)).collect();
     let (passed, changed) = passes_while(&mut running, changing.tables(), &frames);
-    assert!(needs_another(&changed.unwrap_err()));
+    assert!(needs_new_generation(&changed.unwrap_err()));
     assert_eq!(passed, [0; 20]);
     let is_denied = |frame: &Vec<u8>| test_run(&running, frame) == Verdict::Drop;
     assert!(frames.iter().all(is_denied));

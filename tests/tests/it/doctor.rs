@@ -85,7 +85,7 @@ fn without_rights_it_says_what_it_cannot_see() {
     let site = Site::new();
     let path = site.write("observe", "");
     // A user without capabilities, in the same network namespace.
-    let options = lab::guard::whereabouts(&site.lab);
+    let options = lab::guard::location_options(&site.lab);
     let mut command = site.lab.host.command("setpriv");
     command.args([
         "--reuid=65534",

@@ -10,7 +10,7 @@ use std::{
 
 use guard_common::layout;
 use lab::{
-    guard::{Guard, binary, output, whereabouts, write_policy},
+    guard::{Guard, binary, location_options, output, write_policy},
     process::{run, wait_for},
     topology::{HOST_V4, INTERFACE, USER_V4},
 };
@@ -53,7 +53,7 @@ fn off_during_a_load_is_not_undone_by_what_waits_behind_it() {
     let mut reloads = Vec::new();
     for _ in 0..3 {
         let mut command = Command::new(binary().unwrap());
-        command.args(whereabouts(&site.lab)).arg("reload");
+        command.args(location_options(&site.lab)).arg("reload");
         reloads.push(command.spawn().unwrap());
     }
     let is_open = || {
@@ -242,7 +242,7 @@ fn an_exit_does_not_say_that_it_is_done_while_a_program_goes_on() {
     for exit in [&["mode", "off"][..], &["detach"]] {
         let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
         let pins = site.lab.pins();
-        let options = whereabouts(&site.lab).into_iter();
+        let options = location_options(&site.lab).into_iter();
         let options = options.map(|option| match option == *pins {
             true => elsewhere.into(),
             false => option,

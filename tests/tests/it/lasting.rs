@@ -4,7 +4,7 @@
 use std::{fs, net::IpAddr, path::PathBuf, process::Command, thread, time::Duration};
 
 use lab::{
-    guard::{Guard, binary, output, whereabouts, write_policy},
+    guard::{Guard, binary, location_options, output, write_policy},
     http::get,
     process::{run, wait_for},
     ssh::Ssh,
@@ -129,7 +129,7 @@ fn a_reload_swaps_the_policy_and_a_broken_one_leaves_what_was() {
         );
     }
     site.write("enforce", SHUT);
-    guard.hang_up().unwrap();
+    guard.reload_by_signal().unwrap();
     wait_for(Duration::from_secs(10), || {
         let status = guard.json("status")?;
         anyhow::ensure!(status["interfaces"][0]["generation"] == 3, "{status}");
@@ -469,7 +469,7 @@ fn a_deny_that_covers_the_operator_is_refused_without_force() {
     let deny = |extra: &[&str]| {
         let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
         command
-            .args(whereabouts(&site.lab))
+            .args(location_options(&site.lab))
             .args(["deny", "198.51.100.0/24"])
             .args(extra)
             .env("SSH_CONNECTION", format!("{USER_V4} 50000 {HOST_V4} 22"))
@@ -681,7 +681,7 @@ fn somebody_elses_program_is_named_and_taken_off_by_force_alone() {
     );
     let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
     command
-        .args(whereabouts(&site.lab))
+        .args(location_options(&site.lab))
         .args(["run", "--force", "--policy", &path]);
     let log = site.lab.folder().join("forced.log");
     let _daemon = lab::process::Daemon::start(&mut command, &log).unwrap();
@@ -731,7 +731,7 @@ fn a_policy_that_would_cut_the_ssh_session_it_is_applied_from_is_refused_with_th
     fs::write(&other, policy("enforce", OPEN_80)).unwrap();
     write_policy(&lab, &policy("enforce", OPEN_80)).unwrap();
     let over_ssh = |arguments: &str| {
-        let places: Vec<String> = whereabouts(&lab)
+        let places: Vec<String> = location_options(&lab)
             .iter()
             .map(|place| place.to_string_lossy().into_owned())
             .collect();

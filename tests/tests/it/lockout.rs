@@ -19,7 +19,7 @@ use guard::{
 };
 use lab::{
     docker::Docker,
-    guard::{Guard, binary, whereabouts, write_policy},
+    guard::{Guard, binary, location_options, write_policy},
     http::{HttpOutcome, get},
     process::{run, wait_for},
     ssh::Ssh,
@@ -118,7 +118,7 @@ fn check_command(lab: &Lab, policy: &str, ssh_connection: Option<&str>) -> Comma
     let binary = binary().unwrap();
     let mut command = lab.host.command(binary.to_str().unwrap());
     command
-        .args(whereabouts(lab))
+        .args(location_options(lab))
         .args(["check", "--live"])
         .arg(write_policy(lab, policy).unwrap());
     match ssh_connection {

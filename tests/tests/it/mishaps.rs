@@ -7,7 +7,7 @@ use std::{
 };
 
 use lab::{
-    guard::{Guard, binary, output, whereabouts, write_policy},
+    guard::{Guard, binary, location_options, output, write_policy},
     process::{run, wait_for},
     topology::{HOST_V4, INTERFACE, USER_V4},
 };
@@ -51,7 +51,7 @@ fn a_pipe_in_the_policys_place_is_refused_and_keeps_nothing_waiting() {
     let run_limited = |arguments: &[&str]| {
         let mut command = site.lab.host.command("timeout");
         command.arg("20").arg(binary().unwrap());
-        let command = command.args(whereabouts(&site.lab)).args(arguments);
+        let command = command.args(location_options(&site.lab)).args(arguments);
         command.output().unwrap()
     };
     let put = |what: &str| {
@@ -275,7 +275,9 @@ fn an_allow_entry_that_keeps_the_operator_in_is_not_revoked_without_force() {
     let session = format!("{USER_V4} 50000 {HOST_V4} 80");
     let revoke = |arguments: &[&str]| {
         let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
-        command.args(whereabouts(&site.lab)).args(["revoke", "1"]);
+        command
+            .args(location_options(&site.lab))
+            .args(["revoke", "1"]);
         command
             .args(arguments)
             .env("SSH_CONNECTION", &session)

@@ -403,12 +403,37 @@ fn a_time_that_cannot_be_costs_a_warning_and_not_the_rest_of_the_file() {
     let unit = section(1, &[9, 0, 1, 0, 0xff, 0, 0, 0, 0, 0, 0, 0]);
     let offset = [&[14, 0, 8, 0][..], &i64::MAX.to_le_bytes(), &[0; 4]].concat();
     const NOW: u32 = 1_700_000_000;
+    const DAY: u32 = 86_400;
     for (what, bytes, judged, warned) in [
         (
             "one packet of 1970 among others",
             pcap(1, &[at(NOW), at(0), at(NOW + 1)]),
             3,
-            vec!["packet 1, counted from 0: its time is more than two years"],
+            vec!["packet 1, counted from 0: its time is far from those before and after it"],
+        ),
+        (
+            "one packet of the next year, and one of last week",
+            pcap(
+                1,
+                &[
+                    at(NOW),
+                    at(NOW + 300 * DAY),
+                    at(NOW + 1),
+                    at(NOW - 7 * DAY),
+                    at(NOW + 2),
+                ],
+            ),
+            5,
+            vec!["packet 1, counted", "packet 3, counted"],
+        ),
+        (
+            "a capture with pauses",
+            pcap(
+                1,
+                &[at(NOW), at(NOW + DAY), at(NOW + 2 * DAY), at(NOW + 9 * DAY)],
+            ),
+            4,
+            vec![],
         ),
         (
             "the first one",

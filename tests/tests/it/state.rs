@@ -12,7 +12,7 @@ use std::{
 };
 
 use lab::{
-    guard::{Guard, binary, output, whereabouts},
+    guard::{Guard, binary, location_options, output},
     process::{run, wait_for},
     topology::{INTERFACE, USER_V4},
 };
@@ -438,7 +438,9 @@ fn a_mode_set_without_an_agent_names_who_did_it_and_an_agent_that_starts_warns_o
     let site = Site::new();
     site.start("enforce", SHUT).kill().unwrap();
     let mut command = site.lab.host.command(binary().unwrap().to_str().unwrap());
-    command.args(whereabouts(&site.lab)).args(["mode", "off"]);
+    command
+        .args(location_options(&site.lab))
+        .args(["mode", "off"]);
     let off = command.env("SUDO_USER", "somebody-else").output().unwrap();
     assert!(off.status.success(), "{off:?}");
     assert!(off.stderr.is_empty(), "{off:?}");

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
-    guard::{Guard, binary, output, whereabouts},
+    guard::{Guard, binary, location_options, output},
     process::{Daemon, run, wait_for},
 };
 use nix::sys::signal::Signal;
@@ -49,7 +49,7 @@ fn times_in_force(guard: &Guard) -> usize {
 fn stop_while_loading(guard: &Guard) {
     wait_for(Duration::from_secs(60), || {
         let (maps, times) = (maps_of(guard)?, times_in_force(guard));
-        guard.hang_up()?;
+        guard.reload_by_signal()?;
         wait_for(Duration::from_secs(20), || {
             ensure!(maps_of(guard)? > maps, "the load has not begun yet");
             guard.pause()
@@ -136,7 +136,7 @@ fn a_capture_that_ends_while_a_program_is_loaded_leaves_nothing_that_hands_packe
     let file = site.lab.folder().join("drops.pcapng");
     let mut capture = site.lab.host.command(binary().unwrap().to_str().unwrap());
     capture
-        .args(whereabouts(&site.lab))
+        .args(location_options(&site.lab))
         .args(["capture", "-w"])
         .arg(&file);
     let mut capture = Daemon::start(&mut capture, &site.lab.folder().join("capture.log")).unwrap();
@@ -170,7 +170,7 @@ fn what_was_asked_for_before_an_exit_without_the_agent_does_not_undo_it() {
     guard.pause().unwrap();
     let mut earlier = site.lab.host.command(binary().unwrap().to_str().unwrap());
     let earlier = earlier
-        .args(whereabouts(&site.lab))
+        .args(location_options(&site.lab))
         .args(["mode", "enforce"])
         .stderr(Stdio::piped())
         .spawn()
@@ -216,7 +216,7 @@ fn a_detached_guard_stays_off_when_the_agent_that_hung_is_killed_and_started_aga
     // not start it once more.
     let mut again = site.lab.host.command(binary().unwrap().to_str().unwrap());
     let again = again
-        .args(whereabouts(&site.lab))
+        .args(location_options(&site.lab))
         .args(["run", "--policy"])
         .arg(site.lab.folder().join("guard.toml"))
         .output()

@@ -285,7 +285,7 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
         }
         datagrams.unwrap().unwrap()
     });
-    let knocks = hammer.stop().unwrap();
+    let attempts = hammer.stop().unwrap();
     let dropped = dropped_by_queues(&lab).unwrap();
     assert!(
         sent.unanswered <= dropped,
@@ -294,10 +294,10 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
     );
     assert_eq!(through.load(Ordering::Relaxed), 0, "{}", guard.log());
     assert!(fewest() >= FEWEST, "too few changes: {counts:?}");
-    eprintln!("{sent:?}, queues dropped {dropped}, {knocks} knocks");
+    eprintln!("{sent:?}, queues dropped {dropped}, {attempts} attempts");
     assert!(
-        sent.datagrams > 1_000 && knocks > 1_000,
-        "{sent:?}, {knocks} knocks"
+        sent.datagrams > 1_000 && attempts > 1_000,
+        "{sent:?}, {attempts} attempts"
     );
 
     // Compares the tables of the agent that followed all changes with those of an agent that starts now.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lab::{
-    guard::{Guard, binary, whereabouts},
+    guard::{Guard, binary, location_options},
     process::wait_for,
     screen::TmuxScreen,
     topology::FLOODER_V4,
@@ -22,7 +22,7 @@ use crate::{
 };
 
 fn command(site: &Site, arguments: &[&str]) -> Vec<String> {
-    let options = whereabouts(&site.lab).into_iter();
+    let options = location_options(&site.lab).into_iter();
     let options = options.map(|option| option.to_string_lossy().into_owned());
     let mut command = vec![binary().unwrap().display().to_string()];
     command.extend(options);

@@ -10,7 +10,7 @@ use std::{
 
 use fastrand::Rng;
 use guard::{
-    dataplane::{Generation, PortUpdates, Replay, needs_another},
+    dataplane::{Generation, PortUpdates, Replay, needs_new_generation},
     host,
     policy::{
         Action, CompileInput, Containers, Entry, KernelTick, Policy, PublishedPort, ServiceIds,
@@ -381,7 +381,7 @@ fn more_publications_on_one_address_than_there_is_room_for_close_what_fits_and_a
     let mut running = Generation::load(compile("203.0.113.11:tcp/1"), tick_ns).unwrap();
     let all = "203.0.113.10:tcp/1-1000";
     let error = running.change(compile(all), none).unwrap_err();
-    assert!(needs_another(&error), "{error}");
+    assert!(needs_new_generation(&error), "{error}");
     let fitted = closed(&running);
     assert!(
         (200..1_000).contains(&fitted),

@@ -65,7 +65,7 @@ fn exposed(
     let (rule, severity, what) = gravest?;
     let severity = match port.address.is_private() {
         false => severity,
-        true => severity.milder(),
+        true => severity.lower(),
     };
     let why = format!("{port} is published on {}{what}", on(port));
     let fix = port.fix.clone();
@@ -105,7 +105,7 @@ fn dangers(port: &Port) -> Vec<(Severity, &'static Danger)> {
             } else {
                 let inside = port.inside(danger.port)?;
                 let says = ORDINARY.contains(&inside) || danger_at(port.protocol, inside).is_some();
-                (!says).then(|| (severity(danger).milder(), danger))
+                (!says).then(|| (severity(danger).lower(), danger))
             }
         })
         .collect()

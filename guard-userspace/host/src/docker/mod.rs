@@ -6,10 +6,10 @@ mod facts;
 mod files;
 mod follower;
 mod held;
+#[cfg(test)]
+mod misbehaving_daemon;
 mod proxies;
 mod read;
-#[cfg(test)]
-mod tales;
 mod text;
 mod watch;
 

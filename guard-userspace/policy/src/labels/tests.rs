@@ -836,5 +836,5 @@ fn a_service_made_by_labels_goes_by_the_long_name_of_its_base() {
     let made = listing(&policy, 8000)[0];
     assert!(!made.name.contains(AT), "{}", made.name);
     assert_eq!(made.base(), Some(long.as_str()));
-    assert!(made.goes_by(&long) && made.goes_by(&made.name) && !made.goes_by("s"));
+    assert!(made.has_name(&long) && made.has_name(&made.name) && !made.has_name("s"));
 }

@@ -20,7 +20,7 @@ use crate::{
     },
     dataplane::{
         AttachError, Attachment, Dataplane, LoadError, PortUpdates, Prepared, Programs, TakenOff,
-        needs_another,
+        needs_new_generation,
     },
     host::{self, Host, OpenFlows, ReadError, Reading, UdpFlow, XdpState, read},
     policy::{Containers, Policy, PublishedPort},
@@ -117,7 +117,9 @@ impl Applier {
             match changed {
                 Ok(()) => {}
                 // The next plan has the change: it needs another generation.
-                Err(error) if needs_another(&error) => latest = Arc::clone(&content.containers),
+                Err(error) if needs_new_generation(&error) => {
+                    latest = Arc::clone(&content.containers)
+                }
                 Err(error) => {
                     self.abandon();
                     return Err(error.into());

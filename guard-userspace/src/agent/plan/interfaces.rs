@@ -113,6 +113,19 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
         let guarded = wanted.guarded.values();
         links.extend(guarded.filter_map(|index| Some((*index, host.link(*index)?))));
     }
+    for link in links.values() {
+        let lower = link.lower.filter(|lower| !links.contains_key(lower));
+        let lower = lower.and_then(|lower| host.link(lower));
+        if let (Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap"), Some(lower)) =
+            (link.kind.as_deref(), lower)
+        {
+            chosen.warnings.push(format!(
+                "{} is a device on {}, which is not guarded: broadcast and multicast frames reach this host by {} as \
+                 well, so guard that one, too",
+                link.name, lower.name, lower.name
+            ));
+        }
+    }
     if links.is_empty() && chosen.refusal.is_none() {
         chosen.refusal = Some(nothing_to_guard(&chosen, wanted));
     }

@@ -231,6 +231,28 @@ fn one_interface_of_two_that_is_missing_is_trouble_and_the_other_is_guarded() {
 }
 
 #[test]
+fn a_macvlan_whose_lower_device_is_not_guarded_is_a_warning() {
+    let mut host = host();
+    let macvlan = Link {
+        lower: Some(UPLINK),
+        ..link(7, "mv0", Some("macvlan"))
+    };
+    host.links.last.as_mut().unwrap().insert(7, macvlan);
+    let warnings = |interfaces: &str| {
+        let wanted = wanted(&format!("mode = \"enforce\"\ninterfaces = {interfaces}\n"));
+        plan(&host, &containers(Vec::new()), &wanted).warnings
+    };
+    assert!(has_words(
+        &warnings("[\"mv0\"]"),
+        "mv0 is a device on eth0, which is not guarded"
+    ));
+    assert!(!has_words(
+        &warnings("[\"mv0\", \"eth0\"]"),
+        "is not guarded"
+    ));
+}
+
+#[test]
 fn no_interface_at_all_refuses_the_policy_and_says_what_to_write() {
     let mut host = host();
     host.routes = Vec::new().into();

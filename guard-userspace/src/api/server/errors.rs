@@ -68,7 +68,7 @@ impl IntoResponse for ApiError {
         let (status, is_policy) = match error {
             ChangeError::Policy(_) => (StatusCode::UNPROCESSABLE_ENTITY, true),
             ChangeError::Wrong(_) => (StatusCode::BAD_REQUEST, false),
-            ChangeError::Harmful(_) | ChangeError::StaysOff => (StatusCode::CONFLICT, false),
+            ChangeError::Lockout(_) | ChangeError::StaysDetached => (StatusCode::CONFLICT, false),
             ChangeError::Attach(_) | ChangeError::Keep(_) | ChangeError::Other(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, false)
             }

@@ -28,12 +28,12 @@ use super::errors::{ApiError, ApiResult, ClientInput, wrong};
 use crate::{
     agent::{Agent, ChangeError},
     api::{
-        Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ModeChange, NewTrial,
-        PolicyText, Question, Reload, Revocation, Status, Talker,
+        Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ExplainRequest, ModeChange,
+        NewTrial, PolicyText, Reload, Revocation, Status, Talker,
         actor::Actor,
         capture::{self, CaptureRequest},
         client::{ASKED, DEADLINE},
-        listen::Lasting,
+        listen::LongLived,
     },
     explain::Explanation,
     host::timebase,
@@ -254,9 +254,9 @@ async fn talkers(State(served): State<ApiState>) -> ApiResult<Vec<Talker>> {
 )]
 async fn explain(
     State(served): State<ApiState>,
-    question: Result<Query<Question>, QueryRejection>,
+    question: Result<Query<ExplainRequest>, QueryRejection>,
 ) -> ApiResult<Explanation> {
-    let Query(Question { from, to }) = question.map_err(wrong)?;
+    let Query(ExplainRequest { from, to }) = question.map_err(wrong)?;
     Ok(Json(served.agent.explain(from, &to).await?))
 }
 
@@ -275,14 +275,14 @@ async fn explain(
 )]
 async fn capture(
     State(served): State<ApiState>,
-    Extension(lasting): Extension<Lasting>,
+    Extension(lasting): Extension<LongLived>,
     Extension(by): Extension<Actor>,
     request: Result<Query<CaptureRequest>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(request) = request.map_err(wrong)?;
     let turn = Arc::clone(&served.capture).try_acquire_owned();
     let turn = turn.map_err(|_| {
-        ChangeError::Harmful(
+        ChangeError::Lockout(
             "another client captures already, and only one capture runs at a time: end it first"
                 .to_owned(),
         )

@@ -34,7 +34,7 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
     }
     // An SSH server or a reverse proxy must stay reachable.
     if endpoint.role.is_none() {
-        changes.extend(nearer(endpoint));
+        changes.extend(narrower_binding(endpoint));
     }
     let mut fates = audited.policy.iter();
     if fates.any(|decision| decision.why == Some(NOT_ITS_INTERFACE)) {
@@ -61,7 +61,7 @@ pub fn changes(audited: &Audited, scope: Option<Scope>) -> Vec<String> {
 }
 
 /// How to make the endpoint reachable from this host or its containers only.
-fn nearer(endpoint: &Endpoint) -> Vec<String> {
+fn narrower_binding(endpoint: &Endpoint) -> Vec<String> {
     let Endpoint {
         owner,
         inside,

@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::{
-    Audited, DockerAsked, GuardState, JudgedBy, Report, Role,
+    Audited, DockerQuery, GuardState, JudgedBy, Report, Role,
     endpoint::{EVERYWHERE, Endpoint, Level, range},
     judge::{ANY, Decision, Fate},
     loopback::Neighbours,
@@ -111,8 +111,8 @@ fn describe_policy(policy: Option<&JudgedBy>) -> String {
     format!("policy     {path}, {state}: mode {mode}, scope {scope}")
 }
 
-fn describe_docker(docker: &DockerAsked) -> String {
-    let DockerAsked {
+fn describe_docker(docker: &DockerQuery) -> String {
+    let DockerQuery {
         socket,
         answered,
         error,
@@ -401,7 +401,7 @@ mod tests {
                 scope: "containers",
                 guard: GuardState::AtWork,
             }),
-            docker: DockerAsked {
+            docker: DockerQuery {
                 socket: Some("/var/run/docker.sock".to_owned()),
                 answered: true,
                 error: None,

@@ -237,7 +237,7 @@ pub fn endpoints(mut found_on_host: FoundOnHost<'_>, setting: &Setting<'_>) -> V
         }
         found.push(of_socket(socket, holders, inventory, setting));
     }
-    united(found)
+    merged(found)
 }
 
 /// The ports that a container publishes, and those that it only exposes to its network.
@@ -347,22 +347,22 @@ const LOOPBACK: &str = "lo";
 const CLIENT_PORTS: [u16; 2] = [68, 546];
 
 /// Merges endpoints with the same port, owner and level, in order.
-fn united(mut found: Vec<Endpoint>) -> Vec<Endpoint> {
+fn merged(mut found: Vec<Endpoint>) -> Vec<Endpoint> {
     let order = |endpoint: &Endpoint| (endpoint.level, endpoint.protocol, *endpoint.ports.start());
     found.sort_by_key(order);
-    let mut united: Vec<Endpoint> = Vec::new();
+    let mut merged: Vec<Endpoint> = Vec::new();
     for endpoint in found {
-        let others = united.iter_mut().rev();
+        let others = merged.iter_mut().rev();
         let mut others = others.take_while(|other| order(other) == order(&endpoint));
         match others.find(|other| is_of_same(other, &endpoint)) {
             Some(other) => {
                 other.addresses.extend(endpoint.addresses);
                 other.owner.pids.extend(endpoint.owner.pids);
             }
-            None => united.push(endpoint),
+            None => merged.push(endpoint),
         }
     }
-    united
+    merged
 }
 
 /// Whether two endpoints are equal except for their addresses and process ids.

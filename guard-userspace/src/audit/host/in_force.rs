@@ -41,7 +41,7 @@ pub struct PolicyInForce {
 pub enum Knowledge {
     /// No agent answers: the ports that this process reads from Docker.
     #[default]
-    OwnAlone,
+    OwnReading,
     /// The ports of the agent's status: the agent closes no others.
     Agent {
         /// Such as `tcp/8000`, `203.0.113.11:tcp/443`.
@@ -101,7 +101,7 @@ impl PolicyInForce {
             path: default.display().to_string(),
             policy,
             guard,
-            knowledge: Knowledge::OwnAlone,
+            knowledge: Knowledge::OwnReading,
         }))
     }
 
@@ -118,7 +118,7 @@ impl PolicyInForce {
             path: path.display().to_string(),
             policy: Policy::read(path, AllowedFile::RegularOrPipe, clock)?,
             guard: GuardState::Supposed,
-            knowledge: Knowledge::OwnAlone,
+            knowledge: Knowledge::OwnReading,
         })
     }
 
@@ -142,7 +142,7 @@ impl PolicyInForce {
         notes.push("no agent runs; the pinned program stays in force".to_owned());
         let has_changed = policy.sha256 != status.policy.sha256;
         let mut in_force = Self::with_status(path, policy, status);
-        if without_agent::lacks_agent_alone(status) {
+        if without_agent::is_agent_only_obstacle(status) {
             notes.push(
                 "without an agent, newly published ports are open, and may be shown as closed here"
                     .to_owned(),
@@ -177,7 +177,7 @@ impl PolicyInForce {
                 GuardState::NotAtWork
             },
             // A status without an agent has no facts about Docker.
-            knowledge: docker.map_or(Knowledge::OwnAlone, |docker| Knowledge::Agent {
+            knowledge: docker.map_or(Knowledge::OwnReading, |docker| Knowledge::Agent {
                 published: docker.published.clone(),
                 connected: docker.connected,
             }),

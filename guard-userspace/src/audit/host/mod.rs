@@ -34,7 +34,7 @@ pub use self::{
     in_force::{GuardLocation, GuardState, Knowledge, PolicyInForce},
     owner::Owner,
     role::Role,
-    survey::{DockerAsked, Survey, find_docker},
+    survey::{DockerQuery, Survey, find_docker},
 };
 use super::compose::address::is_link_local;
 use super::dangers::{Danger, danger_at};
@@ -49,7 +49,7 @@ use crate::{
 pub struct Report {
     /// `null`: there is no policy.
     pub policy: Option<JudgedBy>,
-    pub docker: DockerAsked,
+    pub docker: DockerQuery,
     /// What the audit could not find out.
     pub notes: Vec<String>,
     pub endpoints: Vec<Audited>,
@@ -152,11 +152,11 @@ async fn judge_all(
 ) -> anyhow::Result<Vec<Audited>> {
     let mut containers = survey.containers.clone();
     let unknown = match &in_force.knowledge {
-        Knowledge::OwnAlone => Vec::new(),
+        Knowledge::OwnReading => Vec::new(),
         Knowledge::Agent {
             published,
             connected,
-        } => go_by_agent(&mut containers, published, *connected, notes),
+        } => limit_to_agent(&mut containers, published, *connected, notes),
     };
     let tick_ns = host::tick_ns().context("the kernel's tick cannot be read")?;
     let (policy, _) = labels::apply(&in_force.policy, &containers, KernelTick { tick_ns });
@@ -311,7 +311,7 @@ fn unguarded(
 
 /// Reduces the containers to those that the agent knows as well, since it closes no other ports. Returns the ports that
 /// the agent does not know, which a note names.
-fn go_by_agent(
+fn limit_to_agent(
     containers: &mut Containers,
     published: &[String],
     connected: bool,
@@ -460,7 +460,7 @@ mod tests {
         };
         let mut notes = Vec::new();
         let known = ["tcp/8000".to_owned(), "udp/53".to_owned()];
-        let unknown = go_by_agent(&mut containers, &known, true, &mut notes);
+        let unknown = limit_to_agent(&mut containers, &known, true, &mut notes);
         assert_eq!(unknown, ports(&["tcp/8001"]));
         assert_eq!(
             containers.published,
@@ -479,7 +479,10 @@ mod tests {
         };
         let mut notes = Vec::new();
         let known = ["tcp/8000".to_owned()];
-        assert_eq!(go_by_agent(&mut containers, &known, true, &mut notes), []);
+        assert_eq!(
+            limit_to_agent(&mut containers, &known, true, &mut notes),
+            []
+        );
         assert_eq!(containers.published, ports(&["tcp/8000"]));
         assert!(notes.is_empty());
     }

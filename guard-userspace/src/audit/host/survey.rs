@@ -28,7 +28,7 @@ use crate::{
 pub struct Survey {
     pub endpoints: Vec<Endpoint>,
     pub containers: Containers,
-    pub docker: DockerAsked,
+    pub docker: DockerQuery,
     /// `None`: the daemon does not answer, or was not queried.
     pub daemon: Option<DaemonFacts>,
     /// Addresses of containers that other hosts reach directly.
@@ -43,7 +43,7 @@ pub struct Survey {
 
 /// The result of querying Docker.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct DockerAsked {
+pub struct DockerQuery {
     /// `null`: Docker was not queried.
     pub socket: Option<String>,
     pub answered: bool,
@@ -159,16 +159,16 @@ impl Survey {
 struct Answers {
     inventory: Option<Inventory>,
     daemon: Option<DaemonFacts>,
-    docker: DockerAsked,
+    docker: DockerQuery,
 }
 
 async fn ask(socket: Option<String>) -> Answers {
     let Some(socket) = socket else {
         return Answers::default();
     };
-    let mut asked = DockerAsked {
+    let mut asked = DockerQuery {
         socket: Some(socket.clone()),
-        ..DockerAsked::default()
+        ..DockerQuery::default()
     };
     let inventory = match docker::read(&socket).await {
         Ok(inventory) => {

@@ -223,7 +223,7 @@ fn draw_traffic(frame: &mut Frame<'_>, rows: &[&Metered<Counter>], theme: Theme,
         let words = [
             row.interface.clone(),
             row.service.clone().unwrap_or_else(|| "-".to_owned()),
-            row.what_became(),
+            row.describe_verdict(),
             row.reason.clone(),
         ];
         let rates = [rate.packets, rate.bytes * 8.0].map(figures::count);
@@ -250,7 +250,7 @@ fn draw_traffic(frame: &mut Frame<'_>, rows: &[&Metered<Counter>], theme: Theme,
     let mut widths = vec![
         Constraint::Length(widest(|row| row.interface.chars().count(), "INTERFACE", 15)),
         Constraint::Fill(1),
-        Constraint::Length(widest(|row| row.what_became().len(), "VERDICT", 17)),
+        Constraint::Length(widest(|row| row.describe_verdict().len(), "VERDICT", 17)),
         Constraint::Length(widest(|row| row.reason.len(), "REASON", 18)),
         Constraint::Length(Columns::NUMBER),
         Constraint::Length(Columns::NUMBER),

@@ -34,7 +34,7 @@ use self::{
 };
 use super::{AgentLocation, Failure, explain, reading::GuardReader};
 use crate::{
-    api::{Changed, EntryRequest, Question, client::ClientError},
+    api::{Changed, EntryRequest, ExplainRequest, client::ClientError},
     operator::ssh_session,
 };
 
@@ -178,7 +178,9 @@ async fn read(reader: &GuardReader) -> Result<GuardReading, ClientError> {
 async fn answer(reader: Arc<GuardReader>, request: AgentRequest, messages: Sender<ScreenEvent>) {
     let title = request.to_string();
     let answered = match request {
-        AgentRequest::Explain { from, to } => explained(&reader, &Question { from, to }).await,
+        AgentRequest::Explain { from, to } => {
+            explained(&reader, &ExplainRequest { from, to }).await
+        }
         AgentRequest::Enter {
             action,
             prefix,
@@ -204,7 +206,7 @@ async fn answer(reader: Arc<GuardReader>, request: AgentRequest, messages: Sende
         .await;
 }
 
-async fn explained(reader: &GuardReader, question: &Question) -> Result<String, ClientError> {
+async fn explained(reader: &GuardReader, question: &ExplainRequest) -> Result<String, ClientError> {
     let explanation = reader.client.explain(question).await?;
     Ok(explain::describe(&explanation).unwrap_or_default())
 }

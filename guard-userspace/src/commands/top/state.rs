@@ -311,7 +311,7 @@ fn compare(sort: Sort, one: &Metered<Talker>, other: &Metered<Talker>) -> Orderi
 
 fn words_of_counter(counter: &Counter) -> String {
     let service = counter.service.as_deref().unwrap_or("-");
-    let became = counter.what_became();
+    let became = counter.describe_verdict();
     format!(
         "{} {service} {became} {}",
         counter.interface, counter.reason
