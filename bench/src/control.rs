@@ -60,7 +60,7 @@ pub fn measured(asked: &RowFilter) -> Result<Vec<Row>> {
     };
     let row = |name, about, unit, values, bar, fault| -> Result<Row> {
         let spread = Spread::of(values).context("no round was measured")?;
-        let names = (name, "The control side", about);
+        let names = (name, "The agent", about);
         Ok(Row::new(names, unit, spread, Some(Bar::AtMost(bar)), fault))
     };
     let mut rows = Vec::new();

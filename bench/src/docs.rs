@@ -26,18 +26,18 @@ const GROUPS: [(&str, &[&str]); 5] = [
         &[
             "The fast path",
             "A deny list of a million addresses",
-            "Beside others",
+            "Compared with other programs",
         ],
     ),
     (
         "paths",
         &[
-            "Every other way of a packet",
+            "Other paths of a packet",
             "With a policy that uses everything",
         ],
     ),
     ("cpus", &["Two CPUs"]),
-    ("agent", &["The control side", "Watched"]),
+    ("agent", &["The agent", "Watched"]),
     (END_TO_END, &end_to_end::TITLES),
 ];
 
@@ -156,7 +156,7 @@ fn about(report: &BenchReport) -> String {
         // Writing to memory does not fail.
         let _ = write!(
             text,
-            " {unquiet} cases had hardly a quiet round, so all of their rounds count: `unquiet` in \
+            " {unquiet} cases had too few quiet rounds, so all of their rounds count: `unquiet` in \
              [{JSON}]({PLOTS}/{JSON}) names them."
         );
     }

@@ -136,7 +136,7 @@ fn bench(arguments: BenchArguments) -> Result<bool> {
         Err(error) => rows.push(Row::failed(group, &error)),
     };
     add("Two CPUs", two_cpus::measured(&asked, rounds));
-    add("The control side", control::measured(&asked));
+    add("The agent", control::measured(&asked));
     add("Watched", watched::measured(&asked));
     if end_to_end {
         add("A server under a flood", end_to_end::measured(&asked));

@@ -1,21 +1,22 @@
-//! The state of a source at a service on one CPU until the next tick of the clock: the packets it has prepaid, or that
-//! it is over its budget.
+//! The account of a source at a service on one CPU, for one tick of the clock: the packets that the source has prepaid,
+//! or the budget that it is over.
 //!
-//! An atomic exchange of a bucket that other CPUs charge as well costs more than the rest of a packet's way. So a
+//! An atomic exchange on a bucket that other CPUs charge as well costs more than all other steps for a packet. So a
 //! source that sends again within one tick prepays several packets at once, and its packets on this CPU are charged to
-//! the account. What is left returns to the buckets when the account is next used in another tick, for this source or
-//! another. A packet passes only if it was charged, so all CPUs together admit no more than the budget. Two deviations
-//! remain: what returns after the bucket has refilled adds to the next burst, and a source cannot spend on this CPU
-//! what other CPUs hold. Each is at most a [`SHARE`]th of its burst over all CPUs, and no source prepays once half of
-//! its burst is used.
+//! the account. Prepaid packets that did not arrive return to the buckets when the account is next used in another
+//! tick, for this source or another. A packet passes only if it was charged, so all CPUs together admit no more than
+//! the budget. Two deviations remain. Prepaid packets that return after the bucket has refilled add to the next burst.
+//! And a source cannot spend on this CPU the packets that its accounts on other CPUs hold. Each deviation is at most a
+//! [`SHARE`]th of the source's burst over all CPUs, and no source prepays once half of its burst is used.
 //!
 //! The buckets that all sources share are charged packet by packet, because every account would hold a share of them.
 //!
-//! The clock stands still within a tick: a source that is over a budget counts as over it until the next tick.
+//! Within a tick the clock stands still and no bucket refills. So a source that is over a budget stays over it until
+//! the next tick.
 //!
 //! Each CPU has few accounts, and a source's hash selects one. It belongs to that source until the tick is over; a
-//! source whose account is taken is charged packet by packet. So a flood of random sources costs others speed and
-//! nothing else.
+//! source whose account is taken is charged packet by packet. So a flood of random sources costs other sources speed
+//! and nothing else.
 
 use crate::{
     address::{Address, Family},
@@ -27,7 +28,7 @@ use crate::{
 /// The number of accounts on each CPU. They fit into the first-level cache. A power of two.
 pub const ACCOUNTS: usize = 1 << 8;
 
-/// All CPUs together may hold 1/`SHARE` of a source's burst.
+/// All CPUs together may prepay 1/`SHARE` of a source's burst.
 pub const SHARE: u64 = 32;
 
 /// The most packets that are prepaid at once.
@@ -42,18 +43,18 @@ const MOST_BYTES: u64 = 1 << 31;
 pub struct Account {
     source: u64,
     stamp: u64,
-    /// Paid for, and not come yet.
+    /// The packets, and below the bytes, that are prepaid and have not arrived yet.
     packets: u32,
     bytes: u32,
     standing: u32,
-    /// Who is over a budget of bytes, is with packets of this length or more.
+    /// For a source over its bytes: packets of this length, in bytes, or longer are over the budget.
     over_from: u32,
 }
 
 const _: () = assert!(size_of::<Account>() == 32);
 
-/// States of an account: the source may prepay, though it may be over its connections; it may not prepay in this tick;
-/// it is over its packets or its bytes.
+/// Values of `standing`. In the first two states the source may prepay. In `EXACT` each of its packets is charged by
+/// itself until the next tick. In the last two the source is over that budget until the next tick.
 const GOOD: u32 = 0;
 const OVER_CONNECTIONS: u32 = 1;
 const EXACT: u32 = 2;
@@ -74,10 +75,10 @@ pub enum Over {
 pub struct SourceKey(u64);
 
 impl SourceKey {
-    /// This bit of a hash finds no cell: all rows together have fewer than 2^32.
+    /// This bit of a hash selects no cell: only a row of 2^32 cells would use it, and all rows together have fewer.
     const IS_HASH: u64 = 1 << 63;
 
-    /// The key of a source, by the prefix that counts as one source.
+    /// The key of a source. `prefix`: its address, cut to the prefix that counts as one source.
     #[inline(always)]
     pub fn of(key: impl FnOnce() -> HashKey, family: Family, prefix: Address) -> Self {
         match family {
@@ -86,7 +87,7 @@ impl SourceKey {
         }
     }
 
-    /// [`cell::hash`](hash()) of the prefix, in those bits that find cells.
+    /// The [`cell::hash`](hash()) of the prefix. It may differ in the one bit that selects no cell.
     #[inline(always)]
     pub const fn hash(self, key: HashKey) -> u64 {
         let Self(source) = self;
@@ -100,7 +101,7 @@ impl SourceKey {
         hash(key, Share::Base, Family::Ipv4, prefix)
     }
 
-    /// The place of its account, which depends on the key.
+    /// The index of the source's account. It depends on the secret `key`.
     #[inline(always)]
     pub const fn place(self, key: u64) -> usize {
         let Self(source) = self;
@@ -140,7 +141,7 @@ impl Account {
         self.stamp as u16
     }
 
-    /// Assigns it to a source for this tick. It must hold no advance.
+    /// Assigns it to a source for this tick. It must hold no prepaid packets or bytes.
     #[inline(always)]
     pub const fn open(&mut self, SourceKey(source): SourceKey, stamp: u64) {
         self.source = source;
@@ -150,13 +151,13 @@ impl Account {
         self.standing = GOOD;
     }
 
-    /// Whether a packet of this length, in bytes, was charged in advance.
+    /// Whether a packet of this length, in bytes, is prepaid.
     #[inline(always)]
     pub const fn has(&self, length: u64, counts_bytes: bool) -> bool {
         self.packets != 0 && (!counts_bytes || self.bytes as u64 >= length)
     }
 
-    /// Removes such a packet from what was charged in advance.
+    /// Takes such a packet off the prepaid packets and bytes.
     #[inline(always)]
     pub const fn spend(&mut self, length: u64, counts_bytes: bool) {
         if counts_bytes {
@@ -165,26 +166,26 @@ impl Account {
         self.packets -= 1;
     }
 
-    /// Whether anything is left: packets may run out before bytes.
+    /// Whether prepaid packets or bytes are left: packets may run out before bytes.
     #[inline(always)]
     pub const fn is_held(&self) -> bool {
         self.packets | self.bytes != 0
     }
 
-    /// What is left of the advance, in packets and in bytes.
+    /// The prepaid packets and bytes that are left.
     #[inline(always)]
     pub const fn left(&self) -> (u32, u32) {
         (self.packets, self.bytes)
     }
 
-    /// Stores an advance in an account that holds none.
+    /// Stores prepaid packets and bytes in an account that holds none.
     #[inline(always)]
     pub const fn hold(&mut self, packets: u32, bytes: u32) {
         self.packets = packets;
         self.bytes = bytes;
     }
 
-    /// Whether the source may be charged in advance.
+    /// Whether the source may prepay.
     #[inline(always)]
     pub const fn may_prepay(&self) -> bool {
         self.standing <= OVER_CONNECTIONS
@@ -196,8 +197,8 @@ impl Account {
         self.standing = EXACT;
     }
 
-    /// The source is over a budget with a packet of this length, and so are those to come that are no shorter; over its
-    /// connections, those that open some.
+    /// Records that a packet of this length, in bytes, is over a budget. Later packets of this tick are over it as
+    /// well: for bytes those that are no shorter, for connections those that open one.
     #[inline(always)]
     pub const fn close(&mut self, over: Over, length: u64) {
         self.standing = match over {
@@ -208,7 +209,8 @@ impl Account {
         self.over_from = length as u32;
     }
 
-    /// Which budget a packet of this length is over, if that is known. `opens`: it opens a connection that is counted.
+    /// The recorded budget that a packet of this length, in bytes, is over. `opens`: it opens a connection that is
+    /// counted.
     #[inline(always)]
     pub const fn over(&self, length: u64, opens: bool) -> Option<Over> {
         match self.standing {
@@ -220,25 +222,25 @@ impl Account {
     }
 }
 
-/// How much a source may be charged in advance at once.
+/// How much a source may prepay at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Advance {
-    /// Fewer than two would gain nothing.
+    /// With fewer than two, the source does not prepay: it would gain nothing.
     pub packets: u8,
     /// The binary logarithm of the number of bytes.
     pub bytes_log2: u8,
 }
 
 impl Advance {
-    /// At a service with such budgets of each source on a host with so many CPUs.
+    /// The advance at a service where each source has the budgets `source`, on a host with so many CPUs.
     pub fn of(source: GcraBudgets, cpus: u64) -> Self {
         let share = SHARE.saturating_mul(cpus.max(1));
-        // How many times the cost fits into one part of the burst; `None`: not limited.
+        // How many times the cost fits into the part of the burst that one CPU may prepay; `None`: not limited.
         let fits = |budget: GcraBudget| (budget.burst / share).checked_div(budget.cost);
         let packets = fits(source.packets).map_or(MOST_PACKETS, |fit| fit.min(MOST_PACKETS));
         let bytes = fits(source.bytes).map_or(MOST_BYTES, |fit| {
-            // The cost of a byte has bits behind the point, and that of all of them must fit into a word.
+            // The cost of a byte has fractional bits, and the cost of all bytes together must fit 64 bits.
             let fit = fit.saturating_mul(1 << BYTE_COST_SHIFT);
             fit.min(u64::MAX / source.bytes.cost).min(MOST_BYTES)
         });
@@ -248,7 +250,7 @@ impl Advance {
         }
     }
 
-    /// The advance for packets like one of this length, in packets and in bytes. `None`: no advance.
+    /// The packets and bytes to prepay for packets of this length, in bytes. `None`: the source does not prepay.
     #[inline(always)]
     pub const fn with(self, length: u64) -> Option<(u64, u64)> {
         let packets = self.packets as u64;
@@ -286,7 +288,7 @@ mod tests {
         source(Family::Ipv4, Address::from_ipv4(n))
     }
 
-    /// A budget of packets or, with the cost's bits behind the point, of bytes.
+    /// A budget of packets (`shift` 0) or of bytes (`shift`: the fractional bits of the cost).
     fn budget(rate: u64, burst: u64, shift: u32) -> GcraBudget {
         let cost = (SECOND << shift) / rate;
         GcraBudget {
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_of_one_source_at_one_service_in_one_tick() {
+    fn an_account_belongs_to_one_source_at_one_service_in_one_tick() {
         let mut account = Account::default();
         account.open(ipv4(7), stamp(1_000, 3));
         assert!(account.is_of(ipv4(7), stamp(1_000, 3)));
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_spent_by_packets_and_by_bytes() {
+    fn prepaid_packets_and_bytes_are_spent_together() {
         let mut account = Account::default();
         assert!(!account.has(60, false) && !account.is_held());
         account.hold(2, 1_000);
@@ -359,26 +361,26 @@ mod tests {
         assert!(!account.has(600, true));
         account.spend(300, true);
         assert!(!account.has(0, true), "the packets have run out");
-        assert!(account.is_held(), "and bytes are left, to be given back");
+        assert!(account.is_held(), "bytes are left to give back");
         account.hold(1, 0);
-        assert!(account.has(1_500, false), "without a budget of bytes");
+        assert!(account.has(1_500, false), "no budget counts bytes");
         assert!(account.is_held());
     }
 
     #[test]
-    fn who_is_over_is_so_until_the_account_is_opened_again() {
+    fn a_source_over_a_budget_stays_over_it_until_its_account_is_opened_again() {
         let mut account = Account::default();
         account.open(ipv4(7), stamp(1, 0));
         assert_eq!(account.over(1_500, true), None);
         account.close(Over::Bytes, 1_000);
-        assert_eq!(account.over(999, true), None, "a shorter one may fit");
+        assert_eq!(account.over(999, true), None, "a shorter packet may fit");
         assert_eq!(account.over(1_000, true), Some(Over::Bytes));
         account.close(Over::Connections, 1_000);
         assert_eq!(account.over(60, true), Some(Over::Connections));
-        assert_eq!(account.over(1_500, false), None, "it opens nothing");
+        assert_eq!(account.over(1_500, false), None, "it opens no connection");
         assert!(
             account.may_prepay(),
-            "a segment that opens nothing may be charged in advance"
+            "a segment that opens no connection may be prepaid"
         );
         account.close(Over::Packets, 1_000);
         assert_eq!(account.over(60, false), Some(Over::Packets));
@@ -425,9 +427,9 @@ mod tests {
         assert_eq!(unlimited.with(65_535), Some((255, 255 * 65_535)));
     }
 
-    /// A byte a second and the longest burst: the cost of an advance still fits into a word.
+    /// A byte a second and the longest burst: the cost of all prepaid bytes still fits 64 bits.
     #[test]
-    fn the_dearest_bytes_in_advance_do_not_overflow() {
+    fn the_cost_of_the_most_expensive_prepaid_bytes_does_not_overflow() {
         let cost = crate::gcra::MAX_BYTE_COST;
         let dear = GcraBudgets {
             bytes: GcraBudget {
@@ -443,18 +445,18 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_paid_for_if_they_are_worth_it() {
+    fn a_source_prepays_only_if_two_packets_fit_or_more() {
         let advance = |packets, bytes_log2| Advance {
             packets,
             bytes_log2,
         };
         assert_eq!(advance(10, 20).with(1_500), Some((10, 15_000)));
         assert_eq!(advance(10, 12).with(1_500), Some((10, 4_096)));
-        assert_eq!(advance(10, 11).with(1_500), None, "only this one fits");
+        assert_eq!(advance(10, 11).with(1_500), None, "only one packet fits");
         assert_eq!(advance(1, 20).with(1_500), None);
     }
 
-    /// A bucket that nobody else charges.
+    /// A bucket that no other CPU charges.
     impl Bucket for &Cell<u64> {
         fn read(self) -> u64 {
             self.get()
@@ -479,10 +481,9 @@ mod tests {
         }
     }
 
-    /// One CPU charges in advance and gives back the rest in every tick: what passes is what passes packet by
-    /// packet.
+    /// One CPU prepays and gives back the rest in every tick. As many packets pass as if each were charged by itself.
     #[test]
-    fn with_accounts_as_many_pass_as_without() {
+    fn as_many_packets_pass_with_accounts_as_without() {
         const TICK: u64 = SECOND / 250;
         let price = budget(2_000, 2_000, 0).price();
         let advance = Advance::of(packets(2_000, 2_000), 2);

@@ -11,7 +11,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// From the argument of a global function of the kernel program, which takes integers alone.
+    /// The family with this number. Global functions of the kernel program take only integers.
     #[inline(always)]
     pub const fn from_number(number: u32) -> Self {
         if number == Self::Ipv4 as u32 {
@@ -22,7 +22,7 @@ impl Family {
     }
 }
 
-/// An IPv4 or IPv6 address in host byte order. IPv4 has the lower 32 bits. The [`Family`] is kept beside it.
+/// An IPv4 or IPv6 address in host byte order. IPv4 has the lower 32 bits. The [`Family`] is stored beside it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
@@ -63,7 +63,7 @@ impl Address {
         }
     }
 
-    /// Back to the standard library's type.
+    /// The address as the standard library's type.
     pub const fn to_ip(self, family: Family) -> IpAddr {
         match family {
             Family::Ipv4 => IpAddr::V4(Ipv4Addr::from_bits(self.low as u32)),

@@ -10,29 +10,29 @@ use crate::gcra::{Charge, Price, UNITS_PER_NANOSECOND, charge};
 pub const ATTEMPTS: u32 = 4;
 
 /// The largest difference between the times at which two CPUs charge the same bucket, in units: one may read its clock
-/// and then be delayed. A bucket that is ahead by less refills by itself; resetting it would admit again what another
-/// CPU has admitted.
+/// and then be delayed. A bucket that is beyond its burst by less refills by itself. Resetting it would free room that
+/// another CPU has charged.
 const SKEW: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// A bucket in shared memory.
 pub trait Bucket: Copy {
-    /// The whole value at one moment.
+    /// The value, read in one load.
     fn read(self) -> u64;
 
-    /// Whether the bucket still held `seen` and now holds `new`.
+    /// Writes `new` if the bucket still holds `seen`. Returns whether it did.
     fn exchange(self, seen: u64, new: u64) -> bool;
 
-    /// Whatever the bucket holds by then.
+    /// Writes `new` over any current value.
     fn write(self, new: u64);
 
-    /// Adds as much, whatever the bucket holds by then.
+    /// Adds `amount` to the current value, in one step.
     fn add(self, amount: u64);
 
-    /// Takes as much off, whatever the bucket holds by then.
+    /// Subtracts `amount` from the current value, in one step.
     fn take_off(self, amount: u64);
 
-    /// [`charge_pair`] and [`charge_one`] after another CPU was faster once: rare, and kept out of what
-    /// every packet goes through.
+    /// The retries of [`charge_pair`] after another CPU changed a bucket. They are rare, and stay out of the code that
+    /// every packet runs.
     fn charge_pair_again(pair: [Self; 2], now: u64, price: Price) -> bool {
         retry_pair(pair, now, price)
     }
@@ -43,8 +43,8 @@ pub trait Bucket: Copy {
     }
 }
 
-/// Whether either of a source's two buckets has room. A source is limited for the traffic of others only if both of its
-/// cells are shared with heavy sources.
+/// Whether either of a source's two buckets has room. The traffic of other sources limits a source only if it shares
+/// both of its cells with heavy sources.
 #[inline(always)]
 pub fn pair_has_room<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     let [first, second] = pair;
@@ -62,7 +62,7 @@ pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     fits
 }
 
-/// Whether half of the burst would still be free.
+/// Whether half of the burst would still be free after this charge.
 #[inline(always)]
 pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) -> bool {
     let half = Price {
@@ -72,12 +72,12 @@ pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) 
     charge(bucket.read(), now, half).fits
 }
 
-/// Charges a bucket that [`has_plenty`] for packets to come, whatever other CPUs do meanwhile: the caller returns what
-/// it does not use.
+/// Charges later packets to a bucket that [`has_plenty`] of room, even if other CPUs charge it at the same time. The
+/// caller gives back the charge of packets that do not arrive.
 #[inline(always)]
 pub fn charge_ahead<B: Bucket>(bucket: B, now: u64, Price { cost, .. }: Price) {
     let seen = bucket.read();
-    // One that another CPU has charged meanwhile is empty no more.
+    // If the exchange fails, another CPU has charged the bucket, so it is no longer empty.
     if seen >= now || !bucket.exchange(seen, now + cost) {
         bucket.add(cost);
     }
@@ -120,7 +120,7 @@ pub fn charge_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     try_one(bucket, look(bucket, now, price)).unwrap_or_else(|| bucket.charge_one_again(now, price))
 }
 
-/// The attempts behind the first.
+/// The further attempts of [`charge_pair`]. If all of them fail, the packet passes uncharged.
 #[inline(always)]
 pub fn retry_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     for _ in 1..ATTEMPTS {
@@ -131,7 +131,7 @@ pub fn retry_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> bool {
     true
 }
 
-/// The attempts behind the first.
+/// The further attempts of [`charge_one`]. If all of them fail, the packet passes uncharged.
 #[inline(always)]
 pub fn retry_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
     for _ in 1..ATTEMPTS {
@@ -144,7 +144,8 @@ pub fn retry_one<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
 
 #[inline(always)]
 fn look_and_try_pair<B: Bucket>(pair: [B; 2], now: u64, price: Price) -> Option<bool> {
-    // An exchange waits for its line and lets nothing pass: both lines are asked for before the first.
+    // An exchange waits for its cache line, and later loads wait for the exchange. So both buckets are read before the
+    // first exchange: their lines are fetched at the same time.
     let looked = pair.map(|bucket| look(bucket, now, price));
     try_pair(pair, looked, now, price)
 }
@@ -157,7 +158,7 @@ fn try_pair<B: Bucket>(
     now: u64,
     price: Price,
 ) -> Option<bool> {
-    // The bucket that has room is charged before the other: it decides.
+    // A bucket with room decides, so it is charged first.
     let ((deciding, decisive), (other, beside)) = if in_first.1.fits {
         ((first, in_first), (second, in_second))
     } else if in_second.1.fits {
@@ -165,10 +166,10 @@ fn try_pair<B: Bucket>(
     } else {
         return Some(false);
     };
-    if !is_source_left_at(deciding, decisive, now) {
+    if !try_store_of_source(deciding, decisive, now) {
         return None;
     }
-    if !is_source_left_at(other, beside, now) {
+    if !try_store_of_source(other, beside, now) {
         other.charge_one_again(now, price);
     }
     Some(true)
@@ -177,27 +178,27 @@ fn try_pair<B: Bucket>(
 /// `None`: another CPU was faster.
 #[inline(always)]
 fn try_one<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> Option<bool> {
-    is_left_at(bucket, (seen, charged)).then_some(charged.fits)
+    try_store(bucket, (seen, charged)).then_some(charged.fits)
 }
 
-/// [`is_left_at`] for a bucket of one source.
+/// [`try_store`] for a bucket of one source.
 ///
 /// An empty bucket is written without an atomic exchange: an exchange waits for the cache line, and later instructions
 /// wait for the exchange. Charges that other CPUs make between the read and the write are lost, so the source gets that
-/// many packets more: one or two, or more if this CPU is delayed in between. The error admits, and only for a bucket
-/// that had its whole burst free.
+/// many packets more: one or two, or more if this CPU is delayed in between. The error never drops a packet, and arises
+/// only at a bucket that had its whole burst free.
 #[inline(always)]
-fn is_source_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> bool {
+fn try_store_of_source<B: Bucket>(bucket: B, (seen, charged): (u64, Charge), now: u64) -> bool {
     if seen < now {
         bucket.write(charged.arrival);
         return true;
     }
-    is_left_at(bucket, (seen, charged))
+    try_store(bucket, (seen, charged))
 }
 
 /// Stores a bucket's value after a charge. `false`: another CPU was faster.
 #[inline(always)]
-fn is_left_at<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> bool {
+fn try_store<B: Bucket>(bucket: B, (seen, charged): (u64, Charge)) -> bool {
     seen == charged.arrival || bucket.exchange(seen, charged.arrival)
 }
 
@@ -213,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// A bucket whose first exchanges another CPU wins, which charges `stolen` each time.
+    /// A bucket that another CPU charges `stolen` before each of the first `losses` exchanges, so that they fail.
     struct ContendedBucket {
         arrival: Cell<u64>,
         losses: Cell<u32>,
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn either_bucket_decides_and_a_full_one_stays_full() {
+    fn either_bucket_decides_and_a_full_bucket_stays_full() {
         for full_first in [true, false] {
             let (full, free) = (
                 ContendedBucket::new(FULL, 0, 0),
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_from_beyond_its_burst_is_full_and_refills_from_now() {
+    fn a_bucket_beyond_its_burst_is_reset_to_full_and_refills_from_now() {
         let skewed = ContendedBucket::new(FULL + SKEW, 0, 0);
         assert!(!has_room(&skewed, NOW, PRICE));
         assert_eq!(
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_that_loses_its_race_is_tried_again_on_what_is_there_by_then() {
+    fn a_charge_that_loses_its_race_is_tried_again_with_the_new_value() {
         let (first, second) = (
             ContendedBucket::new(NOW, ATTEMPTS - 1, 10),
             ContendedBucket::new(0, 0, 0),
@@ -328,7 +329,7 @@ mod tests {
         assert_eq!(
             first.arrival.get(),
             NOW + 40,
-            "three of the others, one of ours"
+            "three charges of the other CPU, one of this CPU"
         );
         let alone = ContendedBucket::new(NOW, ATTEMPTS - 1, 10);
         assert!(charge_one(&alone, NOW, PRICE));
@@ -343,7 +344,7 @@ mod tests {
         );
         assert!(charge_pair([&first, &second], NOW, PRICE));
         assert_eq!((first.arrival.get(), second.arrival.get()), (1_010, 1_010));
-        assert_eq!(first.losses.get(), u32::MAX, "nobody was asked");
+        assert_eq!(first.losses.get(), u32::MAX, "no exchange was tried");
     }
 
     #[test]
@@ -358,12 +359,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_paid_in_advance_is_charged_whoever_is_faster() {
+    fn prepaid_packets_are_charged_even_if_another_cpu_is_faster() {
         let price = Price { cost: 40, ..PRICE };
         let empty = ContendedBucket::new(NOW - 5, 0, 0);
         charge_ahead(&empty, NOW, price);
         assert_eq!(empty.arrival.get(), NOW + 40);
-        // Another CPU charges it from empty to 20 ahead.
+        // Another CPU charges the empty bucket to 20 units ahead of the clock.
         let raced = ContendedBucket::new(NOW - 5, u32::MAX, 25);
         charge_ahead(&raced, NOW, price);
         assert_eq!(raced.arrival.get(), NOW + 60);
@@ -376,7 +377,7 @@ mod tests {
     fn the_bucket_of_all_sources_is_never_written_without_an_exchange() {
         let shared = ContendedBucket::new(0, 1, 10);
         assert!(charge_one(&shared, NOW, PRICE));
-        assert_eq!(shared.losses.get(), 0, "it was asked");
+        assert_eq!(shared.losses.get(), 0, "an exchange was tried");
     }
 
     #[test]
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn who_loses_every_race_passes_and_charges_nothing() {
+    fn a_packet_that_loses_every_race_passes_uncharged() {
         let (first, second) = (
             ContendedBucket::new(NOW, u32::MAX, 0),
             ContendedBucket::new(NOW, 0, 0),

@@ -8,10 +8,10 @@
 
 use crate::address::{Address, Family};
 
-/// The number of rows in the array of cells.
+/// The number of rows of cells at each service.
 pub const ROWS: u32 = 2;
 
-/// The buckets of a source at a service. They share a cache line: several budgets cost one line per row.
+/// The buckets of a source at a service. They share a cache line, so several budgets need one line per row.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
@@ -27,9 +27,9 @@ const _: () = assert!(size_of::<Cell>() == 32);
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
-    /// Those that every source has.
+    /// The buckets that every source has.
     Base = 0,
-    /// The further ones of a crowd.
+    /// The additional buckets of a crowd.
     Crowd = 1,
 }
 
@@ -45,8 +45,8 @@ const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 /// The hash of a source prefix. Each word is combined with secret bits before it is mixed, so the key decides which
 /// inputs collide. Each kind and family is combined with a secret of its own: a mark beside the address would act like
-/// one of its bits, and two sources could share both cells under every key. This is no cryptographic hash: an attacker
-/// never sees its output.
+/// one of its bits, and two sources could share both cells under every key. The hash need not be cryptographic: an
+/// attacker never sees its output.
 #[inline(always)]
 pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -> u64 {
     let HashKey([first, second]) = key;
@@ -55,7 +55,7 @@ pub const fn hash(key: HashKey, share: Share, family: Family, prefix: Address) -
         Share::Crowd => (second, first),
     };
     match family {
-        // An IPv4 address leaves the upper half of the word to the secret.
+        // An IPv4 address has 32 bits: the upper half of the word is the secret alone.
         Family::Ipv4 => mix(prefix.low ^ first),
         Family::Ipv6 => mix(mix(prefix.high ^ first) ^ prefix.low ^ second),
     }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_addresses_spread_like_random_ones() {
+    fn neighbouring_addresses_spread_like_random_addresses() {
         assert_spread((0..=MASK).map(|n| cells(Family::Ipv4, Address::from_ipv4(0x0a00_0000 + n))));
         assert_spread((0..=MASK).map(|n| cells(Family::Ipv4, Address::from_ipv4(n << 16))));
         assert_spread((0..=u64::from(MASK)).map(|n| {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_has_further_buckets() {
+    fn a_crowd_has_additional_buckets() {
         let address = Address::from_ipv4(7);
         assert_ne!(
             hash(KEY, Share::Base, Family::Ipv4, address),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowds_further_buckets_are_not_those_of_an_address_that_differs_in_one_bit() {
+    fn a_crowds_additional_buckets_are_not_those_of_an_address_that_differs_in_one_bit() {
         let crowd = Address {
             high: 0x2001_0db8_0051_0000,
             low: 8,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn another_key_is_another_placement() {
+    fn another_key_selects_other_cells() {
         let other = HashKey([1, 2]);
         let same = (0..1000)
             .filter(|n| {

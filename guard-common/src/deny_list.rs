@@ -4,23 +4,23 @@
 //! the line stores the remaining bits (quotienting: Knuth, "The Art of Computer Programming", volume 3, exercise
 //! 6.4-13). Together they are the whole address, so there are no false positives. A line is half a cache line.
 //!
-//! Addresses that find no room in their line are listed in a hash map. The last tag of a line marks that it is full;
-//! then the hash map is looked up as well.
+//! Addresses that find no room in their line are listed in a hash map. If the last tag of a line is set, the line is
+//! full, and the hash map is looked up as well.
 
-/// The number of addresses that fit a line.
+/// The number of addresses that fit into a line.
 pub const TAGS: usize = 16;
 
 const TAG_BITS: u32 = 16;
 const TAGS_PER_WORD: usize = (u64::BITS / TAG_BITS) as usize;
 const WORDS: usize = TAGS / TAGS_PER_WORD;
 
-/// Set in every tag; an empty place is 0.
+/// Set in every tag. An unused place is 0.
 const USED: u16 = 1 << 15;
 
 /// The fewest bits of a line's index: the remaining bits of an address then fit a tag.
 const FEWEST_LINE_BITS: u32 = u32::BITS - (TAG_BITS - 1);
 
-/// A one, and the highest bit, for each tag of a word.
+/// The lowest bit, and the highest bit, of each tag in a word.
 const ONES: u64 = 0x0001_0001_0001_0001;
 const HIGHEST: u64 = 0x8000_8000_8000_8000;
 
@@ -38,8 +38,8 @@ pub struct DenyPlace {
     pub tag: u16,
 }
 
-/// The number of bits of a line's index in a list of `addresses`: lines are at most half full on average, so that one
-/// in two hundred overflows.
+/// The number of bits of a line's index in a list of `addresses`: lines are at most half full on average, so that about
+/// one line in two hundred overflows.
 #[inline(always)]
 pub const fn line_bits(addresses: u32) -> u32 {
     let lines = addresses.div_ceil(TAGS as u32 / 2);
@@ -52,7 +52,7 @@ pub const fn line_bits(addresses: u32) -> u32 {
 }
 
 impl DenyPlace {
-    /// `line_bits`: what [`line_bits`] says for the list.
+    /// `line_bits`: the result of [`line_bits`] for the list.
     #[inline(always)]
     pub const fn of(address: u32, line_bits: u32) -> Self {
         let permuted = permute(address);
@@ -72,7 +72,7 @@ const fn permute(address: u32) -> u32 {
 }
 
 impl DenyLine {
-    /// Whether an address with this tag is in this line. All tags are compared at once, a word's in a few steps
+    /// Whether an address with this tag is in this line. The tags of a word are compared together, in a few steps
     /// (Anderson: "Bit Twiddling Hacks", "Determine if a word has a zero byte").
     #[inline(always)]
     pub const fn has(&self, tag: u16) -> bool {
@@ -85,14 +85,14 @@ impl DenyLine {
         found != 0
     }
 
-    /// Whether addresses of this line may be listed elsewhere.
+    /// Whether the line is full: other addresses of it may then be in the hash map.
     #[inline(always)]
     pub const fn is_full(&self) -> bool {
         let Self([.., last]) = *self;
         last >> (u64::BITS - 1) != 0
     }
 
-    /// False: there is no room.
+    /// Adds a tag. `false`: the line has no room.
     pub fn add(&mut self, tag: u16) -> bool {
         if self.has(tag) {
             return true;
@@ -105,8 +105,9 @@ impl DenyLine {
         true
     }
 
-    /// Whether it was there. A line that was full no longer says that others of it are listed elsewhere: whoever
-    /// removes something has to see to it that they are asked for there.
+    /// Removes a tag. Returns whether the line had it. A full line has room after that, so [`Self::is_full`] no longer
+    /// sends lookups of its other addresses to the hash map. The caller must make every lookup read the hash map before
+    /// it removes a tag.
     pub fn remove(&mut self, tag: u16) -> bool {
         let found = (0..TAGS).find(|nth| self.tag(*nth) == tag);
         if let Some(nth) = found {
@@ -115,9 +116,9 @@ impl DenyLine {
         found.is_some() && tag != 0
     }
 
-    /// What is written in between when tags are added or removed: each that changes has lost its upper byte, and so is
-    /// no tag. Written before `after`, no tag is ever seen that is half of what was and half of what will be, even
-    /// if memory is copied by bytes.
+    /// The line to write before `after` when tags are added or removed. Each tag that changes has lost its upper byte,
+    /// so it matches no address. The program then never reads a tag that is half old and half new, even if memory is
+    /// copied byte by byte.
     #[must_use]
     pub fn on_the_way_to(&self, after: &Self) -> Self {
         let mut between = *after;
@@ -158,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// A list as user space makes it, and what is listed elsewhere.
+    /// A list as user space makes it, the addresses for the hash map, and the number of bits of a line's index.
     fn list(addresses: impl Iterator<Item = u32> + Clone) -> (Vec<DenyLine>, BTreeSet<u32>, u32) {
         let bits = line_bits(addresses.clone().count() as u32);
         let mut lines = vec![DenyLine::default(); 1 << bits];
@@ -180,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_taken_for_somebody_else() {
-        // Neighbours, as feeds of whole networks have them, and far ones.
+    fn a_lookup_finds_the_listed_addresses_and_no_others() {
+        // Neighbouring addresses, as in a feed of whole networks, and distant addresses.
         let addresses = (0..1u32 << 20).map(|n| if n % 2 == 0 { 0x0a00_0000 + n } else { n << 12 });
         let list = list(addresses.clone());
         let listed: BTreeSet<u32> = addresses.collect();
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn hardly_a_line_of_a_long_list_runs_over() {
+    fn few_lines_of_a_long_list_overflow() {
         for count in [1 << 20, (1 << 20) + 1, 1 << 21] {
             let (lines, elsewhere, _) = list(0..count);
             assert!(
@@ -213,8 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn the_permutation_joins_no_two_addresses() {
-        // What it does to the upper half it undoes with the lower: a part stands for all.
+    fn the_permutation_gives_no_two_addresses_the_same_value() {
+        // A sample of all addresses: 2^32 would take too long.
         let permuted: BTreeSet<u32> = (0..1 << 20)
             .map(|n: u32| permute(n.rotate_left(10)))
             .collect();
@@ -222,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_holds_sixteen_and_says_when_it_is_full() {
+    fn a_line_holds_sixteen_tags_and_is_full_then() {
         let mut line = DenyLine::default();
         for tag in 0..TAGS as u16 {
             assert!(!line.is_full());
             assert!(!line.has(USED | tag));
             assert!(line.add(USED | tag));
-            assert!(line.add(USED | tag), "it is there already");
+            assert!(line.add(USED | tag), "the tag is already there");
             assert!(line.has(USED | tag));
         }
         assert!(line.is_full());
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_bytes_of_a_change_are_seen_nobody_is_taken_for_somebody_else() {
+    fn a_reader_that_sees_part_of_a_change_matches_no_other_address() {
         let (kept, changed) = (USED | 0x0a07, USED | 0x0a12);
         let mut with = DenyLine::default();
         assert!(with.add(kept));
@@ -246,7 +247,7 @@ mod tests {
         for (before, after) in [(without, with), (with, without)] {
             let between = before.on_the_way_to(&after);
             for (from, to) in [(before, between), (between, after)] {
-                // The bytes of the changed tag that are there already.
+                // `seen`: the bytes of the changed tag that are already written.
                 for seen in 0..4u16 {
                     let mut torn = from;
                     for (bit, mask) in [(1, 0x00ff), (2, 0xff00)] {
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_is_gone_and_leaves_its_place() {
+    fn a_removed_tag_leaves_its_place_free() {
         for removed in 0..TAGS as u16 {
             let mut line = DenyLine::default();
             (0..TAGS as u16).for_each(|tag| assert!(line.add(USED | tag)));

@@ -5,7 +5,7 @@ use crate::{
     reason::Reason,
 };
 
-/// What the policy closes.
+/// The ports that the policy closes.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
@@ -17,7 +17,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The scope with this number; what is none is the narrower.
+    /// The scope with this number. Any other number gives the narrower scope, [`Scope::Containers`].
     #[inline(always)]
     pub const fn from_raw(raw: u8) -> Self {
         match raw {
@@ -35,7 +35,7 @@ impl Scope {
     }
 }
 
-/// What the tables have on a packet's destination port.
+/// The facts that the tables have about a packet's destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortFacts {
     /// A service lists it, but not for this source.
@@ -50,26 +50,26 @@ pub struct PortFacts {
 /// The decision of the rules of exposure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exposure {
-    /// Passes, within the limits of what reaches no service.
+    /// Passes, if it is within the policy's `limits` for packets that reach no service.
     Pass(Reason),
     Closed(Reason),
-    /// Closed, except to what answers a UDP flow that this host opened.
+    /// Closed, except for answers to a UDP flow that this host opened.
     ClosedUnlessReply(Reason),
 }
 
-/// How packets sent straight to a container network's addresses are judged.
+/// The kind of a container network. It decides on packets sent straight to the network's addresses.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkKind {
-    /// What its containers send is masqueraded, so no answer comes to their own addresses: nothing
-    /// gets in.
+    /// Packets from its containers are masqueraded, so no answer goes to the containers' own addresses: no packet
+    /// passes.
     Masqueraded = 1,
-    /// Its addresses are routed: answers to its containers' connections get in, attempts do not.
+    /// Its addresses are routed: answers to its containers' connections pass, connection requests do not.
     Routed = 2,
 }
 
 impl NetworkKind {
-    /// The kind with this number; what is none is the milder.
+    /// The kind with this number. Any other number gives the milder kind, [`NetworkKind::Routed`].
     #[inline(always)]
     pub const fn from_raw(raw: u8) -> Self {
         match raw {
@@ -104,7 +104,7 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
 ///   already has ends too.
 /// - Elsewhere a TCP segment that requests no connection may belong to a connection of this host, and passes. So does
 ///   an ICMP error.
-/// - A TCP segment that can belong to no connection is dropped: the kernel's answer would tell whether a process
+/// - A TCP segment that can belong to no connection is dropped: the kernel's answer would reveal whether a process
 ///   listens (`nmap -sF`, `-sN` and `-sX`).
 /// - A UDP packet that answers a flow of this host or of a container passes at any port: the port that masquerading
 ///   chose for a container's query may lie in a range that another container publishes.
@@ -159,7 +159,7 @@ mod tests {
     };
 
     #[test]
-    fn a_closed_published_port_gets_no_tcp_at_all_and_only_answers_of_udp() {
+    fn a_closed_published_port_drops_all_tcp_and_lets_only_udp_answers_pass() {
         for scope in [Scope::Containers, Scope::Host] {
             for transport in [CONNECTION_REQUEST, SEGMENT] {
                 let closed = Exposure::Closed(Reason::ClosedPort);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn inside_the_local_port_range_only_attempts_and_udp_are_dropped() {
+    fn inside_the_local_port_range_only_segments_of_connections_and_answers_pass() {
         for scope in [Scope::Containers, Scope::Host] {
             let closed = Exposure::Closed(Reason::ClosedPort);
             assert_eq!(judge(&EPHEMERAL, CONNECTION_REQUEST, scope), closed);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scope_decides_on_ports_nobody_speaks_of() {
+    fn the_scope_decides_on_ports_that_are_neither_listed_nor_published() {
         let outside = Exposure::Pass(Reason::NotGuarded);
         for transport in [CONNECTION_REQUEST, SEGMENT, UDP] {
             assert_eq!(judge(&UNKNOWN, transport, Scope::Containers), outside);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_port_is_closed_to_others_than_its_sources() {
+    fn a_listed_port_is_closed_to_sources_that_it_does_not_admit() {
         let listed = PortFacts {
             listed: true,
             ..PUBLISHED
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masqueraded_network_gets_nothing_and_a_routed_one_only_answers() {
+    fn a_masqueraded_network_gets_no_packet_and_a_routed_network_only_answers() {
         let closed = Exposure::Closed(Reason::ContainerAddress);
         for packet in [CONNECTION_REQUEST, SEGMENT, UDP, UNREACHABLE] {
             let exposure = judge_container_address(packet, NetworkKind::Masqueraded);

@@ -1,8 +1,9 @@
-//! Fragments of datagrams. Only the first has a port and is judged by it; later fragments pass if their first passed.
+//! Fragments of datagrams. Only the first fragment has a port, and is judged by it. Later fragments pass if their first
+//! fragment passed.
 //!
 //! The kernel keeps fragments until their datagram is complete: for 30 s over IPv4 (`net.ipv4.ipfrag_time`) and 60 s
-//! over IPv6 (`net.ipv6.ip6frag_time`). It has 4 MB for all of them (`ipfrag_high_thresh`). Later fragments without a
-//! first fill that memory from about 80 a second on.
+//! over IPv6 (`net.ipv6.ip6frag_time`). It has 4 MB for all of them (`ipfrag_high_thresh`). About 80 later fragments a
+//! second without their first fragment fill that memory.
 
 use crate::{
     address::{Address, Family},
@@ -12,14 +13,14 @@ use crate::{
     spread::spread,
 };
 
-/// Identifies a datagram between two addresses: its identification, and over IPv4 its protocol (RFC 791, section 3.2;
-/// RFC 8200, section 4.5).
+/// Identifies a datagram between two addresses, by its identification, and over IPv4 also by its protocol (RFC 791,
+/// section 3.2; RFC 8200, section 4.5).
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentId(u64);
 
 impl FragmentId {
-    /// Of a packet that is no fragment.
+    /// The id of a packet that is no fragment.
     pub const NONE: Self = Self(0);
 
     const IS_FRAGMENT: u64 = 1 << 63;
@@ -37,13 +38,13 @@ impl FragmentId {
         Self(Self::IS_FRAGMENT | Self::IS_IPV6 | identification as u64)
     }
 
-    /// What [`Self::number`] was.
+    /// The id with this [`Self::number`].
     #[inline(always)]
     pub const fn from_number(number: u64) -> Self {
         Self(number)
     }
 
-    /// 0: of a packet that is no fragment.
+    /// The id as a number; 0: the packet is no fragment.
     #[inline(always)]
     pub const fn number(self) -> u64 {
         self.0
@@ -51,7 +52,7 @@ impl FragmentId {
 }
 
 /// The source and the destination, each folded into one word. Two addresses with the same word share an entry: a first
-/// fragment from one then counts for the other as well.
+/// fragment from one of them then counts for the other as well.
 #[inline(always)]
 pub fn fold(ip: &impl IpHeader) -> [u64; 2] {
     [ip.source(), ip.destination()].map(|Address { high, low }| spread(high) ^ low)
@@ -71,7 +72,7 @@ pub const fn hash(
 pub const WAYS: usize = 4;
 
 /// Datagrams whose first fragment passed, of those whose hashes have the same lower bits. Each entry is the upper half
-/// of the hash, and below it the time at which the first passed.
+/// of the hash, and below it the time at which the first fragment passed.
 ///
 /// A new entry replaces the oldest, so the set is never full: a flood of first fragments that pass shortens how long an
 /// entry is remembered.
@@ -128,7 +129,7 @@ pub fn place(set: [u64; WAYS], hash: u64, Moment(now): Moment) -> (usize, u64) {
     let mut place = 0;
     let mut oldest = 0;
     for (index, way) in set.into_iter().enumerate() {
-        // Its own, then one that was never used, then the oldest.
+        // The datagram's own entry comes first, then an unused entry, then the oldest.
         let age = if way >> 32 << 32 == tag(hash) {
             u64::MAX
         } else if way == 0 {
@@ -155,11 +156,11 @@ const fn bytes_per_second(rate: u64, burst: u64) -> GcraBudget {
     }
 }
 
-/// The budgets of fragments that arrive before their first, of one source and of all sources, in bytes of kernel
-/// memory ([`memory`]). One source can send a datagram of 64 kB with its fragments in reverse order. All sources
-/// together get 3 of the kernel's 4 MB within the 30 s that it keeps fragments.
+/// The budget of one source for fragments that arrive before their first fragment, in bytes of kernel memory
+/// ([`memory`]). A source can send a datagram of 64 kB with its fragments in reverse order.
 pub const OVERTAKING: GcraBudget = bytes_per_second(16 << 10, 160 << 10);
-/// The budget of all sources together for fragments that overtake their first one: 64 kB a second, 1 MB at once.
+/// The same budget for all sources together: 64 kB a second, 1 MB at once. Within the 30 s that the kernel keeps
+/// fragments, they get 3 of its 4 MB.
 pub const OVERTAKING_IN_ALL: GcraBudget = bytes_per_second(64 << 10, 1 << 20);
 
 /// The kernel memory that a fragment of `length` bytes takes, in bytes, roughly.
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_that_differ_in_anything_have_other_hashes() {
+    fn datagrams_that_differ_in_any_field_have_different_hashes() {
         let id = FragmentId::ipv4(7, 17);
         let family = Family::Ipv6;
         let hashes = [
@@ -202,15 +203,15 @@ mod tests {
             ip(family, 1, 2, FragmentId::ipv6(7)),
         ]
         .map(|ip| hash(KEY, fold(&ip), ip.fragment));
-        for (n, one) in hashes.iter().enumerate() {
-            assert!(!hashes[..n].contains(one));
+        for (n, current) in hashes.iter().enumerate() {
+            assert!(!hashes[..n].contains(current));
         }
     }
 
     #[test]
-    fn a_datagram_is_known_as_long_as_the_kernel_waits_for_it() {
+    fn a_datagram_is_remembered_as_long_as_the_kernel_waits_for_it() {
         for (family, seconds) in [(Family::Ipv4, 30), (Family::Ipv6, 60)] {
-            // Also where 32 bits of the time begin again.
+            // Also where the 32 bits of the time wrap around.
             for start in [SECOND, ((u64::from(u32::MAX) - 1) << MOMENT)] {
                 let mut set = [0; WAYS];
                 assert!(!is_known(set, 0, Moment::of(start), family));
@@ -235,13 +236,13 @@ mod tests {
         let known = |n: u64| is_known(set, n << 40, now, Family::Ipv4);
         assert!(!known(0));
         assert!((1..=WAYS as u64).all(known));
-        // The same once more takes its own.
+        // A datagram that is stored again takes its own entry.
         let (way, entry) = place(set, 2 << 40, now);
         set[way] = entry;
         assert!((1..=WAYS as u64).all(|n| is_known(set, n << 40, now, Family::Ipv4)));
     }
 
-    /// How many of so many fragments a second fit, over so many seconds.
+    /// How many of `rate` fragments a second fit the budget, over so many seconds.
     fn pass(budget: GcraBudget, length: u64, rate: u64, seconds: u64) -> u64 {
         let Price { cost, burst } = budget.price_of_bytes(memory(length));
         let mut arrival = 0;
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_of_64_kb_fits_in_any_order_and_orphans_do_not_fill_the_kernel() {
+    fn a_datagram_of_64_kb_fits_in_any_order_and_orphans_do_not_fill_the_kernels_memory() {
         let fragments = 65_535u64.div_ceil(1_480);
         assert_eq!(pass(OVERTAKING, 1_514, fragments, 1), fragments);
         // Linux counts the whole buffer, of 2,304 bytes for such a frame (`truesize`).

@@ -1,5 +1,5 @@
-//! The generic cell rate algorithm: a token bucket kept as one number, the theoretical arrival time
-//! (TAT) of the next packet that would conform (ITU-T I.371, annex A, "virtual scheduling").
+//! The generic cell rate algorithm: a token bucket stored as one number, the theoretical arrival time (TAT) of the next
+//! packet that would conform (ITU-T I.371, annex A, "virtual scheduling").
 //!
 //! Time is in units of 1/64 ns since the kernel's boot. That keeps the rounding error of a 64-byte packet below half a
 //! per cent up to 20 GB/s, and 64 bits last nine years.
@@ -13,8 +13,8 @@ pub const MAX_BURST: u64 = 1 << 60;
 /// Fractional bits in the cost of a byte: at 100 GB/s a byte costs less than one unit.
 pub const BYTE_COST_SHIFT: u32 = 10;
 
-/// The highest cost of a byte, in 1/1024 unit: less than a byte a second. With it, the cost of any frame (under 128
-/// KiB) fits 64 bits.
+/// The highest cost of a byte, in 1/1024 unit: a rate of less than one byte a second. With it, the cost of any frame
+/// (under 128 KiB) fits 64 bits.
 pub const MAX_BYTE_COST: u64 = 1 << 46;
 
 /// A rate and a burst, in units of time. A packet moves its bucket `cost` into the future, and a bucket may be `burst`
@@ -22,7 +22,7 @@ pub const MAX_BYTE_COST: u64 = 1 << 46;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcraBudget {
-    /// What one packet, connection or byte costs; a byte's is in 1/1024 unit. 0: no limit.
+    /// The cost of one packet or connection, in units, or of one byte, in 1/1024 unit. 0: no limit.
     pub cost: u64,
     pub burst: u64,
 }
@@ -75,7 +75,7 @@ pub struct Price {
 pub struct Charge {
     /// The bucket had room.
     pub fits: bool,
-    /// The bucket after the charge; one without room is left full.
+    /// The bucket's new value: exactly full if it had no room.
     pub arrival: u64,
 }
 
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_the_rate_times_the_time_plus_the_burst() {
+    fn the_rate_times_the_time_plus_the_burst_passes() {
         let tick = 4_000_000 * UNITS_PER_NANOSECOND;
         for percent in [50, 90, 105, 143, 210, 5_000] {
             let (rate, burst, seconds) = (2_000, 2_000, 60);
@@ -172,7 +172,7 @@ mod tests {
         }
         assert!(!charge(arrival, 10_000, budget).fits);
         assert!(!charge(arrival, 5_000, budget).fits);
-        // Nor is the bucket shut for as long as the clock went back: it refills from there.
+        // The bucket does not stay full until the clock has caught up: it refills from the new time.
         let arrival = charge(arrival, 5_000, budget).arrival;
         assert!(charge(arrival, 5_100, budget).fits);
     }

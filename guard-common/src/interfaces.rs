@@ -1,4 +1,4 @@
-//! Maps interfaces to rows of the tables that have one per interface.
+//! Maps interfaces to rows of the tables that have a row per interface.
 //!
 //! One program judges the packets of all interfaces. It looks up the row by the interface's index (ifindex), in an
 //! open-addressing hash table with a bounded number of probes.
@@ -11,7 +11,7 @@ pub const UNKNOWN_ROW: u32 = 0;
 /// The number of rows, [`UNKNOWN_ROW`] included.
 pub const MAX_ROWS: u32 = 1 << 10;
 
-/// The number of places: four per row, so that an interface finds a free one within [`LOOKS`] probes.
+/// The number of places: four per row, so that an interface finds a free place within [`LOOKS`] probes.
 pub const PLACES: usize = 1 << 12;
 
 /// The most probes of a lookup.
@@ -25,10 +25,10 @@ pub struct InterfacePlace {
     pub row: u32,
 }
 
-/// The first place that is probed for an interface. The others follow it.
+/// The first place that is probed for an interface. The next probes read the places after it.
 #[inline(always)]
 pub const fn first_place(interface: u32) -> usize {
-    // A host that makes many interfaces numbers them one after the other.
+    // The kernel numbers new interfaces in sequence, so the index must be hashed.
     (spread(interface as u64) >> (u64::BITS - PLACES.trailing_zeros())) as usize
 }
 
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interfaces_that_were_made_one_after_the_other_have_places_of_their_own() {
+    fn interfaces_with_consecutive_indices_find_free_places() {
         let mut taken = [false; PLACES];
         for interface in 1_000..2_000 {
             let first = first_place(interface);

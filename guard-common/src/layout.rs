@@ -10,19 +10,19 @@ use crate::{
 
 pub use crate::gcra::GcraBudgets;
 
-/// The version of everything below. State that is pinned with another version is not reused.
+/// The version of this ABI. State that is pinned with another version is not reused.
 pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 2 };
 
-/// The XDP program, its copy for a policy on trial, and its copy for replay, which reads [`CLOCK`].
+/// The XDP program.
 pub const PROGRAM: &str = "guard";
-/// The copy for a policy on trial, which may tail-call the program before it.
+/// The copy of the XDP program for a policy on trial. Once the trial is over, it tail-calls the program before it.
 pub const TRIAL_PROGRAM: &str = "guard_on_trial";
-/// The copy for replay, whose clock is [`CLOCK`].
+/// The copy of the XDP program for replay, which reads its time from [`CLOCK`].
 pub const REPLAY_PROGRAM: &str = "guard_replay";
 
-/// The tc program that records the UDP flows that this host opens, and its copy for replay.
+/// The tc program that records the UDP flows that this host opens.
 pub const EGRESS_PROGRAM: &str = "guard_egress";
-/// Its copy for replay.
+/// The copy of the tc program for replay.
 pub const REPLAY_EGRESS_PROGRAM: &str = "guard_egress_replay";
 
 /// An array of [`PortEntry`], indexed by [`port_index`] and [`protocol_index`].
@@ -44,11 +44,11 @@ pub const ADMITTED_V6: &str = "ADMITTED_V6";
 /// An array of [`crate::deny_list::DenyLine`]: denied IPv4 addresses without an end, if there are many.
 pub const DENIED_LINES: &str = "DENIED_LINES";
 
-/// Other denied addresses (hashes) and denied prefixes (tries), with their [`Expiry`].
+/// A hash of the denied addresses that are not in [`DENIED_LINES`], with their [`Expiry`].
 pub const DENIED_V4: &str = "DENIED_V4";
 /// The same for IPv6.
 pub const DENIED_V6: &str = "DENIED_V6";
-/// A trie of denied prefixes.
+/// A trie of denied prefixes, with their [`Expiry`].
 pub const DENIED_PREFIXES_V4: &str = "DENIED_PREFIXES_V4";
 /// The same for IPv6.
 pub const DENIED_PREFIXES_V6: &str = "DENIED_PREFIXES_V6";
@@ -64,7 +64,7 @@ pub const ALLOWED_V4: &str = "ALLOWED_V4";
 /// The same for IPv6.
 pub const ALLOWED_V6: &str = "ALLOWED_V6";
 
-/// The section of the one writable global, [`live`] flags.
+/// The section of the writable global with the [`live`] flags.
 pub const LIVE: &str = ".bss";
 
 /// Tries of the sources that are exempt or crowds, as [`Exemption`].
@@ -72,8 +72,8 @@ pub const EXEMPTIONS_V4: &str = "EXEMPTIONS_V4";
 /// The same for IPv6.
 pub const EXEMPTIONS_V6: &str = "EXEMPTIONS_V6";
 
-/// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. Bitmaps in front of them say whether a
-/// destination can be in one.
+/// Tries of container networks; the value is a [`crate::exposure::NetworkKind`]. The bitmaps are read first: most
+/// destinations can be in no network.
 pub const NETWORKS_V4: &str = "NETWORKS_V4";
 /// The same for IPv6.
 pub const NETWORKS_V6: &str = "NETWORKS_V6";
@@ -82,10 +82,10 @@ pub const NETWORK_BITS_V4: &str = ".bss.bits_v4";
 /// The bitmap before [`NETWORKS_V6`].
 pub const NETWORK_BITS_V6: &str = ".bss.bits_v6";
 
-/// A hash of [`OwnSource`]: this host's own addresses, which are no valid source on a wire. A bitmap in front of it, by
-/// [`crate::martian::own_bit`].
+/// A hash of [`OwnSource`]: this host's own addresses, which are no valid source on a wire. The bitmap [`OWN_BITS`] is
+/// read first.
 pub const OWN: &str = "OWN";
-/// The bitmap before [`OWN`].
+/// The bitmap before [`OWN`], indexed by [`crate::martian::own_bit`].
 pub const OWN_BITS: &str = ".bss.own_bits";
 
 /// An array of [`crate::fragment::FragmentSet`].
@@ -94,7 +94,7 @@ pub const FRAGMENTS: &str = "FRAGMENTS";
 /// An array of buckets (64-bit times) that belong to no service, indexed by [`host_bucket`].
 pub const HOST_BUCKETS: &str = "HOST_BUCKETS";
 
-/// An array of [`crate::cell::Cell`]: for each service two rows of a power of two, indexed by
+/// An array of [`crate::cell::Cell`]: for each service two rows, each of a power of two cells, indexed by
 /// [`crate::cell::indices`].
 pub const CELLS: &str = "CELLS";
 
@@ -108,15 +108,15 @@ pub const TOTALS: &str = "TOTALS";
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
 
-/// A per-CPU array of one 64-bit number: how many flows have been inserted into [`FLOWS`]. Those that are neither there
-/// any more nor were removed by the agent, the kernel has evicted.
+/// A per-CPU array of one 64-bit number: how many flows have been inserted into [`FLOWS`]. A flow that is no longer
+/// there, and that the agent did not remove, was evicted by the kernel.
 pub const OPENED_FLOWS: &str = "OPENED_FLOWS";
 
 /// A hash from [`FlowKey`] to the time of a packet that passed only because the mode is `observe`.
 pub const UNSOLICITED: &str = "UNSOLICITED";
 
-/// An array of one array of [`crate::interfaces::InterfacePlace`]: the row of each interface in the tables that have
-/// one per interface.
+/// An array of one array of [`crate::interfaces::InterfacePlace`]: the row of each interface in the tables that have a
+/// row per interface.
 pub const INTERFACES: &str = "INTERFACES";
 
 /// The tables that have a row per interface. Each is an array of per-CPU arrays:
@@ -130,7 +130,7 @@ pub const TALKER_ROWS: &str = "TALKER_ROWS";
 /// Losses of captures, a row per interface.
 pub const LOSS_ROWS: &str = "LOSS_ROWS";
 
-/// The same tables of one interface. A program for a single interface ([`feature::ALONE`]) uses them without looking
+/// The same tables for one interface. A program for a single interface ([`feature::ALONE`]) uses them without looking
 /// up a row. [`COUNTERS`] has at least the services of the first page.
 pub const COUNTERS: &str = "COUNTERS";
 /// Talkers of one interface.
@@ -142,17 +142,18 @@ pub const LOSSES: &str = "LOSSES";
 /// program writes it first.
 pub const CAPTURE: &str = ".data.capture";
 
-/// The global itself.
+/// The name of the global in [`CAPTURE`].
 pub const CAPTURE_GLOBAL: &str = "CAPTURE";
 
-/// An array of one 64-bit number: how many more packets the kernel program may copy. User space sets it and the program
-/// counts it down, so a reader that has died costs nothing further.
+/// An array of 64-bit numbers, indexed by [`grant`]: how many more packets the kernel program may copy. User space sets
+/// them and the program counts them down, so a reader that has died costs nothing further.
 pub const GRANT: &str = "GRANT";
 
 /// A ring buffer of [`Event`].
 pub const EVENTS: &str = "EVENTS";
 
-/// The programs that judge once a trial is over, by the interface's row: those before the trial, where there was one.
+/// The programs to tail-call once a trial is over, indexed by the interface's row: the program before the trial, if the
+/// interface had one.
 pub const PREVIOUS: &str = "PREVIOUS";
 
 /// An array of one [`About`]; only user space reads it.
@@ -173,8 +174,8 @@ pub const NO_SERVICE: u16 = 0;
 /// A policy has at most this many services less one: [`NO_SERVICE`] is taken.
 pub const MAX_SERVICES: u32 = 1024;
 
-/// The number of service ids. They are more than the services of one policy, because a service that is gone keeps its
-/// id, and its counters, until another service needs it.
+/// The number of service ids. There are more ids than a policy has services: a removed service keeps its id and its
+/// counters until another service needs the id.
 pub const MAX_SERVICE_IDS: u32 = 2 * MAX_SERVICES;
 
 /// Counters are allocated in pages of this many services, because most policies have few.
@@ -188,7 +189,7 @@ pub const DEFAULT_CELLS: u32 = 1 << 19;
 /// The fewest cells in a row of a service.
 pub const MIN_CELLS_PER_ROW: u32 = 1 << 6;
 
-/// The most entries of these tables.
+/// The most sources that restricted services admit, for each IP version.
 pub const MAX_ADMITTED: u32 = 1 << 16;
 /// The most exempt sources and crowds, for each IP version.
 pub const MAX_EXEMPTIONS: u32 = 1 << 16;
@@ -201,26 +202,36 @@ pub const MAX_DENIED: u32 = 1 << 21;
 /// The most sources that operators allow, for each IP version.
 pub const MAX_ALLOWED: u32 = 1 << 16;
 
-/// The most addresses of this host in [`OWN`]. A source that finds no room there is not dropped.
+/// The most addresses of this host in [`OWN`]. An address that finds no room there is not dropped as a source.
 pub const MAX_OWN: u32 = 1 << 14;
 
 /// The number of sets of datagrams in [`FRAGMENTS`]. A power of two.
 pub const FRAGMENT_SETS: u32 = 1 << 14;
 
+/// The indices in [`GRANT`].
+pub mod grant {
+    /// For packets of every outcome.
+    pub const SHARED: u32 = 0;
+    /// For outcomes of which every packet is copied, because they have few.
+    pub const RESERVE: u32 = 1;
+    /// The number of grants.
+    pub const COUNT: u32 = 2;
+}
+
 /// The indices in [`HOST_BUCKETS`].
 pub mod host_bucket {
     use crate::cell::ROWS;
 
-    /// Control packets that cannot have crossed a router.
+    /// Control packets that crossed no router.
     pub const CONTROL: u32 = 0;
-    /// Fragments that overtake their first, of all sources.
+    /// Fragments of all sources that overtake their first fragment.
     pub const OVERTAKING: u32 = 1;
-    /// The same per source: two rows.
+    /// The same fragments of each source: two rows.
     pub const OVERTAKING_OF_SOURCE: u32 = 2;
-    /// The number of buckets in a row less one.
+    /// The number of buckets in a row, less one.
     pub const SOURCE_MASK: u32 = (1 << 10) - 1;
 
-    /// DHCP replies over IPv4, which may come from anywhere.
+    /// DHCP replies over IPv4, which may come from any network.
     pub const DHCP_REPLY: u32 = OVERTAKING_OF_SOURCE + ROWS * (SOURCE_MASK + 1);
 
     /// The number of buckets.
@@ -235,8 +246,8 @@ pub mod host_bucket {
 pub const CONTROL_RATE: u64 = 10_000;
 
 /// The budget of DHCP replies, in packets a second. A /22 with 1,000 hosts stays at a tenth of it if all leases are
-/// renewed within 5 s. The budget is apart from that of neighbour discovery: any host of the internet can send what
-/// looks like a DHCP reply.
+/// renewed within 5 s. The budget is separate from that of neighbour discovery, because any host on the internet can
+/// forge a DHCP reply.
 pub const DHCP_REPLY_RATE: u64 = 2_000;
 
 /// The most UDP flows that are remembered.
@@ -258,11 +269,11 @@ pub const SNAP_LENGTH: u32 = 1_536;
 pub mod feature {
     /// Some service allows only some sources.
     pub const RESTRICTED: u16 = 1 << 0;
-    /// Some budget per source counts packets, bytes, connections.
+    /// Some budget counts packets.
     pub const PACKETS: u16 = 1 << 1;
-    /// Budgets of bytes.
+    /// Some budget counts bytes.
     pub const BYTES: u16 = 1 << 2;
-    /// Budgets of connections.
+    /// Some budget counts connections.
     pub const CONNECTIONS: u16 = 1 << 3;
     /// Some service has a budget that all sources share.
     pub const TOTALS: u16 = 1 << 4;
@@ -287,14 +298,14 @@ pub mod feature {
 
 /// Flags of the tables that have entries while a generation runs. An empty table costs one load and one branch.
 pub mod live {
-    /// Some addresses in the hashes, some prefixes are denied.
+    /// The hashes have denied addresses.
     pub const DENIED: u32 = 1 << 0;
-    /// Denied prefixes.
+    /// The tries have denied prefixes.
     pub const DENIED_PREFIXES: u32 = 1 << 1;
     /// There are `allow` entries.
     pub const ALLOWED: u32 = 1 << 8;
 
-    /// The lower byte has the flags of denied sources alone.
+    /// The lowest byte has only the flags of denied sources.
     pub const DENIED_BYTE: u32 = 0xff;
 
     const _: () = assert!((DENIED | DENIED_PREFIXES) & !DENIED_BYTE == 0);
@@ -305,7 +316,7 @@ pub mod live {
 pub mod list {
     /// Only sources in the tries may reach it.
     pub const ADMITTED: u8 = 1 << 0;
-    /// Some sources are denied at it. This comes and goes while the program runs.
+    /// Some sources are denied at it. This flag changes while the program runs.
     pub const DENIED: u8 = 1 << 1;
 }
 
@@ -344,14 +355,15 @@ impl PortEntry {
         Self(self.0 | Self::EPHEMERAL)
     }
 
-    /// A service lists it, or a container publishes it, on one address alone: that is in [`ADDRESSED`].
+    /// A service lists it, or a container publishes it, on one address alone: [`ADDRESSED`] has the entry of that
+    /// address.
     #[must_use]
     pub const fn addressed(self) -> Self {
         Self(self.0 | Self::ADDRESSED)
     }
 
     /// Combines the port's entry with that of one address in [`ADDRESSED`]. A service that names the address comes
-    /// before one that does not.
+    /// before a service that does not.
     #[inline(always)]
     #[must_use]
     pub const fn on_address(self, here: Self) -> Self {
@@ -442,22 +454,22 @@ pub const fn protocol_index(protocol: u8) -> u32 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceSlot {
-    /// No stricter than the host's.
+    /// The service's mode, no stricter than the host's.
     pub mode: ModeBits,
-    /// Of [`list`].
+    /// Flags of [`list`].
     pub lists: u8,
     /// How much a source may prepay.
     pub advance: Advance,
-    /// The first of its cells in [`CELLS`], and the number of them in a row less one.
+    /// The index of the service's first cell in [`CELLS`], and the number of its cells in a row, less one.
     pub first_cell: u32,
     pub cell_mask: u32,
     /// The mask that cuts an IPv4 source to its prefix.
     pub source_mask_v4: u32,
     /// The mask that cuts an IPv6 source to its prefix.
     pub source_mask_v6: Address,
-    /// For each source.
+    /// The budgets of each source.
     pub source: GcraBudgets,
-    /// For all sources together.
+    /// The budgets that all sources share.
     pub total: GcraBudgets,
 }
 
@@ -479,36 +491,36 @@ pub struct About {
     pub hash_key: HashKey,
     /// Counts the generations of this state, from 1.
     pub generation: u64,
-    /// The inode of the network namespace whose interfaces these are.
+    /// The inode of the network namespace that has the interfaces.
     pub namespace: u64,
-    /// When the agent was last alive, and when a policy on trial ends (0: none is), in nanoseconds of
+    /// When the agent was last alive, and when the trial of the policy ends (0: it is not on trial), in nanoseconds of
     /// CLOCK_BOOTTIME.
     pub seen_ns: u64,
     pub trial_until: u64,
     /// When the policy was loaded, in milliseconds since 1970.
     pub loaded_ms: i64,
-    /// How many of [`OPENED_FLOWS`] agents have taken out because they were over, and how many the kernel has evicted.
+    /// How many of [`OPENED_FLOWS`] the agents removed because they had ended, and how many the kernel evicted.
     pub ended_flows: u64,
     pub evicted_flows: u64,
-    /// How many cells the policy asks for.
+    /// The number of cells that the policy sets.
     pub cells: u32,
     pub agent: u32,
-    /// The kernel's ids of the attached program, and of the one that is about to be attached. The one that the links
-    /// hold tells which of two sets of pins is in use.
+    /// The kernel's ids of the attached program, and of the program that is about to be attached. The links hold one of
+    /// them, and so determine which of two sets of pins is in use.
     pub program: u32,
     pub next_program: u32,
     pub services: u32,
     /// A [`Mode`] and a [`Scope`].
     pub mode: u8,
     pub scope: u8,
-    /// A [`Mode`]: that of the policy that comes back when a trial is over.
+    /// The [`Mode`] of the policy that comes back when a trial is over.
     pub mode_before: u8,
-    /// A [`Scope`]: likewise.
+    /// The [`Scope`] of that policy.
     pub scope_before: u8,
-    /// Of the policy file.
+    /// The SHA-256 of the policy file, and the version of guard.
     pub sha256: [u8; 32],
     pub version: [u8; 32],
-    /// The path of the policy file; one that is longer is cut off.
+    /// The path of the policy file. A longer path is cut off.
     pub policy: [u8; 256],
 }
 
@@ -516,23 +528,23 @@ pub struct About {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AboutInterface {
-    /// The generation that was last put in force on it, and below the kernel's id of its program.
+    /// The generation that was last put in force on it. `program` is the kernel's id of its program.
     pub generation: u64,
-    /// Which state it shares with other interfaces: the first word of [`About::hash_key`].
+    /// Identifies the state that it shares with other interfaces: the first word of [`About::hash_key`].
     pub host: u64,
     pub program: u32,
-    /// Its row in the tables that have one per interface.
+    /// Its row in the tables that have a row per interface.
     pub row: u32,
-    /// The place of the tc program where it has no link (before Linux 6.6): priority 0 if there is none.
-    /// Written before the program is put there.
+    /// The handle and the priority of the tc filter, if the tc program has no link (before Linux 6.6). Priority 0:
+    /// there is no filter. Both are written before the program is attached.
     pub egress_handle: u32,
     pub egress_priority: u16,
-    /// 1: the guard has made the clsact qdisc that the tc program hangs below.
+    /// 1: guard has created the clsact qdisc to which the tc program is attached.
     pub clsact: u8,
-    /// 1: in the driver.
+    /// 1: the XDP program runs in the driver (native mode).
     pub native: u8,
     /// 1: only a policy on trial guards it. When the trial is over without an agent, its packets pass and are not
-    /// counted: no program is in [`PREVIOUS`] for it.
+    /// counted: it has no program in [`PREVIOUS`].
     pub only_on_trial: u8,
     pub reserved: [u8; 7],
 }
@@ -550,7 +562,7 @@ pub struct ServiceIdSlot {
     /// For a service that container labels made: the id of the service that it was derived from, or its own id if
     /// there is none. 0: the policy lists it.
     pub made_of: u16,
-    /// About how many policies have come since the last that listed it; 0: it is listed.
+    /// About how many policies have been loaded since the last that listed it; 0: the current policy lists it.
     pub idle: u16,
 }
 
@@ -583,7 +595,7 @@ impl Expiry {
     }
 }
 
-/// The most [`Exemption`]s that have ended and are skipped to find a wider one that holds.
+/// The most ended [`Exemption`]s that a lookup skips to find a wider exemption that has not ended.
 pub const MAX_ENDED: u32 = 4;
 
 /// A key of [`OWN`]: an address of this host, or a broadcast address of one of its networks.
@@ -693,7 +705,7 @@ pub struct Event {
     pub slot: u16,
     /// One packet of this many was copied.
     pub one_of: u32,
-    /// The row of the interface that it came in on.
+    /// The row of the interface that received it.
     pub row: u32,
     pub reserved: u32,
     pub frame: [u8; SNAP_LENGTH as usize],
@@ -719,7 +731,7 @@ pub const NETWORK_WORDS_V6: u32 = 1 << 10;
 /// same /16. A packet whose bit is set takes the slow path, which looks up the trie.
 #[inline(always)]
 pub const fn network_bit_v4(address: Address) -> u32 {
-    // By network byte order: the packet's bytes then need no swap.
+    // In network byte order, so that the packet's bytes need no swap.
     (address.low as u32).swap_bytes() & 0x000f_ffff
 }
 
@@ -766,7 +778,7 @@ pub struct Conclusion {
 }
 
 impl Conclusion {
-    /// Packs a service id, a reason and a mode.
+    /// The conclusion for a service id, a reason and a mode.
     #[inline(always)]
     pub const fn new(service: u16, reason: Reason, mode: ModeBits) -> Self {
         Self {
@@ -775,7 +787,7 @@ impl Conclusion {
         }
     }
 
-    /// Both in one word: what [`REPLAY_PROGRAM`] returns.
+    /// Both in one word, as [`REPLAY_PROGRAM`] returns them.
     #[inline(always)]
     pub const fn pack(self) -> u32 {
         self.service << 16 | self.slot

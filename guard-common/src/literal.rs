@@ -1,4 +1,4 @@
-//! Numbers that stand in the program's instructions.
+//! Numbers that user space writes into the program's instructions.
 //!
 //! A number that is fixed for one generation of the program needs no map. The program has an instruction that loads a
 //! placeholder, and user space overwrites the placeholder with the number before it loads the program. The verifier
@@ -17,16 +17,16 @@ pub struct Config {
     /// Units of time in one jiffy (see [`crate::gcra`]).
     pub jiffy: u64,
     pub hash_key: HashKey,
-    /// When a policy on trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
+    /// When the policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: the policy is not on trial.
     pub trial_until: u64,
-    /// How many bits the number of a line has in [`crate::layout::DENIED_LINES`]; 0: nothing is there.
+    /// The number of bits of a line's index in [`crate::layout::DENIED_LINES`]; 0: there is no list.
     pub deny_line_bits: u32,
-    /// That of the host.
+    /// The host's mode.
     pub mode: Mode,
     pub scope: Scope,
-    /// Of [`crate::layout::feature`].
+    /// Flags of [`crate::layout::feature`].
     pub features: u16,
-    /// Whether the program says what it does, for developers.
+    /// Whether the program logs messages for developers.
     pub is_debugged: bool,
 }
 
@@ -39,7 +39,7 @@ const MARK: u64 = 0x6775_6172_6400_0000;
 const MARK_MASK: u64 = 0xffff_ffff_ff00_0000;
 const MASK_BITS: u32 = 16;
 
-/// Which number.
+/// One of the numbers.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Literal {
@@ -50,7 +50,7 @@ pub enum Literal {
     DenyLineBits = 5,
     Mode = 6,
     Scope = 7,
-    /// Those of a mask.
+    /// The features in a mask.
     Features = 8,
     IsDebugged = 9,
 }
@@ -68,17 +68,17 @@ impl Literal {
         Self::IsDebugged,
     ];
 
-    /// What stands in the program for it.
+    /// The number that the compiled program has in its place.
     pub const fn placeholder(self) -> u64 {
         self.masked(u16::MAX)
     }
 
-    /// The same for some of its bits.
+    /// The placeholder for the bits of the number that are in `mask`.
     pub const fn masked(self, mask: u16) -> u64 {
         MARK | (self as u64) << MASK_BITS | mask as u64
     }
 
-    /// The number, and which of its bits are wanted.
+    /// The number that a placeholder stands for, and its mask. `None`: it is no placeholder.
     fn find(placeholder: u64) -> Option<(Self, u16)> {
         if placeholder & MARK_MASK != MARK {
             return None;
@@ -107,8 +107,8 @@ impl Config {
         }
     }
 
-    /// Writes the numbers into a program's object file, given as words of 8 bytes in this machine's order. Says how
-    /// many it has written.
+    /// Writes the numbers into a program's object file, given as words of 8 bytes in this machine's order. Returns how
+    /// many numbers it has written.
     pub fn write_into(&self, object: &mut [u64]) -> usize {
         let mut written = 0;
         for place in 1..object.len() {
@@ -175,9 +175,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_touched() {
-        let stranger = MARK | 0xff << MASK_BITS;
-        let others = [load(0), load(u64::MAX), load(stranger), load(MARK)];
+    fn other_instructions_stay_as_they_are() {
+        let unknown = MARK | 0xff << MASK_BITS;
+        let others = [load(0), load(u64::MAX), load(unknown), load(MARK)];
         // An instruction with the same bytes that loads the address of a map, and bytes that are no instruction.
         let [first, second] = load(Literal::Mode.placeholder());
         let address = [first | 1 << 12, second];

@@ -1,7 +1,8 @@
-//! Packets whose addresses no wire carries ("martians", RFC 1812, section 5.3.7).
+//! Addresses that must not appear on a wire ("martians", RFC 1812, section 5.3.7).
 //!
-//! Linux drops most of them, with three exceptions: DNAT rewrites the destination before the routing lookup (Docker,
-//! for a port published on 127.0.0.1), `net.ipv4.conf.*.route_localnet` is 1, and IPv4-mapped addresses.
+//! Linux drops most packets with such addresses, with three exceptions: DNAT rewrites the destination before the
+//! routing lookup (Docker, for a port published on 127.0.0.1), `net.ipv4.conf.*.route_localnet` is 1, and IPv4-mapped
+//! addresses.
 
 use crate::{
     address::{Address, Family},
@@ -19,16 +20,16 @@ const MULTICAST_V6: u64 = 0xff;
 
 /// Whether one of the addresses is martian:
 ///
-/// - loopback, 127.0.0.0/8 and ::1, either way (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3);
-/// - an IPv4-mapped IPv6 address, either way (RFC 4291, section 2.5.5.2, says what it is for: an interface to
-///   programs);
+/// - loopback, 127.0.0.0/8 and ::1, as source or destination (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3);
+/// - an IPv4-mapped IPv6 address, as source or destination: it stands for an IPv4 address inside a host (RFC 4291,
+///   section 2.5.5.2);
 /// - a multicast or broadcast source (RFC 1122, section 3.2.1.3; RFC 4291, section 2.7);
-/// - the source 0.0.0.0, which says "this host, and I don't know my address" (RFC 1122, section 3.2.1.3), but for what
-///   asks for an address (RFC 2131, section 4.1) and for IGMP, whose queries and reports a switch sends like that (RFC
-///   4541, section 2.1.1). The source :: passes: duplicate address detection and MLD have it (RFC 4862, section 5.4.2;
-///   RFC 3590).
+/// - the source 0.0.0.0, which stands for a host that has no address yet (RFC 1122, section 3.2.1.3). Two kinds of
+///   packets may have it: a DHCP client's request for an address (RFC 2131, section 4.1), and IGMP, because switches
+///   send queries and reports from it (RFC 4541, section 2.1.1). The source :: passes: duplicate address detection and
+///   MLD use it (RFC 4862, section 5.4.2; RFC 3590).
 ///
-/// `may_have_no_source`: by [`may_have_no_source`].
+/// `may_have_no_source`: the result of [`may_have_no_source`].
 #[inline(always)]
 pub fn is_martian(
     family: Family,
@@ -59,20 +60,21 @@ fn is_inside_a_host(address: Address) -> bool {
     address.high == 0 && (address.low >> 32 == MAPPED || address.low == LOOPBACK_V6.low)
 }
 
-/// Whether a packet of this kind may have the source 0.0.0.0: a DHCP client's, or IGMP.
+/// Whether a packet of this kind may have the source 0.0.0.0: a DHCP client's packet, or IGMP.
 #[inline(always)]
 pub fn may_have_no_source(transport: Transport) -> bool {
     let (server, client) = DHCP;
-    let asks_for_an_address = transport.place() == port_index(PortProtocol::Udp, server)
+    let is_dhcp_request = transport.place() == port_index(PortProtocol::Udp, server)
         && transport.source_port() == client;
-    // Of IPv4, IGMP alone is control.
-    asks_for_an_address || transport.has(PacketClass::CONTROL)
+    // Over IPv4, only IGMP has the class `CONTROL`.
+    is_dhcp_request || transport.has(PacketClass::CONTROL)
 }
 
 /// The words of 64 bits in the bitmap of this host's own addresses. Each address sets the bit of [`own_bit`].
 pub const OWN_WORDS: u32 = 1 << 4;
 
-/// The bit of an address. `bytes`: as they are in a packet, the four of IPv4, or both words of IPv6 by [`fold`].
+/// The bit of an address. `bytes`: the address as a packet has it, the four bytes of IPv4, or both words of IPv6 joined
+/// by [`fold`].
 #[inline(always)]
 pub const fn own_bit(bytes: u64) -> u32 {
     (spread(bytes) >> 54) as u32
@@ -87,7 +89,7 @@ pub const fn fold(high: u64, low: u64) -> u64 {
 }
 
 impl Address {
-    /// What [`own_bit`] takes.
+    /// The address as [`own_bit`] takes it.
     #[inline(always)]
     pub const fn bytes(self, family: Family) -> u64 {
         match family {
@@ -132,11 +134,11 @@ mod tests {
         is_martian(ip.family, ip.source, ip.destination, may_have_no_source)
     }
 
-    /// Of a TCP segment.
+    /// Whether a TCP segment with these addresses is martian.
     fn judge(source: &str, destination: &str) -> bool {
         let (ip, wire) = ip(source, destination);
         let judged = judge_packet(&Packet::tcp(ip, 80, 0x02));
-        // What is quick may be unsure, and never misses one.
+        // The quick test may match other addresses, but it never misses a martian.
         assert!(
             !judged || wire.martian_signs() != 0,
             "{source} {destination}"
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_are_on_no_wire_are_martian_and_their_neighbours_are_not() {
+    fn loopback_mapped_and_multicast_addresses_are_martian_and_their_neighbours_are_not() {
         let (v4, v6) = ("203.0.113.10", "2001:db8::10");
         for source in [
             "127.0.0.0",
@@ -223,12 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_an_address_has_none() {
-        let (nobody, _) = ip("0.0.0.0", "255.255.255.255");
+    fn dhcp_requests_and_igmp_may_have_no_source() {
+        let (unspecified, _) = ip("0.0.0.0", "255.255.255.255");
         let judge = |packet| judge_packet(&packet);
-        assert!(!judge(Packet::udp(nobody, 68, 67)));
+        assert!(!judge(Packet::udp(unspecified, 68, 67)));
         for (source_port, port) in [(67, 68), (68, 68), (67, 67), (68, 53)] {
-            assert!(judge(Packet::udp(nobody, source_port, port)));
+            assert!(judge(Packet::udp(unspecified, source_port, port)));
         }
         let (query, _) = ip("0.0.0.0", "224.0.0.1");
         assert!(!judge(Packet::igmp(query, true)));
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_bit_in_a_packet_as_in_a_table() {
+    fn an_address_has_the_same_bit_in_a_packet_and_in_the_table() {
         for address in [
             "203.0.113.10",
             "255.255.255.255",

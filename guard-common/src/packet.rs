@@ -1,4 +1,4 @@
-//! The result of parsing. Everything behind the parser works on these values and never on the bytes.
+//! The result of parsing. Every step after the parser reads these values, never the packet's bytes.
 
 use core::ptr::read_volatile;
 
@@ -29,13 +29,13 @@ impl Transport {
     const CLASS_SHIFT: u32 = 18;
     const SOURCE_SHIFT: u32 = 48;
 
-    /// `place`: of [`crate::layout::PORTS`].
+    /// `place`: an index in [`crate::layout::PORTS`].
     #[inline(always)]
     pub const fn new(place: u32, class: PacketClass) -> Self {
         Self(place as u64 | (class.0 as u64) << Self::CLASS_SHIFT)
     }
 
-    /// `flags`: of the header.
+    /// A TCP segment with these flags (RFC 9293, section 3.1).
     #[inline(always)]
     pub const fn tcp(destination_port: u16, flags: u8) -> Self {
         let class = if flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
@@ -71,16 +71,16 @@ impl Transport {
         (self.0 >> Self::SOURCE_SHIFT) as u16
     }
 
-    /// Whether this is a TCP segment that opens nothing and that some connection can have. None has one without SYN,
-    /// ACK and RST, or with SYN beside FIN or RST: what such a segment is answered with tells whether something
-    /// listens (RFC 9293, section 3.10.7).
+    /// Whether this is a TCP segment that opens no connection and that can belong to one. No connection has a segment
+    /// without SYN, ACK and RST, or with SYN beside FIN or RST. The kernel's answer to such a segment would reveal
+    /// whether a process listens (RFC 9293, section 3.10.7).
     #[inline(always)]
     pub const fn is_of_connection(self) -> bool {
         use tcp_flags::{ACK, FIN, RST, SYN};
         let flags = (self.0 >> Self::SOURCE_SHIFT) as u8;
-        let is_nothing = flags & (SYN | ACK | RST) == 0;
+        let has_none = flags & (SYN | ACK | RST) == 0;
         let is_contradiction = flags & SYN != 0 && flags & (FIN | RST) != 0;
-        self.has(PacketClass::SEGMENT) && !is_nothing && !is_contradiction
+        self.has(PacketClass::SEGMENT) && !has_none && !is_contradiction
     }
 
     /// Whether it has any of these classes.
@@ -99,7 +99,7 @@ pub struct PacketClass(u16);
 impl PacketClass {
     /// No class.
     pub const NONE: Self = Self(0);
-    /// TCP with SYN and without ACK, whatever the other flags: it asks for a connection.
+    /// A TCP segment with SYN and without ACK, with any other flags: it requests a connection.
     pub const CONNECTION_REQUEST: Self = Self(1 << 0);
     /// Any other TCP segment.
     pub const SEGMENT: Self = Self(1 << 1);
@@ -110,22 +110,22 @@ impl PacketClass {
     pub const ICMP_ERROR: Self = Self(1 << 3);
     /// The answer to a ping.
     pub const ECHO_REPLY: Self = Self(1 << 4);
-    /// The host would lose its network without this packet: it is never dropped.
+    /// The host would lose its network without this packet. It passes before any list of sources, within a budget of
+    /// its own ([`crate::layout::CONTROL_RATE`]).
     ///
-    /// Only what the host itself would take for such, and only as neighbours send it: neighbour
-    /// discovery that crossed no router, MLD from a link-local or no address (RFC 3810, section 5),
-    /// DHCPv6 from a link-local address, as the client's server or relay has on its link (RFC 8415,
-    /// section 18.4), IGMP with a TTL of 1 to a group (RFC 3376, section 4). So nobody further away can
-    /// dress a flood in these clothes.
+    /// Only packets that the host itself would accept, in the form in which neighbours send them: neighbour discovery
+    /// that crossed no router, MLD from a link-local or no address (RFC 3810, section 5), DHCPv6 from a link-local
+    /// address, which the client's server or relay has on its link (RFC 8415, section 18.4), IGMP with a TTL of 1 to a
+    /// group (RFC 3376, section 4). So a source behind a router cannot disguise a flood as control packets.
     pub const CONTROL: Self = Self(1 << 5);
-    /// What a DHCP server sends to a client over IPv4. A lease may be renewed with a server on any
-    /// network (RFC 2131, section 4.4.5), so nothing in the packet tells it from what somebody far away
-    /// sends with these ports: it is control only where the host itself has the port.
+    /// A packet from a DHCP server to a client over IPv4. A client may renew its lease with a server on any network
+    /// (RFC 2131, section 4.4.5), so this class cannot exclude packets that remote sources send with these ports. The
+    /// packet counts as control only if the host itself has the port, not a container.
     pub const DHCP_REPLY: Self = Self(1 << 6);
     /// A fragment that is not the first: it has no port.
     pub const LATER_FRAGMENT: Self = Self(1 << 7);
 
-    /// All of these.
+    /// The classes of both.
     #[must_use]
     #[inline(always)]
     pub const fn or(self, other: Self) -> Self {
@@ -147,17 +147,18 @@ pub trait IpHeader {
     /// The destination address.
     fn destination(&self) -> Address;
 
-    /// Of a packet in pieces, which one it is.
+    /// The id of the datagram, if the packet is a fragment of it.
     fn fragment(&self) -> FragmentId;
 
     /// The source as [`crate::martian::own_bit`] takes it.
     fn source_bytes(&self) -> u64;
 
-    /// 0: [`crate::martian::is_martian`] says no. A look at few bytes, which is wrong about some others; and without a
-    /// branch, behind each of which the verifier would follow the rest of the program by itself.
+    /// 0: neither address is martian ([`crate::martian::is_martian`]). Other values: one may be. The test reads few
+    /// bytes, so it also matches some other addresses. It has no branch: behind each branch the verifier would follow
+    /// the rest of the program separately.
     fn martian_signs(&self) -> u64;
 
-    /// Of what goes back.
+    /// The fields of an answer: source and destination are swapped.
     #[inline(always)]
     fn reversed(&self) -> IpFields {
         IpFields {
@@ -269,10 +270,10 @@ impl IpHeader for IpFields {
 #[inline(always)]
 const fn martian_signs_v4(addresses: u64) -> u64 {
     const FIRST_BYTES: u64 = 0x0000_0001_0000_0001;
-    // A byte is 0 if less one has its upper bit, which it has not itself.
+    // A byte is 0 if its highest bit is clear, and set after subtracting 1.
     let other_than_127 = addresses ^ (127 * FIRST_BYTES);
     let is_127 = other_than_127.wrapping_sub(FIRST_BYTES) & !other_than_127 & (128 * FIRST_BYTES);
-    // Less one: 255, and 223 to 254.
+    // The source's first byte less 1: 255, or 223 to 254. Adding 33 carries into the next bit.
     let is_beyond = ((addresses.wrapping_sub(1) & 0xff) + (256 - 223)) & 256;
     is_127 | is_beyond
 }
@@ -290,8 +291,8 @@ const fn martian_signs_v6(source: u64, destination: u64) -> u64 {
 /// An IP header whose addresses are in network byte order. They are converted where they are used.
 ///
 /// The kernel program keeps these words in memory. In registers an address would be converted at once and kept through
-/// every step that may use it; a packet to a closed port, which uses no address, would pay for both. The compiler must
-/// know the family: otherwise the verifier refuses the words that are uninitialised for the other family.
+/// every step that may use it. A packet to a closed port, which uses no address, would run that code for nothing. The
+/// compiler must know the family: otherwise the verifier refuses the words that are uninitialised for the other family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireIpHeader {
     family: Family,
@@ -318,7 +319,7 @@ impl WireIpHeader {
         }
     }
 
-    /// The fields of a header without fragmentation.
+    /// The fields of the header, as those of a packet that is no fragment. The parser sets the id of a fragment.
     #[inline(always)]
     pub fn read(&self) -> IpFields {
         IpFields {
@@ -372,7 +373,7 @@ impl IpHeader for WireIpHeader {
         }
     }
 
-    /// It is made of packets in one piece.
+    /// The fast path makes it of packets that are no fragments.
     #[inline(always)]
     fn fragment(&self) -> FragmentId {
         FragmentId::NONE
@@ -462,7 +463,7 @@ impl<E: IpHeader> Packet<E> {
         }
     }
 
-    /// `flags`: of the header (RFC 9293, section 3.1).
+    /// A TCP segment with these flags (RFC 9293, section 3.1).
     #[inline(always)]
     pub fn tcp(ip: E, destination_port: u16, flags: u8) -> Self {
         let transport = Transport::tcp(destination_port, flags);
@@ -497,8 +498,8 @@ impl<E: IpHeader> Packet<E> {
         Self::new(ip, place, PacketClass::NONE)
     }
 
-    /// ICMP over IPv4, ICMPv6 over IPv6. `on_link`: the hop limit is 255, so no router has passed this
-    /// packet on (RFC 4861, section 6.1).
+    /// ICMP over IPv4, ICMPv6 over IPv6. `on_link`: the hop limit is 255, so no router has forwarded this packet (RFC
+    /// 4861, section 6.1).
     #[inline(always)]
     pub fn icmp(ip: E, kind: u8, on_link: bool) -> Self {
         let (protocol, class) = match ip.family() {
@@ -526,10 +527,10 @@ impl<E: IpHeader> Packet<E> {
         Self::new(ip, protocol_index(protocol), class)
     }
 
-    /// IGMP over IPv4. `last_hop`: the TTL is 1, so no router passes this packet on.
+    /// IGMP over IPv4. `last_hop`: the TTL is 1, so no router forwards this packet.
     #[inline(always)]
     pub fn igmp(ip: E, last_hop: bool) -> Self {
-        // To one address it could come from afar, with a TTL that is 1 by the time it is here.
+        // A packet to a unicast address may come from far away, with a TTL that has fallen to 1 on its way.
         let to_group = ip.destination().low & MULTICAST_V4_MASK == MULTICAST_V4;
         Self::new(
             ip,
@@ -544,7 +545,7 @@ impl<E: IpHeader> Packet<E> {
         Self::new(ip, protocol_index(protocol), PacketClass::NONE)
     }
 
-    /// A fragment that is not the first. It has no port, and is judged without.
+    /// A fragment that is not the first. It has no port.
     #[inline(always)]
     pub fn later_fragment(ip: E) -> Self {
         let place = protocol_index(protocol::FRAGMENT);
@@ -575,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn each_end_is_read_where_it_stands() {
+    fn source_and_destination_are_read_from_their_words() {
         let [source, destination] = [0xc633_6407_u32, 0xcb00_710a];
         let ipv4 = WireIpHeader::ipv4((u64::from(source) << 32 | u64::from(destination)).to_be());
         assert_eq!(ipv4.source(), Address::from_ipv4(source));
@@ -600,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbour_discovery_is_control_unless_a_router_passed_it_on() {
+    fn neighbour_discovery_is_control_unless_a_router_forwarded_it() {
         for kind in ROUTER_SOLICITATION..=REDIRECT {
             assert!(icmpv6(kind, true, ANYWHERE));
             assert!(!icmpv6(kind, false, ANYWHERE));
@@ -609,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn icmp_errors_and_answers_to_a_ping_are_known_by_their_family() {
+    fn the_types_of_icmp_errors_and_echo_replies_depend_on_the_family() {
         let icmp = |family, kind| {
             let Transport(word) = Packet::icmp(ip(family, ANYWHERE), kind, false).transport;
             PacketClass((word >> Transport::CLASS_SHIFT) as u16)
@@ -662,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn dhcp_replies_are_known_in_their_own_family() {
+    fn the_ports_of_dhcp_replies_depend_on_the_family() {
         let udp = |family, source, source_port, destination_port| {
             Packet::udp(ip(family, source), source_port, destination_port).transport
         };
@@ -685,7 +686,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_tell_attempts_from_segments_and_from_what_belongs_to_no_connection() {
+    fn flags_separate_connection_requests_segments_of_connections_and_strays() {
         let (fin, syn, rst, psh, ack) = (0x01, 0x02, 0x04, 0x08, 0x10);
         let of = |flags: u8| {
             let transport = Packet::tcp(ip(Family::Ipv4, ANYWHERE), 1, flags).transport;

@@ -6,7 +6,7 @@ macro_rules! reasons {
         pass { $($(#[$pass_doc:meta])* $pass:ident = $pass_number:literal $pass_name:literal,)* }
         drop { $($(#[$drop_doc:meta])* $drop:ident = $drop_number:literal $drop_name:literal,)* }
     ) => {
-        /// The one reason that every packet has.
+        /// The reason why a packet passes or is dropped. Every packet has exactly one.
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason {
@@ -15,7 +15,7 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// Every reason, those to pass first.
+            /// Every reason, the pass reasons first.
             pub const ALL: [Self; [$($pass_name,)* $($drop_name,)*].len()] =
                 [$(Self::$pass,)* $(Self::$drop,)*];
 
@@ -28,7 +28,7 @@ macro_rules! reasons {
             }
         }
 
-        // The number tells the verdict, and is the slot of a counter.
+        // The number decides the verdict, and is the slot of a counter.
         $(const _: () = assert!($pass_number < Reason::FIRST_DROP);)*
         $(const _: () = assert!(
             $drop_number >= Reason::FIRST_DROP && ($drop_number as u32) < Outcome::WOULD_DROP
@@ -48,9 +48,10 @@ reasons! {
         Exempt = 3 "exempt",
         /// Keeps the host on its network: neighbour discovery, MLD, IGMP, DHCP replies.
         Control = 4 "control",
-        /// A fragment other than the first: it has no port, and passes with the first.
+        /// A fragment other than the first. It has no port, and passes with its first fragment, or before it within a
+        /// budget.
         Fragment = 5 "fragment",
-        /// Nothing to judge: not IP, outside the scope, or the mode is off.
+        /// Not judged: not IP, outside the scope, or the mode is off.
         NotGuarded = 6 "not_guarded",
     }
     drop {
@@ -60,30 +61,31 @@ reasons! {
         SourceNotAllowed = 17 "source_not_allowed",
         /// Sent from outside straight to an address inside a container network.
         ContainerAddress = 18 "container_address",
-        /// The policy denies the source.
+        /// The policy or an operator denies the source.
         DeniedSource = 19 "denied_source",
-        /// Over the packets of its source.
+        /// Over its source's budget of packets.
         PacketLimit = 20 "packet_limit",
-        /// Over the bytes of its source.
+        /// Over its source's budget of bytes.
         ByteLimit = 21 "byte_limit",
-        /// Over the connections of its source.
+        /// Over its source's budget of connections.
         ConnectionLimit = 22 "connection_limit",
-        /// Over a budget that all sources share, or of what keeps the host on its network.
+        /// Over a budget that all sources share, or over the budget of control packets.
         TotalLimit = 23 "total_limit",
-        /// IP that cannot be read up to its transport header.
+        /// An IP packet that cannot be parsed up to its transport header.
         Malformed = 24 "malformed",
-        /// An address that is on no wire: loopback, IPv4-mapped, a multicast source, this host's own as a source.
+        /// An address that must not be on a wire: loopback, IPv4-mapped, a multicast source, an address of this host as
+        /// the source.
         Martian = 25 "martian",
-        /// A fragment without its first one, over the budget of those that overtake it.
+        /// A fragment that arrives before its first fragment, over the budget of such fragments.
         FragmentLimit = 26 "fragment_limit",
     }
 }
 
 impl Reason {
-    /// The first number of a reason to drop; what lies below is a reason to pass.
+    /// The lowest number of a drop reason. Lower numbers are pass reasons.
     const FIRST_DROP: u8 = 16;
 
-    /// What the policy asks for, before the mode is applied.
+    /// The policy's verdict, before the mode is applied.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         if (self as u8) < Self::FIRST_DROP {
@@ -115,16 +117,16 @@ impl Verdict {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Everything passes and nothing is judged.
+    /// Every packet passes, and none is judged.
     Off = 0,
-    /// Everything passes; what would have been dropped is counted as such.
+    /// Every packet passes. A packet that `enforce` would drop is counted as such.
     #[default]
     Observe = 1,
     Enforce = 2,
 }
 
 impl Mode {
-    /// The mode with this number; what is none is [`Mode::Off`], which blocks nobody.
+    /// The mode with this number. Any other number gives [`Mode::Off`], which drops no packet.
     #[inline(always)]
     pub const fn from_raw(raw: u8) -> Self {
         match raw {
@@ -154,7 +156,7 @@ const _: () = assert!((Reason::FIRST_DROP as u32) << 1 == Outcome::WOULD_DROP);
 impl ModeBits {
     /// Packets are judged. Without this bit the mode is [`Mode::Off`], and no drop's slot is computed.
     const JUDGED: u8 = 1 << 0;
-    /// What would be dropped passes. The bit is that of a drop's reason, one place higher: 16 becomes 48 with both.
+    /// Packets with a drop reason pass. This bit is [`Reason::FIRST_DROP`], shifted left by one: slot 16 becomes 48.
     const OBSERVED: u8 = Outcome::WOULD_DROP as u8;
 
     /// The bits of a mode.
@@ -185,18 +187,18 @@ impl ModeBits {
         self.0 & Self::JUDGED == 0
     }
 
-    /// What is to be dropped passes.
+    /// Whether packets with a drop reason pass.
     #[inline(always)]
     pub const fn is_observed(self) -> bool {
         self.0 & Self::OBSERVED != 0
     }
 }
 
-/// What a packet is counted as: its reason, and whether a drop was only observed ("would drop").
+/// The outcome that a packet is counted under: its reason, and whether a drop was only observed ("would drop").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Outcome {
     pub reason: Reason,
-    /// The reason asks for a drop, but the mode let the packet through.
+    /// The packet has a drop reason, but the mode let it pass.
     pub would_drop: bool,
 }
 
@@ -206,7 +208,7 @@ impl Outcome {
     pub const SLOTS: u32 = 64;
     const WOULD_DROP: u32 = Self::SLOTS / 2;
 
-    /// Every outcome that a counter can stand for.
+    /// Every outcome that has a counter.
     pub fn all() -> impl Iterator<Item = Self> {
         Reason::ALL.into_iter().flat_map(|reason| {
             let observed = (reason.verdict() == Verdict::Drop).then_some(true);
@@ -234,14 +236,14 @@ impl Outcome {
         }
     }
 
-    /// Whether the packet that has this slot is dropped: [`Self::verdict`] without taking it apart.
+    /// Whether a packet with this slot is dropped: [`Self::verdict`], computed from the slot itself.
     #[inline(always)]
     pub const fn is_dropped(slot: u32) -> bool {
         let first = Reason::FIRST_DROP as u32;
         slot & (Self::WOULD_DROP | first) == first
     }
 
-    /// Whether it is dropped, or would be if the mode were another.
+    /// Whether a packet with this slot is dropped, or would be dropped in mode `enforce`.
     #[inline(always)]
     pub const fn is_to_drop(slot: u32) -> bool {
         slot & Reason::FIRST_DROP as u32 != 0
@@ -258,14 +260,14 @@ impl Outcome {
         Self::all().find(|outcome| outcome.slot() == slot)
     }
 
-    /// The slot of what a reason comes to in a mode: that of [`Self::new`], without a question.
+    /// The slot of a reason in a mode: the same as that of [`Self::new`], but without a branch.
     #[inline(always)]
     pub const fn slot_of(reason: Reason, ModeBits(applied): ModeBits) -> u32 {
         let reason = reason as u32;
         reason | reason << 1 & applied as u32
     }
 
-    /// The counter's place among those of its service, below [`Outcome::SLOTS`].
+    /// The index of the counter among those of its service, below [`Outcome::SLOTS`].
     pub const fn slot(self) -> u32 {
         let reason = self.reason as u32;
         if self.would_drop {
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_tells_the_verdict() {
+    fn a_slot_determines_the_verdict() {
         for outcome in Outcome::all() {
             let is_dropped = outcome.verdict() == Verdict::Drop;
             assert_eq!(Outcome::is_dropped(outcome.slot()), is_dropped);
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_is_the_same_in_the_tables() {
+    fn the_bits_of_a_mode_convert_back_to_it() {
         for mode in [Mode::Off, Mode::Observe, Mode::Enforce] {
             assert_eq!(ModeBits::of(mode).mode(), mode);
         }

@@ -1,4 +1,5 @@
-//! Sampling for the top talkers: which packets belong to the sample, and which source keeps a place that several share.
+//! Sampling for the top talkers: which packets belong to the sample, and which of the sources that share a place keeps
+//! it.
 
 use crate::{
     address::{Address, Family},
@@ -12,9 +13,9 @@ const SAMPLE_BITS: u32 = TALKER_SAMPLE.ilog2();
 
 const _: () = assert!(TALKER_SAMPLE.is_power_of_two());
 
-/// The largest lead of a source over the others of its place. A source that has gone silent loses its place after so
-/// many sampled packets of others, however much it sent before. A source that sends more than all others together
-/// keeps it.
+/// The largest lead of a source over the others of its place. A source that stops sending loses its place after that
+/// many sampled packets of other sources, however much it sent before. A source that sends more than all others
+/// together keeps it.
 const MOST_LEAD: u32 = 1 << 10;
 
 /// Whether the packet with this number belongs to the sample: one in [`TALKER_SAMPLE`]. The selection has no period
@@ -27,10 +28,11 @@ pub const fn is_sampled(key: u64, counted: u64) -> bool {
 }
 
 impl TalkerSlot {
-    /// Counts a sampled packet for its source, if that has the place or takes it.
+    /// Counts a sampled packet for its source, if the source has the place or takes it.
     #[inline(always)]
     pub fn vote(&mut self, family: Family, source: Address, length: u64, conclusion: Conclusion) {
-        // Not cleared in the table: for that the kernel's compiler would call a function.
+        // The counts are cleared here and not in the table, because the compiler would call a function to clear them
+        // there.
         let Self {
             mut packets,
             mut dropped,
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_that_take_turns_are_sampled_alike_whatever_their_number() {
+    fn any_number_of_sources_that_take_turns_is_sampled_evenly() {
         const EACH: u64 = 200;
         for key in KEYS {
             for period in 1..=64u64 {
@@ -95,14 +97,14 @@ mod tests {
                 let (least, most) = (samples.iter().min(), samples.iter().max());
                 assert!(
                     *least.unwrap() > EACH / 2 && *most.unwrap() < EACH * 3 / 2,
-                    "{key:?}: of {period} sources in turn {least:?} to {most:?}, not {EACH}"
+                    "{key:?}, {period} sources: {least:?} to {most:?} samples, not {EACH}"
                 );
             }
         }
     }
 
     #[test]
-    fn what_is_sampled_depends_on_the_key() {
+    fn the_sample_depends_on_the_key() {
         let sample = |key| (0..10_000).filter(move |counted| is_sampled(key, *counted));
         assert_ne!(
             sample(KEYS[1]).collect::<Vec<_>>(),
@@ -111,10 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_more_than_all_others_of_its_place_keeps_it() {
+    fn a_source_that_sends_more_than_all_others_of_its_place_keeps_it() {
         let mut talker = TalkerSlot::default();
         for n in 0..100_000 {
-            // Three of five packets are of one source, the others of ever new ones.
+            // Three of five packets come from one source, the others each from a new source.
             vote(&mut talker, if n % 5 < 3 { 7 } else { 1_000 + n });
         }
         assert_eq!(talker.source, source(7));
@@ -123,20 +125,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_drop_of_a_source_says_why_and_none_is_inherited_with_its_place() {
+    fn a_place_has_the_last_drop_of_its_source_and_not_of_the_source_before() {
         let mut talker = TalkerSlot::default();
         vote(&mut talker, 7);
         talker.vote(Family::Ipv4, source(7), 100, at_service_3(Reason::Allowed));
-        let why = |talker: &TalkerSlot| (talker.dropped, talker.dropped_for, talker.dropped_at);
-        assert_eq!(why(&talker), (1, Reason::ClosedPort as u8, 3));
+        let drops = |talker: &TalkerSlot| (talker.dropped, talker.dropped_for, talker.dropped_at);
+        assert_eq!(drops(&talker), (1, Reason::ClosedPort as u8, 3));
         for _ in 0..3 {
             talker.vote(Family::Ipv4, source(8), 100, at_service_3(Reason::Allowed));
         }
-        assert_eq!((talker.source, why(&talker)), (source(8), (0, 0, 0)));
+        assert_eq!((talker.source, drops(&talker)), (source(8), (0, 0, 0)));
     }
 
     #[test]
-    fn who_has_gone_gives_its_place_to_another_however_much_it_sent() {
+    fn a_silent_source_loses_its_place_however_much_it_sent() {
         let mut talker = TalkerSlot::default();
         for _ in 0..10_000_000 {
             vote(&mut talker, 7);

@@ -1,5 +1,5 @@
-//! Per-CPU accounts of sources, [`guard_common::account`]. A source that sends much has prepaid for most of its
-//! packets, or is known to be over its budget: then no bucket is read.
+//! Per-CPU accounts of sources, [`guard_common::account`]. A source that sends much has prepaid most of its packets, or
+//! is recorded as over a budget. For such packets no bucket is read.
 
 use guard_common::{
     account::{self, Account, Over, SourceKey},
@@ -105,7 +105,7 @@ extern "C" fn guard_prepay(
     now: u64,
     length: u64,
 ) -> u32 {
-    // SAFETY: the verifier holds every caller to what the types say.
+    // SAFETY: the verifier checks that every caller passes null or pointers to values of these types.
     let (Some(settings), Some(account)) = (unsafe { (settings.as_ref(), account.as_mut()) }) else {
         return 0;
     };
@@ -119,11 +119,11 @@ extern "C" fn guard_prepay(
     0
 }
 
-/// Returns what is left in an account to the buckets that it was taken from.
+/// Gives the prepaid packets and bytes that are left in an account back to the buckets to which they were charged.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_give_back(account: *mut Account) -> u32 {
-    // SAFETY: the verifier holds every caller to what the type says.
+    // SAFETY: the verifier checks that every caller passes null or a pointer to a value of this type.
     if let Some(account) = unsafe { account.as_mut() } {
         let (packets, bytes) = account.left();
         let settings = SERVICES.get(account.service().into());

@@ -7,8 +7,8 @@ use core::arch::asm;
 /// into one jump table or binary search.
 #[inline(always)]
 pub fn opaque(mut number: u64) -> u64 {
-    // SAFETY: it is the one instruction that it says; of none at all, the kernel would refuse the line numbers. Not
-    // `pure`: else it could be moved.
+    // SAFETY: the assembly is this one instruction. With no instruction at all, the kernel would refuse the line
+    // numbers. Not `pure`: the compiler could then move it.
     unsafe { asm!("{0} = {0}", inout(reg) number, options(nomem, nostack, preserves_flags)) };
     number
 }
@@ -16,7 +16,7 @@ pub fn opaque(mut number: u64) -> u64 {
 /// Masks a number even where the compiler knows its bounds: the verifier may not know them.
 #[inline(always)]
 pub fn masked<const MASK: u64>(mut number: u64) -> u64 {
-    // SAFETY: it is the one instruction that it says.
+    // SAFETY: the assembly is this one instruction.
     unsafe {
         asm!("{0} &= {1}", inout(reg) number, const MASK, options(pure, nomem, nostack, preserves_flags));
     }

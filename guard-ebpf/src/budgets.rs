@@ -1,4 +1,4 @@
-//! Tests a packet against the budgets of its source and of all sources, and looks up exemptions if it is over one.
+//! Tests a packet against the budgets of its source and of all sources, and looks up exemptions if it is over a budget.
 
 use guard_common::{
     layout::{Exemption, ServiceSlot, feature},

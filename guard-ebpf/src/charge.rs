@@ -40,7 +40,7 @@ fn source_mask(family: Family, settings: &ServiceSlot) -> Address {
     }
 }
 
-/// What a budget counts.
+/// The unit that a budget counts.
 #[derive(Clone, Copy)]
 enum BudgetKind {
     Packets,
@@ -145,8 +145,8 @@ pub fn charge_crowd(
 /// What [`guard_charge_crowd`] returns for a packet within its budgets: no [`Reason`] to drop.
 const WITHIN: u32 = 0;
 
-/// Charges a packet to buckets into which its budgets fit as many times as `terms` says, and returns
-/// the number of the [`Reason`] if it is over one.
+/// Charges a packet to a crowd's additional buckets. They hold the source's budgets times the factor in `terms`.
+/// Returns the number of the [`Reason`] if the packet is over a budget, otherwise [`WITHIN`].
 ///
 /// It is a global function: the verifier checks it once (Linux 5.6, with pointers 5.13). Inlined behind every budget
 /// that a packet can exceed, it came close to the verifier's limit of a million instructions. Code that every packet
@@ -160,7 +160,7 @@ extern "C" fn guard_charge_crowd(
     length: u64,
     terms: u64,
 ) -> u32 {
-    // SAFETY: the verifier holds every caller to what the type says.
+    // SAFETY: the verifier checks that every caller passes null or a pointer to a value of this type.
     let Some(settings) = (unsafe { settings.as_ref() }) else {
         return WITHIN;
     };
@@ -177,8 +177,8 @@ extern "C" fn guard_charge_crowd(
     }
 }
 
-/// What a charge depends on besides the time, the hash and the length. Packed into one argument: a BPF function takes
-/// at most five.
+/// The inputs of a charge besides the time, the hash and the length. They are packed into one argument: a BPF function
+/// takes at most five.
 #[derive(Clone, Copy)]
 pub struct Terms {
     pub service: u16,
@@ -218,8 +218,8 @@ pub struct BudgetCharge<const CROWD: bool> {
 }
 
 impl<const CROWD: bool> BudgetCharge<CROWD> {
-    /// Charges the packet to the buckets of its source and to those of all sources; to none of them
-    /// if it is over any.
+    /// Charges the packet to the buckets of its source and to those of all sources, or to none of them if it is over a
+    /// budget.
     #[inline(always)]
     pub fn charge_all(&self, settings: &ServiceSlot) -> Result<(), Reason> {
         if uses!(feature::NARROW) && !uses!(feature::TOTALS) {
@@ -232,7 +232,7 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
     /// With a single kind of budget, the charge itself tests for room.
     #[inline(always)]
     fn charge_single_kind(&self, settings: &ServiceSlot) -> Result<(), Reason> {
-        // The verifier removes all but one.
+        // The verifier removes all branches but one.
         if uses!(feature::PACKETS) {
             self.charge_kind(BudgetKind::Packets, settings)
         } else if uses!(feature::BYTES) {
@@ -259,7 +259,7 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
 
     #[inline(always)]
     fn charge_every_kind(&self, settings: &ServiceSlot) -> Result<(), Reason> {
-        // One kind of budget, and a total.
+        // The policy has one kind of budget, and a total.
         if uses!(feature::NARROW) {
             let Some(pair) = self.cells(settings, &NARROW_CELLS) else {
                 return Ok(());
@@ -360,11 +360,11 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
         }
     }
 
-    /// What the packet costs at a budget; `None`: not limited, or not concerned.
+    /// The packet's price at a budget. `None`: the budget is not limited, or does not count this packet.
     ///
-    /// It is asked for where it is used, and read from the table each time. Kept in between, it would
-    /// have the verifier follow every mixture of limited and unlimited budgets; and the half of an
-    /// empty `Option`, copied unwritten, is refused before Linux 6.3.
+    /// Each use computes it again from the table. A price that is kept makes the verifier follow every combination of
+    /// limited and unlimited budgets. Verifiers before Linux 6.3 also refuse a copy of an empty `Option`, because half
+    /// of it is uninitialised.
     #[inline(always)]
     fn price(&self, kind: BudgetKind, budgets: &GcraBudgets, times: Option<u64>) -> Option<Price> {
         if kind.is_used() {
@@ -401,7 +401,7 @@ impl<const CROWD: bool> BudgetCharge<CROWD> {
 }
 
 impl BudgetCharge<true> {
-    /// For packets of one source at one service.
+    /// A charge of the account's source at its service.
     #[inline(always)]
     pub fn of_account(account: &Account, now: u64) -> Self {
         let terms = Terms {
@@ -417,7 +417,7 @@ impl BudgetCharge<true> {
         }
     }
 
-    /// Charges the source's buckets for so much, if each of them has plenty of room.
+    /// Charges so many packets and bytes to the source's buckets in advance, if each bucket has plenty of room.
     #[inline(always)]
     pub fn prepay(&self, settings: &ServiceSlot, packets: u64, bytes: u64) -> bool {
         let amounts = [(BudgetKind::Packets, packets), (BudgetKind::Bytes, bytes)];
@@ -433,7 +433,7 @@ impl BudgetCharge<true> {
         has_plenty_of_room
     }
 
-    /// Gives so much back to the source's buckets.
+    /// Gives so many packets and bytes back to the source's buckets.
     #[inline(always)]
     pub fn give_back(&self, settings: &ServiceSlot, packets: u64, bytes: u64) {
         let amounts = [(BudgetKind::Packets, packets), (BudgetKind::Bytes, bytes)];
@@ -442,7 +442,7 @@ impl BudgetCharge<true> {
         });
     }
 
-    /// Every bucket of the source that is limited, with the price of so much there.
+    /// Calls `take` with each limited bucket of the source, and the price of the amount there.
     #[inline(always)]
     fn for_each_bucket(
         &self,
@@ -505,8 +505,7 @@ pub struct MapBucket<const CROWD: bool>(pub *mut u64);
 impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
     #[inline(always)]
     fn read(self) -> u64 {
-        // SAFETY: see the type. An aligned 64-bit load is whole; `AtomicU64::load` does not link for
-        // this target.
+        // SAFETY: see the type. An aligned 64-bit load does not tear; `AtomicU64::load` does not link for this target.
         unsafe { read_volatile(self.0) }
     }
 
@@ -523,7 +522,7 @@ impl<const CROWD: bool> Bucket for MapBucket<CROWD> {
 
     #[inline(always)]
     fn write(self, new: u64) {
-        // SAFETY: see the type. An aligned 64-bit store is whole.
+        // SAFETY: see the type. An aligned 64-bit store does not tear.
         unsafe { write_volatile(self.0, new) };
     }
 

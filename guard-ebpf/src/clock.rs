@@ -6,10 +6,11 @@ use guard_common::layout;
 use crate::{config, maps::CLOCK};
 
 pub trait Clock {
-    /// Many packets have the same time, so that accounts are worth their keeping.
+    /// Whether many packets have the same time. Only then is it worth keeping accounts.
     const IN_TICKS: bool;
 
-    /// The number of the tick, or whatever else [`Self::time_of`] knows the time of.
+    /// The number of the current tick, from which [`Self::time_of`] computes the time. Clocks without ticks return the
+    /// time.
     fn tick() -> u64;
 
     /// The time of a tick in the units of [`guard_common::gcra`].

@@ -1,11 +1,12 @@
 //! The policy's switches. The loader writes them into the program's instructions, so the verifier knows their values
-//! and removes the code that they switch off. Only what operators change while the program runs is a variable.
+//! and removes the code that they switch off. Only the flags that operators change while the program runs are in a
+//! variable.
 
 use core::{cell::UnsafeCell, hint::assert_unchecked, ptr::read_volatile};
 
 use guard_common::{cell::HashKey, exposure::Scope, literal::Literal, reason::Mode};
 
-/// Flags of [`guard_common::layout::live`]. It is the only variable, and therefore its whole section.
+/// Flags of [`guard_common::layout::live`]. It is the only variable of its section, and so fills it.
 #[unsafe(no_mangle)]
 static LIVE: LiveVariable = LiveVariable(UnsafeCell::new(0));
 
@@ -21,10 +22,10 @@ pub fn live() -> u32 {
     unsafe { read_volatile(LIVE.0.get()) }
 }
 
-/// Those flags that concern denied sources.
+/// The flags of denied sources.
 #[inline(always)]
 pub fn denied() -> u32 {
-    // SAFETY: as above. The first byte is the lowest: this machine has no other order.
+    // SAFETY: as above. The first byte is the lowest, because the machine is little-endian.
     let denied = unsafe { read_volatile(LIVE.0.get().cast::<u8>()) };
     denied.into()
 }
@@ -39,8 +40,7 @@ pub fn has(any: u32) -> bool {
 macro_rules! number {
     ($placeholder:expr) => {{
         let number: u64;
-        // SAFETY: it is the one instruction that it says. Not `pure`: to load a number again costs less than to
-        // keep it.
+        // SAFETY: the assembly is this one instruction. Not `pure`: loading a number again costs less than keeping it.
         unsafe {
             core::arch::asm!(
                 "{0} = {1} ll",
@@ -77,7 +77,7 @@ pub fn mode() -> Mode {
     Mode::from_raw(byte!(Literal::Mode))
 }
 
-/// The host's mode is [`Mode::Off`].
+/// Whether the host's mode is [`Mode::Off`].
 #[inline(always)]
 pub fn is_off() -> bool {
     number!(Literal::Mode.placeholder()) == Mode::Off as u64
@@ -96,13 +96,13 @@ pub fn hash_key() -> HashKey {
     ])
 }
 
-/// The first word of the hash key, where one is enough.
+/// The first word of the hash key, for uses that need only one.
 #[inline(always)]
 pub fn first_hash_key() -> u64 {
     number!(Literal::FirstHashKey.placeholder())
 }
 
-/// When this policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: it is no trial.
+/// When this policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: the policy is not on trial.
 #[inline(always)]
 pub fn trial_until() -> u64 {
     number!(Literal::TrialUntil.placeholder())

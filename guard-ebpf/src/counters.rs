@@ -18,19 +18,19 @@ const _: () = assert!(Outcome::SLOTS.is_power_of_two());
 /// A packet that has been judged and counted.
 pub struct Counted<'a, E> {
     pub conclusion: Conclusion,
-    /// `None` if none could be read.
+    /// The IP header. `None`: the packet was not parsed.
     pub ip: Option<&'a E>,
-    /// Of the frame, in bytes.
+    /// The frame's length, in bytes.
     pub length: u64,
-    /// How many with this conclusion there were on this CPU.
+    /// How many packets with this conclusion this CPU has counted, this packet included.
     pub number: u64,
 }
 
-/// Counts a packet of `length` bytes, and says how many this CPU has counted there. XDP runs to its
-/// end on one CPU, so its own counter needs no atomics.
+/// Counts a packet of `length` bytes, and returns how many packets this CPU has counted with this conclusion. XDP runs
+/// to its end on one CPU, so its own counter needs no atomics.
 #[inline(always)]
 pub fn count(ctx: &XdpContext, conclusion: Conclusion, length: u64) -> u64 {
-    // There are counters for every service that the tables can name.
+    // Unreachable: there are counters for every service id in the tables.
     let Some(counters) = find(ctx, conclusion.service) else {
         return 0;
     };

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     address::Address,
-    layout::{CaptureFilter, Event, SERVICE_ID_WORDS, SNAP_LENGTH, feature},
+    layout::{CaptureFilter, Event, SERVICE_ID_WORDS, SNAP_LENGTH, feature, grant},
     packet::IpHeader,
     reason::Outcome,
 };
@@ -66,7 +66,7 @@ impl EventFacts {
         Self(family << 32 | u64::from(counted.conclusion.pack()))
     }
 
-    /// Also where the compiler knows that it is in range: the verifier does not.
+    /// The slot, masked even where the compiler knows its bounds: the verifier does not know them.
     #[inline(always)]
     fn slot(self) -> usize {
         // SAFETY: the pointer comes from a reference.
@@ -125,7 +125,8 @@ extern "C" fn guard_hand_over(
 
 #[inline(always)]
 fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
-    let event = if is_granted() {
+    let one_of = wanted!(one_of[facts.slot()]);
+    let event = if is_granted(one_of) {
         EVENTS.reserve::<Event>(0)
     } else {
         None
@@ -143,10 +144,9 @@ fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
     } else {
         SNAP_LENGTH
     };
-    let one_of = wanted!(one_of[facts.slot()]);
     let to = event.as_mut_ptr();
-    // SAFETY: the entry has room for all of an `Event`, and nobody else sees it before it is submitted.
-    // The helper reads through all fragments of the frame (Linux 5.18 and later).
+    // SAFETY: the entry has room for all of an `Event`, and no reader sees it before it is submitted. The helper reads
+    // through all fragments of the frame (Linux 5.18 and later).
     let result = unsafe {
         (&raw mut (*to).boot_ns).write(bpf_ktime_get_boot_ns());
         (&raw mut (*to).length).write(length);
@@ -159,7 +159,7 @@ fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
         let to = (&raw mut (*to).frame).cast();
         load(ctx, to, captured)
     };
-    // The reader looks by the clock: nobody is woken for a packet.
+    // The reader polls the buffer at intervals, so no packet wakes it.
     if result == 0 {
         event.submit(BPF_RB_NO_WAKEUP.into());
     } else {
@@ -182,8 +182,8 @@ fn find_losses(row: u32, slot: u32) -> Option<*mut u64> {
 #[inline(always)]
 unsafe fn load(ctx: *mut xdp_md, to: *mut c_void, length: u32) -> i64 {
     const UNREADABLE: i64 = -1;
-    // The verifier must see both bounds of the very register that the helper gets: asked at once, they would become
-    // one question to another.
+    // The verifier must see both bounds of the register that the helper gets. Tested together, the compiler would merge
+    // them into one comparison of another register.
     let length = opaque(length.into());
     if length < SHORTEST_FRAME.into() {
         return UNREADABLE;
@@ -192,7 +192,7 @@ unsafe fn load(ctx: *mut xdp_md, to: *mut c_void, length: u32) -> i64 {
     if length > SNAP_LENGTH.into() {
         return UNREADABLE;
     }
-    // SAFETY: the caller's, and the context is the one that this program was called with.
+    // SAFETY: the caller guarantees the room, and the context is the one that this program was called with.
     unsafe { bpf_xdp_load_bytes(ctx, 0, to, length as u32) }
 }
 
@@ -205,20 +205,27 @@ fn has_service(service: u16) -> bool {
 #[inline(always)]
 fn has_source(family: u32, source: Address) -> bool {
     let wanted = wanted!(family);
-    // Of a packet that could not be read, the reader of the event looks for the source itself.
-    let is_unread = family == 0;
-    wanted == 0 || is_unread || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
+    // If the packet was not parsed, the reader of the event finds the source itself.
+    let unparsed = family == 0;
+    wanted == 0 || unparsed || wanted == family && source.masked(wanted!(mask)) == wanted!(prefix)
 }
 
-/// Takes one copy off the grant; `false`: none is left.
+/// Takes one copy off the grant; `false`: none is left. An outcome of which every packet is copied (`one_of` is 1) takes
+/// from the reserve as well: a flood that the other outcomes are part of cannot use it up, however late the next grant
+/// comes.
 #[inline(always)]
-fn is_granted() -> bool {
-    let Some(grant) = GRANT.get_ptr_mut(0) else {
+fn is_granted(one_of: u32) -> bool {
+    take(grant::SHARED) || one_of == 1 && take(grant::RESERVE)
+}
+
+#[inline(always)]
+fn take(index: u32) -> bool {
+    let Some(grant) = GRANT.get_ptr_mut(index) else {
         return false;
     };
     let is_left = |left: u64| left as i64 > 0;
-    // SAFETY: a value of an array map lives as long as the program, and an aligned 64-bit load is whole.
-    // In a flood most find nothing left, and need not write.
+    // SAFETY: a value of an array map lives as long as the program, and an aligned 64-bit load does not tear. In a
+    // flood most packets find no copy left, and skip the atomic write.
     if !is_left(unsafe { read_volatile(grant) }) {
         return false;
     }

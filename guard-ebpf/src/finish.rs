@@ -12,7 +12,7 @@ use crate::{
     events, talkers,
 };
 
-/// Counts a packet once, under its one conclusion.
+/// Counts a packet once, under its conclusion.
 #[inline(always)]
 pub fn finish<C: ReturnCode>(
     ctx: &XdpContext,
@@ -30,8 +30,8 @@ pub fn finish<C: ReturnCode>(
     C::return_code(ctx, &counted)
 }
 
-/// Makes the program's return value of a counted packet. The type of the clock also tells live packets from replayed
-/// ones: live ones return an XDP action, replayed ones the packed conclusion.
+/// Converts a counted packet to the program's return value. The type of the clock decides: live packets return an XDP
+/// action, replayed packets the packed conclusion.
 pub trait ReturnCode: Clock {
     fn return_code(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32;
 }
@@ -40,7 +40,7 @@ pub trait ReturnCode: Clock {
 impl ReturnCode for KernelClock {
     #[inline(always)]
     fn return_code(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
-        // For developers. Where it is off, the verifier removes this branch as dead code.
+        // For developers. If debugging is off, the verifier removes this branch as dead code.
         if config::is_debugged() && opaque(counted.number) == 1 {
             debug!(
                 ctx,

@@ -81,7 +81,8 @@ impl<C: Clock> Reader for Recorder<C> {
 }
 
 /// Whether the packet answers a flow that this host opened. An answer refreshes its flow, except at a port that a
-/// service lists: there only egress does, so that a source that the service does not admit cannot keep a flow open.
+/// service lists. There only egress packets refresh it, so a source that the service does not admit cannot keep a flow
+/// open.
 #[inline(always)]
 pub fn is_reply<C: Clock, P: PathKind>(
     packet: &Packet<impl IpHeader>,
@@ -121,8 +122,8 @@ fn touch<C: Clock>(key: &FlowKey) {
 #[inline(always)]
 fn count_opened() {
     if let Some(opened) = OPENED_FLOWS.get_ptr_mut(0) {
-        // SAFETY: the pointer is to this CPU's own value. A packet that interrupts this one may take its count away:
-        // it is of use where thousands are opened.
+        // SAFETY: the pointer is to this CPU's own value. A packet that interrupts this one may overwrite its count:
+        // the number matters only where thousands of flows are opened.
         unsafe { *opened += 1 };
     }
 }
@@ -137,8 +138,8 @@ fn age(key: &FlowKey, now: u64) -> Option<u64> {
 
 #[inline(always)]
 fn refresh(key: &FlowKey, now: u64) {
-    // The map evicts its oldest entry rather than refuse one. If it fails all the same, the answer
-    // is judged as any other packet.
+    // A full map evicts its oldest entry, so inserting rarely fails. If it fails, the answer is judged like any other
+    // packet.
     let _result = FLOWS.insert(key, now, 0);
 }
 
@@ -167,8 +168,8 @@ fn flow(family: Family, local: (Address, u16), peer: (Address, u16)) -> FlowKey 
 /// The mode that applies to an answer to this egress packet; `None`: the packet needs no flow.
 ///
 /// - A service that is open to all needs none, so that spoofed queries to it cannot fill the table.
-/// - Nor does a packet to a source that the service admits, or admitted until its time was over: access ends with the
-///   admission.
+/// - Nor does a packet to a source that the service admits, or admitted until its entry ended: access ends with the
+///   entry.
 /// - Answers to an address in a masqueraded network are dropped, and in mode `off` every packet passes.
 /// - At a published port answers pass in every scope: masquerading may choose a source port that lies in a published
 ///   range.
@@ -179,7 +180,7 @@ fn mode_of_answers(packet: &Packet<impl IpHeader>) -> Option<Mode> {
     let entry = *PORTS.get_behind_swap(index as usize);
     let here = find_addressed(family, local, index, entry);
     let entry = entry.on_address(here);
-    // As on the way in, a service that names this very address comes before the container networks.
+    // As on ingress, a service that names this address comes before the container networks.
     if here.service() == NO_SERVICE
         && let Some(network) = find_network(family, local)
     {
@@ -187,7 +188,8 @@ fn mode_of_answers(packet: &Packet<impl IpHeader>) -> Option<Mode> {
     }
     let service = entry.service();
     if service == NO_SERVICE {
-        // On trial, a policy of scope `host` may come back, which will need what it would have recorded.
+        // After a trial, a policy of scope `host` may come back. It needs the flows that it would have recorded
+        // meanwhile.
         let is_needed = config::scope() == Scope::Host
             || config::trial_until() != 0
             || is_published(family, entry);
@@ -200,11 +202,11 @@ fn mode_of_answers(packet: &Packet<impl IpHeader>) -> Option<Mode> {
     needs.then_some(mode)
 }
 
-/// Whether the service admits the destination of an egress packet, or admitted it until its time was over.
+/// Whether the service admits the destination of an egress packet, or admitted it until its entry ended.
 #[inline(always)]
 fn has_admitted(packet: &Packet<impl IpHeader>, service: u16) -> bool {
     let answer = packet.ip.reversed();
-    // At the beginning nothing has ended.
+    // At the host's boot no entry has ended, so with that time an ended entry matches as well.
     let Ok(is_admitted) = is_admitted::<BootClock, SlowPath>(&answer, service);
     let Ok(is_allowed) = is_allowed::<BootClock, SlowPath>(&answer, service);
     is_admitted || is_allowed
@@ -215,7 +217,7 @@ fn has_admitted(packet: &Packet<impl IpHeader>, service: u16) -> bool {
 #[inline(always)]
 pub fn note_unsolicited<C: Clock>(packet: &Packet<impl IpHeader>) {
     if packet.transport.has(PacketClass::DATAGRAM) && uses!(feature::FLOWS) {
-        // The map evicts its oldest entry rather than refuse one.
+        // A full map evicts its oldest entry, so inserting rarely fails.
         let _result = UNSOLICITED.insert(incoming(packet), C::now(), 0);
     }
 }

@@ -1,4 +1,5 @@
-//! Later fragments pass if their first fragment passed. A small budget lets those pass that overtake it.
+//! Later fragments pass if their first fragment passed. Fragments that arrive before their first fragment pass within a
+//! small budget.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -26,8 +27,8 @@ pub fn note_first<C: Clock>(packet: &Packet<impl IpHeader>, is_stopped: bool) {
     guard_note_first_fragment(source, destination, fragment, C::now(), is_other.into());
 }
 
-/// If two CPUs write the same way of a set at once, one of both datagrams is lost: its later fragments pass within the
-/// budget of those that overtake.
+/// If two CPUs write the same way of a set at once, one of the two datagrams is lost: its later fragments pass only
+/// within the budget of fragments that overtake their first fragment.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_note_first_fragment(
@@ -45,14 +46,15 @@ extern "C" fn guard_note_first_fragment(
     if let Some(set) = FRAGMENTS.get_ptr_mut(set_of(hash)) {
         let set = set.cast::<u64>();
         let (way, entry) = fragment::place(read(set), hash, Moment::of(now));
-        // SAFETY: the way lies within the value. An aligned 64-bit store is whole.
+        // SAFETY: the way lies within the value. An aligned 64-bit store does not tear.
         unsafe { write_volatile(set.add(way & (fragment::WAYS - 1)), entry) };
     }
     0
 }
 
-/// Judges a later fragment: it passes if its first passed, or within the budget of those that overtake it. No source is
-/// exempt from that budget, because it protects the memory that the kernel has for all reassembly.
+/// Judges a later fragment: it passes if its first fragment passed, or within the budget of fragments that overtake
+/// their first fragment. No source is exempt from that budget, because it protects the memory that the kernel has for
+/// all reassembly.
 #[inline(always)]
 pub fn judge_later<C: Clock>(ip: &impl IpHeader, length: u64) -> Reason {
     let now = C::now();
@@ -94,7 +96,7 @@ fn set_of(hash: u64) -> u32 {
 /// `set`: points to a value of the map.
 #[inline(always)]
 fn read(set: *mut u64) -> FragmentSet {
-    // SAFETY: the pointer is to a value of an array map, which lives as long as the program. An aligned 64-bit load is
-    // whole.
+    // SAFETY: the pointer is to a value of an array map, which lives as long as the program. An aligned 64-bit load
+    // does not tear.
     [0, 1, 2, 3].map(|way| unsafe { read_volatile(set.add(way)) })
 }

@@ -21,7 +21,7 @@ impl<T, const N: usize> Global<T, N> {
     /// # Safety
     /// A `T` of zeros must be a value.
     pub const unsafe fn zeroed() -> Self {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees it.
         Self(UnsafeCell::new(unsafe { mem::zeroed() }))
     }
 
@@ -31,11 +31,11 @@ impl<T, const N: usize> Global<T, N> {
         self.at(index & Self::MASK)
     }
 
-    /// The same for an index with a number in it whose bytes were swapped: the compiler knows what bits such a
-    /// number has, and the verifier does not.
+    /// [`Self::get`] for an index that contains a byte-swapped number. The compiler knows the bounds of such a number
+    /// and would omit the mask, but the verifier does not know them.
     #[inline(always)]
     pub fn get_behind_swap(&'static self, mut index: usize) -> &'static T {
-        // SAFETY: it is the one instruction that it says.
+        // SAFETY: the assembly is this one instruction.
         unsafe {
             asm!("{0} &= {1}", inout(reg) index, const Self::MASK, options(pure, nomem, nostack));
         }
@@ -46,12 +46,13 @@ impl<T, const N: usize> Global<T, N> {
     #[inline(always)]
     #[expect(
         clippy::pointers_in_nomem_asm_block,
-        reason = "the instruction makes a pointer of another and follows neither"
+        reason = "the instruction computes a pointer from another and dereferences neither"
     )]
     fn at(&'static self, index: usize) -> &'static T {
         let mut value = self.0.get().cast::<T>().cast_const();
-        // A variable that the program never writes, the compiler takes for what it is compiled with.
-        // SAFETY: it is the one instruction that it says.
+        // The compiler would assume that a variable that the program never writes keeps its initial value: the
+        // assembly hides the address.
+        // SAFETY: the assembly is this one instruction.
         unsafe {
             let offset = index * size_of::<T>();
             asm!("{0} += {1}", inout(reg) value, in(reg) offset, options(pure, nomem, nostack));

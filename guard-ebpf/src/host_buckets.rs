@@ -1,4 +1,4 @@
-//! Budgets that apply under every policy: for control packets, and for fragments that overtake their first.
+//! Budgets that apply under every policy: for control packets, and for fragments that overtake their first fragment.
 
 use guard_common::{
     address::{Address, Family},
@@ -46,13 +46,13 @@ extern "C" fn guard_has_room_for_control(now: u64, is_dhcp: u32) -> u32 {
     };
     match bucket(index) {
         Some(bucket) => u32::from(charge_one(bucket, now, price)),
-        // Unreachable; a guard that is unsure lets through.
+        // Unreachable. If it happens, the packet passes.
         None => 1,
     }
 }
 
-/// Charges a fragment that came before its first to its source and to all sources; `false`: it is over one of both
-/// budgets, and is charged to neither.
+/// Charges a fragment that arrived before its first fragment to its source and to all sources. `false`: it is over one
+/// of the two budgets, and is charged to neither, unless another CPU took the room of the second meanwhile.
 #[inline(always)]
 pub fn has_room_to_overtake(ip: &impl IpHeader, now: u64, length: u64) -> bool {
     let source = match ip.family() {
@@ -76,7 +76,7 @@ extern "C" fn guard_has_room_to_overtake(hash: u64, now: u64, length: u64) -> u3
         bucket(first),
         bucket(second),
     ) else {
-        // Unreachable; a guard that is unsure lets through.
+        // Unreachable. If it happens, the packet passes.
         return 1;
     };
     let memory = memory(length);
@@ -87,8 +87,8 @@ extern "C" fn guard_has_room_to_overtake(hash: u64, now: u64, length: u64) -> u3
     u32::from(has_room)
 }
 
-/// The retry loop, for the case that another CPU has changed the bucket meanwhile. It is inlined into the functions
-/// above.
+/// A bucket of the map. Its retry loops, for a bucket that another CPU changed meanwhile, are inlined into the
+/// functions above.
 #[inline(always)]
 fn bucket(index: u32) -> Option<MapBucket<true>> {
     HOST_BUCKETS.get_ptr_mut(index).map(MapBucket)

@@ -1,4 +1,4 @@
-//! Looks up the row of the ingress interface in the tables that have one per interface.
+//! Looks up the row of the ingress interface in the tables that have a row per interface.
 
 use aya_ebpf::programs::XdpContext;
 use guard_common::interfaces::{InterfacePlace, LOOKS, PLACES, UNKNOWN_ROW, first_place};

@@ -88,8 +88,8 @@ impl<C: ReturnCode> Reader for Judge<'_, C, SlowPath> {
     }
 }
 
-/// Whether the later fragments of a first fragment do not pass with it. In mode `observe` this is so for one that
-/// `enforce` would drop, so that both modes count the same.
+/// Whether a first fragment is stopped, so that its later fragments do not pass with it. In mode `observe` a fragment
+/// that `enforce` would drop counts as stopped, so that both modes count the same.
 #[inline(always)]
 fn is_stopped(Conclusion { slot, .. }: Conclusion) -> bool {
     match config::mode() {
@@ -106,7 +106,7 @@ pub fn of_host(reason: Reason) -> Conclusion {
 
 /// The policy's decision on a packet.
 enum PolicyDecision {
-    /// Dropped before any service is looked up: the host's mode applies.
+    /// To drop, and belongs to no service: the host's mode applies.
     Closed(Reason),
     /// Anything else, with the mode applied.
     Conclusion(Conclusion),
@@ -150,7 +150,8 @@ fn judge<C: Clock, P: PathKind>(
         };
         return Ok(PolicyDecision::Conclusion(of_host(reason)));
     }
-    // An open or closed port decides at once. What may be an answer, or is subject to `limits`, continues below.
+    // An open or closed port decides at once. Packets that may be answers, or that are subject to `limits`, continue
+    // below.
     let (service, mode, exposure) = match find_destination::<P>(packet)? {
         PortLookup::Unlisted(Exposure::Closed(reason)) => {
             return Ok(PolicyDecision::Closed(reason));

@@ -5,10 +5,10 @@
 //!       -> an answer? -> within its budgets? -> count
 //! ```
 //!
-//! The steps work on plain values and the rules are pure functions of `guard-common`; only the
-//! modules beside this one touch the packet and the maps. A tc program on the way out records the
-//! UDP flows that this host opens. Each has a copy that takes its time from a map, for replay; and the first
-//! has one for a policy on trial, because a program that may call another costs more for every packet.
+//! The steps work on plain values and the rules are pure functions of `guard-common`; only the modules beside this one
+//! touch the packet and the maps. A tc program on the way out records the UDP flows that this host opens. Each program
+//! has a copy for replay, which reads its time from a map. The XDP program also has a copy for a policy on trial,
+//! because a program that may tail-call another costs more for every packet.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
@@ -62,12 +62,12 @@ pub fn guard(ctx: XdpContext) -> u32 {
     judge_frame::<KernelClock>(&ctx)
 }
 
-/// The same until the trial is over; from then on it tail-calls the program before it.
+/// The copy for a policy on trial. Once the trial is over, it tail-calls the program before it.
 #[xdp(frags)]
 #[inline(always)]
 pub fn guard_on_trial(ctx: XdpContext) -> u32 {
     if is_trial_over() {
-        // SAFETY: nothing has been taken from this context.
+        // SAFETY: a tail call drops no values, and this function has none to drop.
         unsafe { maps::PREVIOUS.tail_call(&ctx, interfaces::row(&ctx)) };
         // This interface had no program before this one, so the packet passes.
         return xdp_action::XDP_PASS;
@@ -75,14 +75,14 @@ pub fn guard_on_trial(ctx: XdpContext) -> u32 {
     judge_frame::<KernelClock>(&ctx)
 }
 
-/// Whether the trial's time is over without a confirmation. The program itself tests it, so that it goes back without
-/// an agent.
+/// Whether the trial has ended without a confirmation. The kernel program tests it, so that the previous policy comes
+/// back without an agent.
 #[inline(always)]
 fn is_trial_over() -> bool {
     KernelClock::boot_ns() >= config::trial_until()
 }
 
-/// The same with the clock of a replay. It returns the conclusion, and is never attached.
+/// The copy for replay, with the clock of a replay. It returns the conclusion, and is never attached.
 #[xdp(frags)]
 pub fn guard_replay(ctx: XdpContext) -> u32 {
     judge_frame::<ReplayClock>(&ctx)
@@ -101,8 +101,8 @@ pub fn guard_egress_replay(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// A packet's way: the parser passes it to [`judge`], which passes its conclusion to [`finish::finish`]. The conclusion
-/// already includes the mode: only `enforce` makes it a drop. `finish` counts it once.
+/// The parser passes the packet to [`judge`], which passes its conclusion to [`finish::finish`]. The conclusion already
+/// includes the mode: only `enforce` makes it a drop. `finish` counts it once.
 #[inline(always)]
 fn judge_frame<C: ReturnCode>(ctx: &XdpContext) -> u32 {
     if config::is_off() {

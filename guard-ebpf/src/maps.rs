@@ -17,7 +17,7 @@ use guard_common::{
         Expiry, FRAGMENT_SETS, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED,
         MAX_EXEMPTIONS, MAX_FLOWS, MAX_NETWORKS, MAX_OWN, MAX_SERVICE_IDS, NETWORK_WORDS_V4,
         NETWORK_WORDS_V6, OwnSource, PORT_ENTRIES, PortEntry, ReplayTime, SERVICES_PER_PAGE,
-        ServiceSlot, TALKER_ENTRIES, TalkerSlot, host_bucket,
+        ServiceSlot, TALKER_ENTRIES, TalkerSlot, grant, host_bucket,
     },
     martian::OWN_WORDS,
     reason::Outcome,
@@ -53,7 +53,7 @@ pub static ADMITTED_V4: LpmTrie<AdmittedKey<4>, Expiry> =
 pub static ADMITTED_V6: LpmTrie<AdmittedKey<16>, Expiry> =
     LpmTrie::with_max_entries(MAX_ADMITTED, 0);
 
-/// `BPF_F_MMAPABLE`, though nothing maps it into memory: such a map begins at a page boundary, so that each line of the
+/// `BPF_F_MMAPABLE`, although no process maps it into memory: such a map begins at a page boundary, so each line of the
 /// list lies in one cache line.
 #[map]
 pub static DENIED_LINES: Array<DenyLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -150,7 +150,8 @@ pub static OPENED_FLOWS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static UNSOLICITED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 
-/// One value. A map and no variable: all generations share it, and loading a program writes zeros into its variables.
+/// One value. It is a map, not a variable: all generations share it, and loading a program writes zeros into its
+/// variables.
 #[map]
 pub static INTERFACES: Array<[InterfacePlace; PLACES]> = Array::with_max_entries(1, 0);
 
@@ -179,7 +180,7 @@ pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_S
 pub static TALKERS: PerCpuArray<TalkerSlot> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
 
 #[map]
-pub static GRANT: Array<u64> = Array::with_max_entries(1, 0);
+pub static GRANT: Array<u64> = Array::with_max_entries(grant::COUNT, 0);
 
 #[map]
 pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::SLOTS, 0);

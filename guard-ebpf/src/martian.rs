@@ -1,5 +1,5 @@
-//! Finds packets whose addresses no wire carries ([`guard_common::martian`]), and those whose source is an address of
-//! this host.
+//! Finds packets with martian addresses ([`guard_common::martian`]), and packets whose source is an address of this
+//! host.
 
 use guard_common::{
     address::{Address, Family},
@@ -22,13 +22,13 @@ impl AddressVerdict {
     const MARTIAN: u32 = 1 << 0;
     const OWN_SOURCE: u32 = 1 << 1;
 
-    /// They are on no wire.
+    /// Whether one of the addresses is martian.
     #[inline(always)]
     pub const fn is_martian(self) -> bool {
         self.0 & Self::MARTIAN != 0
     }
 
-    /// This host has the source ("LAND").
+    /// Whether the source is an address of this host (a "LAND" packet).
     #[inline(always)]
     pub const fn is_own_source(self) -> bool {
         self.0 & Self::OWN_SOURCE != 0
@@ -58,7 +58,7 @@ pub fn judge_addresses<P: PathKind>(
     )))
 }
 
-/// The bit above the family that says that a packet may have no source.
+/// The bit above the family that is set if the packet may have the source 0.0.0.0.
 const NO_SOURCE: u32 = 32;
 
 /// A global function: the verifier checks it once (Linux 5.6). It is called for every packet, because a call behind a

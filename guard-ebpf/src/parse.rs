@@ -1,5 +1,5 @@
-//! Parses a frame into a [`Packet`]. Whatever the kernel would accept is parsed here or counted as malformed: a packet
-//! must not hide its port from guard and show it to the host.
+//! Parses a frame into a [`Packet`]. Every packet that the kernel would accept is parsed here or counted as malformed:
+//! no packet may hide its port from guard and show it to the host.
 
 use core::{mem::offset_of, ptr::read_volatile};
 
@@ -73,8 +73,8 @@ pub enum NotParsed {
 
 /// Consumes a parsed frame.
 ///
-/// The compiler inlines it once for each kind of packet. If the parser returned a value instead, the kinds would meet
-/// and would have to be told apart again: that costs 2 ns of 6 to 17 in every row with a bar (the table in `path.rs`).
+/// The compiler inlines it once for each kind of packet. If the parser returned a value instead, the code of all kinds
+/// would merge and test the kind again: that costs 2 ns of 6 to 17 in every row with a bar (the table in `path.rs`).
 pub trait Reader: Copy {
     type Output;
 
@@ -87,7 +87,7 @@ pub trait Reader: Copy {
 pub trait PlainReader: Copy {
     type Output;
 
-    /// `None`: [`parse`] shall read it too.
+    /// `None`: [`parse`] must parse the frame too.
     fn plain(self, packet: &Packet<impl IpHeader>, length: u64) -> Option<Self::Output>;
 }
 
@@ -108,8 +108,8 @@ impl Frame {
 
     #[inline(always)]
     pub fn of_xdp(ctx: &XdpContext) -> Self {
-        // SAFETY: the context is the one this program was called with. Volatile: who reads a frame again
-        // shall not have kept it meanwhile.
+        // SAFETY: the context is the one this program was called with. Volatile: the slow path loads both words again,
+        // so that the fast path need not keep them.
         unsafe {
             Self {
                 start: read_volatile(&raw const (*ctx.ctx).data) as usize,
@@ -118,9 +118,9 @@ impl Frame {
         }
     }
 
-    /// The frame's length if nothing is behind a packet of so many bytes: it ends with the linear part, or is
-    /// padded to Ethernet's shortest frame there. A jumbo frame may go on behind a linear part that is full,
-    /// whatever the packet says of its own length.
+    /// The frame's length, if no data follows a packet of `length` bytes: the packet ends with the linear part, or the
+    /// linear part pads it to Ethernet's shortest frame. A jumbo frame may continue behind a full linear part, whatever
+    /// length the IP header states.
     #[inline(always)]
     fn length_with(&self, packet: Header, length: usize) -> Option<u64> {
         let rest = self.end - packet.0;
@@ -129,7 +129,7 @@ impl Frame {
         (is_whole || is_padded).then_some((self.end - self.start) as u64)
     }
 
-    /// [`Self::length_with`] the packet that it carries.
+    /// [`Self::length_with`] for the IP packet that the frame carries.
     #[inline(always)]
     fn plain_length(&self) -> Option<u64> {
         let LinkHeader { ether_type, end } = read_link(self).ok()?;
@@ -169,8 +169,8 @@ impl Header {
     /// Reads a field. The offset must lie in the type that [`Frame::header`] checked.
     #[inline(always)]
     fn read<T>(self, offset: usize) -> T {
-        // SAFETY: the bounds were checked, and the verifier checks that they were. A load of this
-        // machine needs no alignment, and a volatile one is not split into bytes.
+        // SAFETY: the bounds were checked, and the verifier checks that they were. Loads need no alignment on this
+        // machine, and the compiler does not split a volatile load into bytes.
         unsafe { read_volatile((self.0 + offset) as *const T) }
     }
 
@@ -193,7 +193,7 @@ impl Header {
 /// The length of a frame in bytes, with all fragments of its buffer.
 ///
 /// The helper is called only where data may follow the packet: with return thunks (retpolines), that call costs more
-/// than everything else that most packets need.
+/// than all other steps of most packets.
 #[inline(always)]
 pub fn length_of(frame: &Frame, ctx: &XdpContext) -> u64 {
     match frame.plain_length() {
@@ -251,8 +251,8 @@ pub fn parse_plain<R: PlainReader>(frame: &Frame, reader: R) -> Option<R::Output
     }
 }
 
-/// `header`: of the transport protocol, as long as TCP's. `(before, length)`: how many bytes of the IP packet precede
-/// it, and the length that the IP header states.
+/// `header`: the transport header, with room for TCP's. `(before, payload)`: how many bytes precede it in the length
+/// that the IP header states, and that length.
 #[inline(always)]
 fn parse_plain_payload<R: PlainReader>(
     header: Header,
@@ -262,7 +262,7 @@ fn parse_plain_payload<R: PlainReader>(
     length: u64,
     reader: R,
 ) -> Option<R::Output> {
-    // Of what most packets are is asked first.
+    // TCP comes first: it is the common case.
     if protocol == protocol::TCP {
         let tcp = Tcp::read(header);
         if !tcp.fits(before, payload) {
@@ -323,12 +323,13 @@ fn read_link(frame: &Frame) -> Result<LinkHeader, NotParsed> {
     Ok(LinkHeader { ether_type, end })
 }
 
-/// The same for a frame that is long enough for headers of IPv4 and TCP behind it: one bounds check covers all three.
+/// [`read_link`] for a frame that is long enough for headers of IPv4 and TCP behind it: one bounds check covers all
+/// three.
 #[inline(always)]
 fn read_plain_link(frame: &Frame) -> Option<LinkHeader> {
     let ethernet = frame.header::<(EthHdr, Ipv4Hdr, TcpHdr)>(0)?;
-    // Each family has a question of its own, and the field is read again for the next, or the compiler would make one
-    // search of all.
+    // Each family has its own comparison, and the field is read again for the next. Otherwise the compiler would merge
+    // the comparisons into one binary search.
     for family in [ether_type::IPV4, ether_type::IPV6] {
         let ether_type: u16 = ethernet.read(offset_of!(EthHdr, ether_type));
         if ether_type == family {
@@ -444,7 +445,7 @@ fn parse_ipv6_payload(
         let length = match payload.protocol {
             protocol::FRAGMENT => {
                 let fragment = header.half(2);
-                // One that is whole all the same waits for no other (RFC 6946).
+                // Offset 0 without more fragments: the packet is whole and waits for no other fragment (RFC 6946).
                 if fragment & (IPV6_FRAGMENT_OFFSET | IPV6_MORE_FRAGMENTS) != 0 {
                     ip.fragment = FragmentId::ipv6(header.word(4));
                 }
@@ -487,9 +488,9 @@ struct Payload {
     protocol: u8,
     offset: usize,
     length: usize,
-    /// It is the first fragment of more.
+    /// The packet is the first of several fragments.
     is_fragment: bool,
-    /// How many routers may still pass it on: IPv4's TTL, IPv6's hop limit.
+    /// How many routers may still forward it: IPv4's TTL, IPv6's hop limit.
     hops: u8,
 }
 
@@ -521,8 +522,8 @@ impl Payload {
         frame.header::<T>(self.offset).ok_or(NotParsed::Malformed)
     }
 
-    /// How much a transport header may say that there is, in bytes. Of a first fragment the rest is in later
-    /// ones, TCP's options too; ports and flags never are.
+    /// The largest length that a transport header may state, in bytes. For a first fragment, the rest is in later
+    /// fragments: TCP's options may be there as well, its ports and flags never are.
     #[inline(always)]
     fn most(&self) -> usize {
         if self.is_fragment {
@@ -544,7 +545,7 @@ impl Payload {
     #[inline(always)]
     fn parse_udp(&self, frame: &Frame, ip: IpFields) -> Result<Any, NotParsed> {
         let udp = Udp::read(self.header::<UdpHdr>(frame)?);
-        // Over IPv6 the kernel takes 0 for "to the end of the packet".
+        // Over IPv6 the kernel reads a length of 0 as "to the end of the packet".
         let to_the_end = udp.length == 0 && ip.family == Family::Ipv6;
         if !to_the_end && !udp.fits(0, self.most()) {
             return Err(NotParsed::Malformed);
@@ -571,7 +572,8 @@ impl Tcp {
         }
     }
 
-    /// Whether the header with its options can be, and behind others lies in so many bytes.
+    /// Whether the header's length is valid, and the header with its options ends within `length` bytes if it begins at
+    /// `before`.
     #[inline(always)]
     fn fits(&self, before: usize, length: usize) -> bool {
         self.header_length >= TcpHdr::LEN && before + self.header_length <= length
@@ -587,7 +589,7 @@ impl Tcp {
 struct Udp {
     source_port: u16,
     destination_port: u16,
-    /// As it says itself, with the header.
+    /// The length that the header states, in bytes, with the header.
     length: usize,
 }
 
@@ -601,7 +603,7 @@ impl Udp {
         }
     }
 
-    /// Whether the length can be, and behind other headers is no more than so many bytes.
+    /// Whether the stated length is valid, and the datagram ends within `length` bytes if it begins at `before`.
     #[inline(always)]
     fn fits(&self, before: usize, length: usize) -> bool {
         self.length >= UdpHdr::LEN && before + self.length <= length

@@ -1,11 +1,11 @@
 //! The fast path and the slow path: two ways through the same rules.
 //!
-//! Most packets need a look at a few arrays and nothing else. The fast path judges them in code that keeps no values
-//! for later steps: what a list, the flow table or a crowd's budget might need would have to be saved to the stack for
-//! every packet. A packet that needs such a step is deferred: the slow path begins again with it.
+//! Most packets need only lookups in a few arrays. The fast path judges them in code that keeps no values for later
+//! steps: values that a list, the flow table or a crowd's budget might need would have to be saved to the stack for
+//! every packet. A packet that needs such a step is deferred: the slow path judges it from the beginning.
 //!
-//! It is worth its generics. Measured with `cargo xtask bench` on Linux 6.18 (x86-64, two CPUs of a virtual machine in
-//! use by others; runs of 21 rounds, 4 of them for the last column; the least median of each, in ns):
+//! The gain is worth the generics. Measured with `cargo xtask bench` on Linux 6.18 (x86-64, two CPUs of a virtual
+//! machine in use by others; runs of 21 rounds, 4 of them for the last column; the least median of each, in ns):
 //!
 //! | row | as it is | parser returns a value, two paths | parser returns a value, slow path alone |
 //! | --- | --- | --- | --- |
@@ -15,25 +15,25 @@
 //! | `budgets` (bar 30) | 17.0 | 19.1 | 21.7 |
 //! | `over` (bar 15) | 10.1 | 12.3 | 13.3 |
 //!
-//! The slow path inlined where each kind of packet is parsed does not link: the program's jumps have 16 bits ("Branch
-//! target out of insn range", LLVM 22).
+//! If the slow path is inlined where each kind of packet is parsed, the program does not link: its jumps have 16 bits
+//! ("Branch target out of insn range", LLVM 22).
 
 use core::convert::Infallible;
 
 /// The path that judges a packet.
 pub trait PathKind {
-    /// Why there is no verdict.
+    /// The error of a step that returns no verdict.
     type Deferred;
 
     const IS_FAST: bool;
 
-    /// What follows is for the slow path alone: the fast path returns here. Nothing has been counted for the packet
-    /// yet. Nothing has been charged either, unless the packet was within all of its budgets and another CPU took the
-    /// room of one meanwhile.
+    /// The steps after this call belong to the slow path: the fast path returns here. The packet has not been counted
+    /// yet. It has not been charged either, unless it was within all of its budgets and another CPU took the room of
+    /// one of them meanwhile.
     fn defer() -> Result<(), Self::Deferred>;
 }
 
-/// Returns a verdict where a few arrays are enough for one.
+/// Returns a verdict if lookups in a few arrays are enough for it.
 pub struct FastPath;
 
 /// The packet needs the slow path.

@@ -55,8 +55,8 @@ fn is_in_force<C: Clock, P: PathKind>(entry: Option<&Expiry>) -> Result<bool, P:
 
 #[inline(always)]
 pub fn is_denied<C: Clock, P: PathKind>(ip: &impl IpHeader) -> Result<bool, P::Deferred> {
-    // The list before the flags, and these before the hashes: what leaves the list is in a hash by then, and user
-    // space has said so.
+    // The list is read first, then the flags, then the hashes. An address that leaves the list is in a hash by then,
+    // and user space has set its flag.
     let found = look_into_list(ip);
     let tables = match found {
         InList::Yes => return Ok(true),
@@ -92,7 +92,7 @@ pub fn is_denied<C: Clock, P: PathKind>(ip: &impl IpHeader) -> Result<bool, P::D
 enum InList {
     Yes,
     No,
-    /// Its line is full.
+    /// Its line is full, so the source may be in a hash.
     Elsewhere,
 }
 
@@ -104,12 +104,13 @@ fn look_into_list(ip: &impl IpHeader) -> InList {
         return InList::No;
     }
     let DenyPlace { line, tag } = DenyPlace::of(ip.source().low as u32, bits);
-    // `None` is unreachable: there are as many lines as the bits can name.
+    // `None` is unreachable: there are as many lines as the bits can index.
     let Some(line) = DENIED_LINES.get(line) else {
         return InList::No;
     };
     let [first, second, third, fourth] = &line.0;
-    // SAFETY: the pointers come from references, and user space writes meanwhile. Such reads stay in their order.
+    // SAFETY: the pointers come from references. User space may write at the same time: volatile reads keep their
+    // order.
     let line = DenyLine(unsafe {
         [
             read_volatile(first),
@@ -181,7 +182,7 @@ pub fn is_listed<C: Clock, P: PathKind>(
 }
 
 /// The exemption of a source that is over a budget; most sources have none. An entry that has ended does not hide a
-/// wider one that holds.
+/// wider entry that has not.
 #[inline(always)]
 pub fn find_exemption<C: Clock, P: PathKind>(
     ip: &impl IpHeader,
@@ -194,8 +195,8 @@ pub fn find_exemption<C: Clock, P: PathKind>(
         Family::Ipv6 => 128,
     };
     let mut ended = 0;
-    // Without a question at its head, so that the compiler closes the loop with a jump: the verifier of Linux
-    // 6.1 refuses one that falls through to its head.
+    // The loop has no condition at its head, so the compiler closes it with a jump: the verifier of Linux 6.1 refuses a
+    // loop that falls through to its head.
     loop {
         let exemption = match ip.family() {
             Family::Ipv4 => EXEMPTIONS_V4.get(Key::new(length, ipv4_key(ip.source()))),

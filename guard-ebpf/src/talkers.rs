@@ -1,8 +1,8 @@
 //! Samples the sources that send most (top talkers).
 //!
 //! Each CPU has a fixed number of places, and a source's hash selects one. A source that sends more than all others of
-//! its place together keeps it (majority vote, Boyer and Moore), so a flood of random sources displaces no heavy one,
-//! and costs no more than a single source.
+//! its place together keeps it (majority vote, Boyer and Moore), so a flood of random sources displaces no heavy
+//! source, and costs no more than a single source.
 
 use core::intrinsics::likely;
 

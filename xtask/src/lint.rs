@@ -66,6 +66,17 @@ pub fn run() -> Result<()> {
     for package in ALONE {
         require_alone(toolchain.cargo(), package)?;
     }
+    println!("lint: licences and sources of dependencies");
+    match setup::cargo_deny() {
+        // Advisories are left out: a new one must not break a commit that was sound.
+        Ok(deny) => cargo(
+            Command::new(deny)
+                .current_dir(workspace())
+                .args(["--log-level", "error", "check", "--hide-inclusion-graph"])
+                .args(["licenses", "bans", "sources"]),
+        )?,
+        Err(error) => println!("lint: licences and sources were NOT checked: {error:#}"),
+    }
     println!("lint: links and commands of the pages");
     cargo(toolchain.cargo().args([
         "build",

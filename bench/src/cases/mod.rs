@@ -106,8 +106,8 @@ impl Group {
         match self {
             Self::Bars => "The fast path",
             Self::Deny => "A deny list of a million addresses",
-            Self::Peers => "Beside others",
-            Self::Paths => "Every other way of a packet",
+            Self::Peers => "Compared with other programs",
+            Self::Paths => "Other paths of a packet",
             Self::Everything => "With a policy that uses everything",
             Self::Growth => "As it grows",
         }

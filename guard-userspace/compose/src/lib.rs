@@ -51,7 +51,7 @@ pub use self::{
     source::ComposeError,
 };
 
-/// More findings are refused: nobody reads so many.
+/// More findings are refused: no reader gets through so many.
 const MAX_FINDINGS: usize = 10_000;
 
 /// The input that Compose takes from its command line and environment.

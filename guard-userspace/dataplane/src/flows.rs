@@ -68,7 +68,7 @@ impl FlowCensus {
         let found = flows.len() as u64;
         flows.retain(|(_, seen)| now - seen > ENDED);
         if self.last.is_none() {
-            // Nobody removed flows that were over while no agent ran: those that are missing may be such.
+            // While no agent ran, ended flows were not removed: the missing ones may be such.
             about.ended_flows = opened.saturating_sub(found + about.evicted_flows);
         }
         let missing = opened.saturating_sub(about.ended_flows + found);

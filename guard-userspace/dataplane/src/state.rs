@@ -16,7 +16,7 @@ use guard_common::{
     interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
         self, About, COUNTER_PAGES, CaptureFilter, EVENTS_BYTES, FRAGMENT_SETS, FlowKey, MAX_FLOWS,
-        MAX_NAME, MAX_SERVICE_IDS, NO_SERVICE, ServiceIdSlot, feature, host_bucket,
+        MAX_NAME, MAX_SERVICE_IDS, NO_SERVICE, ServiceIdSlot, feature, grant, host_bucket,
     },
 };
 use guard_policy::{ServiceId, ServiceIds, Slice, Tables};
@@ -414,7 +414,12 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
             size_of::<CaptureFilter>(),
             1,
         ),
-        array(layout::GRANT, MapType::Array, size_of::<u64>(), 1),
+        array(
+            layout::GRANT,
+            MapType::Array,
+            size_of::<u64>(),
+            grant::COUNT,
+        ),
         SharedMap {
             name: layout::EVENTS,
             kind: MapType::RingBuf,

@@ -19,7 +19,7 @@ use etherparse::{LaxNetSlice, LaxSlicedPacket};
 use guard_common::{
     address::Address,
     interfaces::UNKNOWN_ROW,
-    layout::{self, CaptureFilter, Event},
+    layout::{self, CaptureFilter, Event, grant},
     reason::Outcome,
 };
 use guard_host::read;
@@ -126,7 +126,7 @@ impl Tap {
         for outcome in &tap.wanted.outcomes {
             filter.one_of[outcome.slot() as usize] = 1;
         }
-        tap.apply(filter)?;
+        tap.apply(filter, u64::MAX)?;
         Ok(tap)
     }
 
@@ -237,7 +237,7 @@ impl Tap {
             let slot = outcome.slot() as usize;
             filter.one_of[slot] = thinned(offered[slot], share);
         }
-        self.apply(filter)?;
+        self.apply(filter, share)?;
         Ok(round)
     }
 
@@ -245,10 +245,14 @@ impl Tap {
         self.wanted.per_second.div_ceil(ROUNDS)
     }
 
-    fn apply(&mut self, filter: CaptureFilter) -> Result<(), StateError> {
+    /// `share`: of the grant, for each outcome. One is reserved for outcomes of which every packet is copied.
+    fn apply(&mut self, filter: CaptureFilter, share: u64) -> Result<(), StateError> {
         self.filter.set(0, filter, 0)?;
         self.in_force = filter;
-        Ok(self.grant.set(0, u64::from(self.per_round()), 0)?)
+        let all = u64::from(self.per_round());
+        let reserve = share.min(all / 2);
+        self.grant.set(grant::RESERVE, reserve, 0)?;
+        Ok(self.grant.set(grant::SHARED, all - reserve, 0)?)
     }
 
     /// The filter of this capture, without sampling rates.
@@ -313,7 +317,9 @@ impl Drop for Tap {
     fn drop(&mut self) {
         // If this fails, the capture ends when the grant is used up.
         let _result = self.filter.set(0, CaptureFilter::NONE, 0);
-        let _result = self.grant.set(0, 0, 0);
+        for index in 0..grant::COUNT {
+            let _result = self.grant.set(index, 0, 0);
+        }
     }
 }
 

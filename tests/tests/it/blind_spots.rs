@@ -133,7 +133,7 @@ fn an_address_that_nobody_has_is_named() {
     let (_, report) = audit(&lab, &["--policy", &path]);
     let notes = notes(&report);
     assert!(
-        notes.contains("service old is for 203.0.113.99, which neither"),
+        notes.contains("service old has the address 203.0.113.99, which neither"),
         "{notes}"
     );
     let here = service.replace("203.0.113.99", "203.0.113.10");

@@ -81,7 +81,7 @@ fn a_pipe_in_the_policys_place_is_refused_and_keeps_nothing_waiting() {
         });
     }
     for other in ["/dev/zero", "/tmp"] {
-        let words = [other, "a policy is a regular file or a pipe"];
+        let words = [other, "a policy must be a regular file or a pipe"];
         fails(&run_limited(&["check", other]), 2, &words);
     }
     guard.kill().unwrap();

@@ -750,7 +750,7 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
     }
     let wrong = output(&lab, &["explain", "--from", "2001:db8::1", "--to", "icmp"]).unwrap();
     assert_eq!(wrong.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("ask for icmpv6"));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("write icmpv6"));
     for to in [
         "80",
         "80/http",

@@ -2,10 +2,13 @@
 
 mod apt;
 mod archive;
+mod deny;
 mod kernels;
 mod linker;
 mod rust;
 mod unpack;
+
+pub use self::deny::cargo_deny;
 
 use std::process::Command;
 

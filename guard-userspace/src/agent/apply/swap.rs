@@ -223,7 +223,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Records open flows at ports that containers publish since flows were last recorded: before, nobody needed them.
+    /// Records open flows at ports that containers publish since flows were last recorded: before, no rule needed them.
     pub(super) fn seed_published(&mut self, order: &Order<'_>) -> Result<(), AttachError> {
         let published = udp_ports(&order.plan.content.containers);
         match &self.recorded {
