@@ -32,9 +32,9 @@ pub const ACCOUNTS: usize = 1 << 8;
 pub const SHARE: u64 = 32;
 
 /// The most packets that are prepaid at once.
-pub const MOST_PACKETS: u64 = u8::MAX as u64;
+pub const MAX_PREPAID_PACKETS: u64 = u8::MAX as u64;
 
-/// The most bytes that are prepaid at once: more than [`MOST_PACKETS`] packets can have.
+/// The most bytes that are prepaid at once: more than [`MAX_PREPAID_PACKETS`] packets can have.
 const MOST_BYTES: u64 = 1 << 31;
 
 /// The account of a source at a service on one CPU.
@@ -119,7 +119,7 @@ pub const fn stamp(tick: u64, service: u16) -> u64 {
 impl Account {
     /// Whether it belongs to this source at this service, in this tick.
     #[inline(always)]
-    pub const fn is_of(&self, SourceKey(source): SourceKey, stamp: u64) -> bool {
+    pub const fn belongs_to(&self, SourceKey(source): SourceKey, stamp: u64) -> bool {
         self.source == source && self.stamp == stamp
     }
 
@@ -143,7 +143,7 @@ impl Account {
 
     /// Assigns it to a source for this tick. It must hold no prepaid packets or bytes.
     #[inline(always)]
-    pub const fn open(&mut self, SourceKey(source): SourceKey, stamp: u64) {
+    pub const fn assign(&mut self, SourceKey(source): SourceKey, stamp: u64) {
         self.source = source;
         self.stamp = stamp;
         self.packets = 0;
@@ -153,7 +153,7 @@ impl Account {
 
     /// Whether a packet of this length, in bytes, is prepaid.
     #[inline(always)]
-    pub const fn has(&self, length: u64, counts_bytes: bool) -> bool {
+    pub const fn has_prepaid(&self, length: u64, counts_bytes: bool) -> bool {
         self.packets != 0 && (!counts_bytes || self.bytes as u64 >= length)
     }
 
@@ -168,19 +168,19 @@ impl Account {
 
     /// Whether prepaid packets or bytes are left: packets may run out before bytes.
     #[inline(always)]
-    pub const fn is_held(&self) -> bool {
+    pub const fn has_any_prepaid(&self) -> bool {
         self.packets | self.bytes != 0
     }
 
     /// The prepaid packets and bytes that are left.
     #[inline(always)]
-    pub const fn left(&self) -> (u32, u32) {
+    pub const fn prepaid(&self) -> (u32, u32) {
         (self.packets, self.bytes)
     }
 
     /// Stores prepaid packets and bytes in an account that holds none.
     #[inline(always)]
-    pub const fn hold(&mut self, packets: u32, bytes: u32) {
+    pub const fn store_prepaid(&mut self, packets: u32, bytes: u32) {
         self.packets = packets;
         self.bytes = bytes;
     }
@@ -200,7 +200,7 @@ impl Account {
     /// Records that a packet of this length, in bytes, is over a budget. Later packets of this tick are over it as
     /// well: for bytes those that are no shorter, for connections those that open one.
     #[inline(always)]
-    pub const fn close(&mut self, over: Over, length: u64) {
+    pub const fn record_over(&mut self, over: Over, length: u64) {
         self.standing = match over {
             Over::Packets => OVER_PACKETS,
             Over::Bytes => OVER_BYTES,
@@ -238,7 +238,8 @@ impl Advance {
         let share = SHARE.saturating_mul(cpus.max(1));
         // How many times the cost fits into the part of the burst that one CPU may prepay; `None`: not limited.
         let fits = |budget: GcraBudget| (budget.burst / share).checked_div(budget.cost);
-        let packets = fits(source.packets).map_or(MOST_PACKETS, |fit| fit.min(MOST_PACKETS));
+        let packets =
+            fits(source.packets).map_or(MAX_PREPAID_PACKETS, |fit| fit.min(MAX_PREPAID_PACKETS));
         let bytes = fits(source.bytes).map_or(MOST_BYTES, |fit| {
             // The cost of a byte has fractional bits, and the cost of all bytes together must fit 64 bits.
             let fit = fit.saturating_mul(1 << BYTE_COST_SHIFT);
@@ -271,7 +272,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        bucket::{Bucket, charge_ahead, charge_one, has_plenty},
+        bucket::{Bucket, charge_ahead, charge_one, has_half_free},
         cell::indices,
         gcra::{Price, UNITS_PER_NANOSECOND},
     };
@@ -339,11 +340,11 @@ mod tests {
     #[test]
     fn an_account_belongs_to_one_source_at_one_service_in_one_tick() {
         let mut account = Account::default();
-        account.open(ipv4(7), stamp(1_000, 3));
-        assert!(account.is_of(ipv4(7), stamp(1_000, 3)));
-        assert!(!account.is_of(ipv4(8), stamp(1_000, 3)));
-        assert!(!account.is_of(ipv4(7), stamp(1_000, 4)));
-        assert!(!account.is_of(ipv4(7), stamp(1_001, 3)));
+        account.assign(ipv4(7), stamp(1_000, 3));
+        assert!(account.belongs_to(ipv4(7), stamp(1_000, 3)));
+        assert!(!account.belongs_to(ipv4(8), stamp(1_000, 3)));
+        assert!(!account.belongs_to(ipv4(7), stamp(1_000, 4)));
+        assert!(!account.belongs_to(ipv4(7), stamp(1_001, 3)));
         assert!(account.is_taken(stamp(1_000, 9)));
         assert!(!account.is_taken(stamp(1_001, 3)));
         assert_eq!((account.source(), account.service()), (ipv4(7), 3));
@@ -352,40 +353,40 @@ mod tests {
     #[test]
     fn prepaid_packets_and_bytes_are_spent_together() {
         let mut account = Account::default();
-        assert!(!account.has(60, false) && !account.is_held());
-        account.hold(2, 1_000);
-        assert!(!account.has(1_001, true));
-        assert!(account.has(600, true));
+        assert!(!account.has_prepaid(60, false) && !account.has_any_prepaid());
+        account.store_prepaid(2, 1_000);
+        assert!(!account.has_prepaid(1_001, true));
+        assert!(account.has_prepaid(600, true));
         account.spend(600, true);
-        assert_eq!(account.left(), (1, 400));
-        assert!(!account.has(600, true));
+        assert_eq!(account.prepaid(), (1, 400));
+        assert!(!account.has_prepaid(600, true));
         account.spend(300, true);
-        assert!(!account.has(0, true), "the packets have run out");
-        assert!(account.is_held(), "bytes are left to give back");
-        account.hold(1, 0);
-        assert!(account.has(1_500, false), "no budget counts bytes");
-        assert!(account.is_held());
+        assert!(!account.has_prepaid(0, true), "the packets have run out");
+        assert!(account.has_any_prepaid(), "bytes are left to give back");
+        account.store_prepaid(1, 0);
+        assert!(account.has_prepaid(1_500, false), "no budget counts bytes");
+        assert!(account.has_any_prepaid());
     }
 
     #[test]
     fn a_source_over_a_budget_stays_over_it_until_its_account_is_opened_again() {
         let mut account = Account::default();
-        account.open(ipv4(7), stamp(1, 0));
+        account.assign(ipv4(7), stamp(1, 0));
         assert_eq!(account.over(1_500, true), None);
-        account.close(Over::Bytes, 1_000);
+        account.record_over(Over::Bytes, 1_000);
         assert_eq!(account.over(999, true), None, "a shorter packet may fit");
         assert_eq!(account.over(1_000, true), Some(Over::Bytes));
-        account.close(Over::Connections, 1_000);
+        account.record_over(Over::Connections, 1_000);
         assert_eq!(account.over(60, true), Some(Over::Connections));
         assert_eq!(account.over(1_500, false), None, "it opens no connection");
         assert!(
             account.may_prepay(),
             "a segment that opens no connection may be prepaid"
         );
-        account.close(Over::Packets, 1_000);
+        account.record_over(Over::Packets, 1_000);
         assert_eq!(account.over(60, false), Some(Over::Packets));
         assert!(!account.may_prepay());
-        account.open(ipv4(7), stamp(2, 0));
+        account.assign(ipv4(7), stamp(2, 0));
         assert_eq!(account.over(1_500, true), None);
         assert!(account.may_prepay());
         account.stop_prepaying();
@@ -493,12 +494,12 @@ mod tests {
             let mut passed = [0u64; 2];
             for tick in 1_000..1_500u64 {
                 let now = tick * TICK;
-                let (left, _) = account.left();
+                let (left, _) = account.prepaid();
                 (&bucket).take_off(u64::from(left) * price.cost);
-                account.open(ipv4(7), stamp(tick, 0));
+                account.assign(ipv4(7), stamp(tick, 0));
                 for n in 0..per_tick {
                     passed[0] += u64::from(charge_one(&exact, now, price));
-                    if account.has(60, false) {
+                    if account.has_prepaid(60, false) {
                         account.spend(60, false);
                         passed[1] += 1;
                         continue;
@@ -511,9 +512,9 @@ mod tests {
                             cost: price.cost * packets,
                             ..price
                         };
-                        if has_plenty(&bucket, now, ahead) {
+                        if has_half_free(&bucket, now, ahead) {
                             charge_ahead(&bucket, now, ahead);
-                            account.hold(packets as u32, 0);
+                            account.store_prepaid(packets as u32, 0);
                         } else {
                             account.stop_prepaying();
                         }

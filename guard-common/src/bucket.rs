@@ -64,7 +64,7 @@ pub fn has_room<B: Bucket>(bucket: B, now: u64, price: Price) -> bool {
 
 /// Whether half of the burst would still be free after this charge.
 #[inline(always)]
-pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) -> bool {
+pub fn has_half_free<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) -> bool {
     let half = Price {
         cost,
         burst: burst / 2,
@@ -72,7 +72,7 @@ pub fn has_plenty<B: Bucket>(bucket: B, now: u64, Price { cost, burst }: Price) 
     charge(bucket.read(), now, half).fits
 }
 
-/// Charges later packets to a bucket that [`has_plenty`] of room, even if other CPUs charge it at the same time. The
+/// Charges later packets to a bucket that [`has_half_free`] of room, even if other CPUs charge it at the same time. The
 /// caller gives back the charge of packets that do not arrive.
 #[inline(always)]
 pub fn charge_ahead<B: Bucket>(bucket: B, now: u64, Price { cost, .. }: Price) {
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn plenty_is_half_of_the_burst() {
-        let at = |arrival| has_plenty(&ContendedBucket::new(arrival, 0, 0), NOW, PRICE);
+        let at = |arrival| has_half_free(&ContendedBucket::new(arrival, 0, 0), NOW, PRICE);
         assert!(at(0));
         assert!(at(NOW + 40));
         assert!(!at(NOW + 41));

@@ -120,7 +120,7 @@ impl DenyLine {
     /// so it matches no address. The program then never reads a tag that is half old and half new, even if memory is
     /// copied byte by byte.
     #[must_use]
-    pub fn on_the_way_to(&self, after: &Self) -> Self {
+    pub fn intermediate(&self, after: &Self) -> Self {
         let mut between = *after;
         for nth in 0..TAGS {
             if self.tag(nth) != after.tag(nth) {
@@ -245,7 +245,7 @@ mod tests {
         let without = with;
         assert!(with.add(changed));
         for (before, after) in [(without, with), (with, without)] {
-            let between = before.on_the_way_to(&after);
+            let between = before.intermediate(&after);
             for (from, to) in [(before, between), (between, after)] {
                 // `seen`: the bytes of the changed tag that are already written.
                 for seen in 0..4u16 {

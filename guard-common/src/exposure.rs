@@ -86,7 +86,7 @@ pub const fn judge_container_address(transport: Transport, kind: NetworkKind) ->
     if matches!(kind, NetworkKind::Masqueraded) {
         return Exposure::Closed(closed);
     }
-    if transport.is_of_connection() {
+    if transport.may_belong_to_connection() {
         return Exposure::Pass(Reason::Established);
     }
     if transport.has(PacketClass::DATAGRAM) {
@@ -123,7 +123,7 @@ pub const fn judge(target: &PortFacts, transport: Transport, scope: Scope) -> Ex
     } else {
         Reason::ClosedPort
     };
-    if (!published || ephemeral) && transport.is_of_connection() {
+    if (!published || ephemeral) && transport.may_belong_to_connection() {
         return Exposure::Pass(Reason::Established);
     }
     if transport.has(PacketClass::DATAGRAM) {

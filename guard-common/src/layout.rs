@@ -561,7 +561,7 @@ pub struct ServiceIdSlot {
     pub cells: u32,
     /// For a service that container labels made: the id of the service that it was derived from, or its own id if
     /// there is none. 0: the policy lists it.
-    pub made_of: u16,
+    pub derived_from: u16,
     /// About how many policies have been loaded since the last that listed it; 0: the current policy lists it.
     pub idle: u16,
 }

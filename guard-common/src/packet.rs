@@ -75,7 +75,7 @@ impl Transport {
     /// without SYN, ACK and RST, or with SYN beside FIN or RST. The kernel's answer to such a segment would reveal
     /// whether a process listens (RFC 9293, section 3.10.7).
     #[inline(always)]
-    pub const fn is_of_connection(self) -> bool {
+    pub const fn may_belong_to_connection(self) -> bool {
         use tcp_flags::{ACK, FIN, RST, SYN};
         let flags = (self.0 >> Self::SOURCE_SHIFT) as u8;
         let has_none = flags & (SYN | ACK | RST) == 0;
@@ -692,7 +692,7 @@ mod tests {
             let transport = Packet::tcp(ip(Family::Ipv4, ANYWHERE), 1, flags).transport;
             (
                 transport.has(PacketClass::CONNECTION_REQUEST),
-                transport.is_of_connection(),
+                transport.may_belong_to_connection(),
             )
         };
         // URG, ECE and CWR change nothing.

@@ -245,7 +245,7 @@ impl Outcome {
 
     /// Whether a packet with this slot is dropped, or would be dropped in mode `enforce`.
     #[inline(always)]
-    pub const fn is_to_drop(slot: u32) -> bool {
+    pub const fn has_drop_reason(slot: u32) -> bool {
         slot & Reason::FIRST_DROP as u32 != 0
     }
 
@@ -296,8 +296,8 @@ mod tests {
         for outcome in Outcome::all() {
             let is_dropped = outcome.verdict() == Verdict::Drop;
             assert_eq!(Outcome::is_dropped(outcome.slot()), is_dropped);
-            let is_to_drop = outcome.reason.verdict() == Verdict::Drop;
-            assert_eq!(Outcome::is_to_drop(outcome.slot()), is_to_drop);
+            let has_drop_reason = outcome.reason.verdict() == Verdict::Drop;
+            assert_eq!(Outcome::has_drop_reason(outcome.slot()), has_drop_reason);
             assert_eq!(Outcome::reason_of(outcome.slot()), outcome.reason as u8);
         }
     }

@@ -55,7 +55,7 @@ impl TalkerSlot {
             (packets, dropped, bytes) = (0, 0, 0);
             (dropped_for, dropped_at) = (0, 0);
         }
-        if Outcome::is_to_drop(conclusion.slot) {
+        if Outcome::has_drop_reason(conclusion.slot) {
             dropped += 1;
             dropped_for = Outcome::reason_of(conclusion.slot);
             dropped_at = conclusion.service as u16;

@@ -50,10 +50,10 @@ pub fn charge_packet<C: Clock>(
         &mut *accounts.cast::<Account>().add(place)
     };
     let stamp = account::stamp(tick, terms.service);
-    if account.is_of(source, stamp) {
+    if account.belongs_to(source, stamp) {
         // Connections are never prepaid: such a packet is charged to the bucket itself.
         let opens = terms.attempt && uses!(feature::CONNECTIONS);
-        if !opens && account.has(length, uses!(feature::BYTES)) {
+        if !opens && account.has_prepaid(length, uses!(feature::BYTES)) {
             if uses!(feature::TOTALS) {
                 charge(prefix, tick).charge_totals(settings)?;
             }
@@ -68,26 +68,26 @@ pub fn charge_packet<C: Clock>(
             });
         }
         // This packet is charged below; the packets after it are prepaid here.
-        if account.is_held() {
+        if account.has_any_prepaid() {
             guard_give_back(account);
         }
         if !opens && account.may_prepay() {
             guard_prepay(settings, account, C::time_of(tick), length);
         }
     } else if !account.is_taken(stamp) {
-        if account.is_held() {
+        if account.has_any_prepaid() {
             guard_give_back(account);
         }
-        account.open(source, stamp);
+        account.assign(source, stamp);
     }
     let charged = charge(prefix, tick).charge_all(settings);
     if let Err(reason) = charged
-        && account.is_of(source, stamp)
+        && account.belongs_to(source, stamp)
     {
         match reason {
-            Reason::PacketLimit => account.close(Over::Packets, length),
-            Reason::ByteLimit => account.close(Over::Bytes, length),
-            Reason::ConnectionLimit => account.close(Over::Connections, length),
+            Reason::PacketLimit => account.record_over(Over::Packets, length),
+            Reason::ByteLimit => account.record_over(Over::Bytes, length),
+            Reason::ConnectionLimit => account.record_over(Over::Connections, length),
             _ => {}
         }
     }
@@ -112,7 +112,7 @@ extern "C" fn guard_prepay(
     if let Some((packets, bytes)) = settings.advance.with(length)
         && BudgetCharge::of_account(account, now).prepay(settings, packets, bytes)
     {
-        account.hold(packets as u32, bytes as u32);
+        account.store_prepaid(packets as u32, bytes as u32);
     } else {
         account.stop_prepaying();
     }
@@ -125,10 +125,10 @@ extern "C" fn guard_prepay(
 extern "C" fn guard_give_back(account: *mut Account) -> u32 {
     // SAFETY: the verifier checks that every caller passes null or a pointer to a value of this type.
     if let Some(account) = unsafe { account.as_mut() } {
-        let (packets, bytes) = account.left();
+        let (packets, bytes) = account.prepaid();
         let settings = SERVICES.get(account.service().into());
         BudgetCharge::of_account(account, 0).give_back(settings, packets.into(), bytes.into());
-        account.hold(0, 0);
+        account.store_prepaid(0, 0);
     }
     0
 }

@@ -11,8 +11,8 @@ use guard_common::{
     account::Account,
     address::{Address, Family},
     bucket::{
-        Bucket, charge_ahead, charge_one, charge_pair, charge_pair_with_room, has_plenty, has_room,
-        pair_has_room, retry_one, retry_pair,
+        Bucket, charge_ahead, charge_one, charge_pair, charge_pair_with_room, has_half_free,
+        has_room, pair_has_room, retry_one, retry_pair,
     },
     cell::{self, Cell, Share},
     gcra::{GcraBudget, Price},
@@ -423,7 +423,7 @@ impl BudgetCharge<true> {
         let amounts = [(BudgetKind::Packets, packets), (BudgetKind::Bytes, bytes)];
         let mut has_plenty_of_room = true;
         self.for_each_bucket(settings, amounts, |bucket, price| {
-            has_plenty_of_room &= has_plenty(bucket, self.now, price);
+            has_plenty_of_room &= has_half_free(bucket, self.now, price);
         });
         if has_plenty_of_room {
             self.for_each_bucket(settings, amounts, |bucket, price| {

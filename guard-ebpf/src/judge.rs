@@ -94,7 +94,7 @@ impl<C: ReturnCode> Reader for Judge<'_, C, SlowPath> {
 fn is_stopped(Conclusion { slot, .. }: Conclusion) -> bool {
     match config::mode() {
         Mode::Enforce => Outcome::is_dropped(slot),
-        Mode::Observe | Mode::Off => Outcome::is_to_drop(slot),
+        Mode::Observe | Mode::Off => Outcome::has_drop_reason(slot),
     }
 }
 

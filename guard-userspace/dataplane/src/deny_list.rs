@@ -120,7 +120,7 @@ impl DenyList {
         let mut line = before;
         let answer = change(&mut line, tag);
         if line != before {
-            lines.set(place, before.on_the_way_to(&line), 0)?;
+            lines.set(place, before.intermediate(&line), 0)?;
             lines.set(place, line, 0)?;
         }
         Ok(answer)

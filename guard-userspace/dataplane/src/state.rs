@@ -209,7 +209,7 @@ impl HostState {
                 let place = ServiceId {
                     number,
                     idle: slot.idle,
-                    made_of: (slot.made_of != NO_SERVICE).then_some(slot.made_of),
+                    derived_from: (slot.derived_from != NO_SERVICE).then_some(slot.derived_from),
                 };
                 service_ids.places.insert(name_of(&slot), place);
             }
@@ -236,7 +236,7 @@ impl HostState {
         };
         let numbers = named.into_iter();
         Ok(numbers
-            .filter(|(number, slot)| *number == own || slot.made_of == own)
+            .filter(|(number, slot)| *number == own || slot.derived_from == own)
             .map(|(number, _)| number)
             .collect())
     }
@@ -265,7 +265,7 @@ impl HostState {
         let host = ServiceId {
             number: NO_SERVICE,
             idle: 0,
-            made_of: None,
+            derived_from: None,
         };
         let placed = service_ids.places.iter();
         let placed = placed.map(|(name, place)| (name.as_str(), *place));
@@ -273,7 +273,7 @@ impl HostState {
             let ServiceId {
                 number,
                 idle,
-                made_of,
+                derived_from,
             } = place;
             let slice = service_ids.slices.get(name);
             let slot = ServiceIdSlot {
@@ -281,7 +281,7 @@ impl HostState {
                 first_cell: slice.map_or(0, |slice| slice.first_cell),
                 cell_mask: slice.map_or(0, |slice| slice.cell_mask),
                 cells: slice.map_or(0, |_| cells),
-                made_of: made_of.unwrap_or(NO_SERVICE),
+                derived_from: derived_from.unwrap_or(NO_SERVICE),
                 idle,
             };
             places.set(number.into(), slot, 0)?;
@@ -513,7 +513,7 @@ fn empty_slot() -> ServiceIdSlot {
         first_cell: 0,
         cell_mask: 0,
         cells: 0,
-        made_of: NO_SERVICE,
+        derived_from: NO_SERVICE,
         idle: 0,
     }
 }

@@ -61,7 +61,7 @@ pub struct ServiceId {
     /// The number of policies since the last one that listed the service (it saturates); 0: it is listed.
     pub idle: u16,
     /// Labels have made the service from the service with this number. Its own number: from no service of the policy.
-    pub made_of: Option<u16>,
+    pub derived_from: Option<u16>,
 }
 
 /// The cells of a service, in two rows: the first cell, and the number of cells in a row minus one.
@@ -190,7 +190,7 @@ impl ServiceIds {
             let place = ServiceId {
                 number,
                 idle: 0,
-                made_of: None,
+                derived_from: None,
             };
             self.places.insert(name.clone(), place);
         }
@@ -202,12 +202,12 @@ impl ServiceIds {
             let base = service.base().and_then(|base| self.places.get(base));
             let base = base.map(|base| base.number);
             if let Some(place) = self.places.get_mut(&service.name) {
-                place.made_of = Some(base.unwrap_or(place.number));
+                place.derived_from = Some(base.unwrap_or(place.number));
             }
         }
-        // The number of a service that is gone may go to another service, so `made_of` must not refer to it.
+        // The number of a service that is gone may go to another service, so `derived_from` must not refer to it.
         for place in self.places.values_mut().filter(|place| place.idle != 0) {
-            place.made_of = place.made_of.map(|_| place.number);
+            place.derived_from = place.derived_from.map(|_| place.number);
         }
         Ok(())
     }
@@ -225,7 +225,7 @@ impl ServiceIds {
     /// Whether labels have made the service with this name.
     fn is_made(&self, name: &str) -> bool {
         let place = self.places.get(name);
-        place.is_some_and(|place| place.made_of.is_some())
+        place.is_some_and(|place| place.derived_from.is_some())
     }
 
     /// Whether the array can be kept for a policy with `asked` cells, `labels_cells` for labels, and `names` as the
@@ -540,7 +540,7 @@ mod tests {
             );
             assert_apart(&service_ids);
             assert_eq!(
-                service_ids.places[&format!("api@{name}")].made_of,
+                service_ids.places[&format!("api@{name}")].derived_from,
                 Some(service_ids.number("api"))
             );
         }
