@@ -349,6 +349,9 @@ pub struct Applied {
     /// When the previous policy comes back, if this one is on trial.
     #[schema(value_type = Option<String>)]
     pub until: Option<Timestamp>,
+    /// The policy file that the agent reads at a reload and a restart, if it is not `path`.
+    #[serde(default)]
+    pub other_file: Option<String>,
 }
 
 /// The query of `GET /v1/explain`.

@@ -39,8 +39,8 @@ pub(super) const EGRESS_LINK: &str = "egress";
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     #[error(
-        "{path} is on no BPF file system, and none can be mounted at {BPFFS} ({error}): mount one \
-         with `mount -t bpf bpf {BPFFS}`, or name another folder with --pins"
+        "the folder {path} for pins is on no BPF file system ({error}): leave out --pins, or mount one with \
+         `mount -t bpf bpf FOLDER` and name a folder below it with --pins"
     )]
     NoBpffs { path: String, error: io::Error },
     #[error(

@@ -1,6 +1,10 @@
 //! The changes that operators request. When the answer is sent, a change is in force on every interface or on none.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use guard_common::reason::Mode;
 use jiff::{SignedDuration, Timestamp};
@@ -191,6 +195,16 @@ impl Reconciler {
             keeps_guarded: true,
             ..self.wanted.clone()
         };
+        // A trial keeps the interfaces of the policy before guarded. A policy that `confirm` would refuse without them
+        // is refused now.
+        let confirmed = Wanted {
+            trial: None,
+            keeps_guarded: false,
+            ..next.clone()
+        };
+        if let Some(refusal) = self.plan_for(&confirmed).refusal {
+            return Err(anyhow::Error::msg(refusal).into());
+        }
         self.require_no_lockout(&next, operator, force).await?;
         // Saved before it is in force: if the agent dies in between, the next one starts with the previous policy.
         let ((), kept) = self.store.update(|kept| kept.trial = Some(kept_trial));
@@ -210,7 +224,7 @@ impl Reconciler {
     async fn confirm(&mut self) -> Result<Applied, ChangeError> {
         let Some(trial) = &self.wanted.trial else {
             return Err(ChangeError::Wrong(
-                "no policy is being tried: if there was a trial, it is over and the previous policy is in force"
+                "no policy is being tried: if there was a trial, it is over, and `guard status` names the policy in force"
                     .to_owned(),
             ));
         };
@@ -434,7 +448,15 @@ impl Reconciler {
             mode: self.plan().content.policy.mode.name().to_owned(),
             generation: self.generation(),
             until: self.wanted.trial.as_ref().map(|trial| trial.until),
+            other_file: self.other_file(),
         }
+    }
+
+    /// The policy file that this agent reads, if it is not that of the policy in force.
+    fn other_file(&self) -> Option<String> {
+        let whole = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let own = &self.places.policy;
+        (whole(own) != whole(&self.wanted.loaded.path)).then(|| own.display().to_string())
     }
 
     /// Checks a change against the sessions that are open into this host. Sessions that it cuts are logged. A change

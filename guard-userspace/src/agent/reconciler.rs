@@ -378,7 +378,7 @@ impl Reconciler {
     }
 
     /// The plan for the wishes of the operators and the current host picture.
-    fn plan_for(&mut self, wanted: &Wanted) -> Plan {
+    pub(super) fn plan_for(&mut self, wanted: &Wanted) -> Plan {
         let runtimes = self.runtimes.known();
         let mut host = self.host.borrow();
         if are_ports_contested(&runtimes) {

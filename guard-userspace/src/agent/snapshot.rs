@@ -103,6 +103,7 @@ impl Snapshot {
             mode: Mode::Off.name().to_owned(),
             generation: in_force.next().unwrap_or_default() + 1,
             until: None,
+            other_file: None,
         }
     }
 

@@ -125,11 +125,25 @@ impl Check {
     }
 }
 
-/// The warnings of a policy, also about the MTU of the interfaces that it would guard on this host.
+/// The warnings of a policy, also about the interfaces that it would guard on this host: missing ones, and their MTU.
 fn warnings(policy: &Policy) -> Vec<Warning> {
     let mut warnings = policy.warnings(Timestamp::now());
     if let Ok(host) = Host::read_once() {
-        let chosen = chosen_by(&host, policy).into_iter();
+        let named = policy.interfaces.iter().flatten();
+        let missing = named.filter(|interface| host.link_named(&interface.name).is_none());
+        warnings.extend(missing.map(|interface| Warning {
+            line: Some(interface.line),
+            problem: format!("interface {} does not exist on this host", interface.name),
+        }));
+        let chosen = chosen_by(&host, policy);
+        if policy.interfaces.is_none() && chosen.is_empty() {
+            warnings.push(Warning {
+                line: None,
+                problem: "`interfaces` is not set, and this host has no default route: no interface would be guarded"
+                    .to_owned(),
+            });
+        }
+        let chosen = chosen.into_iter();
         for link in chosen.filter_map(|index| host.link(index)) {
             warnings.extend(policy.frame_warnings(&link.name, link.mtu));
         }

@@ -142,7 +142,7 @@ impl Revoke {
             }
             (EntryName::Prefix(prefix), None) => {
                 return Err(Failure::Usage(format!(
-                    "several owners may have entries for {prefix}: write --owner, or the number that `guard list` \
+                    "other owners may have entries for {prefix}, too: write --owner, or the number that `guard list` \
                      shows"
                 )));
             }

@@ -70,7 +70,8 @@ impl ChangeMode {
                 let switched = switched.interfaces;
                 if switched.is_empty() {
                     return Ok(print(&format!(
-                        "there is no program on any interface: nothing is blocked ({error})"
+                        "no program is on any interface: nothing is blocked, and the next agent starts in mode off \
+                         until `guard mode policy` ({error})"
                     ))?);
                 }
                 Ok(print(&format!(
@@ -90,7 +91,9 @@ impl ChangeMode {
                     (Some(service), None) => {
                         format!("service {service} is in the mode of the policy")
                     }
-                    (None, Some(mode)) => format!("the host is in mode {mode}"),
+                    (None, Some(mode)) => format!(
+                        "the host is in mode {mode}, also after a restart, until `guard mode policy`"
+                    ),
                     (None, None) => {
                         format!(
                             "the host is in mode {}, the mode of the policy",

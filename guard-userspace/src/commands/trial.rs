@@ -37,7 +37,7 @@ impl Try {
             output,
         } = self;
         // The agent checks it again. An error found here names the file as the operator typed it.
-        let (_, text) = read_policy_and_text(&file)?;
+        let (policy, text) = read_policy_and_text(&file)?;
         let path = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
         let request = NewTrial {
             path: one_line("the policy file's name", path.display().to_string())?,
@@ -52,8 +52,16 @@ impl Try {
         }
         let Applied { mode, until, .. } = applied;
         let until = until.map(|until| format!("{until:.0}")).unwrap_or_default();
+        let of_policy = policy.mode.name();
+        let hidden = if mode == of_policy {
+            String::new()
+        } else {
+            format!(
+                ", because an operator set it (the policy has {of_policy}): `guard mode policy` ends that"
+            )
+        };
         Ok(print(&format!(
-            "{} is in force until {until}, mode {mode}. Check that everything works, also a new \
+            "{} is in force until {until}, mode {mode}{hidden}. Check that everything works, also a new \
              connection, then run `guard confirm`. Without it the previous policy comes back, even \
              if this session or the agent ends.",
             file.display()
@@ -62,9 +70,14 @@ impl Try {
 }
 
 pub async fn confirm(client: &Client) -> Result<(), Failure> {
-    let Applied { path, .. } = client.confirm().await?;
+    let Applied {
+        path, other_file, ..
+    } = client.confirm().await?;
+    let hint = other_file.map(|own| {
+        format!(". A reload or a restart reads {own}: copy the policy there (`cp {path} {own}`)")
+    });
     Ok(print(&format!(
-        "{path} is confirmed and stays in force. A reload or restart reads the agent's own policy \
-         file: if that is another file, copy this policy there."
+        "{path} is confirmed and stays in force{}",
+        hint.unwrap_or_default()
     ))?)
 }

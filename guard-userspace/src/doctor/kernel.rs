@@ -71,7 +71,7 @@ fn bpffs(folder: &Path) -> DoctorFinding {
     DoctorFinding::failure(
         "bpffs",
         format!("{} is on no BPF file system", folder.display()),
-        "mount one there, as in `mount -t bpf bpf FOLDER`, or leave out --pins",
+        "leave out --pins, or mount one with `mount -t bpf bpf FOLDER` and name a folder below it with --pins",
     )
 }
 

@@ -86,8 +86,11 @@ fn every_example_is_sound_and_does_to_packets_what_it_says() {
             .output()
             .unwrap();
         let warnings = String::from_utf8(checked.stderr).unwrap();
+        // The interfaces of an example are those of another host.
+        let mut lines = warnings.lines();
         assert!(
-            checked.status.success() && warnings.is_empty(),
+            checked.status.success()
+                && lines.all(|line| line.ends_with("does not exist on this host")),
             "{name}: {warnings}"
         );
         let lines = text.lines().enumerate();

@@ -289,3 +289,37 @@ fn an_allow_entry_that_keeps_the_operator_in_is_not_revoked_without_force() {
     assert!(revoke(&["--force"]).status.success());
     assert_eq!(site.get(), CLOSED);
 }
+
+#[test]
+fn a_trial_that_confirm_would_refuse_is_refused_and_confirm_names_the_agents_own_file() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    let tried = site.lab.folder().join("tried.toml");
+    let path = tried.to_str().unwrap();
+    let good = policy("enforce", OPEN_80);
+    let named = format!("interfaces = [\"{INTERFACE}\"]");
+    assert!(good.contains(&named));
+    // While the trial lasts, the interfaces of the policy before stay guarded: it would look as if all were well.
+    for (interfaces, problem) in [
+        ("interfaces = [\"nowhere\"]", "nowhere does not exist"),
+        ("", "no default route"),
+    ] {
+        fs::write(&tried, good.replace(&named, interfaces)).unwrap();
+        let checked = output(&site.lab, &["check", path]).unwrap();
+        let warning = String::from_utf8(checked.stderr).unwrap();
+        assert!(checked.status.success() && !warning.is_empty(), "{warning}");
+        let refused = output(&site.lab, &["try", path]).unwrap();
+        fails(&refused, 1, &[problem]);
+        assert!(guard.json("status").unwrap()["trial"].is_null());
+    }
+    fs::write(&tried, &good).unwrap();
+    guard.run(&["try", path]).unwrap();
+    let confirmed = guard.run(&["confirm"]).unwrap();
+    let own = site.lab.folder().join("guard.toml");
+    let copy = format!("`cp {path} {}`", own.display());
+    assert!(confirmed.contains(&copy), "{confirmed}");
+    // The file that the agent reads needs no hint.
+    fs::copy(&tried, &own).unwrap();
+    guard.run(&["try", own.to_str().unwrap()]).unwrap();
+    assert!(!guard.run(&["confirm"]).unwrap().contains("cp "));
+}

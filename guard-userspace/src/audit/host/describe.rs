@@ -123,7 +123,7 @@ fn describe_docker(docker: &DockerQuery) -> String {
             format!("docker     {socket} answers; containers that run: {running}")
         }
         (_, Some(error)) => wrapped("docker", error),
-        _ => "docker     not queried: no socket of Docker or Podman is named or found".to_owned(),
+        _ => "docker     not queried: the policy turns it off, or there is no socket of Docker or Podman".to_owned(),
     }
 }
 
