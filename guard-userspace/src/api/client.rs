@@ -47,6 +47,16 @@ pub enum ClientError {
     Absent { socket: String, reason: String },
     #[error("you may not open the control socket {socket}: join group guard, or use sudo")]
     NotPermitted { socket: String },
+    /// No agent answers, and no interface has pins.
+    #[error(
+        "guard is not attached: nothing is pinned below {pins}, and no agent answers at {socket} ({reason}). Start one \
+         with `guard run`, or name other places with --pins and --socket"
+    )]
+    NotAttached {
+        pins: String,
+        socket: String,
+        reason: String,
+    },
     /// No agent answers, and this user may not read the pins. `refusal` is the error of the pins.
     #[error("no agent answers at {socket} ({reason}), and {refusal}")]
     PinsNotReadable {
@@ -72,7 +82,10 @@ pub enum ClientError {
 impl ClientError {
     /// Whether no agent answers: it does not run, or it hangs.
     pub const fn is_without_agent(&self) -> bool {
-        matches!(self, Self::Absent { .. } | Self::Silent { .. })
+        matches!(
+            self,
+            Self::Absent { .. } | Self::NotAttached { .. } | Self::Silent { .. }
+        )
     }
 
     /// Whether this user may not access the socket or the pins.

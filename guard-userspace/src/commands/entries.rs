@@ -1,5 +1,7 @@
 //! `guard allow`, `deny`, `list` and `revoke`: the temporary entries of operators.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use comfy_table::{Table, presets::NOTHING};
 use ipnet::IpNet;
@@ -140,13 +142,7 @@ impl Revoke {
                     "the number {id} names a single entry: leave --owner out, or write a CIDR with it"
                 )));
             }
-            (EntryName::Prefix(prefix), None) => {
-                return Err(Failure::Usage(format!(
-                    "other owners may have entries for {prefix}, too: write --owner, or the number that `guard list` \
-                     shows"
-                )));
-            }
-            (EntryName::Prefix(prefix), Some(owner)) => owned(client, prefix, &owner).await?,
+            (EntryName::Prefix(prefix), owner) => owned(client, prefix, owner.as_deref()).await?,
         };
         let mut revoked = Vec::new();
         for id in ids {
@@ -164,24 +160,32 @@ impl Revoke {
     }
 }
 
-/// The ids of an owner's entries for exactly this prefix.
-async fn owned(client: &Client, prefix: IpNet, owner: &str) -> Result<Vec<u64>, Failure> {
-    let entries = client.entries().await?;
-    let is_match =
-        |entry: &&Entry| entry.prefix == prefix.trunc() && entry.owner.as_deref() == Some(owner);
-    let ids: Vec<u64> = entries
-        .iter()
-        .filter(is_match)
-        .map(|entry| entry.id)
-        .collect();
-    if ids.is_empty() {
+/// The ids of an owner's entries for exactly this prefix. Without an owner, all entries for the prefix must be of one.
+async fn owned(client: &Client, prefix: IpNet, owner: Option<&str>) -> Result<Vec<u64>, Failure> {
+    let mut entries = client.entries().await?;
+    entries.retain(|entry| {
+        entry.prefix == prefix.trunc() && (owner.is_none() || entry.owner.as_deref() == owner)
+    });
+    let owners: BTreeSet<Option<&str>> =
+        entries.iter().map(|entry| entry.owner.as_deref()).collect();
+    if owners.len() > 1 {
+        let named = owners
+            .iter()
+            .map(|owner| quoted(owner.unwrap_or("-"), MAX_SHOWN));
+        return Err(Failure::Usage(format!(
+            "several owners have entries for {prefix} ({}): write --owner, or the number that `guard list` shows",
+            named.collect::<Vec<_>>().join(", ")
+        )));
+    }
+    if entries.is_empty() {
+        let of_owner = owner.map(|owner| format!(" of {}", quoted(owner, MAX_SHOWN)));
         return Err(anyhow::anyhow!(
-            "{} has no entry for {prefix}: `guard list` shows all entries",
-            quoted(owner, MAX_SHOWN)
+            "there is no entry for {prefix}{}: `guard list` shows all entries",
+            of_owner.unwrap_or_default()
         )
         .into());
     }
-    Ok(ids)
+    Ok(entries.iter().map(|entry| entry.id).collect())
 }
 
 pub async fn list(client: &Client, output: &Output) -> Result<(), Failure> {

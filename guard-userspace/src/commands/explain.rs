@@ -3,19 +3,22 @@
 use std::{
     fmt::{self, Write as _},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{DEFAULT_POLICY, Failure, Output, figures, print, print_json, read_policy};
+use super::{
+    DEFAULT_POLICY, Failure, Output, figures, print, print_json, print_warning, read_policy,
+};
 use crate::{
     agent::{find_once, plan::chosen_by},
     api::{ExplainRequest, client::Client},
     explain::{Destination, ExplainInput, Explanation, OverBudget, Seen, Step, explain},
     host::{self, Host},
     policy::{KernelTick, labels},
+    without_agent,
 };
 
 #[derive(Debug, Args)]
@@ -34,7 +37,7 @@ pub struct Explain {
 }
 
 impl Explain {
-    pub async fn run(self, client: &Client) -> Result<(), Failure> {
+    pub async fn run(self, client: &Client, pins: &Path) -> Result<(), Failure> {
         let Self {
             from,
             to,
@@ -44,7 +47,15 @@ impl Explain {
         let destination = to.parse::<Destination>().map_err(Failure::Usage)?;
         let explanation = match policy {
             None if client.has_agent() => client.explain(&ExplainRequest { from, to }).await?,
-            policy => explain_file(policy, from, &destination).await?,
+            Some(policy) => explain_file(&policy, from, &destination).await?,
+            None => {
+                let path = policy_in_force(pins);
+                print_warning(&format!(
+                    "no agent answers: this is the verdict of {}, without the entries and modes of operators",
+                    path.display()
+                ));
+                explain_file(&path, from, &destination).await?
+            }
         };
         if json {
             print_json(&explanation)?;
@@ -55,14 +66,15 @@ impl Explain {
     }
 }
 
+/// The file of the policy that the kernel applies without an agent, or the default path.
+fn policy_in_force(pins: &Path) -> PathBuf {
+    let status = without_agent::status(pins, String::new()).ok().flatten();
+    status.map_or_else(|| DEFAULT_POLICY.into(), |status| status.policy.path.into())
+}
+
 /// Explains a policy file, with the ports that Docker publishes at this moment.
-async fn explain_file(
-    policy: Option<PathBuf>,
-    from: IpAddr,
-    to: &Destination,
-) -> Result<Explanation, Failure> {
-    let path = policy.unwrap_or_else(|| DEFAULT_POLICY.into());
-    let policy = read_policy(&path)?;
+async fn explain_file(path: &Path, from: IpAddr, to: &Destination) -> Result<Explanation, Failure> {
+    let policy = read_policy(path)?;
     let host = Host::read_once().context("this host cannot be read")?;
     let docker = find_once(&policy, &host).await;
     let own: Vec<IpAddr> = match host.own_addresses() {
@@ -160,12 +172,13 @@ fn describe_seen(text: &mut String, seen: &Seen) -> fmt::Result {
     if *packets == 0 {
         return writeln!(
             text,
-            "This source is not among the top sources that the guard counts."
+            "No packet of this source is in the sample (one packet in sixteen, of the busiest sources): it sends little."
         );
     }
     write!(
         text,
-        "The guard counted about {packets} packets of this source, and dropped (or would drop) about {dropped}"
+        "Estimated from one packet in sixteen: about {packets} packets of this source, of which about {dropped} were \
+         dropped or would be"
     )?;
     if let Some(reason) = reason {
         write!(text, ", the last for {reason}")?;
@@ -173,5 +186,8 @@ fn describe_seen(text: &mut String, seen: &Seen) -> fmt::Result {
             write!(text, " at service \"{service}\"")?;
         }
     }
-    writeln!(text, ".")
+    writeln!(
+        text,
+        ". A few dozen drops may not show here: `guard counters` is exact, and `guard capture --from` shows each."
+    )
 }

@@ -168,7 +168,7 @@ impl Arguments {
             Command::Status(watched) => status::run(&location, watched).await,
             Command::Talkers(talkers) => talkers.run(&location).await,
             Command::Capture(capture) => capture.run(&client()?).await,
-            Command::Explain(explain) => explain.run(&client()?).await,
+            Command::Explain(explain) => explain.run(&client()?, &location.pins).await,
             Command::Replay(replay) => replay.run(),
             Command::Audit(audit) => audit.run(&location).await,
             Command::Init(init) => init.run().await,

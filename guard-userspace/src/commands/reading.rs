@@ -36,7 +36,14 @@ impl GuardReader {
             _ => "it is dead",
         };
         let status = without_agent::status(&self.pins, trouble.to_owned());
-        pinned_or(error, status)
+        match (error, status) {
+            (ClientError::Absent { socket, reason }, Ok(None)) => Err(ClientError::NotAttached {
+                pins: self.pins.display().to_string(),
+                socket,
+                reason,
+            }),
+            (error, status) => pinned_or(error, status),
+        }
     }
 
     pub async fn counters(&self) -> Result<Vec<Counter>, ClientError> {

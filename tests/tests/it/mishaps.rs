@@ -323,3 +323,26 @@ fn a_trial_that_confirm_would_refuse_is_refused_and_confirm_names_the_agents_own
     guard.run(&["try", own.to_str().unwrap()]).unwrap();
     assert!(!guard.run(&["confirm"]).unwrap().contains("cp "));
 }
+
+#[test]
+fn without_an_agent_explain_finds_the_policy_and_status_says_that_nothing_is_attached() {
+    let site = Site::new();
+    let guard = site.start("enforce", SHUT);
+    guard.kill().unwrap();
+    let user = USER_V4.to_string();
+    let explained = output(&site.lab, &["explain", "--from", &user, "--to", "80/tcp"]).unwrap();
+    assert!(explained.status.success(), "{explained:?}");
+    let (text, warning) = (explained.stdout, explained.stderr);
+    let (text, warning) = (
+        String::from_utf8_lossy(&text),
+        String::from_utf8_lossy(&warning),
+    );
+    assert!(text.starts_with("DROPPED: closed_port"), "{text}");
+    assert!(
+        warning.contains("no agent answers") && warning.contains("guard.toml"),
+        "{warning}"
+    );
+    site.guard(&["detach"]);
+    let status = output(&site.lab, &["status"]).unwrap();
+    fails(&status, 1, &["guard is not attached", "no agent answers"]);
+}
