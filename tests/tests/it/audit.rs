@@ -273,7 +273,9 @@ fn listeners_of_the_host_are_told_by_how_far_they_can_be_reached() {
         assert_eq!(found["addresses"], addresses, "{found:#}");
         assert_eq!(found["finding"], finding, "{found:#}");
         assert_eq!(found["owner"]["kind"], "process", "{found:#}");
-        assert_eq!(found["owner"]["pids"], json!([own]), "{found:#}");
+        // A program that another test is about to start holds this process's sockets until it is executed.
+        let pids = found["owner"]["pids"].as_array().unwrap();
+        assert!(pids.contains(&json!(own)), "{found:#}");
     }
     assert_eq!(endpoint(&report, "tcp", 6379)["danger"]["service"], "Redis");
     assert_eq!(
