@@ -95,7 +95,7 @@ pub struct Audited {
     pub finding: bool,
     /// `None` unless other hosts can reach the endpoint.
     pub danger: Option<&'static Danger>,
-    /// Possible changes, of which one is enough.
+    /// Alternative changes: one is enough.
     pub changes: Vec<String>,
 }
 
