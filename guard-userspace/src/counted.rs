@@ -46,6 +46,7 @@ pub(crate) fn to_counter(interface: &str, row: CounterRow) -> Counter {
         reason: outcome.reason.name().to_owned(),
         packets,
         bytes,
+        ports: Vec::new(),
     }
 }
 
@@ -67,5 +68,6 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
         bytes,
         reason: dropped_for.map(|reason| reason.name().to_owned()),
         service: dropped_at,
+        port: None,
     }
 }

@@ -164,6 +164,9 @@ fn describe(
         docker: None,
         warnings: Vec::new(),
         not_kept: None,
+        since: None,
+        entries: 0,
+        page: None,
     }
 }
 

@@ -47,6 +47,16 @@ pub struct Status {
     /// Why a restart of the agent would lose changes that are in force; `null` if it would not.
     #[serde(default)]
     pub not_kept: Option<String>,
+    /// When `mode` or `enforcing` last changed, or the agent's start; `null` without an agent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub since: Option<Timestamp>,
+    /// The number of temporary entries in force; 0 without an agent.
+    #[serde(default)]
+    pub entries: usize,
+    /// The address of the page and the metrics; `null` if the policy names none.
+    #[serde(default)]
+    pub page: Option<String>,
 }
 
 /// The agent.
@@ -152,6 +162,19 @@ pub struct Counter {
     pub reason: String,
     pub packets: u64,
     pub bytes: u64,
+    /// The busiest closed ports of these packets, the busiest first, estimated from a sample. Only for the reason
+    /// `closed_port`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ClosedPort>,
+}
+
+/// A closed port that packets were sent to.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ClosedPort {
+    /// As a policy writes it: `tcp/8000`.
+    pub port: String,
+    /// Estimated from a sample, and at most the packets of the counter.
+    pub packets: u64,
 }
 
 impl Counter {
@@ -188,6 +211,9 @@ pub struct Talker {
     /// The service of that packet; `null`: it matched no service.
     #[serde(default)]
     pub service: Option<String>,
+    /// The closed port of that packet, such as `tcp/8000`, if the reason is `closed_port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
 }
 
 impl Talker {
@@ -199,12 +225,14 @@ impl Talker {
         }
     }
 
-    /// The reason for its last dropped packet, and the service: `packet_limit at web`.
+    /// The reason for its last dropped packet, and the service or the closed port: `packet_limit at web`,
+    /// `closed_port tcp/8000`.
     pub fn why(&self) -> Option<String> {
         let reason = self.reason.as_ref()?;
-        Some(match &self.service {
-            Some(service) => format!("{reason} at {service}"),
-            None => reason.clone(),
+        Some(match (&self.service, &self.port) {
+            (Some(service), _) => format!("{reason} at {service}"),
+            (None, Some(port)) => format!("{reason} {port}"),
+            (None, None) => reason.clone(),
         })
     }
 }

@@ -114,6 +114,7 @@ mod tests {
             bytes: 60 * packets,
             reason: why.map(|(reason, _)| reason.to_owned()),
             service: why.map(|(_, service)| service.to_owned()),
+            port: None,
         }
     }
 

@@ -164,6 +164,9 @@ impl Snapshot {
             docker: Some(self.docker_status()),
             warnings: self.all_warnings(),
             not_kept: self.not_kept.clone(),
+            since: None,
+            entries: self.entries().len(),
+            page: self.web().map(|address| format!("http://{address}/")),
         }
     }
 
@@ -472,6 +475,7 @@ mod tests {
             bytes: 60,
             reason: None,
             service: None,
+            port: None,
         };
         let mut talkers =
             ["2001:db8::1", "203.0.113.1", "198.51.100.9", "198.51.100.7"].map(talker);

@@ -147,6 +147,7 @@ mod tests {
             bytes: packets * 100,
             reason: None,
             service: None,
+            port: None,
         }
     }
 

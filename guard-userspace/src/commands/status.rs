@@ -117,6 +117,9 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         docker,
         warnings,
         not_kept,
+        since: _,
+        entries: _,
+        page: _,
     } = status;
     writeln!(text, "guard {version} is {}", headline(status))?;
     for obstacle in not_enforcing_because {

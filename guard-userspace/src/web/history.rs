@@ -119,6 +119,7 @@ mod tests {
             reason: reason.to_owned(),
             packets,
             bytes: packets * 60,
+            ports: Vec::new(),
         }
     }
 

@@ -260,6 +260,7 @@ mod tests {
             reason: "packet_limit".to_owned(),
             packets,
             bytes: packets * 60,
+            ports: Vec::new(),
         }
     }
 
