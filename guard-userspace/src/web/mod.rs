@@ -1,12 +1,14 @@
 //! The HTTP server: metrics for Prometheus and a page for people. It is off unless the policy names an address. No
 //! resource changes anything.
 
+mod floods;
 pub mod history;
+mod marks;
 pub mod metrics;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,6 +24,7 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
+use guard_common::reason::Mode;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
@@ -31,7 +34,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::history::{History, Hour};
+use self::{
+    history::{History, Hour},
+    marks::MarkedState,
+};
 use crate::{
     agent::{Agent, Snapshot},
     api::{Counter, Status, Talker, listen},
@@ -62,6 +68,12 @@ struct WebState {
     exposure: Arc<Mutex<Option<ExposureAudit>>>,
 }
 
+impl WebState {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// An audit of the exposed ports, running or complete, and when it began.
 struct ExposureAudit {
     report: Shared<BoxFuture<'static, Result<Value, String>>>,
@@ -79,25 +91,48 @@ pub async fn serve(agent: Agent) {
         history: Arc::default(),
         exposure: Arc::default(),
     };
-    tokio::join!(record_history(&served), listen_at(&served, snapshots));
+    let followed = served.agent.snapshots();
+    tokio::join!(
+        record_history(&served, followed),
+        listen_at(&served, snapshots)
+    );
 }
 
-async fn record_history(served: &WebState) {
+/// Records the counters at intervals, and the changes as they come.
+async fn record_history(served: &WebState, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     let mut tick = interval(Duration::from_secs(history::INTERVAL));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
-        let counters = served.agent.counters().await;
-        match counters {
-            Ok(counters) => {
-                let mut history = served
-                    .history
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                history.add(Timestamp::now(), &counters);
+        let state = MarkedState::from(&**snapshots.borrow_and_update());
+        served.history().marks.follow(Timestamp::now(), state);
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => break,
+                    // The agent's loop has ended.
+                    Err(_) => return,
+                },
+                _ = tick.tick() => record_point(served).await,
             }
-            Err(error) => warn!("counters cannot be read: {error:#}"),
         }
+    }
+}
+
+async fn record_point(served: &WebState) {
+    match served.agent.counters().await {
+        Ok(counters) => served
+            .history()
+            .add(Timestamp::now(), Instant::now(), &counters),
+        Err(error) => warn!("counters cannot be read: {error:#}"),
+    }
+    // A failed reading says nothing about the program in the kernel.
+    if let Ok(status) = served.agent.status().await {
+        let enforcing = (status.mode == Mode::Enforce.name()).then_some(status.enforcing);
+        let because = status.not_enforcing_because.join("; ");
+        served
+            .history()
+            .marks
+            .follow_enforcing(Timestamp::now(), enforcing, &because);
     }
 }
 
@@ -225,11 +260,7 @@ async fn talkers(State(served): State<WebState>) -> Result<Json<Vec<Talker>>, Fa
 }
 
 async fn history(State(served): State<WebState>) -> Json<Hour> {
-    let history = served
-        .history
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    Json(history.hour())
+    Json(served.history().hour(Timestamp::now()))
 }
 
 async fn exposure(State(served): State<WebState>) -> Result<Json<Value>, Failed> {
