@@ -6,7 +6,6 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,8 +24,13 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Opens a page in headless Chromium, in the namespace of the internet.
+    /// Opens a page in headless Chromium, in the guarded host.
     pub fn open(lab: &Lab, url: &str) -> Result<Self> {
+        Self::open_with(lab, url, "")
+    }
+
+    /// Opens a page, and runs a script before those of the page whenever it is loaded.
+    pub fn open_with(lab: &Lab, url: &str, script: &str) -> Result<Self> {
         let folder = lab.folder().join("browser");
         fs::create_dir_all(&folder)?;
         let [requests, answers] = ["requests", "answers"].map(|name| folder.join(name));
@@ -58,40 +62,90 @@ impl Browser {
             asked: 0,
             _chromium,
         };
-        let page = browser.ask("Target.createTarget", json!({"url": url}))?;
+        let page = browser.ask("Target.createTarget", json!({"url": "about:blank"}))?;
         let attached = browser.ask(
             "Target.attachToTarget",
             json!({"targetId": page["targetId"], "flatten": true}),
         )?;
         let session = attached["sessionId"].as_str().context("no session")?;
         browser.session = Some(session.to_owned());
+        browser.ask("Page.enable", json!({}))?;
+        browser.ask(
+            "Page.addScriptToEvaluateOnNewDocument",
+            json!({"source": script}),
+        )?;
+        browser.ask("Page.navigate", json!({"url": url}))?;
         Ok(browser)
     }
 
-    /// The page's HTML at this moment.
-    pub fn document(&mut self) -> Result<String> {
-        let expression = "document.documentElement.outerHTML";
-        let answer = self.ask("Runtime.evaluate", json!({"expression": expression}))?;
-        let text = answer["result"]["value"].as_str();
-        Ok(text.context("the page has no text")?.to_owned())
+    /// The value of an expression in the page, or of its promise.
+    pub fn evaluate(&mut self, expression: &str) -> Result<Value> {
+        let answer = self.ask(
+            "Runtime.evaluate",
+            json!({"expression": expression, "awaitPromise": true, "returnByValue": true}),
+        )?;
+        let failed = &answer["exceptionDetails"];
+        ensure!(failed.is_null(), "{expression}: {failed}");
+        Ok(answer["result"]["value"].clone())
     }
 
-    /// Takes a screenshot of the whole page, `width` pixels wide.
-    pub fn picture(&mut self, width: u32, dark: bool, file: &Path) -> Result<()> {
+    /// The text of the first element that a CSS selector matches, as it is shown.
+    pub fn text(&mut self, selector: &str) -> Result<String> {
+        let found = self.evaluate(&format!("document.querySelector({selector:?}).innerText"))?;
+        let text = found.as_str();
+        Ok(text
+            .with_context(|| format!("{selector} has no text"))?
+            .to_owned())
+    }
+
+    /// Presses a key that writes no text, such as `ArrowLeft` or `Tab`.
+    pub fn press(&mut self, key: &str) -> Result<()> {
+        for kind in ["rawKeyDown", "keyUp"] {
+            let event = json!({"type": kind, "key": key, "code": key});
+            self.ask("Input.dispatchKeyEvent", event)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the pointer over an element, to this share of its width and height.
+    pub fn point(&mut self, selector: &str, across: f64, down: f64) -> Result<()> {
+        let place = self.evaluate(&format!(
+            "(() => {{ const found = document.querySelector({selector:?}); found.scrollIntoView(); \
+             const box = found.getBoundingClientRect(); \
+             return [box.left + {across} * box.width, box.top + {down} * box.height]; }})()"
+        ))?;
+        let event = json!({"type": "mouseMoved", "x": place[0], "y": place[1]});
+        self.ask("Input.dispatchMouseEvent", event)?;
+        Ok(())
+    }
+
+    /// Gives the page this width, and the light or dark colours that the user prefers.
+    pub fn show(&mut self, width: u32, dark: bool) -> Result<()> {
         let scheme = if dark { "dark" } else { "light" };
         self.ask(
             "Emulation.setEmulatedMedia",
             json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
         )?;
         self.resize(width, 600)?;
-        let answer = self.ask(
-            "Runtime.evaluate",
-            json!({"expression": "document.documentElement.scrollHeight"}),
+        // A page that redraws itself for its new size has done so after two frames.
+        self.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))",
         )?;
-        let height = answer["result"]["value"].as_u64().context("no height")?;
-        self.resize(width, height as u32)?;
-        // The page redraws itself for the new size.
-        std::thread::sleep(Duration::from_secs(4));
+        Ok(())
+    }
+
+    /// The page's HTML at this moment.
+    pub fn document(&mut self) -> Result<String> {
+        let found = self.evaluate("document.documentElement.outerHTML")?;
+        Ok(found.as_str().context("the page has no text")?.to_owned())
+    }
+
+    /// Takes a screenshot of the whole page, `width` pixels wide.
+    pub fn picture(&mut self, width: u32, dark: bool, file: &Path) -> Result<()> {
+        self.show(width, dark)?;
+        let height = self.evaluate("document.documentElement.scrollHeight")?;
+        let height = height.as_u64().context("no height")?;
+        self.resize(width, u32::try_from(height)?)?;
         let answer = self.ask("Page.captureScreenshot", json!({"format": "png"}))?;
         let data = answer["data"].as_str().context("no picture")?;
         let text = file.with_extension("base64");

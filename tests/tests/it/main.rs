@@ -32,6 +32,7 @@ mod model;
 mod namespaces;
 mod package;
 mod packets;
+mod page;
 mod rates;
 mod replay;
 mod runtime;

@@ -1,4 +1,4 @@
-//! The metrics, read with Prometheus' own tools, and the page, opened in a browser.
+//! The metrics, read with Prometheus' own tools, and the listener.
 
 use std::{
     fs,
@@ -9,7 +9,6 @@ use std::{
 };
 
 use lab::{
-    browser::Browser,
     guard::Guard,
     http::get,
     process::{run, wait_for},
@@ -17,12 +16,9 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::{
-    clients::{self, Traffic},
-    site::{OPEN, Site},
-};
+use crate::site::{OPEN, Site};
 
-const LISTEN: &str = "127.0.0.1:9469";
+pub const LISTEN: &str = "127.0.0.1:9469";
 
 const POLICY: &str = "web.listen = \"127.0.0.1:9469\"\n[[service]]\nname = \"web\"\n\
                       ports = [\"tcp/80\"]\nlimit.packets = \"20/s\"\n";
@@ -198,62 +194,6 @@ fn alert_rules_pass_their_own_tests() {
             .iter()
             .all(|panel| panel["targets"][0]["expr"].is_string())
     );
-}
-
-/// Opens the page in a browser for some seconds.
-#[test]
-fn the_page_names_the_flooding_source_the_blocked_office_and_the_reasons_in_a_browser() {
-    let site = Site::new();
-    let guard = site.start(
-        "enforce",
-        &format!("web.listen = \"{LISTEN}\"\n{}", clients::POLICY),
-    );
-    let _traffic = Traffic::start(&site);
-    // The chart of an hour gets its first point after ten seconds.
-    std::thread::sleep(Duration::from_secs(25));
-    let mut browser = Browser::open(&site.lab, &format!("http://{LISTEN}/")).unwrap();
-    let flooder = FLOODER_V4.to_string();
-    let document = wait_for(Duration::from_secs(30), || {
-        let document = browser.document()?;
-        for words in [
-            "Enforcing: packets against the policy are dropped",
-            &flooder,
-            "closed_port",
-            "198.51.100.20 (office)",
-            "connection_limit at web",
-            "<polyline",
-            "dropped per second",
-            "tcp/80",
-            "open to any by web",
-        ] {
-            anyhow::ensure!(document.contains(words), "{words} is not in\n{document}");
-        }
-        Ok(document)
-    })
-    .unwrap();
-    // The page loads no resources from other hosts.
-    for outside in ["src=\"http", "href=\"http", "url(http", "@import"] {
-        assert!(!document.contains(outside), "{outside}");
-    }
-    if let Some(folder) = std::env::var_os("GUARD_SCREENSHOTS") {
-        let folder = Path::new(&folder);
-        std::thread::sleep(Duration::from_secs(20));
-        for (name, width, dark) in [
-            ("page.png", 1_000, false),
-            ("page-dark.png", 1_000, true),
-            ("page-telephone.png", 390, false),
-        ] {
-            browser.picture(width, dark, &folder.join(name)).unwrap();
-        }
-    }
-    // The page reports that the agent has ended, and updates again after its restart.
-    guard.kill().unwrap();
-    wait_for(Duration::from_secs(20), || {
-        let document = browser.document()?;
-        anyhow::ensure!(document.contains("The agent does not answer"), "{document}");
-        Ok(())
-    })
-    .unwrap();
 }
 
 #[test]
