@@ -387,6 +387,8 @@ fn the_page_fits_telephones_and_desktops_in_light_and_in_dark() {
     let mut hour = BusyHour::open();
     wait_text(&mut hour.browser, "#exposed", &["tcp/443"]);
     wait_text(&mut hour.browser, "#dropped", &["packets/s"]);
+    let look = "guard explain --from 198.51.100.66 --to tcp/8000";
+    wait_text(&mut hour.browser, "#next", &[look]);
     let mut backs = Vec::new();
     for (name, width, dark) in [
         ("page.png", 1_280, false),
@@ -412,6 +414,7 @@ fn the_page_fits_telephones_and_desktops_in_light_and_in_dark() {
         }
         backs.push(hour.evaluate("getComputedStyle(document.body).backgroundColor"));
         if let Some(folder) = std::env::var_os("GUARD_SCREENSHOTS") {
+            hour.browser.point("#chart", 0.56, 0.6).unwrap();
             let file = Path::new(&folder).join(name);
             hour.browser.picture(width, dark, &file).unwrap();
         }
