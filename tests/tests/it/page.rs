@@ -156,6 +156,7 @@ fn the_page_names_the_flooding_source_the_blocked_office_and_the_changes_in_a_br
     wait_text(&mut browser, "#state", &["Observing"]);
     guard.kill().unwrap();
     wait_text(&mut browser, "#state", &[silent]);
+    wait_text(&mut browser, "#because", &["No connection: the agent"]);
 }
 
 #[test]
@@ -414,7 +415,12 @@ fn the_page_fits_telephones_and_desktops_in_light_and_in_dark() {
         }
         backs.push(hour.evaluate("getComputedStyle(document.body).backgroundColor"));
         if let Some(folder) = std::env::var_os("GUARD_SCREENSHOTS") {
-            hour.browser.point("#chart", 0.56, 0.6).unwrap();
+            // The values of a point, as when the pointer is on it.
+            hour.evaluate(if width > 1_000 {
+                "select(205, false)"
+            } else {
+                "unselect()"
+            });
             let file = Path::new(&folder).join(name);
             hour.browser.picture(width, dark, &file).unwrap();
         }
