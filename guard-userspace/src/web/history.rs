@@ -22,13 +22,13 @@ const POINTS: usize = 360;
 type SeriesKey = (Option<String>, String, Option<String>, String);
 
 /// The packets and bytes of each line.
-type Sums = BTreeMap<SeriesKey, [u64; 2]>;
+type LineSums = BTreeMap<SeriesKey, [u64; 2]>;
 
 /// The packets of the last hour, for the chart of the page.
 #[derive(Debug, Default)]
 pub struct History {
     /// The last reading, summed over all interfaces.
-    last: Option<(Instant, Sums)>,
+    last: Option<(Instant, LineSums)>,
     points: VecDeque<HistoryPoint>,
     /// The changes of the last hour.
     pub marks: RecentMarks,
@@ -40,7 +40,7 @@ struct HistoryPoint {
     time: Timestamp,
     /// Longer than [`INTERVAL`] after a reading that failed.
     lasted: Duration,
-    grown: Sums,
+    grown: LineSums,
 }
 
 /// A line of the chart.
@@ -78,7 +78,7 @@ impl History {
     /// Adds a point: the difference between these counters and the last. `read_at` is the same moment as `now`, by a
     /// clock that nobody sets.
     pub fn add(&mut self, now: Timestamp, read_at: Instant, counters: &[Counter]) {
-        let mut sums = Sums::new();
+        let mut sums = LineSums::new();
         for counter in counters {
             let key = (
                 counter.service.clone(),
