@@ -49,6 +49,8 @@ impl Browser {
                 "--user-data-dir={}",
                 folder.join("profile").display()
             ))
+            // Chromium leaves its sockets there when it is killed.
+            .env("TMPDIR", &folder)
             .env("REQUESTS", &requests)
             .env("ANSWERS", &answers);
         let _chromium = Daemon::start(&mut command, &folder.join("chromium.log"))?;
