@@ -11,7 +11,7 @@ use crate::{
 pub use crate::gcra::GcraBudgets;
 
 /// The version of this ABI. State that is pinned with another version is not reused.
-pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 2 };
+pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 3 };
 
 /// The XDP program.
 pub const PROGRAM: &str = "guard";
@@ -123,10 +123,13 @@ pub const INTERFACES: &str = "INTERFACES";
 ///
 /// - counters: [`COUNTER_PAGES`] pages per row, each with [`Counters`] of [`SERVICES_PER_PAGE`] services;
 /// - talkers: [`TalkerSlot`]s, indexed by a hash of the source;
+/// - closed ports: [`ClosedPortSlot`]s, indexed by [`crate::closed_ports::place`];
 /// - losses: 64-bit numbers, indexed by [`Outcome::slot`], of packets that matched a capture and were not copied.
 pub const COUNTER_ROWS: &str = "COUNTER_ROWS";
 /// Talkers, a row per interface.
 pub const TALKER_ROWS: &str = "TALKER_ROWS";
+/// Closed ports, a row per interface.
+pub const CLOSED_PORT_ROWS: &str = "CLOSED_PORT_ROWS";
 /// Losses of captures, a row per interface.
 pub const LOSS_ROWS: &str = "LOSS_ROWS";
 
@@ -135,6 +138,8 @@ pub const LOSS_ROWS: &str = "LOSS_ROWS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Talkers of one interface.
 pub const TALKERS: &str = "TALKERS";
+/// Closed ports of one interface.
+pub const CLOSED_PORTS: &str = "CLOSED_PORTS";
 /// Losses of captures on one interface.
 pub const LOSSES: &str = "LOSSES";
 
@@ -258,6 +263,9 @@ pub const TALKER_ENTRIES: u32 = 1 << 11;
 
 /// One packet of this many is sampled for the talkers. A power of two.
 pub const TALKER_SAMPLE: u64 = 16;
+
+/// The number of closed ports that each CPU counts. A power of two.
+pub const CLOSED_PORT_ENTRIES: u32 = 1 << 8;
 
 /// The size of [`EVENTS`], in bytes. A power of two.
 pub const EVENTS_BYTES: u32 = 1 << 20;
@@ -448,6 +456,27 @@ pub const fn port_index(protocol: PortProtocol, port: u16) -> u32 {
 #[inline(always)]
 pub const fn protocol_index(protocol: u8) -> u32 {
     PORT_ROWS * PORTS_PER_ROW + protocol as u32
+}
+
+/// The reverse of [`port_index`] and [`protocol_index`]. `None`: no packet has this index.
+pub const fn port_of_index(index: u32) -> Option<IndexedPort> {
+    let low = index % PORTS_PER_ROW;
+    match index / PORTS_PER_ROW {
+        0 => Some(IndexedPort::Port(PortProtocol::Tcp, low as u16)),
+        1 => Some(IndexedPort::Port(PortProtocol::Udp, low as u16)),
+        2 => Some(IndexedPort::Port(PortProtocol::Sctp, low as u16)),
+        PORT_ROWS if low <= u8::MAX as u32 => Some(IndexedPort::Protocol(low as u8)),
+        _ => None,
+    }
+}
+
+/// What an index in [`PORTS`] stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexedPort {
+    /// A port of a transport protocol.
+    Port(PortProtocol, u16),
+    /// A protocol without ports, by its IANA number.
+    Protocol(u8),
 }
 
 /// The settings of a service in the packet path.
@@ -652,12 +681,27 @@ pub struct TalkerSlot {
     pub dropped_for: u8,
     /// The id of the service at which it was dropped.
     pub dropped_at: u16,
+    /// Its destination, an index in [`PORTS`].
+    pub dropped_port: u32,
     /// Its lead in the vote: at 0 another source takes its place.
     pub lead: u32,
+    pub reserved: u32,
     /// Sampled packets since it took the place, and those of them that were or would be dropped.
     pub packets: u64,
     pub dropped: u64,
     pub bytes: u64,
+}
+
+/// A closed port of one CPU, and the packets that were sent to it: the winner of a majority vote, as [`TalkerSlot`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClosedPortSlot {
+    /// A [`crate::closed_ports::ClosedPortKey`]; 0: the place is free.
+    pub key: u32,
+    /// Its lead in the vote, in packets: at 0 another port takes its place.
+    pub lead: u32,
+    /// Packets since it took the place, estimated from the sample.
+    pub packets: u64,
 }
 
 /// The packets that a capture copies. All zeros: none.
@@ -815,7 +859,8 @@ const _: () = assert!(size_of::<Expiry>() == 8);
 const _: () = assert!(size_of::<OwnSource>() == 24);
 const _: () = assert!(size_of::<Exemption>() == 16);
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<TalkerSlot>() == 48);
+const _: () = assert!(size_of::<TalkerSlot>() == 56);
+const _: () = assert!(size_of::<ClosedPortSlot>() == 16);
 const _: () = assert!(size_of::<CaptureFilter>() == 552);
 const _: () = assert!(size_of::<Event>() == 32 + SNAP_LENGTH as usize);
 const _: () = assert!(size_of::<ReplayTime>() == 16);
@@ -826,8 +871,9 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        About, AboutInterface, AddressedKey, AdmittedKey, CaptureFilter, Counters, Exemption,
-        Expiry, FlowKey, OwnSource, PortEntry, ReplayTime, ServiceIdSlot, ServiceSlot, TalkerSlot,
+        About, AboutInterface, AddressedKey, AdmittedKey, CaptureFilter, ClosedPortSlot, Counters,
+        Exemption, Expiry, FlowKey, OwnSource, PortEntry, ReplayTime, ServiceIdSlot, ServiceSlot,
+        TalkerSlot,
     };
     use crate::{cell::Cell, deny_list::DenyLine, interfaces::InterfacePlace};
 
@@ -847,6 +893,7 @@ mod pod {
         AddressedKey,
         CaptureFilter,
         Cell,
+        ClosedPortSlot,
         ReplayTime,
         Counters,
         Expiry,

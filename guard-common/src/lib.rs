@@ -7,6 +7,7 @@ pub mod account;
 pub mod address;
 pub mod bucket;
 pub mod cell;
+pub mod closed_ports;
 pub mod deny_list;
 pub mod exposure;
 pub mod fragment;

@@ -2,8 +2,8 @@
 //! it.
 
 use crate::{
-    address::{Address, Family},
     layout::{Conclusion, TALKER_SAMPLE, TalkerSlot},
+    packet::{IpHeader, Packet},
     reason::Outcome,
     spread::GOLDEN,
 };
@@ -30,7 +30,9 @@ pub const fn is_sampled(key: u64, counted: u64) -> bool {
 impl TalkerSlot {
     /// Counts a sampled packet for its source, if the source has the place or takes it.
     #[inline(always)]
-    pub fn vote(&mut self, family: Family, source: Address, length: u64, conclusion: Conclusion) {
+    pub fn vote(&mut self, packet: &Packet<impl IpHeader>, length: u64, conclusion: Conclusion) {
+        let Packet { ip, transport } = packet;
+        let (family, source) = (ip.family(), ip.source());
         // The counts are cleared here and not in the table, because the compiler would call a function to clear them
         // there.
         let Self {
@@ -39,6 +41,7 @@ impl TalkerSlot {
             mut bytes,
             mut dropped_for,
             mut dropped_at,
+            mut dropped_port,
             ..
         } = *self;
         if self.family == family as u8 && self.source == source {
@@ -53,22 +56,29 @@ impl TalkerSlot {
             self.family = family as u8;
             self.lead = 1;
             (packets, dropped, bytes) = (0, 0, 0);
-            (dropped_for, dropped_at) = (0, 0);
+            (dropped_for, dropped_at, dropped_port) = (0, 0, 0);
         }
         if Outcome::has_drop_reason(conclusion.slot) {
             dropped += 1;
             dropped_for = Outcome::reason_of(conclusion.slot);
             dropped_at = conclusion.service as u16;
+            dropped_port = transport.place();
         }
         (self.packets, self.dropped, self.bytes) = (packets + 1, dropped, bytes + length);
-        (self.dropped_for, self.dropped_at) = (dropped_for, dropped_at);
+        (self.dropped_for, self.dropped_at, self.dropped_port) =
+            (dropped_for, dropped_at, dropped_port);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reason::{Mode, ModeBits, Reason};
+    use crate::{
+        address::{Address, Family},
+        fragment::FragmentId,
+        packet::{IpFields, Transport},
+        reason::{Mode, ModeBits, Reason},
+    };
 
     const KEYS: [u64; 4] = [0, 0x0123_4567_89ab_cdef, 0x6775_6172_6420_7265, 1 << 31];
 
@@ -80,9 +90,23 @@ mod tests {
         Conclusion::new(3, reason, ModeBits::of(Mode::Enforce))
     }
 
+    /// A connection request to port 8000.
+    fn packet_from(n: u32) -> Packet<IpFields> {
+        let ip = IpFields {
+            family: Family::Ipv4,
+            source: source(n),
+            destination: source(1),
+            fragment: FragmentId::NONE,
+        };
+        Packet {
+            ip,
+            transport: Transport::tcp(8_000, 0x02),
+        }
+    }
+
     fn vote(talker: &mut TalkerSlot, n: u32) {
         let dropped = at_service_3(Reason::ClosedPort);
-        talker.vote(Family::Ipv4, source(n), 100, dropped);
+        talker.vote(&packet_from(n), 100, dropped);
     }
 
     #[test]
@@ -128,13 +152,22 @@ mod tests {
     fn a_place_has_the_last_drop_of_its_source_and_not_of_the_source_before() {
         let mut talker = TalkerSlot::default();
         vote(&mut talker, 7);
-        talker.vote(Family::Ipv4, source(7), 100, at_service_3(Reason::Allowed));
-        let drops = |talker: &TalkerSlot| (talker.dropped, talker.dropped_for, talker.dropped_at);
-        assert_eq!(drops(&talker), (1, Reason::ClosedPort as u8, 3));
+        talker.vote(&packet_from(7), 100, at_service_3(Reason::Allowed));
+        let drops = |talker: &TalkerSlot| {
+            let TalkerSlot {
+                dropped,
+                dropped_for,
+                dropped_at,
+                dropped_port,
+                ..
+            } = *talker;
+            (dropped, dropped_for, dropped_at, dropped_port)
+        };
+        assert_eq!(drops(&talker), (1, Reason::ClosedPort as u8, 3, 8_000));
         for _ in 0..3 {
-            talker.vote(Family::Ipv4, source(8), 100, at_service_3(Reason::Allowed));
+            talker.vote(&packet_from(8), 100, at_service_3(Reason::Allowed));
         }
-        assert_eq!((talker.source, drops(&talker)), (source(8), (0, 0, 0)));
+        assert_eq!((talker.source, drops(&talker)), (source(8), (0, 0, 0, 0)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use guard_common::{
     layout::{COUNTER_PAGES, Conclusion, CounterSlot, Counters, SERVICES_PER_PAGE, feature},
+    packet::Packet,
     reason::Outcome,
 };
 
@@ -18,8 +19,8 @@ const _: () = assert!(Outcome::SLOTS.is_power_of_two());
 /// A packet that has been judged and counted.
 pub struct Counted<'a, E> {
     pub conclusion: Conclusion,
-    /// The IP header. `None`: the packet was not parsed.
-    pub ip: Option<&'a E>,
+    /// `None`: the packet was not parsed.
+    pub packet: Option<&'a Packet<E>>,
     /// The frame's length, in bytes.
     pub length: u64,
     /// How many packets with this conclusion this CPU has counted, this packet included.

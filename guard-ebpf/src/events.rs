@@ -59,8 +59,8 @@ struct EventFacts(u64);
 impl EventFacts {
     #[inline(always)]
     fn of(counted: &Counted<'_, impl IpHeader>) -> Self {
-        let family = match counted.ip {
-            Some(ip) => ip.family() as u64,
+        let family = match counted.packet {
+            Some(packet) => packet.ip.family() as u64,
             None => 0,
         };
         Self(family << 32 | u64::from(counted.conclusion.pack()))
@@ -93,8 +93,8 @@ pub fn offer(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) {
     let facts = EventFacts::of(counted);
     let one_of = wanted!(one_of[facts.slot()]);
     if one_of != 0 && counted.number & (u64::from(one_of) - 1) == 0 {
-        let Address { high, low } = match counted.ip {
-            Some(ip) => ip.source(),
+        let Address { high, low } = match counted.packet {
+            Some(packet) => packet.ip.source(),
             None => Address::default(),
         };
         guard_hand_over(ctx.ctx, facts.0, high, low, counted.length);

@@ -2,14 +2,18 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use aya_log_ebpf::debug;
-use guard_common::{layout::Conclusion, packet::IpHeader, reason::Outcome};
+use guard_common::{
+    layout::Conclusion,
+    packet::{IpHeader, Packet},
+    reason::Outcome,
+};
 
 use crate::{
     barrier::opaque,
     clock::{Clock, KernelClock, ReplayClock},
     config,
     counters::{self, Counted},
-    events, talkers,
+    events, sample,
 };
 
 /// Counts a packet once, under its conclusion.
@@ -17,16 +21,16 @@ use crate::{
 pub fn finish<C: ReturnCode>(
     ctx: &XdpContext,
     conclusion: Conclusion,
-    ip: Option<&impl IpHeader>,
+    packet: Option<&Packet<impl IpHeader>>,
     length: u64,
 ) -> u32 {
     let counted = Counted {
         conclusion,
-        ip,
+        packet,
         length,
         number: counters::count(ctx, conclusion, length),
     };
-    talkers::watch(ctx, &counted);
+    sample::take(ctx, &counted);
     C::return_code(ctx, &counted)
 }
 

@@ -23,8 +23,8 @@ use crate::{
     sources,
 };
 
-/// The IP header of a packet that was not parsed.
-pub const NO_HEADER: Option<&IpFields> = None;
+/// A packet that was not parsed.
+pub const NOT_PARSED: Option<&Packet<IpFields>> = None;
 
 /// Judges a parsed packet, and finishes it if there is a verdict.
 pub struct Judge<'a, C, P> {
@@ -57,10 +57,10 @@ impl<C: ReturnCode> PlainReader for Judge<'_, C, FastPath> {
     #[inline(always)]
     fn plain(self, packet: &Packet<impl IpHeader>, length: u64) -> Option<u32> {
         let judged = judge::<C, FastPath>(packet, length).ok()?;
-        let (ctx, ip) = (self.ctx, Some(&packet.ip));
+        let (ctx, packet) = (self.ctx, Some(packet));
         Some(match judged {
-            PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), ip, length),
-            PolicyDecision::Conclusion(conclusion) => finish::<C>(ctx, conclusion, ip, length),
+            PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), packet, length),
+            PolicyDecision::Conclusion(conclusion) => finish::<C>(ctx, conclusion, packet, length),
         })
     }
 }
@@ -75,7 +75,7 @@ impl<C: ReturnCode> Reader for Judge<'_, C, SlowPath> {
             Ok(PolicyDecision::Conclusion(conclusion)) => conclusion,
         };
         fragments::note_first::<C>(packet, is_stopped(conclusion));
-        finish::<C>(self.ctx, conclusion, Some(&packet.ip), length)
+        finish::<C>(self.ctx, conclusion, Some(packet), length)
     }
 
     #[inline(always)]
@@ -84,7 +84,7 @@ impl<C: ReturnCode> Reader for Judge<'_, C, SlowPath> {
             NotParsed::NotIp => Reason::NotGuarded,
             NotParsed::Malformed => Reason::Malformed,
         };
-        finish::<C>(self.ctx, of_host(reason), NO_HEADER, length)
+        finish::<C>(self.ctx, of_host(reason), NOT_PARSED, length)
     }
 }
 

@@ -38,8 +38,8 @@ mod martian;
 mod networks;
 mod parse;
 mod path;
+mod sample;
 mod sources;
-mod talkers;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
@@ -51,7 +51,7 @@ use guard_common::reason::Reason;
 use crate::{
     clock::{Clock, KernelClock, ReplayClock},
     finish::{ReturnCode, finish},
-    judge::{Judge, NO_HEADER, of_host},
+    judge::{Judge, NOT_PARSED, of_host},
     parse::{Frame, length_of, parse, parse_plain},
     path::{FastPath, SlowPath},
 };
@@ -110,7 +110,7 @@ fn judge_frame<C: ReturnCode>(ctx: &XdpContext) -> u32 {
         return finish::<C>(
             ctx,
             conclusion,
-            NO_HEADER,
+            NOT_PARSED,
             length_of(&Frame::of_xdp(ctx), ctx),
         );
     }

@@ -13,11 +13,11 @@ use guard_common::{
     fragment::FragmentSet,
     interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
-        AddressedKey, AdmittedKey, COUNTER_PAGES, Counters, DEFAULT_CELLS, EVENTS_BYTES, Exemption,
-        Expiry, FRAGMENT_SETS, FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED,
-        MAX_EXEMPTIONS, MAX_FLOWS, MAX_NETWORKS, MAX_OWN, MAX_SERVICE_IDS, NETWORK_WORDS_V4,
-        NETWORK_WORDS_V6, OwnSource, PORT_ENTRIES, PortEntry, ReplayTime, SERVICES_PER_PAGE,
-        ServiceSlot, TALKER_ENTRIES, TalkerSlot, grant, host_bucket,
+        AddressedKey, AdmittedKey, CLOSED_PORT_ENTRIES, COUNTER_PAGES, ClosedPortSlot, Counters,
+        DEFAULT_CELLS, EVENTS_BYTES, Exemption, Expiry, FRAGMENT_SETS, FlowKey, MAX_ADDRESSED,
+        MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_EXEMPTIONS, MAX_FLOWS, MAX_NETWORKS, MAX_OWN,
+        MAX_SERVICE_IDS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnSource, PORT_ENTRIES, PortEntry,
+        ReplayTime, SERVICES_PER_PAGE, ServiceSlot, TALKER_ENTRIES, TalkerSlot, grant, host_bucket,
     },
     martian::OWN_WORDS,
     reason::Outcome,
@@ -168,6 +168,12 @@ pub static TALKER_ROWS: ArrayOfMaps<
 > = ArrayOfMaps::new();
 
 #[btf_map]
+pub static CLOSED_PORT_ROWS: ArrayOfMaps<
+    btf_maps::PerCpuArray<ClosedPortSlot, { CLOSED_PORT_ENTRIES as usize }>,
+    { MAX_ROWS as usize },
+> = ArrayOfMaps::new();
+
+#[btf_map]
 pub static LOSS_ROWS: ArrayOfMaps<
     btf_maps::PerCpuArray<u64, { Outcome::SLOTS as usize }>,
     { MAX_ROWS as usize },
@@ -178,6 +184,10 @@ pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_S
 
 #[map]
 pub static TALKERS: PerCpuArray<TalkerSlot> = PerCpuArray::with_max_entries(TALKER_ENTRIES, 0);
+
+#[map]
+pub static CLOSED_PORTS: PerCpuArray<ClosedPortSlot> =
+    PerCpuArray::with_max_entries(CLOSED_PORT_ENTRIES, 0);
 
 #[map]
 pub static GRANT: Array<u64> = Array::with_max_entries(grant::COUNT, 0);

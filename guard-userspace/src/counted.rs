@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use guard_api::{Counter, Talker};
-use guard_common::reason::Verdict;
+use guard_api::{ClosedPort, Counter, Talker};
+use guard_common::reason::{Reason, Verdict};
 
 use crate::dataplane::{
-    CounterRow, HostState, InterfaceState, InterfaceTables, LoadError, StateError, TalkerRow,
-    UNKNOWN_INTERFACE, pins::Pins,
+    ClosedPortRow, CounterRow, HostState, InterfaceState, InterfaceTables, LoadError, StateError,
+    TalkerRow, UNKNOWN_INTERFACE, pins::Pins,
 };
 
 /// The rows of each of these interfaces, given by pins and name, and of packets whose interface has no row of its own
@@ -37,6 +37,7 @@ pub(crate) fn to_counter(interface: &str, row: CounterRow) -> Counter {
         outcome,
         packets,
         bytes,
+        ports,
     } = row;
     Counter {
         interface: interface.to_owned(),
@@ -46,7 +47,13 @@ pub(crate) fn to_counter(interface: &str, row: CounterRow) -> Counter {
         reason: outcome.reason.name().to_owned(),
         packets,
         bytes,
-        ports: Vec::new(),
+        ports: ports
+            .into_iter()
+            .map(|ClosedPortRow { port, packets }| ClosedPort {
+                port: port.to_string(),
+                packets,
+            })
+            .collect(),
     }
 }
 
@@ -58,6 +65,7 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
         bytes,
         dropped_for,
         dropped_at,
+        dropped_port,
     } = row;
     Talker {
         interface: interface.to_owned(),
@@ -66,8 +74,10 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
         packets,
         dropped,
         bytes,
+        port: dropped_port
+            .filter(|_| dropped_for == Some(Reason::ClosedPort))
+            .map(|port| port.to_string()),
         reason: dropped_for.map(|reason| reason.name().to_owned()),
         service: dropped_at,
-        port: None,
     }
 }

@@ -11,7 +11,9 @@ use guard_common::{
     reason::Outcome,
 };
 
-use super::{Generation, LoadError, batch, interface::InterfaceTables};
+use super::{
+    Generation, LoadError, batch, closed_ports::ClosedPortRow, interface::InterfaceTables,
+};
 
 /// The packets of one service and outcome, over all CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct CounterRow {
     pub outcome: Outcome,
     pub packets: u64,
     pub bytes: u64,
+    /// The busiest closed ports of these packets, if the reason is [`guard_common::reason::Reason::ClosedPort`].
+    pub ports: Vec<ClosedPortRow>,
 }
 
 impl Generation {
@@ -45,6 +49,7 @@ impl InterfaceTables {
         {
             read(page, first, names, &mut rows)?;
         }
+        self.add_closed_ports(&mut rows)?;
         Ok(rows)
     }
 
@@ -103,6 +108,7 @@ fn read(
                         outcome,
                         packets,
                         bytes,
+                        ports: Vec::new(),
                     });
                 }
             }

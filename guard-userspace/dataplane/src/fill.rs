@@ -8,7 +8,8 @@ use guard_common::{
     cell::ROWS,
     interfaces::MAX_ROWS,
     layout::{
-        self, COUNTER_PAGES, MAX_FLOWS, MAX_SERVICE_IDS, NO_SERVICE, TALKER_ENTRIES, feature,
+        self, CLOSED_PORT_ENTRIES, COUNTER_PAGES, MAX_FLOWS, MAX_SERVICE_IDS, NO_SERVICE,
+        TALKER_ENTRIES, feature,
     },
     reason::Outcome,
 };
@@ -40,7 +41,7 @@ pub fn sizes(
     tables: &Tables,
     deny_list: &DenyList,
     is_attached: bool,
-) -> [(&'static str, u32); 14] {
+) -> [(&'static str, u32); 16] {
     let singles = |is_v4: bool| {
         let entries = tables.denied.iter().filter(|(prefix, expiry)| {
             is_single(prefix)
@@ -71,6 +72,7 @@ pub fn sizes(
     [
         (layout::COUNTER_ROWS, of_rows(MAX_ROWS * COUNTER_PAGES)),
         (layout::TALKER_ROWS, of_rows(MAX_ROWS)),
+        (layout::CLOSED_PORT_ROWS, of_rows(MAX_ROWS)),
         (layout::LOSS_ROWS, of_rows(MAX_ROWS)),
         (
             layout::COUNTERS,
@@ -79,6 +81,10 @@ pub fn sizes(
         (
             layout::TALKERS,
             if_used(feature::ALONE, TALKER_ENTRIES, UNUSED),
+        ),
+        (
+            layout::CLOSED_PORTS,
+            if_used(feature::ALONE, CLOSED_PORT_ENTRIES, UNUSED),
         ),
         (
             layout::LOSSES,

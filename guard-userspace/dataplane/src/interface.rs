@@ -1,4 +1,4 @@
-//! The pinned state of one interface: its counters, its talkers, what a capture lost there, and where its programs are.
+//! The pinned state of one interface: its counters, its talkers, its closed ports, what a capture lost there, and where its programs are.
 //! All generations use the same counters.
 
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use aya::maps::{Array, Map, MapData, MapError, MapType, PerCpuArray};
 use guard_common::{
     interfaces::UNKNOWN_ROW,
     layout::{
-        self, AboutInterface, COUNTER_PAGES, Counters, SERVICES_PER_PAGE, TALKER_ENTRIES,
-        TalkerSlot,
+        self, AboutInterface, CLOSED_PORT_ENTRIES, COUNTER_PAGES, ClosedPortSlot, Counters,
+        SERVICES_PER_PAGE, TALKER_ENTRIES, TalkerSlot,
     },
     reason::Outcome,
 };
@@ -24,6 +24,7 @@ pub struct InterfaceTables {
     /// Pages of [`Counters`]; there is at least the first.
     pub(super) counters: Vec<Map>,
     pub(super) talkers: Map,
+    pub(super) closed_ports: Map,
     pub(super) losses: Map,
 }
 
@@ -38,14 +39,18 @@ impl InterfaceTables {
             }
         }
         let talkers = open(pins, &talkers_map(), layout::TALKERS)?;
+        let closed_ports = open(pins, &closed_ports_map(), layout::CLOSED_PORTS)?;
         let losses = open(pins, &losses_map(), layout::LOSSES)?;
-        let (Some(talkers), Some(losses), false) = (talkers, losses, counters.is_empty()) else {
+        let (Some(talkers), Some(closed_ports), Some(losses), false) =
+            (talkers, closed_ports, losses, counters.is_empty())
+        else {
             return Ok(None);
         };
         Ok(Some(Self {
             pins: pins.clone(),
             counters,
             talkers,
+            closed_ports,
             losses,
         }))
     }
@@ -55,14 +60,18 @@ impl InterfaceTables {
             pins.remove(&page_name(page))?;
         }
         pins.remove(layout::TALKERS)?;
+        pins.remove(layout::CLOSED_PORTS)?;
         pins.remove(layout::LOSSES)?;
         let talkers = PerCpuArray::<_, TalkerSlot>::create(TALKER_ENTRIES, 0)?;
         talkers.pin(pins.path(layout::TALKERS))?;
+        let closed_ports = PerCpuArray::<_, ClosedPortSlot>::create(CLOSED_PORT_ENTRIES, 0)?;
+        closed_ports.pin(pins.path(layout::CLOSED_PORTS))?;
         let losses = PerCpuArray::<_, u64>::create(Outcome::SLOTS, 0)?;
         losses.pin(pins.path(layout::LOSSES))?;
         Ok(Self {
             counters: vec![create_page(pins, 0)?],
             talkers: open_pinned(pins, layout::TALKERS)?,
+            closed_ports: open_pinned(pins, layout::CLOSED_PORTS)?,
             losses: open_pinned(pins, layout::LOSSES)?,
             pins: pins.clone(),
         })
@@ -85,6 +94,7 @@ impl InterfaceTables {
         let pages = pages.map(|(page, map)| (page_name(page), map));
         let rest = [
             (layout::TALKERS.to_owned(), &self.talkers),
+            (layout::CLOSED_PORTS.to_owned(), &self.closed_ports),
             (layout::LOSSES.to_owned(), &self.losses),
         ];
         for (name, map) in pages.chain(rest) {
@@ -96,10 +106,11 @@ impl InterfaceTables {
     }
 
     /// The pins of the tables that a program for this interface alone uses directly, without a row.
-    pub(super) fn pins_of_alone(&self) -> [(&'static str, PathBuf); 3] {
+    pub(super) fn pins_of_alone(&self) -> [(&'static str, PathBuf); 4] {
         [
             (layout::COUNTERS, self.pins.path(&page_name(0))),
             (layout::TALKERS, self.pins.path(layout::TALKERS)),
+            (layout::CLOSED_PORTS, self.pins.path(layout::CLOSED_PORTS)),
             (layout::LOSSES, self.pins.path(layout::LOSSES)),
         ]
     }
@@ -146,7 +157,7 @@ impl InterfaceState {
         })
     }
 
-    /// Counters, talkers and losses.
+    /// Counters, talkers, closed ports and losses.
     pub fn tables(&self) -> &InterfaceTables {
         &self.tables
     }
@@ -208,6 +219,15 @@ fn talkers_map() -> SharedMap {
         MapType::PerCpuArray,
         size_of::<TalkerSlot>(),
         TALKER_ENTRIES,
+    )
+}
+
+fn closed_ports_map() -> SharedMap {
+    SharedMap::array(
+        layout::CLOSED_PORTS,
+        MapType::PerCpuArray,
+        size_of::<ClosedPortSlot>(),
+        CLOSED_PORT_ENTRIES,
     )
 }
 

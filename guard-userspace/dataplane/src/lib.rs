@@ -3,6 +3,7 @@
 
 mod attach;
 mod batch;
+mod closed_ports;
 mod closer;
 mod clsact;
 mod counters;
@@ -57,6 +58,7 @@ use tracing_log::{LogTracer, log};
 
 pub use self::{
     attach::{Attachment, TakenOff},
+    closed_ports::ClosedPortRow,
     closer::Closer,
     counters::CounterRow,
     error::AttachError,

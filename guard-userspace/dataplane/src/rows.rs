@@ -41,7 +41,8 @@ impl EnteredRows {
                 ..Self::default()
             };
         }
-        let (mut counters, mut talkers, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut counters, mut talkers) = (Vec::new(), Vec::new());
+        let (mut closed_ports, mut losses) = (Vec::new(), Vec::new());
         let mut entered = Vec::new();
         for (row, tables) in rows {
             let known = self.pages.get(&row).copied().unwrap_or_default();
@@ -49,6 +50,7 @@ impl EnteredRows {
             counters.extend(pages.map(|(page, map)| (row * COUNTER_PAGES + page, map)));
             if known == 0 {
                 talkers.push((row, &tables.talkers));
+                closed_ports.push((row, &tables.closed_ports));
                 losses.push((row, &tables.losses));
             }
             entered.push((row, tables.counters.len()));
@@ -56,6 +58,7 @@ impl EnteredRows {
         for (name, maps) in [
             (layout::COUNTER_ROWS, counters),
             (layout::TALKER_ROWS, talkers),
+            (layout::CLOSED_PORT_ROWS, closed_ports),
             (layout::LOSS_ROWS, losses),
         ] {
             let maps: Vec<(u32, &MapData)> = maps
@@ -78,6 +81,7 @@ impl EnteredRows {
         for (name, places) in [
             (layout::COUNTER_ROWS, &pages[..]),
             (layout::TALKER_ROWS, rows),
+            (layout::CLOSED_PORT_ROWS, rows),
             (layout::LOSS_ROWS, rows),
         ] {
             clear(generation.map(name)?, places)?;
@@ -136,6 +140,7 @@ pub fn ensure_pinned(pins: &Pins, like: &InterfaceTables) -> Result<(), StateErr
     for (name, rows, like) in [
         (layout::COUNTER_ROWS, MAX_ROWS * COUNTER_PAGES, page),
         (layout::TALKER_ROWS, MAX_ROWS, &like.talkers),
+        (layout::CLOSED_PORT_ROWS, MAX_ROWS, &like.closed_ports),
         (layout::LOSS_ROWS, MAX_ROWS, &like.losses),
     ] {
         if SharedMap::rows(name, rows).fits(pins, name) {

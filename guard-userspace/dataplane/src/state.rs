@@ -317,10 +317,11 @@ impl HostState {
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
 /// The maps that generations share, if their tables need them.
-pub(super) const SHARED: [&str; 16] = [
+pub(super) const SHARED: [&str; 17] = [
     layout::INTERFACES,
     layout::COUNTER_ROWS,
     layout::TALKER_ROWS,
+    layout::CLOSED_PORT_ROWS,
     layout::LOSS_ROWS,
     layout::CAPTURE,
     layout::GRANT,
@@ -394,6 +395,7 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         array(layout::INTERFACES, MapType::Array, places, 1),
         rows(layout::COUNTER_ROWS, MAX_ROWS * COUNTER_PAGES),
         rows(layout::TALKER_ROWS, MAX_ROWS),
+        rows(layout::CLOSED_PORT_ROWS, MAX_ROWS),
         rows(layout::LOSS_ROWS, MAX_ROWS),
         array(layout::TOTALS, MapType::Array, cell, MAX_SERVICE_IDS),
         array(

@@ -13,6 +13,8 @@ use guard_common::{
     reason::Reason,
 };
 
+use guard_policy::Ports;
+
 use super::{LoadError, batch, interface::InterfaceTables};
 
 /// A source and what it sent, estimated from a sample of its packets.
@@ -27,6 +29,8 @@ pub struct TalkerRow {
     pub dropped_for: Option<Reason>,
     /// The service at which that packet was dropped; `None`: it reached no service.
     pub dropped_at: Option<String>,
+    /// The destination of that packet.
+    pub dropped_port: Option<Ports>,
 }
 
 impl InterfaceTables {
@@ -79,6 +83,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
                     bytes: 0,
                     dropped_for: None,
                     dropped_at: None,
+                    dropped_port: None,
                 });
                 row.packets += talker.packets * TALKER_SAMPLE;
                 row.dropped += talker.dropped * TALKER_SAMPLE;
@@ -87,6 +92,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
                 if let Some(reason) = reason(&talker) {
                     row.dropped_for = Some(reason);
                     row.dropped_at = names.get(&talker.dropped_at).cloned();
+                    row.dropped_port = Ports::of_index(talker.dropped_port);
                 }
             }
         },

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
-use guard_common::layout::{PortProtocol, port_index, protocol_index};
+use guard_common::layout::{IndexedPort, PortProtocol, port_index, port_of_index, protocol_index};
 
 /// Ports of one transport protocol, or a protocol without ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,17 @@ impl Ports {
                 index..=index
             }
         }
+    }
+
+    /// The single port or protocol with this index in the port table. `None`: no packet has this index.
+    pub fn of_index(index: u32) -> Option<Self> {
+        Some(match port_of_index(index)? {
+            IndexedPort::Port(protocol, port) => Self::Range {
+                protocol,
+                ports: port..=port,
+            },
+            IndexedPort::Protocol(number) => Self::Protocol { number },
+        })
     }
 
     /// The name of the same protocol in the other version of IP, if this one does not exist over the given version.

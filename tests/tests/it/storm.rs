@@ -336,11 +336,12 @@ fn nothing_gets_through_and_nothing_is_lost_while_everything_changes() {
 }
 
 /// Maps with state or scratch data, which are not compared.
-const STATE: [&str; 16] = [
-    // The maps of each interface: counters, talkers and losses.
+const STATE: [&str; 17] = [
+    // The maps of each interface: counters, talkers, closed ports and losses.
     "standalone_perc",
     "COUNTER_ROWS",
     "TALKER_ROWS",
+    "CLOSED_PORT_RO",
     "LOSS_ROWS",
     "CELLS",
     "NARROW_CELLS",
