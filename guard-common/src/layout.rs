@@ -173,6 +173,9 @@ pub const SERVICE_IDS: &str = "SERVICE_IDS";
 /// An array of one [`ReplayTime`].
 pub const CLOCK: &str = "CLOCK";
 
+/// [`About::agent`] of an agent that was stopped in order: no process has this id.
+pub const NO_AGENT: u32 = 0;
+
 /// The service id that stands for "no service".
 pub const NO_SERVICE: u16 = 0;
 
@@ -685,7 +688,8 @@ pub struct TalkerSlot {
     pub dropped_port: u32,
     /// Its lead in the vote: at 0 another source takes its place.
     pub lead: u32,
-    pub reserved: u32,
+    /// Those of `dropped` that passed only because of the mode.
+    pub would_drop: u32,
     /// Sampled packets since it took the place, and those of them that were or would be dropped.
     pub packets: u64,
     pub dropped: u64,

@@ -42,6 +42,7 @@ impl TalkerSlot {
             mut dropped_for,
             mut dropped_at,
             mut dropped_port,
+            mut would_drop,
             ..
         } = *self;
         if self.family == family as u8 && self.source == source {
@@ -55,11 +56,12 @@ impl TalkerSlot {
             self.source = source;
             self.family = family as u8;
             self.lead = 1;
-            (packets, dropped, bytes) = (0, 0, 0);
+            (packets, dropped, would_drop, bytes) = (0, 0, 0, 0);
             (dropped_for, dropped_at, dropped_port) = (0, 0, 0);
         }
         if Outcome::has_drop_reason(conclusion.slot) {
             dropped += 1;
+            would_drop += !Outcome::is_dropped(conclusion.slot) as u32;
             dropped_for = Outcome::reason_of(conclusion.slot);
             dropped_at = conclusion.service as u16;
             dropped_port = transport.place();
@@ -67,6 +69,7 @@ impl TalkerSlot {
         (self.packets, self.dropped, self.bytes) = (packets + 1, dropped, bytes + length);
         (self.dropped_for, self.dropped_at, self.dropped_port) =
             (dropped_for, dropped_at, dropped_port);
+        self.would_drop = would_drop;
     }
 }
 
@@ -168,6 +171,20 @@ mod tests {
             talker.vote(&packet_from(8), 100, at_service_3(Reason::Allowed));
         }
         assert_eq!((talker.source, drops(&talker)), (source(8), (0, 0, 0, 0)));
+    }
+
+    #[test]
+    fn drops_that_only_the_mode_let_pass_are_counted_apart() {
+        let mut talker = TalkerSlot::default();
+        vote(&mut talker, 7);
+        let observed = Conclusion::new(3, Reason::ClosedPort, ModeBits::of(Mode::Observe));
+        for _ in 0..2 {
+            talker.vote(&packet_from(7), 100, observed);
+        }
+        assert_eq!(
+            (talker.packets, talker.dropped, talker.would_drop),
+            (3, 3, 2)
+        );
     }
 
     #[test]

@@ -62,6 +62,7 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
         source,
         packets,
         dropped,
+        would_drop,
         bytes,
         dropped_for,
         dropped_at,
@@ -73,6 +74,7 @@ pub(crate) fn to_talker(interface: &str, row: TalkerRow) -> Talker {
         name: None,
         packets,
         dropped,
+        would_drop,
         bytes,
         port: dropped_port
             .filter(|_| dropped_for == Some(Reason::ClosedPort))

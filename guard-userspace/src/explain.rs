@@ -21,8 +21,8 @@ use guard_common::{
 use crate::{
     dataplane::{Judged, LoadError, Replay},
     policy::{
-        Budgets, CompileInput, Containers, Entry, From, Policy, Ports, Service, ServiceIds, Source,
-        Tables, Timebase, Treatment,
+        Action, Budgets, CompileInput, Containers, Entry, From, Policy, Ports, Service, ServiceIds,
+        Source, Tables, Timebase, Treatment,
     },
 };
 
@@ -187,16 +187,88 @@ pub fn explain(
         },
         line: None,
     });
+    let service = tables.service_name(service);
+    let reason = outcome.reason;
+    let entry = match line {
+        None => deciding_entry(situation, reason, from, service),
+        Some(_) => None,
+    };
+    let advice = match (entry, reason) {
+        (Some(id), Reason::DeniedSource) => Some(format!("`guard revoke {id}` ends the entry")),
+        _ => advice(reason.name(), from, service, to),
+    };
     Ok(Explanation {
         verdict: verdict.to_owned(),
         would: outcome.would_drop.then(|| Verdict::Drop.name().to_owned()),
-        reason: outcome.reason.name().to_owned(),
-        service: tables.service_name(service).map(str::to_owned),
+        reason: reason.name().to_owned(),
+        service: service.map(str::to_owned),
         packet: format!("{} from {from} to {address}", describe_packet(&to.ports)),
         steps,
         line,
+        file: None,
+        entry,
+        advice,
+        recent: None,
         seen: None,
         over_budget: None,
+    })
+}
+
+/// The number of the operator's entry that decided.
+fn deciding_entry(
+    situation: &ExplainInput<'_>,
+    reason: Reason,
+    from: IpAddr,
+    service: Option<&str>,
+) -> Option<u64> {
+    let action = match reason {
+        Reason::DeniedSource => Action::Deny,
+        Reason::Exempt => Action::Allow,
+        _ => return None,
+    };
+    let mut entries = situation.entries.iter();
+    let decided = entries.find(|entry| {
+        let at = entry.service.as_deref();
+        entry.action == action
+            && !entry.is_over(situation.now.world)
+            && entry.prefix.contains(&from)
+            && (at.is_none() || at == service)
+    });
+    decided.map(|entry| entry.id)
+}
+
+/// What an operator types if packets of a source should not be dropped for this reason.
+pub fn advice(
+    reason: &str,
+    from: IpAddr,
+    service: Option<&str>,
+    to: &Destination,
+) -> Option<String> {
+    let mut reasons = Reason::ALL.into_iter();
+    let reason = reasons.find(|known| known.name() == reason)?;
+    let at = service.map(|service| format!(" --service {service}"));
+    let at = at.unwrap_or_default();
+    Some(match reason {
+        Reason::ClosedPort => format!(
+            "to open the port, list it in the policy: `ports = [\"{}\"]` in a [[service]]; then `guard try` the file",
+            to.ports
+        ),
+        Reason::SourceNotAllowed => format!(
+            "if this source may use it, add it to `from` of the service; until then: `guard allow {from}{at} --for 2h`"
+        ),
+        Reason::PacketLimit | Reason::ByteLimit | Reason::ConnectionLimit => format!(
+            "if it is a real user: `guard allow {from}{at} --for 2h` lifts its budgets now, a [[source]] with `factor` \
+             does so for good"
+        ),
+        Reason::TotalLimit => {
+            "`guard top` shows who uses up the total; `guard deny CIDR --for 2h` drops a source"
+                .to_owned()
+        }
+        Reason::DeniedSource => {
+            "remove the source from the policy's denied sources, or `guard allow` it for a while"
+                .to_owned()
+        }
+        _ => return None,
     })
 }
 

@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use guard_api::{AgentStatus, Counter, InterfaceStatus, PolicyStatus, Status, Talker, TrialStatus};
-use guard_common::{exposure::Scope, layout::About, reason::Mode};
+use guard_common::{
+    exposure::Scope,
+    layout::{About, NO_AGENT},
+    reason::Mode,
+};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -139,9 +143,13 @@ fn describe(
         not_enforcing_because,
         agent: AgentStatus {
             running: false,
-            pid: Some(about.agent),
+            pid: (about.agent != NO_AGENT).then_some(about.agent),
             last_seen: Some(at(about.seen_ns, now)),
-            trouble: Some(trouble),
+            trouble: Some(if about.agent == NO_AGENT {
+                "it was stopped".to_owned()
+            } else {
+                trouble
+            }),
         },
         interfaces,
         policy: PolicyStatus {
@@ -166,6 +174,8 @@ fn describe(
         not_kept: None,
         since: None,
         entries: 0,
+        open: Vec::new(),
+        closed: Vec::new(),
         page: None,
     }
 }

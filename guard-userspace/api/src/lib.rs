@@ -8,13 +8,13 @@ pub mod operator;
 
 use std::net::IpAddr;
 
-use guard_policy::Action;
+use guard_policy::{Action, Entry};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::explanation::{Explanation, OverBudget, Seen, Step};
+pub use self::explanation::{Explanation, OverBudget, RecentPackets, Seen, Step};
 use self::{actor::OneLine, operator::SshSession};
 
 /// The default path of the agent's socket.
@@ -54,6 +54,14 @@ pub struct Status {
     /// The number of temporary entries in force; 0 without an agent.
     #[serde(default)]
     pub entries: usize,
+    /// What reaches this host by the policy in force: the ports that services list, as a policy writes them, with the
+    /// address if a service names one.
+    #[serde(default)]
+    pub open: Vec<String>,
+    /// The published ports that no service lists: they are closed in mode `enforce`. In scope `host`, every other port
+    /// that no service lists is closed too.
+    #[serde(default)]
+    pub closed: Vec<String>,
     /// The address of the page and the metrics; `null` if the policy names none.
     #[serde(default)]
     pub page: Option<String>,
@@ -204,6 +212,9 @@ pub struct Talker {
     pub packets: u64,
     /// Packets that were dropped, or would have been dropped in mode enforce.
     pub dropped: u64,
+    /// Those of `dropped` that passed only because of the mode.
+    #[serde(default)]
+    pub would_drop: u64,
     pub bytes: u64,
     /// The reason for the last of the dropped packets.
     #[serde(default)]
@@ -365,6 +376,9 @@ pub struct Detached {
 pub struct PolicyText {
     pub path: String,
     pub text: String,
+    /// The policy file that the agent reads at a reload and a restart.
+    #[serde(default)]
+    pub file: Option<String>,
 }
 
 /// The policy in force after a change.
@@ -380,6 +394,19 @@ pub struct Applied {
     /// The policy file that the agent reads at a reload and a restart, if it is not `path`.
     #[serde(default)]
     pub other_file: Option<String>,
+    /// The mode that the policy has; `mode` differs from it if an operator has set a mode.
+    #[serde(default)]
+    pub policy_mode: Option<String>,
+}
+
+/// The answer to `POST /v1/entries`.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct EnteredEntry {
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// Whether there was an entry for the same prefix, service, action and owner, which this one replaces.
+    #[serde(default)]
+    pub updated: bool,
 }
 
 /// The query of `GET /v1/explain`.

@@ -15,7 +15,7 @@ use std::{
 use aya::maps::{Map, ProgramArray};
 use guard_common::{
     interfaces::MAX_ROWS,
-    layout::{self, About, CaptureFilter, feature},
+    layout::{self, About, CaptureFilter, NO_AGENT, feature},
 };
 use guard_host::{UdpFlow, XdpState};
 use guard_policy::{CompileInput, NoServiceIdLeft, Policy, ServiceIds, Tables};
@@ -730,6 +730,14 @@ impl Dataplane {
         let mut about = self.state.about()?;
         about.seen_ns = boot_ns;
         about.agent = process::id();
+        Ok(self.state.set_about(&about)?)
+    }
+
+    /// Stores in the pins that the agent was stopped in order, at this moment in nanoseconds of CLOCK_BOOTTIME.
+    pub fn stop(&mut self, boot_ns: u64) -> Result<(), StateError> {
+        let mut about = self.state.about()?;
+        about.seen_ns = boot_ns;
+        about.agent = NO_AGENT;
         Ok(self.state.set_about(&about)?)
     }
 

@@ -24,6 +24,8 @@ pub struct TalkerRow {
     pub packets: u64,
     /// Packets that were dropped, or would have been in mode enforce.
     pub dropped: u64,
+    /// Those of `dropped` that passed only because of the mode.
+    pub would_drop: u64,
     pub bytes: u64,
     /// The reason of one of the last packets in `dropped`.
     pub dropped_for: Option<Reason>,
@@ -80,6 +82,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
                     source,
                     packets: 0,
                     dropped: 0,
+                    would_drop: 0,
                     bytes: 0,
                     dropped_for: None,
                     dropped_at: None,
@@ -87,6 +90,7 @@ fn read(talkers: &Map, names: &BTreeMap<u16, String>) -> Result<Vec<TalkerRow>, 
                 });
                 row.packets += talker.packets * TALKER_SAMPLE;
                 row.dropped += talker.dropped * TALKER_SAMPLE;
+                row.would_drop += u64::from(talker.would_drop) * TALKER_SAMPLE;
                 row.bytes += talker.bytes * TALKER_SAMPLE;
                 // Each CPU has its own last drop; any of them is used.
                 if let Some(reason) = reason(&talker) {

@@ -473,7 +473,8 @@ impl Host {
         self.all_links().find(|link| link.name == name)
     }
 
-    fn all_links(&self) -> impl Iterator<Item = &Link> {
+    /// Every interface of this host.
+    pub fn all_links(&self) -> impl Iterator<Item = &Link> {
         self.links.known().into_iter().flat_map(BTreeMap::values)
     }
 

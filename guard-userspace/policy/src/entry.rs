@@ -90,8 +90,8 @@ impl fmt::Display for Entry {
             write!(formatter, ", entered by {by}")?;
         }
         match expires {
-            Some(expires) => write!(formatter, ", until {expires}"),
-            None => write!(formatter, ", until it is revoked"),
+            Some(expires) => write!(formatter, ", until {expires:.0}"),
+            None => write!(formatter, ", without an end"),
         }
     }
 }

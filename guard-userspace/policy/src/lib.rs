@@ -242,6 +242,11 @@ pub enum PolicyError {
     },
 }
 
+/// The SHA-256 of a policy file (FIPS 180-4), in hexadecimal digits.
+pub fn sha256_of(text: &[u8]) -> String {
+    base16ct::lower::encode_string(&Sha256::digest(text))
+}
+
 impl Policy {
     /// Reads and checks a policy file.
     pub fn read(path: &Path, allowed: AllowedFile, clock: KernelTick) -> Result<Self, PolicyError> {
@@ -273,7 +278,7 @@ impl Policy {
             problem: problem.text,
         };
         let raw = file::parse(text).map_err(refuse)?;
-        let sha256 = base16ct::lower::encode_string(&Sha256::digest(text));
+        let sha256 = sha256_of(text.as_bytes());
         check::check(raw, &lines, sha256, clock).map_err(refuse)
     }
 }

@@ -783,6 +783,14 @@ impl Applier {
         }
     }
 
+    /// Writes to the pins that this agent was stopped in order.
+    pub fn stop(&mut self, boot_ns: u64) {
+        if let Some(dataplane) = &mut self.dataplane {
+            // A failure concerns only commands that read the pins without an agent.
+            let _result = dataplane.stop(boot_ns);
+        }
+    }
+
     /// The number of tracked UDP flows. `None`: flows are not tracked.
     pub fn flows(&self) -> Option<FlowCounts> {
         self.flows

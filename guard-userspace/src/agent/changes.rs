@@ -7,6 +7,7 @@ use std::{
 };
 
 use guard_common::reason::Mode;
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{info, warn};
 
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     api::{
-        Applied, Changed, EntryRequest, ModeChange, NewTrial, Reload, Revocation,
+        Applied, Changed, EnteredEntry, EntryRequest, ModeChange, NewTrial, Reload, Revocation,
         actor::{Actor, OneLine},
     },
     dataplane::{AttachError, Force, LoadError},
@@ -104,7 +105,8 @@ impl Reconciler {
         }
     }
 
-    fn answer<T>(&self, reply: Reply<T>, done: Result<T, ChangeError>) {
+    fn answer<T>(&mut self, reply: Reply<T>, done: Result<T, ChangeError>) {
+        self.look_at_policy_file();
         // First publish: a reader that comes after the answer sees the change.
         self.publish();
         let not_kept = self.not_kept();
@@ -125,6 +127,15 @@ impl Reconciler {
     }
 
     async fn reload(&mut self, request: &Reload) -> Result<Applied, ChangeError> {
+        if let (Some(trial), false) = (&self.wanted.trial, request.force) {
+            return Err(ChangeError::Wrong(format!(
+                "{} is on trial until {:.0}: `guard confirm` keeps it, or wait until it goes back; --force ends the \
+                 trial and reloads {}",
+                self.wanted.loaded.path.display(),
+                trial.until,
+                self.places.policy.display()
+            )));
+        }
         let loaded = Loaded::read(&self.places.policy, self.clock())?;
         self.read_host().await;
         let next = Wanted {
@@ -340,7 +351,11 @@ impl Reconciler {
         }
     }
 
-    async fn enter(&mut self, request: EntryRequest, by: Actor) -> Result<Entry, ChangeError> {
+    async fn enter(
+        &mut self,
+        request: EntryRequest,
+        by: Actor,
+    ) -> Result<EnteredEntry, ChangeError> {
         let EntryRequest {
             action,
             prefix,
@@ -353,6 +368,9 @@ impl Reconciler {
         } = request;
         if let Some(service) = &service {
             require_service(&self.wanted.loaded.policy, service)?;
+        }
+        if action == Action::Deny && !force {
+            require_not_wide(prefix)?;
         }
         let created = Timestamp::now();
         if seconds == Some(0) {
@@ -374,23 +392,45 @@ impl Reconciler {
         let lasts = seconds.and_then(|seconds| i64::try_from(seconds).ok());
         let lasts = lasts.map(SignedDuration::from_secs);
         let expires = lasts.and_then(|lasts| created.checked_add(lasts).ok());
-        self.store.kept.last_id += 1;
-        let id = self.store.kept.last_id;
+        let prefix = prefix.trunc();
+        let owner = owner.map(OneLine::into_inner);
+        let is_same = |entry: &Entry| {
+            (entry.action, entry.prefix) == (action, prefix)
+                && (&entry.service, &entry.owner) == (&service, &owner)
+        };
+        let mut entries = self.wanted.entries.to_vec();
+        // The same entry again is an update: `fail2ban` and operators repeat themselves.
+        let before = entries.iter().position(is_same);
+        let id = match before.and_then(|at| entries.get(at)) {
+            Some(entry) => entry.id,
+            None => {
+                self.store.kept.last_id += 1;
+                self.store.kept.last_id
+            }
+        };
         let entry = Entry {
             id,
             action,
-            prefix: prefix.trunc(),
+            prefix,
             service,
-            owner: owner.map(OneLine::into_inner),
+            owner,
             reason: reason.map(OneLine::into_inner),
             by: Some(by.user.clone()),
             process: by.process,
             created,
             expires,
         };
-        let mut entries = self.wanted.entries.to_vec();
-        entries.push(entry.clone());
+        match before.and_then(|at| entries.get_mut(at)) {
+            Some(known) => *known = entry.clone(),
+            None => entries.push(entry.clone()),
+        }
         self.put_entries(entries).await?;
+        let updated = before.is_some();
+        let what = if updated {
+            "entry updated"
+        } else {
+            "entry added"
+        };
         info!(
             id = entry.id,
             action = action.name(),
@@ -399,9 +439,9 @@ impl Reconciler {
             owner = entry.owner.as_deref().unwrap_or("-"),
             reason = entry.reason.as_deref().unwrap_or("-"),
             by = by.to_string(),
-            "entry added"
+            "{what}"
         );
-        Ok(entry)
+        Ok(EnteredEntry { entry, updated })
     }
 
     async fn revoke(
@@ -449,6 +489,7 @@ impl Reconciler {
             generation: self.generation(),
             until: self.wanted.trial.as_ref().map(|trial| trial.until),
             other_file: self.other_file(),
+            policy_mode: Some(loaded.policy.mode.name().to_owned()),
         }
     }
 
@@ -511,6 +552,25 @@ pub(super) fn changed_mode(mode: Mode, claimed: Option<OneLine>, by: &Actor) -> 
         process: by.process,
         claimed_by: claimed.filter(|name| *name != by.user),
     }
+}
+
+/// The shortest prefixes that are denied without `--force`: a shorter one is usually a typing error, and denies a
+/// large part of the internet.
+const SHORTEST_DENIED_V4: u8 = 8;
+const SHORTEST_DENIED_V6: u8 = 16;
+
+fn require_not_wide(prefix: IpNet) -> Result<(), ChangeError> {
+    let shortest = match prefix {
+        IpNet::V4(_) => SHORTEST_DENIED_V4,
+        IpNet::V6(_) => SHORTEST_DENIED_V6,
+    };
+    if prefix.prefix_len() >= shortest {
+        return Ok(());
+    }
+    Err(ChangeError::Wrong(format!(
+        "{prefix} is shorter than /{shortest} and denies a large part of the internet: give a longer prefix, or --force \
+         to deny it nevertheless"
+    )))
 }
 
 fn parse_mode(name: &str) -> Result<Mode, ChangeError> {

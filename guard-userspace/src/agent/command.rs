@@ -4,7 +4,10 @@ use tokio::sync::oneshot;
 
 use super::ChangeError;
 use crate::{
-    api::{Applied, Changed, EntryRequest, ModeChange, NewTrial, Reload, Revocation, actor::Actor},
+    api::{
+        Applied, Changed, EnteredEntry, EntryRequest, ModeChange, NewTrial, Reload, Revocation,
+        actor::Actor,
+    },
     policy::Entry,
 };
 
@@ -16,7 +19,7 @@ pub enum AgentCommand {
     Try(NewTrial, Actor, Reply<Applied>),
     Confirm(Reply<Applied>),
     Mode(ModeChange, Actor, Reply<Applied>),
-    Enter(EntryRequest, Actor, Reply<Entry>),
+    Enter(EntryRequest, Actor, Reply<EnteredEntry>),
     Revoke(u64, Revocation, Actor, Reply<Entry>),
     /// Ends the agent. `on_exit` in the policy decides whether the programs stay attached.
     Leave(oneshot::Sender<anyhow::Result<()>>),

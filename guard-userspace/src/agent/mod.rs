@@ -17,6 +17,7 @@ mod cut_sessions;
 pub mod gate;
 mod loaded;
 pub mod plan;
+mod policy_file;
 mod recent;
 mod reconciler;
 mod runtimes;
@@ -281,7 +282,7 @@ impl Agent {
         &self,
         request: EntryRequest,
         by: Actor,
-    ) -> Result<Changed<Entry>, ChangeError> {
+    ) -> Result<Changed<api::EnteredEntry>, ChangeError> {
         self.change(|reply| AgentCommand::Enter(request, by, reply))
             .await
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guard_api::{Explanation, OverBudget, Seen, Talker};
+use guard_api::{Explanation, OverBudget, RecentPackets, Seen, Talker};
 use guard_common::reason::Reason;
 
 /// The interval between readings.
@@ -39,55 +39,72 @@ impl RecentTalkers {
         readings.push_back((at, Arc::new(sources)));
     }
 
-    /// How far a source was over its budget, if it was, at the service of the explained packet.
-    pub fn over_budget(
+    /// The packets of a source in the last minute. `None`: none were sampled.
+    pub fn of_source(
         &self,
         now: Instant,
         source: IpAddr,
         seen: &Seen,
         explained: &Explanation,
-    ) -> Option<OverBudget> {
+    ) -> Option<RecentPackets> {
         let Self(readings) = self;
-        let budget = budget_of(seen.reason.as_deref()?)?;
-        if explained.service != seen.service {
-            return None;
-        }
         let (begin, _) = readings.front()?;
         let nothing = Seen::default();
         let of_source = readings
             .iter()
             .map(|(_, sources)| sources.get(&source).unwrap_or(&nothing));
         let later = of_source.clone().skip(1).chain([seen]);
-        let mut over = OverBudget {
-            budget: budget.to_owned(),
-            packets: 0,
-            over: 0,
+        let is_same_destination = explained.service == seen.service;
+        let mut found = RecentPackets {
             seconds: now.saturating_duration_since(*begin).as_secs().max(1),
+            ..RecentPackets::default()
         };
         for (before, after) in of_source.zip(later) {
             // The counters of a source that lost its place among the talkers and returned start at zero.
             let more = |before: u64, after: u64| after.checked_sub(before).unwrap_or(after);
-            over.packets += more(before.packets, after.packets);
+            found.packets += more(before.packets, after.packets);
+            let dropped = more(before.dropped, after.dropped);
+            found.dropped += dropped;
+            found.would_drop += more(before.would_drop, after.would_drop);
             if (&after.reason, &after.service) == (&seen.reason, &seen.service) {
-                over.over += more(before.dropped, after.dropped);
+                found.for_reason += dropped;
             }
         }
-        (over.over > 0).then_some(over)
+        if found.for_reason > 0 {
+            found.reason.clone_from(&seen.reason);
+            found.service.clone_from(&seen.service);
+            found.port.clone_from(&seen.port);
+            found.is_same_destination = is_same_destination;
+        }
+        (found.packets > 0).then_some(found)
     }
+}
+
+/// How far a source was over its budget, if it was, at the service of the explained packet.
+pub fn over_budget(recent: &RecentPackets) -> Option<OverBudget> {
+    let budget = budget_of(recent.reason.as_deref()?)?;
+    recent.is_same_destination.then(|| OverBudget {
+        budget: budget.to_owned(),
+        packets: recent.packets,
+        over: recent.for_reason,
+        seconds: recent.seconds,
+    })
 }
 
 /// Adds the counters of a source on one interface.
 pub fn add_to(seen: &mut Seen, talker: &Talker) {
     seen.packets += talker.packets;
     seen.dropped += talker.dropped;
+    seen.would_drop += talker.would_drop;
     if talker.reason.is_some() {
         seen.reason.clone_from(&talker.reason);
         seen.service.clone_from(&talker.service);
+        seen.port.clone_from(&talker.port);
     }
 }
 
 /// The policy key of the per-source budget that a drop reason belongs to.
-fn budget_of(reason: &str) -> Option<&'static str> {
+pub fn budget_of(reason: &str) -> Option<&'static str> {
     let budgets = [
         (Reason::PacketLimit, "packets"),
         (Reason::ByteLimit, "bytes"),
@@ -111,6 +128,7 @@ mod tests {
             name: None,
             packets,
             dropped,
+            would_drop: 0,
             bytes: 60 * packets,
             reason: why.map(|(reason, _)| reason.to_owned()),
             service: why.map(|(_, service)| service.to_owned()),
@@ -127,6 +145,10 @@ mod tests {
             packet: String::new(),
             steps: Vec::new(),
             line: None,
+            file: None,
+            entry: None,
+            advice: None,
+            recent: None,
             seen: None,
             over_budget: None,
         }
@@ -145,7 +167,7 @@ mod tests {
         }
         let mut seen = Seen::default();
         add_to(&mut seen, last);
-        recent.over_budget(at, last.source, &seen, &explained_at(service))
+        over_budget(&recent.of_source(at, last.source, &seen, &explained_at(service))?)
     }
 
     #[test]
@@ -222,8 +244,8 @@ mod tests {
         add_to(&mut seen, &talker("eth0", 320, 48, OVER));
         add_to(&mut seen, &talker("eth1", 640, 0, None));
         let source = SOURCE.parse().unwrap();
-        let over = recent.over_budget(begin + INTERVAL, source, &seen, &explained_at(Some("web")));
-        let over = over.unwrap();
+        let recent = recent.of_source(begin + INTERVAL, source, &seen, &explained_at(Some("web")));
+        let over = over_budget(&recent.unwrap()).unwrap();
         assert_eq!((over.packets, over.over), (480, 32));
     }
 }

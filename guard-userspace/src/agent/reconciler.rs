@@ -24,6 +24,7 @@ use super::{
     gate::Gate,
     milliseconds_since,
     plan::{Plan, plan},
+    policy_file::PolicyFile,
     runtimes::{Followed, RuntimeListener, are_ports_contested},
     snapshot::{GuardedInterface, ProgramInForce},
 };
@@ -84,6 +85,11 @@ pub struct Reconciler {
     trouble: Option<String>,
     not_kept: Option<String>,
     keep_again: Instant,
+    /// The mode, whether the plan is in force, and since when both are so.
+    in_force: (Mode, bool, Timestamp),
+    policy_file: PolicyFile,
+    /// How the policy file differs from the policy in force, if it does.
+    file_changed: Option<String>,
     /// Containers have changed since the state was saved. It is saved at most once a second for that.
     is_unkept: bool,
     /// The claim on the state store, held until the drop: no other agent uses it meanwhile.
@@ -193,6 +199,9 @@ impl Reconciler {
                 pins: places.pins.clone(),
                 tapped: Weak::new(),
                 flows: None,
+                since: Timestamp::now(),
+                policy_file: places.policy.clone(),
+                file_changed: None,
             })),
             places,
             wanted,
@@ -205,6 +214,9 @@ impl Reconciler {
             plan,
             trouble: None,
             not_kept: None,
+            in_force: (Mode::Off, false, Timestamp::now()),
+            policy_file: PolicyFile::default(),
+            file_changed: None,
             keep_again: Instant::now(),
             is_unkept: false,
             _turn: turn,
@@ -301,6 +313,7 @@ impl Reconciler {
             return;
         };
         self.applier.beat(now.boot_ns);
+        self.look_at_policy_file();
         self.attached.refresh();
         let is_over = |trial: &Trial| now.boot_ns >= trial.until_ns;
         if self.wanted.trial.as_ref().is_some_and(is_over)
@@ -314,6 +327,20 @@ impl Reconciler {
         self.end_entries(now.world);
         self.keep_what_is_due();
         self.look_for_cut_sessions();
+    }
+
+    /// Compares the policy file with the policy that a reload or a restart of the agent would replace.
+    pub(super) fn look_at_policy_file(&mut self) {
+        let trial = self.wanted.trial.as_ref();
+        let accepted = trial.map_or(&self.wanted.loaded, |trial| &trial.before);
+        let sha256 = accepted.policy.sha256.clone();
+        let changed = self.policy_file.difference(&self.places.policy, &sha256);
+        if let Some(changed) = &changed
+            && self.file_changed.as_ref() != Some(changed)
+        {
+            info!("{changed}");
+        }
+        self.file_changed = changed;
     }
 
     /// Takes in changes that were made without this agent, for example while it hung. Returns whether there was one.
@@ -655,6 +682,9 @@ impl Reconciler {
         }
         match self.wanted.loaded.policy.on_exit {
             OnExit::Keep => {
+                if let Ok(now) = host::timebase() {
+                    self.applier.stop(now.boot_ns);
+                }
                 info!("the kernel continues with the policy in force");
                 Ok(())
             }
@@ -666,7 +696,24 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn publish(&self) {
+    /// Notes when the mode, or whether the plan is in force, changes.
+    fn note_what_is_in_force(&mut self) {
+        let mut attachments = self.applier.attachments();
+        let is_as_planned = self.trouble.is_none()
+            && self.plan.obstacles.is_empty()
+            && self.plan.troubles.is_empty()
+            && self.applier.unopened().next().is_none()
+            && attachments.all(|(_, attached)| attached.trouble().is_none());
+        let mode = self.plan.content.policy.mode;
+        let (mode_before, was_as_planned, _) = self.in_force;
+        if (mode, is_as_planned) != (mode_before, was_as_planned) {
+            self.in_force = (mode, is_as_planned, Timestamp::now());
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        self.note_what_is_in_force();
+        let (_, _, since) = self.in_force;
         let dataplane = self.applier.dataplane();
         let interfaces = self.applier.attachments().map(|(index, attached)| {
             let attachment = attached.attachment();
@@ -704,6 +751,9 @@ impl Reconciler {
             pins: self.places.pins.clone(),
             tapped: dataplane.map(Dataplane::tapped).unwrap_or_default(),
             flows: self.applier.flows(),
+            since,
+            policy_file: self.places.policy.clone(),
+            file_changed: self.file_changed.clone(),
         }));
     }
 }

@@ -1,6 +1,7 @@
 //! The snapshot for readers: the loop publishes it after each change, and readers do not wait for the loop.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Weak},
@@ -10,6 +11,7 @@ use std::{
 use anyhow::Result;
 use guard_common::reason::{Mode, Verdict};
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::{
     ChangeError, Loaded, Trial,
@@ -20,14 +22,14 @@ use super::{
 use crate::{
     api::{
         self, AgentStatus, Applied, DockerStatus, Explanation, InterfaceStatus, ModeStatus,
-        PolicyStatus, PolicyText, Seen, Status, TrialStatus,
+        PolicyStatus, PolicyText, RecentPackets, Seen, Status, TrialStatus,
         capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
     },
     counted::{of_every_interface, to_counter, to_talker},
     dataplane::{FlowCounts, PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
-    explain::{Destination, ExplainInput, explain},
+    explain::{Destination, ExplainInput, advice, explain},
     host::{self, Host, XdpState},
-    policy::{Containers, Entry, Policy, PublishedPort, Source},
+    policy::{Budgets, Containers, Entry, Policy, PublishedPort, Source},
     state_store::Modes,
 };
 
@@ -53,6 +55,12 @@ pub struct Snapshot {
     pub tapped: Weak<()>,
     /// The number of tracked UDP flows. `None`: flows are not tracked.
     pub flows: Option<FlowCounts>,
+    /// When the mode, or whether the plan is in force, last changed.
+    pub since: Timestamp,
+    /// The policy file that a reload reads.
+    pub policy_file: PathBuf,
+    /// How the policy file differs from the policy in force, if it does.
+    pub file_changed: Option<String>,
 }
 
 /// An interface of the plan.
@@ -104,6 +112,7 @@ impl Snapshot {
             generation: in_force.next().unwrap_or_default() + 1,
             until: None,
             other_file: None,
+            policy_mode: Some(self.loaded.policy.mode.name().to_owned()),
         }
     }
 
@@ -117,6 +126,7 @@ impl Snapshot {
         PolicyText {
             path: self.loaded.path.display().to_string(),
             text: self.loaded.text.to_string(),
+            file: Some(self.policy_file.display().to_string()),
         }
     }
 
@@ -151,7 +161,11 @@ impl Snapshot {
                 sha256: policy.sha256.clone(),
                 loaded_at: self.loaded.at,
                 services: policy.services.len(),
-                stale: self.loaded.stale.clone(),
+                stale: self
+                    .loaded
+                    .stale
+                    .clone()
+                    .or_else(|| self.file_changed.clone()),
             },
             modes: self.mode_status(),
             trial: self.trial.as_ref().map(|trial| TrialStatus {
@@ -164,8 +178,10 @@ impl Snapshot {
             docker: Some(self.docker_status()),
             warnings: self.all_warnings(),
             not_kept: self.not_kept.clone(),
-            since: None,
+            since: Some(self.since),
             entries: self.entries().len(),
+            open: open_ports(policy),
+            closed: closed_ports(policy, self.containers()),
             page: self.web().map(|address| format!("http://{address}/")),
         }
     }
@@ -374,12 +390,94 @@ impl Snapshot {
                 recent::add_to(&mut seen, &talker);
             }
         }
-        if explanation.verdict == Verdict::Pass.name() {
-            let now = Instant::now();
-            explanation.over_budget = recent.over_budget(now, source, &seen, &explanation);
+        let mut recent = recent.of_source(Instant::now(), source, &seen, &explanation);
+        if let Some(recent) = &mut recent {
+            recent.limit = self.exceeded_limit(recent);
         }
+        if explanation.verdict == Verdict::Pass.name() {
+            explanation.over_budget = recent.as_ref().and_then(recent::over_budget);
+        }
+        if let Some(recent) = &recent
+            && recent.is_same_destination
+            && explanation.reason_is_pass()
+        {
+            explanation.advice = recent
+                .reason
+                .as_deref()
+                .and_then(|reason| advice(reason, source, explanation.service.as_deref(), to));
+        }
+        explanation.recent = recent;
         explanation.seen = Some(seen);
+        explanation.file = Some(self.loaded.path.display().to_string());
         Ok(explanation)
+    }
+}
+
+/// The ports that the services of a policy list, each once.
+fn open_ports(policy: &Policy) -> Vec<String> {
+    let listed = policy.services.iter().flat_map(|service| {
+        service.ports.iter().map(|ports| match service.address {
+            Some(address) => format!("{}:{ports}", bracketed(address)),
+            None => ports.to_string(),
+        })
+    });
+    let mut seen = BTreeSet::new();
+    listed.filter(|port| seen.insert(port.clone())).collect()
+}
+
+/// The published ports that no service lists.
+fn closed_ports(policy: &Policy, containers: &Containers) -> Vec<String> {
+    let is_listed = |published: &PublishedPort| {
+        policy.services.iter().any(|service| {
+            let mut ports = service.ports.iter();
+            let lists = ports.any(|ports| ports.indices().contains(&published.index()));
+            lists
+                && service
+                    .address
+                    .is_none_or(|address| published.at.covers(address))
+        })
+    };
+    let published = containers.published.iter();
+    let closed = published.filter(|published| !is_listed(published));
+    let mut closed: Vec<String> = closed.map(PublishedPort::to_string).collect();
+    // A port that is published on both families is named once.
+    closed.dedup();
+    closed
+}
+
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
+impl Snapshot {
+    /// The budget that a source exceeds, as the policy writes it.
+    fn exceeded_limit(&self, recent: &RecentPackets) -> Option<String> {
+        let key = recent::budget_of(recent.reason.as_deref()?)?;
+        let policy = self.effective();
+        let budgets = match &recent.service {
+            Some(name) => {
+                let mut services = policy.services.iter();
+                &services
+                    .find(|service| service.name == *name)?
+                    .limit
+                    .budgets
+            }
+            None => &policy.limits.budgets,
+        };
+        let Budgets {
+            packets,
+            bytes,
+            connections,
+        } = budgets;
+        let budget = match key {
+            "packets" => packets.as_ref().map(ToString::to_string),
+            "bytes" => bytes.as_ref().map(ToString::to_string),
+            _ => connections.as_ref().map(ToString::to_string),
+        };
+        budget.map(|budget| format!("{key} {budget}"))
     }
 }
 
@@ -472,6 +570,7 @@ mod tests {
             name: None,
             packets: 1,
             dropped: 0,
+            would_drop: 0,
             bytes: 60,
             reason: None,
             service: None,

@@ -12,8 +12,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use super::{
-    Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ExplainRequest, Explanation,
-    ModeChange, NewTrial, PolicyText, Reload, Revocation, Status, Talker, capture::CaptureRequest,
+    Applied, Changed, Counter, Detached, EnteredEntry, EntryRequest, ErrorBody, ExplainRequest,
+    Explanation, ModeChange, NewTrial, PolicyText, Reload, Revocation, Status, Talker,
+    capture::CaptureRequest,
 };
 use crate::{
     causes::{innermost, io_error},
@@ -35,6 +36,8 @@ fn nanoseconds(patience: Duration) -> u64 {
 /// How long the agent may take to answer, and to make a change: verifying the program and filling the tables of a large
 /// policy takes a while.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// To explain a verdict, the agent loads a copy of the program, as for a change.
+const PATIENCE_TO_EXPLAIN: Duration = Duration::from_secs(30);
 const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(60);
 
 /// Why a request failed.
@@ -45,7 +48,10 @@ pub enum ClientError {
          --socket"
     )]
     Absent { socket: String, reason: String },
-    #[error("you may not open the control socket {socket}: join group guard, or use sudo")]
+    #[error(
+        "you may not open the control socket {socket}: join group guard (`sudo adduser YOU guard`, then log in again), \
+         or use sudo"
+    )]
     NotPermitted { socket: String },
     /// No agent answers, and no interface has pins.
     #[error(
@@ -150,7 +156,7 @@ impl Client {
     /// `GET /v1/explain`.
     pub async fn explain(&self, question: &ExplainRequest) -> ClientResult<Explanation> {
         let request = self.http.get(address("explain")).query(question);
-        self.answer(request, PATIENCE).await
+        self.answer(request, PATIENCE_TO_EXPLAIN).await
     }
 
     /// `GET /v1/entries`.
@@ -159,12 +165,15 @@ impl Client {
     }
 
     /// `POST /v1/entries`: an `allow` or `deny` entry.
-    pub async fn enter(&self, request: &EntryRequest) -> ClientResult<Entry> {
+    pub async fn enter(&self, request: &EntryRequest) -> ClientResult<EnteredEntry> {
         self.change("entries", request).await
     }
 
     /// Enters without a warning on standard error, for `guard top`.
-    pub async fn enter_silently(&self, request: &EntryRequest) -> ClientResult<Changed<Entry>> {
+    pub async fn enter_silently(
+        &self,
+        request: &EntryRequest,
+    ) -> ClientResult<Changed<EnteredEntry>> {
         let request = self.http.post(address("entries")).json(request);
         self.answer(request, PATIENCE_FOR_CHANGES).await
     }

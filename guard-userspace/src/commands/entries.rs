@@ -7,9 +7,13 @@ use comfy_table::{Table, presets::NOTHING};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 
-use super::{Failure, Forced, Output, one_line, print, print_json};
+use super::{
+    Failure, Forced, Output,
+    moments::{clock, left},
+    one_line, print, print_json,
+};
 use crate::{
-    api::{EntryRequest, Revocation, client::Client},
+    api::{EnteredEntry, EntryRequest, Revocation, client::Client},
     operator::ssh_session,
     policy::{Action, Entry, parse_prefix, untrusted::quoted},
 };
@@ -25,7 +29,7 @@ pub struct Enter {
     /// Apply it at this service only
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// Duration, such as 30m, 2h, 7d or forever; until it is revoked if left out
+    /// Duration, such as 30m, 2h, 7d or forever; without an end if left out
     #[arg(long = "for", value_name = "TIME", value_parser = parse_entry_time)]
     lasts: Option<EntryTime>,
     /// The owner of the entry; your user name if left out
@@ -121,8 +125,21 @@ impl Enter {
         if output.json {
             return Ok(print_json(&entry)?);
         }
-        Ok(print(&entry.to_string())?)
+        Ok(print(&entered(&entry))?)
     }
+}
+
+/// What was entered, what it does not do, and how to undo it.
+pub fn entered(entered: &EnteredEntry) -> String {
+    let EnteredEntry { entry, updated } = entered;
+    let mut text = entry.to_string();
+    if *updated {
+        text += ". It replaces the entry with this number";
+    }
+    if entry.action == Action::Allow {
+        text += ". Closed ports stay closed: only the policy opens a port";
+    }
+    text + &format!(". `guard revoke {}` ends it", entry.id)
 }
 
 impl Revoke {
@@ -226,8 +243,8 @@ fn table(entries: &[Entry]) -> Table {
             by.clone().unwrap_or_else(|| "-".to_owned()),
             quoted_or_dash(owner.as_deref()),
             match expires {
-                Some(expires) => format!("{expires:.0}"),
-                None => "revoked".to_owned(),
+                Some(expires) => format!("{} (in {})", clock(*expires), left(*expires)),
+                None => "no end".to_owned(),
             },
             quoted_or_dash(reason.as_deref()),
         ]);
@@ -248,5 +265,36 @@ pub fn parse_duration(text: &str) -> Result<SignedDuration, String> {
     match duration {
         Ok(duration) if duration.as_secs() >= 1 => Ok(duration),
         _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(action: &str, updated: bool) -> EnteredEntry {
+        let entry = json!({
+            "id": 4, "action": action, "prefix": "198.51.100.0/24", "service": null, "owner": "anna", "reason": null,
+            "by": "root", "created": "2026-11-30T09:45:01.123456789Z", "expires": null, "updated": updated,
+        });
+        serde_json::from_value(entry).unwrap()
+    }
+
+    #[test]
+    fn an_answer_says_what_an_entry_does_not_do_and_how_to_undo_it() {
+        insta::assert_snapshot!(entered(&entry("allow", false)), @r#"entry 4 lets through 198.51.100.0/24, owned by "anna", entered by root, without an end. Closed ports stay closed: only the policy opens a port. `guard revoke 4` ends it"#);
+        insta::assert_snapshot!(entered(&entry("deny", true)), @r#"entry 4 denies 198.51.100.0/24, owned by "anna", entered by root, without an end. It replaces the entry with this number. `guard revoke 4` ends it"#);
+    }
+
+    #[test]
+    fn an_entry_without_an_end_is_listed_as_such() {
+        let text = table(&[entry("deny", false).entry]).to_string();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        ID  ACTION  PREFIX           SERVICE  BY    OWNER   UNTIL   REASON
+        4   deny    198.51.100.0/24  -        root  "anna"  no end  -
+        "#);
     }
 }

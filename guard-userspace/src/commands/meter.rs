@@ -144,6 +144,7 @@ mod tests {
             name: None,
             packets,
             dropped: packets / 2,
+            would_drop: 0,
             bytes: packets * 100,
             reason: None,
             service: None,

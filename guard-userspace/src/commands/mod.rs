@@ -3,9 +3,11 @@
 mod audit;
 mod capture;
 mod check;
+mod colour;
 mod completions;
 mod counters;
 mod detach;
+mod diff;
 mod doctor;
 mod entries;
 mod explain;
@@ -14,6 +16,7 @@ mod init;
 mod man;
 mod meter;
 mod mode;
+mod moments;
 mod reading;
 mod reload;
 mod replay;
@@ -42,6 +45,7 @@ use crate::{
         actor::OneLine,
         client::{Client, ClientError},
     },
+    audit::host::FindPolicyError,
     dataplane::pins,
     host,
     policy::{Action, AllowedFile, KernelTick, Policy, PolicyError, read_file},
@@ -57,6 +61,9 @@ const DEFAULT_POLICY: &str = "/etc/guard/guard.toml";
 pub struct Arguments {
     #[command(flatten)]
     location: AgentLocation,
+    /// Colours for states and verdicts: on a terminal, always or never
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
+    color: colour::ColourChoice,
     #[command(subcommand)]
     command: Command,
 }
@@ -90,7 +97,7 @@ enum Command {
     /// Check a policy without applying it
     Check(check::Check),
     /// Show whether the guard is attached and enforcing, and on which interfaces
-    Status(watch::Watched),
+    Status(status::ShowStatus),
     /// Show how many packets passed and were dropped, by service and reason
     Counters(watch::Watched),
     /// Watch traffic, drops and sources on a screen, and act on them
@@ -115,12 +122,14 @@ enum Command {
     Revoke(entries::Revoke),
     /// Change the mode of the host or of a service, at once
     Mode(mode::ChangeMode),
+    /// Show how the policy file differs from what is in force, and for whom
+    Diff(diff::Diff),
     /// Read the policy file again and put it in force
     Reload(reload::ReloadPolicy),
     /// Put a policy in force on trial: the previous policy comes back unless this one is confirmed in time
     Try(trial::Try),
     /// Keep the policy on trial
-    Confirm,
+    Confirm(trial::ConfirmTrial),
     /// Detach the guard from every interface, with or without an agent, and remove all of it from the kernel
     Detach,
     /// Check this host for problems of the guard, and show what to do about them
@@ -160,12 +169,17 @@ impl Arguments {
 
     /// Runs the command.
     pub async fn run(self) -> Result<(), Failure> {
-        let Self { location, command } = self;
+        let Self {
+            location,
+            color,
+            command,
+        } = self;
+        color.apply();
         let client = || location.client();
         match command {
             Command::Run(run) => run.run(&location).await,
             Command::Check(check) => check.run(&location).await,
-            Command::Status(watched) => status::run(&location, watched).await,
+            Command::Status(status) => status.run(&location).await,
             Command::Talkers(talkers) => talkers.run(&location).await,
             Command::Capture(capture) => capture.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?, &location.pins).await,
@@ -182,9 +196,10 @@ impl Arguments {
             Command::List(output) => entries::list(&client()?, &output).await,
             Command::Revoke(revoke) => revoke.run(&client()?).await,
             Command::Mode(mode) => mode.run(&location).await,
+            Command::Diff(diff) => diff.run(&location).await,
             Command::Reload(reload) => reload.run(&client()?).await,
             Command::Try(trial) => trial.run(&client()?).await,
-            Command::Confirm => trial::confirm(&client()?).await,
+            Command::Confirm(confirm) => confirm.run(&client()?).await,
             Command::Detach => detach::run(&location).await,
         }
     }
@@ -228,6 +243,15 @@ impl fmt::Display for Failure {
 impl From<PolicyError> for Failure {
     fn from(error: PolicyError) -> Self {
         Self::Policy(error)
+    }
+}
+
+impl From<FindPolicyError> for Failure {
+    fn from(error: FindPolicyError) -> Self {
+        match error {
+            FindPolicyError::Policy(error) => Self::Policy(error),
+            hidden @ FindPolicyError::Hidden(_) => Self::Other(hidden.into()),
+        }
     }
 }
 

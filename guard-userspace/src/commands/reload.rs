@@ -26,6 +26,7 @@ impl ReloadPolicy {
             operator: ssh_session(),
             force,
         };
+        let before = client.status().await.ok();
         let applied = client.reload(&request).await?;
         if output.json {
             return Ok(print_json(&applied)?);
@@ -34,10 +35,19 @@ impl ReloadPolicy {
             path,
             mode,
             generation,
+            policy_mode,
             ..
         } = applied;
-        Ok(print(&format!(
-            "{path} is in force: mode {mode}, generation {generation}"
-        ))?)
+        let mut text = format!("{path} is in force: mode {mode}, generation {generation}");
+        if let Some(hidden) = policy_mode.filter(|hidden| *hidden != mode) {
+            text += &format!(
+                ". An operator set the mode, which hides the mode {hidden} of the file: `guard mode policy` ends that"
+            );
+        }
+        let was_enforced = before.is_some_and(|before| before.mode == "enforce");
+        if was_enforced && mode != "enforce" {
+            text += ". ENFORCING HAS ENDED: nothing is dropped any more";
+        }
+        Ok(print(&text)?)
     }
 }

@@ -6,11 +6,15 @@ use std::{
     time::Instant,
 };
 
+use clap::Args;
 use serde::Serialize;
 
 use super::{
-    AgentLocation, Failure, figures,
+    AgentLocation, Failure,
+    colour::{Tone, paint_first_line},
+    figures,
     meter::{Meter, Metered, TrafficRate},
+    moments::{ago, clock, left},
     reading::GuardReader,
     watch::Watched,
 };
@@ -31,22 +35,49 @@ struct WithRate<'a> {
     rate: Option<TrafficRate>,
 }
 
-pub async fn run(location: &AgentLocation, watched: Watched) -> Result<(), Failure> {
-    let reader = GuardReader::new(location)?;
-    let mut meter = Meter::default();
-    watched
-        .run(async |watched| {
-            let status = reader.status().await?;
-            let counters = meter.read(Instant::now(), reader.counters().await?);
-            let rate = sum(&counters);
-            if watched.is_json() {
-                let status = &status;
-                return watched.json(&WithRate { status, rate });
-            }
-            let described = describe(&status).map_err(anyhow::Error::from)?;
-            Ok(format!("{described}{}", describe_traffic(&counters, rate)))
-        })
-        .await
+/// `guard status`.
+#[derive(Debug, Args)]
+pub struct ShowStatus {
+    /// Show also the interfaces, the policy, the container runtime and the agent
+    #[arg(long, short)]
+    verbose: bool,
+    #[command(flatten)]
+    watched: Watched,
+}
+
+impl ShowStatus {
+    pub(super) async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
+        let Self { verbose, watched } = self;
+        let reader = GuardReader::new(location)?;
+        let mut meter = Meter::default();
+        watched
+            .run(async |watched| {
+                let status = reader.status().await?;
+                let counters = meter.read(Instant::now(), reader.counters().await?);
+                let rate = sum(&counters);
+                if watched.is_json() {
+                    let status = &status;
+                    return watched.json(&WithRate { status, rate });
+                }
+                let mut text = describe(&status).map_err(anyhow::Error::from)?;
+                text += &describe_traffic(&counters, rate);
+                if verbose {
+                    text += "\n";
+                    text += &describe_rest(&status).map_err(anyhow::Error::from)?;
+                }
+                Ok(paint_first_line(tone(&status), text.trim_end()))
+            })
+            .await
+    }
+}
+
+/// The colour of the state: an operator who set the mode off knows it, but it is not as it should be.
+pub fn tone(status: &Status) -> Tone {
+    match (status.mode.as_str(), status.enforcing) {
+        ("enforce", true) => Tone::Good,
+        ("observe", _) => Tone::Notice,
+        _ => Tone::Bad,
+    }
 }
 
 fn sum(counters: &[Metered<Counter>]) -> Option<TrafficRate> {
@@ -63,7 +94,7 @@ fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) ->
         figures::count(rows.map(|counter| counter.row.packets as f64).sum())
     };
     let mut text = format!(
-        "packets    {} counted, {} dropped, {} would be dropped if enforced",
+        "packets    {} counted, {} dropped, {} would be dropped if enforced: `guard counters`",
         sum(|_| true),
         sum(|row| row.verdict == "drop"),
         sum(|row| row.would.is_some())
@@ -94,14 +125,197 @@ pub fn headline(status: &Status) -> &'static str {
     }
 }
 
+/// The state in one glance: the truth, what is closed and open, and what needs a look.
 fn describe(status: &Status) -> Result<String, fmt::Error> {
     let mut text = String::new();
     let Status {
-        version,
+        version: _,
         mode: _,
         scope,
         enforcing: _,
         not_enforcing_because,
+        agent,
+        interfaces,
+        policy,
+        modes,
+        trial,
+        docker,
+        warnings,
+        not_kept,
+        since,
+        entries,
+        open,
+        closed,
+        page,
+    } = status;
+    write!(text, "guard is {}", headline(status))?;
+    if let Some(since) = since {
+        write!(text, ", since {}", ago(*since))?;
+    }
+    writeln!(text)?;
+    for obstacle in not_enforcing_because {
+        writeln!(text, "  because {obstacle}")?;
+    }
+    if !agent.running {
+        let trouble = agent.trouble.as_deref().unwrap_or("it does not answer");
+        write!(text, "agent      NOT RUNNING: {trouble}")?;
+        if let Some(last_seen) = agent.last_seen {
+            write!(text, ", last alive {}", ago(last_seen))?;
+        }
+        writeln!(
+            text,
+            "; the program in the kernel keeps running: `systemctl start guard`, or `guard run`"
+        )?;
+    } else {
+        describe_ports(&mut text, scope, open, closed)?;
+    }
+    let names = interfaces.iter().map(|interface| {
+        let not = if interface.attached {
+            ""
+        } else {
+            " (NOT ATTACHED)"
+        };
+        format!("{}{not}", interface.name)
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let names = if names.is_empty() {
+        "no interface"
+    } else {
+        &names
+    };
+    writeln!(text, "on         {names}")?;
+    if let Some(trial) = trial {
+        writeln!(text, "trial      {}", describe_trial(trial))?;
+    }
+    for mode in modes {
+        writeln!(text, "mode       {}", describe_mode(mode))?;
+    }
+    match entries {
+        0 => {}
+        1 => writeln!(text, "entries    1 temporary entry: `guard list` shows it")?,
+        entries => writeln!(
+            text,
+            "entries    {entries} temporary entries: `guard list` shows them"
+        )?,
+    }
+    if let Some(stale) = &policy.stale {
+        writeln!(text, "STALE      {stale}")?;
+    }
+    if let Some(trouble) = docker.as_ref().and_then(trouble_of_docker) {
+        writeln!(text, "docker     {trouble}")?;
+    }
+    for warning in docker.iter().flat_map(|docker| &docker.warnings) {
+        writeln!(text, "docker     {warning}")?;
+    }
+    for warning in warnings {
+        writeln!(text, "warning    {warning}")?;
+    }
+    if let Some(not_kept) = not_kept {
+        writeln!(text, "state      LOST AT THE NEXT START: {not_kept}")?;
+    }
+    if let Some(page) = page {
+        writeln!(text, "page       {page}")?;
+    }
+    Ok(text)
+}
+
+/// The most ports that are named in one line.
+const MOST_PORTS: usize = 8;
+
+fn describe_ports(
+    text: &mut String,
+    scope: &str,
+    open: &[String],
+    closed: &[String],
+) -> fmt::Result {
+    let named = |ports: &[String]| {
+        let (named, rest) = ports.split_at(ports.len().min(MOST_PORTS));
+        match rest.len() {
+            0 => named.join(", "),
+            more => format!("{} and {more} more", named.join(", ")),
+        }
+    };
+    let published = joined(closed);
+    let published = match closed.len() {
+        0 => "no published port".to_owned(),
+        1 => format!("1 published port: {published}"),
+        ports => {
+            let ranges: Vec<String> = published.split(", ").map(str::to_owned).collect();
+            format!("{ports} published ports: {}", named(&ranges))
+        }
+    };
+    if scope == "host" {
+        writeln!(
+            text,
+            "closed     every port that no service lists; {published}"
+        )?;
+    } else {
+        writeln!(text, "closed     {published}")?;
+    }
+    match open {
+        [] => writeln!(text, "open       no port: the policy lists none"),
+        open => writeln!(
+            text,
+            "open       {} by the policy: {}",
+            match open.len() {
+                1 => "1 port".to_owned(),
+                ports => format!("{ports} ports"),
+            },
+            named(open)
+        ),
+    }
+}
+
+fn describe_trial(trial: &TrialStatus) -> String {
+    let TrialStatus {
+        path,
+        until,
+        back_to,
+        by,
+        process,
+    } = trial;
+    format!(
+        "{path}{} goes back in {} (at {}) to {back_to}: `guard confirm` keeps it",
+        made_by(by.as_deref(), *process),
+        left(*until),
+        clock(*until)
+    )
+}
+
+fn describe_mode(mode: &ModeStatus) -> String {
+    let ModeStatus {
+        service,
+        mode,
+        since,
+        by,
+        process,
+        claimed_by,
+    } = mode;
+    let whose = service.as_deref().unwrap_or("host");
+    let by = made_by(by.as_deref(), *process);
+    let claimed = claimed_by.as_ref();
+    let claimed = claimed.map(|name| format!(" (the client names {})", quoted(name, MAX_SHOWN)));
+    let option = service.as_ref().map(|name| format!(" --service {name}"));
+    format!(
+        "{whose}: {mode}, set {}{by}{}, instead of the policy's mode: `guard mode policy{}` ends it",
+        ago(*since),
+        claimed.unwrap_or_default(),
+        option.unwrap_or_default()
+    )
+}
+
+/// Why the containers are not followed, if they should be.
+fn trouble_of_docker(docker: &DockerStatus) -> Option<String> {
+    let is_off = docker.socket.is_empty() && docker.error.is_none();
+    (!docker.connected && !is_off).then(|| describe_docker(docker))
+}
+
+/// What `-v` adds.
+fn describe_rest(status: &Status) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    let Status {
+        version,
+        scope,
         agent,
         interfaces,
         policy:
@@ -110,112 +324,51 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
                 sha256,
                 loaded_at,
                 services,
-                stale,
+                stale: _,
             },
-        modes,
-        trial,
         docker,
-        warnings,
-        not_kept,
-        since: _,
-        entries: _,
-        page: _,
+        ..
     } = status;
-    writeln!(text, "guard {version} is {}", headline(status))?;
-    for obstacle in not_enforcing_because {
-        writeln!(text, "  because {obstacle}")?;
-    }
-    if !agent.running {
-        let trouble = agent.trouble.as_deref().unwrap_or("it does not answer");
-        write!(text, "agent      NOT RUNNING: {trouble}")?;
-        if let Some(last_seen) = agent.last_seen {
-            write!(text, ", last alive {last_seen:.0}")?;
-        }
-        writeln!(text, "; the program in the kernel keeps running")?;
+    writeln!(text, "version    {version}")?;
+    if let (true, Some(pid)) = (agent.running, agent.pid) {
+        writeln!(text, "agent      runs as process {pid}")?;
     }
     writeln!(text, "scope      {scope}")?;
-    if let Some(TrialStatus {
-        path,
-        until,
-        back_to,
-        by,
-        process,
-    }) = trial
-    {
-        writeln!(
-            text,
-            "trial      {path}{} until {until:.0}, then back to {back_to}: `guard confirm` keeps it",
-            made_by(by.as_deref(), *process)
-        )?;
-    }
-    for ModeStatus {
-        service,
-        mode,
-        since,
-        by,
-        process,
-        claimed_by,
-    } in modes
-    {
-        let whose = service.as_deref().unwrap_or("host");
-        let by = made_by(by.as_deref(), *process);
-        let claimed = claimed_by.as_ref();
-        let claimed =
-            claimed.map(|name| format!(" (the client names {})", quoted(name, MAX_SHOWN)));
-        let option = service.as_ref().map(|name| format!(" --service {name}"));
-        writeln!(
-            text,
-            "mode       {whose}: {mode} since {since:.0}{by}{}, instead of the policy's mode: `guard mode \
-             policy{}` ends it",
-            claimed.unwrap_or_default(),
-            option.unwrap_or_default()
-        )?;
-    }
     writeln!(
         text,
-        "policy     {path}, services: {services}, loaded {loaded_at}, sha256 {}",
+        "policy     {path}, services: {services}, loaded {}, sha256 {}",
+        ago(*loaded_at),
         sha256.get(..12).unwrap_or(sha256)
     )?;
-    if let Some(stale) = stale {
-        writeln!(text, "           differs from the file: {stale}")?;
+    for interface in interfaces {
+        writeln!(text, "interface  {}", describe_interface(interface))?;
     }
-    for InterfaceStatus {
+    match docker {
+        Some(docker) => writeln!(text, "docker     {}", describe_docker(docker))?,
+        None => writeln!(text, "docker     not known: only the agent reads it")?,
+    }
+    Ok(text)
+}
+
+fn describe_interface(interface: &InterfaceStatus) -> String {
+    let InterfaceStatus {
         name,
         attached,
         xdp_mode,
         program_id,
         generation,
         trouble,
-    } in interfaces
-    {
-        let state = match (attached, trouble) {
-            (true, None) => "attached".to_owned(),
-            (true, Some(trouble)) => format!("attached ({trouble})"),
-            (false, Some(trouble)) => format!("NOT ATTACHED ({trouble})"),
-            (false, None) => "NOT ATTACHED".to_owned(),
-        };
-        writeln!(
-            text,
-            "interface  {name}: {state}, {xdp_mode} XDP, program {program_id}, generation \
-             {generation}"
-        )?;
+    } = interface;
+    let state = match (attached, trouble) {
+        (true, None) => "attached".to_owned(),
+        (true, Some(trouble)) => format!("attached ({trouble})"),
+        (false, Some(trouble)) => format!("NOT ATTACHED ({trouble})"),
+        (false, None) => "NOT ATTACHED".to_owned(),
+    };
+    if *program_id == 0 {
+        return format!("{name}: {state}");
     }
-    match docker {
-        Some(docker) => {
-            writeln!(text, "docker     {}", describe_docker(docker))?;
-            for warning in &docker.warnings {
-                writeln!(text, "           {warning}")?;
-            }
-        }
-        None => writeln!(text, "docker     not known: only the agent reads it")?,
-    }
-    for warning in warnings {
-        writeln!(text, "warning    {warning}")?;
-    }
-    if let Some(not_kept) = not_kept {
-        writeln!(text, "state      LOST AT THE NEXT START: {not_kept}")?;
-    }
-    Ok(text)
+    format!("{name}: {state}, {xdp_mode} XDP, program {program_id}, generation {generation}")
 }
 
 /// ` by root, process 4711`: both come from the kernel (SO_PEERCRED), not from the client.
@@ -274,6 +427,82 @@ fn joined(published: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn status(facts: serde_json::Value) -> Status {
+        let mut whole = serde_json::json!({
+            "version": "0.1.0", "mode": "enforce", "scope": "containers", "enforcing": true,
+            "not_enforcing_because": [], "agent": {"running": true, "pid": 4711},
+            "interfaces": [{"name": "eth0", "attached": true, "xdp_mode": "native", "program_id": 77, "generation": 3}],
+            "policy": {"path": "/etc/guard/guard.toml", "sha256": "0123456789abcdef", "services": 2,
+                       "loaded_at": "2026-11-30T09:45:01Z"},
+            "modes": [],
+            "docker": {"socket": "/run/docker.sock", "connected": true,
+                       "published": ["tcp/80", "tcp/443", "tcp/5432", "tcp/6379", "tcp/8000"]},
+            "open": ["tcp/80", "tcp/443"], "closed": ["tcp/5432", "tcp/6379", "tcp/8000"],
+            "page": "http://127.0.0.1:9469/",
+        });
+        for (key, value) in facts.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        serde_json::from_value(whole).unwrap()
+    }
+
+    #[test]
+    fn a_host_as_it_should_be_takes_five_lines() {
+        insta::assert_snapshot!(describe(&status(serde_json::json!({}))).unwrap(), @r"
+        guard is enforcing: packets against the policy are dropped
+        closed     3 published ports: tcp/5432, tcp/6379, tcp/8000
+        open       2 ports by the policy: tcp/80, tcp/443
+        on         eth0
+        page       http://127.0.0.1:9469/
+        ");
+    }
+
+    #[test]
+    fn what_needs_a_look_is_told_and_what_to_type() {
+        let troubled = status(serde_json::json!({
+            "enforcing": false, "scope": "host",
+            "not_enforcing_because": ["the program is not attached to eth1"],
+            "interfaces": [
+                {"name": "eth0", "attached": true, "xdp_mode": "native", "program_id": 77, "generation": 3},
+                {"name": "eth1", "attached": false, "xdp_mode": "native", "program_id": 0, "generation": 0,
+                 "trouble": "it has a program of other software"},
+            ],
+            "policy": {"path": "/etc/guard/guard.toml", "sha256": "0123456789abcdef", "services": 2,
+                       "loaded_at": "2026-11-30T09:45:01Z",
+                       "stale": "/etc/guard/guard.toml is not what is in force: `guard diff` shows the difference"},
+            "entries": 2, "page": null, "closed": [],
+            "warnings": ["no conntrack"],
+            "not_kept": "the disk is full",
+        }));
+        insta::assert_snapshot!(describe(&troubled).unwrap(), @r"
+        guard is NOT ENFORCING, although the mode is enforce
+          because the program is not attached to eth1
+        closed     every port that no service lists; no published port
+        open       2 ports by the policy: tcp/80, tcp/443
+        on         eth0, eth1 (NOT ATTACHED)
+        entries    2 temporary entries: `guard list` shows them
+        STALE      /etc/guard/guard.toml is not what is in force: `guard diff` shows the difference
+        warning    no conntrack
+        state      LOST AT THE NEXT START: the disk is full
+        ");
+    }
+
+    #[test]
+    fn an_interface_without_a_program_shows_no_numbers_of_one() {
+        let interface = InterfaceStatus {
+            name: "nuv9".to_owned(),
+            attached: false,
+            xdp_mode: "native".to_owned(),
+            program_id: 0,
+            generation: 0,
+            trouble: Some("there is no such interface".to_owned()),
+        };
+        assert_eq!(
+            describe_interface(&interface),
+            "nuv9: NOT ATTACHED (there is no such interface)"
+        );
+    }
 
     #[test]
     fn published_ports_next_to_each_other_are_one_range() {

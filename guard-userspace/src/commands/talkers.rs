@@ -55,7 +55,12 @@ impl Talkers {
                 Ok(match talkers.as_slice() {
                     [] => "no source was sampled yet".to_owned(),
                     talkers => {
-                        format!("{}\n\nestimated from one packet of sixteen", table(talkers))
+                        // One packet of sixteen within the interval.
+                        let resolution = watched.seconds().map(|seconds| 16.0 / seconds as f64);
+                        format!(
+                            "{}\n\nestimated from one packet of sixteen",
+                            table(talkers, resolution)
+                        )
                     }
                 })
             })
@@ -80,11 +85,19 @@ impl By {
     }
 }
 
-fn table(talkers: &[Metered<Talker>]) -> Table {
+/// A rate of packets that were sampled. A source of which no packet was sampled may have sent up to `resolution`.
+fn sampled(rate: f64, resolution: Option<f64>) -> String {
+    match resolution {
+        Some(resolution) if rate <= 0.0 => format!("<{}", figures::count(resolution)),
+        _ => figures::count(rate),
+    }
+}
+
+fn table(talkers: &[Metered<Talker>], resolution: Option<f64>) -> Table {
     let is_metered = talkers.iter().any(|talker| talker.rate.is_some());
     let mut table = aligned(
-        &["INTERFACE", "SOURCE", "DROPPED LAST FOR"],
-        &["PACKETS", "DROPPED", "BYTES"],
+        &["INTERFACE", "SOURCE", "LAST DROP"],
+        &["PACKETS", "DROPPED", "WOULD DROP", "BYTES"],
         is_metered.then_some(&["PACKETS/S", "DROPPED/S", "BITS/S"]),
     );
     for Metered { row, rate } in talkers {
@@ -93,15 +106,56 @@ fn table(talkers: &[Metered<Talker>]) -> Table {
             row.who(),
             row.why().unwrap_or_else(|| "-".to_owned()),
             figures::count(row.packets as f64),
-            figures::count(row.dropped as f64),
+            figures::count(row.dropped.saturating_sub(row.would_drop) as f64),
+            figures::count(row.would_drop as f64),
             figures::bytes(row.bytes as f64),
         ];
         if let Some(rate) = rate {
-            let counts = [rate.packets, rate.dropped].map(figures::count);
+            let counts = [rate.packets, rate.dropped].map(|rate| sampled(rate, resolution));
             cells.extend(counts);
-            cells.push(figures::bits(rate.bytes));
+            cells.push(if rate.bytes > 0.0 {
+                figures::bits(rate.bytes)
+            } else {
+                "-".to_owned()
+            });
         }
         table.add_row(cells);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn dropped_and_would_be_dropped_are_apart_and_a_rate_below_the_sample_is_a_bound() {
+        let rows = json!([
+            {"interface": "eth0", "source": "198.51.100.7", "name": "office", "packets": 3_200, "dropped": 1_600,
+             "would_drop": 1_600, "bytes": 200_000, "reason": "packet_limit", "service": "web"},
+            {"interface": "eth0", "source": "2001:db8::66", "packets": 160, "dropped": 160, "bytes": 9_600,
+             "reason": "closed_port", "port": "tcp/8000"},
+        ]);
+        let rows: Vec<Talker> = serde_json::from_value(rows).unwrap();
+        let rate = TrafficRate {
+            packets: 160.0,
+            dropped: 80.0,
+            bytes: 10_000.0,
+        };
+        let rates = [Some(rate), Some(TrafficRate::default())];
+        let rows: Vec<Metered<Talker>> = rows
+            .into_iter()
+            .zip(rates)
+            .map(|(row, rate)| Metered { row, rate })
+            .collect();
+        let text = table(&rows, Some(8.0)).to_string();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        INTERFACE  SOURCE               LAST DROP             PACKETS  DROPPED  WOULD DROP   BYTES  PACKETS/S  DROPPED/S       BITS/S
+        eth0       198.51.100.7 office  packet_limit at web      3.2k        0        1.6k  200 kB        160         80  80.0 kbit/s
+        eth0       2001:db8::66         closed_port tcp/8000      160      160           0  9.6 kB         <8         <8            -
+        ");
+    }
 }

@@ -1,13 +1,21 @@
 //! `guard try` and `guard confirm`: puts a policy in force on trial, and keeps it.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context as _;
 use clap::Args;
 use jiff::SignedDuration;
 
 use super::{
-    Failure, Forced, Output, entries::parse_duration, one_line, print, print_json,
-    read_policy_and_text,
+    Failure, Forced, Output,
+    entries::parse_duration,
+    moments::{clock, left},
+    one_line, print, print_json, read_policy_and_text,
 };
 use crate::{
     api::{Applied, NewTrial, client::Client},
@@ -51,17 +59,19 @@ impl Try {
             return Ok(print_json(&applied)?);
         }
         let Applied { mode, until, .. } = applied;
-        let until = until.map(|until| format!("{until:.0}")).unwrap_or_default();
+        let until = until
+            .map(|until| format!("goes back in {} (at {})", left(until), clock(until)))
+            .unwrap_or_default();
         let of_policy = policy.mode.name();
         let hidden = if mode == of_policy {
             String::new()
         } else {
             format!(
-                ", because an operator set it (the policy has {of_policy}): `guard mode policy` ends that"
+                " because an operator set it, which hides the mode {of_policy} of the file: `guard mode policy` ends that"
             )
         };
         Ok(print(&format!(
-            "{} is in force until {until}, mode {mode}{hidden}. Check that everything works, also a new \
+            "{} is in force in mode {mode}{hidden}, and {until}. Check that everything works, also a new \
              connection, then run `guard confirm`. Without it the previous policy comes back, even \
              if this session or the agent ends.",
             file.display()
@@ -69,15 +79,51 @@ impl Try {
     }
 }
 
-pub async fn confirm(client: &Client) -> Result<(), Failure> {
-    let Applied {
-        path, other_file, ..
-    } = client.confirm().await?;
-    let hint = other_file.map(|own| {
-        format!(". A reload or a restart reads {own}: copy the policy there (`cp {path} {own}`)")
-    });
-    Ok(print(&format!(
-        "{path} is confirmed and stays in force{}",
-        hint.unwrap_or_default()
-    ))?)
+#[derive(Debug, Args)]
+pub struct ConfirmTrial {
+    /// Write the policy also to the file that a reload and a restart read
+    #[arg(long)]
+    write: bool,
+}
+
+impl ConfirmTrial {
+    pub async fn run(self, client: &Client) -> Result<(), Failure> {
+        let Self { write } = self;
+        let Applied {
+            path, other_file, ..
+        } = client.confirm().await?;
+        let kept = format!("{path} is confirmed and stays in force");
+        let Some(own) = other_file else {
+            return Ok(print(&kept)?);
+        };
+        let text = client.policy().await?.text;
+        if fs::read(&own).is_ok_and(|known| known == text.as_bytes()) {
+            return Ok(print(&kept)?);
+        }
+        if write {
+            replace(Path::new(&own), &text)
+                .with_context(|| format!("{kept}, but {own} cannot be written"))?;
+            return Ok(print(&format!("{kept}, and {own} has it too"))?);
+        }
+        Ok(print(&format!(
+            "{kept}, until a reload or a restart: these read {own}, which differs (`guard diff`). Copy the policy \
+             there: `cp {path} {own}`"
+        ))?)
+    }
+}
+
+/// Replaces a file in one step, with the permissions that it has.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // A symbolic link stays one: its target is replaced.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    if let Ok(metadata) = fs::metadata(&path) {
+        file.as_file().set_permissions(metadata.permissions())?;
+        std::os::unix::fs::fchown(file.as_file(), Some(metadata.uid()), Some(metadata.gid()))?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(&path)?;
+    Ok(())
 }

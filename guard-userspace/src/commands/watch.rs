@@ -28,6 +28,11 @@ impl Watched {
         self.output.json
     }
 
+    /// The interval of `--watch`.
+    pub const fn seconds(&self) -> Option<u64> {
+        self.watch
+    }
+
     /// Formats a JSON document: indented, or with `--watch` on one line, so that each line is a document.
     pub fn json(&self, value: &impl Serialize) -> Result<String, Failure> {
         let text = match self.watch {
@@ -62,6 +67,10 @@ impl Watched {
 
     fn write(&self, text: &str) -> io::Result<()> {
         let is_screen = io::stdout().is_terminal();
+        if !is_screen && !self.is_json() {
+            let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::system());
+            write(&now.strftime("%Y-%m-%d %H:%M:%S").to_string())?;
+        }
         if is_screen && !self.is_json() {
             io::stdout().lock().write_all(CLEAR.as_bytes())?;
         }

@@ -99,6 +99,7 @@ pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
     let mut findings = kernel::examine(known.pins);
     findings.push(surroundings::policy(known.policy, &policy));
     let policy = policy.ok();
+    findings.extend(surroundings::stale(&known.status));
     findings.push(surroundings::agent(&known.status));
     match Host::read_once() {
         Ok(host) => {

@@ -1,6 +1,6 @@
 //! Checks the agent, the policy, the host's local ports and tracked connections, and Docker.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use guard_common::layout::PortProtocol;
 use jiff::Timestamp;
@@ -15,6 +15,10 @@ use crate::{
 pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFinding {
     let policy = match policy {
         Ok(policy) => policy,
+        Err(error) if is_missing(error) => {
+            let advice = "`guard init` writes a first policy for the services of this host";
+            return DoctorFinding::failure("policy", error.to_string(), advice);
+        }
         Err(error) => {
             let advice = "`guard check` tells what would be right; `guard run` does not start without a valid policy";
             return DoctorFinding::failure("policy", error.to_string(), advice);
@@ -33,6 +37,18 @@ pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFindin
             "`guard check` lists all warnings",
         ),
     }
+}
+
+fn is_missing(error: &PolicyError) -> bool {
+    matches!(error, PolicyError::Unreadable { error, .. } if error.kind() == ErrorKind::NotFound)
+}
+
+/// Whether the policy in force is that of the file.
+pub fn stale(status: &Result<Status, ClientError>) -> Option<DoctorFinding> {
+    let status = status.as_ref().ok()?;
+    let stale = status.policy.stale.as_ref()?;
+    let advice = "`guard diff` shows the difference, `guard reload` puts the file in force";
+    Some(DoctorFinding::warning("in_force", stale.clone(), advice))
 }
 
 pub fn agent(status: &Result<Status, ClientError>) -> DoctorFinding {

@@ -30,6 +30,7 @@ mod martian;
 mod mishaps;
 mod model;
 mod namespaces;
+mod operator;
 mod package;
 mod packets;
 mod page;

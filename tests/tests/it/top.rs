@@ -88,7 +88,9 @@ fn press_every_key(guard: &Guard, screen: &TmuxScreen) {
         .wait_for(&["Explain 198.51.100.20 to: web_"])
         .unwrap();
     screen.press(&["Enter"]).unwrap();
-    let explained = screen.wait_for(&["the last for connection_limit"]).unwrap();
+    let explained = screen
+        .wait_for(&["DROPPED: connection_limit at web"])
+        .unwrap();
     assert!(explained.contains("TCP SYN"), "{explained}");
     screen.press(&["x"]).unwrap();
 

@@ -28,8 +28,8 @@ use super::errors::{ApiError, ApiResult, ClientInput, wrong};
 use crate::{
     agent::{Agent, ChangeError},
     api::{
-        Applied, Changed, Counter, Detached, EntryRequest, ErrorBody, ExplainRequest, ModeChange,
-        NewTrial, PolicyText, Reload, Revocation, Status, Talker,
+        Applied, Changed, Counter, Detached, EnteredEntry, EntryRequest, ErrorBody, ExplainRequest,
+        ModeChange, NewTrial, PolicyText, Reload, Revocation, Status, Talker,
         actor::Actor,
         capture::{self, CaptureRequest},
         client::{ASKED, DEADLINE},
@@ -315,13 +315,13 @@ async fn entries(State(served): State<ApiState>) -> ApiResult<Vec<Entry>> {
     post,
     path = "/v1/entries",
     request_body = EntryRequest,
-    responses((status = 200, body = Changed<Entry>), ApiError)
+    responses((status = 200, body = Changed<EnteredEntry>), ApiError)
 )]
 async fn enter(
     State(served): State<ApiState>,
     Extension(by): Extension<Actor>,
     ClientInput(Json(request)): ClientInput<Json<EntryRequest>>,
-) -> ApiResult<Changed<Entry>> {
+) -> ApiResult<Changed<EnteredEntry>> {
     Ok(Json(served.agent.enter(request, by).await?))
 }
 

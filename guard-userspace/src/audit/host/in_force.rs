@@ -51,6 +51,19 @@ pub enum Knowledge {
     },
 }
 
+/// Why the policy in force cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindPolicyError {
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Without the guard's answer, the audit would show closed ports as open.
+    #[error(
+        "a guard may be at work, and this user may not read its state ({0}): join group guard (`sudo \
+         adduser YOU guard`, then log in again), use sudo, or name a policy with --policy"
+    )]
+    Hidden(String),
+}
+
 impl PolicyInForce {
     /// Returns the agent's policy. Without an agent it is the policy that the pins name, and without pins the default
     /// file. `None`: there is no policy. Facts that cannot be found out go to `notes`.
@@ -58,7 +71,7 @@ impl PolicyInForce {
         places: &GuardLocation<'_>,
         clock: KernelTick,
         notes: &mut Vec<String>,
-    ) -> Result<Option<Self>, PolicyError> {
+    ) -> Result<Option<Self>, FindPolicyError> {
         let GuardLocation {
             client,
             socket,
@@ -73,20 +86,33 @@ impl PolicyInForce {
         }
         let pinned = without_agent::status(pins, "no agent".to_owned());
         if let Ok(Some(status)) = pinned {
-            return Self::of_pins(&status, clock, notes).map(Some);
+            return Ok(Some(Self::of_pins(&status, clock, notes)?));
         }
+        let hidden = || {
+            let refused = is_refused(socket).then(|| socket.display().to_string());
+            refused.or_else(|| {
+                let has_any = pinned.is_err() && has_any_program();
+                has_any.then(|| format!("a program is attached, and {}", pins.display()))
+            })
+        };
         let policy = match Policy::read(default, AllowedFile::Regular, clock) {
             Ok(policy) => policy,
             Err(PolicyError::Unreadable { error, .. }) if error.kind() == ErrorKind::NotFound => {
-                return Ok(None);
+                return match hidden() {
+                    Some(place) => Err(FindPolicyError::Hidden(place)),
+                    None => Ok(None),
+                };
             }
             Err(PolicyError::Unreadable { file, error }) => {
+                if let Some(place) = hidden() {
+                    return Err(FindPolicyError::Hidden(place));
+                }
                 notes.push(format!(
                     "{file} cannot be read ({error}): no policy is applied"
                 ));
                 return Ok(None);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         let guard = if pinned.is_err() && (is_refused(socket) || has_program(&policy)) {
             notes.push(
@@ -124,7 +150,7 @@ impl PolicyInForce {
 
     /// The policy of an agent, with the modes of its status.
     pub fn answered(
-        PolicyText { path, text }: PolicyText,
+        PolicyText { path, text, .. }: PolicyText,
         status: &Status,
         clock: KernelTick,
     ) -> Result<Self, PolicyError> {
@@ -213,6 +239,12 @@ fn has_program(policy: &Policy) -> bool {
     };
     let mut chosen = chosen_by(&host, policy).into_iter();
     chosen.any(|index| host.link(index).is_some_and(|link| link.xdp.is_some()))
+}
+
+/// Whether any XDP program is on any interface of this host.
+fn has_any_program() -> bool {
+    let host = Host::read_once();
+    host.is_ok_and(|host| host.all_links().any(|link| link.xdp.is_some()))
 }
 
 /// The mode with this name in the API. An unknown name counts as `off`, the mildest mode.

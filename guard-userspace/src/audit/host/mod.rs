@@ -31,7 +31,7 @@ use self::{
 pub use self::{
     describe::{columns, describe_owner},
     endpoint::{Endpoint, Level, joined},
-    in_force::{GuardLocation, GuardState, Knowledge, PolicyInForce},
+    in_force::{FindPolicyError, GuardLocation, GuardState, Knowledge, PolicyInForce},
     owner::Owner,
     role::Role,
     survey::{DockerQuery, Survey, find_docker},

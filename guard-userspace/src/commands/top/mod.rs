@@ -213,7 +213,7 @@ async fn explained(reader: &GuardReader, question: &ExplainRequest) -> Result<St
 
 async fn entered(reader: &GuardReader, request: &EntryRequest) -> Result<String, ClientError> {
     let Changed { done, not_kept } = reader.client.enter_silently(request).await?;
-    let mut text = format!("In force: {done}\n`guard revoke {}` ends it.", done.id);
+    let mut text = format!("In force: {}", super::entries::entered(&done));
     if let Some(not_kept) = not_kept {
         text += &format!("\nLOST AT THE AGENT'S NEXT START: {not_kept}");
     }
