@@ -20,6 +20,8 @@ use super::{
 Several files are one project, later files on top of earlier ones, as with `docker compose -f A -f B`. \
 Variables come from the environment first, then from .env beside the first file.
 
+The text lists the gravest findings first. JSON and SARIF have all findings, in the order of the files.
+
 Exit status: 0: no finding at or above --level; 1: at least one; 2: wrong usage, or a file that is refused.")]
 pub struct Compose {
     /// The compose files of one project; - is standard input
@@ -28,6 +30,9 @@ pub struct Compose {
     /// Exit with 1 if a finding has this severity or a higher one
     #[arg(long, value_enum, default_value_t = Severity::Medium)]
     level: Severity,
+    /// List low findings as well, which are only counted otherwise
+    #[arg(long)]
+    all: bool,
     /// Check the services of this profile, and those without a profile; without it, all. May be repeated
     #[arg(long = "profile", value_name = "NAME")]
     profiles: Vec<String>,
@@ -59,6 +64,7 @@ impl Compose {
         let Self {
             files,
             level,
+            all,
             profiles,
             env_files,
             json,
@@ -89,7 +95,8 @@ impl Compose {
             {
                 print_warning(&format!("{file}:{line}: {problem}"));
             }
-            print(&described(&findings)?)?;
+            // A finding that decides the exit status is always listed.
+            print(&described(&findings, all || level == Severity::Low)?)?;
         }
         let grave = findings.iter().filter(|finding| finding.severity >= level);
         match grave.count() {
@@ -114,29 +121,37 @@ fn environment() -> std::collections::HashMap<String, String> {
         .collect()
 }
 
-fn described(findings: &[Printed]) -> Result<String, fmt::Error> {
-    let mut text = String::new();
-    for finding in findings {
-        describe(&mut text, finding)?;
-    }
-    let counts = Severity::ALL.map(|severity| {
-        let same = findings
-            .iter()
-            .filter(|finding| finding.severity == severity);
-        (same.count(), severity.name())
-    });
+/// The counts, then the findings, the gravest first. Findings of the same severity keep the order of the files.
+fn described(findings: &[Printed], has_low: bool) -> Result<String, fmt::Error> {
+    let of = |severity: Severity| {
+        let findings = findings.iter();
+        findings.filter(move |finding| finding.severity == severity)
+    };
+    let counts = Severity::ALL.map(|severity| (of(severity).count(), severity.name()));
     let counts = counts.into_iter().filter(|(count, _)| *count > 0);
     let counts: Vec<String> = counts
         .map(|(count, name)| format!("{count} {name}"))
         .collect();
-    match counts.as_slice() {
-        [] => text.push_str("nothing found"),
-        counts => write!(text, "found: {}", counts.join(", "))?,
+    if counts.is_empty() {
+        return Ok("nothing found".to_owned());
     }
-    Ok(text)
+    let mut blocks = vec![format!("found: {}", counts.join(", "))];
+    let is_listed = |severity: &Severity| has_low || *severity != Severity::Low;
+    for finding in Severity::ALL.into_iter().filter(is_listed).flat_map(of) {
+        blocks.push(describe(finding)?);
+    }
+    match of(Severity::Low).count() {
+        0 => {}
+        _ if has_low => {}
+        1 => blocks.push("1 low finding is not shown: `--all` lists it".to_owned()),
+        count => blocks.push(format!(
+            "{count} low findings are not shown: `--all` lists them"
+        )),
+    }
+    Ok(blocks.join("\n\n"))
 }
 
-fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
+fn describe(finding: &Printed) -> Result<String, fmt::Error> {
     let Printed {
         rule,
         severity,
@@ -146,7 +161,9 @@ fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
         services,
         profiles,
         why,
+        advice,
         fix,
+        accept,
     } = finding;
     let services = services.join(", ");
     let severity = severity.name();
@@ -154,24 +171,21 @@ fn describe(text: &mut String, finding: &Printed) -> fmt::Result {
         [] => String::new(),
         profiles => format!(" (profile {})", profiles.join(" or ")),
     };
-    writeln!(
-        text,
-        "{file}:{line}:{column}: {severity}: {rule}: {services}{profiles}"
-    )?;
-    writeln!(text, "    {why}")?;
-    match fix {
-        None => {}
-        Some(fix) if fix.corrected.is_empty() => {
-            writeln!(text, "    remove {}", lines(file, fix))?;
-        }
-        Some(fix) => {
-            writeln!(text, "    write in {}:", lines(file, fix))?;
-            for line in fix.corrected.lines() {
-                writeln!(text, "        {}", line.trim_end())?;
-            }
+    let mut text =
+        format!("{file}:{line}:{column}: {severity}: {rule}: {services}{profiles}\n    {why}");
+    if let Some(advice) = advice {
+        write!(text, "\n    {advice}")?;
+    }
+    if let Some(fix) = fix {
+        write!(text, "\n    write in {}:", lines(file, fix))?;
+        for line in fix.corrected.lines() {
+            write!(text, "\n        {}", line.trim_end())?;
         }
     }
-    writeln!(text)
+    if let Some(line) = accept {
+        write!(text, "\n    meant for everybody? {line}")?;
+    }
+    Ok(text)
 }
 
 fn lines(file: &str, fix: &Edit) -> String {

@@ -6,6 +6,8 @@ use std::fmt;
 use guard_common::layout::PortProtocol::{self, Tcp, Udp};
 use serde::Serialize;
 
+use crate::proxies::image_name;
+
 use self::{
     Harm::{Breach, Leak},
     Login::{Asked, Open, Varies},
@@ -100,6 +102,26 @@ pub fn danger_at(protocol: PortProtocol, port: u16) -> Option<&'static Danger> {
         .find(|danger| danger.protocol == protocol && danger.port == port)
 }
 
+/// A panel: its images, and its port in their containers.
+pub type Panel = (&'static [&'static str], Danger);
+
+/// The known dangers of the ports in a container of this image. An image says more than a port.
+pub fn panels_of(image: &str) -> impl Iterator<Item = &'static Danger> {
+    let panels = PANELS
+        .iter()
+        .filter(move |(images, _)| names(images, image));
+    panels.map(|(_, danger)| danger)
+}
+
+/// Whether an image with its registry and tag is one of these.
+fn names(images: &[&str], image: &str) -> bool {
+    let name = image_name(image);
+    images.iter().any(|known| match known.contains('/') {
+        true => image.contains(known),
+        false => name == *known,
+    })
+}
+
 /// Container ports of services that are not in [`DANGERS`], mostly web applications. Such a port is not dangerous,
 /// whatever its number on the host.
 #[rustfmt::skip]
@@ -189,6 +211,98 @@ pub const DANGERS: &[Danger] = &[
     danger(50070, Tcp, Open, Breach, "Hadoop's NameNode", "every file of the cluster"),
 ];
 
+const HOST: &str = "every container of this host, and with a new one root on it";
+const RUNS: &str = "the models, and the graphics card";
+const SHELL: &str = "a shell in the container, and every file that it mounts";
+const HOME: &str = "the names that your devices look up, to redirect too";
+const TRAFFIC: &str = "every download, and files written where its user may write";
+const SECRETS: &str = "every connection with its credentials, and any code that it runs";
+
+/// Services whose port many others use as well, so that only the image identifies them: mostly panels that rule
+/// something. Images without registry and tag; one with a slash is looked for
+/// in the whole image.
+#[rustfmt::skip]
+pub const PANELS: &[Panel] = &[
+    (&["portainer", "portainer-ce", "portainer-ee"], danger(9000, Tcp, Asked, Breach, "Portainer", HOST)),
+    (&["portainer", "portainer-ce", "portainer-ee"], danger(9443, Tcp, Asked, Breach, "Portainer", HOST)),
+    (&["portainer", "portainer-ce", "portainer-ee"], danger(8000, Tcp, Asked, Breach, "Portainer's tunnel for agents", HOST)),
+    (&["portainer/agent"], danger(9001, Tcp, Varies, Breach, "Portainer's agent", HOST)),
+    (&["traefik"], danger(8080, Tcp, Varies, Leak, "Traefik's dashboard", "every route with its middlewares, and the addresses of the services behind")),
+    (&["dockge"], danger(5001, Tcp, Asked, Breach, "Dockge", HOST)),
+    (&["yacht"], danger(8000, Tcp, Asked, Breach, "Yacht", HOST)),
+    (&["komodo-core"], danger(9120, Tcp, Asked, Breach, "Komodo", HOST)),
+    (&["coolify"], danger(8080, Tcp, Asked, Breach, "Coolify", HOST)),
+    (&["casaos"], danger(8080, Tcp, Asked, Breach, "CasaOS", HOST)),
+    (&["cosmos-server"], danger(80, Tcp, Asked, Breach, "Cosmos", HOST)),
+    (&["rancher"], danger(443, Tcp, Asked, Breach, "Rancher", "every cluster that it manages")),
+    (&["rancher"], danger(80, Tcp, Asked, Breach, "Rancher", "every cluster that it manages")),
+    (&["dozzle"], danger(8080, Tcp, Open, Breach, "Dozzle", "the log of every container of this host, and with actions on, the containers too")),
+    (&["cadvisor"], danger(8080, Tcp, Open, Leak, "cAdvisor", "the containers, images and processes of this host")),
+    (&["nginx-proxy-manager", "nginx-proxy-manager-zh"], danger(81, Tcp, Asked, Breach, "Nginx Proxy Manager's panel", "every route and certificate of the proxy")),
+    (&["phpmyadmin"], danger(80, Tcp, Asked, Breach, "phpMyAdmin", "a login form to every database")),
+    (&["adminer"], danger(8080, Tcp, Asked, Breach, "Adminer", "a login form to every database")),
+    (&["pgadmin4"], danger(80, Tcp, Asked, Breach, "pgAdmin", "every database server that is saved in it")),
+    (&["pgadmin4"], danger(443, Tcp, Asked, Breach, "pgAdmin", "every database server that is saved in it")),
+    (&["pgweb"], danger(8081, Tcp, Varies, Breach, "pgweb", "every table of its database")),
+    (&["cloudbeaver"], danger(8978, Tcp, Asked, Breach, "CloudBeaver", "every database server that is saved in it")),
+    (&["mongo-express"], danger(8081, Tcp, Varies, Breach, "mongo-express", "every database of its MongoDB")),
+    (&["redis-commander"], danger(8081, Tcp, Varies, Breach, "Redis Commander", "every key of its Redis")),
+    (&["redisinsight"], danger(5540, Tcp, Open, Breach, "Redis Insight", "every Redis that is saved in it")),
+    (&["redisinsight", "redis-stack"], danger(8001, Tcp, Open, Breach, "Redis Insight", "every Redis that is saved in it")),
+    (&["phpldapadmin"], danger(80, Tcp, Asked, Breach, "phpLDAPadmin", "a login form to the directory")),
+    (&["phpldapadmin"], danger(443, Tcp, Asked, Breach, "phpLDAPadmin", "a login form to the directory")),
+    (&["grafana", "grafana-oss", "grafana-enterprise"], danger(3000, Tcp, Asked, Leak, "Grafana", "every data source with its queries: the first login is admin with the password admin")),
+    (&["netdata"], danger(19999, Tcp, Open, Leak, "Netdata", "the services, containers and load of this host")),
+    (&["jenkins"], danger(8080, Tcp, Asked, Breach, "Jenkins", "any command on its nodes, and every credential")),
+    (&["airflow"], danger(8080, Tcp, Asked, Breach, "Airflow", SECRETS)),
+    (&["n8n"], danger(5678, Tcp, Asked, Breach, "n8n", SECRETS)),
+    (&["node-red"], danger(1880, Tcp, Open, Breach, "Node-RED", SECRETS)),
+    (&["langflow"], danger(7860, Tcp, Varies, Breach, "Langflow", SECRETS)),
+    (&["superset"], danger(8088, Tcp, Asked, Breach, "Superset", "every database that is saved in it")),
+    (&["rundeck"], danger(4440, Tcp, Asked, Breach, "Rundeck", "any command on its nodes")),
+    (&["semaphore"], danger(3000, Tcp, Asked, Breach, "Semaphore", "any command on its hosts, with their keys")),
+    (&["zeppelin"], danger(8080, Tcp, Varies, Breach, "Zeppelin", "any command as its user, and every notebook")),
+    (&["flower"], danger(5555, Tcp, Open, Breach, "Flower", "every task of Celery with its arguments, to cancel too")),
+    (&["kafka-ui"], danger(8080, Tcp, Varies, Breach, "Kafka UI", "every message and topic of its clusters, to change too")),
+    (&["akhq"], danger(8080, Tcp, Open, Breach, "AKHQ", "every message and topic of its clusters, to change too")),
+    (&["kafdrop"], danger(9000, Tcp, Open, Breach, "Kafdrop", "every message and topic of its clusters")),
+    (&["cp-schema-registry"], danger(8081, Tcp, Open, Breach, "Schema Registry", "every schema, to change too")),
+    (&["cp-ksqldb-server", "ksqldb-server"], danger(8088, Tcp, Open, Breach, "ksqlDB", "every stream and table")),
+    (&["cp-kafka-connect"], danger(8083, Tcp, Open, Breach, "Kafka Connect", "every connector with its credentials, and new ones")),
+    (&["temporalio/ui"], danger(8080, Tcp, Varies, Breach, "Temporal's web UI", "every workflow with its arguments")),
+    (&["minio"], danger(9001, Tcp, Asked, Breach, "MinIO's console", "every bucket")),
+    (&["weaviate"], danger(8080, Tcp, Varies, Breach, "Weaviate", "every collection, read or deleted")),
+    (&["clickhouse-server"], danger(8123, Tcp, Varies, Breach, "ClickHouse", "every table")),
+    (&["clickhouse-server"], danger(9000, Tcp, Varies, Breach, "ClickHouse", "every table")),
+    (&["surrealdb"], danger(8000, Tcp, Varies, Breach, "SurrealDB", "every table")),
+    (&["chroma"], danger(8000, Tcp, Open, Breach, "Chroma", "every collection, read or deleted")),
+    (&["registry"], danger(5000, Tcp, Open, Breach, "Docker's registry", "every image, read or replaced")),
+    (&["vllm-openai"], danger(8000, Tcp, Open, Breach, "vLLM", RUNS)),
+    (&["localai"], danger(8080, Tcp, Open, Breach, "LocalAI", RUNS)),
+    (&["text-generation-inference"], danger(80, Tcp, Open, Breach, "Text Generation Inference", RUNS)),
+    (&["invokeai"], danger(9090, Tcp, Open, Breach, "InvokeAI", RUNS)),
+    (&["code-server"], danger(8080, Tcp, Asked, Breach, "code-server", SHELL)),
+    (&["code-server"], danger(8443, Tcp, Varies, Breach, "code-server", SHELL)),
+    (&["openvscode-server"], danger(3000, Tcp, Open, Breach, "OpenVSCode Server", SHELL)),
+    (&["rstudio"], danger(8787, Tcp, Asked, Breach, "RStudio", SHELL)),
+    (&["ttyd", "wetty"], danger(7681, Tcp, Open, Breach, "ttyd", "a shell")),
+    (&["wetty"], danger(3000, Tcp, Asked, Breach, "WeTTY", "a shell")),
+    (&["webmin"], danger(10000, Tcp, Asked, Breach, "Webmin", "root on its host")),
+    (&["guacamole"], danger(8080, Tcp, Asked, Breach, "Guacamole", "every desktop and shell that is saved in it")),
+    (&["pihole"], danger(80, Tcp, Asked, Breach, "Pi-hole's panel", HOME)),
+    (&["pihole"], danger(443, Tcp, Asked, Breach, "Pi-hole's panel", HOME)),
+    (&["adguardhome"], danger(3000, Tcp, Varies, Breach, "AdGuard Home's setup", HOME)),
+    (&["adguardhome"], danger(80, Tcp, Asked, Breach, "AdGuard Home's panel", HOME)),
+    (&["wg-easy"], danger(51821, Tcp, Asked, Breach, "wg-easy", "keys for the VPN, and with them the networks behind")),
+    (&["filebrowser"], danger(80, Tcp, Asked, Breach, "File Browser", "every file that it serves, to change too")),
+    (&["duplicati"], danger(8200, Tcp, Varies, Breach, "Duplicati", "every backup, and the files of this host that it mounts")),
+    (&["syncthing"], danger(8384, Tcp, Varies, Breach, "Syncthing's panel", "every folder that it synchronises")),
+    (&["transmission"], danger(9091, Tcp, Varies, Breach, "Transmission", TRAFFIC)),
+    (&["qbittorrent", "qbittorrent-nox"], danger(8080, Tcp, Asked, Breach, "qBittorrent", TRAFFIC)),
+    (&["sabnzbd"], danger(8080, Tcp, Varies, Breach, "SABnzbd", TRAFFIC)),
+    (&["home-assistant"], danger(8123, Tcp, Asked, Leak, "Home Assistant", "every device of the house")),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +319,30 @@ mod tests {
                 "{danger:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_panel_is_listed_once_for_each_of_its_images_and_ports() {
+        let mut seen = std::collections::HashSet::new();
+        for (images, danger) in PANELS {
+            for image in *images {
+                assert!(seen.insert((image, danger.port)), "{image} {danger:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panel_is_known_by_its_image() {
+        let services = |image: &str| -> Vec<(u16, &str)> {
+            let panels = panels_of(image);
+            panels.map(|panel| (panel.port, panel.service)).collect()
+        };
+        let adminer = services("registry.example:5000/library/adminer:4@sha256:00");
+        assert_eq!(adminer, [(8080, "Adminer")]);
+        assert_eq!(services("portainer/portainer-ce:2").len(), 3);
+        assert_eq!(services("portainer/agent"), [(9001, "Portainer's agent")]);
+        assert_eq!(services("example/agent"), []);
+        assert_eq!(services(""), []);
     }
 
     #[test]

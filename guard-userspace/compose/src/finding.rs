@@ -17,7 +17,11 @@ pub struct Finding {
     /// The service runs with any of these profiles. Empty: it always runs.
     pub profiles: Vec<String>,
     pub why: String,
+    /// What to do, in words: where no edit is safe, or besides the edit.
+    pub advice: Option<String>,
     pub fix: Option<Fix>,
+    /// The line of the service that accepts the finding, if what the fix closes may be meant for everybody.
+    pub accept: Option<String>,
 }
 
 impl Finding {
@@ -37,7 +41,15 @@ impl Finding {
             services: vec![service.name.to_owned()],
             profiles: service.profiles.clone(),
             why: why.into(),
+            advice: None,
             fix,
+            accept: None,
         }
+    }
+
+    /// The finding with what to do, in words.
+    pub fn advised(self, advice: impl Into<String>) -> Self {
+        let advice = Some(advice.into());
+        Self { advice, ..self }
     }
 }

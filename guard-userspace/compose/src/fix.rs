@@ -6,10 +6,10 @@ use granit_parser::ScalarStyle;
 
 use super::{
     source::{Place, SourceFile},
-    yaml::{Mapping, MappingEntry, Node, Scalar},
+    yaml::{Node, Scalar},
 };
 
-/// Replaces the text of a place. An empty text removes it.
+/// Replaces the text of a place.
 #[derive(Clone)]
 pub struct Fix {
     pub place: Place,
@@ -74,91 +74,12 @@ impl Fix {
         })
     }
 
-    /// Removes the lines from the beginning of `key` to the end of `node`. `None`: the lines contain something else.
-    pub fn without(key: &Place, node: &Node) -> Option<Self> {
-        let source = &key.source;
-        let before = key.before().trim();
-        let is_own = before.is_empty() || before == "-";
-        if !is_own || node.in_flow || !node.place.is_in(source) || node.place.start < key.start {
-            return None;
-        }
-        let end = node.end().max(key.end);
-        let rest = source.text[end..source.line_end(end)].trim();
-        let ends = rest.is_empty() || rest.starts_with('#') || rest.starts_with(['"', '\'']);
-        ends.then(|| Self {
-            place: source.place(source.line_start(key.start), source.line_end(end)),
-            text: String::new(),
-        })
-    }
-
-    /// Removes an item from a list between brackets.
-    pub fn without_flow_item(items: &[Node], item: &Node) -> Option<Self> {
-        let source = &item.place.source;
-        let items = items.iter().filter(|other| other.place.is_in(source));
-        let spans = items.map(|other| (other.place.start, other.end()));
-        Self::without_span(source, spans.collect(), item.place.start)
-    }
-
-    /// Removes a key and its value from a mapping between braces.
-    pub fn without_flow_entry(mapping: &Mapping, entry: &MappingEntry) -> Option<Self> {
-        let source = &entry.key.source;
-        let entries = mapping.values().filter(|other| other.key.is_in(source));
-        let spans = entries.map(|MappingEntry { key, node }| {
-            let end = Some(node.end()).filter(|end| node.place.is_in(source) && *end > key.end);
-            (key.start, end.unwrap_or(key.end))
-        });
-        Self::without_span(source, spans.collect(), entry.key.start)
-    }
-
-    /// Removes the span that begins at `start`, with one comma beside it.
-    fn without_span(
-        source: &Arc<SourceFile>,
-        mut spans: Vec<(usize, usize)>,
-        start: usize,
-    ) -> Option<Self> {
-        spans.sort_unstable();
-        let index = spans.binary_search_by_key(&start, |span| span.0).ok()?;
-        let end = spans[index].1;
-        let place = source.place(start, end);
-        // An anchor before the span would then apply to the next item.
-        let before = place.before().trim_end();
-        if !before.is_empty() && !before.ends_with(['[', '{', ',']) {
-            return None;
-        }
-        let next = spans.get(index + 1).map(|span| span.0);
-        let next = next.filter(|next| is_comma(source, end, *next));
-        let next = next.map(|next| {
-            let begins = |offset: &usize| source.place(*offset, *offset).before().trim().is_empty();
-            match begins(&start) && begins(&next) {
-                true => (source.line_start(start), source.line_start(next)),
-                false => (start, next),
-            }
-        });
-        let last = index.checked_sub(1).map(|last| (spans[last].1, end));
-        let last = last.filter(|(last, _)| is_comma(source, *last, start));
-        let (start, end) = next.or(last)?;
-        Some(Self {
-            place: source.place(start, end),
-            text: String::new(),
-        })
-    }
-
     /// The text of the whole file with this edit.
     pub fn applied(&self) -> String {
         let Self { place, text } = self;
         let whole = &place.source.text;
         [&whole[..place.start], text, &whole[place.end..]].concat()
     }
-}
-
-/// Whether there is only a comma, and perhaps comments, between two offsets.
-fn is_comma(source: &SourceFile, start: usize, end: usize) -> bool {
-    let between = source.text.get(start..end).unwrap_or_default();
-    let code = between.lines().map(|line| match line.split_once('#') {
-        Some((code, _)) => code.trim(),
-        None => line.trim(),
-    });
-    code.collect::<String>() == ","
 }
 
 /// The line ending of the file.
@@ -218,24 +139,13 @@ fn key(source: &Arc<SourceFile>, offset: usize) -> (usize, usize) {
 /// If the lines are longer, only the new text is shown.
 const LONGEST_LINE: usize = 2000;
 
-/// The lines of a fix after it and all other fixes of the same lines: of a line with two secrets, none is shown. Empty
-/// if the lines are removed.
+/// The lines of a fix after it and all other fixes of the same lines: of a line with two secrets, none is shown.
 pub fn corrected(fix: &Fix, Fixes(others): &Fixes<'_>) -> String {
     let source = &fix.place.source;
     let first = source.line_start(fix.place.start);
-    let takes_lines = fix.text.is_empty()
-        && fix.place.start == first
-        && source.line_start(fix.place.end) == fix.place.end;
-    let last = match takes_lines {
-        true => fix.place.end,
-        false => source.line_end(fix.place.end),
-    };
+    let last = source.line_end(fix.place.end);
     if last - first > LONGEST_LINE {
-        return match fix.text.trim() {
-            "" if takes_lines => String::new(),
-            "" => "…".to_owned(),
-            text => text.to_owned(),
-        };
+        return fix.text.trim().to_owned();
     }
     let others = others.range(key(source, first)..key(source, last));
     let mut edits = BTreeMap::from([(fix.place.start, fix)]);

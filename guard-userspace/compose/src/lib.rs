@@ -12,8 +12,11 @@ mod finding;
 mod fix;
 mod interpolate;
 mod load;
+mod logins;
 mod merge;
 mod network;
+mod not_web;
+mod placeholders;
 mod port;
 mod project;
 pub mod proxies;
@@ -125,8 +128,12 @@ pub struct Printed {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
     pub why: String,
-    /// The edit that fixes the finding; `null`: no edit is safe, and `why` gives the change.
+    /// What to do, in words: where no edit is safe, or besides the edit.
+    pub advice: Option<String>,
+    /// The edit that fixes the finding; `null`: no edit is safe.
     pub fix: Option<Edit>,
+    /// The line to write into the service instead, if the port is meant for everybody; `null`: a port that seldom is.
+    pub accept: Option<String>,
 }
 
 /// Replaces a range of the file with a text.
@@ -138,7 +145,7 @@ pub struct Edit {
     pub end_line: usize,
     pub end_column: usize,
     pub text: String,
-    /// The whole lines after the edit; empty: they are removed.
+    /// The whole lines after the edit.
     pub corrected: String,
 }
 
@@ -305,7 +312,9 @@ impl Finding {
             services,
             profiles,
             why,
+            advice,
             fix,
+            accept,
         } = self;
         Printed {
             rule: rule.name(),
@@ -316,7 +325,9 @@ impl Finding {
             services: services.clone(),
             profiles: profiles.clone(),
             why: why.clone(),
+            advice: advice.clone(),
             fix: fix.as_ref().map(|fix| Edit::new(fix, fixes)),
+            accept: accept.clone(),
         }
     }
 

@@ -124,13 +124,15 @@ fn bound(root: &Node) -> HashMap<&str, (&str, bool)> {
 }
 
 /// The proxy that the service's labels or variables configure.
-fn routed_by(service: &ComposeService<'_>) -> Option<&'static str> {
+pub fn routed_by(service: &ComposeService<'_>) -> Option<&'static str> {
     let labels = service.labels();
-    let has_label = |prefix: &str| labels.iter().any(|label| label.starts_with(prefix));
-    if has_label("traefik.http.") {
+    if labels
+        .iter()
+        .any(|label| label.name.starts_with("traefik.http."))
+    {
         return Some("Traefik, which its labels configure");
     }
-    if labels.iter().any(|label| label == "caddy") {
+    if labels.iter().any(|label| label.name == "caddy") {
         return Some("Caddy, which its labels configure");
     }
     let is_virtual_host = |variable: &Variable<'_>| variable.name == "VIRTUAL_HOST";

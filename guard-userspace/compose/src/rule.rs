@@ -68,6 +68,8 @@ macro_rules! rules {
 rules! {
     DangerousPort "dangerous-port"
         "A published port belongs to a service that should not be reached from outside"
+    LoginOff "login-off"
+        "A switch turns the login of a service off"
     PublishedBesideProxy "published-beside-proxy"
         "A port is published although a reverse proxy stands in front of the service"
     EveryAddress "every-address"

@@ -47,14 +47,23 @@ fn result(finding: &Printed) -> Value {
         services,
         profiles: _,
         why,
+        advice,
         fix,
+        accept,
     } = finding;
+    let mut message = format!("{}: {why}", services.join(", "));
+    if let Some(advice) = advice {
+        message.push_str(&format!(". {advice}"));
+    }
+    if let Some(line) = accept {
+        message.push_str(&format!(". Meant for everybody? {line}"));
+    }
     let index = Rule::ALL.iter().position(|known| known.name() == *rule);
     let mut result = json!({
         "ruleId": rule,
         "ruleIndex": index,
         "level": level(*severity),
-        "message": { "text": format!("{}: {why}", services.join(", ")) },
+        "message": { "text": message },
         "locations": [{ "physicalLocation": {
             "artifactLocation": { "uri": uri(file) },
             "region": { "startLine": line, "startColumn": column },

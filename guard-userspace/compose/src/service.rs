@@ -24,7 +24,7 @@ pub struct ComposeService<'a> {
 }
 
 /// The key with the rules whose findings are accepted.
-const ACCEPT: &str = "x-guard-accept";
+pub const ACCEPT: &str = "x-guard-accept";
 
 /// An environment variable of a container.
 pub struct Variable<'a> {
@@ -35,6 +35,22 @@ pub struct Variable<'a> {
     pub scalar: &'a Scalar,
     /// Name and value are one text, `NAME=value`, in a list.
     pub is_assignment: bool,
+}
+
+/// A word of `entrypoint` or `command`.
+pub struct CommandWord<'a> {
+    pub text: String,
+    /// The item of a list, or the whole value.
+    pub place: &'a Place,
+    /// A variable in it has no value here: an empty word may be none where the project runs.
+    pub has_unset: bool,
+}
+
+/// A label of a container.
+pub struct Label<'a> {
+    pub name: &'a str,
+    pub value: &'a str,
+    pub place: &'a Place,
 }
 
 /// A volume or a file of the host that a service mounts.
@@ -99,8 +115,42 @@ impl<'a> ComposeService<'a> {
         image_name(image)
     }
 
-    pub fn labels(&self) -> Vec<String> {
-        self.node.get("labels").map(names).unwrap_or_default()
+    /// Whether it runs one of these images. A part with a slash, such as `rocker/`, or after `*` is looked for in the
+    /// whole image. A service that is built counts by its name.
+    pub fn runs(&self, images: &[&str]) -> bool {
+        let path = self.text("image").unwrap_or_default();
+        let name = match path {
+            "" => self.name,
+            path => image_name(path),
+        };
+        images.iter().any(|image| match image.strip_prefix('*') {
+            Some(part) => path.contains(part),
+            None if image.contains('/') => path.contains(image),
+            None => name == *image,
+        })
+    }
+
+    pub fn labels(&self) -> Vec<Label<'a>> {
+        self.node.get("labels").map(labels).unwrap_or_default()
+    }
+
+    /// The words of `entrypoint`, then of `command`. An item of a list with spaces, such as that of `sh -c`, is split.
+    pub fn command(&self) -> Vec<CommandWord<'a>> {
+        let values = ["entrypoint", "command"].map(|key| self.node.get(key));
+        values.into_iter().flatten().flat_map(words).collect()
+    }
+
+    /// Whether a variable with a name that `is_it` accepts has a value, or gets one from outside of the files.
+    pub fn may_set(&self, is_it: impl Fn(&str) -> bool) -> bool {
+        let node = self.node.get("environment");
+        let variables = node.map(variables).unwrap_or_default();
+        let has_value = |variable: &Option<Variable<'_>>| match variable {
+            None => true,
+            Some(variable) => variable.scalar.reference.is_some() || !variable.value().is_empty(),
+        };
+        variables
+            .iter()
+            .any(|(name, variable)| is_it(name) && has_value(variable))
     }
 
     pub fn networks(&self) -> Vec<String> {
@@ -112,6 +162,21 @@ impl<'a> ComposeService<'a> {
         let mounts = self.items("volumes").iter().filter_map(mount);
         let by_target: IndexMap<String, Mount<'a>> = mounts.collect();
         by_target.into_values().collect()
+    }
+}
+
+impl Variable<'_> {
+    /// The value with its variables replaced.
+    pub fn value(&self) -> &str {
+        self.after_name(&self.scalar.text)
+    }
+
+    /// The part of the entry's text that is the value.
+    pub fn after_name<'a>(&self, text: &'a str) -> &'a str {
+        match self.is_assignment {
+            true => text.split_once('=').map_or("", |(_, value)| value),
+            false => text,
+        }
     }
 }
 
@@ -140,6 +205,54 @@ fn names(node: &Node) -> Vec<String> {
             vec![name.to_owned()]
         }
         Value::Null => Vec::new(),
+    }
+}
+
+fn labels(node: &Node) -> Vec<Label<'_>> {
+    match &node.value {
+        Value::Mapping(mapping) => {
+            let entries = mapping.iter();
+            entries
+                .map(|(name, MappingEntry { key, node })| Label {
+                    name,
+                    value: node.scalar().map_or("", |scalar| &scalar.text),
+                    place: key,
+                })
+                .collect()
+        }
+        Value::Sequence(items) => items.iter().flat_map(labels).collect(),
+        Value::Scalar(scalar) => {
+            let (name, value) = scalar.text.split_once('=').unwrap_or((&scalar.text, ""));
+            let place = &node.place;
+            vec![Label { name, value, place }]
+        }
+        Value::Null => Vec::new(),
+    }
+}
+
+fn words(node: &Node) -> Vec<CommandWord<'_>> {
+    match &node.value {
+        Value::Sequence(items) => items.iter().flat_map(words).collect(),
+        Value::Scalar(scalar) if !node.is_reset() => {
+            let texts = match shlex::split(&scalar.text) {
+                // The empty item of a list is an empty argument.
+                Some(texts) if texts.is_empty() => vec![String::new()],
+                Some(texts) => texts,
+                None => scalar.text.split_whitespace().map(str::to_owned).collect(),
+            };
+            let place = &node.place;
+            let reference = scalar.reference.as_ref();
+            let has_unset = reference.is_some_and(|reference| {
+                !reference.unset.is_empty() || !reference.required.is_empty()
+            });
+            let word = |text| CommandWord {
+                text,
+                place,
+                has_unset,
+            };
+            texts.into_iter().map(word).collect()
+        }
+        _ => Vec::new(),
     }
 }
 

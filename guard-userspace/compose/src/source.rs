@@ -209,11 +209,7 @@ impl Place {
         }
     }
 
-    pub fn is_in(&self, source: &Arc<SourceFile>) -> bool {
-        Arc::ptr_eq(&self.source, source)
-    }
-
     pub fn is_at(&self, other: &Self) -> bool {
-        self.is_in(&other.source) && self.start == other.start
+        Arc::ptr_eq(&self.source, &other.source) && self.start == other.start
     }
 }

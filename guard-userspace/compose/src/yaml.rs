@@ -200,28 +200,6 @@ impl Node {
         Some(&self.entry(key)?.node)
     }
 
-    /// The offset after its last word, in its own file.
-    pub fn end(&self) -> usize {
-        let inside =
-            |place: &Place| place.is_in(&self.place.source) && place.start >= self.place.start;
-        let ends = match &self.value {
-            Value::Null | Value::Scalar(_) => None,
-            Value::Sequence(items) => {
-                let items = items.iter().filter(|item| inside(&item.place));
-                items.map(Self::end).max()
-            }
-            Value::Mapping(mapping) => {
-                let entries = mapping.values().filter(|entry| inside(&entry.key));
-                let end = |entry: &MappingEntry| {
-                    let value = Some(&entry.node).filter(|node| inside(&node.place));
-                    value.map_or(entry.key.end, Self::end).max(entry.key.end)
-                };
-                entries.map(end).max()
-            }
-        };
-        ends.unwrap_or(self.place.end).max(self.place.end)
-    }
-
     /// The number of nodes that it charges to the [`NodeBudget`].
     pub fn size(&self) -> usize {
         1 + match &self.value {

@@ -152,11 +152,8 @@ fn a_finding_is_gone_once_its_fix_is_made_and_nothing_else_has_come() {
                 let left = after.get(&key).copied().unwrap_or_default();
                 assert!(left < before[&key], "{service} still has it: {says}");
             }
-            // Once a service is not on the host's network, its listed ports are published.
-            if finding.rule != Rule::HostNetwork {
-                for (key, count) in &after {
-                    assert!(before.get(key) >= Some(count), "{key:?} came: {says}");
-                }
+            for (key, count) in &after {
+                assert!(before.get(key) >= Some(count), "{key:?} came: {says}");
             }
             assert_eq!(original, fs::read(&file).unwrap());
         }
@@ -566,7 +563,7 @@ fn the_exit_code_follows_the_level_and_errors_are_one_line() {
         (
             &["windows.yaml", "--level", "critical"],
             1,
-            "guard-compose: 1 finding has the severity critical or higher",
+            "guard-compose: 2 findings have the severity critical or higher",
         ),
         (&["nextcloud.yaml"], 0, ""),
         (
@@ -606,6 +603,202 @@ fn the_exit_code_follows_the_level_and_errors_are_one_line() {
         assert!(errors.starts_with(error), "{arguments:?}: {errors}");
         assert!(errors.lines().count() <= 1, "{arguments:?}: {errors}");
     }
+}
+
+#[test]
+fn only_edits_that_leave_the_service_running_are_ready_made() {
+    const EDITED: [Rule; 6] = [
+        Rule::DangerousPort,
+        Rule::PublishedBesideProxy,
+        Rule::EveryAddress,
+        Rule::PublicAddress,
+        Rule::Base60Port,
+        Rule::SecretInEnvironment,
+    ];
+    for project in projects(&corpus()) {
+        for finding in run(&project).unwrap().findings {
+            let is_edited = finding.fix.is_some();
+            assert!(
+                !is_edited || EDITED.contains(&finding.rule),
+                "{}",
+                finding.why
+            );
+            // What has no edit says what to do instead.
+            let says = finding.advice.is_some() || is_edited || EDITED.contains(&finding.rule);
+            assert!(says, "{}", finding.why);
+        }
+    }
+}
+
+#[test]
+fn the_gravest_come_first_and_low_ones_are_counted() {
+    let severities = |arguments: &[&str]| {
+        let (_, text, _) = guard(arguments);
+        let heads = text
+            .lines()
+            .filter(|line| line.starts_with("grafana-stack.yaml:"));
+        let severity = |line: &str| line.split(": ").nth(1).unwrap().to_owned();
+        (heads.map(severity).collect::<Vec<_>>(), text)
+    };
+    let (shown, text) = severities(&["grafana-stack.yaml"]);
+    let rank = |name: &String| {
+        ["critical", "high", "medium", "low"]
+            .iter()
+            .position(|n| n == name)
+    };
+    assert!(shown.is_sorted_by_key(rank), "{shown:?}");
+    assert!(!shown.contains(&"low".to_owned()), "{shown:?}");
+    let first = text.lines().next().unwrap();
+    assert_eq!(first, "found: 2 critical, 4 high, 4 medium, 4 low");
+    let last = text.lines().last().unwrap();
+    assert_eq!(last, "4 low findings are not shown: `--all` lists them");
+    // A low finding that decides the exit status is listed.
+    for arguments in [
+        &["grafana-stack.yaml", "--all"] as &[&str],
+        &["grafana-stack.yaml", "--level", "low"],
+    ] {
+        let (shown, text) = severities(arguments);
+        assert_eq!(shown.iter().filter(|name| *name == "low").count(), 4);
+        assert!(!text.contains("not shown"), "{text}");
+    }
+    // Programs get all of them, in the order of the file.
+    let (_, json, _) = guard(&["grafana-stack.yaml", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let findings = json["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 14);
+    let line = |finding: &serde_json::Value| finding["line"].as_u64();
+    assert!(findings.is_sorted_by_key(line));
+    let (_, sarif, _) = guard(&["grafana-stack.yaml", "--sarif"]);
+    let sarif: serde_json::Value = serde_json::from_str(&sarif).unwrap();
+    assert_eq!(sarif["runs"][0]["results"].as_array().unwrap().len(), 14);
+}
+
+#[test]
+fn a_port_that_may_be_for_everybody_names_the_line_that_accepts_it() {
+    let (_, json, _) = guard(&["everybody.yaml", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let accepts = json["findings"].as_array().unwrap().iter().map(|finding| {
+        let service = finding["services"][0].as_str().unwrap();
+        let accept = finding["accept"].as_str().unwrap_or("-");
+        format!("{service} {} {accept}", finding["line"])
+    });
+    insta::assert_snapshot!(accepts.collect::<Vec<_>>().join("\n"), @r#"
+mc 7 x-guard-accept: [every-address]
+mc 8 -
+mc 9 x-guard-accept: [every-address]
+valheim 13 x-guard-accept: [every-address]
+mail 18 x-guard-accept: [every-address]
+mail 19 x-guard-accept: [every-address]
+names 24 x-guard-accept: [every-address]
+names 25 x-guard-accept: [every-address]
+names 26 -
+vpn 31 x-guard-accept: [every-address]
+vpn 32 -
+things 37 x-guard-accept: [runs-as-root, dangerous-port]
+quic 41 -
+"#);
+}
+
+#[test]
+fn a_small_project_reads_like_this() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write(
+        "compose.yaml",
+        "\
+services:
+  proxy:
+    image: traefik:v3
+    command: [--api.insecure=true, --providers.docker]
+    ports: ['80:80', '443:443', '8080:8080']
+    volumes: ['/var/run/docker.sock:/var/run/docker.sock:ro']
+  chat:
+    image: ghcr.io/open-webui/open-webui:main
+    environment:
+      WEBUI_AUTH: 'False'
+      WEBUI_SECRET_KEY: ${WEBUI_SECRET_KEY}
+    ports: ['3000:8080']
+  db:
+    image: postgres:16
+    user: postgres
+    environment: [POSTGRES_PASSWORD=changeme, BACKUP_PASSWORD=hj3kq9sV]
+  panel:
+    image: portainer/portainer-ce
+    privileged: true
+    network_mode: bridge
+    ports: ['9443:9443']
+  game:
+    image: itzg/minecraft-server
+    user: '1000'
+    ports: ['25565:25565']
+",
+    );
+    write(".env", "WEBUI_SECRET_KEY=your-secret-key\n");
+    let output = Command::new(env!("CARGO_BIN_EXE_guard-compose"))
+        .arg("compose.yaml")
+        .current_dir(&folder)
+        .env_clear()
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    insta::assert_snapshot!(text, @r#"
+found: 5 critical, 4 high, 2 medium, 3 low
+
+compose.yaml:4:15: critical: login-off: proxy
+    --api.insecure=true turns the login of Traefik's dashboard off, and 8080/tcp is published on every address. An intruder gets every route with its middlewares, and the addresses of the services behind
+    remove it, and route api@internal with a basicauth middleware if you need the dashboard (https://doc.traefik.io/traefik/operations/api/)
+
+compose.yaml:10:7: critical: login-off: chat
+    WEBUI_AUTH=False turns the login of Open WebUI off, and 3000/tcp, which is 8080/tcp of the container, is published on every address. An intruder gets every chat, the models, and code that its tools run
+    remove the line: the first account that signs up is the administrator. Users need accounts from then on (https://docs.openwebui.com/getting-started/advanced-topics/env-configuration)
+
+compose.yaml:11:7: critical: secret-in-environment: chat
+    WEBUI_SECRET_KEY gets a value that everybody knows, from examples and lists of passwords: the environment or .env sets it
+    set it there to what `openssl rand -hex 32` prints
+
+compose.yaml:16:19: critical: secret-in-environment: db
+    POSTGRES_PASSWORD holds a value that everybody knows, from examples and lists of passwords
+    in .env, set POSTGRES_PASSWORD to what `openssl rand -hex 32` prints. An account or database that exists keeps the old one until you change it there
+    write in line 16:
+            environment: ["POSTGRES_PASSWORD=${POSTGRES_PASSWORD:?}", "BACKUP_PASSWORD=${BACKUP_PASSWORD:?}"]
+
+compose.yaml:19:5: critical: privileged: panel
+    the container has every capability and every device of the host: root in it is root on the host
+    remove the line, start it, and give it what its log then misses, with cap_add or devices
+
+compose.yaml:6:15: high: docker-socket: proxy
+    the container can use the API behind /run/docker.sock, which on most hosts gives root, even with `ro`
+    put a proxy between that passes only the needed requests, such as tecnativa/docker-socket-proxy, and give the container DOCKER_HOST=tcp://NAME:2375
+
+compose.yaml:12:13: high: published-beside-proxy: chat
+    3000/tcp, which is 8080/tcp of the container, is published on every address beside the proxy "proxy": clients of this port bypass the proxy, with its TLS, logins and limits
+    write in line 12:
+            ports: ['127.0.0.1:3000:8080']
+
+compose.yaml:16:47: high: secret-in-environment: db
+    BACKUP_PASSWORD holds a secret, judging by its name: every user who reads this file or inspects the container sees it
+    move it to .env or to a file under secrets:
+    write in line 16:
+            environment: ["POSTGRES_PASSWORD=${POSTGRES_PASSWORD:?}", "BACKUP_PASSWORD=${BACKUP_PASSWORD:?}"]
+
+compose.yaml:21:13: high: dangerous-port: panel
+    9443/tcp is published on every address: 9443 is the port of Portainer, which only its own login protects. An intruder gets every container of this host, and with a new one root on it
+    write in line 21:
+            ports: ['127.0.0.1:9443:9443']
+
+compose.yaml:5:33: medium: dangerous-port: proxy
+    8080/tcp is published on every address: 8080 is the port of Traefik's dashboard, which asks for no login in some versions and configurations. An intruder gets every route with its middlewares, and the addresses of the services behind
+    write in line 5:
+            ports: ['80:80', '443:443', '127.0.0.1:8080:8080']
+
+compose.yaml:25:13: medium: every-address: game
+    25565/tcp is published on every address: it bypasses the INPUT rules of ufw and firewalld, as Docker forwards it
+    write in line 25:
+            ports: ['127.0.0.1:25565:25565']
+    meant for everybody? x-guard-accept: [every-address]
+
+3 low findings are not shown: `--all` lists them
+"#);
 }
 
 #[test]

@@ -1,17 +1,14 @@
 //! Rules about the host's files, sockets and devices in a container.
 
-use super::{
-    super::{
-        finding::Finding,
-        project::Project,
-        rule::{
-            Rule::{DockerSocket, HostFiles},
-            Severity::{self, High, Low, Medium},
-        },
-        service::{ComposeService, Mount},
-        yaml::{Node, is_true},
+use super::super::{
+    finding::Finding,
+    project::Project,
+    rule::{
+        Rule::{DockerSocket, HostFiles},
+        Severity::{self, High, Low, Medium},
     },
-    without_item, without_key,
+    service::{ComposeService, Mount},
+    yaml::{Node, is_true},
 };
 
 pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
@@ -123,8 +120,13 @@ fn mounted(
     };
     // If the path is a variable that is not set, only the path in the container is known.
     let path = normalised(if path.is_empty() { &mount.target } else { path });
-    let (rule, severity, why) = if is_socket(&path) {
-        (DockerSocket, of_socket(service), with_socket(&path))
+    let (rule, severity, why, advice) = if is_socket(&path) {
+        (
+            DockerSocket,
+            of_socket(service),
+            with_socket(&path),
+            SOCKET_PROXY,
+        )
     } else if mount.source.is_empty() {
         return None;
     } else {
@@ -133,15 +135,14 @@ fn mounted(
             true => ((*read)?, "reads"),
             false => (*write, "reads and writes"),
         };
-        let why = format!(
-            "the container mounts {named} and {how}, with its user's permissions, {what}; mount only the \
-             files that it needs"
-        );
-        (HostFiles, severity, why)
+        let why =
+            format!("the container mounts {named} and {how}, with its user's permissions, {what}");
+        let advice = "mount only the files that it needs, with :ro if it does not write them";
+        (HostFiles, severity, why, advice)
     };
-    let fix = without_item(service, "volumes", mount.node);
     let place = &mount.node.place;
-    Some(Finding::new(rule, severity, service, place, why, fix))
+    let finding = Finding::new(rule, severity, service, place, why, None);
+    Some(finding.advised(advice))
 }
 
 fn is_socket(path: &str) -> bool {
@@ -158,10 +159,12 @@ fn of_socket(service: &ComposeService<'_>) -> Severity {
 
 fn with_socket(path: &str) -> String {
     format!(
-        "the container can use the API behind {path}, which on most hosts gives root, even with `ro`. Put a proxy \
-         between that passes only the needed requests, such as docker-socket-proxy"
+        "the container can use the API behind {path}, which on most hosts gives root, even with `ro`"
     )
 }
+
+const SOCKET_PROXY: &str = "put a proxy between that passes only the needed requests, such as \
+                            tecnativa/docker-socket-proxy, and give the container DOCKER_HOST=tcp://NAME:2375";
 
 /// `use_api_socket`: Compose mounts the socket without an item in `volumes`.
 fn api_socket(service: &ComposeService<'_>) -> Option<Finding> {
@@ -171,17 +174,10 @@ fn api_socket(service: &ComposeService<'_>) -> Option<Finding> {
         return None;
     }
     let why = with_socket("/var/run/docker.sock");
-    let fix = without_key(service, KEY);
     let severity = of_socket(service);
     let place = &entry.key;
-    Some(Finding::new(
-        DockerSocket,
-        severity,
-        service,
-        place,
-        why,
-        fix,
-    ))
+    let finding = Finding::new(DockerSocket, severity, service, place, why, None);
+    Some(finding.advised(SOCKET_PROXY))
 }
 
 /// The path without `.`, `..` and repeated `/`, and with `/run` for `/var/run`, which is a link to it.
@@ -265,18 +261,10 @@ fn device(service: &ComposeService<'_>, item: &Node) -> Option<Finding> {
         (_, false) => Medium,
     };
     let how = if writes { "reads and writes" } else { "reads" };
-    let why = format!(
-        "the container has {source} and {how} {what}; give it only the device that it needs"
-    );
-    let fix = without_item(service, "devices", item);
-    Some(Finding::new(
-        HostFiles,
-        severity,
-        service,
-        &item.place,
-        why,
-        fix,
-    ))
+    let why = format!("the container has {source} and {how} {what}");
+    let place = &item.place;
+    let finding = Finding::new(HostFiles, severity, service, place, why, None);
+    Some(finding.advised("give it only the device that it needs"))
 }
 
 #[cfg(test)]

@@ -1,21 +1,18 @@
 //! Rules about the isolation of a container: namespaces, capabilities, confinement and user.
 
-use super::{
-    super::{
-        finding::Finding,
-        fix::Fix,
-        project::Project,
-        rule::{
-            Rule::{
-                self, DangerousCapability, HostNamespace, HostNetwork, Privileged, RunsAsRoot,
-                Unconfined,
-            },
-            Severity,
+use super::super::{
+    finding::Finding,
+    project::Project,
+    rule::{
+        Rule::{
+            self, DangerousCapability, HostNamespace, HostNetwork, Privileged, RunsAsRoot,
+            Unconfined,
         },
-        service::ComposeService,
-        yaml::{Mapping, MappingEntry, Node, Scalar, is_true},
+        Severity,
     },
-    without_item, without_key,
+    service::ComposeService,
+    source::Place,
+    yaml::{Node, Scalar, is_true},
 };
 
 pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
@@ -36,19 +33,15 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
 fn host_network(project: &Project<'_>, service: &ComposeService<'_>) -> Option<Finding> {
     const HAS: &str = "the container uses the host's network: its listening ports are open on the host without \
                        being published, and it reaches services on 127.0.0.1";
-    let why = format!("{HAS}. Remove the line and publish the ports that others need");
-    let (place, why, fix) = if let Some(network) = project.host_network(service) {
-        match NetworkReference::find(service, &network) {
-            Some(NetworkReference::Item(item)) => {
-                (&item.place, why, without_item(service, "networks", item))
-            }
-            Some(NetworkReference::Entry(networks, entry)) => {
-                (&entry.key, why, without_network(service, networks, entry))
-            }
+    const INSTEAD: &str = "if it need not find devices by broadcast, remove the host's network, and publish its ports: \
+                           other containers then reach it by its name";
+    let (place, why) = if let Some(network) = project.host_network(service) {
+        match reference(service, &network) {
+            Some(place) => (place, HAS.to_owned()),
             None => {
                 let why =
                     format!("{HAS}. The project's network \"{network}\" is the host's network");
-                (service.key, why, None)
+                (service.key, why)
             }
         }
     } else {
@@ -56,46 +49,21 @@ fn host_network(project: &Project<'_>, service: &ComposeService<'_>) -> Option<F
         if !project.is_on_host_network(service) {
             return None;
         }
-        (&entry.key, why, without_key(service, "network_mode"))
+        (&entry.key, HAS.to_owned())
     };
     let severity = Severity::Medium;
-    Some(Finding::new(
-        HostNetwork,
-        severity,
-        service,
-        place,
-        why,
-        fix,
-    ))
+    let finding = Finding::new(HostNetwork, severity, service, place, why, None);
+    Some(finding.advised(INSTEAD))
 }
 
-/// The item or entry that names a network in a service.
-enum NetworkReference<'a> {
-    Item(&'a Node),
-    Entry(&'a Mapping, &'a MappingEntry),
-}
-
-impl<'a> NetworkReference<'a> {
-    fn find(service: &ComposeService<'a>, network: &str) -> Option<Self> {
-        let node = service.node.get("networks")?;
-        if let Some(networks) = node.mapping() {
-            return Some(Self::Entry(networks, networks.get(network)?));
-        }
-        let is_it = |item: &&Node| item.scalar().is_some_and(|scalar| scalar.text == network);
-        node.sequence()?.iter().find(is_it).map(Self::Item)
+/// The place that names a network in a service.
+fn reference<'a>(service: &ComposeService<'a>, network: &str) -> Option<&'a Place> {
+    let node = service.node.get("networks")?;
+    if let Some(networks) = node.mapping() {
+        return Some(&networks.get(network)?.key);
     }
-}
-
-fn without_network(
-    service: &ComposeService<'_>,
-    networks: &Mapping,
-    entry: &MappingEntry,
-) -> Option<Fix> {
-    match networks.len() {
-        1 => without_key(service, "networks"),
-        _ => Fix::without(&entry.key, &entry.node)
-            .or_else(|| Fix::without_flow_entry(networks, entry)),
-    }
+    let is_it = |item: &&Node| item.scalar().is_some_and(|scalar| scalar.text == network);
+    Some(&node.sequence()?.iter().find(is_it)?.place)
 }
 
 fn host_namespace(service: &ComposeService<'_>, key: &str) -> Option<Finding> {
@@ -103,26 +71,21 @@ fn host_namespace(service: &ComposeService<'_>, key: &str) -> Option<Finding> {
     if service.text(key) != Some("host") {
         return None;
     }
-    let (severity, why) = match key {
+    let (severity, why, advice) = match key {
         "pid" => (
             Severity::High,
             "the container sees every process of the host, with its arguments",
+            "only monitors and debuggers need that: remove the line from any other",
         ),
         _ => (
             Severity::Medium,
             "the container shares the memory that the host's processes share with each other",
+            "if it only needs much shared memory, as PyTorch does, write shm_size: 8gb instead",
         ),
     };
-    let why = format!("{why}; remove the line");
-    let fix = without_key(service, key);
-    Some(Finding::new(
-        HostNamespace,
-        severity,
-        service,
-        &entry.key,
-        why,
-        fix,
-    ))
+    let place = &entry.key;
+    let finding = Finding::new(HostNamespace, severity, service, place, why, None);
+    Some(finding.advised(advice))
 }
 
 fn privileged(service: &ComposeService<'_>) -> Option<Finding> {
@@ -130,23 +93,15 @@ fn privileged(service: &ComposeService<'_>) -> Option<Finding> {
     if !service.text("privileged").is_some_and(is_true) {
         return None;
     }
-    let why = "the container has every capability and every device of the host: root in it is root on \
-               the host. Add only the capability or device that it needs, with cap_add or devices";
-    let fix = entry
-        .node
-        .scalar()
-        .and_then(|scalar| Fix::scalar(&entry.node, scalar, "false"));
-    Some(Finding::new(
-        Privileged,
-        Severity::Critical,
-        service,
-        &entry.key,
-        why,
-        fix,
+    let why = "the container has every capability and every device of the host: root in it is root on the host";
+    let place = &entry.key;
+    let finding = Finding::new(Privileged, Severity::Critical, service, place, why, None);
+    Some(finding.advised(
+        "remove the line, start it, and give it what its log then misses, with cap_add or devices",
     ))
 }
 
-type Judgement = (Rule, Severity, String);
+type Judgement = (Rule, Severity, String, &'static str);
 
 /// The findings about the items of a list.
 fn items<'a>(
@@ -156,9 +111,10 @@ fn items<'a>(
 ) -> impl Iterator<Item = Finding> + 'a {
     let items = service.items(key).iter().filter(|item| !item.is_reset());
     items.filter_map(move |item| {
-        let (rule, severity, why) = judge(&item.scalar()?.text)?;
-        let fix = without_item(service, key, item);
-        Some(Finding::new(rule, severity, service, &item.place, why, fix))
+        let (rule, severity, why, advice) = judge(&item.scalar()?.text)?;
+        let place = &item.place;
+        let finding = Finding::new(rule, severity, service, place, why, None);
+        Some(finding.advised(advice))
     })
 }
 
@@ -179,8 +135,12 @@ fn capability(text: &str) -> Option<Judgement> {
         "SYS_PTRACE" | "BPF" => Severity::Medium,
         _ => Severity::High,
     };
-    let why = format!("the container has {what}: remove it if the service works without it");
-    Some((DangerousCapability, severity, why))
+    let why = format!("the container has {what}");
+    let advice = match name {
+        "SYS_MODULE" => "remove it, and load the module on the host with modprobe",
+        _ => "remove it if the service works without it",
+    };
+    Some((DangerousCapability, severity, why, advice))
 }
 
 fn confinement(text: &str) -> Option<Judgement> {
@@ -190,26 +150,23 @@ fn confinement(text: &str) -> Option<Judgement> {
         "label:disable" => "SELinux",
         _ => return None,
     };
-    let why = format!("{what} does not confine the container; remove the option");
-    Some((Unconfined, Severity::Medium, why))
+    let why = format!("{what} does not confine the container");
+    let advice = "remove the option, and put it back if the service then fails with \"operation not permitted\"";
+    Some((Unconfined, Severity::Medium, why, advice))
 }
 
 fn root(service: &ComposeService<'_>) -> Option<Finding> {
-    const USER: &str = "1000:1000";
+    // Another user is seldom safe to set unseen: images write to root's folders, and volumes belong to root.
+    let check = format!(
+        "`docker compose run --rm --entrypoint id {}` shows its user. Set another only if the image's documentation \
+         names one, and give that user the volumes with chown",
+        service.name
+    );
     let Some(entry) = service.node.entry("user") else {
         let why = "no user: is set: the container runs as root unless its image sets another user";
-        let fix = Fix::first_key(service.node, "user", USER);
-        // A second key `user:` beside one without a value would be refused.
-        let is_absent = !service.node.mapping()?.contains_key("user");
-        let fix = fix.filter(|_| is_absent);
-        return Some(Finding::new(
-            RunsAsRoot,
-            Severity::Low,
-            service,
-            service.key,
-            why,
-            fix,
-        ));
+        let place = service.key;
+        let finding = Finding::new(RunsAsRoot, Severity::Low, service, place, why, None);
+        return Some(finding.advised(check));
     };
     let scalar = entry.node.scalar()?;
     let reference = scalar.reference.as_ref();
@@ -226,17 +183,14 @@ fn root(service: &ComposeService<'_>) -> Option<Finding> {
         );
         (Severity::Low, why)
     } else if is_root(scalar) {
-        let why = format!(
-            "the container runs as root{unset}; set another user, if the image supports it"
-        );
+        let why = format!("the container runs as root{unset}");
         (Severity::Medium, why)
     } else {
         return None;
     };
-    let fix = Fix::scalar(&entry.node, scalar, USER);
-    Some(Finding::new(
-        RunsAsRoot, severity, service, &entry.key, why, fix,
-    ))
+    let place = &entry.key;
+    let finding = Finding::new(RunsAsRoot, severity, service, place, why, None);
+    Some(finding.advised(check))
 }
 
 /// Whether Docker runs the user as root. It reads `00` and `+0` as numbers, and an empty name before a colon as root.

@@ -2,6 +2,7 @@
 
 use super::super::{
     finding::Finding,
+    not_web,
     port::{BindAddress, Port},
     project::Project,
     rule::{
@@ -10,23 +11,16 @@ use super::super::{
         },
         Severity,
     },
-    service::ComposeService,
+    service::{ACCEPT, ComposeService},
 };
 use crate::{
-    dangers::{DANGERS, Danger, Harm, Login, ORDINARY, danger_at},
+    dangers::{DANGERS, Danger, Harm, Login, ORDINARY, danger_at, panels_of},
     proxies::WEB,
 };
 use guard_common::layout::PortProtocol;
 
 /// The most services of a port range that a finding names.
 const MOST_NAMED: usize = 10;
-
-/// Ports whose protocols an HTTP proxy does not carry: SSH, mail, DNS, streams, chat, databases, games.
-#[rustfmt::skip]
-const NOT_WEB: [u16; 24] = [
-    21, 22, 25, 53, 110, 143, 465, 554, 587, 853, 993, 995, 1935, 4190, 5222, 5269, 6543, 6881, 8554, 8883,
-    22000, 25565, 51413, 64738,
-];
 
 pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding> {
     let is_proxy = project.is_proxy(service);
@@ -37,7 +31,7 @@ pub fn judge(project: &Project<'_>, service: &ComposeService<'_>) -> Vec<Finding
             let reasons = [
                 open_to_all(is_proxy, port),
                 beside_proxy(proxy.as_deref(), port),
-                dangerous(port),
+                dangerous(service, is_proxy, port),
             ];
             let is_accepted = |finding: &Finding| service.accepted.contains(&finding.rule);
             let exposed = exposed(service, port, reasons);
@@ -69,11 +63,25 @@ fn exposed(
     };
     let why = format!("{port} is published on {}{what}", on(port));
     let fix = port.fix.clone();
-    Some(Finding::new(rule, severity, service, &port.place, why, fix))
+    let accept = accept(service, port, rule);
+    let finding = Finding::new(rule, severity, service, &port.place, why, fix);
+    Some(Finding { accept, ..finding })
 }
 
-fn dangerous(port: &Port) -> Option<PortRisk> {
-    let mut dangers = dangers(port);
+/// The line that accepts the finding, if the port may be meant for everybody and a proxy cannot carry it.
+fn accept(service: &ComposeService<'_>, port: &Port, rule: Rule) -> Option<String> {
+    let (protocol, number) = (port.protocol, *port.container.start());
+    let is_offered = match rule {
+        DangerousPort => not_web::serves_everybody_all_the_same(protocol, number),
+        _ => not_web::serves_everybody(protocol, number, service.image()),
+    };
+    let rules = service.accepted.iter().chain([&rule]);
+    let rules: Vec<&str> = rules.map(|rule| rule.name()).collect();
+    is_offered.then(|| format!("{ACCEPT}: [{}]", rules.join(", ")))
+}
+
+fn dangerous(service: &ComposeService<'_>, is_proxy: bool, port: &Port) -> Option<PortRisk> {
+    let mut dangers = dangers(service, is_proxy, port);
     let gravest = dangers
         .iter()
         .enumerate()
@@ -92,22 +100,38 @@ fn dangerous(port: &Port) -> Option<PortRisk> {
     Some((DangerousPort, severity, format!(": {danger}{others}")))
 }
 
-/// The dangers of a port. The container's port identifies the service. If it is not known, the host's port decides, one
-/// step less severe: it is often just a free number.
-fn dangers(port: &Port) -> Vec<(Severity, &'static Danger)> {
+/// The dangers of a port. The image with the container's port identifies the service, then the container's port alone.
+/// If neither is known, the host's port decides, one step less severe: it is often just a free number.
+fn dangers(
+    service: &ComposeService<'_>,
+    is_proxy: bool,
+    port: &Port,
+) -> Vec<(Severity, &'static Danger)> {
+    let image = service.text("image").unwrap_or_default();
+    // A proxy serves the web on the port of its panel, if it is told so.
+    let is_web = is_proxy && (is_front(port) || is_entry_point(service, port));
+    let of_image = || {
+        let panels = panels_of(image);
+        panels.filter(|danger| !is_web && danger.protocol == port.protocol)
+    };
+    let is_of_image = |number: u16| of_image().any(|danger| danger.port == number);
+    let panels = of_image().filter(|danger| port.container.contains(&danger.port));
     let of_protocol = DANGERS
         .iter()
         .filter(|danger| danger.protocol == port.protocol);
-    of_protocol
-        .filter_map(|danger| {
-            if port.container.contains(&danger.port) {
-                Some((severity(danger), danger))
-            } else {
-                let inside = port.inside(danger.port)?;
-                let says = ORDINARY.contains(&inside) || danger_at(port.protocol, inside).is_some();
-                (!says).then(|| (severity(danger).lower(), danger))
-            }
-        })
+    let by_port = of_protocol.filter_map(|danger| {
+        if port.container.contains(&danger.port) {
+            return (!is_of_image(danger.port)).then(|| (severity(danger), danger));
+        }
+        let inside = port.inside(danger.port)?;
+        let says = ORDINARY.contains(&inside)
+            || is_of_image(inside)
+            || danger_at(port.protocol, inside).is_some();
+        (!says).then(|| (severity(danger).lower(), danger))
+    });
+    panels
+        .map(|danger| (severity(danger), danger))
+        .chain(by_port)
         .collect()
 }
 
@@ -134,11 +158,7 @@ fn open_to_all(is_proxy: bool, port: &Port) -> Option<PortRisk> {
         BindAddress::One(_) => PublicAddress,
         BindAddress::Every | BindAddress::EveryIpv4 | BindAddress::EveryIpv6 => EveryAddress,
     };
-    let is_front = port.host_ports().is_some_and(|ports| {
-        let is_one = ports.start() == ports.end();
-        is_one && WEB.contains(ports.start())
-    });
-    let severity = match is_front {
+    let severity = match is_front(port) {
         true if is_proxy => return None,
         true => Severity::Low,
         false => Severity::Medium,
@@ -146,6 +166,24 @@ fn open_to_all(is_proxy: bool, port: &Port) -> Option<PortRisk> {
     let what =
         ": it bypasses the INPUT rules of ufw and firewalld, as Docker forwards it".to_owned();
     Some((rule, severity, what))
+}
+
+/// Whether the host's port is that of the web.
+fn is_front(port: &Port) -> bool {
+    port.host_ports().is_some_and(|ports| {
+        let is_one = ports.start() == ports.end();
+        is_one && WEB.contains(ports.start())
+    })
+}
+
+/// Whether Traefik's arguments put an entry point for the web on the container's port.
+fn is_entry_point(service: &ComposeService<'_>, port: &Port) -> bool {
+    let address = format!(".address=:{}", port.container.start());
+    service.command().iter().any(|word| {
+        let word = word.text.to_ascii_lowercase();
+        let name = word.strip_prefix("--entrypoints.");
+        name.is_some_and(|name| !name.starts_with("traefik.") && name.ends_with(&address))
+    })
 }
 
 fn on(port: &Port) -> String {
@@ -157,8 +195,7 @@ fn on(port: &Port) -> String {
 }
 
 fn is_web(port: &Port) -> bool {
-    let is_other = |number: &u16| port.container.contains(number);
-    port.protocol == PortProtocol::Tcp && !NOT_WEB.iter().any(is_other)
+    port.protocol == PortProtocol::Tcp && !port.container.clone().any(not_web::is_known)
 }
 
 fn base_60(service: &ComposeService<'_>, port: &Port) -> Option<Finding> {

@@ -4,6 +4,7 @@
 use super::super::{
     finding::Finding,
     fix::Fix,
+    placeholders,
     rule::{Rule::SecretInEnvironment, Severity},
     service::{ComposeService, Variable},
 };
@@ -12,28 +13,34 @@ pub fn judge(service: &ComposeService<'_>) -> Vec<Finding> {
     let variables = service.environment.iter();
     variables
         .filter_map(|variable| {
-            let literal = literal(variable);
-            let secret = secret(&variable.name, literal.trim())?;
+            let secret = of_variable(variable)?;
             Some(finding(service, variable, &secret))
         })
         .collect()
 }
 
-/// The value in the file itself: referenced variables count only with their defaults.
-fn literal<'a>(variable: &'a Variable<'_>) -> &'a str {
-    let scalar = variable.scalar;
-    let text = match &scalar.reference {
-        Some(reference) => &reference.literal,
-        None => &scalar.text,
-    };
-    value(variable, text)
+fn of_variable(variable: &Variable<'_>) -> Option<Secret> {
+    let name = &variable.name;
+    let literal = literal(variable).trim();
+    let value = variable.value().trim();
+    let written = secret(name, literal);
+    if value == literal {
+        return written;
+    }
+    match (written, secret(name, value)) {
+        (Some(Secret::Token(what)), _) => Some(Secret::Token(what)),
+        (_, Some(Secret::Known)) => Some(Secret::KnownHere),
+        // The project as it is here runs with another value.
+        (Some(Secret::Known), _) => Some(Secret::KnownElsewhere),
+        (written, _) => written,
+    }
 }
 
-/// The value after the name.
-fn value<'a>(variable: &Variable<'_>, text: &'a str) -> &'a str {
-    match variable.is_assignment {
-        true => text.split_once('=').map_or("", |(_, value)| value),
-        false => text,
+/// The value in the file itself: referenced variables count only with their defaults.
+fn literal<'a>(variable: &'a Variable<'_>) -> &'a str {
+    match &variable.scalar.reference {
+        Some(reference) => variable.after_name(&reference.literal),
+        None => variable.value(),
     }
 }
 
@@ -43,6 +50,12 @@ enum Secret {
     Token(&'static str),
     /// A password between the colon and the `@` of an address.
     InAddress,
+    /// The variable has the name of a secret, and the value is one that everybody knows.
+    Known,
+    /// Such a value is a default, in place of which the environment sets another.
+    KnownElsewhere,
+    /// The environment or `.env` sets such a value.
+    KnownHere,
     /// The variable has the name of a secret.
     Named,
 }
@@ -57,7 +70,68 @@ fn secret(name: &str, value: &str) -> Option<Secret> {
     if has_password(value) {
         return Some(Secret::InAddress);
     }
-    (is_secret_name(name) && is_secret_value(value)).then_some(Secret::Named)
+    if !is_secret_name(name) || !is_secret_value(value) {
+        return None;
+    }
+    let issuer = issuer(name);
+    let is_example = placeholders::is_known(value);
+    match issuer {
+        // A placeholder opens nothing there: the service only fails.
+        Issuer::Other if is_example || is_to_fill_in(value) => None,
+        Issuer::Unknown if is_to_fill_in(value) => None,
+        _ if is_example => Some(Secret::Known),
+        _ => Some(Secret::Named),
+    }
+}
+
+/// Who has made a secret up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Issuer {
+    /// This service, which accepts whatever is written.
+    Own,
+    /// Another, such as the vendor of an API or a mail provider.
+    Other,
+    Unknown,
+}
+
+/// Words in the names of secrets that vendors and providers issue.
+#[rustfmt::skip]
+const ISSUERS: &[&str] = &[
+    "ANTHROPIC", "AWS", "AZURE", "BRAVE", "CF", "CLOUDFLARE", "COHERE", "DEEPSEEK", "DIGITALOCEAN", "DISCORD",
+    "EMAIL", "FACEBOOK", "FIREWORKS", "GEMINI", "GITHUB", "GITLAB", "GOOGLE", "GROQ", "HF", "HUGGINGFACE", "JINA",
+    "LANGCHAIN", "LANGSMITH", "MAIL", "MAILER", "MAILGUN", "MISTRAL", "OAUTH", "OAUTH2", "OIDC", "OPENAI",
+    "OPENROUTER", "PAYPAL", "PERPLEXITY", "PINECONE", "PLEX", "RECAPTCHA", "REPLICATE", "RESEND", "SENDGRID",
+    "SENTRY", "SERPAPI", "SERPER", "SLACK", "SMTP", "STRIPE", "TAVILY", "TELEGRAM", "TMDB", "TOGETHER", "TWILIO",
+    "TWITTER", "VOYAGE", "XAI",
+];
+
+fn issuer(name: &str) -> Issuer {
+    let name = name.to_ascii_uppercase();
+    let words = || name.split(|c: char| !c.is_ascii_alphanumeric());
+    if words().any(|word| ISSUERS.contains(&word)) || name.ends_with("CLIENT_SECRET") {
+        return Issuer::Other;
+    }
+    let ends = [
+        "API_KEY",
+        "APIKEY",
+        "ACCESS_KEY",
+        "LICENSE_KEY",
+        "TOKEN",
+        "CREDENTIALS",
+    ];
+    let is_own = ["ADMIN", "AUTH", "INIT", "MASTER", "ROOT"]
+        .iter()
+        .any(|own| words().any(|word| word == *own));
+    match ends.iter().any(|end| name.ends_with(end)) && !is_own {
+        true => Issuer::Unknown,
+        false => Issuer::Own,
+    }
+}
+
+/// Whether a placeholder asks for a value that only others can give.
+fn is_to_fill_in(value: &str) -> bool {
+    let lower = value.to_ascii_lowercase();
+    placeholders::is_blank(&lower) || lower.starts_with("your")
 }
 
 /// Tokens: the prefix, the least number of letters, digits, `-`, `_` and `.` after it, and the description.
@@ -165,7 +239,7 @@ fn is_secret_name(name: &str) -> bool {
     is_word || is_short || is_key || is_base
 }
 
-/// Whether the value is neither a switch, nor the location of the secret, nor a placeholder, nor a hash.
+/// Whether the value is neither a switch, nor the location of the secret, nor a template, nor a hash.
 fn is_secret_value(value: &str) -> bool {
     const SWITCHES: [&str; 13] = [
         "", "0", "1", "true", "false", "yes", "no", "on", "off", "none", "null", "required",
@@ -177,11 +251,9 @@ fn is_secret_value(value: &str) -> bool {
         || ["file:", "http://", "https://", "vault:", "op://"]
             .iter()
             .any(|scheme| lower.starts_with(scheme));
-    let is_blank = (value.starts_with('<') && value.ends_with('>'))
-        || (value.starts_with("{{") && value.ends_with("}}"))
-        || lower.starts_with("your")
-        || lower.chars().all(|c| matches!(c, 'x' | '*' | '.' | '-'));
-    !is_switch && !is_place && !is_blank && !is_hash(value)
+    // Another program fills in the template.
+    let is_template = value.starts_with("{{") && value.ends_with("}}");
+    !is_switch && !is_place && !is_template && !is_hash(value)
 }
 
 /// Whether the value is a password hash, in the notation of crypt(3) or PHC: the password cannot be read from it.
@@ -196,41 +268,103 @@ fn finding(service: &ComposeService<'_>, variable: &Variable<'_>, secret: &Secre
     let Variable {
         name,
         place,
-        node,
         scalar,
-        is_assignment,
+        ..
     } = variable;
     let (severity, what) = match secret {
         Secret::Token(what) => (Severity::Critical, (*what).to_owned()),
         Secret::InAddress => (Severity::High, "an address with a password".to_owned()),
         Secret::Named => (Severity::High, "a secret, judging by its name".to_owned()),
+        Secret::Known | Secret::KnownElsewhere | Secret::KnownHere => {
+            return known(service, variable, secret);
+        }
     };
     let default = match scalar.reference {
         Some(_) => ", as a default",
         None => "",
     };
     let why = format!(
-        "{name} holds {what}{default}: every user who reads this file or inspects the container sees it. Move it \
-         to .env or to a file under secrets:"
+        "{name} holds {what}{default}: every user who reads this file or inspects the container sees it"
     );
+    let fix = moved(variable, secret);
+    let rule = SecretInEnvironment;
+    Finding::new(rule, severity, service, place, why, fix)
+        .advised("move it to .env or to a file under secrets:")
+}
+
+/// A finding about a value that everybody knows.
+fn known(service: &ComposeService<'_>, variable: &Variable<'_>, secret: &Secret) -> Finding {
+    const KNOWN: &str = "a value that everybody knows, from examples and lists of passwords";
+    let Variable { name, place, .. } = variable;
+    let set = set_by(variable);
+    let kept = match name.to_ascii_uppercase().contains("PASS") {
+        true => ". An account or database that exists keeps the old one until you change it there",
+        false => "",
+    };
+    let (severity, why, advice) = match secret {
+        Secret::KnownHere => (
+            Severity::Critical,
+            format!("{name} gets {KNOWN}: the environment or .env sets it"),
+            format!("set it there to what `openssl rand -hex 32` prints{kept}"),
+        ),
+        Secret::KnownElsewhere => (
+            Severity::Low,
+            format!(
+                "{name} has {KNOWN}, as a default: it is set here, and that is in use wherever it is not"
+            ),
+            "require it, so that it is set everywhere".to_owned(),
+        ),
+        _ => {
+            let default = match variable.scalar.reference {
+                Some(_) => ", as a default",
+                None => "",
+            };
+            (
+                Severity::Critical,
+                format!("{name} holds {KNOWN}{default}"),
+                format!("in .env, set {set} to what `openssl rand -hex 32` prints{kept}"),
+            )
+        }
+    };
+    let fix = match secret {
+        Secret::KnownHere => None,
+        _ => moved(variable, secret),
+    };
+    let rule = SecretInEnvironment;
+    Finding::new(rule, severity, service, place, why, fix).advised(advice)
+}
+
+/// The fix that puts a variable in place of the secret.
+fn moved(variable: &Variable<'_>, secret: &Secret) -> Option<Fix> {
+    let Variable {
+        name,
+        node,
+        scalar,
+        is_assignment,
+        ..
+    } = variable;
     let asked = asked(variable, secret);
     let text = match is_assignment {
         true => format!("{name}={asked}"),
         false => asked,
     };
-    let fix = Fix::scalar(node, scalar, &text);
-    let rule = SecretInEnvironment;
-    Finding::new(rule, severity, service, place, why, fix)
+    Fix::scalar(node, scalar, &text)
+}
+
+/// The variable of `.env` that sets the value, or that the fix puts there.
+fn set_by(variable: &Variable<'_>) -> String {
+    let reference = variable.scalar.reference.as_ref();
+    let named = reference.and_then(|reference| defaulted(variable.after_name(&reference.written)));
+    named.map_or_else(|| variable_name(&variable.name), ToOwned::to_owned)
 }
 
 /// The value with a variable instead of the secret.
 fn asked(variable: &Variable<'_>, secret: &Secret) -> String {
-    let name = variable_name(&variable.name);
-    if let Some(reference) = &variable.scalar.reference {
-        let name = defaulted(value(variable, &reference.written)).unwrap_or(&name);
+    let name = set_by(variable);
+    if variable.scalar.reference.is_some() {
         return format!("${{{name}:?}}");
     }
-    let value = value(variable, &variable.scalar.text);
+    let value = variable.value();
     match password_of(value).filter(|_| *secret == Secret::InAddress) {
         Some(password) => {
             let asked = format!(":${{{name}_PASSWORD:?}}@");
@@ -267,11 +401,11 @@ mod tests {
     fn secrets_are_recognised_by_name_shape_and_place() {
         let github = format!("ghp_{}", "a1".repeat(18));
         for (name, value, expected) in [
-            ("POSTGRES_PASSWORD", "hunter2", Some(Secret::Named)),
-            ("PGPASSWORD", "123456", Some(Secret::Named)),
-            ("MINIO_ROOT_PASSWORD", "changeme", Some(Secret::Named)),
+            ("POSTGRES_PASSWORD", "hj3kq9sV", Some(Secret::Named)),
+            ("PGPASSWORD", "123456", Some(Secret::Known)),
+            ("MINIO_ROOT_PASSWORD", "changeme", Some(Secret::Known)),
             ("GITEA__database__PASSWD", "gitea", Some(Secret::Named)),
-            ("RABBITMQ_DEFAULT_PASS", "guest", Some(Secret::Named)),
+            ("RABBITMQ_DEFAULT_PASS", "guest", Some(Secret::Known)),
             ("SECRET_KEY_BASE", "abc", Some(Secret::Named)),
             ("N8N_ENCRYPTION_KEY", "abc", Some(Secret::Named)),
             (
@@ -295,6 +429,17 @@ mod tests {
             ("ADMIN_TOKEN", "$argon2id$v=19$m=65540", None),
             ("API_KEY", "<your key>", None),
             ("API_KEY", "your-api-key", None),
+            ("API_KEY", "changeme", Some(Secret::Known)),
+            ("OPENAI_API_KEY", "changeme", None),
+            ("OPENAI_API_KEY", "dummy-key", None),
+            ("SMTP_PASSWORD", "your_app_password", None),
+            ("GF_AUTH_GOOGLE_CLIENT_SECRET", "your-client-secret", None),
+            ("ADMIN_TOKEN", "your-admin-token", Some(Secret::Known)),
+            ("JWT_SECRET", "your-secret-key", Some(Secret::Known)),
+            ("COOKIE_SECRET", "<replace me>", Some(Secret::Known)),
+            ("COOKIE_SECRET", "{{ cookie_secret }}", None),
+            ("DEFAULT_LANGUAGE", "example", None),
+            ("DB_PASSWORD_FILE", "changeme", None),
             (
                 "STRIPE_PUBLISHABLE_KEY",
                 "pk_live_abcdefghijklmnopqrst",
