@@ -419,10 +419,13 @@ fn entries_are_in_force_at_once_end_in_time_and_survive_a_restart() {
         guard.run(&["revoke", "2"]).unwrap();
         // Revoked by prefix: only the entries of one owner.
         let list = "192.0.2.0/24";
-        for owner in ["feed", "feed", "ana"] {
-            guard
-                .run(&["deny", list, "--for", "forever", "--owner", owner])
-                .unwrap();
+        for (owner, at) in [
+            ("feed", &[][..]),
+            ("feed", &["--service", "web"]),
+            ("ana", &[]),
+        ] {
+            let deny = [&["deny", list, "--for", "forever", "--owner", owner], at].concat();
+            guard.run(&deny).unwrap();
         }
         fails(
             &output(&site.lab, &["revoke", list]).unwrap(),
@@ -873,7 +876,16 @@ fn a_denial_at_one_service_holds_through_whatever_else_changes_and_ends_when_it_
         guard.run(&["mode", "policy", "--service", "web"]).unwrap();
         assert_eq!(site.get(), CLOSED);
         guard
-            .run(&["deny", &user, "--service", "web", "--for", "1h"])
+            .run(&[
+                "deny",
+                &user,
+                "--service",
+                "web",
+                "--for",
+                "1h",
+                "--owner",
+                "other",
+            ])
             .unwrap();
         guard.run(&["revoke", "2"]).unwrap();
         assert_eq!(site.get(), CLOSED, "the first denial still holds");
