@@ -225,13 +225,3 @@ pub fn command() -> Command {
     Compose::augment_args(command)
         .about("Find in compose files what they would expose, and what to write instead")
 }
-
-/// The first paragraph of clap's error message, in one line.
-pub fn wrong_usage(error: &clap::Error, program: &str) -> String {
-    let text = error.to_string();
-    let lines = text.lines().take_while(|line| !line.is_empty());
-    let what: Vec<&str> = lines.map(str::trim).collect();
-    let what = what.join(" ");
-    let what = what.strip_prefix("error: ").unwrap_or(&what);
-    format!("{what}: `{program} --help` shows the usage")
-}

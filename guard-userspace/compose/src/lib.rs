@@ -25,6 +25,7 @@ mod rules;
 mod sarif;
 mod service;
 mod source;
+pub mod usage;
 mod yaml;
 
 use std::{

@@ -1,9 +1,9 @@
 //! `guard completions`: prints the completion script of a shell, for packages and for installations without a package.
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
 
-use super::{Arguments, Failure, print};
+use super::{Failure, help, print};
 
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -15,7 +15,7 @@ impl Completions {
     pub fn run(self) -> Result<(), Failure> {
         let Self { shell } = self;
         let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Arguments::command(), "guard", &mut script);
+        clap_complete::generate(shell, &mut help::command(), "guard", &mut script);
         Ok(print(&String::from_utf8_lossy(&script))?)
     }
 }

@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Command, CommandFactory as _};
+use clap::{Args, Command};
 use clap_mangen::Man;
 
-use super::{Arguments, Failure};
+use super::{Failure, help};
 
 /// The sections that clap does not generate.
 const FURTHER: &str = ".SH \"EXIT STATUS\"
@@ -34,7 +34,7 @@ pub struct ManualPages {
 impl ManualPages {
     pub fn run(self) -> Result<(), Failure> {
         let Self { folder } = self;
-        let mut guard = Arguments::command().disable_help_subcommand(true);
+        let mut guard = help::command().disable_help_subcommand(true);
         // Fills in the full names of the commands and the arguments that they inherit.
         guard.build();
         write_pages(&guard, &folder)?;

@@ -12,6 +12,7 @@ mod doctor;
 mod entries;
 mod explain;
 mod figures;
+mod help;
 mod init;
 mod man;
 mod meter;
@@ -28,13 +29,14 @@ mod trial;
 mod watch;
 
 use std::{
+    ffi::OsString,
     fmt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use guard_compose::command::{self as compose, wrong_usage};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+use guard_compose::{command as compose, usage::WrongUsage};
 use guard_text::{print, print_json, print_warning, without_controls, write};
 use nix::unistd::{Uid, User};
 
@@ -70,6 +72,7 @@ pub struct Arguments {
 
 /// The paths of the agent's socket, its pins and its state.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Paths of the agent")]
 struct AgentLocation {
     /// The agent's control socket
     #[arg(long, global = true, value_name = "FILE", env = "GUARD_SOCKET", default_value = api::DEFAULT_SOCKET)]
@@ -159,12 +162,20 @@ struct Output {
 impl Arguments {
     /// Parses the command line. `--help` and `--version` print and end the process.
     pub fn parse() -> Result<Self, Failure> {
-        Self::try_parse().map_err(|error| {
+        let typed: Vec<OsString> = std::env::args_os().skip(1).collect();
+        Self::parse_from(&typed).map_err(|error| {
             if !error.use_stderr() || error.kind() == MISSING_COMMAND {
                 error.exit();
             }
-            Failure::Usage(wrong_usage(&error, "guard"))
+            Failure::Usage(describe_usage(&error, &typed))
         })
+    }
+
+    /// Parses what was typed after `guard`.
+    fn parse_from(typed: &[OsString]) -> clap::error::Result<Self> {
+        let program = OsString::from("guard");
+        let words = [program].into_iter().chain(typed.iter().cloned());
+        Self::from_arg_matches(&help::command().try_get_matches_from(words)?)
     }
 
     /// Runs the command.
@@ -203,6 +214,16 @@ impl Arguments {
             Command::Detach => detach::run(&location).await,
         }
     }
+}
+
+/// Describes a command line that was refused, in one line.
+fn describe_usage(error: &clap::Error, typed: &[OsString]) -> String {
+    let usage = WrongUsage {
+        root: help::command(),
+        typed,
+        synonyms: help::SYNONYMS,
+    };
+    usage.describe(error)
 }
 
 /// clap's error for `guard` without a command, which prints the help.
@@ -317,4 +338,179 @@ fn user() -> Option<OneLine> {
 fn one_line<const MAX: usize>(option: &str, text: String) -> Result<OneLine<MAX>, Failure> {
     let text = OneLine::try_from(text);
     text.map_err(|error| Failure::Usage(format!("{option} is not accepted: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed for a command line; spaces separate its words.
+    fn refusal(typed: &str) -> String {
+        let typed: Vec<OsString> = typed.split(' ').map(OsString::from).collect();
+        let error = Arguments::parse_from(&typed).unwrap_err();
+        assert!(error.use_stderr(), "{typed:?}: {error}");
+        Failure::Usage(describe_usage(&error, &typed)).to_string()
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_answered_with_what_was_meant_and_the_help_of_its_command() {
+        let lines = [
+            "statsu",
+            "Status",
+            "stat",
+            "block 198.51.100.7",
+            "disable",
+            "version",
+            "foo",
+            "help statsu",
+            "status --jsn",
+            "status -json",
+            "status -x",
+            "--json status",
+            "--policy new.toml check --live",
+            "status --by packets",
+            "deny",
+            "deny 300.1.1.1",
+            "deny 198.51.100.7/24",
+            "deny 198.51.100.7 2h",
+            "deny 198.51.100.7 --for 2x",
+            "deny 198.51.100.7 --for",
+            "deny 198.51.100.7 203.0.113.9",
+            "deny 198.51.100.7 --duration 2h",
+            "deny 198.51.100.7 --for 1h --for 2h",
+            "deny 198.51.100.7 json",
+            "revoke abc",
+            "mode enforced",
+            "mode",
+            "mode on",
+            "explain",
+            "explain --to 80/tcp",
+            "explain --from 198.51.100.0/24 --to 80/tcp",
+            "explain --from example.org --to 80/tcp",
+            "talkers --by drop",
+            "talkers --by x",
+            "talkers --limit x",
+            "status extra",
+            "status --watch 0",
+            "status --json=yes",
+            "capture --reason foo",
+            "replay",
+            "run --polcy x",
+            "check --config new.toml",
+            "try --policy new.toml",
+            "try new.toml --for abc",
+            "completions bsh",
+            "--socket",
+            "--socket status statsu",
+            "audit composer",
+            "audit compose",
+            "audit compose a.yaml --json --sarif",
+            "audit compose a.yaml --level hihg",
+        ];
+        let answers = lines.map(|typed| format!("{typed}\n  {}", refusal(typed)));
+        insta::assert_snapshot!(answers.join("\n"), @r#"
+        statsu
+          there is no command "statsu": did you mean "status"? `guard --help` lists the commands
+        Status
+          there is no command "Status": did you mean "status"? `guard --help` lists the commands
+        stat
+          there is no command "stat": did you mean "status"? `guard --help` lists the commands
+        block 198.51.100.7
+          there is no command "block": did you mean "deny"? `guard --help` lists the commands
+        disable
+          there is no command "disable": did you mean "mode off"? `guard --help` lists the commands
+        version
+          there is no command "version": did you mean "--version"? `guard --help` lists the commands
+        foo
+          there is no command "foo"; `guard --help` lists the commands
+        help statsu
+          there is no command "statsu": did you mean "status"? `guard --help` lists the commands
+        status --jsn
+          `status` has no option --jsn: did you mean --json? `guard status --help` shows the usage
+        status -json
+          `status` has no option -j: did you mean --json? `guard status --help` shows the usage
+        status -x
+          `status` has no option -x; `guard status --help` shows the usage
+        --json status
+          there is no option --json: did you mean `guard status --json`? `guard --help` shows the usage
+        --policy new.toml check --live
+          there is no option --policy; `guard --help` shows the usage
+        status --by packets
+          `status` has no option --by, but `guard talkers` has it; `guard status --help` shows the usage
+        deny
+          `deny` needs <CIDR>; `guard deny --help` shows the usage
+        deny 300.1.1.1
+          <CIDR>: "300.1.1.1" is neither "any", nor the name of a source, nor a CIDR such as "198.51.100.0/24" or "2001:db8::/32"; `guard deny --help` shows the usage
+        deny 198.51.100.7/24
+          <CIDR>: "198.51.100.7/24" has bits set after its prefix length: write "198.51.100.0/24" for the network, or "198.51.100.7" for the single address; `guard deny --help` shows the usage
+        deny 198.51.100.7 2h
+          `deny` takes the time as an option: write --for 2h; `guard deny --help` shows the usage
+        deny 198.51.100.7 --for 2x
+          --for: "2x" is not a duration: write 90s, 30m, 2h or 7d, or forever; `guard deny --help` shows the usage
+        deny 198.51.100.7 --for
+          --for needs a value; `guard deny --help` shows the usage
+        deny 198.51.100.7 203.0.113.9
+          "203.0.113.9" is one argument more than `deny` takes; `guard deny --help` shows the usage
+        deny 198.51.100.7 --duration 2h
+          `deny` has no option --duration: did you mean --for? `guard deny --help` shows the usage
+        deny 198.51.100.7 --for 1h --for 2h
+          --for was written more than once: write it once; `guard deny --help` shows the usage
+        deny 198.51.100.7 json
+          `deny` has no argument "json": did you mean --json? `guard deny --help` shows the usage
+        revoke abc
+          <ID|CIDR>: "abc" names no entry: write its number, or an address or a CIDR with --owner; `guard revoke --help` shows the usage
+        mode enforced
+          "enforced" is no value of <MODE> (off, observe, enforce or policy): did you mean "enforce"? `guard mode --help` shows the usage
+        mode
+          `mode` needs <MODE>; `guard mode --help` shows the usage
+        mode on
+          "on" is no value of <MODE>: write off, observe, enforce or policy; `guard mode --help` shows the usage
+        explain
+          `explain` needs --from <ADDR> and --to <[ADDR:]PORT/PROTO>; `guard explain --help` shows the usage
+        explain --to 80/tcp
+          `explain` needs --from <ADDR>; `guard explain --help` shows the usage
+        explain --from 198.51.100.0/24 --to 80/tcp
+          "198.51.100.0/24" is no value of --from: write one address, such as 198.51.100.7 or 2001:db8::7, without a prefix length; `guard explain --help` shows the usage
+        explain --from example.org --to 80/tcp
+          "example.org" is no value of --from: write an address, such as 198.51.100.7 or 2001:db8::7; `guard explain --help` shows the usage
+        talkers --by drop
+          "drop" is no value of --by (packets, dropped or bytes): did you mean "dropped"? `guard talkers --help` shows the usage
+        talkers --by x
+          "x" is no value of --by: write packets, dropped or bytes; `guard talkers --help` shows the usage
+        talkers --limit x
+          "x" is no value of --limit: write a whole number; `guard talkers --help` shows the usage
+        status extra
+          `status` takes no argument, and "extra" is one; `guard status --help` shows the usage
+        status --watch 0
+          "0" is no value of --watch: write a number from 1 to 86400; `guard status --help` shows the usage
+        status --json=yes
+          --json takes no value, and "yes" is one; `guard status --help` shows the usage
+        capture --reason foo
+          --reason: "foo" is no reason: there are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit; `guard capture --help` shows the usage
+        replay
+          `replay` needs <FILE>; `guard replay --help` shows the usage
+        run --polcy x
+          `run` has no option --polcy: did you mean --policy? `guard run --help` shows the usage
+        check --config new.toml
+          `check` has no option --config: write the name of the file without an option; `guard check --help` shows the usage
+        try --policy new.toml
+          `try` has no option --policy: write the name of the file without an option; `guard try --help` shows the usage
+        try new.toml --for abc
+          --for: "abc" is not a duration: write 90s, 30m, 2h or 7d; `guard try --help` shows the usage
+        completions bsh
+          "bsh" is no value of <SHELL> (bash, elvish, fish, powershell or zsh): did you mean "bash"? `guard completions --help` shows the usage
+        --socket
+          --socket needs a value; `guard --help` shows the usage
+        --socket status statsu
+          there is no command "statsu": did you mean "status"? `guard --help` lists the commands
+        audit composer
+          `audit` has no command "composer": did you mean "compose"? `guard audit --help` lists the commands
+        audit compose
+          `audit compose` needs <FILE>...; `guard audit compose --help` shows the usage
+        audit compose a.yaml --json --sarif
+          --json and --sarif exclude each other: write one of them; `guard audit compose --help` shows the usage
+        audit compose a.yaml --level hihg
+          "hihg" is no value of --level (low, medium, high or critical): did you mean "high"? `guard audit compose --help` shows the usage
+        "#);
+    }
 }
