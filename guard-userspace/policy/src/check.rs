@@ -8,7 +8,7 @@ use std::{
 use guard_common::layout::{
     DEFAULT_CELLS, MAX_ADMITTED, MAX_DENIED, MAX_ENDED, MAX_EXEMPTIONS, MAX_NAME, MAX_SERVICES,
 };
-use guard_text::Lines;
+use guard_text::{Lines, any_of, nearest};
 use ipnet::IpNet;
 use jiff::{Timestamp, fmt::temporal::Pieces};
 use toml::{Spanned, value::Datetime};
@@ -98,10 +98,15 @@ fn check_socket(socket: Option<Spanned<String>>) -> Result<Option<String>, Probl
         return Ok(None);
     }
     if !path.starts_with('/') {
-        let problem = format!(
-            "docker.socket = {path:?} is not an absolute path: write one such as \
-             \"{DEFAULT_DOCKER_SOCKET}\", or \"\" for no Docker"
-        );
+        let problem = match path.strip_prefix("unix://") {
+            Some(right) if right.starts_with('/') => {
+                format!("docker.socket = {path:?} is a URL: write the path alone, {right:?}")
+            }
+            _ => format!(
+                "docker.socket = {path:?} is not an absolute path: write one such as \
+                 \"{DEFAULT_DOCKER_SOCKET}\", or \"\" for no Docker"
+            ),
+        };
         return Err(Problem::at(&socket, problem));
     }
     Ok(Some(socket.into_inner()))
@@ -116,13 +121,32 @@ fn check_listen(listen: Spanned<String>) -> Result<Option<SocketAddr>, Problem> 
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(Some(address)),
         _ => {
+            let right = meant_listen(text).unwrap_or_else(|| "127.0.0.1:9469".to_owned());
             let problem = format!(
-                "web.listen = {text:?} is not an address and port: write one such as \"127.0.0.1:9469\", \
-                 or leave the key out to serve no page"
+                "web.listen = {text:?} is not an address and port: write one such as {right:?}, or leave the key \
+                 out to serve no page"
             );
             Err(Problem::at(&listen, problem))
         }
     }
+}
+
+/// What was probably meant by `9469`, `:9469`, `localhost:9469`, `http://127.0.0.1:9469/` or an address alone.
+fn meant_listen(text: &str) -> Option<String> {
+    let (_, text) = text.split_once("://").unwrap_or(("", text));
+    let text = text.trim_end_matches('/');
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(SocketAddr::new(address, 9469).to_string());
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let port = port.parse::<u16>().ok().filter(|port| *port != 0)?;
+    let host = match host {
+        "" | "localhost" => "127.0.0.1",
+        "*" => "0.0.0.0",
+        host => host,
+    };
+    let right = format!("{host}:{port}");
+    right.parse::<SocketAddr>().ok().map(|_| right)
 }
 
 fn check_cells(cells: Spanned<i64>) -> Result<u32, Problem> {
@@ -335,8 +359,13 @@ fn check_factor(factor: &Spanned<i64>) -> Result<u32, Problem> {
 fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
     let written = expires.get_ref().to_string();
     parse_moment(&written).ok_or_else(|| {
+        // A date alone, and a date and time without an offset.
+        let complete = [format!("{written}T00:00:00Z"), format!("{written}Z")];
+        let mut complete = complete.iter().map(|text| text.replace(' ', "T"));
+        let right = complete.find(|text| parse_moment(text).is_some());
         let problem = format!(
-            "expires = {written} is not complete: write date, time and offset, such as 2027-01-31T00:00:00Z"
+            "expires = {written} is not complete: write date, time and offset, such as {}",
+            right.as_deref().unwrap_or("2027-01-31T00:00:00Z")
         );
         Problem::at(expires, problem)
     })
@@ -344,7 +373,7 @@ fn check_expiry(expires: &Spanned<Datetime>) -> Result<Timestamp, Problem> {
 
 /// Parses a date with its time and offset. A moment in the last hours of the year 9999 may be later than any
 /// [`Timestamp`]: it becomes [`Timestamp::MAX`].
-fn parse_moment(text: &str) -> Option<Timestamp> {
+pub(super) fn parse_moment(text: &str) -> Option<Timestamp> {
     let pieces = Pieces::parse(text).ok()?;
     let (time, offset) = (pieces.time()?, pieces.to_numeric_offset()?);
     let moment = offset.to_timestamp(pieces.date().to_datetime(time));
@@ -397,6 +426,15 @@ fn check_name(name: &Spanned<String>) -> Result<(), Problem> {
         "{:?} cannot be a name: use 1 to {MAX_NAME} letters, digits, '-', '_' and '.'",
         name.get_ref()
     );
+    // The letters that are allowed, with hyphens between the words.
+    let plain = name.get_ref().to_ascii_lowercase();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let words = plain.split(|c| !allowed(c)).filter(|word| !word.is_empty());
+    let right = words.collect::<Vec<&str>>().join("-");
+    let problem = match right.len() {
+        1..=MAX_NAME => format!("{problem}, such as {right:?}"),
+        _ => problem,
+    };
     Err(Problem::at(name, problem))
 }
 
@@ -486,10 +524,19 @@ fn check_address(address: &Spanned<String>) -> Result<IpAddr, Problem> {
     match parsed {
         Ok(parsed) if !parsed.is_unspecified() && parsed == parsed.to_canonical() => Ok(parsed),
         _ => {
+            let text = address.get_ref();
+            let single = text.parse::<SocketAddr>().map(|socket| socket.ip());
+            let single = single
+                .ok()
+                .or_else(|| Some(text.parse::<IpNet>().ok()?.addr()));
+            let right = single.filter(|single| !single.is_unspecified());
+            let right = right.map_or_else(
+                || "203.0.113.5".to_owned(),
+                |single| single.to_canonical().to_string(),
+            );
             let problem = format!(
-                "address = \"{}\" cannot be an address of this host: write one such as \"203.0.113.5\", or \
-                 leave `address` out for all of them",
-                address.get_ref()
+                "address = {text:?} cannot be an address of this host: write one such as {right:?}, or leave \
+                 `address` out for all of them"
             );
             Err(Problem::at(address, problem))
         }
@@ -567,9 +614,9 @@ fn check_from(
                 expires,
             }));
         } else {
-            let prefix = parse_prefix(text).map_err(|problem| Problem::at(&entry, problem))?;
+            let prefix = parse_from(text, || sources.keys().copied());
             admitted.push(Admitted {
-                prefix,
+                prefix: prefix.map_err(|problem| Problem::at(&entry, problem))?,
                 expires: None,
             });
         }
@@ -581,17 +628,46 @@ fn check_from(
     })
 }
 
+/// Parses a CIDR of a `from` list, which may also have the names of these sources.
+pub(super) fn parse_from<'a, Names: Iterator<Item = &'a str>>(
+    text: &str,
+    names: impl FnOnce() -> Names,
+) -> Result<IpNet, String> {
+    let problem = match parse_prefix(text) {
+        Ok(prefix) => return Ok(prefix),
+        // It is meant as a prefix.
+        Err(problem) if text.contains(['.', ':', '/']) => problem,
+        Err(_) => {
+            let known: Vec<&str> = names().collect();
+            let meant = match text.to_lowercase().as_str() {
+                "*" | "all" | "world" | "anyone" | "everyone" | "anywhere" | "internet" => {
+                    Some("any")
+                }
+                text => nearest(text, known.iter().copied()).or_else(|| nearest(text, ["any"])),
+            };
+            let end = match meant {
+                Some(meant) => format!("did you mean {meant:?}?"),
+                None if known.is_empty() => {
+                    "write \"any\" or a CIDR such as \"198.51.100.0/24\", or add a [[source]] with this name"
+                        .to_owned()
+                }
+                None => format!(
+                    "write \"any\", a CIDR such as \"198.51.100.0/24\", or the name of a [[source]], {}",
+                    any_of(&known)
+                ),
+            };
+            format!("{text:?} is neither a CIDR nor the name of a source: {end}")
+        }
+    };
+    Err(problem)
+}
+
 /// Parses a CIDR, or an address as the CIDR of that single address.
 pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let prefix = text
         .parse::<IpNet>()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-        .map_err(|_| {
-            format!(
-                "{text:?} is neither \"any\", nor the name of a source, nor a CIDR such as \
-                 \"198.51.100.0/24\" or \"2001:db8::/32\""
-            )
-        })?;
+        .map_err(|_| no_prefix(text))?;
     if prefix.trunc() != prefix {
         return Err(format!(
             "{text:?} has bits set after its prefix length: write \"{}\" for the network, or \"{}\" for \
@@ -610,6 +686,53 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
         ));
     }
     Ok(prefix)
+}
+
+fn no_prefix(text: &str) -> String {
+    let what = format!("{text:?} is not an address or a CIDR");
+    let words: Vec<&str> = text
+        .split([',', ' '])
+        .filter(|word| !word.is_empty())
+        .collect();
+    if words.len() > 1 && words.iter().all(|word| parse_prefix(word).is_ok()) {
+        let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+        return format!(
+            "{what}: write each in its own quotes, {}",
+            quoted.join(", ")
+        );
+    }
+    // `10.0.0.0/255.0.0.0`.
+    let netmask = text.split_once('/').and_then(|(address, mask)| {
+        IpNet::with_netmask(address.parse().ok()?, mask.parse().ok()?).ok()
+    });
+    if let Some(prefix) = netmask {
+        return format!(
+            "{what}: write the length of the prefix instead of a netmask, \"{prefix}\""
+        );
+    }
+    if let Some((address, length)) = text.split_once('/')
+        && let Ok(address) = address.parse::<IpAddr>()
+    {
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        return format!("{what}: {length:?} is not a prefix length, write one from 0 to {longest}");
+    }
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        return format!("{what}: a source has no port, write \"{}\"", socket.ip());
+    }
+    // `198.51.100.1-198.51.100.9`.
+    let range = text.split_once('-').is_some_and(|(first, last)| {
+        let is_address = |text: &str| text.trim().parse::<IpAddr>().is_ok();
+        is_address(first) && is_address(last)
+    });
+    if range {
+        return format!("{what}: write a range as one or more CIDRs, such as \"198.51.100.0/24\"");
+    }
+    // A name has letters that no address has; `fe80::1` has colons.
+    let is_name = |c: char| matches!(c, 'g'..='z' | 'G'..='Z');
+    if text.contains('.') && text.contains(is_name) && !text.contains([':', '/', ' ']) {
+        return format!("{what}: names are not looked up, write the address of {text}");
+    }
+    format!("{what}: write one such as \"198.51.100.7\", \"198.51.100.0/24\" or \"2001:db8::/32\"")
 }
 
 fn check_per(per: &file::PerToml) -> Result<Per, Problem> {
@@ -661,8 +784,41 @@ fn check_budget(
             }),
         };
     Rate::parse(rate, unit)
+        .map_err(|problem| meant_rate(rate, unit).unwrap_or(problem))
         .and_then(|rate| Budget::new(rate, burst?, unit, clock.tick_ns))
         .map_err(|problem| Problem::at(budget, problem))
+}
+
+/// The error for a rate to which only the period is missing, or the B of bytes.
+fn meant_rate(rate: &str, unit: Unit) -> Option<String> {
+    let number = rate.split('/').next().unwrap_or(rate).trim();
+    let period = rate
+        .split_once('/')
+        .map_or("s", |(_, period)| period.trim());
+    // `100rps`, `100pps`.
+    let number = ["pps", "rps", "cps", "qps"]
+        .iter()
+        .find_map(|end| number.strip_suffix(end))
+        .unwrap_or(number);
+    let with_unit = match unit {
+        Unit::Packets | Unit::Connections => number.to_owned(),
+        Unit::Bytes => format!("{number}B"),
+    };
+    let rates = [
+        format!("{number}/{period}"),
+        format!("{with_unit}/{period}"),
+    ];
+    let right = rates
+        .iter()
+        .find(|right| Rate::parse(right, unit).is_ok())?;
+    let what = match (rate.contains('/'), unit) {
+        (true, Unit::Bytes) => "has no unit",
+        (true, _) => return None,
+        (false, _) => "has no period",
+    };
+    Some(format!(
+        "{rate:?} is not a rate, it {what}: write {right:?}"
+    ))
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use toml::Spanned;
+use toml::{Spanned, de::DeTable};
 
-use super::{Labels, OnExit, place::Problem};
+use super::{Labels, OnExit, diagnose::first_problem, place::Problem, syntax};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -241,56 +241,84 @@ impl From<RawScope> for Scope {
 /// Parses keys and types; [`super::check`] checks the values.
 pub fn parse(text: &str) -> Result<File, Problem> {
     toml::from_str(text).map_err(|error| {
-        // An error is one line with the file and the line number, so the parser's excerpt is left out.
-        let message = error.message().replace('\n', "; ");
-        let hint = hint(&message).map(|hint| format!(": {hint}"));
-        Problem {
-            text: message + &hint.unwrap_or_default(),
-            offset: error.span().map_or(0, |span| span.start),
+        // The error of the types names the types of this program. What the file says is looked at again instead.
+        match DeTable::parse(text) {
+            Err(error) => {
+                let offset = offset(&error);
+                Problem {
+                    text: syntax::explain(text, error.message(), offset),
+                    offset,
+                }
+            }
+            Ok(table) => first_problem(&table).unwrap_or_else(|| Problem {
+                text: error.message().replace('\n', "; "),
+                offset: offset(&error),
+            }),
         }
     })
 }
 
-/// What to write instead. The parser's message says only what is wrong.
-fn hint(message: &str) -> Option<&'static str> {
-    const HINTS: [(&str, &str); 12] = [
-        (
-            "invalid type: map, expected a sequence",
-            "write two brackets, [[service]] or [[source]], for each service or source",
-        ),
-        (
-            "expected a sequence",
-            "write a list, such as [\"tcp/80\"] or [\"any\"]",
-        ),
-        (
-            "expected a TOML datetime",
-            "write date and time without quotes, such as 2027-01-31T00:00:00Z",
-        ),
-        (
-            "string values must be quoted",
-            "write text in quotes, such as \"enforce\"",
-        ),
-        ("expected a boolean", "write true or false"),
-        ("expected i64", "write a whole number"),
-        ("expected a string", "write text in quotes"),
-        (
-            "wanted string or table",
-            "write one of the key's values in quotes, such as \"enforce\"",
-        ),
-        (
-            "missing field `name`",
-            "every [[service]] and [[source]] has a name",
-        ),
-        (
-            "missing field `ports`",
-            "every [[service]] has ports, such as ports = [\"tcp/80\"]",
-        ),
-        (
-            "missing field `cidrs`",
-            "every [[source]] has cidrs, such as cidrs = [\"198.51.100.0/24\"]",
-        ),
-        ("duplicate key", "write each key once"),
-    ];
-    let known = HINTS.iter().find(|(words, _)| message.contains(words));
-    known.map(|(_, hint)| *hint)
+fn offset(error: &toml::de::Error) -> usize {
+    error.span().map_or(0, |span| span.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{Kind, Section, TOP, budget};
+
+    /// The keys that the types accept below `path`, from the error about a key that does not exist.
+    fn accepted(path: &[&str]) -> Vec<String> {
+        let mut text = "no_such_key = 1".to_owned();
+        for part in path.iter().rev() {
+            text = format!("{part} = {{ {text} }}");
+            if matches!(*part, "service" | "source") {
+                text = text.replacen("= {", "= [{", 1) + "]";
+            }
+        }
+        let error = toml::from_str::<File>(&text).map(|_| ()).unwrap_err();
+        let (_, names) = error.message().split_once("expected ").unwrap();
+        let names = names.split('`').skip(1).step_by(2);
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn compare(section: &Section, path: &mut Vec<&'static str>) {
+        let mut names: Vec<&str> = section.keys.iter().map(|key| key.name).collect();
+        names.sort_unstable();
+        assert_eq!(names, accepted(path), "{path:?}");
+        for key in section.keys {
+            path.push(key.name);
+            match key.kind {
+                Kind::Table(section) | Kind::Tables(section) => compare(section, path),
+                Kind::Budget(unit) => compare(budget(unit), path),
+                _ => {}
+            }
+            path.pop();
+        }
+    }
+
+    #[test]
+    fn the_keys_of_errors_are_those_that_the_file_may_have() {
+        compare(&TOP, &mut Vec::new());
+    }
+
+    #[test]
+    fn every_value_that_an_error_offers_for_a_key_is_accepted() {
+        for section in [&TOP] {
+            for key in section.keys {
+                if let Kind::Choice(choices) = key.kind {
+                    for choice in choices {
+                        let text = format!("{} = {choice:?}", key.name);
+                        assert!(toml::from_str::<File>(&text).is_ok(), "{text}");
+                    }
+                }
+            }
+        }
+        for labels in ["narrow", "off", "full"] {
+            let text = format!("docker.labels = {labels:?}");
+            assert!(toml::from_str::<File>(&text).is_ok(), "{text}");
+        }
+    }
 }

@@ -3,8 +3,10 @@
 
 mod check;
 mod containers;
+mod diagnose;
 mod entry;
 mod file;
+mod keys;
 pub mod labels;
 mod place;
 mod port;
@@ -13,6 +15,7 @@ mod published;
 mod rate;
 mod read;
 mod service_ids;
+mod syntax;
 mod tables;
 pub mod untrusted;
 mod warnings;

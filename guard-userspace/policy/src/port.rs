@@ -1,6 +1,6 @@
 //! Ports as a policy writes them: `tcp/80`, `udp/8000-8010`, `icmp`, `proto/112`.
 
-use std::{fmt, ops::RangeInclusive, str::FromStr};
+use std::{fmt, net::SocketAddr, ops::RangeInclusive, str::FromStr};
 
 use guard_common::layout::{IndexedPort, PortProtocol, port_index, port_of_index, protocol_index};
 
@@ -94,34 +94,138 @@ impl FromStr for Ports {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some((_, number)) = PROTOCOLS.into_iter().find(|(name, _)| *name == text) {
-            return Ok(Self::Protocol { number });
-        }
-        if let Some(number) = text.strip_prefix("proto/") {
-            return parse_protocol(number).map(|number| Self::Protocol { number });
-        }
-        let (protocol, ports) = text.split_once('/').ok_or_else(|| unknown(text))?;
-        let protocol = match protocol {
-            "tcp" => PortProtocol::Tcp,
-            "udp" => PortProtocol::Udp,
-            "sctp" => PortProtocol::Sctp,
-            _ => return Err(unknown(text)),
-        };
-        let ports = match ports.split_once('-') {
-            Some((first, last)) => parse_port(first)?..=parse_port(last)?,
-            None => {
-                let port = parse_port(ports)?;
-                port..=port
+        parse(text).map_err(|problem| {
+            if let Ok(socket) = text.parse::<SocketAddr>() {
+                return format!(
+                    "{text:?} is not a port: write \"tcp/{}\", and the address into `address` of the service",
+                    socket.port()
+                );
             }
-        };
-        if ports.is_empty() {
-            let (first, last) = ports.into_inner();
-            return Err(format!(
-                "\"{text}\" is not a range of ports: write the smaller port first, {last}-{first}"
-            ));
-        }
-        Ok(Self::Range { protocol, ports })
+            match (meant(text), several(text)) {
+                (Some(right), _) => format!("{text:?} is not a port or protocol: write {right:?}"),
+                (None, Some(right)) => {
+                    format!("{text:?} is more than one port: write each in its own quotes, {right}")
+                }
+                (None, None) => problem,
+            }
+        })
     }
+}
+
+fn parse(text: &str) -> Result<Ports, String> {
+    if let Some((_, number)) = PROTOCOLS.into_iter().find(|(name, _)| *name == text) {
+        return Ok(Ports::Protocol { number });
+    }
+    if let Some(number) = text.strip_prefix("proto/") {
+        return parse_protocol(number).map(|number| Ports::Protocol { number });
+    }
+    let (protocol, ports) = text.split_once('/').ok_or_else(|| unknown(text))?;
+    let protocol = match protocol {
+        "tcp" => PortProtocol::Tcp,
+        "udp" => PortProtocol::Udp,
+        "sctp" => PortProtocol::Sctp,
+        _ => return Err(unknown(text)),
+    };
+    let ports = match ports.split_once('-') {
+        Some((first, last)) => parse_port(first)?..=parse_port(last)?,
+        None => {
+            let port = parse_port(ports)?;
+            port..=port
+        }
+    };
+    if ports.is_empty() {
+        let (first, last) = ports.into_inner();
+        return Err(format!(
+            "\"{text}\" is not a range of ports: write the smaller port first, {last}-{first}"
+        ));
+    }
+    Ok(Ports::Range { protocol, ports })
+}
+
+/// Names of ports and protocols in other tools, as guard writes them.
+const NAMES: [(&[&str], &str); 17] = [
+    (&["http", "web"], "tcp/80"),
+    (&["https", "tls", "ssl"], "tcp/443"),
+    (&["http3", "quic", "h3"], "udp/443"),
+    (&["ssh", "sftp"], "tcp/22"),
+    (&["dns", "domain"], "udp/53"),
+    (&["smtp"], "tcp/25"),
+    (&["ntp"], "udp/123"),
+    (&["postgres", "postgresql"], "tcp/5432"),
+    (&["mysql", "mariadb"], "tcp/3306"),
+    (&["redis"], "tcp/6379"),
+    (&["wireguard"], "udp/51820"),
+    (&["ping", "icmp4", "icmpv4"], "icmp"),
+    (&["icmp6", "ipv6-icmp"], "icmpv6"),
+    (&["ipsec"], "esp"),
+    (&["vrrp"], "proto/112"),
+    (&["ospf"], "proto/89"),
+    (&["*", "any", "all"], "tcp/1-65535"),
+];
+
+/// What was probably meant by a text that is no port or protocol: `tcp/80` by `80`, `80/tcp`, `TCP/80`, `tcp:80` or
+/// `http`.
+pub fn meant(text: &str) -> Option<String> {
+    let plain = text.trim().to_lowercase();
+    let mut named = NAMES.iter();
+    if let Some((_, right)) = named.find(|(names, _)| names.contains(&plain.as_str())) {
+        return Some((*right).to_owned());
+    }
+    let is_between = |c: char| matches!(c, '/' | ':' | ' ');
+    let protocols = ["tcp", "udp", "sctp"];
+    let found = protocols.into_iter().find_map(|protocol| {
+        let after = plain.strip_prefix(protocol);
+        let before = plain.strip_suffix(protocol);
+        let after = after.and_then(|rest| rest.strip_prefix(is_between));
+        let before = before.and_then(|rest| rest.strip_suffix(is_between));
+        Some((protocol, after.or(before)?.trim()))
+    });
+    let (protocol, ports) = match found {
+        Some(found) => found,
+        // A range, or ports of the host and of a container.
+        None if plain.starts_with(|first: char| first.is_ascii_digit()) => ("tcp", plain.as_str()),
+        None => return None,
+    };
+    let ports = match named_port(ports) {
+        Some(port) => port.to_owned(),
+        // `8000:8010`, and the `8000:80` of compose files: the port of the host comes first.
+        None => match ports.split_once(':') {
+            Some((first, last)) => match (first.parse::<u16>(), last.parse::<u16>()) {
+                (Ok(low), Ok(high)) if low < high => format!("{low}-{high}"),
+                (Ok(port), Ok(_)) => port.to_string(),
+                _ => return None,
+            },
+            None => ports.replace(['–', ':'], "-"),
+        },
+    };
+    let right = format!("{protocol}/{ports}");
+    (right != text && parse(&right).is_ok()).then_some(right)
+}
+
+/// The elements for `tcp/80,443` or `tcp/80, udp/443`.
+fn several(text: &str) -> Option<String> {
+    let (first, _) = text.split_once(',')?;
+    let protocol = first
+        .split_once('/')
+        .map_or("tcp", |(protocol, _)| protocol);
+    let words = text.split(',').map(str::trim);
+    let words = words.filter(|word| !word.is_empty());
+    let ports = words.map(|word| {
+        let whole = match word.contains('/') {
+            true => word.to_owned(),
+            false => format!("{protocol}/{word}"),
+        };
+        let port = parse(&whole).ok().map(|ports| ports.to_string());
+        Some(format!("{:?}", port.or_else(|| meant(word))?))
+    });
+    Some(ports.collect::<Option<Vec<String>>>()?.join(", "))
+}
+
+/// The number of `http` in `tcp/http`.
+fn named_port(name: &str) -> Option<&'static str> {
+    let (_, right) = NAMES.iter().find(|(names, _)| names.contains(&name))?;
+    let (protocol, port) = right.split_once('/')?;
+    (protocol != "proto").then_some(port)
 }
 
 fn unknown(text: &str) -> String {
@@ -215,7 +319,7 @@ mod tests {
             ("tcp/-1", "1 to 65535"),
             ("tcp/+1", "1 to 65535"),
             ("tcp/", "1 to 65535"),
-            ("tcp/http", "1 to 65535"),
+            ("tcp/http", "\"tcp/80\""),
             ("tcp/90-80", "80-90"),
             ("80", "\"tcp/80\""),
             ("", "\"tcp/80\""),

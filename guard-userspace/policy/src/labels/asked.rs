@@ -130,7 +130,7 @@ impl<'a> LabelReader<'a> {
                 Some(list) if admitted.len() + list.len() > MOST_MERGED => is_too_many = true,
                 Some(list) => admitted.extend_from_slice(&list),
                 None => admitted.push(Admitted {
-                    prefix: check::parse_prefix(word)?,
+                    prefix: check::parse_from(word, || self.sources.keys().copied())?,
                     expires: None,
                 }),
             }
