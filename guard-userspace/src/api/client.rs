@@ -17,7 +17,7 @@ use super::{
     capture::CaptureRequest,
 };
 use crate::{
-    causes::{innermost, io_error},
+    causes::{http_failure, io_error},
     host::timebase,
     policy::Entry,
 };
@@ -70,7 +70,10 @@ pub enum ClientError {
         reason: String,
         refusal: String,
     },
-    #[error("the agent at {socket} has not answered within {seconds} s")]
+    #[error(
+        "the agent at {socket} has not answered within {seconds} s: `journalctl -u guard` shows what it does, and `guard \
+         mode off` and `guard detach` work without it"
+    )]
     Silent { socket: String, seconds: u64 },
     #[error("the agent at {socket} says: {error}")]
     Refused { socket: String, error: String },
@@ -78,10 +81,11 @@ pub enum ClientError {
     #[error("{0}")]
     Policy(String),
     #[error(
-        "the answer of the agent at {socket} cannot be read, it may be of another version: {reason}"
+        "the answer of the agent at {socket} cannot be read ({reason}): it may be of another version, `systemctl restart \
+         guard` starts the installed one"
     )]
     Garbled { socket: String, reason: String },
-    #[error("the HTTP client cannot be created: {0}")]
+    #[error("the control socket cannot be used: {0}")]
     Unable(String),
 }
 
@@ -116,7 +120,7 @@ impl Client {
     pub fn new(socket: &Path) -> ClientResult<Self> {
         let http = reqwest::Client::builder().unix_socket(socket).build();
         Ok(Self {
-            http: http.map_err(|error| ClientError::Unable(innermost(&error)))?,
+            http: http.map_err(|error| ClientError::Unable(http_failure(&error)))?,
             socket: socket.display().to_string(),
         })
     }
@@ -307,7 +311,7 @@ impl Client {
             Some(ErrorKind::PermissionDenied) => ClientError::NotPermitted { socket },
             _ => ClientError::Absent {
                 socket,
-                reason: innermost(error),
+                reason: http_failure(error),
             },
         }
     }
@@ -336,7 +340,7 @@ impl Client {
     fn garbled(&self, error: &reqwest::Error) -> ClientError {
         ClientError::Garbled {
             socket: self.socket.clone(),
-            reason: innermost(error),
+            reason: http_failure(error),
         }
     }
 }
@@ -344,4 +348,62 @@ impl Client {
 /// The URL of a resource. A Unix socket needs no host name, so any will do.
 fn address(resource: &str) -> String {
     format!("http://guard/v1/{resource}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixListener,
+        thread,
+    };
+
+    use super::*;
+
+    /// The error for an agent that sends these bytes, and closes the connection.
+    async fn failure(answer: &'static [u8]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("guard.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let _read = stream.read(&mut request).unwrap();
+            stream.write_all(answer).unwrap();
+        });
+        let client = Client::new(&socket).unwrap();
+        let error = client.entries().await.unwrap_err().to_string();
+        agent.join().unwrap();
+        error.replace(&socket.display().to_string(), "SOCKET")
+    }
+
+    #[tokio::test]
+    async fn what_answers_wrongly_at_the_socket_is_described_without_the_words_of_a_library() {
+        let mut errors = Vec::new();
+        for answer in [
+            &b""[..],
+            b"220 mail.example.org ESMTP\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n[{",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\noops",
+            b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 4\r\n\r\noops",
+        ] {
+            errors.push(failure(answer).await);
+        }
+        let missing = Client::new(Path::new("/nowhere/guard.sock")).unwrap();
+        errors.push(missing.entries().await.unwrap_err().to_string());
+        let errors = errors.join("\n");
+        for word in ["hyper", "reqwest", "serde", "client error", "legacy"] {
+            assert!(!errors.contains(word), "{word}: {errors}");
+        }
+        insta::assert_snapshot!(errors, @r#"
+        no agent answers at SOCKET (it closed the connection before the end of its answer): start one with `guard run`, or name its socket with --socket
+        no agent answers at SOCKET (its answer is not HTTP): start one with `guard run`, or name its socket with --socket
+        the answer of the agent at SOCKET cannot be read (it closed the connection before the end of its answer): it may be of another version, `systemctl restart guard` starts the installed one
+        the answer of the agent at SOCKET cannot be read (its fields are others than expected): it may be of another version, `systemctl restart guard` starts the installed one
+        the answer of the agent at SOCKET cannot be read (it is not JSON): it may be of another version, `systemctl restart guard` starts the installed one
+        the answer of the agent at SOCKET cannot be read (it is not JSON): it may be of another version, `systemctl restart guard` starts the installed one
+        no agent answers at /nowhere/guard.sock (No such file or directory (os error 2)): start one with `guard run`, or name its socket with --socket
+        "#);
+    }
 }

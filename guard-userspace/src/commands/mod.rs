@@ -194,7 +194,7 @@ impl Arguments {
             Command::Talkers(talkers) => talkers.run(&location).await,
             Command::Capture(capture) => capture.run(&client()?).await,
             Command::Explain(explain) => explain.run(&client()?, &location.pins).await,
-            Command::Replay(replay) => replay.run(),
+            Command::Replay(replay) => replay.run().await,
             Command::Audit(audit) => audit.run(&location).await,
             Command::Init(init) => init.run().await,
             Command::Completions(completions) => completions.run(),

@@ -1,5 +1,8 @@
 //! `guard replay`: runs a recorded capture through a policy, in the real kernel program.
 
+mod drops;
+mod published;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -11,20 +14,21 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use guard_common::{
-    exposure::NetworkKind,
-    reason::{Mode, Outcome, Reason, Verdict},
-};
+use guard_common::reason::{Mode, Outcome, Reason, Verdict};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use self::{
+    drops::{DropReport, DropTally},
+    published::{Assumed, AssumedFrom},
+};
 use super::{DEFAULT_POLICY, Failure, print, print_json, print_warning, read_policy};
 use crate::{
     dataplane::{Direction, Judged, LoadError, Replay, source_of},
     host,
     pcap::{self, Recorded},
-    policy::{ContainerNetwork, Containers, Policy, PublishedPort, Tables, Timebase},
+    policy::{Containers, KernelTick, Policy, Tables, Timebase, labels},
 };
 
 #[derive(Debug, Args)]
@@ -35,8 +39,14 @@ pub struct ReplayCommand {
     /// Apply the policy as if every mode were `enforce`
     #[arg(long)]
     enforce: bool,
-    /// Published ports of containers, instead of Docker's: tcp/8000,udp/9000-9010,203.0.113.11:tcp/443
-    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    /// Published ports of containers, instead of Docker's: tcp/8000,udp/9000-9010,203.0.113.11:tcp/443; `none`: there
+    /// are none
+    #[arg(
+        long,
+        visible_alias = "published",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
     publish: Vec<String>,
     /// Container networks, instead of Docker's: 172.17.0.0/16
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
@@ -71,7 +81,7 @@ struct ReplayLine<'a> {
     direction: Option<&'static str>,
 }
 
-/// The output of `--json`.
+/// The numbers of packets.
 #[derive(Default, Serialize)]
 struct ReplaySummary {
     packets: u64,
@@ -81,12 +91,41 @@ struct ReplaySummary {
     by_reason: BTreeMap<&'static str, u64>,
     /// The empty name counts packets that matched no service.
     by_service: BTreeMap<String, u64>,
+    #[serde(skip)]
+    drops: DropTally,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct ReplayReport<'a> {
+    #[serde(flatten)]
+    sums: &'a ReplaySummary,
+    /// The published ports that the replay assumes.
+    published: Vec<String>,
+    /// `options`, `docker`, or `unknown`.
+    published_from: &'static str,
+    #[serde(flatten)]
+    drops: DropReport<'a>,
 }
 
 impl ReplayCommand {
-    pub fn run(self) -> Result<(), Failure> {
-        let containers = self.containers().map_err(Failure::Usage)?;
-        let mut policy = read_policy(&self.policy)?;
+    pub async fn run(self) -> Result<(), Failure> {
+        let options =
+            Assumed::from_options(&self.publish, &self.network).map_err(Failure::Usage)?;
+        let policy = read_policy(&self.policy)?;
+        let assumed = if self.publish.is_empty() && self.network.is_empty() {
+            Assumed::from_runtime(&policy).await
+        } else {
+            Assumed {
+                containers: options,
+                from: AssumedFrom::Options,
+            }
+        };
+        if let Some(warning) = assumed.warning(policy.scope) {
+            print_warning(&warning);
+        }
+        let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
+        let (mut policy, _) = labels::apply(&policy, &assumed.containers, KernelTick { tick_ns });
         if self.enforce {
             policy.mode = Mode::Enforce;
             for service in &mut policy.services {
@@ -94,13 +133,18 @@ impl ReplayCommand {
             }
         }
         let mut sums = ReplaySummary::default();
-        let result = self.replay(&policy, &containers, &mut sums);
+        let result = self.replay(&policy, &assumed.containers, &mut sums);
         if result.is_err() && sums.packets == 0 {
             // No packet was read: print only the error.
         } else if self.json {
-            print_json(&sums)?;
+            print_json(&ReplayReport {
+                sums: &sums,
+                published: assumed.ports(),
+                published_from: assumed.from.name(),
+                drops: sums.drops.report(),
+            })?;
         } else if !self.each {
-            print(&sums.describe().map_err(anyhow::Error::from)?)?;
+            print(&sums.describe(&assumed).map_err(anyhow::Error::from)?)?;
         }
         Ok(result?)
     }
@@ -159,23 +203,6 @@ impl ReplayCommand {
         }
     }
 
-    fn containers(&self) -> Result<Containers, String> {
-        let published = self.publish.iter().map(|ports| PublishedPort::parse(ports));
-        let published: Vec<_> = published.collect::<Result<_, _>>()?;
-        let networks = self.network.iter().map(|prefix| ContainerNetwork {
-            prefix: prefix.trunc(),
-            kind: match prefix {
-                IpNet::V4(_) => NetworkKind::Masqueraded,
-                IpNet::V6(_) => NetworkKind::Routed,
-            },
-        });
-        Ok(Containers {
-            published: published.concat(),
-            networks: networks.collect(),
-            labelled: Vec::new(),
-        })
-    }
-
     fn judge<'a>(
         &self,
         program: &'a Replay,
@@ -213,6 +240,9 @@ impl ReplayCommand {
             direction: is_ours.then_some("out"),
         };
         sums.add(&line);
+        if line.verdict == Verdict::Drop.name() || line.would.is_some() {
+            sums.drops.add(frame, line.reason, line.service);
+        }
         Ok(line)
     }
 }
@@ -354,7 +384,7 @@ impl ReplaySummary {
         }
     }
 
-    fn describe(&self) -> Result<String, std::fmt::Error> {
+    fn describe(&self, assumed: &Assumed) -> Result<String, std::fmt::Error> {
         let Self {
             packets,
             passed,
@@ -362,6 +392,7 @@ impl ReplaySummary {
             would_drop,
             by_reason,
             by_service,
+            drops,
         } = self;
         let mut text = String::new();
         writeln!(
@@ -369,6 +400,16 @@ impl ReplaySummary {
             "{packets} packets: {passed} passed ({would_drop} of them would be dropped), {dropped} \
              dropped"
         )?;
+        if let AssumedFrom::Runtime(socket) = &assumed.from {
+            let ports = assumed.ports();
+            if !ports.is_empty() {
+                let ports = ports.join(", ");
+                writeln!(
+                    text,
+                    "published ports, from {socket} at this moment: {ports}"
+                )?;
+            }
+        }
         let mut table = Table::new();
         table.load_style(NOTHING);
         for (reason, count) in by_reason {
@@ -382,6 +423,12 @@ impl ReplaySummary {
             column.set_cell_alignment(CellAlignment::Right);
         }
         writeln!(text, "{table}")?;
+        let heading = match (dropped, would_drop) {
+            (_, 0) => "DROPPED",
+            (0, _) => "WOULD BE DROPPED",
+            _ => "DROPPED, OR WOULD BE",
+        };
+        drops.describe(&mut text, heading)?;
         Ok(text)
     }
 }

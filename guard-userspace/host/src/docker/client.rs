@@ -29,6 +29,7 @@ use tokio_util::{
 };
 
 use super::text;
+use crate::causes::http_failure;
 
 /// The newest version of Docker's API that has been tried (Docker 29).
 const API: (u32, u32) = (1, 53);
@@ -71,7 +72,7 @@ const LONGEST_REFUSAL: usize = 64 << 10;
 pub(super) enum DockerClientError {
     #[error("{0}")]
     Socket(#[from] io::Error),
-    #[error("{}", with_causes(.0))]
+    #[error("{}", http_failure(.0))]
     Http(#[from] hyper::Error),
     #[error("its answer is larger than {} MiB", .0 / MIB)]
     TooLarge(usize),
@@ -83,11 +84,6 @@ pub(super) enum DockerClientError {
     Json(#[from] serde_json::Error),
     #[error("it has closed the connection")]
     Ended,
-}
-
-fn with_causes(error: &hyper::Error) -> String {
-    let cause = std::error::Error::source(error);
-    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// A line of the event stream.
