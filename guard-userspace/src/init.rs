@@ -1,20 +1,95 @@
-//! Writes a first policy for this host: it lists the reverse proxy, SSH and ping where they are found, closes all other
-//! ports, and has mode observe.
+//! Writes a first policy for this host: it lists the web, SSH and ping where they are found, closes all other ports of
+//! the scope that fits, and has mode observe.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Write as _},
 };
 
-use guard_common::layout::{MAX_NAME, PortProtocol};
+use guard_common::{
+    exposure::Scope,
+    layout::{MAX_NAME, PortProtocol},
+};
+use guard_text::all_of;
 
 use crate::{
+    audit::compose::proxies::WEB,
     audit::host::{
         DockerQuery, Endpoint, Level, Owner, Role, Survey, columns, danger, describe_owner, joined,
     },
+    host::Firewalls,
     operator::SshSession,
     policy::DEFAULT_DOCKER_SOCKET,
 };
+
+/// The facts that a first policy is made of.
+pub struct Findings<'a> {
+    pub survey: &'a Survey,
+    /// The operator's own way in.
+    pub session: Option<SshSession>,
+    pub firewalls: &'a Firewalls,
+}
+
+/// A first policy, and what an operator should know about it.
+pub struct FirstPolicy {
+    pub text: String,
+    pub advice: ScopeAdvice,
+    /// The services that it lists, such as `ssh (tcp/22)`.
+    pub listed: Vec<String>,
+    /// The services that it has as comments.
+    pub closed: Vec<String>,
+}
+
+/// The scope that fits a host, and why.
+pub struct ScopeAdvice {
+    pub scope: Scope,
+    pub why: String,
+}
+
+/// What each scope closes, a line each.
+pub const SCOPES: [&str; 2] = [
+    "scope \"containers\" closes the ports that containers publish, and leaves the host's own ports to your firewall",
+    "scope \"host\" closes every port that no service lists, of containers and of the host's own programs",
+];
+
+impl ScopeAdvice {
+    /// Docker bypasses other firewalls, so guard closes what they cannot. Without one, nothing else closes the ports of
+    /// the host.
+    fn new(docker: &DockerQuery, firewalls: &Firewalls) -> Self {
+        let names: Vec<&str> = firewalls.names.iter().map(String::as_str).collect();
+        let names = all_of(&names);
+        let (scope, why) = match (&docker.socket, firewalls) {
+            (None, _) => (
+                Scope::Host,
+                "no Docker or Podman was found, so scope \"containers\" would close nothing"
+                    .to_owned(),
+            ),
+            (Some(_), found) if !found.names.is_empty() => (
+                Scope::Containers,
+                format!(
+                    "{names} filters the host's own ports already, and what containers publish bypasses it"
+                ),
+            ),
+            (
+                Some(_),
+                Firewalls {
+                    error: Some(error), ..
+                },
+            ) => (
+                Scope::Containers,
+                format!(
+                    "another firewall may filter the host's own ports ({error}), and what containers publish bypasses it"
+                ),
+            ),
+            (Some(_), _) => (
+                Scope::Host,
+                "no other firewall closes ports of this host (ufw, firewalld, nftables, iptables)"
+                    .to_owned(),
+            ),
+        };
+        Self { scope, why }
+    }
+}
 
 /// A service of the policy.
 struct DraftService {
@@ -46,20 +121,47 @@ const OF_PING: &[&str] = &[
 const OF_CLOSED: &[&str] =
     &["from = [\"198.51.100.0/24\"]   # the sources that need it; \"any\" is every source"];
 
-/// The text of the policy. `session` is the operator's own way in.
-pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt::Error> {
+/// Writes the policy.
+pub fn write(findings: &Findings<'_>) -> Result<FirstPolicy, fmt::Error> {
+    let Findings {
+        survey,
+        session,
+        firewalls,
+    } = findings;
+    let advice = ScopeAdvice::new(&survey.docker, firewalls);
     let mut text = String::new();
-    write_head(&mut text, &survey.docker)?;
+    write_head(&mut text, &survey.docker, &advice)?;
     let mut names = BTreeSet::new();
-    for service in [ssh(survey, session), proxy(survey, session), Ok(ping())] {
+    let mut listed = Vec::new();
+    let web = web(survey, *session);
+    let proxy = match proxy(survey, *session) {
+        // The reader wants to know about the web, whoever serves it.
+        Err(_) if web.is_some() => None,
+        proxy => Some(proxy),
+    };
+    let services = [
+        Some(ssh(survey, *session)),
+        proxy,
+        web.map(Ok),
+        Some(Ok(ping())),
+    ];
+    for service in services.into_iter().flatten() {
         match service {
-            Ok(service) => service.write(&mut text, "", &mut names)?,
+            Ok(service) => {
+                let name = service.write(&mut text, "", &mut names)?;
+                listed.push(format!("{name} ({})", service.ports.join(", ")));
+            }
             Err(missing) => writeln!(text, "\n# {missing}")?,
         }
     }
-    let closed = closed(survey, session);
+    let closed = closed(survey, *session, advice.scope);
+    let mut left = Vec::new();
     if closed.is_empty() {
-        writeln!(text, "\n# Nothing else was found that others can reach.")?;
+        let what = match advice.scope {
+            Scope::Host => "Nothing else was found that others can reach.",
+            Scope::Containers => "No other port was found that a container publishes.",
+        };
+        writeln!(text, "\n# {what}")?;
     } else {
         writeln!(
             text,
@@ -68,12 +170,18 @@ pub fn write(survey: &Survey, session: Option<SshSession>) -> Result<String, fmt
         )?;
     }
     for service in closed {
-        service.write(&mut text, "# ", &mut names)?;
+        let name = service.write(&mut text, "# ", &mut names)?;
+        left.push(format!("{name} ({})", service.ports.join(", ")));
     }
-    Ok(text)
+    Ok(FirstPolicy {
+        text,
+        advice,
+        listed,
+        closed: left,
+    })
 }
 
-fn write_head(text: &mut String, docker: &DockerQuery) -> fmt::Result {
+fn write_head(text: &mut String, docker: &DockerQuery, advice: &ScopeAdvice) -> fmt::Result {
     let DockerQuery {
         socket,
         answered,
@@ -98,6 +206,13 @@ fn write_head(text: &mut String, docker: &DockerQuery) -> fmt::Result {
         ),
     };
     let socket = toml::Value::from(socket);
+    let [containers, host] = SCOPES.map(capital);
+    let fits = format!(
+        "On this host \"{}\" fits: {}.",
+        advice.scope.name(),
+        one_line(&advice.why)
+    );
+    let scopes = [format!("{containers}."), format!("{host}."), fits];
     write!(
         text,
         "# A first policy, from the services that `guard init` has found on this host. Read it. `guard check`\n\
@@ -107,17 +222,34 @@ fn write_head(text: &mut String, docker: &DockerQuery) -> fmt::Result {
          # them are packets that you want, write \"enforce\", and test it with `guard try FILE --for 5m`.\n\
          mode = \"observe\"\n\
          \n\
-         # Every port that no service lists is closed. Scope \"containers\" closes only the ports that containers\n\
-         # publish, and leaves the host's own ports to your firewall.\n\
-         scope = \"host\"\n\
+         {}\
+         scope = \"{}\"\n\
          \n\
          # The interfaces on which packets come in from outside. Left out: those of the default routes.\n\
          # interfaces = [\"eth0\"]\n\
          \n\
          [docker]\n\
          # {why}\n\
-         socket = {socket}\n"
+         socket = {socket}\n",
+        comments(&scopes),
+        advice.scope.name(),
     )
+}
+
+/// Comment lines, wrapped.
+fn comments(texts: &[String]) -> String {
+    let lines = texts.iter().map(|text| comment(text) + "\n");
+    lines.collect()
+}
+
+fn comment(text: &str) -> String {
+    columns([["#".to_owned(), one_line(text)]], 1).replace("\n ", "\n#")
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_uppercase());
+    first.into_iter().flatten().chain(letters).collect()
 }
 
 /// The ports of SSH: those of its servers, and the port of the operator's own way in.
@@ -180,6 +312,43 @@ fn proxy(survey: &Survey, session: Option<SshSession>) -> Result<DraftService, &
     })
 }
 
+/// The ports of the web that something else than a known proxy serves: another web server, or an application itself.
+fn web(survey: &Survey, session: Option<SshSession>) -> Option<DraftService> {
+    let endpoints = survey.endpoints.iter();
+    let found_here: Vec<&Endpoint> = endpoints
+        .filter(|endpoint| is_other_web(endpoint) && !is_way_in(endpoint, session))
+        .collect();
+    if found_here.is_empty() {
+        return None;
+    }
+    let mut why = vec![
+        "The web. What serves it is no reverse proxy that guard knows, but it is on a port of HTTP or HTTPS. Remove \
+         the service if others should not reach it."
+            .to_owned(),
+    ];
+    why.extend(found_here.iter().map(|endpoint| found(endpoint)));
+    let mut ports: Vec<String> = found_here.iter().map(|endpoint| endpoint.place()).collect();
+    ports.dedup();
+    Some(DraftService {
+        name: "web".to_owned(),
+        why,
+        ports,
+        rest: OF_PROXY,
+    })
+}
+
+/// Whether the endpoint is on a port of the web that the world can reach, and nothing known serves it.
+fn is_other_web(endpoint: &Endpoint) -> bool {
+    let is_web = endpoint.protocol != PortProtocol::Sctp
+        && endpoint.ports.clone().count() == 1
+        && WEB.contains(endpoint.ports.start());
+    is_web
+        && endpoint.level == Level::World
+        && endpoint.role.is_none()
+        && !endpoint.may_be_client
+        && !endpoint.own_address
+}
+
 fn ping() -> DraftService {
     DraftService {
         name: "ping".to_owned(),
@@ -204,9 +373,19 @@ fn is_way_in(endpoint: &Endpoint, session: Option<SshSession>) -> bool {
 }
 
 /// The ports that other hosts can reach and that the policy leaves closed, by owner.
-fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<DraftService> {
+fn closed(survey: &Survey, session: Option<SshSession>, scope: Scope) -> Vec<DraftService> {
+    // Scope `containers` leaves the others to the firewall of the host.
+    let is_published = |endpoint: &Endpoint| {
+        let mut published = survey.containers.published.iter();
+        published
+            .any(|port| port.protocol == endpoint.protocol && endpoint.ports.contains(&port.port))
+    };
     let is_left = |endpoint: &&Endpoint| {
-        let is_kept = endpoint.role.is_some() || is_way_in(endpoint, session);
+        let is_open = scope == Scope::Containers && !is_published(endpoint);
+        let is_kept = endpoint.role.is_some()
+            || is_other_web(endpoint)
+            || is_way_in(endpoint, session)
+            || is_open;
         // A UDP port without a process is the kernel's, such as WireGuard's: it serves others, and is no client's.
         let is_client = endpoint.may_be_client && !endpoint.owner.processes.is_empty();
         // An endpoint on a container's own address is left out: it needs a service with that address.
@@ -218,7 +397,7 @@ fn closed(survey: &Survey, session: Option<SshSession>) -> Vec<DraftService> {
     let left = survey.endpoints.iter().filter(is_left).cloned();
     let mut by_owner: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
     for endpoint in joined(left, continues, |endpoint| &mut endpoint.ports) {
-        let name = name_of(&endpoint.owner);
+        let name = name_of(&endpoint);
         by_owner.entry(name).or_default().push(endpoint);
     }
     by_owner
@@ -262,26 +441,33 @@ fn found(endpoint: &Endpoint) -> String {
     )
 }
 
-fn name_of(owner: &Owner) -> String {
+fn name_of(endpoint: &Endpoint) -> String {
     let Owner {
         container,
         project,
         service,
         processes,
         ..
-    } = owner;
+    } = &endpoint.owner;
     match (project, service, container, processes.iter().next()) {
         (Some(project), Some(service), ..) => format!("{project}-{service}"),
         (_, _, Some(container), _) => container.clone(),
         (.., Some(process)) => process.clone(),
         (_, Some(service), ..) => service.clone(),
-        _ => owner.kind.to_owned(),
+        // Its process is not known, or it is the kernel's.
+        _ => endpoint.place().replace('/', "-"),
     }
 }
 
 impl DraftService {
-    /// Writes the service. `before` is written before each line that is not a comment: empty, or `# `.
-    fn write(&self, text: &mut String, before: &str, names: &mut BTreeSet<String>) -> fmt::Result {
+    /// Writes the service, and returns its name. `before` is written before each line that is not a comment: empty, or
+    /// `# `.
+    fn write(
+        &self,
+        text: &mut String,
+        before: &str,
+        names: &mut BTreeSet<String>,
+    ) -> Result<String, fmt::Error> {
         let Self {
             name,
             why,
@@ -290,11 +476,7 @@ impl DraftService {
         } = self;
         writeln!(text)?;
         for why in why {
-            writeln!(
-                text,
-                "{}",
-                columns([["#".to_owned(), one_line(why)]], 1).replace("\n ", "\n#")
-            )?;
+            writeln!(text, "{}", comment(why))?;
         }
         let name = free_name(name, names);
         let ports: Vec<String> = ports.iter().map(|port| format!("\"{port}\"")).collect();
@@ -304,7 +486,7 @@ impl DraftService {
         for line in *rest {
             writeln!(text, "{before}{line}")?;
         }
-        Ok(())
+        Ok(name)
     }
 }
 
@@ -338,35 +520,198 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{host::Host, policy::Containers};
+    use crate::{
+        host::Host,
+        policy::{Containers, PublishedAt, PublishedPort},
+    };
 
-    #[test]
-    fn a_port_of_the_kernel_is_listed_and_a_port_of_a_client_is_not() {
-        let endpoint = |port: u16, processes: &[&str]| {
-            let addresses = BTreeSet::from(["0.0.0.0".parse().unwrap()]);
-            let owner = Owner {
-                kind: "unknown",
-                processes: processes.iter().map(|name| (*name).to_owned()).collect(),
-                ..Owner::default()
-            };
-            Endpoint {
-                may_be_client: true,
-                ..Endpoint::new(PortProtocol::Udp, port, addresses, Level::World, owner)
-            }
+    fn endpoint(protocol: PortProtocol, port: u16, processes: &[&str]) -> Endpoint {
+        let addresses = BTreeSet::from(["0.0.0.0".parse().unwrap()]);
+        let owner = Owner {
+            kind: if processes.is_empty() {
+                "unknown"
+            } else {
+                "process"
+            },
+            processes: processes.iter().map(|name| (*name).to_owned()).collect(),
+            ..Owner::default()
         };
-        let survey = Survey {
-            endpoints: vec![endpoint(40_123, &["resolver"]), endpoint(51_820, &[])],
-            containers: Containers::default(),
-            docker: DockerQuery::default(),
+        Endpoint::new(protocol, port, addresses, Level::World, owner)
+    }
+
+    fn published(port: u16, container: &str) -> Endpoint {
+        let mut endpoint = endpoint(PortProtocol::Tcp, port, &[]);
+        endpoint.owner = Owner {
+            kind: "container",
+            container: Some(container.to_owned()),
+            ..Owner::default()
+        };
+        endpoint.inside = Some(port);
+        endpoint
+    }
+
+    fn survey(endpoints: Vec<Endpoint>, has_docker: bool) -> Survey {
+        let published = endpoints.iter().filter(|one| one.inside.is_some());
+        let published = published.map(|one| PublishedPort {
+            protocol: one.protocol,
+            port: *one.ports.start(),
+            at: PublishedAt::EveryIpv4,
+        });
+        Survey {
+            containers: Containers {
+                published: published.collect(),
+                ..Containers::default()
+            },
+            endpoints,
+            docker: DockerQuery {
+                socket: has_docker.then(|| DEFAULT_DOCKER_SOCKET.to_owned()),
+                answered: has_docker,
+                ..DockerQuery::default()
+            },
             daemon: None,
             own_addresses: BTreeSet::new(),
             container_addresses: BTreeSet::new(),
             host: Host::unread(4_000_000),
             notes: Vec::new(),
+        }
+    }
+
+    fn first(survey: &Survey, firewalls: &Firewalls) -> FirstPolicy {
+        let findings = Findings {
+            survey,
+            session: None,
+            firewalls,
         };
-        let text = write(&survey, None).unwrap();
+        write(&findings).unwrap()
+    }
+
+    fn firewall(name: &str) -> Firewalls {
+        Firewalls {
+            names: BTreeSet::from([name.to_owned()]),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_port_of_the_kernel_is_listed_and_a_port_of_a_client_is_not() {
+        let endpoint = |port, processes: &[&str]| Endpoint {
+            may_be_client: true,
+            ..endpoint(PortProtocol::Udp, port, processes)
+        };
+        let survey = survey(
+            vec![endpoint(40_123, &["resolver"]), endpoint(51_820, &[])],
+            false,
+        );
+        let text = first(&survey, &Firewalls::default()).text;
         assert!(text.contains("# ports = [\"udp/51820\"]"), "{text}");
+        assert!(text.contains("# name = \"udp-51820\""), "{text}");
         assert!(!text.contains("40123"), "{text}");
+    }
+
+    #[test]
+    fn the_scope_leaves_the_hosts_ports_to_another_firewall_and_else_closes_them() {
+        let unknown = Firewalls {
+            names: BTreeSet::new(),
+            error: Some("`nft` cannot be run".to_owned()),
+        };
+        for (has_docker, firewalls, scope, why) in [
+            (true, firewall("ufw"), Scope::Containers, "ufw filters"),
+            (
+                true,
+                unknown.clone(),
+                Scope::Containers,
+                "`nft` cannot be run",
+            ),
+            (true, Firewalls::default(), Scope::Host, "no other firewall"),
+            (false, firewall("ufw"), Scope::Host, "no Docker"),
+            (false, unknown, Scope::Host, "no Docker"),
+        ] {
+            let policy = first(&survey(Vec::new(), has_docker), &firewalls);
+            assert_eq!(policy.advice.scope, scope, "{why}");
+            assert!(policy.advice.why.contains(why), "{}", policy.advice.why);
+            let line = format!("\nscope = \"{}\"\n", scope.name());
+            assert!(policy.text.contains(&line), "{}", policy.text);
+        }
+    }
+
+    #[test]
+    fn a_web_server_that_is_no_known_proxy_stays_open_with_a_remark() {
+        let survey = survey(
+            vec![
+                endpoint(PortProtocol::Tcp, 80, &["python3"]),
+                published(443, "shop"),
+                published(8000, "invoices"),
+                endpoint(PortProtocol::Tcp, 8080, &["nginx"]),
+                endpoint(PortProtocol::Tcp, 5432, &["postgres"]),
+            ],
+            true,
+        );
+        let policy = first(&survey, &firewall("ufw"));
+        insta::assert_snapshot!(policy.text, @r#"
+        # A first policy, from the services that `guard init` has found on this host. Read it. `guard check`
+        # describes it, `guard audit` lists the open ports, and guard.toml(5) explains every key.
+
+        # Nothing is dropped yet: guard counts the packets that it would drop (`guard counters`). When none of
+        # them are packets that you want, write "enforce", and test it with `guard try FILE --for 5m`.
+        mode = "observe"
+
+        # Scope "containers" closes the ports that containers publish, and leaves the host's
+        # own ports to your firewall.
+        # Scope "host" closes every port that no service lists, of containers and of the
+        # host's own programs.
+        # On this host "containers" fits: ufw filters the host's own ports already, and what
+        # containers publish bypasses it.
+        scope = "containers"
+
+        # The interfaces on which packets come in from outside. Left out: those of the default routes.
+        # interfaces = ["eth0"]
+
+        [docker]
+        # guard reads the published ports of containers here
+        socket = "/var/run/docker.sock"
+
+        # No SSH server was found that others can reach.
+
+        # The web. What serves it is no reverse proxy that guard knows, but it is on a port
+        # of HTTP or HTTPS. Remove the service if others should not reach it.
+        # tcp/80: listening: python3
+        # tcp/443: published by container shop
+        [[service]]
+        name = "web"
+        ports = ["tcp/80", "tcp/443"]
+        [service.limit]            # for each source: an IPv4 address or an IPv6 /64
+        packets = "2k/s"           # more than a browser sends, less than a flood
+
+        # Pings of monitors, and the answers to this host's own pings.
+        [[service]]
+        name = "ping"
+        ports = ["icmp", "icmpv6"]
+        [service.limit]            # for each source
+        packets = "100/s"          # enough for monitoring
+
+        # These ports can be reached now, and will be closed in mode "enforce". To keep a port open, remove
+        # the `# ` before the lines of its service, and write the sources that need it into `from`.
+
+        # tcp/8000: published by container invoices
+        # [[service]]
+        # name = "invoices"
+        # ports = ["tcp/8000"]
+        # from = ["198.51.100.0/24"]   # the sources that need it; "any" is every source
+        "#);
+        assert_eq!(
+            policy.listed,
+            ["web (tcp/80, tcp/443)", "ping (icmp, icmpv6)"]
+        );
+        assert_eq!(policy.closed, ["invoices (tcp/8000)"]);
+        let policy = first(&survey, &Firewalls::default());
+        assert_eq!(
+            policy.closed,
+            [
+                "invoices (tcp/8000)",
+                "nginx (tcp/8080)",
+                "postgres (tcp/5432)"
+            ]
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod claim;
 mod conntrack;
 pub mod docker;
 mod dump;
+mod firewall;
 mod nat;
 mod picture;
 pub mod privileges;
@@ -30,6 +31,7 @@ use rtnetlink::{Handle, RouteMessageBuilder, new_connection, packet_route::route
 pub use self::{
     conntrack::ConntrackError,
     dump::ReadError,
+    firewall::Firewalls,
     nat::NatError,
     picture::{
         ARPHRD_ETHER, ARPHRD_LOOPBACK, Host, Link, LinkAddress, Listener, NatHook, NatRule,

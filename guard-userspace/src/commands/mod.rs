@@ -196,7 +196,7 @@ impl Arguments {
             Command::Explain(explain) => explain.run(&client()?, &location.pins).await,
             Command::Replay(replay) => replay.run().await,
             Command::Audit(audit) => audit.run(&location).await,
-            Command::Init(init) => init.run().await,
+            Command::Init(init) => init.run(&location).await,
             Command::Completions(completions) => completions.run(),
             Command::Man(pages) => pages.run(),
             Command::Counters(watched) => counters::run(&location, watched).await,
