@@ -157,9 +157,12 @@ pub fn write(findings: &Findings<'_>) -> Result<FirstPolicy, fmt::Error> {
     let closed = closed(survey, *session, advice.scope);
     let mut left = Vec::new();
     if closed.is_empty() {
-        let what = match advice.scope {
-            Scope::Host => "Nothing else was found that others can reach.",
-            Scope::Containers => "No other port was found that a container publishes.",
+        let what = match (advice.scope, survey.docker.answered) {
+            (Scope::Host, _) => "Nothing else was found that others can reach.",
+            (Scope::Containers, true) => "No other port was found that a container publishes.",
+            (Scope::Containers, false) => {
+                "What containers publish is not known yet: run `guard init` again when Docker answers."
+            }
         };
         writeln!(text, "\n# {what}")?;
     } else {

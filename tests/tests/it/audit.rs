@@ -568,6 +568,18 @@ fn a_first_policy_lists_the_proxy_and_ssh_and_closes_the_rest() {
     let init = format!("{binary} init --docker {} -o {path}", socket(&docker));
     let done = ssh.output(&lab, HOST_V4, &init).unwrap();
     assert!(done.status.success(), "{done:?}");
+    assert_says(
+        &String::from_utf8_lossy(&done.stdout),
+        &[
+            &format!("wrote {path}: mode observe"),
+            "here \"host\" fits: no other firewall closes ports of this host",
+            "open in this policy: ssh (tcp/22), proxy (tcp/80), ping (icmp, icmpv6)",
+            "closed by it once enforced: models (tcp/11434), shop-invoices (tcp/8000)",
+            &format!("guard check --live {path} #"),
+            &format!("guard run --policy {path} #"),
+            "guard status #",
+        ],
+    );
     let text = fs::read_to_string(&path).unwrap();
     assert_says(
         &text,
@@ -608,8 +620,55 @@ fn a_first_policy_lists_the_proxy_and_ssh_and_closes_the_rest() {
     assert_eq!(code, 0, "{report:#}");
 
     let again = output(&lab, &["init", "--docker", "", "-o", &path]).unwrap();
-    fails(&again, 1, &[&path, "is there already", "--print"]);
+    fails(
+        &again,
+        1,
+        &[&path, "is there already", "--print", "--force"],
+    );
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    let forced = output(&lab, &["init", "--docker", "", "-o", &path, "--force"]).unwrap();
+    assert!(forced.status.success(), "{forced:?}");
+    assert_eq!(fs::read_to_string(format!("{path}.old")).unwrap(), text);
+    assert_ne!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn the_packages_policy_is_replaced_by_a_first_one_and_kept_beside_it() {
+    const PACKAGED: &str = include_str!("../../../packaging/guard.toml");
+    let lab = Lab::new().unwrap();
+    let path = lab.folder().join("guard.toml").display().to_string();
+    fs::write(&path, PACKAGED).unwrap();
+    let init = || output(&lab, &["init", "--docker", "", "-o", &path]).unwrap();
+    let done = init();
+    assert!(done.status.success(), "{done:?}");
+    let kept = format!("{path}.packaged");
+    assert_says(&String::from_utf8_lossy(&done.stdout), &[&kept]);
+    assert_eq!(fs::read_to_string(&kept).unwrap(), PACKAGED);
+    assert!(output(&lab, &["check", &path]).unwrap().status.success());
+    // The first policy is the operator's own.
+    fails(&init(), 1, &["is there already"]);
+}
+
+#[test]
+fn a_first_policy_leaves_the_hosts_ports_to_another_firewall_beside_docker() {
+    let lab = Lab::new().unwrap();
+    let missing = lab.folder().join("docker.sock").display().to_string();
+    let init = |docker: &str| {
+        let printed = output(&lab, &["init", "--print", "--docker", docker]).unwrap();
+        String::from_utf8_lossy(&printed.stdout).into_owned()
+    };
+    let host = "On this host \"host\" fits: no other firewall closes ports of this host";
+    assert_says(&init(&missing), &["scope = \"host\"", host]);
+    let nft = |rule: &str| run(lab.host.command("nft").arg(rule)).unwrap();
+    nft("add table inet own");
+    nft("add chain inet own input { type filter hook input priority 0 ; policy drop ; }");
+    let containers = "\"containers\" fits: nftables (table inet own) filters the host's own";
+    assert_says(&init(&missing), &["scope = \"containers\"", containers]);
+    // Without Docker, that scope would close nothing.
+    assert_says(
+        &init(""),
+        &["scope = \"host\"", "no Docker or Podman was found"],
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use lab::{
+    docker::Docker,
     flood::Flood,
     guard::{Guard, binary, output, write_policy},
     http::{HttpOutcome, get},
@@ -640,6 +641,126 @@ fn observed_a_replay_says_what_would_be_dropped_unless_told_to_enforce() {
         text.trim(),
         r#"{"n":0,"time":1.5,"verdict":"drop","reason":"closed_port","service":null}"#
     );
+}
+
+/// Runs a replay, and returns its output and its warnings.
+fn replay_with_warnings(lab: &Lab, capture: &Path, extra: &[&str]) -> (String, String) {
+    let policy = lab.folder().join("guard.toml");
+    let paths = [
+        "--policy",
+        policy.to_str().unwrap(),
+        capture.to_str().unwrap(),
+    ];
+    let replayed = output(lab, &[&["replay"], &paths[..], extra].concat()).unwrap();
+    assert!(replayed.status.success(), "{replayed:?}");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(replayed.stdout), text(replayed.stderr))
+}
+
+#[test]
+fn a_replay_lists_what_would_be_dropped_by_source_by_port_and_by_service() {
+    let lab = Lab::new().unwrap();
+    let observed = POLICY.replace("\"enforce\"", "\"observe\"");
+    let observed = observed.replace("198.51.100.0/28", "198.51.100.128/28");
+    write_policy(&lab, &observed.replace("200/s", "1/s")).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let [closed, web, database] = [8000, 80, 5432].map(|port| tcp_v4(port, SYN));
+    let v6 = ipv6(CLIENT_V6, protocol::TCP, &tcp(8000, SYN, &[]));
+    let frames = [&closed, &closed, &closed, &web, &web, &database, &v6];
+    let packets = frames.map(|frame| (1, 0, frame.as_slice(), frame.len()));
+    fs::write(&capture, pcap(1, &packets)).unwrap();
+    let (text, warnings) = replay_with_warnings(&lab, &capture, &[]);
+    let network = ipnet::Ipv6Net::new(CLIENT_V6, 64).unwrap().trunc();
+    for line in [
+        "WOULD BE DROPPED, BY SOURCE".to_owned(),
+        format!(
+            "{CLIENT_V4} 5 closed_port tcp/8000; packet_limit at web; source_not_allowed at database"
+        ),
+        format!("{network} 1 closed_port tcp/8000"),
+        "WOULD BE DROPPED, BY PORT".to_owned(),
+        "tcp/8000 4 closed_port".to_owned(),
+        "tcp/80 1 packet_limit at web".to_owned(),
+        "WOULD BE DROPPED, BY SERVICE".to_owned(),
+        "web 1 packet_limit".to_owned(),
+    ] {
+        let mut lines = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert!(
+            lines.any(|found| found == line),
+            "{line:?} is not in {text}"
+        );
+    }
+    // Scope `host` closes ports that no container publishes, too.
+    assert_eq!(warnings, "");
+    let (json, _) = replay_with_warnings(&lab, &capture, &["--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["would_drop"], 6, "{json}");
+    assert_eq!(json["dropped_by_port"][0]["port"], "tcp/8000", "{json}");
+    assert_eq!(json["dropped_by_port"][0]["packets"], 4, "{json}");
+    assert_eq!(json["dropped_by_source"][0]["packets"], 5, "{json}");
+}
+
+#[test]
+fn a_replay_in_scope_containers_says_that_no_published_port_is_known() {
+    let lab = Lab::new().unwrap();
+    let containers = POLICY.replace("\"host\"", "\"containers\"");
+    write_policy(&lab, &containers).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let syn = tcp_v4(8000, SYN);
+    fs::write(&capture, pcap(1, &[(1, 0, &syn, syn.len())])).unwrap();
+    let missing = lab.folder().join("docker.sock").display().to_string();
+    let unanswered = containers.replace("socket = \"\"", &format!("socket = \"{missing}\""));
+    for (policy, extra, words) in [
+        (&containers, &[][..], Some("the policy names no Docker")),
+        (&unanswered, &[], Some(missing.as_str())),
+        (&containers, &["--publish", "none"], None),
+        (&containers, &["--published", "tcp/8000"], None),
+    ] {
+        write_policy(&lab, policy).unwrap();
+        let (json, warnings) = replay_with_warnings(&lab, &capture, &[extra, &["--json"]].concat());
+        match words {
+            Some(words) => {
+                assert_eq!(warnings.lines().count(), 1, "{warnings}");
+                assert!(
+                    warnings.contains(words) && warnings.contains("--publish"),
+                    "{warnings}"
+                );
+                assert!(json.contains("\"published_from\": \"unknown\""), "{json}");
+            }
+            None => assert_eq!(warnings, "", "{extra:?}"),
+        }
+        assert_eq!(
+            json.contains("closed_port"),
+            extra.contains(&"tcp/8000"),
+            "{json}"
+        );
+    }
+}
+
+#[test]
+fn a_replay_closes_what_docker_publishes_at_this_moment() {
+    let lab = Lab::new().unwrap();
+    let docker = Docker::start(&lab).unwrap();
+    let socket = docker.socket().display().to_string();
+    let containers = POLICY.replace("\"host\"", "\"containers\"");
+    let policy = containers.replace("socket = \"\"", &format!("socket = \"{socket}\""));
+    write_policy(&lab, &policy).unwrap();
+    let capture = lab.folder().join("made.pcap");
+    let syn = tcp_v4(8000, SYN);
+    fs::write(&capture, pcap(1, &[(1, 0, &syn, syn.len())])).unwrap();
+    let (_, warnings) = replay_with_warnings(&lab, &capture, &[]);
+    assert!(
+        warnings.contains("no container at") && warnings.contains("--publish none"),
+        "{warnings}"
+    );
+    docker.run_invoices("invoices", &["8000:8000"]).unwrap();
+    let (text, warnings) = replay_with_warnings(&lab, &capture, &[]);
+    assert_eq!(warnings, "");
+    assert!(text.contains("at this moment: tcp/8000"), "{text}");
+    assert!(text.contains("closed_port"), "{text}");
+    let (json, _) = replay_with_warnings(&lab, &capture, &["--json"]);
+    assert!(json.contains("\"published_from\": \"docker\""), "{json}");
 }
 
 #[test]
