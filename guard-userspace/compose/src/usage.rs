@@ -30,7 +30,9 @@ impl WrongUsage<'_> {
         self.root.build();
         let (command, rest) = self.failed(error);
         let name = name(command);
-        let what = self.problem(error, command, rest).unwrap_or_else(|| {
+        let what = self.after_dashes(error, rest);
+        let what = what.or_else(|| self.problem(error, command, rest));
+        let what = what.unwrap_or_else(|| {
             let text = error.to_string();
             let lines = text.lines().take_while(|line| !line.is_empty());
             let what: Vec<&str> = lines.map(str::trim).collect();
@@ -68,6 +70,18 @@ impl WrongUsage<'_> {
             }
         }
         (command, rest)
+    }
+
+    /// A command or an option after `--`, which is not read as one.
+    fn after_dashes(&self, error: &Error, rest: &[OsString]) -> Option<String> {
+        let typed = text(error, ContextKind::InvalidArg)
+            .or_else(|| text(error, ContextKind::InvalidSubcommand))?;
+        let place = rest.iter().position(|word| word == "--")?;
+        let mut after = rest.get(place..)?.iter();
+        after.find(|word| word.to_string_lossy() == typed)?;
+        Some(format!(
+            "{typed:?} stands after `--`, so it is not read as a command or an option: leave `--` out"
+        ))
     }
 
     fn problem(&self, error: &Error, command: &Command, rest: &[OsString]) -> Option<String> {

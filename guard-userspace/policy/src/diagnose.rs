@@ -8,7 +8,7 @@ use toml::{
 
 use super::{
     check::parse_moment,
-    keys::{Key, Kind, Section, TOP, budget},
+    keys::{Key, KeySection, Kind, TOP, budget},
     place::Problem,
     port::meant,
     rate::Unit,
@@ -17,7 +17,7 @@ use super::{
 /// The first problem in the text; `None`: its keys and types are right.
 pub fn first_problem(file: &Spanned<DeTable<'_>>) -> Option<Problem> {
     let mut problems = Vec::new();
-    let place = Place {
+    let place = SectionPlace {
         section: &TOP,
         path: Vec::new(),
         offset: file.span().start,
@@ -27,16 +27,16 @@ pub fn first_problem(file: &Spanned<DeTable<'_>>) -> Option<Problem> {
 }
 
 /// A section, where it stands in the file.
-struct Place {
-    section: &'static Section,
+struct SectionPlace {
+    section: &'static KeySection,
     /// The keys that lead to it from the top: `service`, `limit`.
     path: Vec<&'static str>,
     offset: usize,
 }
 
-type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
+type SpannedValue<'a, 'i> = &'a Spanned<DeValue<'i>>;
 
-impl Place {
+impl SectionPlace {
     fn walk(&self, table: &DeTable<'_>, problems: &mut Vec<Problem>) {
         let before = problems.len();
         for (name, value) in table {
@@ -104,6 +104,9 @@ impl Place {
         if let Some(key) = nearest(written, names).and_then(|name| self.section.key(name)) {
             return format!("{what}: did you mean {}? {}", key.written(), capital(&keys));
         }
+        if let Some(above) = self.belongs_above(written) {
+            return format!("{what}: {above}");
+        }
         if !is_top && let Some(key) = TOP.key(written) {
             return self.belongs_at_top(key, written, value);
         }
@@ -141,6 +144,19 @@ impl Place {
             }
         }
         format!("{what}: {keys}")
+    }
+
+    /// A key of a service or a source that stands below one of its own sections, such as [service.limit].
+    fn belongs_above(&self, written: &str) -> Option<String> {
+        let [parent @ ("service" | "source"), _, ..] = self.path.as_slice() else {
+            return None;
+        };
+        TOP.key(parent)?.section()?.key(written)?;
+        let header = self.header();
+        Some(format!(
+            "`{written}` belongs to the [[{parent}]]: write it above the line {header}, or it is read as a key of \
+             {header}"
+        ))
     }
 
     /// A key of the top of the file that stands in a section.
@@ -187,8 +203,8 @@ impl Place {
         found.collect()
     }
 
-    fn check(&self, key: &'static Key, value: Value<'_, '_>, problems: &mut Vec<Problem>) {
-        let below = |section: &'static Section| Place {
+    fn check(&self, key: &'static Key, value: SpannedValue<'_, '_>, problems: &mut Vec<Problem>) {
+        let below = |section: &'static KeySection| SectionPlace {
             section,
             path: self.path.iter().copied().chain([key.name]).collect(),
             offset: value.span().start,
@@ -200,7 +216,7 @@ impl Place {
             (Kind::Tables(section), DeValue::Array(tables)) if all_tables(tables) => {
                 for one in tables {
                     if let DeValue::Table(table) = one.get_ref() {
-                        let place = Place {
+                        let place = SectionPlace {
                             offset: one.span().start,
                             ..below(section)
                         };
@@ -229,7 +245,7 @@ impl Place {
     }
 
     /// What is wrong with an element of a list of texts.
-    fn wrong_element(&self, key: &Key, element: Value<'_, '_>) -> String {
+    fn wrong_element(&self, key: &Key, element: SpannedValue<'_, '_>) -> String {
         let name = self.name(key.name);
         match (key.kind, element.get_ref()) {
             (Kind::Ports, DeValue::Integer(port)) => format!(
@@ -343,7 +359,7 @@ impl Place {
     }
 
     /// Another type, where a section is right.
-    fn no_table(&self, key: &Key, section: &Section, value: &DeValue<'_>) -> String {
+    fn no_table(&self, key: &Key, section: &KeySection, value: &DeValue<'_>) -> String {
         let name = key.name;
         let path: Vec<&str> = self.path.iter().copied().chain([name]).collect();
         let path = path.join(".");
@@ -384,7 +400,7 @@ impl Place {
 }
 
 /// Another type, where sections in two brackets are right.
-fn no_tables(key: &Key, section: &Section, value: &DeValue<'_>) -> String {
+fn no_tables(key: &Key, section: &KeySection, value: &DeValue<'_>) -> String {
     let name = key.name;
     let DeValue::Table(table) = value else {
         return format!("`{name}` is a section: write [[{name}]], and its keys below it");
@@ -525,7 +541,7 @@ fn burst_example(kind: Kind) -> &'static str {
 }
 
 impl Key {
-    fn section(&self) -> Option<&'static Section> {
+    fn section(&self) -> Option<&'static KeySection> {
         match self.kind {
             Kind::Table(section) | Kind::Tables(section) => Some(section),
             _ => None,

@@ -265,7 +265,7 @@ fn offset(error: &toml::de::Error) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{Kind, Section, TOP, budget};
+    use crate::keys::{KeySection, Kind, TOP, budget};
 
     /// The keys that the types accept below `path`, from the error about a key that does not exist.
     fn accepted(path: &[&str]) -> Vec<String> {
@@ -284,7 +284,7 @@ mod tests {
         names
     }
 
-    fn compare(section: &Section, path: &mut Vec<&'static str>) {
+    fn compare(section: &KeySection, path: &mut Vec<&'static str>) {
         let mut names: Vec<&str> = section.keys.iter().map(|key| key.name).collect();
         names.sort_unstable();
         assert_eq!(names, accepted(path), "{path:?}");

@@ -5,7 +5,7 @@ use super::rate::Unit;
 
 /// Keys that stand together.
 #[derive(Debug)]
-pub struct Section {
+pub struct KeySection {
     /// What its budgets or keys are for, if a key could stand in more than one section.
     pub purpose: &'static str,
     pub keys: &'static [Key],
@@ -41,9 +41,9 @@ pub enum Kind {
     /// The burst of a budget.
     Burst(Unit),
     /// A section that stands once.
-    Table(&'static Section),
+    Table(&'static KeySection),
     /// A section that may stand several times, in two brackets.
-    Tables(&'static Section),
+    Tables(&'static KeySection),
 }
 
 const fn key(name: &'static str, kind: Kind) -> Key {
@@ -65,7 +65,7 @@ const fn required(name: &'static str, kind: Kind) -> Key {
 const MODES: &[&str] = &["off", "observe", "enforce"];
 
 /// The top of the file, before the first section.
-pub const TOP: Section = Section {
+pub const TOP: KeySection = KeySection {
     purpose: "",
     keys: &[
         key("mode", Kind::Choice(MODES)),
@@ -103,7 +103,7 @@ pub const TOP: Section = Section {
     ],
 };
 
-const DOCKER: Section = Section {
+const DOCKER: KeySection = KeySection {
     purpose: "",
     keys: &[
         key("socket", Kind::Text("/var/run/docker.sock")),
@@ -112,13 +112,13 @@ const DOCKER: Section = Section {
     synonyms: &[(&["path", "host", "url", "endpoint"], "socket")],
 };
 
-const WEB: Section = Section {
+const WEB: KeySection = KeySection {
     purpose: "",
     keys: &[key("listen", Kind::Text("127.0.0.1:9469"))],
     synonyms: &[(&["address", "bind", "port", "addr"], "listen")],
 };
 
-const LIMITS: Section = Section {
+const LIMITS: KeySection = KeySection {
     purpose: "each source, at ports that no service lists",
     keys: &[
         key("packets", Kind::Budget(Unit::Packets)),
@@ -130,7 +130,7 @@ const LIMITS: Section = Section {
     synonyms: BUDGET_SYNONYMS,
 };
 
-const LIMIT: Section = Section {
+const LIMIT: KeySection = KeySection {
     purpose: "each source",
     keys: &[
         key("packets", Kind::Budget(Unit::Packets)),
@@ -141,7 +141,7 @@ const LIMIT: Section = Section {
     synonyms: BUDGET_SYNONYMS,
 };
 
-const TOTAL: Section = Section {
+const TOTAL: KeySection = KeySection {
     purpose: "all sources together",
     keys: &[
         key("packets", Kind::Budget(Unit::Packets)),
@@ -161,7 +161,7 @@ const BUDGET_SYNONYMS: &[(&[&str], &str)] = &[
     (&["prefix", "mask", "group"], "per"),
 ];
 
-const PER: Section = Section {
+const PER: KeySection = KeySection {
     purpose: "",
     keys: &[
         key("ipv4", Kind::Number("32")),
@@ -170,7 +170,7 @@ const PER: Section = Section {
     synonyms: &[(&["v4", "ip4"], "ipv4"), (&["v6", "ip6"], "ipv6")],
 };
 
-const SERVICE: Section = Section {
+const SERVICE: KeySection = KeySection {
     purpose: "",
     keys: &[
         required("name", Kind::Text("proxy")),
@@ -203,7 +203,7 @@ const SERVICE: Section = Section {
     ],
 };
 
-const SOURCE: Section = Section {
+const SOURCE: KeySection = KeySection {
     purpose: "",
     keys: &[
         required("name", Kind::Text("office")),
@@ -241,7 +241,7 @@ const SOURCE: Section = Section {
 };
 
 /// `{ rate = "50/s", burst = 200 }`, by what it counts.
-pub const fn budget(unit: Unit) -> &'static Section {
+pub const fn budget(unit: Unit) -> &'static KeySection {
     match unit {
         Unit::Packets => &PACKETS,
         Unit::Connections => &CONNECTIONS,
@@ -254,7 +254,7 @@ const BURST_SYNONYMS: &[(&[&str], &str)] = &[
     (&["bucket", "size", "max", "peak"], "burst"),
 ];
 
-const PACKETS: Section = Section {
+const PACKETS: KeySection = KeySection {
     purpose: "",
     keys: &[
         required("rate", Kind::Rate(Unit::Packets)),
@@ -263,7 +263,7 @@ const PACKETS: Section = Section {
     synonyms: BURST_SYNONYMS,
 };
 
-const CONNECTIONS: Section = Section {
+const CONNECTIONS: KeySection = KeySection {
     purpose: "",
     keys: &[
         required("rate", Kind::Rate(Unit::Connections)),
@@ -272,7 +272,7 @@ const CONNECTIONS: Section = Section {
     synonyms: BURST_SYNONYMS,
 };
 
-const BYTES: Section = Section {
+const BYTES: KeySection = KeySection {
     purpose: "",
     keys: &[
         required("rate", Kind::Rate(Unit::Bytes)),
@@ -281,7 +281,7 @@ const BYTES: Section = Section {
     synonyms: BURST_SYNONYMS,
 };
 
-impl Section {
+impl KeySection {
     pub fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)
     }

@@ -109,6 +109,9 @@ fn an_unknown_key_is_answered_with_the_key_that_was_meant_or_its_place() {
                 "protocol = \"tcp\"",
                 "comment = \"x\"",
                 "[service.total]\nper = { ipv4 = 24 }",
+                "[service.limit]\npackets = \"2k/s\"\nfrom = [\"any\"]",
+                "[service.limit]\npackets = \"2k/s\"\nmode = \"enforce\"",
+                "address.name = \"203.0.113.5\"",
             ],
         ),
         answers(
@@ -251,6 +254,16 @@ fn an_unknown_key_is_answered_with_the_key_that_was_meant_or_its_place() {
         [service.total]
         |per = { ipv4 = 24 }
             F:5: unknown key `per` in [service.total]: the keys there are `packets`, `bytes` and `connections`
+        [service.limit]
+        |packets = "2k/s"
+        |from = ["any"]
+            F:6: unknown key `from` in [service.limit]: `from` belongs to the [[service]]: write it above the line [service.limit], or it is read as a key of [service.limit]
+        [service.limit]
+        |packets = "2k/s"
+        |mode = "enforce"
+            F:6: unknown key `mode` in [service.limit]: `mode` belongs to the [[service]]: write it above the line [service.limit], or it is read as a key of [service.limit]
+        address.name = "203.0.113.5"
+            F:4: `address` is a text: write address = "203.0.113.5"
         expire = 2027-01-31T00:00:00Z
             F:4: unknown key `expire` in [[source]]: did you mean `expires`? The keys there are `name`, `cidrs`, `factor`, `exempt`, `deny`, `owner`, `reason` and `expires`
         until = 2027-01-31T00:00:00Z

@@ -401,6 +401,9 @@ mod tests {
             "try new.toml --for abc",
             "completions bsh",
             "--socket",
+            "-- status",
+            "status -- --json",
+            "replay --network foo a.pcap",
             "--socket status statsu",
             "audit composer",
             "audit compose",
@@ -440,7 +443,7 @@ mod tests {
         deny
           `deny` needs <CIDR>; `guard deny --help` shows the usage
         deny 300.1.1.1
-          <CIDR>: "300.1.1.1" is neither "any", nor the name of a source, nor a CIDR such as "198.51.100.0/24" or "2001:db8::/32"; `guard deny --help` shows the usage
+          <CIDR>: "300.1.1.1" is not an address or a CIDR: write one such as "198.51.100.7", "198.51.100.0/24" or "2001:db8::/32"; `guard deny --help` shows the usage
         deny 198.51.100.7/24
           <CIDR>: "198.51.100.7/24" has bits set after its prefix length: write "198.51.100.0/24" for the network, or "198.51.100.7" for the single address; `guard deny --help` shows the usage
         deny 198.51.100.7 2h
@@ -501,6 +504,12 @@ mod tests {
           "bsh" is no value of <SHELL> (bash, elvish, fish, powershell or zsh): did you mean "bash"? `guard completions --help` shows the usage
         --socket
           --socket needs a value; `guard --help` shows the usage
+        -- status
+          "status" stands after `--`, so it is not read as a command or an option: leave `--` out; `guard --help` shows the usage
+        status -- --json
+          "--json" stands after `--`, so it is not read as a command or an option: leave `--` out; `guard status --help` shows the usage
+        replay --network foo a.pcap
+          --network: "foo" is not an address or a CIDR: write one such as "198.51.100.7", "198.51.100.0/24" or "2001:db8::/32"; `guard replay --help` shows the usage
         --socket status statsu
           there is no command "statsu": did you mean "status"? `guard --help` lists the commands
         audit composer

@@ -28,7 +28,7 @@ use crate::{
     dataplane::{Direction, Judged, LoadError, Replay, source_of},
     host,
     pcap::{self, Recorded},
-    policy::{Containers, KernelTick, Policy, Tables, Timebase, labels},
+    policy::{Containers, KernelTick, Policy, Tables, Timebase, labels, parse_prefix},
 };
 
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ pub struct ReplayCommand {
     )]
     publish: Vec<String>,
     /// Container networks, instead of Docker's: 172.17.0.0/16
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = parse_prefix)]
     network: Vec<IpNet>,
     /// Addresses of the recording host: packets from them get no verdict, but open flows
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
