@@ -168,8 +168,19 @@ const GROUPS: &[HelpGroup] = &[
                 "confirm",
                 ("confirm", "keep the policy on trial"),
                 (
-                    "confirm --socket /run/other/guard.sock",
-                    "of an agent with another socket",
+                    "confirm --write",
+                    "and write it to the file that a reload reads",
+                ),
+            ),
+            entry(
+                "diff",
+                (
+                    "diff",
+                    "how does the policy file differ from what is in force?",
+                ),
+                (
+                    "diff new.toml",
+                    "what would this file change, and for whom?",
                 ),
             ),
             entry(
