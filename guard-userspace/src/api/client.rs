@@ -189,6 +189,17 @@ impl Client {
         self.changed(request, PATIENCE_FOR_CHANGES).await
     }
 
+    /// Revokes without a warning on standard error, for `guard top`.
+    pub async fn revoke_silently(
+        &self,
+        id: u64,
+        request: &Revocation,
+    ) -> ClientResult<Changed<Entry>> {
+        let address = address(&format!("entries/{id}"));
+        let request = self.http.delete(address).query(request);
+        self.answer(request, PATIENCE_FOR_CHANGES).await
+    }
+
     /// Changes a mode. `off` has a short timeout: `guard mode off` then works without the agent.
     pub async fn set_mode(&self, request: &ModeChange) -> ClientResult<Applied> {
         let patience = if request.mode.as_deref() == Some("off") {

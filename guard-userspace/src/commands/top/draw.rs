@@ -1,5 +1,6 @@
 //! Draws the state. Everything that a colour shows is also written in words.
 
+use jiff::Timestamp;
 use ratatui::{
     Frame,
     layout::{Alignment, Constraint, Layout, Rect},
@@ -9,10 +10,16 @@ use ratatui::{
     widgets::{Block, Cell, Clear, Paragraph, Row, Table, TableState, Wrap},
 };
 
-use super::state::{Flow, Prompt, PromptKind, RateHistory, ScreenState, Shown};
+use super::{
+    ages::Activity,
+    list::{self, EntryList, Notice},
+    ports::reason_with_ports,
+    state::{Flow, Prompt, PromptKind, RateHistory, ScreenState, Shown},
+};
 use crate::{
     api::{Counter, Status, Talker},
     commands::{figures, meter::Metered, status::headline},
+    policy::{Action, Entry, untrusted::quoted},
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -58,15 +65,32 @@ impl Theme {
     }
 }
 
+/// A row without traffic now.
+fn dimmed(style: Style, activity: Activity) -> Style {
+    match activity {
+        Activity::Active => style,
+        Activity::Quiet | Activity::Past => style.add_modifier(Modifier::DIM),
+    }
+}
+
 const HEADING: Style = Style::new().add_modifier(Modifier::UNDERLINED);
 const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
-/// Narrower screens omit bits per second, so that drops and their reasons have room.
+/// Narrower screens omit bits per second of sources, so that drops and their reasons have room.
 const WIDTH_FOR_BITS: u16 = 70;
-const WIDTH_FOR_TOTALS: u16 = 100;
+const WIDTH_FOR_TOTALS: u16 = 110;
+/// Narrower screens omit the interface and bits per second of the traffic.
+const WIDTH_FOR_INTERFACE: u16 = 56;
 
-const HELP: &str = "? help  p pause  s sort  / filter  e explain  a allow  d deny  q quit";
-const SHORT_HELP: &str = "? help  p s /  e explain  a allow  d deny  q quit";
+/// The sources that every screen shows without scrolling, if it has so many lines.
+const FEWEST_SOURCES: u16 = 5;
+
+/// The help for the last line: the longest that fits is shown.
+const HELP: [&str; 3] = [
+    "? help  e explain  a allow  d deny  l entries  / filter  s sort  p pause  q quit",
+    "? help  e explain  a allow  d deny  l entries  q quit",
+    "? help  a allow  d deny  l list  q quit",
+];
 
 pub fn draw(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme) {
     let area = frame.area();
@@ -75,9 +99,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme) {
     let head_height = u16::try_from(head.len()).unwrap_or(u16::MAX);
     // Two titles, two headings and the last line.
     let rows = area.height.saturating_sub(head_height + 5);
-    let traffic_rows = (rows / 2)
-        .min(u16::try_from(traffic.len()).unwrap_or(u16::MAX))
-        .max(1);
+    let traffic_rows = traffic_rows(rows, traffic.len(), state.sources().len());
     let [top, traffic_area, sources_area, bottom] = Layout::vertical([
         Constraint::Length(head_height),
         Constraint::Length(traffic_rows + 2),
@@ -86,12 +108,23 @@ pub fn draw(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme) {
     ])
     .areas(area);
     frame.render_widget(Paragraph::new(head), top);
-    draw_traffic(frame, &traffic, theme, traffic_area);
+    draw_traffic(frame, state, &traffic, theme, traffic_area);
     draw_sources(frame, state, theme, sources_area);
     draw_last_line(frame, state, theme, bottom);
+    if let Some(list) = &state.list {
+        draw_list(frame, list, theme);
+    }
     if let Some(shown) = &state.shown {
         draw_shown(frame, shown, theme);
     }
+}
+
+/// The rows of the traffic, of `rows` for both tables. The sources have half of them, and at least
+/// [`FEWEST_SOURCES`]; what they do not need, the traffic may have.
+fn traffic_rows(rows: u16, traffic: usize, sources: usize) -> u16 {
+    let half = rows / 2;
+    let for_sources = to_u16(sources).clamp(FEWEST_SOURCES, (rows - half).max(FEWEST_SOURCES));
+    to_u16(traffic).min(rows.saturating_sub(for_sources)).max(1)
 }
 
 fn head(state: &ScreenState, theme: Theme, width: u16) -> Vec<Line<'static>> {
@@ -160,13 +193,32 @@ fn trouble_of_agent(status: &Status) -> Option<String> {
     ))
 }
 
-/// `IN  1.2k packets/s  3.4 Mbit/s  ▁▂▃`.
+/// `IN  1.2k packets/s  3.4 Mbit/s  max 2.0k/s  ▁▂▃`. A narrow screen has no room for the history.
 fn rate_line(name: &str, flow: &Flow, width: u16, style: Style) -> Line<'static> {
+    const MAX: usize = 13;
     let Flow { rate, past } = flow;
+    if past.last(1).next().is_none() {
+        // A rate needs two readings.
+        return Line::styled(format!("{name:<11}{:>15}", "- packets/s"), style);
+    }
     let packets = format!("{} packets/s", figures::count(rate.packets));
-    let text = format!("{name:<11}{packets:>17}{:>14}  ", figures::bits(rate.bytes));
+    let mut text = format!("{name:<11}{packets:>15}{:>13}", figures::bits(rate.bytes));
     let rest = usize::from(width).saturating_sub(text.chars().count());
-    Line::styled(format!("{text}{}", sparkline(past, rest)), style)
+    let bars = rest.saturating_sub(MAX + 2);
+    if bars >= usize::from(Columns::SHORTEST_HISTORY) {
+        let max = max_of(past, bars);
+        text += &format!("{max:>MAX$}  {}", sparkline(past, bars));
+    }
+    Line::styled(text, style)
+}
+
+/// The highest rate of the history that is drawn.
+fn max_of(history: &RateHistory, width: usize) -> String {
+    format!("max {}", per_second(history.highest(width)))
+}
+
+fn per_second(rate: f64) -> String {
+    format!("{}/s", figures::count(rate))
 }
 
 /// Draws the newest value to the right, and the highest as a full block.
@@ -183,7 +235,7 @@ fn sparkline(history: &RateHistory, width: usize) -> String {
         SET.seven_eighths,
         SET.full,
     ];
-    let highest = history.last(width).fold(0.0, f64::max);
+    let highest = history.highest(width);
     let level = |value: f64| {
         let top = (LEVELS.len() - 1) as f64;
         // Rounded up, so that every value above 0 is visible.
@@ -198,127 +250,260 @@ fn sparkline(history: &RateHistory, width: usize) -> String {
     format!("{bars:>width$}")
 }
 
-fn draw_traffic(frame: &mut Frame<'_>, rows: &[&Metered<Counter>], theme: Theme, area: Rect) {
-    let room = usize::from(area.height.saturating_sub(2));
-    let hidden = rows.len().saturating_sub(room);
-    let more = if hidden > 0 {
-        format!(", {hidden} more rows")
-    } else {
-        String::new()
-    };
-    let title = format!("TRAFFIC by service and reason{more}");
-    let has_totals = area.width >= WIDTH_FOR_TOTALS;
-    let totals = has_totals.then_some(["PACKETS", "BYTES"]);
-    let names = ["INTERFACE", "SERVICE", "VERDICT", "REASON"].into_iter();
-    let rates = ["PKTS/S", "BITS/S"];
-    let heading = names.map(Cell::from).chain(
-        rates
+/// What the last line of a table's title says of rows that are not on the screen.
+fn missing(hidden: usize, past: usize) -> String {
+    let hidden = (hidden > 0).then(|| format!(", {hidden} more rows"));
+    let past = (past > 0).then(|| format!(", {past} without packets now"));
+    format!("{}{}", hidden.unwrap_or_default(), past.unwrap_or_default())
+}
+
+/// The word for a verdict. WOULD DROP in the head of the screen sums up the rows with `would drop`.
+fn verdict(counter: &Counter) -> String {
+    match &counter.would {
+        Some(would) => format!("would {would}"),
+        None => counter.verdict.clone(),
+    }
+}
+
+/// The columns of the traffic, with the widths that fit the screen.
+struct TrafficColumns {
+    /// 0: left out.
+    interface: u16,
+    verdict: u16,
+    reason: u16,
+    has_units: bool,
+    has_totals: bool,
+}
+
+impl TrafficColumns {
+    const TOTAL: u16 = 9;
+    /// A long service name leaves room for the reason.
+    const WIDEST_SERVICE: u16 = 24;
+
+    fn new(rows: &[&Metered<Counter>], width: u16) -> Self {
+        let widest = |word: &dyn Fn(&Counter) -> usize, name: &str, most: u16| {
+            let widths = rows.iter().map(|counter| word(&counter.row));
+            let widest = widths.chain([name.len()]).max().unwrap_or_default();
+            to_u16(widest).min(most)
+        };
+        let has_interface = width >= WIDTH_FOR_INTERFACE;
+        let interface = widest(&|row| width_of(&row.interface), "INTERFACE", 15);
+        let mut columns = Self {
+            interface: if has_interface { interface } else { 0 },
+            verdict: widest(&|row| verdict(row).len(), "VERDICT", 10),
+            reason: 0,
+            has_units: width >= WIDTH_FOR_BITS,
+            has_totals: width >= WIDTH_FOR_TOTALS,
+        };
+        let service = |row: &Counter| width_of(row.service.as_deref().unwrap_or("-"));
+        let service = widest(&service, "SERVICE", Self::WIDEST_SERVICE);
+        let others = columns.others();
+        let others: u16 = others.iter().map(|width| width + 1).sum();
+        let room = width.saturating_sub(others + columns.verdict + 1 + service + 1);
+        let reason = |row: &Counter| reason_with_ports(row, usize::from(room)).len();
+        columns.reason = widest(&reason, "REASON", room.max(18));
+        columns
+    }
+
+    fn numbers(&self) -> Vec<u16> {
+        let mut numbers = vec![Columns::packets(self.has_units)];
+        if self.interface > 0 {
+            numbers.push(Columns::bits(self.has_units));
+        }
+        if self.has_totals {
+            numbers.extend([Self::TOTAL, Self::TOTAL]);
+        }
+        numbers
+    }
+
+    /// The widths of the columns other than the service, the verdict and the reason.
+    fn others(&self) -> Vec<u16> {
+        let interface = (self.interface > 0).then_some(self.interface);
+        interface.into_iter().chain(self.numbers()).collect()
+    }
+
+    fn widths(&self) -> Vec<Constraint> {
+        let interface = (self.interface > 0).then_some(Constraint::Length(self.interface));
+        let words = [
+            Constraint::Fill(1),
+            Constraint::Length(self.verdict),
+            Constraint::Length(self.reason),
+        ];
+        let numbers = self.numbers().into_iter().map(Constraint::Length);
+        interface.into_iter().chain(words).chain(numbers).collect()
+    }
+
+    /// The cells of a row that has all columns, without those that this screen has not.
+    fn cells(
+        &self,
+        words: [String; 4],
+        rates: [String; 2],
+        totals: [String; 2],
+    ) -> Vec<Cell<'static>> {
+        let words = words.into_iter().skip(usize::from(self.interface == 0));
+        let rates = rates
             .into_iter()
-            .chain(totals.into_iter().flatten())
-            .map(number),
-    );
-    let lines = rows.iter().map(|counter| {
+            .take(if self.interface > 0 { 2 } else { 1 });
+        let totals = totals.into_iter().filter(|_| self.has_totals);
+        words
+            .map(Cell::from)
+            .chain(rates.chain(totals).map(number))
+            .collect()
+    }
+
+    fn heading(&self) -> Row<'static> {
+        let words = ["INTERFACE", "SERVICE", "VERDICT", "REASON"].map(str::to_owned);
+        let packets = if self.has_units {
+            "PACKETS/S"
+        } else {
+            "PKTS/S"
+        };
+        let rates = [packets, "BITS/S"].map(str::to_owned);
+        let totals = ["PACKETS", "BYTES"].map(str::to_owned);
+        Row::new(self.cells(words, rates, totals)).style(HEADING)
+    }
+
+    fn row(&self, counter: &Metered<Counter>) -> Row<'static> {
         let Metered { row, rate } = counter;
-        let rate = rate.unwrap_or_default();
         let words = [
             row.interface.clone(),
             row.service.clone().unwrap_or_else(|| "-".to_owned()),
-            row.describe_verdict(),
-            row.reason.clone(),
+            verdict(row),
+            reason_with_ports(row, usize::from(self.reason)),
         ];
-        let rates = [rate.packets, rate.bytes * 8.0].map(figures::count);
-        let totals = has_totals.then(|| {
-            [
-                figures::count(row.packets as f64),
-                figures::bytes(row.bytes as f64),
-            ]
-        });
-        let numbers = rates.into_iter().chain(totals.into_iter().flatten());
-        let cells = words.into_iter().map(Cell::from).chain(numbers.map(number));
-        Row::new(cells.collect::<Vec<_>>()).style(theme.of_counter(row))
-    });
-    let widest = |word: fn(&Counter) -> usize, name: &str, most: usize| {
-        let widths = rows.iter().map(|counter| word(&counter.row));
-        to_u16(
-            widths
-                .chain([name.len()])
-                .max()
-                .unwrap_or_default()
-                .min(most),
-        )
-    };
-    let mut widths = vec![
-        Constraint::Length(widest(|row| row.interface.chars().count(), "INTERFACE", 15)),
-        Constraint::Fill(1),
-        Constraint::Length(widest(|row| row.describe_verdict().len(), "VERDICT", 17)),
-        Constraint::Length(widest(|row| row.reason.len(), "REASON", 18)),
-        Constraint::Length(Columns::NUMBER),
-        Constraint::Length(Columns::NUMBER),
-    ];
-    if has_totals {
-        widths.extend([Constraint::Length(9), Constraint::Length(9)]);
+        let rates = match rate {
+            None => ["-", "-"].map(str::to_owned),
+            Some(rate) if self.has_units => [per_second(rate.packets), figures::bits(rate.bytes)],
+            Some(rate) => [rate.packets, rate.bytes * 8.0].map(figures::count),
+        };
+        let totals = [
+            figures::count(row.packets as f64),
+            figures::bytes(row.bytes as f64),
+        ];
+        Row::new(self.cells(words, rates, totals))
     }
-    let table = Table::new(lines, widths)
-        .header(Row::new(heading.collect::<Vec<_>>()).style(HEADING))
-        .block(titled(title, theme));
+}
+
+fn draw_traffic(
+    frame: &mut Frame<'_>,
+    state: &ScreenState,
+    rows: &[&Metered<Counter>],
+    theme: Theme,
+    area: Rect,
+) {
+    let room = usize::from(area.height.saturating_sub(2));
+    let missing = missing(rows.len().saturating_sub(room), state.past().0);
+    let by = if area.width >= WIDTH_FOR_INTERFACE {
+        " by service and reason"
+    } else {
+        ""
+    };
+    let block = titled(format!("TRAFFIC{by}{missing}"), theme);
+    let columns = TrafficColumns::new(rows, area.width);
+    let lines = rows.iter().map(|counter| {
+        let style = theme.of_counter(&counter.row);
+        let activity = state.counter_activity(&counter.row);
+        columns.row(counter).style(dimmed(style, activity))
+    });
+    let table = Table::new(lines, columns.widths())
+        .header(columns.heading())
+        .block(block);
     frame.render_widget(table, area);
 }
 
 /// The columns of the sources, with the widths that fit the screen.
 struct Columns {
     source: u16,
-    has_bits: bool,
+    drops: &'static str,
+    has_units: bool,
     why: u16,
     history: u16,
 }
 
 impl Columns {
     const MARK: u16 = 2;
-    const NUMBER: u16 = 6;
     const SHORTEST_SOURCE: u16 = 15;
-    const SHORTEST_HISTORY: u16 = 4;
+    const SHORTEST_WHY: u16 = 8;
+    /// As wide as its heading.
+    const SHORTEST_HISTORY: u16 = 7;
+    /// A history of this width has room for its maximum.
+    const HISTORY_WITH_MAX: u16 = 24;
+    const MAX: u16 = 11;
 
-    fn new(sources: &[&Metered<Talker>], width: u16) -> Self {
-        let widest = |word: fn(&Talker) -> usize| {
-            let widths = sources.iter().map(|talker| word(&talker.row));
-            to_u16(widths.max().unwrap_or_default())
-        };
-        let has_bits = width >= WIDTH_FOR_BITS;
-        let numbers = if has_bits { 3 } else { 2 };
-        let rest = width.saturating_sub(Self::MARK + numbers * (Self::NUMBER + 1));
-        let why = widest(|row| row.why().unwrap_or_default().chars().count());
-        let why = why.max(3).min(rest * 5 / 9);
-        let source = widest(|row| row.who().chars().count());
-        let source = source
-            .max(Self::SHORTEST_SOURCE)
-            .min(rest.saturating_sub(why + 1));
-        let history = rest.saturating_sub(source + why + 2);
-        Self {
-            source,
-            has_bits,
-            why,
-            history: if history < Self::SHORTEST_HISTORY {
-                0
-            } else {
-                history
-            },
-        }
+    /// The width of packets per second: `12.3k/s`, below `PACKETS/S`, or `12.3k`.
+    const fn packets(has_units: bool) -> u16 {
+        if has_units { 9 } else { 6 }
     }
 
-    fn heading(&self, drops: &'static str) -> Row<'static> {
-        let mut cells = vec![Cell::from("SOURCE"), number("PKTS/S")];
-        if self.has_bits {
+    /// The width of bits per second: `12.3 Mbit/s`, or `12.3M`.
+    const fn bits(has_units: bool) -> u16 {
+        if has_units { 11 } else { 6 }
+    }
+
+    fn new(sources: &[&Metered<Talker>], is_enforced: bool, width: u16) -> Self {
+        let widest = |word: fn(&Talker) -> String| {
+            let widths = sources.iter().map(|talker| width_of(&word(&talker.row)));
+            to_u16(widths.max().unwrap_or_default())
+        };
+        let has_units = width >= WIDTH_FOR_BITS;
+        let mut columns = Self {
+            source: 0,
+            drops: match (is_enforced, has_units) {
+                (true, true) => "DROPPED",
+                (true, false) => "DROP/S",
+                (false, _) => "WOULD DROP",
+            },
+            has_units,
+            why: 0,
+            history: 0,
+        };
+        let numbers = columns.numbers();
+        let numbers: u16 = numbers.iter().map(|width| width + 1).sum();
+        let rest = width.saturating_sub(Self::MARK + numbers);
+        // The address is never cut for the reason: the operator acts on it.
+        let source = widest(|row| row.source.to_string()).max(Self::SHORTEST_SOURCE);
+        let why = widest(|row| row.why().unwrap_or_default()).max(Self::SHORTEST_WHY);
+        columns.why = why.min(rest.saturating_sub(source + 1));
+        if columns.why < Self::SHORTEST_WHY {
+            columns.why = 0;
+        }
+        columns.source = widest(Talker::who)
+            .max(source)
+            .min(rest.saturating_sub(columns.why + 1));
+        let history = rest.saturating_sub(columns.source + columns.why + 2);
+        if history >= Self::SHORTEST_HISTORY {
+            columns.history = history;
+        }
+        columns
+    }
+
+    /// The widths of the numbers.
+    fn numbers(&self) -> Vec<u16> {
+        let mut numbers = vec![Self::packets(self.has_units)];
+        if self.has_units {
+            numbers.push(Self::bits(self.has_units));
+        }
+        numbers.push(to_u16(self.drops.len()).max(6));
+        numbers
+    }
+
+    fn heading(&self) -> Row<'static> {
+        let mut cells = vec![Cell::from("SOURCE")];
+        cells.push(number(if self.has_units {
+            "PACKETS/S"
+        } else {
+            "PKTS/S"
+        }));
+        if self.has_units {
             cells.push(number("BITS/S"));
         }
-        cells.extend([number(drops), Cell::from("FOR"), Cell::from("HISTORY")]);
+        cells.extend([number(self.drops), Cell::from("FOR"), Cell::from("HISTORY")]);
         Row::new(cells).style(HEADING)
     }
 
     fn widths(&self) -> Vec<Constraint> {
-        let mut widths = vec![self.source, Self::NUMBER, Self::NUMBER];
-        if self.has_bits {
-            widths.push(Self::NUMBER);
-        }
+        let mut widths = vec![self.source];
+        widths.extend(self.numbers());
         widths.push(self.why);
         if self.history > 0 {
             widths.push(self.history);
@@ -326,51 +511,85 @@ impl Columns {
         widths.into_iter().map(Constraint::Length).collect()
     }
 
-    fn row(
-        &self,
-        talker: &Metered<Talker>,
-        history: Option<&RateHistory>,
-        theme: Theme,
-    ) -> Row<'static> {
+    fn row(&self, talker: &Metered<Talker>, state: &ScreenState) -> Row<'static> {
         let Metered { row, rate } = talker;
-        let rate = rate.unwrap_or_default();
-        let mut cells = vec![Cell::from(row.who()), number(figures::count(rate.packets))];
-        if self.has_bits {
-            cells.push(number(figures::count(rate.bytes * 8.0)));
-        }
-        cells.push(number(figures::count(rate.dropped)));
-        let why = row.why().unwrap_or_else(|| "-".to_owned());
-        let bars = history.map(|history| sparkline(history, usize::from(self.history)));
-        cells.extend([Cell::from(why), Cell::from(bars.unwrap_or_default())]);
-        let style = if rate.dropped > 0.0 {
-            theme.dropped()
-        } else {
-            Style::new()
+        let sampled = Sampled {
+            resolution: state.resolution,
+            has_units: self.has_units,
         };
-        Row::new(cells).style(style)
+        let packets = rate.map(|rate| rate.packets);
+        let dropped = rate.filter(|_| row.dropped > 0).map(|rate| rate.dropped);
+        let mut cells = vec![Cell::from(row.who()), number(sampled.rate(packets))];
+        if self.has_units {
+            let bits = rate.filter(|rate| rate.bytes > 0.0);
+            let bits = bits.map(|rate| figures::bits(rate.bytes));
+            cells.push(number(bits.unwrap_or_else(|| "-".to_owned())));
+        }
+        cells.push(number(sampled.rate(dropped)));
+        let why = row.why().unwrap_or_else(|| "-".to_owned());
+        let history = state.history(row);
+        let history = history.map(|history| self.history(history));
+        cells.extend([Cell::from(why), Cell::from(history.unwrap_or_default())]);
+        Row::new(cells)
+    }
+
+    fn history(&self, history: &RateHistory) -> String {
+        if self.history < Self::HISTORY_WITH_MAX {
+            return sparkline(history, usize::from(self.history));
+        }
+        let width = usize::from(self.history - Self::MAX);
+        let max = max_of(history, width);
+        let max_width = usize::from(Self::MAX);
+        format!("{max:<max_width$}{}", sparkline(history, width))
+    }
+}
+
+/// How to write rates that are estimated from a sample.
+struct Sampled {
+    resolution: Option<f64>,
+    has_units: bool,
+}
+
+impl Sampled {
+    /// `None` if nothing was counted: `-`. A rate of 0 means fewer packets than one of the sample: `<8/s`.
+    fn rate(&self, rate: Option<f64>) -> String {
+        let unit = if self.has_units { "/s" } else { "" };
+        match (rate, self.resolution) {
+            (None, _) => "-".to_owned(),
+            (Some(0.0), Some(resolution)) => {
+                format!("<{}{unit}", figures::count(resolution.ceil()))
+            }
+            (Some(rate), _) => format!("{}{unit}", figures::count(rate)),
+        }
     }
 }
 
 fn draw_sources(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme, area: Rect) {
     let sources = state.sources();
-    let columns = Columns::new(&sources, area.width);
-    let mut title = format!(
-        "SOURCES by {}, estimated from 1 packet of 16",
-        state.sort.name()
-    );
+    let is_enforced = is_enforced(state);
+    let columns = Columns::new(&sources, is_enforced, area.width);
+    let sample = if area.width >= WIDTH_FOR_INTERFACE {
+        "estimated from one packet of sixteen"
+    } else {
+        "1 packet of 16"
+    };
+    let mut title = format!("SOURCES by {}, {sample}", state.sort.name());
     if !state.filter.is_empty() {
         title += &format!(", only with \"{}\"", state.filter);
     }
-    let drops = if is_enforced(state) {
-        "DROP/S"
-    } else {
-        "WOULD"
-    };
-    let rows = sources
-        .iter()
-        .map(|talker| columns.row(talker, state.history(&talker.row), theme));
+    title += &missing(0, state.past().1);
+    let rows = sources.iter().map(|talker| {
+        let rate = talker.rate.unwrap_or_default();
+        let style = match (rate.dropped > 0.0, is_enforced) {
+            (true, true) => theme.dropped(),
+            (true, false) => theme.would_be_dropped(),
+            (false, _) => Style::new(),
+        };
+        let activity = state.talker_activity(&talker.row);
+        columns.row(talker, state).style(dimmed(style, activity))
+    });
     let table = Table::new(rows, columns.widths())
-        .header(columns.heading(drops))
+        .header(columns.heading())
         .row_highlight_style(SELECTED)
         .highlight_symbol("> ")
         .block(titled(title, theme));
@@ -382,12 +601,31 @@ fn draw_sources(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme, area: 
 }
 
 fn draw_last_line(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme, area: Rect) {
-    let line = match &state.prompt {
-        Some(prompt) => prompt_line(prompt, theme),
-        None if area.width < WIDTH_FOR_BITS => Line::raw(SHORT_HELP),
-        None => Line::raw(HELP),
+    let to_revoke = state.list.as_ref().and_then(EntryList::to_confirm);
+    let line = match (&state.prompt, to_revoke, &state.notice) {
+        (Some(prompt), ..) => prompt_line(prompt, theme),
+        (None, Some(entry), _) => Line::raw(format!(
+            "Revoke {}? Enter: yes, any other key: no",
+            list::name(entry)
+        )),
+        (None, None, Some(notice)) => notice_line(notice, area.width),
+        (None, None, None) => {
+            let fits = |help: &&&str| help.len() <= usize::from(area.width);
+            let help = HELP.iter().find(fits).or(HELP.last());
+            Line::raw(*help.unwrap_or(&""))
+        }
     };
     frame.render_widget(Paragraph::new(line).style(SELECTED), area);
+}
+
+fn notice_line(notice: &Notice, width: u16) -> Line<'static> {
+    let Notice { text, short, .. } = notice;
+    let text = if width_of(text) <= usize::from(width) {
+        text
+    } else {
+        short
+    };
+    Line::raw(text.clone())
 }
 
 fn prompt_line(prompt: &Prompt, theme: Theme) -> Line<'static> {
@@ -415,6 +653,93 @@ fn prompt_line(prompt: &Prompt, theme: Theme) -> Line<'static> {
     Line::from(vec![Span::raw(format!("{question}: ")), typed, hint])
 }
 
+fn draw_list(frame: &mut Frame<'_>, list: &EntryList, theme: Theme) {
+    // The columns with the most of their widths. The last has what the others leave.
+    const COLUMNS: [(&str, u16); 7] = [
+        ("ID", 6),
+        ("ACTION", 6),
+        ("PREFIX", 43),
+        ("SERVICE", 12),
+        ("UNTIL", 20),
+        ("OWNER", 14),
+        ("REASON", u16::MAX),
+    ];
+    let entries = list.entries().unwrap_or_default();
+    let area = frame.area();
+    let width = area.width.min(110);
+    // The last line of the screen asks and answers.
+    let most = area.height.saturating_sub(2);
+    // The borders and the heading, and the whole text of the selected entry.
+    let height = to_u16(entries.len().max(1) + 3 + 3).min(most);
+    let place = area.centered(Constraint::Length(width), Constraint::Length(height));
+    let block = Block::bordered()
+        .title(" ENTRIES in force ")
+        .title_bottom(" r: revoke  up, down: select  Esc: back ")
+        .title_style(theme.title());
+    frame.render_widget(Clear, place);
+    if entries.is_empty() {
+        let text = match list.entries() {
+            None => "waiting for the agent",
+            Some(_) => "none: a and d on the screen make one",
+        };
+        frame.render_widget(Paragraph::new(text).block(block), place);
+        return;
+    }
+    let rows: Vec<_> = entries
+        .iter()
+        .map(|entry| entry_cells(entry, list.read_at))
+        .collect();
+    let widths = COLUMNS.iter().enumerate().map(|(index, (name, most))| {
+        let cells = rows.iter().filter_map(|row| row.get(index));
+        let widest = cells.map(|cell| width_of(cell)).chain([name.len()]).max();
+        match *most {
+            u16::MAX => Constraint::Fill(1),
+            most => Constraint::Length(to_u16(widest.unwrap_or_default()).min(most)),
+        }
+    });
+    let widths: Vec<_> = widths.collect();
+    let rows = entries.iter().zip(rows).map(|(entry, cells)| {
+        Row::new(cells).style(match entry.action {
+            Action::Allow => theme.passed(),
+            Action::Deny => theme.dropped(),
+        })
+    });
+    let table = Table::new(rows, widths)
+        .header(Row::new(COLUMNS.map(|(name, _)| name)).style(HEADING))
+        .row_highlight_style(SELECTED)
+        .highlight_symbol("> ");
+    let mut state = TableState::new();
+    state.select(Some(list.index()));
+    let inside = block.inner(place);
+    frame.render_widget(block, place);
+    let for_text = if inside.height >= 5 { 3 } else { 0 };
+    let [table_area, text_area] =
+        Layout::vertical([Constraint::Fill(1), Constraint::Length(for_text)]).areas(inside);
+    frame.render_stateful_widget(table, table_area, &mut state);
+    let text = entries.get(list.index()).map(ToString::to_string);
+    let text = Paragraph::new(text.unwrap_or_default()).wrap(Wrap { trim: true });
+    frame.render_widget(text, text_area);
+}
+
+/// The cells of an entry, in the order of the columns.
+fn entry_cells(entry: &Entry, now: Timestamp) -> [String; 7] {
+    [
+        entry.id.to_string(),
+        entry.action.name().to_owned(),
+        list::source(entry.prefix),
+        entry.service.clone().unwrap_or_else(|| "-".to_owned()),
+        list::until(entry.expires, now),
+        quoted_or_dash(entry.owner.as_deref()),
+        quoted_or_dash(entry.reason.as_deref()),
+    ]
+}
+
+/// A text that a client sent, in quotes because nothing verifies it.
+fn quoted_or_dash(text: Option<&str>) -> String {
+    const MOST: usize = 60;
+    text.map_or_else(|| "-".to_owned(), |text| quoted(text, MOST))
+}
+
 fn draw_shown(frame: &mut Frame<'_>, shown: &Shown, theme: Theme) {
     let Shown {
         title,
@@ -426,7 +751,7 @@ fn draw_shown(frame: &mut Frame<'_>, shown: &Shown, theme: Theme) {
     let inside = usize::from(width.saturating_sub(2)).max(1);
     let wrapped = text
         .lines()
-        .map(|line| line.chars().count().div_ceil(inside).max(1));
+        .map(|line| width_of(line).div_ceil(inside).max(1));
     // Wrapping at words needs more lines than this count, so the box gets one more.
     let height = to_u16(wrapped.sum::<usize>() + 3).min(area.height.saturating_sub(2));
     let place = area.centered(Constraint::Length(width), Constraint::Length(height));
@@ -450,6 +775,11 @@ fn number(text: impl Into<String>) -> Cell<'static> {
     Cell::from(Line::raw(text.into()).alignment(Alignment::Right))
 }
 
+/// The columns that a text takes on a terminal: some characters take two.
+fn width_of(text: &str) -> usize {
+    Span::raw(text).width()
+}
+
 fn to_u16(length: usize) -> u16 {
     u16::try_from(length).unwrap_or(u16::MAX)
 }
@@ -458,10 +788,11 @@ fn to_u16(length: usize) -> u16 {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use insta::assert_snapshot;
     use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
 
     use super::*;
-    use crate::commands::top::examples::{reading, status};
+    use crate::commands::top::examples::{counter, crowded, entry, reading, status, talker};
 
     fn drawn(state: &ScreenState, (width, height): (u16, u16), has_colour: bool) -> Buffer {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -501,7 +832,7 @@ mod tests {
             let office = line("198.51.100.20 office");
             assert!(office.contains("connection_limit at web"), "{text}");
             assert!(
-                text.contains("enforcing") && text.contains("1 packet of 16"),
+                text.contains("enforcing") && text.contains("one packet of sixteen"),
                 "{text}"
             );
             assert!(text.contains("q quit"), "{text}");
@@ -556,6 +887,314 @@ mod tests {
             screen.contains("WOULD DROP") && !screen.contains("DROPPED "),
             "{screen}"
         );
+    }
+
+    /// Readings each two seconds, of which only the first has the traffic of this source and reason.
+    fn watched(mode: &str, readings: u64) -> ScreenState {
+        let mut state = ScreenState::default();
+        let start = Instant::now();
+        for n in 0..readings {
+            let mut reading = crowded(2 * n, mode);
+            reading
+                .counters
+                .push(counter(Some("web"), "drop", "byte_limit", 4_000));
+            reading.talkers.push(talker(
+                "198.51.100.99",
+                4_000,
+                Some(("byte_limit", Some("web"))),
+            ));
+            state.take(start + Duration::from_secs(2 * n), Ok(reading));
+        }
+        state
+    }
+
+    #[test]
+    fn a_screen_of_80_by_24() {
+        let screen = text(&drawn(&watched("enforce", 4), (80, 24), false));
+        assert_snapshot!(screen, @r"
+        guard enforcing: packets against the policy are dropped
+        IN          8.4k packets/s   4.0 Mbit/s   max 8.4k/s                         ███
+        DROPPED     8.3k packets/s   4.0 Mbit/s   max 8.3k/s                         ███
+        TRAFFIC by service and reason, 8 more rows
+        INTERFACE SERVICE      VERDICT REASON                      PACKETS/S      BITS/S
+        eth0      -            drop    closed_port tcp/8000 tcp/22    8.0k/s  3.8 Mbit/s
+        eth0      web          drop    connection_limit                300/s  144 kbit/s
+        eth0      service-12   pass    allowed                          12/s  5.8 kbit/s
+        eth0      service-11   pass    allowed                          11/s  5.3 kbit/s
+        eth0      web          pass    allowed                          10/s  4.8 kbit/s
+        eth0      service-10   pass    allowed                          10/s  4.8 kbit/s
+        eth0      service-9    pass    allowed                           9/s  4.3 kbit/s
+        eth0      service-8    pass    allowed                           8/s  3.8 kbit/s
+        SOURCES by packets, estimated from one packet of sixteen
+          SOURCE               PACKETS/S      BITS/S DROPPED FOR
+        > 198.51.100.66           8.0k/s  3.8 Mbit/s  8.0k/s closed_port tcp/8000
+          198.51.100.20 office     300/s  144 kbit/s   300/s connection_limit at web
+          2001:db8:8:beef::        128/s 61.4 kbit/s       - -
+          2001:db8:7:beef::        112/s 53.8 kbit/s       - -
+          2001:db8:6:beef::         96/s 46.1 kbit/s       - -
+          2001:db8:5:beef::         80/s 38.4 kbit/s       - -
+          2001:db8:4:beef::         64/s 30.7 kbit/s       - -
+          2001:db8:3:beef::         48/s 23.0 kbit/s       - -
+        ? help  e explain  a allow  d deny  l entries  / filter  s sort  p pause  q quit
+        ");
+    }
+
+    #[test]
+    fn a_screen_of_80_by_24_in_mode_observe_says_would_drop() {
+        let screen = text(&drawn(&watched("observe", 4), (80, 24), false));
+        assert!(!screen.contains("DROPPED"), "{screen}");
+        assert_snapshot!(screen, @r"
+        guard observing: everything passes, would-be drops are counted
+        IN          8.4k packets/s   4.0 Mbit/s   max 8.4k/s                         ███
+        WOULD DROP  8.3k packets/s   4.0 Mbit/s   max 8.3k/s                         ███
+        TRAFFIC by service and reason, 8 more rows
+        INTERFACE SERVICE       VERDICT    REASON                  PACKETS/S      BITS/S
+        eth0      -             would drop closed_port tcp/8000 +1    8.0k/s  3.8 Mbit/s
+        eth0      web           would drop connection_limit            300/s  144 kbit/s
+        eth0      service-12    pass       allowed                      12/s  5.8 kbit/s
+        eth0      service-11    pass       allowed                      11/s  5.3 kbit/s
+        eth0      web           pass       allowed                      10/s  4.8 kbit/s
+        eth0      service-10    pass       allowed                      10/s  4.8 kbit/s
+        eth0      service-9     pass       allowed                       9/s  4.3 kbit/s
+        eth0      service-8     pass       allowed                       8/s  3.8 kbit/s
+        SOURCES by packets, estimated from one packet of sixteen
+          SOURCE               PACKETS/S      BITS/S WOULD DROP FOR
+        > 198.51.100.66           8.0k/s  3.8 Mbit/s     8.0k/s closed_port tcp/8000
+          198.51.100.20 office     300/s  144 kbit/s      300/s connection_limit at web
+          2001:db8:8:beef::        128/s 61.4 kbit/s          - -
+          2001:db8:7:beef::        112/s 53.8 kbit/s          - -
+          2001:db8:6:beef::         96/s 46.1 kbit/s          - -
+          2001:db8:5:beef::         80/s 38.4 kbit/s          - -
+          2001:db8:4:beef::         64/s 30.7 kbit/s          - -
+          2001:db8:3:beef::         48/s 23.0 kbit/s          - -
+        ? help  e explain  a allow  d deny  l entries  / filter  s sort  p pause  q quit
+        ");
+    }
+
+    #[test]
+    fn a_screen_of_120_by_40() {
+        let screen = text(&drawn(&watched("enforce", 40), (120, 40), false));
+        assert_snapshot!(screen, @r"
+        guard enforcing: packets against the policy are dropped
+        IN          8.4k packets/s   4.0 Mbit/s   max 8.4k/s                             ███████████████████████████████████████
+        DROPPED     8.3k packets/s   4.0 Mbit/s   max 8.3k/s                             ███████████████████████████████████████
+        TRAFFIC by service and reason, 1 without packets now
+        INTERFACE SERVICE                          VERDICT REASON                      PACKETS/S      BITS/S   PACKETS     BYTES
+        eth0      -                                drop    closed_port tcp/8000 tcp/22    8.0k/s  3.8 Mbit/s      624k   37.4 MB
+        eth0      web                              drop    connection_limit                300/s  144 kbit/s     23.4k    1.4 MB
+        eth0      service-12                       pass    allowed                          12/s  5.8 kbit/s       936   56.2 kB
+        eth0      service-11                       pass    allowed                          11/s  5.3 kbit/s       858   51.5 kB
+        eth0      web                              pass    allowed                          10/s  4.8 kbit/s       780   46.8 kB
+        eth0      service-10                       pass    allowed                          10/s  4.8 kbit/s       780   46.8 kB
+        eth0      service-9                        pass    allowed                           9/s  4.3 kbit/s       702   42.1 kB
+        eth0      service-8                        pass    allowed                           8/s  3.8 kbit/s       624   37.4 kB
+        eth0      service-7                        pass    allowed                           7/s  3.4 kbit/s       546   32.8 kB
+        eth0      service-6                        pass    allowed                           6/s  2.9 kbit/s       468   28.1 kB
+        eth0      service-5                        pass    allowed                           5/s  2.4 kbit/s       390   23.4 kB
+        eth0      service-4                        pass    allowed                           4/s  1.9 kbit/s       312   18.7 kB
+        eth0      service-3                        pass    allowed                           3/s  1.4 kbit/s       234   14.0 kB
+        eth0      service-2                        pass    allowed                           2/s   960 bit/s       156    9.4 kB
+        eth0      service-1                        pass    allowed                           1/s   480 bit/s        78    4.7 kB
+        SOURCES by packets, estimated from one packet of sixteen, 1 without packets now
+          SOURCE               PACKETS/S      BITS/S DROPPED FOR                     HISTORY
+        > 198.51.100.66           8.0k/s  3.8 Mbit/s  8.0k/s closed_port tcp/8000    max 8.0k/s ████████████████████████████████
+          198.51.100.20 office     300/s  144 kbit/s   300/s connection_limit at web max 300/s  ████████████████████████████████
+          2001:db8:8:beef::        128/s 61.4 kbit/s       - -                       max 128/s  ████████████████████████████████
+          2001:db8:7:beef::        112/s 53.8 kbit/s       - -                       max 112/s  ████████████████████████████████
+          2001:db8:6:beef::         96/s 46.1 kbit/s       - -                       max 96/s   ████████████████████████████████
+          2001:db8:5:beef::         80/s 38.4 kbit/s       - -                       max 80/s   ████████████████████████████████
+          2001:db8:4:beef::         64/s 30.7 kbit/s       - -                       max 64/s   ████████████████████████████████
+          2001:db8:3:beef::         48/s 23.0 kbit/s       - -                       max 48/s   ████████████████████████████████
+          2001:db8:2:beef::         32/s 15.4 kbit/s       - -                       max 32/s   ████████████████████████████████
+          2001:db8:1:beef::         16/s  7.7 kbit/s       - -                       max 16/s   ████████████████████████████████
+          198.51.100.7              10/s  4.8 kbit/s       - -                       max 10/s   ████████████████████████████████
+
+
+
+
+
+
+        ? help  e explain  a allow  d deny  l entries  / filter  s sort  p pause  q quit
+        ");
+    }
+
+    #[test]
+    fn a_screen_of_40_by_12() {
+        let screen = text(&drawn(&watched("enforce", 4), (40, 12), false));
+        assert_snapshot!(screen, @r"
+        guard enforcing: packets against the pol
+        IN          8.4k packets/s   4.0 Mbit/s
+        DROPPED     8.3k packets/s   4.0 Mbit/s
+        TRAFFIC, 15 more rows
+        SERVICE  VERDICT REASON           PKTS/S
+        -        drop    closed_port        8.0k
+        SOURCES by packets, 1 packet of 16
+          SOURCE               PKTS/S DROP/S
+        > 198.51.100.66          8.0k   8.0k
+          198.51.100.20 office    300    300
+          2001:db8:8:beef::       128      -
+        ? help  a allow  d deny  l list  q quit
+        ");
+    }
+
+    #[test]
+    fn a_small_screen_shows_five_sources_however_many_counters_there_are() {
+        let mut state = ScreenState::default();
+        let start = Instant::now();
+        for n in 0..3 {
+            let mut reading = crowded(n + 1, "enforce");
+            let more = (0..200)
+                .map(|service| counter(Some(&format!("more-{service}")), "pass", "allowed", 9 * n));
+            reading.counters.extend(more);
+            // The agent's trouble takes a line more.
+            reading.status = status("enforce", false);
+            state.take(start + Duration::from_secs(n), Ok(reading));
+        }
+        let screen = text(&drawn(&state, (80, 24), false));
+        let (_, below) = screen.split_once("SOURCES").unwrap();
+        let addresses = below
+            .lines()
+            .filter(|line| line.contains("198.51.") || line.contains("2001:db8:"));
+        assert!(addresses.count() >= usize::from(FEWEST_SOURCES), "{screen}");
+    }
+
+    #[test]
+    fn rows_without_traffic_are_dim_and_then_gone() {
+        let is_dim = |state: &ScreenState, word: &str| {
+            let buffer = drawn(state, (80, 40), true);
+            let screen = text(&buffer);
+            let line = screen.lines().position(|line| line.contains(word))?;
+            let place = (0, u16::try_from(line).unwrap());
+            Some(buffer[place].modifier.contains(Modifier::DIM))
+        };
+        for (readings, dim) in [(2, Some(false)), (7, Some(true)), (40, None)] {
+            let state = watched("enforce", readings);
+            assert_eq!(is_dim(&state, "198.51.100.99"), dim, "{readings}");
+            assert_eq!(is_dim(&state, "198.51.100.66"), Some(false));
+        }
+        let screen = text(&drawn(&watched("enforce", 40), (80, 40), false));
+        assert_eq!(
+            screen.matches(", 1 without packets now").count(),
+            2,
+            "{screen}"
+        );
+        assert!(!screen.contains("byte_limit"), "{screen}");
+    }
+
+    #[test]
+    fn a_rate_below_the_sample_is_no_zero() {
+        let screen = text(&drawn(&watched("enforce", 2), (80, 40), false));
+        let line = |word: &str| screen.lines().find(|line| line.contains(word)).unwrap();
+        // A reading each two seconds, and one packet of sixteen.
+        assert_eq!(line("198.51.100.99").matches("<8/s").count(), 2, "{screen}");
+        // No dropped packet of this source was ever in the sample.
+        assert!(line("198.51.100.7 ").contains("- -"), "{screen}");
+    }
+
+    #[test]
+    fn the_list_of_entries_shows_who_until_when_and_why() {
+        let mut state = busy();
+        state.list = Some(EntryList::default());
+        let waiting = text(&drawn(&state, (80, 24), false));
+        assert!(waiting.contains("waiting for the agent"), "{waiting}");
+        let now: Timestamp = "2027-01-31T09:40:00Z".parse().unwrap();
+        state.take_entries(now, Ok(Vec::new()));
+        let none = text(&drawn(&state, (80, 24), false));
+        assert!(
+            none.contains("none: a and d on the screen make one"),
+            "{none}"
+        );
+        let mut network = entry(5, "2001:db8:1:beef::/64", None);
+        network.action = Action::Allow;
+        network.service = Some("web".to_owned());
+        network.reason = Some("the office is on the train \u{1b}[31m".to_owned());
+        let entries = vec![
+            entry(4, "198.51.100.66/32", Some("2027-01-31T10:32:00Z")),
+            network,
+            entry(12, "198.51.100.0/24", Some("2027-02-03T10:32:00Z")),
+        ];
+        state.take_entries(now, Ok(entries));
+        let list = state.list.as_mut().unwrap();
+        list.select(1);
+        list.ask_to_revoke();
+        assert_snapshot!(text(&drawn(&state, (80, 24), false)), @r#"
+        guard enforcing: packets against the policy are dropped
+        IN         41.5k packets/s  19.9 Mbit/s  max 41.5k/s                         ▂▅█
+        DROPPED    41.5k packets/s  19.9 Mbit/s  max 41.5k/s                         ▂▅█
+        TRAFFIC by service and reason
+        INTERFACE SERVICE      VERDICT REASON                      PACKETS/S      BITS/S
+        eth0      -            drop    closed_port tcp/8000 tcp/22   40.0k/s 19.2 Mbit/s
+        eth0      web          drop    connection_limit               1.5k/s  720 kbit/s
+        eth0      web          pass    allowed                          50/s 24.0 kbit/s
+        ┌ ENTRIES in force ────────────────────────────────────────────────────────────┐
+        │  ID ACTION PREFIX               SERVICE UNTIL                OWNER REASON    │
+        │  4  deny   198.51.100.66        -       10:32 UTC            "ana" "guard top│
+        │> 5  allow  2001:db8:1:beef::/64 web     no end               "ana" "the offic│
+        │  12 deny   198.51.100.0/24      -       2027-02-03 10:32 UTC "ana" "guard top│
+        │entry 5 lets through 2001:db8:1:beef::/64 at service "web", owned by "ana",   │
+        │because: "the office is on the train \u{1b}[31m", until it is revoked         │
+        │                                                                              │
+        └ r: revoke  up, down: select  Esc: back ──────────────────────────────────────┘
+
+
+
+
+
+
+        Revoke entry 5 (allow 2001:db8:1:beef::/64)? Enter: yes, any other key: no
+        "#);
+    }
+
+    #[test]
+    fn the_last_line_says_what_was_done_and_how_to_undo_it_on_every_width() {
+        let mut state = busy();
+        let entry = entry(4, "198.51.100.66/32", Some("2027-01-31T10:32:00Z"));
+        let now: Timestamp = "2027-01-31T09:40:00Z".parse().unwrap();
+        state.notice = Some(Notice::of_entered(&entry, false, now));
+        for (width, line) in [
+            (
+                80,
+                "denied 198.51.100.66 until 10:32 UTC (entry 4) — u undoes it",
+            ),
+            (40, "denied 198.51.100.66 — u undoes it"),
+        ] {
+            let screen = text(&drawn(&state, (width, 24), false));
+            assert_eq!(screen.lines().last(), Some(line), "{screen}");
+        }
+    }
+
+    #[test]
+    fn texts_of_others_cannot_act_on_the_terminal_nor_move_the_columns() {
+        let mut state = ScreenState::default();
+        let mut reading = reading(1);
+        for row in &mut reading.counters {
+            row.interface = "e\u{1b}[2J\u{9b}31m".to_owned();
+        }
+        reading.talkers[0].name = Some("東京東京\u{7}".to_owned());
+        reading.talkers[1].name = Some("office".to_owned());
+        state.take(Instant::now(), Ok(reading));
+        state.trouble = Some("\u{1b}]0;owned\u{7}".to_owned());
+        state.shown = Some(Shown::new(
+            "\u{1b}[1m".to_owned(),
+            "\u{1b}[1mtext".to_owned(),
+        ));
+        let buffer = drawn(&state, (80, 24), true);
+        let is_harmless = |cell: &ratatui::buffer::Cell| !cell.symbol().contains(char::is_control);
+        assert!(buffer.content.iter().all(is_harmless));
+        state.shown = None;
+        let buffer = drawn(&state, (80, 24), true);
+        // The columns of the buffer, in which a wide character fills two cells.
+        let column_of = |source: &str, word: &str| {
+            let mut lines = buffer.content.chunks(80).map(|cells| {
+                let symbols: Vec<&str> = cells.iter().map(ratatui::buffer::Cell::symbol).collect();
+                symbols
+            });
+            let line = lines.find(|line| line.concat().contains(source)).unwrap();
+            (0..80).find(|column| line[*column..].concat().starts_with(word))
+        };
+        let header = column_of("SOURCE ", "FOR");
+        assert_eq!(column_of("198.51.100.20", "connection_limit"), header);
+        assert_eq!(column_of("東", "東"), Some(15));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::state::GuardReading;
-use crate::api::{Counter, Status, Talker};
+use crate::{
+    api::{Counter, Status, Talker},
+    policy::Entry,
+};
 
 pub fn status(mode: &str, is_running: bool) -> Status {
     let trouble = (!is_running).then_some("it is dead");
@@ -24,7 +27,7 @@ pub fn reading(seconds: u64) -> GuardReading {
         counters: vec![
             counter(Some("web"), "pass", "allowed", good),
             counter(Some("web"), "drop", "connection_limit", office),
-            counter(None, "drop", "closed_port", flood),
+            closed_ports(&[("tcp/8000", flood - flood / 8), ("tcp/22", flood / 8)]),
         ],
         talkers: vec![
             talker("198.51.100.7", good, None),
@@ -33,19 +36,72 @@ pub fn reading(seconds: u64) -> GuardReading {
                 office,
                 Some(("connection_limit", Some("web"))),
             ),
-            talker("198.51.100.66", flood, Some(("closed_port", None))),
+            Talker {
+                port: Some("tcp/8000".to_owned()),
+                ..talker("198.51.100.66", flood, Some(("closed_port", None)))
+            },
         ],
     }
 }
 
-fn counter(service: Option<&str>, verdict: &str, reason: &str, packets: u64) -> Counter {
+/// A reading with more counters and sources than a small screen has lines: in mode observe, packets pass that would be
+/// dropped.
+pub fn crowded(seconds: u64, mode: &str) -> GuardReading {
+    let mut reading = reading(seconds);
+    reading.status = status(mode, true);
+    let services = (1..=12).map(|n| {
+        counter(
+            Some(&format!("service-{n}")),
+            "pass",
+            "allowed",
+            n * seconds,
+        )
+    });
+    reading.counters.extend(services);
+    let sources = (1..=8).map(|n| talker(&format!("2001:db8:{n}:beef::"), 16 * n * seconds, None));
+    reading.talkers.extend(sources);
+    if mode == "observe" {
+        let drops = reading
+            .counters
+            .iter_mut()
+            .filter(|row| row.verdict == "drop");
+        for row in drops {
+            row.verdict = "pass".to_owned();
+            row.would = Some("drop".to_owned());
+        }
+    }
+    reading
+}
+
+/// A counter of closed ports.
+pub fn closed_ports(ports: &[(&str, u64)]) -> Counter {
+    let sum: u64 = ports.iter().map(|(_, packets)| packets).sum();
+    let ports = ports
+        .iter()
+        .map(|(port, packets)| json!({"port": port, "packets": packets}));
+    let ports: Vec<Value> = ports.collect();
+    from(
+        json!({"interface": "eth0", "service": null, "verdict": "drop", "reason": "closed_port", "packets": sum,
+                "bytes": sum * 60, "ports": ports}),
+    )
+}
+
+/// An entry that denies this prefix.
+pub fn entry(id: u64, prefix: &str, expires: Option<&str>) -> Entry {
+    from(
+        json!({"id": id, "action": "deny", "prefix": prefix, "service": null, "owner": "ana", "reason": "guard top",
+                "created": "2027-01-31T09:32:00Z", "expires": expires}),
+    )
+}
+
+pub fn counter(service: Option<&str>, verdict: &str, reason: &str, packets: u64) -> Counter {
     from(
         json!({"interface": "eth0", "service": service, "verdict": verdict, "reason": reason,
                 "packets": packets, "bytes": packets * 60}),
     )
 }
 
-fn talker(source: &str, packets: u64, dropped: Option<(&str, Option<&str>)>) -> Talker {
+pub fn talker(source: &str, packets: u64, dropped: Option<(&str, Option<&str>)>) -> Talker {
     let name = (source == "198.51.100.20").then_some("office");
     let (reason, service) = dropped.unzip();
     from(

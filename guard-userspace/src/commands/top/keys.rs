@@ -1,11 +1,14 @@
 //! Handles the keys.
 
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use ipnet::IpNet;
 
-use super::state::{Prompt, PromptKind, ScreenState, Shown};
+use super::{
+    list::{EntryList, Notice},
+    requests::AgentRequest,
+    state::{Prompt, PromptKind, ScreenState, Shown},
+};
 use crate::{
     commands::entries::parse_duration,
     policy::{Action, parse_prefix},
@@ -18,58 +21,56 @@ const LONGEST_TEXT: usize = 200;
 
 pub const HELP: &str = "\
 Arrows, j, k, PgUp, PgDn, Home, End: select a source
+e: explain the verdict for the source at a port or service
+a, d: allow or deny the source for a while, after a prompt
+u: undo the last a or d, while the last line names it
+l: list the entries in force; there, r or Enter revokes one, after a question
 s: sort the sources by packets, dropped, bits or address
 /: show only rows that contain this text; Esc shows all again
 p or space: pause the screen, and continue
-e: explain the verdict for the source at a port or service
-a, d: allow or deny the source for a while, after a prompt
+Ctrl-L: draw the screen again    Ctrl-Z: back to the shell, fg continues
 q or Ctrl-C: quit
 
-IN, DROPPED and TRAFFIC are counted by the kernel. WOULD DROP and WOULD count packets that pass, and that \
-mode enforce would drop.
-SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends few \
-packets may be missing. FOR is the reason for its last dropped packet, and the service.";
+IN, DROPPED and TRAFFIC are counted by the kernel. WOULD DROP counts packets that pass, and that mode enforce \
+would drop. max is the highest rate in the history beside it.
+A row without packets for 10 s is dim, and leaves the screen after a minute. `/` still finds it, and `guard \
+counters` has the totals.
+SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends few packets may \
+be missing. <8/s means fewer packets than the sample can tell. FOR is the reason for its last dropped packet, and the \
+service or the closed port.
+
+Next: e on a source that is dropped for a reason you did not expect, d on a source that floods, and `guard explain`, \
+`guard capture` and `guard talkers` in a shell.";
 
 pub enum KeyAction {
     Nothing,
     Quit,
+    /// Draw the whole screen again: something else has written on the terminal.
+    Redraw,
+    /// Give the terminal back to the shell until it continues this process.
+    Suspend,
     Ask(AgentRequest),
-}
-
-/// A request to the agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AgentRequest {
-    Explain {
-        from: IpAddr,
-        to: String,
-    },
-    Enter {
-        action: Action,
-        prefix: IpNet,
-        seconds: u64,
-    },
-}
-
-impl fmt::Display for AgentRequest {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Explain { from, to } => write!(formatter, "{from} to {to}"),
-            Self::Enter { action, prefix, .. } => write!(formatter, "{} {prefix}", action.name()),
-        }
-    }
 }
 
 pub fn press(state: &mut ScreenState, key: KeyEvent) -> KeyAction {
     let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
         KeyCode::Char('c') if is_control => KeyAction::Quit,
+        KeyCode::Char('l') if is_control => KeyAction::Redraw,
+        KeyCode::Char('z') if is_control => KeyAction::Suspend,
         KeyCode::Char(_) if is_control => KeyAction::Nothing,
         code if state.prompt.is_some() => press_in_prompt(state, code),
         code if state.shown.is_some() => {
             press_in_shown(state, code);
             KeyAction::Nothing
         }
+        code if state.has_open_list() => press_in_list(state, code),
         KeyCode::Char('q') => KeyAction::Quit,
+        KeyCode::Char('l') => {
+            state.list = Some(EntryList::default());
+            KeyAction::Ask(AgentRequest::Entries)
+        }
+        KeyCode::Char('u') => undo(state),
         code => {
             press_on_screen(state, code);
             KeyAction::Nothing
@@ -82,6 +83,7 @@ fn press_on_screen(state: &mut ScreenState, code: KeyCode) {
         KeyCode::Char('p' | ' ') => state.paused = !state.paused,
         KeyCode::Char('s') => state.sort = state.sort.next(),
         KeyCode::Char('/') => open_prompt(state, PromptKind::Filter, state.filter.clone()),
+        KeyCode::Esc if state.notice.is_some() => state.notice = None,
         KeyCode::Esc => state.filter.clear(),
         KeyCode::Char('?' | 'h') => {
             state.show(Shown::new("keys".to_owned(), HELP.to_owned()));
@@ -97,6 +99,42 @@ fn press_on_screen(state: &mut ScreenState, code: KeyCode) {
         KeyCode::Char('d') => open_prompt_for_selected(state, |_| PromptKind::Deny),
         _ => {}
     }
+}
+
+/// Revokes the entry that the last line names. Pressing the key again does nothing.
+fn undo(state: &mut ScreenState) -> KeyAction {
+    let id = state.notice.take().and_then(|notice| notice.undo);
+    let Some(id) = id else {
+        state.notice = Some(Notice::new("nothing to undo: l lists the entries"));
+        return KeyAction::Nothing;
+    };
+    KeyAction::Ask(AgentRequest::Revoke { id })
+}
+
+fn press_in_list(state: &mut ScreenState, code: KeyCode) -> KeyAction {
+    let Some(list) = &mut state.list else {
+        return KeyAction::Nothing;
+    };
+    if let Some(entry) = list.end_question() {
+        return match code {
+            KeyCode::Enter | KeyCode::Char('y') => {
+                KeyAction::Ask(AgentRequest::Revoke { id: entry.id })
+            }
+            _ => KeyAction::Nothing,
+        };
+    }
+    match code {
+        KeyCode::Up | KeyCode::Char('k') => list.select(-1),
+        KeyCode::Down | KeyCode::Char('j') => list.select(1),
+        KeyCode::PageUp => list.select(-PAGE),
+        KeyCode::PageDown => list.select(PAGE),
+        KeyCode::Home => list.select(isize::MIN),
+        KeyCode::End => list.select(isize::MAX),
+        KeyCode::Enter | KeyCode::Char('r') => list.ask_to_revoke(),
+        KeyCode::Esc | KeyCode::Char('q' | 'l') => state.list = None,
+        _ => {}
+    }
+    KeyAction::Nothing
 }
 
 fn open_prompt(state: &mut ScreenState, kind: PromptKind, text: String) {
@@ -181,16 +219,19 @@ fn enter(state: &mut ScreenState) -> KeyAction {
     }
 }
 
-/// Parses `198.51.100.7 for 1h`.
+/// Parses `198.51.100.7 for 1h` and `198.51.100.7 for forever`.
 fn parse_entry(action: Action, text: &str) -> Result<AgentRequest, String> {
     let (prefix, lasts) = text
         .split_once(" for ")
         .ok_or_else(|| "write it as 198.51.100.7 for 1h".to_owned())?;
-    let lasts = parse_duration(lasts.trim())?;
+    let seconds = match lasts.trim() {
+        "forever" => None,
+        lasts => Some(parse_duration(lasts)?.as_secs().unsigned_abs()),
+    };
     Ok(AgentRequest::Enter {
         action,
         prefix: parse_prefix(prefix.trim())?,
-        seconds: lasts.as_secs().unsigned_abs(),
+        seconds,
     })
 }
 
@@ -198,13 +239,15 @@ fn parse_entry(action: Action, text: &str) -> Result<AgentRequest, String> {
 mod tests {
     use std::time::Instant;
 
+    use jiff::Timestamp;
+
     use super::*;
-    use crate::commands::top::examples::reading;
+    use crate::commands::top::examples::{entry, reading};
 
     fn press_all(state: &mut ScreenState, keys: &[KeyCode]) -> Vec<AgentRequest> {
         let press = |code: &KeyCode| match press(state, KeyEvent::from(*code)) {
             KeyAction::Ask(request) => Some(request),
-            KeyAction::Nothing | KeyAction::Quit => None,
+            _ => None,
         };
         keys.iter().filter_map(press).collect()
     }
@@ -225,7 +268,7 @@ mod tests {
         let deny = |hours: u64| AgentRequest::Enter {
             action: Action::Deny,
             prefix: "198.51.100.66/32".parse().unwrap(),
-            seconds: hours * 3_600,
+            seconds: Some(hours * 3_600),
         };
         let no = [KeyCode::Char('d'), KeyCode::Esc, KeyCode::Enter];
         assert!(press_all(&mut state, &no).is_empty());
@@ -234,6 +277,66 @@ mod tests {
         let back = vec![KeyCode::Backspace; 2];
         let changed = [typed("d"), back, typed("2h"), vec![KeyCode::Enter]].concat();
         assert_eq!(press_all(&mut state, &changed), [deny(2)]);
+    }
+
+    #[test]
+    fn u_revokes_the_entry_that_the_last_line_names_once() {
+        let mut state = watching();
+        assert!(press_all(&mut state, &typed("u")).is_empty());
+        let done = Notice::of_entered(
+            &entry(4, "198.51.100.66/32", None),
+            false,
+            Timestamp::UNIX_EPOCH,
+        );
+        state.notice = Some(done.clone());
+        // Looking around does not lose the undo.
+        let keys = [typed("sp"), vec![KeyCode::Down], typed("uu")].concat();
+        let revoke = |id| AgentRequest::Revoke { id };
+        assert_eq!(press_all(&mut state, &keys), [revoke(4)]);
+        state.notice = Some(done);
+        let given_up = [vec![KeyCode::Esc], typed("u")].concat();
+        assert!(press_all(&mut state, &given_up).is_empty());
+        let text = state.notice.unwrap().text;
+        assert!(text.starts_with("nothing to undo"), "{text}");
+    }
+
+    #[test]
+    fn the_list_revokes_the_selected_entry_after_a_confirmation_alone() {
+        let mut state = watching();
+        assert_eq!(press_all(&mut state, &typed("l")), [AgentRequest::Entries]);
+        let entries = [3, 4].map(|id| entry(id, "198.51.100.66/32", None));
+        state.take_entries(Timestamp::UNIX_EPOCH, Ok(entries.to_vec()));
+        let no = [KeyCode::Down, KeyCode::Enter, KeyCode::Char('n')];
+        assert!(press_all(&mut state, &no).is_empty());
+        for yes in [KeyCode::Enter, KeyCode::Char('y')] {
+            let keys = [KeyCode::Char('r'), yes];
+            assert_eq!(
+                press_all(&mut state, &keys),
+                [AgentRequest::Revoke { id: 4 }]
+            );
+        }
+        // An empty list has nothing to confirm, and the keys of the screen are not pressed by mistake.
+        state.take_entries(Timestamp::UNIX_EPOCH, Ok(Vec::new()));
+        let keys = [typed("rd"), vec![KeyCode::Enter]].concat();
+        assert!(press_all(&mut state, &keys).is_empty());
+        press_all(&mut state, &[KeyCode::Esc]);
+        assert!(!state.has_open_list() && state.prompt.is_none());
+    }
+
+    #[test]
+    fn control_keys_act_also_while_a_prompt_is_open() {
+        let mut state = watching();
+        press_all(&mut state, &typed("d"));
+        let press = |state: &mut ScreenState, c| {
+            press(
+                state,
+                KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL),
+            )
+        };
+        assert!(matches!(press(&mut state, 'z'), KeyAction::Suspend));
+        assert!(matches!(press(&mut state, 'l'), KeyAction::Redraw));
+        assert!(matches!(press(&mut state, 'c'), KeyAction::Quit));
+        assert!(state.prompt.is_some());
     }
 
     #[test]

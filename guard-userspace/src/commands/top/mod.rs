@@ -1,12 +1,16 @@
 //! `guard top`: shows traffic, drops and sources on a screen.
 //!
-//! `state` turns readings into rows, `keys` turns keys into requests, `draw` draws the state. Only `draw` and this
-//! module depend on a terminal.
+//! `state` turns readings into rows, `keys` turns keys into requests, `requests` sends them, `draw` draws the state.
+//! Only `draw` and this module depend on a terminal.
 
+mod ages;
 mod draw;
 #[cfg(test)]
 mod examples;
 mod keys;
+mod list;
+mod ports;
+mod requests;
 mod state;
 
 use std::{
@@ -18,8 +22,14 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use crossterm::event::{Event, EventStream, KeyEventKind};
+use crossterm::{
+    event::{Event, EventStream, KeyEventKind},
+    execute,
+    style::force_color_output,
+    terminal::{EnterAlternateScreen, disable_raw_mode, enable_raw_mode},
+};
 use futures_util::StreamExt as _;
+use nix::sys::signal::{Signal, raise};
 use ratatui::DefaultTerminal;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -29,14 +39,12 @@ use tokio::{
 
 use self::{
     draw::Theme,
-    keys::{AgentRequest, KeyAction},
-    state::{GuardReading, ScreenState, Shown},
+    keys::KeyAction,
+    requests::{AgentRequest, ScreenEvent, answer},
+    state::{GuardReading, ScreenState},
 };
-use super::{AgentLocation, Failure, explain, reading::GuardReader};
-use crate::{
-    api::{Changed, EntryRequest, ExplainRequest, client::ClientError},
-    operator::ssh_session,
-};
+use super::{AgentLocation, Failure, colour, reading::GuardReader};
+use crate::api::client::ClientError;
 
 #[derive(Debug, Args)]
 pub struct Top {
@@ -44,15 +52,9 @@ pub struct Top {
     #[arg(long, value_name = "SECONDS", default_value_t = 2,
           value_parser = clap::value_parser!(u64).range(1..=60))]
     every: u64,
-    /// Use no colours, as with the environment variable NO_COLOR
+    /// Use no colours: the same as --color never
     #[arg(long)]
     no_color: bool,
-}
-
-/// A message for the screen.
-enum ScreenEvent {
-    Reading(Instant, Result<Box<GuardReading>, String>),
-    Answer(Shown),
 }
 
 impl Top {
@@ -65,8 +67,16 @@ impl Top {
             )
             .into());
         }
-        // https://no-color.org
-        let has_colour = !no_color && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        if env::var_os("TERM").is_some_and(|term| term == "dumb") {
+            return Err(anyhow!(
+                "TERM is dumb, a terminal that cannot draw a screen: set TERM to the name of yours, or use \
+                 `guard counters --watch` or `guard talkers --watch`, which print lines"
+            )
+            .into());
+        }
+        let has_colour = !no_color && colour::has_colour();
+        // crossterm reads NO_COLOR by itself, and would drop the colours that `--color always` asks for.
+        force_color_output(has_colour);
         let reader = Arc::new(GuardReader::new(&location)?);
         let terminal = ratatui::try_init().context("the terminal cannot be set up")?;
         let screen = Screen {
@@ -98,11 +108,12 @@ impl Screen {
             sender.clone(),
         ));
         let mut events = EventStream::new();
-        let mut ends = [
+        let mut signals = [
             signal(SignalKind::terminate())?,
             signal(SignalKind::hangup())?,
+            signal(SignalKind::from_raw(Signal::SIGCONT as i32))?,
         ];
-        let [terminate, hangup] = &mut ends;
+        let [terminate, hangup, go_on] = &mut signals;
         loop {
             let Self {
                 terminal,
@@ -113,10 +124,14 @@ impl Screen {
             terminal.draw(|frame| draw::draw(frame, state, *theme))?;
             tokio::select! {
                 event = events.next() => match event {
-                    Some(event) => if self.handle(&event?, &sender) { return Ok(()) },
+                    Some(event) => if self.handle(&event?, &sender)? { return Ok(()) },
                     None => return Ok(()),
                 },
-                _ = take(&mut messages, &mut self.state) => {}
+                is_reading = take(&mut messages, &mut self.state) => if is_reading && self.state.has_open_list() {
+                    self.ask(AgentRequest::Entries, &sender);
+                },
+                // The shell has changed the terminal meanwhile.
+                _ = go_on.recv() => self.set_up_again()?,
                 _ = terminate.recv() => return Ok(()),
                 _ = hangup.recv() => return Ok(()),
             }
@@ -124,31 +139,56 @@ impl Screen {
     }
 
     /// Returns whether the operator has quit.
-    fn handle(&mut self, event: &Event, answers: &Sender<ScreenEvent>) -> bool {
+    fn handle(&mut self, event: &Event, answers: &Sender<ScreenEvent>) -> anyhow::Result<bool> {
         let Event::Key(key) = event else {
-            return false;
+            return Ok(false);
         };
         if key.kind == KeyEventKind::Release {
-            return false;
+            return Ok(false);
         }
         match keys::press(&mut self.state, *key) {
-            KeyAction::Nothing => false,
-            KeyAction::Quit => true,
-            KeyAction::Ask(request) => {
-                tokio::spawn(answer(Arc::clone(&self.reader), request, answers.clone()));
-                false
+            KeyAction::Nothing => {}
+            KeyAction::Quit => return Ok(true),
+            KeyAction::Ask(request) => self.ask(request, answers),
+            KeyAction::Redraw => self.terminal.clear()?,
+            KeyAction::Suspend => {
+                ratatui::restore();
+                // Returns when the shell continues this process, or at once if there is no shell to do so.
+                raise(Signal::SIGTSTP)?;
+                self.set_up_again()?;
             }
         }
+        Ok(false)
+    }
+
+    fn ask(&self, request: AgentRequest, answers: &Sender<ScreenEvent>) {
+        tokio::spawn(answer(Arc::clone(&self.reader), request, answers.clone()));
+    }
+
+    /// Sets up the terminal after a stop. crossterm must leave raw mode first: it takes the mode for set, although the
+    /// shell has unset it.
+    fn set_up_again(&mut self) -> io::Result<()> {
+        disable_raw_mode()?;
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen)?;
+        self.terminal.clear()
     }
 }
 
-async fn take(messages: &mut Receiver<ScreenEvent>, state: &mut ScreenState) {
+/// Returns whether the message was a reading.
+async fn take(messages: &mut Receiver<ScreenEvent>, state: &mut ScreenState) -> bool {
     match messages.recv().await {
-        Some(ScreenEvent::Reading(at, reading)) => state.take(at, reading.map(|reading| *reading)),
+        Some(ScreenEvent::Reading(at, reading)) => {
+            state.take(at, reading.map(|reading| *reading));
+            return true;
+        }
         Some(ScreenEvent::Answer(shown)) => state.show(shown),
+        Some(ScreenEvent::Done(notice)) => state.notice = Some(notice),
+        Some(ScreenEvent::Entries(at, entries)) => state.take_entries(at, entries),
         // Does not happen: `Screen::run` holds a sender.
         None => {}
     }
+    false
 }
 
 async fn read_forever(reader: Arc<GuardReader>, every: Duration, messages: Sender<ScreenEvent>) {
@@ -172,50 +212,4 @@ async fn read(reader: &GuardReader) -> Result<GuardReading, ClientError> {
         counters,
         talkers,
     })
-}
-
-/// Sends a request to the agent, and shows the answer.
-async fn answer(reader: Arc<GuardReader>, request: AgentRequest, messages: Sender<ScreenEvent>) {
-    let title = request.to_string();
-    let answered = match request {
-        AgentRequest::Explain { from, to } => {
-            explained(&reader, &ExplainRequest { from, to }).await
-        }
-        AgentRequest::Enter {
-            action,
-            prefix,
-            seconds,
-        } => {
-            let request = EntryRequest {
-                action,
-                prefix,
-                service: None,
-                owner: super::user(),
-                reason: "guard top".parse().ok(),
-                seconds: Some(seconds),
-                operator: ssh_session(),
-                force: false,
-            };
-            entered(&reader, &request).await
-        }
-    };
-    let text = answered.unwrap_or_else(|error| format!("Failed: {error}"));
-    // Fails if the screen is closed.
-    let _result = messages
-        .send(ScreenEvent::Answer(Shown::new(title, text)))
-        .await;
-}
-
-async fn explained(reader: &GuardReader, question: &ExplainRequest) -> Result<String, ClientError> {
-    let explanation = reader.client.explain(question).await?;
-    Ok(explain::describe(&explanation).unwrap_or_default())
-}
-
-async fn entered(reader: &GuardReader, request: &EntryRequest) -> Result<String, ClientError> {
-    let Changed { done, not_kept } = reader.client.enter_silently(request).await?;
-    let mut text = format!("In force: {}", super::entries::entered(&done));
-    if let Some(not_kept) = not_kept {
-        text += &format!("\nLOST AT THE AGENT'S NEXT START: {not_kept}");
-    }
-    Ok(text)
 }

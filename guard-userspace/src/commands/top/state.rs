@@ -1,15 +1,24 @@
 //! The state of the screen: turns readings into rows. It does not depend on a terminal.
 
 use std::{
-    cmp::Ordering,
+    cmp::{Ordering, Reverse},
     collections::{HashMap, VecDeque},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use guard_common::layout::TALKER_SAMPLE;
+use jiff::Timestamp;
+
+use super::{
+    ages::{Activity, Ages},
+    list::{EntryList, Notice},
+    ports::PortMeter,
+};
 use crate::{
     api::{Counter, Status, Talker},
-    commands::meter::{Counting as _, Meter, Metered, TrafficRate},
+    commands::meter::{Counting, Meter, Metered, TrafficRate},
+    policy::Entry,
 };
 
 /// The most points of history: the widest screen shows as many.
@@ -33,6 +42,11 @@ impl RateHistory {
             values.pop_front();
         }
         values.push_back(value);
+    }
+
+    /// The highest of the newest values.
+    pub fn highest(&self, count: usize) -> f64 {
+        self.last(count).fold(0.0, f64::max)
     }
 
     /// The newest values, at most `count`.
@@ -123,7 +137,8 @@ impl Shown {
     }
 }
 
-type TalkerKey = (String, IpAddr);
+type TalkerKey = <Talker as Counting>::Key;
+type TrafficKey = <Counter as Counting>::Key;
 
 #[derive(Default)]
 pub struct ScreenState {
@@ -138,8 +153,17 @@ pub struct ScreenState {
     pub filter: String,
     pub prompt: Option<Prompt>,
     pub shown: Option<Shown>,
+    /// The open list of entries.
+    pub list: Option<EntryList>,
+    pub notice: Option<Notice>,
+    /// The lowest rate above 0 of a sampled source: one packet of the sample between the last two readings.
+    pub resolution: Option<f64>,
+    last_reading: Option<Instant>,
     counter_meter: Meter<Counter>,
     talker_meter: Meter<Talker>,
+    port_meter: PortMeter,
+    counter_ages: Ages<TrafficKey>,
+    talker_ages: Ages<TalkerKey>,
     traffic: Vec<Metered<Counter>>,
     talkers: Vec<Metered<Talker>>,
     histories: HashMap<TalkerKey, RateHistory>,
@@ -154,7 +178,7 @@ impl ScreenState {
         }
         let GuardReading {
             status,
-            counters,
+            mut counters,
             talkers,
         } = match reading {
             Ok(reading) => reading,
@@ -165,11 +189,19 @@ impl ScreenState {
         };
         self.trouble = None;
         self.status = Some(status);
+        self.resolution = self.last_reading.replace(at).and_then(|before| {
+            let seconds = at.saturating_duration_since(before).as_secs_f64();
+            (seconds > 0.0).then(|| TALKER_SAMPLE as f64 / seconds)
+        });
+        self.port_meter.sort(&mut counters);
         self.traffic = self.counter_meter.read(at, counters);
-        self.traffic.sort_by(heavier_traffic);
+        self.counter_ages.read(at, &self.traffic);
+        self.traffic
+            .sort_by_cached_key(|counter| heaviest_first(counter, &self.counter_ages));
         // The pins have no names of sources: without the agent the last known names stay.
         let talkers = self.with_known_names(talkers);
         self.talkers = self.talker_meter.read(at, talkers);
+        self.talker_ages.read(at, &self.talkers);
         if self.traffic.iter().any(|counter| counter.rate.is_some()) {
             self.sum_up();
         }
@@ -228,22 +260,69 @@ impl ScreenState {
     }
 
     /// The counters that match the filter, the highest rate first. If none matches, all: the filter is then about
-    /// sources.
+    /// sources. Without a filter, rows of the past are left out.
     pub fn traffic(&self) -> Vec<&Metered<Counter>> {
-        let rows: Vec<_> = self.traffic.iter().collect();
-        let mut wanted = rows.clone();
-        wanted.retain(|counter| self.is_wanted(&words_of_counter(&counter.row)));
-        if wanted.is_empty() { rows } else { wanted }
+        let rows = self.traffic.iter();
+        let wanted = |words: &str| !self.filter.is_empty() && self.is_wanted(words);
+        let mut found: Vec<_> = rows
+            .clone()
+            .filter(|counter| wanted(&words_of_counter(&counter.row)))
+            .collect();
+        if found.is_empty() {
+            found = rows
+                .filter(|counter| self.counter_activity(&counter.row) != Activity::Past)
+                .collect();
+        }
+        found
     }
 
-    /// The sources that match the filter, sorted.
+    /// The sources that match the filter, sorted. Without a filter, sources of the past are left out, except the
+    /// selected source: an operator who looks at a source does not lose it.
     pub fn sources(&self) -> Vec<&Metered<Talker>> {
         let rows = self.talkers.iter();
-        let mut rows: Vec<_> = rows
-            .filter(|talker| self.is_wanted(&words_of_talker(&talker.row)))
-            .collect();
-        rows.sort_by(|one, other| compare(self.sort, one, other));
+        let is_shown = |talker: &Talker| {
+            if !self.filter.is_empty() {
+                return self.is_wanted(&words_of_talker(talker));
+            }
+            self.talker_activity(talker) != Activity::Past
+                || self.selected.as_ref() == Some(&talker.key())
+        };
+        let mut rows: Vec<_> = rows.filter(|talker| is_shown(&talker.row)).collect();
+        rows.sort_by(|one, other| self.compare(one, other));
         rows
+    }
+
+    pub fn counter_activity(&self, counter: &Counter) -> Activity {
+        self.counter_ages.activity(&counter.key())
+    }
+
+    pub fn talker_activity(&self, talker: &Talker) -> Activity {
+        self.talker_ages.activity(&talker.key())
+    }
+
+    /// The number of counters, and of sources, that are left out because they are of the past.
+    pub fn past(&self) -> (usize, usize) {
+        if !self.filter.is_empty() {
+            return (0, 0);
+        }
+        let counters = self.traffic.len().saturating_sub(self.traffic().len());
+        let sources = self.talkers.len().saturating_sub(self.sources().len());
+        (counters, sources)
+    }
+
+    /// Orders by rate, then by the time without traffic, then by total.
+    fn compare(&self, one: &Metered<Talker>, other: &Metered<Talker>) -> Ordering {
+        let (of_one, of_other) = (weight(self.sort, one), weight(self.sort, other));
+        let idle = |talker: &Metered<Talker>| self.talker_ages.idle(&talker.row.key());
+        let by_weight = match self.sort {
+            Sort::Address => Ordering::Equal,
+            _ => of_other
+                .0
+                .total_cmp(&of_one.0)
+                .then_with(|| idle(one).cmp(&idle(other)))
+                .then(of_other.1.cmp(&of_one.1)),
+        };
+        by_weight.then_with(|| one.row.key().cmp(&other.row.key()))
     }
 
     fn is_wanted(&self, words: &str) -> bool {
@@ -278,42 +357,57 @@ impl ScreenState {
     pub fn show(&mut self, shown: Shown) {
         self.shown = Some(shown);
     }
+
+    pub const fn has_open_list(&self) -> bool {
+        self.list.is_some()
+    }
+
+    /// Takes the entries, or why the agent did not list them. Ignored once the list is closed.
+    pub fn take_entries(&mut self, at: Timestamp, entries: Result<Vec<Entry>, String>) {
+        let Some(list) = &mut self.list else {
+            return;
+        };
+        match entries {
+            Ok(entries) => list.take(at, entries),
+            Err(error) => {
+                self.list = None;
+                self.show(Shown::new("entries".to_owned(), format!("Failed: {error}")));
+            }
+        }
+    }
 }
 
-/// Orders by rate, then by total.
-fn heavier_traffic(one: &Metered<Counter>, other: &Metered<Counter>) -> Ordering {
-    let weight = |counter: &Metered<Counter>| counter.rate.unwrap_or_default().packets;
-    let by_rate = weight(other).total_cmp(&weight(one));
-    by_rate.then(other.row.packets.cmp(&one.row.packets))
+/// The key by which counters are sorted: the rate, then the time without traffic, then the total.
+fn heaviest_first(
+    counter: &Metered<Counter>,
+    ages: &Ages<TrafficKey>,
+) -> (Reverse<u64>, Duration, Reverse<u64>) {
+    let rate = counter.rate.unwrap_or_default().packets;
+    // Whole millipackets have an order, which f64 has not.
+    let rate = (rate * 1_000.0) as u64;
+    let idle = ages.idle(&counter.row.key());
+    (Reverse(rate), idle, Reverse(counter.row.packets))
 }
 
-fn compare(sort: Sort, one: &Metered<Talker>, other: &Metered<Talker>) -> Ordering {
-    let rate = |talker: &Metered<Talker>| talker.rate.unwrap_or_default();
-    let (left, right) = (rate(other), rate(one));
-    let (total, total_before) = (&other.row, &one.row);
-    let by_weight = match sort {
-        Sort::Packets => left
-            .packets
-            .total_cmp(&right.packets)
-            .then(total.packets.cmp(&total_before.packets)),
-        Sort::Dropped => left
-            .dropped
-            .total_cmp(&right.dropped)
-            .then(total.dropped.cmp(&total_before.dropped)),
-        Sort::Bits => left
-            .bytes
-            .total_cmp(&right.bytes)
-            .then(total.bytes.cmp(&total_before.bytes)),
-        Sort::Address => Ordering::Equal,
-    };
-    by_weight.then_with(|| one.row.key().cmp(&other.row.key()))
+/// The rate and the total that sources are sorted by.
+fn weight(sort: Sort, talker: &Metered<Talker>) -> (f64, u64) {
+    let Metered { row, rate } = talker;
+    let rate = rate.unwrap_or_default();
+    match sort {
+        Sort::Packets => (rate.packets, row.packets),
+        Sort::Dropped => (rate.dropped, row.dropped),
+        Sort::Bits => (rate.bytes, row.bytes),
+        Sort::Address => (0.0, 0),
+    }
 }
 
 fn words_of_counter(counter: &Counter) -> String {
     let service = counter.service.as_deref().unwrap_or("-");
     let became = counter.describe_verdict();
+    let ports = counter.ports.iter();
+    let ports = ports.fold(String::new(), |text, row| text + " " + &row.port);
     format!(
-        "{} {service} {became} {}",
+        "{} {service} {became} {}{ports}",
         counter.interface, counter.reason
     )
 }
@@ -329,6 +423,8 @@ mod tests {
 
     use super::*;
     use crate::commands::top::examples::reading;
+
+    const UNTIL_PAST_AND_MORE: Duration = Duration::from_secs(90);
 
     fn taken(readings: impl IntoIterator<Item = u64>) -> ScreenState {
         let mut state = ScreenState::default();
@@ -357,6 +453,84 @@ mod tests {
         assert_eq!(state.traffic()[0].row.reason, "closed_port");
         let heaviest_first = ["198.51.100.66", "198.51.100.20", "198.51.100.7"];
         assert_eq!(addresses(&state), heaviest_first);
+    }
+
+    #[test]
+    fn a_row_without_traffic_is_quiet_after_ten_seconds_and_leaves_after_a_minute() {
+        let start = Instant::now();
+        let mut state = ScreenState::default();
+        let at = |state: &mut ScreenState, seconds: u64| {
+            // The flood has ended: only the two others count on.
+            let mut now = reading(seconds + 1);
+            now.counters[2] = reading(1).counters[2].clone();
+            now.talkers[2] = reading(1).talkers[2].clone();
+            state.take(start + Duration::from_secs(seconds), Ok(now));
+        };
+        let flood = reading(1);
+        let (counter, talker) = (&flood.counters[2], &flood.talkers[2]);
+        for (seconds, activity, rows) in [
+            (0, Activity::Active, 3),
+            (9, Activity::Active, 3),
+            (10, Activity::Quiet, 3),
+            (59, Activity::Quiet, 3),
+            (60, Activity::Past, 2),
+        ] {
+            at(&mut state, seconds);
+            assert_eq!(state.counter_activity(counter), activity, "{seconds}");
+            assert_eq!(state.talker_activity(talker), activity, "{seconds}");
+            assert_eq!(state.traffic().len(), rows, "{seconds}");
+            assert_eq!(state.sources().len(), rows, "{seconds}");
+        }
+        assert_eq!(state.past(), (1, 1));
+        // Who looks for it finds it, and traffic brings it back.
+        state.filter = "closed".to_owned();
+        assert_eq!((state.traffic().len(), state.sources().len()), (1, 1));
+        state.filter.clear();
+        state.take(start + Duration::from_secs(62), Ok(reading(63)));
+        assert_eq!((state.traffic().len(), state.past()), (3, (0, 0)));
+    }
+
+    #[test]
+    fn the_selected_source_stays_on_the_screen_without_traffic() {
+        let mut state = taken([1]);
+        let address = selected(&state);
+        state.select(0);
+        let last = state.last_reading.unwrap();
+        let mut later = reading(1);
+        later.counters.clear();
+        state.take(last + UNTIL_PAST_AND_MORE, Ok(later));
+        assert_eq!(addresses(&state), [address.unwrap()]);
+    }
+
+    #[test]
+    fn rows_without_traffic_come_after_rows_with_traffic_whatever_their_total() {
+        let start = Instant::now();
+        let mut state = ScreenState::default();
+        let mut first = reading(1);
+        first.counters[2].packets = 1_000_000;
+        let mut second = reading(2);
+        second.counters[2].packets = 1_000_000;
+        state.take(start, Ok(first));
+        state.take(start + Duration::from_secs(1), Ok(second));
+        let last = state.traffic().pop().map(|counter| counter.row.packets);
+        assert_eq!(last, Some(1_000_000));
+    }
+
+    #[test]
+    fn the_resolution_of_the_sample_is_sixteen_packets_between_two_readings() {
+        assert_eq!(taken([1]).resolution, None);
+        assert_eq!(taken([1, 3]).resolution, Some(8.0));
+    }
+
+    #[test]
+    fn entries_that_arrive_after_the_list_was_closed_do_not_open_it() {
+        let mut state = ScreenState::default();
+        state.take_entries(Timestamp::UNIX_EPOCH, Ok(Vec::new()));
+        assert!(!state.has_open_list());
+        state.list = Some(EntryList::default());
+        state.take_entries(Timestamp::UNIX_EPOCH, Err("it is dead".to_owned()));
+        assert!(!state.has_open_list());
+        assert_eq!(state.shown.unwrap().text, "Failed: it is dead");
     }
 
     #[test]
