@@ -589,14 +589,14 @@ fn the_exit_code_follows_the_level_and_errors_are_one_line() {
         (
             &["clean.yaml", "--level", "dreadful"],
             2,
-            "guard-compose: invalid value 'dreadful'",
+            "guard-compose: \"dreadful\" is no value of --level: write low, medium, high or critical",
         ),
         (
             &["clean.yaml", "--json", "--sarif"],
             2,
-            "guard-compose: the argument",
+            "guard-compose: --json and --sarif exclude each other",
         ),
-        (&[], 2, "guard-compose: the following required"),
+        (&[], 2, "guard-compose: missing: <FILE>..."),
     ] {
         let (found, _, errors) = guard(arguments);
         assert_eq!(found, Some(code), "{arguments:?}: {errors}");

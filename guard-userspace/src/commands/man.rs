@@ -66,3 +66,23 @@ fn page(command: &Command) -> Man {
         .source(concat!("guard ", env!("CARGO_PKG_VERSION")))
         .manual("guard")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_the_commands_examples_and_no_escapes_of_a_terminal() {
+        let mut guard = help::command();
+        guard.build();
+        for command in guard.get_subcommands() {
+            let mut text = Vec::new();
+            page(command).render(&mut text).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            let name = command.get_name();
+            let has_examples = text.contains("Examples:\n  guard ");
+            assert_eq!(has_examples, name != "help", "{name}: {text}");
+            assert!(!text.contains('\u{1b}'), "{name}: {text}");
+        }
+    }
+}
