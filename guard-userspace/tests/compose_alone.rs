@@ -34,11 +34,14 @@ fn run(program: &Path, first: &[&str], arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Standard error without the program's name.
+/// Standard error without the names of the program and of its command.
 fn said(output: &Output, name: &str) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     let text = text.replace(&format!("{name}: "), "");
-    text.replace(&format!("`{name} --help`"), "`--help`")
+    let text = text.replace("`audit compose`", "the command");
+    let help = [" audit compose", ""].map(|command| format!("`{name}{command} --help`"));
+    help.iter()
+        .fold(text, |text, help| text.replace(help, "`--help`"))
 }
 
 #[test]

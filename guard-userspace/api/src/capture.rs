@@ -1,6 +1,7 @@
 //! The request of a capture, and the lines of its answer.
 
 use guard_common::reason::{Outcome, Reason, Verdict};
+use guard_text::nearest;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -105,7 +106,9 @@ impl CaptureRequest {
 pub fn reason(name: &str) -> Result<Reason, String> {
     let reason = Reason::ALL.into_iter().find(|reason| reason.name() == name);
     reason.ok_or_else(|| {
-        let names = Reason::ALL.map(Reason::name).join(", ");
-        format!("{name:?} is no reason: there are {names}")
+        let names = Reason::ALL.map(Reason::name);
+        let meant = nearest(name, names).map(|meant| format!("did you mean {meant:?}? There"));
+        let meant = meant.as_deref().unwrap_or("there");
+        format!("{name:?} is no reason: {meant} are {}", names.join(", "))
     })
 }

@@ -112,9 +112,8 @@ impl WrongUsage<'_> {
             }
             ErrorKind::MissingRequiredArgument => {
                 let missing = list(error, ContextKind::InvalidArg);
-                let place = place(command).map(|place| place + " needs");
-                let needs = place.unwrap_or_else(|| "missing:".to_owned());
-                (!missing.is_empty()).then(|| format!("{needs} {}", all_of(missing)))
+                let place = place(command).unwrap_or_else(|| "the command".to_owned());
+                (!missing.is_empty()).then(|| format!("{place} needs {}", all_of(missing)))
             }
             ErrorKind::ArgumentConflict => {
                 let argument = bare(text(error, ContextKind::InvalidArg)?);

@@ -596,7 +596,7 @@ fn the_exit_code_follows_the_level_and_errors_are_one_line() {
             2,
             "guard-compose: --json and --sarif exclude each other",
         ),
-        (&[], 2, "guard-compose: missing: <FILE>..."),
+        (&[], 2, "guard-compose: the command needs <FILE>..."),
     ] {
         let (found, _, errors) = guard(arguments);
         assert_eq!(found, Some(code), "{arguments:?}: {errors}");

@@ -394,6 +394,7 @@ mod tests {
             "status --watch 0",
             "status --json=yes",
             "capture --reason foo",
+            "capture --reason closed_prot",
             "replay",
             "run --polcy x",
             "check --config new.toml",
@@ -490,6 +491,8 @@ mod tests {
           --json takes no value, and "yes" is one; `guard status --help` shows the usage
         capture --reason foo
           --reason: "foo" is no reason: there are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit; `guard capture --help` shows the usage
+        capture --reason closed_prot
+          --reason: "closed_prot" is no reason: did you mean "closed_port"? There are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit; `guard capture --help` shows the usage
         replay
           `replay` needs <FILE>; `guard replay --help` shows the usage
         run --polcy x
