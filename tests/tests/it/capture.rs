@@ -576,7 +576,7 @@ fn what_cannot_be_done_is_said() {
         1,
         &["/nowhere/x.pcapng cannot be written"],
     );
-    refused(&["-w", "-", "--json"], 2, &["cannot be used with"]);
+    refused(&["-w", "-", "--json"], 2, &["exclude each other"]);
     // After these errors the next capture works, also one requested with curl.
     let socket = lab.folder().join("guard.sock");
     let mut curl = Command::new("curl");
