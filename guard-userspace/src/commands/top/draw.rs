@@ -1132,7 +1132,7 @@ mod tests {
         │> 5  allow  2001:db8:1:beef::/64 web     no end               "ana" "the offic│
         │  12 deny   198.51.100.0/24      -       2027-02-03 10:32 UTC "ana" "guard top│
         │entry 5 lets through 2001:db8:1:beef::/64 at service "web", owned by "ana",   │
-        │because: "the office is on the train \u{1b}[31m", until it is revoked         │
+        │because: "the office is on the train \u{1b}[31m", without an end              │
         │                                                                              │
         └ r: revoke  up, down: select  Esc: back ──────────────────────────────────────┘
 
