@@ -165,10 +165,12 @@ fn a_reload_does_not_end_a_trial_by_accident_and_a_confirmed_policy_is_written_w
     let written = guard.run(&["confirm", "--write"]).unwrap();
     assert!(written.contains("has it too"), "{written}");
     assert!(fs::read_to_string(&own).unwrap().contains("tcp/8080"));
-    assert_eq!(
-        guard.json("status").unwrap()["policy"]["stale"],
-        Value::Null
-    );
+    wait_for(Duration::from_secs(60), || {
+        let stale = guard.json("status")?["policy"]["stale"].clone();
+        anyhow::ensure!(stale.is_null(), "{stale}");
+        Ok(())
+    })
+    .unwrap();
 
     // The files are the same now: no hint.
     guard.run(&["try", &tried, "--for", "10m"]).unwrap();
