@@ -184,6 +184,10 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         &names
     };
     writeln!(text, "on         {names}")?;
+    let troubled = interfaces.iter().filter(|one| one.trouble.is_some());
+    for interface in troubled {
+        writeln!(text, "interface  {}", describe_interface(interface))?;
+    }
     if let Some(trial) = trial {
         writeln!(text, "trial      {}", describe_trial(trial))?;
     }
@@ -481,6 +485,7 @@ mod tests {
         closed     every port that no service lists; no published port
         open       2 ports by the policy: tcp/80, tcp/443
         on         eth0, eth1 (NOT ATTACHED)
+        interface  eth1: NOT ATTACHED (it has a program of other software)
         entries    2 temporary entries: `guard list` shows them
         STALE      /etc/guard/guard.toml is not what is in force: `guard diff` shows the difference
         warning    no conntrack

@@ -229,7 +229,7 @@ fn the_service_works_in_its_sandbox_and_a_removal_leaves_nothing_in_the_kernel()
     machine.run("systemctl reload guard").unwrap();
     assert!(
         machine
-            .run("guard status")
+            .run("guard status --verbose")
             .unwrap()
             .contains("generation 2")
     );
