@@ -135,7 +135,7 @@ pub fn write(findings: &Findings<'_>) -> Result<FirstPolicy, fmt::Error> {
     let mut listed = Vec::new();
     let web = web(survey, *session);
     let proxy = match proxy(survey, *session) {
-        // The reader wants to know about the web, whoever serves it.
+        // One remark about the web is enough, also if no known proxy serves it.
         Err(_) if web.is_some() => None,
         proxy => Some(proxy),
     };

@@ -12,7 +12,7 @@ pub struct LoginSwitch {
     pub images: &'static [&'static str],
     pub place: SwitchPlace,
     pub value: SwitchValue,
-    /// Variables and the values, of which one is needed as well. Empty: none is.
+    /// The switch counts only if one of these variables has its value. Empty: the switch counts alone.
     pub with: &'static [(&'static str, &'static str)],
     /// Where one of these is set, there is a login all the same: a variable, its end after `*`, an argument, or a mount
     /// below a path.

@@ -8,9 +8,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use tempfile::NamedTempFile;
 
-use super::{AgentLocation, DEFAULT_POLICY, Failure, print, print_warning};
+use super::{AgentLocation, DEFAULT_POLICY, Failure, files, print, print_warning};
 use crate::{
     audit::host::{Survey, find_docker},
     host::Firewalls,
@@ -144,14 +143,7 @@ fn write(path: &Path, text: &str, replaced: &Replaced) -> io::Result<Option<Path
             kept
         }
     };
-    // Whoever reads the policy meanwhile reads the whole of one of them.
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut new = NamedTempFile::new_in(folder)?;
-    new.write_all(text.as_bytes())?;
-    let file = new.as_file();
-    file.set_permissions(fs::metadata(&path)?.permissions())?;
-    file.sync_all()?;
-    new.persist(&path).map_err(|error| error.error)?;
+    files::replace(&path, text)?;
     Ok(Some(kept))
 }
 

@@ -12,6 +12,7 @@ mod doctor;
 mod entries;
 mod explain;
 mod figures;
+mod files;
 mod help;
 mod init;
 mod man;

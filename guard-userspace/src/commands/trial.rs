@@ -2,8 +2,6 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +12,7 @@ use jiff::SignedDuration;
 use super::{
     Failure, Forced, Output,
     entries::parse_duration,
+    files,
     moments::{clock, left},
     one_line, print, print_json, read_policy_and_text,
 };
@@ -101,7 +100,7 @@ impl ConfirmTrial {
             return Ok(print(&kept)?);
         }
         if write {
-            replace(Path::new(&own), &text)
+            files::replace(Path::new(&own), &text)
                 .with_context(|| format!("{kept}, but {own} cannot be written"))?;
             return Ok(print(&format!("{kept}, and {own} has it too"))?);
         }
@@ -110,20 +109,4 @@ impl ConfirmTrial {
              there: `cp {path} {own}`"
         ))?)
     }
-}
-
-/// Replaces a file in one step, with the permissions that it has.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    // A symbolic link stays one: its target is replaced.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    if let Ok(metadata) = fs::metadata(&path) {
-        file.as_file().set_permissions(metadata.permissions())?;
-        std::os::unix::fs::fchown(file.as_file(), Some(metadata.uid()), Some(metadata.gid()))?;
-    }
-    file.as_file().sync_all()?;
-    file.persist(&path)?;
-    Ok(())
 }
