@@ -70,7 +70,8 @@ pub struct RecentPackets {
     pub reason: Option<String>,
     pub service: Option<String>,
     pub port: Option<String>,
-    /// Whether that packet was sent to the explained service, or to no service like the explained packet.
+    /// Whether that packet was sent to the explained service, or to no service like the explained packet. A packet to a
+    /// closed port was not: the explained packet passes.
     pub is_same_destination: bool,
     /// The budget of the explained service that the packets exceed, as the policy writes it, such as `2k/s`.
     pub limit: Option<String>,

@@ -54,7 +54,8 @@ impl RecentTalkers {
             .iter()
             .map(|(_, sources)| sources.get(&source).unwrap_or(&nothing));
         let later = of_source.clone().skip(1).chain([seen]);
-        let is_same_destination = explained.service == seen.service;
+        // Neither has a service in scope `containers` if the one went to a closed port and the other is not guarded.
+        let is_same_destination = explained.service == seen.service && seen.port.is_none();
         let mut found = RecentPackets {
             seconds: now.saturating_duration_since(*begin).as_secs().max(1),
             ..RecentPackets::default()
@@ -230,6 +231,31 @@ mod tests {
         ];
         let over = judge(&readings, &talker("eth0", 320, 96, OVER), Some("web")).unwrap();
         assert_eq!((over.packets, over.over), (320, 16));
+    }
+
+    #[test]
+    fn drops_at_a_closed_port_are_not_those_of_a_port_that_is_not_guarded() {
+        let closed = |packets| Talker {
+            reason: Some("closed_port".to_owned()),
+            port: Some("tcp/8000".to_owned()),
+            ..talker("eth0", packets, packets, None)
+        };
+        let (mut recent, begin) = (RecentTalkers::default(), Instant::now());
+        recent.add(begin, &[closed(160)]);
+        let mut seen = Seen::default();
+        add_to(&mut seen, &closed(320));
+        let found = recent.of_source(
+            begin + INTERVAL,
+            SOURCE.parse().unwrap(),
+            &seen,
+            &explained_at(None),
+        );
+        let found = found.unwrap();
+        assert_eq!(
+            (found.for_reason, found.port.as_deref()),
+            (160, Some("tcp/8000"))
+        );
+        assert!(!found.is_same_destination);
     }
 
     #[test]

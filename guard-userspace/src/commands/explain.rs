@@ -223,11 +223,7 @@ fn headline(explanation: &Explanation) -> String {
 
 /// Whether the recent drops were at the explained destination, and the explained packet passes.
 fn is_about(explanation: &Explanation, recent: &RecentPackets) -> bool {
-    let is_elsewhere = recent.port.is_some() && explanation.reason_is_pass();
-    explanation.reason_is_pass()
-        && recent.is_same_destination
-        && recent.for_reason > 0
-        && !is_elsewhere
+    explanation.reason_is_pass() && recent.is_same_destination && recent.for_reason > 0
 }
 
 fn recent_reason(recent: &RecentPackets) -> String {
