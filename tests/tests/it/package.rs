@@ -319,7 +319,7 @@ fn assert_socket_is_for_its_group(machine: &Machine) {
     let refused = ask_as("ben");
     let error = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        !refused.status.success() && error.contains("join group guard, or use sudo"),
+        !refused.status.success() && error.contains("join group guard (`sudo adduser YOU guard`"),
         "{error}"
     );
 }
