@@ -134,8 +134,9 @@ fn hand_over(ctx: *mut xdp_md, facts: EventFacts, length: u32) {
     let row = row(&XdpContext::new(ctx));
     let Some(mut event) = event else {
         if let Some(losses) = find_losses(row, facts.slot() as u32) {
+            // A reader that comes late does not know the sampling rate of this moment.
             // SAFETY: the pointer is to this CPU's own value.
-            unsafe { *losses += 1 };
+            unsafe { *losses += u64::from(one_of) };
         }
         return;
     };

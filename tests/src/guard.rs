@@ -77,8 +77,10 @@ impl Guard {
     /// [`start_again`](Self::start_again) with another build of the binary.
     pub fn start_binary(lab: &Lab, binary: &Path) -> Result<Self> {
         let mut daemon = Daemon::start(
+            // The priority that the unit gives: a container that starts does not wait for a busy agent.
             lab.host
-                .command(path_str(binary)?)
+                .command("nice")
+                .args(["--adjustment=-10", path_str(binary)?])
                 .args(location_options(lab))
                 .args(["run", "--policy"])
                 .arg(lab.folder().join(POLICY)),

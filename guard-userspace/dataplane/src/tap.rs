@@ -90,7 +90,6 @@ pub struct Tap {
     /// The interfaces, by their rows.
     interfaces: BTreeMap<u32, TappedInterface>,
     rounds: u32,
-    in_force: CaptureFilter,
     /// As long as it is held, a capture is running.
     _held: Arc<()>,
 }
@@ -116,7 +115,6 @@ impl Tap {
             root: root.to_owned(),
             state,
             wanted,
-            in_force: CaptureFilter::NONE,
             _held: held,
         };
         // Drops the packets that an earlier reader has left.
@@ -174,12 +172,13 @@ impl Tap {
         }
         let names = self.state.names()?;
         let mut round = Round::default();
-        let mut handed_over = [0u64; SLOTS];
+        // Packets, each copy and each loss for as many as it stood for when it was sampled.
+        let mut offered = [0u64; SLOTS];
         while let Some(event) = self.events.next() {
             let Some((event, outcome, frame)) = read(&event) else {
                 continue;
             };
-            handed_over[outcome.slot() as usize] += 1;
+            offered[outcome.slot() as usize] += u64::from(event.one_of);
             if let Some(wanted) = &self.wanted.source
                 && !source_of(frame).is_some_and(|source| wanted.contains(&source))
             {
@@ -200,38 +199,19 @@ impl Tap {
                 one_of: event.one_of,
             });
         }
-        let mut lost = [0u64; SLOTS];
-        let mut by_interface = Vec::new();
         for one in self.interfaces.values_mut() {
             let now = losses(&one.tables)?;
             let before = mem::replace(&mut one.lost, now);
-            let mut more = [0; SLOTS];
+            let missed = round.missed.entry(Arc::clone(&one.name)).or_default();
             for outcome in &self.wanted.outcomes {
                 let slot = outcome.slot() as usize;
-                more[slot] = now[slot].wrapping_sub(before[slot]);
-                lost[slot] += more[slot];
+                let lost = now[slot].wrapping_sub(before[slot]);
+                offered[slot] += lost;
+                *missed += lost;
             }
-            by_interface.push((Arc::clone(&one.name), more));
-        }
-        // A program that was loaded in the middle of a round has the sampling rates of the round before.
-        let in_force = self.filter.get(&0, 0)?;
-        if in_force.on != 0 {
-            self.in_force = in_force;
         }
         // Services come and go with labels.
         let mut filter = self.filter()?;
-        filter.one_of = self.in_force.one_of;
-        for (name, lost) in by_interface {
-            let missed = lost.iter().zip(&filter.one_of);
-            let missed = missed.map(|(lost, one_of)| lost * u64::from(*one_of));
-            *round.missed.entry(name).or_default() += missed.sum::<u64>();
-        }
-        let mut offered = [0u64; SLOTS];
-        for outcome in &self.wanted.outcomes {
-            let slot = outcome.slot() as usize;
-            let one_of = u64::from(filter.one_of[slot]);
-            offered[slot] = (handed_over[slot] + lost[slot]) * one_of;
-        }
         let share = share(&offered, u64::from(self.per_round()));
         for outcome in &self.wanted.outcomes {
             let slot = outcome.slot() as usize;
@@ -248,7 +228,6 @@ impl Tap {
     /// `share`: of the grant, for each outcome. One is reserved for outcomes of which every packet is copied.
     fn apply(&mut self, filter: CaptureFilter, share: u64) -> Result<(), StateError> {
         self.filter.set(0, filter, 0)?;
-        self.in_force = filter;
         let all = u64::from(self.per_round());
         let reserve = share.min(all / 2);
         self.grant.set(grant::RESERVE, reserve, 0)?;
@@ -281,7 +260,8 @@ impl Tap {
     }
 }
 
-/// The packets that matched and were not copied on an interface, since its tables were created.
+/// The packets that matched and were not copied on an interface, since its tables were created, estimated from the
+/// sample.
 fn losses(tables: &InterfaceTables) -> Result<[u64; SLOTS], StateError> {
     let mut lost = [0; SLOTS];
     let all = iter::once(0..SLOTS as u32);

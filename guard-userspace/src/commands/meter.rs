@@ -18,6 +18,8 @@ pub struct Sums {
     pub packets: u64,
     /// Packets that were dropped, or would have been dropped in mode enforce.
     pub dropped: u64,
+    /// Those of `dropped` that passed only because of the mode.
+    pub would_drop: u64,
     pub bytes: u64,
 }
 
@@ -27,14 +29,24 @@ pub struct TrafficRate {
     pub packets: f64,
     #[serde(rename = "dropped_per_second")]
     pub dropped: f64,
+    #[serde(rename = "would_drop_per_second")]
+    pub would_drop: f64,
     #[serde(rename = "bytes_per_second")]
     pub bytes: f64,
+}
+
+impl TrafficRate {
+    /// Packets that were dropped and did not pass because of the mode, per second.
+    pub fn really_dropped(self) -> f64 {
+        (self.dropped - self.would_drop).max(0.0)
+    }
 }
 
 impl std::ops::AddAssign for TrafficRate {
     fn add_assign(&mut self, other: Self) {
         self.packets += other.packets;
         self.dropped += other.dropped;
+        self.would_drop += other.would_drop;
         self.bytes += other.bytes;
     }
 }
@@ -89,6 +101,7 @@ fn rate_of(now: Sums, before: Sums, seconds: f64) -> TrafficRate {
     TrafficRate {
         packets: per_second(now.packets, before.packets),
         dropped: per_second(now.dropped, before.dropped),
+        would_drop: per_second(now.would_drop, before.would_drop),
         bytes: per_second(now.bytes, before.bytes),
     }
 }
@@ -110,6 +123,11 @@ impl Counting for Counter {
         Sums {
             packets: self.packets,
             dropped: if self.is_drop() { self.packets } else { 0 },
+            would_drop: if self.would.is_some() {
+                self.packets
+            } else {
+                0
+            },
             bytes: self.bytes,
         }
     }
@@ -126,6 +144,7 @@ impl Counting for Talker {
         Sums {
             packets: self.packets,
             dropped: self.dropped,
+            would_drop: self.would_drop,
             bytes: self.bytes,
         }
     }
@@ -144,7 +163,7 @@ mod tests {
             name: None,
             packets,
             dropped: packets / 2,
-            would_drop: 0,
+            would_drop: packets / 4,
             bytes: packets * 100,
             reason: None,
             service: None,
@@ -157,12 +176,13 @@ mod tests {
         let start = Instant::now();
         let mut meter = Meter::default();
         assert_eq!(meter.read(start, vec![talker(100)])[0].rate, None);
-        for (second, packets, rate) in [(2, 300, 100.0), (4, 300, 0.0), (6, 50, 25.0)] {
+        for (second, packets, rate) in [(2, 300, 100.0), (4, 300, 0.0), (6, 52, 26.0)] {
             let at = start + Duration::from_secs(second);
             let found = meter.read(at, vec![talker(packets)])[0].rate;
             let expected = TrafficRate {
                 packets: rate,
                 dropped: rate / 2.0,
+                would_drop: rate / 4.0,
                 bytes: rate * 100.0,
             };
             assert_eq!(found, Some(expected), "{second}");

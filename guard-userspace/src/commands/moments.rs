@@ -25,7 +25,8 @@ fn ago_from(at: Timestamp, now: Timestamp, zone: &TimeZone) -> String {
         return format!("at {clock}");
     }
     let passed = match seconds {
-        0..60 => format!("{seconds} s"),
+        0 => return format!("just now ({clock})"),
+        1..60 => format!("{seconds} s"),
         60..3_600 => format!("{} min", seconds / 60),
         3_600..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} d", seconds / 86_400),
@@ -63,7 +64,7 @@ mod tests {
     fn a_time_says_how_long_ago_it_was_and_the_time_of_day() {
         let now: Timestamp = "2026-11-30T09:48:10Z".parse().unwrap();
         for (at, text) in [
-            ("2026-11-30T09:48:10Z", "0 s ago (09:48:10)"),
+            ("2026-11-30T09:48:10Z", "just now (09:48:10)"),
             ("2026-11-30T09:45:01.123456789Z", "3 min ago (09:45:01)"),
             ("2026-11-30T00:00:00Z", "9 h ago (00:00:00)"),
             ("2026-11-29T09:45:01Z", "24 h ago (2026-11-29 09:45)"),

@@ -99,17 +99,13 @@ fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) ->
         sum(|row| row.verdict == "drop"),
         sum(|row| row.would.is_some())
     );
-    if let Some(TrafficRate {
-        packets,
-        dropped,
-        bytes,
-    }) = rate
-    {
+    if let Some(rate) = rate {
         text += &format!(
-            "\nnow        {} packets/s, {}; dropped, or would be if enforced: {} packets/s",
-            figures::count(packets),
-            figures::bits(bytes),
-            figures::count(dropped)
+            "\nnow        {} packets/s, {}; dropped: {} packets/s, would be if enforced: {} packets/s",
+            figures::count(rate.packets),
+            figures::bits(rate.bytes),
+            figures::count(rate.really_dropped()),
+            figures::count(rate.would_drop)
         );
     }
     text

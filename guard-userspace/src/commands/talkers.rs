@@ -75,6 +75,7 @@ impl By {
         let TrafficRate {
             packets,
             dropped,
+            would_drop: _,
             bytes,
         } = rate.unwrap_or_default();
         match self {
@@ -111,7 +112,8 @@ fn table(talkers: &[Metered<Talker>], resolution: Option<f64>) -> Table {
             figures::bytes(row.bytes as f64),
         ];
         if let Some(rate) = rate {
-            let counts = [rate.packets, rate.dropped].map(|rate| sampled(rate, resolution));
+            let counts =
+                [rate.packets, rate.really_dropped()].map(|rate| sampled(rate, resolution));
             cells.extend(counts);
             cells.push(if rate.bytes > 0.0 {
                 figures::bits(rate.bytes)
@@ -142,6 +144,7 @@ mod tests {
         let rate = TrafficRate {
             packets: 160.0,
             dropped: 80.0,
+            would_drop: 80.0,
             bytes: 10_000.0,
         };
         let rates = [Some(rate), Some(TrafficRate::default())];
@@ -154,7 +157,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
         insta::assert_snapshot!(lines.join("\n"), @r"
         INTERFACE  SOURCE               LAST DROP             PACKETS  DROPPED  WOULD DROP   BYTES  PACKETS/S  DROPPED/S       BITS/S
-        eth0       198.51.100.7 office  packet_limit at web      3.2k        0        1.6k  200 kB        160         80  80.0 kbit/s
+        eth0       198.51.100.7 office  packet_limit at web      3.2k        0        1.6k  200 kB        160         <8  80.0 kbit/s
         eth0       2001:db8::66         closed_port tcp/8000      160      160           0  9.6 kB         <8         <8            -
         ");
     }

@@ -18,7 +18,11 @@ use super::{
 };
 use crate::{
     api::{Counter, Status, Talker},
-    commands::{figures, meter::Metered, status::headline},
+    commands::{
+        figures,
+        meter::{Metered, TrafficRate},
+        status::headline,
+    },
     policy::{Action, Entry, untrusted::quoted},
 };
 
@@ -415,6 +419,8 @@ fn draw_traffic(
 struct Columns {
     source: u16,
     drops: &'static str,
+    /// Whether that column has the packets that are dropped, or those that would be.
+    is_enforced: bool,
     has_units: bool,
     why: u16,
     history: u16,
@@ -453,6 +459,7 @@ impl Columns {
                 (true, false) => "DROP/S",
                 (false, _) => "WOULD DROP",
             },
+            is_enforced,
             has_units,
             why: 0,
             history: 0,
@@ -518,7 +525,13 @@ impl Columns {
             has_units: self.has_units,
         };
         let packets = rate.map(|rate| rate.packets);
-        let dropped = rate.filter(|_| row.dropped > 0).map(|rate| rate.dropped);
+        let (total, dropped) = if self.is_enforced {
+            let total = row.dropped.saturating_sub(row.would_drop);
+            (total, rate.map(TrafficRate::really_dropped))
+        } else {
+            (row.would_drop, rate.map(|rate| rate.would_drop))
+        };
+        let dropped = dropped.filter(|_| total > 0);
         let mut cells = vec![Cell::from(row.who()), number(sampled.rate(packets))];
         if self.has_units {
             let bits = rate.filter(|rate| rate.bytes > 0.0);
@@ -580,10 +593,10 @@ fn draw_sources(frame: &mut Frame<'_>, state: &ScreenState, theme: Theme, area: 
     title += &missing(0, state.past().1);
     let rows = sources.iter().map(|talker| {
         let rate = talker.rate.unwrap_or_default();
-        let style = match (rate.dropped > 0.0, is_enforced) {
-            (true, true) => theme.dropped(),
-            (true, false) => theme.would_be_dropped(),
-            (false, _) => Style::new(),
+        let style = match (rate.really_dropped() > 0.0, rate.would_drop > 0.0) {
+            (true, _) => theme.dropped(),
+            (false, true) => theme.would_be_dropped(),
+            (false, false) => Style::new(),
         };
         let activity = state.talker_activity(&talker.row);
         columns.row(talker, state).style(dimmed(style, activity))

@@ -69,6 +69,9 @@ pub fn crowded(seconds: u64, mode: &str) -> GuardReading {
             row.verdict = "pass".to_owned();
             row.would = Some("drop".to_owned());
         }
+        for talker in &mut reading.talkers {
+            talker.would_drop = talker.dropped;
+        }
     }
     reading
 }
