@@ -190,7 +190,7 @@ fn revoke_in_the_list(guard: &Guard, screen: &TmuxScreen) {
     assert_eq!(ids(guard), [3]);
     screen.press(&["r", "y"]).unwrap();
     screen
-        .wait_for(&["none: a and d on the screen make one"])
+        .wait_for(&["none: a and d on the screen make one", "revoked entry 3"])
         .unwrap();
     screen.press(&["Escape"]).unwrap();
 }
