@@ -30,8 +30,8 @@ const MODULES: [&str; 6] = [
 ];
 
 /// The programs that the lab runs.
-const PROGRAMS: [&str; 8] = [
-    "curl", "ip", "mount", "nginx", "nsenter", "sysctl", "tc", "umount",
+const PROGRAMS: [&str; 9] = [
+    "curl", "ip", "mount", "nginx", "nice", "nsenter", "sysctl", "tc", "umount",
 ];
 
 /// A policy with every feature and every budget.
