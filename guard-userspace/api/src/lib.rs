@@ -6,7 +6,7 @@ pub mod capture;
 mod explanation;
 pub mod operator;
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use guard_policy::{Action, Entry};
 use ipnet::IpNet;
@@ -407,6 +407,61 @@ pub struct EnteredEntry {
     /// Whether there was an entry for the same prefix, service, action and owner, which this one replaces.
     #[serde(default)]
     pub updated: bool,
+    /// For a deny entry: the allow entries in force that win over it for all of its sources. It drops nothing while one
+    /// of them is in force.
+    #[serde(default)]
+    pub overridden_by: Vec<u64>,
+    /// For an allow entry: the deny entries in force that it wins over, for all or some of their sources.
+    #[serde(default)]
+    pub overrides: Vec<u64>,
+    /// Why the entry does not have the effect that its action suggests.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// One element of the list that `guard list --json` prints.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ListedEntry {
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// For a deny entry: the allow entries in force that win over it for all of its sources.
+    #[serde(default)]
+    pub overridden_by: Vec<u64>,
+}
+
+impl ListedEntry {
+    /// Lists entries, each with the allow entries that override it now.
+    pub fn list(entries: &[Entry], now: Timestamp) -> Vec<Self> {
+        let allowing: Vec<&Entry> = entries
+            .iter()
+            .filter(|entry| entry.action == Action::Allow && !entry.is_over(now))
+            .collect();
+        let listed = entries.iter().map(|entry| {
+            let overriding = allowing.iter().filter(|allowing| allowing.overrides(entry));
+            Self {
+                entry: entry.clone(),
+                overridden_by: overriding.map(|allowing| allowing.id).collect(),
+            }
+        });
+        listed.collect()
+    }
+}
+
+impl fmt::Display for ListedEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            entry,
+            overridden_by,
+        } = self;
+        write!(formatter, "{entry}")?;
+        match overridden_by.first() {
+            Some(id) => write!(
+                formatter,
+                "; entry {id} overrides it: `guard revoke {id}` puts it in force"
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The query of `GET /v1/explain`.

@@ -34,7 +34,7 @@ use sha2::{Digest as _, Sha256};
 pub use self::{
     check::{DEFAULT_DOCKER_SOCKET, parse_prefix},
     containers::{ContainerNetwork, Containers, Labelled},
-    entry::{Action, Entry, PrefixExpiries},
+    entry::{Action, Entry, PastEntry, PrefixExpiries},
     port::Ports,
     published::{PortTables, PublishedAt, PublishedPort, split},
     rate::{Budget, Period, Rate, Unit},

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::{
     Applied, Changed, Counter, Detached, EnteredEntry, EntryRequest, ErrorBody, ExplainRequest,
-    Explanation, ModeChange, NewTrial, PolicyText, Reload, Revocation, Status, Talker,
-    capture::CaptureRequest,
+    Explanation, ListedEntry, ModeChange, NewTrial, PolicyText, Reload, Revocation,
+    Status, Talker, capture::CaptureRequest,
 };
 use crate::{
     causes::{http_failure, io_error},
@@ -164,7 +164,7 @@ impl Client {
     }
 
     /// `GET /v1/entries`.
-    pub async fn entries(&self) -> ClientResult<Vec<Entry>> {
+    pub async fn entries(&self) -> ClientResult<Vec<ListedEntry>> {
         self.get("entries").await
     }
 

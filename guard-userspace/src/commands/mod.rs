@@ -116,13 +116,14 @@ enum Command {
     Replay(replay::ReplayCommand),
     /// List the ports of this host that can be reached, what the policy does with them, and what to change
     Audit(audit::Audit),
-    /// Allow a source for a while: it is not denied, not limited, and admitted by services with `from`
+    /// Allow a source, for a time or until `guard revoke`: it is not denied, not limited, and admitted by services with
+    /// `from`
     Allow(entries::Enter),
-    /// Drop a source's packets for a while
+    /// Drop a source's packets, for a time (--for) or until `guard revoke`
     Deny(entries::Enter),
-    /// List the temporary allow and deny entries
-    List(Output),
-    /// End an entry before it expires
+    /// List the allow and deny entries: all, or those that concern a source
+    List(entries::List),
+    /// End entries before they expire
     Revoke(entries::Revoke),
     /// Change the mode of the host or of a service, at once
     Mode(mode::ChangeMode),
@@ -205,7 +206,7 @@ impl Arguments {
             Command::Top(top) => top.run(location).await,
             Command::Allow(enter) => enter.run(&client()?, Action::Allow).await,
             Command::Deny(enter) => enter.run(&client()?, Action::Deny).await,
-            Command::List(output) => entries::list(&client()?, &output).await,
+            Command::List(list) => list.run(&client()?).await,
             Command::Revoke(revoke) => revoke.run(&client()?).await,
             Command::Mode(mode) => mode.run(&location).await,
             Command::Diff(diff) => diff.run(&location).await,
@@ -386,6 +387,7 @@ mod tests {
             "mode on",
             "explain",
             "explain --to 80/tcp",
+            "allow 9000/tcp",
             "explain --from 198.51.100.0/24 --to 80/tcp",
             "explain --from example.org --to 80/tcp",
             "talkers --by drop",
@@ -463,7 +465,7 @@ mod tests {
         deny 198.51.100.7 json
           `deny` has no argument "json": did you mean --json? `guard deny --help` shows the usage
         revoke abc
-          <ID|CIDR>: "abc" names no entry: write its number, or an address or a CIDR with --owner; `guard revoke --help` shows the usage
+          <ID|CIDR>...: "abc" names no entry: write its number, or an address or a CIDR with --owner; `guard revoke --help` shows the usage
         mode enforced
           "enforced" is no value of <MODE> (off, observe, enforce or policy): did you mean "enforce"? `guard mode --help` shows the usage
         mode
@@ -474,6 +476,8 @@ mod tests {
           `explain` needs --from <ADDR> and --to <[ADDR:]PORT/PROTO>; `guard explain --help` shows the usage
         explain --to 80/tcp
           `explain` needs --from <ADDR>; `guard explain --help` shows the usage
+        allow 9000/tcp
+          <CIDR>: "9000/tcp" is a port, and `allow` and `deny` take a source: to open the port, list it in the policy, `ports = ["tcp/9000"]` in a [[service]], and `guard try` the file; a port that no service lists is closed; `guard allow --help` shows the usage
         explain --from 198.51.100.0/24 --to 80/tcp
           "198.51.100.0/24" is no value of --from: write one address, such as 198.51.100.7 or 2001:db8::7, without a prefix length; `guard explain --help` shows the usage
         explain --from example.org --to 80/tcp

@@ -225,5 +225,40 @@ fn an_entry_that_is_repeated_is_updated_and_a_wide_denial_needs_force() {
     }
     guard.run(&["deny", "128.0.0.0/7", "--force"]).unwrap();
     let allowed = guard.run(&["allow", "192.0.2.9"]).unwrap();
-    assert!(allowed.contains("Closed ports stay closed"), "{allowed}");
+    assert!(
+        allowed.contains("A port that no service lists stays closed"),
+        "{allowed}"
+    );
+    // An allow entry wins, so a denial within it says so, and several entries are revoked at once.
+    let id = |text: &str| text.split(' ').nth(1).unwrap().to_owned();
+    let network = guard.run(&["allow", "198.51.100.64/28"]).unwrap();
+    let denied = guard.run(&["deny", "198.51.100.66"]).unwrap();
+    let (network, denial) = (id(&network), id(&denied));
+    let warning =
+        format!("entry {network} allows 198.51.100.64/28 and wins: `guard revoke {network}` first");
+    assert!(denied.contains(&warning), "{denied}");
+    let listed = guard.run(&["list", "198.51.100.66"]).unwrap();
+    assert!(
+        listed.contains("deny, overridden by ") && !listed.contains("192.0.2.9"),
+        "{listed}"
+    );
+    let listed = guard.json("list").unwrap();
+    let mut listed = listed.as_array().unwrap().iter();
+    let listed = listed
+        .find(|entry| entry["id"].to_string() == denial)
+        .unwrap();
+    let overriding = listed["overridden_by"].as_array().unwrap();
+    assert!(
+        overriding.iter().any(|id| id.to_string() == network),
+        "{listed}"
+    );
+    let revoked = guard.run(&["revoke", &network, &denial]).unwrap();
+    assert!(
+        revoked.contains(&format!(
+            "revoked entry {network}, which let through 198.51.100.64/28"
+        )) && revoked.contains(&format!(
+            "revoked entry {denial}, which denied 198.51.100.66/32"
+        )),
+        "{revoked}"
+    );
 }

@@ -19,6 +19,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tracing::info;
 use utoipa::{OpenApi, openapi};
@@ -29,7 +30,8 @@ use crate::{
     agent::{Agent, ChangeError},
     api::{
         Applied, Changed, Counter, Detached, EnteredEntry, EntryRequest, ErrorBody, ExplainRequest,
-        ModeChange, NewTrial, PolicyText, Reload, Revocation, Status, Talker,
+        ListedEntry, ModeChange, NewTrial, PolicyText, Reload, Revocation, Status,
+        Talker,
         actor::Actor,
         capture::{self, CaptureRequest},
         client::{ASKED, DEADLINE},
@@ -304,10 +306,14 @@ async fn capture(
 #[utoipa::path(
     get,
     path = "/v1/entries",
-    responses((status = 200, body = Vec<Entry>), ApiError)
+    responses((status = 200, body = Vec<ListedEntry>), ApiError)
 )]
-async fn entries(State(served): State<ApiState>) -> ApiResult<Vec<Entry>> {
-    Ok(Json(served.agent.snapshot().entries().to_vec()))
+async fn entries(State(served): State<ApiState>) -> ApiResult<Vec<ListedEntry>> {
+    let snapshot = served.agent.snapshot();
+    Ok(Json(ListedEntry::list(
+        snapshot.entries(),
+        Timestamp::now(),
+    )))
 }
 
 /// Allows or denies a source for a while. The entry is in force when the answer is sent.

@@ -42,7 +42,8 @@ impl LiveCheck {
         let host = Host::read_once().context("this host cannot be read")?;
         let docker = find_once(policy, &host).await;
         let entries = if client.has_agent() {
-            client.entries().await?
+            let listed = client.entries().await?.into_iter();
+            listed.map(|listed| listed.entry).collect()
         } else {
             Vec::new()
         };

@@ -700,7 +700,7 @@ fn draw_list(frame: &mut Frame<'_>, list: &EntryList, theme: Theme) {
     }
     let rows: Vec<_> = entries
         .iter()
-        .map(|entry| entry_cells(entry, list.read_at))
+        .map(|listed| entry_cells(&listed.entry, list.read_at))
         .collect();
     let widths = COLUMNS.iter().enumerate().map(|(index, (name, most))| {
         let cells = rows.iter().filter_map(|row| row.get(index));
@@ -711,9 +711,13 @@ fn draw_list(frame: &mut Frame<'_>, list: &EntryList, theme: Theme) {
         }
     });
     let widths: Vec<_> = widths.collect();
-    let rows = entries.iter().zip(rows).map(|(entry, cells)| {
-        Row::new(cells).style(match entry.action {
+    let rows = entries.iter().zip(rows).map(|(listed, cells)| {
+        Row::new(cells).style(match listed.entry.action {
             Action::Allow => theme.passed(),
+            // The text below says which entry overrides it.
+            Action::Deny if !listed.overridden_by.is_empty() => {
+                theme.dropped().add_modifier(Modifier::DIM)
+            }
             Action::Deny => theme.dropped(),
         })
     });

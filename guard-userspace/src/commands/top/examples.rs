@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::state::GuardReading;
 use crate::{
-    api::{Counter, Status, Talker},
+    api::{Counter, ListedEntry, Status, Talker},
     policy::Entry,
 };
 
@@ -95,6 +95,14 @@ pub fn entry(id: u64, prefix: &str, expires: Option<&str>) -> Entry {
         json!({"id": id, "action": "deny", "prefix": prefix, "service": null, "owner": "ana", "reason": "guard top",
                 "created": "2027-01-31T09:32:00Z", "expires": expires}),
     )
+}
+
+/// An entry that no other overrides.
+pub fn listed(entry: Entry) -> ListedEntry {
+    ListedEntry {
+        entry,
+        overridden_by: Vec::new(),
+    }
 }
 
 pub fn counter(service: Option<&str>, verdict: &str, reason: &str, packets: u64) -> Counter {

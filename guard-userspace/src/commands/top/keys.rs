@@ -242,7 +242,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::commands::top::examples::{entry, reading};
+    use crate::commands::top::examples::{entry, listed, reading};
 
     fn press_all(state: &mut ScreenState, keys: &[KeyCode]) -> Vec<AgentRequest> {
         let press = |code: &KeyCode| match press(state, KeyEvent::from(*code)) {
@@ -304,7 +304,7 @@ mod tests {
     fn the_list_revokes_the_selected_entry_after_a_confirmation_alone() {
         let mut state = watching();
         assert_eq!(press_all(&mut state, &typed("l")), [AgentRequest::Entries]);
-        let entries = [3, 4].map(|id| entry(id, "198.51.100.66/32", None));
+        let entries = [3, 4].map(|id| listed(entry(id, "198.51.100.66/32", None)));
         state.take_entries(Timestamp::UNIX_EPOCH, Ok(entries.to_vec()));
         let no = [KeyCode::Down, KeyCode::Enter, KeyCode::Char('n')];
         assert!(press_all(&mut state, &no).is_empty());

@@ -3,13 +3,16 @@
 use ipnet::IpNet;
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::policy::{Action, Entry};
+use crate::{
+    api::ListedEntry,
+    policy::{Action, Entry},
+};
 
 /// The open list. The selected entry is found by its number: the list may change below the operator's hand.
 #[derive(Default)]
 pub struct EntryList {
     /// `None`: the agent has not answered yet.
-    entries: Option<Vec<Entry>>,
+    entries: Option<Vec<ListedEntry>>,
     /// When the entries were read.
     pub read_at: Timestamp,
     selected: Option<u64>,
@@ -21,16 +24,16 @@ pub struct EntryList {
 
 impl EntryList {
     /// Takes the entries in force at this time.
-    pub fn take(&mut self, at: Timestamp, entries: Vec<Entry>) {
+    pub fn take(&mut self, at: Timestamp, entries: Vec<ListedEntry>) {
         self.read_at = at;
-        let is_selected = |entry: &Entry| Some(entry.id) == self.selected;
+        let is_selected = |listed: &ListedEntry| Some(listed.entry.id) == self.selected;
         let index = entries.iter().position(is_selected).unwrap_or(self.index);
         self.entries = Some(entries);
         self.select_index(index);
     }
 
     /// `None`: they are not known yet.
-    pub fn entries(&self) -> Option<&[Entry]> {
+    pub fn entries(&self) -> Option<&[ListedEntry]> {
         self.entries.as_deref()
     }
 
@@ -46,13 +49,13 @@ impl EntryList {
     fn select_index(&mut self, index: usize) {
         let entries = self.entries.as_deref().unwrap_or_default();
         self.index = index.min(entries.len().saturating_sub(1));
-        self.selected = entries.get(self.index).map(|entry| entry.id);
+        self.selected = entries.get(self.index).map(|listed| listed.entry.id);
     }
 
     /// Waits for a confirmation to revoke the selected entry.
     pub fn ask_to_revoke(&mut self) {
         let entries = self.entries.as_deref().unwrap_or_default();
-        self.confirm = entries.get(self.index).cloned();
+        self.confirm = entries.get(self.index).map(|listed| listed.entry.clone());
     }
 
     /// The entry that a confirmation revokes.
@@ -156,7 +159,7 @@ pub fn until(expires: Option<Timestamp>, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::top::examples::entry;
+    use crate::commands::top::examples::{entry, listed};
 
     fn at(time: &str) -> Timestamp {
         format!("2027-01-31T{time}Z").parse().unwrap()
@@ -165,14 +168,14 @@ mod tests {
     #[test]
     fn the_selection_follows_its_entry_and_stays_in_its_place_when_the_entry_ends() {
         let mut list = EntryList::default();
-        let entries = [1, 2, 3].map(|id| entry(id, "198.51.100.7/32", None));
+        let entries = [1, 2, 3].map(|id| listed(entry(id, "198.51.100.7/32", None)));
         list.take(at("10:00:00"), entries.to_vec());
         list.select(1);
         let selected = |list: &EntryList| {
             list.entries()
                 .unwrap()
                 .get(list.index())
-                .map(|entry| entry.id)
+                .map(|listed| listed.entry.id)
         };
         assert_eq!(selected(&list), Some(2));
         list.take(at("10:00:01"), entries[1..].to_vec());
@@ -194,7 +197,7 @@ mod tests {
     #[test]
     fn a_confirmation_revokes_the_entry_it_was_asked_for_even_if_the_list_changes_meanwhile() {
         let mut list = EntryList::default();
-        let entries = [1, 2].map(|id| entry(id, "198.51.100.7/32", None));
+        let entries = [1, 2].map(|id| listed(entry(id, "198.51.100.7/32", None)));
         list.take(at("10:00:00"), entries.to_vec());
         list.ask_to_revoke();
         list.take(at("10:00:01"), entries[1..].to_vec());

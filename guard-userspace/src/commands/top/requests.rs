@@ -11,10 +11,13 @@ use super::{
     state::{GuardReading, Shown},
 };
 use crate::{
-    api::{Changed, EnteredEntry, EntryRequest, ExplainRequest, Revocation, client::ClientError},
+    api::{
+        Changed, EnteredEntry, EntryRequest, ExplainRequest, ListedEntry, Revocation,
+        client::ClientError,
+    },
     commands::{self, explain, reading::GuardReader},
     operator::ssh_session,
-    policy::{Action, Entry},
+    policy::Action,
 };
 
 /// A message for the screen.
@@ -22,7 +25,7 @@ pub enum ScreenEvent {
     Reading(Instant, Result<Box<GuardReading>, String>),
     Answer(Shown),
     Done(Notice),
-    Entries(Timestamp, Result<Vec<Entry>, String>),
+    Entries(Timestamp, Result<Vec<ListedEntry>, String>),
 }
 
 /// A request to the agent.
@@ -114,9 +117,20 @@ async fn listed(reader: &GuardReader) -> ScreenEvent {
 async fn entered(reader: &GuardReader, title: &str, request: &EntryRequest) -> ScreenAnswers {
     let Changed { done, not_kept } = reader.client.enter_silently(request).await?;
     // Of an entry that was there before, `u` cannot bring back what it was.
-    let EnteredEntry { entry, updated } = &done;
+    let EnteredEntry {
+        entry,
+        updated,
+        overridden_by: _,
+        overrides: _,
+        warnings,
+    } = &done;
     let notice = Notice::of_entered(entry, *updated, Timestamp::now());
-    Ok(done_or_lost(title, notice, not_kept))
+    // An allow entry that wins over a denial does what it says: the last line is enough.
+    let is_warned = entry.action == Action::Deny && !warnings.is_empty();
+    let warning = is_warned.then(|| Shown::new(title.to_owned(), warnings.join("\n")));
+    let mut answers = done_or_lost(title, notice, not_kept);
+    answers.extend(warning.map(ScreenEvent::Answer));
+    Ok(answers)
 }
 
 async fn revoked(reader: &GuardReader, title: &str, id: u64) -> ScreenAnswers {

@@ -16,9 +16,8 @@ use super::{
     ports::PortMeter,
 };
 use crate::{
-    api::{Counter, Status, Talker},
+    api::{Counter, ListedEntry, Status, Talker},
     commands::meter::{Counting, Meter, Metered, TrafficRate},
-    policy::Entry,
 };
 
 /// The most points of history: the widest screen shows as many.
@@ -363,7 +362,7 @@ impl ScreenState {
     }
 
     /// Takes the entries, or why the agent did not list them. Ignored once the list is closed.
-    pub fn take_entries(&mut self, at: Timestamp, entries: Result<Vec<Entry>, String>) {
+    pub fn take_entries(&mut self, at: Timestamp, entries: Result<Vec<ListedEntry>, String>) {
         let Some(list) = &mut self.list else {
             return;
         };

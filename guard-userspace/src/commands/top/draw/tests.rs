@@ -6,7 +6,7 @@ use insta::assert_snapshot;
 use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
 
 use super::*;
-use crate::commands::top::examples::{counter, crowded, entry, reading, status, talker};
+use crate::commands::top::examples::{counter, crowded, entry, listed, reading, status, talker};
 
 fn drawn(state: &ScreenState, (width, height): (u16, u16), has_colour: bool) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -327,7 +327,7 @@ fn the_list_of_entries_shows_who_until_when_and_why() {
         network,
         entry(12, "198.51.100.0/24", Some("2027-02-03T10:32:00Z")),
     ];
-    state.take_entries(now, Ok(entries));
+    state.take_entries(now, Ok(entries.into_iter().map(listed).collect()));
     let list = state.list.as_mut().unwrap();
     list.select(1);
     list.ask_to_revoke();
