@@ -1,7 +1,12 @@
 //! The explanation of a packet's verdict.
 
+use std::net::IpAddr;
+
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::ListedEntry;
 
 /// The output of `guard explain --json`.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -14,7 +19,7 @@ pub struct Explanation {
     /// The example packet, in words.
     pub packet: String,
     pub steps: Vec<Step>,
-    /// The line of the policy that decided; `null`: no line did.
+    /// The line of the policy that decided; `null`: no line did, but perhaps an entry.
     pub line: Option<usize>,
     /// The file that has the lines.
     #[serde(default)]
@@ -62,7 +67,8 @@ pub struct RecentPackets {
     pub dropped: u64,
     /// Those of `dropped` that passed only because of the mode.
     pub would_drop: u64,
-    /// Those of `dropped` for `reason` and at `service`.
+    /// Those of `dropped` in the intervals whose last dropped packet was dropped for `reason` and at `service`. The
+    /// sample records the reason for the last one alone.
     pub for_reason: u64,
     /// The length of the minute: the agent reads at intervals.
     pub seconds: u64,
@@ -71,9 +77,13 @@ pub struct RecentPackets {
     pub service: Option<String>,
     pub port: Option<String>,
     /// Whether that packet was sent to the explained service, or to no service like the explained packet. A packet to a
-    /// closed port was not: the explained packet passes.
+    /// closed port was not: the explained packet passes. A denial of the whole source concerns every destination.
     pub is_same_destination: bool,
-    /// The budget of the explained service that the packets exceed, as the policy writes it, such as `2k/s`.
+    /// Whether the explained packet and those that follow it can no longer be dropped for `reason`: an entry, the policy
+    /// or a mode has changed.
+    #[serde(default)]
+    pub no_longer_applies: bool,
+    /// The budget of the explained service that the packets exceed, such as `2k/s`, with the `factor` of the source.
     pub limit: Option<String>,
 }
 
@@ -105,4 +115,62 @@ pub struct Seen {
     pub reason: Option<String>,
     #[serde(default)]
     pub service: Option<String>,
+}
+
+/// The output of `guard explain ADDR --json` without `--to`: what becomes of a source.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct SourceExplanation {
+    #[schema(value_type = String)]
+    pub source: IpAddr,
+    /// The verdict on a first packet at each service, at the published ports that no service lists, and at every other
+    /// port.
+    pub services: Vec<ServiceVerdict>,
+    /// The services that have no address or port in the IP version of the source.
+    pub unreachable: Vec<String>,
+    /// The temporary entries that contain the source.
+    pub entries: Vec<ListedEntry>,
+    /// The `[[source]]` tables of the policy that contain the source.
+    pub sources: Vec<ConcernedSource>,
+    /// The file that has the lines.
+    pub file: Option<String>,
+    /// What became of the source's packets in the last minute; absent without an agent, or if it sent none that were
+    /// sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recent: Option<RecentPackets>,
+    /// The packets of the source that the attached program counted; absent without an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
+}
+
+/// The verdict on a first packet to a service, or to ports that no service lists.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ServiceVerdict {
+    /// `null`: no service lists these ports.
+    pub service: Option<String>,
+    /// The ports that the verdict holds for. Empty: every port that is not in another element.
+    pub ports: Vec<String>,
+    pub verdict: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would: Option<String>,
+    pub reason: String,
+    /// The line of the policy that decided; `null`: no line did, but perhaps an entry.
+    pub line: Option<usize>,
+    /// The number of the temporary entry that decided; absent: none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<u64>,
+}
+
+/// A `[[source]]` of the policy that contains an address.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ConcernedSource {
+    pub name: String,
+    pub line: usize,
+    /// `named` (for `from`), `factor`, `exempt` or `deny`.
+    pub treatment: String,
+    /// How many times larger the budgets of the source are; absent unless `treatment` is `factor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<u32>,
+    /// When the source ends. `null`: never.
+    #[schema(value_type = Option<String>)]
+    pub expires: Option<Timestamp>,
 }

@@ -14,7 +14,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::explanation::{Explanation, OverBudget, RecentPackets, Seen, Step};
+pub use self::explanation::{
+    ConcernedSource, Explanation, OverBudget, RecentPackets, Seen, ServiceVerdict,
+    SourceExplanation, Step,
+};
 use self::{actor::OneLine, operator::SshSession};
 
 /// The default path of the agent's socket.
@@ -470,6 +473,12 @@ pub struct ExplainRequest {
     pub from: IpAddr,
     /// A destination such as `203.0.113.5:8000/tcp`, or the name of a service.
     pub to: String,
+}
+
+/// The query of `GET /v1/source`.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct SourceRequest {
+    pub from: IpAddr,
 }
 
 /// The body of every error.

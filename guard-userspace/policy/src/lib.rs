@@ -194,6 +194,16 @@ pub struct Budgets {
 }
 
 impl Budgets {
+    /// Budgets that are this many times larger, as those of a source with `factor`.
+    pub fn times(self, factor: u32) -> Self {
+        let times = |budget: Option<Budget>| budget.map(|budget| budget.times(factor));
+        Self {
+            packets: times(self.packets),
+            bytes: times(self.bytes),
+            connections: times(self.connections),
+        }
+    }
+
     /// These budgets; those of `others` where there is none.
     pub(crate) fn or(self, others: Self) -> Self {
         Self {

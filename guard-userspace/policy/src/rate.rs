@@ -137,6 +137,19 @@ impl Budget {
         Ok(budget)
     }
 
+    /// A budget with this many times the rate and the burst, to display: it is not checked against the kernel's tick.
+    pub fn times(self, factor: u32) -> Self {
+        let times = |count: u64| count.saturating_mul(factor.into());
+        Self {
+            rate: Rate {
+                count: times(self.rate.count),
+                ..self.rate
+            },
+            burst: times(self.burst),
+            ..self
+        }
+    }
+
     /// The budget in units of the packet path; `None` if it does not fit. Costs are rounded down, in the source's
     /// favour.
     fn units(self) -> Option<gcra::GcraBudget> {

@@ -60,7 +60,7 @@ pub use self::{
 use crate::{
     api::{
         self, Applied, Changed, Detached, EntryRequest, Explanation, ModeChange, NewTrial, Reload,
-        Revocation, Status, actor::Actor, capture::CaptureRequest,
+        Revocation, SourceExplanation, Status, actor::Actor, capture::CaptureRequest,
     },
     dataplane::{
         Force, Passing, Removal, Tap, detach_all, pass_everything_everywhere,
@@ -253,6 +253,15 @@ impl Agent {
         let recent = self.recent().clone();
         let explained =
             privileges::spawn_blocking(move || snapshot.explain(from, &to, &recent)).await;
+        Ok(explained.map_err(anyhow::Error::from)??)
+    }
+
+    /// Explains what becomes of a source at each service, by the policy in force.
+    pub async fn explain_source(&self, from: IpAddr) -> Result<SourceExplanation, ChangeError> {
+        let snapshot = self.snapshot();
+        let recent = self.recent().clone();
+        let explained =
+            privileges::spawn_blocking(move || snapshot.explain_source(from, &recent)).await;
         Ok(explained.map_err(anyhow::Error::from)??)
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guard_api::{Explanation, OverBudget, RecentPackets, Seen, Talker};
+use guard_api::{OverBudget, RecentPackets, Seen, Talker};
 use guard_common::reason::Reason;
 
 /// The interval between readings.
@@ -39,13 +39,13 @@ impl RecentTalkers {
         readings.push_back((at, Arc::new(sources)));
     }
 
-    /// The packets of a source in the last minute. `None`: none were sampled.
+    /// The packets of a source in the last minute; `service`: that of the explained packet. `None`: none were sampled.
     pub fn of_source(
         &self,
         now: Instant,
         source: IpAddr,
         seen: &Seen,
-        explained: &Explanation,
+        service: Option<&str>,
     ) -> Option<RecentPackets> {
         let Self(readings) = self;
         let (begin, _) = readings.front()?;
@@ -55,7 +55,9 @@ impl RecentTalkers {
             .map(|(_, sources)| sources.get(&source).unwrap_or(&nothing));
         let later = of_source.clone().skip(1).chain([seen]);
         // Neither has a service in scope `containers` if the one went to a closed port and the other is not guarded.
-        let is_same_destination = explained.service == seen.service && seen.port.is_none();
+        let is_here = service == seen.service.as_deref() && seen.port.is_none();
+        let is_denied = seen.reason.as_deref() == Some(Reason::DeniedSource.name());
+        let is_denied_everywhere = is_denied && seen.service.is_none();
         let mut found = RecentPackets {
             seconds: now.saturating_duration_since(*begin).as_secs().max(1),
             ..RecentPackets::default()
@@ -75,7 +77,7 @@ impl RecentTalkers {
             found.reason.clone_from(&seen.reason);
             found.service.clone_from(&seen.service);
             found.port.clone_from(&seen.port);
-            found.is_same_destination = is_same_destination;
+            found.is_same_destination = is_here || is_denied_everywhere;
         }
         (found.packets > 0).then_some(found)
     }
@@ -137,24 +139,6 @@ mod tests {
         }
     }
 
-    fn explained_at(service: Option<&str>) -> Explanation {
-        Explanation {
-            verdict: "pass".to_owned(),
-            would: None,
-            reason: "allowed".to_owned(),
-            service: service.map(str::to_owned),
-            packet: String::new(),
-            steps: Vec::new(),
-            line: None,
-            file: None,
-            entry: None,
-            advice: None,
-            recent: None,
-            seen: None,
-            over_budget: None,
-        }
-    }
-
     const OVER: Option<(&str, &str)> = Some(("connection_limit", "web"));
 
     /// Adds readings ten seconds apart, and returns the budget that `last`, ten seconds later, finds exceeded.
@@ -168,7 +152,7 @@ mod tests {
         }
         let mut seen = Seen::default();
         add_to(&mut seen, last);
-        over_budget(&recent.of_source(at, last.source, &seen, &explained_at(service))?)
+        over_budget(&recent.of_source(at, last.source, &seen, service)?)
     }
 
     #[test]
@@ -244,18 +228,36 @@ mod tests {
         recent.add(begin, &[closed(160)]);
         let mut seen = Seen::default();
         add_to(&mut seen, &closed(320));
-        let found = recent.of_source(
-            begin + INTERVAL,
-            SOURCE.parse().unwrap(),
-            &seen,
-            &explained_at(None),
-        );
+        let found = recent.of_source(begin + INTERVAL, SOURCE.parse().unwrap(), &seen, None);
         let found = found.unwrap();
         assert_eq!(
             (found.for_reason, found.port.as_deref()),
             (160, Some("tcp/8000"))
         );
         assert!(!found.is_same_destination);
+    }
+
+    #[test]
+    fn a_denial_of_the_whole_source_concerns_every_service() {
+        let denied = |packets| talker("eth0", packets, packets, None);
+        let denied = |packets, service: Option<&str>| Talker {
+            reason: Some("denied_source".to_owned()),
+            service: service.map(str::to_owned),
+            ..denied(packets)
+        };
+        for (service, concerns_web) in [(None, true), (Some("web"), true), (Some("ssh"), false)] {
+            let (mut recent, begin) = (RecentTalkers::default(), Instant::now());
+            recent.add(begin, &[denied(160, service)]);
+            let mut seen = Seen::default();
+            add_to(&mut seen, &denied(320, service));
+            let source = SOURCE.parse().unwrap();
+            let found = recent.of_source(begin + INTERVAL, source, &seen, Some("web"));
+            assert_eq!(
+                found.unwrap().is_same_destination,
+                concerns_web,
+                "{service:?}"
+            );
+        }
     }
 
     #[test]
@@ -270,7 +272,7 @@ mod tests {
         add_to(&mut seen, &talker("eth0", 320, 48, OVER));
         add_to(&mut seen, &talker("eth1", 640, 0, None));
         let source = SOURCE.parse().unwrap();
-        let recent = recent.of_source(begin + INTERVAL, source, &seen, &explained_at(Some("web")));
+        let recent = recent.of_source(begin + INTERVAL, source, &seen, Some("web"));
         let over = over_budget(&recent.unwrap()).unwrap();
         assert_eq!((over.packets, over.over), (480, 32));
     }

@@ -27,7 +27,10 @@ use crate::{
     },
     counted::{of_every_interface, to_counter, to_talker},
     dataplane::{FlowCounts, PacketFilter, Tap, XdpMode, pinned_program, pins::Pins},
-    explain::{Destination, ExplainInput, advice, explain},
+    explain::{
+        Advisor, Destination, ExplainInput, SourceExplanation, explain, explain_source,
+        reason_named,
+    },
     host::{self, Host, XdpState},
     policy::{Budgets, Containers, Entry, Policy, PublishedPort, Source},
     state_store::Modes,
@@ -353,13 +356,13 @@ impl Snapshot {
         Ok(tap.map_err(anyhow::Error::from)?)
     }
 
-    /// Parses a destination: an address and port, or the name of a service, which stands for its first port.
+    /// Parses a destination: an address and port, or the name of a service, which stands for its first port. The labels
+    /// of containers may have replaced a service of the policy.
     pub fn destination(&self, to: &str) -> Result<Destination, ChangeError> {
-        to.parse().or_else(|problem| {
-            let mut services = self.loaded.policy.services.iter();
-            let service = services.find(|service| service.name == to);
-            let destination = service.and_then(Destination::of_service);
-            destination.ok_or(ChangeError::Wrong(problem))
+        let found = Destination::find(to, &self.loaded.policy);
+        found.or_else(|problem| {
+            let effective = Destination::find(to, self.effective());
+            effective.map_err(|_| ChangeError::Wrong(problem))
         })
     }
 
@@ -372,27 +375,15 @@ impl Snapshot {
         recent: &RecentTalkers,
     ) -> Result<Explanation> {
         let own: Vec<IpAddr> = self.host.own_addresses().into_iter().flatten().collect();
-        let situation = ExplainInput {
-            policy: self.effective(),
-            containers: self.containers(),
-            local_ports: self.plan.content.local_ports.clone(),
-            now: host::timebase()?,
-            tick_ns: self.host.tick_ns,
-            own: &own,
-            own_sources: &self.plan.content.own_sources,
-            entries: self.entries(),
-        };
+        let situation = self.situation(&own)?;
         let mut explanation = explain(&situation, from, to)?;
         let source = from.to_canonical();
-        let mut seen = Seen::default();
-        for talker in self.talkers()? {
-            if talker.source == source {
-                recent::add_to(&mut seen, &talker);
-            }
-        }
-        let mut recent = recent.of_source(Instant::now(), source, &seen, &explanation);
+        let seen = self.seen(source)?;
+        let service = explanation.service.clone();
+        let mut recent = recent.of_source(Instant::now(), source, &seen, service.as_deref());
         if let Some(recent) = &mut recent {
-            recent.limit = self.exceeded_limit(recent);
+            recent.limit = exceeded_limit(&situation, source, recent);
+            recent.no_longer_applies = situation.no_longer_applies(source, &explanation, recent);
         }
         if explanation.verdict == Verdict::Pass.name() {
             explanation.over_budget = recent.as_ref().and_then(recent::over_budget);
@@ -401,15 +392,65 @@ impl Snapshot {
             && recent.is_same_destination
             && explanation.reason_is_pass()
         {
-            explanation.advice = recent
-                .reason
-                .as_deref()
-                .and_then(|reason| advice(reason, source, explanation.service.as_deref(), to));
+            let advisor = Advisor {
+                situation: &situation,
+                from: source,
+                service: service.as_deref(),
+                to,
+                file: Some(&self.loaded.path),
+            };
+            let reason = recent.reason.as_deref().and_then(reason_named);
+            explanation.advice = reason
+                .filter(|_| !recent.no_longer_applies)
+                .and_then(|reason| advisor.for_reason(reason));
         }
         explanation.recent = recent;
         explanation.seen = Some(seen);
         explanation.file = Some(self.loaded.path.display().to_string());
         Ok(explanation)
+    }
+
+    /// Explains what becomes of a source at each service. Blocks like [`explain`](Self::explain).
+    pub fn explain_source(
+        &self,
+        from: IpAddr,
+        recent: &RecentTalkers,
+    ) -> Result<SourceExplanation> {
+        let own: Vec<IpAddr> = self.host.own_addresses().into_iter().flatten().collect();
+        let explanation = explain_source(&self.situation(&own)?, from)?;
+        let source = explanation.source;
+        let seen = self.seen(source)?;
+        Ok(SourceExplanation {
+            recent: recent.of_source(Instant::now(), source, &seen, None),
+            seen: Some(seen),
+            file: Some(self.loaded.path.display().to_string()),
+            ..explanation
+        })
+    }
+
+    /// The policy and the state of this host for an explanation.
+    fn situation<'a>(&'a self, own: &'a [IpAddr]) -> Result<ExplainInput<'a>> {
+        Ok(ExplainInput {
+            policy: self.effective(),
+            containers: self.containers(),
+            local_ports: self.plan.content.local_ports.clone(),
+            now: host::timebase()?,
+            tick_ns: self.host.tick_ns,
+            own,
+            own_sources: &self.plan.content.own_sources,
+            entries: self.entries(),
+        })
+    }
+
+    /// The sampled packets of a source on every interface.
+    fn seen(&self, source: IpAddr) -> Result<Seen> {
+        let mut seen = Seen::default();
+        for talker in self.talkers()? {
+            if talker.source == source {
+                recent::add_to(&mut seen, &talker);
+            }
+        }
+        Ok(seen)
     }
 }
 
@@ -452,33 +493,24 @@ fn bracketed(address: IpAddr) -> String {
     }
 }
 
-impl Snapshot {
-    /// The budget that a source exceeds, as the policy writes it.
-    fn exceeded_limit(&self, recent: &RecentPackets) -> Option<String> {
-        let key = recent::budget_of(recent.reason.as_deref()?)?;
-        let policy = self.effective();
-        let budgets = match &recent.service {
-            Some(name) => {
-                let mut services = policy.services.iter();
-                &services
-                    .find(|service| service.name == *name)?
-                    .limit
-                    .budgets
-            }
-            None => &policy.limits.budgets,
-        };
-        let Budgets {
-            packets,
-            bytes,
-            connections,
-        } = budgets;
-        let budget = match key {
-            "packets" => packets.as_ref().map(ToString::to_string),
-            "bytes" => bytes.as_ref().map(ToString::to_string),
-            _ => connections.as_ref().map(ToString::to_string),
-        };
-        budget.map(|budget| format!("{key} {budget}"))
-    }
+/// The budget that a source exceeds, as the policy writes it, with the factor of the source.
+fn exceeded_limit(
+    situation: &ExplainInput<'_>,
+    source: IpAddr,
+    recent: &RecentPackets,
+) -> Option<String> {
+    let key = recent::budget_of(recent.reason.as_deref()?)?;
+    let Budgets {
+        packets,
+        bytes,
+        connections,
+    } = situation.budgets_of(source, recent.service.as_deref())?;
+    let budget = match key {
+        "packets" => packets,
+        "bytes" => bytes,
+        _ => connections,
+    };
+    budget.map(|budget| format!("{key} {budget}"))
 }
 
 /// The capture filter for a request.

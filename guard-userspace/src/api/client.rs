@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{
     Applied, Changed, Counter, Detached, EnteredEntry, EntryRequest, ErrorBody, ExplainRequest,
     Explanation, ListedEntry, ModeChange, NewTrial, PolicyText, Reload, Revocation,
-    Status, Talker, capture::CaptureRequest,
+    SourceExplanation, SourceRequest, Status, Talker, capture::CaptureRequest,
 };
 use crate::{
     causes::{http_failure, io_error},
@@ -160,6 +160,15 @@ impl Client {
     /// `GET /v1/explain`.
     pub async fn explain(&self, question: &ExplainRequest) -> ClientResult<Explanation> {
         let request = self.http.get(address("explain")).query(question);
+        self.answer(request, PATIENCE_TO_EXPLAIN).await
+    }
+
+    /// `GET /v1/source`.
+    pub async fn explain_source(
+        &self,
+        question: &SourceRequest,
+    ) -> ClientResult<SourceExplanation> {
+        let request = self.http.get(address("source")).query(question);
         self.answer(request, PATIENCE_TO_EXPLAIN).await
     }
 

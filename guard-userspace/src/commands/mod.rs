@@ -387,7 +387,10 @@ mod tests {
             "mode on",
             "explain",
             "explain --to 80/tcp",
+            "explain 198.51.100.7 --from 198.51.100.8",
+            "explain 198.51.100.0/24",
             "allow 9000/tcp",
+            "allow 9000",
             "explain --from 198.51.100.0/24 --to 80/tcp",
             "explain --from example.org --to 80/tcp",
             "talkers --by drop",
@@ -473,11 +476,17 @@ mod tests {
         mode on
           "on" is no value of <MODE>: write off, observe, enforce or policy; `guard mode --help` shows the usage
         explain
-          `explain` needs --from <ADDR> and --to <[ADDR:]PORT/PROTO>; `guard explain --help` shows the usage
+          `explain` needs <ADDR>; `guard explain --help` shows the usage
         explain --to 80/tcp
-          `explain` needs --from <ADDR>; `guard explain --help` shows the usage
+          `explain` needs <ADDR>; `guard explain --help` shows the usage
+        explain 198.51.100.7 --from 198.51.100.8
+          [ADDR] and --from exclude each other: write one of them; `guard explain --help` shows the usage
+        explain 198.51.100.0/24
+          "198.51.100.0/24" is no value of [ADDR]: write one address, such as 198.51.100.7 or 2001:db8::7, without a prefix length; `guard explain --help` shows the usage
         allow 9000/tcp
           <CIDR>: "9000/tcp" is a port, and `allow` and `deny` take a source: to open the port, list it in the policy, `ports = ["tcp/9000"]` in a [[service]], and `guard try` the file; a port that no service lists is closed; `guard allow --help` shows the usage
+        allow 9000
+          <CIDR>: "9000" is a port, and `allow` and `deny` take a source: to open the port, list it in the policy, `ports = ["tcp/9000"]` in a [[service]], and `guard try` the file; a port that no service lists is closed; `guard allow --help` shows the usage
         explain --from 198.51.100.0/24 --to 80/tcp
           "198.51.100.0/24" is no value of --from: write one address, such as 198.51.100.7 or 2001:db8::7, without a prefix length; `guard explain --help` shows the usage
         explain --from example.org --to 80/tcp

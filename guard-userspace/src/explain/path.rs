@@ -5,11 +5,11 @@ use std::{fmt, net::IpAddr};
 use guard_api::Step;
 use guard_common::{
     exposure::Scope,
-    reason::{Mode, Reason},
+    reason::{Mode, Reason, Verdict},
 };
 
 use super::ExplainInput;
-use crate::policy::{Budgets, From, Ports, Service, Source, Treatment};
+use crate::policy::{Action, Budgets, Entry, From, Policy, Ports, Service, Source, Treatment};
 
 /// The stages of the packet path, in the order of the kernel program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,22 +54,41 @@ pub struct PacketPath<'a> {
     pub address: IpAddr,
     pub ports: &'a Ports,
     pub steps: Vec<Step>,
+    /// The number of the operator's entry that decided.
+    pub entry: Option<u64>,
 }
 
 impl<'a> PacketPath<'a> {
-    /// Describes every step up to this reason, and returns the line of the policy that decided.
+    /// Describes every step up to this reason, and returns the line of the policy that decided. If an entry decided, no
+    /// line did.
     pub fn describe(&mut self, reason: Reason) -> Option<usize> {
-        let last = PathStage::last(reason);
+        let line = self.describe_to(PathStage::last(reason));
+        if reason == Reason::Exempt && self.entry.is_none() {
+            let service = listing_service(self.situation.policy, self.address, self.ports);
+            let allowing = self.situation.allowing_entry(self.from, service);
+            self.entry = allowing.map(|entry| entry.id);
+        }
+        // An entry that lifts a denial does not decide if a later stage drops the packet.
+        if reason.verdict() == Verdict::Drop && reason != Reason::DeniedSource {
+            self.entry = None;
+        }
+        line.filter(|_| self.entry.is_none())
+    }
+
+    fn describe_to(&mut self, last: PathStage) -> Option<usize> {
         if last == PathStage::Martian {
             self.describe_martian();
             return None;
         }
-        self.describe_entries();
+        let service = listing_service(self.situation.policy, self.address, self.ports);
+        self.describe_entries(service);
         let denied = self.describe_denial();
         if last == PathStage::Denied {
+            let denying = self.denying_entry(service);
+            let denying = denying.filter(|_| denied.is_none());
+            self.entry = denying.map(|entry| entry.id);
             return denied;
         }
-        let service = self.find_service();
         // A service with exactly this address is matched before the container networks.
         if service.is_none_or(|service| service.address.is_none()) {
             self.describe_network();
@@ -107,14 +126,6 @@ impl<'a> PacketPath<'a> {
         });
     }
 
-    /// Whether a source of the policy contains the packet's source, and has not expired.
-    fn matches(&self, source: &Source) -> bool {
-        let ended = source
-            .expires
-            .is_some_and(|expires| expires <= self.situation.now.world);
-        !ended && source.cidrs.iter().any(|cidr| cidr.contains(&self.from))
-    }
-
     fn describe_martian(&mut self) {
         let finding = if self.situation.own_sources.contains(&self.from) {
             format!(
@@ -132,36 +143,48 @@ impl<'a> PacketPath<'a> {
         self.add("martian?", finding, None);
     }
 
-    /// Describes the entries of operators for the source.
-    fn describe_entries(&mut self) {
-        let now = self.situation.now.world;
-        for entry in self.situation.entries {
-            if !entry.is_over(now) && entry.prefix.contains(&self.from) {
-                self.add("entry?", entry.to_string(), None);
+    /// Describes the entries of operators for the source. An allow entry decides if it lifts a denial.
+    fn describe_entries(&mut self, service: Option<&Service>) {
+        let situation = self.situation;
+        for entry in situation.entries_of(self.from) {
+            let lifting = situation.lifting_entry(entry, self.from);
+            let finding = match lifting {
+                Some(lifting) => format!("{entry}; entry {} overrides it", lifting.id),
+                None => entry.to_string(),
+            };
+            self.add("entry?", finding, None);
+            if let Some(lifting) = lifting.filter(|_| holds_at(entry, service)) {
+                self.entry = Some(lifting.id);
             }
         }
     }
 
+    /// The deny entry that drops the packet.
+    fn denying_entry(&self, service: Option<&Service>) -> Option<&'a Entry> {
+        let mut entries = self.situation.entries_of(self.from);
+        entries.find(|entry| {
+            let is_lifted = self.situation.lifting_entry(entry, self.from).is_some();
+            entry.action == Action::Deny && holds_at(entry, service) && !is_lifted
+        })
+    }
+
     fn describe_denial(&mut self) -> Option<usize> {
-        let mut sources = self.situation.policy.sources.iter();
-        let denied =
-            sources.find(|source| source.treatment == Treatment::Denied && self.matches(source));
-        match denied {
-            Some(source) => {
-                let finding = format!("{} is denied as {}", self.from, Named(source));
-                let line = source.line;
-                self.add("denied?", finding, Some(line));
-                Some(line)
-            }
-            None => {
-                self.add(
-                    "denied?",
-                    format!("the policy does not deny {}", self.from),
-                    None,
-                );
-                None
-            }
-        }
+        let situation = self.situation;
+        let Some(source) = situation.denying_source(self.from) else {
+            let finding = format!("the policy does not deny {}", self.from);
+            self.add("denied?", finding, None);
+            return None;
+        };
+        let finding = format!("{} is denied as {}", self.from, Named(source));
+        let line = Some(source.line);
+        let Some(lifting) = situation.allowing_entry(self.from, None) else {
+            self.add("denied?", finding, line);
+            return line;
+        };
+        self.entry = Some(lifting.id);
+        let finding = format!("{finding}; entry {} lifts the denial", lifting.id);
+        self.add("denied?", finding, line);
+        None
     }
 
     fn describe_network(&mut self) {
@@ -174,24 +197,6 @@ impl<'a> PacketPath<'a> {
             );
             self.add("container address?", finding, None);
         }
-    }
-
-    fn lists(&self, service: &Service) -> bool {
-        let index = *self.ports.indices().start();
-        service
-            .ports
-            .iter()
-            .any(|ports| ports.indices().contains(&index))
-            && service
-                .address
-                .is_none_or(|address| address == self.address)
-    }
-
-    /// A service with exactly this address has priority over a service on all addresses.
-    fn find_service(&self) -> Option<&'a Service> {
-        let services = self.situation.policy.services.iter();
-        let listing = services.filter(|service| self.lists(service));
-        listing.max_by_key(|service| service.address.is_some())
     }
 
     fn describe_service(&mut self, service: Option<&Service>) {
@@ -235,29 +240,35 @@ impl<'a> PacketPath<'a> {
                 });
                 match valid.next() {
                     Some(entry) => format!("the service is open to {}", entry.prefix),
-                    None => format!(
-                        "{} is not among the sources that the service admits",
-                        self.from
-                    ),
+                    None => self.describe_not_admitted(service),
                 }
             }
         };
         self.add("admitted source?", finding, Some(service.line));
     }
 
+    /// Describes that `from` of a service does not list the source. An allow entry may admit it nevertheless.
+    fn describe_not_admitted(&mut self, service: &Service) -> String {
+        let from = self.from;
+        match self.situation.allowing_entry(from, Some(service)) {
+            Some(entry) => {
+                self.entry = Some(entry.id);
+                format!(
+                    "`from` of the service does not list {from}, but entry {} admits it",
+                    entry.id
+                )
+            }
+            None => format!("{from} is not among the sources that the service admits"),
+        }
+    }
+
     fn describe_budgets(&mut self, service: &Service) {
-        let budgets = [
-            (&service.limit.budgets, "for each source"),
-            (&service.total, "for all sources together"),
-        ];
-        let limited: Vec<String> = budgets
-            .into_iter()
-            .flat_map(|(budgets, whose)| describe_budgets(budgets, whose))
-            .collect();
+        let (budgets, total) = (&service.limit.budgets, &service.total);
+        let limited = self.limited(budgets, total);
         let finding = if limited.is_empty() {
             "the service has no budgets".to_owned()
         } else {
-            format!("{}; a first packet is within them", limited.join(", "))
+            self.within(&limited, Some(service))
         };
         self.add("within its budgets?", finding, Some(service.line));
         self.describe_exemption();
@@ -265,43 +276,76 @@ impl<'a> PacketPath<'a> {
 
     /// Packets that match no service and pass are charged to the budgets of `[limits]`.
     fn describe_limits(&mut self) {
-        let limits = &self.situation.policy.limits.budgets;
-        let mut limited = describe_budgets(limits, "for each source");
-        let total = &self.situation.policy.limits_total;
-        limited.extend(describe_budgets(total, "for all sources together"));
+        let policy = self.situation.policy;
+        let limited = self.limited(&policy.limits.budgets, &policy.limits_total);
         if limited.is_empty() {
             let finding =
                 "packets that match no service have no budgets: the policy has no [limits]";
             self.add("within [limits]?", finding, None);
         } else {
-            let finding = format!("{}; a first packet is within them", limited.join(", "));
+            let finding = self.within(&limited, None);
             self.add("within [limits]?", finding, None);
             self.describe_exemption();
         }
     }
 
-    /// Describes the source of the policy that is exempt, or has larger budgets. The narrowest prefix decides.
-    fn describe_exemption(&mut self) {
-        let sources = self.situation.policy.sources.iter();
-        let special = sources
-            .filter(|source| self.matches(source))
-            .filter_map(|source| match source.treatment {
-                Treatment::Factor(factor) => {
-                    Some((source, format!("has {factor} times every budget")))
-                }
-                Treatment::Exempt => Some((source, "is never limited".to_owned())),
-                Treatment::Named | Treatment::Denied => None,
-            })
-            .max_by_key(|(source, _)| {
-                let matching = source.cidrs.iter().filter(|cidr| cidr.contains(&self.from));
-                matching.map(|cidr| cidr.prefix_len()).max()
-            });
-        if let Some((source, what)) = special {
-            let finding = format!("{} {what}, as {}", self.from, Named(source));
-            let line = source.line;
-            self.add("exempt, or a factor?", finding, Some(line));
+    /// The budgets in words, with the source's factor in them.
+    fn limited(&self, budgets: &Budgets, total: &Budgets) -> Vec<String> {
+        let factor = self.situation.factor(self.from);
+        let whose = match factor {
+            1 => "for each source".to_owned(),
+            factor => format!("for this source ({factor} times the policy's)"),
+        };
+        let mut limited = describe_budgets(&budgets.times(factor), &whose);
+        limited.extend(describe_budgets(total, "for all sources together"));
+        limited
+    }
+
+    fn within(&self, limited: &[String], service: Option<&Service>) -> String {
+        let limited = limited.join(", ");
+        match self.situation.allowing_entry(self.from, service) {
+            Some(entry) => format!("entry {} lifts them: {limited}", entry.id),
+            None => format!("{limited}; a first packet is within them"),
         }
     }
+
+    /// Describes the source of the policy that is exempt, or has larger budgets.
+    fn describe_exemption(&mut self) {
+        let Some(source) = self.situation.special_source(self.from) else {
+            return;
+        };
+        let what = match source.treatment {
+            Treatment::Factor(factor) => format!("has {factor} times every budget"),
+            _ => "is never limited".to_owned(),
+        };
+        let finding = format!("{} {what}, as {}", self.from, Named(source));
+        self.add("exempt, or a factor?", finding, Some(source.line));
+    }
+}
+
+/// Whether an entry holds for packets of this service. `None`: for packets of no service.
+pub fn holds_at(entry: &Entry, service: Option<&Service>) -> bool {
+    entry
+        .service
+        .as_ref()
+        .is_none_or(|name| service.is_some_and(|service| service.has_name(name)))
+}
+
+/// The service that lists a port on an address. A service with exactly this address has priority over a service on all
+/// addresses.
+pub fn listing_service<'a>(
+    policy: &'a Policy,
+    address: IpAddr,
+    ports: &Ports,
+) -> Option<&'a Service> {
+    let index = *ports.indices().start();
+    let lists = |service: &&'a Service| {
+        let mut listed = service.ports.iter();
+        listed.any(|ports| ports.indices().contains(&index))
+            && service.address.is_none_or(|own| own == address)
+    };
+    let listing = policy.services.iter().filter(lists);
+    listing.max_by_key(|service| service.address.is_some())
 }
 
 /// The budgets in words, each with its key.

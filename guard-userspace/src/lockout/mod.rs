@@ -25,7 +25,7 @@ use tracing::warn;
 use self::arrival::Arrivals;
 use crate::{
     dataplane::Replay,
-    explain::{ExplainInput, first_packet, later_segment},
+    explain::{DescribedPath, ExplainInput, first_packet, later_segment},
     host::{self, Host, Netlink},
     operator::SshSession,
     policy::{Action, Budgets, Containers, Entry, Limit, Policy, Ports, Service},
@@ -295,7 +295,7 @@ impl SessionJudge<'_> {
         let mode = services
             .find(|candidate| Some(&candidate.name) == service.as_ref())
             .map_or(policy.mode, |service| service.mode.min(policy.mode));
-        let (steps, line) = self.situation.steps_to(reason, from, to, &ports);
+        let DescribedPath { steps, line, .. } = self.situation.steps_to(reason, from, to, &ports);
         let entry = match (reason, line) {
             (Reason::DeniedSource, None) => self.denying_entry(from, service.as_deref()),
             _ => None,

@@ -340,6 +340,7 @@ fn the_server_is_as_its_openapi_document_says() {
             "/v1/explain?from=192.0.2.1&to=80/tcp",
             None,
         ),
+        ("get", "/v1/source", "/v1/source?from=192.0.2.1", None),
         ("post", "/v1/entries", "/v1/entries", Some(&entry)),
         ("get", "/v1/entries", "/v1/entries", None),
         (
@@ -374,6 +375,7 @@ fn the_server_is_as_its_openapi_document_says() {
         ("POST", "/v1/entries", Some(json!({"action": "burn"}))),
         ("DELETE", "/v1/entries/77", None),
         ("GET", "/v1/explain?from=nobody", None),
+        ("GET", "/v1/source?from=nobody", None),
         ("GET", "/v1/capture?rate=0", None),
         ("GET", "/v1/capture?source=nobody", None),
         ("POST", "/v1/confirm", None),

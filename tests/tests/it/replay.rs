@@ -872,15 +872,7 @@ fn explain_says_why_and_which_line_and_agrees_with_the_program() {
     let wrong = output(&lab, &["explain", "--from", "2001:db8::1", "--to", "icmp"]).unwrap();
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("write icmpv6"));
-    for to in [
-        "80",
-        "80/http",
-        "tcp/http",
-        "1-2/tcp",
-        "70000/tcp",
-        "6/proto",
-        "",
-    ] {
+    for to in ["80/http", "tcp/http", "1-2/tcp", "70000/tcp", "6/proto", ""] {
         let wrong = output(&lab, &["explain", "--from", "192.0.2.1", "--to", to]).unwrap();
         assert_eq!(wrong.status.code(), Some(2), "{to}");
     }
@@ -916,7 +908,10 @@ fn explain_tells_of_a_services_mode_and_of_limits() {
     let limits = "[limits]\npackets = \"5k/s\"\n";
     let limited = format!("{enforce}{limits}{web}{crowd}");
     let text = explained(&limited, "81/tcp");
-    assert!(text.contains("packets 5k/s"), "{text}");
+    assert!(
+        text.contains("packets 100k/s"),
+        "20 times the policy's: {text}"
+    );
     assert!(text.contains("20 times every budget"), "{text}");
     // A packet dropped before the budgets has none.
     let text = explained(&format!("scope = \"host\"\n{limited}"), "81/tcp");
@@ -940,10 +935,11 @@ fn explain_says_first_that_a_source_is_over_its_budget_though_its_first_packet_p
     };
     let first = explain(&flooder, "80/tcp");
     assert!(
-        first.starts_with("MOSTLY DROPPED: connection_limit at web, "),
+        first.starts_with("NEW CONNECTIONS DROPPED: about ")
+            && first.contains(", the last for connection_limit at web. "),
         "{first}"
     );
-    assert!(first.contains(" % of its packets in the last "), "{first}");
+    assert!(first.contains(" % of its packets)"), "{first}");
     assert!(
         first.contains("A first packet would pass (guard.toml line ")
             && first.ends_with(": connections 1/h with a burst of 5)."),
@@ -974,6 +970,33 @@ fn explain_says_first_that_a_source_is_over_its_budget_though_its_first_packet_p
         explain(&USER_V4.to_string(), "80/tcp"),
         "PASSES: allowed at web"
     );
+
+    // Without a destination: the drops of the last minute, and a line for each service.
+    let text = guard.run(&["explain", &flooder]).unwrap();
+    assert!(
+        text.contains("the last for connection_limit at web"),
+        "{text}"
+    );
+    assert!(text.contains("web (tcp/80)"), "{text}");
+    assert!(text.contains("every other port"), "{text}");
+    // Once an entry lifts the budget, the first line is what happens now, and there is nothing to type.
+    guard.run(&["allow", &flooder, "--for", "1h"]).unwrap();
+    for to in ["80", "web"] {
+        let now = explain(&flooder, to);
+        assert!(
+            now.starts_with("PASSES NOW: allowed at web; ")
+                && now.ends_with("connection_limit at web, which no longer applies."),
+            "{to}: {now}"
+        );
+    }
+    let json = guard.run(&["explain", "--json", &flooder, "--to", "web"]);
+    let json: Value = serde_json::from_str(&json.unwrap()).unwrap();
+    assert_eq!(json["recent"]["no_longer_applies"], true, "{json}");
+    assert!(json.get("advice").is_none(), "{json}");
+    let whole = guard.run(&["explain", "--json", &flooder]).unwrap();
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!(whole["services"][0]["service"], "web", "{whole}");
+    assert_eq!(whole["entries"][0]["action"], "allow", "{whole}");
 }
 
 #[test]

@@ -30,14 +30,14 @@ use crate::{
     agent::{Agent, ChangeError},
     api::{
         Applied, Changed, Counter, Detached, EnteredEntry, EntryRequest, ErrorBody, ExplainRequest,
-        ListedEntry, ModeChange, NewTrial, PolicyText, Reload, Revocation, Status,
+        ListedEntry, ModeChange, NewTrial, PolicyText, Reload, Revocation, SourceRequest, Status,
         Talker,
         actor::Actor,
         capture::{self, CaptureRequest},
         client::{ASKED, DEADLINE},
         listen::LongLived,
     },
-    explain::Explanation,
+    explain::{Explanation, SourceExplanation},
     host::timebase,
     policy::Entry,
 };
@@ -51,6 +51,7 @@ fn resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(counters))
         .routes(routes!(talkers))
         .routes(routes!(explain))
+        .routes(routes!(explain_source))
         .routes(routes!(capture))
         .routes(routes!(entries, enter))
         .routes(routes!(revoke))
@@ -262,6 +263,21 @@ async fn explain(
     Ok(Json(served.agent.explain(from, &to).await?))
 }
 
+/// Explains what becomes of a source at each service and at every other port.
+#[utoipa::path(
+    get,
+    path = "/v1/source",
+    params(("from" = String, Query, description = "The source's address")),
+    responses((status = 200, body = SourceExplanation), ApiError)
+)]
+async fn explain_source(
+    State(served): State<ApiState>,
+    question: Result<Query<SourceRequest>, QueryRejection>,
+) -> ApiResult<SourceExplanation> {
+    let Query(SourceRequest { from }) = question.map_err(wrong)?;
+    Ok(Json(served.agent.explain_source(from).await?))
+}
+
 /// Streams packets with the reasons of their verdicts, until the client closes the connection. One client at a time.
 #[utoipa::path(
     get,
@@ -432,7 +448,7 @@ mod tests {
         assert_eq!(
             no_such_resource(&document),
             "there is no such resource; there are /v1/capture, /v1/confirm, /v1/counters, /v1/detach, \
-             /v1/entries, /v1/explain, /v1/mode, /v1/openapi.json, /v1/policy, /v1/reload, \
+             /v1/entries, /v1/explain, /v1/mode, /v1/openapi.json, /v1/policy, /v1/reload, /v1/source, \
              /v1/status, /v1/talkers, /v1/try"
         );
         let document = serde_json::to_value(&document).unwrap();
