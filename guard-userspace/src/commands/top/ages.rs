@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::commands::meter::{Counting, Metered};
+use crate::commands::meter::{Counting, Metered, TrafficRate};
 
 /// A row without traffic for so long is dim, and then leaves the screen.
 const UNTIL_QUIET: Duration = Duration::from_secs(10);
@@ -41,9 +41,23 @@ impl<K> Default for Ages<K> {
 impl<K: Eq + Hash> Ages<K> {
     /// Takes a reading. The first says nothing about rates, so each of its rows may have traffic.
     pub fn read<T: Counting<Key = K>>(&mut self, at: Instant, rows: &[Metered<T>]) {
+        self.read_traffic(at, rows, |rate| rate.packets > 0.0);
+    }
+
+    /// Takes a reading of the dropped packets alone.
+    pub fn read_drops<T: Counting<Key = K>>(&mut self, at: Instant, rows: &[Metered<T>]) {
+        self.read_traffic(at, rows, |rate| rate.dropped > 0.0);
+    }
+
+    fn read_traffic<T: Counting<Key = K>>(
+        &mut self,
+        at: Instant,
+        rows: &[Metered<T>],
+        is_traffic: fn(&TrafficRate) -> bool,
+    ) {
         let mut before = mem::take(&mut self.last_active);
         for Metered { row, rate } in rows {
-            let has_traffic = rate.is_none_or(|rate| rate.packets > 0.0);
+            let has_traffic = rate.as_ref().is_none_or(is_traffic);
             let last = before.remove(&row.key()).filter(|_| !has_traffic);
             self.last_active.insert(row.key(), last.unwrap_or(at));
         }

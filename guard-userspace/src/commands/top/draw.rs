@@ -531,7 +531,7 @@ impl Columns {
         } else {
             (row.would_drop, rate.map(|rate| rate.would_drop))
         };
-        let dropped = dropped.filter(|_| total > 0);
+        let dropped = dropped.filter(|_| total > 0 && state.has_drops(row));
         let mut cells = vec![Cell::from(row.who()), number(sampled.rate(packets))];
         if self.has_units {
             let bits = rate.filter(|rate| rate.bytes > 0.0);
@@ -646,6 +646,8 @@ fn prompt_line(prompt: &Prompt, theme: Theme) -> Line<'static> {
         kind,
         text,
         problem,
+        is_proposal,
+        source: _,
     } = prompt;
     let question = match kind {
         PromptKind::Filter => "Show only".to_owned(),
@@ -655,14 +657,18 @@ fn prompt_line(prompt: &Prompt, theme: Theme) -> Line<'static> {
     };
     let hint = match (problem, kind) {
         (Some(problem), _) => Span::styled(format!("  {problem}"), theme.alarm()),
-        (None, PromptKind::Explain(_)) => Span::raw("  (a service, or 8000/tcp)  Enter, Esc"),
+        (None, PromptKind::Explain(_)) => Span::raw("  (a service, 80 or 53/udp)  Enter, Esc"),
         (None, PromptKind::Filter) => Span::raw("  Enter, Esc"),
         (None, PromptKind::Allow | PromptKind::Deny) => Span::raw("  Enter: apply, Esc: cancel"),
     };
-    let typed = Span::styled(
-        format!("{text}_"),
-        Style::new().add_modifier(Modifier::BOLD),
-    );
+    // The line is reversed: a proposal, which the first key replaces, is underlined.
+    let style = Style::new().add_modifier(Modifier::BOLD);
+    let style = if *is_proposal {
+        style.add_modifier(Modifier::UNDERLINED)
+    } else {
+        style
+    };
+    let typed = Span::styled(format!("{text}_"), style);
     Line::from(vec![Span::raw(format!("{question}: ")), typed, hint])
 }
 

@@ -1,6 +1,6 @@
 //! Handles the keys.
 
-use std::net::IpAddr;
+use std::{mem, net::IpAddr};
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
@@ -10,7 +10,7 @@ use super::{
     state::{Prompt, PromptKind, ScreenState, Shown},
 };
 use crate::{
-    commands::entries::parse_duration,
+    commands::{entries::parse_duration, meter::Counting as _},
     policy::{Action, parse_prefix},
 };
 
@@ -21,11 +21,11 @@ const LONGEST_TEXT: usize = 200;
 
 pub const HELP: &str = "\
 Arrows, j, k, PgUp, PgDn, Home, End: select a source
-e: explain the verdict for the source at a port or service
+e: explain the verdict for the source at a port or service; what you type replaces the proposal
 a, d: allow or deny the source for a while, after a prompt
 u: undo the last a or d, while the last line names it
 l: list the entries in force; there, r or Enter revokes one, after a question
-s: sort the sources by packets, dropped, bits or address
+s: sort the sources by packets, dropped, bits or address, and select the first
 /: show only rows that contain this text; Esc shows all again
 p or space: pause the screen, and continue
 Ctrl-L: draw the screen again    Ctrl-Z: back to the shell, fg continues
@@ -36,7 +36,7 @@ would drop. max is the highest rate in the history beside it.
 A row without packets for 10 s is dim, and leaves the screen after a minute. `/` still finds it, and `guard \
 counters` has the totals.
 SOURCES are estimated from one packet of sixteen: small numbers are rough, and a source that sends few packets may \
-be missing. <8/s means fewer packets than the sample can tell. FOR is the reason for its last dropped packet, and the \
+be missing. <8/s means fewer packets than the sample can tell, and - none in the last 10 s. FOR is the reason for its last dropped packet, and the \
 service or the closed port.
 
 Next: e on a source that is dropped for a reason you did not expect, d on a source that floods, and `guard explain`, \
@@ -81,7 +81,7 @@ pub fn press(state: &mut ScreenState, key: KeyEvent) -> KeyAction {
 fn press_on_screen(state: &mut ScreenState, code: KeyCode) {
     match code {
         KeyCode::Char('p' | ' ') => state.paused = !state.paused,
-        KeyCode::Char('s') => state.sort = state.sort.next(),
+        KeyCode::Char('s') => state.sort_by_next(),
         KeyCode::Char('/') => open_prompt(state, PromptKind::Filter, state.filter.clone()),
         KeyCode::Esc if state.notice.is_some() => state.notice = None,
         KeyCode::Esc => state.filter.clear(),
@@ -142,6 +142,8 @@ fn open_prompt(state: &mut ScreenState, kind: PromptKind, text: String) {
         kind,
         text,
         problem: None,
+        is_proposal: false,
+        source: None,
     });
 }
 
@@ -149,16 +151,21 @@ fn open_prompt_for_selected(state: &mut ScreenState, kind: impl FnOnce(IpAddr) -
     let Some(talker) = state.selected() else {
         return;
     };
-    let source = talker.source;
-    let service = talker.service.clone().unwrap_or_default();
-    // Stores the source as selected, so that the selection follows it when the rows are sorted anew.
-    state.select(0);
+    let (source, key) = (talker.source, talker.key());
+    let dropped_at = talker.service.as_ref().or(talker.port.as_ref());
+    let destination = dropped_at.cloned().unwrap_or_default();
     let kind = kind(source);
-    let text = match kind {
-        PromptKind::Explain(_) => service,
-        _ => format!("{source} for 1h"),
+    let (text, is_proposal) = match kind {
+        PromptKind::Explain(_) => (destination, true),
+        _ => (format!("{source} for 1h"), false),
     };
-    open_prompt(state, kind, text);
+    state.prompt = Some(Prompt {
+        kind,
+        text,
+        problem: None,
+        is_proposal,
+        source: Some(key),
+    });
 }
 
 fn press_in_shown(state: &mut ScreenState, code: KeyCode) {
@@ -177,6 +184,10 @@ fn press_in_prompt(state: &mut ScreenState, code: KeyCode) -> KeyAction {
         return KeyAction::Nothing;
     };
     prompt.problem = None;
+    let is_edit = matches!(code, KeyCode::Backspace | KeyCode::Char(_));
+    if is_edit && mem::take(&mut prompt.is_proposal) {
+        prompt.text.clear();
+    }
     match code {
         KeyCode::Esc => state.prompt = None,
         KeyCode::Backspace => {
@@ -200,7 +211,7 @@ fn enter(state: &mut ScreenState) -> KeyAction {
             return KeyAction::Nothing;
         }
         PromptKind::Explain(_) if text.is_empty() => {
-            Err("write a service, or a port such as 8000/tcp".to_owned())
+            Err("write a service, or a port such as 80 or 53/udp".to_owned())
         }
         PromptKind::Explain(from) => Ok(AgentRequest::Explain {
             from,
@@ -362,6 +373,37 @@ mod tests {
             to: "web".to_owned(),
         };
         assert_eq!(asked, [expected]);
+    }
+
+    #[test]
+    fn what_is_typed_replaces_the_destination_that_the_prompt_proposes() {
+        for (keys, to) in [
+            (vec![], "web"),
+            (typed("80"), "80"),
+            (vec![KeyCode::Backspace, KeyCode::Char('s')], "s"),
+        ] {
+            let mut state = watching();
+            let open = vec![KeyCode::Down, KeyCode::Char('e')];
+            let asked = press_all(&mut state, &[open, keys, vec![KeyCode::Enter]].concat());
+            let expected = AgentRequest::Explain {
+                from: "198.51.100.20".parse().unwrap(),
+                to: to.to_owned(),
+            };
+            assert_eq!(asked, [expected]);
+        }
+    }
+
+    #[test]
+    fn a_prompt_does_not_move_the_selection_from_the_first_row() {
+        let mut state = watching();
+        press_all(&mut state, &[KeyCode::Char('d'), KeyCode::Esc]);
+        let first = state.selected().unwrap().source;
+        let mut changed = reading(2);
+        changed.talkers[0].packets = 1_000_000;
+        let other = changed.talkers[0].source;
+        assert_ne!(first, other);
+        state.take(Instant::now(), Ok(changed));
+        assert_eq!(state.selected().unwrap().source, other);
     }
 
     #[test]

@@ -106,6 +106,10 @@ pub struct Prompt {
     pub text: String,
     /// Why the text cannot be parsed.
     pub problem: Option<String>,
+    /// Whether the first key replaces the text, which guard proposes.
+    pub is_proposal: bool,
+    /// The source that the prompt is for. It stays marked while the prompt is open.
+    pub source: Option<TalkerKey>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +140,8 @@ impl Shown {
     }
 }
 
-type TalkerKey = <Talker as Counting>::Key;
+/// The interface and the address of a source.
+pub type TalkerKey = <Talker as Counting>::Key;
 type TrafficKey = <Counter as Counting>::Key;
 
 #[derive(Default)]
@@ -163,9 +168,11 @@ pub struct ScreenState {
     port_meter: PortMeter,
     counter_ages: Ages<TrafficKey>,
     talker_ages: Ages<TalkerKey>,
+    drop_ages: Ages<TalkerKey>,
     traffic: Vec<Metered<Counter>>,
     talkers: Vec<Metered<Talker>>,
     histories: HashMap<TalkerKey, RateHistory>,
+    /// The source that the operator selected. `None`: the first, whichever source that is.
     selected: Option<TalkerKey>,
 }
 
@@ -201,6 +208,7 @@ impl ScreenState {
         let talkers = self.with_known_names(talkers);
         self.talkers = self.talker_meter.read(at, talkers);
         self.talker_ages.read(at, &self.talkers);
+        self.drop_ages.read_drops(at, &self.talkers);
         if self.traffic.iter().any(|counter| counter.rate.is_some()) {
             self.sum_up();
         }
@@ -283,8 +291,7 @@ impl ScreenState {
             if !self.filter.is_empty() {
                 return self.is_wanted(&words_of_talker(talker));
             }
-            self.talker_activity(talker) != Activity::Past
-                || self.selected.as_ref() == Some(&talker.key())
+            self.talker_activity(talker) != Activity::Past || self.marked() == Some(&talker.key())
         };
         let mut rows: Vec<_> = rows.filter(|talker| is_shown(&talker.row)).collect();
         rows.sort_by(|one, other| self.compare(one, other));
@@ -297,6 +304,11 @@ impl ScreenState {
 
     pub fn talker_activity(&self, talker: &Talker) -> Activity {
         self.talker_ages.activity(&talker.key())
+    }
+
+    /// Whether a packet of the source was dropped a moment ago.
+    pub fn has_drops(&self, talker: &Talker) -> bool {
+        self.drop_ages.activity(&talker.key()) == Activity::Active
     }
 
     /// The number of counters, and of sources, that are left out because they are of the past.
@@ -332,9 +344,22 @@ impl ScreenState {
         self.histories.get(&talker.key())
     }
 
+    /// The source of the open prompt, or else the source that the operator selected.
+    fn marked(&self) -> Option<&TalkerKey> {
+        let prompt = self.prompt.as_ref();
+        let source = prompt.and_then(|prompt| prompt.source.as_ref());
+        source.or(self.selected.as_ref())
+    }
+
+    /// Sorts by the next column, and marks the first source again: the worst is what the operator sorts for.
+    pub fn sort_by_next(&mut self) {
+        self.sort = self.sort.next();
+        self.selected = None;
+    }
+
     /// The index of the selected source; 0 if it is gone or none was selected.
     pub fn selected_index(&self, sources: &[&Metered<Talker>]) -> usize {
-        let is_selected = |talker: &&Metered<Talker>| Some(talker.row.key()) == self.selected;
+        let is_selected = |talker: &&Metered<Talker>| Some(&talker.row.key()) == self.marked();
         sources.iter().position(is_selected).unwrap_or_default()
     }
 
@@ -556,6 +581,43 @@ mod tests {
         assert_eq!(selected(&state).unwrap(), "198.51.100.20");
         state.filter = "nobody".to_owned();
         assert_eq!(selected(&state), None);
+    }
+
+    #[test]
+    fn sorting_marks_the_first_row_again_and_an_unmoved_mark_stays_there() {
+        let mut state = taken([1, 3]);
+        state.sort = Sort::Address;
+        assert_eq!(selected(&state).unwrap(), "198.51.100.7");
+        state.sort_by_next();
+        assert_eq!(
+            (state.sort, selected(&state).unwrap().as_str()),
+            (Sort::Packets, "198.51.100.66")
+        );
+        state.select(2);
+        assert_eq!(selected(&state).unwrap(), "198.51.100.7");
+        state.sort_by_next();
+        assert_eq!(
+            (state.sort, selected(&state).unwrap().as_str()),
+            (Sort::Dropped, "198.51.100.66")
+        );
+    }
+
+    #[test]
+    fn drops_of_a_source_end_after_ten_seconds_though_it_sends_on() {
+        let start = Instant::now();
+        let mut state = ScreenState::default();
+        let mut first = reading(1);
+        for (seconds, has_drops) in [(0, true), (9, true), (10, false), (12, false)] {
+            first.talkers[1].packets += 16;
+            let now = GuardReading {
+                status: first.status.clone(),
+                counters: Vec::new(),
+                talkers: first.talkers.clone(),
+            };
+            state.take(start + Duration::from_secs(seconds), Ok(now));
+            assert_eq!(state.has_drops(&first.talkers[1]), has_drops, "{seconds}");
+        }
+        assert_eq!(state.talker_activity(&first.talkers[1]), Activity::Active);
     }
 
     #[test]
