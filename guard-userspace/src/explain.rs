@@ -257,25 +257,20 @@ impl ExplainInput<'_> {
         Some(budgets.times(self.factor(from)))
     }
 
-    /// Whether the reason for the last drops no longer drops packets of the source to the explained destination: since
-    /// then an entry, the policy or a mode has changed.
-    pub fn no_longer_applies(
-        &self,
-        from: IpAddr,
-        explained: &Explanation,
-        recent: &RecentPackets,
-    ) -> bool {
+    /// Whether the reason for the last drops no longer drops packets of the source at the service of the last one: since
+    /// then an entry, the policy or a mode has changed. `passes`: whether a first packet to this service passes.
+    pub fn no_longer_applies(&self, from: IpAddr, passes: bool, recent: &RecentPackets) -> bool {
         let Some(reason) = recent.reason.as_deref().and_then(reason_named) else {
             return false;
         };
-        if !explained.reason_is_pass() || !recent.is_same_destination {
+        if !passes || !recent.is_same_destination {
             return false;
         }
         match reason {
             Reason::PacketLimit
             | Reason::ByteLimit
             | Reason::ConnectionLimit
-            | Reason::TotalLimit => self.is_unlimited(from, reason, explained, recent),
+            | Reason::TotalLimit => self.is_unlimited(from, reason, recent),
             // The explained packet is whole and well formed, so its verdict says nothing about others.
             Reason::FragmentLimit | Reason::Malformed => false,
             // These reasons come from a lookup, which lets the explained packet pass now.
@@ -284,14 +279,8 @@ impl ExplainInput<'_> {
     }
 
     /// Whether packets over a budget pass now.
-    fn is_unlimited(
-        &self,
-        from: IpAddr,
-        reason: Reason,
-        explained: &Explanation,
-        recent: &RecentPackets,
-    ) -> bool {
-        let name = explained.service.as_deref();
+    fn is_unlimited(&self, from: IpAddr, reason: Reason, recent: &RecentPackets) -> bool {
+        let name = recent.service.as_deref();
         let service = name.and_then(|name| self.service(name));
         let mode = service.map_or(Mode::Enforce, |service| service.mode);
         let is_observed = mode.min(self.policy.mode) != Mode::Enforce;
@@ -703,17 +692,12 @@ factor = 10
 
     #[test]
     fn a_reason_no_longer_applies_once_an_entry_or_the_policy_lets_its_packets_pass() {
-        let explained = |service: &str| -> Explanation {
-            let explained = serde_json::json!({
-                "verdict": "pass", "reason": "allowed", "service": service, "packet": "", "steps": [], "line": 5,
-            });
-            serde_json::from_value(explained).unwrap()
-        };
-        let recent = |reason: Reason| RecentPackets {
+        let recent = |service: &str, reason: Reason| RecentPackets {
             packets: 160,
             dropped: 80,
             for_reason: 80,
             reason: Some(reason.name().to_owned()),
+            service: Some(service.to_owned()),
             is_same_destination: true,
             ..RecentPackets::default()
         };
@@ -731,7 +715,9 @@ factor = 10
         ] {
             let found = with_input(entries, |input| {
                 let from = OFFICE.parse().unwrap();
-                input.no_longer_applies(from, &explained(service), &recent(reason))
+                let recent = recent(service, reason);
+                assert!(!input.no_longer_applies(from, false, &recent));
+                input.no_longer_applies(from, true, &recent)
             });
             assert_eq!(found, is_past, "{service} {reason:?}");
         }

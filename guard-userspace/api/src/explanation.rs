@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use guard_common::reason::Reason;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -140,6 +141,20 @@ pub struct SourceExplanation {
     /// The packets of the source that the attached program counted; absent without an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
+}
+
+impl SourceExplanation {
+    /// Whether a first packet passes in every mode at a service. `None`: whether no denial of the whole source drops it.
+    pub fn passes_at(&self, service: Option<&str>) -> bool {
+        let mut rows = self.services.iter();
+        match service {
+            Some(name) => rows.any(|row| {
+                let passes = row.verdict == "pass" && row.would.is_none();
+                passes && row.service.as_deref() == Some(name)
+            }),
+            None => rows.all(|row| row.reason != Reason::DeniedSource.name()),
+        }
+    }
 }
 
 /// The verdict on a first packet to a service, or to ports that no service lists.

@@ -383,7 +383,8 @@ impl Snapshot {
         let mut recent = recent.of_source(Instant::now(), source, &seen, service.as_deref());
         if let Some(recent) = &mut recent {
             recent.limit = exceeded_limit(&situation, source, recent);
-            recent.no_longer_applies = situation.no_longer_applies(source, &explanation, recent);
+            recent.no_longer_applies =
+                situation.no_longer_applies(source, explanation.reason_is_pass(), recent);
         }
         if explanation.verdict == Verdict::Pass.name() {
             explanation.over_budget = recent.as_ref().and_then(recent::over_budget);
@@ -417,11 +418,19 @@ impl Snapshot {
         recent: &RecentTalkers,
     ) -> Result<SourceExplanation> {
         let own: Vec<IpAddr> = self.host.own_addresses().into_iter().flatten().collect();
-        let explanation = explain_source(&self.situation(&own)?, from)?;
+        let situation = self.situation(&own)?;
+        let explanation = explain_source(&situation, from)?;
         let source = explanation.source;
         let seen = self.seen(source)?;
+        let service = seen.service.as_deref();
+        let mut recent = recent.of_source(Instant::now(), source, &seen, service);
+        if let Some(recent) = &mut recent {
+            recent.limit = exceeded_limit(&situation, source, recent);
+            let passes = explanation.passes_at(recent.service.as_deref());
+            recent.no_longer_applies = situation.no_longer_applies(source, passes, recent);
+        }
         Ok(SourceExplanation {
-            recent: recent.of_source(Instant::now(), source, &seen, None),
+            recent,
             seen: Some(seen),
             file: Some(self.loaded.path.display().to_string()),
             ..explanation

@@ -340,7 +340,7 @@ fn is_of_connections(recent: &RecentPackets) -> bool {
 /// The drops of a source at any destination. The sample has the reason for the last one alone.
 fn recent_drops(recent: &RecentPackets) -> String {
     format!(
-        "To any port in the last {}, {} of its packets were {}, the last for {}.{}",
+        "To any port in the last {}, {} of its packets were {}, the last for {}.{}{}",
         minute(recent.seconds),
         percent(recent.dropped, recent.packets),
         if recent.would_drop >= recent.dropped {
@@ -351,6 +351,11 @@ fn recent_drops(recent: &RecentPackets) -> String {
         recent_reason(recent),
         if is_of_connections(recent) {
             " That budget drops new connections alone."
+        } else {
+            ""
+        },
+        if recent.no_longer_applies {
+            " That reason no longer applies."
         } else {
             ""
         }
@@ -673,6 +678,18 @@ mod tests {
                 "DROPPED: denied_source",
                 "To any port in the last minute, 96 % of its packets were dropped, the last for denied_source."
             ]
+        );
+    }
+
+    #[test]
+    fn drops_whose_reason_no_longer_applies_are_said_to_be_past() {
+        let past = recent(json!({
+            "reason": "denied_source", "service": null, "no_longer_applies": true,
+        }));
+        assert_eq!(
+            recent_drops(&serde_json::from_value(past).unwrap()),
+            "To any port in the last minute, 96 % of its packets were dropped, the last for denied_source. That reason \
+             no longer applies."
         );
     }
 

@@ -993,6 +993,8 @@ fn explain_says_first_that_a_source_is_over_its_budget_though_its_first_packet_p
     let json: Value = serde_json::from_str(&json.unwrap()).unwrap();
     assert_eq!(json["recent"]["no_longer_applies"], true, "{json}");
     assert!(json.get("advice").is_none(), "{json}");
+    let text = guard.run(&["explain", &flooder]).unwrap();
+    assert!(text.contains("That reason no longer applies."), "{text}");
     let whole = guard.run(&["explain", "--json", &flooder]).unwrap();
     let whole: Value = serde_json::from_str(&whole).unwrap();
     assert_eq!(whole["services"][0]["service"], "web", "{whole}");
