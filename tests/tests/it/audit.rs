@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
-    os::unix::net::UnixListener,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::Path,
     process::Output,
     thread,
@@ -13,7 +13,7 @@ use std::{
 
 use lab::{
     docker::{Docker, IMAGE},
-    guard::{Guard, binary, output, write_policy},
+    guard::{Guard, binary, location_options, output, write_policy},
     http::{HttpOutcome, get, get_with_login},
     process::{run, wait_for},
     proxy::{LOGIN, Proxy},
@@ -165,7 +165,7 @@ fn the_invoices_beside_the_proxy_are_named_with_what_to_change_until_it_is_chang
         &text,
         &[
             "ONLY FROM THIS HOST tcp/8000",
-            "Nothing is open to the world",
+            "nothing is open to the world",
         ],
     );
 }
@@ -411,6 +411,54 @@ fn without_root_it_tells_what_can_be_told_and_what_cannot() {
         ],
     );
     assert!(!text.contains("container"), "{text}");
+}
+
+/// `guard audit --docker ""` as another user, who sees an `/etc` with this policy alone.
+fn audit_as_nobody(lab: &Lab, binary: &str, policy: Option<&Path>) -> Output {
+    let policy = policy.map(|path| path.display().to_string());
+    let mut command = lab.host.command("unshare");
+    command.args(["--mount", "sh", "-ec"]);
+    command.arg(
+        "mount -t tmpfs tmpfs /etc; mkdir /etc/guard; test -z \"$1\" || cp \"$1\" /etc/guard/guard.toml; shift; \
+         exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"",
+    );
+    command.args(["sh", policy.as_deref().unwrap_or_default(), binary]);
+    command.args(location_options(lab));
+    command.args(["audit", "--docker", ""]).output().unwrap()
+}
+
+#[test]
+fn a_guard_that_this_user_may_not_read_is_never_called_not_in_force() {
+    let lab = Lab::new().unwrap();
+    let _listeners = listeners(&lab);
+    let guard = Guard::start(&lab, &policy("enforce", "", "")).unwrap();
+    let binary = public_binary(&lab);
+    let path = lab.folder().join("guard.toml");
+    let bpffs = lab.pins().parent().unwrap().to_owned();
+    let hidden = |output: &Output| {
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("may not read its state"), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    };
+    let perhaps = |output: &Output| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_says(
+            &text,
+            &["guard.toml, perhaps in force", "may not read its state"],
+        );
+        assert!(!text.contains("open now, would be closed"), "{text}");
+    };
+    for mode in [0o777, 0o700] {
+        fs::set_permissions(&bpffs, fs::Permissions::from_mode(mode)).unwrap();
+        hidden(&audit_as_nobody(&lab, &binary, None));
+        perhaps(&audit_as_nobody(&lab, &binary, Some(&path)));
+    }
+    // Neither is a guard without an agent.
+    guard.kill().unwrap();
+    fs::remove_file(lab.folder().join("guard.sock")).unwrap();
+    hidden(&audit_as_nobody(&lab, &binary, None));
+    perhaps(&audit_as_nobody(&lab, &binary, Some(&path)));
+    fs::remove_file(&binary).unwrap();
 }
 
 #[test]

@@ -65,12 +65,14 @@ impl Report {
             endpoints,
             findings: _,
         } = self;
+        let entries = policy.as_ref().and_then(|policy| policy.entries);
         let mut text = String::new();
         writeln!(text, "{}", describe_policy(policy.as_ref()))?;
         writeln!(text, "{}", describe_docker(docker))?;
-        for note in notes {
-            writeln!(text, "{}", wrapped("note:", note))?;
+        if let Some(entries) = entries.filter(|entries| *entries > 0) {
+            writeln!(text, "{}", wrapped("entries", &describe_entries(entries)))?;
         }
+        writeln!(text, "{}", wrapped("result", &self.result()))?;
         let mut left: Vec<&Audited> = endpoints.iter().collect();
         for (heading, is_here) in SECTIONS {
             let (here, others) = left.into_iter().partition(|audited| is_here(audited));
@@ -80,14 +82,27 @@ impl Report {
                 writeln!(text, "\n{heading}\n{}", table(&here))?;
             }
         }
-        // The complaint goes to standard error.
-        if self.complaint().is_none() {
-            writeln!(
-                text,
-                "\nNothing is open to the world that no service lists."
-            )?;
+        if !notes.is_empty() {
+            writeln!(text)?;
+        }
+        for note in notes {
+            writeln!(text, "{}", wrapped("note:", note))?;
         }
         Ok(text)
+    }
+
+    /// The result in one sentence, with what it depends on.
+    fn result(&self) -> String {
+        if let Some(complaint) = self.complaint() {
+            return complaint;
+        }
+        let nothing = "nothing is open to the world that no service lists";
+        let guard = self.policy.as_ref().map(|policy| policy.guard);
+        match (guard, &self.docker.error) {
+            (Some(GuardState::Unknown), _) => format!("if that policy is in force, {nothing}"),
+            (_, Some(_)) => format!("as far as was found without Docker, {nothing}"),
+            _ => nothing.to_owned(),
+        }
     }
 }
 
@@ -97,6 +112,7 @@ fn describe_policy(policy: Option<&JudgedBy>) -> String {
         mode,
         scope,
         guard,
+        entries: _,
     }) = policy
     else {
         return "policy     none: no decisions are shown. `guard init` writes a first policy."
@@ -109,6 +125,14 @@ fn describe_policy(policy: Option<&JudgedBy>) -> String {
         GuardState::Supposed => "applied as if it were in force",
     };
     format!("policy     {path}, {state}: mode {mode}, scope {scope}")
+}
+
+fn describe_entries(entries: usize) -> String {
+    let entries = match entries {
+        1 => "1 temporary entry is".to_owned(),
+        entries => format!("{entries} temporary entries are"),
+    };
+    format!("{entries} not shown here and decide first for their sources: `guard list`")
 }
 
 fn describe_docker(docker: &DockerQuery) -> String {
@@ -323,11 +347,13 @@ fn describe_decision(decision: &Decision) -> String {
     } else {
         from.join(", ")
     };
+    let is_loose = !enforced && whom != "anybody";
     let budgets = match limits.as_slice() {
         [] => "without limits".to_owned(),
-        limits => format!("limited to {}", limits.join(", ")),
+        // A loose service has said before that this needs the mode `enforce`.
+        limits if *enforced || is_loose => format!("limited to {}", limits.join(", ")),
+        limits => format!("would be limited to {} if enforced", limits.join(", ")),
     };
-    let is_loose = !enforced && whom != "anybody";
     let what = match fate {
         Fate::NotGuarded => format!("not guarded: {}", why.unwrap_or_default()),
         Fate::WouldBeClosed => format!("open now, would be closed if enforced{listed}"),
@@ -400,6 +426,7 @@ mod tests {
                 mode: "observe",
                 scope: "containers",
                 guard: GuardState::AtWork,
+                entries: Some(2),
             }),
             docker: DockerQuery {
                 socket: Some("/var/run/docker.sock".to_owned()),
@@ -421,7 +448,9 @@ mod tests {
         let expected = "\
 policy     /etc/guard/guard.toml, in force: mode observe, scope containers
 docker     /var/run/docker.sock answers; containers that run: 3
-note:      a fact is not known
+entries    2 temporary entries are not shown here and decide first for their
+           sources: `guard list`
+result     1 endpoint is open to the world, and no service lists it
 
 OPEN TO THE WORLD, AND NO SERVICE LISTS IT
 tcp/11434  every address: app of shop, container shop-app-1, 80 inside
@@ -445,7 +474,47 @@ tcp/2  every address: app of shop, container shop-app-1
 
 ONLY FROM THIS HOST
 tcp/1  every address: app of shop, container shop-app-1
+
+note:      a fact is not known
 ";
         assert_eq!(text, expected, "{text}");
+
+        let report = Report {
+            findings: 0,
+            ..report
+        };
+        assert_eq!(
+            report.result(),
+            "nothing is open to the world that no service lists"
+        );
+        let mut perhaps = report;
+        perhaps.policy.as_mut().unwrap().guard = GuardState::Unknown;
+        assert!(perhaps.result().starts_with("if that policy is in force"));
+    }
+
+    #[test]
+    fn a_limit_that_is_not_enforced_is_no_limit_now() {
+        let limits = vec!["packets 2k/s".to_owned()];
+        let described = |from: &[&str], enforced| {
+            let decision = decision(Fate::Open, from, enforced);
+            describe_decision(&Decision {
+                limits: limits.clone(),
+                ..decision
+            })
+        };
+        let anybody = described(&[ANY], false);
+        assert_eq!(
+            anybody,
+            "open to anybody, would be limited to packets 2k/s if enforced, service app (line 7)"
+        );
+        assert_eq!(
+            described(&["192.0.2.1/32"], false),
+            "open to anybody now, would be open to 192.0.2.1/32 if enforced, limited to packets 2k/s, service app \
+             (line 7)"
+        );
+        assert_eq!(
+            described(&[ANY], true),
+            "open to anybody, limited to packets 2k/s, service app (line 7)"
+        );
     }
 }

@@ -6,8 +6,8 @@ use guard_common::reason::Mode;
 use serde::Serialize;
 
 use crate::{
-    agent::plan::chosen_by,
     api::{ModeStatus, PolicyText, Status, client::Client},
+    dataplane,
     host::Host,
     policy::{AllowedFile, KernelTick, Policy, PolicyError},
     without_agent,
@@ -34,6 +34,8 @@ pub struct PolicyInForce {
     pub policy: Policy,
     pub guard: GuardState,
     pub knowledge: Knowledge,
+    /// The entries of `guard allow` and `guard deny`. `None`: only an agent knows them.
+    pub entries: Option<usize>,
 }
 
 /// The origin of the published ports.
@@ -88,11 +90,13 @@ impl PolicyInForce {
         if let Ok(Some(status)) = pinned {
             return Ok(Some(Self::of_pins(&status, clock, notes)?));
         }
+        // Pins that this user may not read look as if there were none, also where a mount hides them.
+        let is_blind = pinned.is_err() || dataplane::require_capabilities().is_err();
+        let may_be_guarded = is_blind && has_any_program();
         let hidden = || {
             let refused = is_refused(socket).then(|| socket.display().to_string());
             refused.or_else(|| {
-                let has_any = pinned.is_err() && has_any_program();
-                has_any.then(|| format!("a program is attached, and {}", pins.display()))
+                may_be_guarded.then(|| format!("a program is attached, and {}", pins.display()))
             })
         };
         let policy = match Policy::read(default, AllowedFile::Regular, clock) {
@@ -114,11 +118,12 @@ impl PolicyInForce {
             }
             Err(error) => return Err(error.into()),
         };
-        let guard = if pinned.is_err() && (is_refused(socket) || has_program(&policy)) {
-            notes.push(
-                "only root can find out whether a guard is at work: its policy is assumed to be in force"
-                    .to_owned(),
-            );
+        let guard = if is_refused(socket) || may_be_guarded {
+            notes.push(format!(
+                "a guard may be at work, and this user may not read its state: {} is applied as if it were in force. \
+                 Run `guard audit` as root or as a member of group guard to know",
+                default.display()
+            ));
             GuardState::Unknown
         } else {
             GuardState::NotAtWork
@@ -128,6 +133,7 @@ impl PolicyInForce {
             policy,
             guard,
             knowledge: Knowledge::OwnReading,
+            entries: None,
         }))
     }
 
@@ -145,6 +151,7 @@ impl PolicyInForce {
             policy: Policy::read(path, AllowedFile::RegularOrPipe, clock)?,
             guard: GuardState::Supposed,
             knowledge: Knowledge::OwnReading,
+            entries: None,
         })
     }
 
@@ -202,6 +209,7 @@ impl PolicyInForce {
             } else {
                 GuardState::NotAtWork
             },
+            entries: status.agent.running.then_some(status.entries),
             // A status without an agent has no facts about Docker.
             knowledge: docker.map_or(Knowledge::OwnReading, |docker| Knowledge::Agent {
                 published: docker.published.clone(),
@@ -232,16 +240,7 @@ fn is_refused(socket: &Path) -> bool {
     refusal == Some(ErrorKind::PermissionDenied)
 }
 
-/// Whether any XDP program is on an interface of the policy. Only root can find out which software it belongs to.
-fn has_program(policy: &Policy) -> bool {
-    let Ok(host) = Host::read_once() else {
-        return false;
-    };
-    let mut chosen = chosen_by(&host, policy).into_iter();
-    chosen.any(|index| host.link(index).is_some_and(|link| link.xdp.is_some()))
-}
-
-/// Whether any XDP program is on any interface of this host.
+/// Whether any XDP program is on any interface of this host. Only root can find out which software it belongs to.
 fn has_any_program() -> bool {
     let host = Host::read_once();
     host.is_ok_and(|host| host.all_links().any(|link| link.xdp.is_some()))

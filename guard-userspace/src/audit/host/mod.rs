@@ -64,6 +64,8 @@ pub struct JudgedBy {
     pub mode: &'static str,
     pub scope: &'static str,
     pub guard: GuardState,
+    /// The entries of `guard allow` and `guard deny`, which no decision includes. `null`: only an agent knows them.
+    pub entries: Option<usize>,
 }
 
 impl From<PolicyInForce> for JudgedBy {
@@ -73,12 +75,14 @@ impl From<PolicyInForce> for JudgedBy {
             policy,
             guard,
             knowledge: _,
+            entries,
         } = in_force;
         Self {
             path,
             mode: policy.mode.name(),
             scope: policy.scope.name(),
             guard,
+            entries,
         }
     }
 }
