@@ -6,7 +6,7 @@ use guard_common::reason::Mode;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use crate::policy::{Budgets, From, Policy, Source, Treatment};
+use crate::policy::{Budgets, From, Policy, Source, Treatment, sha256_of};
 
 /// The differences between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,6 +35,15 @@ pub fn difference(
         keys: changed_keys(&keys(text_before), &keys(text_after)),
         effects: effects(before, after),
     }
+}
+
+/// A hash of every key of a policy with its value. Policies with the same hash differ in comments at most.
+pub fn fingerprint(text: &str) -> String {
+    let keys = keys(text).into_iter();
+    let lines: String = keys
+        .map(|(key, value)| format!("{key}: {value}\n"))
+        .collect();
+    sha256_of(lines.as_bytes())
 }
 
 /// Every key of a policy with its value. The text is a valid policy.

@@ -158,6 +158,8 @@ fn describe(
             loaded_at: Timestamp::from_millisecond(about.loaded_ms).unwrap_or(now.world),
             services: about.services as usize,
             stale: trial_is_over.then(|| {
+            file: None,
+            stale_advice: None,
                 "its trial is over, and the kernel has reverted to the previous policy".to_owned()
             }),
         },

@@ -151,6 +151,12 @@ pub struct DockerStatus {
     pub socket: String,
     pub connected: bool,
     /// The error, if Docker should be connected and is not.
+    /// What to type about `stale`.
+    #[serde(default)]
+    pub stale_advice: Option<String>,
+    /// The policy file that a reload reads; `null` without an agent.
+    #[serde(default)]
+    pub file: Option<String>,
     pub error: Option<String>,
     /// The published ports, such as `tcp/8000`.
     pub published: Vec<String>,

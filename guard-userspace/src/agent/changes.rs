@@ -108,7 +108,6 @@ impl Reconciler {
     }
 
     fn answer<T>(&mut self, reply: Reply<T>, done: Result<T, ChangeError>) {
-        self.look_at_policy_file();
         // First publish: a reader that comes after the answer sees the change.
         self.publish();
         let not_kept = self.not_kept();

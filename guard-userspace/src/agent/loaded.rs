@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tracing::warn;
 
 use crate::{
+    difference::fingerprint,
     policy::{AllowedFile, KernelTick, Policy, PolicyError, read_file},
     state_store::StoredState,
 };
@@ -20,8 +21,8 @@ pub struct Loaded {
     pub text: Arc<str>,
     pub path: PathBuf,
     pub at: Timestamp,
-    /// Why this differs from the policy file, if it does.
-    pub stale: Option<String>,
+    /// The hash of its keys and values: see [`fingerprint`].
+    pub fingerprint: String,
 }
 
 impl Loaded {
@@ -33,28 +34,32 @@ impl Loaded {
         let bytes = read_file(path, AllowedFile::Regular)?;
         // Bytes, not text: a file that is not UTF-8 is refused with the line of the error.
         let policy = Policy::from_bytes(&bytes, &path.display().to_string(), clock)?;
-        Ok(Self {
-            policy: Arc::new(policy),
-            text: String::from_utf8_lossy(&bytes).into(),
-            path: path.to_owned(),
-            at: Timestamp::now(),
-            stale: None,
-        })
+        Ok(Self::new(
+            policy,
+            String::from_utf8_lossy(&bytes).into(),
+            path,
+        ))
     }
 
     /// A policy from the text of a file that was read before.
     pub fn parse(text: Arc<str>, path: &Path, clock: KernelTick) -> Result<Self, PolicyError> {
-        Ok(Self {
-            policy: Arc::new(Policy::parse(&text, &path.display().to_string(), clock)?),
+        let policy = Policy::parse(&text, &path.display().to_string(), clock)?;
+        Ok(Self::new(policy, text, path))
+    }
+
+    /// A policy that was parsed from this text of the file.
+    pub fn new(policy: Policy, text: Arc<str>, path: &Path) -> Self {
+        Self {
+            policy: Arc::new(policy),
+            fingerprint: fingerprint(&text),
             text,
             path: path.to_owned(),
             at: Timestamp::now(),
-            stale: None,
-        })
+        }
     }
 
     /// The policy with which an agent starts: the policy file, unless it is invalid or was tried and not confirmed. In
-    /// that case the last policy in force is used, and a warning and the status say so.
+    /// that case the last policy in force is used, and a warning says so. The status compares the file by itself.
     pub fn at_start(
         path: &Path,
         kept: &StoredState,
@@ -71,14 +76,13 @@ impl Loaded {
         };
         let last = kept.policy.as_ref().filter(|policy| policy.path == path);
         let last = last.and_then(|last| Self::parse(Arc::clone(&last.text), path, clock).ok());
-        let Some(mut last) = last else {
+        let Some(last) = last else {
             return read;
         };
         warn!(
             "{}: the last policy in force is used instead of the file: {trouble}",
             path.display()
         );
-        last.stale = Some(trouble);
         Ok(last)
     }
 }

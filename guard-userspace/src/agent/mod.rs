@@ -209,7 +209,8 @@ impl Agent {
     /// The status of the guard. The attached programs are read from the kernel now, if it answers in time.
     pub async fn status(&self) -> Result<Status> {
         let attached = self.attached.read().await?;
-        Ok(self.snapshot().status(&attached))
+        let snapshot = self.snapshot();
+        Ok(privileges::spawn_blocking(move || snapshot.status(&attached)).await?)
     }
 
     /// The kernel's counters of every interface.

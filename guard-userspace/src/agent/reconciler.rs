@@ -24,7 +24,7 @@ use super::{
     gate::Gate,
     milliseconds_since,
     plan::{Plan, plan},
-    policy_file::PolicyFile,
+    policy_file::{PolicyFile, StaleFile},
     runtimes::{Followed, RuntimeListener, are_ports_contested},
     snapshot::{GuardedInterface, ProgramInForce},
 };
@@ -87,9 +87,9 @@ pub struct Reconciler {
     keep_again: Instant,
     /// The mode, whether the plan is in force, and since when both are so.
     in_force: (Mode, bool, Timestamp),
-    policy_file: PolicyFile,
-    /// How the policy file differs from the policy in force, if it does.
-    file_changed: Option<String>,
+    policy_file: Arc<PolicyFile>,
+    /// How the policy file differs from the policy in force, as it was logged last.
+    logged_stale: Option<StaleFile>,
     /// Containers have changed since the state was saved. It is saved at most once a second for that.
     is_unkept: bool,
     /// The claim on the state store, held until the drop: no other agent uses it meanwhile.
@@ -201,7 +201,8 @@ impl Reconciler {
                 flows: None,
                 since: Timestamp::now(),
                 policy_file: places.policy.clone(),
-                file_changed: None,
+                file: Arc::default(),
+                refused: Vec::new(),
             })),
             places,
             wanted,
@@ -215,8 +216,8 @@ impl Reconciler {
             trouble: None,
             not_kept: None,
             in_force: (Mode::Off, false, Timestamp::now()),
-            policy_file: PolicyFile::default(),
-            file_changed: None,
+            policy_file: Arc::default(),
+            logged_stale: None,
             keep_again: Instant::now(),
             is_unkept: false,
             _turn: turn,
@@ -313,7 +314,7 @@ impl Reconciler {
             return;
         };
         self.applier.beat(now.boot_ns);
-        self.look_at_policy_file();
+        self.log_stale_file();
         self.attached.refresh();
         let is_over = |trial: &Trial| now.boot_ns >= trial.until_ns;
         if self.wanted.trial.as_ref().is_some_and(is_over)
@@ -329,18 +330,15 @@ impl Reconciler {
         self.look_for_cut_sessions();
     }
 
-    /// Compares the policy file with the policy that a reload or a restart of the agent would replace.
-    pub(super) fn look_at_policy_file(&mut self) {
-        let trial = self.wanted.trial.as_ref();
-        let accepted = trial.map_or(&self.wanted.loaded, |trial| &trial.before);
-        let sha256 = accepted.policy.sha256.clone();
-        let changed = self.policy_file.difference(&self.places.policy, &sha256);
-        if let Some(changed) = &changed
-            && self.file_changed.as_ref() != Some(changed)
+    /// Logs that the policy file differs from the policy in force, once for each difference.
+    fn log_stale_file(&mut self) {
+        let stale = self.snapshot.borrow().stale();
+        if stale != self.logged_stale
+            && let Some(StaleFile { why, advice }) = &stale
         {
-            info!("{changed}");
+            info!("{why}: {advice}");
         }
-        self.file_changed = changed;
+        self.logged_stale = stale;
     }
 
     /// Takes in changes that were made without this agent, for example while it hung. Returns whether there was one.
@@ -753,7 +751,8 @@ impl Reconciler {
             flows: self.applier.flows(),
             since,
             policy_file: self.places.policy.clone(),
-            file_changed: self.file_changed.clone(),
+            file: Arc::clone(&self.policy_file),
+            refused: self.store.kept.refused.clone(),
         }));
     }
 }

@@ -18,6 +18,7 @@ use super::{
     attached::{AttachedAt, AttachedPrograms, OLD},
     plan::Plan,
     recent::{self, RecentTalkers},
+    policy_file::{Accepted, PolicyFile, StaleFile},
 };
 use crate::{
     api::{
@@ -32,7 +33,9 @@ use crate::{
         reason_named,
     },
     host::{self, Host, XdpState},
-    policy::{Budgets, Containers, Entry, Policy, PublishedPort, Source},
+    policy::{
+        Budgets, Containers, Entry, From, KernelTick, Policy, PublishedPort, Service, Source,
+    },
     state_store::Modes,
 };
 
@@ -62,8 +65,10 @@ pub struct Snapshot {
     pub since: Timestamp,
     /// The policy file that a reload reads.
     pub policy_file: PathBuf,
-    /// How the policy file differs from the policy in force, if it does.
-    pub file_changed: Option<String>,
+    /// What was read from that file.
+    pub file: Arc<PolicyFile>,
+    /// The hashes of policies that were tried and not confirmed.
+    pub refused: Vec<String>,
 }
 
 /// An interface of the plan.
@@ -133,7 +138,7 @@ impl Snapshot {
         }
     }
 
-    /// The status of the guard. `attached`: the programs that the kernel has.
+    /// The status of the guard. `attached`: the programs that the kernel has. Blocks while the policy file is read.
     pub fn status(&self, attached: &AttachedAt) -> Status {
         let AttachedAt { programs, at } = attached;
         let old = at.elapsed() >= OLD;
@@ -149,6 +154,8 @@ impl Snapshot {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: policy.mode.name().to_owned(),
+        let stale = self.stale();
+        let (stale, stale_advice) = stale.map(|stale| (stale.why, stale.advice)).unzip();
             scope: policy.scope.name().to_owned(),
             enforcing: policy.mode == Mode::Enforce && not_enforcing_because.is_empty(),
             not_enforcing_because,
@@ -164,11 +171,9 @@ impl Snapshot {
                 sha256: policy.sha256.clone(),
                 loaded_at: self.loaded.at,
                 services: policy.services.len(),
-                stale: self
-                    .loaded
-                    .stale
-                    .clone()
-                    .or_else(|| self.file_changed.clone()),
+                file: Some(self.policy_file.display().to_string()),
+                stale,
+                stale_advice,
             },
             modes: self.mode_status(),
             trial: self.trial.as_ref().map(|trial| TrialStatus {
@@ -195,6 +200,21 @@ impl Snapshot {
         read_at: Instant,
     ) -> Vec<InterfaceStatus> {
         // An interface that does not exist any more is among the plan's troubles.
+    /// How the policy file differs from the policy that operators have accepted. It is read now: an operator who has
+    /// just written the file sees what is true. Blocks while the file is read.
+    pub fn stale(&self) -> Option<StaleFile> {
+        let trial = self.trial.as_ref();
+        let accepted = Accepted {
+            loaded: trial.map_or(&*self.loaded, |trial| &*trial.before),
+            on_trial: trial.map(|_| &*self.loaded),
+            refused: &self.refused,
+            clock: KernelTick {
+                tick_ns: self.host.tick_ns,
+            },
+        };
+        self.file.stale(&self.policy_file, &accepted)
+    }
+
         let is_there = |interface: &&GuardedInterface| {
             let mut troubles = self.plan.troubles.iter();
             !troubles.any(|trouble| trouble.name == interface.name)

@@ -12,7 +12,7 @@ use crate::doctor::{BETWEEN_READINGS, DoctorFinding, DoctorInput, Health, examin
 
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The policy file; the file of the policy in force if left out
+    /// The policy file; the file that a reload reads if left out
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     #[command(flatten)]
@@ -30,7 +30,8 @@ impl Doctor {
         let in_force = status
             .as_ref()
             .ok()
-            .map(|status| status.policy.path.clone().into());
+            .map(|status| &status.policy)
+            .map(|policy| policy.file.as_ref().unwrap_or(&policy.path).into());
         let policy = policy.or(in_force).unwrap_or_else(|| DEFAULT_POLICY.into());
         let known = DoctorInput {
             policy: &policy,

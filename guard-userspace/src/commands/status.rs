@@ -199,7 +199,11 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         )?,
     }
     if let Some(stale) = &policy.stale {
-        writeln!(text, "STALE      {stale}")?;
+        let advice = policy.stale_advice.as_ref();
+        let advice = advice
+            .map(|advice| format!(": {advice}"))
+            .unwrap_or_default();
+        writeln!(text, "STALE      {stale}{advice}")?;
     }
     if let Some(trouble) = docker.as_ref().and_then(trouble_of_docker) {
         writeln!(text, "docker     {trouble}")?;
@@ -324,7 +328,7 @@ fn describe_rest(status: &Status) -> Result<String, fmt::Error> {
                 sha256,
                 loaded_at,
                 services,
-                stale: _,
+                ..
             },
         docker,
         ..
@@ -470,7 +474,8 @@ mod tests {
             ],
             "policy": {"path": "/etc/guard/guard.toml", "sha256": "0123456789abcdef", "services": 2,
                        "loaded_at": "2026-11-30T09:45:01Z",
-                       "stale": "/etc/guard/guard.toml is not what is in force: `guard diff` shows the difference"},
+                       "stale": "/etc/guard/guard.toml is not what is in force",
+                       "stale_advice": "`guard diff` shows the difference"},
             "entries": 2, "page": null, "closed": [],
             "warnings": ["no conntrack"],
             "not_kept": "the disk is full",

@@ -99,7 +99,9 @@ pub async fn examine(known: &DoctorInput<'_>) -> Vec<DoctorFinding> {
     let mut findings = kernel::examine(known.pins);
     findings.push(surroundings::policy(known.policy, &policy));
     let policy = policy.ok();
-    findings.extend(surroundings::stale(&known.status));
+    // A file that is no policy has its own finding above.
+    let stale = surroundings::stale(&known.status);
+    findings.extend(stale.filter(|_| policy.is_some()));
     findings.push(surroundings::agent(&known.status));
     match Host::read_once() {
         Ok(host) => {

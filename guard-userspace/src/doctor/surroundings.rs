@@ -20,7 +20,10 @@ pub fn policy(path: &Path, policy: &Result<Policy, PolicyError>) -> DoctorFindin
             return DoctorFinding::failure("policy", error.to_string(), advice);
         }
         Err(error) => {
-            let advice = "`guard check` tells what would be right; `guard run` does not start without a valid policy";
+            let advice = format!(
+                "`guard check {}` shows what would be right; an agent that runs keeps what is in force",
+                path.display()
+            );
             return DoctorFinding::failure("policy", error.to_string(), advice);
         }
     };
@@ -47,7 +50,8 @@ fn is_missing(error: &PolicyError) -> bool {
 pub fn stale(status: &Result<Status, ClientError>) -> Option<DoctorFinding> {
     let status = status.as_ref().ok()?;
     let stale = status.policy.stale.as_ref()?;
-    let advice = "`guard diff` shows the difference, `guard reload` puts the file in force";
+    let advice = status.policy.stale_advice.as_deref();
+    let advice = advice.unwrap_or("`guard diff` shows the difference");
     Some(DoctorFinding::warning("in_force", stale.clone(), advice))
 }
 

@@ -139,6 +139,7 @@ fn a_reload_that_a_second_interface_refuses_changes_nothing_and_reads_go_on() {
         let mut status = guard.json("status").unwrap();
         // The file has changed, and what is in force has not.
         status["policy"]["stale"] = Value::Null;
+        status["policy"]["stale_advice"] = Value::Null;
         let ways = ["interfaces", "policy", "mode", "enforcing"];
         (
             site.attached(),

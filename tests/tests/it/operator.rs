@@ -1,10 +1,9 @@
 //! What an operator reads and types: which port was closed, the file and what is in force, entries that are repeated.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use lab::{
     guard::{Guard, output, write_policy},
-    process::wait_for,
     topology::{HOST_V4, Lab, USER_V4},
 };
 use serde_json::{Value, json};
@@ -91,12 +90,6 @@ fn a_file_that_differs_from_what_is_in_force_is_told_and_how() {
         .replace("\"enforce\"", "\"observe\"")
         .replace("[\"tcp/80\"]", "[\"tcp/80\", \"tcp/443\"]");
     write_policy(&lab, &changed).unwrap();
-    wait_for(Duration::from_secs(60), || {
-        let status = guard.json("status")?;
-        anyhow::ensure!(status["policy"]["stale"].is_string(), "{status}");
-        Ok(())
-    })
-    .unwrap();
     let status = guard.run(&["status"]).unwrap();
     assert!(
         status.contains("STALE") && status.contains("guard diff"),
@@ -124,13 +117,19 @@ fn a_file_that_differs_from_what_is_in_force_is_told_and_how() {
     );
 
     // A file that is gone or wrong is told as well, and what is in force stays.
+    write_policy(&lab, &format!("{POLICY}colour = 1\n")).unwrap();
+    let status = guard.run(&["status"]).unwrap();
+    assert!(
+        status.contains("guard.toml:9") && status.contains("`guard check"),
+        "{status}"
+    );
+    assert!(!status.contains("guard reload"), "{status}");
+    let doctor = output(&lab, &["doctor"]).unwrap();
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(doctor.matches("guard.toml:9").count(), 1, "{doctor}");
     fs::remove_file(lab.folder().join("guard.toml")).unwrap();
-    wait_for(Duration::from_secs(60), || {
-        let stale = guard.json("status")?["policy"]["stale"].to_string();
-        anyhow::ensure!(stale.contains("does not exist"), "{stale}");
-        Ok(())
-    })
-    .unwrap();
+    let stale = guard.json("status").unwrap()["policy"]["stale"].to_string();
+    assert!(stale.contains("does not exist"), "{stale}");
     fails(&output(&lab, &["diff"]).unwrap(), 2, &["guard.toml"]);
 }
 
@@ -158,19 +157,32 @@ fn a_reload_does_not_end_a_trial_by_accident_and_a_confirmed_policy_is_written_w
         "{confirmed}"
     );
     assert_eq!(fs::read_to_string(&own).unwrap(), POLICY);
-    let stale = guard.json("status").unwrap()["policy"]["stale"].to_string();
-    assert!(stale.contains("is not what is in force"), "{stale}");
+    let status = guard.run(&["status"]).unwrap();
+    for words in [
+        "which was confirmed from",
+        "`guard reload` would go back",
+        &format!("`cp {tried} {}`", own.display()),
+    ] {
+        assert!(status.contains(words), "{words}: {status}");
+    }
+    // The copy is seen at once, also with a comment more.
+    let copy = format!(
+        "# Tried on Monday.\n{}",
+        fs::read_to_string(&tried).unwrap()
+    );
+    fs::write(&own, copy).unwrap();
+    let stale = || guard.json("status").unwrap()["policy"]["stale"].clone();
+    assert_eq!(stale(), Value::Null);
+    let diff = guard.run(&["diff"]).unwrap();
+    assert!(diff.contains("no key differs"), "{diff}");
+    fs::write(&own, POLICY).unwrap();
+    assert_ne!(stale(), Value::Null);
 
     guard.run(&["try", &tried, "--for", "10m"]).unwrap();
     let written = guard.run(&["confirm", "--write"]).unwrap();
     assert!(written.contains("has it too"), "{written}");
     assert!(fs::read_to_string(&own).unwrap().contains("tcp/8080"));
-    wait_for(Duration::from_secs(60), || {
-        let stale = guard.json("status")?["policy"]["stale"].clone();
-        anyhow::ensure!(stale.is_null(), "{stale}");
-        Ok(())
-    })
-    .unwrap();
+    assert_eq!(stale(), Value::Null);
 
     // The files are the same now: no hint.
     guard.run(&["try", &tried, "--for", "10m"]).unwrap();
