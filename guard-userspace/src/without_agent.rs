@@ -1,6 +1,7 @@
 //! Commands without an agent, by the pins alone: the status of the programs, their counters, and the emergency exits.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -157,9 +158,9 @@ fn describe(
             sha256: base16ct::lower::encode_string(&about.sha256),
             loaded_at: Timestamp::from_millisecond(about.loaded_ms).unwrap_or(now.world),
             services: about.services as usize,
-            stale: trial_is_over.then(|| {
             file: None,
             stale_advice: None,
+            stale: trial_is_over.then(|| {
                 "its trial is over, and the kernel has reverted to the previous policy".to_owned()
             }),
         },
@@ -178,7 +179,9 @@ fn describe(
         entries: 0,
         open: Vec::new(),
         closed: Vec::new(),
+        open_from: BTreeMap::new(),
         page: None,
+        publishers: BTreeMap::new(),
     }
 }
 

@@ -6,7 +6,7 @@ pub mod capture;
 mod explanation;
 pub mod operator;
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use guard_policy::{Action, Entry};
 use ipnet::IpNet;
@@ -61,10 +61,16 @@ pub struct Status {
     /// address if a service names one.
     #[serde(default)]
     pub open: Vec<String>,
+    /// The sources that may reach a port of `open`, for each port that not every source may reach.
+    #[serde(default)]
+    pub open_from: BTreeMap<String, Vec<String>>,
     /// The published ports that no service lists: they are closed in mode `enforce`. In scope `host`, every other port
     /// that no service lists is closed too.
     #[serde(default)]
     pub closed: Vec<String>,
+    /// The names of the containers by the port that they publish.
+    #[serde(default)]
+    pub publishers: BTreeMap<String, String>,
     /// The address of the page and the metrics; `null` if the policy names none.
     #[serde(default)]
     pub page: Option<String>,
@@ -145,18 +151,18 @@ pub struct PolicyStatus {
 }
 
 /// The container runtime.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-pub struct DockerStatus {
-    /// The socket; empty if the policy turns Docker off.
-    pub socket: String,
-    pub connected: bool,
-    /// The error, if Docker should be connected and is not.
     /// What to type about `stale`.
     #[serde(default)]
     pub stale_advice: Option<String>,
     /// The policy file that a reload reads; `null` without an agent.
     #[serde(default)]
     pub file: Option<String>,
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct DockerStatus {
+    /// The socket; empty if the policy turns Docker off.
+    pub socket: String,
+    pub connected: bool,
+    /// The error, if Docker should be connected and is not.
     pub error: Option<String>,
     /// The published ports, such as `tcp/8000`.
     pub published: Vec<String>,

@@ -1,7 +1,7 @@
 //! The snapshot for readers: the loop publishes it after each change, and readers do not wait for the loop.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Weak},
@@ -17,9 +17,9 @@ use super::{
     ChangeError, Loaded, Trial,
     attached::{AttachedAt, AttachedPrograms, OLD},
     plan::Plan,
-    recent::{self, RecentTalkers},
     policy_file::{Accepted, PolicyFile, StaleFile},
 };
+    recent::{self, RecentTalkers},
 use crate::{
     api::{
         self, AgentStatus, Applied, DockerStatus, Explanation, InterfaceStatus, ModeStatus,
@@ -152,10 +152,10 @@ impl Snapshot {
             ));
         }
         Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            mode: policy.mode.name().to_owned(),
         let stale = self.stale();
         let (stale, stale_advice) = stale.map(|stale| (stale.why, stale.advice)).unzip();
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: policy.mode.name().to_owned(),
             scope: policy.scope.name().to_owned(),
             enforcing: policy.mode == Mode::Enforce && not_enforcing_because.is_empty(),
             not_enforcing_because,
@@ -191,15 +191,11 @@ impl Snapshot {
             open: open_ports(policy),
             closed: closed_ports(policy, self.containers()),
             page: self.web().map(|address| format!("http://{address}/")),
+            open_from: open_from(policy),
         }
+            publishers: self.plan.publishers.clone(),
     }
 
-    fn interface_status(
-        &self,
-        attached: &AttachedPrograms,
-        read_at: Instant,
-    ) -> Vec<InterfaceStatus> {
-        // An interface that does not exist any more is among the plan's troubles.
     /// How the policy file differs from the policy that operators have accepted. It is read now: an operator who has
     /// just written the file sees what is true. Blocks while the file is read.
     pub fn stale(&self) -> Option<StaleFile> {
@@ -217,6 +213,12 @@ impl Snapshot {
 
         let is_there = |interface: &&GuardedInterface| {
             let mut troubles = self.plan.troubles.iter();
+    fn interface_status(
+        &self,
+        attached: &AttachedPrograms,
+        read_at: Instant,
+    ) -> Vec<InterfaceStatus> {
+        // An interface that does not exist any more is among the plan's troubles.
             !troubles.any(|trouble| trouble.name == interface.name)
         };
         let guarded = self.interfaces.iter().filter(is_there).map(|interface| {
@@ -485,18 +487,51 @@ impl Snapshot {
 
 /// The ports that the services of a policy list, each once.
 fn open_ports(policy: &Policy) -> Vec<String> {
-    let listed = policy.services.iter().flat_map(|service| {
-        service.ports.iter().map(|ports| match service.address {
-            Some(address) => format!("{}:{ports}", bracketed(address)),
-            None => ports.to_string(),
-        })
-    });
+/// The ports that a service lists, with its address if it has one.
+fn listed_ports(service: &Service) -> impl Iterator<Item = String> {
+    service.ports.iter().map(|ports| match service.address {
+        Some(address) => format!("{}:{ports}", bracketed(address)),
+        None => ports.to_string(),
+    })
+}
+
+    let listed = policy.services.iter().flat_map(listed_ports);
     let mut seen = BTreeSet::new();
     listed.filter(|port| seen.insert(port.clone())).collect()
 }
 
 /// The published ports that no service lists.
 fn closed_ports(policy: &Policy, containers: &Containers) -> Vec<String> {
+/// The sources that may reach a port, for the ports that not every source may reach.
+fn open_from(policy: &Policy) -> BTreeMap<String, Vec<String>> {
+    let mut admitted: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut open_to_any = BTreeSet::new();
+    for service in &policy.services {
+        for port in listed_ports(service) {
+            match &service.from {
+                From::Any => {
+                    open_to_any.insert(port);
+                }
+                From::Admitted(sources) => {
+                    let prefixes = sources.iter().map(|source| shown(source.prefix));
+                    admitted.entry(port).or_default().extend(prefixes);
+                }
+            }
+        }
+    }
+    admitted.retain(|port, _| !open_to_any.contains(port));
+    admitted
+}
+
+/// A prefix; of one address without its length.
+fn shown(prefix: IpNet) -> String {
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        prefix.addr().to_string()
+    } else {
+        prefix.to_string()
+    }
+}
+
     let is_listed = |published: &PublishedPort| {
         policy.services.iter().any(|service| {
             let mut ports = service.ports.iter();

@@ -1,7 +1,7 @@
 //! `guard status`: whether the guard is attached and enforcing, and on which interfaces.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt::{self, Write as _},
     time::Instant,
 };
@@ -20,13 +20,16 @@ use super::{
 };
 use crate::{
     api::{Counter, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus},
-    policy::untrusted::quoted,
+    policy::untrusted::{name, quoted},
 };
 
 /// The most characters shown of a text that a client sent.
 const MAX_SHOWN: usize = 256;
 
 /// A line of `--watch --json`.
+/// The most characters shown of a container's name.
+const MAX_NAME: usize = 64;
+
 #[derive(Serialize)]
 struct WithRate<'a> {
     #[serde(flatten)]
@@ -60,7 +63,7 @@ impl ShowStatus {
                     return watched.json(&WithRate { status, rate });
                 }
                 let mut text = describe(&status).map_err(anyhow::Error::from)?;
-                text += &describe_traffic(&counters, rate);
+                text += &describe_traffic(&status.mode, &counters, rate);
                 if verbose {
                     text += "\n";
                     text += &describe_rest(&status).map_err(anyhow::Error::from)?;
@@ -88,26 +91,45 @@ fn sum(counters: &[Metered<Counter>]) -> Option<TrafficRate> {
     })
 }
 
-fn describe_traffic(counters: &[Metered<Counter>], rate: Option<TrafficRate>) -> String {
-    let sum = |is_wanted: fn(&Counter) -> bool| {
+/// The counters live as long as the pins, so they contain packets of earlier modes.
+fn describe_traffic(
+    mode: &str,
+    counters: &[Metered<Counter>],
+    rate: Option<TrafficRate>,
+) -> String {
+    let sum = |is_wanted: fn(&Counter) -> bool| -> f64 {
         let rows = counters.iter().filter(|counter| is_wanted(&counter.row));
-        figures::count(rows.map(|counter| counter.row.packets as f64).sum())
+        rows.map(|counter| counter.row.packets as f64).sum()
+    };
+    let would_drop = match mode {
+        "enforce" => "passed only because of mode observe",
+        _ => "would be dropped if enforced",
     };
     let mut text = format!(
-        "packets    {} counted, {} dropped, {} would be dropped if enforced: `guard counters`",
-        sum(|_| true),
-        sum(|row| row.verdict == "drop"),
-        sum(|row| row.would.is_some())
+    let parts = [
+        (sum(|row| row.verdict == "drop"), "dropped"),
+        (sum(|row| row.would.is_some()), would_drop),
+    ];
+    let parts = parts.into_iter().filter(|(packets, _)| *packets > 0.0);
+    let parts = parts.map(|(packets, what)| format!(", {} {what}", figures::count(packets)));
+        "packets    {} counted{}: `guard counters`",
+        figures::count(sum(|_| true)),
+        parts.collect::<String>()
     );
     if let Some(rate) = rate {
         text += &format!(
-            "\nnow        {} packets/s, {}; dropped: {} packets/s, would be if enforced: {} packets/s",
+            "\nnow        {} packets/s, {}",
             figures::count(rate.packets),
-            figures::bits(rate.bytes),
-            figures::count(rate.really_dropped()),
-            figures::count(rate.would_drop)
+            figures::bits(rate.bytes)
         );
     }
+        let parts = [
+            (rate.really_dropped(), "dropped"),
+            (rate.would_drop, would_drop),
+        ];
+        for (rate, what) in parts.into_iter().filter(|(rate, _)| *rate > 0.0) {
+            text += &format!(", {} packets/s {what}", figures::count(rate));
+        }
     text
 }
 
@@ -127,7 +149,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     let Status {
         version: _,
         mode: _,
-        scope,
+        scope: _,
         enforcing: _,
         not_enforcing_because,
         agent,
@@ -140,8 +162,10 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         not_kept,
         since,
         entries,
-        open,
-        closed,
+        open: _,
+        open_from: _,
+        closed: _,
+        publishers: _,
         page,
     } = status;
     write!(text, "guard is {}", headline(status))?;
@@ -163,7 +187,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
             "; the program in the kernel keeps running: `systemctl start guard`, or `guard run`"
         )?;
     } else {
-        describe_ports(&mut text, scope, open, closed)?;
+        describe_ports(&mut text, status)?;
     }
     let names = interfaces.iter().map(|interface| {
         let not = if interface.attached {
@@ -226,51 +250,72 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
 /// The most ports that are named in one line.
 const MOST_PORTS: usize = 8;
 
-fn describe_ports(
-    text: &mut String,
-    scope: &str,
-    open: &[String],
-    closed: &[String],
-) -> fmt::Result {
-    let named = |ports: &[String]| {
-        let (named, rest) = ports.split_at(ports.len().min(MOST_PORTS));
-        match rest.len() {
-            0 => named.join(", "),
-            more => format!("{} and {more} more", named.join(", ")),
-        }
-    };
-    let published = joined(closed);
+fn describe_ports(text: &mut String, status: &Status) -> fmt::Result {
+    let Status {
+        mode,
+        scope,
+        open,
+        open_from,
+        closed,
+        publishers,
+        ..
+    } = status;
+    let published = joined(closed, publishers);
     let published = match closed.len() {
         0 => "no published port".to_owned(),
-        1 => format!("1 published port: {published}"),
-        ports => {
-            let ranges: Vec<String> = published.split(", ").map(str::to_owned).collect();
-            format!("{ports} published ports: {}", named(&ranges))
-        }
+        1 => format!("1 published port: {}", named(&published)),
+        ports => format!("{ports} published ports: {}", named(&published)),
+    };
+    // Nothing is closed in the other modes.
+    let closes = match mode.as_str() {
+        "enforce" => "closed     ",
+        _ => "would close ",
     };
     if scope == "host" {
         writeln!(
             text,
-            "closed     every port that no service lists; {published}"
+            "{closes}every port that no service lists; {published}"
         )?;
     } else {
-        writeln!(text, "closed     {published}")?;
+        writeln!(text, "{closes}{published}")?;
     }
-    match open {
-        [] => writeln!(text, "open       no port: the policy lists none"),
-        open => writeln!(
+    let listed: Vec<String> = open
+        .iter()
+        .map(|port| match open_from.get(port) {
+            Some(sources) => format!("{port} {}", describe_sources(sources)),
+            None => port.clone(),
+        })
+        .collect();
+    match listed.len() {
+        0 => writeln!(text, "open       no port: the policy lists none"),
+        1 => writeln!(text, "open       1 port by the policy: {}", named(&listed)),
+        ports => writeln!(
             text,
-            "open       {} by the policy: {}",
-            match open.len() {
-                1 => "1 port".to_owned(),
-                ports => format!("{ports} ports"),
-            },
-            named(open)
+            "open       {ports} ports by the policy: {}",
+            named(&listed)
         ),
     }
 }
 
 fn describe_trial(trial: &TrialStatus) -> String {
+fn named(ports: &[String]) -> String {
+    let (named, rest) = ports.split_at(ports.len().min(MOST_PORTS));
+    match rest.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// `only from 198.51.100.7`
+fn describe_sources(sources: &[String]) -> String {
+    match sources {
+        [] => "for no source".to_owned(),
+        [one] => format!("only from {one}"),
+        [one, other] => format!("only from {one} and {other}"),
+        all => format!("only from {} sources", all.len()),
+    }
+}
+
     let TrialStatus {
         path,
         until,
@@ -394,38 +439,48 @@ fn describe_docker(docker: &DockerStatus) -> String {
     } = docker;
     match (connected, error) {
         (true, _) if published.is_empty() => "connected, no published ports".to_owned(),
-        (true, _) => format!("connected, published: {}", joined(published)),
+        (true, _) => {
+            let published = joined(published, &BTreeMap::new());
+            format!("connected, published: {}", published.join(", "))
+        }
         (false, Some(error)) => error.clone(),
         (false, None) if socket.is_empty() => "turned off by the policy".to_owned(),
         (false, None) => format!("not connected at {socket}"),
     }
 }
 
-/// Joins adjacent published ports into ranges: 2,000 ports are shown as `tcp/8000-9999`.
-fn joined(published: &[String]) -> String {
+/// Joins adjacent published ports of a container into ranges: 2,000 ports are shown as `tcp/8000-9999 (media)`.
+fn joined(published: &[String], publishers: &BTreeMap<String, String>) -> Vec<String> {
     let port_of = |text: &str| {
         let (place, port) = text.rsplit_once('/')?;
         Some((place.to_owned(), port.parse::<u16>().ok()?))
     };
-    let ports: BTreeSet<(String, u16)> =
-        published.iter().filter_map(|port| port_of(port)).collect();
-    let mut ranges: Vec<(String, u16, u16)> = Vec::new();
-    for (place, port) in ports {
+    let ports: BTreeMap<(String, u16), Option<&String>> = published
+        .iter()
+        .filter_map(|port| Some((port_of(port)?, publishers.get(port))))
+        .collect();
+    let mut ranges: Vec<(String, u16, u16, Option<&String>)> = Vec::new();
+    for ((place, port), container) in ports {
         match ranges.last_mut() {
-            Some((last, _, end)) if *last == place && end.checked_add(1) == Some(port) => {
-                *end = port
+            Some((last, _, end, of))
+                if *last == place && *of == container && end.checked_add(1) == Some(port) =>
+            {
+                *end = port;
             }
-            _ => ranges.push((place, port, port)),
+            _ => ranges.push((place, port, port, container)),
         }
     }
-    let ranges = ranges.into_iter().map(|(place, first, last)| {
-        if first == last {
-            format!("{place}/{first}")
-        } else {
-            format!("{place}/{first}-{last}")
+    let ranges = ranges.into_iter().map(|(place, first, last, container)| {
+        let ports = match first == last {
+            true => format!("{place}/{first}"),
+            false => format!("{place}/{first}-{last}"),
+        };
+        match container {
+            Some(container) => format!("{ports} ({})", name(container, MAX_NAME)),
+            None => ports,
         }
     });
-    ranges.collect::<Vec<_>>().join(", ")
+    ranges.collect()
 }
 
 #[cfg(test)]
@@ -466,6 +521,49 @@ mod tests {
     fn what_needs_a_look_is_told_and_what_to_type() {
         let troubled = status(serde_json::json!({
             "enforcing": false, "scope": "host",
+    #[test]
+    fn what_the_policy_would_close_and_who_reaches_a_port_is_told_in_every_mode() {
+        let facts = serde_json::json!({
+            "mode": "observe", "enforcing": false, "scope": "host", "page": null,
+            "open": ["tcp/80", "tcp/9000", "tcp/9001", "tcp/9002"],
+            "open_from": {"tcp/9000": ["198.51.100.7"], "tcp/9001": ["192.0.2.0/24", "2001:db8::/32"],
+                          "tcp/9002": ["192.0.2.1", "192.0.2.2", "192.0.2.3"]},
+            "closed": ["tcp/5432", "tcp/5433", "tcp/8000"],
+            "publishers": {"tcp/5432": "shop-db-1", "tcp/5433": "shop-db-1", "tcp/8000": "invoices"},
+        });
+        insta::assert_snapshot!(describe(&status(facts)).unwrap(), @r"
+        guard is observing: everything passes, would-be drops are counted
+        would close every port that no service lists; 3 published ports: tcp/5432-5433 (shop-db-1), tcp/8000 (invoices)
+        open       4 ports by the policy: tcp/80, tcp/9000 only from 198.51.100.7, tcp/9001 only from 192.0.2.0/24 and 2001:db8::/32, tcp/9002 only from 3 sources
+        on         eth0
+        ");
+    }
+
+    #[test]
+    fn packets_of_an_earlier_mode_are_not_shown_as_what_happens_now() {
+        let rows = serde_json::json!([
+            {"interface": "eth0", "verdict": "pass", "reason": "allowed", "packets": 9, "bytes": 900},
+            {"interface": "eth0", "verdict": "pass", "would": "drop", "reason": "closed_port", "packets": 5, "bytes": 300},
+        ]);
+        let rows: Vec<Counter> = serde_json::from_value(rows).unwrap();
+        let rows: Vec<Metered<Counter>> = rows
+            .into_iter()
+            .map(|row| Metered { row, rate: None })
+            .collect();
+        assert_eq!(
+            describe_traffic("observe", &rows, None),
+            "packets    14 counted, 5 would be dropped if enforced: `guard counters`"
+        );
+        assert_eq!(
+            describe_traffic("enforce", &rows, None),
+            "packets    14 counted, 5 passed only because of mode observe: `guard counters`"
+        );
+        assert_eq!(
+            describe_traffic("enforce", &rows[..1], Some(TrafficRate::default())),
+            "packets    9 counted: `guard counters`\nnow        0 packets/s, 0 bit/s"
+        );
+    }
+
             "not_enforcing_because": ["the program is not attached to eth1"],
             "interfaces": [
                 {"name": "eth0", "attached": true, "xdp_mode": "native", "program_id": 77, "generation": 3},
@@ -521,9 +619,14 @@ mod tests {
         ];
         let all: Vec<String> = ports.chain(others.map(str::to_owned)).collect();
         assert_eq!(
-            joined(&all),
+            joined(&all, &BTreeMap::new()).join(", "),
             "203.0.113.11:tcp/443-444, tcp/8000-9999, tcp/65535, udp/53"
         );
-        assert_eq!(joined(&[]), "");
+        let media = (8_000..=8_999).map(|port| (format!("tcp/{port}"), "media".to_owned()));
+        assert_eq!(
+            joined(&all, &media.collect()).join(", "),
+            "203.0.113.11:tcp/443-444, tcp/8000-8999 (media), tcp/9000-9999, tcp/65535, udp/53"
+        );
+        assert!(joined(&[], &BTreeMap::new()).is_empty());
     }
 }

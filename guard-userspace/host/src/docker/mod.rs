@@ -267,6 +267,17 @@ impl Inventory {
         }
     }
 
+    /// The name of the container that publishes each port: the running one, if several would.
+    pub fn publishers(&self, listeners: Option<&[Listener]>) -> BTreeMap<String, String> {
+        let mut containers: Vec<&Container> = self.containers.values().collect();
+        containers.sort_by_key(|container| container.running);
+        let named = containers.into_iter().flat_map(|container| {
+            let published = container.published(listeners).into_iter();
+            published.map(|port| (port.to_string(), container.name.clone()))
+        });
+        named.collect()
+    }
+
     /// The containers with labels. A port belongs to the container that runs. If no container with the port runs, any
     /// of them may be started next, so the labels of all hold.
     fn labelled(&self, listeners: Option<&[Listener]>) -> Vec<Labelled> {

@@ -22,6 +22,8 @@ const NAME_SHOWN: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     pub containers: Containers,
+    /// The names of the containers by the port that they publish.
+    pub publishers: BTreeMap<String, String>,
     pub warnings: Vec<String>,
     /// Why something that the policy closes may be open.
     pub obstacles: Vec<String>,
@@ -37,6 +39,7 @@ impl Compiled {
                     networks,
                     labelled,
                 },
+            publishers,
             warnings,
             obstacles,
         } = also;
@@ -58,6 +61,9 @@ impl Compiled {
             .extend(others.filter(|one| !named.contains(&one.container)));
         own.labelled
             .sort_unstable_by(|one, other| one.container.cmp(&other.container));
+        for (port, name) in publishers {
+            self.publishers.entry(port).or_insert(name);
+        }
         self.warnings.extend(warnings);
         self.obstacles.extend(obstacles);
         self
@@ -68,6 +74,7 @@ impl Compiled {
 pub fn compile(inventory: &Inventory, host: &Host, guarded: &BTreeSet<u32>) -> Compiled {
     let mut compiled = Compiled {
         containers: inventory.containers(host.listeners.last.as_deref()),
+        publishers: inventory.publishers(host.listeners.last.as_deref()),
         ..Compiled::default()
     };
     for container in inventory.containers.values() {

@@ -110,6 +110,8 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// Labels of containers that cannot be applied, and containers that are half known.
     pub container_warnings: Vec<String>,
+    /// The names of the containers by the port that they publish.
+    pub publishers: BTreeMap<String, String>,
     pub runtime: RuntimeState,
 }
 
@@ -212,6 +214,7 @@ pub fn plan(host: &Host, runtimes: &Runtimes, wanted: &Wanted) -> Plan {
             trial_until_ns: trial.map_or(0, |trial| trial.until_ns),
             policy,
         },
+        publishers: known.compiled.publishers,
         runtime: known.state,
         targets,
         troubles,
