@@ -169,6 +169,7 @@ fn describe(
             path,
             until: at(about.trial_until, now),
             back_to: "the previous policy".to_owned(),
+            other_file: None,
             by: None,
             process: None,
         }),
@@ -178,10 +179,10 @@ fn describe(
         since: None,
         entries: 0,
         open: Vec::new(),
-        closed: Vec::new(),
         open_from: BTreeMap::new(),
-        page: None,
+        closed: Vec::new(),
         publishers: BTreeMap::new(),
+        page: None,
     }
 }
 

@@ -116,6 +116,9 @@ pub struct TrialStatus {
     pub until: Timestamp,
     /// The policy file that comes back when the trial ends.
     pub back_to: String,
+    /// The policy file that a reload reads; `null` if it is the one on trial, or without an agent.
+    #[serde(default)]
+    pub other_file: Option<String>,
     /// The user and the id of the process that began the trial, from the kernel.
     #[serde(default)]
     pub by: Option<String>,
@@ -148,15 +151,15 @@ pub struct PolicyStatus {
     pub services: usize,
     /// Why the policy in force differs from the file; `null` if it does not.
     pub stale: Option<String>,
-}
-
-/// The container runtime.
     /// What to type about `stale`.
     #[serde(default)]
     pub stale_advice: Option<String>,
     /// The policy file that a reload reads; `null` without an agent.
     #[serde(default)]
     pub file: Option<String>,
+}
+
+/// The container runtime.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct DockerStatus {
     /// The socket; empty if the policy turns Docker off.

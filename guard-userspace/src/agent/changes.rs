@@ -236,7 +236,7 @@ impl Reconciler {
     async fn confirm(&mut self) -> Result<Applied, ChangeError> {
         let Some(trial) = &self.wanted.trial else {
             return Err(ChangeError::Wrong(
-                "no policy is being tried: if there was a trial, it is over, and `guard status` names the policy in force"
+                "no policy is being tried: if there was a trial, it is over, and `guard status -v` names the policy in force"
                     .to_owned(),
             ));
         };
@@ -500,9 +500,7 @@ impl Reconciler {
 
     /// The policy file that this agent reads, if it is not that of the policy in force.
     fn other_file(&self) -> Option<String> {
-        let whole = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let own = &self.places.policy;
-        (whole(own) != whole(&self.wanted.loaded.path)).then(|| own.display().to_string())
+        other_file(&self.places.policy, &self.wanted.loaded)
     }
 
     /// Checks a change against the sessions that are open into this host. Sessions that it cuts are logged. A change
@@ -610,6 +608,12 @@ fn shortened(warnings: impl Iterator<Item = String>) -> Vec<String> {
         warnings.push(format!("{more} more entries overlap with it: `guard list`"));
     }
     warnings
+}
+
+/// The policy file that an agent reads, if the policy comes from another.
+pub(super) fn other_file(own: &Path, loaded: &Loaded) -> Option<String> {
+    let whole = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    (whole(own) != whole(&loaded.path)).then(|| own.display().to_string())
 }
 
 /// A mode that an operator sets. `claimed`: the name that the client gives for the operator.

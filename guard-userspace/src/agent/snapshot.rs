@@ -16,10 +16,11 @@ use jiff::Timestamp;
 use super::{
     ChangeError, Loaded, Trial,
     attached::{AttachedAt, AttachedPrograms, OLD},
+    changes::other_file,
     plan::Plan,
     policy_file::{Accepted, PolicyFile, StaleFile},
-};
     recent::{self, RecentTalkers},
+};
 use crate::{
     api::{
         self, AgentStatus, Applied, DockerStatus, Explanation, InterfaceStatus, ModeStatus,
@@ -151,9 +152,9 @@ impl Snapshot {
                 at.elapsed().as_secs()
             ));
         }
-        Status {
         let stale = self.stale();
         let (stale, stale_advice) = stale.map(|stale| (stale.why, stale.advice)).unzip();
+        Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             mode: policy.mode.name().to_owned(),
             scope: policy.scope.name().to_owned(),
@@ -180,6 +181,7 @@ impl Snapshot {
                 path: self.loaded.path.display().to_string(),
                 until: trial.until,
                 back_to: trial.before.path.display().to_string(),
+                other_file: other_file(&self.policy_file, &self.loaded),
                 by: Some(trial.by.user.clone()),
                 process: trial.by.process,
             }),
@@ -189,11 +191,11 @@ impl Snapshot {
             since: Some(self.since),
             entries: self.entries().len(),
             open: open_ports(policy),
-            closed: closed_ports(policy, self.containers()),
-            page: self.web().map(|address| format!("http://{address}/")),
             open_from: open_from(policy),
-        }
+            closed: closed_ports(policy, self.containers()),
             publishers: self.plan.publishers.clone(),
+            page: self.web().map(|address| format!("http://{address}/")),
+        }
     }
 
     /// How the policy file differs from the policy that operators have accepted. It is read now: an operator who has
@@ -211,14 +213,14 @@ impl Snapshot {
         self.file.stale(&self.policy_file, &accepted)
     }
 
-        let is_there = |interface: &&GuardedInterface| {
-            let mut troubles = self.plan.troubles.iter();
     fn interface_status(
         &self,
         attached: &AttachedPrograms,
         read_at: Instant,
     ) -> Vec<InterfaceStatus> {
         // An interface that does not exist any more is among the plan's troubles.
+        let is_there = |interface: &&GuardedInterface| {
+            let mut troubles = self.plan.troubles.iter();
             !troubles.any(|trouble| trouble.name == interface.name)
         };
         let guarded = self.interfaces.iter().filter(is_there).map(|interface| {
@@ -485,8 +487,6 @@ impl Snapshot {
     }
 }
 
-/// The ports that the services of a policy list, each once.
-fn open_ports(policy: &Policy) -> Vec<String> {
 /// The ports that a service lists, with its address if it has one.
 fn listed_ports(service: &Service) -> impl Iterator<Item = String> {
     service.ports.iter().map(|ports| match service.address {
@@ -495,13 +495,13 @@ fn listed_ports(service: &Service) -> impl Iterator<Item = String> {
     })
 }
 
+/// The ports that the services of a policy list, each once.
+fn open_ports(policy: &Policy) -> Vec<String> {
     let listed = policy.services.iter().flat_map(listed_ports);
     let mut seen = BTreeSet::new();
     listed.filter(|port| seen.insert(port.clone())).collect()
 }
 
-/// The published ports that no service lists.
-fn closed_ports(policy: &Policy, containers: &Containers) -> Vec<String> {
 /// The sources that may reach a port, for the ports that not every source may reach.
 fn open_from(policy: &Policy) -> BTreeMap<String, Vec<String>> {
     let mut admitted: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -532,6 +532,8 @@ fn shown(prefix: IpNet) -> String {
     }
 }
 
+/// The published ports that no service lists.
+fn closed_ports(policy: &Policy, containers: &Containers) -> Vec<String> {
     let is_listed = |published: &PublishedPort| {
         policy.services.iter().any(|service| {
             let mut ports = service.ports.iter();

@@ -1,6 +1,6 @@
 //! `guard diff`: shows how a policy file differs from the policy in force, and for whom that changes anything.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -17,6 +17,14 @@ pub struct Diff {
     /// The policy file; the file that a reload reads if left out
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// The same as FILE
+    #[arg(
+        long = "policy",
+        value_name = "FILE",
+        conflicts_with = "file",
+        hide = true
+    )]
+    policy: Option<PathBuf>,
     #[command(flatten)]
     output: Output,
 }
@@ -35,12 +43,13 @@ impl Diff {
     pub async fn run(self, location: &AgentLocation) -> Result<(), Failure> {
         let Self {
             file,
+            policy,
             output: Output { json },
         } = self;
         let client = location.client()?;
         let in_force = client.policy().await?;
         let own_file = in_force.file.as_ref().unwrap_or(&in_force.path);
-        let file = file.unwrap_or_else(|| own_file.into());
+        let file = file.or(policy).unwrap_or_else(|| own_file.into());
         let (policy, text) = read_policy_and_text(&file)?;
         let tick_ns = host::tick_ns().map_err(anyhow::Error::from)?;
         let before = Policy::parse(&in_force.text, &in_force.path, KernelTick { tick_ns })?;
@@ -53,40 +62,69 @@ impl Diff {
             })?;
             return Ok(());
         }
-        print(&describe(
-            &in_force.path,
-            &file.display().to_string(),
-            &difference,
-        ))?;
+        let compared = ComparedFiles {
+            in_force: &in_force.path,
+            file: &file.display().to_string(),
+            own_file,
+        };
+        print(&compared.describe(&difference))?;
         Ok(())
     }
 }
 
-fn describe(in_force: &str, file: &str, difference: &PolicyDifference) -> String {
-    let PolicyDifference { keys, effects } = difference;
-    if keys.is_empty() {
-        return format!("{file} says what is in force: no key differs");
+/// The files that a difference is about.
+#[derive(Clone, Copy)]
+struct ComparedFiles<'a> {
+    /// The file of the policy in force.
+    in_force: &'a str,
+    /// The file that it is compared with.
+    file: &'a str,
+    /// The file that a reload reads.
+    own_file: &'a str,
+}
+
+impl ComparedFiles<'_> {
+    /// How the file is put in force.
+    fn advice(self) -> String {
+        let Self { file, own_file, .. } = self;
+        let whole = |path: &str| fs::canonicalize(path).unwrap_or_else(|_| path.into());
+        let tries = format!("`guard try {file} --for 5m` puts it in force with a way back");
+        if whole(file) == whole(own_file) {
+            return format!("{tries}, `guard reload` for good");
+        }
+        format!(
+            "{tries}, and then `guard confirm --write` for good: it writes the policy to {own_file}, which is what \
+             `guard reload` reads"
+        )
     }
-    let mut text = format!(
-        "{file} differs from what is in force ({in_force}) in {}\n",
-        counted(keys.len(), "key")
-    );
-    for change in keys {
-        text += &match (&change.before, &change.after) {
-            (Some(before), Some(after)) => format!("  {}: {before} -> {after}\n", change.key),
-            (None, Some(after)) => format!("+ {}: {after}\n", change.key),
-            (Some(before), None) => format!("- {}: {before}\n", change.key),
-            (None, None) => String::new(),
-        };
+
+    fn describe(self, difference: &PolicyDifference) -> String {
+        let Self { in_force, file, .. } = self;
+        let PolicyDifference { keys, effects } = difference;
+        if keys.is_empty() {
+            return format!("{file} says what is in force: no key differs");
+        }
+        let mut text = format!(
+            "{file} differs from what is in force ({in_force}) in {}\n",
+            counted(keys.len(), "key")
+        );
+        for change in keys {
+            text += &match (&change.before, &change.after) {
+                (Some(before), Some(after)) => format!("  {}: {before} -> {after}\n", change.key),
+                (None, Some(after)) => format!("+ {}: {after}\n", change.key),
+                (Some(before), None) => format!("- {}: {before}\n", change.key),
+                (None, None) => String::new(),
+            };
+        }
+        text += "what changes for whom\n";
+        if effects.is_empty() {
+            text += "  no port opens or closes, and no budget changes\n";
+        }
+        for effect in effects {
+            text += &format!("  {effect}\n");
+        }
+        text + &self.advice()
     }
-    text += "what changes for whom\n";
-    if effects.is_empty() {
-        text += "  no port opens or closes, and no budget changes\n";
-    }
-    for effect in effects {
-        text += &format!("  {effect}\n");
-    }
-    text + "`guard try FILE --for 5m` puts it in force with a way back, `guard reload` for good"
 }
 
 fn counted(number: usize, noun: &str) -> String {
@@ -108,7 +146,12 @@ mod tests {
         let [one, other] =
             [before, after].map(|text| Policy::parse(text, "guard.toml", clock).unwrap());
         let found = difference((&one, before), (&other, after));
-        insta::assert_snapshot!(describe("/etc/guard/guard.toml", "/etc/guard/guard.toml", &found), @r#"
+        let own = ComparedFiles {
+            in_force: "/etc/guard/guard.toml",
+            file: "/etc/guard/guard.toml",
+            own_file: "/etc/guard/guard.toml",
+        };
+        insta::assert_snapshot!(own.describe(&found), @r#"
         /etc/guard/guard.toml differs from what is in force (/etc/guard/guard.toml) in 3 keys
           mode: "enforce" -> "observe"
         + service.web.from: ["192.0.2.0/24"]
@@ -117,9 +160,14 @@ mod tests {
           nothing is dropped any more: packets that would be are counted
           tcp/443 opens for 192.0.2.0/24
           tcp/80 closes for everybody but 192.0.2.0/24
-        `guard try FILE --for 5m` puts it in force with a way back, `guard reload` for good
+        `guard try /etc/guard/guard.toml --for 5m` puts it in force with a way back, `guard reload` for good
         "#);
         let same = difference((&one, before), (&one, before));
-        insta::assert_snapshot!(describe("/etc/guard/guard.toml", "new.toml", &same), @r"new.toml says what is in force: no key differs");
+        let other = ComparedFiles {
+            file: "new.toml",
+            ..own
+        };
+        insta::assert_snapshot!(other.describe(&same), @r"new.toml says what is in force: no key differs");
+        insta::assert_snapshot!(other.advice(), @"`guard try new.toml --for 5m` puts it in force with a way back, and then `guard confirm --write` for good: it writes the policy to /etc/guard/guard.toml, which is what `guard reload` reads");
     }
 }

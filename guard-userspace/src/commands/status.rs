@@ -16,6 +16,7 @@ use super::{
     meter::{Meter, Metered, TrafficRate},
     moments::{ago, clock, left},
     reading::GuardReader,
+    trial::how_to_end,
     watch::Watched,
 };
 use crate::{
@@ -26,10 +27,10 @@ use crate::{
 /// The most characters shown of a text that a client sent.
 const MAX_SHOWN: usize = 256;
 
-/// A line of `--watch --json`.
 /// The most characters shown of a container's name.
 const MAX_NAME: usize = 64;
 
+/// A line of `--watch --json`.
 #[derive(Serialize)]
 struct WithRate<'a> {
     #[serde(flatten)]
@@ -105,13 +106,13 @@ fn describe_traffic(
         "enforce" => "passed only because of mode observe",
         _ => "would be dropped if enforced",
     };
-    let mut text = format!(
     let parts = [
         (sum(|row| row.verdict == "drop"), "dropped"),
         (sum(|row| row.would.is_some()), would_drop),
     ];
     let parts = parts.into_iter().filter(|(packets, _)| *packets > 0.0);
     let parts = parts.map(|(packets, what)| format!(", {} {what}", figures::count(packets)));
+    let mut text = format!(
         "packets    {} counted{}: `guard counters`",
         figures::count(sum(|_| true)),
         parts.collect::<String>()
@@ -122,7 +123,6 @@ fn describe_traffic(
             figures::count(rate.packets),
             figures::bits(rate.bytes)
         );
-    }
         let parts = [
             (rate.really_dropped(), "dropped"),
             (rate.would_drop, would_drop),
@@ -130,6 +130,7 @@ fn describe_traffic(
         for (rate, what) in parts.into_iter().filter(|(rate, _)| *rate > 0.0) {
             text += &format!(", {} packets/s {what}", figures::count(rate));
         }
+    }
     text
 }
 
@@ -297,7 +298,6 @@ fn describe_ports(text: &mut String, status: &Status) -> fmt::Result {
     }
 }
 
-fn describe_trial(trial: &TrialStatus) -> String {
 fn named(ports: &[String]) -> String {
     let (named, rest) = ports.split_at(ports.len().min(MOST_PORTS));
     match rest.len() {
@@ -316,18 +316,21 @@ fn describe_sources(sources: &[String]) -> String {
     }
 }
 
+fn describe_trial(trial: &TrialStatus) -> String {
     let TrialStatus {
         path,
         until,
         back_to,
+        other_file,
         by,
         process,
     } = trial;
     format!(
-        "{path}{} goes back in {} (at {}) to {back_to}: `guard confirm` keeps it",
+        "{path}{} goes back in {} (at {}) to {back_to}: `guard confirm` keeps it. {}",
         made_by(by.as_deref(), *process),
         left(*until),
-        clock(*until)
+        clock(*until),
+        how_to_end(other_file.as_deref())
     )
 }
 
@@ -518,10 +521,6 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_look_is_told_and_what_to_type() {
-        let troubled = status(serde_json::json!({
-            "enforcing": false, "scope": "host",
-    #[test]
     fn what_the_policy_would_close_and_who_reaches_a_port_is_told_in_every_mode() {
         let facts = serde_json::json!({
             "mode": "observe", "enforcing": false, "scope": "host", "page": null,
@@ -565,6 +564,10 @@ mod tests {
     }
 
             "not_enforcing_because": ["the program is not attached to eth1"],
+    #[test]
+    fn what_needs_a_look_is_told_and_what_to_type() {
+        let troubled = status(serde_json::json!({
+            "enforcing": false, "scope": "host",
             "interfaces": [
                 {"name": "eth0", "attached": true, "xdp_mode": "native", "program_id": 77, "generation": 3},
                 {"name": "eth1", "attached": false, "xdp_mode": "native", "program_id": 0, "generation": 0,

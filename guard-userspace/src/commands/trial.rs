@@ -57,7 +57,12 @@ impl Try {
         if output.json {
             return Ok(print_json(&applied)?);
         }
-        let Applied { mode, until, .. } = applied;
+        let Applied {
+            mode,
+            until,
+            other_file,
+            ..
+        } = applied;
         let until = until
             .map(|until| format!("goes back in {} (at {})", left(until), clock(until)))
             .unwrap_or_default();
@@ -72,9 +77,22 @@ impl Try {
         Ok(print(&format!(
             "{} is in force in mode {mode}{hidden}, and {until}. Check that everything works, also a new \
              connection, then run `guard confirm`. Without it the previous policy comes back, even \
-             if this session or the agent ends.",
-            file.display()
+             if this session or the agent ends. {}",
+            file.display(),
+            how_to_end(other_file.as_deref())
         ))?)
+    }
+}
+
+/// How a trial is ended before its time. `other_file`: the policy file, if another file is on trial.
+pub fn how_to_end(other_file: Option<&str>) -> String {
+    match other_file {
+        Some(file) => {
+            format!("`guard reload --force` ends the trial now, and puts {file} in force.")
+        }
+        // A reload would put the file on trial in force for good.
+        None => "To end the trial now, restore the policy file and run `guard reload --force`."
+            .to_owned(),
     }
 }
 
@@ -105,8 +123,19 @@ impl ConfirmTrial {
             return Ok(print(&format!("{kept}, and {own} has it too"))?);
         }
         Ok(print(&format!(
-            "{kept}, until a reload or a restart: these read {own}, which differs (`guard diff`). Copy the policy \
-             there: `cp {path} {own}`"
+            "{kept}, until a reload or a restart: these read {own}, which differs (`guard diff`). To keep it, copy the \
+             policy there: `cp {path} {own}`. `guard reload` would go back to {own}"
         ))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_of_the_policy_file_itself_is_not_ended_by_a_reload_of_that_file() {
+        insta::assert_snapshot!(how_to_end(Some("/etc/guard/guard.toml")), @"`guard reload --force` ends the trial now, and puts /etc/guard/guard.toml in force.");
+        insta::assert_snapshot!(how_to_end(None), @"To end the trial now, restore the policy file and run `guard reload --force`.");
     }
 }
