@@ -38,6 +38,8 @@ fn wrong_usage(error: &clap::Error) -> String {
         root: command(),
         typed: &typed,
         synonyms: &[],
+        values: &[],
+        advice: &[],
     };
     usage.describe(error)
 }

@@ -18,6 +18,10 @@ pub struct WrongUsage<'a> {
     /// What was typed, without the name of the program.
     pub typed: &'a [OsString],
     pub synonyms: &'a Synonyms,
+    /// The words of other tools for values, each with the own value.
+    pub values: &'a Synonyms,
+    /// Words that stand for no single command, each with what to type instead.
+    pub advice: &'a Synonyms,
 }
 
 /// At most so many commands are named that have an option.
@@ -102,7 +106,7 @@ impl WrongUsage<'_> {
                 let argument = bare(text(error, ContextKind::InvalidArg)?);
                 let value = text(error, ContextKind::InvalidValue)?;
                 let values = list(error, ContextKind::ValidValue);
-                Some(invalid_value(argument, value, values))
+                Some(self.invalid_value(argument, value, values))
             }
             ErrorKind::ValueValidation => {
                 let argument = bare(text(error, ContextKind::InvalidArg)?);
@@ -142,8 +146,11 @@ impl WrongUsage<'_> {
 
     fn no_command(&self, command: &Command, typed: &str) -> String {
         let commands: Vec<&str> = shown(command).map(Command::get_name).collect();
-        let synonym = self.synonym(typed);
         let what = none(command, &format!("command {typed:?}"));
+        if let Some(advice) = meant(self.advice, typed) {
+            return format!("{what}: {advice}");
+        }
+        let synonym = self.synonym(typed);
         match synonym.or_else(|| nearest(typed, commands.iter().copied())) {
             Some(meant) => format!("{what}: did you mean {meant:?}?"),
             // The help of a command with many subcommands lists them in groups.
@@ -162,7 +169,11 @@ impl WrongUsage<'_> {
         };
         let whole = written.clone().find(|word| is_long(word));
         let meant = whole.map_or_else(|| typed.to_owned(), |word| format!("-{word}"));
-        let has = |option: &&str| options.iter().any(|own| own == option);
+        // A synonym may be an option with its value.
+        let has = |meant: &&str| {
+            let option = meant.split(' ').next();
+            options.iter().any(|own| Some(own.as_str()) == option)
+        };
         let synonym = self.synonym(&meant).filter(has);
         let own = options.iter().map(String::as_str);
         if let Some(meant) = synonym.or_else(|| nearest_option(&meant, own)) {
@@ -192,12 +203,31 @@ impl WrongUsage<'_> {
     }
 
     fn synonym(&self, typed: &str) -> Option<&'static str> {
-        let typed = typed.to_lowercase();
-        let mut synonyms = self.synonyms.iter();
-        synonyms
-            .find(|(word, _)| *word == typed)
-            .map(|(_, own)| *own)
+        meant(self.synonyms, typed)
     }
+
+    fn invalid_value(&self, argument: &str, value: &str, values: &[String]) -> String {
+        let what = match value {
+            "" => format!("{argument} needs a value"),
+            value => format!("{value:?} is no value of {argument}"),
+        };
+        let synonym = meant(self.values, value).filter(|own| values.iter().any(|one| one == own));
+        let near = synonym.or_else(|| nearest(value, values.iter().map(String::as_str)));
+        match (values, near) {
+            ([], _) => what,
+            (values, Some(meant)) => {
+                format!("{what} ({}): did you mean {meant:?}?", any_of(values))
+            }
+            (values, None) => format!("{what}: write {}", any_of(values)),
+        }
+    }
+}
+
+/// What a table of words has for a word.
+fn meant(words: &Synonyms, typed: &str) -> Option<&'static str> {
+    let typed = typed.to_lowercase();
+    let mut words = words.iter();
+    words.find(|(word, _)| *word == typed).map(|(_, own)| *own)
 }
 
 /// The commands that the help lists.
@@ -291,21 +321,6 @@ fn surplus(command: &Command, typed: &str) -> String {
     match command.get_positionals().count() {
         0 => format!("{place} takes no argument, and {typed:?} is one"),
         _ => format!("{typed:?} is one argument more than {place} takes"),
-    }
-}
-
-fn invalid_value(argument: &str, value: &str, values: &[String]) -> String {
-    let what = match value {
-        "" => format!("{argument} needs a value"),
-        value => format!("{value:?} is no value of {argument}"),
-    };
-    let near = nearest(value, values.iter().map(String::as_str));
-    match (values, near) {
-        ([], _) => what,
-        (values, Some(meant)) => {
-            format!("{what} ({}): did you mean {meant:?}?", any_of(values))
-        }
-        (values, None) => format!("{what}: write {}", any_of(values)),
     }
 }
 

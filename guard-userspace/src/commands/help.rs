@@ -281,6 +281,7 @@ pub const SYNONYMS: &Synonyms = &[
     ("enforce", "mode enforce"),
     ("observe", "mode observe"),
     ("off", "mode off"),
+    ("on", "mode enforce"),
     ("decisions", "list"),
     ("entries", "list"),
     ("ls", "list"),
@@ -291,7 +292,6 @@ pub const SYNONYMS: &Synonyms = &[
     ("info", "status"),
     ("stats", "counters"),
     ("start", "run"),
-    ("stop", "detach"),
     ("uninstall", "detach"),
     ("scan", "audit"),
     ("setup", "init"),
@@ -319,7 +319,53 @@ pub const SYNONYMS: &Synonyms = &[
     ("--interval", "--watch"),
     ("--ports", "--publish"),
     ("--sort", "--by"),
+    ("--bytes", "--by bytes"),
+    ("--dropped", "--by dropped"),
+    ("--drops", "--by dropped"),
     ("--user", "--owner"),
+];
+
+/// Other words for values.
+pub const VALUES: &Synonyms = &[
+    ("on", "enforce"),
+    ("enable", "enforce"),
+    ("block", "enforce"),
+    ("disable", "off"),
+    ("monitor", "observe"),
+    ("default", "policy"),
+    ("auto", "policy"),
+];
+
+const OPENS: &str = "the policy opens ports. Write the lines `[[service]]`, `name = \"app\"` and `ports = [\"tcp/9000\"]` into \
+                     the policy file, and run `guard reload`";
+const CLOSES: &str = "a port that no service of the policy lists is closed. Remove it from `ports` in the policy file, and run \
+                      `guard reload`";
+const ENDS_TRIAL: &str = "`guard reload --force` ends a trial and puts the policy file in force. A trial that nobody confirms ends \
+                          by itself";
+const STOPS: &str = "`systemctl stop guard` ends the agent, and the program in the kernel keeps the policy in force. `guard mode \
+                     off` lets every packet pass, and `guard detach` removes the program: both open the host";
+const SHOWS_DROPS: &str = "`guard capture` shows packets as they are dropped, `guard talkers --by dropped` their sources, and `guard \
+                           counters` the reasons";
+
+/// Words that stand for no single command, and what to type instead. A wrong guess would open the host, or close it.
+pub const ADVICE: &Synonyms = &[
+    ("open", OPENS),
+    ("expose", OPENS),
+    ("publish", OPENS),
+    ("close", CLOSES),
+    ("abort", ENDS_TRIAL),
+    ("cancel", ENDS_TRIAL),
+    ("revert", ENDS_TRIAL),
+    ("rollback", ENDS_TRIAL),
+    ("undo", ENDS_TRIAL),
+    ("drops", SHOWS_DROPS),
+    ("dropped", SHOWS_DROPS),
+    ("exit", STOPS),
+    ("halt", STOPS),
+    ("kill", STOPS),
+    ("quit", STOPS),
+    ("shutdown", STOPS),
+    ("stop", STOPS),
 ];
 
 /// The command line, with its commands in groups and examples for each.
@@ -455,11 +501,18 @@ mod tests {
             .collect();
         for (word, own) in SYNONYMS {
             let first = own.split(' ').next().unwrap_or_default();
-            let exists = command.find_subcommand(first).is_some() || options.contains(*own);
+            let exists = command.find_subcommand(first).is_some() || options.contains(first);
             assert!(exists, "{word}: there is no {own}");
             assert!(
                 command.find_subcommand(word).is_none(),
                 "{word} is a command"
+            );
+        }
+        for (word, _) in ADVICE {
+            let has_synonym = SYNONYMS.iter().any(|(synonym, _)| synonym == word);
+            assert!(
+                !has_synonym && command.find_subcommand(word).is_none(),
+                "{word}"
             );
         }
     }

@@ -224,6 +224,8 @@ fn describe_usage(error: &clap::Error, typed: &[OsString]) -> String {
         root: help::command(),
         typed,
         synonyms: help::SYNONYMS,
+        values: help::VALUES,
+        advice: help::ADVICE,
     };
     usage.describe(error)
 }
@@ -383,8 +385,12 @@ mod tests {
             "deny 198.51.100.7 json",
             "revoke abc",
             "mode enforced",
-            "mode",
             "mode on",
+            "open 9000",
+            "rollback",
+            "stop",
+            "drops",
+            "talkers --dropped",
             "explain",
             "explain --to 80/tcp",
             "explain 198.51.100.7 --from 198.51.100.8",
@@ -470,11 +476,19 @@ mod tests {
         revoke abc
           <ID|CIDR>...: "abc" names no entry: write its number, or an address or a CIDR with --owner; `guard revoke --help` shows the usage
         mode enforced
-          "enforced" is no value of <MODE> (off, observe, enforce or policy): did you mean "enforce"? `guard mode --help` shows the usage
-        mode
-          `mode` needs <MODE>; `guard mode --help` shows the usage
+          "enforced" is no value of [MODE] (off, observe, enforce or policy): did you mean "enforce"? `guard mode --help` shows the usage
         mode on
-          "on" is no value of <MODE>: write off, observe, enforce or policy; `guard mode --help` shows the usage
+          "on" is no value of [MODE] (off, observe, enforce or policy): did you mean "enforce"? `guard mode --help` shows the usage
+        open 9000
+          there is no command "open": the policy opens ports. Write the lines `[[service]]`, `name = "app"` and `ports = ["tcp/9000"]` into the policy file, and run `guard reload`; `guard --help` lists the commands
+        rollback
+          there is no command "rollback": `guard reload --force` ends a trial and puts the policy file in force. A trial that nobody confirms ends by itself; `guard --help` lists the commands
+        stop
+          there is no command "stop": `systemctl stop guard` ends the agent, and the program in the kernel keeps the policy in force. `guard mode off` lets every packet pass, and `guard detach` removes the program: both open the host; `guard --help` lists the commands
+        drops
+          there is no command "drops": `guard capture` shows packets as they are dropped, `guard talkers --by dropped` their sources, and `guard counters` the reasons; `guard --help` lists the commands
+        talkers --dropped
+          `talkers` has no option --dropped: did you mean --by dropped? `guard talkers --help` shows the usage
         explain
           `explain` needs <ADDR>; `guard explain --help` shows the usage
         explain --to 80/tcp

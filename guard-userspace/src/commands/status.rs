@@ -334,7 +334,8 @@ fn describe_trial(trial: &TrialStatus) -> String {
     )
 }
 
-fn describe_mode(mode: &ModeStatus) -> String {
+/// `host: off, set 3 min ago by root, instead of the policy's mode`
+pub fn describe_mode(mode: &ModeStatus) -> String {
     let ModeStatus {
         service,
         mode,
@@ -563,11 +564,11 @@ mod tests {
         );
     }
 
-            "not_enforcing_because": ["the program is not attached to eth1"],
     #[test]
     fn what_needs_a_look_is_told_and_what_to_type() {
         let troubled = status(serde_json::json!({
             "enforcing": false, "scope": "host",
+            "not_enforcing_because": ["the program is not attached to eth1"],
             "interfaces": [
                 {"name": "eth0", "attached": true, "xdp_mode": "native", "program_id": 77, "generation": 3},
                 {"name": "eth1", "attached": false, "xdp_mode": "native", "program_id": 0, "generation": 0,
