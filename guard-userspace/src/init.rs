@@ -2,7 +2,7 @@
 //! the scope that fits, and has mode observe.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt::{self, Write as _},
 };
 
@@ -13,11 +13,11 @@ use guard_common::{
 use guard_text::all_of;
 
 use crate::{
-    audit::compose::proxies::WEB,
+    audit::compose::{address::is_link_local, proxies::WEB},
     audit::host::{
         DockerQuery, Endpoint, Level, Owner, Role, Survey, columns, danger, describe_owner, joined,
     },
-    host::Firewalls,
+    host::{Firewalls, Host, Link},
     operator::SshSession,
     policy::DEFAULT_DOCKER_SOCKET,
 };
@@ -34,10 +34,70 @@ pub struct Findings<'a> {
 pub struct FirstPolicy {
     pub text: String,
     pub advice: ScopeAdvice,
+    pub interfaces: FirstInterfaces,
     /// The services that it lists, such as `ssh (tcp/22)`.
     pub listed: Vec<String>,
     /// The services that it has as comments.
     pub closed: Vec<String>,
+}
+
+/// The interfaces on which packets come in from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstInterfaces {
+    /// Those of the default routes.
+    Routed,
+    /// There is no default route: those with an address that others can reach.
+    Named(Vec<String>),
+    /// There is neither: an operator has to name one.
+    Missing,
+}
+
+impl FirstInterfaces {
+    fn new(host: &Host) -> Self {
+        // Routes that cannot be read may lead to an interface.
+        let routed = host.default_route_links();
+        let leads_in = |index: &u32| host.link(*index).is_none_or(Link::is_ethernet);
+        if routed.is_none_or(|routed| routed.iter().any(leads_in)) {
+            return Self::Routed;
+        }
+        let none = BTreeSet::new();
+        let has_address = |link: &&Link| {
+            let mut addresses = host.addresses.known().into_iter().flatten();
+            addresses.any(|own| own.link == link.index && !is_link_local(own.address))
+        };
+        let links = host.all_links().filter(|link| {
+            let is_guardable = link.is_ethernet() && !link.is_loopback();
+            is_guardable && !host.is_container_bridge(&link.name, &none)
+        });
+        let names: Vec<String> = links
+            .filter(has_address)
+            .map(|link| link.name.clone())
+            .collect();
+        match names.is_empty() {
+            true => Self::Missing,
+            false => Self::Named(names),
+        }
+    }
+
+    /// The lines of the policy.
+    fn describe(&self) -> String {
+        let what = "# The interfaces on which packets come in from outside.";
+        match self {
+            Self::Routed => format!(
+                "{what} Left out: those of the default routes.\n# interfaces = [\"eth0\"]\n"
+            ),
+            Self::Named(names) => format!(
+                "{what} This host has no default route, and these have\n\
+                 # addresses that others can reach.\ninterfaces = {}\n",
+                toml::Value::from(names.clone())
+            ),
+            Self::Missing => format!(
+                "{what} This host has no default route, and none with an\n\
+                 # address was found: `guard run` refuses the policy until you name one.\n\
+                 # interfaces = [\"eth0\"]\n"
+            ),
+        }
+    }
 }
 
 /// The scope that fits a host, and why.
@@ -130,7 +190,8 @@ pub fn write(findings: &Findings<'_>) -> Result<FirstPolicy, fmt::Error> {
     } = findings;
     let advice = ScopeAdvice::new(&survey.docker, firewalls);
     let mut text = String::new();
-    write_head(&mut text, &survey.docker, &advice)?;
+    let interfaces = FirstInterfaces::new(&survey.host);
+    write_head(&mut text, &survey.docker, &advice, &interfaces)?;
     let mut names = BTreeSet::new();
     let mut listed = Vec::new();
     let web = web(survey, *session);
@@ -179,12 +240,18 @@ pub fn write(findings: &Findings<'_>) -> Result<FirstPolicy, fmt::Error> {
     Ok(FirstPolicy {
         text,
         advice,
+        interfaces,
         listed,
         closed: left,
     })
 }
 
-fn write_head(text: &mut String, docker: &DockerQuery, advice: &ScopeAdvice) -> fmt::Result {
+fn write_head(
+    text: &mut String,
+    docker: &DockerQuery,
+    advice: &ScopeAdvice,
+    interfaces: &FirstInterfaces,
+) -> fmt::Result {
     let DockerQuery {
         socket,
         answered,
@@ -221,21 +288,21 @@ fn write_head(text: &mut String, docker: &DockerQuery, advice: &ScopeAdvice) -> 
         "# A first policy, from the services that `guard init` has found on this host. Read it. `guard check`\n\
          # describes it, `guard audit` lists the open ports, and guard.toml(5) explains every key.\n\
          \n\
-         # Nothing is dropped yet: guard counts the packets that it would drop (`guard counters`). When none of\n\
-         # them are packets that you want, write \"enforce\", and test it with `guard try FILE --for 5m`.\n\
+         # In this mode nothing is dropped: guard counts the packets that it would drop (`guard counters`). When\n\
+         # none of them are packets that you want, write \"enforce\", and test it with `guard try FILE --for 5m`.\n\
          mode = \"observe\"\n\
          \n\
          {}\
          scope = \"{}\"\n\
          \n\
-         # The interfaces on which packets come in from outside. Left out: those of the default routes.\n\
-         # interfaces = [\"eth0\"]\n\
+         {}\
          \n\
          [docker]\n\
          # {why}\n\
          socket = {socket}\n",
         comments(&scopes),
         advice.scope.name(),
+        interfaces.describe(),
     )
 }
 
@@ -398,15 +465,30 @@ fn closed(survey: &Survey, session: Option<SshSession>, scope: Scope) -> Vec<Dra
         before.continues(next) && danger(before).is_none() && danger(next).is_none()
     };
     let left = survey.endpoints.iter().filter(is_left).cloned();
-    let mut by_owner: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
+    let mut by_owner: Vec<(String, Vec<Endpoint>)> = Vec::new();
     for endpoint in joined(left, continues, |endpoint| &mut endpoint.ports) {
         let name = name_of(&endpoint);
-        by_owner.entry(name).or_default().push(endpoint);
+        let mut known = by_owner.iter_mut();
+        let known = known.find(|(known, of_owner)| {
+            *known == name && of_owner.iter().any(|other| is_of_same(other, &endpoint))
+        });
+        match known {
+            Some((_, of_owner)) => of_owner.push(endpoint),
+            None => by_owner.push((name, vec![endpoint])),
+        }
     }
+    by_owner.sort_by(|(name, _), (other, _)| name.cmp(other));
     by_owner
         .into_iter()
         .map(|(name, endpoints)| left_closed(name, &endpoints))
         .collect()
+}
+
+/// Whether two endpoints of the same name are one program: two programs of one interpreter have other processes.
+fn is_of_same(one: &Endpoint, other: &Endpoint) -> bool {
+    let [one, other] = [&one.owner, &other.owner];
+    let is_process = |owner: &Owner| owner.container.is_none() && !owner.pids.is_empty();
+    !is_process(one) || !is_process(other) || !one.pids.is_disjoint(&other.pids)
 }
 
 fn left_closed(name: String, endpoints: &[Endpoint]) -> DraftService {
@@ -654,8 +736,8 @@ mod tests {
         # A first policy, from the services that `guard init` has found on this host. Read it. `guard check`
         # describes it, `guard audit` lists the open ports, and guard.toml(5) explains every key.
 
-        # Nothing is dropped yet: guard counts the packets that it would drop (`guard counters`). When none of
-        # them are packets that you want, write "enforce", and test it with `guard try FILE --for 5m`.
+        # In this mode nothing is dropped: guard counts the packets that it would drop (`guard counters`). When
+        # none of them are packets that you want, write "enforce", and test it with `guard try FILE --for 5m`.
         mode = "observe"
 
         # Scope "containers" closes the ports that containers publish, and leaves the host's
@@ -715,6 +797,47 @@ mod tests {
                 "postgres (tcp/5432)"
             ]
         );
+    }
+
+    #[test]
+    fn two_programs_of_one_interpreter_are_two_services_and_one_program_is_one() {
+        let of = |port, name: &str, pids: &[i32]| {
+            let mut endpoint = endpoint(PortProtocol::Tcp, port, &[name]);
+            endpoint.owner.pids = pids.iter().copied().collect();
+            endpoint
+        };
+        let survey = survey(
+            vec![
+                of(8443, "python3", &[11]),
+                of(9000, "python3", &[12]),
+                of(9443, "worker", &[20, 21]),
+                of(9500, "worker", &[21]),
+            ],
+            false,
+        );
+        assert_eq!(
+            first(&survey, &Firewalls::default()).closed,
+            [
+                "python3 (tcp/8443)",
+                "python3-2 (tcp/9000)",
+                "worker (tcp/9443, tcp/9500)"
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_default_route_the_interfaces_with_an_address_are_named() {
+        let named = FirstInterfaces::Named(vec!["wan".to_owned(), "lan".to_owned()]);
+        insta::assert_snapshot!(named.describe(), @r#"
+        # The interfaces on which packets come in from outside. This host has no default route, and these have
+        # addresses that others can reach.
+        interfaces = ["wan", "lan"]
+        "#);
+        insta::assert_snapshot!(FirstInterfaces::Missing.describe(), @r#"
+        # The interfaces on which packets come in from outside. This host has no default route, and none with an
+        # address was found: `guard run` refuses the policy until you name one.
+        # interfaces = ["eth0"]
+        "#);
     }
 
     #[test]

@@ -44,8 +44,8 @@ const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "no agent answers at {socket} ({reason}): start one with `guard run`, or name its socket with \
-         --socket"
+        "no agent answers at {socket} ({reason}): start one with `guard run`, or name its socket with --socket; if you \
+         started one, its log says why it ended"
     )]
     Absent { socket: String, reason: String },
     #[error(
@@ -56,7 +56,7 @@ pub enum ClientError {
     /// No agent answers, and no interface has pins.
     #[error(
         "guard is not attached: nothing is pinned below {pins}, and no agent answers at {socket} ({reason}). Start one \
-         with `guard run`, or name other places with --pins and --socket"
+         with `guard run`, or name other places with --pins and --socket; if you started one, its log says why it ended"
     )]
     NotAttached {
         pins: String,
@@ -417,13 +417,13 @@ mod tests {
             assert!(!errors.contains(word), "{word}: {errors}");
         }
         insta::assert_snapshot!(errors, @r#"
-        no agent answers at SOCKET (it closed the connection before the end of its answer): start one with `guard run`, or name its socket with --socket
-        no agent answers at SOCKET (its answer is not HTTP): start one with `guard run`, or name its socket with --socket
+        no agent answers at SOCKET (it closed the connection before the end of its answer): start one with `guard run`, or name its socket with --socket; if you started one, its log says why it ended
+        no agent answers at SOCKET (its answer is not HTTP): start one with `guard run`, or name its socket with --socket; if you started one, its log says why it ended
         the answer of the agent at SOCKET cannot be read (it closed the connection before the end of its answer): it may be of another version, `systemctl restart guard` starts the installed one
         the answer of the agent at SOCKET cannot be read (its fields are others than expected): it may be of another version, `systemctl restart guard` starts the installed one
         the answer of the agent at SOCKET cannot be read (it is not JSON): it may be of another version, `systemctl restart guard` starts the installed one
         the answer of the agent at SOCKET cannot be read (it is not JSON): it may be of another version, `systemctl restart guard` starts the installed one
-        no agent answers at /nowhere/guard.sock (No such file or directory (os error 2)): start one with `guard run`, or name its socket with --socket
+        no agent answers at /nowhere/guard.sock (No such file or directory (os error 2)): start one with `guard run`, or name its socket with --socket; if you started one, its log says why it ended
         "#);
     }
 }

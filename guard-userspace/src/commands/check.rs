@@ -13,10 +13,14 @@ use serde::Serialize;
 
 use self::live::LiveCheck;
 use super::{
-    AgentLocation, DEFAULT_POLICY, Failure, Output, print, print_json, print_warning, read_policy,
+    AgentLocation, DEFAULT_POLICY, Failure, Output, print, print_json, print_warning,
+    read_policy_and_text,
 };
 use crate::{
-    agent::plan::chosen_by,
+    agent::{
+        Loaded,
+        plan::{chosen_by, refusal_here},
+    },
     host::Host,
     policy::{Budget, Budgets, From, Policy, Ports, Service, Source, Treatment, Warning},
 };
@@ -49,6 +53,8 @@ struct Checked {
     sources: Vec<CheckedSource>,
     /// Values that are valid, but probably a mistake.
     warnings: Vec<Warning>,
+    /// Why `guard run` would refuse the policy on this host; `null` if it would not.
+    refused_here: Option<String>,
     /// Only with `--live`.
     #[serde(skip_serializing_if = "Option::is_none")]
     live: Option<LiveCheck>,
@@ -102,9 +108,15 @@ impl Check {
             live,
             output: Output { json },
         } = self;
-        let policy = read_policy(&file)?;
+        let (policy, text) = read_policy_and_text(&file)?;
+        let host = Host::read_once().ok();
+        let warnings = warnings(&policy, host.as_ref());
+        let loaded = Loaded::new(policy.clone(), text.into(), &file);
         let file = file.display().to_string();
-        let mut checked = Checked::new(file.clone(), &policy, warnings(&policy));
+        let mut checked = Checked {
+            refused_here: host.and_then(|host| refusal_here(&host, loaded)),
+            ..Checked::new(file.clone(), &policy, warnings)
+        };
         // Warnings go to standard error: standard output holds the description of the policy.
         for warning in &checked.warnings {
             print_warning(&warning.display(&file));
@@ -126,16 +138,16 @@ impl Check {
 }
 
 /// The warnings of a policy, also about the interfaces that it would guard on this host: missing ones, and their MTU.
-fn warnings(policy: &Policy) -> Vec<Warning> {
+fn warnings(policy: &Policy, host: Option<&Host>) -> Vec<Warning> {
     let mut warnings = policy.warnings(Timestamp::now());
-    if let Ok(host) = Host::read_once() {
+    if let Some(host) = host {
         let named = policy.interfaces.iter().flatten();
         let missing = named.filter(|interface| host.link_named(&interface.name).is_none());
         warnings.extend(missing.map(|interface| Warning {
             line: Some(interface.line),
             problem: format!("interface {} does not exist on this host", interface.name),
         }));
-        let chosen = chosen_by(&host, policy);
+        let chosen = chosen_by(host, policy);
         if policy.interfaces.is_none() && chosen.is_empty() {
             warnings.push(Warning {
                 line: None,
@@ -170,6 +182,7 @@ impl Checked {
                 .collect(),
             sources: policy.sources.iter().map(CheckedSource::new).collect(),
             warnings,
+            refused_here: None,
             live: None,
         }
     }
@@ -187,15 +200,26 @@ impl Checked {
             services,
             sources,
             warnings: _,
+            refused_here,
             live,
         } = self;
         let interfaces = match interfaces {
             Some(names) => names.join(", "),
             None => "of the default routes".to_owned(),
         };
+        let elsewhere = match refused_here {
+            Some(refusal) => {
+                writeln!(
+                    text,
+                    "NOT FOR THIS HOST: `guard run` would refuse {refusal}"
+                )?;
+                " elsewhere"
+            }
+            None => "",
+        };
         writeln!(
             text,
-            "{file} is valid: mode {mode}, scope {scope}, interfaces {interfaces}"
+            "{file} is valid{elsewhere}: mode {mode}, scope {scope}, interfaces {interfaces}"
         )?;
         for CheckedService {
             name,

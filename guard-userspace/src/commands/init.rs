@@ -9,11 +9,13 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use super::{AgentLocation, DEFAULT_POLICY, Failure, files, print, print_warning};
+use super::{
+    AgentLocation, DEFAULT_POLICY, Failure, files, print, print_warning, reading::GuardReader,
+};
 use crate::{
     audit::host::{Survey, find_docker},
     host::Firewalls,
-    init::{self, Findings, FirstPolicy, SCOPES},
+    init::{self, Findings, FirstInterfaces, FirstPolicy, SCOPES},
     operator::ssh_session,
 };
 
@@ -50,6 +52,9 @@ pub struct Init {
     #[arg(long, value_name = "SOCKET")]
     docker: Option<String>,
 }
+
+/// The mode that drops packets.
+const ENFORCE: &str = "enforce";
 
 /// What is at the place of the new policy.
 enum Replaced {
@@ -100,8 +105,12 @@ impl Init {
             kept => kept.with_context(|| format!("{} cannot be written", policy.display()))?,
         };
         let has_agent = location.client().is_ok_and(|client| client.has_agent());
-        let starts = Starts::new(&policy, has_agent);
-        Ok(print(&describe(&policy, &first, kept.as_deref(), starts))?)
+        let status = GuardReader::new(location)?.status().await.ok();
+        let next = NextSteps {
+            starts: Starts::new(&policy, has_agent),
+            ends_enforcing: status.is_some_and(|status| status.mode == ENFORCE),
+        };
+        Ok(print(&describe(&policy, &first, kept.as_deref(), next))?)
     }
 }
 
@@ -216,20 +225,55 @@ impl Starts {
     }
 }
 
+/// The facts that decide what to type next.
+#[derive(Clone, Copy)]
+struct NextSteps {
+    starts: Starts,
+    /// The guard enforces a policy now, and the written one only observes.
+    ends_enforcing: bool,
+}
+
 /// What was written and why, and the commands to type next.
-fn describe(policy: &Path, first: &FirstPolicy, kept: Option<&Path>, starts: Starts) -> String {
+fn describe(policy: &Path, first: &FirstPolicy, kept: Option<&Path>, next: NextSteps) -> String {
+    let NextSteps {
+        starts,
+        ends_enforcing,
+    } = next;
     let FirstPolicy {
         text: _,
         advice,
+        interfaces,
         listed,
         closed,
     } = first;
     let file = policy.display();
     let scope = advice.scope.name();
+    let observes = match ends_enforcing {
+        true => "it only counts",
+        false => "nothing is dropped yet",
+    };
     let mut lines = vec![format!(
-        "wrote {file}: mode observe (nothing is dropped yet), scope {scope}"
+        "wrote {file}: mode observe ({observes}), scope {scope}"
     )];
+    if ends_enforcing {
+        lines.push(
+            "THE GUARD ENFORCES NOW: a reload or a restart with this policy would end that. Write `mode = \"enforce\"` \
+             to keep it"
+                .to_owned(),
+        );
+    }
     lines.extend(kept.map(|kept| format!("the file that was there is now {}", kept.display())));
+    match interfaces {
+        FirstInterfaces::Routed => {}
+        FirstInterfaces::Named(names) => lines.push(format!(
+            "this host has no default route, so `interfaces` names those with an address: {}",
+            names.join(", ")
+        )),
+        FirstInterfaces::Missing => lines.push(
+            "NO INTERFACE WAS FOUND: `guard run` refuses the policy until you name one in `interfaces`"
+                .to_owned(),
+        ),
+    }
     lines.push(String::new());
     lines.extend(SCOPES.map(|scope| format!("  {scope}")));
     lines.push(format!("  here \"{scope}\" fits: {}", advice.why));
@@ -256,23 +300,27 @@ fn describe(policy: &Path, first: &FirstPolicy, kept: Option<&Path>, starts: Sta
         format!("guard check --live{name}"),
         "what it means, and whether it would cut an open session",
     )];
+    if ends_enforcing {
+        commands.push((format!("guard diff{name}"), "what it would change"));
+    }
+    let starts_agent = match ends_enforcing {
+        true => "starts the agent, and ends enforcing",
+        false => "starts the agent; in mode observe it only counts",
+    };
     commands.push(match (starts, is_default) {
         (Starts::Reload, true) => (
             "guard reload".to_owned(),
-            "puts it in force; in mode observe it only counts",
+            match ends_enforcing {
+                true => "puts it in force, and ends enforcing unless you changed the mode",
+                false => "puts it in force; in mode observe it only counts",
+            },
         ),
         (Starts::Reload, false) => (
             format!("guard try {file} --for 10m"),
             "puts it in force for ten minutes; `guard confirm` keeps it",
         ),
-        (Starts::Unit, _) => (
-            "systemctl enable --now guard".to_owned(),
-            "starts the agent; in mode observe it only counts",
-        ),
-        (Starts::Foreground, _) => (
-            format!("guard run{option}"),
-            "starts the agent; in mode observe it only counts",
-        ),
+        (Starts::Unit, _) => ("systemctl enable --now guard".to_owned(), starts_agent),
+        (Starts::Foreground, _) => (format!("guard run{option}"), starts_agent),
     });
     commands.push((
         "guard status".to_owned(),
@@ -303,16 +351,54 @@ mod tests {
                 scope: Scope::Containers,
                 why: "ufw filters the host's own ports already".to_owned(),
             },
+            interfaces: FirstInterfaces::Routed,
             listed: vec!["ssh (tcp/22)".to_owned(), "proxy (tcp/80)".to_owned()],
             closed: vec!["invoices (tcp/8000)".to_owned()],
         }
+    }
+
+    const fn observing(starts: Starts) -> NextSteps {
+        NextSteps {
+            starts,
+            ends_enforcing: false,
+        }
+    }
+
+    #[test]
+    fn a_policy_that_would_end_enforcing_says_so_before_anything_else() {
+        let policy = FirstPolicy {
+            interfaces: FirstInterfaces::Named(vec!["wan".to_owned()]),
+            ..first()
+        };
+        let next = NextSteps {
+            starts: Starts::Reload,
+            ends_enforcing: true,
+        };
+        let text = describe(Path::new(DEFAULT_POLICY), &policy, None, next);
+        let lines = text
+            .lines()
+            .filter(|line| !line.starts_with("  scope") && !line.is_empty());
+        insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @r#"
+        wrote /etc/guard/guard.toml: mode observe (it only counts), scope containers
+        THE GUARD ENFORCES NOW: a reload or a restart with this policy would end that. Write `mode = "enforce"` to keep it
+        this host has no default route, so `interfaces` names those with an address: wan
+          here "containers" fits: ufw filters the host's own ports already
+          open in this policy: ssh (tcp/22), proxy (tcp/80)
+          open now, closed by it once enforced: invoices (tcp/8000)
+        next, read the file, and type:
+          guard check --live  # what it means, and whether it would cut an open session
+          guard diff          # what it would change
+          guard reload        # puts it in force, and ends enforcing unless you changed the mode
+          guard status        # whether it is attached, and where
+          guard counters      # later: what it would have dropped
+        "#);
     }
 
     #[test]
     fn what_to_type_next_fits_the_host() {
         let default = Path::new(DEFAULT_POLICY);
         let kept = beside(default, KEPT_PACKAGED);
-        let text = describe(default, &first(), Some(&kept), Starts::Unit);
+        let text = describe(default, &first(), Some(&kept), observing(Starts::Unit));
         insta::assert_snapshot!(text, @r#"
         wrote /etc/guard/guard.toml: mode observe (nothing is dropped yet), scope containers
         the file that was there is now /etc/guard/guard.toml.packaged
@@ -332,7 +418,7 @@ mod tests {
         "#);
         let other = Path::new("/tmp/first.toml");
         let next = |starts| {
-            let text = describe(other, &first(), None, starts);
+            let text = describe(other, &first(), None, observing(starts));
             let lines = text.lines().filter(|line| line.contains("first.toml"));
             lines.collect::<Vec<_>>().join("\n")
         };

@@ -633,6 +633,7 @@ fn a_first_policy_lists_the_proxy_and_ssh_and_closes_the_rest() {
         &text,
         &[
             "mode = \"observe\"",
+            "interfaces = [\"wan\"]",
             "you came in here, from ",
             "name = \"ssh\" ports = [\"tcp/22\"]",
             "name = \"proxy\" ports = [\"tcp/80\"]",
@@ -726,13 +727,41 @@ fn a_first_policy_for_a_host_with_nothing_on_it_is_a_policy() {
     assert!(printed.status.success(), "{printed:?}");
     let path = lab.folder().join("first.toml");
     fs::write(&path, &printed.stdout).unwrap();
-    let checked = run(lab
-        .host
-        .command(&binary().unwrap().display().to_string())
-        .arg("check")
-        .arg(&path));
+    let check = || {
+        let path = path.display().to_string();
+        let checked = output(&lab, &["check", &path]).unwrap();
+        assert!(checked.status.success(), "{checked:?}");
+        String::from_utf8_lossy(&checked.stdout).into_owned()
+    };
+    let checked = check();
     assert_says(
-        &checked.unwrap(),
-        &["mode observe, scope host", "ping: icmp, icmpv6"],
+        &checked,
+        &[
+            "mode observe, scope host, interfaces wan",
+            "ping: icmp, icmpv6",
+        ],
+    );
+    assert!(!checked.contains("NOT FOR THIS HOST"), "{checked}");
+
+    // This host has no default route, so the agent would refuse a policy that names no interface.
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\ninterfaces =", "\n# interfaces =")).unwrap();
+    let checked = check();
+    assert!(
+        checked.starts_with("NOT FOR THIS HOST: `guard run` would refuse"),
+        "{checked}"
+    );
+}
+
+#[test]
+fn a_first_policy_beside_a_guard_that_enforces_says_that_it_would_end_that() {
+    let lab = Lab::new().unwrap();
+    let _guard = Guard::start(&lab, &policy("enforce", "", "")).unwrap();
+    let path = lab.folder().join("guard.toml").display().to_string();
+    let done = output(&lab, &["init", "--docker", "", "-o", &path, "--force"]).unwrap();
+    assert!(done.status.success(), "{done:?}");
+    assert_says(
+        &String::from_utf8_lossy(&done.stdout),
+        &["THE GUARD ENFORCES NOW", &format!("guard diff {path}")],
     );
 }

@@ -1,6 +1,9 @@
 //! Chooses the interfaces to guard.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     agent::{Loaded, Wanted},
@@ -131,6 +134,21 @@ pub fn choose(host: &Host, wanted: &Wanted) -> Chosen {
     }
     chosen.targets = ordered(host, &links);
     chosen
+}
+
+/// Why `guard run` would refuse a policy on this host, if it would: there is no interface that it can guard.
+pub fn refusal_here(host: &Host, loaded: Loaded) -> Option<String> {
+    let wanted = Wanted {
+        loaded: Arc::new(loaded),
+        revision: 0,
+        trial: None,
+        modes: Default::default(),
+        entries: Arc::default(),
+        last_known: None,
+        guarded: BTreeMap::new(),
+        keeps_guarded: false,
+    };
+    choose(host, &wanted).refusal
 }
 
 /// The names of interfaces in the policy, and in the policy to which a trial reverts.

@@ -21,7 +21,7 @@ use guard_common::{exposure::Scope, layout::MAX_OWN, reason::Mode};
 use self::{containers::Compiled, interfaces::Chosen};
 pub use self::{
     containers::compile as compile_containers,
-    interfaces::{Target, Trouble, chosen_by, line_of},
+    interfaces::{Target, Trouble, chosen_by, line_of, refusal_here},
 };
 use super::{Loaded, Wanted};
 use crate::{
