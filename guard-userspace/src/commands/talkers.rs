@@ -27,6 +27,9 @@ pub struct Talkers {
     watched: Watched,
 }
 
+/// One packet of so many is sampled.
+const SAMPLE: u64 = 16;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum By {
     Packets,
@@ -48,21 +51,17 @@ impl Talkers {
                         .partial_cmp(&weights(other))
                         .unwrap_or(std::cmp::Ordering::Equal)
                 });
-                talkers.truncate(limit);
+                // A sort keeps the order of equals.
+                talkers.sort_by_key(|talker| talker.row.packets <= SAMPLE);
                 if watched.is_json() {
+                    talkers.truncate(limit);
                     return watched.json(&talkers);
                 }
-                Ok(match talkers.as_slice() {
-                    [] => "no source was sampled yet".to_owned(),
-                    talkers => {
-                        // One packet of sixteen within the interval.
-                        let resolution = watched.seconds().map(|seconds| 16.0 / seconds as f64);
-                        format!(
-                            "{}\n\nestimated from one packet of sixteen",
-                            table(talkers, resolution)
-                        )
-                    }
-                })
+                // One packet of sixteen within the interval.
+                let resolution = watched
+                    .seconds()
+                    .map(|seconds| SAMPLE as f64 / seconds as f64);
+                Ok(describe(&talkers, limit, resolution))
             })
             .await
     }
@@ -92,6 +91,30 @@ fn sampled(rate: f64, resolution: Option<f64>) -> String {
         Some(resolution) if rate <= 0.0 => format!("<{}", figures::count(resolution)),
         _ => figures::count(rate),
     }
+}
+
+/// The heaviest sources. A source of which one packet was sampled may have sent one packet or thirty: these are counted
+/// alone, unless there is no other.
+fn describe(talkers: &[Metered<Talker>], limit: usize, resolution: Option<f64>) -> String {
+    let known = talkers.partition_point(|talker| talker.row.packets > SAMPLE);
+    let (shown, single) = match known {
+        0 => (talkers, 0),
+        known => (
+            talkers.get(..known).unwrap_or_default(),
+            talkers.len() - known,
+        ),
+    };
+    let shown = shown.get(..limit).unwrap_or(shown);
+    if shown.is_empty() {
+        return "no source was sampled yet".to_owned();
+    }
+    let mut text = table(shown, resolution).to_string();
+    text += &match single {
+        0 => String::new(),
+        1 => "\n and 1 source with one sampled packet".to_owned(),
+        sources => format!("\n and {sources} sources with one sampled packet each"),
+    };
+    text + "\n\nestimated from one packet of sixteen; LAST DROP is the last drop in that sample"
 }
 
 fn table(talkers: &[Metered<Talker>], resolution: Option<f64>) -> Table {
@@ -131,6 +154,41 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn sources_with_one_sampled_packet_are_counted_after_all_others() {
+        let talker = |last: usize, packets: u64| {
+            let row = json!({"interface": "eth0", "source": format!("198.51.100.{last}"), "packets": packets,
+                             "dropped": 0, "bytes": 60 * packets});
+            Metered {
+                row: serde_json::from_value(row).unwrap(),
+                rate: None,
+            }
+        };
+        let single = |number| (1..=number).map(move |last| talker(last, SAMPLE));
+        let heavy = || [talker(66, 3_200), talker(67, 32)].into_iter();
+        let all: Vec<_> = heavy().chain(single(3)).collect();
+        let text = describe(&all, 20, None);
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+         INTERFACE  SOURCE         LAST DROP  PACKETS  DROPPED  WOULD DROP   BYTES
+         eth0       198.51.100.66  -             3.2k        0           0  192 kB
+         eth0       198.51.100.67  -               32        0           0  1.9 kB
+         and 3 sources with one sampled packet each
+
+        estimated from one packet of sixteen; LAST DROP is the last drop in that sample
+        ");
+        let ghosts: Vec<_> = single(2).collect();
+        assert!(
+            describe(&ghosts, 20, None).contains("198.51.100.2"),
+            "there is no other"
+        );
+        assert!(
+            !describe(&all, 1, None).contains("198.51.100.67"),
+            "the limit"
+        );
+        assert_eq!(describe(&[], 20, None), "no source was sampled yet");
+    }
 
     #[test]
     fn dropped_and_would_be_dropped_are_apart_and_a_rate_below_the_sample_is_a_bound() {
