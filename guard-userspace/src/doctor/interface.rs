@@ -39,7 +39,7 @@ pub async fn examine(name: &str, known: &DoctorInput<'_>, host: &Host) -> Vec<Do
         driver(name),
         mtu(link.mtu, xdp),
         queues(name),
-        lro(active_features(name).await),
+        lro(name, active_features(name).await),
     ];
     findings.extend(
         known
@@ -106,9 +106,12 @@ fn sysfs(name: &str, file: &str) -> Option<PathBuf> {
     (index.trim().parse() == Ok(own)).then(|| folder.join(file))
 }
 
+const HIDDEN_SYSFS: &str = "/sys shows another network namespace than this one";
+
 fn driver(name: &str) -> DoctorFinding {
     let Some(device) = sysfs(name, "device") else {
-        return DoctorFinding::unknown("driver", "sysfs does not show this network namespace");
+        return DoctorFinding::unknown("driver", HIDDEN_SYSFS)
+            .advised(format!("`ethtool -i {name}` names the driver"));
     };
     if !device.exists() {
         return DoctorFinding::ok("driver", "none: the interface is virtual");
@@ -116,7 +119,8 @@ fn driver(name: &str) -> DoctorFinding {
     let driver = fs::read_link(device.join("driver")).ok();
     match driver.as_deref().and_then(|driver| driver.file_name()) {
         Some(driver) => DoctorFinding::ok("driver", driver.to_string_lossy()),
-        None => DoctorFinding::unknown("driver", "sysfs names no driver of the device"),
+        None => DoctorFinding::unknown("driver", "sysfs names no driver of the device")
+            .advised(format!("`ethtool -i {name}` may name it")),
     }
 }
 
@@ -143,7 +147,8 @@ fn mtu(mtu: u32, xdp: Option<XdpState>) -> DoctorFinding {
 fn queues(name: &str) -> DoctorFinding {
     let folder = sysfs(name, "queues").and_then(|folder| fs::read_dir(folder).ok());
     let Some(folder) = folder else {
-        return DoctorFinding::unknown("queues", "sysfs does not show this network namespace");
+        return DoctorFinding::unknown("queues", HIDDEN_SYSFS)
+            .advised(format!("`ethtool -l {name}` shows the queues"));
     };
     let names = folder.flatten().map(|queue| queue.file_name());
     let count = names
@@ -182,13 +187,15 @@ async fn active_features(name: &str) -> Option<Vec<String>> {
     Some(on.map(|bit| bit.name).collect())
 }
 
-fn lro(active: Option<Vec<String>>) -> DoctorFinding {
+fn lro(name: &str, active: Option<Vec<String>>) -> DoctorFinding {
     match active {
-        None => DoctorFinding::unknown("lro", "ethtool's netlink returned no features"),
+        None => DoctorFinding::unknown("lro", "ethtool's netlink returned no features").advised(
+            format!("`ethtool -k {name}` shows them: large-receive-offload should be off"),
+        ),
         Some(active) if active.iter().any(|name| name == "rx-lro") => DoctorFinding::warning(
             "lro",
             "large receive offload is on: the driver refuses XDP, or XDP gets merged packets",
-            "`ethtool -K INTERFACE lro off`",
+            format!("`ethtool -K {name} lro off`"),
         ),
         Some(_) => DoctorFinding::ok("lro", "large receive offload is off"),
     }
@@ -264,8 +271,31 @@ mod tests {
         assert_eq!(mtu(1_500, generic).health, Health::Ok);
         assert_eq!(mtu(9_000, None).health, Health::Ok);
         assert_eq!(mtu(9_000, generic).health, Health::Warning);
-        assert_eq!(lro(Some(vec!["rx-lro".to_owned()])).health, Health::Warning);
-        assert_eq!(lro(Some(vec!["rx-gro".to_owned()])).health, Health::Ok);
-        assert_eq!(lro(None).health, Health::Unknown);
+        assert_eq!(
+            lro("eth0", Some(vec!["rx-lro".to_owned()])).health,
+            Health::Warning
+        );
+        assert_eq!(
+            lro("eth0", Some(vec!["rx-gro".to_owned()])).health,
+            Health::Ok
+        );
+        assert_eq!(lro("eth0", None).health, Health::Unknown);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_has_a_next_step() {
+        // No interface has this name, so sysfs does not show it.
+        for unseen in [
+            driver("nowhere0"),
+            queues("nowhere0"),
+            lro("nowhere0", None),
+        ] {
+            assert_eq!(unseen.health, Health::Unknown);
+            let advice = unseen.advice.unwrap();
+            assert!(
+                advice.contains("ethtool") && advice.contains("nowhere0"),
+                "{advice}"
+            );
+        }
     }
 }

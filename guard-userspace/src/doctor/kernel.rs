@@ -14,7 +14,7 @@ const OLDEST: (u32, u32) = (5, 18);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// A tick of 10 ms (CONFIG_HZ=100) is warned about: no burst can be shorter than a tick.
-const LONG_TICK_NS: u64 = 10_000_000;
+const LONG_TICK_MS: u64 = 10;
 
 pub fn examine(pins: &Path) -> Vec<DoctorFinding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -88,15 +88,24 @@ fn capabilities() -> DoctorFinding {
 
 fn tick() -> DoctorFinding {
     match host::tick_ns() {
-        Ok(tick_ns) if tick_ns < LONG_TICK_NS => {
-            DoctorFinding::ok("tick", format!("{} ms", tick_ns / 1_000_000))
-        }
-        Ok(tick_ns) => DoctorFinding::warning(
+        Ok(tick_ns) => tick_of(tick_ns / 1_000_000),
+        Err(error) => DoctorFinding::unknown("tick", format!("the clocks cannot be read: {error}")),
+    }
+}
+
+fn tick_of(ms: u64) -> DoctorFinding {
+    match ms {
+        0..LONG_TICK_MS => DoctorFinding::ok(
             "tick",
-            format!("{} ms: no burst can be shorter", tick_ns / 1_000_000),
+            format!(
+                "the kernel's clock steps every {ms} ms, short enough for the bursts of limits"
+            ),
+        ),
+        ms => DoctorFinding::warning(
+            "tick",
+            format!("the kernel's clock steps every {ms} ms: no burst of a limit can be shorter"),
             "run a kernel with CONFIG_HZ=250 or more if short bursts matter",
         ),
-        Err(error) => DoctorFinding::unknown("tick", format!("the clocks cannot be read: {error}")),
     }
 }
 
@@ -104,6 +113,15 @@ fn tick() -> DoctorFinding {
 mod tests {
     use super::*;
     use crate::doctor::Health;
+
+    #[test]
+    fn the_tick_is_told_in_words() {
+        assert_eq!(
+            tick_of(4).finding,
+            "the kernel's clock steps every 4 ms, short enough for the bursts of limits"
+        );
+        assert_eq!(tick_of(10).health, Health::Warning);
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {

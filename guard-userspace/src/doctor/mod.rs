@@ -35,7 +35,7 @@ pub struct DoctorFinding {
     pub interface: Option<String>,
     pub health: Health,
     pub finding: String,
-    /// What to do about a warning or a failure.
+    /// What to do about a warning, a failure or an unknown result.
     pub advice: Option<String>,
 }
 
@@ -69,6 +69,14 @@ impl DoctorFinding {
         Self {
             health: Health::Failure,
             ..Self::warning(check, finding, advice)
+        }
+    }
+
+    /// The same with a next step.
+    fn advised(self, advice: impl Into<String>) -> Self {
+        Self {
+            advice: Some(advice.into()),
+            ..self
         }
     }
 

@@ -131,17 +131,19 @@ pub fn conntrack() -> DoctorFinding {
 fn conntrack_fill(count: u64, max: u64) -> DoctorFinding {
     let percent = count * 100 / max.max(1);
     let finding = format!("{count} of {max} connections, {percent} %");
-    let advice = "raise net.netfilter.nf_conntrack_max, or find the sources that open so many in `guard top`";
+    let advice = "all programs of this host share the table, and a full one refuses new connections: raise \
+                  net.netfilter.nf_conntrack_max, or find the sources that open so many in `guard top`";
     match percent {
-        0..80 => DoctorFinding::ok("conntrack", finding),
-        80..95 => DoctorFinding::warning("conntrack", finding, advice),
+        0..50 => DoctorFinding::ok("conntrack", finding),
+        50..95 => DoctorFinding::warning("conntrack", finding, advice),
         _ => DoctorFinding::failure("conntrack", finding, advice),
     }
 }
 
 pub async fn docker(policy: Option<&Policy>) -> DoctorFinding {
     let Some(policy) = policy else {
-        return DoctorFinding::unknown("docker", "not checked: its socket is a key of the policy");
+        return DoctorFinding::unknown("docker", "not checked: its socket is a key of the policy")
+            .advised("`guard doctor --policy FILE` checks with a valid policy");
     };
     let Some(socket) = &policy.docker_socket else {
         return DoctorFinding::ok("docker", "turned off by the policy");
@@ -171,8 +173,9 @@ mod tests {
     fn conntrack_warns_before_its_table_is_full() {
         for (count, health) in [
             (0, Health::Ok),
-            (799, Health::Ok),
-            (800, Health::Warning),
+            (499, Health::Ok),
+            (500, Health::Warning),
+            (949, Health::Warning),
             (950, Health::Failure),
             (1_000, Health::Failure),
         ] {
