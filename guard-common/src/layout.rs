@@ -4,6 +4,7 @@ use crate::{
     account::Advance,
     address::Address,
     cell::HashKey,
+    gcra::{GcraBudget, UNITS_PER_NANOSECOND},
     reason::{ModeBits, Outcome, Reason},
     spread::spread,
 };
@@ -11,7 +12,7 @@ use crate::{
 pub use crate::gcra::GcraBudgets;
 
 /// The version of this ABI. State that is pinned with another version is not reused.
-pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 3 };
+pub const VERSION: u32 = if cfg!(feature = "older-layout") { 0 } else { 4 };
 
 /// The XDP program.
 pub const PROGRAM: &str = "guard";
@@ -104,6 +105,15 @@ pub const NARROW_CELLS: &str = "NARROW_CELLS";
 
 /// An array of [`crate::cell::Cell`], one for each service: the buckets that all sources share.
 pub const TOTALS: &str = "TOTALS";
+
+/// An array of [`crate::verified::VerifiedLine`].
+pub const VERIFIED: &str = "VERIFIED";
+
+/// An array of [`FloodSettings`], indexed by service id: those of services with [`list::PROTECTED`].
+pub const FLOOD_SETTINGS: &str = "FLOOD_SETTINGS";
+
+/// An array of [`FloodState`], indexed by service id.
+pub const FLOODS: &str = "FLOODS";
 
 /// A hash from [`FlowKey`] to the time of the flow's last packet.
 pub const FLOWS: &str = "FLOWS";
@@ -300,6 +310,8 @@ pub mod feature {
     pub const FLOWS: u16 = 1 << 9;
     /// All budgets are of one kind.
     pub const NARROW: u16 = 1 << 10;
+    /// Some service is protected from floods.
+    pub const FLOODS: u16 = 1 << 11;
     /// The program is for a single interface. This does not depend on the policy.
     pub const ALONE: u16 = 1 << 15;
 
@@ -329,6 +341,8 @@ pub mod list {
     pub const ADMITTED: u8 = 1 << 0;
     /// Some sources are denied at it. This flag changes while the program runs.
     pub const DENIED: u8 = 1 << 1;
+    /// In a flood of requests for connections, verified sources are served first.
+    pub const PROTECTED: u8 = 1 << 2;
 }
 
 /// The entry of a port or a protocol: the id of the service that lists it, and flags.
@@ -504,6 +518,50 @@ pub struct ServiceSlot {
     /// The budgets that all sources share.
     pub total: GcraBudgets,
 }
+
+/// How a flood of requests for TCP connections is met at a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FloodSettings {
+    /// The requests of sources that are not verified. Over this budget, the service is flooded.
+    pub attempts: GcraBudget,
+    /// In a flood: the requests of weak sources that pass.
+    pub lane: GcraBudget,
+    /// The challenges of one CPU.
+    pub answers: GcraBudget,
+    /// In a flood one request of this many is charged to `attempts`, at this many times the cost. A power of two.
+    pub sample: u32,
+    /// In a flood, a source gets a strong challenge in one of this many periods. A power of two; 0: never.
+    pub strong_one_of: u32,
+}
+
+/// What a service knows about floods, shared by all CPUs. Times are in the units of [`crate::gcra`].
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FloodState {
+    /// The buckets of [`FloodSettings::attempts`] and [`FloodSettings::lane`].
+    pub attempts: u64,
+    pub lane: u64,
+    /// The service is flooded until then.
+    pub until: u64,
+    /// When a weak source with credit last found the lane full.
+    pub lane_full: u64,
+    /// When the flood began, and when it was last seen, in nanoseconds of CLOCK_BOOTTIME: for readers, which do not
+    /// know the program's clock.
+    pub since_ns: u64,
+    pub seen_ns: u64,
+    pub reserved: [u64; 2],
+}
+
+/// How long a flood lasts after the last sample that found the budget of attempts used up: 10 s.
+pub const FLOOD_FOR: u64 = FLOOD_FOR_NS * UNITS_PER_NANOSECOND;
+/// The same in nanoseconds.
+pub const FLOOD_FOR_NS: u64 = 10_000_000_000;
+/// How long after a flood answers to challenges are accepted: 16 s.
+pub const ANSWERED_FOR: u64 = 16_000_000_000 * UNITS_PER_NANOSECOND;
+/// How long strong challenges are sent after the lane was full: 2 s. Also the period of
+/// [`FloodSettings::strong_one_of`].
+pub const STRONG_PERIOD: u64 = 2_000_000_000 * UNITS_PER_NANOSECOND;
 
 /// A port on one address. The port is its index in [`PORTS`].
 #[repr(C)]
@@ -858,6 +916,8 @@ const _: () = assert!(size_of::<ServiceIdSlot>() == 80);
 const _: () = assert!(size_of::<PortEntry>() == 4);
 const _: () = assert!(size_of::<GcraBudgets>() == 48);
 const _: () = assert!(size_of::<ServiceSlot>() == 128);
+const _: () = assert!(size_of::<FloodSettings>() == 56);
+const _: () = assert!(size_of::<FloodState>() == 64);
 const _: () = assert!(size_of::<AddressedKey>() == 24);
 const _: () = assert!(size_of::<Expiry>() == 8);
 const _: () = assert!(size_of::<OwnSource>() == 24);
@@ -876,10 +936,12 @@ const _: () = assert!(size_of::<Counters>() == 16 * Outcome::SLOTS as usize);
 mod pod {
     use super::{
         About, AboutInterface, AddressedKey, AdmittedKey, CaptureFilter, ClosedPortSlot, Counters,
-        Exemption, Expiry, FlowKey, OwnSource, PortEntry, ReplayTime, ServiceIdSlot, ServiceSlot,
-        TalkerSlot,
+        Exemption, Expiry, FloodSettings, FloodState, FlowKey, OwnSource, PortEntry, ReplayTime,
+        ServiceIdSlot, ServiceSlot, TalkerSlot,
     };
-    use crate::{cell::Cell, deny_list::DenyLine, interfaces::InterfacePlace};
+    use crate::{
+        cell::Cell, deny_list::DenyLine, interfaces::InterfacePlace, verified::VerifiedLine,
+    };
 
     macro_rules! pod {
         ($($layout:ty),* $(,)?) => {
@@ -907,6 +969,9 @@ mod pod {
         InterfacePlace,
         PortEntry,
         Exemption,
+        FloodSettings,
+        FloodState,
+        VerifiedLine,
         ServiceIdSlot,
         ServiceSlot,
         TalkerSlot,

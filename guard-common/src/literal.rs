@@ -9,7 +9,7 @@ compile_error!(
     "instructions and the bytes of tables are taken for those of a machine with little-endian words"
 );
 
-use crate::{cell::HashKey, exposure::Scope, reason::Mode};
+use crate::{cell::HashKey, exposure::Scope, reason::Mode, siphash::SipKey};
 
 /// The numbers that are fixed for one generation of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Config {
     /// Units of time in one jiffy (see [`crate::gcra`]).
     pub jiffy: u64,
     pub hash_key: HashKey,
+    /// The key of challenges' cookies.
+    pub challenge_key: SipKey,
     /// When the policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: the policy is not on trial.
     pub trial_until: u64,
     /// The number of bits of a line's index in [`crate::layout::DENIED_LINES`]; 0: there is no list.
@@ -53,10 +55,12 @@ pub enum Literal {
     /// The features in a mask.
     Features = 8,
     IsDebugged = 9,
+    FirstChallengeKey = 10,
+    SecondChallengeKey = 11,
 }
 
 impl Literal {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Jiffy,
         Self::FirstHashKey,
         Self::SecondHashKey,
@@ -66,6 +70,8 @@ impl Literal {
         Self::Scope,
         Self::Features,
         Self::IsDebugged,
+        Self::FirstChallengeKey,
+        Self::SecondChallengeKey,
     ];
 
     /// The number that the compiled program has in its place.
@@ -98,6 +104,8 @@ impl Config {
             Literal::Jiffy => self.jiffy,
             Literal::FirstHashKey => first,
             Literal::SecondHashKey => second,
+            Literal::FirstChallengeKey => self.challenge_key.0[0],
+            Literal::SecondChallengeKey => self.challenge_key.0[1],
             Literal::TrialUntil => self.trial_until,
             Literal::DenyLineBits => self.deny_line_bits.into(),
             Literal::Mode => self.mode as u64,
@@ -139,6 +147,7 @@ mod tests {
     const CONFIG: Config = Config {
         jiffy: 7,
         hash_key: HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]),
+        challenge_key: SipKey([8, 9]),
         trial_until: u64::MAX,
         deny_line_bits: 16,
         mode: Mode::Enforce,
@@ -165,7 +174,10 @@ mod tests {
         let numbers = Literal::ALL.map(|literal| written(literal.placeholder()));
         let [first, second] = CONFIG.hash_key.0;
         let features = u64::from(CONFIG.features);
-        assert_eq!(numbers, [7, first, second, u64::MAX, 16, 2, 1, features, 1]);
+        assert_eq!(
+            numbers,
+            [7, first, second, u64::MAX, 16, 2, 1, features, 1, 8, 9]
+        );
         let uses = |mask| written(Literal::Features.masked(mask));
         assert_eq!(
             uses(feature::PACKETS | feature::BYTES),

@@ -447,10 +447,14 @@ pub mod protocol {
 }
 
 /// TCP's flags (RFC 9293, section 3.1).
-mod tcp_flags {
+pub mod tcp_flags {
+    /// No more data from the sender.
     pub const FIN: u8 = 1 << 0;
+    /// Synchronize sequence numbers.
     pub const SYN: u8 = 1 << 1;
+    /// Reset the connection.
     pub const RST: u8 = 1 << 2;
+    /// The acknowledgment field is significant.
     pub const ACK: u8 = 1 << 4;
 }
 

@@ -78,6 +78,12 @@ reasons! {
         Martian = 25 "martian",
         /// A fragment that arrives before its first fragment, over the budget of such fragments.
         FragmentLimit = 26 "fragment_limit",
+        /// In a flood, a request for a connection from a source that is not verified. It was answered with a challenge.
+        Challenged = 27 "challenged",
+        /// In a flood, a request from a source that is not verified, and that could not be challenged.
+        Unverified = 28 "unverified",
+        /// The answer to a challenge: it verifies its source, and belongs to no connection.
+        Handshake = 29 "handshake",
     }
 }
 

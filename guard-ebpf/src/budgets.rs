@@ -15,6 +15,19 @@ use crate::{
     sources::{find_exemption, is_allowed},
 };
 
+/// Whether the source has no budgets, so that it is not challenged either.
+#[inline(always)]
+pub fn is_exempt<C: Clock, P: PathKind>(
+    ip: &impl IpHeader,
+    service: u16,
+) -> Result<bool, P::Deferred> {
+    if is_allowed::<C, P>(ip, service)? {
+        return Ok(true);
+    }
+    let exemption = find_exemption::<C, P>(ip)?;
+    Ok(matches!(exemption, Some(Exemption { exempt: 1, .. })))
+}
+
 /// Charges a packet to its budgets and returns `reason` if it is within all of them; otherwise returns the budget that
 /// it exceeds, or the exemption that lets it pass.
 ///

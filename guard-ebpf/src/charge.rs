@@ -32,8 +32,9 @@ pub fn prefix(ip: &impl IpHeader, settings: &ServiceSlot) -> Address {
     ip.source().masked(source_mask(ip.family(), settings))
 }
 
+/// The mask that cuts a source to its prefix at this service.
 #[inline(always)]
-fn source_mask(family: Family, settings: &ServiceSlot) -> Address {
+pub fn source_mask(family: Family, settings: &ServiceSlot) -> Address {
     match family {
         Family::Ipv4 => Address::from_ipv4(settings.source_mask_v4),
         Family::Ipv6 => settings.source_mask_v6,

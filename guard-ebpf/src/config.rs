@@ -4,7 +4,9 @@
 
 use core::{cell::UnsafeCell, hint::assert_unchecked, ptr::read_volatile};
 
-use guard_common::{cell::HashKey, exposure::Scope, literal::Literal, reason::Mode};
+use guard_common::{
+    cell::HashKey, exposure::Scope, literal::Literal, reason::Mode, siphash::SipKey,
+};
 
 /// Flags of [`guard_common::layout::live`]. It is the only variable of its section, and so fills it.
 #[unsafe(no_mangle)]
@@ -100,6 +102,15 @@ pub fn hash_key() -> HashKey {
 #[inline(always)]
 pub fn first_hash_key() -> u64 {
     number!(Literal::FirstHashKey.placeholder())
+}
+
+/// The key of challenges' cookies.
+#[inline(always)]
+pub fn challenge_key() -> SipKey {
+    SipKey([
+        number!(Literal::FirstChallengeKey.placeholder()),
+        number!(Literal::SecondChallengeKey.placeholder()),
+    ])
 }
 
 /// When this policy's trial ends, in nanoseconds of CLOCK_BOOTTIME; 0: the policy is not on trial.

@@ -3,15 +3,16 @@
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use aya_log_ebpf::debug;
 use guard_common::{
-    layout::Conclusion,
+    layout::{Conclusion, feature},
     packet::{IpHeader, Packet},
-    reason::Outcome,
+    reason::{Outcome, Reason},
 };
 
 use crate::{
+    answer,
     barrier::opaque,
     clock::{Clock, KernelClock, ReplayClock},
-    config,
+    config::{self, uses},
     counters::{self, Counted},
     events, sample,
 };
@@ -38,6 +39,9 @@ pub fn finish<C: ReturnCode>(
 /// action, replayed packets the packed conclusion.
 pub trait ReturnCode: Clock {
     fn return_code(ctx: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32;
+
+    /// Sends the answer to a packet of a flood, after it was counted and captured. `code`: of [`Self::return_code`].
+    fn answer(ctx: &XdpContext, conclusion: Conclusion, code: u32) -> u32;
 }
 
 /// Offers the packet to a capture, and returns its XDP action.
@@ -55,6 +59,16 @@ impl ReturnCode for KernelClock {
         }
         events::offer(ctx, counted);
         action(counted.conclusion.slot)
+    }
+
+    #[inline(always)]
+    fn answer(ctx: &XdpContext, Conclusion { slot, .. }: Conclusion, code: u32) -> u32 {
+        if !uses!(feature::FLOODS) {
+            return code;
+        }
+        // In mode `observe` nothing is sent: the slot is another one.
+        let is_answered = slot == Reason::Challenged as u32 || slot == Reason::Handshake as u32;
+        if is_answered { answer::send(ctx) } else { code }
     }
 }
 
@@ -86,5 +100,11 @@ impl ReturnCode for ReplayClock {
     #[inline(always)]
     fn return_code(_: &XdpContext, counted: &Counted<'_, impl IpHeader>) -> u32 {
         counted.conclusion.pack()
+    }
+
+    /// A replay sends nothing.
+    #[inline(always)]
+    fn answer(_: &XdpContext, _: Conclusion, code: u32) -> u32 {
+        code
     }
 }

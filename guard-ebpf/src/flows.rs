@@ -39,6 +39,9 @@ const REFRESH: u64 = 1_000_000_000 * UNITS_PER_NANOSECOND;
 /// Records the flow of a packet that leaves this host.
 #[inline(always)]
 pub fn record<C: Clock>(ctx: &TcContext) {
+    if !uses!(feature::FLOWS) {
+        return;
+    }
     let length = u64::from(ctx.len());
     parse(&Frame::of_skb(ctx), length, Recorder::<C>(PhantomData));
 }

@@ -4,13 +4,34 @@
 //! costs seven instructions more: a key on the stack, a bounds check and a null check. In return, user space can only
 //! write a variable as a whole.
 
-use core::{arch::asm, cell::UnsafeCell, mem};
+use core::{
+    arch::asm,
+    cell::UnsafeCell,
+    mem,
+    ptr::{read_volatile, write_volatile},
+};
 
 /// `N` must be a power of two.
 pub struct Global<T, const N: usize>(UnsafeCell<[T; N]>);
 
-// SAFETY: the kernel program only reads it, word by word, and user space never writes half a word.
+// SAFETY: the kernel program reads and writes it word by word, and user space never writes half a word.
 unsafe impl<T, const N: usize> Sync for Global<T, N> {}
+
+impl Global<u64, 1> {
+    /// The word, which other CPUs may write.
+    #[inline(always)]
+    pub fn load(&'static self) -> u64 {
+        // SAFETY: the pointer comes from a reference.
+        unsafe { read_volatile(self.0.get().cast()) }
+    }
+
+    /// Writes the word.
+    #[inline(always)]
+    pub fn store(&'static self, word: u64) {
+        // SAFETY: the pointer comes from a reference. An aligned 64-bit store does not tear.
+        unsafe { write_volatile(self.0.get().cast(), word) }
+    }
+}
 
 impl<T, const N: usize> Global<T, N> {
     const MASK: usize = {

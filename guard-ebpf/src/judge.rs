@@ -17,7 +17,7 @@ use crate::{
     config::{self, uses},
     exposure::{PortLookup, find_destination, is_admitted, is_for_host, judge_refused},
     finish::{ReturnCode, finish},
-    flows, fragments, host_buckets, maps, martian,
+    flood, flows, fragments, host_buckets, maps, martian,
     parse::{NotParsed, PlainReader, Reader},
     path::{FastPath, PathKind, SlowPath},
     sources,
@@ -56,7 +56,7 @@ impl<C: ReturnCode> PlainReader for Judge<'_, C, FastPath> {
 
     #[inline(always)]
     fn plain(self, packet: &Packet<impl IpHeader>, length: u64) -> Option<u32> {
-        let judged = judge::<C, FastPath>(packet, length).ok()?;
+        let judged = judge::<C, FastPath>(self.ctx, packet, length).ok()?;
         let (ctx, packet) = (self.ctx, Some(packet));
         Some(match judged {
             PolicyDecision::Closed(reason) => finish::<C>(ctx, of_host(reason), packet, length),
@@ -70,12 +70,13 @@ impl<C: ReturnCode> Reader for Judge<'_, C, SlowPath> {
 
     #[inline(always)]
     fn ip(self, packet: &Packet<impl IpHeader>, length: u64) -> u32 {
-        let conclusion = match judge::<C, SlowPath>(packet, length) {
+        let conclusion = match judge::<C, SlowPath>(self.ctx, packet, length) {
             Ok(PolicyDecision::Closed(reason)) => of_host(reason),
             Ok(PolicyDecision::Conclusion(conclusion)) => conclusion,
         };
         fragments::note_first::<C>(packet, is_stopped(conclusion));
-        finish::<C>(self.ctx, conclusion, Some(packet), length)
+        let code = finish::<C>(self.ctx, conclusion, Some(packet), length);
+        C::answer(self.ctx, conclusion, code)
     }
 
     #[inline(always)]
@@ -114,6 +115,7 @@ enum PolicyDecision {
 
 #[inline(always)]
 fn judge<C: Clock, P: PathKind>(
+    ctx: &XdpContext,
     packet: &Packet<impl IpHeader>,
     length: u64,
 ) -> Result<PolicyDecision, P::Deferred> {
@@ -158,7 +160,7 @@ fn judge<C: Clock, P: PathKind>(
         }
         PortLookup::Service(service, settings, entry) => {
             let mode = settings.mode;
-            match judge_at_service::<C, P>(packet, length, service, settings, mode)? {
+            match judge_at_service::<C, P>(ctx, packet, length, service, settings, mode)? {
                 Some(reason) => {
                     let conclusion = Conclusion::new(service, reason, mode);
                     return Ok(PolicyDecision::Conclusion(conclusion));
@@ -191,6 +193,7 @@ fn judge<C: Clock, P: PathKind>(
 /// The reason for a packet to a service; `None`: the service does not admit the source.
 #[inline(always)]
 fn judge_at_service<C: Clock, P: PathKind>(
+    ctx: &XdpContext,
     packet: &Packet<impl IpHeader>,
     length: u64,
     service: u16,
@@ -214,6 +217,12 @@ fn judge_at_service<C: Clock, P: PathKind>(
             && !sources::is_allowed::<C, P>(ip, service)?
         {
             return Ok(None);
+        }
+        if lists & list::PROTECTED != 0
+            && let Some(stopped) = flood::judge::<C, P>(ctx, packet, service, settings)?
+            && !budgets::is_exempt::<C, P>(ip, service)?
+        {
+            return Ok(Some(stopped));
         }
     }
     budgets::charge::<C, P>(packet, length, service, settings, Reason::Allowed).map(Some)

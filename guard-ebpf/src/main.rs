@@ -18,6 +18,7 @@
 )]
 
 mod accounts;
+mod answer;
 mod barrier;
 mod budgets;
 mod charge;
@@ -27,6 +28,7 @@ mod counters;
 mod events;
 mod exposure;
 mod finish;
+mod flood;
 mod flows;
 mod fragments;
 mod global;
@@ -90,6 +92,7 @@ pub fn guard_replay(ctx: XdpContext) -> u32 {
 
 #[classifier]
 pub fn guard_egress(ctx: TcContext) -> i32 {
+    flood::record_served::<KernelClock>(&ctx);
     flows::record::<KernelClock>(&ctx);
     // The next program and the qdisc decide.
     TC_ACT_UNSPEC
@@ -97,6 +100,7 @@ pub fn guard_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn guard_egress_replay(ctx: TcContext) -> i32 {
+    flood::record_served::<ReplayClock>(&ctx);
     flows::record::<ReplayClock>(&ctx);
     TC_ACT_UNSPEC
 }

@@ -14,13 +14,15 @@ use guard_common::{
     interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
         AddressedKey, AdmittedKey, CLOSED_PORT_ENTRIES, COUNTER_PAGES, ClosedPortSlot, Counters,
-        DEFAULT_CELLS, EVENTS_BYTES, Exemption, Expiry, FRAGMENT_SETS, FlowKey, MAX_ADDRESSED,
-        MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_EXEMPTIONS, MAX_FLOWS, MAX_NETWORKS, MAX_OWN,
-        MAX_SERVICE_IDS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnSource, PORT_ENTRIES, PortEntry,
-        ReplayTime, SERVICES_PER_PAGE, ServiceSlot, TALKER_ENTRIES, TalkerSlot, grant, host_bucket,
+        DEFAULT_CELLS, EVENTS_BYTES, Exemption, Expiry, FRAGMENT_SETS, FloodSettings, FloodState,
+        FlowKey, MAX_ADDRESSED, MAX_ADMITTED, MAX_ALLOWED, MAX_DENIED, MAX_EXEMPTIONS, MAX_FLOWS,
+        MAX_NETWORKS, MAX_OWN, MAX_SERVICE_IDS, NETWORK_WORDS_V4, NETWORK_WORDS_V6, OwnSource,
+        PORT_ENTRIES, PortEntry, ReplayTime, SERVICES_PER_PAGE, ServiceSlot, TALKER_ENTRIES,
+        TalkerSlot, grant, host_bucket,
     },
     martian::OWN_WORDS,
     reason::Outcome,
+    verified::{self, VerifiedLine},
 };
 
 use crate::global::Global;
@@ -140,6 +142,30 @@ pub static TOTALS: Array<Cell> = Array::with_max_entries(MAX_SERVICE_IDS, 0);
 #[map]
 pub static ACCOUNTS: PerCpuArray<[Account; account::ACCOUNTS]> =
     PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static VERIFIED: Array<VerifiedLine> = Array::with_max_entries(verified::LINES, 0);
+
+#[map]
+pub static FLOOD_SETTINGS: Array<FloodSettings> = Array::with_max_entries(MAX_SERVICE_IDS, 0);
+
+#[map]
+pub static FLOODS: Array<FloodState> = Array::with_max_entries(MAX_SERVICE_IDS, 0);
+
+/// The buckets of challenges, by service id. Each generation has its own.
+#[map]
+pub static ANSWERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_SERVICE_IDS, 0);
+
+/// The answer to the packet that this CPU is judging: see `flood`.
+#[map]
+pub static ANSWER: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Until when answers to challenges are expected at some service, in units of the clock; 0: no service is flooded.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.flooded")]
+pub static FLOODED: Global<u64, 1> =
+    // SAFETY: zeros are a value.
+    unsafe { Global::zeroed() };
 
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);

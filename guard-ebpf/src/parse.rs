@@ -1,7 +1,10 @@
 //! Parses a frame into a [`Packet`]. Every packet that the kernel would accept is parsed here or counted as malformed:
 //! no packet may hide its port from guard and show it to the host.
 
-use core::{mem::offset_of, ptr::read_volatile};
+use core::{
+    mem::offset_of,
+    ptr::{read_volatile, write_volatile},
+};
 
 use aya_ebpf::{
     helpers::bpf_xdp_get_buff_len,
@@ -9,6 +12,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     address::Family,
+    challenge::Endpoints,
     fragment::FragmentId,
     packet::{IpFields, IpHeader, Packet, WireIpHeader, protocol},
 };
@@ -150,7 +154,7 @@ impl Frame {
 
     /// The header at `offset`, if all of it is there.
     #[inline(always)]
-    fn header<T>(&self, offset: usize) -> Option<Header> {
+    pub fn header<T>(&self, offset: usize) -> Option<Header> {
         let start = self.start + offset;
         (start + size_of::<T>() <= self.end).then_some(Header(start))
     }
@@ -163,7 +167,7 @@ const _: () =
 
 /// A header within checked bounds.
 #[derive(Clone, Copy)]
-struct Header(usize);
+pub struct Header(usize);
 
 impl Header {
     /// Reads a field. The offset must lie in the type that [`Frame::header`] checked.
@@ -187,6 +191,77 @@ impl Header {
     #[inline(always)]
     fn word(self, offset: usize) -> u32 {
         u32::from_be(self.read(offset))
+    }
+
+    /// Writes a field in network byte order. The offset must lie in the type that [`Frame::header`] checked.
+    #[inline(always)]
+    pub fn write<T>(self, offset: usize, value: T) {
+        // SAFETY: as in `read`.
+        unsafe { write_volatile((self.0 + offset) as *mut T, value) }
+    }
+
+    /// [`Self::read`] of bytes, as they are.
+    #[inline(always)]
+    pub fn bytes<const LENGTH: usize>(self, offset: usize) -> [u8; LENGTH] {
+        self.read(offset)
+    }
+}
+
+/// The fields of a TCP segment that its verdict does not depend on. A flood's answers need them.
+pub struct Segment {
+    pub endpoints: Endpoints,
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    /// The flags (RFC 9293, section 3.1).
+    pub flags: u8,
+    /// The offset of the IP header in the frame.
+    pub link_end: usize,
+    /// The offset of the segment's data in the frame.
+    pub data: usize,
+}
+
+impl Segment {
+    /// Reads the segment of a frame that [`parse`] has accepted. `None`: it has none, or one that cannot be read here.
+    #[inline(always)]
+    pub fn read(frame: &Frame) -> Option<Self> {
+        let LinkHeader { ether_type, end } = read_link(frame).ok()?;
+        let (ip, payload) = match ether_type {
+            ether_type::IPV4 => {
+                let header = frame.header::<Ipv4Hdr>(end)?;
+                let units = usize::from(header.byte(offset_of!(Ipv4Hdr, vihl)) & 0x0f);
+                let payload = Payload::at(header.byte(offset_of!(Ipv4Hdr, proto)), end + units * 4);
+                (header.ipv4_header().read(), payload)
+            }
+            ether_type::IPV6 => {
+                let header = frame.header::<Ipv6Hdr>(end)?;
+                let mut ip = header.ipv6_header().read();
+                let next = header.byte(offset_of!(Ipv6Hdr, next_hdr));
+                let mut payload = Payload::at(next, end + Ipv6Hdr::LEN);
+                match skip_extensions(frame, &mut ip, &mut payload).ok()? {
+                    Behind::Transport => (ip, payload),
+                    Behind::LaterFragment => return None,
+                }
+            }
+            _ => return None,
+        };
+        if payload.protocol != protocol::TCP {
+            return None;
+        }
+        let tcp = frame.header::<TcpHdr>(payload.offset)?;
+        Some(Self {
+            endpoints: Endpoints {
+                family: ip.family,
+                source: ip.source,
+                destination: ip.destination,
+                source_port: tcp.half(offset_of!(TcpHdr, source)),
+                destination_port: tcp.half(offset_of!(TcpHdr, dest)),
+            },
+            sequence: tcp.word(offset_of!(TcpHdr, seq)),
+            acknowledgment: tcp.word(offset_of!(TcpHdr, ack_seq)),
+            flags: tcp.byte(TCP_FLAGS),
+            link_end: end,
+            data: payload.offset + usize::from(tcp.byte(TCP_DATA_OFFSET) >> 4) * 4,
+        })
     }
 }
 
@@ -428,13 +503,32 @@ impl Header {
     }
 }
 
-/// Follows the chain of extension headers (RFC 8200, section 4) to the transport header.
+/// Parses what follows an IPv6 header: extension headers (RFC 8200, section 4), and the transport header.
 #[inline(always)]
 fn parse_ipv6_payload(
     frame: &Frame,
     mut ip: IpFields,
     mut payload: Payload,
 ) -> Result<Any, NotParsed> {
+    match skip_extensions(frame, &mut ip, &mut payload)? {
+        Behind::Transport => payload.parse(frame, ip),
+        Behind::LaterFragment => Ok(Packet::later_fragment(ip)),
+    }
+}
+
+/// What follows a chain of extension headers.
+enum Behind {
+    Transport,
+    LaterFragment,
+}
+
+/// Moves `payload` behind the extension headers.
+#[inline(always)]
+fn skip_extensions(
+    frame: &Frame,
+    ip: &mut IpFields,
+    payload: &mut Payload,
+) -> Result<Behind, NotParsed> {
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(payload.protocol) {
             break;
@@ -450,7 +544,7 @@ fn parse_ipv6_payload(
                     ip.fragment = FragmentId::ipv6(header.word(4));
                 }
                 if fragment & IPV6_FRAGMENT_OFFSET != 0 {
-                    return Ok(Packet::later_fragment(ip));
+                    return Ok(Behind::LaterFragment);
                 }
                 payload.is_fragment |= fragment & IPV6_MORE_FRAGMENTS != 0;
                 8
@@ -468,7 +562,7 @@ fn parse_ipv6_payload(
     if is_extension(payload.protocol) {
         return Err(NotParsed::Malformed);
     }
-    payload.parse(frame, ip)
+    Ok(Behind::Transport)
 }
 
 #[inline(always)]
@@ -495,6 +589,18 @@ struct Payload {
 }
 
 impl Payload {
+    /// A payload of unknown length.
+    #[inline(always)]
+    const fn at(protocol: u8, offset: usize) -> Self {
+        Self {
+            protocol,
+            offset,
+            length: usize::MAX,
+            is_fragment: false,
+            hops: 0,
+        }
+    }
+
     #[inline(always)]
     fn parse(&self, frame: &Frame, ip: IpFields) -> Result<Any, NotParsed> {
         match self.protocol {

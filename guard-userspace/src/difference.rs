@@ -207,6 +207,13 @@ fn effects_on_budgets(before: &Policy, after: &Policy, effects: &mut Vec<String>
             service.total,
             effects,
         );
+        if known.flood != service.flood {
+            effects.push(match (&known.flood, &service.flood) {
+                (None, _) => format!("{name}: in a flood, new clients are challenged"),
+                (_, None) => format!("{name}: new clients are no longer challenged in a flood"),
+                _ => format!("{name}: floods are met with other settings"),
+            });
+        }
         if known.mode != service.mode {
             effects.push(format!(
                 "{name} is in mode {} instead of {}",

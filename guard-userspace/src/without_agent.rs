@@ -177,6 +177,7 @@ fn describe(
         warnings: Vec::new(),
         not_kept: None,
         since: None,
+        floods: Vec::new(),
         entries: 0,
         open: Vec::new(),
         open_from: BTreeMap::new(),

@@ -23,6 +23,14 @@ use self::{actor::OneLine, operator::SshSession};
 /// The default path of the agent's socket.
 pub const DEFAULT_SOCKET: &str = "/run/guard/guard.sock";
 
+/// A service that is flooded with requests for connections: new clients are challenged.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema, PartialEq, Eq)]
+pub struct FloodStatus {
+    pub service: String,
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+}
+
 /// The output of `guard status --json`.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Status {
@@ -54,6 +62,9 @@ pub struct Status {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub since: Option<Timestamp>,
+    /// The services that are flooded with connection requests at this moment; empty without an agent.
+    #[serde(default)]
+    pub floods: Vec<FloodStatus>,
     /// The number of temporary entries in force; 0 without an agent.
     #[serde(default)]
     pub entries: usize,

@@ -188,7 +188,7 @@ impl Attachment {
 
     /// Attaches the egress program, which records flows of this host, if the policy of a generation needs them.
     pub(super) fn record_flows(&mut self, generation: &mut Generation) -> Result<(), AttachError> {
-        if !generation.tables().uses(feature::FLOWS) {
+        if !generation.tables().uses(feature::FLOWS | feature::FLOODS) {
             return Ok(());
         }
         let mut about = self.state.about().map_err(StateError::from)?;
@@ -211,7 +211,7 @@ impl Attachment {
         force: Force,
     ) -> Result<Option<String>, AttachError> {
         let program = generation.program_id()?;
-        let keeps_flows = generation.tables().uses(feature::FLOWS);
+        let keeps_flows = generation.tables().uses(feature::FLOWS | feature::FLOODS);
         let (mode, refusal) = attach_or_swap(&self.state.pins, generation, found, force)?;
         self.mode = mode;
         self.program = Some(program);

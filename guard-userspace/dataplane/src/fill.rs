@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use aya::{Ebpf, util::nr_cpus};
+use aya::{Ebpf, maps::Array, util::nr_cpus};
 use guard_common::{
     account::Advance,
     cell::ROWS,
@@ -12,6 +12,7 @@ use guard_common::{
         TALKER_ENTRIES, feature,
     },
     reason::Outcome,
+    verified,
 };
 use guard_policy::{PortTables, Tables, is_single};
 use ipnet::IpNet;
@@ -41,7 +42,7 @@ pub fn sizes(
     tables: &Tables,
     deny_list: &DenyList,
     is_attached: bool,
-) -> [(&'static str, u32); 16] {
+) -> [(&'static str, u32); 19] {
     let singles = |is_v4: bool| {
         let entries = tables.denied.iter().filter(|(prefix, expiry)| {
             is_single(prefix)
@@ -100,6 +101,18 @@ pub fn sizes(
             if_used(feature::ADDRESSED, addressed, UNUSED),
         ),
         (
+            layout::VERIFIED,
+            if_used(feature::FLOODS, verified::LINES, UNUSED),
+        ),
+        (
+            layout::FLOOD_SETTINGS,
+            if_used(feature::FLOODS, MAX_SERVICE_IDS, UNUSED),
+        ),
+        (
+            layout::FLOODS,
+            if_used(feature::FLOODS, MAX_SERVICE_IDS, UNUSED),
+        ),
+        (
             layout::FLOWS,
             if_used(feature::FLOWS, MAX_FLOWS, UNUSED_LRU),
         ),
@@ -128,6 +141,12 @@ pub fn fill(
         }
     })?;
     for service in &tables.services {
+        if let Some(mut flood) = service.flood {
+            flood.answers.cost *= cpus;
+            let floods = ebpf.map_mut(layout::FLOOD_SETTINGS);
+            let floods = floods.ok_or(LoadError::Incomplete(layout::FLOOD_SETTINGS))?;
+            Array::try_from(floods)?.set(service.number.into(), flood, 0)?;
+        }
         for (prefix, expiry) in &service.admitted {
             let place = (service.number, *prefix);
             live::insert_at(ebpf, live::ADMITTED, place, *expiry)?;

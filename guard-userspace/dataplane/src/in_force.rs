@@ -12,10 +12,10 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use aya::maps::{Map, ProgramArray};
+use aya::maps::{Array, Map, ProgramArray};
 use guard_common::{
     interfaces::MAX_ROWS,
-    layout::{self, About, CaptureFilter, NO_AGENT, feature},
+    layout::{self, About, CaptureFilter, FLOOD_FOR_NS, FloodState, NO_AGENT, feature},
 };
 use guard_host::{UdpFlow, XdpState};
 use guard_policy::{CompileInput, NoServiceIdLeft, Policy, ServiceIds, Tables};
@@ -408,6 +408,28 @@ impl Dataplane {
             self.state.set_about(&about).map_err(StateError::from)?;
         }
         Ok(Some(self.census.counts()))
+    }
+
+    /// The services that are flooded at this moment, and since when, in nanoseconds of CLOCK_BOOTTIME.
+    pub fn floods(&self, boot_ns: u64) -> Result<Vec<(String, u64)>, AttachError> {
+        let Some(Prepared { generation, .. }) = &self.in_force else {
+            return Ok(Vec::new());
+        };
+        if !generation.tables().uses(feature::FLOODS) {
+            return Ok(Vec::new());
+        }
+        let states = Array::<_, FloodState>::try_from(generation.map(layout::FLOODS)?)
+            .map_err(LoadError::from)?;
+        let services = generation.tables().services.iter();
+        let mut flooded = Vec::new();
+        for service in services.filter(|service| service.flood.is_some()) {
+            let state = states.get(&service.number.into(), 0);
+            let state = state.map_err(LoadError::from)?;
+            if state.seen_ns != 0 && boot_ns < state.seen_ns + FLOOD_FOR_NS {
+                flooded.push((service.name.clone(), state.since_ns));
+            }
+        }
+        Ok(flooded)
     }
 
     /// Pins the maps of a generation that later ones will share, as waiting maps beside those in use.

@@ -50,6 +50,7 @@ use guard_common::{
     gcra::UNITS_PER_NANOSECOND,
     layout::{self, CaptureFilter, feature},
     literal::Config,
+    siphash::{self, SipKey},
 };
 use guard_host::causes::io_error;
 use guard_policy::Tables;
@@ -181,6 +182,7 @@ impl Generation {
         let config = Config {
             jiffy: tick_ns * UNITS_PER_NANOSECOND,
             hash_key: *hash_key,
+            challenge_key: challenge_key(*hash_key),
             trial_until: *trial_until,
             deny_line_bits: deny_list.line_bits(),
             mode: tables.mode,
@@ -225,7 +227,7 @@ impl Generation {
         };
         let program = generation.program_mut()?;
         retry_interrupted(|| program.load())?;
-        if generation.tables.uses(feature::FLOWS) {
+        if generation.tables.uses(feature::FLOWS | feature::FLOODS) {
             let program = generation.classifier_mut(egress)?;
             retry_interrupted(|| program.load())?;
         }
@@ -338,6 +340,12 @@ fn retry_interrupted(
         let _result = before.thread_set_mask();
     }
     result
+}
+
+/// The key of challenges, which lasts as long as the state: an answer to a challenge counts also after a reload. No
+/// output of the hash of sources is ever seen, so their key is a secret to derive another from.
+fn challenge_key(HashKey(key): HashKey) -> SipKey {
+    SipKey([1, 2].map(|nth| siphash::hash(SipKey(key), [nth])))
 }
 
 fn random_hash_key() -> Result<HashKey, LoadError> {

@@ -47,7 +47,9 @@ fn words(bytes: &[u8]) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use guard_common::{cell::HashKey, exposure::Scope, literal::Literal, reason::Mode};
+    use guard_common::{
+        cell::HashKey, exposure::Scope, literal::Literal, reason::Mode, siphash::SipKey,
+    };
 
     use super::*;
 
@@ -56,6 +58,7 @@ mod tests {
         let config = Config {
             jiffy: 1,
             hash_key: HashKey([2, 3]),
+            challenge_key: SipKey([4, 5]),
             trial_until: 4,
             deny_line_bits: 5,
             mode: Mode::Observe,

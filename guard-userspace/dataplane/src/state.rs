@@ -15,9 +15,11 @@ use guard_common::{
     fragment::FragmentSet,
     interfaces::{InterfacePlace, MAX_ROWS, PLACES},
     layout::{
-        self, About, COUNTER_PAGES, CaptureFilter, EVENTS_BYTES, FRAGMENT_SETS, FlowKey, MAX_FLOWS,
-        MAX_NAME, MAX_SERVICE_IDS, NO_SERVICE, ServiceIdSlot, feature, grant, host_bucket,
+        self, About, COUNTER_PAGES, CaptureFilter, EVENTS_BYTES, FRAGMENT_SETS, FloodState,
+        FlowKey, MAX_FLOWS, MAX_NAME, MAX_SERVICE_IDS, NO_SERVICE, ServiceIdSlot, feature, grant,
+        host_bucket,
     },
+    verified::{self, VerifiedLine},
 };
 use guard_policy::{ServiceId, ServiceIds, Slice, Tables};
 
@@ -317,7 +319,7 @@ impl HostState {
 const CELLS: [&str; 2] = [layout::CELLS, layout::NARROW_CELLS];
 
 /// The maps that generations share, if their tables need them.
-pub(super) const SHARED: [&str; 17] = [
+pub(super) const SHARED: [&str; 19] = [
     layout::INTERFACES,
     layout::COUNTER_ROWS,
     layout::TALKER_ROWS,
@@ -334,6 +336,8 @@ pub(super) const SHARED: [&str; 17] = [
     layout::FLOWS,
     layout::OPENED_FLOWS,
     layout::UNSOLICITED,
+    layout::VERIFIED,
+    layout::FLOODS,
     layout::PREVIOUS,
 ];
 
@@ -438,6 +442,13 @@ pub(super) fn shared_maps(tables: &Tables) -> Vec<SharedMap> {
         };
         let name = tables.cells_map();
         maps.push(array(name, MapType::Array, value, tables.cells));
+    }
+    if tables.uses(feature::FLOODS) {
+        let (line, state) = (size_of::<VerifiedLine>(), size_of::<FloodState>());
+        maps.extend([
+            array(layout::VERIFIED, MapType::Array, line, verified::LINES),
+            array(layout::FLOODS, MapType::Array, state, MAX_SERVICE_IDS),
+        ]);
     }
     if tables.uses(feature::FLOWS) {
         let opened = array(

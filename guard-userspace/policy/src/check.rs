@@ -14,11 +14,11 @@ use jiff::{Timestamp, fmt::temporal::Pieces};
 use toml::{Spanned, value::Datetime};
 
 use super::{
-    Admitted, Budgets, From, Interface, KernelTick, Limit, Per, Policy, Ports, Service, Source,
-    Treatment, file,
+    Admitted, Budgets, FloodProtection, From, Interface, KernelTick, Limit, Per, Policy, Ports,
+    Service, Source, Treatment, file,
     place::{PortOwners, Problem, Unique},
     prefix::supernets,
-    rate::{Budget, Rate, Unit, parse_burst},
+    rate::{Budget, Period, Rate, Unit, parse_burst},
 };
 
 /// Interface names are shorter than the kernel's IFNAMSIZ.
@@ -458,6 +458,7 @@ fn check_service(
                 bytes,
                 connections,
             },
+        flood,
     } = service;
     if ports.get_ref().is_empty() {
         let problem = "`ports` is empty: write ports, such as [\"tcp/80\"]";
@@ -502,6 +503,7 @@ fn check_service(
             Ok(ports)
         })
         .collect::<Result<Vec<Ports>, Problem>>()?;
+    let total = check_budgets(&packets, &bytes, &connections, clock)?;
     Ok(Service {
         line: lines.line(name.span().start),
         ports,
@@ -509,7 +511,8 @@ fn check_service(
         from,
         mode: mode.unwrap_or(file::RawMode::Enforce).into(),
         limit: check_limit(&limit, clock)?,
-        total: check_budgets(&packets, &bytes, &connections, clock)?,
+        flood: check_flood(&flood, total.connections, clock)?,
+        total,
         name: name.into_inner(),
         made: None,
     })
@@ -581,6 +584,66 @@ fn check_budgets(
         packets: check(packets, Unit::Packets)?,
         bytes: check(bytes, Unit::Bytes)?,
         connections: check(connections, Unit::Connections)?,
+    })
+}
+
+/// `total`: the budget of connections of all sources together, which `attempts` defaults to.
+fn check_flood(
+    flood: &file::FloodToml,
+    total: Option<Budget>,
+    clock: KernelTick,
+) -> Result<Option<FloodProtection>, Problem> {
+    let file::FloodToml {
+        protect,
+        attempts,
+        lane,
+        replies,
+        level2,
+    } = flood;
+    let check = |budget: &Option<Spanned<file::BudgetToml>>, unit, default: Rate| match budget {
+        Some(budget) => check_budget(budget, unit, clock),
+        None => Ok(Budget::by_default(default, unit)),
+    };
+    let attempts = match (attempts, total) {
+        (None, Some(total)) => total,
+        _ => check(attempts, Unit::Connections, DEFAULT_ATTEMPTS)?,
+    };
+    let lane = check(lane, Unit::Connections, DEFAULT_LANE)?;
+    let replies = check(replies, Unit::Packets, DEFAULT_REPLIES)?;
+    let level2 = level2.as_ref().map_or(Ok(DEFAULT_LEVEL2), check_level2)?;
+    Ok(match protect.unwrap_or_default() {
+        file::RawProtection::Off => None,
+        file::RawProtection::Auto => Some(FloodProtection {
+            attempts,
+            lane,
+            replies,
+            level2,
+        }),
+    })
+}
+
+/// The defaults of a service's protection from floods.
+const DEFAULT_ATTEMPTS: Rate = per_second(1_000);
+const DEFAULT_LANE: Rate = per_second(500);
+const DEFAULT_REPLIES: Rate = per_second(200_000);
+const DEFAULT_LEVEL2: u32 = 16;
+
+const fn per_second(count: u64) -> Rate {
+    Rate {
+        count,
+        period: Period::Second,
+    }
+}
+
+fn check_level2(level2: &Spanned<i64>) -> Result<u32, Problem> {
+    let number = u32::try_from(*level2.get_ref()).ok();
+    let valid = number.filter(|number| *number == 0 || number.is_power_of_two());
+    valid.ok_or_else(|| {
+        let problem = format!(
+            "level2 = {} is not valid: write a power of two such as 16, or 0 for never",
+            level2.get_ref()
+        );
+        Problem::at(level2, problem)
     })
 }
 

@@ -61,6 +61,27 @@ pub struct ServiceToml {
     pub limit: LimitToml,
     #[serde(default)]
     pub total: Total,
+    #[serde(default)]
+    pub flood: FloodToml,
+}
+
+/// How floods of requests for TCP connections are met.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub struct FloodToml {
+    pub protect: Option<RawProtection>,
+    pub attempts: Option<Spanned<BudgetToml>>,
+    pub lane: Option<Spanned<BudgetToml>>,
+    pub replies: Option<Spanned<BudgetToml>>,
+    pub level2: Option<Spanned<i64>>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawProtection {
+    Auto,
+    #[default]
+    Off,
 }
 
 #[derive(Deserialize)]

@@ -180,6 +180,7 @@ const SERVICE: KeySection = KeySection {
         key("mode", Kind::Choice(MODES)),
         key("limit", Kind::Table(&LIMIT)),
         key("total", Kind::Table(&TOTAL)),
+        key("flood", Kind::Table(&FLOOD)),
     ],
     synonyms: &[
         (
@@ -200,6 +201,22 @@ const SERVICE: KeySection = KeySection {
         (&["enabled", "enforce", "observe"], "mode"),
         (&["rate", "rate_limit", "ratelimit", "budget"], "limit"),
         (&["max", "sum"], "total"),
+    ],
+};
+
+const FLOOD: KeySection = KeySection {
+    purpose: "floods of requests for TCP connections",
+    keys: &[
+        key("protect", Kind::Choice(&["auto", "off"])),
+        key("attempts", Kind::Budget(Unit::Connections)),
+        key("lane", Kind::Budget(Unit::Connections)),
+        key("replies", Kind::Budget(Unit::Packets)),
+        key("level2", Kind::Number("16")),
+    ],
+    synonyms: &[
+        (&["mode", "enabled", "synproxy", "syncookies"], "protect"),
+        (&["threshold", "rate", "connections", "syn"], "attempts"),
+        (&["challenges", "answers"], "replies"),
     ],
 };
 

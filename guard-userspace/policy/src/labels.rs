@@ -617,6 +617,7 @@ impl<'a> Work<'a> {
                 ..Limit::default()
             },
             total: Budgets::default(),
+            flood: None,
             made: Some(LabelOrigin {
                 base: None,
                 cells_of: None,

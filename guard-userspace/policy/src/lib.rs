@@ -112,8 +112,23 @@ pub struct Service {
     pub limit: Limit,
     /// Budgets of all sources together.
     pub total: Budgets,
+    /// `None`: the service is not protected from floods.
+    pub flood: Option<FloodProtection>,
     /// `None`: the policy lists the service.
     pub made: Option<LabelOrigin>,
+}
+
+/// How a flood of requests for TCP connections is met: unverified sources are challenged before they are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FloodProtection {
+    /// The requests of sources that are not verified. Over this rate, the service is flooded.
+    pub attempts: Budget,
+    /// In a flood: the requests that pass of sources that have answered a weak challenge.
+    pub lane: Budget,
+    /// The challenges of all CPUs together.
+    pub replies: Budget,
+    /// A source gets a strong challenge in one of this many periods. A power of two; 0: never.
+    pub level2: u32,
 }
 
 /// The origin of a service that the labels of a container have made. Its name may be cut, so it does not tell the

@@ -150,6 +150,15 @@ impl Budget {
         }
     }
 
+    /// A budget that a policy leaves out, with the burst of a second.
+    pub(super) const fn by_default(rate: Rate, unit: Unit) -> Self {
+        Self {
+            rate,
+            burst: rate.count,
+            unit,
+        }
+    }
+
     /// The budget in units of the packet path; `None` if it does not fit. Costs are rounded down, in the source's
     /// favour.
     fn units(self) -> Option<gcra::GcraBudget> {

@@ -17,9 +17,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{
-    Action, Budgets, ContainerNetwork, Containers, Entry, From, Limit, Per, Policy, PortTables,
-    Ports, PublishedAt, PublishedPort, Service, ServiceIds, Slice, Source, Treatment,
-    entry::PrefixExpiries, prefix::supernets,
+    Action, Budgets, ContainerNetwork, Containers, Entry, FloodProtection, From, Limit, Per,
+    Policy, PortTables, Ports, PublishedAt, PublishedPort, Service, ServiceIds, Slice, Source,
+    Treatment, entry::PrefixExpiries, prefix::supernets,
 };
 
 /// One moment on two clocks: a policy writes expiries in UTC, and the kernel tables have them in CLOCK_BOOTTIME.
@@ -90,6 +90,8 @@ pub struct ServiceTable {
     pub name: String,
     pub number: u16,
     pub settings: layout::ServiceSlot,
+    /// How floods are met, if the service is protected.
+    pub flood: Option<layout::FloodSettings>,
     /// The sources that the service admits if it has `from`, and those whose `expires` has passed.
     pub admitted: BTreeMap<IpNet, Expiry>,
 }
@@ -351,6 +353,10 @@ impl Tables {
             (feature::ADDRESSED, !self.ports.addressed.is_empty()),
             (feature::NETWORKS, !self.networks.is_empty()),
             (
+                feature::FLOODS,
+                settings().any(|settings| settings.lists & list::PROTECTED != 0),
+            ),
+            (
                 feature::FLOWS,
                 self.scope == Scope::Host || has_routed || answers_udp,
             ),
@@ -411,19 +417,23 @@ impl ServiceTable {
                 lengthen(&mut admitted, entry.prefix, expiry);
             }
         }
+        let mut lists = 0;
+        if service.from != From::Any {
+            lists |= list::ADMITTED;
+        }
+        if service.flood.is_some() {
+            lists |= list::PROTECTED;
+        }
         Self {
             name: service.name.clone(),
             number,
             settings: layout::ServiceSlot {
                 mode: ModeBits::of(service.mode.min(host_mode)),
-                lists: if service.from == From::Any {
-                    0
-                } else {
-                    list::ADMITTED
-                },
+                lists,
                 total: to_units(&service.total),
                 ..settings_of_limit(&service.limit)
             },
+            flood: service.flood.map(settings_of_flood),
             admitted: without_covered(&admitted),
         }
     }
@@ -457,6 +467,28 @@ fn settings_of_limit(limit: &Limit) -> layout::ServiceSlot {
         ..layout::ServiceSlot::default()
     }
 }
+
+/// The budget of challenges is that of all CPUs together: the loader divides it.
+fn settings_of_flood(flood: FloodProtection) -> layout::FloodSettings {
+    let FloodProtection {
+        attempts,
+        lane,
+        replies,
+        level2,
+    } = flood;
+    let attempts_at_once = attempts.burst.clamp(1, MOST_SAMPLED);
+    let sample = 1 << attempts_at_once.ilog2();
+    layout::FloodSettings {
+        attempts: attempts.to_units(),
+        lane: lane.to_units(),
+        answers: replies.to_units(),
+        sample,
+        strong_one_of: level2,
+    }
+}
+
+/// In a flood, at most one request of this many is charged to the budget of attempts.
+const MOST_SAMPLED: u64 = 64;
 
 fn to_units(budgets: &Budgets) -> layout::GcraBudgets {
     let Budgets {

@@ -200,7 +200,7 @@ fn an_unknown_key_is_answered_with_the_key_that_was_meant_or_its_place() {
         on_exit = "keep"
             F:4: `on_exit` belongs at the top of the file, before the first section: below [[service]] it is read as a key of [[service]]
         limits.packets = "5k/s"
-            F:4: unknown key `limits` in [[service]]: did you mean `limit`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:4: unknown key `limits` in [[service]]: did you mean `limit`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         conections = "50/s"
             F:4: unknown key `conections` in [[service]]: did you mean `limit.connections` (each source) or `total.connections` (all sources together)?
         connections = "50/s"
@@ -225,10 +225,10 @@ fn an_unknown_key_is_answered_with_the_key_that_was_meant_or_its_place() {
             F:4: unknown key `v4` in [service.limit.per]: write `ipv4`, such as ipv4 = 32
         [service.limits]
         |packets = "2k/s"
-            F:4: unknown key `limits` in [[service]]: did you mean `limit`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:4: unknown key `limits` in [[service]]: did you mean `limit`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         [service.totals]
         |packets = "2k/s"
-            F:4: unknown key `totals` in [[service]]: did you mean `total`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:4: unknown key `totals` in [[service]]: did you mean `total`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         [service.web]
         |listen = "127.0.0.1:9469"
             F:4: `web.listen` belongs at the top of the file, before the first section: below [[service]] it is read as a key of [[service]]; or write it below a line [web]
@@ -238,19 +238,19 @@ fn an_unknown_key_is_answered_with_the_key_that_was_meant_or_its_place() {
         allow = ["198.51.100.0/24"]
             F:4: unknown key `allow` in [[service]]: write `from`, such as from = ["198.51.100.0/24"]
         form = ["any"]
-            F:4: unknown key `form` in [[service]]: did you mean `from`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:4: unknown key `form` in [[service]]: did you mean `from`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         cidrs = ["198.51.100.0/24"]
             F:4: unknown key `cidrs` in [[service]]: write `from`, such as from = ["198.51.100.0/24"]
         factor = 20
             F:4: unknown key `factor` in [[service]]: it belongs to a [[source]]: write it below that line
         adress = "203.0.113.5"
-            F:4: unknown key `adress` in [[service]]: did you mean `address`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:4: unknown key `adress` in [[service]]: did you mean `address`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         listen = "203.0.113.5"
             F:4: unknown key `listen` in [[service]]: write `address`, such as address = "203.0.113.5"
         protocol = "tcp"
             F:4: unknown key `protocol` in [[service]]: write `ports`, such as ports = ["tcp/80"]
         comment = "x"
-            F:4: unknown key `comment` in [[service]]: the keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:4: unknown key `comment` in [[service]]: the keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         [service.total]
         |per = { ipv4 = 24 }
             F:5: unknown key `per` in [service.total]: the keys there are `packets`, `bytes` and `connections`
@@ -665,9 +665,9 @@ fn a_value_of_the_wrong_kind_is_answered_with_the_line_to_write() {
         ports = []
             F:3: `ports` is empty: write ports, such as ["tcp/80"]
         port = 80
-            F:3: unknown key `port` in [[service]]: did you mean `ports`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:3: unknown key `port` in [[service]]: did you mean `ports`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         port = "tcp/80"
-            F:3: unknown key `port` in [[service]]: did you mean `ports`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit` and `total`
+            F:3: unknown key `port` in [[service]]: did you mean `ports`? The keys there are `name`, `ports`, `address`, `from`, `mode`, `limit`, `total` and `flood`
         from = "any"
             F:4: `from` is a list: write from = ["any"]
         from = "198.51.100.0/24"

@@ -791,6 +791,21 @@ impl Applier {
         }
     }
 
+    /// The services that are flooded at this moment, and since when, in nanoseconds of CLOCK_BOOTTIME.
+    pub fn floods(&self, boot_ns: u64) -> Vec<(String, u64)> {
+        let floods = self
+            .dataplane
+            .iter()
+            .map(|dataplane| dataplane.floods(boot_ns));
+        let floods = floods.flat_map(|floods| {
+            floods.unwrap_or_else(|error| {
+                debug!("floods cannot be read: {error}");
+                Vec::new()
+            })
+        });
+        floods.collect()
+    }
+
     /// The number of tracked UDP flows. `None`: flows are not tracked.
     pub fn flows(&self) -> Option<FlowCounts> {
         self.flows

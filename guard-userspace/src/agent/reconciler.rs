@@ -29,6 +29,7 @@ use super::{
     snapshot::{GuardedInterface, ProgramInForce},
 };
 use crate::{
+    api::FloodStatus,
     dataplane::{
         Dataplane, Force,
         pins::{ExitMark, Hold},
@@ -40,7 +41,7 @@ use crate::{
         read,
     },
     operator::ssh_session,
-    policy::{KernelTick, OnExit},
+    policy::{KernelTick, OnExit, Timebase},
     privileges,
     state_store::{self, ChangedMode, KnownContainers, StateStore, StoredPolicy},
 };
@@ -90,6 +91,8 @@ pub struct Reconciler {
     policy_file: Arc<PolicyFile>,
     /// How the policy file differs from the policy in force, as it was logged last.
     logged_stale: Option<StaleFile>,
+    /// The services that are flooded.
+    floods: Vec<FloodStatus>,
     /// Containers have changed since the state was saved. It is saved at most once a second for that.
     is_unkept: bool,
     /// The claim on the state store, held until the drop: no other agent uses it meanwhile.
@@ -199,6 +202,7 @@ impl Reconciler {
                 pins: places.pins.clone(),
                 tapped: Weak::new(),
                 flows: None,
+                floods: Vec::new(),
                 since: Timestamp::now(),
                 policy_file: places.policy.clone(),
                 file: Arc::default(),
@@ -217,6 +221,7 @@ impl Reconciler {
             not_kept: None,
             in_force: (Mode::Off, false, Timestamp::now()),
             policy_file: Arc::default(),
+            floods: Vec::new(),
             logged_stale: None,
             keep_again: Instant::now(),
             is_unkept: false,
@@ -314,6 +319,7 @@ impl Reconciler {
             return;
         };
         self.applier.beat(now.boot_ns);
+        self.follow_floods(now);
         self.log_stale_file();
         self.attached.refresh();
         let is_over = |trial: &Trial| now.boot_ns >= trial.until_ns;
@@ -328,6 +334,42 @@ impl Reconciler {
         self.end_entries(now.world);
         self.keep_what_is_due();
         self.look_for_cut_sessions();
+    }
+
+    /// Reads which services are flooded, and logs when a flood begins and ends.
+    fn follow_floods(&mut self, now: Timebase) {
+        let found = self.applier.floods(now.boot_ns).into_iter();
+        let floods: Vec<FloodStatus> = found
+            .map(|(service, since_ns)| {
+                let ago = Duration::from_nanos(now.boot_ns.saturating_sub(since_ns));
+                FloodStatus {
+                    service,
+                    since: now.world.saturating_sub(ago).unwrap_or(now.world),
+                }
+            })
+            .collect();
+        let is_in = |floods: &[FloodStatus], one: &FloodStatus| {
+            floods.iter().any(|other| other.service == one.service)
+        };
+        for FloodStatus { service, .. } in floods.iter().filter(|one| !is_in(&self.floods, one)) {
+            warn!(
+                service,
+                "flooded with connection requests: clients that are not verified are challenged"
+            );
+        }
+        let over = self.floods.iter().filter(|one| !is_in(&floods, one));
+        for FloodStatus { service, since } in over {
+            let seconds = now.world.duration_since(*since).as_secs();
+            info!(service, seconds, "the flood is over");
+        }
+        let is_news = floods
+            .iter()
+            .map(|one| &one.service)
+            .ne(self.floods.iter().map(|one| &one.service));
+        if is_news {
+            self.floods = floods;
+            self.publish();
+        }
     }
 
     /// Logs that the policy file differs from the policy in force, once for each difference.
@@ -749,6 +791,7 @@ impl Reconciler {
             pins: self.places.pins.clone(),
             tapped: dataplane.map(Dataplane::tapped).unwrap_or_default(),
             flows: self.applier.flows(),
+            floods: self.floods.clone(),
             since,
             policy_file: self.places.policy.clone(),
             file: Arc::clone(&self.policy_file),

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     api::{
-        self, AgentStatus, Applied, DockerStatus, Explanation, InterfaceStatus, ModeStatus,
-        PolicyStatus, PolicyText, RecentPackets, Seen, Status, TrialStatus,
+        self, AgentStatus, Applied, DockerStatus, Explanation, FloodStatus, InterfaceStatus,
+        ModeStatus, PolicyStatus, PolicyText, RecentPackets, Seen, Status, TrialStatus,
         capture::{CaptureRequest, DEFAULT_RATE, HIGHEST_RATE},
     },
     counted::{of_every_interface, to_counter, to_talker},
@@ -62,6 +62,8 @@ pub struct Snapshot {
     pub tapped: Weak<()>,
     /// The number of tracked UDP flows. `None`: flows are not tracked.
     pub flows: Option<FlowCounts>,
+    /// The services that are flooded.
+    pub floods: Vec<FloodStatus>,
     /// When the mode, or whether the plan is in force, last changed.
     pub since: Timestamp,
     /// The policy file that a reload reads.
@@ -189,6 +191,7 @@ impl Snapshot {
             warnings: self.all_warnings(),
             not_kept: self.not_kept.clone(),
             since: Some(self.since),
+            floods: self.floods.clone(),
             entries: self.entries().len(),
             open: open_ports(policy),
             open_from: open_from(policy),

@@ -518,9 +518,9 @@ mod tests {
         status --json=yes
           --json takes no value, and "yes" is one; `guard status --help` shows the usage
         capture --reason foo
-          --reason: "foo" is no reason: there are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit; `guard capture --help` shows the usage
+          --reason: "foo" is no reason: there are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit, challenged, unverified, handshake; `guard capture --help` shows the usage
         capture --reason closed_prot
-          --reason: "closed_prot" is no reason: did you mean "closed_port"? There are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit; `guard capture --help` shows the usage
+          --reason: "closed_prot" is no reason: did you mean "closed_port"? There are allowed, established, reply, exempt, control, fragment, not_guarded, closed_port, source_not_allowed, container_address, denied_source, packet_limit, byte_limit, connection_limit, total_limit, malformed, martian, fragment_limit, challenged, unverified, handshake; `guard capture --help` shows the usage
         replay
           `replay` needs <FILE>; `guard replay --help` shows the usage
         run --polcy x

@@ -20,7 +20,10 @@ use super::{
     watch::Watched,
 };
 use crate::{
-    api::{Counter, DockerStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status, TrialStatus},
+    api::{
+        Counter, DockerStatus, FloodStatus, InterfaceStatus, ModeStatus, PolicyStatus, Status,
+        TrialStatus,
+    },
     policy::untrusted::{name, quoted},
 };
 
@@ -162,6 +165,7 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         warnings,
         not_kept,
         since,
+        floods,
         entries,
         open: _,
         open_from: _,
@@ -214,6 +218,13 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
     }
     for mode in modes {
         writeln!(text, "mode       {}", describe_mode(mode))?;
+    }
+    for FloodStatus { service, since } in floods {
+        writeln!(
+            text,
+            "FLOODED    {service} with connection requests, since {}: `guard counters` shows what becomes of them",
+            ago(*since)
+        )?;
     }
     match entries {
         0 => {}

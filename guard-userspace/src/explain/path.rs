@@ -19,6 +19,7 @@ enum PathStage {
     Address,
     Port,
     Source,
+    Flood,
     Budgets,
 }
 
@@ -31,6 +32,7 @@ impl PathStage {
             Reason::ContainerAddress => Self::Address,
             Reason::Control | Reason::ClosedPort | Reason::Malformed => Self::Port,
             Reason::SourceNotAllowed => Self::Source,
+            Reason::Challenged | Reason::Unverified | Reason::Handshake => Self::Flood,
             // Packets that match no service are charged as well, to the budgets of `[limits]`.
             Reason::Allowed
             | Reason::Established

@@ -233,6 +233,7 @@ fn exposure_alone(policy: &Policy) -> Policy {
                 mode: Mode::Enforce,
                 limit: Limit::default(),
                 total: Budgets::default(),
+                flood: None,
                 ..service.clone()
             })
             .collect(),

@@ -119,6 +119,14 @@ impl Families {
             &[],
             flag(status.policy.stale.is_some()),
         );
+        for flood in &status.floods {
+            self.gauge(
+                "guard_flooded",
+                "Whether a service is flooded with connection requests, so that new clients are challenged.",
+                &[("service", &flood.service)],
+                1.0,
+            );
+        }
         self.gauge(
             "guard_trial",
             "Whether a policy is on trial.",

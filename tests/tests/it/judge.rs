@@ -16,9 +16,10 @@ use guard_common::reason::{Outcome, Reason, Verdict};
 /// The kernel's default local port range.
 const LOCAL_PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 
-/// XDP_DROP and XDP_PASS (linux/bpf.h).
+/// XDP_DROP, XDP_PASS and XDP_TX (linux/bpf.h).
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
 
 /// A loaded generation that is not attached.
 pub struct ProgramUnderTest {
@@ -48,6 +49,28 @@ impl ProgramUnderTest {
     /// The program's verdict on a frame.
     pub fn verdict(&self, frame: &[u8]) -> Verdict {
         test_run(&self.generation, frame)
+    }
+
+    /// What the program does with a frame.
+    pub fn action(&self, frame: &[u8]) -> ProgramAction {
+        // A program may make a frame longer, but none of guard's does.
+        let mut sent = vec![0; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut sent),
+            ..TestRunOptions::new()
+        };
+        let result = self.generation.program().unwrap().test_run(options);
+        let result = result.unwrap();
+        match result.return_value {
+            XDP_DROP => ProgramAction::Drop,
+            XDP_PASS => ProgramAction::Pass,
+            XDP_TX => {
+                sent.truncate(result.data_size_out as usize);
+                ProgramAction::Send(sent)
+            }
+            other => panic!("the program returned {other}"),
+        }
     }
 
     /// Runs the program on the same frame `repeat` times, as fast as possible.
@@ -100,6 +123,15 @@ impl ProgramUnderTest {
     }
 }
 
+/// What the program does with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgramAction {
+    Drop,
+    Pass,
+    /// It sends this frame back.
+    Send(Vec<u8>),
+}
+
 /// The verdict of a generation's program on a frame.
 pub fn test_run(generation: &Generation, frame: &[u8]) -> Verdict {
     run_program(generation.program().unwrap(), frame)
@@ -112,7 +144,8 @@ pub fn run_program(program: &Xdp, frame: &[u8]) -> Verdict {
     };
     let result = program.test_run(options).unwrap();
     match result.return_value {
-        XDP_DROP => Verdict::Drop,
+        // A packet that is answered does not pass.
+        XDP_DROP | XDP_TX => Verdict::Drop,
         XDP_PASS => Verdict::Pass,
         other => panic!("the program returned {other}"),
     }

@@ -49,6 +49,7 @@ const EVERYTHING: &str = r#"
     from = ["198.51.100.0/24", "2001:db8:51::/48"]
     limit = { packets = "2k/s", bytes = "20MB/s", connections = "50/s" }
     total = { packets = "20k/s", bytes = "200MB/s", connections = "500/s" }
+    flood = { protect = "auto" }
     [[service]]
     name = "addressed"
     ports = ["tcp/443"]
@@ -74,8 +75,9 @@ const EVERYTHING: &str = r#"
 "#;
 
 /// Tests of loading the program and attaching the guard. They need no servers and little time.
-const TESTS: [&str; 6] = [
+const TESTS: [&str; 7] = [
     "packets::",
+    "challenges::",
     "flows::answers_to_udp_flows_of_this_host",
     "kernels::a_policy_of_everything",
     "host_scope::what_this_host_asks_is_recorded",

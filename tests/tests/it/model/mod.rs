@@ -38,6 +38,13 @@ const MOST_VERIFIED: u32 = 300_000;
 const MINUTES: &str = "GUARD_FUZZ_MINUTES";
 const SEED: &str = "GUARD_FUZZ_SEED";
 
+/// The reasons that the model knows. Floods are conversations, not single packets: `challenges.rs` has them.
+fn modelled() -> impl Iterator<Item = Reason> {
+    let of_floods = [Reason::Challenged, Reason::Unverified, Reason::Handshake];
+    let known = move |reason: &Reason| !of_floods.contains(reason);
+    Reason::ALL.into_iter().filter(known)
+}
+
 /// The number of packets with each reason.
 type Reasons = BTreeMap<&'static str, u64>;
 
@@ -48,7 +55,7 @@ fn the_program_and_an_independent_model_agree_on_a_million_packets() {
         run(seed, PACKETS_PER_POLICY, &mut reasons, |_, _| ());
     }
     // A reason that no generated packet gets would not be tested.
-    for reason in Reason::ALL {
+    for reason in modelled() {
         let count: u64 = reasons.get(reason.name()).copied().unwrap_or_default();
         assert!(count > 100, "only {count} packets were {}", reason.name());
     }
@@ -78,7 +85,7 @@ fn the_corpus_is_judged_as_when_it_was_kept_and_has_every_reason() {
     let reached: BTreeSet<&str> = corpus.signatures().iter().map(Signature::reason).collect();
     assert_eq!(
         reached,
-        Reason::ALL.iter().map(|reason| reason.name()).collect()
+        modelled().map(Reason::name).collect::<BTreeSet<&str>>()
     );
     assert!(corpus.is_within_bounds(), "{corpus}");
 }
