@@ -30,7 +30,7 @@ use crossterm::{
 };
 use futures_util::StreamExt as _;
 use nix::sys::signal::{Signal, raise};
-use ratatui::DefaultTerminal;
+use ratatui::{DefaultTerminal, backend::Backend as _};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc::{Receiver, Sender, channel},
@@ -150,7 +150,7 @@ impl Screen {
             KeyAction::Nothing => {}
             KeyAction::Quit => return Ok(true),
             KeyAction::Ask(request) => self.ask(request, answers),
-            KeyAction::Redraw => self.terminal.clear()?,
+            KeyAction::Redraw => self.clear()?,
             KeyAction::Suspend => {
                 ratatui::restore();
                 // Returns when the shell continues this process, or at once if there is no shell to do so.
@@ -171,7 +171,15 @@ impl Screen {
         disable_raw_mode()?;
         enable_raw_mode()?;
         execute!(io::stdout(), EnterAlternateScreen)?;
-        self.terminal.clear()
+        self.clear()
+    }
+
+    /// Clears the terminal, so that the next frame is drawn as a whole. `Terminal::clear` would ask the terminal where
+    /// its cursor is, and wait for the answer, which the stream of events reads instead: the screen would hang.
+    fn clear(&mut self) -> io::Result<()> {
+        self.terminal.backend_mut().clear()?;
+        self.terminal.swap_buffers();
+        Ok(())
     }
 }
 
