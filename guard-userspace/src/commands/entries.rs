@@ -60,7 +60,7 @@ pub struct Revoke {
 }
 
 #[derive(Debug, Args)]
-pub struct List {
+pub struct ListCommand {
     /// List only the entries that concern this source: an address or a CIDR
     #[arg(value_name = "CIDR", value_parser = parse_prefix)]
     source: Option<IpNet>,
@@ -266,7 +266,7 @@ async fn owned(client: &Client, prefix: IpNet, owner: Option<&str>) -> Result<Ve
     Ok(entries.iter().map(|entry| entry.id).collect())
 }
 
-impl List {
+impl ListCommand {
     pub async fn run(self, client: &Client) -> Result<(), Failure> {
         let Self { source, output } = self;
         let mut entries = client.entries().await?;

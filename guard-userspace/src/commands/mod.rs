@@ -122,7 +122,7 @@ enum Command {
     /// Drop a source's packets, for a time (--for) or until `guard revoke`
     Deny(entries::Enter),
     /// List the allow and deny entries: all, or those that concern a source
-    List(entries::List),
+    List(entries::ListCommand),
     /// End entries before they expire
     Revoke(entries::Revoke),
     /// Change the mode of the host or of a service, at once

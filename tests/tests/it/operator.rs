@@ -243,6 +243,7 @@ fn an_entry_that_is_repeated_is_updated_and_a_wide_denial_needs_force() {
     );
     // An allow entry wins, so a denial within it says so, and several entries are revoked at once.
     let id = |text: &str| text.split(' ').nth(1).unwrap().to_owned();
+    let number = |id: &str| json!(id.parse::<u64>().unwrap());
     let network = guard.run(&["allow", "198.51.100.64/28"]).unwrap();
     let denied = guard.run(&["deny", "198.51.100.66"]).unwrap();
     let (network, denial) = (id(&network), id(&denied));
@@ -256,14 +257,9 @@ fn an_entry_that_is_repeated_is_updated_and_a_wide_denial_needs_force() {
     );
     let listed = guard.json("list").unwrap();
     let mut listed = listed.as_array().unwrap().iter();
-    let listed = listed
-        .find(|entry| entry["id"].to_string() == denial)
-        .unwrap();
+    let listed = listed.find(|entry| entry["id"] == number(&denial)).unwrap();
     let overriding = listed["overridden_by"].as_array().unwrap();
-    assert!(
-        overriding.iter().any(|id| id.to_string() == network),
-        "{listed}"
-    );
+    assert!(overriding.contains(&number(&network)), "{listed}");
     let revoked = guard.run(&["revoke", &network, &denial]).unwrap();
     assert!(
         revoked.contains(&format!(

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::{
-    ModelTrial, ServiceVerdict,
+    ModelTrial, ModelledService,
     generate::{self, GeneratedPacket, ModelPolicy},
     judge::Model,
     parse::{DatagramContent, ParsedFrame, look},
@@ -304,7 +304,7 @@ impl<'a> Finder<'a> {
         }
     }
 
-    pub fn look(&mut self, packet: &GeneratedPacket, judged: Option<&ServiceVerdict>) {
+    pub fn look(&mut self, packet: &GeneratedPacket, judged: Option<&ModelledService>) {
         let Some(judged) = judged else {
             self.sent.push(packet.clone());
             return;
@@ -333,7 +333,7 @@ impl<'a> Finder<'a> {
     fn steps_to(
         &self,
         packet: &GeneratedPacket,
-        judged: &ServiceVerdict,
+        judged: &ModelledService,
     ) -> Option<Vec<CorpusStep>> {
         let step = |times| CorpusStep {
             times,
@@ -364,7 +364,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-fn judge(model: &mut Model, packet: &GeneratedPacket) -> Option<ServiceVerdict> {
+fn judge(model: &mut Model, packet: &GeneratedPacket) -> Option<ModelledService> {
     let GeneratedPacket { outgoing, frame } = packet;
     if *outgoing {
         model.sent(frame);

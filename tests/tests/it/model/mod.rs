@@ -134,7 +134,7 @@ fn run(
     seed: u64,
     packets: u64,
     reasons: &mut Reasons,
-    mut on_judged: impl FnMut(&GeneratedPacket, Option<&ServiceVerdict>),
+    mut on_judged: impl FnMut(&GeneratedPacket, Option<&ModelledService>),
 ) {
     let mut rng = Rng::with_seed(seed);
     let policy = policy(&mut rng);
@@ -167,7 +167,7 @@ fn run(
 }
 
 /// The service that a packet was counted under, and its outcome.
-type ServiceVerdict = (Option<String>, ModelVerdict);
+type ModelledService = (Option<String>, ModelVerdict);
 
 /// The program and the model, both with the same policy.
 struct ModelTrial<'a> {
@@ -193,7 +193,7 @@ impl<'a> ModelTrial<'a> {
     }
 
     /// Judges a received packet with both, and panics if they disagree. `None` for a packet that the host sends.
-    fn judge(&mut self, n: u64, packet: &GeneratedPacket) -> Option<ServiceVerdict> {
+    fn judge(&mut self, n: u64, packet: &GeneratedPacket) -> Option<ModelledService> {
         let GeneratedPacket { outgoing, frame } = packet;
         let Self { seed, text, .. } = self;
         if *outgoing {
