@@ -686,7 +686,7 @@ factor = 10
         insta::assert_snapshot!(advice(&denied, OFFICE, Reason::DeniedSource), @"`guard revoke 1` ends it for all of 198.51.100.64/28; `guard allow 198.51.100.66 --for 2h` is an exception for this address alone");
         insta::assert_snapshot!(advice(&[entry(1, "deny", "198.51.100.66/32")], OFFICE, Reason::DeniedSource), @"`guard revoke 1` ends the entry");
         insta::assert_snapshot!(advice(&[], "198.51.100.7", Reason::ClosedPort), @r#"to open the port, list it in the policy: `ports = ["tcp/9000"]` in a [[service]], with `from = ["198.51.100.7"]` if only this source is to reach it; then `guard try` the file"#);
-        insta::assert_snapshot!(advice(&[], "198.51.100.7", Reason::ConnectionLimit), @r#"if it is a real user: `guard allow 198.51.100.7 --service web --for 2h` lifts its budgets now; for good, add a [[source]] with `factor`, and try it: `printf '\n[[source]]\nname = "users-198.51.100.7"\ncidrs = ["198.51.100.7"]\nfactor = 10\n' >> /etc/guard/guard.toml && guard try /etc/guard/guard.toml`"#);
+        insta::assert_snapshot!(advice(&[], "198.51.100.7", Reason::ConnectionLimit), @r#"if it is a real user: `guard allow 198.51.100.7 --service web --for 2h` lifts its budgets now; for good, add a [[source]] with `factor`, and try it: `(cat /etc/guard/guard.toml; printf '\n[[source]]\nname = "users-198.51.100.7"\ncidrs = ["198.51.100.7"]\nfactor = 10\n') > /etc/guard/guard.toml.new && guard try /etc/guard/guard.toml.new`, then `guard confirm --write`"#);
         insta::assert_snapshot!(advice(&[], OFFICE, Reason::ConnectionLimit), @r#"if it is a real user: `guard allow 198.51.100.66 --service web --for 2h` lifts its budgets now; for good, raise `factor` of source "office" (line 16), which is 10"#);
     }
 

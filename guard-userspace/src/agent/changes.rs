@@ -443,9 +443,29 @@ impl Reconciler {
             "{what}"
         );
         let own = self.host_now().own_addresses().unwrap_or_default();
+        let observed = self.observed(&entry);
+        let effect = effect_of(entry, &self.wanted.entries, &own, created);
         Ok(EnteredEntry {
             updated,
-            ..effect_of(entry, &self.wanted.entries, &own, created)
+            warnings: effect.warnings.into_iter().chain(observed).collect(),
+            ..effect
+        })
+    }
+
+    /// The warning that a deny entry drops nothing, if the mode is not `enforce` where it holds.
+    fn observed(&self, entry: &Entry) -> Option<String> {
+        let policy = &self.plan().content.policy;
+        let mut services = policy.services.iter();
+        let named = entry.service.as_ref();
+        let service = named.and_then(|name| services.find(|service| service.has_name(name)));
+        let mode = service.map_or(policy.mode, |service| service.mode.min(policy.mode));
+        let where_it_holds =
+            named.map_or("the host".to_owned(), |name| format!("service \"{name}\""));
+        (entry.action == Action::Deny && mode != Mode::Enforce).then(|| {
+            format!(
+                "{where_it_holds} is in mode {}: the entry drops nothing until it is in mode enforce",
+                mode.name()
+            )
         })
     }
 

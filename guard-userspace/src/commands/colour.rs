@@ -8,6 +8,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
+use guard_text::marked_colour;
 
 /// When output has colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -71,8 +72,7 @@ pub fn paint(tone: Tone, text: &str) -> String {
     if !has_colour() || text.is_empty() {
         return text.to_owned();
     }
-    let style = tone.style();
-    format!("{style}{text}{style:#}")
+    painted(tone.style(), text)
 }
 
 /// The text with its first line in bold and in the colour of its meaning.
@@ -82,9 +82,15 @@ pub fn paint_first_line(tone: Tone, text: &str) -> String {
     }
     let style = tone.style().bold();
     match text.split_once('\n') {
-        Some((first, rest)) => format!("{style}{first}{style:#}\n{rest}"),
-        None => format!("{style}{text}{style:#}"),
+        Some((first, rest)) => painted(style, first) + "\n" + rest,
+        None => painted(style, text),
     }
+}
+
+/// A text that `guard_text::write` writes in this style.
+fn painted(style: Style, text: &str) -> String {
+    let [on, off] = [format!("{style}"), format!("{style:#}")];
+    marked_colour(&on) + text + &marked_colour(&off)
 }
 
 #[cfg(test)]

@@ -69,6 +69,8 @@ impl Explain {
                 "explain needs the source's address".to_owned(),
             ));
         };
+        // The kernel may have another policy, and has what operators have changed.
+        let is_guess = policy.is_none() && !client.has_agent();
         let policy = match policy {
             None if client.has_agent() => None,
             Some(policy) => Some(policy),
@@ -82,10 +84,20 @@ impl Explain {
             }
         };
         match to {
-            Some(to) => explain_packet(client, policy.as_deref(), from, to, json).await,
+            Some(to) => {
+                explain_packet(client, policy.as_deref(), from, to, Form { json, is_guess }).await
+            }
             None => explain_services(client, policy.as_deref(), from, json).await,
         }
     }
+}
+
+/// How an explanation is printed.
+#[derive(Clone, Copy)]
+struct Form {
+    json: bool,
+    /// It is made without an agent, of a file that may not be in force.
+    is_guess: bool,
 }
 
 /// Explains one packet: by this policy file, or by the agent.
@@ -94,7 +106,7 @@ async fn explain_packet(
     policy: Option<&Path>,
     from: IpAddr,
     to: String,
-    json: bool,
+    Form { json, is_guess }: Form,
 ) -> Result<(), Failure> {
     if let Err(problem) = to.parse::<Destination>()
         && !Destination::may_be_service(&to)
@@ -115,7 +127,13 @@ async fn explain_packet(
     if json {
         return Ok(print_json(&explanation)?);
     }
-    let text = describe(&explanation).map_err(anyhow::Error::from)?;
+    let mut text = describe(&explanation).map_err(anyhow::Error::from)?;
+    if is_guess {
+        text.insert_str(
+            0,
+            "PERHAPS (no agent answers, so this is what the file says): ",
+        );
+    }
     Ok(print(&paint_first_line(tone(&explanation), &text))?)
 }
 
@@ -216,6 +234,7 @@ pub fn describe(explanation: &Explanation) -> Result<String, fmt::Error> {
     writeln!(text, "{}", headline(explanation))?;
     if let Some(recent) = recent
         && !is_about(explanation, recent)
+        && !is_mostly_dropped(explanation)
         && recent.dropped > 0
     {
         writeln!(text, "{}", recent_drops(recent))?;
@@ -261,11 +280,25 @@ fn headline(explanation: &Explanation) -> String {
     } = explanation;
     let at = service.as_ref().map(|service| format!(" at {service}"));
     let at = at.unwrap_or_default();
-    let recent = recent
+    let here = recent
         .as_ref()
         .filter(|recent| is_about(explanation, recent));
-    let Some(recent) = recent else {
-        return format!("{}: {reason}{at}", becomes(verdict, would.as_deref()));
+    let Some(recent) = here else {
+        let passes = format!("{}: {reason}{at}", becomes(verdict, would.as_deref()));
+        return match recent.as_ref().filter(|_| is_mostly_dropped(explanation)) {
+            Some(recent) => format!(
+                "{}: {} of its packets to any port in the last {}, the last for {}. A first packet {passes}",
+                if recent.would_drop >= recent.dropped {
+                    "WOULD MOSTLY BE DROPPED"
+                } else {
+                    "MOSTLY DROPPED"
+                },
+                percent(recent.dropped, recent.packets),
+                minute(recent.seconds),
+                recent_reason(recent),
+            ),
+            None => passes,
+        };
     };
     let minute = minute(recent.seconds);
     let percent = percent(recent.for_reason, recent.packets);
@@ -329,6 +362,21 @@ fn becomes(verdict: &str, would: Option<&str>) -> &'static str {
 /// Whether the recent drops were at the explained destination, and the explained packet passes.
 fn is_about(explanation: &Explanation, recent: &RecentPackets) -> bool {
     explanation.reason_is_pass() && recent.is_same_destination && recent.for_reason > 0
+}
+
+/// Whether the explained packet passes, and most packets of its source were dropped at whatever port. The sample has the
+/// reason for the last drop alone, so drops at this destination may be among them.
+fn is_mostly_dropped(explanation: &Explanation) -> bool {
+    let is_most = |recent: &RecentPackets| {
+        !is_about(explanation, recent)
+            && !recent.no_longer_applies
+            && recent.dropped * 2 >= recent.packets
+    };
+    let recent = explanation
+        .recent
+        .as_ref()
+        .filter(|recent| recent.dropped > 0);
+    explanation.reason_is_pass() && recent.is_some_and(is_most)
 }
 
 /// Whether the last drop was that of a new connection: packets of open connections are not charged to that budget, so
@@ -401,7 +449,7 @@ fn tone(explanation: &Explanation) -> Tone {
     match (explanation.verdict.as_str(), &explanation.would) {
         ("drop", _) => Tone::Bad,
         (_, Some(_)) => Tone::Notice,
-        _ if drops => Tone::Bad,
+        _ if drops || is_mostly_dropped(explanation) => Tone::Bad,
         _ => Tone::Good,
     }
 }
@@ -747,20 +795,29 @@ mod tests {
     }
 
     #[test]
-    fn drops_at_another_port_are_told_behind_the_verdict() {
-        let elsewhere = explanation(json!({
-            "recent": recent(json!({
-                "reason": "closed_port", "service": null, "port": "tcp/8000", "is_same_destination": false,
-            })),
-        }));
-        let text = describe(&elsewhere).unwrap();
-        let lines: Vec<&str> = text.lines().take(2).collect();
+    fn drops_at_another_port_come_behind_the_verdict_unless_most_packets_were_dropped() {
+        let first_lines = |dropped: u64| {
+            let elsewhere = explanation(json!({
+                "recent": recent(json!({
+                    "reason": "closed_port", "service": null, "port": "tcp/8000", "is_same_destination": false,
+                    "packets": 1_000, "dropped": dropped,
+                })),
+            }));
+            let text = describe(&elsewhere).unwrap();
+            text.lines().take(2).collect::<Vec<&str>>().join("\n")
+        };
         assert_eq!(
-            lines,
-            [
-                "PASSES: allowed at proxy",
-                "To any port in the last minute, 96 % of its packets were dropped, the last for closed_port tcp/8000."
-            ]
+            first_lines(400),
+            "PASSES: allowed at proxy\nTo any port in the last minute, 40 % of its packets were dropped, the last for \
+             closed_port tcp/8000."
+        );
+        // The sample has the reason for the last drop alone: others may have been at this port.
+        assert_eq!(
+            first_lines(960).lines().next(),
+            Some(
+                "MOSTLY DROPPED: 96 % of its packets to any port in the last minute, the last for closed_port tcp/8000. \
+                 A first packet PASSES: allowed at proxy"
+            )
         );
     }
 

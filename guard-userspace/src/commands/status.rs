@@ -187,9 +187,18 @@ fn describe(status: &Status) -> Result<String, fmt::Error> {
         if let Some(last_seen) = agent.last_seen {
             write!(text, ", last alive {}", ago(last_seen))?;
         }
+        let start = if trouble.contains("hangs") {
+            "systemctl restart guard"
+        } else {
+            "systemctl start guard"
+        };
         writeln!(
             text,
-            "; the program in the kernel keeps running: `systemctl start guard`, or `guard run`"
+            "; the program in the kernel keeps running: `{start}`, or `guard run`"
+        )?;
+        writeln!(
+            text,
+            "           operators' modes and entries stay in force, and are listed only by an agent"
         )?;
     } else {
         describe_ports(&mut text, status)?;

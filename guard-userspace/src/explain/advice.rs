@@ -94,8 +94,9 @@ impl Advisor<'_> {
         let file = self.file.map(|file| file.display().to_string());
         let file = file.unwrap_or_else(|| "FILE".to_owned());
         format!(
-            "add a [[source]] with `factor`, and try it: `printf '\\n[[source]]\\nname = \"{name}\"\\ncidrs = \
-             [\"{from}\"]\\nfactor = 10\\n' >> {file} && guard try {file}`"
+            "add a [[source]] with `factor`, and try it: `(cat {file}; printf '\\n[[source]]\\nname = \
+             \"{name}\"\\ncidrs = [\"{from}\"]\\nfactor = 10\\n') > {file}.new && guard try {file}.new`, then `guard \
+             confirm --write`"
         )
     }
 }

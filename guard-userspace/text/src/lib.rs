@@ -7,6 +7,6 @@ mod suggest;
 
 pub use self::{
     lines::Lines,
-    output::{one_line, print, print_json, print_warning, without_controls, write},
+    output::{marked_colour, one_line, print, print_json, print_warning, without_controls, write},
     suggest::{all_of, any_of, nearest},
 };

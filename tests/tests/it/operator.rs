@@ -270,3 +270,48 @@ fn an_entry_that_is_repeated_is_updated_and_a_wide_denial_needs_force() {
         "{revoked}"
     );
 }
+
+#[test]
+fn colours_reach_a_terminal_and_control_characters_of_others_do_not() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    let painted = guard.run(&["--color", "always", "status"]).unwrap();
+    assert!(
+        painted.starts_with("\x1b[1m\x1b[32mguard is enforcing"),
+        "{painted:?}"
+    );
+    let plain = guard.run(&["--color", "never", "status"]).unwrap();
+    assert!(!plain.contains('\x1b'), "{plain:?}");
+    for port in [8_000, 5_432] {
+        knock(&lab, port);
+    }
+    let counters = guard.run(&["--color", "always", "counters"]).unwrap();
+    assert!(counters.contains("\x1b[31m"), "{counters:?}");
+    assert!(!counters.contains('\u{fffd}'), "{counters:?}");
+}
+
+#[test]
+fn a_denial_where_nothing_is_enforced_says_that_it_drops_nothing() {
+    let lab = Lab::new().unwrap();
+    let guard = Guard::start(&lab, POLICY).unwrap();
+    let enforced = guard
+        .run(&["deny", "198.51.100.66", "--for", "1h"])
+        .unwrap();
+    assert!(!enforced.contains("drops nothing"), "{enforced}");
+    guard.run(&["mode", "observe", "--service", "web"]).unwrap();
+    let at_web = guard
+        .run(&["deny", "198.51.100.66", "--service", "web"])
+        .unwrap();
+    assert!(
+        at_web.contains("service \"web\" is in mode observe"),
+        "{at_web}"
+    );
+    guard.run(&["mode", "observe"]).unwrap();
+    let observed = guard
+        .run(&["deny", "198.51.100.67", "--for", "1h"])
+        .unwrap();
+    assert!(
+        observed.contains("the host is in mode observe: the entry drops nothing"),
+        "{observed}"
+    );
+}

@@ -144,7 +144,13 @@ fn is_closed(
 ) -> bool {
     switch.unless.iter().any(|unless| {
         if let Some(end) = unless.strip_prefix('*') {
-            return service.may_set(|name| name.ends_with(end));
+            let is_switch = |name: &str| {
+                let mut switches = SWITCHES.iter();
+                switches
+                    .any(|switch| matches!(switch.place, SwitchPlace::Variable(own) if own == name))
+            };
+            // `ALLOW_EMPTY_PASSWORD` ends like a variable that has a password.
+            return service.may_set(|name| name.ends_with(end) && !is_switch(name));
         }
         if unless.starts_with('/') {
             let mounts = service.mounts();
