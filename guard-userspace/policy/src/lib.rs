@@ -260,7 +260,7 @@ pub struct KernelTick {
 /// A policy that is refused. Displays as one line: the file, the line, what is wrong, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    #[error("{file}: cannot be read: {error}; write a policy there, or name another file")]
+    #[error("{file}: cannot be read: {error}; {}, or name another file", remedy(.error))]
     Unreadable { file: String, error: std::io::Error },
     #[error("{file}:{line}: {problem}")]
     Refused {
@@ -268,6 +268,14 @@ pub enum PolicyError {
         line: usize,
         problem: String,
     },
+}
+
+/// What makes a policy file readable.
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "use sudo",
+        _ => "write a policy there",
+    }
 }
 
 /// The SHA-256 of a policy file (FIPS 180-4), in hexadecimal digits.

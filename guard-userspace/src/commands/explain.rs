@@ -85,7 +85,14 @@ impl Explain {
         };
         match to {
             Some(to) => {
-                explain_packet(client, policy.as_deref(), from, to, Form { json, is_guess }).await
+                explain_packet(
+                    client,
+                    policy.as_deref(),
+                    from,
+                    to,
+                    ExplainForm { json, is_guess },
+                )
+                .await
             }
             None => explain_services(client, policy.as_deref(), from, json).await,
         }
@@ -94,7 +101,7 @@ impl Explain {
 
 /// How an explanation is printed.
 #[derive(Clone, Copy)]
-struct Form {
+struct ExplainForm {
     json: bool,
     /// It is made without an agent, of a file that may not be in force.
     is_guess: bool,
@@ -106,7 +113,7 @@ async fn explain_packet(
     policy: Option<&Path>,
     from: IpAddr,
     to: String,
-    Form { json, is_guess }: Form,
+    ExplainForm { json, is_guess }: ExplainForm,
 ) -> Result<(), Failure> {
     if let Err(problem) = to.parse::<Destination>()
         && !Destination::may_be_service(&to)

@@ -7,6 +7,7 @@ use futures_util::TryStreamExt as _;
 use super::{BETWEEN_READINGS, DoctorFinding, DoctorInput};
 use crate::{
     api::{Counter, InterfaceStatus},
+    dataplane::require_capabilities,
     host::{Host, XdpState},
 };
 
@@ -85,6 +86,14 @@ fn program(
             "the guard should be attached, and is not",
             "`guard status` and the agent's log show why",
         ),
+        // Without these capabilities the guard's pins look as if there were none.
+        (Some(XdpState { program_id, .. }), None) if require_capabilities().is_err() => {
+            DoctorFinding::unknown(
+                "xdp",
+                format!("XDP program {program_id} is attached: this user cannot see whose it is"),
+            )
+            .advised("`sudo guard doctor` tells")
+        }
         (Some(XdpState { program_id, .. }), _) => DoctorFinding::failure(
             "xdp",
             format!("another XDP program is attached: {program_id}"),

@@ -378,7 +378,7 @@ fn what_a_guard_would_close_is_open_while_none_is_at_work_or_its_interface_is_no
 }
 
 /// A copy of the binary that every user may run.
-fn public_binary(lab: &Lab) -> String {
+pub fn public_binary(lab: &Lab) -> String {
     let path = Path::new("/tmp").join(format!("{}-guard", lab.name()));
     fs::copy(binary().unwrap(), &path).unwrap();
     path.display().to_string()

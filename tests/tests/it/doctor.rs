@@ -2,10 +2,16 @@
 
 use std::process::Output;
 
-use lab::{guard::output, topology::INTERFACE};
+use lab::{
+    guard::{location_options, output},
+    topology::INTERFACE,
+};
 use serde_json::Value;
 
-use crate::site::{OPEN_80, Site, fails};
+use crate::{
+    audit::public_binary,
+    site::{OPEN_80, Site, fails},
+};
 
 /// The result of this check.
 fn health<'a>(findings: &'a Value, check: &str) -> &'a Value {
@@ -103,4 +109,25 @@ fn without_rights_it_says_what_it_cannot_see() {
     let findings = json(&found.unwrap());
     assert_eq!(health(&findings, "capabilities"), "warning", "{findings:#}");
     assert_eq!(health(&findings, "kernel"), "ok", "{findings:#}");
+}
+
+#[test]
+fn a_user_who_cannot_see_whose_program_it_is_does_not_hear_that_it_is_anothers() {
+    let site = Site::new();
+    let _guard = site.start("enforce", OPEN_80);
+    let binary = public_binary(&site.lab);
+    let mut command = site.lab.host.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", &binary]);
+    command.args(location_options(&site.lab));
+    let output = command
+        .args(["doctor", "--policy"])
+        .arg(site.lab.folder().join("guard.toml"));
+    let output = output.output().unwrap();
+    std::fs::remove_file(&binary).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("this user cannot see whose it is"),
+        "{output:?}"
+    );
+    assert!(!text.contains("run --force"), "{text}");
 }
