@@ -260,7 +260,13 @@ fn a_flood_does_not_flatten_what_passes_and_each_value_is_read_by_pointer_keyboa
 fn a_chosen_service_is_alone_in_chart_and_tables_and_stays_after_a_reload() {
     let mut hour = BusyHour::open();
     let all = hour.text("#chart-text");
-    assert!(rows(&mut hour.browser, "#traffic").len() > 8);
+    // The tables are read apart from the chart.
+    wait_for(Duration::from_secs(60), || {
+        let traffic = rows(&mut hour.browser, "#traffic");
+        anyhow::ensure!(traffic.len() > 8, "{traffic:?}");
+        Ok(())
+    })
+    .unwrap();
     hour.evaluate(
         "(() => { const select = document.querySelector('#service'); select.value = 'web'; \
          select.dispatchEvent(new Event('change')); })()",
