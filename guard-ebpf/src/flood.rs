@@ -70,8 +70,7 @@ const REASONS: [Reason; 3] = [Reason::Challenged, Reason::Unverified, Reason::Ha
 /// Above the service id: the segment requests a connection.
 const REQUEST: u32 = 1 << 16;
 
-/// A global function: the verifier checks it once (Linux 5.6), and not behind each path of a
-/// packet.
+/// A global function: the verifier checks it once (Linux 5.6), and not behind each path of a packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn guard_judge_flood(ctx: *mut xdp_md, segment: u32, hash: u64, now: u64) -> u32 {

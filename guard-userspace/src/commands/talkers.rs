@@ -93,8 +93,8 @@ fn sampled(rate: f64, resolution: Option<f64>) -> String {
     }
 }
 
-/// The heaviest sources. A source of which one packet was sampled may have sent one packet or thirty: these are counted
-/// alone, unless there is no other.
+/// The heaviest sources. A source with one sampled packet may have sent one packet or thirty. Such sources are not listed
+/// but counted, unless there are no others.
 fn describe(talkers: &[Metered<Talker>], limit: usize, resolution: Option<f64>) -> String {
     let known = talkers.partition_point(|talker| talker.row.packets > SAMPLE);
     let (shown, single) = match known {

@@ -45,8 +45,8 @@ fn written(text: &str) -> String {
 /// meant to be read has.
 const MARK: char = '\u{fdd0}';
 
-/// Reset, bold, red, green and yellow (ECMA-48, section 8.3.117), without their ESC: a text can have no other effect on
-/// a terminal, whoever wrote it.
+/// Reset, bold, red, green and yellow (ECMA-48, section 8.3.117), without their ESC. No text has another effect on a
+/// terminal, even if it contains [`MARK`].
 const COLOURS: [&str; 5] = ["[0m", "[1m", "[31m", "[32m", "[33m"];
 
 /// A colour's control sequences as [`write`] lets them through. Other control sequences are replaced there.

@@ -170,7 +170,8 @@ fn a_verified_client_stays_verified_through_a_reload_a_kill_and_a_takeover() {
     let lab = Lab::new().unwrap();
     let _proxy = Proxy::start(&lab, "127.0.0.1:1").unwrap();
     let _peer = answer_on_veth(&lab);
-    // The lane is always full, so whoever is not verified gets a strong challenge: a reset, and then the service.
+    // The lane is always full, so a source that is not verified gets a strong challenge: its first connection is reset,
+    // and its second is served.
     let narrow = "attempts = { rate = \"1/h\", burst = 1 }\nlane = { rate = \"1/h\", burst = 1 }\nlevel2 = 0";
     let guard = Guard::start(&lab, &policy(INTERFACE, narrow)).unwrap();
     let ask = |from| get(&lab, from, HOST_V4, 80).unwrap();
