@@ -14,6 +14,7 @@ mod attached;
 mod changes;
 mod command;
 mod cut_sessions;
+mod entry_effect;
 pub mod gate;
 mod loaded;
 pub mod plan;
